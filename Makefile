@@ -1,0 +1,43 @@
+# The whole set-up in two commands: `make demo` and `make test`. Each works alone, in a fresh clone.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+DEMO = runs/demo
+
+.PHONY: demo test check format lock clean
+
+# The main job against the embedded simulator: a prompt set with tools becomes two tables.
+demo: $(VENV)/installed
+	rm -rf $(DEMO)
+	$(BIN)/batchrun run jobs/overnight_dataset.toml --simulate -o $(DEMO)
+	$(BIN)/python examples/read_tables.py $(DEMO)
+
+# What CI runs: lint, types, the plan of the house, tests.
+test: check
+	$(BIN)/pytest -q -n 2 --dist loadgroup
+
+check: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The pinned versions, renewed (needs uv).
+lock:
+	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
+		--generate-hashes --no-header --no-annotate -o requirements.lock
+
+clean:
+	rm -rf $(VENV) runs .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+$(VENV)/installed: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "batchrun needs Python 3.11 or later; say make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@

@@ -1,0 +1,70 @@
+"""Ends tries whose time is over: one coarse sweeper instead of a timer for each request.
+
+A timer for each try costs some 9 µs of a row's CPU, a place in this list 0.1.
+"""
+
+import asyncio
+from types import TracebackType
+from typing import Self
+
+
+class Deadline:
+    """One try's limits, watched while it is entered; raises `TimeoutError` when one is over."""
+
+    __slots__ = ("_task", "_watch", "expired", "idle_s", "total_s")
+
+    def __init__(self, watch: "DeadlineWatch", total_s: float) -> None:
+        self._watch = watch
+        self._task: asyncio.Task[object] | None = None
+        self.total_s = total_s  # on the loop's clock
+        self.idle_s = total_s
+        self.expired = False
+
+    def __enter__(self) -> Self:
+        self._task = asyncio.current_task()
+        self._watch.add(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        self._watch.remove(self)
+        if not self.expired or self._task is None:
+            return
+        # As asyncio.timeout does: a cancellation of our own ends here, another one goes on.
+        if self._task.uncancel() == 0 and kind is asyncio.CancelledError:
+            raise TimeoutError from error
+
+    def expire(self) -> None:
+        if self._task is not None:
+            self.expired = True
+            self._task.cancel()
+
+
+class DeadlineWatch:
+    """Looks over all open deadlines a few times a second."""
+
+    def __init__(self, every_s: float) -> None:
+        self._every_s = every_s
+        self._open: set[Deadline] = set()
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, deadline: Deadline) -> None:
+        self._open.add(deadline)
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._every_s, self._sweep)
+
+    def remove(self, deadline: Deadline) -> None:
+        self._open.discard(deadline)
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _sweep(self) -> None:
+        now_s = self._loop.time()
+        for deadline in self._open:
+            if not deadline.expired and min(deadline.total_s, deadline.idle_s) <= now_s:
+                deadline.expire()
+        self._timer = self._loop.call_later(self._every_s, self._sweep) if self._open else None

@@ -1,0 +1,59 @@
+"""Headers that matter, in the spellings that servers and gateways use (PROTOCOL B.4). Pure."""
+
+import math
+import time
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
+
+_REQUEST_IDS = ("x-request-id", "x-oneapi-request-id", "apim-request-id", "request-id", "cf-ray")
+_RETRY_AFTER = ("retry-after", "llm_provider-retry-after")
+
+
+def request_id(headers: Mapping[str, str]) -> str | None:
+    """What to quote to the provider's support."""
+    for name in _REQUEST_IDS:
+        value = headers.get(name)
+        if value:
+            return value
+    return None
+
+
+def retry_after_s(headers: Mapping[str, str], now_s: float | None = None) -> float | None:
+    """Seconds that the server asks to wait; null where it says nothing that can be read.
+
+    `retry-after-ms`, then `retry-after` as seconds, as a decimal or as an HTTP date, then the
+    name it has behind a gateway. `now_s` is Unix time.
+    """
+    milliseconds = _number(headers.get("retry-after-ms"))
+    if milliseconds is not None:
+        return milliseconds / 1000
+    for name in _RETRY_AFTER:
+        value = headers.get(name)
+        if value is None:
+            continue
+        seconds = _number(value)
+        if seconds is None:
+            seconds = _seconds_until(value, time.time() if now_s is None else now_s)
+        if seconds is not None:
+            return seconds
+    return None
+
+
+def reported_cost_usd(headers: Mapping[str, str]) -> float | None:
+    """What a gateway says that this answer cost."""
+    return _number(headers.get("x-litellm-response-cost"))
+
+
+def _number(value: str | None) -> float | None:
+    try:
+        number = float(value) if value is not None else math.nan
+    except ValueError:
+        return None
+    return number if math.isfinite(number) and number >= 0 else None
+
+
+def _seconds_until(date: str, now_s: float) -> float | None:
+    try:
+        return max(0.0, parsedate_to_datetime(date).timestamp() - now_s)
+    except (ValueError, OverflowError):
+        return None

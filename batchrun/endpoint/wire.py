@@ -1,0 +1,19 @@
+"""What every mode of sending shares: the session, the address, the clock that ends tries."""
+
+from dataclasses import dataclass
+
+import aiohttp
+from yarl import URL
+
+from batchrun.endpoint.deadlines import DeadlineWatch
+from batchrun.job import EndpointJob
+
+
+@dataclass(frozen=True, slots=True)
+class Wire:
+    """One endpoint, connected."""
+
+    session: aiohttp.ClientSession  # carries the headers, the key among them
+    url: URL  # of POST /responses
+    settings: EndpointJob
+    watch: DeadlineWatch

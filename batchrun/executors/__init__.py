@@ -1,0 +1,1 @@
+"""Where requests run. Today on this machine: `local`."""

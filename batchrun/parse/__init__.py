@@ -1,0 +1,1 @@
+"""Bodies to nouns, pure and total over any JSON. The door is `response`."""

@@ -1,0 +1,72 @@
+"""JSON as servers really send it: what the fast reader refuses is mended and read again."""
+
+import json
+import math
+from typing import Any
+
+import msgspec
+
+_BEGINNING = 300  # characters of a body that a message shows
+_decoder = msgspec.json.Decoder()
+
+
+def decode(body: bytes) -> Any:
+    """Any JSON value. Raises `ValueError` (msgspec's `DecodeError` is one) where it is none."""
+    try:
+        return _decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _decoder.decode(mended(body))
+
+
+def mended(body: bytes) -> bytes:
+    """The body as JSON that any reader takes. Raises `ValueError` where it is none.
+
+    Lone surrogates become U+FFFD, NaN and infinities null.
+    """
+    try:
+        value = json.loads(body.decode("utf-8-sig", errors="replace"))
+        return json.dumps(_clean(value), ensure_ascii=False, allow_nan=False).encode()
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, list):
+        return [_clean(inner) for inner in value]
+    if isinstance(value, dict):
+        return {_clean(key): _clean(inner) for key, inner in value.items()}
+    return value
+
+
+def beginning(body: bytes) -> str:
+    said = body[: 4 * _BEGINNING].decode(errors="replace").strip() or "(nothing)"
+    return said if len(said) <= _BEGINNING else said[:_BEGINNING] + "…"
+
+
+def compact(value: object) -> str:
+    said = msgspec.json.encode(value).decode()
+    return said if len(said) <= _BEGINNING else said[:_BEGINNING] + "…"
+
+
+def text(value: object, name: str | None = None) -> str | None:
+    """`value`, or its field `name`, where it is text."""
+    if name is not None:
+        value = value.get(name) if isinstance(value, dict) else None
+    return value if isinstance(value, str) else None
+
+
+def count(value: object) -> int | None:
+    """`value` where it is a whole number that a table can hold."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, int) or is_bool(value):
+        return None
+    return value if -(2**63) <= value < 2**63 else None
+
+
+def is_bool(value: object) -> bool:
+    return isinstance(value, bool)

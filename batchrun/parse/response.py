@@ -1,0 +1,207 @@
+"""An answer's body to a `Response` or to what the server says is wrong: total over any JSON.
+
+Nothing is validated strictly: fields of a wrong type count as absent, and unknown output items
+are kept verbatim (PROTOCOL 0.1, A.3, A.4). What JSON refuses but servers send (lone surrogates,
+NaN) is mended once and read again.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from msgspec import Raw, Struct
+
+from batchrun.errors import ErrorKind
+from batchrun.parse.error_body import ErrorAnswer, find_error
+from batchrun.parse.json_text import beginning, count, decode, is_bool, mended, text
+from batchrun.parse.tool_call import Item, read_tool_call
+from batchrun.records import Citation, Failure, Request, Response, ToolCall, Usage
+
+_NULL = Raw(b"null")
+
+
+class Unreadable(Struct, frozen=True):
+    """A complete body that is neither a response nor an error."""
+
+    message: str
+
+
+class _Body(Struct):
+    object: Any = None
+    id: Any = None
+    status: Any = None
+    model: Any = None
+    service_tier: Any = None
+    error: Any = None
+    incomplete_details: Any = None
+    output: Raw = _NULL
+    usage: Raw = _NULL
+    tool_usage: Raw = _NULL
+
+
+_body_decoder = msgspec.json.Decoder(_Body)
+_items_decoder = msgspec.json.Decoder(list[Raw])
+_item_decoder = msgspec.json.Decoder(Item)
+
+
+def parse_response(
+    body: bytes, request: Request, reported_cost_usd: float | None = None
+) -> Response | ErrorAnswer | Unreadable:
+    """What a 2xx body says."""
+    try:
+        return _response(body, request, reported_cost_usd)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pass  # once more, mended
+    try:
+        return _response(mended(body), request, reported_cost_usd)
+    except (ValueError, RecursionError):
+        return Unreadable(f"the answer is no JSON object: {beginning(body)}")
+
+
+def _response(
+    body: bytes, request: Request, reported_cost_usd: float | None
+) -> Response | ErrorAnswer | Unreadable:
+    answer = _body_decoder.decode(body)
+    output = bytes(answer.output)
+    is_response = answer.object == "response" or output[:1] == b"["
+    status = text(answer.status) or ("completed" if output[:1] == b"[" else None)
+    if not is_response or (answer.error and status not in ("failed", "cancelled")):
+        said = find_error(decode(body)) if answer.error or not is_response else None
+        return said or Unreadable(f"the answer is no response: {beginning(body)}")
+    if status not in ("completed", "incomplete", "failed", "cancelled"):
+        return Unreadable(f"the answer's status is {status}, which is no end")
+    items = _items_decoder.decode(output) if output[:1] == b"[" else []
+    usage, cost_usd = _usage(answer.usage)
+    reason = text(answer.incomplete_details, "reason")
+    return Response(
+        id=text(answer.id),
+        status=status,
+        model=text(answer.model),
+        service_tier=text(answer.service_tier),
+        output=output.decode() if output[:1] == b"[" else "[]",
+        **_content(items, request),
+        usage=usage,
+        usage_json=_usage_json(answer),
+        truncated=_is_truncated(status, reason, usage, request.max_output_tokens),
+        incomplete_reason=reason,
+        reported_cost_usd=cost_usd if reported_cost_usd is None else reported_cost_usd,
+        failure=_failure(status, answer.error),
+    )
+
+
+def _is_truncated(status: str, reason: str | None, usage: Usage, most: int | None) -> bool:
+    """Some servers say completed when the limit cut the answer (PROTOCOL A.3)."""
+    if status == "incomplete":
+        return reason in (None, "max_output_tokens")
+    return (
+        status == "completed"
+        and most is not None
+        and usage.output_tokens is not None
+        and usage.output_tokens >= most
+    )
+
+
+def _failure(status: str, error: object) -> Failure | None:
+    if status not in ("failed", "cancelled"):
+        return None
+    code = text(error, "code")
+    kind = ErrorKind.CANCELLED if status == "cancelled" else ErrorKind.SERVER_ERROR
+    return Failure(kind, text(error, "message") or f"the response is {status}", code)
+
+
+class _Parts:
+    """What the output items hold, gathered."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.refusals: list[str] = []
+        self.summaries: list[str] = []
+        self.citations: list[Citation] = []
+        self.tool_calls: list[ToolCall] = []
+
+
+def _content(items: Sequence[Raw], request: Request) -> dict[str, Any]:
+    parts = _Parts()
+    for position, raw in enumerate(items):
+        try:
+            item = _item_decoder.decode(raw)
+        except msgspec.ValidationError:  # no object: it stays in `output`
+            continue
+        kind = text(item.type) or ""
+        if kind == "message":
+            _read_message(item, parts)
+        elif kind == "reasoning":
+            parts.summaries += _texts(item.summary, "text")
+        elif kind.endswith("_call"):
+            parts.tool_calls.append(read_tool_call(position, kind, item, bytes(raw), request))
+    return {
+        "output_text": "".join(parts.texts) if parts.texts else None,
+        "refusal": "".join(parts.refusals) if parts.refusals else None,
+        "reasoning_summary": "\n\n".join(parts.summaries) if parts.summaries else None,
+        "citations": tuple(parts.citations),
+        "tool_calls": tuple(parts.tool_calls),
+    }
+
+
+def _read_message(item: Item, parts: _Parts) -> None:
+    if isinstance(item.content, str):
+        parts.texts.append(item.content)
+        return
+    for part in item.content if isinstance(item.content, list) else ():
+        if text(part, "type") == "refusal":
+            parts.refusals.append(text(part, "refusal") or "")
+        elif text(part, "type") in ("output_text", "text"):
+            parts.texts.append(text(part, "text") or "")
+            annotations = part.get("annotations")
+            for note in annotations if isinstance(annotations, list) else ():
+                if isinstance(note, dict):
+                    parts.citations.append(_citation(note))
+
+
+def _citation(note: dict[str, Any]) -> Citation:
+    return Citation(
+        type=text(note, "type") or "unknown",
+        url=text(note, "url"),
+        title=text(note, "title") or text(note, "filename"),
+        file_id=text(note, "file_id"),
+        start_index=count(note.get("start_index", note.get("index"))),
+        end_index=count(note.get("end_index")),
+    )
+
+
+def _usage(raw: Raw) -> tuple[Usage, float | None]:
+    """Any count may be missing or null (PROTOCOL A.3); the cost is a gateway's own."""
+    usage = decode(raw)
+    if not isinstance(usage, dict):
+        return Usage(), None
+    inputs = usage.get("input_tokens_details")
+    outputs = usage.get("output_tokens_details")
+    inputs = inputs if isinstance(inputs, dict) else {}
+    outputs = outputs if isinstance(outputs, dict) else {}
+    cost = usage.get("cost")
+    known = Usage(
+        input_tokens=count(usage.get("input_tokens")),
+        cached_tokens=count(inputs.get("cached_tokens")),
+        cache_write_tokens=count(inputs.get("cache_write_tokens")),
+        output_tokens=count(usage.get("output_tokens")),
+        reasoning_tokens=count(outputs.get("reasoning_tokens")),
+        total_tokens=count(usage.get("total_tokens")),
+    )
+    return known, float(cost) if isinstance(cost, int | float) and not is_bool(cost) else None
+
+
+def _usage_json(answer: _Body) -> str | None:
+    usage, tool_usage = bytes(answer.usage).strip(), bytes(answer.tool_usage).strip()
+    if tool_usage == b"null":
+        return None if usage == b"null" else usage.decode()
+    if usage[:1] == b"{":
+        inner = usage[1:-1].strip()
+        return (
+            b"{" + inner + (b"," if inner else b"") + b'"tool_usage":' + tool_usage + b"}"
+        ).decode()
+    return (b'{"tool_usage":' + tool_usage + b"}").decode()
+
+
+def _texts(value: object, name: str) -> list[str]:
+    found = [text(part, name) for part in value] if isinstance(value, list) else []
+    return [text for text in found if text]

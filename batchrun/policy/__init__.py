@@ -1,0 +1,1 @@
+"""When, whether, how much: pure decisions. Rooms stand on their own; no door."""

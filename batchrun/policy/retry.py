@@ -1,0 +1,156 @@
+"""What follows a failed attempt: one pure table by `ErrorKind`."""
+
+from collections.abc import Sequence
+from enum import Enum
+
+from msgspec import Struct
+
+from batchrun.errors import ErrorKind
+from batchrun.job import RetryJob
+
+FIRST_WAIT_S = 0.5
+REFUSALS_IN_A_ROW = 20  # rows in a row whose key, model or path is refused stop the run
+
+
+class Cure(Enum):
+    """What may help against a kind of failure."""
+
+    WAIT = "again, and it never uses up a try"
+    AGAIN = "again, as often as max_attempts says"
+    ONCE_MORE = "one more try: each may be billed"
+    TWICE_MORE = "two more tries"
+    NONE = "the row fails"
+    MEND = "the run stops while nothing has succeeded, later the row fails"
+    PAY = "the run stops"
+
+
+CURES: dict[ErrorKind, Cure] = {
+    ErrorKind.QUOTA: Cure.PAY,
+    ErrorKind.UNAUTHORIZED: Cure.MEND,
+    ErrorKind.FORBIDDEN: Cure.MEND,
+    ErrorKind.NOT_FOUND: Cure.MEND,
+    ErrorKind.REDIRECT: Cure.MEND,
+    ErrorKind.RATE_LIMIT: Cure.WAIT,
+    ErrorKind.BUSY: Cure.AGAIN,
+    ErrorKind.OVERLOADED: Cure.AGAIN,
+    ErrorKind.SERVER_ERROR: Cure.AGAIN,
+    ErrorKind.CONNECTION: Cure.AGAIN,
+    ErrorKind.CUT: Cure.AGAIN,
+    ErrorKind.FIREWALL: Cure.TWICE_MORE,
+    ErrorKind.UNREADABLE: Cure.TWICE_MORE,
+    ErrorKind.TIMEOUT: Cure.ONCE_MORE,
+    ErrorKind.GATEWAY_TIMEOUT: Cure.ONCE_MORE,
+    ErrorKind.OVER_LIMIT: Cure.NONE,
+    ErrorKind.TOO_LARGE: Cure.NONE,
+    ErrorKind.TOO_LONG: Cure.NONE,
+    ErrorKind.CONTENT_POLICY: Cure.NONE,
+    ErrorKind.BAD_REQUEST: Cure.NONE,
+    ErrorKind.CANCELLED: Cure.NONE,
+    ErrorKind.INVALID_ROW: Cure.NONE,
+}
+
+_MORE = {Cure.ONCE_MORE: 1, Cure.TWICE_MORE: 2}
+
+
+class Again(Struct, frozen=True):
+    """Try again after `wait_s` seconds."""
+
+    wait_s: float
+
+
+class GiveUp(Struct, frozen=True):
+    """The row ends without an answer."""
+
+    status: str  # the row's `status`: failed, or no_answer where another try might have helped
+    reason: str  # to be added to the message; empty where that says all
+
+
+class Halt(Struct, frozen=True):
+    """The run ends; the row stays unsettled."""
+
+    reason: str
+
+
+class ScopeHealth:
+    """Whether a scope ever answered, and how many rows in a row it has refused since."""
+
+    def __init__(self) -> None:
+        self.has_succeeded = False
+        self.refused_in_a_row = 0
+
+    def succeeded(self) -> None:
+        self.has_succeeded = True
+        self.refused_in_a_row = 0
+
+    def refused(self) -> None:
+        self.refused_in_a_row += 1
+
+
+def judge(
+    failures: Sequence[ErrorKind],
+    *,
+    hint_s: float | None,
+    elapsed_s: float,
+    settings: RetryJob,
+    health: ScopeHealth,
+    jitter: float,
+) -> Again | GiveUp | Halt:
+    """What follows the last of a row's `failures`; `jitter` is a random number from 0 to 1."""
+    kind = failures[-1]
+    cure = CURES[kind]
+    if cure is Cure.PAY:
+        return Halt("money or quota is used up; top up, then run the same command again")
+    if cure is Cure.MEND:
+        return _refused(kind, health)
+    if cure is Cure.NONE:
+        return GiveUp("failed", "")
+    if cure is Cure.WAIT and hint_s is not None and hint_s > settings.max_elapsed_s:
+        return Halt(
+            f"the server asks to wait {hint_s:.0f} s, longer than retry.max_elapsed_s; "
+            "run the same command again then"
+        )
+    same = [other for other in failures if CURES[other] is cure]
+    if len(same) > _MORE.get(cure, len(same)):
+        return GiveUp("no_answer", _advice(kind))
+    counted = sum(CURES[other] is not Cure.WAIT for other in failures)
+    if cure is not Cure.WAIT and counted >= settings.max_attempts:
+        return GiveUp("no_answer", f"{counted} tries (retry.max_attempts)")
+    wait_s = _wait_s(len(same) if cure is Cure.WAIT else counted, hint_s, settings, jitter)
+    if elapsed_s + wait_s > settings.max_elapsed_s:
+        return GiveUp("no_answer", f"after {elapsed_s:.0f} s (retry.max_elapsed_s)")
+    return Again(wait_s)
+
+
+def _refused(kind: ErrorKind, health: ScopeHealth) -> GiveUp | Halt:
+    if not health.has_succeeded:
+        return Halt(_MEND[kind])
+    if health.refused_in_a_row + 1 >= REFUSALS_IN_A_ROW:
+        return Halt(f"{REFUSALS_IN_A_ROW} rows in a row were refused; {_MEND[kind]}")
+    return GiveUp("failed", "")
+
+
+_MEND = {
+    ErrorKind.UNAUTHORIZED: "the key is refused: check the environment variable that holds it",
+    ErrorKind.FORBIDDEN: "the key may not do this: check its rights, the model and the project",
+    ErrorKind.NOT_FOUND: "no such model or path: check --model and --base-url",
+    ErrorKind.REDIRECT: "the server sends elsewhere: check --base-url (https? /v1 at its end?)",
+}
+
+
+def _advice(kind: ErrorKind) -> str:
+    if CURES[kind] is Cure.ONCE_MORE:
+        return (
+            "not tried a third time, since each try may be billed; for long answers use stream or "
+            "background mode, or a longer --timeout"
+        )
+    return "tried three times"
+
+
+def _wait_s(nth: int, hint_s: float | None, settings: RetryJob, jitter: float) -> float:
+    """Seconds before the next try, after the `nth` failure of its kind."""
+    longest_s = min(FIRST_WAIT_S * 2.0 ** min(nth, 32), max(settings.max_wait_s, 0.0))
+    backoff_s = longest_s * (0.5 + 0.5 * jitter)
+    if hint_s is None:
+        return backoff_s
+    # A hint that was too short twice is not believed alone any more.
+    return hint_s if nth <= 2 else max(hint_s, backoff_s)

@@ -1,0 +1,233 @@
+"""The nouns of a run, frozen. They hold facts and decide nothing.
+
+Times named `_at` are microseconds since 1970 (UTC), as integers; times named `_s` are seconds.
+msgspec structs, since a row makes several of them and they are what the journal writes.
+"""
+
+from typing import Any
+
+from msgspec import Struct, field
+
+from batchrun.errors import ErrorKind
+
+JsonObject = dict[str, Any]
+
+
+class Column(Struct, frozen=True):
+    """One carried column, pinned in `run.json` when a source is planned for the first time."""
+
+    name: str  # in `responses`
+    column: str  # in the source
+    type: str  # as a person reads it: bool, int64, double, string, json, timestamp[us], ...
+    arrow: str  # base64 of an Arrow schema with the fields `type` and `stored` (see below)
+    # `type` is the column's type in Parquet; `stored` the type of the plain values (numbers, text,
+    # bytes, lists, objects) that travel through `Request.carried` and the journal. The first is
+    # made from the second by a cast.
+
+
+class Layout(Struct, frozen=True):
+    """How rows are named and what they carry, pinned in `run.json` by the first plan."""
+
+    id_column: str | None  # names rows without `custom_id`; null: the row's number does
+    columns: tuple[Column, ...]  # carried, in the order of `Request.carried`
+
+
+class Request(Struct, frozen=True):
+    """One row, ready to be sent."""
+
+    row: int  # place in the input, from 0
+    custom_id: str
+    source: str  # the input file
+    body: bytes  # JSON as meant: UTF-8, keys in the row's order, without transport fields
+    hash: str  # 16 hex digits over the canonical body
+    model: str | None
+    max_output_tokens: int | None
+    carried: tuple[Any, ...]  # values of the pinned columns, in their order, in their stored types
+    sample: int = 0
+    variant: str | None = None
+    resume_id: str | None = None  # a response begun in background mode by an earlier process
+
+
+class BadRow(Struct, frozen=True):
+    """A row that no request can be made of."""
+
+    row: int
+    custom_id: str  # the row's number where the row gives none
+    source: str
+    line: int | None  # from 1; null where the source has no lines
+    message: str
+    hash: str  # 16 hex digits over the row as it stands
+    carried: tuple[Any, ...] = ()  # empty: nothing is carried of a row that could not be read
+
+
+class Scope(Struct, frozen=True):
+    """What limits are counted for."""
+
+    base_url: str
+    key: str  # the variable's name, never the key
+    model: str
+
+
+class Need(Struct, frozen=True):
+    """What an attempt asks of the limits."""
+
+    scope: Scope
+    tokens: int
+
+
+class Reply(Struct, frozen=True):
+    """What came back over the wire, whole and not yet understood."""
+
+    http_status: int
+    content_type: str  # lower case, without parameters
+    body: bytes
+    request_id: str | None
+    retry_after_s: float | None
+    reported_cost_usd: float | None
+
+
+class Usage(Struct, frozen=True):
+    """Tokens as the server counted them; null where it said nothing."""
+
+    input_tokens: int | None = None
+    cached_tokens: int | None = None
+    cache_write_tokens: int | None = None
+    output_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    total_tokens: int | None = None
+
+
+class ToolCall(Struct, frozen=True):
+    """One output item that calls a tool."""
+
+    position: int  # among the output items
+    type: str
+    call_id: str | None
+    name: str | None
+    arguments: str | None  # as the model wrote them
+    arguments_valid: bool | None  # null where nothing says what would be valid
+    status: str | None
+    item: str  # the item as JSON, cut above 64 kB
+
+
+class Citation(Struct, frozen=True):
+    """One annotation of the output text."""
+
+    type: str
+    url: str | None = None
+    title: str | None = None
+    file_id: str | None = None
+    start_index: int | None = None
+    end_index: int | None = None
+
+
+class Failure(Struct, frozen=True):
+    """Why a row, or one attempt at it, has no answer."""
+
+    kind: ErrorKind
+    message: str
+    code: str | None = None
+    http_status: int | None = None
+    status: str = "failed"  # failed, no_answer or invalid: the row's `status`
+
+
+class Response(Struct, frozen=True):
+    """An answer, understood."""
+
+    id: str | None
+    status: str  # completed, incomplete, failed, cancelled
+    model: str | None
+    service_tier: str | None
+    output: str  # the output items as JSON, verbatim
+    output_text: str | None
+    refusal: str | None
+    reasoning_summary: str | None
+    citations: tuple[Citation, ...]
+    tool_calls: tuple[ToolCall, ...]
+    usage: Usage
+    usage_json: str | None  # verbatim, with `tool_usage`
+    truncated: bool
+    incomplete_reason: str | None
+    reported_cost_usd: float | None = None
+    failure: Failure | None = None  # what the API gives as the reason of `failed` or `cancelled`
+    output_parsed_ok: bool | None = None
+
+    @property
+    def ok(self) -> bool:
+        return self.status == "completed" and not self.truncated and self.refusal is None
+
+
+class Attempt(Struct, frozen=True):
+    """One try at a row."""
+
+    started_at: int
+    latency_s: float
+    kind: str  # first, retry, reask, hedge
+    http_status: int | None = None
+    error_kind: ErrorKind | None = None
+    error_message: str | None = None
+    request_id: str | None = None
+    client_request_id: str | None = None
+    response_id: str | None = None
+    input_tokens: int | None = None
+    cached_tokens: int | None = None
+    output_tokens: int | None = None
+    cost_usd: float | None = None
+
+
+class Outcome(Struct, frozen=True):
+    """The end of a request: exactly one for each."""
+
+    request: Request
+    result: Response | Failure
+    attempts: tuple[Attempt, ...]  # the last is the one that counted; empty where none was sent
+    endpoint: str  # base URL
+    via: str  # plain, stream, background
+    first_token_s: float | None = None
+    cost_usd: float | None = None
+    priced_as: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        return isinstance(self.result, Response) and self.result.ok
+
+
+class Totals(Struct, frozen=True):
+    """What a run's settled rows add up to."""
+
+    rows: int = 0
+    ok: int = 0
+    truncated: int = 0
+    refused: int = 0
+    statuses: dict[str, int] = field(default_factory=dict)  # `status` to rows
+    error_kinds: dict[str, int] = field(default_factory=dict)  # `error_kind` to rows
+    tool_calls: int = 0
+    attempts: int = 0
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    reasoning_tokens: int = 0
+    total_tokens: int = 0
+
+
+class RunRecord(Struct, frozen=True):
+    """`run.json`: what was asked, and where the run stands. Never a secret."""
+
+    schema_version: int
+    hash_rule: int  # the version of the rule behind `request_hash`
+    batchrun: str  # the version that wrote this
+    python: str
+    state: str  # running, finished, stopped, interrupted, failed
+    command: str | None  # the command that goes on; null for a run begun from the library
+    simulated: bool
+    source: str  # the prompt set, relative to the run directory; `-` for standard input
+    job: JsonObject  # the sections as asked, headers by name only
+    layout: Layout
+    store_request: bool
+    rows: int  # in the source when it was last planned
+    started_at: int
+    updated_at: int
+    exit_code: int | None = None  # of the command that last ended; null while running
+    message: str | None = None  # why it stopped
+    input_sha256: str | None = None  # of what came from standard input
+    totals: Totals = Totals()

@@ -1,0 +1,127 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batchrun.errors import ErrorKind
+from batchrun.job import RetryJob
+from batchrun.policy.retry import (
+    CURES,
+    REFUSALS_IN_A_ROW,
+    Again,
+    Cure,
+    GiveUp,
+    Halt,
+    ScopeHealth,
+    judge,
+)
+
+SETTINGS = RetryJob()
+
+
+def _judge(
+    *failures: ErrorKind,
+    hint_s: float | None = None,
+    elapsed_s: float = 0.0,
+    health: ScopeHealth | None = None,
+    settings: RetryJob = SETTINGS,
+    jitter: float = 0.5,
+) -> Again | GiveUp | Halt:
+    return judge(
+        failures,
+        hint_s=hint_s,
+        elapsed_s=elapsed_s,
+        settings=settings,
+        health=health or ScopeHealth(),
+        jitter=jitter,
+    )
+
+
+def test_every_kind_has_a_cure() -> None:
+    assert set(CURES) == set(ErrorKind)
+
+
+def test_a_server_error_gets_six_tries() -> None:
+    for count in range(1, 6):
+        assert isinstance(_judge(*[ErrorKind.SERVER_ERROR] * count), Again)
+    end = _judge(*[ErrorKind.SERVER_ERROR] * 6)
+    assert isinstance(end, GiveUp)
+    assert end.status == "no_answer"
+
+
+def test_a_rate_limit_never_uses_up_a_try_but_time_ends_it() -> None:
+    many = [ErrorKind.RATE_LIMIT] * 200
+    assert isinstance(_judge(*many), Again)
+    assert isinstance(_judge(*many, *[ErrorKind.SERVER_ERROR] * 5), Again)
+    end = _judge(*many, elapsed_s=3599.9)
+    assert isinstance(end, GiveUp)
+    assert end.status == "no_answer"
+
+
+def test_what_may_be_billed_twice_gets_one_more_try_and_advice() -> None:
+    for kind in (ErrorKind.TIMEOUT, ErrorKind.GATEWAY_TIMEOUT):
+        assert isinstance(_judge(kind), Again)
+        end = _judge(kind, kind)
+        assert isinstance(end, GiveUp)
+        assert "stream or background" in end.reason
+    mixed = _judge(ErrorKind.TIMEOUT, ErrorKind.SERVER_ERROR, ErrorKind.GATEWAY_TIMEOUT)
+    assert isinstance(mixed, GiveUp)
+
+
+def test_an_unreadable_answer_gets_two_more_tries() -> None:
+    assert isinstance(_judge(*[ErrorKind.UNREADABLE] * 2), Again)
+    assert isinstance(_judge(*[ErrorKind.UNREADABLE] * 3), GiveUp)
+
+
+def test_used_up_quota_stops_the_run_at_any_time() -> None:
+    health = ScopeHealth()
+    health.succeeded()
+    assert isinstance(_judge(ErrorKind.QUOTA, health=health), Halt)
+
+
+def test_a_refused_key_stops_the_run_until_something_has_succeeded() -> None:
+    for kind in (ErrorKind.UNAUTHORIZED, ErrorKind.FORBIDDEN, ErrorKind.NOT_FOUND):
+        health = ScopeHealth()
+        assert isinstance(_judge(kind, health=health), Halt)
+        health.succeeded()
+        for _ in range(REFUSALS_IN_A_ROW - 1):
+            end = _judge(kind, health=health)
+            assert isinstance(end, GiveUp)
+            assert end.status == "failed"
+            health.refused()
+        assert isinstance(_judge(kind, health=health), Halt)
+
+
+def test_a_bad_request_fails_the_row_at_once() -> None:
+    assert _judge(ErrorKind.BAD_REQUEST) == GiveUp("failed", "")
+
+
+def test_a_hint_is_waited_for_in_full_however_long_the_backoff_may_be() -> None:
+    assert _judge(ErrorKind.RATE_LIMIT, hint_s=90.0) == Again(90.0)
+    assert _judge(ErrorKind.OVERLOADED, hint_s=0.02) == Again(0.02)
+
+
+def test_a_hint_that_was_too_short_twice_is_not_believed_alone() -> None:
+    again = _judge(*[ErrorKind.RATE_LIMIT] * 5, hint_s=0.0)
+    assert isinstance(again, Again)
+    assert again.wait_s >= 8.0
+
+
+def test_a_hint_beyond_the_rows_whole_time_stops_the_run() -> None:
+    end = _judge(ErrorKind.RATE_LIMIT, hint_s=86400.0)
+    assert isinstance(end, Halt)
+    assert "86400" in end.reason
+
+
+@given(
+    st.lists(st.sampled_from(sorted(ErrorKind)), min_size=1, max_size=12),
+    st.floats(0, 1),
+    st.floats(0, 4000),
+)
+def test_without_a_hint_the_wait_is_between_half_a_second_and_the_longest(
+    failures: list[ErrorKind], jitter: float, elapsed_s: float
+) -> None:
+    verdict = _judge(*failures, jitter=jitter, elapsed_s=elapsed_s)
+    if isinstance(verdict, Again):
+        assert 0.5 <= verdict.wait_s <= SETTINGS.max_wait_s
+        assert elapsed_s + verdict.wait_s <= SETTINGS.max_elapsed_s
+        counted = sum(CURES[kind] is not Cure.WAIT for kind in failures)
+        assert counted < SETTINGS.max_attempts or CURES[failures[-1]] is Cure.WAIT
