@@ -1,0 +1,84 @@
+"""Bulk requests to an OpenAI-style Responses API: prompt sets in, Parquet tables out.
+
+    import batchrun
+
+    job = batchrun.load_job("prompts.jsonl", {"request.model": "gpt-4.1"})
+    summary = batchrun.run(job)                # in a notebook: await batchrun.run_async(job)
+    tables = batchrun.open_run(summary.run)
+    tables.responses.to_table(columns=["custom_id", "output_text"]).to_pandas()
+
+Heavy libraries are imported when a function needs them, not with the package.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from batchrun.errors import (
+    BatchrunError,
+    InputError,
+    Interrupted,
+    JobError,
+    RunStopped,
+    StoreError,
+)
+from batchrun.job import Job, load_job
+from batchrun.version import VERSION
+
+if TYPE_CHECKING:
+    import pyarrow.dataset
+
+    from batchrun.report.summary import Summary
+
+__version__ = VERSION
+
+__all__ = [
+    "BatchrunError",
+    "InputError",
+    "Interrupted",
+    "Job",
+    "JobError",
+    "RunStopped",
+    "StoreError",
+    "Tables",
+    "__version__",
+    "load_job",
+    "open_run",
+    "run",
+    "run_async",
+]
+
+
+class Tables(NamedTuple):
+    """A run's tables, as far as they are in Parquet; the journal's rows come with the next seal."""
+
+    responses: "pyarrow.dataset.Dataset"
+    tool_calls: "pyarrow.dataset.Dataset"
+
+
+def run(job: Job, *, simulate: bool = False, limit: int | None = None) -> "Summary":
+    """Runs or resumes `job` to its end; for code without a running event loop.
+
+    The summary's `exit_code` says how it ended: 0 every row ok, 3 stopped early, 4 some rows not
+    ok. Raises `JobError` and `InputError` before anything is sent, `StoreError` where the disk
+    fails.
+    """
+    import asyncio  # noqa: PLC0415 - see above
+
+    from batchrun.runner import new_event_loop  # noqa: PLC0415
+
+    with asyncio.Runner(loop_factory=new_event_loop) as loop:
+        return loop.run(run_async(job, simulate=simulate, limit=limit))
+
+
+async def run_async(job: Job, *, simulate: bool = False, limit: int | None = None) -> "Summary":
+    """The same from a running event loop. Cancelling it drops what is in flight."""
+    from batchrun.runner import run_job  # noqa: PLC0415 - see above
+
+    return await run_job(job, simulate=simulate, limit=limit)
+
+
+def open_run(path: str | Path) -> Tables:
+    """The tables of a run directory, lazily. Raises `JobError` where it is none."""
+    from batchrun.store import tables  # noqa: PLC0415 - see above
+
+    return Tables(tables.responses(Path(path)), tables.tool_calls(Path(path)))

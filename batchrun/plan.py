@@ -1,0 +1,159 @@
+"""The input read and checked once, before anything is sent; what is settled is told from the rest.
+
+A problem in row 734,212 is a message after seconds, not after six hours.
+"""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from msgspec import Struct
+
+from batchrun.errors import InputError
+from batchrun.inputs.read import PromptSet, Source
+from batchrun.inputs.survey import Survey
+from batchrun.job import Job
+from batchrun.records import Layout, Request
+from batchrun.store.run_dir import RunDir, Settled
+
+_LARGE_BODY_BYTES = 64 * 1024  # bodies above this on average are not stored unless asked for
+_ANSWER_BYTES = 4 * 1024  # a guess at what an answer takes up, before any is known
+_SHOWN = 10
+
+
+class Plan(Struct, frozen=True):
+    """What a run will do."""
+
+    prompts: PromptSet
+    layout: Layout
+    rows: int  # in the source
+    settled: bytearray  # 1 for each row of the source that is settled
+    settled_rows: int
+    to_send: int  # rows still to be settled, `--limit` regarded
+    bad_rows: int  # of the source; they become rows of status `invalid`
+    sent: tuple[str, ...]  # source columns
+    carried: tuple[str, ...]
+    first: Request | None
+    warnings: tuple[str, ...]
+    store_request: bool
+    disk_bytes: int  # expected for what is still to be settled
+    free_bytes: int
+
+
+def make_plan(
+    job: Job,
+    source: Source,
+    run_dir: RunDir | None,
+    path: Path,
+    *,
+    limit: int | None = None,
+    on_rows: Callable[[int], None] | None = None,
+) -> Plan:
+    """Reads everything once; `path` is where the run directory is or will be.
+
+    Raises `JobError`, `InputError`, and what `on_rows` raises.
+    """
+    prompts = PromptSet(source, job.input, job.request)
+    record = run_dir.record if run_dir else None
+    survey = prompts.survey(record.layout if record else None, on_rows)
+    if survey.bad_rows and not job.input.skip_bad_rows:
+        raise InputError(_problems(survey))
+    settled = bytearray(survey.rows)
+    settled_rows = 0
+    if run_dir is not None and record is not None:
+        before = run_dir.settled()
+        settled_rows = len(before.rows)
+        _mark(settled, survey, before, run_dir)
+    wanted = survey.rows if limit is None else min(limit, survey.rows)
+    to_send = settled[:wanted].count(0)
+    store_request = _stores_request(job, survey, record.store_request if record else None)
+    row_bytes = survey.carried_bytes + (survey.body_bytes if store_request else 0)
+    return Plan(
+        prompts=prompts,
+        layout=survey.layout,
+        rows=survey.rows,
+        settled=settled,
+        settled_rows=settled_rows,
+        to_send=to_send,
+        bad_rows=survey.bad_rows,
+        sent=survey.sent,
+        carried=survey.carried,
+        first=survey.first,
+        warnings=survey.warnings,
+        store_request=store_request,
+        disk_bytes=to_send * (row_bytes // survey.rows + _ANSWER_BYTES),
+        free_bytes=_free_bytes(path),
+    )
+
+
+def _free_bytes(path: Path) -> int:
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def _problems(survey: Survey) -> str:
+    lines = []
+    for row in survey.problems:
+        where = (
+            f"{row.source}:{row.line}" if row.line is not None else f"{row.source}, row {row.row}"
+        )
+        lines.append(f"  {where}: {row.message}")
+    more = survey.bad_rows - len(survey.problems)
+    if more > 0:
+        lines.append(f"  and {more:,} more")
+    count = "1 row" if survey.bad_rows == 1 else f"{survey.bad_rows:,} rows"
+    return (
+        f"{count} of {survey.rows:,} cannot be sent:\n"
+        + "\n".join(lines)
+        + "\nMend the input, or give --skip-bad-rows to keep them as rows of status invalid"
+    )
+
+
+def _stores_request(job: Job, survey: Survey, pinned: bool | None) -> bool:
+    if job.output.store_request is not None:
+        return job.output.store_request
+    if pinned is not None:
+        return pinned
+    return survey.body_bytes <= _LARGE_BODY_BYTES * survey.rows
+
+
+def _mark(settled: bytearray, survey: Survey, before: Settled, run_dir: RunDir) -> None:
+    """Marks what is settled. Raises `InputError` where a settled row changed or is gone."""
+    changed: list[int] = []
+    elsewhere: dict[int, int] = {}  # id to index in `before`, of rows that moved or left
+    rows, ids = survey.rows, survey.ids
+    for index, row in enumerate(before.rows):
+        if row < rows and (ids is None or ids[row] == before.ids[index]):
+            if survey.hashes[row] == before.hashes[index]:
+                settled[row] = 1
+            else:
+                changed.append(row)
+        else:
+            elsewhere[before.ids[index]] = index
+    if elsewhere and ids is not None:
+        for row, key in enumerate(ids):
+            index = elsewhere.pop(key, -1)
+            if index < 0:
+                continue
+            if survey.hashes[row] == before.hashes[index]:
+                settled[row] = 1
+            else:
+                changed.append(before.rows[index])
+    if changed or elsewhere:
+        gone = [before.rows[index] for index in elsewhere.values()]
+        raise InputError(_differences(sorted(changed), sorted(gone), run_dir))
+
+
+def _differences(changed: list[int], gone: list[int], run_dir: RunDir) -> str:
+    lines = []
+    for rows, said in ((changed, "its request is another one now"), (gone, "no longer there")):
+        names = run_dir.ids_of(rows[:_SHOWN])
+        lines += [f"  {names.get(row, row)} (row {row}): {said}" for row in rows[:_SHOWN]]
+    count = len(changed) + len(gone)
+    return (
+        f"{run_dir.path}: {count:,} settled rows do not agree with the input any more:\n"
+        + "\n".join(lines[:_SHOWN])
+        + "\nGive back the input, model and settings that the run was begun with, or start a new "
+        "run directory with -o"
+    )

@@ -1,0 +1,1 @@
+"""What came of a run. `summary` counts, `terminal` shows; neither changes anything."""

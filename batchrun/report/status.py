@@ -1,0 +1,68 @@
+"""How a run stands, read from its directory, whether it runs, has ended, or was killed."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from batchrun.report.summary import Summary, Tally, next_command
+from batchrun.report.terminal import duration, printable
+from batchrun.store import tables
+
+
+def read_status(path: Path) -> Summary:
+    """The live summary while it runs; else what the files hold. Raises `JobError`."""
+    record = tables.read_record(path)
+    if tables.is_running(path):
+        live = tables.read_live(path)
+        if live is not None:
+            try:
+                return msgspec.convert(live, Summary)
+            except msgspec.ValidationError:
+                pass  # written by another version: count the files
+    totals = tables.read_totals(path)
+    state = record.state
+    exit_code = record.exit_code
+    if state == "running" and not tables.is_running(path):
+        state, exit_code = "killed", 137
+    now_s = time.monotonic()
+    example = tables.example_not_ok(path) if exit_code == 4 else None
+    return Tally(totals, now_s).summary(
+        run=str(path),
+        state=state,
+        rows=record.rows,
+        now_s=now_s,
+        exit_code=exit_code,
+        message=record.message,
+        next_command=next_command(record.command, path, exit_code or 0, example),
+    )
+
+
+def render_status(stand: Summary, path: Path) -> str:
+    """The summary as lines of text."""
+    words: dict[str, Any] = {
+        "state": stand.state,
+        "rows": f"{stand.rows:,}",
+        "ok": f"{stand.ok:,}",
+        "not ok": f"{stand.not_ok:,}" + _kinds(stand),
+        "left": f"{stand.left:,}",
+    }
+    if stand.exit_code is None:
+        words["in flight"] = f"{stand.in_flight:,}, {stand.retrying:,} between two tries"
+        words["rate"] = f"{stand.rows_per_s:,.1f} rows/s"
+        if stand.time_left_s is not None:
+            words["time left"] = duration(stand.time_left_s)
+    words["attempts"] = f"{stand.attempts:,}, of them {stand.retries:,} retries"
+    words["tokens"] = f"{stand.input_tokens:,} in, {stand.output_tokens:,} out"
+    words["tool calls"] = f"{stand.tool_calls:,}"
+    if stand.message:
+        words["why"] = printable(stand.message)
+    if stand.next_command:
+        words["next"] = stand.next_command
+    return "\n".join([str(path), *(f"  {name + ':':<12}{text}" for name, text in words.items())])
+
+
+def _kinds(stand: Summary) -> str:
+    kinds = ", ".join(f"{kind} {count:,}" for kind, count in sorted(stand.error_kinds.items()))
+    return f" ({kinds})" if kinds else ""

@@ -1,0 +1,121 @@
+"""The executor over real sockets: every request gets exactly one outcome, whatever befalls it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from batchrun.dispatch.attempts import Dispatcher
+from batchrun.dispatch.gate import Gate
+from batchrun.endpoint.client import Client
+from batchrun.errors import InputError, Interrupted, RunStopped
+from batchrun.executors.local import LocalExecutor
+from batchrun.job import EndpointJob, RetryJob
+from batchrun.policy.concurrency import FirstAlone, InFlight
+from batchrun.records import BadRow, Failure, Request
+from batchrun.simulator.behavior import Behavior
+from batchrun.simulator.server import serve
+
+
+def _requests(count: int) -> Iterator[Request | BadRow]:
+    for row in range(count):
+        body = b'{"model":"m","input":"question %d"}' % row
+        yield Request(row, str(row), "file", body, f"{row:016x}", "m", None, ())
+
+
+@asynccontextmanager
+async def _executor(
+    behavior: Behavior, in_flight: int = 8, retry: RetryJob | None = None
+) -> AsyncIterator[tuple[LocalExecutor, Gate]]:
+    async with serve(behavior) as base_url:
+        settings = EndpointJob(base_url=base_url, timeout_s=20)
+        async with Client(settings, None, {}, "test") as client:
+            gate = Gate([InFlight(in_flight), FirstAlone()])
+            dispatcher = Dispatcher(client, gate, retry or RetryJob(max_wait_s=0.05), "KEY")
+            yield LocalExecutor(dispatcher, gate, in_flight), gate
+
+
+async def test_every_request_gets_one_outcome_under_any_faults() -> None:
+    behavior = Behavior(latency_s=0.001, faults=0.3, retry_after_s=0.01, seed=3)
+    async with _executor(behavior, retry=RetryJob(max_wait_s=0.01, max_attempts=30)) as (run, gate):
+        rows = []
+        async with run.run(_requests(300)) as outcomes:
+            async for outcome in outcomes:
+                assert gate.in_flight <= 8
+                rows.append(outcome.request.row)
+        assert sorted(rows) == list(range(300))
+        assert gate.in_flight == 0
+
+
+async def test_a_slot_is_given_back_only_when_the_next_outcome_is_asked_for() -> None:
+    async with _executor(Behavior(latency_s=0.001), in_flight=2) as (run, gate):
+        async with run.run(_requests(20)) as outcomes:
+            first = await anext(outcomes)
+            await asyncio.sleep(0.1)
+            assert first.request.row == 0
+            assert gate.in_flight == 1  # the first alone, and it is not stored yet
+            async for _ in outcomes:
+                pass
+
+
+async def test_bad_rows_come_back_as_outcomes_that_were_never_sent() -> None:
+    def rows() -> Iterator[Request | BadRow]:
+        yield BadRow(0, "0", "file", 7, "not JSON", "0" * 16)
+        yield from list(_requests(3))[1:]
+
+    async with _executor(Behavior(latency_s=0.001)) as (run, _):
+        async with run.run(rows()) as outcomes:
+            results = {outcome.request.row: outcome async for outcome in outcomes}
+    assert isinstance(results[0].result, Failure)
+    assert (results[0].result.status, results[0].attempts) == ("invalid", ())
+    assert results[0].result.message == "file:7: not JSON"
+    assert results[1].ok
+
+
+async def test_a_stop_lets_what_is_in_flight_land() -> None:
+    async with _executor(Behavior(latency_s=0.05), in_flight=4) as (run, _):
+        rows = []
+        with pytest.raises(Interrupted):
+            async with run.run(_requests(1000)) as outcomes:
+                async for outcome in outcomes:
+                    rows.append(outcome.request.row)
+                    if len(rows) == 20:
+                        run.stop(Interrupted("a test", 130))
+    assert 20 < len(rows) <= 24
+
+
+async def test_a_drop_ends_what_never_ends() -> None:
+    behavior = Behavior(latency_s=0.001, fault_rates={"no_headers": 1.0})
+    async with _executor(behavior) as (run, _):
+        with pytest.raises(Interrupted):
+            async with asyncio.timeout(20), run.run(_requests(10)) as outcomes:
+                asyncio.get_running_loop().call_later(0.2, run.stop, Interrupted("a test", 130))
+                asyncio.get_running_loop().call_later(0.4, run.drop)
+                async for _ in outcomes:
+                    pytest.fail("nothing is ever answered")
+
+
+async def test_used_up_quota_stops_the_run_and_keeps_what_was_answered() -> None:
+    async with _executor(Behavior(latency_s=0.001, quota=50)) as (run, _):
+        rows = set()
+        with pytest.raises(RunStopped):
+            async with run.run(_requests(500)) as outcomes:
+                async for outcome in outcomes:
+                    assert outcome.ok
+                    rows.add(outcome.request.row)
+    assert 50 <= len(rows) < 50 + 8  # what was in flight when the quota ran out
+
+
+async def test_an_error_of_the_input_ends_the_run_after_what_is_in_flight() -> None:
+    def rows() -> Iterator[Request | BadRow]:
+        yield from _requests(30)
+        raise InputError("the file changed")
+
+    async with _executor(Behavior(latency_s=0.01)) as (run, _):
+        count = 0
+        with pytest.raises(InputError):
+            async with run.run(rows()) as outcomes:
+                async for _ in outcomes:
+                    count += 1
+    assert count <= 30

@@ -1,0 +1,80 @@
+import json
+from collections import Counter
+
+import pytest
+
+from batchrun.simulator.behavior import SPREAD, Behavior, Fault
+from batchrun.simulator.faults import Drawer, error_answer
+
+
+def _drawn(behavior: Behavior, bodies: int = 4_000, turn: int = 0) -> Counter[Fault | None]:
+    drawer = Drawer(behavior)
+    return Counter(drawer.draw(str(body).encode(), turn) for body in range(bodies))
+
+
+def test_no_fault_is_met_where_none_is_asked_for() -> None:
+    assert _drawn(Behavior()) == {None: 4_000}
+
+
+def test_faults_come_at_their_rates() -> None:
+    drawn = _drawn(Behavior(faults=0.3, fault_rates={"quota": 0.1}))
+    assert 2_300 < drawn[None] < 2_500
+    assert 340 < drawn[Fault.QUOTA] < 460
+    assert all(50 < drawn[fault] < 115 for fault in SPREAD)
+
+
+def test_rates_that_add_up_to_1_leave_nothing_whole() -> None:
+    assert None not in _drawn(Behavior(faults=1))
+
+
+def test_the_same_attempt_meets_the_same_fault_and_a_retry_draws_anew() -> None:
+    drawer = Drawer(Behavior(faults=0.5))
+    first = [drawer.draw(b"body", turn) for turn in range(50)]
+    assert first == [drawer.draw(b"body", turn) for turn in range(50)]
+    assert len(set(first)) > 5
+    other = Drawer(Behavior(faults=0.5, seed=1))
+    assert first != [other.draw(b"body", turn) for turn in range(50)]
+
+
+@pytest.mark.parametrize("status", [500, 502, 503])
+def test_server_errors_come_as_json_html_and_nothing(status: int) -> None:
+    as_json = error_answer(Fault(f"{status}_json"), 1)
+    as_html = error_answer(Fault(f"{status}_html"), 1)
+    empty = error_answer(Fault(f"{status}_empty"), 1)
+    assert as_json
+    assert as_html
+    assert empty
+    assert as_json.status == as_html.status == empty.status == status
+    assert json.loads(as_json.body)["error"]["message"]
+    assert as_html.content_type == "text/html"
+    assert as_html.body.startswith(b"<html>")
+    assert empty.body == b""
+
+
+def test_a_429_says_when_to_come_back_or_does_not() -> None:
+    hinting, bare = error_answer(Fault.RATE_LIMIT_HINT, 2.5), error_answer(Fault("429_bare"), 2.5)
+    assert hinting
+    assert bare
+    assert hinting.headers == {"Retry-After": "3", "retry-after-ms": "2500"}
+    assert b"try again in 2.5s" in hinting.body
+    assert bare.headers == {}
+    assert b"again" not in bare.body
+
+
+def test_used_up_quota_and_an_error_with_200_are_said_in_the_body() -> None:
+    quota, error = error_answer(Fault.QUOTA, 1), error_answer(Fault.ERROR_200, 1)
+    assert quota
+    assert error
+    assert (quota.status, json.loads(quota.body)["error"]["code"]) == (429, "insufficient_quota")
+    assert (error.status, json.loads(error.body)["error"]["code"]) == (200, "server_error")
+
+
+def test_every_kind_is_an_error_or_strikes_the_wire() -> None:
+    assert [fault for fault in Fault if error_answer(fault, 1) is None] == [
+        Fault.RESET_BEFORE,
+        Fault.RESET_WITHIN,
+        Fault.TRUNCATED_JSON,
+        Fault.NO_HEADERS,
+        Fault.ENDLESS_BODY,
+        Fault.STALLED_BODY,
+    ]

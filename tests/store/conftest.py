@@ -1,0 +1,161 @@
+"""Outcomes, records and run directories for the tests of the store."""
+
+import base64
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+import pytest
+
+from batchrun.errors import ErrorKind
+from batchrun.records import (
+    Attempt,
+    Column,
+    Failure,
+    Layout,
+    Outcome,
+    Request,
+    Response,
+    RunRecord,
+    ToolCall,
+    Usage,
+)
+from batchrun.store.run_dir import SCHEMA_VERSION, RunDir
+
+_EMPTY = Layout(None, ())
+
+
+def _request(row: int, carried: tuple[Any, ...] = (), custom_id: str | None = None) -> Request:
+    return Request(
+        row=row,
+        custom_id=f"id-{row}" if custom_id is None else custom_id,
+        source="prompts.jsonl",
+        body=b'{"model":"m","input":"' + str(row).encode() + b'"}',
+        hash=f"{row * 2654435761 % 2**64:016x}",
+        model="m",
+        max_output_tokens=None,
+        carried=carried,
+    )
+
+
+def _answered(
+    row: int,
+    carried: tuple[Any, ...] = (),
+    *,
+    custom_id: str | None = None,
+    calls: int = 0,
+    text: str = "an answer",
+    **changes: Any,
+) -> Outcome:
+    tool_calls = tuple(
+        ToolCall(
+            position=at,
+            type="function_call",
+            call_id=f"call_{at}",
+            name="look_up",
+            arguments='{"a":1}',
+            arguments_valid=True,
+            status="completed",
+            item='{"type":"function_call"}',
+        )
+        for at in range(calls)
+    )
+    response = Response(
+        id=f"resp_{row}",
+        status="completed",
+        model="m-2026",
+        service_tier="default",
+        output="[]",
+        output_text=text,
+        refusal=None,
+        reasoning_summary=None,
+        citations=(),
+        tool_calls=tool_calls,
+        usage=Usage(input_tokens=10 + row, output_tokens=5, total_tokens=15 + row),
+        usage_json='{"input_tokens":10}',
+        truncated=False,
+        incomplete_reason=None,
+    )
+    attempt = Attempt(1_700_000_000_000_000 + row, 0.25, "first", 200, request_id=f"req_{row}")
+    return Outcome(
+        request=_request(row, carried, custom_id),
+        result=msgspec.structs.replace(response, **changes),
+        attempts=(attempt,),
+        endpoint="https://example.test/v1",
+        via="plain",
+    )
+
+
+def _failed(
+    row: int, carried: tuple[Any, ...] = (), *, status: str = "failed", message: str = "no"
+) -> Outcome:
+    attempt = Attempt(1_700_000_000_000_000, 0.5, "first", 400, ErrorKind.BAD_REQUEST, message)
+    return Outcome(
+        request=_request(row, carried),
+        result=Failure(ErrorKind.BAD_REQUEST, message, "bad", 400, status),
+        attempts=(attempt,) if status != "invalid" else (),
+        endpoint="https://example.test/v1",
+        via="plain",
+    )
+
+
+def _column(name: str, kind: pa.DataType, stored: pa.DataType | None = None) -> Column:
+    pinned = pa.schema({"type": kind, "stored": stored or kind})
+    return Column(name, name, str(kind), base64.b64encode(pinned.serialize()).decode())
+
+
+def _record(layout: Layout = _EMPTY, **changes: Any) -> RunRecord:
+    record = RunRecord(
+        schema_version=SCHEMA_VERSION,
+        hash_rule=1,
+        batchrun="0.1.0",
+        python="3.11",
+        state="running",
+        command="batchrun run prompts.jsonl",
+        simulated=False,
+        source="../prompts.jsonl",
+        job={},
+        layout=layout,
+        store_request=True,
+        rows=10,
+        started_at=0,
+        updated_at=0,
+    )
+    return msgspec.structs.replace(record, **changes)
+
+
+@pytest.fixture(scope="session")
+def answered() -> Callable[..., Outcome]:
+    return _answered
+
+
+@pytest.fixture(scope="session")
+def failed() -> Callable[..., Outcome]:
+    return _failed
+
+
+@pytest.fixture(scope="session")
+def column() -> Callable[..., Column]:
+    return _column
+
+
+@pytest.fixture(scope="session")
+def record() -> Callable[..., RunRecord]:
+    return _record
+
+
+@pytest.fixture(scope="session")
+def begin() -> Callable[..., RunDir]:
+    """A run directory, saved and started."""
+
+    def open_and_start(
+        path: Path, layout: Layout = _EMPTY, *, part_rows: int = 1_000, **changes: Any
+    ) -> RunDir:
+        run_dir = RunDir.open(path)
+        run_dir.save(_record(layout, **changes))
+        run_dir.start(part_rows=part_rows, part_bytes=64 << 20)
+        return run_dir
+
+    return open_and_start
