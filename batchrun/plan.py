@@ -3,17 +3,20 @@
 A problem in row 734,212 is a message after seconds, not after six hours.
 """
 
+import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from msgspec import Struct
 
-from batchrun.errors import InputError
-from batchrun.inputs.read import PromptSet, Source
+from batchrun.errors import InputError, JobError
+from batchrun.inputs.read import PromptSet, Source, find_source
+from batchrun.inputs.standard_input import check_input, keep_input
 from batchrun.inputs.survey import Survey
-from batchrun.job import Job
-from batchrun.records import Layout, Request
+from batchrun.job import STDIN, Job
+from batchrun.records import Layout, Request, Totals
 from batchrun.store.run_dir import RunDir, Settled
 
 _LARGE_BODY_BYTES = 64 * 1024  # bodies above this on average are not stored unless asked for
@@ -28,7 +31,7 @@ class Plan(Struct, frozen=True):
     layout: Layout
     rows: int  # in the source
     settled: bytearray  # 1 for each row of the source that is settled
-    settled_rows: int
+    totals: Totals  # of what is settled
     to_send: int  # rows still to be settled, `--limit` regarded
     bad_rows: int  # of the source; they become rows of status `invalid`
     sent: tuple[str, ...]  # source columns
@@ -38,6 +41,46 @@ class Plan(Struct, frozen=True):
     store_request: bool
     disk_bytes: int  # expected for what is still to be settled
     free_bytes: int
+
+
+def kept_source(job: Job, run_dir: RunDir | None) -> tuple[Source, str | None]:
+    """The source; standard input is kept in the run directory first, and hashed."""
+    if job.input.path != STDIN or run_dir is None:
+        return find_source(job.input), None
+    copy = run_dir.input_dir / "stdin.jsonl"
+    if run_dir.record is None:
+        return find_source(job.input, copy), keep_input(sys.stdin.buffer, copy)
+    if not sys.stdin.isatty():
+        check_input(sys.stdin.buffer, copy, run_dir.record.input_sha256)
+    return find_source(job.input, copy), run_dir.record.input_sha256
+
+
+def refuse_other_use(job: Job, run_dir: RunDir, *, simulate: bool) -> None:
+    """A run directory belongs to one source and one kind of endpoint. Raises `JobError`."""
+    record = run_dir.record
+    if record is None:
+        return
+    if record.simulated != simulate:
+        was, now = ("simulated", "real") if record.simulated else ("real", "simulated")
+        raise JobError(
+            f"{run_dir.path}: this run directory holds {was} answers, and the run asked for is "
+            f"{now}; choose another with -o"
+        )
+    if record.source != source_name(job, run_dir.path):
+        raise JobError(
+            f"{run_dir.path}: this run directory belongs to another source, {record.source} (as "
+            "seen from the directory); choose another with -o"
+        )
+
+
+def source_name(job: Job, run_path: Path) -> str:
+    """The source as seen from the run directory, so that both can be moved together."""
+    if job.input.path == STDIN:
+        return STDIN
+    try:
+        return os.path.relpath(Path(job.input.path).resolve(), run_path.resolve())
+    except ValueError:  # another drive
+        return str(Path(job.input.path).resolve())
 
 
 def make_plan(
@@ -59,10 +102,10 @@ def make_plan(
     if survey.bad_rows and not job.input.skip_bad_rows:
         raise InputError(_problems(survey))
     settled = bytearray(survey.rows)
-    settled_rows = 0
+    totals = Totals()
     if run_dir is not None and record is not None:
         before = run_dir.settled()
-        settled_rows = len(before.rows)
+        totals = before.totals
         _mark(settled, survey, before, run_dir)
     wanted = survey.rows if limit is None else min(limit, survey.rows)
     to_send = settled[:wanted].count(0)
@@ -73,7 +116,7 @@ def make_plan(
         layout=survey.layout,
         rows=survey.rows,
         settled=settled,
-        settled_rows=settled_rows,
+        totals=totals,
         to_send=to_send,
         bad_rows=survey.bad_rows,
         sent=survey.sent,

@@ -6,7 +6,6 @@ gives it a place; `dispatch` gets its outcome; the run directory keeps it; the t
 
 import asyncio
 import contextlib
-import os
 import platform
 import sys
 import tempfile
@@ -23,11 +22,11 @@ from batchrun.dispatch.gate import Gate
 from batchrun.endpoint.client import Client
 from batchrun.errors import BatchrunError, Interrupted, JobError, RunStopped
 from batchrun.executors.local import LocalExecutor
-from batchrun.inputs.read import Source, find_source
+from batchrun.inputs.read import find_source
 from batchrun.inputs.requests import HASH_RULE
-from batchrun.inputs.standard_input import check_input, keep_input
+from batchrun.inputs.standard_input import keep_input
 from batchrun.job import STDIN, EndpointJob, Job, api_key, header_values
-from batchrun.plan import Plan, make_plan
+from batchrun.plan import Plan, kept_source, make_plan, refuse_other_use, source_name
 from batchrun.policy.concurrency import FirstAlone, InFlight
 from batchrun.records import RunRecord
 from batchrun.report.summary import Summary, Tally, next_command
@@ -155,46 +154,6 @@ def dry_run(job: Job, *, simulate: bool = False, limit: int | None = None) -> Pl
         return make_plan(job, source, run_dir, path, limit=limit)
 
 
-def kept_source(job: Job, run_dir: RunDir | None) -> tuple[Source, str | None]:
-    """The source; standard input is kept in the run directory first, and hashed."""
-    if job.input.path != STDIN or run_dir is None:
-        return find_source(job.input), None
-    copy = run_dir.input_dir / "stdin.jsonl"
-    if run_dir.record is None:
-        return find_source(job.input, copy), keep_input(sys.stdin.buffer, copy)
-    if not sys.stdin.isatty():
-        check_input(sys.stdin.buffer, copy, run_dir.record.input_sha256)
-    return find_source(job.input, copy), run_dir.record.input_sha256
-
-
-def refuse_other_use(job: Job, run_dir: RunDir, *, simulate: bool) -> None:
-    """A run directory belongs to one source and one kind of endpoint. Raises `JobError`."""
-    record = run_dir.record
-    if record is None:
-        return
-    if record.simulated != simulate:
-        was, now = ("simulated", "real") if record.simulated else ("real", "simulated")
-        raise JobError(
-            f"{run_dir.path}: this run directory holds {was} answers, and the run asked for is "
-            f"{now}; choose another with -o"
-        )
-    if record.source != _source_name(job, run_dir.path):
-        raise JobError(
-            f"{run_dir.path}: this run directory belongs to another source, {record.source} (as "
-            "seen from the directory); choose another with -o"
-        )
-
-
-def _source_name(job: Job, run_path: Path) -> str:
-    """The source as seen from the run directory, so that both can be moved together."""
-    if job.input.path == STDIN:
-        return STDIN
-    try:
-        return os.path.relpath(Path(job.input.path).resolve(), run_path.resolve())
-    except ValueError:  # another drive
-        return str(Path(job.input.path).resolve())
-
-
 def _record(
     job: Job,
     plan: Plan,
@@ -214,7 +173,7 @@ def _record(
         state="running",
         command=command,
         simulated=simulate,
-        source=_source_name(job, run_dir.path),
+        source=source_name(job, run_dir.path),
         job=sections,
         layout=plan.layout,
         store_request=plan.store_request,
@@ -222,7 +181,7 @@ def _record(
         started_at=run_dir.record.started_at if run_dir.record else now_at,
         updated_at=now_at,
         input_sha256=sha256,
-        totals=run_dir.settled_totals(),
+        totals=plan.totals,
     )
 
 
@@ -241,7 +200,7 @@ class _Run:
     ) -> None:
         self.job, self.run_dir, self.plan, self.record = job, run_dir, plan, record
         self.tally, self.watch, self.stop = tally, watch, stop
-        self.rows = plan.settled_rows + plan.to_send
+        self.rows = plan.totals.rows + plan.to_send
         self.ended_by: BatchrunError | None = None
 
     async def send(self, client: Client, limit: int | None) -> None:
@@ -270,7 +229,7 @@ class _Run:
     async def end(self) -> Summary:
         """Everything into Parquet, the totals into `run.json`."""
         run_dir, totals = self.run_dir, self.tally.totals()
-        await asyncio.to_thread(run_dir.seal)
+        await asyncio.to_thread(run_dir.finish)
         exit_code = 0 if totals.ok == totals.rows else 4
         state, message = "finished", None
         if self.ended_by is not None:

@@ -234,7 +234,7 @@ def _say_plan(plan: "Plan", path: Path) -> None:
 
 def _plan_counts(plan: "Plan", path: Path) -> str:
     return (
-        f"plan: {plan.rows:,} rows, {plan.settled_rows:,} settled, {plan.to_send:,} to send, "
+        f"plan: {plan.rows:,} rows, {plan.totals.rows:,} settled, {plan.to_send:,} to send, "
         f"{plan.bad_rows:,} bad; run directory {path}"
     )
 

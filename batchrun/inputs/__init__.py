@@ -1,0 +1,1 @@
+"""Files to requests. The door is `read`."""

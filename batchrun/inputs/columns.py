@@ -1,0 +1,121 @@
+"""Carried columns: their names in `responses`, their types, and how `[input] types` says them."""
+
+import textwrap
+
+import pyarrow as pa
+
+from batchrun.errors import JobError
+from batchrun.inputs.rows import nearest
+from batchrun.inputs.stored import own_type, pack
+from batchrun.job import InputJob
+from batchrun.records import Column
+
+# batchrun's own columns; a carried column of such a name gets the suffix `_input`.
+RESERVED = (
+    "row",
+    "custom_id",
+    "sample",
+    "variant",
+    "source",
+    "ok",
+    "status",
+    "truncated",
+    "http_status",
+    "error_kind",
+    "error_code",
+    "error_message",
+    "incomplete_reason",
+    "response_id",
+    "request_id",
+    "model",
+    "model_requested",
+    "service_tier",
+    "endpoint",
+    "via",
+    "output_text",
+    "refusal",
+    "reasoning_summary",
+    "output",
+    "output_parsed_ok",
+    "citations",
+    "tool_call_count",
+    "input_tokens",
+    "cached_tokens",
+    "cache_write_tokens",
+    "output_tokens",
+    "reasoning_tokens",
+    "total_tokens",
+    "usage",
+    "cost_usd",
+    "priced_as",
+    "reported_cost_usd",
+    "attempts",
+    "started_at",
+    "finished_at",
+    "latency_s",
+    "first_token_s",
+    "request",
+    "request_hash",
+)
+JSON = "json"  # a string column, each value of which is JSON text
+NAMED_TYPES = {
+    "bool": pa.bool_(),
+    "int64": pa.int64(),
+    "double": pa.float64(),
+    "string": pa.string(),
+    JSON: pa.string(),
+}
+_NAMES = {kind: name for name, kind in NAMED_TYPES.items() if name != JSON}
+
+
+def check_types(input_job: InputJob) -> None:
+    """Raises `JobError` where `[input] types` names a type that there is not."""
+    for column, name in input_job.types.items():
+        if name not in NAMED_TYPES:
+            raise JobError(
+                f"[input] types: {column} = {name!r}; a type is one of {', '.join(NAMED_TYPES)}"
+            )
+
+
+def name_columns(columns: list[str]) -> list[str]:
+    """The names in `responses`, no two alike without regard to case."""
+    own = set(RESERVED)
+    taken = set(RESERVED)
+    names = []
+    for column in columns:
+        base = f"{column}_input" if column.lower() in own else column or "unnamed"
+        name, count = base, 1
+        while name.lower() in taken:
+            count += 1
+            name = f"{base}_{count}"
+        taken.add(name.lower())
+        names.append(name)
+    return names
+
+
+def make_column(name: str, column: str, kind: pa.DataType | str) -> Column:
+    """The column to pin; `kind` is an Arrow type or one of the names in `[input] types`."""
+    if isinstance(kind, str):
+        return Column(name=name, column=column, type=kind, arrow=pack(NAMED_TYPES[kind]))
+    shown = _NAMES.get(kind) or textwrap.shorten(str(kind), 120, placeholder=" …")
+    return Column(name=name, column=column, type=shown, arrow=pack(kind))
+
+
+def unite(kinds: list[pa.DataType | str]) -> pa.DataType | str | None:
+    """One type for what the files of a source hold in a column; null where there is none."""
+    plain = {kind if isinstance(kind, str) else own_type(kind) for kind in kinds}
+    if JSON in plain:
+        return JSON
+    types = [NAMED_TYPES[kind] if isinstance(kind, str) else kind for kind in plain]
+    if len(types) == 1:
+        return types[0]
+    try:
+        schemas = [pa.schema([("x", kind)]) for kind in sorted(types, key=str)]
+        return pa.unify_schemas(schemas, promote_options="permissive").field("x").type
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+        return None
+
+
+def unknown_column(option: str, name: str, columns: list[str]) -> str:
+    """The message for a column that an option names and no row has."""
+    return f"{option} names the column `{name}`, which no row has; {nearest(name, columns)}"

@@ -1,0 +1,63 @@
+"""A row's name, body and hash in one go: what the survey and the run both need of it."""
+
+from collections.abc import Callable
+from typing import Any
+
+from msgspec import Struct
+
+from batchrun.inputs.identity import BY_NUMBER, Identity
+from batchrun.inputs.json_text import encode_anyhow
+from batchrun.inputs.requests import RequestMaker, canonical, digest
+from batchrun.inputs.rows import NOTHING, Row, RowProblem
+from batchrun.records import BadRow, JsonObject
+
+
+class Draft(Struct):
+    """A request in the making, or the problem that stands in its way."""
+
+    custom_id: str
+    named_by: int
+    consumed: frozenset[str]  # columns that are not carried, unless [input] carry says so
+    body: JsonObject | None
+    size: int  # bytes of the body
+    hash: bytes
+    problem: str = ""
+
+
+def drafter(maker: RequestMaker, identity: Identity) -> Callable[[Row], Draft]:
+    """What makes drafts; they raise `InputError` alone."""
+    make, name_of = maker.make, identity.of
+    nothing = maker.consumed(NOTHING)
+
+    def draft(row: Row) -> Draft:
+        consumed = nothing
+        try:
+            body, consumed = make(row)
+            name, named_by = name_of(row)
+            data = canonical(body)
+            return Draft(name, named_by, consumed, body, len(data), digest(data))
+        except RowProblem as error:
+            problem = error
+        try:
+            name, named_by = name_of(row)
+        except RowProblem:
+            name, named_by = str(row.row), BY_NUMBER
+        consumed = problem.consumed or consumed
+        # Of a row without lines, what may be sent tells it from others.
+        data = row.raw.strip() if row.line is not None else encode_anyhow(row.data)
+        return Draft(name, named_by, consumed, None, 0, digest(data), problem.message)
+
+    return draft
+
+
+def bad_row(row: Row, draft: Draft, carried: tuple[Any, ...] = ()) -> BadRow:
+    """The row as one that is never sent."""
+    return BadRow(
+        row=row.row,
+        custom_id=draft.custom_id,
+        source=row.source,
+        line=row.line,
+        message=draft.problem,
+        hash=draft.hash.hex(),
+        carried=carried,
+    )

@@ -1,0 +1,98 @@
+"""JSON Lines to rows: plain, gzip or zstd, a chunk at a time, lines of any size.
+
+A line ends with a newline; a carriage return before it is white space, as JSON has it.
+Blank lines are no rows, but count as lines.
+"""
+
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+
+from batchrun.errors import InputError
+from batchrun.inputs.json_text import decode
+from batchrun.inputs.rows import Row, RowProblem
+from batchrun.inputs.sources import SourceFile, compression_of
+
+_CHUNK = 1024 * 1024
+_BOM = b"\xef\xbb\xbf"
+
+
+def read_rows(
+    file: SourceFile, first: int, settled: bytearray | None = None, limit: int | None = None
+) -> Generator[Row, None, int]:
+    """The rows of the file, the first being `first`; returns the number after the last.
+
+    Rows that `settled` marks are passed over undecoded; reading ends at row `limit`.
+    Raises `InputError` where the file cannot be read.
+    """
+    number, name = first, file.name
+    marked = settled if settled is not None else b""
+    known = len(marked)
+    for line, raw in read_lines(file.path):
+        if number == limit:
+            break
+        if number >= known or not marked[number]:
+            try:
+                data = decode(raw)
+            except RowProblem as problem:
+                yield Row(number, name, line, None, raw, problem.message)
+            else:
+                if type(data) is dict:
+                    yield Row(number, name, line, data, raw)
+                else:
+                    yield Row(number, name, line, None, raw, f"not an object but {_kind(data)}")
+        number += 1
+    return number
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines that are not blank, with their numbers from 1. Time is linear in the bytes."""
+    number = 0
+    pieces: list[bytes] = []  # of a line that has not ended yet
+    first = True
+    for chunk in _chunks(path):
+        lines = chunk.split(b"\n")
+        if first and lines[0].startswith(_BOM):
+            lines[0] = lines[0][3:]
+        first = False
+        if len(lines) == 1:
+            pieces.append(lines[0])
+            continue
+        if pieces:
+            pieces.append(lines[0])
+            lines[0] = b"".join(pieces)
+            pieces.clear()
+        if rest := lines.pop():
+            pieces.append(rest)
+        for number, line in enumerate(lines, number + 1):  # noqa: B020 - goes on where it was
+            if line and not line.isspace():
+                yield number, line
+    last = b"".join(pieces)
+    if last and not last.isspace():
+        yield number + 1, last
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    compression = compression_of(path)
+    try:
+        if compression is None:
+            stream = path.open("rb", buffering=0)
+        elif path.stat().st_size == 0:
+            return  # some tools leave an empty file for no rows
+        else:
+            stream = pa.CompressedInputStream(pa.OSFile(str(path)), compression)
+        with stream:
+            while chunk := stream.read(_CHUNK):
+                yield chunk
+    except OSError as error:
+        reason = error.strerror or str(error)
+        damaged = "" if error.strerror else f"; it is cut short, damaged or not {compression}"
+        raise InputError(
+            f"{path}: cannot be read ({reason}){damaged}; make the file anew or check its rights"
+        ) from error
+
+
+def _kind(value: object) -> str:
+    words = {list: "a list", str: "text", bool: "a truth value", type(None): "null"}
+    return words.get(type(value), "a number") + '; a row is an object such as {"prompt": "…"}'

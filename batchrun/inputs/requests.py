@@ -1,0 +1,290 @@
+"""One row to one request: which form it has, what of it is sent, defaults, and the hash.
+
+The forms are told apart row by row (README, "What a row may look like"). A row of which no request
+can be made raises `RowProblem`; nothing else escapes, whatever the row holds.
+"""
+
+from collections.abc import Callable
+from hashlib import blake2b
+from typing import Any
+
+from batchrun.inputs.batch_lines import COLUMNS as BATCH
+from batchrun.inputs.batch_lines import batch_body, is_batch_line
+from batchrun.inputs.chat import (
+    SETTINGS,
+    chat_settings,
+    flat_choice,
+    flat_tools,
+    input_items,
+    read_structure,
+)
+from batchrun.inputs.json_text import encode_sorted
+from batchrun.inputs.rows import NOTHING, NoColumn, Row, RowProblem, nearest
+from batchrun.inputs.template import Defaults
+from batchrun.job import InputJob
+from batchrun.records import JsonObject
+
+HASH_RULE = 1  # blake2b of 8 bytes over the body as JSON with sorted keys
+
+# Request fields that the API knows (openai 3.54, ResponseCreateParams).
+FIELDS = frozenset(
+    {
+        "access_programs",
+        "background",
+        "background_options",
+        "context_management",
+        "conversation",
+        "image",
+        "include",
+        "input",
+        "instructions",
+        "max_output_tokens",
+        "max_tool_calls",
+        "metadata",
+        "model",
+        "moderation",
+        "parallel_tool_calls",
+        "previous_response_id",
+        "prompt",
+        "prompt_cache_key",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+        "reasoning",
+        "safety_identifier",
+        "service_tier",
+        "store",
+        "stream",
+        "stream_options",
+        "temperature",
+        "text",
+        "tool_choice",
+        "tools",
+        "top_logprobs",
+        "top_p",
+        "truncation",
+        "user",
+    }
+)
+TRANSPORT = ("stream", "background")  # set by batchrun for each try
+_STRUCTURES = frozenset(
+    {
+        "access_programs",
+        "background_options",
+        "context_management",
+        "image",
+        "include",
+        "metadata",
+        "moderation",
+        "prompt_cache_options",
+        "reasoning",
+        "stream_options",
+        "text",
+        "tools",
+    }
+)
+_TEXT_OR_STRUCTURE = frozenset({"conversation", "tool_choice"})
+_INTEGERS = frozenset({"max_output_tokens", "max_tool_calls", "top_logprobs"})
+# A body without input can be answered if it has one of these.
+_OTHER_WAYS = ("prompt", "previous_response_id", "conversation")
+
+Build = Callable[[JsonObject], JsonObject]
+
+
+class RequestMaker:
+    """Makes the body of a row's request as the job asks. Raises `JobError` for a bad template."""
+
+    def __init__(self, request: JsonObject, input_job: InputJob, identity: frozenset[str]) -> None:
+        self._defaults = Defaults(request)
+        self._send = input_job.send
+        self._always = frozenset(input_job.send) | identity
+        self._consumed: dict[frozenset[str], frozenset[str]] = {}
+        self._template_mode = self._defaults.has_input
+        named = self._always | self._defaults.columns
+        if not self._template_mode:
+            named |= FIELDS | SETTINGS | BATCH | {"messages"}
+        # Columns that may be sent or fill a template; null: any.
+        self.may_use: frozenset[str] | None = None if self._defaults.uses_row else named
+
+    def consumed(self, form: frozenset[str]) -> frozenset[str]:
+        """The columns that rows of the form do not carry."""
+        known = self._consumed.get(form)
+        if known is None:
+            known = self._consumed[form] = form | self._always
+        return known
+
+    def in_templates(self, columns: list[str]) -> set[str]:
+        """Those of the columns that fill templates."""
+        return set(columns) if self._defaults.uses_row else set(columns) & self._defaults.columns
+
+    def make(self, row: Row) -> tuple[JsonObject, frozenset[str]]:
+        """The body as meant, and the columns that are sent. Raises `RowProblem`."""
+        data = row.data
+        if data is None:
+            raise RowProblem(row.problem)
+        form = NOTHING
+        try:
+            form, build = self._form(data, row)
+            body = build(data)
+            for name in self._send:
+                if data.get(name) is not None:
+                    body[name] = _field(name, data[name])
+            self._defaults.fill(body, data)
+            _check(body, data)
+        except RecursionError:
+            problem = RowProblem("nested too deeply")
+            problem.consumed = self.consumed(form)
+            raise problem from None
+        except NoColumn as missing:
+            problem = RowProblem(_explained(missing, row))
+            problem.consumed = self.consumed(form)
+            raise problem from None
+        except RowProblem as problem:
+            problem.consumed = self.consumed(form)
+            raise
+        return body, self.consumed(form)
+
+    def _form(self, data: JsonObject, row: Row) -> tuple[frozenset[str], Build]:
+        if self._template_mode:
+            return NOTHING, _empty
+        if is_batch_line(data):
+            return BATCH, batch_body
+        text, prompt = data.get("input"), data.get("prompt")
+        if data.get("messages") is not None:
+            return _MESSAGES, _from_messages
+        if type(prompt) is list:
+            return _PROMPT, _from_prompt_list
+        if type(prompt) is dict:
+            return (FIELDS if _is_input(text) else _NO_INPUT), _from_fields
+        if _is_input(text):
+            return _NO_PROMPT, _from_fields
+        if type(prompt) is str:
+            return _PROMPT, _from_prompt
+        if self._defaults.has_prompt:
+            return NOTHING, _empty
+        raise RowProblem(_no_way(data, row))
+
+
+def canonical(body: JsonObject) -> bytes:
+    """The body with its keys sorted, of the same length as `encode` gives. Raises `RowProblem`."""
+    try:
+        return encode_sorted(body)
+    except RecursionError:
+        raise RowProblem("nested too deeply") from None
+
+
+def digest(data: bytes) -> bytes:
+    """Eight bytes over a canonical body, or over a row that cannot be sent."""
+    return blake2b(data, digest_size=8).digest()
+
+
+_MESSAGES = SETTINGS | {"messages"}
+_PROMPT = SETTINGS | {"prompt"}
+_NO_PROMPT = FIELDS - {"prompt"}
+_NO_INPUT = FIELDS - {"input"}
+
+
+def _empty(_: JsonObject) -> JsonObject:
+    return {}
+
+
+def _from_messages(data: JsonObject) -> JsonObject:
+    return {"input": input_items(data["messages"]), **chat_settings(data)}
+
+
+def _from_prompt_list(data: JsonObject) -> JsonObject:
+    return {"input": input_items(data["prompt"], "prompt"), **chat_settings(data)}
+
+
+def _from_prompt(data: JsonObject) -> JsonObject:
+    return {"input": data["prompt"], **chat_settings(data)}
+
+
+def _from_fields(data: JsonObject) -> JsonObject:
+    body = {}
+    for name, value in data.items():
+        if name not in FIELDS:
+            continue
+        if (name == "prompt" and type(value) is not dict) or (
+            name == "input" and not _is_input(value)
+        ):
+            continue
+        body[name] = _read(name, value)
+    return body
+
+
+def _is_input(value: Any) -> bool:
+    return type(value) is str or type(value) is list
+
+
+def _read(name: str, value: Any) -> Any:
+    """The value of a request field as a column holds it: JSON as text becomes the structure."""
+    if type(value) is str:
+        start = value.lstrip()[:1]
+        if (start in ("{", "[") and name in _STRUCTURES) or (
+            start == "{" and name in _TEXT_OR_STRUCTURE
+        ):
+            return read_structure(value, name)
+    elif type(value) is float and name in _INTEGERS and value.is_integer():
+        return int(value)  # an integer column with nulls is one of floats to pandas
+    return value
+
+
+def _field(name: str, value: Any) -> Any:
+    """A column that the job sends besides, as the field of its name."""
+    if name in ("tools", "functions"):
+        return flat_tools(value, name)
+    return flat_choice(value) if name == "tool_choice" else _read(name, value)
+
+
+def _check(body: JsonObject, data: JsonObject) -> None:
+    for name in TRANSPORT:
+        if name in body:
+            del body[name]
+    given = body.get("input")
+    if given is None:
+        if all(body.get(name) is None for name in _OTHER_WAYS):
+            hint = (
+                "; it has `messages`: for a chat request put them at the top level of the row"
+                if "messages" in body
+                else ""
+            )
+            raise RowProblem(f"the request has neither `input` nor `prompt`{hint}")
+    elif not _is_input(given):
+        raise RowProblem(f"`input` is {type(given).__name__}; it must be text or a list of items")
+    model = body.get("model")
+    if model is None:
+        if type(body.get("prompt")) is dict:
+            return
+        hint = (
+            "; the row's column `model` is not sent unless [input] send names it"
+            if data.get("model") is not None
+            else ""
+        )
+        raise RowProblem(f"no model: give --model NAME (model in [request]){hint}")
+    if type(model) is not str or not model:
+        raise RowProblem(f"`model` is {model!r:.60}; it must be a name")
+
+
+def _no_way(data: JsonObject, row: Row) -> str:
+    for name in ("input", "prompt"):
+        if data.get(name) is not None:
+            return f"`{name}` is {data[name]!r:.60}; it must be text or a list"
+    if type(data.get("body")) is str:
+        return "`body` is text that holds no request; name the text with --prompt '{{ body }}'"
+    names = row.names
+    shown = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
+    there = f"its columns are {shown}" if names else "it is empty"
+    return (
+        f"no way to a request: it has none of body, messages, input and prompt ({there}); "
+        "say how with a template: --prompt '{{ COLUMN }}'"
+    )
+
+
+def _explained(missing: NoColumn, row: Row) -> str:
+    column = missing.column
+    if column in row.names:
+        return (
+            f"the template's column `{column}` is null; give a value for that case: "
+            f"{{{{ {column} | default('…') }}}}"
+        )
+    return f"the template's column `{column}` is missing; {nearest(column, row.names)}"

@@ -1,0 +1,195 @@
+"""The one full pass over a source: everything is read and checked before anything is sent.
+
+Memory: 17 bytes a row while it runs, 16 after it (hash and name of each row), 8 where rows are
+known by their number alone. Bad rows are values here; what makes the whole source unusable raises.
+"""
+
+from array import array
+from collections.abc import Callable, Iterator
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from batchrun.errors import InputError
+from batchrun.inputs.drafts import Draft, bad_row, drafter
+from batchrun.inputs.identity import BY_COLUMN, BY_NUMBER, FALLBACK, Identity, find_duplicate
+from batchrun.inputs.parquet import Wanted, read_facts
+from batchrun.inputs.requests import RequestMaker
+from batchrun.inputs.rows import Row
+from batchrun.inputs.tally import Tally
+from batchrun.inputs.walk import Walk
+from batchrun.records import BadRow, Layout, Request
+
+_STEP = 1_000  # rows between two calls of `on_rows`
+_SHOWN = 10
+
+Pair = tuple[tuple[Row, str], tuple[Row, str]]
+
+
+class Survey(Struct, frozen=True):
+    """What the pass found."""
+
+    rows: int
+    layout: Layout
+    hashes: "array[int]"  # 'Q': the request's hash of each row, or the bad row's
+    ids: "array[int] | None"  # 'q': hash(custom_id) of each row; null: known by number alone
+    bad_rows: int
+    problems: tuple[BadRow, ...]  # the first ten
+    body_bytes: int  # sum
+    carried_bytes: int  # sum, an estimate
+    sent: tuple[str, ...]  # source columns, in order of first appearance
+    carried: tuple[str, ...]
+    first: Request | None
+    warnings: tuple[str, ...]
+
+
+class Found(Struct):
+    """What a pass gathers row by row."""
+
+    hashes: "array[int]"
+    ids: "array[int]"
+    named_by: bytearray  # what named each row
+    problems: list[BadRow]
+    bad_rows: int = 0
+    body_bytes: int = 0
+    unnamed: Row | None = None  # the first object that only its number names
+    unnamed_rows: int = 0
+    first: int | None = None  # the first row that can be sent
+
+
+def read_all(
+    walk: Walk,
+    maker: RequestMaker,
+    identity: Identity,
+    tally: Tally,
+    wanted: Wanted,
+    on_rows: Callable[[int], None] | None,
+) -> Found:
+    """Every row read, made into a request, counted and dropped. Raises `InputError`."""
+    found = Found(hashes=array("Q"), ids=array("q"), named_by=bytearray(), problems=[])
+    for file in walk.source.files:
+        if file.kind == "parquet":
+            tally.add_file(read_facts(file), file.name)
+    add_hash, add_id, add_named = found.hashes.append, found.ids.append, found.named_by.append
+    draft_of = drafter(maker, identity)
+    body_bytes = 0
+    for row in walk.rows(wanted):
+        draft = draft_of(row)
+        add_hash(int.from_bytes(draft.hash, "big"))
+        add_id(hash(draft.custom_id))
+        add_named(draft.named_by)
+        body_bytes += draft.size
+        if row.columns:
+            tally.add_parquet(row, draft.consumed, wanted.used)
+        elif row.data is not None:
+            tally.add_json(row, draft.consumed)
+        if draft.body is None:
+            _note_problem(found, row, draft)
+        elif found.first is None:
+            found.first = row.row
+        if draft.named_by == BY_NUMBER and row.data is not None:
+            found.unnamed_rows += 1
+            found.unnamed = found.unnamed or row
+        if on_rows is not None and row.row % _STEP == _STEP - 1:
+            on_rows(row.row + 1)
+    found.body_bytes = body_bytes
+    return found
+
+
+def _note_problem(found: Found, row: Row, draft: Draft) -> None:
+    found.bad_rows += 1
+    if len(found.problems) < _SHOWN:
+        found.problems.append(bad_row(row, draft))
+
+
+def settle_names(
+    walk: Walk, found: Found, identity: Identity, *, pinned: bool
+) -> tuple[Identity, tuple[str, ...]]:
+    """The rule that names the rows, proved to give each its own, and warnings.
+
+    Raises `InputError` for a duplicate.
+    """
+    warnings: list[str] = []
+    if identity.explicit is None and identity.fallback is not None and not pinned:
+        reason = _why_not_by_column(walk, found, identity)
+        if reason is not None:
+            identity = Identity(None, None, pinned=pinned)
+            _name_by_number(found)
+        if reason:
+            warnings.append(
+                f"{reason}, so rows without `custom_id` are known by their number: rows may be "
+                "added at the end later, but not between others. Name a better column with id in "
+                "[input]"
+            )
+    numbered = found.named_by.count(BY_NUMBER)
+    if numbered < len(found.ids):
+        pair = _duplicate(walk, found, identity)
+        if pair is not None:
+            raise InputError(_twice(pair, found, identity))
+        if found.unnamed_rows and identity.explicit is None and not warnings:
+            warnings.append(
+                f"{found.unnamed_rows:,} of {len(found.ids):,} rows have no `custom_id` and are "
+                "known by their number"
+            )
+    return identity, tuple(warnings)
+
+
+def _why_not_by_column(walk: Walk, found: Found, identity: Identity) -> str | None:
+    """Why `id` names no rows; empty where there is no such column, null where it does."""
+    if BY_COLUMN not in found.named_by:
+        return ""
+    if found.unnamed is not None:
+        return f"column `{FALLBACK}` is missing, null or neither text nor integer in " + (
+            found.unnamed.place
+        )
+    pair = _duplicate(walk, found, identity)
+    if pair is None:
+        return None
+    (one, name), (other, _) = pair
+    if BY_COLUMN not in (found.named_by[one.row], found.named_by[other.row]):
+        return None  # two of the same `custom_id`: an error, told by the caller
+    return f"column `{FALLBACK}` is not unique ({name!r:.60} in {one.place} and {other.place})"
+
+
+def _name_by_number(found: Found) -> None:
+    for row, named_by in enumerate(found.named_by):
+        if named_by == BY_COLUMN:
+            found.ids[row] = hash(str(row))
+            found.named_by[row] = BY_NUMBER
+            found.unnamed_rows += 1
+    found.problems = [
+        replace(problem, custom_id=str(problem.row))
+        if found.named_by[problem.row] == BY_NUMBER
+        else problem
+        for problem in found.problems
+    ]
+
+
+def _duplicate(walk: Walk, found: Found, identity: Identity) -> Pair | None:
+    columns = {"custom_id", identity.explicit, identity.fallback}
+    wanted = Wanted(used=frozenset(name for name in columns if name is not None))
+
+    def read(numbers: set[int]) -> Iterator[tuple[Row, str]]:
+        passed = bytearray(b"\1") * len(found.ids)
+        for number in numbers:
+            passed[number] = 0
+        for row in walk.rows(wanted, passed):
+            yield row, identity.of(row)[0]
+
+    return find_duplicate(found.ids, read)
+
+
+def _twice(pair: Pair, found: Found, identity: Identity) -> str:
+    (one, name), (other, _) = pair
+    column = identity.explicit or "custom_id"
+    numbered = [row for row in (one, other) if found.named_by[row.row] == BY_NUMBER]
+    if numbered:
+        return (
+            f"{one.place} and {other.place} would both be known as {name!r:.80}: "
+            f"{numbered[0].place} gives no name and goes by its number. Give that row a name, or "
+            "mend or take out the row"
+        )
+    return (
+        f"duplicate {column} {name!r:.80}: {one.place} and {other.place}. It names the row in the "
+        "results, so each must have its own"
+    )

@@ -1,0 +1,1 @@
+"""A server that answers as the Responses API does, and fails as told; the door is `server`."""

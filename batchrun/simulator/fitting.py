@@ -1,0 +1,294 @@
+"""Values that fit a JSON Schema, and values that surely do not.
+
+`fit` obeys types, const, enum, object, array, number and text keywords, formats, patterns, `$ref`
+within the schema, anyOf, oneOf and allOf. It does not read `not`, `if`, `contains` and
+`dependent*`: a schema that leans on those may get a value that does not fit.
+"""
+
+import math
+from random import Random
+from typing import Any
+
+from batchrun.simulator import texts
+from batchrun.simulator.json_types import is_a
+
+Schema = dict[str, Any]
+_DEEP = 6  # levels below which only what must be there is made
+_BOTTOM = 24  # levels below which a schema that must recur is given up
+_SCALARS = ("string", "integer", "number", "boolean")
+_TYPES: dict[str, tuple[type, ...]] = {
+    "string": (str,),
+    "boolean": (bool,),
+    "object": (dict,),
+    "array": (list,),
+    "null": (type(None),),
+    "integer": (int,),
+    "number": (int, float),
+}
+_WRONG = {"string": 12345, "integer": "many", "number": "much", "boolean": "perhaps"}
+
+
+def fit(schema: Schema, rng: Random) -> Any:
+    """A value that the schema accepts."""
+    return _value(schema, rng, schema, 0)
+
+
+def spoil(schema: Schema, value: Any, rng: Random) -> Any:
+    """The value changed so that the schema surely refuses it; null where none is refused."""
+    spoilt: list[Any] = []
+    if isinstance(value, dict):
+        spoilt += [
+            {key: part for key, part in value.items() if key != name}
+            for name in schema.get("required", ())
+            if name in value
+        ]
+        properties = schema.get("properties", {})
+        for name, part in value.items():
+            inner = properties.get(name)
+            type_ = inner.get("type") if isinstance(inner, dict) else None
+            if isinstance(type_, str) and type_ in _WRONG and part is not None:
+                spoilt.append({**value, name: _WRONG[type_]})
+            elif type_ in ("array", "object"):
+                spoilt.append({**value, name: "none of them"})
+        if schema.get("additionalProperties") is False and "patternProperties" not in schema:
+            spoilt.append({**value, "unasked_for": True})
+    if not spoilt and schema.get("type") == "object":
+        spoilt.append([value])
+    return rng.choice(spoilt) if spoilt else None
+
+
+def _value(schema: Any, rng: Random, root: Schema, depth: int) -> Any:
+    if not isinstance(schema, dict) or not schema:
+        return texts.words(rng)
+    if depth > _BOTTOM:
+        return None
+    schema = _flat(schema, rng, root, depth)
+    if "const" in schema:
+        return schema["const"]
+    types = _types(schema)
+    if isinstance(schema.get("enum"), list) and schema["enum"]:
+        fitting = [value for value in schema["enum"] if _is_of(value, types)]
+        return rng.choice(fitting or schema["enum"])
+    match _type(types, rng, depth):
+        case "object":
+            return _object(schema, rng, root, depth)
+        case "array":
+            return _array(schema, rng, root, depth)
+        case "integer":
+            return _integer(schema, rng)
+        case "number":
+            return _number(schema, rng)
+        case "boolean":
+            return rng.random() < 0.5
+        case "null":
+            return None
+        case _:
+            return texts.text(schema, rng)
+
+
+def _flat(schema: Schema, rng: Random, root: Schema, depth: int) -> Schema:
+    """The schema with references followed, allOf merged and a branch of each choice taken."""
+    for _ in range(_BOTTOM):
+        if "$ref" in schema:
+            rest = {key: value for key, value in schema.items() if key != "$ref"}
+            schema = _merged(_target(schema["$ref"], root), rest)
+        elif "allOf" in schema:
+            parts = schema["allOf"]
+            schema = {key: value for key, value in schema.items() if key != "allOf"}
+            for part in parts:
+                schema = _merged(schema, part)
+        elif choice := next((key for key in ("anyOf", "oneOf") if schema.get(key)), None):
+            branches = schema[choice]
+            rest = {key: value for key, value in schema.items() if key != choice}
+            schema = _merged(rest, _branch(branches, rng, depth))
+        else:
+            break
+    return schema
+
+
+def _branch(branches: list[Any], rng: Random, depth: int) -> Any:
+    if depth > _DEEP:  # what can recur is left for what cannot
+        plain = [branch for branch in branches if _is_scalar(branch)]
+        return plain[0] if plain else branches[0]
+    return rng.choice(branches)
+
+
+def _is_scalar(schema: Any) -> bool:
+    return isinstance(schema, dict) and (
+        schema.get("type") in (*_SCALARS, "null") or "const" in schema or "enum" in schema
+    )
+
+
+def _target(reference: str, root: Schema) -> Schema:
+    found: Any = root
+    for step in reference.removeprefix("#").split("/")[1:]:
+        name = step.replace("~1", "/").replace("~0", "~")
+        if isinstance(found, list) and name.isdigit() and int(name) < len(found):
+            found = found[int(name)]
+        else:
+            found = found.get(name) if isinstance(found, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def _merged(first: Schema, second: Any) -> Schema:
+    """A schema that asks for what both ask for, as far as one can say it in one."""
+    if not isinstance(second, dict):
+        return first
+    both = {**first, **second}
+    for key in first.keys() & second.keys():
+        one, other = first[key], second[key]
+        if key == "properties":
+            shared = {name: _merged(one[name], other[name]) for name in one.keys() & other.keys()}
+            both[key] = {**one, **other, **shared}
+        elif key == "required":
+            both[key] = [*one, *(name for name in other if name not in one)]
+        elif key == "enum":
+            both[key] = [value for value in one if value in other]
+        elif key == "type":
+            mine, theirs = _as_list(one), _as_list(other)
+            both[key] = [name for name in mine if name in theirs] or other
+        elif key.startswith(("min", "exclusiveMin")):
+            both[key] = max(one, other)
+        elif key.startswith(("max", "exclusiveMax")):
+            both[key] = min(one, other)
+        elif key in ("anyOf", "oneOf", "allOf"):
+            both[key] = one
+            both["allOf"] = [*both.get("allOf", []), {key: other}]
+    return both
+
+
+def _as_list(types: Any) -> list[Any]:
+    return types if isinstance(types, list) else [types]
+
+
+def _types(schema: Schema) -> list[str]:
+    if "type" in schema:
+        return _as_list(schema["type"])
+    if {"properties", "required", "additionalProperties", "minProperties"} & schema.keys():
+        return ["object"]
+    if {"items", "prefixItems", "minItems", "maxItems"} & schema.keys():
+        return ["array"]
+    if {"minimum", "maximum", "multipleOf", "exclusiveMinimum"} & schema.keys():
+        return ["number"]
+    if {"minLength", "maxLength", "pattern", "format"} & schema.keys():
+        return ["string"]
+    return []
+
+
+def _type(types: list[str], rng: Random, depth: int) -> str:
+    if "null" in types and (depth > _DEEP or types == ["null"] or rng.random() < 0.2):
+        return "null"
+    others = [name for name in types if name != "null"]
+    return rng.choice(others) if others else "string"
+
+
+def _is_of(value: Any, types: list[str]) -> bool:
+    return not types or any(is_a(value, _TYPES.get(name, (object,))) for name in types)
+
+
+def _object(schema: Schema, rng: Random, root: Schema, depth: int) -> dict[str, Any]:
+    properties = schema.get("properties", {})
+    required = schema.get("required", [])
+    if not isinstance(required, list):
+        required = []
+    made: dict[str, Any] = {}
+    for name, inner in properties.items():
+        if name in required or (depth <= _DEEP and rng.random() < 0.6 and inner is not False):
+            made[name] = _value(inner, rng, root, depth + 1)
+    rest = schema.get("additionalProperties", True)
+    for name in required:
+        if name not in made:
+            made[name] = _value(rest, rng, root, depth + 1)
+    least = schema.get("minProperties", 0)
+    if isinstance(rest, dict) and rest and not properties and depth <= _DEEP:
+        least = max(least, min(rng.randint(1, 2), schema.get("maxProperties", 2)))
+    for name, inner in properties.items():
+        if len(made) < least and name not in made:
+            made[name] = _value(inner, rng, root, depth + 1)
+    while len(made) < least and rest is not False:
+        made[f"{texts.word(rng)}_{len(made)}"] = _value(rest, rng, root, depth + 1)
+    most = schema.get("maxProperties", len(made))
+    for name in [name for name in made if name not in required][: max(len(made) - most, 0)]:
+        del made[name]
+    return made
+
+
+def _array(schema: Schema, rng: Random, root: Schema, depth: int) -> list[Any]:
+    items = schema.get("items", True)
+    leading = schema.get("prefixItems", [])
+    if isinstance(items, list):  # as drafts before 2020-12 wrote it
+        leading, items = items, schema.get("additionalItems", True)
+    least = schema.get("minItems", 0)
+    most = schema.get("maxItems", max(least + 3, 3))
+    wanted = least if depth > _DEEP else min(rng.randint(max(least, 1), max(least, 1) + 2), most)
+    made = [_value(inner, rng, root, depth + 1) for inner in leading[: max(wanted, least)]]
+    if depth <= _DEEP and not least and len(leading) <= most:
+        made += [_value(inner, rng, root, depth + 1) for inner in leading[len(made) :]]
+    if items is False:
+        return made
+    for _ in range(50):  # enough for what must differ; more would never end
+        if len(made) >= wanted:
+            break
+        value = _value(items, rng, root, depth + 1)
+        if not schema.get("uniqueItems") or value not in made:
+            made.append(value)
+    return made
+
+
+def _bounds(schema: Schema) -> tuple[float, float, bool, bool]:
+    """Least and most, and whether each is itself left out."""
+    low: float | None = schema.get("minimum")
+    high: float | None = schema.get("maximum")
+    open_low, open_high = schema.get("exclusiveMinimum"), schema.get("exclusiveMaximum")
+    without_low = open_low is True  # a flag in draft 4, a number since
+    without_high = open_high is True
+    if not isinstance(open_low, bool) and open_low is not None and (low is None or open_low >= low):
+        low, without_low = open_low, True
+    if (
+        not isinstance(open_high, bool)
+        and open_high is not None
+        and (high is None or open_high <= high)
+    ):
+        high, without_high = open_high, True
+    if low is None:
+        if high is None:
+            return 0, 100, False, False
+        return high - 100, high, False, without_high
+    if high is None:
+        return low, low + 100, without_low, False
+    return low, high, without_low, without_high
+
+
+def _integer(schema: Schema, rng: Random) -> int:
+    low, high, without_low, without_high = _bounds(schema)
+    least, most = math.ceil(low), math.floor(high)
+    least += without_low and least == low
+    most -= without_high and most == high
+    step = schema.get("multipleOf", 1)
+    if isinstance(step, int) and step > 1:
+        first, last = -(-least // step), most // step
+        return step * rng.randint(first, max(first, last))
+    return rng.randint(least, max(least, most))
+
+
+def _number(schema: Schema, rng: Random) -> float:
+    low, high, without_low, without_high = _bounds(schema)
+    step = schema.get("multipleOf")
+    if step:
+        return _multiple(step, low, high, rng)
+    value = round(rng.uniform(low, high), 2)
+    if low <= value <= high and not (
+        (without_low and value == low) or (without_high and value == high)
+    ):
+        return value
+    return (low + high) / 2
+
+
+def _multiple(step: float, low: float, high: float, rng: Random) -> float:
+    """Only what divides without a rest in floating point, as validators divide."""
+    first, last = math.ceil(low / step), math.floor(high / step)
+    for _ in range(100):
+        value = round(step * rng.randint(first, max(first, last)), 12)
+        if low <= value <= high and (value / step).is_integer():
+            return value
+    return step * first

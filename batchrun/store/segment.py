@@ -1,0 +1,68 @@
+"""A journal segment being written: one `write` for each outcome."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from batchrun.records import Outcome
+from batchrun.store.disk import store_error, write_whole
+from batchrun.store.journal import Header, outcome_record, put_frame
+
+
+class Segment:
+    """The file outcomes are appended to. `append` may race with `sync`, never with itself."""
+
+    def __init__(self, path: Path, header: Header) -> None:
+        """Makes the file. Raises `StoreError`."""
+        self.path = path
+        self.rows = 0
+        self.bytes = 0
+        self._buffer = bytearray()
+        self._dirty = False
+        try:
+            self._handle = os.open(
+                path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600
+            )
+        except OSError as error:
+            raise store_error(path, "make this journal segment", error) from error
+        put_frame(self._buffer, header, 0)
+        try:
+            self._write()
+        except BaseException:
+            os.close(self._handle)
+            with suppress(OSError):
+                path.unlink()
+            raise
+
+    def append(self, outcome: Outcome) -> None:
+        """The system has the outcome when this returns: it survives SIGKILL. Raises `StoreError`.
+
+        After an error the segment is as it was before, if the system lets itself be asked.
+        """
+        put_frame(self._buffer, outcome_record(outcome), self.bytes)
+        self._write()
+        self.rows += 1
+
+    def sync(self) -> None:
+        """What was appended so far is on disk when this returns. Raises `OSError`."""
+        if self._dirty:
+            self._dirty = False  # before the call: what is appended meanwhile counts as not synced
+            os.fdatasync(self._handle)
+
+    @property
+    def deleted(self) -> bool:
+        """Whether somebody took the file away while it is written."""
+        return os.fstat(self._handle).st_nlink == 0
+
+    def close(self) -> None:
+        os.close(self._handle)
+
+    def _write(self) -> None:
+        try:
+            write_whole(self._handle, self._buffer)
+        except OSError as error:
+            with suppress(OSError):
+                os.ftruncate(self._handle, self.bytes)
+            raise store_error(self.path, "write to the journal", error) from error
+        self.bytes += len(self._buffer)
+        self._dirty = True

@@ -1,0 +1,142 @@
+"""A run directory read from outside, also while it is written: no lock, no file changed."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from batchrun.errors import JobError, StoreError
+from batchrun.records import JsonObject, RunRecord, Totals
+from batchrun.store.columns import response_batch, tool_call_batch
+from batchrun.store.disk import storing
+from batchrun.store.lock import is_locked
+from batchrun.store.run_record import RUN_FILE, read_live_file, read_run_record
+from batchrun.store.schema import TOOL_CALLS, response_schema
+from batchrun.store.settled import read_part, sum_totals
+from batchrun.store.snapshot import snapshot
+from batchrun.store.storable import storable_text
+
+
+def read_record(path: Path) -> RunRecord:
+    """What `run.json` says. Raises `JobError` where `path` is no run directory; `StoreError`."""
+    record = read_run_record(path)
+    if record is None:
+        what = f"it has no {RUN_FILE}" if path.is_dir() else "there is no such directory"
+        raise JobError(
+            f"{path} is no run directory ({what}); give the directory that batchrun run wrote to"
+        )
+    return record
+
+
+def read_live(path: Path) -> JsonObject | None:
+    """The summary last written to `live.json`; null where there is none. Raises `StoreError`."""
+    return read_live_file(path)
+
+
+def is_running(path: Path) -> bool:
+    """Whether a process has the directory open to write. Raises `StoreError`."""
+    return is_locked(path)
+
+
+def read_totals(path: Path) -> Totals:
+    """What all settled rows add up to, in parts and journal. Raises `StoreError`."""
+    with snapshot(path) as now:
+        return sum_totals(now)
+
+
+def find_row(path: Path, custom_id: str) -> list[JsonObject]:
+    """The rows of this id, one for each sample, columns by name, their calls under `tool_calls`.
+
+    Rows still in the journal too; empty where nothing has that id. Times finer than a
+    microsecond come as text. Raises `JobError`, `StoreError`.
+    """
+    record = read_record(path)
+    wanted = storable_text(custom_id)
+    rows, calls = [], []
+    with snapshot(path) as now:
+        same_id = pc.field("custom_id") == pa.scalar(wanted, pa.string())
+        schema = response_schema(record.layout)
+        rows += _plain_rows(_filtered(now.responses, schema, same_id))
+        if rows:
+            calls += _plain_rows(_filtered(now.tool_calls, TOOL_CALLS, same_id))
+        kept = [outcome for outcome in now.outcomes() if outcome.request.custom_id == wanted]
+    if kept:
+        batch = response_batch(kept, record.layout, store_request=record.store_request)
+        rows += _plain_rows(pa.Table.from_batches([batch]))
+        calls += _plain_rows(pa.Table.from_batches([tool_call_batch(kept)]))
+    rows.sort(key=lambda row: row["sample"])
+    for row in rows:
+        row["tool_calls"] = [call for call in calls if call["sample"] == row["sample"]]
+    return rows
+
+
+def example_not_ok(path: Path) -> str | None:
+    """The custom_id of some row that is not ok; null where all are. Raises `StoreError`."""
+    with snapshot(path) as now:
+        for part in now.responses:
+            for batch in read_part(part, ("custom_id", "ok")):
+                names = batch.column("custom_id").filter(pc.invert(batch.column("ok")))
+                if len(names):
+                    return str(names[0].as_py())
+        for outcome in now.outcomes():
+            if not outcome.ok:
+                return outcome.request.custom_id
+    return None
+
+
+def responses(path: Path) -> ds.Dataset:
+    """The `responses` table as committed so far, lazily. Raises `JobError`, `StoreError`."""
+    schema = response_schema(read_record(path).layout)
+    with snapshot(path) as now:
+        return _dataset(now.responses, schema)
+
+
+def tool_calls(path: Path) -> ds.Dataset:
+    """The `tool_calls` table as committed so far, lazily. Raises `JobError`, `StoreError`."""
+    read_record(path)
+    with snapshot(path) as now:
+        return _dataset(now.tool_calls, TOOL_CALLS)
+
+
+def _dataset(parts: tuple[Path, ...], schema: pa.Schema) -> ds.Dataset:
+    return ds.dataset([str(part) for part in parts], schema=schema, format="parquet")
+
+
+def _filtered(parts: tuple[Path, ...], schema: pa.Schema, wanted: ds.Expression) -> pa.Table:
+    where = parts[0].parent if parts else "no parts"
+    with storing(where, "read"):
+        try:
+            return _dataset(parts, schema).to_table(filter=wanted)
+        except pa.ArrowException as error:
+            raise StoreError(
+                f"{where}: damaged ({error}); put back a copy, or start a new run directory"
+            ) from error
+
+
+def _plain_rows(table: pa.Table) -> list[dict[str, Any]]:
+    """Rows as Python values, which know no nanoseconds."""
+    plain = pa.schema([field.with_type(_plain_type(field.type)) for field in table.schema])
+    rows: list[dict[str, Any]] = table.cast(plain).to_pylist()
+    return rows
+
+
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_timestamp(kind) or pa.types.is_time64(kind) or pa.types.is_duration(kind):
+        return pa.string() if kind.unit == "ns" else kind
+    if pa.types.is_map(kind):
+        return pa.map_(_plain_type(kind.key_type), _plain_type(kind.item_type))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(_plain_field(kind.value_field))
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(_plain_field(kind.value_field), kind.list_size)
+    if pa.types.is_list(kind):
+        return pa.list_(_plain_field(kind.value_field))
+    if pa.types.is_struct(kind):
+        return pa.struct([_plain_field(field) for field in kind.fields])
+    return kind
+
+
+def _plain_field(field: pa.Field) -> pa.Field:
+    return field.with_type(_plain_type(field.type))
