@@ -73,8 +73,15 @@ class ErrorKind(StrEnum):
 class EndpointError(BatchrunError):
     """One attempt that brought no whole answer: raised by `endpoint`, caught by `dispatch`."""
 
-    def __init__(self, kind: ErrorKind, message: str, http_status: int | None = None) -> None:
+    def __init__(
+        self,
+        kind: ErrorKind,
+        message: str,
+        http_status: int | None = None,
+        response_id: str | None = None,
+    ) -> None:
         super().__init__(message)
         self.kind = kind
         self.message = message
         self.http_status = http_status
+        self.response_id = response_id  # where the answer had begun to come

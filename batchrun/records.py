@@ -84,6 +84,8 @@ class Reply(Struct, frozen=True):
     request_id: str | None
     retry_after_s: float | None
     reported_cost_usd: float | None
+    should_retry: bool | None = None  # what the server itself says about another try
+    first_token_s: float | None = None  # stream mode: until the first non-empty delta
 
 
 class Usage(Struct, frozen=True):

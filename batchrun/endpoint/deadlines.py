@@ -35,6 +35,13 @@ class Deadline:
         if self._task.uncancel() == 0 and kind is asyncio.CancelledError:
             raise TimeoutError from error
 
+    def forgive(self) -> bool:
+        """Takes back a cancellation of our own; false where it was another's."""
+        if not self.expired or self._task is None:
+            return False
+        self.expired = False
+        return self._task.uncancel() == 0
+
     def expire(self) -> None:
         if self._task is not None:
             self.expired = True

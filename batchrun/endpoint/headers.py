@@ -39,6 +39,11 @@ def retry_after_s(headers: Mapping[str, str], now_s: float | None = None) -> flo
     return None
 
 
+def should_retry(headers: Mapping[str, str]) -> bool | None:
+    """What the server itself says about another try; null where it says nothing."""
+    return {"true": True, "false": False}.get(headers.get("x-should-retry", "").lower())
+
+
 def reported_cost_usd(headers: Mapping[str, str]) -> float | None:
     """What a gateway says that this answer cost."""
     return _number(headers.get("x-litellm-response-cost"))

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import msgspec
 import pyarrow as pa
 import pytest
@@ -144,6 +145,16 @@ def column() -> Callable[..., Column]:
 @pytest.fixture(scope="session")
 def record() -> Callable[..., RunRecord]:
     return _record
+
+
+@pytest.fixture(scope="session")
+def query() -> Callable[..., list[tuple[Any, ...]]]:
+    """What DuckDB answers; `?` in the SQL is the glob of a table's parts."""
+
+    def ask(sql: str, path: Path, table: str = "responses") -> list[tuple[Any, ...]]:
+        return duckdb.execute(sql, [f"{path}/{table}/*.parquet"]).fetchall()
+
+    return ask
 
 
 @pytest.fixture(scope="session")

@@ -136,7 +136,11 @@ def through_the_journal(outcome: Outcome) -> Outcome:
 
 
 def micros(at: dt.datetime | None) -> int | None:
-    return at and (at - dt.datetime(1970, 1, 1, tzinfo=dt.UTC)) // dt.timedelta(microseconds=1)
+    return (
+        None
+        if at is None
+        else (at - dt.datetime(1970, 1, 1, tzinfo=dt.UTC)) // dt.timedelta(microseconds=1)
+    )
 
 
 def outcome_of(row: dict[str, Any], calls: list[dict[str, Any]], names: list[str]) -> Outcome:
@@ -252,18 +256,19 @@ def test_an_outcome_through_journal_and_columns_comes_back_the_same(
 
 
 def test_the_columns_stand_as_documented() -> None:
-    assert response_schema(Layout(None, ())).names == (
-        "row custom_id sample variant source ok status truncated http_status error_kind error_code "
-        "error_message incomplete_reason response_id request_id model model_requested service_tier "
-        "endpoint via output_text refusal reasoning_summary output output_parsed_ok citations "
-        "tool_call_count input_tokens cached_tokens cache_write_tokens output_tokens "
-        "reasoning_tokens total_tokens usage cost_usd priced_as reported_cost_usd attempts "
-        "started_at finished_at latency_s first_token_s request request_hash"
-    ).split()
-    assert TOOL_CALLS.names == (
+    assert " ".join(response_schema(Layout(None, ())).names) == (
+        "row custom_id sample variant source ok status truncated http_status error_kind "
+        "error_code error_message incomplete_reason response_id request_id model "
+        "model_requested service_tier endpoint via output_text refusal reasoning_summary output "
+        "output_parsed_ok citations tool_call_count input_tokens cached_tokens "
+        "cache_write_tokens output_tokens reasoning_tokens total_tokens usage cost_usd priced_as "
+        "reported_cost_usd attempts started_at finished_at latency_s first_token_s request "
+        "request_hash"
+    )
+    assert " ".join(TOOL_CALLS.names) == (
         "row custom_id sample variant response_id position type call_id name arguments "
         "arguments_valid status item"
-    ).split()
+    )
 
 
 def test_carried_columns_stand_after_source(column: MakeColumn) -> None:

@@ -94,7 +94,9 @@ def test_a_flipped_bit_costs_only_the_frame_it_is_in(written: bytes) -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(data=st.data())
-def test_any_garbage_over_a_segment_gives_no_wrong_frame(written: bytes, data: st.DataObject) -> None:
+def test_any_garbage_over_a_segment_gives_no_wrong_frame(
+    written: bytes, data: st.DataObject
+) -> None:
     start = data.draw(st.integers(0, len(written)))
     end = data.draw(st.integers(start, len(written)))
     garbage = data.draw(st.binary(max_size=400))
@@ -147,12 +149,11 @@ def test_integers_that_no_file_holds_become_null(tmp_path: Path, answered: Make)
         assert list(read_outcomes(file)) == [answered(0, (None, 2**63 - 1, b"\xff"))]
 
 
-def test_a_failed_write_leaves_the_segment_as_it_was(tmp_path: Path, answered: Make) -> None:
-    # tests/store/test_full_disk.py does the same with a file that may not grow
+def test_a_segment_is_never_written_over(tmp_path: Path, answered: Make) -> None:
     path = tmp_path / "s"
     segment_of(path, [answered(0)])
     with pytest.raises(StoreError, match="cannot make this journal segment"):
-        Segment(path, HEADER)  # it exists
+        Segment(path, HEADER)
     assert len(frames(path.read_bytes())) == 2
 
 

@@ -71,7 +71,10 @@ def test_a_flipped_bit_costs_its_row_alone_and_is_named(
         run_dir = RunDir.open(copy)
         assert list(run_dir.settled().rows) == [r for r in range(4) if r != row]
         (warning,) = run_dir.warnings
-        assert f"{SEGMENT}: {ends[row + 1] - ends[row]} damaged bytes at offset {ends[row]}," in warning
+        assert (
+            f"{SEGMENT}: {ends[row + 1] - ends[row]} damaged bytes at offset {ends[row]},"
+            in warning
+        )
         aside = copy / "journal" / f"damaged-{SEGMENT}-{ends[row]}"
         assert aside.read_bytes() == flipped[ends[row] : ends[row + 1]]
         run_dir.close(seal=False)

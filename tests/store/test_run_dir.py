@@ -248,7 +248,7 @@ def test_a_journal_deleted_while_it_is_written_ends_the_run(
 
 
 def test_a_seal_that_fails_is_raised_once_and_keeps_the_rows(
-    tmp_path: Path, begin: Begin, answered: Make, column: Callable[..., Column]
+    tmp_path: Path, begin: Begin, answered: Make
 ) -> None:
     path = tmp_path / "run"
     run_dir = begin(path)

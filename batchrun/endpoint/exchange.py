@@ -1,0 +1,183 @@
+"""One HTTP exchange: bytes out, the whole answer back, and each wait has an end.
+
+Content type and first byte decide how a body is read, whatever was asked for (PROTOCOL 0.3).
+"""
+
+import asyncio
+import time
+
+import aiohttp
+from yarl import URL
+
+from batchrun.endpoint.deadlines import Deadline
+from batchrun.endpoint.headers import reported_cost_usd, request_id, retry_after_s, should_retry
+from batchrun.endpoint.sse import SseParser
+from batchrun.endpoint.stream import StreamAnswer
+from batchrun.endpoint.wire import Wire
+from batchrun.errors import EndpointError, ErrorKind
+from batchrun.job import EndpointJob
+from batchrun.records import Reply
+
+_LINGER_S = 1.0  # for the end of a connection whose stream has said all
+
+
+class _Arriving:
+    """An answer while it comes: its status, and for a stream what it has said."""
+
+    def __init__(self, started_s: float) -> None:
+        self.started_s = started_s
+        self.http_status: int | None = None
+        self.stream: StreamAnswer | None = None
+        self.first_token_s: float | None = None
+
+
+async def exchange(
+    wire: Wire, method: str, url: URL, body: bytes | None, headers: dict[str, str] | None = None
+) -> Reply:
+    """The whole answer, whatever its status. Raises `EndpointError`."""
+    settings = wire.settings
+    arriving = _Arriving(time.perf_counter())
+    deadline = Deadline(wire.watch, asyncio.get_running_loop().time() + settings.timeout_s)
+    try:
+        with deadline:
+            async with wire.session.request(
+                method, url, data=body, headers=headers, allow_redirects=False
+            ) as response:
+                arriving.http_status = response.status
+                content = await _read(response, deadline, settings, arriving)
+                return Reply(
+                    http_status=response.status,
+                    content_type=response.content_type,
+                    body=content,
+                    request_id=request_id(response.headers),
+                    retry_after_s=retry_after_s(response.headers),
+                    should_retry=should_retry(response.headers),
+                    reported_cost_usd=reported_cost_usd(response.headers),
+                    first_token_s=arriving.first_token_s,
+                )
+    except TimeoutError as error:
+        raise _timed_out(deadline, arriving, settings) from error
+    except aiohttp.ClientError as error:
+        raise _broken(error, arriving, settings) from error
+    except OSError as error:
+        raise _failed(ErrorKind.CONNECTION, _said(error), arriving) from error
+
+
+async def _read(
+    response: aiohttp.ClientResponse,
+    deadline: Deadline,
+    settings: EndpointJob,
+    arriving: _Arriving,
+) -> bytes:
+    now_s = asyncio.get_running_loop().time
+    content = response.content
+    first = b""
+    deadline.idle_s = now_s() + settings.idle_timeout_s
+    if response.content_type == "text/event-stream":
+        deadline.idle_s = deadline.total_s  # a reasoning model may be silent for minutes
+    while not first.strip() and (piece := await content.readany()):
+        first += piece
+    if _is_stream(first, response.content_type):
+        return await _read_stream(response, first, deadline, settings, arriving)
+    pieces = [first]
+    size = len(first)
+    while piece := await content.readany():
+        deadline.idle_s = now_s() + settings.idle_timeout_s
+        size += len(piece)
+        _check_size(size, settings, response)
+        pieces.append(piece)
+    _check_size(size, settings, response)
+    return first if len(pieces) == 1 else b"".join(pieces)
+
+
+def _is_stream(first: bytes, content_type: str) -> bool:
+    start = first.lstrip()[:6]
+    if start[:1] in (b"{", b"[", b"<"):
+        return False
+    return content_type == "text/event-stream" or start.startswith((b"data:", b"event:", b":"))
+
+
+async def _read_stream(
+    response: aiohttp.ClientResponse,
+    first: bytes,
+    deadline: Deadline,
+    settings: EndpointJob,
+    arriving: _Arriving,
+) -> bytes:
+    now_s = asyncio.get_running_loop().time
+    deadline.idle_s = deadline.total_s
+    parser, stream = SseParser(), StreamAnswer()
+    arriving.stream = stream
+    size, piece = 0, first
+    try:
+        while piece:
+            size += len(piece)
+            _check_size(size, settings, response)
+            for event in parser.feed(piece):
+                stream.take(event)
+            if stream.has_begun:
+                deadline.idle_s = now_s() + settings.idle_timeout_s
+                if arriving.first_token_s is None:
+                    arriving.first_token_s = time.perf_counter() - arriving.started_s
+            if stream.is_finished:
+                deadline.idle_s = min(deadline.idle_s, now_s() + _LINGER_S)
+            piece = await response.content.readany()
+        for event in parser.end():
+            stream.take(event)
+    # All was said: how the connection ends does not matter any more.
+    except aiohttp.ClientError:
+        if not stream.is_finished:
+            raise
+    except asyncio.CancelledError:
+        if not (stream.is_finished and deadline.forgive()):
+            raise
+    body = stream.body()
+    if body is None:
+        raise _failed(ErrorKind.CUT, "the stream ended without its last event", arriving)
+    return body
+
+
+def _check_size(size: int, settings: EndpointJob, response: aiohttp.ClientResponse) -> None:
+    if size > settings.max_response_bytes:
+        response.close()
+        raise EndpointError(
+            ErrorKind.TOO_LARGE,
+            f"the answer is larger than {settings.max_response_bytes} bytes "
+            "(endpoint.max_response_bytes)",
+            response.status,
+        )
+
+
+def _timed_out(deadline: Deadline, arriving: _Arriving, settings: EndpointJob) -> EndpointError:
+    if not deadline.expired:  # aiohttp's own, for the connection
+        return _failed(ErrorKind.CONNECTION, _no_connection(settings), arriving)
+    if arriving.http_status is None:
+        text = f"no answer within {settings.timeout_s:g} s (endpoint.timeout_s)"
+    elif deadline.idle_s < deadline.total_s:
+        text = f"the answer stood still for {settings.idle_timeout_s:g} s (endpoint.idle_timeout_s)"
+    else:
+        text = f"the answer was not whole within {settings.timeout_s:g} s (endpoint.timeout_s)"
+    return _failed(ErrorKind.TIMEOUT, text, arriving)
+
+
+def _broken(
+    error: aiohttp.ClientError, arriving: _Arriving, settings: EndpointJob
+) -> EndpointError:
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        return _failed(ErrorKind.CONNECTION, _no_connection(settings), arriving)
+    if arriving.http_status is not None:
+        return _failed(ErrorKind.CUT, f"the answer broke off: {_said(error)}", arriving)
+    return _failed(ErrorKind.CONNECTION, _said(error), arriving)
+
+
+def _failed(kind: ErrorKind, message: str, arriving: _Arriving) -> EndpointError:
+    response_id = arriving.stream.response_id if arriving.stream else None
+    return EndpointError(kind, message, arriving.http_status, response_id)
+
+
+def _no_connection(settings: EndpointJob) -> str:
+    return f"no connection within {settings.connect_timeout_s:g} s (endpoint.connect_timeout_s)"
+
+
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -1,0 +1,56 @@
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from batchrun.records import RunRecord
+from batchrun.store.run_dir import RunDir
+
+KEEP = """
+import resource, sys
+from pathlib import Path
+from batchrun.records import *
+from batchrun.store.run_dir import RunDir
+run_dir = RunDir.open(Path(sys.argv[1]))
+run_dir.start(part_rows=10_000, part_bytes=1 << 30)
+def most_kb():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for row in range(200_000):
+    request = Request(row, f"id-{row}", "s", b"x" * 200, f"{row:016x}", "m", None, ())
+    result = Response(None, "completed", "m", None, "[]", "t" * 200, None, None, (), (), Usage(),
+                      None, False, None)
+    run_dir.keep(Outcome(request, result, (), "e", "plain"))
+    if row == 50_000:
+        before = most_kb()
+run_dir.close(seal=True)
+print(before, most_kb())
+"""
+SETTLED = """
+import resource, sys
+from pathlib import Path
+from batchrun.store.run_dir import RunDir
+run_dir = RunDir.open(Path(sys.argv[1]))
+print(len(run_dir.settled().rows), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def run(script: str, path: Path) -> list[int]:
+    child = subprocess.run(
+        [sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True
+    )
+    return [int(word) for word in child.stdout.split()]
+
+
+def test_memory_does_not_grow_with_the_rows(
+    tmp_path: Path, record: Callable[..., RunRecord]
+) -> None:
+    path = tmp_path / "run"
+    run_dir = RunDir.open(path)
+    run_dir.save(record())
+    run_dir.close(seal=False)
+    before_kb, after_kb = run(KEEP, path)
+    # 150,000 rows of some 700 bytes; the allowance is the allocators' unrest, not the rows
+    assert after_kb - before_kb < 48_000
+    rows, settled_kb = run(SETTLED, path)
+    assert rows == 200_000
+    assert settled_kb < 300_000
