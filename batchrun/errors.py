@@ -66,6 +66,7 @@ class ErrorKind(StrEnum):
     TOO_LONG = "too_long"  # the input is longer than the model or server takes
     CONTENT_POLICY = "content_policy"  # the provider refuses this content
     BAD_REQUEST = "bad_request"  # any other 4xx
+    GONE = "gone"  # a background response that the server does not know any more
     CANCELLED = "cancelled"  # the API says that the response was cancelled
     INVALID_ROW = "invalid_row"  # no request could be made of the row; never sent
 

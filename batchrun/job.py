@@ -10,7 +10,7 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import msgspec
@@ -44,6 +44,7 @@ class EndpointJob(Struct, frozen=True, forbid_unknown_fields=True):
 
     base_url: str
     api_key_env: str = "OPENAI_API_KEY"  # `none` for a server without keys
+    mode: Literal["plain", "stream", "background"] = "plain"  # how each request is made
     headers: dict[str, str] = field(default_factory=dict)  # values may be `env:NAME`
     query: dict[str, str] = field(default_factory=dict)
     timeout_s: float = 600.0  # one try, from connect to the last byte
@@ -68,6 +69,8 @@ class RetryJob(Struct, frozen=True, forbid_unknown_fields=True):
     max_attempts: int = 6
     max_wait_s: float = 60.0  # the longest backoff without a hint
     max_elapsed_s: float = 3600.0  # for a row, from its first send, waits at the gate left out
+    on_incomplete: Literal["keep", "raise_limit"] = "keep"  # ask again with twice the limit?
+    on_invalid_output: int = 0  # times to ask again where the output does not fit its schema
 
 
 class OutputJob(Struct, frozen=True, forbid_unknown_fields=True):
@@ -205,9 +208,9 @@ def _refuse_secrets(tree: dict[str, Any], where: str) -> None:
         in_endpoint = tables in (["endpoint"], ["endpoint", "query"]) and last != "api_key_env"
         if (named and (in_headers or in_endpoint)) or _SECRET_VALUE.search(value):
             raise JobError(
-                f"{where}: {dotted} holds what looks like a key. Files are shared and kept, so "
-                "keys come from the environment only: name the variable in endpoint.api_key_env, or "
-                'write a header as "env:NAME"'
+                f"{where}: {dotted} holds what looks like a key. Files are shared, so "
+                "keys come from the environment only: name the variable in endpoint.api_key_env, "
+                'or write a header as "env:NAME"'
             )
 
 
@@ -241,7 +244,7 @@ def _nearest(word: str, known: tuple[str, ...]) -> str:
 
 
 def _readable(message: str) -> str:
-    """msgspec's message with the key first."""
+    """The message with the key first."""
     text, _, path = message.partition(" - at `$.")
     return f"{path.rstrip('`')}: {text}" if path else text
 
@@ -263,6 +266,7 @@ def _checked(job: Job, where: str) -> Job:
         "endpoint.max_response_bytes": (job.endpoint.max_response_bytes, 1),
         "limits.concurrency": (job.limits.concurrency, 1),
         "retry.max_attempts": (job.retry.max_attempts, 1),
+        "retry.on_invalid_output": (job.retry.on_invalid_output, 0),
         "retry.max_wait_s": (job.retry.max_wait_s, 0),
         "retry.max_elapsed_s": (job.retry.max_elapsed_s, 0),
         "output.part_rows": (job.output.part_rows, 1),

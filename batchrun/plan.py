@@ -122,7 +122,7 @@ def make_plan(
         sent=survey.sent,
         carried=survey.carried,
         first=survey.first,
-        warnings=survey.warnings,
+        warnings=(*(run_dir.warnings if run_dir else ()), *survey.warnings),
         store_request=store_request,
         disk_bytes=to_send * (row_bytes // survey.rows + _ANSWER_BYTES),
         free_bytes=_free_bytes(path),

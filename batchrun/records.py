@@ -182,12 +182,13 @@ class Outcome(Struct, frozen=True):
 
     request: Request
     result: Response | Failure
-    attempts: tuple[Attempt, ...]  # the last is the one that counted; empty where none was sent
+    attempts: tuple[Attempt, ...]  # in order; empty where none was sent
     endpoint: str  # base URL
     via: str  # plain, stream, background
     first_token_s: float | None = None
     cost_usd: float | None = None
     priced_as: str | None = None
+    counted: int = -1  # which of the attempts brought the result
 
     @property
     def ok(self) -> bool:

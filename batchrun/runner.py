@@ -10,7 +10,7 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -25,10 +25,11 @@ from batchrun.executors.local import LocalExecutor
 from batchrun.inputs.read import find_source
 from batchrun.inputs.requests import HASH_RULE
 from batchrun.inputs.standard_input import keep_input
-from batchrun.job import STDIN, EndpointJob, Job, api_key, header_values
+from batchrun.job import STDIN, Job, api_key, header_values
 from batchrun.plan import Plan, kept_source, make_plan, refuse_other_use, source_name
 from batchrun.policy.concurrency import FirstAlone, InFlight
-from batchrun.records import RunRecord
+from batchrun.policy.retry import FirstRows
+from batchrun.records import BadRow, Request, RunRecord
 from batchrun.report.summary import Summary, Tally, next_command
 from batchrun.simulator.behavior import Behavior
 from batchrun.simulator.server import serve
@@ -132,8 +133,11 @@ async def run_job(
             async with contextlib.AsyncExitStack() as servers:
                 if simulate:
                     base_url = await servers.enter_async_context(serve(Behavior()))
-                    endpoint = EndpointJob(base_url=base_url, api_key_env="none")
-                client = await servers.enter_async_context(Client(endpoint, key, headers, VERSION))
+                    endpoint = replace(
+                        endpoint, base_url=base_url, api_key_env="none", headers={}, query={}
+                    )
+                client = Client(endpoint, key, headers, VERSION, run.begin)
+                await servers.enter_async_context(client)
                 await run.send(client, limit)
         return await run.end()
 
@@ -213,7 +217,10 @@ class _Run:
         gate = Gate([InFlight(in_flight), FirstAlone()])
         dispatcher = Dispatcher(client, gate, job.retry, job.endpoint.api_key_env)
         executor = LocalExecutor(dispatcher, gate, in_flight)
-        requests = self.plan.prompts.requests(self.plan.layout, self.plan.settled, limit)
+        requests = self._taken_up(
+            self.plan.prompts.requests(self.plan.layout, self.plan.settled, limit)
+        )
+        first_rows = FirstRows(self.record.totals)
         try:
             async with (
                 executor.run(requests) as outcomes,
@@ -223,8 +230,24 @@ class _Run:
                 async for outcome in outcomes:
                     run_dir.keep(outcome)
                     tally.count(outcome)
+                    if (reason := first_rows.told(outcome)) is not None:
+                        executor.stop(RunStopped(reason))
         except (RunStopped, Interrupted) as end:
             self.ended_by = end
+
+    async def begin(self, request: Request, response_id: str) -> None:
+        """A background response has begun: on disk before it is waited for."""
+        await asyncio.to_thread(self.run_dir.begin, request, response_id)
+
+    def _taken_up(self, requests: Iterator[Request | BadRow]) -> Iterator[Request | BadRow]:
+        """The requests; those begun in background by an earlier command know their response."""
+        started = dict(self.run_dir.started)
+        for request in requests:
+            begun = started.get(request.custom_id)
+            if isinstance(request, Request) and begun is not None and begun.hash == request.hash:
+                yield replace(request, resume_id=begun.response_id)
+            else:
+                yield request
 
     async def end(self) -> Summary:
         """Everything into Parquet, the totals into `run.json`."""

@@ -50,6 +50,11 @@ goes on where it stopped.
 )
 @click.option("--base-url", metavar="URL", help="Endpoint.  [default: $OPENAI_BASE_URL or OpenAI]")
 @click.option(
+    "--mode",
+    type=click.Choice(["plain", "stream", "background"]),
+    help="How each request is made.  [default: plain]",
+)
+@click.option(
     "--api-key-env",
     metavar="NAME",
     help="Variable that holds the key, or none.  [default: OPENAI_API_KEY]",
@@ -83,6 +88,7 @@ def run(
     instructions: str | None,
     sets: tuple[str, ...],
     base_url: str | None,
+    mode: str | None,
     api_key_env: str | None,
     concurrency: int | None,
     max_attempts: int | None,
@@ -110,6 +116,7 @@ def run(
         "request.input": prompt,
         "request.instructions": instructions,
         "endpoint.base_url": base_url,
+        "endpoint.mode": mode,
         "endpoint.api_key_env": api_key_env,
         "limits.concurrency": concurrency,
         "retry.max_attempts": max_attempts,

@@ -8,8 +8,9 @@ from typing import Self
 import aiohttp
 from yarl import URL
 
+from batchrun.endpoint.background import Sink, forget, send_background
 from batchrun.endpoint.deadlines import DeadlineWatch
-from batchrun.endpoint.plain import send_plain
+from batchrun.endpoint.plain import send_plain, send_stream
 from batchrun.endpoint.wire import Wire
 from batchrun.job import EndpointJob
 from batchrun.records import Reply, Request
@@ -19,18 +20,26 @@ _SLOWEST_SWEEP_S = 0.5
 
 
 class Client:
-    """An endpoint that requests can be sent to while it is entered."""
+    """An endpoint that requests can be sent to while it is entered.
 
-    via = "plain"
+    `sink` is told of each background response that has begun, before it is waited for.
+    """
 
     def __init__(
-        self, settings: EndpointJob, key: str | None, headers: Mapping[str, str], version: str
+        self,
+        settings: EndpointJob,
+        key: str | None,
+        headers: Mapping[str, str],
+        version: str,
+        sink: Sink = forget,
     ) -> None:
         self.base_url = settings.base_url
+        self.via = settings.mode
+        self._sink = sink
         self._settings = settings
         self._headers = {
             "Content-Type": "application/json",
-            "Accept": "application/json",
+            "Accept": "text/event-stream" if settings.mode == "stream" else "application/json",
             "User-Agent": f"batchrun/{version}",
         }
         if key is not None:
@@ -46,8 +55,9 @@ class Client:
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=settings.connect_timeout_s),
             headers=self._headers,
-            # Looked up once; `trust_env` would do it, and read .netrc, for each request.
-            proxy=_proxy(url),
+            # Looked up once; `trust_env` would do it, and read .netrc, for each request. Loopback
+            # needs none, and no proxy could reach it: the embedded simulator is there.
+            proxy=None if settings.is_loopback else _proxy(url),
         )
         shortest_s = min(settings.timeout_s, settings.idle_timeout_s)
         watch = DeadlineWatch(min(_SLOWEST_SWEEP_S, shortest_s / _SWEEPS))
@@ -60,9 +70,14 @@ class Client:
         self._wire.watch.close()
         await self._wire.session.close()
 
-    async def send(self, request: Request) -> Reply:
-        """The whole answer. Raises `EndpointError`."""
-        return await send_plain(self._wire, request)
+    async def send(self, request: Request, client_request_id: str, left_s: float) -> Reply:
+        """The whole answer. Raises `EndpointError`. `left_s` is what is left of the row's time."""
+        headers = {"X-Client-Request-Id": client_request_id}
+        if self.via == "background" or request.resume_id is not None:
+            return await send_background(self._wire, request, headers, left_s, self._sink)
+        if self.via == "stream":
+            return await send_stream(self._wire, request, headers)
+        return await send_plain(self._wire, request, headers)
 
 
 def _proxy(url: URL) -> str | None:

@@ -5,9 +5,16 @@ from batchrun.endpoint.wire import Wire
 from batchrun.records import Reply, Request
 
 
-async def send_plain(wire: Wire, request: Request) -> Reply:
+async def send_plain(wire: Wire, request: Request, headers: dict[str, str]) -> Reply:
     """The whole answer. Raises `EndpointError`."""
-    return await exchange(wire, "POST", wire.url, with_fields(request.body, b'"stream":false'))
+    body = with_fields(request.body, b'"stream":false')
+    return await exchange(wire, "POST", wire.url, body, headers)
+
+
+async def send_stream(wire: Wire, request: Request, headers: dict[str, str]) -> Reply:
+    """The answer that the stream's events carry. Raises `EndpointError`."""
+    body = with_fields(request.body, b'"stream":true')
+    return await exchange(wire, "POST", wire.url, body, headers)
 
 
 def with_fields(body: bytes, fields: bytes) -> bytes:

@@ -14,6 +14,7 @@ from msgspec import Raw, Struct
 from batchrun.errors import ErrorKind
 from batchrun.parse.error_body import ErrorAnswer, find_error
 from batchrun.parse.json_text import beginning, count, decode, is_bool, mended, text
+from batchrun.parse.schemas import output_fits
 from batchrun.parse.tool_call import Item, read_tool_call
 from batchrun.records import Citation, Failure, Request, Response, ToolCall, Usage
 
@@ -73,19 +74,21 @@ def _response(
     items = _items_decoder.decode(output) if output[:1] == b"[" else []
     usage, cost_usd = _usage(answer.usage)
     reason = text(answer.incomplete_details, "reason")
+    content = _content(items, request)
     return Response(
         id=text(answer.id),
         status=status,
         model=text(answer.model),
         service_tier=text(answer.service_tier),
         output=output.decode() if output[:1] == b"[" else "[]",
-        **_content(items, request),
+        **content,
         usage=usage,
         usage_json=_usage_json(answer),
         truncated=_is_truncated(status, reason, usage, request.max_output_tokens),
         incomplete_reason=reason,
         reported_cost_usd=cost_usd if reported_cost_usd is None else reported_cost_usd,
         failure=_failure(status, answer.error),
+        output_parsed_ok=output_fits(content["output_text"], request.body),
     )
 
 

@@ -1,14 +1,12 @@
-"""One tool call, and whether its arguments fit what the request asked for."""
+"""One output item that calls a tool, whatever its kind (PROTOCOL A.4)."""
 
-import json
-from functools import lru_cache
 from typing import Any
 
 import msgspec
-from jsonschema_rs import ReferencingError, ValidationError, validator_for
-from msgspec import Raw, Struct
+from msgspec import Struct
 
-from batchrun.parse.json_text import decode, text
+from batchrun.parse.json_text import text
+from batchrun.parse.schemas import arguments_fit
 from batchrun.records import Request, ToolCall
 
 _ITEM_BYTES = 64 * 1024  # a longer item is cut in `tool_calls.item`, and whole in `output`
@@ -21,85 +19,70 @@ class Item(Struct):
     call_id: Any = None
     name: Any = None
     arguments: Any = None
-    input: Any = None
+    input: Any = None  # custom tools
     status: Any = None
     content: Any = None
     summary: Any = None
+    action: Any = None  # web search, computer, shell
+    actions: Any = None
+    queries: Any = None  # file search
+    code: Any = None
+    container_id: Any = None
+    operation: Any = None  # patches
+    server_label: Any = None  # MCP
+    revised_prompt: Any = None  # images
 
 
 def read_tool_call(position: int, kind: str, item: Item, raw: bytes, request: Request) -> ToolCall:
-    arguments = item.arguments if item.arguments is not None else item.input
-    if arguments is not None and not isinstance(arguments, str):
-        arguments = msgspec.json.encode(arguments).decode()
+    """The call as a row; what names it and what it was given depend on its kind."""
     name = text(item.name)
+    arguments = _as_text(_arguments(item))
+    is_function = kind == "function_call"
     return ToolCall(
         position=position,
         type=kind,
         call_id=text(item.call_id),
-        name=name,
+        name=name if is_function else _name(item, name),
         arguments=arguments,
-        arguments_valid=_fits(arguments, name, request) if kind == "function_call" else None,
+        arguments_valid=arguments_fit(arguments, name, request.body) if is_function else None,
         status=text(item.status),
         item=raw[:_ITEM_BYTES].decode(errors="ignore"),
     )
 
 
-class _Tool(Struct):
-    type: Any = None
-    name: Any = None
-    parameters: Raw = Raw(b"null")
+def _arguments(item: Item) -> object:
+    given = (
+        item.arguments,
+        item.input,
+        item.action,
+        item.actions,
+        item.operation,
+        item.code,
+        item.queries,
+        item.revised_prompt,
+    )
+    return next((value for value in given if value is not None), None)
 
 
-class _ToolsOf(Struct):
-    tools: list[Raw] | None = None
+def _name(item: Item, name: str | None) -> str | None:
+    """A web search is named by its queries, an MCP call by its server too."""
+    server = text(item.server_label)
+    if server is not None:
+        return server if name is None else f"{server}.{name}"
+    if name is not None:
+        return name
+    action = item.action if isinstance(item.action, dict) else {}
+    for queries in (item.queries, action.get("queries"), [action.get("query")]):
+        found = [word for word in queries if text(word)] if isinstance(queries, list) else []
+        if found:
+            return "; ".join(found)
+    for value in (action.get("url"), action.get("type"), item.container_id):
+        if text(value):
+            return text(value)
+    return text(item.operation, "type")
 
 
-def _fits(arguments: str | None, name: str | None, request: Request) -> bool | None:
-    """Whether the arguments are JSON and fit the schema; null where the schema is unusable."""
-    try:
-        value = json.loads(arguments or "", parse_constant=_refuse)
-    except (ValueError, RecursionError):
-        return False
-    schema = _schema_of(name, request.body)
-    if schema is None:
-        return True
-    validator = _validator(schema)
-    if validator is None:
-        return None
-    try:
-        return bool(validator.is_valid(value))
-    except (ValueError, RecursionError):
-        return False
-
-
-def _schema_of(name: str | None, body: bytes) -> bytes | None:
-    try:
-        tools = msgspec.json.decode(body, type=_ToolsOf).tools or []
-    except msgspec.DecodeError:
-        return None
-    for raw in tools:
-        try:
-            tool = msgspec.json.decode(raw, type=_Tool)
-        except msgspec.DecodeError:
-            continue
-        if tool.name == name and tool.type == "function" and bytes(tool.parameters) != b"null":
-            return bytes(tool.parameters)
-    return None
-
-
-@lru_cache(maxsize=256)
-def _validator(schema: bytes) -> Any | None:
-    """A compiled schema; null where it is none. Compiling takes far longer than checking."""
-    try:
-        return validator_for(decode(schema), retriever=_fetch_nothing)
-    except (ValidationError, ReferencingError, ValueError, TypeError):
-        return None
-
-
-def _fetch_nothing(uri: str) -> Any:
-    """A schema that points elsewhere must not make us open a connection."""
-    raise ValueError(uri)
-
-
-def _refuse(constant: str) -> float:
-    raise ValueError(constant)
+def _as_text(value: object) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    return msgspec.json.encode(value).decode()

@@ -85,6 +85,22 @@ _OVER_LIMIT = re.compile(
     r"(?is)request too large.*?limit:?\s*(\d+).*?requested:?\s*(\d+)",
 )
 
+_HINT = re.compile(
+    r"(?i)(?:try again|retry) (?:in|after) ((?:\d+(?:\.\d+)? ?(?:ms|s|m|h|seconds?|minutes?)\b ?|"
+    r"\d+(?:\.\d+)?(?:h|m))+)"
+)
+_DURATION = re.compile(r"(?i)(\d+(?:\.\d+)?) ?(ms|seconds?|minutes?|s|m|h)")
+_UNITS = {
+    "ms": 0.001,
+    "s": 1.0,
+    "second": 1.0,
+    "seconds": 1.0,
+    "m": 60.0,
+    "minute": 60.0,
+    "minutes": 60.0,
+    "h": 3600.0,
+}
+
 
 def classify(
     http_status: int,
@@ -107,6 +123,15 @@ def classify(
         if over and int(over[2]) > int(over[1]):
             return ErrorKind.OVER_LIMIT
     return kind
+
+
+def hint_in(message: str) -> float | None:
+    """Seconds that a message asks to wait: `try again in 9.816s`, `20ms`, `6m0s`, `6 seconds`."""
+    found = _HINT.search(message)
+    if found is None:
+        return None
+    parts = _DURATION.findall(found[1])
+    return sum(float(number) * _UNITS[unit.lower()] for number, unit in parts) if parts else None
 
 
 def _of_words(http_status: int, code: str | None, error_type: str | None) -> ErrorKind | None:

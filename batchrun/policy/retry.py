@@ -7,8 +7,10 @@ from msgspec import Struct
 
 from batchrun.errors import ErrorKind
 from batchrun.job import RetryJob
+from batchrun.records import Failure, Outcome, Response, Totals
 
 FIRST_WAIT_S = 0.5
+FIRST_ROWS = 20  # that fail the same way stop the run
 REFUSALS_IN_A_ROW = 20  # rows in a row whose key, model or path is refused stop the run
 
 
@@ -32,6 +34,7 @@ CURES: dict[ErrorKind, Cure] = {
     ErrorKind.REDIRECT: Cure.MEND,
     ErrorKind.RATE_LIMIT: Cure.WAIT,
     ErrorKind.BUSY: Cure.AGAIN,
+    ErrorKind.GONE: Cure.AGAIN,
     ErrorKind.OVERLOADED: Cure.AGAIN,
     ErrorKind.SERVER_ERROR: Cure.AGAIN,
     ErrorKind.CONNECTION: Cure.AGAIN,
@@ -48,6 +51,9 @@ CURES: dict[ErrorKind, Cure] = {
     ErrorKind.CANCELLED: Cure.NONE,
     ErrorKind.INVALID_ROW: Cure.NONE,
 }
+
+SAME_ENDS = 3  # times that one error of a row may come back unchanged
+_DOWN = ("", "server_error", "internal_server_error", "internal_error", "do_request_failed")
 
 _MORE = {Cure.ONCE_MORE: 1, Cure.TWICE_MORE: 2}
 
@@ -86,39 +92,83 @@ class ScopeHealth:
         self.refused_in_a_row += 1
 
 
+class FirstRows:
+    """Whether the first rows of a run, counted over resumes, all fail the same way."""
+
+    def __init__(self, earlier: Totals) -> None:
+        self._kinds = set(earlier.error_kinds)
+        self._rows = sum(earlier.error_kinds.values())
+        self._is_over = earlier.ok > 0 or self._rows < earlier.rows or self._rows >= FIRST_ROWS
+
+    def told(self, outcome: Outcome) -> str | None:
+        """Why the run should stop, after this outcome; null where it should not."""
+        result = outcome.result
+        failure = result.failure if isinstance(result, Response) else result
+        if self._is_over or (failure is not None and failure.status == "invalid"):
+            return None
+        self._rows += 1
+        self._kinds.add("" if failure is None else failure.kind.value)
+        if failure is None or len(self._kinds) > 1 or self._rows >= FIRST_ROWS:
+            self._is_over = True
+        if failure is None or len(self._kinds) > 1 or self._rows < FIRST_ROWS:
+            return None
+        return (
+            f"the first {FIRST_ROWS} rows all failed the same way ({failure.kind}): "
+            f"{failure.message}; mend the request or the endpoint, then run again"
+        )
+
+
 def judge(
-    failures: Sequence[ErrorKind],
+    failures: Sequence[Failure],
     *,
     hint_s: float | None,
+    should_retry: bool | None,
     elapsed_s: float,
     settings: RetryJob,
     health: ScopeHealth,
     jitter: float,
 ) -> Again | GiveUp | Halt:
     """What follows the last of a row's `failures`; `jitter` is a random number from 0 to 1."""
-    kind = failures[-1]
+    kind = failures[-1].kind
     cure = CURES[kind]
+    kinds = [failure.kind for failure in failures]
+    if should_retry is True and cure is Cure.NONE:
+        cure = Cure.AGAIN
     if cure is Cure.PAY:
         return Halt("money or quota is used up; top up, then run the same command again")
     if cure is Cure.MEND:
         return _refused(kind, health)
-    if cure is Cure.NONE:
+    if cure is Cure.NONE or should_retry is False:
         return GiveUp("failed", "")
+    if _comes_back(failures):
+        return GiveUp("failed", f"the same {SAME_ENDS} times")
     if cure is Cure.WAIT and hint_s is not None and hint_s > settings.max_elapsed_s:
         return Halt(
             f"the server asks to wait {hint_s:.0f} s, longer than retry.max_elapsed_s; "
             "run the same command again then"
         )
-    same = [other for other in failures if CURES[other] is cure]
+    same = [other for other in kinds if CURES[other] is cure]
     if len(same) > _MORE.get(cure, len(same)):
         return GiveUp("no_answer", _advice(kind))
-    counted = sum(CURES[other] is not Cure.WAIT for other in failures)
+    counted = sum(CURES[other] is not Cure.WAIT for other in kinds)
     if cure is not Cure.WAIT and counted >= settings.max_attempts:
         return GiveUp("no_answer", f"{counted} tries (retry.max_attempts)")
     wait_s = _wait_s(len(same) if cure is Cure.WAIT else counted, hint_s, settings, jitter)
     if elapsed_s + wait_s > settings.max_elapsed_s:
         return GiveUp("no_answer", f"after {elapsed_s:.0f} s (retry.max_elapsed_s)")
     return Again(wait_s)
+
+
+def _comes_back(failures: Sequence[Failure]) -> bool:
+    """An error of its own, come back unchanged: not the load, but the request is what it is about.
+
+    Errors without a code of their own are what servers say when they are down.
+    """
+    last = failures[-1]
+    if last.kind is not ErrorKind.SERVER_ERROR or (last.code or "").lower() in _DOWN:
+        return False
+    same = [other for other in failures if (other.code, other.message) == (last.code, last.message)]
+    return len(same) >= SAME_ENDS
 
 
 def _refused(kind: ErrorKind, health: ScopeHealth) -> GiveUp | Halt:

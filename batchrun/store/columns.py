@@ -28,6 +28,7 @@ def response_row(outcome: Outcome, carried: int, *, store_request: bool) -> tupl
     answer = result if isinstance(result, Response) else None
     failure = result.failure if isinstance(result, Response) else result
     usage = answer.usage if answer else _NO_USAGE
+    counted = attempts[outcome.counted] if attempts else None
     last = attempts[-1] if attempts else None
     body = request.body if store_request else b""
     return (
@@ -40,13 +41,13 @@ def response_row(outcome: Outcome, carried: int, *, store_request: bool) -> tupl
         outcome.ok,
         result.status,
         answer.truncated if answer else False,
-        last.http_status if last else None,
+        counted.http_status if counted else None,
         failure.kind if failure else None,
         failure.code if failure else None,
         failure.message if failure else None,
         answer.incomplete_reason if answer else None,
         answer.id if answer else None,
-        last.request_id if last else None,
+        counted.request_id if counted else None,
         answer.model if answer else None,
         request.model,
         answer.service_tier if answer else None,
@@ -72,7 +73,7 @@ def response_row(outcome: Outcome, carried: int, *, store_request: bool) -> tupl
         [_as_tuple(attempt) for attempt in attempts],
         attempts[0].started_at if attempts else None,
         last.started_at + round(last.latency_s * 1e6) if last else None,
-        last.latency_s if last else None,
+        counted.latency_s if counted else None,
         outcome.first_token_s,
         body.decode("utf-8", "replace") if body else None,
         request.hash,

@@ -50,6 +50,7 @@ class Kept(Struct, frozen=True, tag_field="record", tag="outcome"):
     first_token_s: float | None = None
     cost_usd: float | None = None
     priced_as: str | None = None
+    counted: int = -1
 
     def outcome(self) -> Outcome:
         result = self.response or self.failure
@@ -64,6 +65,7 @@ class Kept(Struct, frozen=True, tag_field="record", tag="outcome"):
             self.first_token_s,
             self.cost_usd,
             self.priced_as,
+            self.counted,
         )
 
 
@@ -116,6 +118,7 @@ def outcome_record(outcome: Outcome) -> Kept:
         outcome.first_token_s,
         outcome.cost_usd,
         outcome.priced_as,
+        outcome.counted,
     )
 
 

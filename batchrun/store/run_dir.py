@@ -6,13 +6,13 @@ asyncio here: `keep` and the small files are quick, the slow work has threads of
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 
 from batchrun.errors import JobError, StoreError
-from batchrun.records import Outcome, RunRecord
+from batchrun.records import Outcome, Request, RunRecord
 from batchrun.store.disk import storing, sync_folder, write_whole
 from batchrun.store.lock import NAME as LOCK
 from batchrun.store.lock import take_lock
@@ -29,6 +29,7 @@ from batchrun.store.schema import SCHEMA_VERSION
 from batchrun.store.seal import seal
 from batchrun.store.settled import Settled, read_part, read_settled
 from batchrun.store.snapshot import snapshot
+from batchrun.store.started import Started, StartedLog
 from batchrun.store.storable import encode_json
 from batchrun.store.writer import Writer
 
@@ -50,6 +51,7 @@ class RunDir:
         self._leftover = found.segments
         self._events: int | None = None
         self._writer: Writer | None = None
+        self._started = StartedLog(path)
 
     @classmethod
     def open(cls, path: Path) -> "RunDir":
@@ -85,7 +87,21 @@ class RunDir:
     def settled(self) -> Settled:
         """What parts and journal hold. Raises `StoreError`."""
         with snapshot(self.path) as now:
-            return read_settled(now)
+            settled = read_settled(now)
+        begun = {hash(custom_id): custom_id for custom_id in self._started.open}
+        for key in settled.ids if begun else ():
+            if key in begun:
+                self._started.settle(begun[key])
+        return settled
+
+    @property
+    def started(self) -> Mapping[str, Started]:
+        """Background responses begun and not settled, by custom_id; right after `settled`."""
+        return self._started.open
+
+    def begin(self, request: Request, response_id: str) -> None:
+        """A background response's id, durable when it returns. From any thread. `StoreError`."""
+        self._started.begin(request, response_id)
 
     def ids_of(self, rows: Iterable[int]) -> dict[int, str]:
         """The custom_ids of settled rows, for messages: it reads all parts. Raises `StoreError`."""
@@ -124,6 +140,8 @@ class RunDir:
         if self._writer is None:
             raise RuntimeError("keep() comes between start() and close()")
         self._writer.keep(outcome)
+        if self._started.open:
+            self._started.settle(outcome.request.custom_id)
 
     def write_live(self, summary: object) -> None:
         """`live.json` says this. Raises `StoreError`."""
@@ -158,6 +176,8 @@ class RunDir:
         """
         with ExitStack() as rest:
             rest.callback(self._release)
+            if self._lock is not None:
+                rest.callback(self._started.close)
             if seal and self._lock is not None:
                 self.finish()
             elif self._writer is not None:

@@ -230,3 +230,61 @@ async def test_an_endless_failure_ends_at_the_rows_own_time() -> None:
     assert isinstance(outcome.result, Failure)
     assert outcome.result.status == "no_answer"
     assert "retry.max_elapsed_s" in outcome.result.message
+
+
+def _cut(limit: int) -> dict[str, object]:
+    return {
+        **ANSWER,
+        "status": "incomplete",
+        "incomplete_details": {"reason": "max_output_tokens"},
+        "usage": {"input_tokens": 3, "output_tokens": limit, "total_tokens": 3 + limit},
+    }
+
+
+async def test_a_truncated_answer_is_asked_for_again_and_each_ask_stands_in_attempts() -> None:
+    raise_limit = RetryJob(max_wait_s=0.01, on_incomplete="raise_limit")
+    script: list[Step] = [(200, _cut(16)), (500, _error(None)), (200, ANSWER)]
+    async with _setup(script, raise_limit) as setup:
+        outcome = await setup.outcome()
+        assert setup.gate.in_flight == 0
+    assert outcome.ok
+    assert [attempt.kind for attempt in outcome.attempts] == ["first", "reask", "retry"]
+    assert [attempt.output_tokens for attempt in outcome.attempts] == [16, None, 2]
+    assert outcome.request == REQUEST
+
+
+async def test_a_row_between_two_asks_keeps_its_slot() -> None:
+    raise_limit = RetryJob(on_incomplete="raise_limit")
+    async with _setup([(200, _cut(16)), (200, None)], raise_limit) as setup:
+        task = asyncio.create_task(setup.settle())
+        while setup.sent < 2:
+            assert setup.gate.in_flight <= 1
+            await asyncio.sleep(0.005)
+        assert setup.gate.in_flight == 1
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert setup.gate.in_flight == 0
+
+
+@pytest.mark.parametrize(
+    "then",
+    [(400, _error("bad", "invalid_request_error")), (429, _error("insufficient_quota"))],
+)
+async def test_an_answer_in_hand_is_kept_when_asking_again_fails(then: Step) -> None:
+    raise_limit = RetryJob(max_wait_s=0.01, on_incomplete="raise_limit")
+    async with _setup([(200, _cut(16)), then], raise_limit) as setup:
+        outcome = await setup.outcome()
+        assert setup.gate.in_flight == 0
+    assert isinstance(outcome.result, Response)
+    assert outcome.result.truncated
+    assert len(outcome.attempts) == 2
+    assert outcome.attempts[outcome.counted].http_status == 200
+
+
+async def test_each_attempt_has_a_client_request_id_of_its_own() -> None:
+    async with _setup([(500, _error(None)), (200, ANSWER)]) as setup:
+        outcome = await setup.outcome()
+    ids = [attempt.client_request_id for attempt in outcome.attempts]
+    assert len(set(ids)) == 2
+    assert None not in ids

@@ -48,7 +48,7 @@ async def _server(answer: Answer) -> AsyncIterator[str]:
 async def _send(base_url: str, **settings: float) -> Reply:
     job = EndpointJob(base_url=base_url, **settings)  # type: ignore[arg-type]
     async with asyncio.timeout(30), Client(job, None, {}, "test") as client:
-        return await client.send(REQUEST)
+        return await client.send(REQUEST, "id-1", 3600.0)
 
 
 async def _failure(answer: Answer, **settings: float) -> EndpointError:
@@ -183,7 +183,7 @@ async def test_the_key_and_extra_headers_go_along_and_the_query_too() -> None:
     host, port = server.sockets[0].getsockname()[:2]
     job = EndpointJob(base_url=f"http://{host}:{port}/v1", query={"api-version": "2026"})
     async with Client(job, "k-1", {"X-Team": "blue"}, "test") as client:
-        await client.send(REQUEST)
+        await client.send(REQUEST, "id-1", 3600.0)
     server.close()
     head = seen[0].decode()
     assert head.startswith("POST /v1/responses?api-version=2026 HTTP/1.1")

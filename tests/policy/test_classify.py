@@ -1,7 +1,7 @@
 import pytest
 
 from batchrun.errors import ErrorKind
-from batchrun.policy.classify import classify
+from batchrun.policy.classify import classify, hint_in
 
 
 @pytest.mark.parametrize(
@@ -62,3 +62,20 @@ def test_a_request_above_the_whole_limit_is_not_helped_by_waiting() -> None:
     below = "Request too large for gpt (TPM): Limit 30000, Requested 546."
     assert classify(429, "rate_limit_exceeded", "tokens", over) is ErrorKind.OVER_LIMIT
     assert classify(429, "rate_limit_exceeded", "tokens", below) is ErrorKind.RATE_LIMIT
+
+
+@pytest.mark.parametrize(
+    ("message", "seconds"),
+    [
+        ("Limit 30000, Used 28770, Requested 3082. Please try again in 9.816s.", 9.816),
+        ("Please try again in 20ms. Visit", 0.02),
+        ("Please try again in 6m0s.", 360.0),
+        ("Please try again in 1h2m3s.", 3723.0),
+        ("Please retry after 6 seconds.", 6.0),
+        ("Please retry after 1 second.", 1.0),
+        ("Please retry your request later", None),
+        ("", None),
+    ],
+)
+def test_the_words_of_a_message_may_hold_the_hint(message: str, seconds: float | None) -> None:
+    assert hint_in(message) == seconds

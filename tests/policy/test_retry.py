@@ -8,26 +8,30 @@ from batchrun.policy.retry import (
     REFUSALS_IN_A_ROW,
     Again,
     Cure,
+    FirstRows,
     GiveUp,
     Halt,
     ScopeHealth,
     judge,
 )
+from batchrun.records import Failure, Outcome, Request, Response, Totals, Usage
 
 SETTINGS = RetryJob()
 
 
 def _judge(
-    *failures: ErrorKind,
+    *kinds: ErrorKind,
     hint_s: float | None = None,
     elapsed_s: float = 0.0,
     health: ScopeHealth | None = None,
     settings: RetryJob = SETTINGS,
+    should_retry: bool | None = None,
     jitter: float = 0.5,
 ) -> Again | GiveUp | Halt:
     return judge(
-        failures,
+        [Failure(kind, "m") for kind in kinds],
         hint_s=hint_s,
+        should_retry=should_retry,
         elapsed_s=elapsed_s,
         settings=settings,
         health=health or ScopeHealth(),
@@ -125,3 +129,93 @@ def test_without_a_hint_the_wait_is_between_half_a_second_and_the_longest(
         assert elapsed_s + verdict.wait_s <= SETTINGS.max_elapsed_s
         counted = sum(CURES[kind] is not Cure.WAIT for kind in failures)
         assert counted < SETTINGS.max_attempts or CURES[failures[-1]] is Cure.WAIT
+
+
+def test_the_servers_own_word_about_another_try_is_obeyed() -> None:
+    end = _judge(ErrorKind.SERVER_ERROR, should_retry=False)
+    assert end == GiveUp("failed", "")
+    assert isinstance(_judge(ErrorKind.BAD_REQUEST, should_retry=True), Again)
+    assert isinstance(_judge(*[ErrorKind.BAD_REQUEST] * 6, should_retry=True), GiveUp)
+    assert isinstance(_judge(ErrorKind.QUOTA, should_retry=True), Halt)
+
+
+def _judge_all(failures: list[Failure]) -> Again | GiveUp | Halt:
+    return judge(
+        failures,
+        hint_s=None,
+        should_retry=None,
+        elapsed_s=0.0,
+        settings=SETTINGS,
+        health=ScopeHealth(),
+        jitter=0.5,
+    )
+
+
+def test_an_error_of_its_own_that_comes_back_three_times_ends_the_row() -> None:
+    same = Failure(ErrorKind.SERVER_ERROR, "no parser for tool 7", "tool_parser_failed", 500)
+    other = Failure(ErrorKind.SERVER_ERROR, "something else", "other", 500)
+    assert isinstance(_judge_all([same, same]), Again)
+    assert isinstance(_judge_all([same, other, same]), Again)
+    end = _judge_all([same, other, same, same])
+    assert end == GiveUp("failed", "the same 3 times")
+
+
+def test_errors_that_a_server_gives_when_it_is_down_are_tried_to_the_end() -> None:
+    for code in (None, "server_error"):
+        down = Failure(ErrorKind.SERVER_ERROR, "the server had an error", code, 500)
+        assert isinstance(_judge_all([down] * 5), Again)
+
+
+def _outcome(kind: ErrorKind | None, status: str = "failed") -> Outcome:
+    request = Request(0, "0", "file", b"{}", "0" * 16, "m", None, ())
+    if kind is not None:
+        return Outcome(request, Failure(kind, "because", status=status), (), "url", "plain")
+    answer = Response(
+        "r",
+        "completed",
+        "m",
+        None,
+        "[]",
+        "x",
+        None,
+        None,
+        (),
+        (),
+        Usage(),
+        None,
+        truncated=False,
+        incomplete_reason=None,
+    )
+    return Outcome(request, answer, (), "url", "plain")
+
+
+def _told(rule: FirstRows, *kinds: ErrorKind | None) -> list[str | None]:
+    return [rule.told(_outcome(kind)) for kind in kinds]
+
+
+def test_twenty_first_rows_that_fail_the_same_way_stop_the_run() -> None:
+    said = _told(FirstRows(Totals()), *[ErrorKind.BAD_REQUEST] * 21)
+    assert said[:19] == [None] * 19
+    assert "because" in str(said[19])
+    assert said[20] is None
+
+
+def test_the_first_rows_are_counted_over_resumes() -> None:
+    earlier = Totals(rows=15, error_kinds={"bad_request": 15}, statuses={"failed": 15})
+    said = _told(FirstRows(earlier), *[ErrorKind.BAD_REQUEST] * 5)
+    assert said[:4] == [None] * 4
+    assert said[4] is not None
+    assert _told(FirstRows(earlier), *[ErrorKind.TOO_LONG] * 20) == [None] * 20
+
+
+def test_one_answer_or_one_other_failure_among_the_first_lets_the_run_go_on() -> None:
+    bad = ErrorKind.BAD_REQUEST
+    assert _told(FirstRows(Totals()), *[bad] * 10, None, *[bad] * 30) == [None] * 41
+    assert _told(FirstRows(Totals()), bad, ErrorKind.TOO_LONG, *[bad] * 30) == [None] * 32
+    assert _told(FirstRows(Totals(rows=1, ok=1)), *[bad] * 30) == [None] * 30
+
+
+def test_rows_that_were_never_sent_do_not_count_among_the_first() -> None:
+    rule = FirstRows(Totals())
+    never_sent = _outcome(ErrorKind.INVALID_ROW, "invalid")
+    assert [rule.told(never_sent) for _ in range(30)] == [None] * 30

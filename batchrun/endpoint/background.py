@@ -1,0 +1,130 @@
+"""Background mode: create, then ask until the work is done. The only sleep besides the gate's.
+
+The response's id is on disk before the first question, so that a crash costs no second call.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from batchrun.endpoint.exchange import exchange
+from batchrun.endpoint.plain import with_fields
+from batchrun.endpoint.wire import Wire
+from batchrun.errors import EndpointError, ErrorKind
+from batchrun.parse.json_text import text
+from batchrun.records import Reply, Request
+
+FIRST_POLL_S = 1.0
+LONGEST_POLL_S = 15.0
+_GROWTH = 1.5
+_RUNNING = ("queued", "in_progress")
+
+Sink = Callable[[Request, str], Awaitable[None]]
+
+
+async def forget(_request: Request, _response_id: str) -> None:
+    """A sink for whoever keeps nothing."""
+
+
+class _Standing(Struct):
+    """What a poll is read for."""
+
+    id: Any = None
+    status: Any = None
+
+
+async def send_background(
+    wire: Wire, request: Request, headers: dict[str, str], left_s: float, sink: Sink
+) -> Reply:
+    """The whole answer, once the work is done. Raises `EndpointError`.
+
+    The work is cancelled when `left_s` seconds, what is left of the row's time, are over.
+    """
+    until_s = time.monotonic() + left_s
+    response_id = request.resume_id
+    if response_id is None:
+        created = await exchange(wire, "POST", wire.url, _body(request.body), headers)
+        standing = _standing(created)
+        response_id = text(standing.id)
+        if text(standing.status) not in _RUNNING or response_id is None:
+            return created  # an error, or a server that answers at once
+        await sink(request, response_id)
+    return await _poll(wire, response_id, headers, until_s, resumed=request.resume_id is not None)
+
+
+async def _poll(
+    wire: Wire, response_id: str, headers: dict[str, str], until_s: float, *, resumed: bool
+) -> Reply:
+    url = wire.url.with_query(None) / response_id
+    url = url.with_query(wire.url.query)
+    wait_s = 0.0 if resumed else FIRST_POLL_S
+    while True:
+        await asyncio.sleep(max(0.0, min(wait_s, until_s - time.monotonic())))
+        wait_s = min(max(wait_s, FIRST_POLL_S) * _GROWTH, LONGEST_POLL_S)
+        try:
+            reply = await exchange(wire, "GET", url, None, headers)
+        except EndpointError:
+            reply = None  # the work goes on without us: ask again
+        if reply is not None:
+            if reply.http_status == 404:
+                raise _not_known(response_id, resumed=resumed)
+            passing = reply.http_status in (408, 409, 425, 429) or reply.http_status >= 500
+            if not passing and text(_standing(reply).status) not in _RUNNING:
+                return reply
+            wait_s = max(wait_s, reply.retry_after_s or 0.0)
+        if time.monotonic() >= until_s:
+            return await _cancelled(wire, response_id, headers)
+
+
+async def _cancelled(wire: Wire, response_id: str, headers: dict[str, str]) -> Reply:
+    """The answer, if it came just before it was cancelled. Raises `EndpointError`."""
+    url = wire.url.with_query(None) / response_id / "cancel"
+    try:
+        reply = await exchange(wire, "POST", url.with_query(wire.url.query), b"", headers)
+    except EndpointError:
+        reply = None
+    if reply is not None and text(_standing(reply).status) in ("completed", "incomplete"):
+        return reply
+    raise EndpointError(
+        ErrorKind.TIMEOUT,
+        "the background response was not done in the row's time (retry.max_elapsed_s); cancelled",
+        None if reply is None else reply.http_status,
+        response_id,
+    )
+
+
+def _not_known(response_id: str, *, resumed: bool) -> EndpointError:
+    if resumed:
+        return EndpointError(
+            ErrorKind.GONE,
+            f"the server does not know {response_id} any more, begun by an earlier command",
+            404,
+            response_id,
+        )
+    return EndpointError(
+        ErrorKind.NOT_FOUND,
+        "the server began a background response and does not know it: it has no background mode; "
+        "use --mode stream or plain",
+        404,
+        response_id,
+    )
+
+
+def _standing(reply: Reply) -> _Standing:
+    try:
+        return msgspec.json.decode(reply.body, type=_Standing)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _Standing()
+
+
+def _body(body: bytes) -> bytes:
+    """`store` is said outright: without it a server may forget the answer within minutes."""
+    if b'"store"' in body:
+        fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+        fields.pop("store", None)
+        body = msgspec.json.encode(fields)
+    return with_fields(body, b'"stream":false,"background":true,"store":true')
