@@ -5,7 +5,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -133,11 +133,12 @@ def run(
     from batchrun.report.terminal import render_end
     from batchrun.runner import run_path
 
-    click.echo(render_end(summary, run_path(job, simulate=simulate)), err=True)
+    _say(render_end(summary, run_path(job, simulate=simulate)))
     if as_json:
         from msgspec.json import encode
 
-        click.echo(encode(summary))
+        with suppress(BrokenPipeError):
+            click.echo(encode(summary))
     sys.exit(summary.exit_code)
 
 
@@ -190,7 +191,7 @@ def _signals_ask(stop: "StopSwitch", progress: Any) -> Iterator[None]:
         stop.ask(f"{number.name} came", 128 + number)
         progress.close()
         again = "waiting for what is in flight (20 s at most); once more drops it"
-        click.echo(f"stopping: {again if len(stop.asked) == 1 else 'dropping it'}", err=True)
+        _say(f"stopping: {again if len(stop.asked) == 1 else 'dropping it'}")
 
     numbers = [
         number
@@ -219,9 +220,9 @@ def _dry_run(job: Job, *, simulate: bool, limit: int | None) -> None:
         if simulate or job.endpoint.api_key_env == "none"
         else f", key from ${job.endpoint.api_key_env}"
     )
-    click.echo(f"first request, row {plan.first.row}, to POST {where}/responses{key}:", err=True)
+    _say(f"first request, row {plan.first.row}, to POST {where}/responses{key}:")
     click.echo(json.dumps(json.loads(plan.first.body), indent=2, ensure_ascii=False))
-    click.echo("nothing was sent (--dry-run)", err=True)
+    _say("nothing was sent (--dry-run)")
 
 
 def _say_plan(plan: "Plan", path: Path) -> None:
@@ -236,7 +237,13 @@ def _say_plan(plan: "Plan", path: Path) -> None:
         lines.append("  warning: the disk may fill up; free space or choose another -o")
     if not plan.to_send:
         lines.append("nothing left to send")
-    click.echo("\n".join(lines), err=True)
+    _say("\n".join(lines))
+
+
+def _say(text: str) -> None:
+    """To standard error; that nobody reads it any more must not end a paid run."""
+    with suppress(OSError):
+        click.echo(text, err=True)
 
 
 def _plan_counts(plan: "Plan", path: Path) -> str:

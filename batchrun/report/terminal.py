@@ -4,6 +4,7 @@ What comes from rows or servers is shown harmless: no escape sequence of theirs 
 """
 
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -23,12 +24,19 @@ class Progress:
     """Shows summaries as they come: a bar on a terminal, elsewhere a line now and then."""
 
     def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
         self._console = Console(file=stream, highlight=False, markup=False, emoji=False)
         self._live: Live | None = None
         self._said_s = 0.0
         self._state = ""
 
     def show(self, summary: Summary) -> None:
+        try:
+            self._show(summary)
+        except OSError:  # nobody reads standard error any more: that must not end a paid run
+            self._live = None
+
+    def _show(self, summary: Summary) -> None:
         if summary.exit_code is not None:
             self.close()
         elif self._console.is_terminal:
@@ -42,7 +50,8 @@ class Progress:
     def close(self) -> None:
         """Takes the bar away; the terminal is as it was."""
         if self._live is not None:
-            self._live.stop()
+            with suppress(OSError):
+                self._live.stop()
             self._live = None
 
     def _say_plainly(self, summary: Summary) -> None:
@@ -50,7 +59,8 @@ class Progress:
         if summary.state != self._state or now_s - self._said_s >= _PLAIN_EVERY_S:
             self._state, self._said_s = summary.state, now_s
             line = "; ".join(_facts(summary))
-            self._console.print(f"{summary.state}: {line}", soft_wrap=True)
+            self._stream.write(f"{summary.state}: {line}\n")
+            self._stream.flush()
 
 
 def render_end(summary: Summary, path: Path) -> str:
@@ -65,9 +75,10 @@ def render_end(summary: Summary, path: Path) -> str:
         f"{summary.output_tokens:,} out ({summary.reasoning_tokens:,} reasoning); "
         f"{summary.tool_calls:,} tool calls"
     )
+    speed = f"; {summary.rows_per_s:,.1f} rows/s over {duration(summary.elapsed_s)}"
     lines.append(
-        f"  attempts: {summary.attempts:,}, of them {summary.retries:,} retries; "
-        f"{summary.rows_per_s:,.1f} rows/s over {duration(summary.elapsed_s)}"
+        f"  attempts: {summary.attempts:,}, of them {summary.retries:,} retries"
+        + (speed if summary.rows_per_s else "")
     )
     if summary.settled:
         responses = (path / "responses").as_posix()

@@ -44,6 +44,10 @@ def storing(path: Path | str, doing: str) -> Iterator[None]:
         raise store_error(path, doing, error) from error
 
 
+# Where a system has no fdatasync (macOS), fsync does more than is needed, and all of it.
+sync_data = getattr(os, "fdatasync", os.fsync)
+
+
 def sync_file(path: Path) -> None:
     """The file's bytes are on disk when this returns. Raises `OSError`."""
     handle = os.open(path, os.O_RDONLY)

@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from batchrun.records import Outcome
-from batchrun.store.disk import store_error, write_whole
+from batchrun.store.disk import store_error, sync_data, write_whole
 from batchrun.store.journal import Header, outcome_record, put_frame
 
 
@@ -47,7 +47,7 @@ class Segment:
         """What was appended so far is on disk when this returns. Raises `OSError`."""
         if self._dirty:
             self._dirty = False  # before the call: what is appended meanwhile counts as not synced
-            os.fdatasync(self._handle)
+            sync_data(self._handle)
 
     @property
     def deleted(self) -> bool:

@@ -12,7 +12,14 @@ import msgspec
 from msgspec import Struct
 
 from batchrun.records import Request
-from batchrun.store.disk import replace_file, store_error, storing, sync_folder, write_whole
+from batchrun.store.disk import (
+    replace_file,
+    store_error,
+    storing,
+    sync_data,
+    sync_folder,
+    write_whole,
+)
 from batchrun.store.journal import Frame, put_frame, scan
 from batchrun.store.names import JOURNAL, WRITER
 from batchrun.store.storable import storable_text
@@ -71,7 +78,7 @@ class StartedLog:
                 put_frame(frame, record, self._size)
                 write_whole(self._handle, frame)
                 self._size += len(frame)
-                os.fdatasync(self._handle)
+                sync_data(self._handle)
         except OSError as error:
             raise store_error(self._path, "write to the journal", error) from error
 

@@ -1,0 +1,241 @@
+"""The README is true: its walk-through happens, and it names all there is and nothing else."""
+
+import difflib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import click
+import msgspec
+import pytest
+
+from batchrun.cli.main import batchrun
+from batchrun.errors import ErrorKind
+from batchrun.job import Job, load_job
+from batchrun.simulator.behavior import Fault
+from batchrun.simulator.stats import Stats
+from batchrun.store import schema
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+LIMIT_S = 60
+
+
+def section(title: str) -> str:
+    found = re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", README, re.DOTALL | re.MULTILINE)
+    assert found, f"the README has no section {title!r}"
+    return found[1]
+
+
+def block(title: str, language: str) -> str:
+    found = re.search(rf"^```{language}\n(.*?)^```", section(title), re.DOTALL | re.MULTILINE)
+    assert found, f"the section {title!r} has no block of {language}"
+    return found[1]
+
+
+def quoted(text: str) -> set[str]:
+    """What stands between backticks."""
+    return set(re.findall(r"`([^`\n]+)`", text))
+
+
+@pytest.fixture(scope="module")
+def walked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """A folder where the walk-through's prompt set lies, and an environment to run in."""
+    folder = tmp_path_factory.mktemp("walk")
+    (folder / "prompts.jsonl").write_text(block("A walk-through", "json"), encoding="utf-8")
+    commands = folder / "bin"
+    commands.mkdir()
+    script = commands / "batchrun"
+    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m batchrun "$@"\n')
+    script.chmod(0o700)
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "PYTHONIOENCODING": "utf-8",
+        "COLUMNS": "100",
+    }
+    if shutil.which("batchrun", path=environment["PATH"]) is None:
+        environment["PATH"] = f"{commands}{os.pathsep}{environment['PATH']}"
+    return folder, environment
+
+
+def typed_and_shown() -> Iterator[tuple[str, str]]:
+    """The walk-through's commands, each with the output below it."""
+    lines = block("A walk-through", "console").splitlines()
+    starts = [number for number, line in enumerate(lines) if line.startswith("$ ")]
+    for start, end in pairwise([*starts, len(lines)]):
+        yield lines[start].removeprefix("$ "), "\n".join(lines[start + 1 : end])
+
+
+def settled(output: str) -> str:
+    """The output without what differs from run to run: times, rates, free space, progress."""
+    kept = [line.rstrip() for line in output.splitlines() if not line.startswith("running: ")]
+    text = "\n".join(kept).strip()
+    text = re.sub(r"[\d.]+ [kMGT]?B free", "N free", text)
+    return re.sub(r"[\d,.]+ rows/s over [\d.:]+( s)?", "N rows/s over N s", text)
+
+
+def test_the_walk_through_is_what_happens(walked: tuple[Path, dict[str, str]]) -> None:
+    folder, environment = walked
+    for command, shown in typed_and_shown():
+        done = subprocess.run(
+            ["/bin/sh", "-c", command],
+            cwd=folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            timeout=LIMIT_S,
+            check=False,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}"
+        difference = difflib.unified_diff(
+            settled(shown).splitlines(), settled(done.stdout).splitlines(), "README", command
+        )
+        assert not list(difference), "\n".join([f"$ {command}", done.stdout])
+
+
+def test_the_library_example_runs(walked: tuple[Path, dict[str, str]]) -> None:
+    folder, environment = walked
+    done = subprocess.run(
+        [sys.executable, "-c", block("As a library", "python")],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=LIMIT_S,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "0 3 0\n"), done.stderr
+
+
+def commands() -> dict[str, click.Command]:
+    return dict(batchrun.commands)
+
+
+def options(command: click.Command) -> set[str]:
+    return {
+        name
+        for parameter in command.params
+        if isinstance(parameter, click.Option)
+        for name in (*parameter.opts, *parameter.secondary_opts)
+    }
+
+
+def paragraphs_of(command: str) -> str:
+    """From where the command is first told to where the next one is."""
+    text = section("Commands")
+    start = text.index(f"`batchrun {command}")
+    ends = [found.start() for found in re.finditer(r"^`batchrun ", text, re.MULTILINE)]
+    return text[start : min((end for end in ends if end > start), default=len(text))]
+
+
+@pytest.mark.parametrize("name", sorted(commands()))
+def test_each_command_and_its_options_are_in_the_readme(name: str) -> None:
+    told = {word.split()[0].rstrip(",") for word in quoted(paragraphs_of(name))}
+    assert not options(commands()[name]) - told
+
+
+def test_the_readme_names_no_option_that_there_is_not() -> None:
+    known = {"--version", "--help"}.union(*(options(command) for command in commands().values()))
+    told = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README))
+    assert not told - known
+
+
+def test_the_readme_names_no_command_that_there_is_not() -> None:
+    told = set(re.findall(r"(?:`|\$ |^)batchrun ([a-z]+)", README, re.MULTILINE))
+    assert told == set(commands())
+
+
+def job_keys() -> set[str]:
+    return {
+        f"{part.name}.{inner.name}"
+        for part in msgspec.structs.fields(Job)
+        if isinstance(part.type, type) and issubclass(part.type, msgspec.Struct)
+        for inner in msgspec.structs.fields(part.type)
+    }
+
+
+def test_the_job_file_in_the_readme_is_read_and_holds_each_key(tmp_path: Path) -> None:
+    text = block("A job file", "toml")
+    (tmp_path / "job.toml").write_text(text, encoding="utf-8")
+    load_job(tmp_path / "job.toml")
+    tree = tomllib.loads(text)
+    told = {f"{name}.{key}" for name, table in tree.items() for key in table if name != "request"}
+    assert told == job_keys()
+
+
+def test_the_defaults_in_the_readme_are_the_defaults(tmp_path: Path) -> None:
+    (tmp_path / "job.toml").write_text(block("A job file", "toml"), encoding="utf-8")
+    told, made = load_job(tmp_path / "job.toml"), load_job("prompts.jsonl")
+    assert told.limits == made.limits
+    assert told.retry == made.retry
+    for name in ("timeout_s", "connect_timeout_s", "idle_timeout_s", "max_response_bytes"):
+        assert getattr(told.endpoint, name) == getattr(made.endpoint, name)
+    for name in ("part_rows", "part_bytes"):
+        assert getattr(told.output, name) == getattr(made.output, name)
+
+
+def test_the_azure_settings_in_the_readme_are_read(tmp_path: Path) -> None:
+    text = '[input]\npath = "x.jsonl"\n' + block("A real endpoint", "toml")
+    (tmp_path / "job.toml").write_text(text, encoding="utf-8")
+    endpoint = load_job(tmp_path / "job.toml").endpoint
+    assert endpoint.headers == {"api-key": "env:AZURE_OPENAI_API_KEY"}
+
+
+def columns_told(table: str) -> list[str]:
+    """Names in the first cells of the table that follows the word."""
+    text = section("The columns").split(f"`{table}`, one row for each", 1)[1]
+    names: list[str] = []
+    for line in text.splitlines():
+        if line.startswith("| "):
+            names += re.findall(r"`(\w+)`", line.split("|")[1])
+        elif names:
+            break
+    return names
+
+
+def test_each_column_is_in_the_readme_in_its_order() -> None:
+    assert columns_told("responses") == [*schema.IDENTITY, *schema.ANSWER]
+    assert columns_told("tool_calls") == schema.TOOL_CALLS.names
+
+
+def test_the_fields_of_lists_are_in_the_readme() -> None:
+    told = quoted(section("The columns"))
+    inner = [field.name for kind in (schema.ATTEMPT, schema.CITATION) for field in kind]
+    assert not set(inner) - told
+
+
+def test_each_kind_of_error_is_in_the_readme() -> None:
+    told = quoted(section("Retry and stop"))
+    assert not {kind.value for kind in ErrorKind} - told
+
+
+def test_the_files_that_the_readme_links_to_are_there() -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    assert links
+    assert not [link for link in links if "://" not in link and not (ROOT / link).exists()]
+
+
+def test_the_simulator_page_names_each_option_fault_and_count() -> None:
+    told = quoted((ROOT / "docs" / "simulator.md").read_text(encoding="utf-8"))
+    words = {word.split()[0] for word in told}
+    assert not options(commands()["simulate"]) - words
+    assert not set(Fault) - words
+    assert not Stats().totals().keys() - words
+
+
+def test_the_architecture_page_names_each_floor_and_no_room_that_there_is_not() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    told = {Path(name).name for name in re.findall(r"`([\w/]+\.py)`", text)}
+    package = ROOT / "batchrun"
+    assert not told - {path.name for path in package.rglob("*.py")}
+    floors = {path.stem for path in package.iterdir() if path.suffix in ("", ".py")}
+    assert not {name for name in floors if name[0] != "_"} - quoted(text)
