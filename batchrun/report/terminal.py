@@ -84,8 +84,8 @@ def render_end(summary: Summary, path: Path) -> str:
         responses = (path / "responses").as_posix()
         lines += [
             f"tables: {responses}/*.parquet, {(path / 'tool_calls').as_posix()}/*.parquet",
-            f"  duckdb -c \"SELECT * FROM '{responses}/*.parquet' LIMIT 5\"",  # noqa: S608 - a line to copy, never run here
-            f'  python -c "import pandas; print(pandas.read_parquet({responses!r}))"',
+            f"  python -c \"import duckdb; print(duckdb.read_parquet('{responses}/*.parquet'))\"",
+            f"  python -c \"import pandas; print(pandas.read_parquet('{responses}'))\"",
         ]
     if summary.message:
         lines.append(f"why: {printable(summary.message)}")
