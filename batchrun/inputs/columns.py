@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from batchrun.errors import JobError
 from batchrun.inputs.rows import nearest
-from batchrun.inputs.stored import own_type, pack
+from batchrun.inputs.stored import carried_type, own_type, pack
 from batchrun.job import InputJob
 from batchrun.records import Column
 
@@ -97,6 +97,7 @@ def make_column(name: str, column: str, kind: pa.DataType | str) -> Column:
     """The column to pin; `kind` is an Arrow type or one of the names in `[input] types`."""
     if isinstance(kind, str):
         return Column(name=name, column=column, type=kind, arrow=pack(NAMED_TYPES[kind]))
+    kind = carried_type(kind)
     shown = _NAMES.get(kind) or textwrap.shorten(str(kind), 120, placeholder=" …")
     return Column(name=name, column=column, type=shown, arrow=pack(kind))
 

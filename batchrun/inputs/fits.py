@@ -11,7 +11,8 @@ import pyarrow as pa
 from batchrun.errors import InputError
 from batchrun.inputs.columns import JSON, unite
 from batchrun.inputs.json_text import json_text
-from batchrun.inputs.stored import own_type, plain_values, sendable, unpack
+from batchrun.inputs.rows import RowProblem
+from batchrun.inputs.stored import carried_type, own_type, plain_values, sendable, unpack
 from batchrun.records import Column
 
 Fit = Callable[[Any], Any]
@@ -27,7 +28,7 @@ def json_fit(column: Column, *, explicit: bool) -> Fit:
     `explicit`: `[input] types` asks for this type, so that text takes any value, as JSON.
     """
     if column.type == JSON:
-        return json_text
+        return _as_json
     kind = unpack(column.arrow)
     if pa.types.is_boolean(kind):
         return _as_bool
@@ -45,16 +46,16 @@ def arrow_fit(column: Column, kind: pa.DataType, *, explicit: bool) -> Callable[
 
     Raises `Misfit` where the type cannot be put into the pinned one; so may the fit.
     """
-    own = own_type(kind)
+    own = carried_type(own_type(kind))
     if column.type == JSON or (explicit and column.type == "string" and not _is_text(own)):
         make = sendable(own)
-        text = json_text if column.type == JSON else _as_any_text
+        text = _as_json if column.type == JSON else _as_any_text
         return lambda array: [
             None if value is None else text(make(value) if make else value)
             for value in plain_values(array)
         ]
     pinned = unpack(column.arrow)
-    united = unite([own, pinned])
+    united = unite([kind, pinned])
     if not explicit and (isinstance(united, str) or united is None or not united.equals(pinned)):
         raise Misfit(str(own))
 
@@ -125,8 +126,15 @@ def _as_text(value: Any) -> str:
     raise Misfit(_shown(value))
 
 
+def _as_json(value: Any) -> str:
+    try:
+        return json_text(value)
+    except RowProblem as problem:
+        raise Misfit(f"a value {problem.message}") from None
+
+
 def _as_any_text(value: Any) -> str:
-    return value if type(value) is str else json_text(value)
+    return value if type(value) is str else _as_json(value)
 
 
 def _refuse(value: Any) -> Any:
@@ -134,5 +142,5 @@ def _refuse(value: Any) -> Any:
 
 
 def _shown(value: Any) -> str:
-    text = json_text(value)
+    text = _as_json(value)
     return text if len(text) <= 60 else f"{text[:60]}…"

@@ -18,8 +18,8 @@ from batchrun.inputs.rows import Row, RowProblem
 BY_NUMBER, BY_CUSTOM_ID, BY_COLUMN = 0, 1, 2  # what named a row
 FALLBACK = "id"
 
-_PARTITION = 1_000_000  # rows whose hashes are compared at a time
-_SLICE = 4_000_000  # rows looked at in one step while a partition is gathered
+_PARTITION = 200_000  # rows whose hashes are compared at a time
+_SLICE = 1_000_000  # rows looked at in one step while a partition is gathered
 
 
 class Identity:
@@ -76,7 +76,7 @@ def find_duplicate(
 
     `read` gives the rows of those numbers, in order, with their names.
     """
-    suspects = _repeated(ids)
+    suspects = repeated_hashes(ids)
     if not suspects:
         return None
     first: dict[int, list[int]] = {}  # hash to rows that were not confirmed as duplicates
@@ -94,7 +94,7 @@ def find_duplicate(
     return None
 
 
-def _repeated(ids: "array[int]") -> set[int]:
+def repeated_hashes(ids: "array[int]") -> set[int]:
     """Hashes that stand more than once. What is held besides `ids` does not grow with them."""
     count = len(ids)
     parts = -(-count // _PARTITION)

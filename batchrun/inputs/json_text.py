@@ -16,10 +16,16 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 _decode = msgspec.json.Decoder().decode
 
 
-class Unsendable(msgspec.Struct, frozen=True):
-    """Stands for a value that JSON has no word for; a problem once it would be sent."""
+class Unsendable:
+    """Stands for a value that JSON has no word for; a problem once it would be sent.
 
-    what: str  # as in "holds ..., which JSON cannot say"
+    No struct or dataclass: those msgspec would encode.
+    """
+
+    __slots__ = ("what",)
+
+    def __init__(self, what: str) -> None:
+        self.what = what
 
     def __str__(self) -> str:
         raise RowProblem(f"a value would be sent that is {self.what}; JSON has no word for it")
@@ -68,8 +74,11 @@ def sent_text(value: Any) -> str:
 
 
 def json_text(value: Any) -> str:
-    """The value as compact JSON, null for what JSON has no word for."""
-    return encode_anyhow(value).decode()
+    """The value as compact JSON, null for what JSON has no word for. Raises `RowProblem`."""
+    try:
+        return encode_anyhow(value).decode()
+    except RecursionError:
+        raise RowProblem("nested too deeply") from None
 
 
 def _decode_slowly(data: bytes | str) -> Any:

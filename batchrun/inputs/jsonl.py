@@ -4,6 +4,7 @@ A line ends with a newline; a carriage return before it is white space, as JSON 
 Blank lines are no rows, but count as lines.
 """
 
+import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -46,12 +47,12 @@ def read_rows(
     return number
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+def read_lines(path: Path, chunk_bytes: int = _CHUNK) -> Iterator[tuple[int, bytes]]:
     """The lines that are not blank, with their numbers from 1. Time is linear in the bytes."""
     number = 0
     pieces: list[bytes] = []  # of a line that has not ended yet
     first = True
-    for chunk in _chunks(path):
+    for chunk in _chunks(path, chunk_bytes):
         lines = chunk.split(b"\n")
         if first and lines[0].startswith(_BOM):
             lines[0] = lines[0][3:]
@@ -73,7 +74,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
         yield number + 1, last
 
 
-def _chunks(path: Path) -> Iterator[bytes]:
+def _chunks(path: Path, size: int) -> Iterator[bytes]:
     compression = compression_of(path)
     try:
         if compression is None:
@@ -81,9 +82,9 @@ def _chunks(path: Path) -> Iterator[bytes]:
         elif path.stat().st_size == 0:
             return  # some tools leave an empty file for no rows
         else:
-            stream = pa.CompressedInputStream(pa.OSFile(str(path)), compression)
+            stream = pa.CompressedInputStream(pa.OSFile(os.fsencode(path)), compression)
         with stream:
-            while chunk := stream.read(_CHUNK):
+            while chunk := stream.read(size):
                 yield chunk
     except OSError as error:
         reason = error.strerror or str(error)

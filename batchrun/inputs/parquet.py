@@ -3,6 +3,7 @@
 What may be sent becomes plain JSON values; what is carried keeps its exact stored values.
 """
 
+import os
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,9 +14,9 @@ from msgspec import Struct
 
 from batchrun.errors import InputError
 from batchrun.inputs.fits import Misfit, arrow_fit, misfit
-from batchrun.inputs.rows import Row, RowProblem
+from batchrun.inputs.rows import Row
 from batchrun.inputs.sources import SourceFile
-from batchrun.inputs.stored import own_type, plain_values, sendable
+from batchrun.inputs.stored import carried_type, own_type, plain_values, sendable
 from batchrun.records import Column
 
 _BATCH_BYTES = 8 * 1024 * 1024  # about what a batch may take up once decoded
@@ -145,7 +146,7 @@ class _View:
 
 
 def _plain(kind: pa.DataType) -> Values:
-    make = sendable(own_type(kind))
+    make = sendable(carried_type(own_type(kind)))
     if make is None:
         return plain_values
     return lambda array: [None if value is None else make(value) for value in plain_values(array)]
@@ -161,7 +162,18 @@ def _batches(
             yield empty.slice(0, left)
             left -= size
         return
-    yield from parquet.iter_batches(batch_size=size, row_groups=[group], columns=columns)
+    for batch in parquet.iter_batches(batch_size=size, row_groups=[group], columns=columns):
+        yield from _halved(batch)
+
+
+def _halved(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """The batch in pieces: sizes told by a file are averages, and large rows come together."""
+    if batch.num_rows <= 1 or batch.nbytes <= _BATCH_BYTES:
+        yield batch
+        return
+    half = batch.num_rows // 2
+    yield from _halved(batch.slice(0, half))
+    yield from _halved(batch.slice(half))
 
 
 def _batch_rows(metadata: pq.FileMetaData) -> int:
@@ -174,12 +186,13 @@ def _batch_rows(metadata: pq.FileMetaData) -> int:
 @contextmanager
 def _opened(file: SourceFile) -> Iterator[pq.ParquetFile]:
     try:
-        with pq.ParquetFile(file.path, buffer_size=_BUFFER, pre_buffer=False) as parquet:
+        with (
+            pa.OSFile(os.fsencode(file.path)) as stream,
+            pq.ParquetFile(stream, buffer_size=_BUFFER, pre_buffer=False) as parquet,
+        ):
             yield parquet
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(file, error) from error
-    except (InputError, RowProblem, GeneratorExit):
-        raise
 
 
 def _unreadable(file: SourceFile, error: Exception) -> InputError:

@@ -1,7 +1,7 @@
 """One row to one request: which form it has, what of it is sent, defaults, and the hash.
 
-The forms are told apart row by row (README, "What a row may look like"). A row of which no request
-can be made raises `RowProblem`; nothing else escapes, whatever the row holds.
+The forms are told apart row by row. A row of which no request can be made raises `RowProblem`;
+nothing else escapes, whatever the row holds.
 """
 
 from collections.abc import Callable

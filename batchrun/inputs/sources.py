@@ -55,14 +55,17 @@ def find_source(input_job: InputJob, stdin_copy: Path | None = None) -> Source:
             return Source(spec=spec, files=tuple(_in_glob(spec, input_job.format)))
     except OSError as error:
         raise InputError(f"{spec}: cannot be read ({error.strerror}); check the path") from error
-    except ValueError as error:  # a null byte
-        raise InputError(f"{spec!r} is no path ({error}); check it") from error
     raise InputError(f"{spec}: no such file; check the path")
 
 
 def compression_of(path: Path) -> str | None:
     """What the file's name says about its compression: gzip, zstd or nothing."""
     return {".gz": "gzip", ".zst": "zstd"}.get(path.suffix.lower())
+
+
+def _shown(path: PurePath) -> str:
+    """The path as text that any file can hold: a name may be bytes that are no UTF-8."""
+    return path.as_posix().encode("utf-8", "replace").decode()
 
 
 def _kind_of(path: PurePath) -> str | None:
@@ -86,7 +89,7 @@ def _one_file(path: Path, kind: str | None) -> SourceFile:
             f"{path}: the ending tells nothing about the format; known are {_KNOWN}. Say it with "
             "format = 'jsonl' or 'parquet' in [input]"
         )
-    return SourceFile(path=path, name=path.name, kind=found)
+    return SourceFile(path=path, name=_shown(Path(path.name)), kind=found)
 
 
 def _in_folder(folder: Path, kind: str | None) -> Iterator[SourceFile]:
@@ -94,7 +97,7 @@ def _in_folder(folder: Path, kind: str | None) -> Iterator[SourceFile]:
     for path in _walk(folder):
         known = _kind_of(path)
         if known is not None and kind in (None, known) and path.is_file():
-            name = path.relative_to(folder).as_posix()
+            name = _shown(path.relative_to(folder))
             found.append(SourceFile(path=path, name=name, kind=known))
     if not found:
         raise InputError(
@@ -125,7 +128,7 @@ def _in_glob(pattern: str, kind: str | None) -> Iterator[SourceFile]:
         path = Path(match)
         known = kind or _kind_of(path)
         if known is not None and path.is_file():
-            name = path.relative_to(fixed).as_posix()
+            name = _shown(path.relative_to(fixed))
             found.append(SourceFile(path=path, name=name, kind=known))
     if not found:
         raise InputError(

@@ -18,43 +18,67 @@ import pyarrow.compute as pc
 from batchrun.inputs.json_text import Unsendable
 
 _PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
+_DOUBLE_DIGITS = 15  # that a double holds exactly
 _is = pa.types
 
 
-def own_type(kind: pa.DataType) -> pa.DataType:
-    """The type that a column is carried with: without dictionaries, run lengths and views."""
+def own_type(kind: pa.DataType, *, in_struct: bool = False) -> pa.DataType:
+    """The type that a column is carried with: without dictionaries, run lengths and views.
+
+    Decimals of more than 15 digits inside of structs become text: see `_flat`.
+    """
     if _is.is_dictionary(kind) or _is.is_run_end_encoded(kind):
-        return own_type(kind.value_type)
+        return own_type(kind.value_type, in_struct=in_struct)
     if _is.is_string_view(kind):
         return pa.string()
     if _is.is_binary_view(kind):
         return pa.binary()
-    return _rebuilt(kind, own_type)
+    if in_struct and _is.is_decimal(kind) and kind.precision > _DOUBLE_DIGITS:
+        return pa.string()
+    return _rebuilt(kind, own_type, in_struct=in_struct) or kind
 
 
-def stored_type(kind: pa.DataType) -> pa.DataType:
+def carried_type(kind: pa.DataType, *, in_struct: bool = False) -> pa.DataType:
+    """The type with text where nothing but nulls was seen: Arrow's casts break lists of nulls."""
+    if _is.is_null(kind):
+        return pa.string()
+    return _rebuilt(kind, carried_type, in_struct=in_struct) or kind
+
+
+def stored_type(kind: pa.DataType, *, in_struct: bool = False) -> pa.DataType:
     """The type of the plain values."""
-    return _rebuilt(kind, stored_type)
+    rebuilt = _rebuilt(kind, stored_type, in_struct=in_struct)
+    return rebuilt or _flat(kind, in_struct=in_struct)
 
 
-def readable_type(kind: pa.DataType) -> pa.DataType:
+def readable_type(kind: pa.DataType, *, in_struct: bool = False) -> pa.DataType:
     """The type to cast to for plain values: the stored one, with maps as lists of pairs."""
     if _is.is_map(kind):
-        key = pa.field("key", readable_type(kind.key_type), nullable=False)
-        return pa.list_(pa.struct([key, pa.field("value", readable_type(kind.item_type))]))
-    return _rebuilt(kind, readable_type)
+        key = readable_type(kind.key_type, in_struct=in_struct)
+        item = readable_type(kind.item_type, in_struct=in_struct)
+        pair = [pa.field("key", key, nullable=False), pa.field("value", item)]
+        return pa.list_(pa.struct(pair))
+    rebuilt = _rebuilt(kind, readable_type, in_struct=in_struct)
+    return rebuilt or _flat(kind, in_struct=in_struct)
 
 
 def plain_values(array: pa.Array, kind: pa.DataType | None = None) -> list[Any]:
-    """The stored values of the array, cast to `kind` first. Raises `pa.ArrowInvalid` and such."""
+    """The stored values of the array, cast to the carried type `kind` first.
+
+    Raises `pa.ArrowException` where a value does not fit.
+    """
     if _is.is_run_end_encoded(array.type):
         array = pc.run_end_decode(array)
     own = own_type(array.type)
     if "list_view" in str(array.type):  # Arrow 26 casts these to lists with too few offsets
         array = pa.array(array.to_pylist(), own)
     elif not array.type.equals(own):
-        array = array.cast(own)
-    if kind is not None and not own.equals(kind):
+        try:
+            array = array.cast(own)
+        except pa.ArrowIndexError:  # an empty dictionary below a null
+            array = pa.array(array.to_pylist(), own)
+    kind = carried_type(own) if kind is None else kind
+    if not own.equals(kind):
         array = array.cast(kind)
     readable = readable_type(array.type)
     if not array.type.equals(readable):
@@ -85,7 +109,7 @@ def sendable(kind: pa.DataType) -> Callable[[Any], Any] | None:
     if _is.is_floating(kind):
         return lambda value: value if math.isfinite(value) else Unsendable(str(value))
     if _is.is_decimal(kind):
-        return Decimal
+        return lambda value: Decimal(value) if type(value) is str else value
     if _is.is_binary(kind) or _is.is_large_binary(kind) or _is.is_fixed_size_binary(kind):
         return lambda _: Unsendable("binary")
     if _is.is_temporal(kind):
@@ -103,35 +127,41 @@ def sendable(kind: pa.DataType) -> Callable[[Any], Any] | None:
     return None
 
 
-def _rebuilt(kind: pa.DataType, inner: Callable[[pa.DataType], pa.DataType]) -> pa.DataType:
-    """The type with its parts made by `inner`; a flat one as `own_type` or in its stored form."""
+def _rebuilt(
+    kind: pa.DataType, made: Callable[..., pa.DataType], *, in_struct: bool
+) -> pa.DataType | None:
+    """The nested type with its parts made anew; null for a flat one."""
+
+    def inner(field: pa.Field) -> pa.Field:
+        return field.with_type(made(field.type, in_struct=in_struct or _is.is_struct(kind)))
+
     if _is.is_struct(kind):
-        return pa.struct([field.with_type(inner(field.type)) for field in kind.fields])
+        return pa.struct([inner(field) for field in kind.fields])
     if _is.is_map(kind):
-        return pa.map_(
-            kind.key_field.with_type(inner(kind.key_type)),
-            kind.item_field.with_type(inner(kind.item_type)),
-        )
+        return pa.map_(inner(kind.key_field), inner(kind.item_field))
     if _is.is_fixed_size_list(kind):
-        return pa.list_(kind.value_field.with_type(inner(kind.value_type)), kind.list_size)
+        return pa.list_(inner(kind.value_field), kind.list_size)
     if _is.is_large_list(kind) or _is.is_large_list_view(kind):
-        return pa.large_list(kind.value_field.with_type(inner(kind.value_type)))
+        return pa.large_list(inner(kind.value_field))
     if _is_list(kind):
-        return pa.list_(kind.value_field.with_type(inner(kind.value_type)))
-    if inner is own_type:
-        return kind
-    if isinstance(kind, pa.BaseExtensionType):
-        return inner(kind.storage_type)
-    return _flat(kind)
+        return pa.list_(inner(kind.value_field))
+    if isinstance(kind, pa.BaseExtensionType) and made not in (own_type, carried_type):
+        return made(kind.storage_type, in_struct=in_struct)
+    return None
 
 
-def _flat(kind: pa.DataType) -> pa.DataType:
+def _flat(kind: pa.DataType, *, in_struct: bool) -> pa.DataType:
+    """The stored form of a flat type.
+
+    Arrow puts empty text below a struct that is null, which it then cannot cast to a decimal. So
+    decimals in structs travel as doubles, which hold 15 digits exactly.
+    """
     if _is.is_date32(kind) or _is.is_time32(kind):
         return pa.int32()
     if _is.is_temporal(kind):
         return pa.int64()
     if _is.is_decimal(kind):
-        return pa.string()
+        return pa.float64() if in_struct else pa.string()
     return pa.float64() if _is.is_float16(kind) else kind
 
 

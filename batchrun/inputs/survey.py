@@ -173,7 +173,7 @@ def _duplicate(walk: Walk, found: Found, identity: Identity) -> Pair | None:
         passed = bytearray(b"\1") * len(found.ids)
         for number in numbers:
             passed[number] = 0
-        for row in walk.rows(wanted, passed):
+        for row in walk.rows(wanted, passed, max(numbers) + 1):
             yield row, identity.of(row)[0]
 
     return find_duplicate(found.ids, read)

@@ -3,6 +3,7 @@
 Nothing here grows with the rows, only with the columns.
 """
 
+from contextlib import suppress
 from typing import Any
 
 import pyarrow as pa
@@ -15,7 +16,7 @@ from batchrun.inputs.fits import Fit, Misfit, json_fit, misfit, not_pinned
 from batchrun.inputs.json_text import json_text
 from batchrun.inputs.parquet import Facts
 from batchrun.inputs.requests import TRANSPORT
-from batchrun.inputs.rows import Row
+from batchrun.inputs.rows import Row, RowProblem
 from batchrun.job import InputJob
 from batchrun.records import Column
 
@@ -125,7 +126,7 @@ class Tally:
                 elif value > seen.most:
                     seen.most = value
             else:
-                self._bytes += 8 if kind in (bool, float) else len(json_text(value))
+                self._bytes += 8 if kind in (bool, float) else _json_bytes(value)
             seen.kinds.add(kind)
 
     def sent(self, in_templates: set[str]) -> tuple[str, ...]:
@@ -181,7 +182,7 @@ class Tally:
     def _type(self, column: str) -> pa.DataType | str:
         if column in self._types:
             return self._types[column]
-        seen = self._columns[column]
+        seen = self._seen(column)
         kinds: list[pa.DataType | str] = [*seen.arrow]
         inferred = _inferred(seen)
         if inferred is not None:
@@ -197,6 +198,12 @@ class Tally:
                 "column out with [input] carry"
             )
         return united
+
+
+def _json_bytes(value: Any) -> int:
+    with suppress(RowProblem):  # an estimate; what cannot be carried is told when it would be
+        return len(json_text(value))
+    return 0
 
 
 def _inferred(seen: _Seen) -> str | None:

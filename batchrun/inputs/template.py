@@ -40,6 +40,8 @@ class Defaults:
     def __init__(self, request: JsonObject) -> None:
         self._columns: set[str] = set()
         self._environment = _environment()
+        self._bare = _environment()  # tells all names that a template uses, `range` too
+        self._bare.globals.clear()
         self._fields = [(key, *self._compiled(key, value)) for key, value in request.items()]
         known = self._environment.globals
         self._globals_used = {name: known[name] for name in self._columns if name in known}
@@ -102,8 +104,7 @@ class Defaults:
         return None
 
     def _template(self, text: str, *, as_text: bool) -> Fill:
-        tree = self._environment.parse(text)
-        self._columns |= meta.find_undeclared_variables(tree)
+        self._columns |= meta.find_undeclared_variables(self._bare.parse(text))
         single = _single_expression(self._environment.parse(text.strip()))
         if single is None:
             return partial(_render, self._environment.from_string(text))

@@ -1,0 +1,166 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from batchrun.errors import InputError, JobError
+from batchrun.inputs.read import PromptSet, find_source
+from batchrun.job import InputJob
+
+Read = Callable[..., Any]
+Write = Callable[..., Path]
+
+
+def carried(read: Read, path: Path, **how: Any) -> tuple[str, list[Any]]:
+    survey, rows = read(path, **how)
+    (column,) = survey.layout.columns
+    return column.type, [row.carried[0] for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "stored"),
+    [
+        ([True, None], "bool", [True, None]),
+        ([1, -(2**63), 2**63 - 1], "int64", [1, -(2**63), 2**63 - 1]),
+        ([1, 2.5], "double", [1.0, 2.5]),
+        ([2**53, 0.5], "double", [2.0**53, 0.5]),
+        ([2**53 + 1, 0.5], "json", ["9007199254740993", "0.5"]),
+        ([2**63, 1], "json", ["9223372036854775808", "1"]),
+        (["a", "ä"], "string", ["a", "ä"]),
+        (["a", 1, None], "json", ['"a"', "1", None]),
+        ([True, 1], "json", ["true", "1"]),
+        ([{"b": 1, "a": None}, []], "json", ['{"b":1,"a":null}', "[]"]),
+        ([None, None], "string", [None, None]),
+    ],
+)
+def test_one_type_is_found_for_the_whole_source(
+    write: Write, read: Read, values: list[Any], kind: str, stored: list[Any]
+) -> None:
+    path = write(*({"prompt": "x", "x": value} for value in values))
+    assert carried(read, path) == (kind, stored)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "stored"),
+    [
+        ("string", ["a", 1, {"b": 1}, None], ["a", "1", '{"b":1}', None]),
+        ("json", ["a", 1], ['"a"', "1"]),
+        ("double", [1, 2], [1.0, 2.0]),
+        ("int64", [1.0, 2], [1, 2]),
+    ],
+)
+def test_a_type_that_the_job_names_is_made(
+    write: Write, read: Read, kind: str, values: list[Any], stored: list[Any]
+) -> None:
+    path = write(*({"prompt": "x", "x": value} for value in values))
+    assert carried(read, path, types={"x": kind}) == (kind, stored)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        ("int64", "1"),
+        ("int64", 1.5),
+        ("int64", 2**63),
+        ("double", "1.5"),
+        ("double", 2**53 + 1),
+        ("bool", 1),
+    ],
+)
+def test_a_value_that_does_not_fit_is_an_error_with_its_place(
+    write: Write, read: Read, kind: str, value: object
+) -> None:
+    path = write({"prompt": "x"}, {"prompt": "x", "x": value})
+    with pytest.raises(
+        InputError, match=rf"prompts.jsonl:2: column `x` .* {kind}.*\[input\] types"
+    ):
+        read(path, types={"x": kind})
+
+
+def test_a_pinned_type_is_obeyed(write: Write, read: Read) -> None:
+    pinned = read(write({"prompt": "x", "x": 1.5}))[0].layout
+    path = write({"prompt": "x", "x": 1.5}, {"prompt": "x", "x": 2}, {"prompt": "x"})
+    assert carried(read, path, pinned=pinned) == ("double", [1.5, 2.0, None])
+    with pytest.raises(InputError, match=r"prompts.jsonl:2: .*\[input\] types = \{ x = 'json' \}"):
+        read(write({"prompt": "x", "x": 1.5}, {"prompt": "x", "x": "two"}), pinned=pinned)
+
+
+def test_a_pinned_text_column_takes_other_values_once_the_job_says_text(
+    write: Write, read: Read
+) -> None:
+    pinned = read(write({"prompt": "x", "x": "a"}))[0].layout
+    path = write({"prompt": "x", "x": "a"}, {"prompt": "x", "x": 1})
+    with pytest.raises(InputError, match="carried as string"):
+        read(path, pinned=pinned)
+    assert carried(read, path, pinned=pinned, types={"x": "string"})[1] == ["a", "1"]
+    with pytest.raises(
+        InputError, match="says json for `x`, but this run has carried it as string"
+    ):
+        read(path, pinned=pinned, types={"x": "json"})
+
+
+def test_a_column_that_came_up_later_is_an_error_that_names_carry(write: Write, read: Read) -> None:
+    pinned = read(write({"prompt": "x", "x": 1}))[0].layout
+    path = write({"prompt": "x", "x": 1}, {"prompt": "x", "x": 1, "y": 2})
+    with pytest.raises(InputError, match=r"prompts.jsonl:2: column `y` is new.*\[input\] carry"):
+        read(path, pinned=pinned)
+    _, rows = read(path, pinned=pinned, carry=("x",))
+    assert [row.carried for row in rows] == [(1,), (1,)]
+    _, rows = read(write({"prompt": "x", "x": 1}, {"prompt": "x", "y": None}), pinned=pinned)
+    assert [row.carried for row in rows] == [(1,), (None,)]
+
+
+def test_only_the_columns_that_the_job_lists_are_carried(write: Write, read: Read) -> None:
+    path = write({"prompt": "x", "a": 1, "b": 2, "c": 3})
+    survey, rows = read(path, carry=("c", "prompt"))
+    assert survey.carried == ("c", "prompt")
+    assert rows[0].carried == (3, "x")
+    assert read(path, carry=())[1][0].carried == ()
+
+
+def test_a_column_sent_by_some_rows_is_carried_by_the_others(write: Write, read: Read) -> None:
+    path = write(
+        {"input": "x", "temperature": 1, "prompt": None},
+        {"prompt": "x", "temperature": 2, "input": None},
+    )
+    survey, rows = read(path)
+    assert survey.carried == ("temperature",)
+    assert survey.sent == ("input", "temperature", "prompt")
+    assert [row.carried for row in rows] == [(None,), (2,)]
+
+
+def test_names_are_changed_where_batchrun_has_such_a_column(write: Write, read: Read) -> None:
+    survey, rows = read(write({"prompt": "x", "Model": "a", "status": 1, "Tag": 2, "tag": 3}))
+    assert [(column.column, column.name) for column in survey.layout.columns] == [
+        ("Model", "Model_input"),
+        ("status", "status_input"),
+        ("Tag", "Tag"),
+        ("tag", "tag_2"),
+    ]
+    assert rows[0].carried == ("a", 1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("job", "option"),
+    [
+        ({"id": "quesion"}, "id"),
+        ({"carry": ("quesion",)}, "carry"),
+        ({"send": ("quesion",)}, "send"),
+        ({"types": {"quesion": "json"}}, "types"),
+    ],
+)
+def test_a_column_that_no_row_has_is_an_error_with_the_nearest(
+    write: Write, read: Read, job: dict[str, Any], option: str
+) -> None:
+    path = write({"prompt": "x", "question": 1})
+    with pytest.raises(
+        InputError, match=rf"\[input\] {option} names the column `quesion`.*did you mean `question`"
+    ):
+        read(path, **job)
+
+
+def test_an_unknown_type_is_an_error_of_the_job(write: Write) -> None:
+    job = InputJob(path=str(write({"prompt": "x"})), types={"x": "text"})
+    with pytest.raises(JobError, match="a type is one of"):
+        PromptSet(find_source(job), job, {})
