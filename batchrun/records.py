@@ -30,6 +30,7 @@ class Layout(Struct, frozen=True):
 
     id_column: str | None  # names rows without `custom_id`; null: the row's number does
     columns: tuple[Column, ...]  # carried, in the order of `Request.carried`
+    bad_row_suffix: str = ""  # after the number of a bad row without a name, where ids are numbers
 
 
 class Request(Struct, frozen=True):

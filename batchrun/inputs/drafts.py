@@ -5,7 +5,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from batchrun.inputs.identity import BY_NUMBER, Identity
+from batchrun.inputs.identity import Identity
 from batchrun.inputs.json_text import encode_anyhow
 from batchrun.inputs.requests import RequestMaker, canonical, digest
 from batchrun.inputs.rows import NOTHING, Row, RowProblem
@@ -41,7 +41,7 @@ def drafter(maker: RequestMaker, identity: Identity) -> Callable[[Row], Draft]:
         try:
             name, named_by = name_of(row)
         except RowProblem:
-            name, named_by = str(row.row), BY_NUMBER
+            name, named_by = identity.nameless(row.row)
         consumed = problem.consumed or consumed
         # Of a row without lines, what may be sent tells it from others.
         data = row.raw.strip() if row.line is not None else encode_anyhow(row.data)

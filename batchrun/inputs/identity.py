@@ -15,7 +15,8 @@ import pyarrow.compute as pc
 from batchrun.errors import InputError
 from batchrun.inputs.rows import Row, RowProblem
 
-BY_NUMBER, BY_CUSTOM_ID, BY_COLUMN = 0, 1, 2  # what named a row
+# What named a row; nameless is a bad row that gives no name and goes by its number.
+BY_NUMBER, BY_CUSTOM_ID, BY_COLUMN, NAMELESS = 0, 1, 2, 3
 FALLBACK = "id"
 
 _PARTITION = 200_000  # rows whose hashes are compared at a time
@@ -25,7 +26,10 @@ _SLICE = 1_000_000  # rows looked at in one step while a partition is gathered
 class Identity:
     """The rule that names rows: `explicit` is `input.id`, `fallback` the column used without."""
 
-    def __init__(self, explicit: str | None, fallback: str | None, *, pinned: bool) -> None:
+    def __init__(
+        self, explicit: str | None, fallback: str | None, *, pinned: bool, bad_row_suffix: str = ""
+    ) -> None:
+        self.bad_row_suffix = bad_row_suffix
         self.explicit = explicit
         self.fallback = fallback
         self._pinned = pinned
@@ -38,7 +42,7 @@ class Identity:
         """The row's name, and what gave it. Raises `RowProblem`, and `InputError` as pinned."""
         data = row.data
         if data is None:
-            return str(row.row), BY_NUMBER
+            return self.nameless(row.row)
         if self.explicit is not None:
             if self.explicit not in data and self.explicit not in row.columns:
                 raise RowProblem(f"column `{self.explicit}`, which names the rows, is missing")
@@ -57,6 +61,10 @@ class Identity:
                         "with -o"
                     ) from None
         return str(row.row), BY_NUMBER
+
+    def nameless(self, row: int) -> tuple[str, int]:
+        """What a bad row without a name goes by."""
+        return f"{row}{self.bad_row_suffix}", NAMELESS
 
 
 def _name(value: Any, column: str) -> str:

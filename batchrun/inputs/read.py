@@ -56,9 +56,11 @@ class PromptSet:
         self._check_columns(found, tally)
         identity, warnings = settle_names(self._walk, found, identity, pinned=pinned is not None)
         layout = pinned or Layout(
-            id_column=identity.explicit or identity.fallback, columns=tally.layout()
+            id_column=identity.explicit or identity.fallback,
+            columns=tally.layout(),
+            bad_row_suffix=identity.bad_row_suffix,
         )
-        alone = all(named_by == 0 for named_by in set(found.named_by))
+        alone = not found.has_names
         return Survey(
             rows=len(found.hashes),
             layout=layout,
@@ -115,7 +117,12 @@ class PromptSet:
                 f"[input] id is {explicit!r}, but this run has named its rows by {was} since it "
                 "began; leave id as it was, or start a new run directory with -o"
             )
-        return Identity(explicit, None if explicit else layout.id_column, pinned=True)
+        return Identity(
+            explicit,
+            None if explicit else layout.id_column,
+            pinned=True,
+            bad_row_suffix=layout.bad_row_suffix,
+        )
 
     def _check_types(self, pinned: Layout | None) -> None:
         for column in pinned.columns if pinned else ():

@@ -12,7 +12,15 @@ from msgspec.structs import replace
 
 from batchrun.errors import InputError
 from batchrun.inputs.drafts import Draft, bad_row, drafter
-from batchrun.inputs.identity import BY_COLUMN, BY_NUMBER, FALLBACK, Identity, find_duplicate
+from batchrun.inputs.identity import (
+    BY_COLUMN,
+    BY_CUSTOM_ID,
+    BY_NUMBER,
+    FALLBACK,
+    NAMELESS,
+    Identity,
+    find_duplicate,
+)
 from batchrun.inputs.parquet import Wanted, read_facts
 from batchrun.inputs.requests import RequestMaker
 from batchrun.inputs.rows import Row
@@ -22,6 +30,7 @@ from batchrun.records import BadRow, Layout, Request
 
 _STEP = 1_000  # rows between two calls of `on_rows`
 _SHOWN = 10
+_BAD_ROW_SUFFIX = " (bad row)"
 
 Pair = tuple[tuple[Row, str], tuple[Row, str]]
 
@@ -56,6 +65,11 @@ class Found(Struct):
     unnamed_rows: int = 0
     first: int | None = None  # the first row that can be sent
 
+    @property
+    def has_names(self) -> bool:
+        """Whether any row has a name of its own."""
+        return BY_COLUMN in self.named_by or BY_CUSTOM_ID in self.named_by
+
 
 def read_all(
     walk: Walk,
@@ -87,7 +101,7 @@ def read_all(
             _note_problem(found, row, draft)
         elif found.first is None:
             found.first = row.row
-        if draft.named_by == BY_NUMBER and row.data is not None:
+        if draft.named_by == BY_NUMBER:
             found.unnamed_rows += 1
             found.unnamed = found.unnamed or row
         if on_rows is not None and row.row % _STEP == _STEP - 1:
@@ -110,19 +124,20 @@ def settle_names(
     Raises `InputError` for a duplicate.
     """
     warnings: list[str] = []
+    if not pinned:
+        identity = _set_apart(found, identity)
     if identity.explicit is None and identity.fallback is not None and not pinned:
         reason = _why_not_by_column(walk, found, identity)
         if reason is not None:
-            identity = Identity(None, None, pinned=pinned)
             _name_by_number(found)
+            identity = _set_apart(found, Identity(None, None, pinned=pinned))
         if reason:
             warnings.append(
                 f"{reason}, so rows without `custom_id` are known by their number: rows may be "
                 "added at the end later, but not between others. Name a better column with id in "
                 "[input]"
             )
-    numbered = found.named_by.count(BY_NUMBER)
-    if numbered < len(found.ids):
+    if found.has_names:
         pair = _duplicate(walk, found, identity)
         if pair is not None:
             raise InputError(_twice(pair, found, identity))
@@ -132,6 +147,31 @@ def settle_names(
                 "known by their number"
             )
     return identity, tuple(warnings)
+
+
+def _set_apart(found: Found, identity: Identity) -> Identity:
+    """The rule under which no bad row goes by a number that is another row's name.
+
+    Ids from 1 to n and one broken line must not stop a run that passes over bad rows.
+    """
+    if NAMELESS not in found.named_by or not found.has_names:
+        return identity
+    numbers = {hash(str(row)): row for row, by in enumerate(found.named_by) if by == NAMELESS}
+    named = zip(found.ids, found.named_by, strict=True)
+    if not any(key in numbers for key, by in named if by not in (NAMELESS, BY_NUMBER)):
+        return identity
+    apart = Identity(
+        identity.explicit, identity.fallback, pinned=False, bad_row_suffix=_BAD_ROW_SUFFIX
+    )
+    for row in numbers.values():
+        found.ids[row] = hash(apart.nameless(row)[0])
+    found.problems = [
+        replace(problem, custom_id=apart.nameless(problem.row)[0])
+        if found.named_by[problem.row] == NAMELESS
+        else problem
+        for problem in found.problems
+    ]
+    return apart
 
 
 def _why_not_by_column(walk: Walk, found: Found, identity: Identity) -> str | None:
@@ -153,13 +193,14 @@ def _why_not_by_column(walk: Walk, found: Found, identity: Identity) -> str | No
 
 def _name_by_number(found: Found) -> None:
     for row, named_by in enumerate(found.named_by):
-        if named_by == BY_COLUMN:
+        if named_by in (BY_COLUMN, NAMELESS):
             found.ids[row] = hash(str(row))
+        if named_by == BY_COLUMN:
             found.named_by[row] = BY_NUMBER
             found.unnamed_rows += 1
     found.problems = [
         replace(problem, custom_id=str(problem.row))
-        if found.named_by[problem.row] == BY_NUMBER
+        if found.named_by[problem.row] in (BY_NUMBER, NAMELESS)
         else problem
         for problem in found.problems
     ]
@@ -182,7 +223,7 @@ def _duplicate(walk: Walk, found: Found, identity: Identity) -> Pair | None:
 def _twice(pair: Pair, found: Found, identity: Identity) -> str:
     (one, name), (other, _) = pair
     column = identity.explicit or "custom_id"
-    numbered = [row for row in (one, other) if found.named_by[row.row] == BY_NUMBER]
+    numbered = [row for row in (one, other) if found.named_by[row.row] in (BY_NUMBER, NAMELESS)]
     if numbered:
         return (
             f"{one.place} and {other.place} would both be known as {name!r:.80}: "

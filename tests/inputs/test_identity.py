@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from batchrun.errors import InputError
 from batchrun.inputs.identity import find_duplicate, repeated_hashes
+from batchrun.inputs.read import PromptSet, find_source
 from batchrun.inputs.rows import Row
+from batchrun.job import InputJob
 
 Read = Callable[..., Any]
 Write = Callable[..., Path]
@@ -200,3 +202,28 @@ def test_partitions_find_what_the_whole_would() -> None:
     names[2_400_000] = names[123_456]
     hashes = array("q", map(hash, names))
     assert repeated_hashes(hashes) == {hash(names[123_456])}
+
+
+def test_a_broken_line_among_ids_from_one_to_n_takes_no_rows_name(tmp_path: Path) -> None:
+    lines = [f'{{"id": {number}, "prompt": "p"}}' for number in range(1, 6)]
+    lines[2] = "not JSON"
+    path = tmp_path / "set.jsonl"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    job = InputJob(str(path))
+    prompts = PromptSet(find_source(job), job, {"model": "m"})
+    survey = prompts.survey(None)
+    assert (survey.bad_rows, survey.layout.id_column) == (1, "id")
+    rows = list(prompts.requests(survey.layout, bytearray(5)))
+    assert [row.custom_id for row in rows] == ["1", "2", "2 (bad row)", "4", "5"]
+    assert survey.problems[0].custom_id == "2 (bad row)"
+    again = PromptSet(find_source(job), job, {"model": "m"}).survey(survey.layout)
+    assert again.ids == survey.ids
+
+
+def test_a_broken_line_goes_by_its_number_where_no_id_is_that_number(tmp_path: Path) -> None:
+    path = tmp_path / "set.jsonl"
+    path.write_text('{"id": "a", "prompt": "p"}\nnot JSON\n', encoding="utf-8")
+    job = InputJob(str(path))
+    prompts = PromptSet(find_source(job), job, {"model": "m"})
+    survey = prompts.survey(None)
+    assert [row.custom_id for row in prompts.requests(survey.layout, bytearray(2))] == ["a", "1"]
