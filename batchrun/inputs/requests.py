@@ -96,10 +96,11 @@ class RequestMaker:
     def __init__(self, request: JsonObject, input_job: InputJob, identity: frozenset[str]) -> None:
         self._defaults = Defaults(request)
         self._send = input_job.send
-        self._always = frozenset(input_job.send) | identity
         self._consumed: dict[frozenset[str], frozenset[str]] = {}
         self._template_mode = self._defaults.has_input
-        named = self._always | self._defaults.columns
+        # With a template everything is carried, also what is sent besides.
+        self._always = identity if self._template_mode else identity | frozenset(input_job.send)
+        named = identity | frozenset(input_job.send) | self._defaults.columns
         if not self._template_mode:
             named |= FIELDS | SETTINGS | BATCH | {"messages"}
         # Columns that may be sent or fill a template; null: any.
@@ -113,8 +114,10 @@ class RequestMaker:
         return known
 
     def in_templates(self, columns: list[str]) -> set[str]:
-        """Those of the columns that fill templates."""
-        return set(columns) if self._defaults.uses_row else set(columns) & self._defaults.columns
+        """Those of the columns that fill templates, or are sent besides."""
+        if self._defaults.uses_row:
+            return set(columns)
+        return set(columns) & (self._defaults.columns | set(self._send))
 
     def make(self, row: Row) -> tuple[JsonObject, frozenset[str]]:
         """The body as meant, and the columns that are sent. Raises `RowProblem`."""

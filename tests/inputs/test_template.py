@@ -166,7 +166,8 @@ def test_a_row_of_any_form_fills_a_template_for_input(write: Write, read: Read) 
         {"input": "c?", "model": "m"},
     ]
     assert survey.sent == ("question", "temperature")
-    assert survey.carried == ("messages", "question", "body", "url", "input", "prompt", "model")
+    everything = ("messages", "question", "temperature", "body", "url", "input", "prompt", "model")
+    assert survey.carried == everything
 
 
 def test_plain_text_for_input_is_a_template_too(write: Write, read: Read) -> None:
