@@ -3,21 +3,28 @@
 A problem in row 734,212 is a message after seconds, not after six hours.
 """
 
+import contextlib
 import os
+import platform
 import shutil
 import sys
+import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 from msgspec import Struct
 
 from batchrun.errors import InputError, JobError
 from batchrun.inputs.read import PromptSet, Source, find_source
+from batchrun.inputs.requests import HASH_RULE
 from batchrun.inputs.standard_input import check_input, keep_input
 from batchrun.inputs.survey import Survey
 from batchrun.job import STDIN, Job
-from batchrun.records import Layout, Request, Totals
-from batchrun.store.run_dir import RunDir, Settled
+from batchrun.records import Layout, Request, RunRecord, Totals
+from batchrun.store.run_dir import SCHEMA_VERSION, RunDir, Settled
+from batchrun.version import VERSION
 
 _LARGE_BODY_BYTES = 64 * 1024  # bodies above this on average are not stored unless asked for
 _ANSWER_BYTES = 4 * 1024  # a guess at what an answer takes up, before any is known
@@ -81,6 +88,31 @@ def source_name(job: Job, run_path: Path) -> str:
         return os.path.relpath(Path(job.input.path).resolve(), run_path.resolve())
     except ValueError:  # another drive
         return str(Path(job.input.path).resolve())
+
+
+def run_path(job: Job, *, simulate: bool = False) -> Path:
+    """The run directory. Raises `JobError` where the source gives no name."""
+    if job.output.path is not None:
+        return Path(job.output.path)
+    if not job.name:
+        raise JobError("no run directory: standard input and globs have no name; give -o DIR")
+    return Path("runs") / (f"{job.name}-simulated" if simulate else job.name)
+
+
+def dry_run(job: Job, *, simulate: bool = False, limit: int | None = None) -> Plan:
+    """What a run would do; sends nothing and leaves nothing behind. Raises as `run_job`."""
+    path = run_path(job, simulate=simulate).resolve()
+    with contextlib.ExitStack() as stack:
+        run_dir = None
+        if (path / "run.json").exists():
+            run_dir = stack.enter_context(contextlib.closing(RunDir.open(path)))
+            refuse_other_use(job, run_dir, simulate=simulate)
+        if job.input.path == STDIN and run_dir is None:
+            copy = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "stdin.jsonl"
+            keep_input(sys.stdin.buffer, copy)
+            return make_plan(job, find_source(job.input, copy), None, path, limit=limit)
+        source, _ = kept_source(job, run_dir)
+        return make_plan(job, source, run_dir, path, limit=limit)
 
 
 def make_plan(
@@ -199,4 +231,36 @@ def _differences(changed: list[int], gone: list[int], run_dir: RunDir) -> str:
         + "\n".join(lines[:_SHOWN])
         + "\nGive back the input, model and settings that the run was begun with, or start a new "
         "run directory with -o"
+    )
+
+
+def make_record(
+    job: Job,
+    plan: Plan,
+    run_dir: RunDir,
+    simulate: bool,
+    command: str | None,
+    sha256: str | None,
+) -> RunRecord:
+    """What `run.json` says while the plan is carried out; never a secret."""
+    sections = msgspec.to_builtins(job)
+    sections["endpoint"]["headers"] = sorted(job.endpoint.headers)
+    now_at = time.time_ns() // 1000
+    return RunRecord(
+        schema_version=SCHEMA_VERSION,
+        hash_rule=HASH_RULE,
+        batchrun=VERSION,
+        python=platform.python_version(),
+        state="running",
+        command=command,
+        simulated=simulate,
+        source=source_name(job, run_dir.path),
+        job=sections,
+        layout=plan.layout,
+        store_request=plan.store_request,
+        rows=plan.rows,
+        started_at=run_dir.record.started_at if run_dir.record else now_at,
+        updated_at=now_at,
+        input_sha256=sha256,
+        totals=plan.totals,
     )

@@ -6,34 +6,27 @@ gives it a place; `dispatch` gets its outcome; the run directory keeps it; the t
 
 import asyncio
 import contextlib
-import platform
-import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
-import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
 from batchrun.dispatch.attempts import Dispatcher
 from batchrun.dispatch.gate import Gate
 from batchrun.endpoint.client import Client
-from batchrun.errors import BatchrunError, Interrupted, JobError, RunStopped
+from batchrun.errors import BatchrunError, InputError, Interrupted, RunStopped, StoreError
 from batchrun.executors.local import LocalExecutor
-from batchrun.inputs.read import find_source
-from batchrun.inputs.requests import HASH_RULE
-from batchrun.inputs.standard_input import keep_input
-from batchrun.job import STDIN, Job, api_key, header_values
-from batchrun.plan import Plan, kept_source, make_plan, refuse_other_use, source_name
+from batchrun.job import STDIN, EndpointJob, Job, api_key, header_values
+from batchrun.plan import Plan, kept_source, make_plan, make_record, refuse_other_use, run_path
 from batchrun.policy.concurrency import FirstAlone, InFlight
 from batchrun.policy.retry import FirstRows
 from batchrun.records import BadRow, Request, RunRecord
 from batchrun.report.summary import Summary, Tally, next_command
 from batchrun.simulator.behavior import Behavior
 from batchrun.simulator.server import serve
-from batchrun.store.run_dir import SCHEMA_VERSION, RunDir
+from batchrun.store.run_dir import RunDir
 from batchrun.store.tables import example_not_ok
 from batchrun.version import VERSION
 
@@ -85,15 +78,6 @@ class Watch(Struct):
     summary: Callable[[Summary], None] = lambda _summary: None
 
 
-def run_path(job: Job, *, simulate: bool = False) -> Path:
-    """The run directory. Raises `JobError` where the source gives no name."""
-    if job.output.path is not None:
-        return Path(job.output.path)
-    if not job.name:
-        raise JobError("no run directory: standard input and globs have no name; give -o DIR")
-    return Path("runs") / (f"{job.name}-simulated" if simulate else job.name)
-
-
 async def run_job(
     job: Job,
     *,
@@ -125,68 +109,28 @@ async def run_job(
             run_dir = stack.enter_context(contextlib.closing(RunDir.open(path)))
             refuse_other_use(job, run_dir, simulate=simulate)
         watch.plan(plan, path)
-        record = _record(job, plan, run_dir, simulate, command, sha256)
+        record = make_record(job, plan, run_dir, simulate, command, sha256)
         tally = Tally(record.totals, began_s)
         run = _Run(job, run_dir, plan, record, tally, watch, stop)
-        if plan.to_send:
-            endpoint = job.endpoint
-            async with contextlib.AsyncExitStack() as servers:
-                if simulate:
-                    base_url = await servers.enter_async_context(serve(Behavior()))
-                    endpoint = replace(
-                        endpoint, base_url=base_url, api_key_env="none", headers={}, query={}
-                    )
-                client = Client(endpoint, key, headers, VERSION, run.begin)
-                await servers.enter_async_context(client)
-                await run.send(client, limit)
-        return await run.end()
+        try:
+            if plan.to_send:
+                async with contextlib.AsyncExitStack() as servers:
+                    endpoint = job.endpoint
+                    if simulate:
+                        base_url = await servers.enter_async_context(serve(Behavior()))
+                        endpoint = _simulated(endpoint, base_url)
+                    client = Client(endpoint, key, headers, VERSION, run.begin)
+                    await servers.enter_async_context(client)
+                    await run.send(client, limit)
+            return await run.end()
+        except StoreError as error:
+            run.failed(error)
+            raise
 
 
-def dry_run(job: Job, *, simulate: bool = False, limit: int | None = None) -> Plan:
-    """What a run would do; sends nothing and leaves nothing behind. Raises as `run_job`."""
-    path = run_path(job, simulate=simulate).resolve()
-    with contextlib.ExitStack() as stack:
-        run_dir = None
-        if (path / "run.json").exists():
-            run_dir = stack.enter_context(contextlib.closing(RunDir.open(path)))
-            refuse_other_use(job, run_dir, simulate=simulate)
-        if job.input.path == STDIN and run_dir is None:
-            copy = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "stdin.jsonl"
-            keep_input(sys.stdin.buffer, copy)
-            return make_plan(job, find_source(job.input, copy), None, path, limit=limit)
-        source, _ = kept_source(job, run_dir)
-        return make_plan(job, source, run_dir, path, limit=limit)
-
-
-def _record(
-    job: Job,
-    plan: Plan,
-    run_dir: RunDir,
-    simulate: bool,
-    command: str | None,
-    sha256: str | None,
-) -> RunRecord:
-    sections = msgspec.to_builtins(job)
-    sections["endpoint"]["headers"] = sorted(job.endpoint.headers)
-    now_at = time.time_ns() // 1000
-    return RunRecord(
-        schema_version=SCHEMA_VERSION,
-        hash_rule=HASH_RULE,
-        batchrun=VERSION,
-        python=platform.python_version(),
-        state="running",
-        command=command,
-        simulated=simulate,
-        source=source_name(job, run_dir.path),
-        job=sections,
-        layout=plan.layout,
-        store_request=plan.store_request,
-        rows=plan.rows,
-        started_at=run_dir.record.started_at if run_dir.record else now_at,
-        updated_at=now_at,
-        input_sha256=sha256,
-        totals=plan.totals,
-    )
+def _simulated(endpoint: EndpointJob, base_url: str) -> EndpointJob:
+    """The job's settings, but for the simulator at this address."""
+    return replace(endpoint, base_url=base_url, api_key_env="none", headers={}, query={})
 
 
 class _Run:
@@ -234,6 +178,8 @@ class _Run:
                         executor.stop(RunStopped(reason))
         except (RunStopped, Interrupted) as end:
             self.ended_by = end
+        except InputError as error:  # the files changed since the plan; the run can go on later
+            self.ended_by = RunStopped(str(error))
 
     async def begin(self, request: Request, response_id: str) -> None:
         """A background response has begun: on disk before it is waited for."""
@@ -258,14 +204,6 @@ class _Run:
         if self.ended_by is not None:
             exit_code, message = self.ended_by.exit_code, str(self.ended_by)
             state = "stopped" if isinstance(self.ended_by, RunStopped) else "interrupted"
-        record = replace(
-            self.record,
-            state=state,
-            exit_code=exit_code,
-            message=message,
-            totals=totals,
-            updated_at=time.time_ns() // 1000,
-        )
         example = example_not_ok(run_dir.path) if exit_code == 4 else None
         summary = self._summary(
             state,
@@ -273,18 +211,36 @@ class _Run:
             message=message,
             next_command=next_command(self.record.command, run_dir.path, exit_code, example),
         )
-        run_dir.save(record)
+        self._save_end(state, exit_code, message)
         if self.plan.to_send:
             run_dir.log_event(state, exit_code=exit_code, message=message)
             run_dir.write_live(summary)
         self.watch.summary(summary)
         return summary
 
+    def failed(self, error: StoreError) -> None:
+        """The disk failed: `run.json` says so, if it still can."""
+        with contextlib.suppress(StoreError):
+            self._save_end("failed", error.exit_code, str(error))
+
+    def _save_end(self, state: str, exit_code: int, message: str | None) -> None:
+        self.run_dir.save(
+            replace(
+                self.record,
+                state=state,
+                exit_code=exit_code,
+                message=message,
+                totals=self.tally.totals(),
+                updated_at=time.time_ns() // 1000,
+            )
+        )
+
     def _interrupt(self, executor: LocalExecutor) -> None:
         if len(self.stop.asked) > 1:
             executor.drop()
             return
         executor.stop(self.stop.asked[0])
+        self.run_dir.log_event("stopping", why=str(self.stop.asked[0]))
         asyncio.get_running_loop().call_later(DRAIN_S, executor.drop)
 
     @contextlib.asynccontextmanager

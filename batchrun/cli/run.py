@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from batchrun.errors import JobError
+from batchrun.errors import Interrupted, JobError
 from batchrun.job import Job, load_job
 
 if TYPE_CHECKING:
@@ -129,9 +129,14 @@ def run(
     if dry_run:
         _dry_run(job, simulate=simulate, limit=limit)
         return
-    summary = _run(job, simulate=simulate, limit=limit, quiet=quiet)
+    command = shlex.join(["batchrun", *sys.argv[1:]])
+    try:
+        summary = _run(job, command, simulate=simulate, limit=limit, quiet=quiet)
+    except Interrupted as end:  # before anything was sent: later it is a summary's `exit_code`
+        _say(f"interrupted: {end}; nothing was sent\nnext: {command}")
+        sys.exit(end.exit_code)
+    from batchrun.plan import run_path
     from batchrun.report.terminal import render_end
-    from batchrun.runner import run_path
 
     _say(render_end(summary, run_path(job, simulate=simulate)))
     if as_json:
@@ -152,7 +157,7 @@ def _body_field(text: str) -> tuple[str, Any]:
         return f"request.{key}", value
 
 
-def _run(job: Job, *, simulate: bool, limit: int | None, quiet: bool) -> "Summary":
+def _run(job: Job, command: str, *, simulate: bool, limit: int | None, quiet: bool) -> "Summary":
     import asyncio
 
     from batchrun import runner
@@ -168,7 +173,7 @@ def _run(job: Job, *, simulate: bool, limit: int | None, quiet: bool) -> "Summar
                 job,
                 simulate=simulate,
                 limit=limit,
-                command=shlex.join(["batchrun", *sys.argv[1:]]),
+                command=command,
                 stop=stop,
                 watch=watch,
             )
@@ -208,10 +213,10 @@ def _signals_ask(stop: "StopSwitch", progress: Any) -> Iterator[None]:
 
 
 def _dry_run(job: Job, *, simulate: bool, limit: int | None) -> None:
-    from batchrun import runner
+    from batchrun.plan import dry_run, run_path
 
-    plan = runner.dry_run(job, simulate=simulate, limit=limit)
-    _say_plan(plan, runner.run_path(job, simulate=simulate))
+    plan = dry_run(job, simulate=simulate, limit=limit)
+    _say_plan(plan, run_path(job, simulate=simulate))
     if plan.first is None:
         return
     where = "the simulator" if simulate else job.endpoint.base_url

@@ -1,0 +1,76 @@
+"""The library's face: the same runs without the command line."""
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import batchrun
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.jsonl"
+    rows = (f'{{"id": "q{number}", "question": "What is {number}?"}}\n' for number in range(30))
+    path.write_text("".join(rows), encoding="utf-8")
+    return path
+
+
+def _job(prompts: Path) -> batchrun.Job:
+    return batchrun.load_job(
+        prompts,
+        {
+            "request.model": "gpt-4.1",
+            "request.input": "{{ question }}",
+            "output.path": str(prompts.parent / "run"),
+        },
+    )
+
+
+def test_a_job_runs_from_code_without_an_event_loop(prompts: Path) -> None:
+    summary = batchrun.run(_job(prompts), simulate=True)
+    assert (summary.exit_code, summary.rows, summary.ok) == (0, 30, 30)
+    tables = batchrun.open_run(summary.run)
+    assert tables.responses.count_rows() == 30
+    assert tables.tool_calls.count_rows() == 0
+    assert "output_text" in tables.responses.schema.names
+
+
+async def test_a_job_runs_within_a_running_event_loop_and_resumes(prompts: Path) -> None:
+    first = await batchrun.run_async(_job(prompts), simulate=True, limit=10)
+    assert (first.rows, first.ok) == (10, 10)
+    second = await batchrun.run_async(_job(prompts), simulate=True)
+    assert (second.rows, second.ok, second.exit_code) == (30, 30, 0)
+
+
+async def test_a_cancelled_run_leaves_a_directory_that_resumes(prompts: Path) -> None:
+    job = _job(prompts)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.15):
+            await batchrun.run_async(job, simulate=True)
+    again = await batchrun.run_async(job, simulate=True)
+    assert (again.ok, again.left) == (30, 0)
+
+
+def test_errors_derive_from_one_root(prompts: Path) -> None:
+    with pytest.raises(batchrun.BatchrunError):
+        batchrun.open_run(prompts.parent / "nowhere")
+    with pytest.raises(batchrun.InputError):
+        batchrun.run(batchrun.load_job("no-such-file.jsonl", {"request.model": "m"}), simulate=True)
+
+
+def test_importing_the_package_and_asking_for_help_import_nothing_heavy() -> None:
+    script = (
+        "import sys, batchrun, batchrun.cli\n"
+        "from click.testing import CliRunner\n"
+        "from batchrun.cli.main import batchrun as group\n"
+        "assert CliRunner().invoke(group, ['run', '--help']).exit_code == 0\n"
+        "heavy = {'aiohttp', 'pyarrow', 'duckdb', 'rich', 'jinja2'} & set(sys.modules)\n"
+        "sys.exit(', '.join(heavy) or 0)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
