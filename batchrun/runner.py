@@ -65,6 +65,11 @@ class StopSwitch:
         if self.asked:
             listener()
 
+    @property
+    def is_sending(self) -> bool:
+        """Whether anything may be in flight."""
+        return self._listener is not None
+
     def check(self, _rows: int = 0) -> None:
         """Raises `Interrupted` once asked: for work that is not sending."""
         if self.asked:

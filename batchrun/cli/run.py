@@ -195,8 +195,10 @@ def _signals_ask(stop: "StopSwitch", progress: Any) -> Iterator[None]:
     def ask(number: signal.Signals) -> None:
         stop.ask(f"{number.name} came", 128 + number)
         progress.close()
-        again = "waiting for what is in flight (20 s at most); once more drops it"
-        _say(f"stopping: {again if len(stop.asked) == 1 else 'dropping it'}")
+        if len(stop.asked) > 1:
+            _say("stopping: dropping what is in flight")
+        elif stop.is_sending:
+            _say("stopping: waiting for what is in flight (20 s at most); once more drops it")
 
     numbers = [
         number

@@ -173,17 +173,17 @@ class _Row:
         left_s = max(0.0, dispatcher.settings.max_elapsed_s - self._spent_s)
         reply: Reply | None = None
         response_id: str | None = None
-        result: Response | Failure | None = None
+        result: Response | Failure
         try:
             reply = await dispatcher.endpoint.send(self._asked, client_request_id, left_s)
             result = read_reply(reply, self._asked)
         except EndpointError as error:
             result = Failure(error.kind, error.message, http_status=error.http_status)
             response_id = error.response_id
-        finally:
-            self._left_at_s = now_s()
-            if not isinstance(result, Response) or result.failure is not None:
-                gate.leave(self._need, answered=reply is not None)
+        except BaseException:
+            gate.leave(self._need, answered=False)
+            raise
+        self._left_at_s = now_s()
         latency_s = self._left_at_s - started_s
         self._spent_s += latency_s
         attempt = _attempt(self._kind, reply, result)
@@ -202,7 +202,13 @@ class _Row:
         if isinstance(result, Response) and result.failure is None:
             health.succeeded()
             return Settled(self._outcome(result, reply), self._need)
-        return Settled(self._ended(result, reply, health), None)
+        try:
+            return Settled(self._ended(result, reply, health), None)
+        except RunStopped:
+            gate.close()  # before the slot is free: nobody may follow the row that ends the run
+            raise
+        finally:
+            gate.leave(self._need, answered=reply is not None)
 
     def _ended(
         self, result: Response | Failure, reply: Reply | None, health: ScopeHealth

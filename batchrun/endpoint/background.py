@@ -15,13 +15,15 @@ from batchrun.endpoint.exchange import exchange
 from batchrun.endpoint.plain import with_fields
 from batchrun.endpoint.wire import Wire
 from batchrun.errors import EndpointError, ErrorKind
-from batchrun.parse.json_text import text
+from batchrun.parse.json_text import mended, text
 from batchrun.records import Reply, Request
 
 FIRST_POLL_S = 1.0
 LONGEST_POLL_S = 15.0
 _GROWTH = 1.5
 _RUNNING = ("queued", "in_progress")
+_ENDS = ("completed", "incomplete", "failed", "cancelled")
+_MOST_ODD = 5  # polls in a row that say nothing about the work: the last one is the answer then
 
 Sink = Callable[[Request, str], Awaitable[None]]
 
@@ -37,6 +39,9 @@ class _Standing(Struct):
     status: Any = None
 
 
+_standing_decoder = msgspec.json.Decoder(_Standing)
+
+
 async def send_background(
     wire: Wire, request: Request, headers: dict[str, str], left_s: float, sink: Sink
 ) -> Reply:
@@ -50,7 +55,8 @@ async def send_background(
         created = await exchange(wire, "POST", wire.url, _body(request.body), headers)
         standing = _standing(created)
         response_id = text(standing.id)
-        if text(standing.status) not in _RUNNING or response_id is None:
+        has_begun = created.http_status < 300 and text(standing.status) in _RUNNING
+        if not has_begun or response_id is None:
             return created  # an error, or a server that answers at once
         await sink(request, response_id)
     return await _poll(wire, response_id, headers, until_s, resumed=request.resume_id is not None)
@@ -62,6 +68,7 @@ async def _poll(
     url = wire.url.with_query(None) / response_id
     url = url.with_query(wire.url.query)
     wait_s = 0.0 if resumed else FIRST_POLL_S
+    odd = 0
     while True:
         await asyncio.sleep(max(0.0, min(wait_s, until_s - time.monotonic())))
         wait_s = min(max(wait_s, FIRST_POLL_S) * _GROWTH, LONGEST_POLL_S)
@@ -70,11 +77,18 @@ async def _poll(
         except EndpointError:
             reply = None  # the work goes on without us: ask again
         if reply is not None:
-            if reply.http_status == 404:
-                raise _not_known(response_id, resumed=resumed)
+            if reply.http_status in (404, 405, 501):
+                raise _not_known(response_id, reply.http_status, resumed=resumed)
             passing = reply.http_status in (408, 409, 425, 429) or reply.http_status >= 500
-            if not passing and text(_standing(reply).status) not in _RUNNING:
-                return reply
+            status = text(_standing(reply).status)
+            if not passing and status not in _RUNNING:
+                # A page of a firewall, or half an answer, does not undo work that is paid for.
+                is_odd = reply.http_status < 300 or reply.body.lstrip()[:1] == b"<"
+                odd = odd + 1 if is_odd and status not in _ENDS else _MOST_ODD
+                if odd >= _MOST_ODD:
+                    return reply
+            else:
+                odd = 0
             wait_s = max(wait_s, reply.retry_after_s or 0.0)
         if time.monotonic() >= until_s:
             return await _cancelled(wire, response_id, headers)
@@ -97,27 +111,31 @@ async def _cancelled(wire: Wire, response_id: str, headers: dict[str, str]) -> R
     )
 
 
-def _not_known(response_id: str, *, resumed: bool) -> EndpointError:
+def _not_known(response_id: str, http_status: int, *, resumed: bool) -> EndpointError:
     if resumed:
         return EndpointError(
             ErrorKind.GONE,
             f"the server does not know {response_id} any more, begun by an earlier command",
-            404,
+            http_status,
             response_id,
         )
     return EndpointError(
         ErrorKind.NOT_FOUND,
         "the server began a background response and does not know it: it has no background mode; "
         "use --mode stream or plain",
-        404,
+        http_status,
         response_id,
     )
 
 
 def _standing(reply: Reply) -> _Standing:
     try:
-        return msgspec.json.decode(reply.body, type=_Standing)
+        return _standing_decoder.decode(reply.body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pass  # once more, mended
+    try:
+        return _standing_decoder.decode(mended(reply.body))
+    except (ValueError, RecursionError):
         return _Standing()
 
 

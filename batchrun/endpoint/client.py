@@ -44,20 +44,27 @@ class Client:
         }
         if key is not None:
             self._headers["Authorization"] = f"Bearer {key}"
+        given = {name.lower() for name in headers}
+        for name in [name for name in self._headers if name.lower() in given]:
+            del self._headers[name]
         self._headers.update(headers)
+        self._with_each: dict[str, str] = {}  # headers that go with each request instead
 
     async def __aenter__(self) -> Self:
         settings = self._settings
         url = URL(f"{settings.base_url}/responses").update_query(settings.query)
+        # Looked up once; `trust_env` would do it, and read .netrc, for each request. Loopback
+        # needs none, and no proxy could reach it: the embedded simulator is there.
+        proxy = None if settings.is_loopback else _proxy(url)
+        # aiohttp tells a proxy the session's headers, in the clear: the key is not for it.
+        self._with_each = {} if proxy is None else self._headers
         session = aiohttp.ClientSession(
             # The gate alone counts what is in flight; the pool must not wait a second time.
             connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=300),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=settings.connect_timeout_s),
-            headers=self._headers,
-            # Looked up once; `trust_env` would do it, and read .netrc, for each request. Loopback
-            # needs none, and no proxy could reach it: the embedded simulator is there.
-            proxy=None if settings.is_loopback else _proxy(url),
+            headers=self._headers if proxy is None else None,
+            proxy=proxy,
         )
         shortest_s = min(settings.timeout_s, settings.idle_timeout_s)
         watch = DeadlineWatch(min(_SLOWEST_SWEEP_S, shortest_s / _SWEEPS))
@@ -72,7 +79,7 @@ class Client:
 
     async def send(self, request: Request, client_request_id: str, left_s: float) -> Reply:
         """The whole answer. Raises `EndpointError`. `left_s` is what is left of the row's time."""
-        headers = {"X-Client-Request-Id": client_request_id}
+        headers = {**self._with_each, "X-Client-Request-Id": client_request_id}
         if self.via == "background" or request.resume_id is not None:
             return await send_background(self._wire, request, headers, left_s, self._sink)
         if self.via == "stream":

@@ -40,6 +40,7 @@ class Deadline:
         if not self.expired or self._task is None:
             return False
         self.expired = False
+        self.idle_s = self.total_s  # else the next sweep would cancel what is left to do
         return self._task.uncancel() == 0
 
     def expire(self) -> None:

@@ -4,6 +4,7 @@ Content type and first byte decide how a body is read, whatever was asked for (P
 """
 
 import asyncio
+import math
 import time
 
 import aiohttp
@@ -19,6 +20,8 @@ from batchrun.job import EndpointJob
 from batchrun.records import Reply
 
 _LINGER_S = 1.0  # for the end of a connection whose stream has said all
+_BLANK = b"\xef\xbb\xbf \t\r\n"
+_FIELDS = (b"retry:", b"event:", b"data:", b"id:", b":")  # what a line of a stream begins with
 
 
 class _Arriving:
@@ -29,6 +32,7 @@ class _Arriving:
         self.http_status: int | None = None
         self.stream: StreamAnswer | None = None
         self.first_token_s: float | None = None
+        self.linger_until_s = math.inf  # on the loop's clock
 
 
 async def exchange(
@@ -71,13 +75,19 @@ async def _read(
 ) -> bytes:
     now_s = asyncio.get_running_loop().time
     content = response.content
+    said_stream = response.content_type == "text/event-stream"
     first = b""
-    deadline.idle_s = now_s() + settings.idle_timeout_s
-    if response.content_type == "text/event-stream":
-        deadline.idle_s = deadline.total_s  # a reasoning model may be silent for minutes
-    while not first.strip() and (piece := await content.readany()):
+    # A reasoning model may be silent for minutes before its stream says anything.
+    deadline.idle_s = deadline.total_s if said_stream else now_s() + settings.idle_timeout_s
+    while (is_stream := _is_stream(first, said_stream)) is None:
+        piece = await content.readany()
+        if not piece:
+            break
+        if not said_stream:
+            deadline.idle_s = now_s() + settings.idle_timeout_s
         first += piece
-    if _is_stream(first, response.content_type):
+        _check_size(len(first), settings, response)
+    if said_stream if is_stream is None else is_stream:
         return await _read_stream(response, first, deadline, settings, arriving)
     pieces = [first]
     size = len(first)
@@ -86,15 +96,19 @@ async def _read(
         size += len(piece)
         _check_size(size, settings, response)
         pieces.append(piece)
-    _check_size(size, settings, response)
     return first if len(pieces) == 1 else b"".join(pieces)
 
 
-def _is_stream(first: bytes, content_type: str) -> bool:
-    start = first.lstrip()[:6]
+def _is_stream(first: bytes, said_stream: bool) -> bool | None:
+    """Whether a body that begins so is a stream; null while that cannot be told."""
+    start = first.lstrip(_BLANK)[: len(_FIELDS[0])]
+    if not start:
+        return None
     if start[:1] in (b"{", b"[", b"<"):
         return False
-    return content_type == "text/event-stream" or start.startswith((b"data:", b"event:", b":"))
+    if said_stream or start.startswith(_FIELDS):
+        return True
+    return None if any(field.startswith(start) for field in _FIELDS) else False
 
 
 async def _read_stream(
@@ -109,10 +123,14 @@ async def _read_stream(
     parser, stream = SseParser(), StreamAnswer()
     arriving.stream = stream
     size, piece = 0, first
+    is_error = not 200 <= response.status < 300
+    raw: list[bytes] = []
     try:
         while piece:
             size += len(piece)
             _check_size(size, settings, response)
+            if is_error:
+                raw.append(piece)
             for event in parser.feed(piece):
                 stream.take(event)
             if stream.has_begun:
@@ -120,7 +138,8 @@ async def _read_stream(
                 if arriving.first_token_s is None:
                     arriving.first_token_s = time.perf_counter() - arriving.started_s
             if stream.is_finished:
-                deadline.idle_s = min(deadline.idle_s, now_s() + _LINGER_S)
+                arriving.linger_until_s = min(arriving.linger_until_s, now_s() + _LINGER_S)
+                deadline.idle_s = min(deadline.idle_s, arriving.linger_until_s)
             piece = await response.content.readany()
         for event in parser.end():
             stream.take(event)
@@ -132,6 +151,8 @@ async def _read_stream(
         if not (stream.is_finished and deadline.forgive()):
             raise
     body = stream.body()
+    if body is None and is_error:
+        return b"".join(raw)  # its status says enough, whatever the body calls itself
     if body is None:
         raise _failed(ErrorKind.CUT, "the stream ended without its last event", arriving)
     return body

@@ -5,7 +5,16 @@ import time
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 
-_REQUEST_IDS = ("x-request-id", "x-oneapi-request-id", "apim-request-id", "request-id", "cf-ray")
+from batchrun.policy.durations import duration_s
+
+_REQUEST_IDS = (
+    "x-request-id",
+    "x-oneapi-request-id",
+    "apim-request-id",
+    "request-id",
+    "x-litellm-call-id",
+    "cf-ray",
+)
 _RETRY_AFTER = ("retry-after", "llm_provider-retry-after")
 
 
@@ -21,8 +30,9 @@ def request_id(headers: Mapping[str, str]) -> str | None:
 def retry_after_s(headers: Mapping[str, str], now_s: float | None = None) -> float | None:
     """Seconds that the server asks to wait; null where it says nothing that can be read.
 
-    `retry-after-ms`, then `retry-after` as seconds, as a decimal or as an HTTP date, then the
-    name it has behind a gateway. `now_s` is Unix time.
+    `retry-after-ms`, then `retry-after` as seconds, as a decimal, as an HTTP date or as a duration
+    (`6m0s`), then the name it has behind a gateway. When a limit is full again (`...-reset-...`) is
+    not when a request may go, so those headers are no hints. `now_s` is Unix time.
     """
     milliseconds = _number(headers.get("retry-after-ms"))
     if milliseconds is not None:
@@ -32,6 +42,8 @@ def retry_after_s(headers: Mapping[str, str], now_s: float | None = None) -> flo
         if value is None:
             continue
         seconds = _number(value)
+        if seconds is None:
+            seconds = duration_s(value)
         if seconds is None:
             seconds = _seconds_until(value, time.time() if now_s is None else now_s)
         if seconds is not None:

@@ -18,7 +18,22 @@ _TERMINAL = {
     "response.cancelled": "cancelled",
 }
 _ERRORS = ("error", "response.error")
+# Deltas of what the model says or thinks; those of hosted tools' own work are none of it.
+_SPOKEN = frozenset(
+    f"response.{what}.delta"
+    for what in (
+        "output_text",
+        "refusal",
+        "function_call_arguments",
+        "custom_tool_call_input",
+        "reasoning_text",
+        "reasoning_summary_text",
+        "reasoning",
+    )
+)
 _NOTHING = Raw(b"")
+_ABSENT = (b"", b"null")
+_ENDS = frozenset(b'"' + status.encode() + b'"' for status in _TERMINAL.values())
 
 
 class _Data(Struct):
@@ -63,16 +78,22 @@ class StreamAnswer:
         kind = text(data.type) or event.name
         if kind in _TERMINAL:
             self._final = (_TERMINAL[kind], bytes(data.response))
-        elif kind in _ERRORS or (data.error and not bytes(data.response)):
-            self._error = event.data if data.error else _nested(data)
         elif kind == "response.output_item.done":
-            place = data.output_index
-            place = place if isinstance(place, int) else len(self._items)
-            self._items[place] = bytes(data.item)
-        elif kind.endswith(".delta"):
+            self._keep(data.output_index, bytes(data.item))
+        elif kind in _SPOKEN:
             self.has_begun = self.has_begun or (isinstance(data.delta, str) and data.delta != "")
-        elif self.response_id is None and bytes(data.response):
+        elif _is_error(kind, event.name, data):
+            self._error = event.data if data.error else _nested(data)
+        elif self.response_id is None and bytes(data.response) not in _ABSENT:
             self.response_id = _id_in(bytes(data.response))
+
+    def _keep(self, place: object, item: bytes) -> None:
+        if item in _ABSENT:
+            return
+        if isinstance(place, int):
+            self._items[place] = item
+        elif item not in self._items.values():  # sent twice
+            self._items[len(self._items)] = item
 
     def body(self) -> bytes | None:
         """The answer as a plain request would have brought it; null while none is complete."""
@@ -83,19 +104,21 @@ class StreamAnswer:
 
     def _completed(self, status: str, response: bytes) -> bytes | None:
         try:
-            fields = _object_decoder.decode(response or b"{}")
-        except msgspec.DecodeError:
+            fields = _object_decoder.decode(b"{}" if response in _ABSENT else response)
+        except (msgspec.DecodeError, UnicodeDecodeError):
             return response
         said = bytes(fields.get("error", b"null"))
         if status == "failed" and said == b"null" and self._error is not None:
             return self._error  # the event before said more
         has_output = bytes(fields.get("output", b"[]")) not in (b"[]", b"null")
-        if has_output and "status" in fields:
+        has_ended = bytes(fields.get("status", b"")) in _ENDS
+        if has_output and has_ended:
             return response
         if not has_output:
             items = b",".join(item for _, item in sorted(self._items.items()))
             fields["output"] = Raw(b"[" + items + b"]")
-        fields.setdefault("status", Raw(msgspec.json.encode(status)))
+        if not has_ended:
+            fields["status"] = Raw(b'"' + status.encode() + b'"')
         fields.setdefault("object", Raw(b'"response"'))
         return msgspec.json.encode(fields)
 
@@ -111,13 +134,22 @@ def _decoded(data: bytes) -> _Data | None:
         return None
 
 
+def _is_error(kind: str, name: str, data: _Data) -> bool:
+    if kind in _ERRORS or name in _ERRORS:
+        return True
+    return bool(data.error) and bytes(data.response) in _ABSENT
+
+
 def _nested(data: _Data) -> bytes:
     """A flat error in the shape that plain answers have."""
-    return msgspec.json.encode({"error": {"code": data.code, "message": data.message}})
+    said = {"code": data.code, "message": data.message}
+    if data.type not in _ERRORS:
+        said["type"] = data.type
+    return msgspec.json.encode({"error": said})
 
 
 def _id_in(response: bytes) -> str | None:
     try:
         return text(msgspec.json.decode(response, type=_Id).id)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return None

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 _BEGINNING = 300  # characters of a body that a message shows
+_MOST_DIGITS = 300  # of a number that is read; Python itself refuses some thousands
 _decoder = msgspec.json.Decoder()
 
 
@@ -21,13 +22,17 @@ def decode(body: bytes) -> Any:
 def mended(body: bytes) -> bytes:
     """The body as JSON that any reader takes. Raises `ValueError` where it is none.
 
-    Lone surrogates become U+FFFD, NaN and infinities null.
+    Lone surrogates become U+FFFD; NaN, infinities and numbers of many pages null.
     """
     try:
-        value = json.loads(body.decode("utf-8-sig", errors="replace"))
+        value = json.loads(body.decode("utf-8-sig", errors="replace"), parse_int=_whole)
         return json.dumps(_clean(value), ensure_ascii=False, allow_nan=False).encode()
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def _whole(digits: str) -> int | None:
+    return int(digits) if len(digits) <= _MOST_DIGITS else None
 
 
 def _clean(value: Any) -> Any:

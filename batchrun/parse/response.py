@@ -36,6 +36,7 @@ class _Body(Struct):
     error: Any = None
     incomplete_details: Any = None
     output: Raw = _NULL
+    output_text: Any = None  # some servers send the SDK's property besides
     usage: Raw = _NULL
     tool_usage: Raw = _NULL
 
@@ -51,7 +52,7 @@ def parse_response(
     """What a 2xx body says."""
     try:
         return _response(body, request, reported_cost_usd)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         pass  # once more, mended
     try:
         return _response(mended(body), request, reported_cost_usd)
@@ -75,6 +76,8 @@ def _response(
     usage, cost_usd = _usage(answer.usage)
     reason = text(answer.incomplete_details, "reason")
     content = _content(items, request)
+    if content["output_text"] is None and text(answer.output_text):
+        content["output_text"] = answer.output_text
     return Response(
         id=text(answer.id),
         status=status,
@@ -107,9 +110,11 @@ def _is_truncated(status: str, reason: str | None, usage: Usage, most: int | Non
 def _failure(status: str, error: object) -> Failure | None:
     if status not in ("failed", "cancelled"):
         return None
-    code = text(error, "code")
     kind = ErrorKind.CANCELLED if status == "cancelled" else ErrorKind.SERVER_ERROR
-    return Failure(kind, text(error, "message") or f"the response is {status}", code)
+    said = find_error({"error": error}) if error else None
+    if said is None:
+        return Failure(kind, f"the response is {status}")
+    return Failure(kind, said.message, said.code or said.type)
 
 
 class _Parts:
@@ -174,7 +179,7 @@ def _citation(note: dict[str, Any]) -> Citation:
 
 def _usage(raw: Raw) -> tuple[Usage, float | None]:
     """Any count may be missing or null (PROTOCOL A.3); the cost is a gateway's own."""
-    usage = decode(raw)
+    usage = decode(bytes(raw))
     if not isinstance(usage, dict):
         return Usage(), None
     inputs = usage.get("input_tokens_details")

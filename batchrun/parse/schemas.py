@@ -1,6 +1,8 @@
 """Whether what a model wrote fits the JSON Schemas of its request."""
 
 import json
+from collections.abc import Iterator
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
@@ -17,6 +19,7 @@ class _Tool(Struct):
     type: Any = None
     name: Any = None
     parameters: Raw = _NULL
+    tools: Raw = _NULL  # of a namespace
 
 
 class _Format(Struct):
@@ -36,9 +39,11 @@ class _Formatted(Struct):
     text: _Text | None = None
 
 
-def arguments_fit(arguments: str | None, name: str | None, body: bytes) -> bool | None:
+def arguments_fit(
+    arguments: str | None, name: str | None, namespace: str | None, body: bytes
+) -> bool | None:
     """Whether a call's arguments are JSON and fit; null where the schema is unusable."""
-    return _fits(arguments or "", _parameters_of(name, body))
+    return _fits(arguments or "", _parameters_of(name, namespace, body))
 
 
 def output_fits(output_text: str | None, body: bytes) -> bool | None:
@@ -70,19 +75,25 @@ def _fits(written: str, schema: bytes) -> bool | None:
         return False
 
 
-def _parameters_of(name: str | None, body: bytes) -> bytes:
-    try:
-        tools = msgspec.json.decode(body, type=_Tools).tools or []
-    except msgspec.DecodeError:
-        return b"null"
-    for raw in tools:
-        try:
-            tool = msgspec.json.decode(raw, type=_Tool)
-        except msgspec.DecodeError:
-            continue
+def _parameters_of(name: str | None, namespace: str | None, body: bytes) -> bytes:
+    tools = list(_tools_in(body))
+    if namespace is not None:
+        within = (tool for tool in tools if tool.type == "namespace" and tool.name == namespace)
+        tools = [inner for tool in within for inner in _tools_in(b'{"tools":%b}' % tool.tools)]
+    for tool in tools:
         if tool.name == name and tool.type == "function":
             return bytes(tool.parameters)
     return b"null"
+
+
+def _tools_in(body: bytes) -> Iterator[_Tool]:
+    try:
+        tools = msgspec.json.decode(body, type=_Tools).tools or []
+    except msgspec.DecodeError:
+        return
+    for raw in tools:
+        with suppress(msgspec.DecodeError):
+            yield msgspec.json.decode(raw, type=_Tool)
 
 
 @lru_cache(maxsize=256)

@@ -29,6 +29,7 @@ class Item(Struct):
     code: Any = None
     container_id: Any = None
     operation: Any = None  # patches
+    namespace: Any = None
     server_label: Any = None  # MCP
     revised_prompt: Any = None  # images
 
@@ -44,10 +45,14 @@ def read_tool_call(position: int, kind: str, item: Item, raw: bytes, request: Re
         call_id=text(item.call_id),
         name=name if is_function else _name(item, name),
         arguments=arguments,
-        arguments_valid=arguments_fit(arguments, name, request.body) if is_function else None,
+        arguments_valid=_fit(arguments, name, item, request) if is_function else None,
         status=text(item.status),
         item=raw[:_ITEM_BYTES].decode(errors="ignore"),
     )
+
+
+def _fit(arguments: str | None, name: str | None, item: Item, request: Request) -> bool | None:
+    return arguments_fit(arguments, name, text(item.namespace), request.body)
 
 
 def _arguments(item: Item) -> object:
@@ -72,7 +77,8 @@ def _name(item: Item, name: str | None) -> str | None:
     if name is not None:
         return name
     action = item.action if isinstance(item.action, dict) else {}
-    for queries in (item.queries, action.get("queries"), [action.get("query")]):
+    lists = (item.queries, action.get("queries"), [action.get("query")], action.get("commands"))
+    for queries in lists:
         found = [word for word in queries if text(word)] if isinstance(queries, list) else []
         if found:
             return "; ".join(found)

@@ -5,8 +5,10 @@ the last (PROTOCOL B.2; for the codes of reselling gateways B.6).
 """
 
 import re
+from collections.abc import Iterable
 
 from batchrun.errors import ErrorKind
+from batchrun.policy.durations import PART, duration_s
 
 # Found anywhere in code, type or message: money or quota is used up, and waiting does not help.
 _BILLING = (
@@ -41,6 +43,7 @@ _WORDS: dict[str, ErrorKind] = {
     "vector_store_timeout": ErrorKind.SERVER_ERROR,
     "failed_to_download_image": ErrorKind.SERVER_ERROR,
     "do_request_failed": ErrorKind.SERVER_ERROR,
+    "bad_response_body": ErrorKind.UNREADABLE,
     "context_length_exceeded": ErrorKind.TOO_LONG,
     "exceed_context_size_error": ErrorKind.TOO_LONG,
     "string_above_max_length": ErrorKind.TOO_LONG,
@@ -62,7 +65,23 @@ _WORDS: dict[str, ErrorKind] = {
     "count_token_failed": ErrorKind.BAD_REQUEST,
     "model_price_error": ErrorKind.BAD_REQUEST,
     "convert_request_failed": ErrorKind.BAD_REQUEST,
+    # Reasons of a `failed` response, within a 200, that are about the request:
+    "data_residency_mismatch": ErrorKind.BAD_REQUEST,
+    "invalid_image": ErrorKind.BAD_REQUEST,
+    "invalid_image_format": ErrorKind.BAD_REQUEST,
+    "invalid_base64_image": ErrorKind.BAD_REQUEST,
+    "invalid_image_url": ErrorKind.BAD_REQUEST,
+    "invalid_image_mode": ErrorKind.BAD_REQUEST,
+    "image_too_large": ErrorKind.BAD_REQUEST,
+    "image_too_small": ErrorKind.BAD_REQUEST,
+    "image_parse_error": ErrorKind.BAD_REQUEST,
+    "image_file_too_large": ErrorKind.BAD_REQUEST,
+    "image_file_not_found": ErrorKind.BAD_REQUEST,
+    "unsupported_image_media_type": ErrorKind.BAD_REQUEST,
+    "empty_image_file": ErrorKind.BAD_REQUEST,
 }
+
+_HTTP_STATUS = re.compile(r"[45][0-9][0-9]")
 
 _STATUSES: dict[int, ErrorKind] = {
     401: ErrorKind.UNAUTHORIZED,
@@ -82,24 +101,25 @@ _STATUSES: dict[int, ErrorKind] = {
 }
 
 _OVER_LIMIT = re.compile(
-    r"(?is)request too large.*?limit:?\s*(\d+).*?requested:?\s*(\d+)",
+    r"(?is)request too large.*?limit:?\s*(\d{1,18}).*?requested:?\s*(\d{1,18})",
 )
 
 _HINT = re.compile(
-    r"(?i)(?:try again|retry) (?:in|after) ((?:\d+(?:\.\d+)? ?(?:ms|s|m|h|seconds?|minutes?)\b ?|"
-    r"\d+(?:\.\d+)?(?:h|m))+)"
+    rf"(?i)(?:try again|retry) (?:in|after) ((?:{PART} ?)+)(?![a-z])",
 )
-_DURATION = re.compile(r"(?i)(\d+(?:\.\d+)?) ?(ms|seconds?|minutes?|s|m|h)")
-_UNITS = {
-    "ms": 0.001,
-    "s": 1.0,
-    "second": 1.0,
-    "seconds": 1.0,
-    "m": 60.0,
-    "minute": 60.0,
-    "minutes": 60.0,
-    "h": 3600.0,
-}
+# A gateway that flattens an error keeps the first one's JSON (or its Python form) in the message.
+_INNER = re.compile(
+    r"""\\*["'](?:code|type)\\*["']\s*:\s*\\*["']([A-Za-z_]{1,60})\\*["']""",
+)
+
+# What gateways say in words alone.
+_SAYINGS = (
+    ("负载已饱和", ErrorKind.RATE_LIMIT),
+    ("请求数限制", ErrorKind.RATE_LIMIT),
+    ("rate limit reached", ErrorKind.RATE_LIMIT),
+    ("无可用渠道", ErrorKind.OVERLOADED),
+    ("maximum context length", ErrorKind.TOO_LONG),
+)
 
 
 def classify(
@@ -111,10 +131,12 @@ def classify(
     is_html: bool = False,
 ) -> ErrorKind:
     """The kind of an error answer; `http_status` may be 2xx where the body is an error."""
-    facts = f"{code or ''} {error_type or ''} {message}"
+    facts = f"{code or ''} {error_type or ''} {message}".lower()
     if any(word in facts for word in _BILLING):
         return ErrorKind.QUOTA
-    kind = _of_words(http_status, code, error_type)
+    kind = _of_words(http_status, (code, error_type, *_INNER.findall(message)))
+    if kind is None:
+        kind = next((kind for said, kind in _SAYINGS if said in facts), None)
     if kind is None:
         kind = _of_status(_status_meant(http_status, code), error_type, is_html=is_html)
     if kind is ErrorKind.RATE_LIMIT:
@@ -128,14 +150,11 @@ def classify(
 def hint_in(message: str) -> float | None:
     """Seconds that a message asks to wait: `try again in 9.816s`, `20ms`, `6m0s`, `6 seconds`."""
     found = _HINT.search(message)
-    if found is None:
-        return None
-    parts = _DURATION.findall(found[1])
-    return sum(float(number) * _UNITS[unit.lower()] for number, unit in parts) if parts else None
+    return None if found is None else duration_s(found[1])
 
 
-def _of_words(http_status: int, code: str | None, error_type: str | None) -> ErrorKind | None:
-    for word in (code, error_type):
+def _of_words(http_status: int, words: Iterable[str | None]) -> ErrorKind | None:
+    for word in words:
         if word is None:
             continue
         if word == "model_not_found":
@@ -149,10 +168,8 @@ def _of_words(http_status: int, code: str | None, error_type: str | None) -> Err
 
 def _status_meant(http_status: int, code: str | None) -> int:
     """A 2xx whose error carries a status as its code means that status."""
-    if http_status < 300 and code is not None and code.isascii() and code.isdigit():
-        meant = int(code)
-        if 400 <= meant < 600:
-            return meant
+    if http_status < 300 and code is not None and _HTTP_STATUS.fullmatch(code):
+        return int(code)
     return http_status
 
 

@@ -1,5 +1,6 @@
 """What follows a failed attempt: one pure table by `ErrorKind`."""
 
+import re
 from collections.abc import Sequence
 from enum import Enum
 
@@ -53,7 +54,16 @@ CURES: dict[ErrorKind, Cure] = {
 }
 
 SAME_ENDS = 3  # times that one error of a row may come back unchanged
-_DOWN = ("", "server_error", "internal_server_error", "internal_error", "do_request_failed")
+_DOWN = (
+    "",
+    "server_error",
+    "internal_server_error",
+    "internal_error",
+    "do_request_failed",
+    "bad_response_status_code",
+)
+# Some servers end each message with an id of its own.
+_ID = re.compile(r"(?i)\(request id:[^)]*\)|\breq_\w+")
 
 _MORE = {Cure.ONCE_MORE: 1, Cure.TWICE_MORE: 2}
 
@@ -162,12 +172,18 @@ def judge(
 def _comes_back(failures: Sequence[Failure]) -> bool:
     """An error of its own, come back unchanged: not the load, but the request is what it is about.
 
-    Errors without a code of their own are what servers say when they are down.
+    Errors without a code of their own are what servers say when they are down, and what comes with
+    502 and above is a gateway's word on what stands behind it.
     """
     last = failures[-1]
-    if last.kind is not ErrorKind.SERVER_ERROR or (last.code or "").lower() in _DOWN:
+    if (last.http_status or 0) > 500:
         return False
-    same = [other for other in failures if (other.code, other.message) == (last.code, last.message)]
+    code = (last.code or "").lower()
+    # A gateway's code that is nothing but a status says no more than the status.
+    if last.kind is not ErrorKind.SERVER_ERROR or code in _DOWN or code.isdigit():
+        return False
+    said = (last.code, _ID.sub("", last.message))
+    same = [other for other in failures if (other.code, _ID.sub("", other.message)) == said]
     return len(same) >= SAME_ENDS
 
 

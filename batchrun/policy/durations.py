@@ -1,0 +1,21 @@
+"""Durations as servers write them: `12ms`, `1s`, `6m0s`, `9.816s`, `6 seconds`. Pure."""
+
+import re
+
+PART = r"\d{1,15}(?:\.\d{1,15})? ?(?:ms|us|µs|ns|hours?|minutes?|seconds?|[hms])"
+
+_whole = re.compile(rf"(?i)(?:{PART} ?)+")
+_part = re.compile(r"(\d+(?:\.\d+)?) ?([a-zµ]+)")
+_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def duration_s(text: str) -> float | None:
+    """Seconds; null where the text is no duration with units."""
+    text = text.strip().lower()
+    if _whole.fullmatch(text) is None:
+        return None
+    return sum(float(number) * _factor(unit) for number, unit in _part.findall(text))
+
+
+def _factor(unit: str) -> float:
+    return _UNITS.get(unit) or _UNITS[unit[0]]

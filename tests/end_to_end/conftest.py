@@ -1,0 +1,198 @@
+"""The real command line, the real simulator, real sockets: what the end-to-end tests share.
+
+Every process has a time limit and ends with its test. Run directories are relative to `tmp_path`,
+where the commands run.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+
+_COMMAND = [sys.executable, "-m", "batchrun"]
+_LIMIT_S = 60.0  # for a command, or for a state to come about
+_LOOK_EVERY_S = 0.002
+_OURS = ("OPENAI_", "FORCE_COLOR", "NO_COLOR", "TTY_", "COLUMNS", "LINES")
+
+
+@pytest.fixture(scope="session")
+def environment() -> dict[str, str]:
+    """Ours, without what would change what batchrun does."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(_OURS) and not name.lower().endswith("_proxy")
+    }
+
+
+@pytest.fixture
+def processes() -> Iterator[list[subprocess.Popen[str]]]:
+    """Whatever a test starts; what still runs at its end is killed."""
+    started: list[subprocess.Popen[str]] = []
+    yield started
+    for process in started:
+        process.kill()
+        process.wait(_LIMIT_S)
+        for stream in (process.stdin, process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
+
+
+@pytest.fixture
+def begin(
+    tmp_path: Path, environment: dict[str, str], processes: list[subprocess.Popen[str]]
+) -> Callable[..., subprocess.Popen[str]]:
+    """Starts `batchrun ...` in `tmp_path`, and does not wait for it."""
+
+    def start(
+        *words: object,
+        env: dict[str, str] | None = None,
+        before: tuple[str, ...] = (),
+        **options: Any,
+    ) -> subprocess.Popen[str]:
+        settings = {
+            "cwd": tmp_path,
+            "env": {**environment, **(env or {})},
+            "stdin": subprocess.DEVNULL,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+            "text": True,
+            **options,
+        }
+        process = subprocess.Popen([*before, *_COMMAND, *map(str, words)], **settings)
+        processes.append(process)
+        return process
+
+    return start
+
+
+@pytest.fixture
+def batchrun(
+    tmp_path: Path, environment: dict[str, str]
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`batchrun ...` in `tmp_path`, to its end; nothing it may do ends with a traceback."""
+
+    def run(
+        *words: object, env: dict[str, str] | None = None, text: str | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        source: dict[str, Any] = {"stdin": subprocess.DEVNULL} if text is None else {"input": text}
+        done = subprocess.run(
+            [*_COMMAND, *map(str, words)],
+            cwd=tmp_path,
+            env={**environment, **(env or {})},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_LIMIT_S,
+            **source,
+        )
+        assert "Traceback" not in done.stderr, done.stderr
+        return done
+
+    return run
+
+
+@pytest.fixture
+def simulator(begin: Callable[..., subprocess.Popen[str]]) -> Callable[..., str]:
+    """Starts `batchrun simulate`, answering at once unless told otherwise; its base URL."""
+
+    def start(*options: object, env: dict[str, str] | None = None) -> str:
+        words = [str(option) for option in options]
+        for option, value in (("--port", "0"), ("--latency", "0")):
+            if option not in words:
+                words += [option, value]
+        process = begin("simulate", *words, env=env)
+        assert process.stdout is not None
+        line: str = process.stdout.readline().strip()
+        if not line:
+            raise AssertionError(process.communicate(timeout=_LIMIT_S)[1])
+        return line
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def stats() -> Callable[..., dict[str, Any]]:
+    """What `GET /stats` of a simulator answers; `by="body"` for its table of bodies."""
+
+    def fetch(base_url: str, by: str = "") -> dict[str, Any]:
+        address = base_url.removesuffix("/v1") + "/stats" + (f"?by={by}" if by else "")
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(address, timeout=_LIMIT_S) as answer:
+            counts: dict[str, Any] = json.load(answer)
+            return counts
+
+    return fetch
+
+
+@pytest.fixture(scope="session")
+def wait_until() -> Callable[..., None]:
+    """Waits for a state to come about, while a process runs where one is named."""
+
+    def wait(holds: Callable[[], object], process: subprocess.Popen[str] | None = None) -> None:
+        end_s = time.monotonic() + _LIMIT_S
+        while not holds():
+            assert process is None or process.poll() is None, "the process ended before"
+            assert time.monotonic() < end_s, "it never came about"
+            time.sleep(_LOOK_EVERY_S)
+
+    return wait
+
+
+@pytest.fixture
+def write_rows(tmp_path: Path) -> Callable[..., Path]:
+    """Writes JSON Lines into `tmp_path`; the name of the file."""
+
+    def write(rows: Iterable[dict[str, Any]], name: str = "prompts.jsonl") -> Path:
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (tmp_path / name).write_text("".join(lines), encoding="utf-8")
+        return Path(name)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def questions() -> Callable[..., list[dict[str, Any]]]:
+    """Rows of a made-up prompt set: a question each, and columns to carry."""
+
+    def make(count: int, first: int = 0) -> list[dict[str, Any]]:
+        return [
+            {
+                "question": f"A shelf has {number} books and {number % 7} vases: how many things?",
+                "answer": f"#### {number + number % 7}",
+                "level": number % 5,
+            }
+            for number in range(first, first + count)
+        ]
+
+    return make
+
+
+@pytest.fixture
+def query(tmp_path: Path) -> Callable[..., list[tuple[Any, ...]]]:
+    """What DuckDB answers; `?` in the SQL is the glob of a table's parts."""
+
+    def ask(sql: str, run: object = "run", table: str = "responses") -> list[tuple[Any, ...]]:
+        with duckdb.connect() as connection:
+            return connection.execute(sql, [f"{tmp_path / str(run)}/{table}/*.parquet"]).fetchall()
+
+    return ask
+
+
+@pytest.fixture
+def totals(query: Callable[..., list[tuple[Any, ...]]]) -> Callable[..., tuple[Any, ...]]:
+    """Rows, different rows, rows that are ok."""
+
+    def count(run: object = "run") -> tuple[Any, ...]:
+        sql = "SELECT count(*), count(DISTINCT row), count(*) FILTER (ok) FROM read_parquet(?)"
+        return query(sql, run)[0]
+
+    return count

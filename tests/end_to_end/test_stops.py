@@ -1,0 +1,243 @@
+"""What stops a run early, by itself or by a signal, and how the same command goes on."""
+
+import json
+import shlex
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess, Popen
+from typing import Any
+
+import pytest
+
+from batchrun.store import tables
+
+Run = Callable[..., CompletedProcess[str]]
+Begin = Callable[..., "Popen[str]"]
+Query = Callable[..., list[tuple[Any, ...]]]
+
+_ROWS = 80
+_IN_FLIGHT = 8
+_ASK = ("--prompt", "{{ question }}", "--model", "gpt-4.1", "-o", "run")
+
+
+@pytest.fixture
+def source(write_rows: Any, questions: Any) -> Path:
+    path: Path = write_rows(questions(_ROWS))
+    return path
+
+
+def _next(done: CompletedProcess[str] | str) -> list[str]:
+    """The words of the command that the last line names."""
+    text = done if isinstance(done, str) else done.stderr
+    last = text.splitlines()[-1]
+    assert last.startswith("next: batchrun "), text
+    return shlex.split(last)[2:]
+
+
+def test_a_wrong_key_costs_one_call(
+    source: Path,
+    tmp_path: Path,
+    batchrun: Run,
+    simulator: Any,
+    stats: Callable[..., dict[str, Any]],
+    totals: Callable[..., tuple[Any, ...]],
+) -> None:
+    base_url = simulator("--require-key-env", "THE_KEY", env={"THE_KEY": "right-key-1234"})
+    command = ("run", source, *_ASK, "--base-url", base_url)
+    done = batchrun(*command, env={"OPENAI_API_KEY": "wrong-key-5678"})
+    assert done.returncode == 3
+    assert stats(base_url)["requests"] == 1
+    assert "the key is refused" in done.stderr
+    assert "next: batchrun run prompts.jsonl" in done.stderr.splitlines()[-1]
+    none = batchrun(*_next(done))
+    assert none.returncode == 3
+    assert stats(base_url)["requests"] == 2
+    right = batchrun(*_next(done), env={"OPENAI_API_KEY": "right-key-1234"})
+    assert right.returncode == 0, right.stderr
+    assert totals() == (_ROWS, _ROWS, _ROWS)
+    assert stats(base_url)["requests"] == _ROWS + 2
+    for path in (tmp_path / "run").rglob("*"):
+        if path.is_file():
+            assert b"right-key" not in path.read_bytes()
+
+
+def test_an_unknown_model_costs_one_call(
+    source: Path,
+    batchrun: Run,
+    simulator: Any,
+    stats: Callable[..., dict[str, Any]],
+    query: Query,
+) -> None:
+    base_url = simulator("--model", "gpt-5")
+    done = batchrun("run", source, *_ASK, "--base-url", base_url)
+    assert done.returncode == 3
+    assert stats(base_url)["requests"] == 1
+    assert "no such model or path" in done.stderr
+    assert _next(done)[0] == "run"
+    stand = json.loads(batchrun("status", "run", "--json").stdout)
+    assert (stand["state"], stand["left"], stand["exit_code"]) == ("stopped", _ROWS, 3)
+    with pytest.raises(Exception, match="No files found"):
+        query("SELECT * FROM read_parquet(?)")
+
+
+def test_a_used_up_quota_stops_the_run_and_more_of_it_goes_on(
+    source: Path,
+    batchrun: Run,
+    simulator: Any,
+    stats: Callable[..., dict[str, Any]],
+    totals: Callable[..., tuple[Any, ...]],
+) -> None:
+    poor, rich = simulator("--quota", "30", "--latency", "0.02"), simulator()
+    command = ("run", source, *_ASK, "--concurrency", _IN_FLIGHT, "--base-url")
+    done = batchrun(*command, poor)
+    assert done.returncode == 3
+    assert "money or quota is used up" in done.stderr
+    paid = stats(poor)["completions"]
+    assert 30 <= paid <= 30 + _IN_FLIGHT
+    assert totals() == (paid, paid, paid)
+    again = batchrun(*command, poor)
+    assert again.returncode == 3
+    assert stats(poor)["refused"]["quota"] <= 2 * _IN_FLIGHT
+    assert batchrun(*command, rich).returncode == 0
+    assert totals() == (_ROWS, _ROWS, _ROWS)
+    assert stats(rich)["requests"] == _ROWS - paid
+
+
+def test_twenty_refusals_in_a_row_stop_a_run_that_went_well(
+    source: Path,
+    begin: Begin,
+    batchrun: Run,
+    processes: "list[Popen[str]]",
+    simulator: Any,
+    wait_until: Callable[..., None],
+    stats: Callable[..., dict[str, Any]],
+    totals: Callable[..., tuple[Any, ...]],
+    query: Query,
+) -> None:
+    base_url = simulator("--latency", "0.03")
+    server, port = processes[-1], base_url.rpartition(":")[2].removesuffix("/v1")
+    command = ("run", source, *_ASK, "--base-url", base_url, "--concurrency", "1")
+    process = begin(*command)
+    wait_until(lambda: stats(base_url)["completions"] > 5, process)
+    server.terminate()
+    server.wait(20)
+    key = {"THE_KEY": "another-key"}
+    assert simulator("--port", port, "--require-key-env", "THE_KEY", env=key) == base_url
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 3, said
+    assert "20 rows in a row were refused" in said
+    assert stats(base_url)["requests"] == 20
+    refused = query("SELECT count(*) FROM read_parquet(?) WHERE error_kind = 'unauthorized'")
+    assert refused == [(19,)]  # the row that stopped the run is none of them
+    ended = batchrun(*_next(said), env={"OPENAI_API_KEY": "another-key"})
+    assert ended.returncode == 4
+    assert totals() == (_ROWS, _ROWS, _ROWS - 19)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_first_signal_lets_what_is_in_flight_land(
+    number: signal.Signals,
+    code: int,
+    source: Path,
+    begin: Begin,
+    batchrun: Run,
+    simulator: Any,
+    wait_until: Callable[..., None],
+    stats: Callable[..., dict[str, Any]],
+    totals: Callable[..., tuple[Any, ...]],
+) -> None:
+    base_url = simulator("--latency", "0.5", "--latency-spread", "0")
+    process = begin("run", source, *_ASK, "--base-url", base_url, "--concurrency", _IN_FLIGHT)
+    wait_until(lambda: stats(base_url)["in_flight"] == _IN_FLIGHT, process)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code, said
+    assert "waiting for what is in flight" in said
+    assert "Traceback" not in said
+    counts = stats(base_url)
+    paid = counts["completions"]
+    assert counts["destroyed"] == 0
+    assert totals() == (paid, paid, paid)
+    assert _IN_FLIGHT < paid < _ROWS
+    ended = batchrun(*_next(said), "--base-url", simulator())
+    assert ended.returncode == 0, ended.stderr
+    assert totals() == (_ROWS, _ROWS, _ROWS)
+    assert stats(base_url)["requests"] == paid
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_second_signal_drops_what_never_ends(
+    number: signal.Signals,
+    code: int,
+    source: Path,
+    begin: Begin,
+    simulator: Any,
+    wait_until: Callable[..., None],
+    stats: Callable[..., dict[str, Any]],
+) -> None:
+    base_url = simulator("--fault", "stalled_body=1")
+    process = begin("run", source, *_ASK, "--base-url", base_url)
+    wait_until(lambda: stats(base_url)["in_flight"] > 0, process)
+    process.send_signal(number)
+    assert process.stderr is not None
+    said = ""
+    while "waiting for what is in flight" not in said:
+        said += process.stderr.readline()
+    process.send_signal(number)
+    rest = process.communicate(timeout=15)[1]  # the drain alone would take 20
+    assert process.returncode == code
+    assert "dropping it" in rest
+    assert _next(rest)[0] == "run"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_plan_and_names_the_command_that_goes_on(
+    number: signal.Signals,
+    code: int,
+    tmp_path: Path,
+    source: Path,
+    begin: Begin,
+    simulator: Any,
+    batchrun: Run,
+    wait_until: Callable[..., None],
+    stats: Callable[..., dict[str, Any]],
+    questions: Any,
+) -> None:
+    base_url = simulator()
+    slow = "{% for one in range(LOOPS) %}{% endfor %}{{ question }}"
+    command = ("run", source, "--model", "gpt-4.1", "-o", "run", "--base-url", base_url)
+    first = (*command, "--prompt", slow.replace("LOOPS", "30000"))
+    assert batchrun(*first, "--limit", "3").returncode == 0
+    with (tmp_path / source).open("a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in questions(3_000, first=_ROWS))
+    process = begin(*first)
+    wait_until(lambda: tables.is_running(tmp_path / "run"), process)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code, said
+    assert "plan:" not in said
+    assert "Traceback" not in said
+    assert stats(base_url)["requests"] == 3
+    assert _next(said)[0] == "run"
+
+
+def test_a_signal_that_was_ignored_at_the_start_stays_ignored(
+    source: Path,
+    begin: Begin,
+    simulator: Any,
+    wait_until: Callable[..., None],
+    stats: Callable[..., dict[str, Any]],
+    totals: Callable[..., tuple[Any, ...]],
+) -> None:
+    base_url = simulator("--latency", "0.1")
+    process = begin(
+        *("run", source, *_ASK, "--base-url", base_url, "--concurrency", _IN_FLIGHT),
+        before=("sh", "-c", "trap '' INT; exec \"$@\"", "sh"),
+    )
+    wait_until(lambda: stats(base_url)["completions"] > 2, process)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    assert "stopping" not in said
+    assert totals() == (_ROWS, _ROWS, _ROWS)

@@ -1,0 +1,255 @@
+"""What the options of `run` change, and what running again does."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import pytest
+
+Run = Callable[..., CompletedProcess[str]]
+Query = Callable[..., list[tuple[Any, ...]]]
+
+_ASK = ("--prompt", "{{ question }}", "--model", "gpt-4.1", "-o", "run")
+
+
+@pytest.fixture
+def source(write_rows: Any, questions: Any) -> Path:
+    path: Path = write_rows(questions(200))
+    return path
+
+
+def test_results_go_to_standard_output_and_the_rest_to_standard_error(
+    source: Path, batchrun: Run
+) -> None:
+    plain = batchrun("run", source, *_ASK, "--simulate")
+    assert (plain.returncode, plain.stdout) == (0, "")
+    for said in ("plan: 200 rows", "sent: question", "carried: question, answer, level"):
+        assert said in plain.stderr
+    assert "duckdb.read_parquet('run/responses/*.parquet')" in plain.stderr
+    assert "pandas.read_parquet('run/responses')" in plain.stderr
+    counted = batchrun("run", source, *_ASK, "--simulate", "--json")
+    assert counted.returncode == 0
+    summary = json.loads(counted.stdout)
+    assert len(counted.stdout.splitlines()) == 1
+    assert (summary["rows"], summary["ok"], summary["left"], summary["exit_code"]) == (
+        200,
+        200,
+        0,
+        0,
+    )
+
+
+def test_the_lines_that_the_end_offers_read_the_tables(
+    source: Path, batchrun: Run, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    done = batchrun("run", source, *_ASK, "--simulate")
+    lines = re.findall(r'python -c "(.*)"', done.stderr)
+    assert len(lines) == 2
+    shown = [
+        subprocess.run(
+            [sys.executable, "-c", line],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        ).stdout
+        for line in lines
+    ]
+    assert "200 rows" in shown[0]
+    assert "[200 rows x" in shown[1]
+
+
+def test_quiet_shows_no_progress(source: Path, batchrun: Run) -> None:
+    done = batchrun("run", source, *_ASK, "--simulate", "--quiet")
+    assert done.returncode == 0
+    assert "in flight" not in done.stderr
+    assert "plan:" not in done.stderr
+
+
+def test_a_dry_run_writes_nothing_and_sends_nothing(
+    source: Path, batchrun: Run, tmp_path: Path, simulator: Any, stats: Any
+) -> None:
+    base_url = simulator()
+    done = batchrun("run", source, *_ASK, "--base-url", base_url, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {
+        "input": "A shelf has 0 books and 0 vases: how many things?",
+        "model": "gpt-4.1",
+    }
+    for said in ("plan: 200 rows", "200 to send", "sent: question", f"POST {base_url}/responses"):
+        assert said in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == [source.name]
+    assert stats(base_url)["requests"] == 0
+
+
+def test_a_dry_run_of_a_run_begun_changes_no_file_of_it(
+    source: Path, batchrun: Run, tmp_path: Path
+) -> None:
+    assert batchrun("run", source, *_ASK, "--simulate", "--limit", "50").returncode == 0
+
+    def files() -> dict[str, bytes]:
+        below = sorted(path for path in (tmp_path / "run").rglob("*") if path.is_file())
+        return {str(path): path.read_bytes() for path in below if path.name != "lock"}
+
+    before = files()
+    done = batchrun("run", source, *_ASK, "--simulate", "--dry-run")
+    assert done.returncode == 0
+    assert "50 settled, 150 to send" in done.stderr
+    assert files() == before
+
+
+def test_a_dry_run_of_standard_input_leaves_nothing(batchrun: Run, tmp_path: Path) -> None:
+    done = batchrun("run", "-", *_ASK, "--simulate", "--dry-run", text='{"question": "What?"}\n')
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["input"] == "What?"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_with_a_limit_goes_on_without_it(
+    source: Path, batchrun: Run, simulator: Any, stats: Any, query: Query, totals: Any
+) -> None:
+    base_url = simulator()
+    command = ("run", source, *_ASK, "--base-url", base_url)
+    assert batchrun(*command, "--limit", "30").returncode == 0
+    assert query("SELECT count(*), max(row) FROM read_parquet(?)") == [(30, 29)]
+    assert stats(base_url)["requests"] == 30
+    again = batchrun(*command, "--limit", "30", "--json")
+    assert again.returncode == 0
+    assert json.loads(again.stdout)["rows"] == 30
+    assert stats(base_url)["requests"] == 30
+    assert batchrun(*command).returncode == 0
+    assert totals() == (200, 200, 200)
+    assert stats(base_url)["requests"] == 200
+
+
+def test_rows_that_are_added_are_sent_and_no_others(
+    source: Path,
+    tmp_path: Path,
+    batchrun: Run,
+    simulator: Any,
+    stats: Any,
+    questions: Any,
+    totals: Any,
+) -> None:
+    base_url = simulator()
+    command = ("run", source, *_ASK, "--base-url", base_url)
+    assert batchrun(*command).returncode == 0
+    with (tmp_path / source).open("a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in questions(40, first=200))
+    assert batchrun(*command).returncode == 0
+    assert totals() == (240, 240, 240)
+    counts = stats(base_url, by="body")
+    assert [body["requests"] for body in counts.values()] == [1] * 240
+
+
+def test_rows_with_ids_may_change_their_places(
+    batchrun: Run, simulator: Any, stats: Any, questions: Any, write_rows: Any, totals: Any
+) -> None:
+    base_url = simulator()
+    rows = [{"id": f"q{number}", **row} for number, row in enumerate(questions(60))]
+    source = write_rows(rows[:40])
+    command = ("run", source, *_ASK, "--base-url", base_url)
+    assert batchrun(*command).returncode == 0
+    write_rows(rows[::-1])
+    assert batchrun(*command).returncode == 0
+    assert totals()[0] == 60
+    assert stats(base_url)["requests"] == 60
+
+
+@pytest.mark.parametrize("change", ["another question", "a row less", "a row between"])
+def test_an_input_that_changed_under_settled_rows_is_refused(
+    change: str, batchrun: Run, simulator: Any, stats: Any, questions: Any, write_rows: Any
+) -> None:
+    base_url = simulator()
+    rows = questions(30)
+    source = write_rows(rows)
+    command = ("run", source, *_ASK, "--base-url", base_url)
+    assert batchrun(*command).returncode == 0
+    match change:
+        case "another question":
+            rows[7]["question"] += " Really?"
+        case "a row less":
+            rows.pop()
+        case "a row between":
+            rows.insert(7, {"question": "And another one?", "answer": "-", "level": 0})
+    write_rows(rows)
+    done = batchrun(*command)
+    assert done.returncode == 2
+    assert "do not agree with the input any more" in done.stderr
+    assert stats(base_url)["requests"] == 30
+
+
+def test_a_run_that_has_ended_says_so_sends_nothing_and_exits_as_it_did(
+    source: Path, batchrun: Run, simulator: Any, stats: Any
+) -> None:
+    base_url = simulator()
+    command = ("run", source, *_ASK, "--base-url", base_url, "--json")
+    first, again = batchrun(*command), batchrun(*command)
+    assert (first.returncode, again.returncode) == (0, 0)
+    assert "nothing left to send" in again.stderr
+    one, other = json.loads(first.stdout), json.loads(again.stdout)
+    for name in ("elapsed_s", "rows_per_s"):
+        del one[name], other[name]
+    assert one == other
+    assert stats(base_url)["requests"] == 200
+
+
+def test_rows_that_are_not_ok_end_with_4_and_a_command_that_shows_one(
+    batchrun: Run, write_rows: Any, questions: Any, simulator: Any, stats: Any
+) -> None:
+    base_url = simulator()
+    rows = [{"custom_id": f"the row {number}", **row} for number, row in enumerate(questions(9))]
+    for number, row in enumerate(rows):
+        row["heat"] = 7 if number == 4 else 1
+    source = write_rows(rows)
+    command = ("run", source, *_ASK, "--base-url", base_url, "--set", "temperature={{ heat }}")
+    done, again = batchrun(*command), batchrun(*command)
+    assert (done.returncode, again.returncode) == (4, 4)
+    assert stats(base_url)["requests"] == 9
+    for end in (done, again):
+        last = end.stderr.splitlines()[-1]
+        assert last == "next: batchrun show run 'the row 4'"
+    shown = batchrun(*shlex.split(last)[2:])
+    assert shown.returncode == 0
+    for line in ("custom_id: the row 4", "status: failed", "http_status: 400", "heat: 7"):
+        assert line in shown.stdout.splitlines()
+
+
+def test_bad_rows_become_rows_of_their_own_kind_on_demand(
+    tmp_path: Path, batchrun: Run, query: Query, simulator: Any, stats: Any
+) -> None:
+    base_url = simulator()
+    lines = ['{"question": "One?"}', "not JSON", '{"other": 1}', '{"question": "Two?"}', "[]"]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(lines))
+    command = ("run", "prompts.jsonl", *_ASK, "--base-url", base_url)
+    assert batchrun(*command).returncode == 2
+    assert not (tmp_path / "run").exists()
+    done = batchrun(*command, "--skip-bad-rows")
+    assert done.returncode == 4
+    rows = query("SELECT row, status, error_kind, len(attempts) FROM read_parquet(?) ORDER BY row")
+    assert rows == [
+        (0, "completed", None, 1),
+        (1, "invalid", "invalid_row", 0),
+        (2, "invalid", "invalid_row", 0),
+        (3, "completed", None, 1),
+        (4, "invalid", "invalid_row", 0),
+    ]
+    assert stats(base_url)["requests"] == 2
+
+
+def test_a_simulation_needs_no_key_no_network_and_no_proxy(
+    source: Path, batchrun: Run, totals: Any
+) -> None:
+    nowhere = "http://127.0.0.1:9"
+    env = {"HTTP_PROXY": nowhere, "http_proxy": nowhere, "HTTPS_PROXY": nowhere, "NO_PROXY": ""}
+    done = batchrun("run", source, *_ASK, "--simulate", "--max-attempts", "1", env=env)
+    assert done.returncode == 0, done.stderr
+    assert totals() == (200, 200, 200)
