@@ -196,7 +196,7 @@ def _signals_ask(stop: "StopSwitch", progress: Any) -> Iterator[None]:
         stop.ask(f"{number.name} came", 128 + number)
         progress.close()
         if len(stop.asked) > 1:
-            _say("stopping: dropping what is in flight")
+            _say("stopping: dropping it")
         elif stop.is_sending:
             _say("stopping: waiting for what is in flight (20 s at most); once more drops it")
 
