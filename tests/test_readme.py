@@ -18,7 +18,7 @@ import pytest
 from batchrun.cli.main import batchrun
 from batchrun.errors import ErrorKind
 from batchrun.job import Job, load_job
-from batchrun.simulator.behavior import Fault
+from batchrun.simulator.kinds import Fault
 from batchrun.simulator.stats import Stats
 from batchrun.store import schema
 

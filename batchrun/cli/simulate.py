@@ -1,11 +1,14 @@
 """`batchrun simulate`: the simulator as a server, until a signal ends it."""
 
 import asyncio
+import contextlib
 import os
 import signal
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from batchrun.simulator.kinds import SPREAD, Fault, Quirk
 
 if TYPE_CHECKING:
     from batchrun.simulator.behavior import Behavior
@@ -14,23 +17,30 @@ _RATE = click.FloatRange(0, 1)
 _POSITIVE = click.FloatRange(0, min_open=True)
 
 
-@click.command(
-    epilog="""\b
+_EPILOG = f"""\b
 Examples:
   batchrun simulate
   batchrun simulate --port 0 --seed 7 --latency 0.2 --faults 0.1
   batchrun simulate --rpm 600 --tpm 90000 --no-hints
   batchrun simulate --fault 502_html=0.05 --fault stalled_body=0.01
+  batchrun simulate --quirk no_event_lines --quirk null_usage
 
 \b
 Then, in another shell:
   batchrun run prompts.jsonl --model gpt-4.1 --base-url http://127.0.0.1:8080/v1
   curl http://127.0.0.1:8080/stats
 
-Of the kinds of faults, --faults leaves out quota and those that never end: no_headers,
-endless_body and stalled_body. Ask for these by name.
-""",
-)
+Faults that --faults spreads over: {", ".join(SPREAD)}.
+
+Faults to ask for by name: {", ".join(fault for fault in Fault if fault not in SPREAD)}.
+
+Quirks: {", ".join(Quirk)}.
+
+What each of them does is told in docs/simulator.md.
+"""
+
+
+@click.command(epilog=_EPILOG)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--port",
@@ -95,23 +105,28 @@ endless_body and stalled_body. Ask for these by name.
     default=0.0,
     type=_RATE,
     metavar="RATE",
-    help="Share of attempts that meet a fault, in equal parts over all kinds that end.",
+    help="Share of attempts that meet a fault, in equal parts over the kinds named below.",
 )
 @click.option(
     "--fault",
     "named_faults",
     multiple=True,
     metavar="KIND=RATE",
-    help="Share of attempts that meet this kind of fault; repeat. Kinds: 429_hint, 429_bare, "
-    "{500,502,503}_{json,html,empty}, error_200, reset_before, reset_within, truncated_json, "
-    "no_headers, endless_body, stalled_body, quota.",
+    help="Share of attempts that meet this kind of fault; repeat.",
+)
+@click.option(
+    "--quirk",
+    "quirks",
+    multiple=True,
+    metavar="NAME",
+    help="What a gateway does to every answer; repeat.",
 )
 @click.option(
     "--retry-after",
     default=1.0,
     show_default=True,
     type=click.FloatRange(0),
-    help="Seconds that the fault 429_hint asks to wait.",
+    help="Seconds that the fault 429_hint and its like ask to wait.",
 )
 @click.option(
     "--bad-arguments",
@@ -140,6 +155,7 @@ def simulate(host: str, port: int, **options: Any) -> None:
     network, no cost. GET /stats counts what was served, and /stats?by=body tells it body by body.
     """
     behavior = _behavior(options)
+    _allow_many_connections()
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(_serve(behavior, host, port))
@@ -176,6 +192,7 @@ def _behavior(options: dict[str, Any]) -> "Behavior":
             bad_arguments=options["bad_arguments"],
             bad_output=options["bad_output"],
             refusals=options["refusals"],
+            quirks=options["quirks"],
         )
     except ValueError as error:
         raise click.UsageError(str(error)) from error
@@ -201,6 +218,18 @@ def _required_key(name: str | None) -> str | None:
             "that clients must send"
         )
     return key
+
+
+def _allow_many_connections() -> None:
+    """As many as the system lets this process ask for; often 1,024 where nobody asks."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # some systems refuse what they call unlimited; the limit then stays as it is
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _loop_factory() -> Any:

@@ -90,6 +90,10 @@ def unknown_model(model: str) -> ApiError:
     )
 
 
+def unknown_response(id_: str) -> ApiError:
+    return ApiError(f"Response with id '{id_}' not found.", status=HTTPStatus.NOT_FOUND)
+
+
 def unknown_path(method: str, path: str) -> ApiError:
     return ApiError(f"Invalid URL ({method} {path})", status=HTTPStatus.NOT_FOUND)
 

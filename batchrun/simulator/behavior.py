@@ -1,42 +1,13 @@
-"""How a simulated server behaves: every setting, with its default, and the kinds of faults.
+"""How a simulated server behaves: every setting, with its default.
 
 A `Behavior` cannot exist with settings that make no sense. Rates are shares, from 0 to 1.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from math import isfinite
 
-
-class Fault(StrEnum):
-    """What an attempt can meet instead of a whole answer."""
-
-    RATE_LIMIT_HINT = "429_hint"  # with Retry-After
-    RATE_LIMIT_BARE = "429_bare"  # without a word on when to come back
-    SERVER_ERROR_JSON = "500_json"
-    SERVER_ERROR_HTML = "500_html"
-    SERVER_ERROR_EMPTY = "500_empty"
-    BAD_GATEWAY_JSON = "502_json"
-    BAD_GATEWAY_HTML = "502_html"
-    BAD_GATEWAY_EMPTY = "502_empty"
-    UNAVAILABLE_JSON = "503_json"
-    UNAVAILABLE_HTML = "503_html"
-    UNAVAILABLE_EMPTY = "503_empty"
-    ERROR_200 = "error_200"  # HTTP 200 whose body is an `error`
-    RESET_BEFORE = "reset_before"  # the connection is reset, no answer was made
-    RESET_WITHIN = "reset_within"  # the connection is reset amid the body
-    TRUNCATED_JSON = "truncated_json"  # whole by HTTP, but the JSON breaks off
-    NO_HEADERS = "no_headers"  # nothing ever comes, no answer was made
-    ENDLESS_BODY = "endless_body"  # a piece now and then, without an end
-    STALLED_BODY = "stalled_body"  # a first piece, then nothing
-    QUOTA = "quota"  # 429 that no waiting cures
-
-
-NEVER_ENDING = frozenset({Fault.NO_HEADERS, Fault.ENDLESS_BODY, Fault.STALLED_BODY})
-SPREAD: tuple[Fault, ...] = tuple(
-    fault for fault in Fault if fault not in NEVER_ENDING and fault is not Fault.QUOTA
-)
+from batchrun.simulator.kinds import EXCLUSIVE, SPREAD, Fault, Quirk
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,15 +30,23 @@ class Behavior:
     quota: int | None = None  # answers, then 429 insufficient_quota for ever
     faults: float = 0.0  # in equal parts over SPREAD
     fault_rates: Mapping[str, float] = field(default_factory=dict)  # by kind, wins over `faults`
-    retry_after_s: float = 1.0  # what the fault 429_hint says
+    retry_after_s: float = 1.0  # what the fault 429_hint and its like say
     bad_arguments: float = 0.0  # calls whose arguments are malformed or do not fit
     bad_output: float = 0.0  # structured answers that are malformed or do not fit
     refusals: float = 0.0  # answers that are a refusal
+    quirks: tuple[Quirk, ...] = ()  # what every answer has; names as text will do
 
     def __post_init__(self) -> None:
         for name in self.fault_rates:
             if name not in set(Fault):
                 raise ValueError(f"no fault is called {name!r}; there are {', '.join(Fault)}")
+        for name in self.quirks:
+            if name not in set(Quirk):
+                raise ValueError(f"no quirk is called {name!r}; there are {', '.join(Quirk)}")
+        object.__setattr__(self, "quirks", tuple(Quirk(name) for name in self.quirks))
+        for rivals in EXCLUSIVE:
+            if len(rivals.intersection(self.quirks)) > 1:
+                raise ValueError(f"of the quirks {', '.join(sorted(rivals))} one can be had")
         shares = {
             "faults": self.faults,
             "bad_arguments": self.bad_arguments,

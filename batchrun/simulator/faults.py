@@ -1,17 +1,16 @@
-"""Which fault an attempt meets, and what those that answer an error look like.
+"""Which fault an attempt meets, and what the errors of the API itself look like.
 
 Pure: a fault is drawn from the seed, the body and how many times that body was let in before, so
 that a run can be repeated whatever the order, and a retry draws anew.
 """
 
-from dataclasses import dataclass, field
-
 from batchrun.simulator import draws
 from batchrun.simulator.api_errors import render_error, used_up
-from batchrun.simulator.behavior import Behavior, Fault
+from batchrun.simulator.behavior import Behavior
+from batchrun.simulator.gateway_errors import ErrorAnswer, gateway_error, html_page
+from batchrun.simulator.kinds import Fault
 from batchrun.simulator.limits import render_duration, retry_headers
 
-_JSON = "application/json"
 _REASONS = {
     500: "Internal Server Error",
     502: "Bad Gateway",
@@ -31,16 +30,15 @@ _BODIES = {
         code="server_is_overloaded",
     ),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class ErrorAnswer:
-    """An answer that is an error."""
-
-    status: int
-    body: bytes
-    content_type: str = _JSON
-    headers: dict[str, str] = field(default_factory=dict)
+_IN_STREAM = {
+    Fault.RESET_WITHIN: Fault.STREAM_RESET,
+    Fault.TRUNCATED_JSON: Fault.STREAM_END,
+}
+_IN_PIECE = {
+    Fault.STREAM_RESET: Fault.RESET_WITHIN,
+    Fault.STREAM_END: Fault.TRUNCATED_JSON,
+    **{fault: Fault.ERROR_200 for fault in Fault if fault.startswith("stream_error_")},
+}
 
 
 class Drawer:
@@ -68,40 +66,38 @@ def error_answer(fault: Fault, retry_after_s: float) -> ErrorAnswer | None:
         case Fault.RATE_LIMIT_HINT:
             message = f"Rate limit reached. Please try again in {render_duration(retry_after_s)}."
             body = render_error(message, type_="requests", code="rate_limit_exceeded")
-            return ErrorAnswer(429, body, headers=retry_headers(retry_after_s))
+            headers = retry_headers(retry_after_s)
+            return ErrorAnswer(429, body, headers=headers, tells_limits=True)
         case Fault.RATE_LIMIT_BARE:
             message = "Too many requests."
             return ErrorAnswer(
                 429, render_error(message, type_="requests", code="rate_limit_exceeded")
             )
         case Fault.QUOTA:
-            return ErrorAnswer(429, used_up().render())
+            return ErrorAnswer(429, used_up().render(), tells_limits=True)
         case Fault.ERROR_200:
             message = "The upstream answered with an error."
-            return ErrorAnswer(
-                200, render_error(message, type_="server_error", code="server_error")
-            )
-        case (
-            Fault.RESET_BEFORE
-            | Fault.RESET_WITHIN
-            | Fault.TRUNCATED_JSON
-            | Fault.NO_HEADERS
-            | Fault.ENDLESS_BODY
-            | Fault.STALLED_BODY
-        ):
-            return None
+            body = render_error(message, type_="server_error", code="server_error")
+            return ErrorAnswer(200, body, tells_limits=True)
     status, _, form = fault.value.partition("_")
-    return _server_error(int(status), form)
+    if status in ("500", "502", "503") and form in ("json", "html", "empty"):
+        return _server_error(int(status), form)
+    return gateway_error(fault, retry_after_s)
+
+
+def takes_work(fault: Fault) -> bool:
+    """The error comes after the time of an answer; a refusal comes at once."""
+    return fault.value[0] != "4" and fault is not Fault.QUOTA
+
+
+def as_struck(fault: Fault, *, streams: bool) -> Fault:
+    """The fault that comes to the same for a stream, or for an answer in one piece."""
+    return (_IN_STREAM if streams else _IN_PIECE).get(fault, fault)
 
 
 def _server_error(status: int, form: str) -> ErrorAnswer:
     if form == "json":
-        return ErrorAnswer(status, _BODIES[status])
+        return ErrorAnswer(status, _BODIES[status], tells_limits=True)
     if form == "html":
-        title = f"{status} {_REASONS[status]}"
-        page = (
-            f"<html>\r\n<head><title>{title}</title></head>\r\n<body>\r\n"
-            f"<center><h1>{title}</h1></center>\r\n</body>\r\n</html>\r\n"
-        )
-        return ErrorAnswer(status, page.encode(), "text/html")
+        return ErrorAnswer(status, html_page(f"{status} {_REASONS[status]}"), "text/html")
     return ErrorAnswer(status, b"", "")

@@ -5,16 +5,16 @@ within the schema, anyOf, oneOf and allOf. It does not read `not`, `if`, `contai
 `dependent*`: a schema that leans on those may get a value that does not fit.
 """
 
-import math
 from random import Random
 from typing import Any
 
-from batchrun.simulator import texts
+from batchrun.simulator import numbers, texts
 from batchrun.simulator.json_types import is_a
 
 Schema = dict[str, Any]
 _DEEP = 6  # levels below which only what must be there is made
 _BOTTOM = 24  # levels below which a schema that must recur is given up
+_MOST = 10_000  # values within a value, whatever a schema asks for
 _SCALARS = ("string", "integer", "number", "boolean")
 _TYPES: dict[str, tuple[type, ...]] = {
     "string": (str,),
@@ -30,7 +30,7 @@ _WRONG = {"string": 12345, "integer": "many", "number": "much", "boolean": "perh
 
 def fit(schema: Schema, rng: Random) -> Any:
     """A value that the schema accepts."""
-    return _value(schema, rng, schema, 0)
+    return _value(schema, _Making(rng, schema), 0)
 
 
 def spoil(schema: Schema, value: Any, rng: Random) -> Any:
@@ -57,41 +57,53 @@ def spoil(schema: Schema, value: Any, rng: Random) -> Any:
     return rng.choice(spoilt) if spoilt else None
 
 
-def _value(schema: Any, rng: Random, root: Schema, depth: int) -> Any:
+class _Making:
+    """What the making of one value needs all the way down."""
+
+    __slots__ = ("left", "rng", "root")
+
+    def __init__(self, rng: Random, root: Schema) -> None:
+        self.rng = rng
+        self.root = root
+        self.left = _MOST  # values that may still be made
+
+
+def _value(schema: Any, making: _Making, depth: int) -> Any:
+    making.left -= 1
     if not isinstance(schema, dict) or not schema:
-        return texts.words(rng)
-    if depth > _BOTTOM:
+        return texts.words(making.rng)
+    if depth > _BOTTOM or making.left < 0:
         return None
-    schema = _flat(schema, rng, root, depth)
+    schema = _flat(schema, making, depth)
     if "const" in schema:
         return schema["const"]
     types = _types(schema)
     if isinstance(schema.get("enum"), list) and schema["enum"]:
         fitting = [value for value in schema["enum"] if _is_of(value, types)]
-        return rng.choice(fitting or schema["enum"])
-    match _type(types, rng, depth):
+        return making.rng.choice(fitting or schema["enum"])
+    match _type(types, making.rng, depth):
         case "object":
-            return _object(schema, rng, root, depth)
+            return _object(schema, making, depth)
         case "array":
-            return _array(schema, rng, root, depth)
+            return _array(schema, making, depth)
         case "integer":
-            return _integer(schema, rng)
+            return numbers.integer(schema, making.rng)
         case "number":
-            return _number(schema, rng)
+            return numbers.number(schema, making.rng)
         case "boolean":
-            return rng.random() < 0.5
+            return making.rng.random() < 0.5
         case "null":
             return None
         case _:
-            return texts.text(schema, rng)
+            return texts.text(schema, making.rng)
 
 
-def _flat(schema: Schema, rng: Random, root: Schema, depth: int) -> Schema:
+def _flat(schema: Schema, making: _Making, depth: int) -> Schema:
     """The schema with references followed, allOf merged and a branch of each choice taken."""
     for _ in range(_BOTTOM):
         if "$ref" in schema:
             rest = {key: value for key, value in schema.items() if key != "$ref"}
-            schema = _merged(_target(schema["$ref"], root), rest)
+            schema = _merged(_target(schema["$ref"], making.root), rest)
         elif "allOf" in schema:
             parts = schema["allOf"]
             schema = {key: value for key, value in schema.items() if key != "allOf"}
@@ -100,7 +112,7 @@ def _flat(schema: Schema, rng: Random, root: Schema, depth: int) -> Schema:
         elif choice := next((key for key in ("anyOf", "oneOf") if schema.get(key)), None):
             branches = schema[choice]
             rest = {key: value for key, value in schema.items() if key != choice}
-            schema = _merged(rest, _branch(branches, rng, depth))
+            schema = _merged(rest, _branch(branches, making.rng, depth))
         else:
             break
     return schema
@@ -186,109 +198,52 @@ def _is_of(value: Any, types: list[str]) -> bool:
     return not types or any(is_a(value, _TYPES.get(name, (object,))) for name in types)
 
 
-def _object(schema: Schema, rng: Random, root: Schema, depth: int) -> dict[str, Any]:
+def _object(schema: Schema, making: _Making, depth: int) -> dict[str, Any]:
     properties = schema.get("properties", {})
     required = schema.get("required", [])
-    if not isinstance(required, list):
-        required = []
     made: dict[str, Any] = {}
     for name, inner in properties.items():
-        if name in required or (depth <= _DEEP and rng.random() < 0.6 and inner is not False):
-            made[name] = _value(inner, rng, root, depth + 1)
+        if name in required or (
+            depth <= _DEEP and making.rng.random() < 0.6 and inner is not False
+        ):
+            made[name] = _value(inner, making, depth + 1)
     rest = schema.get("additionalProperties", True)
     for name in required:
         if name not in made:
-            made[name] = _value(rest, rng, root, depth + 1)
+            made[name] = _value(rest, making, depth + 1)
     least = schema.get("minProperties", 0)
     if isinstance(rest, dict) and rest and not properties and depth <= _DEEP:
-        least = max(least, min(rng.randint(1, 2), schema.get("maxProperties", 2)))
+        least = max(least, min(making.rng.randint(1, 2), schema.get("maxProperties", 2)))
     for name, inner in properties.items():
         if len(made) < least and name not in made:
-            made[name] = _value(inner, rng, root, depth + 1)
-    while len(made) < least and rest is not False:
-        made[f"{texts.word(rng)}_{len(made)}"] = _value(rest, rng, root, depth + 1)
+            made[name] = _value(inner, making, depth + 1)
+    while len(made) < least and rest is not False and making.left > 0:
+        made[f"{texts.word(making.rng)}_{len(made)}"] = _value(rest, making, depth + 1)
     most = schema.get("maxProperties", len(made))
     for name in [name for name in made if name not in required][: max(len(made) - most, 0)]:
         del made[name]
     return made
 
 
-def _array(schema: Schema, rng: Random, root: Schema, depth: int) -> list[Any]:
+def _array(schema: Schema, making: _Making, depth: int) -> list[Any]:
     items = schema.get("items", True)
     leading = schema.get("prefixItems", [])
     if isinstance(items, list):  # as drafts before 2020-12 wrote it
         leading, items = items, schema.get("additionalItems", True)
-    least = schema.get("minItems", 0)
+    least = max(min(schema.get("minItems", 0), _MOST), 0)
     most = schema.get("maxItems", max(least + 3, 3))
-    wanted = least if depth > _DEEP else min(rng.randint(max(least, 1), max(least, 1) + 2), most)
-    made = [_value(inner, rng, root, depth + 1) for inner in leading[: max(wanted, least)]]
+    wanted = (
+        least if depth > _DEEP else min(making.rng.randint(max(least, 1), max(least, 1) + 2), most)
+    )
+    made = [_value(inner, making, depth + 1) for inner in leading[: max(wanted, least)]]
     if depth <= _DEEP and not least and len(leading) <= most:
-        made += [_value(inner, rng, root, depth + 1) for inner in leading[len(made) :]]
+        made += [_value(inner, making, depth + 1) for inner in leading[len(made) :]]
     if items is False:
         return made
-    for _ in range(50):  # enough for what must differ; more would never end
-        if len(made) >= wanted:
+    for _ in range(wanted + 50):  # what must differ may be used up before
+        if len(made) >= wanted or making.left <= 0:
             break
-        value = _value(items, rng, root, depth + 1)
+        value = _value(items, making, depth + 1)
         if not schema.get("uniqueItems") or value not in made:
             made.append(value)
     return made
-
-
-def _bounds(schema: Schema) -> tuple[float, float, bool, bool]:
-    """Least and most, and whether each is itself left out."""
-    low: float | None = schema.get("minimum")
-    high: float | None = schema.get("maximum")
-    open_low, open_high = schema.get("exclusiveMinimum"), schema.get("exclusiveMaximum")
-    without_low = open_low is True  # a flag in draft 4, a number since
-    without_high = open_high is True
-    if not isinstance(open_low, bool) and open_low is not None and (low is None or open_low >= low):
-        low, without_low = open_low, True
-    if (
-        not isinstance(open_high, bool)
-        and open_high is not None
-        and (high is None or open_high <= high)
-    ):
-        high, without_high = open_high, True
-    if low is None:
-        if high is None:
-            return 0, 100, False, False
-        return high - 100, high, False, without_high
-    if high is None:
-        return low, low + 100, without_low, False
-    return low, high, without_low, without_high
-
-
-def _integer(schema: Schema, rng: Random) -> int:
-    low, high, without_low, without_high = _bounds(schema)
-    least, most = math.ceil(low), math.floor(high)
-    least += without_low and least == low
-    most -= without_high and most == high
-    step = schema.get("multipleOf", 1)
-    if isinstance(step, int) and step > 1:
-        first, last = -(-least // step), most // step
-        return step * rng.randint(first, max(first, last))
-    return rng.randint(least, max(least, most))
-
-
-def _number(schema: Schema, rng: Random) -> float:
-    low, high, without_low, without_high = _bounds(schema)
-    step = schema.get("multipleOf")
-    if step:
-        return _multiple(step, low, high, rng)
-    value = round(rng.uniform(low, high), 2)
-    if low <= value <= high and not (
-        (without_low and value == low) or (without_high and value == high)
-    ):
-        return value
-    return (low + high) / 2
-
-
-def _multiple(step: float, low: float, high: float, rng: Random) -> float:
-    """Only what divides without a rest in floating point, as validators divide."""
-    first, last = math.ceil(low / step), math.floor(high / step)
-    for _ in range(100):
-        value = round(step * rng.randint(first, max(first, last)), 12)
-        if low <= value <= high and (value / step).is_integer():
-            return value
-    return step * first

@@ -50,6 +50,25 @@ _PARAMETERS: dict[str, tuple[Any, ...]] = {
     "truncation": _TEXT,
     "user": _TEXT,
 }
+_COUNTED = {
+    "personality": _TEXT,
+    **{
+        name: _PARAMETERS[name]
+        for name in (
+            "conversation",
+            "input",
+            "instructions",
+            "model",
+            "parallel_tool_calls",
+            "previous_response_id",
+            "reasoning",
+            "text",
+            "tool_choice",
+            "tools",
+            "truncation",
+        )
+    },
+}
 _MOVED = {
     "messages": "input",
     "max_tokens": "max_output_tokens",
@@ -102,14 +121,32 @@ def check(fields: dict[str, Any]) -> None:
             code="mutually_exclusive_parameters",
         )
     _check_words(fields)
-    for name, instead in (("stream", "stream events"), ("background", "work in background")):
-        if fields.get(name):
-            raise unsupported(
-                name,
-                f"Unsupported value: '{name}' does not support true here: this simulator does "
-                f"not {instead}.",
-                "unsupported_value",
-            )
+    if fields.get("background"):
+        _check_background(fields)
+
+
+def check_count(fields: dict[str, Any]) -> None:
+    """Raises `ApiError` for what a request to count input tokens would not take."""
+    for name, value in fields.items():
+        kind = _COUNTED.get(name)
+        if kind is None:
+            raise _unknown_parameter(name)
+        expected, *types = kind
+        if value is not None and not is_a(value, tuple(types)):
+            raise wrong_type(name, expected, value)
+
+
+def _check_background(fields: dict[str, Any]) -> None:
+    if fields.get("store") is False:
+        raise unsupported(
+            "store", "Background mode requires 'store' to be true.", "unsupported_value"
+        )
+    if fields.get("stream"):
+        raise unsupported(
+            "stream",
+            "Unsupported value: this simulator does not stream what it does in background.",
+            "unsupported_value",
+        )
 
 
 def _unknown_parameter(name: str) -> ApiError:

@@ -5,6 +5,7 @@ back-reference asks for is not, and `matching` then answers null.
 """
 
 import re
+import warnings
 from collections.abc import Callable
 from random import Random
 from string import ascii_letters, digits
@@ -22,9 +23,20 @@ def matching(pattern: str, rng: Random) -> str | None:
     """A text in which the pattern is found; null where it is beyond this."""
     try:
         made = _Reader(pattern).read()(rng)
-        return made if re.search(pattern, made) else None
-    except (_BeyondError, re.error, RecursionError):
+    except (_BeyondError, RecursionError):
         return None
+    return made if is_match(pattern, made) else None
+
+
+def is_match(pattern: str, text: str) -> bool:
+    """The pattern is found in the text; false where it is no expression of Python's."""
+    try:
+        with warnings.catch_warnings():
+            # Python means to read `[[` otherwise some day, and says so each time
+            warnings.simplefilter("ignore", FutureWarning)
+            return re.search(pattern, text) is not None
+    except (re.error, RecursionError):
+        return False
 
 
 class _BeyondError(Exception):

@@ -1,4 +1,4 @@
-"""The answer to a request: reasoning, calls, text, structured output or a refusal, and its usage.
+"""The answer to a request: reasoning, calls, searches, text or a refusal, and its usage.
 
 Pure: what an answer says is drawn from the seed and the body alone; only its ids and times differ
 from one attempt to the next.
@@ -10,8 +10,9 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from batchrun.simulator import draws, fitting, texts
+from batchrun.simulator import draws, fitting, search, texts
 from batchrun.simulator.behavior import Behavior
+from batchrun.simulator.echo import whole_response
 from batchrun.simulator.requests import Asked
 from batchrun.simulator.tools import Choice, choose
 
@@ -22,19 +23,23 @@ _LONGEST = 32_000  # tokens of an answer, however the draw falls
 _THOUGHT_STEP = 64  # reasoning tokens come in these
 _EFFORTS = {"minimal": 0.0, "low": 96.0, "high": 1_000.0, "xhigh": 2_500.0, "max": 5_000.0}
 _EFFORT = 320.0  # median of reasoning tokens where no effort, or medium, is asked for
-_TIERS = {"auto": "default", "fast": "priority"}
 _CACHED_FROM = 1_024  # the shortest input that is cached, and the step beyond it:
 _CACHED_STEP = 128
 _ABOUT_JSON = ("id", "title", "count", "note", "done")
 
 
 class Answer(Struct, frozen=True):
-    """A response as it goes over the wire, and what it is billed for."""
+    """A response, the same as it goes over the wire, and what it is billed for."""
 
+    response: Item
     body: bytes
     input_tokens: int
     output_tokens: int
     reasoning_tokens: int
+
+    def with_response(self, response: Item, body: bytes) -> "Answer":
+        """Told otherwise, billed the same."""
+        return Answer(response, body, self.input_tokens, self.output_tokens, self.reasoning_tokens)
 
 
 def make_answer(
@@ -74,12 +79,12 @@ def make_answer(
         "total_tokens": asked.input_tokens + spent,
     }
     times = (int(now_s), int(now_s + latency_s))
-    response = _response(asked, items, usage, whole, _new_id("resp", ids), times)
-    return Answer(_encode(response), asked.input_tokens, spent, thoughts)
+    response = whole_response(asked, items, usage, whole, _new_id("resp", ids), times)
+    return Answer(response, _encode(response), asked.input_tokens, spent, thoughts)
 
 
 def _parts(asked: Asked, behavior: Behavior, rng: Random) -> list[Item]:
-    """What the model says after its thoughts: parts of type refusal, text or call."""
+    """What the model says after its thoughts: parts of type refusal, text, call or search."""
     refuses, calls_none, speaks_first = rng.random(), rng.random(), rng.random()
     if refuses < behavior.refusals:
         return [{"type": "refusal", "text": texts.refusal(rng)}]
@@ -90,7 +95,18 @@ def _parts(asked: Asked, behavior: Behavior, rng: Random) -> list[Item]:
         said = [{"type": "output_text", "text": "Let me look that up."}]
         first = said if speaks_first < 0.1 and not choice.must else []
         return first + _calls(choice, behavior, rng)
+    if search.is_offered(asked.fields) and search.is_used(asked.fields, rng.random()):
+        return _searched(asked, behavior, rng)
     return [{"type": "output_text", "text": _text(asked, behavior, rng)}]
+
+
+def _searched(asked: Asked, behavior: Behavior, rng: Random) -> list[Item]:
+    """Searches, and a text that cites what they found; structured output has no room for that."""
+    actions, pages = search.look_up(asked.fields, rng)
+    said: Item = {"type": "output_text", "text": _text(asked, behavior, rng)}
+    if _format(asked)["type"] == "text":
+        said["text"], said["annotations"] = search.cite(said["text"], pages, rng)
+    return [*({"type": "search", "action": action} for action in actions), said]
 
 
 def _has_result(given: Any) -> bool:
@@ -113,7 +129,7 @@ def _calls(choice: Choice, behavior: Behavior, rng: Random) -> list[Item]:
 
 def _text(asked: Asked, behavior: Behavior, rng: Random) -> str:
     length = draws.lognormal(rng.random() or 0.5, behavior.output_tokens, behavior.output_spread)
-    format_ = (asked.fields.get("text") or {}).get("format") or {"type": "text"}
+    format_ = _format(asked)
     if format_["type"] == "json_schema":
         return _structured(format_["schema"], behavior.bad_output, rng)
     if format_["type"] == "json_object":
@@ -122,6 +138,11 @@ def _text(asked: Asked, behavior: Behavior, rng: Random) -> str:
         return _malformed_or(_json(made), behavior.bad_output, rng)
     opening = f"Simulated answer {asked.key.hex()[:8]}."
     return texts.prose(opening, min(length, _LONGEST), rng)
+
+
+def _format(asked: Asked) -> Item:
+    format_: Item = (asked.fields.get("text") or {}).get("format") or {"type": "text"}
+    return format_
 
 
 def _structured(schema: dict[str, Any], bad: float, rng: Random) -> str:
@@ -179,6 +200,9 @@ def _reasoning_item(asked: Asked, ids: Random, rng: Random) -> Item:
 
 def _item(part: Item, room: int | None, ids: Random) -> tuple[Item | None, int, bool]:
     """A part as an output item, cut where there is no room; its tokens; whether it is whole."""
+    if part["type"] == "search":
+        made = {"id": _new_id("ws", ids), "type": "web_search_call", "status": "completed"}
+        return {**made, "action": part["action"]}, 0, True
     is_call = part["type"] == "call"
     besides = _CALL_TOKENS + texts.token_count(part["name"]) if is_call else 0
     tokens = besides + texts.token_count(part["text"])
@@ -203,7 +227,11 @@ def _item(part: Item, room: int | None, ids: Random) -> tuple[Item | None, int, 
     else:
         content = {
             "type": "output_text",
-            "annotations": [],
+            "annotations": [
+                mark
+                for mark in part.get("annotations", ())
+                if mark["end_index"] <= len(part["text"])
+            ],
             "logprobs": [],
             "text": part["text"],
         }
@@ -219,77 +247,3 @@ def _item(part: Item, room: int | None, ids: Random) -> tuple[Item | None, int, 
 
 def _new_id(kind: str, ids: Random) -> str:
     return f"{kind}_{ids.getrandbits(192):048x}"
-
-
-def _response(
-    asked: Asked,
-    items: list[Item],
-    usage: Item,
-    whole: bool,
-    id_: str,
-    times: tuple[int, int],
-) -> Item:
-    """The whole object, fields of the request echoed as the API does, defaults filled in."""
-    given = asked.fields
-    conversation = given.get("conversation")
-    response = {
-        "id": id_,
-        "object": "response",
-        "created_at": times[0],
-        "status": "completed" if whole else "incomplete",
-        "background": False,
-        "completed_at": times[1] if whole else None,
-        "error": None,
-        "incomplete_details": None if whole else {"reason": "max_output_tokens"},
-        "instructions": given.get("instructions"),
-        "max_output_tokens": given.get("max_output_tokens"),
-        "max_tool_calls": given.get("max_tool_calls"),
-        "model": asked.model,
-        "output": items,
-        "parallel_tool_calls": given.get("parallel_tool_calls") is not False,
-        "previous_response_id": given.get("previous_response_id"),
-        "prompt_cache_key": given.get("prompt_cache_key"),
-        "prompt_cache_retention": given.get("prompt_cache_retention"),
-        "reasoning": {"effort": None, "summary": None, **(given.get("reasoning") or {})},
-        "safety_identifier": given.get("safety_identifier"),
-        "service_tier": _service_tier(given.get("service_tier")),
-        "store": given.get("store") is not False,
-        "temperature": _or_one(given.get("temperature")),
-        "text": _echoed_text(given.get("text") or {}),
-        "tool_choice": given.get("tool_choice") or "auto",
-        "tools": [_echoed_tool(tool) for tool in given.get("tools") or []],
-        "top_logprobs": given.get("top_logprobs") or 0,
-        "top_p": _or_one(given.get("top_p")),
-        "truncation": given.get("truncation") or "disabled",
-        "usage": usage,
-        "user": given.get("user"),
-        "metadata": given.get("metadata") or {},
-    }
-    if conversation:
-        response["conversation"] = (
-            {"id": conversation} if isinstance(conversation, str) else conversation
-        )
-    return response
-
-
-def _service_tier(asked: str | None) -> str:
-    return _TIERS.get(asked, asked) if asked else "default"
-
-
-def _or_one(value: float | None) -> float:
-    return 1.0 if value is None else float(value)
-
-
-def _echoed_text(text: Item) -> Item:
-    echoed = {"verbosity": "medium", **text}
-    format_ = text.get("format") or {"type": "text"}
-    if format_["type"] == "json_schema":
-        format_ = {"description": None, "strict": False, **format_}
-    echoed["format"] = format_
-    return echoed
-
-
-def _echoed_tool(tool: Item) -> Item:
-    if tool["type"] != "function":
-        return tool
-    return {"description": None, "strict": True, "parameters": None, **tool}

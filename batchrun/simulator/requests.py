@@ -73,8 +73,11 @@ def judge(body: Body, models: tuple[str, ...] = ()) -> Asked:
         raise unknown_model(model)
     _check_input(fields.get("input"))
     _check_metadata(fields.get("metadata"))
-    tools.check(fields)
-    _check_text(fields)
+    try:
+        tools.check(fields)
+        _check_text(fields)
+    except RecursionError as error:
+        raise ApiError("Invalid schema: it is nested too deeply.") from error
     effort = (fields.get("reasoning") or {}).get("effort")
     looks_so = _REASONING_MODEL.search(model) is not None
     if looks_so and effort != "none":
@@ -83,9 +86,20 @@ def judge(body: Body, models: tuple[str, ...] = ()) -> Asked:
         key=body.key,
         fields=fields,
         model=model,
-        input_tokens=len(body.canonical) // _BYTES_A_TOKEN + 3,
+        input_tokens=_input_tokens(body),
         reasons=(looks_so or fields.get("reasoning") is not None) and effort != "none",
     )
+
+
+def count_tokens(body: Body) -> int:
+    """What `POST /v1/responses/input_tokens` answers. Raises `ApiError`."""
+    parameters.check_count(body.fields)
+    _check_input(body.fields.get("input"))
+    return _input_tokens(body)
+
+
+def _input_tokens(body: Body) -> int:
+    return len(body.canonical) // _BYTES_A_TOKEN + 3
 
 
 def _canonical(fields: dict[str, Any]) -> bytes:

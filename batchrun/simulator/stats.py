@@ -5,9 +5,11 @@ fault or a lost connection kept from arriving whole is destroyed besides.
 """
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
-_REQUESTS, _ADMITTED, _COMPLETIONS, _DESTROYED = range(4)
+_REQUESTS, _ADMITTED, _COMPLETIONS, _DESTROYED, _CREATED, _POLLS, _CANCELLED = range(7)
+_NOTHING = [0] * 7
 
 
 class Stats:
@@ -25,6 +27,7 @@ class Stats:
         self._rejected: Counter[str] = Counter()
         self._faults: Counter[str] = Counter()
         self._destroyed: Counter[str] = Counter()
+        self._background = _NOTHING.copy()  # of all bodies
         self._bodies: dict[bytes, list[int]] = {}
         self._seconds: dict[int, list[int]] = {}
 
@@ -59,12 +62,31 @@ class Stats:
     def met(self, fault: str) -> None:
         self._faults[fault] += 1
 
-    def begun(self) -> None:
+    def begun(self) -> Callable[[], None]:
+        """In flight until what comes back is called; to call it again does nothing."""
         self._in_flight += 1
         self._most_in_flight = max(self._most_in_flight, self._in_flight)
+        is_over = False
 
-    def ended(self) -> None:
-        self._in_flight -= 1
+        def end() -> None:
+            nonlocal is_over
+            if not is_over:
+                is_over = True
+                self._in_flight -= 1
+
+        return end
+
+    def created(self, key: bytes) -> None:
+        """A background response was."""
+        self._count(key, _CREATED)
+
+    def polled(self, key: bytes) -> None:
+        """A background response was asked after."""
+        self._count(key, _POLLS)
+
+    def cancelled(self, key: bytes) -> None:
+        """A background response was, before it was done."""
+        self._count(key, _CANCELLED)
 
     def completed(
         self,
@@ -103,6 +125,7 @@ class Stats:
                 "output": self._output_tokens,
                 "reasoning": self._reasoning_tokens,
             },
+            "background": _background(self._background),
             "by_second": {
                 str(second): {
                     "requests": counts[0],
@@ -113,21 +136,26 @@ class Stats:
             },
         }
 
-    def by_body(self) -> dict[str, dict[str, int]]:
+    def by_body(self) -> dict[str, dict[str, Any]]:
         """What `GET /stats?by=body` answers: the SHA-256 of each body and its counts."""
         return {
             key.hex(): {
                 "requests": counts[_REQUESTS],
                 "completions": counts[_COMPLETIONS],
                 "destroyed": counts[_DESTROYED],
+                "background": _background(counts),
             }
             for key, counts in self._bodies.items()
         }
 
+    def _count(self, key: bytes, what: int) -> None:
+        self._background[what] += 1
+        self._body(key)[what] += 1
+
     def _body(self, key: bytes) -> list[int]:
         body = self._bodies.get(key)
         if body is None:
-            body = self._bodies[key] = [0, 0, 0, 0]
+            body = self._bodies[key] = _NOTHING.copy()
         return body
 
     def _second(self, now_s: float) -> list[int]:
@@ -136,3 +164,11 @@ class Stats:
         if counts is None:
             counts = self._seconds[second] = [0, 0, 0]
         return counts
+
+
+def _background(counts: list[int]) -> dict[str, int]:
+    return {
+        "created": counts[_CREATED],
+        "polls": counts[_POLLS],
+        "cancelled": counts[_CANCELLED],
+    }

@@ -1,12 +1,12 @@
 """Made-up text: answers of a wished length, and strings that fit the text keywords of a schema."""
 
-import re
 from random import Random
 from typing import Any
 
 from batchrun.simulator import patterns
 
 BYTES_A_TOKEN = 4
+_LONGEST = 100_000  # letters of a string, whatever a schema asks for
 _WORDS = (
     "amber",
     "basin",
@@ -115,7 +115,7 @@ def words(rng: Random) -> str:
 
 def text(schema: dict[str, Any], rng: Random) -> str:
     """A string that fits pattern, format and lengths."""
-    least, most = schema.get("minLength", 0), schema.get("maxLength")
+    least, most = min(schema.get("minLength", 0), _LONGEST), schema.get("maxLength")
     pattern = schema.get("pattern")
     if isinstance(pattern, str):
         for _ in range(50):
@@ -125,13 +125,14 @@ def text(schema: dict[str, Any], rng: Random) -> str:
             if len(made) >= least and (most is None or len(made) <= most):
                 return made
         default = schema.get("default")
-        if isinstance(default, str) and re.search(pattern, default):
+        if isinstance(default, str) and patterns.is_match(pattern, default):
             return default
     if schema.get("format") in _FORMATS:
         made = patterns.matching(_FORMATS[schema["format"]], rng)
         if made is not None:
             return made
     made = words(rng)
-    while len(made) < least:
-        made += " " + word(rng)
+    if len(made) < least:
+        made = (made + " ") * (least // len(made) + 1)
+        made = made[:least]
     return made if most is None else made[:most]

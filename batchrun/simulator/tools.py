@@ -1,6 +1,6 @@
 """`tools`, `tool_choice` and `text.format`: judged as the API does, and what may be called.
 
-Hosted tools are taken and never used; functions alone are called.
+Functions are chosen among here; of the hosted tools web search alone is used (see `search`).
 """
 
 import re
@@ -98,13 +98,13 @@ def choose(fields: dict[str, Any]) -> Choice:
         functions = []
     elif isinstance(choice, dict):
         if choice["type"] == "function":
-            names = {choice["name"]}
+            names = [choice["name"]]
             must = single = True
         elif choice["type"] == "allowed_tools":
-            names = {tool.get("name") for tool in choice["tools"]}
+            names = [tool.get("name") for tool in choice["tools"]]
             must = choice["mode"] == "required"
         else:
-            names = set()
+            names = []
         functions = [tool for tool in functions if tool["name"] in names]
     return Choice(tuple(functions), must, single)
 

@@ -1,11 +1,15 @@
+from typing import Any
+
 import pytest
 
-from batchrun.simulator.behavior import NEVER_ENDING, SPREAD, Behavior, Fault
+from batchrun.simulator.behavior import Behavior
+from batchrun.simulator.kinds import SPREAD, Fault, Quirk
 
 
-def test_a_total_rate_is_spread_in_equal_parts_over_all_kinds_that_end() -> None:
+def test_a_total_rate_is_spread_in_equal_parts_over_fifteen_kinds_that_end() -> None:
     rates = Behavior(faults=0.15).rates()
-    assert set(rates) == set(Fault) - NEVER_ENDING - {Fault.QUOTA}
+    assert list(rates) == list(SPREAD)
+    assert len(SPREAD) == 15
     assert set(rates.values()) == {0.15 / len(SPREAD)}
 
 
@@ -27,11 +31,19 @@ def test_a_kind_by_name_wins_over_the_total_rate() -> None:
         ({"requests_per_minute": 0}, "requests_per_minute is 0; it must be at least 0.001"),
         ({"tokens_per_minute": float("inf")}, "tokens_per_minute is inf"),
         ({"api_key": ""}, "api_key is empty"),
+        ({"quirks": ("crfl",)}, "no quirk is called 'crfl'; there are no_event_lines, pings"),
+        ({"quirks": ("no_usage", "null_usage")}, "no_usage, null_usage, zero_usage one can be"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Behavior(**settings)  # type: ignore[arg-type] # what the test is about
+
+
+def test_quirks_may_be_named_as_text() -> None:
+    quirks: Any = ("crlf", "nan")
+    assert Behavior(quirks=quirks).quirks == (Quirk.CRLF, Quirk.NAN)
+    assert all(isinstance(quirk, Quirk) for quirk in Behavior(quirks=quirks).quirks)
 
 
 def test_the_key_is_not_shown() -> None:

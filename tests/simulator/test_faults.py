@@ -3,8 +3,9 @@ from collections import Counter
 
 import pytest
 
-from batchrun.simulator.behavior import SPREAD, Behavior, Fault
-from batchrun.simulator.faults import Drawer, error_answer
+from batchrun.simulator.behavior import Behavior
+from batchrun.simulator.faults import Drawer, as_struck, error_answer, takes_work
+from batchrun.simulator.kinds import SPREAD, Fault
 
 
 def _drawn(behavior: Behavior, bodies: int = 4_000, turn: int = 0) -> Counter[Fault | None]:
@@ -69,12 +70,38 @@ def test_used_up_quota_and_an_error_with_200_are_said_in_the_body() -> None:
     assert (error.status, json.loads(error.body)["error"]["code"]) == (200, "server_error")
 
 
-def test_every_kind_is_an_error_or_strikes_the_wire() -> None:
-    assert [fault for fault in Fault if error_answer(fault, 1) is None] == [
+def test_every_kind_is_an_error_or_strikes_the_wire_or_the_answer() -> None:
+    strikes = [fault for fault in Fault if error_answer(fault, 1) is None]
+    assert {fault for fault in strikes if not fault.startswith("stream_")} == {
         Fault.RESET_BEFORE,
         Fault.RESET_WITHIN,
         Fault.TRUNCATED_JSON,
         Fault.NO_HEADERS,
         Fault.ENDLESS_BODY,
         Fault.STALLED_BODY,
-    ]
+        Fault.FAILED,
+        Fault.FAILED_PROMPT,
+        Fault.CONTENT_FILTER,
+    }
+
+
+def test_each_error_has_the_status_that_it_is_named_after() -> None:
+    for fault in Fault:
+        answer = error_answer(fault, 1)
+        if answer is not None and fault[:3].isdigit():
+            assert answer.status == int(fault[:3])
+
+
+def test_a_refusal_takes_no_work() -> None:
+    assert not takes_work(Fault.RATE_LIMIT_EMPTY)
+    assert not takes_work(Fault.QUOTA)
+    assert takes_work(Fault.CLOUDFLARE_TIMEOUT)
+
+
+def test_a_fault_comes_to_the_same_whether_streamed_or_not() -> None:
+    assert as_struck(Fault.RESET_WITHIN, streams=True) is Fault.STREAM_RESET
+    assert as_struck(Fault.TRUNCATED_JSON, streams=True) is Fault.STREAM_END
+    for fault in Fault:
+        assert not as_struck(fault, streams=False).startswith("stream_")
+        if not fault.startswith("stream_"):
+            assert as_struck(fault, streams=False) is fault

@@ -223,6 +223,24 @@ def test_a_schema_that_must_recur_has_an_end() -> None:
     assert isinstance(fit(schema, Random(1)), dict)
 
 
+@pytest.mark.parametrize(
+    "inner",
+    [
+        {"type": "array", "minItems": 10**9},
+        {"type": "array", "minItems": 10**9, "items": {"type": "array", "minItems": 10**9}},
+        {"type": "object", "minProperties": 10**9},
+        {"type": "string", "minLength": 10**9},
+        {"type": "integer", "minimum": 3, "maximum": 2, "multipleOf": 5},
+        {"type": "number", "multipleOf": 1e-300},
+        {"type": "number", "multipleOf": 0},
+        {"type": "string", "pattern": "[a-"},
+    ],
+)
+def test_absurd_wishes_have_an_end(inner: dict[str, Any]) -> None:
+    schema = {"type": "object", "properties": {"a": inner}, "required": ["a"]}
+    assert set(fit(schema, Random(1))) == {"a"}
+
+
 def test_draft_4_bounds_and_lists_are_understood() -> None:
     schema = {
         "type": "object",

@@ -105,8 +105,13 @@ def test_lone_surrogates_and_large_numbers_are_taken() -> None:
         ({"messages": []}, "unsupported_parameter", "messages", "has moved to 'input'"),
         ({"max_tokens": 9}, "unsupported_parameter", "max_tokens", "'max_output_tokens'"),
         ({"bogus": 1}, "unknown_parameter", "bogus", "Unknown parameter: 'bogus'."),
-        ({"stream": True}, "unsupported_value", "stream", "does not stream"),
-        ({"background": True}, "unsupported_value", "background", "background"),
+        (
+            {"background": True, "store": False},
+            "unsupported_value",
+            "store",
+            "requires 'store' to be true",
+        ),
+        ({"background": True, "stream": True}, "unsupported_value", "stream", "in background"),
         ({"truncation": "often"}, "invalid_value", "truncation", "'auto', 'disabled'"),
         ({"reasoning": {"effort": "huge"}}, "invalid_value", "reasoning.effort", "'minimal'"),
         ({"reasoning": {"summary": 3}}, "invalid_type", "reasoning.summary", "a string"),
@@ -202,6 +207,16 @@ def test_a_schema_that_is_none_is_refused(schema: dict[str, Any], message: str) 
     assert (error.code, error.param) == ("invalid_function_parameters", "tools[0].parameters")
     assert error.message.startswith("Invalid schema for function 'f': ")
     assert message in error.message
+
+
+@pytest.mark.parametrize("levels", [100, 480, 900, 985])
+def test_a_deep_schema_is_taken_or_refused(levels: int) -> None:
+    deep = '{"not":' * levels + "{}" + "}" * levels
+    schema = f'{{"type":"object","properties":{{"a":{deep}}}}}'
+    tool = f'{{"type":"function","name":"f","parameters":{schema}}}'
+    body = f'{{"model":"m","input":"x","tools":[{tool}]}}'
+    with suppress(ApiError):
+        assert judge(read_body(body.encode())).model == "m"
 
 
 def test_properties_may_be_called_as_keywords_are() -> None:

@@ -8,14 +8,17 @@ def test_counts_add_up() -> None:
     for now_s in (100.2, 100.9, 101.0):
         stats.arrived(now_s)
         stats.asked(b"\x01" * 32)
-        stats.begun()
+        end = stats.begun()
     assert [stats.admitted(b"\x01" * 32) for _ in range(3)] == [0, 1, 2]
     stats.completed(b"\x01" * 32, (10, 20, 5), 101.5)
     stats.completed(b"\x01" * 32, (1, 2, 0), 101.5, "reset_within")
     stats.refused("requests", 101.5)
     stats.rejected(400)
     stats.met("reset_within")
-    stats.ended()
+    end()
+    end()
+    for count in (stats.created, stats.polled, stats.polled, stats.cancelled):
+        count(b"\x01" * 32)
     assert msgspec.json.decode(msgspec.json.encode(stats.totals())) == {
         "requests": 3,
         "completions": 2,
@@ -28,9 +31,17 @@ def test_counts_add_up() -> None:
         "in_flight": 2,
         "most_in_flight": 3,
         "tokens": {"input": 11, "output": 22, "reasoning": 5},
+        "background": {"created": 1, "polls": 2, "cancelled": 1},
         "by_second": {
             "100": {"requests": 2, "refusals": 0, "completions": 0},
             "101": {"requests": 1, "refusals": 1, "completions": 2},
         },
     }
-    assert stats.by_body() == {"01" * 32: {"requests": 3, "completions": 2, "destroyed": 1}}
+    assert stats.by_body() == {
+        "01" * 32: {
+            "requests": 3,
+            "completions": 2,
+            "destroyed": 1,
+            "background": {"created": 1, "polls": 2, "cancelled": 1},
+        }
+    }

@@ -22,3 +22,7 @@ def test_prose_is_about_as_long_as_wished() -> None:
 def test_a_default_helps_where_a_pattern_is_beyond_us() -> None:
     schema = {"type": "string", "pattern": "^(?=b)b$", "default": "b"}
     assert texts.text(schema, Random(1)) == "b"
+
+
+def test_a_pattern_that_is_none_does_no_harm() -> None:
+    assert texts.text({"pattern": "[a-", "default": "b"}, Random(1))

@@ -1,0 +1,83 @@
+"""Background work that has begun is taken up after a kill, not paid for again."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import DEVNULL, CompletedProcess, Popen
+from typing import Any
+
+import msgspec
+import pytest
+
+from batchrun.store.snapshot import snapshot
+from batchrun.store.started import StartedLog
+
+_KILLS = 20
+_ROWS = 400
+_IN_FLIGHT = 24
+_COMMAND = (
+    *("run", "prompts.jsonl", "--prompt", "{{ question }}", "--model", "gpt-4.1", "-o", "run"),
+    *("--mode", "background", "--concurrency", str(_IN_FLIGHT)),
+)
+
+
+def _key(question: str) -> str:
+    """How the simulator's table of bodies names the request that was sent for a question."""
+    fields = {"model": "gpt-4.1", "input": question, "store": True}
+    return hashlib.sha256(msgspec.json.encode(fields, order="sorted")).hexdigest()
+
+
+def _begun(run: Path) -> set[str]:
+    """The custom_ids of background responses whose ids are on disk and that have no outcome."""
+    if not (run / "journal").exists():
+        return set()
+    with snapshot(run) as now:
+        settled = {outcome.request.custom_id for outcome in now.outcomes()}
+    return set(StartedLog(run).open) - settled
+
+
+@pytest.mark.timeout(180)
+def test_twenty_kills_create_no_response_again_whose_id_was_on_disk(
+    tmp_path: Path,
+    write_rows: Any,
+    questions: Any,
+    simulator: Any,
+    begin: Callable[..., "Popen[str]"],
+    batchrun: Callable[..., CompletedProcess[str]],
+    stats: Callable[..., dict[str, Any]],
+    wait_until: Callable[..., None],
+    totals: Callable[..., tuple[Any, ...]],
+) -> None:
+    rows = list(questions(_ROWS))
+    write_rows(rows)
+    by_id = {str(row.get("id", number)): row["question"] for number, row in enumerate(rows)}
+    base_url: str = simulator("--latency", "3", "--latency-spread", "0.3")
+    run = tmp_path / "run"
+    created: dict[str, int] = {}  # of what was begun at some kill: times created then
+    taken_up = 0
+    for kill in range(_KILLS):
+        before = stats(base_url)["background"]
+        process = begin(*_COMMAND, "--base-url", base_url, stdout=DEVNULL, stderr=DEVNULL)
+        what = "created" if kill % 2 else "polls"
+        wait_until(lambda b=before, w=what: stats(base_url)["background"][w] > b[w], process)
+        time.sleep(0.05 * (kill % 5))
+        process.kill()
+        process.wait()
+        bodies = stats(base_url, by="body")
+        for key, times in created.items():
+            assert bodies[key]["background"]["created"] == times
+        begun = {_key(by_id[custom_id]) for custom_id in _begun(run)}
+        taken_up += len(begun & created.keys())
+        created.update((key, bodies[key]["background"]["created"]) for key in begun)
+    assert taken_up > 0
+    done = batchrun(*_COMMAND, "--concurrency", _ROWS, "--base-url", base_url)
+    assert done.returncode == 0, done.stderr
+    assert totals()[0] == _ROWS
+    bodies = stats(base_url, by="body")
+    for key, times in created.items():
+        assert bodies[key]["background"]["created"] == times
+    assert len(bodies) == _ROWS
+    assert not list((run / "journal").iterdir())
+    assert json.loads((run / "run.json").read_text())["state"] == "finished"

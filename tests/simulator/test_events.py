@@ -1,0 +1,164 @@
+"""The events of a stream, made from a response: pure, and judged by the SDK's own models."""
+
+import json
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from openai.types.responses import ResponseStreamEvent
+from pydantic import TypeAdapter
+
+from batchrun.simulator.behavior import Behavior
+from batchrun.simulator.events import make_events, pieces
+from batchrun.simulator.replies import make_answer
+from batchrun.simulator.requests import judge, read_body
+
+_EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
+_CLOCK: dict[str, Any] = {"type": "function", "name": "get_time", "parameters": None}
+_SEARCH: dict[str, Any] = {"type": "web_search"}
+_FIELDS = {
+    "output_text": "text",
+    "refusal": "refusal",
+    "function_call_arguments": "arguments",
+    "reasoning_summary_text": "text",
+}
+
+
+def _response(behavior: Behavior | None = None, **fields: Any) -> dict[str, Any]:
+    body = {"model": "gpt-4.1", "input": "hello", **fields}
+    asked = judge(read_body(json.dumps(body).encode()))
+    return make_answer(asked, behavior or Behavior(), 0, 1_700_000_000.5, 0.7).response
+
+
+def _kinds(response: dict[str, Any]) -> list[str]:
+    """The types of the events in order, deltas told once."""
+    kinds: list[str] = []
+    for event in make_events(response):
+        kind = event["type"].removeprefix("response.")
+        if not kinds or kinds[-1] != kind:
+            kinds.append(kind)
+    return kinds
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.text(max_size=10),
+    st.sampled_from(["gpt-4.1", "o3"]),
+    st.none() | st.integers(16, 200),
+    st.sampled_from([[], [_CLOCK], [_SEARCH], [_CLOCK, _SEARCH]]),
+    st.floats(0, 0.5),
+    st.booleans(),
+)
+def test_the_sdk_takes_every_event_and_the_parts_come_to_the_response(
+    text: str, model: str, most: int | None, tools: list[Any], refusals: float, padded: bool
+) -> None:
+    response = _response(
+        Behavior(refusals=refusals),
+        input=text,
+        model=model,
+        max_output_tokens=most,
+        tools=tools,
+        reasoning={"summary": "auto"},
+    )
+    events = make_events(response, padded=padded)
+    for event in events:
+        _EVENT.validate_json(json.dumps(event), strict=True)
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    first, second, *_, last = events
+    assert (first["type"], second["type"]) == ("response.created", "response.in_progress")
+    assert first["response"]["status"] == "in_progress"
+    assert (first["response"]["output"], first["response"]["usage"]) == ([], None)
+    assert last["type"] == f"response.{response['status']}"
+    assert last["response"] == response
+    done = [event["item"] for event in events if event["type"] == "response.output_item.done"]
+    assert done == response["output"]
+    assert padded is any("obfuscation" in event for event in events) or not any(
+        event["type"].endswith(".delta") for event in events
+    )
+    told = ""
+    for event in events:
+        kind, _, step = event["type"].removeprefix("response.").rpartition(".")
+        if step == "delta":
+            told += event["delta"]
+        elif step == "done" and kind in _FIELDS:
+            assert event[_FIELDS[kind]] == told
+            told = ""
+
+
+def test_a_text_is_told_in_this_order() -> None:
+    assert _kinds(_response()) == [
+        "created",
+        "in_progress",
+        "output_item.added",
+        "content_part.added",
+        "output_text.delta",
+        "output_text.done",
+        "content_part.done",
+        "output_item.done",
+        "completed",
+    ]
+
+
+def test_thoughts_and_calls_are_told_in_this_order() -> None:
+    response = _response(
+        model="o3",
+        reasoning={"summary": "auto"},
+        tools=[{**_CLOCK, "parameters": {"type": "object"}}],
+        tool_choice={"type": "function", "name": "get_time"},
+    )
+    assert _kinds(response) == [
+        "created",
+        "in_progress",
+        "output_item.added",
+        "reasoning_summary_part.added",
+        "reasoning_summary_text.delta",
+        "reasoning_summary_text.done",
+        "reasoning_summary_part.done",
+        "output_item.done",
+        "output_item.added",
+        "function_call_arguments.delta",
+        "function_call_arguments.done",
+        "output_item.done",
+        "completed",
+    ]
+
+
+def test_a_refusal_is_told_in_this_order() -> None:
+    assert _kinds(_response(Behavior(refusals=1)))[2:-1] == [
+        "output_item.added",
+        "content_part.added",
+        "refusal.delta",
+        "refusal.done",
+        "content_part.done",
+        "output_item.done",
+    ]
+
+
+def test_a_search_is_told_step_by_step_and_each_citation_after_its_text() -> None:
+    response = _response(tools=[_SEARCH], tool_choice=_SEARCH)
+    kinds = _kinds(response)
+    assert kinds[2:7] == [
+        "output_item.added",
+        "web_search_call.in_progress",
+        "web_search_call.searching",
+        "web_search_call.completed",
+        "output_item.done",
+    ]
+    told = ""
+    marks: list[dict[str, Any]] = []
+    for event in make_events(response):
+        if event["type"] == "response.output_text.delta":
+            told += event["delta"]
+        elif event["type"] == "response.output_text.annotation.added":
+            mark = event["annotation"]
+            assert event["annotation_index"] == len(marks)
+            assert told[mark["start_index"] : mark["end_index"]].endswith(f"({mark['url']}))")
+            marks.append(mark)
+    assert marks == response["output"][-1]["content"][0]["annotations"]
+    assert marks
+
+
+@given(st.text())
+def test_pieces_joined_are_the_text(text: str) -> None:
+    assert "".join(pieces(text)) == text
+    assert all(pieces(text))
