@@ -4,8 +4,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 DEMO = runs/demo
+SERVERS = .servers
 
-.PHONY: demo test check format lock clean
+.PHONY: demo test test-servers check docs format lock clean
 
 # The main job against the embedded simulator: a prompt set with tools becomes two tables.
 demo: $(VENV)/installed
@@ -17,11 +18,19 @@ demo: $(VENV)/installed
 test: check
 	$(BIN)/pytest -q -n 2 --dist loadgroup
 
+# 50 rows in each mode against two servers from elsewhere, on loopback; installs them, needs npm.
+test-servers: $(VENV)/installed $(SERVERS)/litellm/installed $(SERVERS)/aimock/installed
+	$(BIN)/pytest -q -m servers tests/servers
+
 check: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# docs/protocol.md, made from the statements and the tests that hold them.
+docs: $(VENV)/installed
+	$(BIN)/python tests/protocol/make_docs.py
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
@@ -33,11 +42,22 @@ lock:
 		--generate-hashes --no-header --no-annotate -o requirements.lock
 
 clean:
-	rm -rf $(VENV) runs .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(SERVERS) runs .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 $(VENV)/installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "batchrun needs Python 3.11 or later; say make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+$(SERVERS)/litellm/installed: tests/servers/litellm.lock
+	$(PYTHON) -m venv --clear $(SERVERS)/litellm
+	$(SERVERS)/litellm/bin/pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r $<
+	touch $@
+
+$(SERVERS)/aimock/installed: tests/servers/aimock/package.json tests/servers/aimock/package-lock.json
+	mkdir -p $(SERVERS)/aimock
+	cp $^ $(SERVERS)/aimock
+	npm ci --prefix $(SERVERS)/aimock --silent --no-audit --no-fund --ignore-scripts
 	touch $@

@@ -15,6 +15,7 @@ from batchrun.endpoint.wire import Wire
 from batchrun.job import EndpointJob
 from batchrun.records import Reply, Request
 
+_HEADER_BYTES = 64 * 1024  # of one header of an answer: some gateways' policies are long
 _SWEEPS = 20  # a limit is overrun by at most a twentieth of it
 _SLOWEST_SWEEP_S = 0.5
 
@@ -65,6 +66,7 @@ class Client:
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=settings.connect_timeout_s),
             headers=self._headers if proxy is None else None,
             proxy=proxy,
+            max_field_size=_HEADER_BYTES,
         )
         shortest_s = min(settings.timeout_s, settings.idle_timeout_s)
         watch = DeadlineWatch(min(_SLOWEST_SWEEP_S, shortest_s / _SWEEPS))

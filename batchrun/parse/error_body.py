@@ -7,6 +7,7 @@ from msgspec import Struct
 
 from batchrun.parse.json_text import beginning, compact, decode, is_bool, text
 
+_LONGEST = 8_000  # characters of a message: some servers send the whole input back
 _PAGE = 8 * 1024  # bytes of a page that are looked at
 _TITLE = re.compile(r"(?is)<title[^>]*>(.*?)</title>")
 _TAG = re.compile(r"(?is)<(script|style)\b.*?</\1>|<[^>]*>")
@@ -48,11 +49,11 @@ def find_error(value: object) -> ErrorAnswer | None:
         # Each field from within, else from without: servers do both (PROTOCOL 0.8).
         message = text(inner, "message") or text(inner, "detail") or outer[0] or compact(inner)
         code = _code(inner.get("code")) or outer[1]
-        return ErrorAnswer(message, code, text(inner, "type") or outer[2])
+        return ErrorAnswer(message[:_LONGEST], code, text(inner, "type") or outer[2])
     for name in ("error", "detail", "message", "msg", "error_msg", "title"):
         said = value.get(name)
         if said:
-            return ErrorAnswer(_said(said), *outer[1:])
+            return ErrorAnswer(_said(said)[:_LONGEST], *outer[1:])
     return None
 
 

@@ -76,7 +76,8 @@ def _name(item: Item, name: str | None) -> str | None:
         return server if name is None else f"{server}.{name}"
     if name is not None:
         return name
-    action = item.action if isinstance(item.action, dict) else {}
+    several = item.actions if isinstance(item.actions, list) else []
+    action = next((one for one in (item.action, *several) if isinstance(one, dict)), {})
     lists = (item.queries, action.get("queries"), [action.get("query")], action.get("commands"))
     for queries in lists:
         found = [word for word in queries if text(word)] if isinstance(queries, list) else []

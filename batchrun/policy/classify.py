@@ -38,8 +38,6 @@ _WORDS: dict[str, ErrorKind] = {
     "server_is_overloaded": ErrorKind.OVERLOADED,
     "service_unavailable_error": ErrorKind.OVERLOADED,
     "overloaded_error": ErrorKind.OVERLOADED,
-    "server_error": ErrorKind.SERVER_ERROR,
-    "internal_server_error": ErrorKind.SERVER_ERROR,
     "vector_store_timeout": ErrorKind.SERVER_ERROR,
     "failed_to_download_image": ErrorKind.SERVER_ERROR,
     "do_request_failed": ErrorKind.SERVER_ERROR,
@@ -100,6 +98,8 @@ _STATUSES: dict[int, ErrorKind] = {
     529: ErrorKind.OVERLOADED,
 }
 
+_GENERIC = frozenset({"server_error", "internal_server_error"})
+
 _OVER_LIMIT = re.compile(
     r"(?is)request too large.*?limit:?\s*(\d{1,18}).*?requested:?\s*(\d{1,18})",
 )
@@ -138,7 +138,11 @@ def classify(
     if kind is None:
         kind = next((kind for said, kind in _SAYINGS if said in facts), None)
     if kind is None:
-        kind = _of_status(_status_meant(http_status, code), error_type, is_html=is_html)
+        status = _status_meant(http_status, code)
+        # A word that says no more than "error" gives way to a status that says more.
+        if status not in _STATUSES and not _GENERIC.isdisjoint((code, error_type)):
+            return ErrorKind.SERVER_ERROR
+        kind = _of_status(status, error_type, is_html=is_html)
     if kind is ErrorKind.RATE_LIMIT:
         over = _OVER_LIMIT.search(message)
         # The same words come with requests below the limit: then waiting does help.

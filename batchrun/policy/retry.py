@@ -35,7 +35,7 @@ CURES: dict[ErrorKind, Cure] = {
     ErrorKind.REDIRECT: Cure.MEND,
     ErrorKind.RATE_LIMIT: Cure.WAIT,
     ErrorKind.BUSY: Cure.AGAIN,
-    ErrorKind.GONE: Cure.AGAIN,
+    ErrorKind.GONE: Cure.WAIT,
     ErrorKind.OVERLOADED: Cure.AGAIN,
     ErrorKind.SERVER_ERROR: Cure.AGAIN,
     ErrorKind.CONNECTION: Cure.AGAIN,

@@ -17,7 +17,15 @@ from batchrun.parse.error_body import ErrorAnswer, parse_error
         ),
         ({"error": {"message": "m", "type": "t", "code": 400}}, ErrorAnswer("m", "400", "t")),
         ({"detail": "Not Found"}, ErrorAnswer("Not Found")),
-        ({"detail": [{"loc": ["body"], "msg": "x"}]}, ErrorAnswer('[{"loc":["body"],"msg":"x"}]')),
+        (
+            {"detail": [{"loc": ["body", 0], "msg": "x", "type": "t"}, {"msg": "y"}]},
+            ErrorAnswer("body.0: x; y"),
+        ),
+        ({"detail": [{"loc": ["body"]}]}, ErrorAnswer('[{"loc":["body"]}]')),
+        (
+            {"type": "error", "code": "c", "message": "m", "error": {"type": "t"}},
+            ErrorAnswer("m", "c", "t"),
+        ),
         (
             {"type": "https://x/error-524/", "title": "A timeout", "status": 524},
             ErrorAnswer("A timeout", None, "https://x/error-524/"),
@@ -35,7 +43,11 @@ def test_each_shape_of_an_error_body_gives_its_message(body: Any, answer: ErrorA
 
 def test_text_html_and_nothing_give_a_message_too() -> None:
     assert parse_error(b"Internal Server Error") == ErrorAnswer("Internal Server Error")
-    assert parse_error(b" <html>sorry</html>").is_html
+    assert parse_error(b" <html>sorry</html>") == ErrorAnswer("sorry", is_html=True)
+    page = b"<!DOCTYPE html><head><title>502 Bad\n Gateway</title></head><body>x &amp; y</body>"
+    assert parse_error(page).message == "502 Bad Gateway"
+    page = b"<style>b{}</style><b>x &amp;</b><script>1<2</script> y<br>"
+    assert parse_error(page).message == "x & y"
     assert parse_error(b"").message == "the answer had no body"
 
 
