@@ -10,6 +10,7 @@
 Heavy libraries are imported when a function needs them, not with the package.
 """
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -66,6 +67,12 @@ def run(job: Job, *, simulate: bool = False, limit: int | None = None) -> "Summa
 
     from batchrun.runner import new_event_loop  # noqa: PLC0415
 
+    with suppress(RuntimeError):
+        asyncio.get_running_loop()
+        raise BatchrunError(
+            "batchrun.run() cannot be called while an event loop runs (a notebook has one); write "
+            "`await batchrun.run_async(job)` there"
+        )
     with asyncio.Runner(loop_factory=new_event_loop) as loop:
         return loop.run(run_async(job, simulate=simulate, limit=limit))
 

@@ -19,11 +19,13 @@ from msgspec import Struct, field
 from batchrun.errors import JobError
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
+DEFAULT_KEY_ENV = "OPENAI_API_KEY"
 STDIN = "-"
 _ENDINGS = (".jsonl", ".ndjson", ".parquet", ".toml", ".gz", ".zst")
 _SECRET_HEADERS = {"authorization", "proxy-authorization", "api-key", "x-api-key", "cookie"}
 _SECRET_NAMES = re.compile(r"(?i)(^|[-_.])(key|apikey|api_key|token|secret|password|sig)$")
 _SECRET_VALUE = re.compile(r"\b(sk|rk|pk|gsk|xai|hf)[-_][A-Za-z0-9_-]{16,}")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _LOOPBACK = re.compile(r"^(localhost|127(\.\d{1,3}){3}|::1)$")
 
 
@@ -43,7 +45,7 @@ class EndpointJob(Struct, frozen=True, forbid_unknown_fields=True):
     """`[endpoint]`: where requests go."""
 
     base_url: str
-    api_key_env: str = "OPENAI_API_KEY"  # `none` for a server without keys
+    api_key_env: str = DEFAULT_KEY_ENV  # `none` for a server without keys
     mode: Literal["plain", "stream", "background"] = "plain"  # how each request is made
     headers: dict[str, str] = field(default_factory=dict)  # values may be `env:NAME`
     query: dict[str, str] = field(default_factory=dict)
@@ -115,6 +117,7 @@ def load_job(source: str | Path, settings: Mapping[str, Any] | None = None) -> J
         where = text
         tree = _read_toml(Path(text))
         _refuse_secrets(tree, text)
+        _refuse_unknown_keys(tree, text)
         if "path" not in tree.get("input", {}) and "input.path" not in (settings or {}):
             raise JobError(f"{text}: [input] has no path; add path = 'FILE' (relative to the file)")
     else:
@@ -139,7 +142,8 @@ def api_key(endpoint: EndpointJob) -> str | None:
     if endpoint.api_key_env == "none":
         return None
     key = os.environ.get(endpoint.api_key_env, "").strip()
-    if not key and not endpoint.is_loopback:
+    is_needed = not endpoint.is_loopback or endpoint.api_key_env != DEFAULT_KEY_ENV
+    if not key and is_needed:
         raise JobError(
             f"no API key: the environment variable {endpoint.api_key_env} is not set "
             f"(for {endpoint.base_url}). Set it, name another with --api-key-env NAME, use "
@@ -277,6 +281,11 @@ def _checked(job: Job, where: str) -> Job:
             raise JobError(f"{where}: {key} is {value}; it must be at least {smallest}")
     if job.input.format not in (None, "jsonl", "parquet"):
         raise JobError(f"{where}: input.format is {job.input.format!r}; it is jsonl or parquet")
+    if not _VARIABLE.fullmatch(job.endpoint.api_key_env):
+        raise JobError(
+            f"{where}: endpoint.api_key_env is no name of an environment variable (what it holds "
+            "is not shown, since it may be a key); put the key into a variable and name that"
+        )
     for word in ("stream", "background"):
         if word in job.request:
             raise JobError(f"{where}: request.{word} is set by batchrun itself; take it out")

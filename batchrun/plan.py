@@ -4,6 +4,7 @@ A problem in row 734,212 is a message after seconds, not after six hours.
 """
 
 import contextlib
+import operator
 import os
 import platform
 import shutil
@@ -29,6 +30,7 @@ from batchrun.version import VERSION
 _LARGE_BODY_BYTES = 64 * 1024  # bodies above this on average are not stored unless asked for
 _ANSWER_BYTES = 4 * 1024  # a guess at what an answer takes up, before any is known
 _SHOWN = 10
+_SETTINGS = ("model", "temperature", "top_p", "max_output_tokens", "reasoning")
 
 
 class Plan(Struct, frozen=True):
@@ -39,7 +41,8 @@ class Plan(Struct, frozen=True):
     rows: int  # in the source
     settled: bytearray  # 1 for each row of the source that is settled
     totals: Totals  # of what is settled
-    to_send: int  # rows still to be settled, `--limit` regarded
+    to_settle: int  # rows not settled, `--limit` regarded
+    to_send: int  # of them, those that are not bad
     bad_rows: int  # of the source; they become rows of status `invalid`
     sent: tuple[str, ...]  # source columns
     carried: tuple[str, ...]
@@ -73,11 +76,20 @@ def refuse_other_use(job: Job, run_dir: RunDir, *, simulate: bool) -> None:
             f"{run_dir.path}: this run directory holds {was} answers, and the run asked for is "
             f"{now}; choose another with -o"
         )
-    if record.source != source_name(job, run_dir.path):
+    if not _is_same_source(job, record, run_dir.path):
         raise JobError(
             f"{run_dir.path}: this run directory belongs to another source, {record.source} (as "
             "seen from the directory); choose another with -o"
         )
+
+
+def _is_same_source(job: Job, record: RunRecord, run_path: Path) -> bool:
+    """Whether both were moved together, or the run directory alone."""
+    if record.source == source_name(job, run_path):
+        return True
+    return job.input.path != STDIN and record.source_path == _as_utf8(
+        str(Path(job.input.path).resolve())
+    )
 
 
 def source_name(job: Job, run_path: Path) -> str:
@@ -85,18 +97,27 @@ def source_name(job: Job, run_path: Path) -> str:
     if job.input.path == STDIN:
         return STDIN
     try:
-        return os.path.relpath(Path(job.input.path).resolve(), run_path.resolve())
+        name = os.path.relpath(Path(job.input.path).resolve(), run_path.resolve())
     except ValueError:  # another drive
-        return str(Path(job.input.path).resolve())
+        name = str(Path(job.input.path).resolve())
+    return _as_utf8(name)
+
+
+def _as_utf8(path: str) -> str:
+    """A path may hold bytes that are no UTF-8, which no JSON can."""
+    return path.encode("utf-8", "replace").decode()
 
 
 def run_path(job: Job, *, simulate: bool = False) -> Path:
-    """The run directory. Raises `JobError` where the source gives no name."""
-    if job.output.path is not None:
-        return Path(job.output.path)
-    if not job.name:
-        raise JobError("no run directory: standard input and globs have no name; give -o DIR")
-    return Path("runs") / (f"{job.name}-simulated" if simulate else job.name)
+    """The run directory. Raises `JobError` where the source gives no name that serves."""
+    path = job.output.path
+    if path is None:
+        if not job.name:
+            raise JobError("no run directory: standard input and globs have no name; give -o DIR")
+        path = f"runs/{job.name}-simulated" if simulate else f"runs/{job.name}"
+    if _as_utf8(path) != path:
+        raise JobError("the run directory's name is not UTF-8, which Parquet needs; give -o DIR")
+    return Path(path)
 
 
 def dry_run(job: Job, *, simulate: bool = False, limit: int | None = None) -> Plan:
@@ -140,7 +161,8 @@ def make_plan(
         totals = before.totals
         _mark(settled, survey, before, run_dir)
     wanted = survey.rows if limit is None else min(limit, survey.rows)
-    to_send = settled[:wanted].count(0)
+    to_settle = settled[:wanted].count(0)
+    bad = sum(map(operator.gt, survey.is_bad[:wanted], settled)) if survey.bad_rows else 0
     store_request = _stores_request(job, survey, record.store_request if record else None)
     row_bytes = survey.carried_bytes + (survey.body_bytes if store_request else 0)
     return Plan(
@@ -149,16 +171,30 @@ def make_plan(
         rows=survey.rows,
         settled=settled,
         totals=totals,
-        to_send=to_send,
+        to_settle=to_settle,
+        to_send=to_settle - bad,
         bad_rows=survey.bad_rows,
         sent=survey.sent,
         carried=survey.carried,
         first=survey.first,
-        warnings=(*(run_dir.warnings if run_dir else ()), *survey.warnings),
+        warnings=(
+            *(run_dir.warnings if run_dir else ()),
+            *survey.warnings,
+            *_unsent(survey),
+        ),
         store_request=store_request,
-        disk_bytes=to_send * (row_bytes // survey.rows + _ANSWER_BYTES),
+        disk_bytes=to_settle * (row_bytes // survey.rows + _ANSWER_BYTES),
         free_bytes=_free_bytes(path),
     )
+
+
+def _unsent(survey: Survey) -> list[str]:
+    """Columns that look like settings of the request and are not sent."""
+    names = [name for name in survey.carried if name in _SETTINGS and name not in survey.sent]
+    if not names:
+        return []
+    said = ", ".join(names)
+    return [f"{said}: carried, not sent; rows that set it themselves need it in [input] send"]
 
 
 def _free_bytes(path: Path) -> int:
@@ -170,9 +206,7 @@ def _free_bytes(path: Path) -> int:
 def _problems(survey: Survey) -> str:
     lines = []
     for row in survey.problems:
-        where = (
-            f"{row.source}:{row.line}" if row.line is not None else f"{row.source}, row {row.row}"
-        )
+        where = f"{row.source}:{row.line}" if row.line else f"{row.source}, row {row.row}"
         lines.append(f"  {where}: {row.message}")
     more = survey.bad_rows - len(survey.problems)
     if more > 0:
@@ -255,6 +289,9 @@ def make_record(
         command=command,
         simulated=simulate,
         source=source_name(job, run_dir.path),
+        source_path=(
+            "" if job.input.path == STDIN else _as_utf8(str(Path(job.input.path).resolve()))
+        ),
         job=sections,
         layout=plan.layout,
         store_request=plan.store_request,

@@ -233,5 +233,6 @@ class RunRecord(Struct, frozen=True):
     updated_at: int
     exit_code: int | None = None  # of the command that last ended; null while running
     message: str | None = None  # why it stopped
+    source_path: str = ""  # the prompt set in full; empty for standard input
     input_sha256: str | None = None  # of what came from standard input
     totals: Totals = Totals()

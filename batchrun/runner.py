@@ -18,6 +18,7 @@ from batchrun.dispatch.gate import Gate
 from batchrun.endpoint.client import Client
 from batchrun.errors import BatchrunError, InputError, Interrupted, RunStopped, StoreError
 from batchrun.executors.local import LocalExecutor
+from batchrun.inputs.read import find_source
 from batchrun.job import STDIN, EndpointJob, Job, api_key, header_values
 from batchrun.plan import Plan, kept_source, make_plan, make_record, refuse_other_use, run_path
 from batchrun.policy.concurrency import FirstAlone, InFlight
@@ -97,6 +98,8 @@ async def run_job(
     Raises `JobError` and `InputError` before anything is sent, `StoreError` where the disk fails.
     """
     stop, watch = stop or StopSwitch(), watch or Watch()
+    if job.input.path != STDIN:
+        find_source(job.input)  # a wrong path is the first thing to hear of
     path = run_path(job, simulate=simulate)
     key = None if simulate else api_key(job.endpoint)
     headers = {} if simulate else header_values(job.endpoint)
@@ -118,7 +121,7 @@ async def run_job(
         tally = Tally(record.totals, began_s)
         run = _Run(job, run_dir, plan, record, tally, watch, stop)
         try:
-            if plan.to_send:
+            if plan.to_settle:
                 async with contextlib.AsyncExitStack() as servers:
                     endpoint = job.endpoint
                     if simulate:
@@ -153,7 +156,7 @@ class _Run:
     ) -> None:
         self.job, self.run_dir, self.plan, self.record = job, run_dir, plan, record
         self.tally, self.watch, self.stop = tally, watch, stop
-        self.rows = plan.totals.rows + plan.to_send
+        self.rows = plan.totals.rows + plan.to_settle
         self.ended_by: BatchrunError | None = None
 
     async def send(self, client: Client, limit: int | None) -> None:
@@ -217,7 +220,7 @@ class _Run:
             next_command=next_command(self.record.command, run_dir.path, exit_code, example),
         )
         self._save_end(state, exit_code, message)
-        if self.plan.to_send:
+        if self.plan.to_settle:
             run_dir.log_event(state, exit_code=exit_code, message=message)
             run_dir.write_live(summary)
         self.watch.summary(summary)

@@ -1,5 +1,7 @@
 """The group of commands, and how errors become messages and exit codes."""
 
+import errno
+import os
 import sys
 
 import click
@@ -40,6 +42,7 @@ batchrun.add_command(simulate)
 
 def main() -> None:
     """Runs the command line and exits with its code; no traceback for foreseen errors."""
+    _open_standard_streams()
     try:
         batchrun.main(standalone_mode=False)
     except click.exceptions.Exit as end:
@@ -54,3 +57,22 @@ def main() -> None:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.ENOSPC):
+            raise
+        # Standard output cannot be written; Python must not try again when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if error.errno == errno.ENOSPC:
+            click.echo(f"batchrun: the output cannot be written ({error.strerror})", err=True)
+        sys.exit(1)
+
+
+def _open_standard_streams() -> None:
+    """A closed standard stream is opened on nothing: else a socket would get its number."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r+"))  # noqa: SIM115, PTH123 - open to the end

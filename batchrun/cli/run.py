@@ -236,13 +236,13 @@ def _say_plan(plan: "Plan", path: Path) -> None:
     lines = [
         _plan_counts(plan, path),
         f"  sent: {', '.join(plan.sent) or 'no column of the rows'}",
-        f"  carried: {', '.join(plan.carried) or 'nothing'}",
+        f"  carried: {_carried(plan)}",
         f"  disk: about {_size(plan.disk_bytes)} needed, {_size(plan.free_bytes)} free",
     ]
     lines += [f"  warning: {warning}" for warning in plan.warnings]
     if plan.disk_bytes > plan.free_bytes:
         lines.append("  warning: the disk may fill up; free space or choose another -o")
-    if not plan.to_send:
+    if not plan.to_settle:
         lines.append("nothing left to send")
     _say("\n".join(lines))
 
@@ -251,6 +251,15 @@ def _say(text: str) -> None:
     """To standard error; that nobody reads it any more must not end a paid run."""
     with suppress(OSError):
         click.echo(text, err=True)
+
+
+def _carried(plan: "Plan") -> str:
+    """Source columns, with the name that they have in `responses` where that is another one."""
+    named = [
+        column.column if column.name == column.column else f"{column.column} (as {column.name})"
+        for column in plan.layout.columns
+    ]
+    return ", ".join(named) or "nothing"
 
 
 def _plan_counts(plan: "Plan", path: Path) -> str:

@@ -19,8 +19,9 @@ from batchrun.inputs.rows import Row, RowProblem
 BY_NUMBER, BY_CUSTOM_ID, BY_COLUMN, NAMELESS = 0, 1, 2, 3
 FALLBACK = "id"
 
-_PARTITION = 200_000  # rows whose hashes are compared at a time
-_SLICE = 1_000_000  # rows looked at in one step while a partition is gathered
+_PARTITION = 50_000  # rows whose hashes are compared at a time,
+_PARTITIONS = 64  # or a 64th of all: each partition is one more walk over the hashes
+_SLICE = 250_000  # rows looked at in one step while a partition is gathered
 
 
 class Identity:
@@ -105,7 +106,7 @@ def find_duplicate(
 def repeated_hashes(ids: "array[int]") -> set[int]:
     """Hashes that stand more than once. What is held besides `ids` does not grow with them."""
     count = len(ids)
-    parts = -(-count // _PARTITION)
+    parts = min(-(-count // _PARTITION), _PARTITIONS)
     whole = pa.Array.from_buffers(pa.int64(), count, [None, pa.py_buffer(ids)])
     if parts <= 1:
         return _repeated_in(whole)

@@ -91,7 +91,9 @@ def _decode_slowly(data: bytes | str) -> Any:
     except UnicodeDecodeError as error:
         raise RowProblem(f"not UTF-8 (byte {error.start + 1}); save the file as UTF-8") from None
     except json.JSONDecodeError as error:
-        raise RowProblem(f"not JSON: {error.msg} (column {error.pos + 1})") from None
+        array = "; one object a line is wanted, not an array over many lines"
+        hint = array if data.strip() in (b"[", b"]") else ""
+        raise RowProblem(f"not JSON: {error.msg} (column {error.pos + 1}){hint}") from None
     except RecursionError:
         raise RowProblem("nested too deeply") from None
 

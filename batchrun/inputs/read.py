@@ -67,6 +67,7 @@ class PromptSet:
             hashes=found.hashes,
             ids=None if alone else found.ids,
             bad_rows=found.bad_rows,
+            is_bad=found.is_bad,
             problems=tuple(found.problems),
             body_bytes=found.body_bytes,
             carried_bytes=tally.carried_bytes,

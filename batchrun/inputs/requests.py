@@ -104,7 +104,7 @@ class RequestMaker:
         if not self._template_mode:
             named |= FIELDS | SETTINGS | BATCH | {"messages"}
         # Columns that may be sent or fill a template; null: any.
-        self.may_use: frozenset[str] | None = None if self._defaults.uses_row else named
+        self.may_use: frozenset[str] | None = None if self._defaults.reads_all else named
 
     def consumed(self, form: frozenset[str]) -> frozenset[str]:
         """The columns that rows of the form do not carry."""
@@ -115,7 +115,7 @@ class RequestMaker:
 
     def in_templates(self, columns: list[str]) -> set[str]:
         """Those of the columns that fill templates, or are sent besides."""
-        if self._defaults.uses_row:
+        if self._defaults.reads_all:
             return set(columns)
         return set(columns) & (self._defaults.columns | set(self._send))
 

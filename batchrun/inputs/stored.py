@@ -102,12 +102,13 @@ def unpack(text: str) -> pa.DataType:
 def sendable(kind: pa.DataType) -> Callable[[Any], Any] | None:
     """From a stored value, not null, to one for JSON; null where they are the same.
 
-    Nulls in objects are left out, maps become objects, times ISO text, decimals numbers.
+    Nulls in objects are left out, NaN is null, maps become objects, times ISO text, and decimals
+    numbers.
     """
     if isinstance(kind, pa.BaseExtensionType):
         return sendable(kind.storage_type)
     if _is.is_floating(kind):
-        return lambda value: value if math.isfinite(value) else Unsendable(str(value))
+        return _number_or_null
     if _is.is_decimal(kind):
         return lambda value: Decimal(value) if type(value) is str else value
     if _is.is_binary(kind) or _is.is_large_binary(kind) or _is.is_fixed_size_binary(kind):
@@ -179,15 +180,22 @@ def _same(value: Any) -> Any:
     return value
 
 
+def _number_or_null(value: float) -> Any:
+    """NaN is how many tools write that there is no value; infinity is a value JSON cannot say."""
+    if math.isnan(value):
+        return None
+    return value if math.isfinite(value) else Unsendable(str(value))
+
+
 def _object(kind: pa.DataType) -> Callable[[Any], Any]:
     makers = {field.name: made for field in kind.fields if (made := sendable(field.type))}
 
     def make(value: dict[str, Any]) -> dict[str, Any]:
-        return {
-            name: makers[name](inner) if name in makers else inner
+        made = {
+            name: makers[name](inner) if name in makers and inner is not None else inner
             for name, inner in value.items()
-            if inner is not None
         }
+        return {name: inner for name, inner in made.items() if inner is not None}
 
     return make
 

@@ -1,6 +1,6 @@
 """The one full pass over a source: everything is read and checked before anything is sent.
 
-Memory: 17 bytes a row while it runs, 16 after it (hash and name of each row), 8 where rows are
+Memory: 18 bytes a row while it runs, 17 after it (hash and name of each row), 9 where rows are
 known by their number alone. Bad rows are values here; what makes the whole source unusable raises.
 """
 
@@ -43,6 +43,7 @@ class Survey(Struct, frozen=True):
     hashes: "array[int]"  # 'Q': the request's hash of each row, or the bad row's
     ids: "array[int] | None"  # 'q': hash(custom_id) of each row; null: known by number alone
     bad_rows: int
+    is_bad: bytearray  # 1 for each bad row
     problems: tuple[BadRow, ...]  # the first ten
     body_bytes: int  # sum
     carried_bytes: int  # sum, an estimate
@@ -59,6 +60,7 @@ class Found(Struct):
     ids: "array[int]"
     named_by: bytearray  # what named each row
     problems: list[BadRow]
+    is_bad: bytearray
     bad_rows: int = 0
     body_bytes: int = 0
     unnamed: Row | None = None  # the first object that only its number names
@@ -80,11 +82,14 @@ def read_all(
     on_rows: Callable[[int], None] | None,
 ) -> Found:
     """Every row read, made into a request, counted and dropped. Raises `InputError`."""
-    found = Found(hashes=array("Q"), ids=array("q"), named_by=bytearray(), problems=[])
+    found = Found(
+        hashes=array("Q"), ids=array("q"), named_by=bytearray(), problems=[], is_bad=bytearray()
+    )
     for file in walk.source.files:
         if file.kind == "parquet":
             tally.add_file(read_facts(file), file.name)
     add_hash, add_id, add_named = found.hashes.append, found.ids.append, found.named_by.append
+    add_bad = found.is_bad.append
     draft_of = drafter(maker, identity)
     body_bytes = 0
     for row in walk.rows(wanted):
@@ -97,6 +102,7 @@ def read_all(
             tally.add_parquet(row, draft.consumed, wanted.used)
         elif row.data is not None:
             tally.add_json(row, draft.consumed)
+        add_bad(draft.body is None)
         if draft.body is None:
             _note_problem(found, row, draft)
         elif found.first is None:

@@ -39,6 +39,8 @@ class Defaults:
 
     def __init__(self, request: JsonObject) -> None:
         self._columns: set[str] = set()
+        self._of_row: set[str] = set()  # as `row['name']`
+        self.reads_all = False  # `row` used in another way: any column may be read
         self._environment = _environment()
         self._bare = _environment()  # tells all names that a template uses, `range` too
         self._bare.globals.clear()
@@ -48,7 +50,7 @@ class Defaults:
         self.has_input = "input" in request
         self.has_prompt = isinstance(request.get("prompt"), dict)
         self.uses_row = ROW in self._columns
-        self.columns = frozenset(self._columns)  # that templates name
+        self.columns = frozenset(self._columns | self._of_row)  # that templates name
 
     def fill(self, body: JsonObject, data: JsonObject) -> None:
         """Adds what `body` leaves out. Raises `RowProblem`."""
@@ -73,6 +75,21 @@ class Defaults:
         if self.uses_row and ROW not in data:
             given = {**given, ROW: given}
         return given
+
+    def _note_row(self, tree: nodes.Template) -> None:
+        """Which columns are read as `row['name']` or `row.name`, if that is all `row` is for."""
+        uses = sum(name.name == ROW for name in tree.find_all(nodes.Name))
+        parts: list[nodes.Getitem | nodes.Getattr] = list(tree.find_all(nodes.Getitem))
+        for part in (*parts, *tree.find_all(nodes.Getattr)):
+            if not (isinstance(part.node, nodes.Name) and part.node.name == ROW):
+                continue
+            name = part.attr if isinstance(part, nodes.Getattr) else None
+            if isinstance(part, nodes.Getitem) and isinstance(part.arg, nodes.Const):
+                name = part.arg.value
+            if isinstance(name, str):
+                self._of_row.add(name)
+                uses -= 1
+        self.reads_all = self.reads_all or uses > 0
 
     def _compiled(self, key: str, value: Any) -> tuple[Any, Fill | None]:
         """The constant, or what makes the value from a row's columns."""
@@ -104,7 +121,9 @@ class Defaults:
         return None
 
     def _template(self, text: str, *, as_text: bool) -> Fill:
-        self._columns |= meta.find_undeclared_variables(self._bare.parse(text))
+        tree = self._bare.parse(text)
+        self._columns |= meta.find_undeclared_variables(tree)
+        self._note_row(tree)
         single = _single_expression(self._environment.parse(text.strip()))
         if single is None:
             return partial(_render, self._environment.from_string(text))

@@ -124,7 +124,8 @@ class FirstRows:
             return None
         return (
             f"the first {FIRST_ROWS} rows all failed the same way ({failure.kind}): "
-            f"{failure.message}; mend the request or the endpoint, then run again"
+            f"{failure.message}; where the endpoint is at fault, mend it and run again; where the "
+            "request is, begin a new run directory with -o, since these rows are settled"
         )
 
 

@@ -24,6 +24,7 @@ class Summary(Struct, frozen=True):
     refused: int
     statuses: dict[str, int]
     error_kinds: dict[str, int]
+    error_examples: dict[str, str]  # `error_kind` to the first message of it in this command
     in_flight: int
     retrying: int  # rows between two tries
     attempts: int
@@ -57,6 +58,7 @@ class Tally:
         }
         self._statuses = Counter(earlier.statuses)
         self._error_kinds = Counter(earlier.error_kinds)
+        self._error_examples: dict[str, str] = {}
         self._sent_rows = earlier.rows - earlier.statuses.get("invalid", 0)
         self._marks: deque[tuple[float, int]] = deque([(began_s, 0)])
 
@@ -68,18 +70,22 @@ class Tally:
         self.settled_now += 1
         self._sent_rows += bool(outcome.attempts)
         match outcome.result:
-            case Failure(kind=kind, status=status):
+            case Failure(kind=kind, message=message, status=status):
                 self._statuses[status] += 1
-                self._error_kinds[kind.value] += 1
+                self._count_error(kind.value, message)
             case Response() as response:
                 self._statuses[response.status] += 1
                 if response.failure is not None:
-                    self._error_kinds[response.failure.kind.value] += 1
+                    self._count_error(response.failure.kind.value, response.failure.message)
                 totals["truncated"] += response.truncated
                 totals["refused"] += response.refusal is not None
                 totals["tool_calls"] += len(response.tool_calls)
                 for name in _TOKENS:
                     totals[name] += getattr(response.usage, name) or 0
+
+    def _count_error(self, kind: str, message: str) -> None:
+        self._error_kinds[kind] += 1
+        self._error_examples.setdefault(kind, message)
 
     def totals(self) -> Totals:
         return Totals(
@@ -114,6 +120,7 @@ class Tally:
             refused=totals.refused,
             statuses=totals.statuses,
             error_kinds=totals.error_kinds,
+            error_examples=dict(self._error_examples),
             in_flight=in_flight,
             retrying=retrying,
             attempts=totals.attempts,

@@ -18,6 +18,7 @@ from batchrun.report.summary import Summary
 
 _PLAIN_EVERY_S = 30.0
 _BAR_WIDTH = 30
+_EXAMPLE = 200  # characters of a message
 
 
 class Progress:
@@ -67,9 +68,10 @@ def render_end(summary: Summary, path: Path) -> str:
     """What came of it, where the tables are, and how to read them."""
     state = {"finished": "done", "stopped": "stopped early"}.get(summary.state, summary.state)
     lines = [f"{state}: {_counts(summary)}"]
-    if summary.error_kinds:
-        kinds = sorted(summary.error_kinds.items(), key=lambda item: -item[1])
-        lines.append("  why not ok: " + ", ".join(f"{kind} {n:,}" for kind, n in kinds))
+    for kind, count in sorted(summary.error_kinds.items(), key=lambda item: -item[1]):
+        example = " ".join(printable(summary.error_examples.get(kind, "")).split())
+        shown = f", such as: {example[:_EXAMPLE]}" if example else ""
+        lines.append(f"  {kind}: {count:,}{shown}")
     lines.append(
         f"  tokens: {summary.input_tokens:,} in ({summary.cached_tokens:,} cached), "
         f"{summary.output_tokens:,} out ({summary.reasoning_tokens:,} reasoning); "

@@ -24,6 +24,7 @@ def read_record(path: Path) -> RunRecord:
     record = read_run_record(path)
     if record is None:
         what = f"it has no {RUN_FILE}" if path.is_dir() else "there is no such directory"
+        what = "it is a file" if path.is_file() else what
         raise JobError(
             f"{path} is no run directory ({what}); give the directory that batchrun run wrote to"
         )
@@ -118,8 +119,16 @@ def _filtered(parts: tuple[Path, ...], schema: pa.Schema, wanted: ds.Expression)
 def _plain_rows(table: pa.Table) -> list[dict[str, Any]]:
     """Rows as Python values, which know no nanoseconds."""
     plain = pa.schema([field.with_type(_plain_type(field.type)) for field in table.schema])
-    rows: list[dict[str, Any]] = table.cast(plain).to_pylist()
+    rows: list[dict[str, Any]]
+    try:
+        rows = table.cast(plain).to_pylist()
+    except (OverflowError, ValueError):  # a date that Python has no object for
+        rows = table.cast(pa.schema([_as_text(field) for field in plain])).to_pylist()
     return rows
+
+
+def _as_text(field: pa.Field) -> pa.Field:
+    return field.with_type(pa.string()) if pa.types.is_temporal(field.type) else field
 
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:

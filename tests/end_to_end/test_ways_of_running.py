@@ -253,3 +253,62 @@ def test_a_simulation_needs_no_key_no_network_and_no_proxy(
     done = batchrun("run", source, *_ASK, "--simulate", "--max-attempts", "1", env=env)
     assert done.returncode == 0, done.stderr
     assert totals() == (200, 200, 200)
+
+
+def test_a_closed_standard_stream_is_no_socket(
+    source: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    words = shlex.join([sys.executable, "-m", "batchrun", "run", str(source), *_ASK, "--simulate"])
+    for number, closed in enumerate(("<&-", ">&-", "2>&-")):
+        done = subprocess.run(
+            ["/bin/sh", "-c", f"{words} -o run{number} --limit 5 {closed}"],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            check=False,
+            timeout=60,
+        )
+        assert done.returncode == 0, (closed, done.stderr)
+
+
+def test_a_full_standard_output_is_said_and_no_traceback(
+    source: Path, batchrun: Run, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    batchrun("run", source, *_ASK, "--simulate")
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "batchrun", "show", "run", "0"],
+            cwd=tmp_path,
+            env=environment,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "cannot be written" in done.stderr
+
+
+def test_settings_that_rows_carry_and_do_not_send_are_warned_of(
+    tmp_path: Path, batchrun: Run
+) -> None:
+    row = {"model": "m2", "temperature": 0, "messages": [{"role": "user", "content": "x"}]}
+    (tmp_path / "chat.jsonl").write_text(json.dumps(row) + "\n")
+    done = batchrun("run", "chat.jsonl", "--model", "gpt-4.1", "--dry-run", "-o", "run")
+    assert "warning: model, temperature: carried, not sent" in done.stderr
+    assert "carried: model (as model_input), temperature" in done.stderr
+    assert json.loads(done.stdout)["model"] == "gpt-4.1"
+
+
+def test_a_run_directory_that_was_moved_still_knows_its_source(
+    source: Path, batchrun: Run, tmp_path: Path
+) -> None:
+    batchrun("run", source, *_ASK, "--simulate", "--limit", "50")
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    (tmp_path / "run").rename(tmp_path / "deep" / "er" / "run")
+    ask = [word if word != "run" else "deep/er/run" for word in _ASK]
+    done = batchrun("run", source, *ask, "--simulate")
+    assert done.returncode == 0
+    assert "50 settled, 150 to send" in done.stderr

@@ -109,9 +109,7 @@ def test_maps_times_and_decimals_are_sent_as_json_knows_them(table: Table, read:
     assert b'"temperature":0.50' in rows[0].body
 
 
-@pytest.mark.parametrize(
-    ("value", "word"), [(b"\x00", "binary"), (math.nan, "nan"), (math.inf, "inf")]
-)
+@pytest.mark.parametrize(("value", "word"), [(b"\x00", "binary"), (math.inf, "inf")])
 def test_what_json_has_no_word_for_is_a_bad_row(
     table: Table, read: Read, value: object, word: str
 ) -> None:
@@ -294,3 +292,26 @@ def test_columns_whose_names_hold_dots_are_columns(table: Table, read: Read) -> 
     survey, rows = read(path, carry=("a.b",))
     assert survey.carried == ("a.b",)
     assert rows[0].carried == (2,)
+
+
+def test_nan_is_no_value_to_a_template_and_stays_nan_where_it_is_carried(
+    table: Table, read: Read
+) -> None:
+    path = table({"question": ["a", "b"], "score": [0.5, math.nan]})
+    _, rows = read(path, {"input": "{{ question }} {{ score }}", "model": "m"})
+    assert "`score` is null" in rows[1].message
+    with_default = "{{ question }} {{ score | default('none') }}"
+    _, rows = read(path, {"input": with_default, "model": "m"})
+    assert [body["input"] for body in bodies(rows)] == ["a 0.5", "b none"]
+    assert math.isnan(rows[1].carried[1])
+
+
+def test_only_the_columns_that_row_is_asked_for_are_said_to_be_sent(
+    table: Table, read: Read
+) -> None:
+    path = table({"my question": ["a"], "secret": ["b"]})
+    survey, rows = read(path, {"input": "{{ row['my question'] }}", "model": "m"})
+    assert bodies(rows)[0]["input"] == "a"
+    assert survey.sent == ("my question",)
+    survey, _ = read(path, {"input": "{{ row | length }}", "model": "m"})
+    assert survey.sent == ("my question", "secret")
