@@ -10,7 +10,10 @@ import click
 from batchrun.errors import JobError
 
 
-@click.command(epilog="\b\nExample:\n  batchrun status runs/prompts")
+@click.command(
+    short_help="Say how a run stands, and what goes on with it.",
+    epilog="\b\nExample:\n  batchrun status runs/prompts",
+)
 @click.argument("run_path", metavar="RUN", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
 def status(run_path: Path, *, as_json: bool) -> None:
@@ -29,7 +32,9 @@ def status(run_path: Path, *, as_json: bool) -> None:
     click.echo(render_status(stand, run_path))
 
 
-@click.command(epilog="\b\nExample:\n  batchrun show runs/prompts 17")
+@click.command(
+    short_help="Show one row whole.", epilog="\b\nExample:\n  batchrun show runs/prompts 17"
+)
 @click.argument("run_path", metavar="RUN", type=click.Path(path_type=Path))
 @click.argument("custom_id", metavar="ID")
 def show(run_path: Path, custom_id: str) -> None:
