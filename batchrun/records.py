@@ -89,7 +89,7 @@ class Reply(Struct, frozen=True):
     first_token_s: float | None = None  # stream mode: until the first non-empty delta
 
 
-class Usage(Struct, frozen=True):
+class Usage(Struct, frozen=True, omit_defaults=True):
     """Tokens as the server counted them; null where it said nothing."""
 
     input_tokens: int | None = None
@@ -113,7 +113,7 @@ class ToolCall(Struct, frozen=True):
     item: str  # the item as JSON, cut above 64 kB
 
 
-class Citation(Struct, frozen=True):
+class Citation(Struct, frozen=True, omit_defaults=True):
     """One annotation of the output text."""
 
     type: str
@@ -160,7 +160,7 @@ class Response(Struct, frozen=True):
         return self.status == "completed" and not self.truncated and self.refusal is None
 
 
-class Attempt(Struct, frozen=True):
+class Attempt(Struct, frozen=True, omit_defaults=True):  # what is null takes no room in the journal
     """One try at a row."""
 
     started_at: int
