@@ -275,6 +275,9 @@ def _no_way(data: JsonObject, row: Row) -> str:
     if type(data.get("body")) is str:
         return "`body` is text that holds no request; name the text with --prompt '{{ body }}'"
     names = row.names
+    empty = [name for name in ("body", "messages", "input", "prompt") if name in names]
+    if empty:
+        return f"no way to a request: `{empty[0]}` is null; fill it, or take the row out"
     shown = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
     there = f"its columns are {shown}" if names else "it is empty"
     return (
