@@ -131,8 +131,11 @@ def test_a_file_that_may_not_be_read_is_an_error(tmp_path: Path) -> None:
         (b'{"prompt": "a", "x": -Infinity}', "holds -Infinity"),
         (b'{"prompt": "a", "x": 1e400}', "1e400 is out of range"),
         (b'{"prompt": "a", "x": ' + b"1" * 5_000 + b"}", "an integer of 5,000 digits"),
-        (b'{"prompt": "a", "x": ' + b"[" * 5_000 + b"]" * 5_000 + b"}", "nested too deeply"),
-        (b'{"prompt": "a", "x": ' + b'{"a":' * 5_000 + b"1" + b"}" * 5_001, "nested too deeply"),
+        (b'{"prompt": "a", "x": ' + b"[" * 200_000 + b"]" * 200_000 + b"}", "nested too deeply"),
+        (
+            b'{"prompt": "a", "x": ' + b'{"a":' * 200_000 + b"1" + b"}" * 200_001,
+            "nested too deeply",
+        ),
     ],
 )
 def test_a_bad_line_says_what_is_wrong_with_it(
