@@ -53,10 +53,8 @@ class Plan(Struct, frozen=True):
     free_bytes: int
 
 
-def kept_source(job: Job, run_dir: RunDir | None) -> tuple[Source, str | None]:
-    """The source; standard input is kept in the run directory first, and hashed."""
-    if job.input.path != STDIN or run_dir is None:
-        return find_source(job.input), None
+def kept_input(job: Job, run_dir: RunDir) -> tuple[Source, str | None]:
+    """Standard input, kept in the run directory, and its hash."""
     copy = run_dir.input_dir / "stdin.jsonl"
     if run_dir.record is None:
         return find_source(job.input, copy), keep_input(sys.stdin.buffer, copy)
@@ -128,11 +126,14 @@ def dry_run(job: Job, *, simulate: bool = False, limit: int | None = None) -> Pl
         if (path / "run.json").exists():
             run_dir = stack.enter_context(contextlib.closing(RunDir.open(path)))
             refuse_other_use(job, run_dir, simulate=simulate)
-        if job.input.path == STDIN and run_dir is None:
+        if job.input.path != STDIN:
+            source = find_source(job.input)
+        elif run_dir is not None:
+            source, _ = kept_input(job, run_dir)
+        else:
             copy = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "stdin.jsonl"
             keep_input(sys.stdin.buffer, copy)
-            return make_plan(job, find_source(job.input, copy), None, path, limit=limit)
-        source, _ = kept_source(job, run_dir)
+            source = find_source(job.input, copy)
         return make_plan(job, source, run_dir, path, limit=limit)
 
 

@@ -20,7 +20,7 @@ from batchrun.errors import BatchrunError, InputError, Interrupted, RunStopped, 
 from batchrun.executors.local import LocalExecutor
 from batchrun.inputs.read import find_source
 from batchrun.job import STDIN, EndpointJob, Job, api_key, header_values
-from batchrun.plan import Plan, kept_source, make_plan, make_record, refuse_other_use, run_path
+from batchrun.plan import Plan, kept_input, make_plan, make_record, refuse_other_use, run_path
 from batchrun.policy.concurrency import FirstAlone, InFlight
 from batchrun.policy.retry import FirstRows
 from batchrun.records import BadRow, Request, RunRecord
@@ -98,24 +98,30 @@ async def run_job(
     Raises `JobError` and `InputError` before anything is sent, `StoreError` where the disk fails.
     """
     stop, watch = stop or StopSwitch(), watch or Watch()
-    if job.input.path != STDIN:
-        find_source(job.input)  # a wrong path is the first thing to hear of
+    # First, since a wrong path is the first thing to hear of.
+    source = None if job.input.path == STDIN else find_source(job.input)
     path = run_path(job, simulate=simulate)
     key = None if simulate else api_key(job.endpoint)
     headers = {} if simulate else header_values(job.endpoint)
     with contextlib.ExitStack() as stack:
-        run_dir = None
-        if path.exists() or job.input.path == STDIN:
+        began_s = time.monotonic()
+
+        def claimed() -> RunDir:
             run_dir = stack.enter_context(contextlib.closing(RunDir.open(path)))
             refuse_other_use(job, run_dir, simulate=simulate)
-        began_s = time.monotonic()
-        source, sha256 = await asyncio.to_thread(kept_source, job, run_dir)
+            return run_dir
+
+        run_dir = sha256 = None
+        if source is None:
+            run_dir = claimed()
+            kept = await asyncio.to_thread(kept_input, job, run_dir)
+            source, sha256 = kept
+        elif path.exists():
+            run_dir = claimed()
         plan = await asyncio.to_thread(
             make_plan, job, source, run_dir, path, limit=limit, on_rows=stop.check
         )
-        if run_dir is None:
-            run_dir = stack.enter_context(contextlib.closing(RunDir.open(path)))
-            refuse_other_use(job, run_dir, simulate=simulate)
+        run_dir = run_dir or claimed()
         watch.plan(plan, path)
         record = make_record(job, plan, run_dir, simulate, command, sha256)
         tally = Tally(record.totals, began_s)
