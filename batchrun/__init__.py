@@ -22,7 +22,9 @@ from batchrun.errors import (
     RunStopped,
     StoreError,
 )
-from batchrun.job import Job, load_job
+from batchrun.job import Job
+from batchrun.job_file import load_job
+from batchrun.records import NOTHING_SENT_AGAIN, Resend
 from batchrun.version import VERSION
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ __all__ = [
     "Interrupted",
     "Job",
     "JobError",
+    "Resend",
     "RunStopped",
     "StoreError",
     "Tables",
@@ -56,12 +59,20 @@ class Tables(NamedTuple):
     tool_calls: "pyarrow.dataset.Dataset"
 
 
-def run(job: Job, *, simulate: bool = False, limit: int | None = None) -> "Summary":
+def run(
+    job: Job,
+    *,
+    simulate: bool = False,
+    limit: int | None = None,
+    resend: Resend = NOTHING_SENT_AGAIN,
+    insecure_http: bool = False,
+) -> "Summary":
     """Runs or resumes `job` to its end; for code without a running event loop.
 
     The summary's `exit_code` says how it ended: 0 every row ok, 3 stopped early, 4 some rows not
-    ok. Raises `JobError` and `InputError` before anything is sent, `StoreError` where the disk
-    fails.
+    ok. `resend` says which settled rows to send again. `insecure_http` allows a key over plain http
+    to another machine. Raises `JobError` and `InputError` before anything is sent, `StoreError`
+    where the disk fails.
     """
     import asyncio  # noqa: PLC0415 - see above
 
@@ -74,14 +85,27 @@ def run(job: Job, *, simulate: bool = False, limit: int | None = None) -> "Summa
             "`await batchrun.run_async(job)` there"
         )
     with asyncio.Runner(loop_factory=new_event_loop) as loop:
-        return loop.run(run_async(job, simulate=simulate, limit=limit))
+        return loop.run(
+            run_async(
+                job, simulate=simulate, limit=limit, resend=resend, insecure_http=insecure_http
+            )
+        )
 
 
-async def run_async(job: Job, *, simulate: bool = False, limit: int | None = None) -> "Summary":
+async def run_async(
+    job: Job,
+    *,
+    simulate: bool = False,
+    limit: int | None = None,
+    resend: Resend = NOTHING_SENT_AGAIN,
+    insecure_http: bool = False,
+) -> "Summary":
     """The same from a running event loop. Cancelling it drops what is in flight."""
     from batchrun.runner import run_job  # noqa: PLC0415 - see above
 
-    return await run_job(job, simulate=simulate, limit=limit)
+    return await run_job(
+        job, simulate=simulate, limit=limit, resend=resend, insecure_http=insecure_http
+    )
 
 
 def open_run(path: str | Path) -> Tables:

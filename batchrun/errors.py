@@ -80,9 +80,12 @@ class EndpointError(BatchrunError):
         message: str,
         http_status: int | None = None,
         response_id: str | None = None,
+        *,
+        was_sent: bool = True,
     ) -> None:
         super().__init__(message)
         self.kind = kind
         self.message = message
         self.http_status = http_status
         self.response_id = response_id  # where the answer had begun to come
+        self.was_sent = was_sent  # false: no connection came about, so nothing was used up

@@ -70,10 +70,46 @@ class Scope(Struct, frozen=True):
 
 
 class Need(Struct, frozen=True):
-    """What an attempt asks of the limits."""
+    """What an attempt asks of the limits: reservations, corrected when it has ended."""
 
     scope: Scope
-    tokens: int
+    tokens: int = 0  # input and output
+    dollars: float = 0.0
+
+
+class Slot(Struct, frozen=True):
+    """An attempt that the gate has let in."""
+
+    need: Need
+    started_s: float  # on the gate's clock
+
+
+class ToldLimit(Struct, frozen=True):
+    """One limit as a server tells it in the headers of an answer."""
+
+    header: str  # the name of the header that told it, as it is written there
+    of: str  # requests or tokens
+    limit: float | None = None
+    remaining: float | None = None
+    reset_s: float | None = None  # until it is full again, not until a request may go
+
+
+class Finish(Struct, frozen=True):
+    """What the end of an attempt tells the limits.
+
+    `kind` null and `answered`: an answer; `kind` and `answered`: an error answer; `kind` alone: no
+    answer came; neither: batchrun itself dropped the attempt.
+    """
+
+    kind: ErrorKind | None = None
+    answered: bool = True
+    is_retry: bool = False  # the attempt was not the row's first
+    hint_s: float | None = None  # how long the server asks to wait
+    slow_down: bool = False  # the server says that the ramp is too steep
+    error: str | None = None  # the message, for people
+    told: tuple[ToldLimit, ...] = ()
+    tokens: int | None = None  # used; null: not known, the reservation stands
+    dollars: float | None = None  # spent; null: not known, the reservation stands
 
 
 class Reply(Struct, frozen=True):
@@ -87,6 +123,7 @@ class Reply(Struct, frozen=True):
     reported_cost_usd: float | None
     should_retry: bool | None = None  # what the server itself says about another try
     first_token_s: float | None = None  # stream mode: until the first non-empty delta
+    told: tuple[ToldLimit, ...] = ()
 
 
 class Usage(Struct, frozen=True, omit_defaults=True):
@@ -190,10 +227,23 @@ class Outcome(Struct, frozen=True):
     cost_usd: float | None = None
     priced_as: str | None = None
     counted: int = -1  # which of the attempts brought the result
+    replaces: bool = False  # a part holds an older outcome of the row until this one is sealed
 
     @property
     def ok(self) -> bool:
         return isinstance(self.result, Response) and self.result.ok
+
+    @property
+    def is_unpriced(self) -> bool:
+        """Whether it was sent and nobody knows what it cost."""
+        return self.cost_usd is None and bool(self.attempts)
+
+    @property
+    def unpriced_model(self) -> str | None:
+        """The model asked for, where it answered and has no price."""
+        if self.is_unpriced and self.priced_as is None and isinstance(self.result, Response):
+            return self.request.model
+        return None
 
 
 class Totals(Struct, frozen=True):
@@ -212,6 +262,61 @@ class Totals(Struct, frozen=True):
     output_tokens: int = 0
     reasoning_tokens: int = 0
     total_tokens: int = 0
+    cost_usd: float | None = None  # of all attempts; null where no row's cost is known
+    unpriced: int = 0  # rows with attempts whose cost is not known
+    unpriced_model: str | None = None  # one of the models that have no price
+
+    def without(self, some: "Totals") -> "Totals":
+        """What is left when rows that are counted in these are taken out."""
+        if not some.rows:
+            return self
+        sums = {
+            name: mine - getattr(some, name)
+            for name in self.__struct_fields__
+            if isinstance(mine := getattr(self, name), int)
+        }
+        cost_usd = self.cost_usd
+        if cost_usd is not None and some.cost_usd is not None:
+            cost_usd = max(0.0, cost_usd - some.cost_usd) if sums["rows"] else None
+        return Totals(
+            statuses=_less(self.statuses, some.statuses),
+            error_kinds=_less(self.error_kinds, some.error_kinds),
+            cost_usd=cost_usd,
+            unpriced_model=self.unpriced_model if sums["unpriced"] else None,
+            **sums,
+        )
+
+
+def _less(counts: dict[str, int], some: dict[str, int]) -> dict[str, int]:
+    less = {name: count - some.get(name, 0) for name, count in counts.items()}
+    return {name: count for name, count in less.items() if count}
+
+
+class Earlier(Struct, frozen=True):
+    """What the older outcome of a row that is sent again brings along."""
+
+    attempts: tuple[Attempt, ...]
+    cost_usd: float | None
+    totals: Totals  # what it adds to the totals while it stands
+
+
+FAILED = ("failed", "no_answer", "cancelled")  # statuses of rows without an answer that were sent
+ANSWERED = ("refusal", "truncated", "incomplete")  # answered, not ok, sent again by name alone
+
+
+class Resend(Struct, frozen=True):
+    """Which settled rows are sent again."""
+
+    failed: bool = False
+    kinds: frozenset[str] = frozenset()  # of these alone: error kinds, words of `ANSWERED`
+    changed: bool = False  # those whose request is another one now
+
+    @property
+    def is_asked(self) -> bool:
+        return self.failed or self.changed
+
+
+NOTHING_SENT_AGAIN = Resend()
 
 
 class RunRecord(Struct, frozen=True):
@@ -236,3 +341,5 @@ class RunRecord(Struct, frozen=True):
     source_path: str = ""  # the prompt set in full; empty for standard input
     input_sha256: str | None = None  # of what came from standard input
     totals: Totals = Totals()
+    unknown_usd: float = 0.0  # reserved under a cap for tries that never told what they cost
+    gone: Totals = Totals()  # rows of the tables that left the input; not in `totals`

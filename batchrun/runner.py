@@ -7,34 +7,64 @@ gives it a place; `dispatch` gets its outcome; the run directory keeps it; the t
 import asyncio
 import contextlib
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
 from msgspec import Struct
 from msgspec.structs import replace
 
+from batchrun.claim import kept_input, refuse_other_use, run_path
 from batchrun.dispatch.attempts import Dispatcher
 from batchrun.dispatch.gate import Gate
 from batchrun.endpoint.client import Client
+from batchrun.endpoint.descriptors import fit_in_flight
 from batchrun.errors import BatchrunError, InputError, Interrupted, RunStopped, StoreError
 from batchrun.executors.local import LocalExecutor
 from batchrun.inputs.read import find_source
-from batchrun.job import STDIN, EndpointJob, Job, api_key, header_values
-from batchrun.plan import Plan, kept_input, make_plan, make_record, refuse_other_use, run_path
+from batchrun.job import (
+    STDIN,
+    EndpointJob,
+    Job,
+    api_key,
+    header_values,
+    refuse_plain_http,
+    refuse_written_secrets,
+)
+from batchrun.plan import Plan, make_plan, make_record
+from batchrun.policy.budget import Budget
 from batchrun.policy.concurrency import FirstAlone, InFlight
-from batchrun.policy.retry import FirstRows
-from batchrun.records import BadRow, Request, RunRecord
-from batchrun.report.summary import Summary, Tally, next_command
+from batchrun.policy.failures import FirstRows, TooManyFailures
+from batchrun.policy.rate import MinuteLimit
+from batchrun.policy.scopes import Scopes
+from batchrun.policy.verdicts import Limit
+from batchrun.pricing import Prices
+from batchrun.records import (
+    NOTHING_SENT_AGAIN,
+    BadRow,
+    Earlier,
+    Outcome,
+    Request,
+    Resend,
+    RunRecord,
+)
+from batchrun.report.binding import Pulse
+from batchrun.report.live import Live
+from batchrun.report.summary import Summary, Tally, left_in_words, next_command
+from batchrun.resume import with_earlier
 from batchrun.simulator.behavior import Behavior
 from batchrun.simulator.server import serve
+from batchrun.stop_switch import StopSwitch
+from batchrun.store.earlier import EarlierRows, Wanted
 from batchrun.store.run_dir import RunDir
 from batchrun.store.tables import example_not_ok
 from batchrun.version import VERSION
 
+OLDEST = 3  # rows named while the last ones are waited for
+DISK_PATIENCE_S = 60.0  # for a disk that does not take what has arrived
+_ROWS_AT_ONCE = 64  # whose older outcomes are read together
 DRAIN_S = 20.0  # what is in flight may take this long to land after the first signal
-_SHOW_EVERY_S = 0.25
-_LIVE_EVERY_S = 1.0
-_EVENT_EVERY_S = 10.0
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
@@ -44,37 +74,6 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
     except ImportError:
         return asyncio.new_event_loop()
     return uvloop.new_event_loop()
-
-
-class StopSwitch:
-    """Asks a run to stop: the first time what is in flight lands, the second time it is dropped.
-
-    For signal handlers; asked from the run's own thread while it runs.
-    """
-
-    def __init__(self) -> None:
-        self.asked: list[Interrupted] = []
-        self._listener: Callable[[], None] | None = None
-
-    def ask(self, message: str, exit_code: int) -> None:
-        self.asked.append(Interrupted(message, exit_code))
-        if self._listener is not None:
-            self._listener()
-
-    def listen(self, listener: Callable[[], None]) -> None:
-        self._listener = listener
-        if self.asked:
-            listener()
-
-    @property
-    def is_sending(self) -> bool:
-        """Whether anything may be in flight."""
-        return self._listener is not None
-
-    def check(self, _rows: int = 0) -> None:
-        """Raises `Interrupted` once asked: for work that is not sending."""
-        if self.asked:
-            raise self.asked[0]
 
 
 class Watch(Struct):
@@ -92,6 +91,8 @@ async def run_job(
     command: str | None = None,
     stop: StopSwitch | None = None,
     watch: Watch | None = None,
+    insecure_http: bool = False,
+    resend: Resend = NOTHING_SENT_AGAIN,
 ) -> Summary:
     """Runs or resumes; the summary's `exit_code` says how it ended: 0, 3, 4, or 128 + a signal.
 
@@ -101,6 +102,9 @@ async def run_job(
     # First, since a wrong path is the first thing to hear of.
     source = None if job.input.path == STDIN else find_source(job.input)
     path = run_path(job, simulate=simulate)
+    refuse_written_secrets(job, command)
+    if not (simulate or insecure_http):
+        refuse_plain_http(job.endpoint)
     key = None if simulate else api_key(job.endpoint)
     headers = {} if simulate else header_values(job.endpoint)
     with contextlib.ExitStack() as stack:
@@ -114,18 +118,34 @@ async def run_job(
         run_dir = sha256 = None
         if source is None:
             run_dir = claimed()
-            kept = await asyncio.to_thread(kept_input, job, run_dir)
+            kept = await asyncio.to_thread(kept_input, job, run_dir, stop.check)
             source, sha256 = kept
         elif path.exists():
             run_dir = claimed()
+        if run_dir is not None and resend.is_asked:  # what is sent again must stand in a part
+            await asyncio.to_thread(run_dir.finish)
+        prices = Prices(job.pricing)
         plan = await asyncio.to_thread(
-            make_plan, job, source, run_dir, path, limit=limit, on_rows=stop.check
+            make_plan,
+            job,
+            source,
+            run_dir,
+            path,
+            limit=limit,
+            resend=resend,
+            on_rows=stop.check,
+            prices=prices,
         )
-        run_dir = run_dir or claimed()
+        if run_dir is None:
+            run_dir = claimed()
+            plan = replace(plan, warnings=(*run_dir.warnings, *plan.warnings))
+        most_in_flight, warning = fit_in_flight(job.limits, here=simulate)
+        if warning:
+            plan = replace(plan, warnings=(*plan.warnings, warning))
         watch.plan(plan, path)
         record = make_record(job, plan, run_dir, simulate, command, sha256)
-        tally = Tally(record.totals, began_s)
-        run = _Run(job, run_dir, plan, record, tally, watch, stop)
+        tally = Tally(record.totals, began_s, again=plan.resumed.resent.rows)
+        run = _Run(job, run_dir, plan, record, tally, watch, stop, prices, most_in_flight)
         try:
             if plan.to_settle:
                 async with contextlib.AsyncExitStack() as servers:
@@ -159,26 +179,49 @@ class _Run:
         tally: Tally,
         watch: Watch,
         stop: StopSwitch,
+        prices: Prices,
+        most_in_flight: int,
     ) -> None:
         self.job, self.run_dir, self.plan, self.record = job, run_dir, plan, record
         self.tally, self.watch, self.stop = tally, watch, stop
-        self.rows = plan.totals.rows + plan.to_settle
+        self.prices, self.most_in_flight = prices, most_in_flight
+        self.write_s = 0.0  # spent in keeping outcomes
+        self.unkept: deque[Outcome] = deque()  # what the disk did not take
+        self.earlier: dict[int, Earlier] = {}  # by row: of those read and sent again
+        spent_usd = (record.totals.cost_usd or 0.0) + (record.gone.cost_usd or 0.0)
+        cap_usd = job.limits.max_cost_usd
+        self.budget = None if cap_usd is None else Budget(cap_usd, spent_usd, record.unknown_usd)
+        self.rows = plan.rows_in_all
         self.ended_by: BatchrunError | None = None
 
     async def send(self, client: Client, limit: int | None) -> None:
         """Every row that is not settled, to its outcome in the journal."""
-        job, run_dir, tally = self.job, self.run_dir, self.tally
+        job, run_dir = self.job, self.run_dir
         run_dir.save(self.record)
-        run_dir.start(part_rows=job.output.part_rows, part_bytes=job.output.part_bytes)
-        run_dir.log_event("started", rows=self.rows, to_send=self.plan.to_send)
-        in_flight = job.limits.concurrency
-        gate = Gate([InFlight(in_flight), FirstAlone()])
-        dispatcher = Dispatcher(client, gate, job.retry, job.endpoint.api_key_env)
-        executor = LocalExecutor(dispatcher, gate, in_flight)
-        requests = self._taken_up(
-            self.plan.prompts.requests(self.plan.layout, self.plan.settled, limit)
+        resumed = self.plan.resumed
+        run_dir.start(
+            part_rows=job.output.part_rows,
+            part_bytes=job.output.part_bytes,
+            replaces=resumed.resent.rows > 0,
         )
-        first_rows = FirstRows(self.record.totals)
+        run_dir.log_event("started", rows=self.rows, to_send=self.plan.to_send)
+        scopes = Scopes(self.most_in_flight, job.limits.give_up_after_s)
+        gate = Gate(self._shared_limits(), scopes.limits)
+        dispatcher = Dispatcher(
+            client,
+            gate,
+            scopes,
+            job.retry,
+            self.prices,
+            key_name=job.endpoint.api_key_env,
+            has_budget=job.limits.max_cost_usd is not None,
+            hedges=job.limits.hedge,
+        )
+        executor = LocalExecutor(dispatcher, gate, self.most_in_flight)
+        requests = self._taken_up(
+            self.plan.prompts.requests(self.plan.layout, resumed.settled, limit)
+        )
+        watchers = (FirstRows(resumed.totals.without(resumed.resent)), TooManyFailures(job.limits))
         try:
             async with (
                 executor.run(requests) as outcomes,
@@ -186,14 +229,71 @@ class _Run:
             ):
                 self.stop.listen(lambda: self._interrupt(executor))
                 async for outcome in outcomes:
-                    run_dir.keep(outcome)
-                    tally.count(outcome)
-                    if (reason := first_rows.told(outcome)) is not None:
-                        executor.stop(RunStopped(reason))
+                    self._keep(outcome, executor)
+                    for watcher in watchers:
+                        if (reason := watcher.told(outcome)) is not None:
+                            executor.stop(RunStopped(reason))
         except (RunStopped, Interrupted) as end:
             self.ended_by = end
         except InputError as error:  # the files changed since the plan; the run can go on later
             self.ended_by = RunStopped(str(error))
+        except StoreError as error:
+            await self._keep_late(error)
+
+    def _keep(self, outcome: Outcome, executor: LocalExecutor) -> None:
+        """Into the journal; where the disk fails nothing more is sent, and what lands is held."""
+        earlier = self.earlier.get(outcome.request.row)
+        if earlier is not None:
+            outcome = with_earlier(outcome, earlier)
+        if not self.unkept:
+            began_s = time.perf_counter()
+            try:
+                self.run_dir.keep(outcome)
+            except StoreError as error:
+                executor.stop(error)
+            else:
+                self.write_s += time.perf_counter() - began_s
+                self._count(outcome)
+                return
+        self.unkept.append(outcome)
+
+    async def _keep_late(self, error: StoreError) -> None:
+        """Writes what could not be written, if the disk lets it within a minute. Raises `error`."""
+        until_s = time.monotonic() + DISK_PATIENCE_S
+        landed = len(self.unkept)
+        while self.unkept:
+            try:
+                self.run_dir.keep(self.unkept[0], anyway=True)
+            except StoreError:
+                left_s = until_s - time.monotonic()
+                if left_s <= 0 or len(self.stop.asked) > 1:
+                    break
+                said = f"{error}. {len(self.unkept):,} answers are held for {left_s:.0f} s more"
+                self.watch.summary(self._summary("waiting for the disk", message=said))
+                await asyncio.sleep(min(1.0, left_s))
+            else:
+                self._count(self.unkept.popleft())
+        if lost := len(self.unkept):
+            raise StoreError(f"{error} ({lost:,} answers that had arrived could not be kept)")
+        if landed:
+            raise StoreError(f"{error} (all answers that had arrived are kept)")
+        raise error
+
+    def _count(self, outcome: Outcome) -> None:
+        earlier = self.earlier.pop(outcome.request.row, None)
+        self.tally.count(outcome, earlier.totals if earlier is not None else None)
+
+    def _shared_limits(self) -> list[Limit]:
+        """What the user allows, over all scopes."""
+        limits = self.job.limits
+        shared: list[Limit] = [InFlight(self.most_in_flight), FirstAlone()]
+        if limits.requests_per_minute is not None:
+            shared.append(MinuteLimit("requests", limits.requests_per_minute))
+        if limits.tokens_per_minute is not None:
+            shared.append(MinuteLimit("tokens", limits.tokens_per_minute))
+        if self.budget is not None:
+            shared.append(self.budget)
+        return shared
 
     async def begin(self, request: Request, response_id: str) -> None:
         """A background response has begun: on disk before it is waited for."""
@@ -202,12 +302,25 @@ class _Run:
     def _taken_up(self, requests: Iterator[Request | BadRow]) -> Iterator[Request | BadRow]:
         """The requests; those begun in background by an earlier command know their response."""
         started = dict(self.run_dir.started)
-        for request in requests:
+        for request in self._with_earlier(requests):
             begun = started.get(request.custom_id)
             if isinstance(request, Request) and begun is not None and begun.hash == request.hash:
                 yield replace(request, resume_id=begun.response_id)
             else:
                 yield request
+
+    def _with_earlier(self, requests: Iterator[Request | BadRow]) -> Iterator[Request | BadRow]:
+        """The requests, once the older outcomes of those sent again are read. `StoreError`."""
+        resumed = self.plan.resumed
+        if not resumed.resent.rows:
+            yield from requests
+            return
+        rows = EarlierRows(resumed.spans)
+        while some := list(islice(requests, _ROWS_AT_ONCE)):
+            again = [Wanted(one.row, one.custom_id) for one in some if resumed.again[one.row]]
+            if again:
+                self.earlier.update(rows.find(again))
+            yield from some
 
     async def end(self) -> Summary:
         """Everything into Parquet, the totals into `run.json`."""
@@ -217,13 +330,17 @@ class _Run:
         state, message = "finished", None
         if self.ended_by is not None:
             exit_code, message = self.ended_by.exit_code, str(self.ended_by)
+            if self.budget is not None and self.budget.is_used_up:
+                message += f"; {left_in_words(totals, self.tally.left(self.rows))}"
             state = "stopped" if isinstance(self.ended_by, RunStopped) else "interrupted"
         example = example_not_ok(run_dir.path) if exit_code == 4 else None
         summary = self._summary(
             state,
             exit_code=exit_code,
             message=message,
-            next_command=next_command(self.record.command, run_dir.path, exit_code, example),
+            next_command=next_command(
+                self.record.command, run_dir.path, exit_code, totals.statuses, example
+            ),
         )
         self._save_end(state, exit_code, message)
         if self.plan.to_settle:
@@ -245,15 +362,16 @@ class _Run:
                 exit_code=exit_code,
                 message=message,
                 totals=self.tally.totals(),
+                unknown_usd=self.unknown_usd,
                 updated_at=time.time_ns() // 1000,
             )
         )
 
     def _interrupt(self, executor: LocalExecutor) -> None:
-        if len(self.stop.asked) > 1:
+        executor.stop(self.stop.asked[0])
+        if len(self.stop.asked) > 1:  # the first may have come before anything was sent
             executor.drop()
             return
-        executor.stop(self.stop.asked[0])
         self.run_dir.log_event("stopping", why=str(self.stop.asked[0]))
         asyncio.get_running_loop().call_later(DRAIN_S, executor.drop)
 
@@ -263,22 +381,22 @@ class _Run:
     ) -> AsyncIterator[None]:
         """Shows and writes how the run stands while it is entered."""
 
-        async def tick() -> None:
-            live_s = event_s = -_EVENT_EVERY_S
-            while True:
-                now_s = time.monotonic()
-                state = "stopping" if executor.is_stopped() else "running"
-                summary = self._summary(state, gate.in_flight, dispatcher.retrying)
-                self.watch.summary(summary)
-                if now_s - live_s >= _LIVE_EVERY_S:
-                    live_s = now_s
-                    self.run_dir.write_live(summary)
-                if now_s - event_s >= _EVENT_EVERY_S:
-                    event_s = now_s
-                    self.run_dir.log_event("tick", settled=summary.settled, left=summary.left)
-                await asyncio.sleep(_SHOW_EVERY_S)
+        def pulse() -> Pulse:
+            return Pulse(
+                is_stopping=executor.is_stopped(),
+                in_flight=gate.in_flight,
+                retrying=dispatcher.retrying,
+                retries=dispatcher.retries(),
+                is_held=gate.waiting > 0,
+                is_reading=executor.is_reading,
+                standings=gate.standings(),
+                oldest=dispatcher.oldest(OLDEST) if dispatcher.is_tail() else (),
+                write_s=self.write_s,
+                now_s=asyncio.get_running_loop().time(),
+            )
 
-        ticker = asyncio.create_task(tick())
+        live = Live(self.run_dir, pulse, self._summary, self.watch.summary)
+        ticker = asyncio.create_task(live.watch())
         ticker.add_done_callback(lambda task: _stop_on_error(task, executor))
         try:
             yield
@@ -288,8 +406,8 @@ class _Run:
     def _summary(
         self,
         state: str,
-        in_flight: int = 0,
-        retrying: int = 0,
+        pulse: Pulse | None = None,
+        binds: str | None = None,
         *,
         exit_code: int | None = None,
         message: str | None = None,
@@ -300,12 +418,19 @@ class _Run:
             state=state,
             rows=self.rows,
             now_s=time.monotonic(),
-            in_flight=in_flight,
-            retrying=retrying,
+            pulse=pulse,
+            binds=binds,
             exit_code=exit_code,
             message=message,
             next_command=next_command,
+            simulated=self.record.simulated,
+            unknown_usd=self.unknown_usd,
         )
+
+    @property
+    def unknown_usd(self) -> float:
+        """Reserved for tries that never told what they cost."""
+        return self.budget.unknown_usd if self.budget is not None else self.record.unknown_usd
 
 
 def _stop_on_error(task: asyncio.Task[None], executor: LocalExecutor) -> None:

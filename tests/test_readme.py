@@ -17,7 +17,8 @@ import pytest
 
 from batchrun.cli.main import batchrun
 from batchrun.errors import ErrorKind
-from batchrun.job import Job, load_job
+from batchrun.job import Job, PriceJob
+from batchrun.job_file import load_job
 from batchrun.simulator.kinds import Fault
 from batchrun.simulator.stats import Stats
 from batchrun.store import schema
@@ -168,6 +169,8 @@ def test_the_job_file_in_the_readme_is_read_and_holds_each_key(tmp_path: Path) -
     (tmp_path / "job.toml").write_text(text, encoding="utf-8")
     load_job(tmp_path / "job.toml")
     tree = tomllib.loads(text)
+    prices = tree.pop("pricing")
+    assert {key for price in prices.values() for key in price} == set(PriceJob.__struct_fields__)
     told = {f"{name}.{key}" for name, table in tree.items() for key in table if name != "request"}
     assert told == job_keys()
 
@@ -175,7 +178,10 @@ def test_the_job_file_in_the_readme_is_read_and_holds_each_key(tmp_path: Path) -
 def test_the_defaults_in_the_readme_are_the_defaults(tmp_path: Path) -> None:
     (tmp_path / "job.toml").write_text(block("A job file", "toml"), encoding="utf-8")
     told, made = load_job(tmp_path / "job.toml"), load_job("prompts.jsonl")
-    assert told.limits == made.limits
+    for name in ("concurrency", "give_up_after_s", "hedge"):
+        assert getattr(told.limits, name) == getattr(made.limits, name)
+    for name in ("requests_per_minute", "tokens_per_minute", "max_cost_usd", "max_failures"):
+        assert getattr(made.limits, name) is None
     assert told.retry == made.retry
     for name in ("timeout_s", "connect_timeout_s", "idle_timeout_s", "max_response_bytes"):
         assert getattr(told.endpoint, name) == getattr(made.endpoint, name)

@@ -21,13 +21,14 @@ def status(run_path: Path, *, as_json: bool) -> None:
 
     Works while the run goes on in another shell.
     """
+    from batchrun.report.printable import printable_json
     from batchrun.report.status import read_status, render_status
 
     stand = read_status(run_path)
     if as_json:
         from msgspec.json import encode
 
-        click.echo(encode(stand))
+        click.echo(printable_json(encode(stand).decode()))
         return
     click.echo(render_status(stand, run_path))
 
@@ -60,7 +61,7 @@ _JSON_COLUMNS = ("output", "usage", "request", "item")
 
 
 def _row_lines(row: dict[str, Any], indent: str = "") -> list[str]:
-    from batchrun.report.terminal import printable
+    from batchrun.report.printable import printable
 
     lines = []
     for name, value in row.items():
@@ -84,6 +85,6 @@ def _text(name: str, value: object) -> str:
     if name in _JSON_COLUMNS and isinstance(value, str):
         try:
             return json.dumps(json.loads(value), indent=2, ensure_ascii=False)
-        except ValueError:
+        except (ValueError, RecursionError):
             return value
     return value if isinstance(value, str) else str(value)

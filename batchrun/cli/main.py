@@ -3,13 +3,16 @@
 import errno
 import os
 import sys
+from contextlib import suppress
 
 import click
 
 from batchrun.cli.look import show, status
 from batchrun.cli.run import run
 from batchrun.cli.simulate import simulate
+from batchrun.cli.verify import verify
 from batchrun.errors import BatchrunError
+from batchrun.report.printable import printable
 from batchrun.version import VERSION
 
 _EXAMPLES = """\b
@@ -37,6 +40,7 @@ def batchrun() -> None:
 batchrun.add_command(run)
 batchrun.add_command(status)
 batchrun.add_command(show)
+batchrun.add_command(verify)
 batchrun.add_command(simulate)
 
 
@@ -53,12 +57,13 @@ def main() -> None:
     except click.Abort:
         sys.exit(130)
     except BatchrunError as error:
-        click.echo(f"batchrun: {error}", err=True)
+        with suppress(OSError):  # nobody may be there to read it: the terminal was closed
+            click.echo(f"batchrun: {printable(str(error))}", err=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
     except OSError as error:
-        if error.errno not in (errno.EPIPE, errno.ENOSPC):
+        if error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EIO):
             raise
         # Standard output cannot be written; Python must not try again when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

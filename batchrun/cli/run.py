@@ -2,22 +2,24 @@
 
 import json
 import shlex
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from batchrun.cli.retry_failed import NAME, Kinds, NeverTakesTheNextWord
+from batchrun.cli.signals import exit_on_signals, signals_ask
 from batchrun.errors import Interrupted, JobError
-from batchrun.job import Job, load_job
+from batchrun.job import Job, refuse_plain_http, refuse_written_secrets
+from batchrun.job_file import load_job
+from batchrun.records import Resend
 
 if TYPE_CHECKING:
     from batchrun.plan import Plan
     from batchrun.report.summary import Summary
-    from batchrun.runner import StopSwitch
 
 _EPILOG = """\b
 Examples:
@@ -30,12 +32,34 @@ Examples:
 
 \b
 Exit codes: 0 every row ok; 1 the run failed; 2 usage, job or input wrong, nothing sent; 3 stopped
-early; 4 ended, some rows not ok; 130, 143 interrupted. After 1, 3, 130 and 143 the same command
-goes on where it stopped.
+early; 4 ended, some rows not ok; 129, 130, 143 interrupted. After 1, 3, 129, 130 and 143 the same
+command goes on where it stopped.
 """
 
 
-@click.command(epilog=_EPILOG)
+class _CountOr(click.ParamType[int | str]):
+    """A count from 1, or another word that the job file takes too."""
+
+    def __init__(self, name: str, is_word: Callable[[str], bool]) -> None:
+        self.name = name
+        self._is_word = is_word
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | str:
+        text = str(value)
+        if self._is_word(text):
+            return text
+        if not text.isascii() or not text.isdigit() or int(text) == 0:
+            self.fail(f"{text!r} is neither a number from 1 nor {self.name}", param, ctx)
+        return int(text)
+
+
+_COUNT_OR_AUTO = _CountOr("auto", lambda word: word == "auto")
+_COUNT_OR_SHARE = _CountOr("a share such as 5%", lambda word: word.endswith("%"))
+
+
+@click.command(epilog=_EPILOG, cls=NeverTakesTheNextWord)
 @click.argument("source")
 @click.option("-o", "--output", metavar="DIR", help="Run directory.  [default: runs/NAME]")
 @click.option("--model", metavar="NAME", help="Model, for rows that name none.")
@@ -61,10 +85,35 @@ goes on where it stopped.
 )
 @click.option(
     "--concurrency",
-    type=click.IntRange(1),
+    type=_COUNT_OR_AUTO,
     metavar="N",
-    help="Most requests in flight.  [default: 64]",
+    help="Most requests in flight.  [default: auto, adapted up to 1000]",
 )
+@click.option(
+    "--rpm", type=click.IntRange(1), metavar="N", help="Most requests a minute.  [default: learnt]"
+)
+@click.option(
+    "--tpm", type=click.IntRange(1), metavar="N", help="Most tokens a minute.  [default: learnt]"
+)
+@click.option(
+    "--max-cost",
+    type=click.FloatRange(0),
+    metavar="USD",
+    help="Stop before spending more, over all commands of this run.",
+)
+@click.option(
+    "--max-failures",
+    type=_COUNT_OR_SHARE,
+    metavar="N|P%",
+    help="Stop after N failed rows, or when P% of the last rows failed.",
+)
+@click.option(
+    "--give-up-after",
+    type=click.FloatRange(0),
+    metavar="S",
+    help="Seconds that the endpoint may be down.  [default: 1800]",
+)
+@click.option("--hedge", is_flag=True, help="Send second copies of the last slow rows.")
 @click.option(
     "--max-attempts", type=click.IntRange(1), metavar="N", help="Tries for a row.  [default: 6]"
 )
@@ -76,7 +125,18 @@ goes on where it stopped.
 )
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the first N rows.")
 @click.option("--skip-bad-rows", is_flag=True, help="Bad rows become rows of status invalid.")
+@click.option(
+    NAME,
+    type=Kinds(),
+    metavar="[=KIND,…]",
+    help="Send again the rows that failed; after = their error kinds, refusal, truncated, "
+    "incomplete.",
+)
+@click.option("--rerun-changed", is_flag=True, help="Send again the rows whose request changed.")
 @click.option("--simulate", is_flag=True, help="Against the embedded simulator: no key, no cost.")
+@click.option(
+    "--insecure-http", is_flag=True, help="Allow a key over plain http to another machine."
+)
 @click.option("--dry-run", is_flag=True, help="Plan and show the first request; send nothing.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 @click.option("--json", "as_json", is_flag=True, help="Final summary as JSON on standard output.")
@@ -90,13 +150,22 @@ def run(
     base_url: str | None,
     mode: str | None,
     api_key_env: str | None,
-    concurrency: int | None,
+    concurrency: int | str | None,
+    rpm: int | None,
+    tpm: int | None,
+    max_cost: float | None,
+    max_failures: int | str | None,
+    give_up_after: float | None,
     max_attempts: int | None,
     timeout: float | None,
     limit: int | None,
+    retry_failed: frozenset[str] | None,
     *,
+    hedge: bool,
     skip_bad_rows: bool,
+    rerun_changed: bool,
     simulate: bool,
+    insecure_http: bool,
     dry_run: bool,
     quiet: bool,
     as_json: bool,
@@ -119,6 +188,12 @@ def run(
         "endpoint.mode": mode,
         "endpoint.api_key_env": api_key_env,
         "limits.concurrency": concurrency,
+        "limits.requests_per_minute": rpm,
+        "limits.tokens_per_minute": tpm,
+        "limits.max_cost_usd": max_cost,
+        "limits.max_failures": max_failures,
+        "limits.give_up_after_s": give_up_after,
+        "limits.hedge": hedge or None,
         "retry.max_attempts": max_attempts,
         "endpoint.timeout_s": timeout,
         "input.skip_bad_rows": skip_bad_rows or None,
@@ -126,16 +201,33 @@ def run(
     settings = {key: value for key, value in options.items() if value is not None}
     settings.update(_body_field(text) for text in sets)
     job = load_job(source, settings)
-    if dry_run:
-        _dry_run(job, simulate=simulate, limit=limit)
-        return
+    resend = Resend(retry_failed is not None, retry_failed or frozenset(), rerun_changed)
     command = shlex.join(["batchrun", *sys.argv[1:]])
+    if dry_run:
+        _dry_run(
+            job,
+            command,
+            simulate=simulate,
+            limit=limit,
+            insecure_http=insecure_http,
+            resend=resend,
+        )
+        return
     try:
-        summary = _run(job, command, simulate=simulate, limit=limit, quiet=quiet)
+        summary = _run(
+            job,
+            command,
+            simulate=simulate,
+            limit=limit,
+            quiet=quiet,
+            insecure_http=insecure_http,
+            resend=resend,
+        )
     except Interrupted as end:  # before anything was sent: later it is a summary's `exit_code`
         _say(f"interrupted: {end}; nothing was sent\nnext: {command}")
         sys.exit(end.exit_code)
-    from batchrun.plan import run_path
+    from batchrun.claim import run_path
+    from batchrun.report.printable import printable_json
     from batchrun.report.terminal import render_end
 
     _say(render_end(summary, run_path(job, simulate=simulate)))
@@ -143,7 +235,7 @@ def run(
         from msgspec.json import encode
 
         with suppress(BrokenPipeError):
-            click.echo(encode(summary))
+            click.echo(printable_json(encode(summary).decode()))
     sys.exit(summary.exit_code)
 
 
@@ -157,18 +249,28 @@ def _body_field(text: str) -> tuple[str, Any]:
         return f"request.{key}", value
 
 
-def _run(job: Job, command: str, *, simulate: bool, limit: int | None, quiet: bool) -> "Summary":
+def _run(
+    job: Job,
+    command: str,
+    *,
+    simulate: bool,
+    limit: int | None,
+    quiet: bool,
+    insecure_http: bool,
+    resend: Resend,
+) -> "Summary":
     import asyncio
 
     from batchrun import runner
     from batchrun.report.terminal import Progress
+    from batchrun.stop_switch import StopSwitch
 
     progress = Progress(sys.stderr)
-    stop = runner.StopSwitch()
+    stop = StopSwitch()
     watch = runner.Watch() if quiet else runner.Watch(_say_plan, progress.show)
 
     async def main() -> "Summary":
-        with _signals_ask(stop, progress):
+        with signals_ask(stop, progress, runner.DRAIN_S, _say):
             return await runner.run_job(
                 job,
                 simulate=simulate,
@@ -176,6 +278,8 @@ def _run(job: Job, command: str, *, simulate: bool, limit: int | None, quiet: bo
                 command=command,
                 stop=stop,
                 watch=watch,
+                insecure_http=insecure_http,
+                resend=resend,
             )
 
     try:
@@ -185,39 +289,24 @@ def _run(job: Job, command: str, *, simulate: bool, limit: int | None, quiet: bo
         progress.close()
 
 
-@contextmanager
-def _signals_ask(stop: "StopSwitch", progress: Any) -> Iterator[None]:
-    """Ctrl-C and SIGTERM ask the run to stop; a signal that was ignored stays ignored."""
-    import asyncio
+def _dry_run(
+    job: Job,
+    command: str,
+    *,
+    simulate: bool,
+    limit: int | None,
+    insecure_http: bool,
+    resend: Resend,
+) -> None:
+    from batchrun.claim import run_path
+    from batchrun.plan import dry_run
+    from batchrun.report.printable import printable_json
 
-    loop = asyncio.get_running_loop()
-
-    def ask(number: signal.Signals) -> None:
-        stop.ask(f"{number.name} came", 128 + number)
-        progress.close()
-        if len(stop.asked) > 1:
-            _say("stopping: dropping it")
-        elif stop.is_sending:
-            _say("stopping: waiting for what is in flight (20 s at most); once more drops it")
-
-    numbers = [
-        number
-        for number in (signal.SIGINT, signal.SIGTERM)
-        if signal.getsignal(number) is not signal.SIG_IGN
-    ]
-    for number in numbers:
-        loop.add_signal_handler(number, ask, number)
-    try:
-        yield
-    finally:
-        for number in numbers:
-            loop.remove_signal_handler(number)
-
-
-def _dry_run(job: Job, *, simulate: bool, limit: int | None) -> None:
-    from batchrun.plan import dry_run, run_path
-
-    plan = dry_run(job, simulate=simulate, limit=limit)
+    exit_on_signals()  # so that a copy of standard input is not left behind
+    refuse_written_secrets(job, command)
+    if not (simulate or insecure_http):
+        refuse_plain_http(job.endpoint)
+    plan = dry_run(job, simulate=simulate, limit=limit, resend=resend)
     _say_plan(plan, run_path(job, simulate=simulate))
     if plan.first is None:
         return
@@ -228,7 +317,8 @@ def _dry_run(job: Job, *, simulate: bool, limit: int | None) -> None:
         else f", key from ${job.endpoint.api_key_env}"
     )
     _say(f"first request, row {plan.first.row}, to POST {where}/responses{key}:")
-    click.echo(json.dumps(json.loads(plan.first.body), indent=2, ensure_ascii=False))
+    body = json.dumps(json.loads(plan.first.body), indent=2, ensure_ascii=False)
+    click.echo(printable_json(body))
     _say("nothing was sent (--dry-run)")
 
 
@@ -249,8 +339,10 @@ def _say_plan(plan: "Plan", path: Path) -> None:
 
 def _say(text: str) -> None:
     """To standard error; that nobody reads it any more must not end a paid run."""
+    from batchrun.report.printable import printable
+
     with suppress(OSError):
-        click.echo(text, err=True)
+        click.echo(printable(text), err=True)
 
 
 def _carried(plan: "Plan") -> str:
@@ -263,8 +355,10 @@ def _carried(plan: "Plan") -> str:
 
 
 def _plan_counts(plan: "Plan", path: Path) -> str:
+    again = plan.resumed.resent.rows
+    sent = f"{plan.to_send:,} to send" + (f" ({again:,} of them again)" if again else "")
     return (
-        f"plan: {plan.rows:,} rows, {plan.totals.rows:,} settled, {plan.to_send:,} to send, "
+        f"plan: {plan.rows:,} rows, {plan.resumed.totals.rows:,} settled, {sent}, "
         f"{plan.bad_rows:,} bad; run directory {path}"
     )
 

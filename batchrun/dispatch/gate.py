@@ -1,66 +1,112 @@
-"""The one place that waits before a send: attempts go in first come first in, as limits allow."""
+"""The one place that waits before a send: attempts go in first come first in, as limits allow.
+
+Some limits hold for the whole run, some for one scope. A scope that has to wait does not hold up
+another; a limit of the whole run holds up everybody, so that a large request is never overtaken
+for ever by small ones.
+"""
 
 import asyncio
+import math
 from collections import deque
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
 
 from batchrun.errors import RunStopped
-from batchrun.policy.verdicts import Go, Stop, Verdict, Wait
-from batchrun.records import Need
-
-
-class Limit(Protocol):
-    """One bound on starting attempts; it is told of each start and finish."""
-
-    def verdict(self, need: Need, now_s: float) -> Verdict: ...
-    def started(self, need: Need, now_s: float) -> None: ...
-    def finished(self, need: Need, now_s: float, *, answered: bool) -> None: ...
+from batchrun.policy.verdicts import GO, Limit, Standing, Stop, Wait
+from batchrun.records import Finish, Need, Scope, Slot
 
 
 class GateClosed(Exception):  # noqa: N818 - the run is stopping; nothing went wrong
     """No attempt goes in any more; whoever waited goes home with its row unsettled."""
 
 
-class Gate:
-    """Lets attempts in when all limits say so, and counts what is in flight."""
+class _Waiter:
+    __slots__ = ("need", "number", "turn")
+
+    def __init__(self, number: int, need: Callable[[], Need], turn: asyncio.Future[Slot]) -> None:
+        self.number, self.need, self.turn = number, need, turn
+
+
+class _Scope:
+    """One scope's limits and its queue."""
+
+    __slots__ = ("limits", "waiting")
 
     def __init__(self, limits: Sequence[Limit]) -> None:
+        self.limits = limits
+        self.waiting: deque[_Waiter] = deque()
+
+
+def no_limits(_scope: Scope) -> Sequence[Limit]:
+    return ()
+
+
+class Gate:
+    """Lets attempts in when all limits say so, and counts what is in flight.
+
+    `shared` are the limits of the whole run; `of_scope` makes those of a scope when it is first
+    seen.
+    """
+
+    def __init__(
+        self,
+        shared: Sequence[Limit],
+        of_scope: Callable[[Scope], Sequence[Limit]] = no_limits,
+    ) -> None:
         self.in_flight = 0
-        self._limits = limits
+        self.waiting = 0
+        self.held_by: Limit | None = None  # what the first in line waits for
+        self._shared = shared
+        self._of_scope = of_scope
+        self._scopes: dict[Scope, _Scope] = {}
         self._loop = asyncio.get_running_loop()
-        self._waiting: deque[tuple[Need, asyncio.Future[None]]] = deque()
+        self._numbers = 0
         self._closed: asyncio.Future[None] = self._loop.create_future()
         self._timer: asyncio.TimerHandle | None = None
 
-    async def enter(self, need: Need) -> None:
-        """Takes a slot. Raises `GateClosed`, or `RunStopped` where a limit ends the run."""
+    async def enter(self, scope: Scope, need: Callable[[], Need]) -> Slot:
+        """Takes a slot; `need` is asked when it may be this attempt's turn.
+
+        Raises `GateClosed`, or `RunStopped` where a limit ends the run.
+        """
         if self._closed.done():
             raise GateClosed
-        if not self._waiting and self._may_start(need):
-            self._start(need)
-            return
-        turn: asyncio.Future[None] = self._loop.create_future()
-        self._waiting.append((need, turn))
-        self._wake()
+        place = self._scopes.get(scope)
+        if place is None:
+            place = self._scopes[scope] = _Scope(self._of_scope(scope))
+        turn: asyncio.Future[Slot] = self._loop.create_future()
+        self._numbers += 1
+        waiter = _Waiter(self._numbers, need, turn)
+        place.waiting.append(waiter)
+        self.waiting += 1
+        if self.waiting == 1 or len(self._scopes) > 1:  # else the first in line waits already
+            self._wake()
+        if turn.done():
+            return turn.result()
         try:
-            await turn
+            return await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled() and turn.exception() is None:
-                self.leave(need, answered=False)  # let in and cancelled at once
+                self.leave(turn.result(), Finish(answered=False))  # let in and cancelled at once
+            elif waiter in place.waiting:
+                place.waiting.remove(waiter)
+                self.waiting -= 1
+                self._wake()  # whoever was behind may need less
             raise
 
-    def leave(self, need: Need, *, answered: bool) -> None:
-        """Gives the slot back; `answered`: the server answered, whatever it said."""
+    def leave(self, slot: Slot, finish: Finish) -> None:
+        """Gives the slot back."""
         self.in_flight -= 1
         now_s = self._loop.time()
-        for limit in self._limits:
-            limit.finished(need, now_s, answered=answered)
-        self._wake()
+        for limit in self._shared:
+            limit.finished(slot, finish, now_s)
+        for limit in self._scopes[slot.need.scope].limits:
+            limit.finished(slot, finish, now_s)
+        if self.waiting:
+            self._wake()
 
     async def pause(self, seconds: float) -> None:
         """A backoff: holds no slot. Raises `GateClosed` as soon as the gate is closed."""
-        if not self._closed.done():
+        if seconds > 0 and not self._closed.done():
             await asyncio.wait((self._closed,), timeout=seconds)
         if self._closed.done():
             raise GateClosed
@@ -69,50 +115,81 @@ class Gate:
         """Lets nobody in any more; what is in flight goes on."""
         if not self._closed.done():
             self._closed.set_result(None)
-        while self._waiting:
-            _, turn = self._waiting.popleft()
-            if not turn.done():
-                turn.set_exception(GateClosed())
+        self._send_home(GateClosed())
 
-    def _may_start(self, need: Need) -> bool:
+    def standings(self) -> list[Standing]:
+        """How all limits stand, the one that holds up the first in line before the others."""
         now_s = self._loop.time()
-        until_s = now_s
-        for limit in self._limits:
-            match limit.verdict(need, now_s):
-                case Go():
-                    pass
-                case Wait(limit_until_s):
-                    until_s = max(until_s, limit_until_s)
-                case Stop(reason):
-                    raise RunStopped(reason)
-        if until_s > now_s:
-            self._wake_at(until_s)
-            return False
-        return True
-
-    def _start(self, need: Need) -> None:
-        self.in_flight += 1
-        now_s = self._loop.time()
-        for limit in self._limits:
-            limit.started(need, now_s)
+        limits = [*self._shared, *(limit for one in self._scopes.values() for limit in one.limits)]
+        limits.sort(key=lambda limit: limit is not self.held_by)
+        return [limit.standing(now_s) for limit in limits]
 
     def _wake(self) -> None:
-        while self._waiting:
-            need, turn = self._waiting[0]
-            if not turn.done():  # else cancelled while it waited
-                try:
-                    if not self._may_start(need):
-                        return
-                except RunStopped as stop:
-                    turn.set_exception(stop)
-                else:
-                    self._start(need)
-                    turn.set_result(None)
-            self._waiting.popleft()
-
-    def _wake_at(self, until_s: float) -> None:
+        """Lets in whoever may go, and sees to it that the others are asked again."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if until_s != float("inf"):
+        self.held_by = None
+        again_s = math.inf
+        while self.waiting:
+            queues = [one for one in self._scopes.values() if one.waiting]
+            if len(queues) > 1:
+                queues.sort(key=lambda one: one.waiting[0].number)
+            for queue in queues:
+                waiter = queue.waiting[0]
+                if waiter.turn.done():  # cancelled while it waited
+                    break
+                need, now_s = waiter.need(), self._loop.time()
+                try:
+                    until_s = self._held(self._shared, need, now_s)
+                    if until_s is not None:
+                        self._wake_at(min(again_s, until_s))
+                        return
+                    until_s = self._held(queue.limits, need, now_s)
+                except RunStopped as stop:
+                    self._send_home(stop)
+                    return
+                if until_s is None:
+                    waiter.turn.set_result(self._start(queue, need, now_s))
+                    break
+                again_s = min(again_s, until_s)
+            else:
+                self._wake_at(again_s)
+                return
+            queue.waiting.popleft()
+            self.waiting -= 1
+            self.held_by, again_s = None, math.inf
+
+    def _held(self, limits: Sequence[Limit], need: Need, now_s: float) -> float | None:
+        """Until when; null where nothing holds. Raises `RunStopped`."""
+        latest_s: float | None = None
+        for limit in limits:
+            verdict = limit.verdict(need, now_s)
+            if verdict is GO:
+                continue
+            if isinstance(verdict, Stop):
+                raise RunStopped(verdict.reason)
+            if isinstance(verdict, Wait) and (latest_s is None or verdict.until_s > latest_s):
+                latest_s = verdict.until_s
+                self.held_by = self.held_by or limit
+        return latest_s
+
+    def _start(self, queue: _Scope, need: Need, now_s: float) -> Slot:
+        self.in_flight += 1
+        for limit in self._shared:
+            limit.started(need, now_s)
+        for limit in queue.limits:
+            limit.started(need, now_s)
+        return Slot(need, now_s)
+
+    def _send_home(self, error: Exception) -> None:
+        for queue in self._scopes.values():
+            while queue.waiting:
+                turn = queue.waiting.popleft().turn
+                if not turn.done():
+                    turn.set_exception(error)
+        self.waiting = 0
+
+    def _wake_at(self, until_s: float) -> None:
+        if until_s != math.inf:
             self._timer = self._loop.call_at(until_s, self._wake)

@@ -11,8 +11,9 @@ from yarl import URL
 from batchrun.endpoint.background import Sink, forget, send_background
 from batchrun.endpoint.deadlines import DeadlineWatch
 from batchrun.endpoint.plain import send_plain, send_stream
+from batchrun.endpoint.veil import Veil
 from batchrun.endpoint.wire import Wire
-from batchrun.job import EndpointJob
+from batchrun.job import FROM_ENVIRONMENT, EndpointJob
 from batchrun.records import Reply, Request
 
 _HEADER_BYTES = 64 * 1024  # of one header of an answer: some gateways' policies are long
@@ -45,6 +46,7 @@ class Client:
         }
         if key is not None:
             self._headers["Authorization"] = f"Bearer {key}"
+        self._secrets = [*([] if key is None else [key]), *_from_environment(settings, headers)]
         given = {name.lower() for name in headers}
         for name in [name for name in self._headers if name.lower() in given]:
             del self._headers[name]
@@ -70,7 +72,10 @@ class Client:
         )
         shortest_s = min(settings.timeout_s, settings.idle_timeout_s)
         watch = DeadlineWatch(min(_SLOWEST_SWEEP_S, shortest_s / _SWEEPS))
-        self._wire = Wire(session, url, settings, watch)
+        secrets = self._secrets
+        if proxy is not None and (password := URL(proxy).password):
+            secrets = [*secrets, password]
+        self._wire = Wire(session, url, settings, watch, Veil(secrets))
         return self
 
     async def __aexit__(
@@ -87,6 +92,15 @@ class Client:
         if self.via == "stream":
             return await send_stream(self._wire, request, headers)
         return await send_plain(self._wire, request, headers)
+
+
+def _from_environment(settings: EndpointJob, headers: Mapping[str, str]) -> list[str]:
+    """Header values that no file may show."""
+    return [
+        value
+        for name, value in headers.items()
+        if settings.headers.get(name, "").startswith(FROM_ENVIRONMENT)
+    ]
 
 
 def _proxy(url: URL) -> str | None:

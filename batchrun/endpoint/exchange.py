@@ -8,10 +8,17 @@ import math
 import time
 
 import aiohttp
+import msgspec
 from yarl import URL
 
 from batchrun.endpoint.deadlines import Deadline
-from batchrun.endpoint.headers import reported_cost_usd, request_id, retry_after_s, should_retry
+from batchrun.endpoint.headers import (
+    reported_cost_usd,
+    request_id,
+    retry_after_s,
+    should_retry,
+    told_limits,
+)
 from batchrun.endpoint.sse import SseParser
 from batchrun.endpoint.stream import StreamAnswer
 from batchrun.endpoint.wire import Wire
@@ -19,6 +26,8 @@ from batchrun.errors import EndpointError, ErrorKind
 from batchrun.job import EndpointJob
 from batchrun.records import Reply
 
+_REDIRECTS = (301, 302, 303, 307, 308)
+_LONGEST_PLACE = 300  # characters of an address that a message shows
 _LINGER_S = 1.0  # for the end of a connection whose stream has said all
 _BLANK = b"\xef\xbb\xbf \t\r\n"
 _FIELDS = (b"retry:", b"event:", b"data:", b"id:", b":")  # what a line of a stream begins with
@@ -49,22 +58,28 @@ async def exchange(
             ) as response:
                 arriving.http_status = response.status
                 content = await _read(response, deadline, settings, arriving)
+                if response.status in _REDIRECTS and "Location" in response.headers:
+                    content = _sent_elsewhere(url, response.headers["Location"])
+                said_id = request_id(response.headers)
                 return Reply(
                     http_status=response.status,
                     content_type=response.content_type,
-                    body=content,
-                    request_id=request_id(response.headers),
+                    body=wire.veil.hide(content),
+                    request_id=said_id and wire.veil.hide_in(said_id),
                     retry_after_s=retry_after_s(response.headers),
                     should_retry=should_retry(response.headers),
                     reported_cost_usd=reported_cost_usd(response.headers),
                     first_token_s=arriving.first_token_s,
+                    told=told_limits(response.headers),
                 )
+    except EndpointError as error:
+        raise _veiled(error, wire) from error
     except TimeoutError as error:
-        raise _timed_out(deadline, arriving, settings) from error
+        raise _veiled(_timed_out(deadline, arriving, settings), wire) from error
     except aiohttp.ClientError as error:
-        raise _broken(error, arriving, settings) from error
+        raise _veiled(_broken(error, arriving, settings), wire) from error
     except OSError as error:
-        raise _failed(ErrorKind.CONNECTION, _said(error), arriving) from error
+        raise _veiled(_failed(ErrorKind.CONNECTION, _said(error), arriving), wire) from error
 
 
 async def _read(
@@ -169,9 +184,31 @@ def _check_size(size: int, settings: EndpointJob, response: aiohttp.ClientRespon
         )
 
 
+def _sent_elsewhere(url: URL, location: str) -> bytes:
+    """What a redirect says, as an error. Its address may hold a ticket, so only its place is told.
+
+    It is not followed: whoever stands there would get the key.
+    """
+    try:
+        place = str(url.join(URL(location)).with_user(None).with_query(None).with_fragment(None))
+    except ValueError:
+        place = "an address that is none"
+    message = f"the server sends to {place[:_LONGEST_PLACE]}, and redirects are not followed"
+    return msgspec.json.encode({"error": {"message": message}})
+
+
+def _veiled(error: EndpointError, wire: Wire) -> EndpointError:
+    """The same without secrets: a server that is no HTTP may have its first words in it."""
+    hide = wire.veil.hide_in
+    response_id = error.response_id and hide(error.response_id)
+    return EndpointError(
+        error.kind, hide(error.message), error.http_status, response_id, was_sent=error.was_sent
+    )
+
+
 def _timed_out(deadline: Deadline, arriving: _Arriving, settings: EndpointJob) -> EndpointError:
     if not deadline.expired:  # aiohttp's own, for the connection
-        return _failed(ErrorKind.CONNECTION, _no_connection(settings), arriving)
+        return _unconnected(_no_connection(settings))
     if arriving.http_status is None:
         text = f"no answer within {settings.timeout_s:g} s (endpoint.timeout_s)"
     elif deadline.idle_s < deadline.total_s:
@@ -185,7 +222,14 @@ def _broken(
     error: aiohttp.ClientError, arriving: _Arriving, settings: EndpointJob
 ) -> EndpointError:
     if isinstance(error, aiohttp.ConnectionTimeoutError):
-        return _failed(ErrorKind.CONNECTION, _no_connection(settings), arriving)
+        return _unconnected(_no_connection(settings))
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return _unconnected(
+            "the server's certificate cannot be verified (if an authority of your own made it, "
+            f"name that one's file in SSL_CERT_FILE): {error.certificate_error}"
+        )
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return _unconnected(_said(error))
     if arriving.http_status is not None:
         return _failed(ErrorKind.CUT, f"the answer broke off: {_said(error)}", arriving)
     return _failed(ErrorKind.CONNECTION, _said(error), arriving)
@@ -194,6 +238,10 @@ def _broken(
 def _failed(kind: ErrorKind, message: str, arriving: _Arriving) -> EndpointError:
     response_id = arriving.stream.response_id if arriving.stream else None
     return EndpointError(kind, message, arriving.http_status, response_id)
+
+
+def _unconnected(message: str) -> EndpointError:
+    return EndpointError(ErrorKind.CONNECTION, message, was_sent=False)
 
 
 def _no_connection(settings: EndpointJob) -> str:

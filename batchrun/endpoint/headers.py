@@ -1,11 +1,18 @@
 """Headers that matter, in the spellings that servers and gateways use (PROTOCOL B.4). Pure."""
 
 import math
+import re
 import time
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
+
+from msgspec import Struct
+from multidict import istr
 
 from batchrun.policy.durations import duration_s
+from batchrun.records import ToldLimit
 
 _REQUEST_IDS = (
     "x-request-id",
@@ -16,6 +23,31 @@ _REQUEST_IDS = (
     "cf-ray",
 )
 _RETRY_AFTER = ("retry-after", "llm_provider-retry-after")
+_LIMIT_NAME = re.compile(r"(?i)(?:llm_provider-)?(?:x-|anthropic-)?rate-?limit-(.+)", re.DOTALL)
+_EVIDENCE = tuple(
+    istr(name)  # looked up twice as fast as a str
+    for name in (
+        "x-ratelimit-limit-requests",
+        "x-ratelimit-limit-tokens",
+        "x-ratelimit-remaining-requests",
+        "x-ratelimit-remaining-tokens",
+        "x-ratelimit-limit-project-tokens",
+        "x-ratelimit-limit-project-requests",
+        "x-ratelimit-limit-tokens_usage_based",
+        "x-ratelimit-limit-requests-minute",
+        "x-ratelimit-limit-tokens-minute",
+        "llm_provider-x-ratelimit-limit-requests",
+        "llm_provider-x-ratelimit-limit-tokens",
+        "anthropic-ratelimit-requests-limit",
+        "anthropic-ratelimit-tokens-limit",
+        "x-ratelimit-limit",
+        "x-rate-limit-limit",
+        "ratelimit-limit",
+    )
+)
+_OTHER_WINDOWS = {"second", "hour", "day", "week", "month"}  # limits are those of a minute
+_EPOCH_S = 1e8  # a reset from here on is a point in time; in milliseconds from the next on
+_EPOCH_MS = 1e11
 
 
 def request_id(headers: Mapping[str, str]) -> str | None:
@@ -59,6 +91,103 @@ def should_retry(headers: Mapping[str, str]) -> bool | None:
 def reported_cost_usd(headers: Mapping[str, str]) -> float | None:
     """What a gateway says that this answer cost."""
     return _number(headers.get("x-litellm-response-cost"))
+
+
+class _Spoken(Struct, frozen=True):
+    """Names of the headers that tell one limit."""
+
+    of: str
+    limit: str | None = None
+    remaining: str | None = None
+    reset: str | None = None
+
+
+def told_limits(headers: Mapping[str, str], now_s: float | None = None) -> tuple[ToldLimit, ...]:
+    """The limits of a minute that an answer tells, in the order of their headers.
+
+    `of` is `requests` or `tokens`, or `input tokens` or `output tokens` where these have limits of
+    their own. What cannot be read is null; a limit is left out where its size says "not told"
+    (Azure's -1 and 0) or cannot be read, or where it has neither size nor rest. `now_s` is Unix
+    time.
+    """
+    # Going through all names costs a microsecond or two, and most servers tell nothing.
+    if not any(map(headers.__contains__, _EVIDENCE)):
+        return ()
+    # A server's answers have the same few sets of names: what they mean is worked out once.
+    spoken = _spoken(tuple(headers))
+    return tuple([one for names in spoken if (one := _told(names, headers, now_s)) is not None])
+
+
+@lru_cache(maxsize=64)
+def _spoken(names: tuple[str, ...]) -> tuple[_Spoken, ...]:
+    """Which names tell of limits; each limit's headers together."""
+    groups: dict[tuple[str, ...], dict[str, str]] = {}
+    for name in names:
+        match = _LIMIT_NAME.fullmatch(name)
+        if match is None:
+            continue
+        parts = match[1].lower().replace("_", "-").split("-")
+        for field in ("limit", "remaining", "reset"):
+            if field in parts:
+                parts.remove(field)
+                prefix = name[: match.start(1)].lower()
+                groups.setdefault((prefix, *parts), {}).setdefault(field, name)
+                break
+    return tuple(
+        _Spoken(of, **found) for (_, *parts), found in groups.items() if (of := _dimension(parts))
+    )
+
+
+def _dimension(parts: list[str]) -> str | None:
+    if not _OTHER_WINDOWS.isdisjoint(parts):
+        return None
+    if "tokens" in parts:
+        side = next((part for part in ("input", "output") if part in parts), None)
+        return f"{side} tokens" if side else "tokens"
+    if not parts or parts == ["minute"] or "requests" in parts or "req" in parts:
+        return "requests"
+    return None
+
+
+def _told(names: _Spoken, headers: Mapping[str, str], now_s: float | None) -> ToldLimit | None:
+    limit = remaining = reset_s = None
+    header = names.limit or names.remaining
+    if names.limit is not None:
+        limit = _count(headers.get(names.limit))
+        if not limit:  # a rest of a limit that is not told is no rest
+            return None
+    if names.remaining is not None:
+        remaining = _count(headers.get(names.remaining))
+    if header is None or (limit is None and remaining is None):
+        return None
+    if names.reset is not None and (text := headers.get(names.reset)) is not None:
+        reset_s = _reset_s(text, now_s)
+    return ToldLimit(header, names.of, limit, remaining, reset_s)
+
+
+def _count(value: str | None) -> float | None:
+    """A number; of `100, 100;w=60`, the first, where the window is a minute."""
+    number = _number(value)
+    if number is None and value is not None:
+        first, _, rest = value.replace(",", ";").partition(";")
+        windows = re.findall(r"w=([0-9]+)", rest)
+        number = _number(first) if all(window == "60" for window in windows) else None
+    return number
+
+
+def _reset_s(text: str, now_s: float | None) -> float | None:
+    """Seconds from now: told as such, as a duration, as a date or as seconds or ms since 1970."""
+    seconds = _number(text) if text[-1:].isdecimal() else duration_s(text)
+    if seconds is not None and seconds < _EPOCH_S:
+        return seconds
+    now_s = time.time() if now_s is None else now_s
+    if seconds is not None:
+        return max(0.0, (seconds / 1000 if seconds >= _EPOCH_MS else seconds) - now_s)
+    try:
+        moment = datetime.fromisoformat(text.strip())
+        return max(0.0, moment.replace(tzinfo=moment.tzinfo or UTC).timestamp() - now_s)
+    except (ValueError, OverflowError):
+        return _seconds_until(text, now_s)
 
 
 def _number(value: str | None) -> float | None:

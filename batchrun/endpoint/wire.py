@@ -6,6 +6,7 @@ import aiohttp
 from yarl import URL
 
 from batchrun.endpoint.deadlines import DeadlineWatch
+from batchrun.endpoint.veil import Veil
 from batchrun.job import EndpointJob
 
 
@@ -17,3 +18,4 @@ class Wire:
     url: URL  # of POST /responses
     settings: EndpointJob
     watch: DeadlineWatch
+    veil: Veil  # between what comes over the wire and everybody else

@@ -11,8 +11,9 @@ from contextlib import asynccontextmanager
 from itertools import islice
 from typing import Self
 
-from batchrun.dispatch.attempts import Dispatcher, Settled
+from batchrun.dispatch.attempts import Dispatcher
 from batchrun.dispatch.gate import Gate, GateClosed
+from batchrun.dispatch.row import Settled
 from batchrun.errors import ErrorKind
 from batchrun.records import BadRow, Failure, Outcome, Request
 
@@ -30,6 +31,7 @@ class LocalExecutor:
         self._tasks: set[asyncio.Task[None]] = set()
         self._done: deque[Settled] = deque()
         self._last: Settled | None = None
+        self.is_reading = False  # waiting for the input, with places free
         self._news = asyncio.Event()
         self._fed = False
         self._stopped_by: BaseException | None = None
@@ -82,7 +84,9 @@ class LocalExecutor:
         try:
             while not self.is_stopped():
                 # Reading may wait for a disk or unpack a large batch: not on the event loop.
+                self.is_reading = True
                 rows = await asyncio.to_thread(lambda: list(islice(requests, _READ_AHEAD)))
+                self.is_reading = False
                 if not rows:
                     return
                 for row in rows:
@@ -93,12 +97,13 @@ class LocalExecutor:
         except Exception as error:  # noqa: BLE001 - raised again where the outcomes end
             self.stop(error)
         finally:
-            self._fed = True
+            self._fed = self._dispatcher.no_more_rows = True
+            self.is_reading = False
             self._news.set()
 
     def _admit(self, row: Request | BadRow) -> None:
         if isinstance(row, BadRow):
-            self._done.append(Settled(self._never_sent(row), None))
+            self._done.append(Settled(self._never_sent(row)))
             self._news.set()
             return
         task = asyncio.create_task(self._settle(row))
@@ -125,7 +130,7 @@ class LocalExecutor:
 
     def _give_back(self, settled: Settled) -> None:
         if settled.slot is not None:
-            self._gate.leave(settled.slot, answered=True)
+            self._gate.leave(settled.slot, settled.finish)
         self._places.release()
 
     def _never_sent(self, row: BadRow) -> Outcome:

@@ -41,9 +41,16 @@ class PromptSet:
         names = {"custom_id", input_job.id or FALLBACK, FALLBACK}
         self._used = None if used is None else used | names
 
-    def survey(self, pinned: Layout | None, on_rows: Callable[[int], None] | None = None) -> Survey:
+    def survey(
+        self,
+        pinned: Layout | None,
+        on_rows: Callable[[int], None] | None = None,
+        *,
+        count_unbounded: bool = False,
+    ) -> Survey:
         """Everything read once. `on_rows` is told the rows so far; what it raises passes through.
 
+        `count_unbounded` counts the rows whose cost nothing bounds, at some µs a row.
         Raises `InputError` where the source as a whole cannot be used.
         """
         identity = self._rule(pinned)
@@ -52,7 +59,7 @@ class PromptSet:
         wanted = Wanted(
             used=self._used, columns=tally.fixed, explicit=frozenset(self._job.types), whole=True
         )
-        found = read_all(self._walk, self._maker, identity, tally, wanted, on_rows)
+        found = read_all(self._walk, self._maker, identity, tally, wanted, on_rows, count_unbounded)
         self._check_columns(found, tally)
         identity, warnings = settle_names(self._walk, found, identity, pinned=pinned is not None)
         layout = pinned or Layout(
@@ -75,6 +82,8 @@ class PromptSet:
             carried=tuple(column.column for column in layout.columns),
             first=self._first(layout, found),
             warnings=warnings,
+            models=tuple(found.models),
+            unbounded_rows=found.unbounded_rows,
         )
 
     def requests(

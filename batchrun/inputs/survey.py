@@ -7,7 +7,7 @@ known by their number alone. Bad rows are values here; what makes the whole sour
 from array import array
 from collections.abc import Callable, Iterator
 
-from msgspec import Struct
+from msgspec import Struct, field
 from msgspec.structs import replace
 
 from batchrun.errors import InputError
@@ -21,15 +21,18 @@ from batchrun.inputs.identity import (
     Identity,
     find_duplicate,
 )
+from batchrun.inputs.json_text import encode
 from batchrun.inputs.parquet import Wanted, read_facts
 from batchrun.inputs.requests import RequestMaker
 from batchrun.inputs.rows import Row
 from batchrun.inputs.tally import Tally
 from batchrun.inputs.walk import Walk
-from batchrun.records import BadRow, Layout, Request
+from batchrun.policy.sizes import is_bounded
+from batchrun.records import BadRow, JsonObject, Layout, Request
 
 _STEP = 1_000  # rows between two calls of `on_rows`
 _SHOWN = 10
+MOST_MODELS = 1_000  # that are remembered
 _BAD_ROW_SUFFIX = " (bad row)"
 
 Pair = tuple[tuple[Row, str], tuple[Row, str]]
@@ -51,6 +54,8 @@ class Survey(Struct, frozen=True):
     carried: tuple[str, ...]
     first: Request | None
     warnings: tuple[str, ...]
+    models: tuple[str | None, ...]  # the first thousand that rows ask for; null: rows name none
+    unbounded_rows: int  # whose cost nothing bounds before they are answered; 0 where not counted
 
 
 class Found(Struct):
@@ -66,6 +71,8 @@ class Found(Struct):
     unnamed: Row | None = None  # the first object that only its number names
     unnamed_rows: int = 0
     first: int | None = None  # the first row that can be sent
+    models: dict[str | None, None] = field(default_factory=dict)
+    unbounded_rows: int = 0
 
     @property
     def has_names(self) -> bool:
@@ -80,6 +87,7 @@ def read_all(
     tally: Tally,
     wanted: Wanted,
     on_rows: Callable[[int], None] | None,
+    count_unbounded: bool,
 ) -> Found:
     """Every row read, made into a request, counted and dropped. Raises `InputError`."""
     found = Found(
@@ -92,6 +100,7 @@ def read_all(
     add_bad = found.is_bad.append
     draft_of = drafter(maker, identity)
     body_bytes = 0
+    models = found.models
     for row in walk.rows(wanted):
         draft = draft_of(row)
         add_hash(int.from_bytes(draft.hash, "big"))
@@ -105,8 +114,14 @@ def read_all(
         add_bad(draft.body is None)
         if draft.body is None:
             _note_problem(found, row, draft)
-        elif found.first is None:
-            found.first = row.row
+        else:
+            if found.first is None:
+                found.first = row.row
+            model = draft.body.get("model")
+            if model not in models and len(models) < MOST_MODELS:
+                models[model] = None
+            if count_unbounded and not _is_bounded(draft.body):
+                found.unbounded_rows += 1
         if draft.named_by == BY_NUMBER:
             found.unnamed_rows += 1
             found.unnamed = found.unnamed or row
@@ -114,6 +129,11 @@ def read_all(
             on_rows(row.row + 1)
     found.body_bytes = body_bytes
     return found
+
+
+def _is_bounded(body: JsonObject) -> bool:
+    most = body.get("max_output_tokens")
+    return is_bounded(encode(body), most if type(most) is int else None)
 
 
 def _note_problem(found: Found, row: Row, draft: Draft) -> None:

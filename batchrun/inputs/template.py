@@ -13,12 +13,12 @@ from typing import Any
 
 from jinja2 import StrictUndefined, Template, TemplateSyntaxError, Undefined, meta, nodes
 from jinja2.exceptions import UndefinedError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import missing
 
 from batchrun.errors import JobError
 from batchrun.inputs.json_text import Unsendable, clean
 from batchrun.inputs.rows import NoColumn, RowProblem
+from batchrun.inputs.sandbox import Sandbox, joined
 from batchrun.records import JsonObject
 
 ROW = "row"  # the whole row, for columns whose names are no identifiers
@@ -64,6 +64,7 @@ class Defaults:
                 continue
             if given is None:
                 given = self._given(data)
+                self._environment.start_row()
             body[key] = _run(make, given, key)
 
     def _given(self, data: JsonObject) -> Columns:
@@ -176,7 +177,7 @@ def _column(name: str, given: Columns) -> Any:
 def _render(template: Template, given: Columns) -> str:
     # Shared: the context takes the columns as they are, a copy would cost more than all the rest.
     context = template.new_context(given, shared=True)  # type: ignore[arg-type] # only read
-    return "".join(template.root_render_func(context))
+    return joined(template.root_render_func(context))
 
 
 def _evaluate(template: Template, given: Columns) -> Any:
@@ -254,8 +255,8 @@ class _Strict(StrictUndefined):
         super().__init__(hint, obj, name, raised)
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
+def _environment() -> Sandbox:
+    environment = Sandbox(
         undefined=_Strict, finalize=_finalize, keep_trailing_newline=True, autoescape=False
     )
     environment.filters["tojson"] = _to_json

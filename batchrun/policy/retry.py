@@ -8,10 +8,9 @@ from msgspec import Struct
 
 from batchrun.errors import ErrorKind
 from batchrun.job import RetryJob
-from batchrun.records import Failure, Outcome, Response, Totals
+from batchrun.records import Failure
 
 FIRST_WAIT_S = 0.5
-FIRST_ROWS = 20  # that fail the same way stop the run
 REFUSALS_IN_A_ROW = 20  # rows in a row whose key, model or path is refused stop the run
 
 
@@ -53,6 +52,10 @@ CURES: dict[ErrorKind, Cure] = {
     ErrorKind.INVALID_ROW: Cure.NONE,
 }
 
+# A hint that comes with these holds up the whole scope, at the gate, and not the row alone.
+_COOLED = (ErrorKind.RATE_LIMIT, ErrorKind.OVERLOADED)
+
+_BELIEVED = 2  # hints in a row: after that a row's own backoff counts too
 SAME_ENDS = 3  # times that one error of a row may come back unchanged
 _DOWN = (
     "",
@@ -102,33 +105,6 @@ class ScopeHealth:
         self.refused_in_a_row += 1
 
 
-class FirstRows:
-    """Whether the first rows of a run, counted over resumes, all fail the same way."""
-
-    def __init__(self, earlier: Totals) -> None:
-        self._kinds = set(earlier.error_kinds)
-        self._rows = sum(earlier.error_kinds.values())
-        self._is_over = earlier.ok > 0 or self._rows < earlier.rows or self._rows >= FIRST_ROWS
-
-    def told(self, outcome: Outcome) -> str | None:
-        """Why the run should stop, after this outcome; null where it should not."""
-        result = outcome.result
-        failure = result.failure if isinstance(result, Response) else result
-        if self._is_over or (failure is not None and failure.status == "invalid"):
-            return None
-        self._rows += 1
-        self._kinds.add("" if failure is None else failure.kind.value)
-        if failure is None or len(self._kinds) > 1 or self._rows >= FIRST_ROWS:
-            self._is_over = True
-        if failure is None or len(self._kinds) > 1 or self._rows < FIRST_ROWS:
-            return None
-        return (
-            f"the first {FIRST_ROWS} rows all failed the same way ({failure.kind}): "
-            f"{failure.message}; where the endpoint is at fault, mend it and run again; where the "
-            "request is, begin a new run directory with -o, since these rows are settled"
-        )
-
-
 def judge(
     failures: Sequence[Failure],
     *,
@@ -136,10 +112,15 @@ def judge(
     should_retry: bool | None,
     elapsed_s: float,
     settings: RetryJob,
+    give_up_after_s: float,
     health: ScopeHealth,
     jitter: float,
+    excused: Sequence[bool] | None = None,
 ) -> Again | GiveUp | Halt:
-    """What follows the last of a row's `failures`; `jitter` is a random number from 0 to 1."""
+    """What follows the last of a row's `failures`; `jitter` is a random number from 0 to 1.
+
+    `excused` says which of them were an outage of the endpoint: they cost the row no try.
+    """
     kind = failures[-1].kind
     cure = CURES[kind]
     kinds = [failure.kind for failure in failures]
@@ -153,11 +134,16 @@ def judge(
         return GiveUp("failed", "")
     if _comes_back(failures):
         return GiveUp("failed", f"the same {SAME_ENDS} times")
-    if cure is Cure.WAIT and hint_s is not None and hint_s > settings.max_elapsed_s:
+    is_cooled = kind in _COOLED and hint_s is not None
+    if is_cooled and hint_s is not None and hint_s > give_up_after_s:
         return Halt(
-            f"the server asks to wait {hint_s:.0f} s, longer than retry.max_elapsed_s; "
+            f"the server asks to wait {hint_s:.0f} s, longer than limits.give_up_after_s; "
             "run the same command again then"
         )
+    if excused is not None:
+        kinds = [other for other, is_excused in zip(kinds, excused, strict=True) if not is_excused]
+        if excused[-1]:
+            return Again(_wait_s(1, None, settings, jitter))
     same = [other for other in kinds if CURES[other] is cure]
     if len(same) > _MORE.get(cure, len(same)):
         return GiveUp("no_answer", _advice(kind))
@@ -165,6 +151,8 @@ def judge(
     if cure is not Cure.WAIT and counted >= settings.max_attempts:
         return GiveUp("no_answer", f"{counted} tries (retry.max_attempts)")
     wait_s = _wait_s(len(same) if cure is Cure.WAIT else counted, hint_s, settings, jitter)
+    if is_cooled and len(same) <= _BELIEVED:
+        wait_s = 0.0  # the whole scope waits, at the gate
     if elapsed_s + wait_s > settings.max_elapsed_s:
         return GiveUp("no_answer", f"after {elapsed_s:.0f} s (retry.max_elapsed_s)")
     return Again(wait_s)
@@ -220,4 +208,4 @@ def _wait_s(nth: int, hint_s: float | None, settings: RetryJob, jitter: float) -
     if hint_s is None:
         return backoff_s
     # A hint that was too short twice is not believed alone any more.
-    return hint_s if nth <= 2 else max(hint_s, backoff_s)
+    return hint_s if nth <= _BELIEVED else max(hint_s, backoff_s)

@@ -1,8 +1,11 @@
-"""What a limit may answer when an attempt asks to start."""
+"""What a limit is, and what it may answer when an attempt asks to start."""
 
 import math
+from typing import Protocol
 
 from msgspec import Struct
+
+from batchrun.records import Finish, Need, Slot
 
 
 class Go(Struct, frozen=True):
@@ -23,3 +26,21 @@ class Stop(Struct, frozen=True):
 
 Verdict = Go | Wait | Stop
 GO = Go()
+
+
+class Standing(Struct, frozen=True):
+    """How a limit stands, for people."""
+
+    name: str  # what it is: `requests in flight`, `x-ratelimit-limit-tokens`, `cooldown`
+    used: float | None = None  # in the unit of the name
+    most: float | None = None
+    until_s: float | None = None  # when it opens, on the gate's clock
+
+
+class Limit(Protocol):
+    """One bound on starting attempts; it is told of each start and finish."""
+
+    def verdict(self, need: Need, now_s: float) -> Verdict: ...
+    def started(self, need: Need, now_s: float) -> None: ...
+    def finished(self, slot: Slot, finish: Finish, now_s: float) -> None: ...
+    def standing(self, now_s: float) -> Standing: ...

@@ -6,8 +6,9 @@ from typing import Any
 
 import msgspec
 
+from batchrun.report.printable import one_line, printable
 from batchrun.report.summary import Summary, Tally, next_command
-from batchrun.report.terminal import duration, printable
+from batchrun.report.terminal import cost_in_words, duration, oldest_in_words
 from batchrun.store import tables
 
 
@@ -35,7 +36,9 @@ def read_status(path: Path) -> Summary:
         now_s=now_s,
         exit_code=exit_code,
         message=record.message,
-        next_command=next_command(record.command, path, exit_code or 0, example),
+        next_command=next_command(record.command, path, exit_code or 0, totals.statuses, example),
+        simulated=record.simulated,
+        unknown_usd=record.unknown_usd,
     )
 
 
@@ -51,16 +54,24 @@ def render_status(stand: Summary, path: Path) -> str:
     if stand.exit_code is None:
         words["in flight"] = f"{stand.in_flight:,}, {stand.retrying:,} between two tries"
         words["rate"] = f"{stand.rows_per_s:,.1f} rows/s"
+        if stand.binds:
+            words["held by"] = one_line(stand.binds)
+        words["limits"] = "; ".join(map(one_line, stand.limits)) or "-"
+        if stand.oldest:
+            words["oldest"] = oldest_in_words(stand)
         if stand.time_left_s is not None:
             words["time left"] = duration(stand.time_left_s)
     words["attempts"] = f"{stand.attempts:,}, of them {stand.retries:,} retries"
     words["tokens"] = f"{stand.input_tokens:,} in, {stand.output_tokens:,} out"
+    if (cost := cost_in_words(stand)) is not None:
+        words["cost"] = cost
     words["tool calls"] = f"{stand.tool_calls:,}"
     if stand.message:
-        words["why"] = printable(stand.message)
+        words["why"] = stand.message
     if stand.next_command:
         words["next"] = stand.next_command
-    return "\n".join([str(path), *(f"  {name + ':':<12}{text}" for name, text in words.items())])
+    lines = [str(path), *(f"  {name + ':':<12}{text}" for name, text in words.items())]
+    return printable("\n".join(lines))
 
 
 def _kinds(stand: Summary) -> str:

@@ -2,11 +2,14 @@
 
 import shlex
 from collections import Counter, deque
+from collections.abc import Mapping
 from pathlib import Path
 
 from msgspec import Struct
 
-from batchrun.records import Failure, Outcome, Response, Totals
+from batchrun.policy.budget import usd
+from batchrun.records import FAILED, Failure, Outcome, Response, Totals
+from batchrun.report.binding import Pulse, headroom, paused_by
 
 _WINDOW_S = 30.0  # the rate is that of the last seconds
 
@@ -38,20 +41,32 @@ class Summary(Struct, frozen=True):
     elapsed_s: float  # of this command
     rows_per_s: float  # over the last half minute; once ended, over the command
     time_left_s: float | None
+    binds: str | None = None  # what holds the run up at the moment
+    paused_by: str | None = None  # what stops all sending at the moment: cooldown, endpoint down
+    limits: tuple[str, ...] = ()  # how each limit stands
+    again: int = 0  # of those left, rows whose older outcome stands until they are settled again
+    oldest: tuple[tuple[str, float], ...] = ()  # the last rows: id, seconds since the first send
     exit_code: int | None = None
     message: str | None = None  # why it stopped
     next_command: str | None = None
+    simulated: bool = False  # nothing is paid
+    cost_usd: float | None = None  # spent in the run directory so far; null where nothing is known
+    unpriced: int = 0  # rows with attempts whose cost is not known
+    unpriced_model: str | None = None  # one of the models that have no price
+    unknown_usd: float = 0.0  # under a cap: reserved for tries that never told what they cost
 
     @property
     def settled(self) -> int:
-        return self.ok + self.not_ok
+        return self.ok + self.not_ok - self.again
 
 
 class Tally:
     """What has been settled, in earlier commands and in this one."""
 
-    def __init__(self, earlier: Totals, began_s: float) -> None:
+    def __init__(self, earlier: Totals, began_s: float, again: int = 0) -> None:
+        """`again`: how many of the earlier rows are sent again by this command."""
         self.began_s = began_s
+        self._again = again
         self.settled_now = 0  # rows settled by this command
         self._totals = {
             name: getattr(earlier, name) for name in Totals.__struct_fields__ if name not in _MAPS
@@ -62,11 +77,19 @@ class Tally:
         self._sent_rows = earlier.rows - earlier.statuses.get("invalid", 0)
         self._marks: deque[tuple[float, int]] = deque([(began_s, 0)])
 
-    def count(self, outcome: Outcome) -> None:
+    def count(self, outcome: Outcome, replaced: Totals | None = None) -> None:
+        """`replaced`: what the older outcome of a row that was sent again adds up to."""
+        if replaced is not None:
+            self._take_out(replaced)
         totals = self._totals
         totals["rows"] += 1
         totals["ok"] += outcome.ok
         totals["attempts"] += len(outcome.attempts)
+        if outcome.cost_usd is not None:
+            totals["cost_usd"] = (totals["cost_usd"] or 0.0) + outcome.cost_usd
+        elif outcome.is_unpriced:
+            totals["unpriced"] += 1
+            totals["unpriced_model"] = totals["unpriced_model"] or outcome.unpriced_model
         self.settled_now += 1
         self._sent_rows += bool(outcome.attempts)
         match outcome.result:
@@ -82,6 +105,17 @@ class Tally:
                 totals["tool_calls"] += len(response.tool_calls)
                 for name in _TOKENS:
                     totals[name] += getattr(response.usage, name) or 0
+
+    def _take_out(self, replaced: Totals) -> None:
+        left = self.totals().without(replaced)
+        self._totals = {name: getattr(left, name) for name in self._totals}
+        self._statuses, self._error_kinds = Counter(left.statuses), Counter(left.error_kinds)
+        self._sent_rows -= bool(replaced.attempts)
+        self._again -= 1
+
+    def left(self, rows: int) -> int:
+        """How many of so many rows are still to be settled, or to be settled again."""
+        return max(0, rows - int(self._totals["rows"])) + self._again
 
     def _count_error(self, kind: str, message: str) -> None:
         self._error_kinds[kind] += 1
@@ -99,14 +133,16 @@ class Tally:
         state: str,
         rows: int,
         now_s: float,
-        in_flight: int = 0,
-        retrying: int = 0,
+        pulse: Pulse | None = None,
+        binds: str | None = None,
         exit_code: int | None = None,
         message: str | None = None,
         next_command: str | None = None,
+        simulated: bool = False,
+        unknown_usd: float = 0.0,
     ) -> Summary:
-        totals = self.totals()
-        left = max(0, rows - totals.rows)
+        totals, pulse = self.totals(), pulse or Pulse()
+        left = self.left(rows)
         elapsed_s = now_s - self.began_s
         rate = self._rate(now_s, over=exit_code is not None)
         return Summary(
@@ -116,15 +152,16 @@ class Tally:
             left=left,
             ok=totals.ok,
             not_ok=totals.rows - totals.ok,
+            again=self._again,
             truncated=totals.truncated,
             refused=totals.refused,
             statuses=totals.statuses,
             error_kinds=totals.error_kinds,
             error_examples=dict(self._error_examples),
-            in_flight=in_flight,
-            retrying=retrying,
+            in_flight=pulse.in_flight,
+            retrying=pulse.retrying,
             attempts=totals.attempts,
-            retries=totals.attempts - self._sent_rows,
+            retries=totals.attempts - self._sent_rows + pulse.retries,
             tool_calls=totals.tool_calls,
             input_tokens=totals.input_tokens,
             cached_tokens=totals.cached_tokens,
@@ -134,9 +171,19 @@ class Tally:
             elapsed_s=elapsed_s,
             rows_per_s=rate,
             time_left_s=left / rate if rate > 0 and exit_code is None else None,
+            binds=binds,
+            paused_by=paused_by(pulse),
+            limits=tuple(headroom(pulse)),
+            oldest=tuple(pulse.oldest),
             exit_code=exit_code,
             message=message,
             next_command=next_command,
+            simulated=simulated,
+            # Sums in another order differ in the last digits.
+            cost_usd=None if totals.cost_usd is None else round(totals.cost_usd, 9),
+            unpriced=totals.unpriced,
+            unpriced_model=totals.unpriced_model,
+            unknown_usd=unknown_usd,
         )
 
     def _rate(self, now_s: float, *, over: bool) -> float:
@@ -160,11 +207,43 @@ _TOKENS = (
 )
 
 
+def cost_of_left(totals: Totals, left: int) -> float | None:
+    """USD that so many more rows would cost at the mean of those so far; null where none is known.
+
+    Rows whose cost is not known are left out of the mean.
+    """
+    known = totals.rows - totals.statuses.get("invalid", 0) - totals.unpriced
+    if totals.cost_usd is None or known <= 0:
+        return None
+    return left * totals.cost_usd / known
+
+
+def left_in_words(totals: Totals, left: int) -> str:
+    """`1,234 rows are left; ...`, to follow the reason why a budget stopped a run."""
+    rows = "1 row is left" if left == 1 else f"{left:,} rows are left"
+    cost = cost_of_left(totals, left)
+    if not cost:
+        return rows
+    return f"{rows}, about {usd(cost)} at the mean cost of the rows so far"
+
+
 def next_command(
-    command: str | None, path: Path, exit_code: int, example_id: str | None
+    command: str | None,
+    path: Path,
+    exit_code: int,
+    statuses: Mapping[str, int],
+    example_id: str | None,
 ) -> str | None:
     """The command that leads on from an end; null where all is well or nothing is known."""
     if exit_code == 4:
+        if command is not None and any(statuses.get(status) for status in FAILED):
+            return _with_retry_failed(command)
         shown = "ID" if example_id is None else shlex.quote(example_id)
         return f"batchrun show {shlex.quote(str(path))} {shown}"
     return command if exit_code else None
+
+
+def _with_retry_failed(command: str) -> str:
+    words = [word for word in shlex.split(command) if word.partition("=")[0] != "--retry-failed"]
+    end = words.index("--") if "--" in words else len(words)
+    return shlex.join([*words[:end], "--retry-failed", *words[end:]])

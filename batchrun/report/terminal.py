@@ -14,11 +14,15 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from batchrun.policy.budget import usd
+from batchrun.report.printable import one_line, printable
 from batchrun.report.summary import Summary
 
 _PLAIN_EVERY_S = 30.0
+_COUNT_EVERY_S = 5.0  # while a countdown runs
 _BAR_WIDTH = 30
 _EXAMPLE = 200  # characters of a message
+_ID = 60  # characters of a row's id
 
 
 class Progress:
@@ -29,7 +33,8 @@ class Progress:
         self._console = Console(file=stream, highlight=False, markup=False, emoji=False)
         self._live: Live | None = None
         self._said_s = 0.0
-        self._state = ""
+        self._drop_s: float | None = None  # when what is in flight will be dropped
+        self._state: tuple[str, str | None] = ("", None)
 
     def show(self, summary: Summary) -> None:
         try:
@@ -44,9 +49,13 @@ class Progress:
             if self._live is None:
                 self._live = Live(console=self._console, auto_refresh=False, transient=True)
                 self._live.start()
-            self._live.update(_bar(summary), refresh=True)
+            self._live.update(_bar(summary, self._left(summary)), refresh=True)
         else:
             self._say_plainly(summary)
+
+    def count_down(self, seconds: float) -> None:
+        """From now on it is said how long what is in flight has left to land."""
+        self._drop_s = time.monotonic() + seconds
 
     def close(self) -> None:
         """Takes the bar away; the terminal is as it was."""
@@ -57,11 +66,21 @@ class Progress:
 
     def _say_plainly(self, summary: Summary) -> None:
         now_s = time.monotonic()
-        if summary.state != self._state or now_s - self._said_s >= _PLAIN_EVERY_S:
-            self._state, self._said_s = summary.state, now_s
-            line = "; ".join(_facts(summary))
+        state = (summary.state, summary.paused_by)
+        left = self._left(summary)
+        every_s = _COUNT_EVERY_S if left else _PLAIN_EVERY_S
+        if state != self._state or now_s - self._said_s >= every_s:
+            self._state, self._said_s = state, now_s
+            line = left or one_line("; ".join([*_facts(summary), *_waits(summary)]))
             self._stream.write(f"{summary.state}: {line}\n")
             self._stream.flush()
+
+    def _left(self, summary: Summary) -> str | None:
+        """`3 in flight, 17 s left; Ctrl-C again drops them`; null while nothing is dropped."""
+        if self._drop_s is None or summary.state != "stopping":
+            return None
+        left_s = max(0.0, self._drop_s - time.monotonic())
+        return f"{summary.in_flight:,} in flight, {left_s:.0f} s left; Ctrl-C again drops them"
 
 
 def render_end(summary: Summary, path: Path) -> str:
@@ -69,7 +88,7 @@ def render_end(summary: Summary, path: Path) -> str:
     state = {"finished": "done", "stopped": "stopped early"}.get(summary.state, summary.state)
     lines = [f"{state}: {_counts(summary)}"]
     for kind, count in sorted(summary.error_kinds.items(), key=lambda item: -item[1]):
-        example = " ".join(printable(summary.error_examples.get(kind, "")).split())
+        example = " ".join(summary.error_examples.get(kind, "").split())
         shown = f", such as: {example[:_EXAMPLE]}" if example else ""
         lines.append(f"  {kind}: {count:,}{shown}")
     lines.append(
@@ -82,6 +101,8 @@ def render_end(summary: Summary, path: Path) -> str:
         f"  attempts: {summary.attempts:,}, of them {summary.retries:,} retries"
         + (speed if summary.rows_per_s else "")
     )
+    if (cost := cost_in_words(summary)) is not None:
+        lines.append(f"  cost: {cost}")
     if summary.settled:
         responses = (path / "responses").as_posix()
         lines += [
@@ -90,10 +111,29 @@ def render_end(summary: Summary, path: Path) -> str:
             f"  python -c \"import pandas; print(pandas.read_parquet('{responses}'))\"",
         ]
     if summary.message:
-        lines.append(f"why: {printable(summary.message)}")
+        lines.append(f"why: {summary.message}")
     if summary.next_command:
         lines.append(f"next: {summary.next_command}")
-    return "\n".join(lines)
+    return printable("\n".join(lines))
+
+
+def cost_in_words(summary: Summary) -> str | None:
+    """What the run directory has cost, and for how many rows nobody knows; null where none went."""
+    parts = []
+    if summary.cost_usd is not None:
+        parts.append(usd(summary.cost_usd))
+    if summary.unpriced:
+        rows = "1 row" if summary.unpriced == 1 else f"{summary.unpriced:,} rows"
+        why = "they ended without a count of tokens"
+        if summary.unpriced_model is not None:
+            model = one_line(summary.unpriced_model)
+            why = f'no price for {model}; give [pricing."{model}"]'
+        parts.append(f"unknown for {rows} ({why})")
+    if summary.unknown_usd:
+        parts.append(f"up to {usd(summary.unknown_usd)} for tries that never told what they cost")
+    if not parts:
+        return None
+    return ", ".join(parts) + ("; simulated, so nothing is paid" if summary.simulated else "")
 
 
 def duration(seconds: float) -> str:
@@ -103,16 +143,6 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def printable(text: str) -> str:
-    """The text with control characters shown by their codes; line breaks and tabs stay."""
-    return "".join(
-        letter
-        if letter.isprintable() or letter in "\n\t"
-        else letter.encode("unicode_escape").decode()
-        for letter in text
-    )
 
 
 def _counts(summary: Summary) -> str:
@@ -131,7 +161,7 @@ def _counts(summary: Summary) -> str:
 
 def _facts(summary: Summary) -> list[str]:
     left = "-" if summary.time_left_s is None else duration(summary.time_left_s)
-    return [
+    facts = [
         f"{summary.settled:,}/{summary.rows:,} rows",
         f"{summary.not_ok:,} not ok",
         f"{summary.retries:,} retries",
@@ -140,9 +170,19 @@ def _facts(summary: Summary) -> list[str]:
         f"tokens {_short(summary.input_tokens)} in {_short(summary.output_tokens)} out",
         f"left {left}",
     ]
+    if summary.cost_usd is not None and not summary.simulated:
+        facts.append(usd(summary.cost_usd))
+    return facts
 
 
-def _bar(summary: Summary) -> Group:
+def oldest_in_words(summary: Summary) -> str:
+    """`waiting for 3 rows, the oldest 412 s: id-7, id-9, id-12`."""
+    rows = "1 row" if summary.left == 1 else f"{summary.left:,} rows"
+    names = ", ".join(one_line(named[:_ID]) for named, _ in summary.oldest)
+    return f"waiting for {rows}, the oldest {summary.oldest[0][1]:.0f} s: {names}"
+
+
+def _bar(summary: Summary, left: str | None) -> Group:
     share = summary.settled / summary.rows if summary.rows else 1.0
     head = Table.grid(padding=(0, 1))
     head.add_row(
@@ -152,7 +192,16 @@ def _bar(summary: Summary) -> Group:
         Text(_facts(summary)[0]),
     )
     facts = _facts(summary)[1:]
-    return Group(head, Text("  " + " · ".join(facts[:3])), Text("  " + " · ".join(facts[3:])))
+    lines = [" · ".join(facts[:3]), " · ".join(facts[3:])]
+    lines += [one_line(line) for line in ([left] if left else _waits(summary))]
+    return Group(head, *(Text("  " + line, overflow="ellipsis", no_wrap=True) for line in lines))
+
+
+def _waits(summary: Summary) -> list[str]:
+    """What binds, and the rows that are waited for."""
+    has_begun = summary.settled or summary.in_flight or summary.paused_by
+    waits = [f"held by {summary.binds}"] if summary.binds and has_begun else []
+    return [*waits, oldest_in_words(summary)] if summary.oldest else waits
 
 
 def _short(count: int) -> str:

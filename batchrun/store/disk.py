@@ -19,8 +19,6 @@ _ADVICE = {
     errno.ENFILE: "the system has too many open files: close some",
     errno.EIO: "the disk reports an error: check it, or move the run directory to another one",
     errno.ENOENT: "it was moved or deleted: put it back",
-    errno.ENOLCK: "this file system cannot lock: put the run directory on a local disk",
-    errno.EOPNOTSUPP: "this file system cannot lock: put the run directory on a local disk",
 }
 
 
@@ -45,7 +43,12 @@ def storing(path: Path | str, doing: str) -> Iterator[None]:
 
 
 # Where a system has no fdatasync (macOS), fsync does more than is needed, and all of it.
-sync_data = getattr(os, "fdatasync", os.fsync)
+_sync = getattr(os, "fdatasync", os.fsync)
+
+
+def sync_data(handle: int) -> None:
+    """What was written to the file is on disk when this returns. Raises `OSError`."""
+    _sync(handle)
 
 
 def sync_file(path: Path) -> None:
@@ -64,6 +67,16 @@ def sync_folder(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def make_folders(*paths: Path) -> None:
+    """These folders of one folder are there, and their names on disk. Raises `OSError`.
+
+    Synced also where they were there before: whoever made them may have been killed in between.
+    """
+    for path in paths:
+        path.mkdir(mode=0o700, exist_ok=True)
+    sync_folder(paths[0].parent)
 
 
 def write_whole(handle: int, data: bytes | bytearray | memoryview) -> None:

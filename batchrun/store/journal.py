@@ -36,6 +36,7 @@ class Header(Struct, frozen=True, tag_field="record", tag="header"):
     schema_version: int
     hash_rule: int
     columns: tuple[str, ...]  # names of the carried columns
+    replaces: bool = False  # whether rows of it may stand in a part too, as they were before
 
 
 class Kept(Struct, frozen=True, tag_field="record", tag="outcome"):
@@ -51,6 +52,7 @@ class Kept(Struct, frozen=True, tag_field="record", tag="outcome"):
     cost_usd: float | None = None
     priced_as: str | None = None
     counted: int = -1
+    replaces: bool = False
 
     def outcome(self) -> Outcome:
         result = self.response or self.failure
@@ -66,6 +68,7 @@ class Kept(Struct, frozen=True, tag_field="record", tag="outcome"):
             self.cost_usd,
             self.priced_as,
             self.counted,
+            self.replaces,
         )
 
 
@@ -119,6 +122,7 @@ def outcome_record(outcome: Outcome) -> Kept:
         outcome.cost_usd,
         outcome.priced_as,
         outcome.counted,
+        outcome.replaces,
     )
 
 
@@ -167,6 +171,18 @@ def read_outcomes(file: BinaryIO) -> Iterator[Outcome | Damage | Torn]:
             yield record.outcome()
         elif record.schema_version > SCHEMA_VERSION:
             raise _other_version(file, piece.offset, f"schema {record.schema_version}")
+
+
+def may_replace(file: BinaryIO) -> bool:
+    """Whether rows of this segment may stand in a part too. Raises `OSError`."""
+    first = next(scan(file), None)
+    if not isinstance(first, Frame):
+        return isinstance(first, Damage)
+    try:
+        record = _decoder.decode(first.payload)
+    except msgspec.MsgspecError:
+        return True  # another version's: whoever reads its outcomes says so
+    return not isinstance(record, Header) or record.replaces
 
 
 def _other_version(file: BinaryIO, offset: int, what: str) -> StoreError:

@@ -1,10 +1,18 @@
-"""One owner for a run directory: a lock that ends with the process that holds it."""
+"""One owner for a run directory: a lock that ends with the process that holds it.
 
+Where the file system cannot lock, the name in the file is all there is: a process of this host that
+still lives counts as the owner, and whoever comes in is told that nothing keeps another host out.
+"""
+
+import errno
 import fcntl
 import os
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
+
+from msgspec import Struct
 
 from batchrun.errors import JobError
 from batchrun.store.disk import store_error
@@ -12,10 +20,21 @@ from batchrun.store.disk import store_error
 NAME = "lock"
 _TRIES = 5  # `is_locked` holds the lock for an instant, which must not look like an owner
 _BETWEEN_TRIES_S = 0.02
+# What file systems say that have no locks: NFS without its lock daemon, Lustre without `flock`, ...
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
+
+Flock = Callable[[int, int], None]
 
 
-def take_lock(folder: Path) -> int:
-    """The handle that holds the lock until it is closed.
+class Lock(Struct, frozen=True):
+    """A directory that is ours until the handle is closed."""
+
+    handle: int
+    warning: str | None = None  # the file system cannot lock
+
+
+def take_lock(folder: Path, flock: Flock = fcntl.flock) -> Lock:
+    """The lock, held until its handle is closed.
 
     Raises `JobError`, naming the holder, where another process has it; `StoreError`.
     """
@@ -25,18 +44,11 @@ def take_lock(folder: Path) -> int:
     except OSError as error:
         raise store_error(path, "open the lock", error) from error
     try:
-        for left in reversed(range(_TRIES)):
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not left:
-                    raise
-                time.sleep(_BETWEEN_TRIES_S)
+        warning = _locked(folder, handle, flock)
         os.ftruncate(handle, 0)
         os.pwrite(handle, f"{socket.gethostname()} {os.getpid()}\n".encode(), 0)
     except BlockingIOError:
-        holder = _holder(handle)
+        holder = _in_words(_holder(handle))
         os.close(handle)
         raise JobError(
             f"{folder} is in use by {holder}; wait for it, stop it, or give another directory "
@@ -45,10 +57,10 @@ def take_lock(folder: Path) -> int:
     except OSError as error:
         os.close(handle)
         raise store_error(path, "lock", error) from error
-    return handle
+    return Lock(handle, warning)
 
 
-def is_locked(folder: Path) -> bool:
+def is_locked(folder: Path, flock: Flock = fcntl.flock) -> bool:
     """Whether a process holds the lock. Raises `StoreError`."""
     path = folder / NAME
     try:
@@ -58,19 +70,65 @@ def is_locked(folder: Path) -> bool:
     except OSError as error:
         raise store_error(path, "open the lock", error) from error
     try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError as error:
+        if error.errno in _NO_LOCKS:
+            return _is_alive_here(_holder(handle))
         raise store_error(path, "lock", error) from error
     finally:
         os.close(handle)
     return False
 
 
-def _holder(handle: int) -> str:
+def _locked(folder: Path, handle: int, flock: Flock) -> str | None:
+    """What to warn of once the lock is ours. Raises `BlockingIOError` where another has it."""
+    for left in reversed(range(_TRIES)):
+        try:
+            flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not left:
+                raise
+            time.sleep(_BETWEEN_TRIES_S)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            before = _holder(handle)
+            if _is_alive_here(before):
+                raise BlockingIOError from error
+            last = "" if before is None else f" (the last was {_in_words(before)})"
+            return (
+                f"{folder} is on a file system that cannot lock ({error.strerror}): nothing keeps "
+                f"a process on another host out, so see that there is none{last}, or give a "
+                "directory on a local disk with --output"
+            )
+        else:
+            break
+    return None
+
+
+def _holder(handle: int) -> tuple[str, int] | None:
+    """Host and process id of who wrote its name last; null where it cannot be read."""
     text = os.pread(handle, 400, 0).decode("utf-8", "replace")
     host, _, process = text.strip().rpartition(" ")
-    if not host or not process.isdigit():
-        return "another process"
-    return f"process {process} on {host}"
+    if not host or not (process.isascii() and process.isdigit()):
+        return None
+    return host, int(process)
+
+
+def _in_words(holder: tuple[str, int] | None) -> str:
+    return "another process" if holder is None else f"process {holder[1]} on {holder[0]}"
+
+
+def _is_alive_here(holder: tuple[str, int] | None) -> bool:
+    """Whether it is a process of this host other than this one, and still there."""
+    if holder is None or holder[0] != socket.gethostname() or holder[1] == os.getpid():
+        return False
+    try:
+        os.kill(holder[1], 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True  # another user's
+    return True

@@ -12,10 +12,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from batchrun.errors import JobError, StoreError
-from batchrun.records import Outcome, Request, RunRecord
-from batchrun.store.disk import storing, sync_folder, write_whole
+from batchrun.records import Outcome, Request, Resend, RunRecord, Totals
+from batchrun.store.disk import make_folders, storing, sync_folder, write_whole
 from batchrun.store.lock import NAME as LOCK
-from batchrun.store.lock import take_lock
+from batchrun.store.lock import Lock, take_lock
 from batchrun.store.names import INPUT, JOURNAL, RESPONSES, TOOL_CALLS, number_of, numbered
 from batchrun.store.recover import Recovered, recover
 from batchrun.store.run_record import (
@@ -27,9 +27,9 @@ from batchrun.store.run_record import (
 )
 from batchrun.store.schema import SCHEMA_VERSION
 from batchrun.store.seal import seal
-from batchrun.store.settled import Settled, read_part, read_settled
+from batchrun.store.settled import Settled, names_at, read_settled, sum_totals
 from batchrun.store.snapshot import snapshot
-from batchrun.store.started import Started, StartedLog
+from batchrun.store.started import Started, StartedLog, ids_with_responses
 from batchrun.store.storable import encode_json
 from batchrun.store.writer import Writer
 
@@ -42,12 +42,13 @@ _OURS = {RUN_FILE, LIVE_FILE, _EVENTS_FILE, LOCK, JOURNAL, RESPONSES, TOOL_CALLS
 class RunDir:
     """Open until `close`; not to be shared between threads."""
 
-    def __init__(self, path: Path, lock: int, record: RunRecord | None, found: Recovered) -> None:
+    def __init__(self, path: Path, lock: Lock, record: RunRecord | None, found: Recovered) -> None:
         """Of a directory that is locked and recovered; `open` does both."""
         self.path = path
         self.record = record  # `run.json` as found or saved; null for a new directory
-        self.warnings = found.warnings  # what was damaged and set aside
-        self._lock: int | None = lock
+        # What was damaged and set aside, or stands in the way of safety.
+        self.warnings = (*found.warnings, *([lock.warning] if lock.warning else ()))
+        self._lock: int | None = lock.handle
         self._leftover = found.segments
         self._events: int | None = None
         self._writer: Writer | None = None
@@ -67,7 +68,7 @@ class RunDir:
             found = recover(path)
             _check_complete(path, record, found)
         except BaseException:
-            os.close(lock)
+            os.close(lock.handle)
             raise
         return cls(path, lock, record, found)
 
@@ -76,7 +77,7 @@ class RunDir:
         """Where standard input is kept; made on demand. Raises `StoreError`."""
         folder = self.path / INPUT
         with storing(folder, "make this folder"):
-            folder.mkdir(mode=0o700, exist_ok=True)
+            make_folders(folder)
         return folder
 
     def save(self, record: RunRecord) -> None:
@@ -84,14 +85,16 @@ class RunDir:
         write_run_record(self.path, record)
         self.record = record
 
-    def settled(self) -> Settled:
-        """What parts and journal hold. Raises `StoreError`."""
+    def settled(self, resend: Resend | None = None) -> Settled:
+        """What parts and journal hold, and what of it failed as asked. Raises `StoreError`."""
         with snapshot(self.path) as now:
-            settled = read_settled(now)
-        begun = {hash(custom_id): custom_id for custom_id in self._started.open}
-        for key in settled.ids if begun else ():
-            if key in begun:
-                self._started.settle(begun[key])
+            settled = read_settled(now, resend)
+            begun = {hash(custom_id): custom_id for custom_id in self._started.open}
+            done = {begun[key] for key in settled.ids if key in begun} if begun else set()
+            if resend is not None:  # what was begun to replace an outcome is no part of it
+                done = ids_with_responses(now, done, self._started.open)
+        for custom_id in done:
+            self._started.settle(custom_id)
         return settled
 
     @property
@@ -103,22 +106,25 @@ class RunDir:
         """A background response's id, durable when it returns. From any thread. `StoreError`."""
         self._started.begin(request, response_id)
 
-    def ids_of(self, rows: Iterable[int]) -> dict[int, str]:
-        """The custom_ids of settled rows, for messages: it reads all parts. Raises `StoreError`."""
-        wanted = set(rows)
-        found: dict[int, str] = {}
-        with snapshot(self.path) as now:
-            for path in now.responses:
-                for batch in read_part(path, ("row", "custom_id")):
-                    pairs = zip(*(column.to_pylist() for column in batch.columns), strict=True)
-                    found.update((row, name) for row, name in pairs if row in wanted)
-            for outcome in now.outcomes():
-                if outcome.request.row in wanted:
-                    found[outcome.request.row] = outcome.request.custom_id
-        return found
+    def names_at(self, places: Iterable[int]) -> dict[int, str]:
+        """The custom_ids of rows by their places in `settled`, for messages: it reads all parts.
 
-    def start(self, *, part_rows: int, part_bytes: int) -> None:
-        """Opens the journal; a part is sealed at so many rows or bytes. Raises `StoreError`."""
+        Raises `StoreError`.
+        """
+        with snapshot(self.path) as now:
+            return names_at(now, set(places))
+
+    def totals_at(self, marks: bytearray) -> Totals:
+        """What the rows add up to that are marked, in the order of `settled`. `StoreError`."""
+        with snapshot(self.path) as now:
+            return sum_totals(now, marks)
+
+    def start(self, *, part_rows: int, part_bytes: int, replaces: bool = False) -> None:
+        """Opens the journal; a part is sealed at so many rows or bytes. Raises `StoreError`.
+
+        `replaces`: outcomes will come of rows that stand in parts already; `finish` has sealed
+        what the journal held before.
+        """
         if self.record is None or self._writer is not None:
             raise RuntimeError("start() needs a saved record, and comes once")
         with storing(self.path / JOURNAL, "list"):
@@ -130,16 +136,17 @@ class RunDir:
             self._leftover,
             part_rows=part_rows,
             part_bytes=part_bytes,
+            replaces=replaces,
         )
 
-    def keep(self, outcome: Outcome) -> None:
+    def keep(self, outcome: Outcome, *, anyway: bool = False) -> None:
         """The outcome survives SIGKILL when this returns, power loss within a second.
 
-        Raises `StoreError` if it does not, or if an earlier sync or seal failed.
+        Raises `StoreError` if it does not or, unless `anyway`, if an earlier sync or seal failed.
         """
         if self._writer is None:
             raise RuntimeError("keep() comes between start() and close()")
-        self._writer.keep(outcome)
+        self._writer.keep(outcome, anyway=anyway)
         if self._started.open:
             self._started.settle(outcome.request.custom_id)
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 from batchrun.records import Column, Layout
 
 SCHEMA_VERSION = 1
-_METADATA = {b"batchrun.schema_version": str(SCHEMA_VERSION).encode()}
+METADATA = {b"batchrun.schema_version": str(SCHEMA_VERSION).encode()}
 
 _TIME = pa.timestamp("us", "UTC")
 
@@ -107,7 +107,7 @@ TOOL_CALLS = pa.schema(
         "status": pa.string(),
         "item": pa.string(),
     },
-    metadata=_METADATA,
+    metadata=METADATA,
 )
 
 # Columns whose values repeat; a dictionary for the others is built only to be thrown away.
@@ -130,4 +130,4 @@ def carried_types(column: Column) -> tuple[pa.DataType, pa.DataType]:
 def response_schema(layout: Layout) -> pa.Schema:
     """The schema of `responses`: the carried columns stand after `source`."""
     carried = {column.name: carried_types(column)[0] for column in layout.columns}
-    return pa.schema({**IDENTITY, **carried, **ANSWER}, metadata=_METADATA)
+    return pa.schema({**IDENTITY, **carried, **ANSWER}, metadata=METADATA)

@@ -1,9 +1,12 @@
 """A seal: journal segments become parts, in steps that a crash may fall between.
 
-1. Parts are written under temporary names and synced. 2. A synced intent names the renames and
-the segments. 3. The renames: `tool_calls` first, then `responses`. 4. The segments are deleted,
-in order. 5. The intent is deleted. A crash before 2 is rolled back (temporaries go, the segments
-are still there); after it, `finish` does what is left.
+1. Parts are written under temporary names and synced; where rows were sent again, so are the
+parts that hold their older outcomes, without these. 2. A synced intent names the renames and the
+segments. 3. The renames: `tool_calls` first, then `responses`. 4. The segments are deleted, in
+order. 5. Parts written anew replace the old ones. 6. The intent is deleted. A crash before 2 is
+rolled back (temporaries go, the segments are still there); after it, `finish` does what is left.
+The first deletion is the commit: before it an older outcome stands in its part and the new one in
+a segment, which wins; after it the new parts count, and of a part to be replaced the new version.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,9 +16,10 @@ from pathlib import Path
 from batchrun.errors import StoreError
 from batchrun.records import Outcome, RunRecord
 from batchrun.store.damage import damaged_path
-from batchrun.store.disk import storing, sync_folder
-from batchrun.store.intent import Intent, read_intent, write_intent
+from batchrun.store.disk import storing, sync_file, sync_folder
+from batchrun.store.intent import Intent, Rewrite, read_intent, write_intent
 from batchrun.store.journal import Damage, Torn, read_outcomes
+from batchrun.store.keys import Keys
 from batchrun.store.names import (
     JOURNAL,
     RESPONSES,
@@ -23,6 +27,7 @@ from batchrun.store.names import (
     number_of,
 )
 from batchrun.store.parts import write_parts
+from batchrun.store.rewrite import write_rewrites
 
 _READ_BYTES = 1 << 20
 
@@ -40,30 +45,41 @@ def prepare(folder: Path, record: RunRecord, segments: Sequence[str]) -> int:
     """
     number = number_of(segments[-1]) or 0
     with storing(folder / RESPONSES, "write parts"):
-        renames = write_temporaries(folder, record, segments)
-        write_intent(folder, number, Intent(tuple(segments), renames))
+        intent = write_temporaries(folder, record, segments)
+        for name in segments:  # they count until one is gone: after a loss of power too
+            sync_file(folder / JOURNAL / name)
+        sync_folder(folder / JOURNAL)
+        write_intent(folder, number, intent)
     return number
 
 
-def write_temporaries(
-    folder: Path, record: RunRecord, segments: Sequence[str]
-) -> tuple[tuple[str, str], ...]:
-    """Step 1; the renames still to be done. Raises `OSError`, `StoreError`."""
-    return write_parts(
+def write_temporaries(folder: Path, record: RunRecord, segments: Sequence[str]) -> Intent:
+    """Step 1, and what is still to be done. Raises `OSError`, `StoreError`."""
+    replaced = Keys()
+    renames = write_parts(
         folder,
         number_of(segments[-1]) or 0,
-        _outcomes(folder, segments),
+        _outcomes(folder, segments, replaced),
         record.layout,
         store_request=record.store_request,
     )
+    try:
+        rewrites = write_rewrites(folder, replaced, record.layout)
+    except BaseException:
+        for source, _ in renames:
+            with suppress(OSError):
+                (folder / source).unlink()
+        raise
+    return Intent(tuple(segments), renames, rewrites)
 
 
 def finish(folder: Path, name: str) -> None:
-    """Steps 3 to 5 of the intent of this name, as far as they are not done. Raises `StoreError`."""
+    """Steps 3 to 6 of the intent of this name, as far as they are not done. Raises `StoreError`."""
     with storing(folder / JOURNAL / name, "finish a seal"):
         intent = read_intent(folder, name)
         if rename_parts(folder, intent):
             delete_segments(folder, intent)
+            replace_parts(folder, intent)
         (folder / JOURNAL / name).unlink()
         sync_folder(folder / JOURNAL)
 
@@ -73,9 +89,11 @@ def rename_parts(folder: Path, intent: Intent) -> bool:
 
     Raises `OSError`; `StoreError` where a part is gone that no segment can replace.
     """
+    is_committed = any(not (folder / JOURNAL / name).exists() for name in intent.segments)
     gone = [to for source, to in intent.renames if not _either(folder, source, to)]
+    gone += [new.to for new in intent.rewrites if not _is_at_hand(folder, new, is_committed)]
     if gone:
-        if any(not (folder / JOURNAL / name).exists() for name in intent.segments):
+        if is_committed:
             raise StoreError(
                 f"{folder / gone[0]}: this part is missing, and its journal was already removed; "
                 "put the file back"
@@ -83,6 +101,8 @@ def rename_parts(folder: Path, intent: Intent) -> bool:
         for source, to in intent.renames:  # the segments still hold every row: start over
             for path in (folder / source, folder / to):
                 path.unlink(missing_ok=True)
+        for new in intent.rewrites:
+            (folder / new.source).unlink(missing_ok=True)
         _sync_tables(folder, intent)
         return False
     for source, to in intent.renames:
@@ -99,6 +119,25 @@ def delete_segments(folder: Path, intent: Intent) -> None:
     sync_folder(folder / JOURNAL)
 
 
+def replace_parts(folder: Path, intent: Intent) -> None:
+    """Step 5. Synced before the intent goes, for the same reason. Raises `OSError`."""
+    for new in intent.rewrites:
+        with suppress(FileNotFoundError):  # done before the crash
+            (folder / new.source).rename(folder / new.to)
+        if new.rows == 0:
+            (folder / new.to).unlink(missing_ok=True)
+    for table in sorted({(folder / new.to).parent for new in intent.rewrites}):
+        sync_folder(table)
+
+
+def _is_at_hand(folder: Path, new: Rewrite, is_committed: bool) -> bool:
+    """Whether the new version of a part waits, or already has the part's name."""
+    if (folder / new.source).exists():
+        return True
+    part = folder / new.to
+    return is_committed and (part.stat().st_size == new.bytes if part.exists() else new.rows == 0)
+
+
 def _either(folder: Path, source: str, to: str) -> bool:
     return (folder / source).exists() or (folder / to).exists()
 
@@ -112,13 +151,18 @@ def _is_known(path: Path, piece: Damage | Torn) -> bool:
     return isinstance(piece, Damage) and damaged_path(path, piece).exists()
 
 
-def _outcomes(folder: Path, segments: Sequence[str]) -> Iterator[Outcome]:
-    """All outcomes of the segments. Raises `StoreError` at damage that nobody was told of."""
+def _outcomes(folder: Path, segments: Sequence[str], replaced: Keys) -> Iterator[Outcome]:
+    """All outcomes of the segments; `replaced` gets the keys of those that replace others.
+
+    Raises `StoreError` at damage that nobody was told of.
+    """
     for name in segments:
         path = folder / JOURNAL / name
         with path.open("rb", buffering=_READ_BYTES) as file:
             for piece in read_outcomes(file):
                 if isinstance(piece, Outcome):
+                    if piece.replaces:
+                        replaced.add(piece.request.custom_id, piece.request.sample)
                     yield piece
                 elif not _is_known(path, piece):
                     raise StoreError(

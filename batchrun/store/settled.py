@@ -2,25 +2,25 @@
 
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from msgspec import Struct
 
-from batchrun.errors import StoreError
-from batchrun.records import Outcome, Response, Totals
-from batchrun.store.disk import storing
+from batchrun.records import ANSWERED, FAILED, Outcome, Resend, Response, Totals
+from batchrun.store.keys import as_mask
+from batchrun.store.part_files import read_standing, read_standing_part
 from batchrun.store.snapshot import Snapshot
 
-_BATCH_ROWS = 16_384
 _SUMS = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "total_tokens")
-_COUNTED = (
+COUNTED = (
     *("ok", "truncated", "refusal", "status", "error_kind", "tool_call_count"),
-    *("attempts.list.element.kind", *_SUMS),
+    *("attempts.list.element.kind", *_SUMS, "cost_usd", "priced_as", "model_requested"),
 )
+_ASKED = ("status", "error_kind", "refusal", "truncated")  # what `Resend` goes by
 
 
 class Settled(Struct, frozen=True):
@@ -30,45 +30,122 @@ class Settled(Struct, frozen=True):
     ids: "array[int]"  # "q": this process's hash of the custom_id
     hashes: "array[int]"  # "Q": the request's hash
     totals: Totals
+    again: bytearray  # 1 for each row that failed as asked; empty where nothing is asked
+    parts: tuple[tuple[Path, int], ...]  # each, and how many rows there are up to its end
 
 
-def read_settled(now: Snapshot) -> Settled:
-    """All settled rows. Raises `StoreError`."""
+def read_settled(now: Snapshot, resend: Resend | None = None) -> Settled:
+    """All settled rows, first those in parts. Raises `StoreError`."""
     rows, ids, hashes = array("q"), array("q"), array("Q")
+    again = bytearray()
+    marks_again = resend is not None and resend.failed
+    columns = ("row", "custom_id", "request_hash", *(_ASKED if marks_again else ()))
+    parts = []
     for path in now.responses:
-        for batch in read_part(path, ("row", "custom_id", "request_hash")):
-            places, names, marks = batch.columns
-            rows.extend(places.to_pylist())
-            ids.extend([hash(name) for name in names.to_pylist()])
-            hashes.extend([int(mark, 16) for mark in marks.to_pylist()])
+        for batch in read_standing_part(now, path, columns):
+            rows.extend(batch["row"].to_pylist())
+            ids.extend([hash(name) for name in batch["custom_id"].to_pylist()])
+            hashes.extend([int(mark, 16) for mark in batch["request_hash"].to_pylist()])
+            if resend is not None and marks_again:
+                again += bytes(_sent_again(batch, resend).cast(pa.uint8()).to_pylist())
+        parts.append((path, len(rows)))
     for outcome in now.outcomes():
         rows.append(outcome.request.row)
         ids.append(hash(outcome.request.custom_id))
         hashes.append(int(outcome.request.hash, 16))
-    return Settled(rows, ids, hashes, sum_totals(now))
+        if resend is not None and marks_again:
+            again.append(_is_sent_again(outcome, resend))
+    return Settled(rows, ids, hashes, sum_totals(now), again, tuple(parts))
 
 
-def sum_totals(now: Snapshot) -> Totals:
-    """What all settled rows add up to, as SQL over the tables would. Raises `StoreError`."""
+def sum_totals(now: Snapshot, marks: bytearray | None = None) -> Totals:
+    """What settled rows add up to, as SQL over the tables would. Raises `StoreError`.
+
+    All of them, or those that `marks` marks in the order of `read_settled`.
+    """
     count = _Count()
-    for path in now.responses:
-        for batch in read_part(path, _COUNTED):
-            count.add_batch(batch)
+    at = 0
+    for batch in read_standing(now, COUNTED):
+        wanted = batch
+        if marks is not None:
+            wanted = batch.filter(as_mask(marks[at : at + batch.num_rows]))
+            at += batch.num_rows
+        if wanted.num_rows:
+            count.add_batch(wanted)
     for outcome in now.outcomes():
-        count.add_outcome(outcome)
+        if marks is None or marks[at]:
+            count.add_outcome(outcome)
+        at += 1
     return count.totals()
 
 
-def read_part(path: Path, columns: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
-    """A part's rows, these columns alone, a batch in memory at a time. Raises `StoreError`."""
-    with storing(path, "read"):
-        try:
-            with pq.ParquetFile(path) as part:
-                yield from part.iter_batches(_BATCH_ROWS, columns=list(columns))
-        except pa.ArrowException as error:
-            raise StoreError(
-                f"{path}: damaged ({error}); put back a copy of it, or start a new run directory"
-            ) from error
+def row_totals(row: Mapping[str, Any], attempts: int) -> Totals:
+    """What one row of so many attempts adds up to, read with the columns `COUNTED`."""
+    return Totals(
+        rows=1,
+        ok=int(row["ok"]),
+        truncated=int(row["truncated"]),
+        refused=int(row["refusal"] is not None),
+        statuses={row["status"]: 1},
+        error_kinds={row["error_kind"]: 1} if row["error_kind"] else {},
+        tool_calls=row["tool_call_count"] or 0,
+        attempts=attempts,
+        cost_usd=row["cost_usd"],
+        unpriced=int(row["cost_usd"] is None and attempts > 0),
+        unpriced_model=None,
+        **{name: int(row[name] or 0) for name in _SUMS},
+    )
+
+
+def names_at(now: Snapshot, wanted: set[int]) -> dict[int, str]:
+    """The custom_ids of rows by their places in `Settled`. Raises `StoreError`."""
+    found: dict[int, str] = {}
+    for at, name in enumerate(_names(now)):
+        if at in wanted:
+            found[at] = name
+            if len(found) == len(wanted):
+                break
+    return found
+
+
+def _names(now: Snapshot) -> Iterator[str]:
+    for batch in read_standing(now, ("custom_id",)):
+        yield from batch["custom_id"].to_pylist()
+    for outcome in now.outcomes():
+        yield outcome.request.custom_id
+
+
+def _sent_again(batch: pa.RecordBatch, resend: Resend) -> pa.BooleanArray:
+    """The rows that failed as `resend` asks; never one that was not sent."""
+    status, kinds = batch["status"], resend.kinds
+    failed = pc.is_in(status, value_set=pa.array(FAILED))
+    if not kinds:
+        return failed
+    error_kinds = pa.array(sorted(kinds.difference(ANSWERED)), pa.string())
+    failed = pc.and_(failed, pc.is_in(batch["error_kind"], value_set=error_kinds))
+    if "refusal" in kinds:
+        failed = pc.or_(failed, pc.is_valid(batch["refusal"]))
+    if "truncated" in kinds:
+        failed = pc.or_(failed, batch["truncated"])
+    if "incomplete" in kinds:
+        failed = pc.or_(failed, pc.equal(status, "incomplete"))
+    return failed
+
+
+def _is_sent_again(outcome: Outcome, resend: Resend) -> bool:
+    """The same of a row in the journal."""
+    result, kinds = outcome.result, resend.kinds
+    has_failed = result.status in FAILED
+    if not kinds:
+        return has_failed
+    failure = result.failure if isinstance(result, Response) else result
+    if has_failed and failure is not None and failure.kind in kinds:
+        return True
+    return isinstance(result, Response) and (
+        ("refusal" in kinds and result.refusal is not None)
+        or ("truncated" in kinds and result.truncated)
+        or ("incomplete" in kinds and result.status == "incomplete")
+    )
 
 
 class _Count:
@@ -78,6 +155,8 @@ class _Count:
         self._sums: Counter[str] = Counter()
         self._statuses: Counter[str] = Counter()
         self._error_kinds: Counter[str] = Counter()
+        self._cost_usd: float | None = None
+        self._unpriced_model: str | None = None
 
     def add_batch(self, batch: pa.RecordBatch) -> None:
         sums = self._sums
@@ -86,7 +165,19 @@ class _Count:
         sums["truncated"] += _sum(batch["truncated"])
         sums["refused"] += batch.num_rows - batch["refusal"].null_count
         sums["tool_calls"] += _sum(batch["tool_call_count"])
-        sums["attempts"] += _sum(pc.list_value_length(batch["attempts"]))
+        tries = pc.list_value_length(batch["attempts"])
+        sums["attempts"] += _sum(tries)
+        costs = batch["cost_usd"]
+        if costs.null_count < batch.num_rows:
+            self._cost_usd = (self._cost_usd or 0.0) + pc.sum(costs).as_py()
+        if costs.null_count:
+            unknown = pc.and_(pc.is_null(costs), pc.greater(tries, 0))
+            sums["unpriced"] += _sum(unknown)
+            if self._unpriced_model is None:
+                is_answer = pc.is_valid(batch["tool_call_count"])
+                no_price = pc.and_(pc.and_(unknown, is_answer), pc.is_null(batch["priced_as"]))
+                models = batch["model_requested"].filter(no_price).drop_null()
+                self._unpriced_model = models[0].as_py() if len(models) else None
         for name in _SUMS:
             sums[name] += _sum(batch[name])
         self._statuses.update(_tally(batch["status"]))
@@ -97,6 +188,10 @@ class _Count:
         sums["rows"] += 1
         sums["ok"] += outcome.ok
         sums["attempts"] += len(outcome.attempts)
+        if outcome.cost_usd is not None:
+            self._cost_usd = (self._cost_usd or 0.0) + outcome.cost_usd
+        sums["unpriced"] += outcome.is_unpriced
+        self._unpriced_model = self._unpriced_model or outcome.unpriced_model
         self._statuses[result.status] += 1
         failure = result.failure if isinstance(result, Response) else result
         if failure is not None:
@@ -112,6 +207,8 @@ class _Count:
         return Totals(
             statuses=dict(sorted(self._statuses.items())),
             error_kinds=dict(sorted(self._error_kinds.items())),
+            cost_usd=self._cost_usd,
+            unpriced_model=self._unpriced_model,
             **self._sums,
         )
 

@@ -5,14 +5,16 @@ A file of its own beside the segments, since these records outlive sealing.
 
 import os
 import threading
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 from msgspec import Struct
 
-from batchrun.records import Request
+from batchrun.records import Request, Response
 from batchrun.store.disk import (
+    make_folders,
     replace_file,
     store_error,
     storing,
@@ -22,6 +24,8 @@ from batchrun.store.disk import (
 )
 from batchrun.store.journal import Frame, put_frame, scan
 from batchrun.store.names import JOURNAL, WRITER
+from batchrun.store.part_files import read_standing
+from batchrun.store.snapshot import Snapshot
 from batchrun.store.storable import storable_text
 
 STARTED = f"{WRITER}.started"
@@ -34,6 +38,28 @@ class Started(Struct, frozen=True):
     custom_id: str
     hash: str
     response_id: str
+
+
+def ids_with_responses(now: Snapshot, ids: Iterable[str], begun: Mapping[str, Started]) -> set[str]:
+    """Which of these rows' outcomes know the response that was begun. Raises `StoreError`."""
+    wanted = {custom_id: begun[custom_id].response_id for custom_id in ids}
+    if not wanted:
+        return set()
+    found = set()
+    for batch in read_standing(now, ("custom_id", "response_id", "attempts")):
+        for row in batch.to_pylist():
+            known = (row["response_id"], *(a["response_id"] for a in row["attempts"]))
+            if wanted.get(row["custom_id"]) in known:
+                found.add(row["custom_id"])
+    for outcome in now.outcomes():
+        result = outcome.result
+        known = (
+            result.id if isinstance(result, Response) else None,
+            *(attempt.response_id for attempt in outcome.attempts),
+        )
+        if wanted.get(outcome.request.custom_id, "") in known:
+            found.add(outcome.request.custom_id)
+    return found
 
 
 _decoder = msgspec.msgpack.Decoder(Started)
@@ -99,7 +125,7 @@ class StartedLog:
 
     def _rewrite(self) -> None:
         """The file without what is settled, and without what a crash tore."""
-        self._path.parent.mkdir(mode=0o700, exist_ok=True)
+        make_folders(self._path.parent)
         whole = bytearray()
         for record in self.open.values():
             frame = bytearray()

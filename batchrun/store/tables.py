@@ -12,10 +12,11 @@ from batchrun.records import JsonObject, RunRecord, Totals
 from batchrun.store.columns import response_batch, tool_call_batch
 from batchrun.store.disk import storing
 from batchrun.store.lock import is_locked
+from batchrun.store.part_files import read_standing
 from batchrun.store.run_record import RUN_FILE, read_live_file, read_run_record
 from batchrun.store.schema import TOOL_CALLS, response_schema
-from batchrun.store.settled import read_part, sum_totals
-from batchrun.store.snapshot import snapshot
+from batchrun.store.settled import sum_totals
+from batchrun.store.snapshot import Snapshot, read_snapshot, snapshot
 from batchrun.store.storable import storable_text
 
 
@@ -42,9 +43,13 @@ def is_running(path: Path) -> bool:
 
 
 def read_totals(path: Path) -> Totals:
-    """What all settled rows add up to, in parts and journal. Raises `StoreError`."""
-    with snapshot(path) as now:
-        return sum_totals(now)
+    """What all settled rows add up to, in parts and journal, but for those that left the input.
+
+    Raises `StoreError`.
+    """
+    record = read_run_record(path)
+    totals = read_snapshot(path, sum_totals)
+    return totals if record is None else totals.without(record.gone)
 
 
 def find_row(path: Path, custom_id: str) -> list[JsonObject]:
@@ -55,35 +60,45 @@ def find_row(path: Path, custom_id: str) -> list[JsonObject]:
     """
     record = read_record(path)
     wanted = storable_text(custom_id)
-    rows, calls = [], []
-    with snapshot(path) as now:
-        same_id = pc.field("custom_id") == pa.scalar(wanted, pa.string())
-        schema = response_schema(record.layout)
-        rows += _plain_rows(_filtered(now.responses, schema, same_id))
-        if rows:
-            calls += _plain_rows(_filtered(now.tool_calls, TOOL_CALLS, same_id))
-        kept = [outcome for outcome in now.outcomes() if outcome.request.custom_id == wanted]
-    if kept:
-        batch = response_batch(kept, record.layout, store_request=record.store_request)
-        rows += _plain_rows(pa.Table.from_batches([batch]))
-        calls += _plain_rows(pa.Table.from_batches([tool_call_batch(kept)]))
+    rows, calls = read_snapshot(path, lambda now: _found(now, record, wanted))
     rows.sort(key=lambda row: row["sample"])
     for row in rows:
         row["tool_calls"] = [call for call in calls if call["sample"] == row["sample"]]
     return rows
 
 
+def _found(
+    now: Snapshot, record: RunRecord, custom_id: str
+) -> tuple[list[JsonObject], list[JsonObject]]:
+    """The rows of this id in both tables. Raises `StoreError`."""
+    same_id = pc.field("custom_id") == pa.scalar(custom_id, pa.string())
+    rows = _plain_rows(_filtered(now.responses, response_schema(record.layout), same_id))
+    calls = _plain_rows(_filtered(now.tool_calls, TOOL_CALLS, same_id)) if rows else []
+    rows, calls = (
+        [row for row in found if (custom_id, row["sample"]) not in now.replaced]
+        for found in (rows, calls)
+    )
+    kept = [outcome for outcome in now.outcomes() if outcome.request.custom_id == custom_id]
+    if kept:
+        batch = response_batch(kept, record.layout, store_request=record.store_request)
+        rows += _plain_rows(pa.Table.from_batches([batch]))
+        calls += _plain_rows(pa.Table.from_batches([tool_call_batch(kept)]))
+    return rows, calls
+
+
 def example_not_ok(path: Path) -> str | None:
     """The custom_id of some row that is not ok; null where all are. Raises `StoreError`."""
-    with snapshot(path) as now:
-        for part in now.responses:
-            for batch in read_part(part, ("custom_id", "ok")):
-                names = batch.column("custom_id").filter(pc.invert(batch.column("ok")))
-                if len(names):
-                    return str(names[0].as_py())
-        for outcome in now.outcomes():
-            if not outcome.ok:
-                return outcome.request.custom_id
+    return read_snapshot(path, _example_not_ok)
+
+
+def _example_not_ok(now: Snapshot) -> str | None:
+    for batch in read_standing(now, ("custom_id", "ok")):
+        names = batch["custom_id"].filter(pc.invert(batch["ok"]))
+        if len(names):
+            return str(names[0].as_py())
+    for outcome in now.outcomes():
+        if not outcome.ok:
+            return outcome.request.custom_id
     return None
 
 

@@ -12,7 +12,7 @@ from queue import SimpleQueue
 
 from batchrun.errors import StoreError
 from batchrun.records import Outcome, RunRecord
-from batchrun.store.disk import store_error, storing, sync_folder
+from batchrun.store.disk import make_folders, store_error, storing, sync_folder
 from batchrun.store.journal import Header
 from batchrun.store.names import JOURNAL, segment_name
 from batchrun.store.schema import SCHEMA_VERSION
@@ -34,6 +34,7 @@ class Writer:
         *,
         part_rows: int,
         part_bytes: int,
+        replaces: bool = False,
     ) -> None:
         """`number` is the first that is free; `leftover` are older segments, sealed with the first.
 
@@ -46,7 +47,10 @@ class Writer:
         self._part_rows = part_rows
         self._part_bytes = part_bytes
         self._header = Header(
-            SCHEMA_VERSION, record.hash_rule, tuple(c.name for c in record.layout.columns)
+            SCHEMA_VERSION,
+            record.hash_rule,
+            tuple(c.name for c in record.layout.columns),
+            replaces,
         )
         self._failure: StoreError | None = None
         self._raised = False
@@ -54,24 +58,25 @@ class Writer:
         self._seals: SimpleQueue[list[str] | None] = SimpleQueue()
         self._stop = threading.Event()
         with storing(folder / JOURNAL, "make the journal"):
-            (folder / JOURNAL).mkdir(mode=0o700, exist_ok=True)
+            make_folders(folder / JOURNAL)
         self._segment = self._new_segment()
         self._syncing = threading.Thread(target=self._sync_until_stopped, daemon=True)
         self._sealing = threading.Thread(target=self._seal_until_told, daemon=True)
         self._syncing.start()
         self._sealing.start()
 
-    def keep(self, outcome: Outcome) -> None:
+    def keep(self, outcome: Outcome, *, anyway: bool = False) -> None:
         """The outcome survives SIGKILL when this returns, power loss within a second.
 
-        Raises `StoreError`, also for an earlier failure of a thread.
+        Raises `StoreError`; unless `anyway`, also for an earlier failure of a thread.
         """
-        if self._failure is not None:
+        if self._failure is not None and not anyway:
             self._raised = True
             raise self._failure
         segment = self._segment
         segment.append(outcome)
-        if segment.rows >= self._part_rows or segment.bytes >= self._part_bytes:
+        is_full = segment.rows >= self._part_rows or segment.bytes >= self._part_bytes
+        if is_full and self._failure is None:
             self._rotate()
 
     def close(self, *, seal_rest: bool) -> None:

@@ -8,12 +8,15 @@ from contextlib import asynccontextmanager
 import pytest
 from aiohttp import web
 
-from batchrun.dispatch.attempts import Dispatcher, Settled
-from batchrun.dispatch.gate import Gate, GateClosed
+from batchrun.dispatch.attempts import Dispatcher
+from batchrun.dispatch.gate import Gate, GateClosed, no_limits
+from batchrun.dispatch.row import Settled
 from batchrun.endpoint.client import Client
 from batchrun.errors import ErrorKind, RunStopped
 from batchrun.job import EndpointJob, RetryJob
 from batchrun.policy.concurrency import InFlight
+from batchrun.policy.scopes import Scopes
+from batchrun.pricing import Prices
 from batchrun.records import Failure, Outcome, Request, Response
 
 REQUEST = Request(0, "0", "file", b'{"model":"m","input":"x"}', "0" * 16, "m", None, ())
@@ -48,13 +51,17 @@ class Setup:
     async def outcome(self) -> Outcome:
         settled = await self.settle()
         if settled.slot is not None:
-            self.gate.leave(settled.slot, answered=True)
+            self.gate.leave(settled.slot, settled.finish)
         return settled.outcome
 
 
 @asynccontextmanager
 async def _setup(
-    script: Sequence[Step], retry: RetryJob = FAST, timeout_s: float = 5.0
+    script: Sequence[Step],
+    retry: RetryJob = FAST,
+    timeout_s: float = 5.0,
+    *,
+    has_limits: bool = True,
 ) -> AsyncIterator[Setup]:
     async def answer(_: web.Request) -> web.StreamResponse:
         step = script[min(setup.sent, len(script) - 1)]
@@ -77,8 +84,9 @@ async def _setup(
     settings = EndpointJob(base_url=f"http://{host}:{port}/v1", timeout_s=timeout_s)
     try:
         async with Client(settings, None, {}, "test") as client:
-            gate = Gate([InFlight(4)])
-            setup = Setup(Dispatcher(client, gate, retry, "KEY"), gate)
+            scopes = Scopes(4, 1800.0)
+            gate = Gate([InFlight(4)], scopes.limits if has_limits else no_limits)
+            setup = Setup(Dispatcher(client, gate, scopes, retry, Prices({}), key_name="KEY"), gate)
             yield setup
     finally:
         await runner.cleanup()
@@ -89,7 +97,7 @@ async def test_a_first_answer_is_one_attempt_and_its_slot_is_held_until_it_is_st
         settled = await setup.settle()
         assert setup.gate.in_flight == 1
         assert settled.slot is not None
-        setup.gate.leave(settled.slot, answered=True)
+        setup.gate.leave(settled.slot, settled.finish)
         assert setup.gate.in_flight == 0
     outcome = settled.outcome
     assert outcome.ok
@@ -225,7 +233,8 @@ async def test_a_row_that_backs_off_holds_no_slot_and_goes_home_when_the_gate_cl
 
 async def test_an_endless_failure_ends_at_the_rows_own_time() -> None:
     limited: Step = (429, json.dumps(_error("rate_limit_exceeded")).encode())
-    async with _setup([limited], RetryJob(max_wait_s=0.05, max_elapsed_s=0.5)) as setup:
+    settings = RetryJob(max_wait_s=0.05, max_elapsed_s=0.5)
+    async with _setup([limited], settings, has_limits=False) as setup:
         outcome = await setup.outcome()
     assert isinstance(outcome.result, Failure)
     assert outcome.result.status == "no_answer"

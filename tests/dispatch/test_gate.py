@@ -5,12 +5,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchrun.dispatch.gate import Gate, GateClosed
-from batchrun.errors import RunStopped
+from batchrun.errors import ErrorKind, RunStopped
 from batchrun.policy.concurrency import FirstAlone, InFlight
-from batchrun.policy.verdicts import Stop, Verdict, Wait
-from batchrun.records import Need, Scope
+from batchrun.policy.verdicts import Limit, Stop, Verdict, Wait
+from batchrun.records import Finish, Need, Scope, Slot
 
-NEED = Need(Scope("http://127.0.0.1/v1", "KEY", "m"), 10)
+SCOPE = Scope("http://127.0.0.1/v1", "KEY", "m")
+OTHER = Scope("http://127.0.0.1/v1", "KEY", "n")
+NEED = Need(SCOPE, 10)
+ANSWER = Finish()
+
+
+async def enter(gate: Gate, scope: Scope = SCOPE, tokens: int = 10) -> Slot:
+    return await gate.enter(scope, lambda: Need(scope, tokens))
 
 
 class _Stops(InFlight):
@@ -27,25 +34,55 @@ class _OpensAt(InFlight):
         return super().verdict(need, now_s) if now_s >= self.at_s else Wait(self.at_s)
 
 
+class _NoMoreThan(InFlight):
+    """A limit on one need: larger ones wait for ten minutes."""
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__(1000)
+        self.tokens = tokens
+
+    def verdict(self, need: Need, now_s: float) -> Verdict:
+        return Wait(now_s + 600) if need.tokens > self.tokens else super().verdict(need, now_s)
+
+
 async def test_first_come_first_in() -> None:
     gate = Gate([InFlight(1)])
     order: list[int] = []
 
     async def attempt(number: int) -> None:
-        await gate.enter(NEED)
+        slot = await enter(gate)
         order.append(number)
         await asyncio.sleep(0)
-        gate.leave(NEED, answered=True)
+        gate.leave(slot, ANSWER)
 
     await asyncio.gather(*(attempt(number) for number in range(50)))
     assert order == list(range(50))
     assert gate.in_flight == 0
 
 
+async def test_a_slot_says_what_was_needed_and_when_it_was_given() -> None:
+    gate = Gate([InFlight(1)])
+    before_s = asyncio.get_running_loop().time()
+    slot = await enter(gate, tokens=77)
+    assert slot.need == Need(SCOPE, 77)
+    assert before_s <= slot.started_s <= asyncio.get_running_loop().time()
+
+
+async def test_what_is_needed_is_asked_when_it_is_ones_turn() -> None:
+    gate = Gate([InFlight(1)])
+    tokens = 10
+    first = await enter(gate)
+    waiter = asyncio.create_task(gate.enter(SCOPE, lambda: Need(SCOPE, tokens)))
+    await asyncio.sleep(0)
+    tokens = 99
+    gate.leave(first, ANSWER)
+    assert (await waiter).need.tokens == 99
+
+
 async def test_a_closed_gate_sends_home_who_waits_and_who_comes() -> None:
     gate = Gate([InFlight(1)])
-    await gate.enter(NEED)
-    waiter = asyncio.create_task(gate.enter(NEED))
+    await enter(gate)
+    waiter = asyncio.create_task(enter(gate))
     sleeper = asyncio.create_task(gate.pause(600))
     await asyncio.sleep(0)
     gate.close()
@@ -53,34 +90,102 @@ async def test_a_closed_gate_sends_home_who_waits_and_who_comes() -> None:
         with pytest.raises(GateClosed):
             await task
     with pytest.raises(GateClosed):
-        await gate.enter(NEED)
+        await enter(gate)
     assert gate.in_flight == 1
+    assert gate.waiting == 0
 
 
-async def test_a_limit_that_stops_ends_the_run_for_all_who_wait() -> None:
-    gate = Gate([_Stops(1)])
+@pytest.mark.parametrize("is_shared", [True, False])
+async def test_a_limit_that_stops_ends_the_run_for_all_who_wait(*, is_shared: bool) -> None:
+    stops: list[Limit] = [_Stops(1)]
+    gate = Gate(stops) if is_shared else Gate([], lambda _scope: stops)
     with pytest.raises(RunStopped, match="the budget is spent"):
-        await gate.enter(NEED)
+        await enter(gate)
 
 
 async def test_a_wait_with_an_end_needs_no_other_attempt_to_end() -> None:
     loop = asyncio.get_running_loop()
     gate = Gate([_OpensAt(loop.time() + 0.05)])
     async with asyncio.timeout(10):
-        await asyncio.gather(*(gate.enter(NEED) for _ in range(5)))
+        await asyncio.gather(*(enter(gate) for _ in range(5)))
     assert gate.in_flight == 5
 
 
 async def test_the_first_goes_alone_and_the_others_follow_its_answer() -> None:
     gate = Gate([InFlight(10), FirstAlone(patience_s=600)])
-    await gate.enter(NEED)
-    others = [asyncio.create_task(gate.enter(NEED)) for _ in range(4)]
+    first = await enter(gate)
+    others = [asyncio.create_task(enter(gate)) for _ in range(4)]
     await asyncio.sleep(0.01)
     assert gate.in_flight == 1
-    gate.leave(NEED, answered=True)
+    gate.leave(first, ANSWER)
     async with asyncio.timeout(10):
         await asyncio.gather(*others)
     assert gate.in_flight == 4
+
+
+async def test_a_scope_that_waits_does_not_hold_up_another() -> None:
+    gate = Gate([InFlight(10)], lambda scope: [InFlight(1 if scope == SCOPE else 5)])
+    await enter(gate)
+    waits = asyncio.create_task(enter(gate))
+    await asyncio.sleep(0)
+    async with asyncio.timeout(10):
+        await asyncio.gather(*(enter(gate, OTHER) for _ in range(5)))
+    assert not waits.done()
+    gate.close()
+    with pytest.raises(GateClosed):
+        await waits
+
+
+async def test_a_limit_of_the_whole_run_lets_nobody_overtake() -> None:
+    gate = Gate([_NoMoreThan(50)], lambda _scope: [InFlight(10)])
+    large = asyncio.create_task(enter(gate, SCOPE, 100))
+    await asyncio.sleep(0)
+    small = asyncio.create_task(enter(gate, OTHER, 1))
+    await asyncio.sleep(0.01)
+    assert not large.done()
+    assert not small.done()
+    gate.close()
+    await asyncio.gather(large, small, return_exceptions=True)
+
+
+async def test_where_the_first_in_line_goes_away_the_next_one_does_not_wait_for_its_time() -> None:
+    gate = Gate([_NoMoreThan(50)])
+    large = asyncio.create_task(enter(gate, SCOPE, 100))
+    small = asyncio.create_task(enter(gate, SCOPE, 1))
+    await asyncio.sleep(0)
+    large.cancel()
+    async with asyncio.timeout(10):
+        assert (await small).need.tokens == 1
+    assert gate.waiting == 0
+
+
+async def test_the_limit_that_holds_up_the_first_in_line_stands_before_the_others() -> None:
+    gate = Gate([InFlight(10)], lambda _scope: [FirstAlone(600)])
+    await enter(gate)
+    waits = asyncio.create_task(enter(gate))
+    await asyncio.sleep(0)
+    assert [one.name for one in gate.standings()] == ["the first answer", "requests in flight"]
+    gate.close()
+    await asyncio.gather(waits, return_exceptions=True)
+
+
+async def test_limits_hear_how_each_attempt_ended() -> None:
+    heard: list[tuple[str, Slot, Finish]] = []
+
+    class Hears(InFlight):
+        def __init__(self, name: str) -> None:
+            super().__init__(5)
+            self.name = name
+
+        def finished(self, slot: Slot, finish: Finish, now_s: float) -> None:
+            super().finished(slot, finish, now_s)
+            heard.append((self.name, slot, finish))
+
+    gate = Gate([Hears("run")], lambda scope: [Hears(scope.model)])
+    slot = await enter(gate, OTHER)
+    finish = Finish(ErrorKind.RATE_LIMIT, hint_s=3.0)
+    gate.leave(slot, finish)
+    assert heard == [("run", slot, finish), ("n", slot, finish)]
 
 
 @settings(max_examples=50, deadline=None)
@@ -97,13 +202,13 @@ def test_whoever_is_cancelled_no_slot_is_lost_and_the_limit_holds(
 
         async def visit(turns: int) -> None:
             nonlocal seen
-            await gate.enter(NEED)
+            slot = await enter(gate)
             seen = max(seen, gate.in_flight)
             try:
                 for _ in range(turns):
                     await asyncio.sleep(0)
             finally:
-                gate.leave(NEED, answered=True)
+                gate.leave(slot, ANSWER)
 
         tasks = []
         for turns, is_cancelled in visits:
@@ -115,6 +220,7 @@ def test_whoever_is_cancelled_no_slot_is_lost_and_the_limit_holds(
         async with asyncio.timeout(10):
             await asyncio.gather(*tasks, return_exceptions=True)
         assert gate.in_flight == 0
+        assert gate.waiting == 0
         assert seen <= most
 
     asyncio.run(scenario())

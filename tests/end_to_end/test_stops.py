@@ -1,11 +1,16 @@
 """What stops a run early, by itself or by a signal, and how the same command goes on."""
 
 import json
+import os
+import pty
+import re
 import shlex
+import shutil
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
-from subprocess import CompletedProcess, Popen
+from subprocess import PIPE, CompletedProcess, Popen
 from typing import Any
 
 import pytest
@@ -19,6 +24,7 @@ Query = Callable[..., list[tuple[Any, ...]]]
 _ROWS = 80
 _IN_FLIGHT = 8
 _ASK = ("--prompt", "{{ question }}", "--model", "gpt-4.1", "-o", "run")
+_SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 
 
 @pytest.fixture
@@ -135,7 +141,7 @@ def test_twenty_refusals_in_a_row_stop_a_run_that_went_well(
     assert totals() == (_ROWS, _ROWS, _ROWS - 19)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), _SIGNALS)
 def test_the_first_signal_lets_what_is_in_flight_land(
     number: signal.Signals,
     code: int,
@@ -166,7 +172,7 @@ def test_the_first_signal_lets_what_is_in_flight_land(
     assert stats(base_url)["requests"] == paid
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), _SIGNALS)
 def test_the_second_signal_drops_what_never_ends(
     number: signal.Signals,
     code: int,
@@ -184,14 +190,17 @@ def test_the_second_signal_drops_what_never_ends(
     said = ""
     while "waiting for what is in flight" not in said:
         said += process.stderr.readline()
+    while " s left; Ctrl-C again drops them" not in said:
+        said += process.stderr.readline()
     process.send_signal(number)
     rest = process.communicate(timeout=15)[1]  # the drain alone would take 20
     assert process.returncode == code
     assert "dropping it" in rest
+    assert re.search(r"stopping: [1-9][0-9]* in flight, (20|1[0-9]) s left; Ctrl-C again", said)
     assert _next(rest)[0] == "run"
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), _SIGNALS)
 def test_a_signal_ends_a_plan_and_names_the_command_that_goes_on(
     number: signal.Signals,
     code: int,
@@ -222,7 +231,158 @@ def test_a_signal_ends_a_plan_and_names_the_command_that_goes_on(
     assert _next(said)[0] == "run"
 
 
+def test_a_plan_that_does_not_listen_ends_with_the_third_signal(
+    tmp_path: Path, source: Path, begin: Begin, batchrun: Run, wait_until: Callable[..., None]
+) -> None:
+    loops = "{% for one in range(99999) %}{% endfor %}" * 9  # a plan looks up now and then
+    command = ("run", source, "--model", "m", "-o", "run", "--simulate", "--prompt")
+    assert batchrun(*command, "{{ question }}", "--limit", "1").returncode == 0
+    with (tmp_path / source).open("a") as file:
+        file.writelines(
+            json.dumps({"question": "?", "answer": "!", "level": 1}) + "\n" for _ in range(900)
+        )
+    process = begin(*command, loops + "{{ question }}")
+    wait_until(lambda: tables.is_running(tmp_path / "run"), process)
+    assert process.stderr is not None
+    for said in ("stopping", "stopping: once more ends it at once"):
+        process.send_signal(signal.SIGTERM)
+        assert process.stderr.readline().strip() == said
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 143
+    assert batchrun(*command, "{{ question }}", "--limit", "1").returncode == 0
+
+
+@pytest.mark.parametrize(("number", "code"), _SIGNALS[::2])
+def test_a_signal_ends_the_wait_for_standard_input(
+    number: signal.Signals,
+    code: int,
+    tmp_path: Path,
+    begin: Begin,
+    batchrun: Run,
+    wait_until: Callable[..., None],
+    questions: Any,
+    totals: Callable[..., tuple[Any, ...]],
+) -> None:
+    rows = "".join(json.dumps(row) + "\n" for row in questions(_ROWS))
+    process = begin("run", "-", *_ASK, "--simulate", stdin=PIPE)
+    assert process.stdin is not None
+    process.stdin.write(rows[: len(rows) // 2])
+    process.stdin.flush()
+    wait_until((tmp_path / "run/input/.stdin.jsonl.unfinished").exists, process)
+    process.send_signal(number)
+    process.wait(30)
+    assert process.stderr is not None
+    said = process.stderr.read()
+    assert process.returncode == code, said
+    assert "nothing was sent" in said
+    ended = batchrun(*_next(said), text=rows)
+    assert ended.returncode == 0, ended.stderr
+    assert totals() == (_ROWS, _ROWS, _ROWS)
+
+
+def _resumes(batchrun: Run, said: str, base_url: str) -> None:
+    ended = batchrun(*_next(said), "--base-url", base_url)
+    assert ended.returncode == 0, ended.stderr
+
+
+@pytest.mark.parametrize(("number", "code"), _SIGNALS[1:2])
+def test_a_signal_ends_backoffs_at_once(
+    number: signal.Signals,
+    code: int,
+    source: Path,
+    begin: Begin,
+    batchrun: Run,
+    simulator: Any,
+    wait_until: Callable[..., None],
+    stats: Callable[..., dict[str, Any]],
+    totals: Callable[..., tuple[Any, ...]],
+) -> None:
+    base_url = simulator("--fault", "500_json=0.9")
+    process = begin("run", source, *_ASK, "--base-url", base_url, "--max-attempts", "50")
+
+    def backs_off() -> bool:
+        counts = stats(base_url)
+        return counts["completions"] > 3 and not counts["in_flight"]
+
+    wait_until(backs_off, process)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=15)  # the drain alone would take 20
+    assert process.returncode == code, said
+    assert "Traceback" not in said
+    paid = stats(base_url)["completions"]
+    quick = simulator()
+    _resumes(batchrun, said, quick)
+    assert totals() == (_ROWS, _ROWS, _ROWS)
+    assert stats(quick)["requests"] == _ROWS - paid
+
+
+@pytest.mark.parametrize(("number", "code"), _SIGNALS[::2])
+def test_signals_without_end_neither_hang_a_run_nor_break_its_seals(
+    number: signal.Signals,
+    code: int,
+    tmp_path: Path,
+    source: Path,
+    begin: Begin,
+    batchrun: Run,
+    simulator: Any,
+    wait_until: Callable[..., None],
+    totals: Callable[..., tuple[Any, ...]],
+) -> None:
+    (tmp_path / "job.toml").write_text(
+        f"[input]\npath = '{source}'\n[request]\nmodel = 'm'\ninput = '{{{{ question }}}}'\n"
+        "[output]\npath = 'run'\npart_rows = 3\n"
+    )
+    base_url = simulator("--latency", "0.1")
+    process = begin("run", "job.toml", "--base-url", base_url, "--concurrency", _IN_FLIGHT)
+    wait_until(lambda: any((tmp_path / "run").glob("responses/*.parquet")), process)
+    end_s = time.monotonic() + 30
+    while process.poll() is None:
+        assert time.monotonic() < end_s
+        process.send_signal(number)
+        time.sleep(0.002)
+    said = process.communicate(timeout=15)[1]
+    assert process.returncode == code, said
+    assert "Traceback" not in said
+    settled = totals()
+    assert settled[0] == settled[1]
+    assert not list((tmp_path / "run/journal").glob("*.log"))
+    _resumes(batchrun, said, simulator())
+    assert totals() == (_ROWS, _ROWS, _ROWS)
+
+
+@pytest.mark.skipif(shutil.which("setsid") is None, reason="it gives a process a terminal")
+def test_a_terminal_that_goes_away_leaves_a_run_that_resumes(
+    source: Path,
+    begin: Begin,
+    batchrun: Run,
+    simulator: Any,
+    wait_until: Callable[..., None],
+    stats: Callable[..., dict[str, Any]],
+    totals: Callable[..., tuple[Any, ...]],
+) -> None:
+    base_url = simulator("--latency", "0.2")
+    screen, terminal = pty.openpty()
+    process = begin(
+        *("run", source, *_ASK, "--base-url", base_url, "--concurrency", _IN_FLIGHT),
+        before=("setsid", "--ctty", "--wait"),
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+    )
+    os.close(terminal)
+    wait_until(lambda: stats(base_url)["completions"] > 2, process)
+    os.close(screen)
+    assert process.wait(30) == 129
+    stand = json.loads(batchrun("status", "run", "--json").stdout)
+    assert (stand["state"], stand["exit_code"]) == ("interrupted", 129)
+    _resumes(batchrun, f"next: {stand['next_command']}", simulator())
+    assert totals() == (_ROWS, _ROWS, _ROWS)
+
+
+@pytest.mark.parametrize(("name", "number"), [("INT", signal.SIGINT), ("HUP", signal.SIGHUP)])
 def test_a_signal_that_was_ignored_at_the_start_stays_ignored(
+    name: str,
+    number: signal.Signals,
     source: Path,
     begin: Begin,
     simulator: Any,
@@ -233,10 +393,10 @@ def test_a_signal_that_was_ignored_at_the_start_stays_ignored(
     base_url = simulator("--latency", "0.1")
     process = begin(
         *("run", source, *_ASK, "--base-url", base_url, "--concurrency", _IN_FLIGHT),
-        before=("sh", "-c", "trap '' INT; exec \"$@\"", "sh"),
+        before=("sh", "-c", f"trap '' {name}; exec \"$@\"", "sh"),
     )
     wait_until(lambda: stats(base_url)["completions"] > 2, process)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 0, said
     assert "stopping" not in said

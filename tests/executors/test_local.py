@@ -13,6 +13,8 @@ from batchrun.errors import InputError, Interrupted, RunStopped
 from batchrun.executors.local import LocalExecutor
 from batchrun.job import EndpointJob, RetryJob
 from batchrun.policy.concurrency import FirstAlone, InFlight
+from batchrun.policy.scopes import Scopes
+from batchrun.pricing import Prices
 from batchrun.records import BadRow, Failure, Request
 from batchrun.simulator.behavior import Behavior
 from batchrun.simulator.server import serve
@@ -31,8 +33,12 @@ async def _executor(
     async with serve(behavior) as base_url:
         settings = EndpointJob(base_url=base_url, timeout_s=20)
         async with Client(settings, None, {}, "test") as client:
-            gate = Gate([InFlight(in_flight), FirstAlone()])
-            dispatcher = Dispatcher(client, gate, retry or RetryJob(max_wait_s=0.05), "KEY")
+            scopes = Scopes(in_flight, 1800.0)
+            gate = Gate([InFlight(in_flight), FirstAlone()], scopes.limits)
+            settings_of_retry = retry or RetryJob(max_wait_s=0.05)
+            dispatcher = Dispatcher(
+                client, gate, scopes, settings_of_retry, Prices({}), key_name="KEY"
+            )
             yield LocalExecutor(dispatcher, gate, in_flight), gate
 
 

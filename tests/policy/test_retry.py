@@ -8,13 +8,12 @@ from batchrun.policy.retry import (
     REFUSALS_IN_A_ROW,
     Again,
     Cure,
-    FirstRows,
     GiveUp,
     Halt,
     ScopeHealth,
     judge,
 )
-from batchrun.records import Failure, Outcome, Request, Response, Totals, Usage
+from batchrun.records import Failure
 
 SETTINGS = RetryJob()
 
@@ -27,9 +26,12 @@ def _judge(
     settings: RetryJob = SETTINGS,
     should_retry: bool | None = None,
     jitter: float = 0.5,
+    excused: list[bool] | None = None,
 ) -> Again | GiveUp | Halt:
     return judge(
         [Failure(kind, "m") for kind in kinds],
+        excused=excused,
+        give_up_after_s=1800.0,
         hint_s=hint_s,
         should_retry=should_retry,
         elapsed_s=elapsed_s,
@@ -99,8 +101,24 @@ def test_a_bad_request_fails_the_row_at_once() -> None:
 
 
 def test_a_hint_is_waited_for_in_full_however_long_the_backoff_may_be() -> None:
-    assert _judge(ErrorKind.RATE_LIMIT, hint_s=90.0) == Again(90.0)
-    assert _judge(ErrorKind.OVERLOADED, hint_s=0.02) == Again(0.02)
+    assert _judge(ErrorKind.SERVER_ERROR, hint_s=90.0) == Again(90.0)
+    assert _judge(ErrorKind.BUSY, hint_s=0.02) == Again(0.02)
+
+
+def test_a_hint_that_holds_up_the_whole_scope_at_the_gate_is_not_waited_for_twice() -> None:
+    assert _judge(ErrorKind.RATE_LIMIT, hint_s=90.0) == Again(0.0)
+    assert _judge(ErrorKind.OVERLOADED, hint_s=0.02) == Again(0.0)
+
+
+def test_an_outage_costs_a_row_no_try() -> None:
+    kinds = [ErrorKind.OVERLOADED] * 40
+    assert isinstance(_judge(*kinds), GiveUp)
+    assert isinstance(_judge(*kinds, excused=[True] * 40), Again)
+    assert isinstance(_judge(*kinds, excused=[False] * 6 + [True] * 34), Again)
+    assert isinstance(_judge(*kinds, excused=[True] * 34 + [False] * 6), GiveUp)
+    timeouts = [ErrorKind.TIMEOUT] * 3
+    assert isinstance(_judge(*timeouts, excused=[True, True, False]), Again)
+    assert isinstance(_judge(*timeouts, excused=[True, False, False]), GiveUp)
 
 
 def test_a_hint_that_was_too_short_twice_is_not_believed_alone() -> None:
@@ -109,7 +127,7 @@ def test_a_hint_that_was_too_short_twice_is_not_believed_alone() -> None:
     assert again.wait_s >= 8.0
 
 
-def test_a_hint_beyond_the_rows_whole_time_stops_the_run() -> None:
+def test_a_hint_beyond_what_the_endpoint_may_be_down_stops_the_run() -> None:
     end = _judge(ErrorKind.RATE_LIMIT, hint_s=86400.0)
     assert isinstance(end, Halt)
     assert "86400" in end.reason
@@ -146,6 +164,7 @@ def _judge_all(failures: list[Failure]) -> Again | GiveUp | Halt:
         should_retry=None,
         elapsed_s=0.0,
         settings=SETTINGS,
+        give_up_after_s=1800.0,
         health=ScopeHealth(),
         jitter=0.5,
     )
@@ -164,58 +183,3 @@ def test_errors_that_a_server_gives_when_it_is_down_are_tried_to_the_end() -> No
     for code in (None, "server_error"):
         down = Failure(ErrorKind.SERVER_ERROR, "the server had an error", code, 500)
         assert isinstance(_judge_all([down] * 5), Again)
-
-
-def _outcome(kind: ErrorKind | None, status: str = "failed") -> Outcome:
-    request = Request(0, "0", "file", b"{}", "0" * 16, "m", None, ())
-    if kind is not None:
-        return Outcome(request, Failure(kind, "because", status=status), (), "url", "plain")
-    answer = Response(
-        "r",
-        "completed",
-        "m",
-        None,
-        "[]",
-        "x",
-        None,
-        None,
-        (),
-        (),
-        Usage(),
-        None,
-        truncated=False,
-        incomplete_reason=None,
-    )
-    return Outcome(request, answer, (), "url", "plain")
-
-
-def _told(rule: FirstRows, *kinds: ErrorKind | None) -> list[str | None]:
-    return [rule.told(_outcome(kind)) for kind in kinds]
-
-
-def test_twenty_first_rows_that_fail_the_same_way_stop_the_run() -> None:
-    said = _told(FirstRows(Totals()), *[ErrorKind.BAD_REQUEST] * 21)
-    assert said[:19] == [None] * 19
-    assert "because" in str(said[19])
-    assert said[20] is None
-
-
-def test_the_first_rows_are_counted_over_resumes() -> None:
-    earlier = Totals(rows=15, error_kinds={"bad_request": 15}, statuses={"failed": 15})
-    said = _told(FirstRows(earlier), *[ErrorKind.BAD_REQUEST] * 5)
-    assert said[:4] == [None] * 4
-    assert said[4] is not None
-    assert _told(FirstRows(earlier), *[ErrorKind.TOO_LONG] * 20) == [None] * 20
-
-
-def test_one_answer_or_one_other_failure_among_the_first_lets_the_run_go_on() -> None:
-    bad = ErrorKind.BAD_REQUEST
-    assert _told(FirstRows(Totals()), *[bad] * 10, None, *[bad] * 30) == [None] * 41
-    assert _told(FirstRows(Totals()), bad, ErrorKind.TOO_LONG, *[bad] * 30) == [None] * 32
-    assert _told(FirstRows(Totals(rows=1, ok=1)), *[bad] * 30) == [None] * 30
-
-
-def test_rows_that_were_never_sent_do_not_count_among_the_first() -> None:
-    rule = FirstRows(Totals())
-    never_sent = _outcome(ErrorKind.INVALID_ROW, "invalid")
-    assert [rule.told(never_sent) for _ in range(30)] == [None] * 30

@@ -30,6 +30,8 @@ from batchrun.endpoint.background import forget
 from batchrun.endpoint.client import Client
 from batchrun.job import EndpointJob, RetryJob
 from batchrun.policy.concurrency import InFlight
+from batchrun.policy.scopes import Scopes
+from batchrun.pricing import Prices
 from batchrun.records import Outcome, Reply, Request
 
 Step = dict[str, Any]
@@ -162,8 +164,9 @@ class Endpoint:
 
     def __init__(self, server: Server, client: Client, retry: RetryJob) -> None:
         self.server = server
-        self.gate = Gate([InFlight(8)])
-        self.dispatcher = Dispatcher(client, self.gate, retry, "KEY")
+        scopes = Scopes(8, 1800.0)
+        self.gate = Gate([InFlight(8)], scopes.limits)
+        self.dispatcher = Dispatcher(client, self.gate, scopes, retry, Prices({}), key_name="KEY")
         self._client = client
 
     async def send(self, request: Request, left_s: float = 3600.0) -> Reply:
@@ -175,7 +178,7 @@ class Endpoint:
         async with asyncio.timeout(60):
             settled = await self.dispatcher.settle(request)
         if settled.slot is not None:
-            self.gate.leave(settled.slot, answered=True)
+            self.gate.leave(settled.slot, settled.finish)
         assert self.gate.in_flight == 0
         return settled.outcome
 

@@ -267,6 +267,7 @@ def _judged(failures: list[Failure]) -> Again | GiveUp | Halt:
         should_retry=None,
         elapsed_s=0.0,
         settings=RetryJob(),
+        give_up_after_s=1800.0,
         health=ScopeHealth(),
         jitter=0.5,
     )

@@ -58,8 +58,14 @@ async def test_a_wait_longer_than_a_rows_whole_time_stops_the_run(settle: Settle
         await settle([_limited(retry_after="86400")])
 
 
-async def test_a_huge_wait_of_a_server_in_trouble_ends_the_row(settle: Settle) -> None:
+async def test_a_huge_wait_of_a_server_in_trouble_ends_the_run(settle: Settle) -> None:
     step = {"status": 503, "body": b"", "headers": {"retry-after": "86400"}}
+    with pytest.raises(RunStopped, match="86400 s, longer than limits"):
+        await settle([step])
+
+
+async def test_a_huge_wait_that_is_about_one_row_ends_the_row(settle: Settle) -> None:
+    step = {"status": 500, "body": b"", "headers": {"retry-after": "86400"}}
     outcome = await settle([step])
     assert (outcome.result.status, len(outcome.attempts)) == ("no_answer", 1)
 

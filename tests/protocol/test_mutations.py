@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from batchrun.dispatch.attempts import read_reply
+from batchrun.dispatch.tries import read_reply
 from batchrun.endpoint.sse import SseParser
 from batchrun.endpoint.stream import StreamAnswer
 from batchrun.policy.classify import hint_in

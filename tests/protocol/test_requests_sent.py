@@ -13,7 +13,8 @@ import pytest
 from batchrun.endpoint.client import Client
 from batchrun.errors import EndpointError, ErrorKind
 from batchrun.inputs.read import PromptSet, find_source
-from batchrun.job import EndpointJob, InputJob, header_values, load_job
+from batchrun.job import EndpointJob, InputJob, header_values
+from batchrun.job_file import load_job
 from batchrun.records import Request
 
 Connect = Callable[..., Any]

@@ -1,3 +1,4 @@
+import errno
 import os
 import socket
 import subprocess
@@ -6,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from batchrun.errors import JobError
+from batchrun.errors import JobError, StoreError
 from batchrun.store.lock import is_locked, take_lock
 from batchrun.store.run_dir import RunDir
 
@@ -47,7 +48,7 @@ def test_the_same_process_is_refused_too(tmp_path: Path) -> None:
 
 
 def test_a_holder_without_a_name_is_another_process(tmp_path: Path) -> None:
-    handle = take_lock(tmp_path)
+    handle = take_lock(tmp_path).handle
     (tmp_path / "lock").write_bytes(b"\xff\n")
     with pytest.raises(JobError, match="in use by another process"):
         take_lock(tmp_path)
@@ -57,6 +58,61 @@ def test_a_holder_without_a_name_is_another_process(tmp_path: Path) -> None:
 def test_asking_leaves_nothing_behind(tmp_path: Path) -> None:
     assert not is_locked(tmp_path)
     assert list(tmp_path.iterdir()) == []
-    handle = take_lock(tmp_path)
-    os.close(handle)
+    os.close(take_lock(tmp_path).handle)
     assert not is_locked(tmp_path)
+
+
+def _cannot_lock(_handle: int, _how: int) -> None:
+    """What `flock` says where a file system has no locks."""
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+
+def _leave(folder: Path, host: str, process: int) -> None:
+    (folder / "lock").write_text(f"{host} {process}\n")
+
+
+def test_where_nothing_can_lock_the_run_goes_on_with_a_warning(tmp_path: Path) -> None:
+    lock = take_lock(tmp_path, _cannot_lock)
+    assert lock.warning is not None
+    assert f"{tmp_path} is on a file system that cannot lock" in lock.warning
+    assert "--output" in lock.warning
+    assert (tmp_path / "lock").read_text() == f"{socket.gethostname()} {os.getpid()}\n"
+    os.close(lock.handle)
+
+
+def test_where_nothing_can_lock_a_living_process_of_this_host_is_the_owner(tmp_path: Path) -> None:
+    holder = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        _leave(tmp_path, socket.gethostname(), holder.pid)
+        assert is_locked(tmp_path, _cannot_lock)
+        with pytest.raises(JobError, match=f"in use by process {holder.pid} on"):
+            take_lock(tmp_path, _cannot_lock)
+    finally:
+        holder.kill()
+        holder.communicate()
+    assert not is_locked(tmp_path, _cannot_lock)  # no stale lock
+    os.close(take_lock(tmp_path, _cannot_lock).handle)
+
+
+def test_where_nothing_can_lock_the_last_owner_of_another_host_is_named(tmp_path: Path) -> None:
+    _leave(tmp_path, "elsewhere", 17)
+    assert not is_locked(tmp_path, _cannot_lock)
+    lock = take_lock(tmp_path, _cannot_lock)
+    assert lock.warning is not None
+    assert "the last was process 17 on elsewhere" in lock.warning
+    os.close(lock.handle)
+
+
+def test_a_disk_error_is_no_missing_lock(tmp_path: Path) -> None:
+    def breaks(_handle: int, _how: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    for ask in (take_lock, is_locked):
+        with pytest.raises(StoreError, match="cannot lock"):
+            ask(tmp_path, breaks)
+
+
+def test_a_new_run_directory_is_for_its_owner_alone(tmp_path: Path) -> None:
+    path = tmp_path / "runs" / "one"
+    RunDir.open(path).close(seal=False)
+    assert path.stat().st_mode & 0o777 == 0o700

@@ -129,6 +129,8 @@ def test_all_that_was_kept_is_settled(
         input_tokens=sum(10 + row for row in range(10) if row % 3),
         output_tokens=30,
         total_tokens=sum(15 + row for row in range(10) if row % 3),
+        unpriced=10,
+        unpriced_model="m",
     )
 
 
@@ -195,7 +197,7 @@ def test_ids_of_rows_are_found_in_parts_and_journal(
     run_dir = begin(tmp_path / "run", part_rows=3)
     for row in range(5):
         run_dir.keep(answered(row))
-    assert run_dir.ids_of([1, 4, 99]) == {1: "id-1", 4: "id-4"}
+    assert run_dir.names_at([1, 4, 99]) == {1: "id-1", 4: "id-4"}
     run_dir.close(seal=True)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from batchrun.errors import StoreError
 from batchrun.records import Outcome, RunRecord
-from batchrun.store.intent import Intent, read_intent, write_intent
+from batchrun.store.intent import read_intent, write_intent
 from batchrun.store.run_dir import RunDir
 from batchrun.store.seal import rename_parts, seal, write_temporaries
 from batchrun.store.tables import find_row, read_totals, responses, tool_calls
@@ -43,17 +43,16 @@ def names(folder: Path) -> list[str]:
 
 def seal_stopped_after(folder: Path, record: RunRecord, step: int) -> Iterator[int]:
     """The steps of a seal, one at a time; how many there are once it is exhausted."""
-    renames = write_temporaries(folder, record, SEGMENTS)
+    intent = write_temporaries(folder, record, SEGMENTS)
     yield 1
-    intent = Intent(SEGMENTS, renames)
     write_intent(folder, 4, intent)
     yield 2
-    for at, (source, to) in enumerate(renames):
+    for at, (source, to) in enumerate(intent.renames):
         (folder / source).rename(folder / to)
         yield 3 + at
     for at, name in enumerate(SEGMENTS):
         (folder / "journal" / name).unlink()
-        yield 3 + len(renames) + at
+        yield 3 + len(intent.renames) + at
     (folder / "journal" / "w0-000004.intent").unlink()
     yield step
 
@@ -154,13 +153,13 @@ def test_a_part_that_vanished_after_its_segment_is_named(
 
 def test_tool_calls_are_renamed_first(unsealed: Path, tmp_path: Path, record: Record) -> None:
     shutil.copytree(unsealed, tmp_path / "run")
-    renames = write_temporaries(tmp_path / "run", record(), SEGMENTS)
-    assert [to for _, to in renames] == [
+    intent = write_temporaries(tmp_path / "run", record(), SEGMENTS)
+    assert [to for _, to in intent.renames] == [
         "tool_calls/w0-000004.parquet",
         "responses/w0-000004.parquet",
         "responses/w0-000004-other.parquet",
     ]
-    assert rename_parts(tmp_path / "run", Intent(SEGMENTS, renames))
+    assert rename_parts(tmp_path / "run", intent)
 
 
 def test_temporaries_match_no_glob(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import msgspec
 import pandas as pd
 import polars as pl
 import pyarrow as pa
@@ -295,3 +296,42 @@ def test_a_reader_never_waits_for_the_writer(tmp_path: Path, begin: Begin, answe
     assert read_totals(tmp_path / "run").rows == 1
     assert is_running(tmp_path / "run")
     run_dir.close(seal=False)
+
+
+def test_what_rows_have_cost_is_summed_over_parts_and_journal(
+    tmp_path: Path, begin: Begin, answered: Make, failed: Make, query: Query
+) -> None:
+    def priced(outcome: Outcome, cost_usd: float | None, priced_as: str | None) -> Outcome:
+        return msgspec.structs.replace(outcome, cost_usd=cost_usd, priced_as=priced_as)
+
+    outcomes = [
+        priced(answered(0), 0.25, "m"),
+        priced(failed(1), 0.0, None),
+        priced(failed(2, status="no_answer"), None, None),  # nobody knows what its tries cost
+        failed(3, status="invalid"),  # never sent
+        priced(answered(4), None, "m"),  # without a count of tokens
+        priced(answered(5), 0.5, "m"),
+    ]
+    run_dir = begin(tmp_path / "run", part_rows=4)
+    for outcome in outcomes:
+        run_dir.keep(outcome)
+    begun = read_totals(tmp_path / "run")
+    assert (begun.cost_usd, begun.unpriced, begun.unpriced_model) == (0.75, 2, None)
+    run_dir.keep(answered(6))  # no price
+    for _ in range(2):
+        totals = read_totals(tmp_path / "run")
+        assert (totals.cost_usd, totals.unpriced, totals.unpriced_model) == (0.75, 3, "m")
+        run_dir.close(seal=True)
+    sums = """select sum(cost_usd), count(*) filter (cost_usd is null and len(attempts) > 0)
+        from read_parquet(?)"""
+    assert query(sums, tmp_path / "run") == [(0.75, 3)]
+
+
+def test_where_no_cost_is_known_there_is_no_sum(
+    tmp_path: Path, begin: Begin, answered: Make
+) -> None:
+    run_dir = begin(tmp_path / "run")
+    run_dir.keep(answered(0))
+    assert read_totals(tmp_path / "run").cost_usd is None
+    run_dir.close(seal=True)
+    assert read_totals(tmp_path / "run").cost_usd is None

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from batchrun.errors import JobError
-from batchrun.job import api_key, header_values, load_job
+from batchrun.job import api_key, header_values, refuse_plain_http
+from batchrun.job_file import load_job
 
 KEY = "sk-" + "a1" * 20
 
@@ -19,7 +20,7 @@ def test_a_prompt_set_alone_is_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
     job = load_job("data/prompts.jsonl.gz")
     assert (job.name, job.input.path) == ("prompts", "data/prompts.jsonl.gz")
     assert job.endpoint.base_url == "https://api.openai.com/v1"
-    assert (job.limits.concurrency, job.retry.max_attempts) == (64, 6)
+    assert (job.limits.concurrency, job.retry.max_attempts) == ("auto", 6)
 
 
 def test_the_base_url_comes_from_the_environment_and_may_end_in_responses(
@@ -43,7 +44,10 @@ def test_paths_are_relative_to_the_job_file_and_options_win(tmp_path: Path) -> N
     [
         ("[input]\npath='x'\n[limits]\nconcurrancy = 3", "did you mean concurrency"),
         ("[input]\npath='x'\n[limit]\nconcurrency = 3", "did you mean limits"),
-        ("[input]\npath='x'\n[limits]\nconcurrency = 'many'", "limits.concurrency: Expected `int`"),
+        (
+            "[input]\npath='x'\n[limits]\nconcurrency = 'many'",
+            "limits.concurrency is 'many'; it is a number from 1, or 'auto'",
+        ),
         ("[input]\npath='x'\n[limits]\nconcurrency = 0", "at least 1"),
         ("[input]\npath='x'\n[endpoint]\ntimeout_s = nan", "endpoint.timeout_s is nan"),
         ("[input]\npath='x'\n[request]\nstream = true", "request.stream is set by batchrun"),
@@ -89,6 +93,50 @@ def test_headers_may_name_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("TEAM_KEY")
     with pytest.raises(JobError, match="TEAM_KEY is not set"):
         header_values(job.endpoint)
+
+
+def test_paths_may_begin_as_keys_do() -> None:
+    for path in ("hf_openassistant_guanaco_2024.jsonl", "runs/sk-learn-benchmark-2024/x.parquet"):
+        assert load_job(path, {"output.path": f"runs/{path}"}).input.path == path
+
+
+def test_options_hold_no_key_either() -> None:
+    for name in ("request.user", "request.metadata.a", "endpoint.base_url", "endpoint.api_key_env"):
+        with pytest.raises(JobError, match="what looks like a key") as caught:
+            load_job("x.jsonl", {name: KEY})
+        assert KEY not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("headers", "said"),
+    [
+        ({"X Team": "blue"}, "'X Team' is no name of a header"),
+        ({"X-Team:": "blue"}, "is no name of a header"),
+        ({"": "blue"}, "is no name of a header"),
+        ({"X-Team": "a\r\nX-More: 1"}, "header X-Team: its value holds characters"),
+        ({"X-Team": "\x1b[31m"}, "header X-Team: its value holds characters"),
+    ],
+)
+def test_a_header_that_no_server_would_read_is_refused(headers: dict[str, str], said: str) -> None:
+    job = load_job("x.jsonl", {"endpoint.headers": headers})
+    with pytest.raises(JobError) as caught:
+        header_values(job.endpoint)
+    assert said in str(caught.value)
+
+
+def test_plain_http_is_for_this_machine_or_for_no_secrets() -> None:
+    far, none = {"endpoint.base_url": "http://example.org/v1"}, {"endpoint.api_key_env": "none"}
+    secret = {"endpoint.headers": {"X-Team": "env:TEAM"}}
+    for settings in (far, {**far, **none, **secret}, {"endpoint.base_url": "http://127.0.0.1.org"}):
+        with pytest.raises(JobError, match="--insecure-http"):
+            refuse_plain_http(load_job("x", settings).endpoint)
+    for settings in (
+        {**far, **none},
+        {"endpoint.base_url": "https://example.org/v1"},
+        {"endpoint.base_url": "http://localhost:8080/v1", **secret},
+        {"endpoint.base_url": "http://[::1]/v1"},
+    ):
+        refuse_plain_http(load_job("x", settings).endpoint)
 
 
 @pytest.mark.parametrize(

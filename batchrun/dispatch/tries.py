@@ -1,0 +1,168 @@
+"""One try: sent, understood, timed and priced. What follows from it is decided elsewhere."""
+
+import time
+from collections.abc import Awaitable
+from typing import Protocol
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from batchrun.errors import EndpointError, ErrorKind
+from batchrun.parse.error_body import ErrorAnswer, parse_error
+from batchrun.parse.response import Unreadable, parse_response
+from batchrun.policy.classify import classify, hint_in
+from batchrun.pricing import Prices
+from batchrun.records import Attempt, Failure, Finish, Reply, Request, Response
+
+# Refused before any work was done: nothing is used up, nothing is billed.
+_NOT_BILLED = frozenset(
+    {
+        ErrorKind.QUOTA,
+        ErrorKind.UNAUTHORIZED,
+        ErrorKind.FORBIDDEN,
+        ErrorKind.NOT_FOUND,
+        ErrorKind.FIREWALL,
+        ErrorKind.REDIRECT,
+        ErrorKind.RATE_LIMIT,
+        ErrorKind.OVER_LIMIT,
+        ErrorKind.BUSY,
+        ErrorKind.OVERLOADED,
+        ErrorKind.TOO_LONG,
+        ErrorKind.CONTENT_POLICY,
+        ErrorKind.BAD_REQUEST,
+    }
+)
+_SLOW_DOWN = "slow_down"
+
+
+class Endpoint(Protocol):
+    """Where requests go."""
+
+    @property
+    def base_url(self) -> str: ...
+    @property
+    def via(self) -> str: ...
+    def send(self, request: Request, client_request_id: str, left_s: float) -> Awaitable[Reply]:
+        """The whole answer. Raises `EndpointError`."""
+
+
+class Tried(Struct, frozen=True):
+    """One try, ended."""
+
+    result: Response | Failure
+    attempt: Attempt
+    reply: Reply | None = None
+    priced_as: str | None = None
+
+    @property
+    def failure(self) -> Failure | None:
+        return self.result.failure if isinstance(self.result, Response) else self.result
+
+    @property
+    def hint_s(self) -> float | None:
+        """How long the server asks to wait, in a header or in words."""
+        if self.reply is not None and self.reply.retry_after_s is not None:
+            return self.reply.retry_after_s
+        return None if self.failure is None else hint_in(self.failure.message)
+
+
+async def send_once(
+    endpoint: Endpoint, request: Request, begun: Attempt, left_s: float, prices: Prices
+) -> Tried:
+    """The try that `begun` describes so far, to its end."""
+    reply: Reply | None = None
+    response_id: str | None = None
+    result: Response | Failure
+    was_sent = True
+    started_s = time.perf_counter()  # uvloop's own clock ticks in ms
+    try:
+        reply = await endpoint.send(request, begun.client_request_id or "", left_s)
+        result = read_reply(reply, request)
+    except EndpointError as error:
+        result = Failure(error.kind, error.message, http_status=error.http_status)
+        response_id, was_sent = error.response_id, error.was_sent
+    latency_s = time.perf_counter() - started_s
+    if isinstance(result, Failure):
+        is_free = not was_sent or result.kind in _NOT_BILLED
+        attempt = replace(
+            begun,
+            latency_s=latency_s,
+            http_status=result.http_status,
+            error_kind=result.kind,
+            error_message=result.message,
+            request_id=reply.request_id if reply else None,
+            response_id=response_id,
+            cost_usd=0.0 if is_free else None,
+        )
+        return Tried(result, attempt, reply)
+    price = prices.find(request.model, result.model, begun.started_at)
+    attempt = Attempt(
+        started_at=begun.started_at,
+        latency_s=latency_s,
+        kind=begun.kind,
+        http_status=reply.http_status if reply else None,
+        error_kind=result.failure.kind if result.failure else None,
+        error_message=result.failure.message if result.failure else None,
+        request_id=reply.request_id if reply else None,
+        client_request_id=begun.client_request_id,
+        response_id=result.id,
+        input_tokens=result.usage.input_tokens,
+        cached_tokens=result.usage.cached_tokens,
+        output_tokens=result.usage.output_tokens,
+        cost_usd=None if price is None else price.cost(result.usage),
+    )
+    return Tried(result, attempt, reply, price.priced_as if price else None)
+
+
+def finish_of(tried: Tried) -> Finish:
+    """What the try tells the limits."""
+    attempt, failure, reply = tried.attempt, tried.failure, tried.reply
+    tokens: int | None = None
+    if isinstance(tried.result, Response):
+        usage = tried.result.usage
+        tokens = usage.total_tokens
+        if tokens is None and usage.input_tokens is not None:
+            tokens = usage.input_tokens + (usage.output_tokens or 0)
+    elif attempt.cost_usd == 0:  # refused: nothing was used up
+        tokens = 0
+    if failure is None:
+        return Finish(
+            is_retry=attempt.kind == "retry",
+            told=reply.told if reply else (),
+            tokens=tokens,
+            dollars=attempt.cost_usd,
+        )
+    return Finish(
+        kind=failure.kind,
+        answered=reply is not None,
+        is_retry=attempt.kind == "retry",
+        hint_s=tried.hint_s,
+        slow_down=failure.code == _SLOW_DOWN,
+        error=failure.message,
+        told=reply.told if reply else (),
+        tokens=tokens,
+        dollars=attempt.cost_usd,
+    )
+
+
+def read_reply(reply: Reply, request: Request) -> Response | Failure:
+    """What a whole answer comes to: understood, and its error classified."""
+    status = reply.http_status
+    answer: Response | ErrorAnswer | Unreadable
+    if 200 <= status < 300:
+        answer = parse_response(reply.body, request, reply.reported_cost_usd)
+    else:
+        answer = parse_error(reply.body)
+    match answer:
+        case Response(failure=Failure(code=code, message=message) as failure):
+            kind = failure.kind
+            if kind is not ErrorKind.CANCELLED:
+                kind = classify(status, code, None, message)
+            return replace(answer, failure=replace(failure, kind=kind, http_status=status))
+        case Response():
+            return answer
+        case Unreadable(message):
+            return Failure(ErrorKind.UNREADABLE, message, http_status=status)
+        case ErrorAnswer(message, code, error_type, is_html):
+            kind = classify(status, code, error_type, message, is_html=is_html)
+            return Failure(kind, message, code, status)

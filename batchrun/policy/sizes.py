@@ -1,0 +1,139 @@
+"""What answers of this run needed, and so what the next ones are expected to need.
+
+For rates an expectation is enough; for dollars it is a bound where one can be known (`is_bounded`).
+"""
+
+import math
+from bisect import bisect_left, insort
+from collections import deque
+
+import msgspec
+from msgspec import Struct
+
+FIRST_OUTPUT = 256  # tokens expected before any answer
+FIRST_MOST_OUTPUT = 4_096  # tokens reserved before any answer, where nothing bounds it
+FIRST_UNSEEN_INPUT = 2_048  # tokens reserved for what the body only refers to, before any answer
+_KEPT = 256  # the last answers of a scope
+_SHARE = 0.95
+
+# What of an input is billed by other rules than its text, or is kept by the server.
+_BEYOND_TEXT = (
+    b'"input_image"',
+    b'"input_file"',
+    b'"input_audio"',
+    b'"computer_screenshot"',
+    b'"item_reference"',
+    b'"image_url"',
+    b'"file_id"',
+)
+_REFERRING = (b'"tools"', b'"previous_response_id"', b'"conversation"', b'"prompt"')
+_OWN_TOOLS = frozenset({"function", "custom"})  # the others run, and read, at the provider
+
+
+class _Tool(Struct):
+    type: str = ""
+
+
+class _Referring(Struct):
+    """What a request may bring in besides its own text."""
+
+    tools: list[_Tool] | None = None
+    previous_response_id: msgspec.Raw | None = None
+    conversation: msgspec.Raw | None = None
+    prompt: msgspec.Raw | None = None
+
+
+_decode = msgspec.json.Decoder(_Referring).decode
+
+
+class BodySize(Struct, frozen=True):
+    """What a body says of the input that is billed."""
+
+    text_bytes: int
+    is_whole: bool  # all that the model reads stands there as text; where in doubt, false
+
+
+def measure(body: bytes) -> BodySize:
+    """The size of a body, as compact JSON. Some µs: asked once a row, where dollars are capped."""
+    if _is_whole(body):
+        return BodySize(len(body), is_whole=True)
+    return BodySize(_text_bytes(body), is_whole=False)
+
+
+def is_bounded(body: bytes, max_output_tokens: int | None) -> bool:
+    """Whether a body's bytes and `max_output_tokens` bound what the request is billed for."""
+    return max_output_tokens is not None and _is_whole(body)
+
+
+def _is_whole(body: bytes) -> bool:
+    for marker in _BEYOND_TEXT:
+        if marker in body:
+            return False
+    if not any(key in body for key in _REFERRING):
+        return True
+    try:
+        request = _decode(body)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return False
+    return (
+        request.previous_response_id is None
+        and request.conversation is None
+        and request.prompt is None
+        and all(tool.type in _OWN_TOOLS for tool in request.tools or ())
+    )
+
+
+def _text_bytes(body: bytes) -> int:
+    """Without those of `data:` URLs, which are no text to the model."""
+    size = len(body)
+    start = body.find(b'"data:')
+    while start >= 0:
+        end = body.find(b'"', start + 1)
+        if end < 0:
+            break
+        size -= end - start
+        start = body.find(b'"data:', end + 1)
+    return size
+
+
+class AnswerSizes:
+    """The answers of one scope; flat memory."""
+
+    def __init__(self) -> None:
+        self._latest: deque[int] = deque()
+        self._by_size: list[int] = []  # the same, in order
+        self._most_input = 0
+        self._most_output = 0
+
+    def told(self, output_tokens: int | None, input_tokens: int | None = None) -> None:
+        """One more answer; null where the server did not count."""
+        self._most_input = max(self._most_input, input_tokens or 0)
+        if output_tokens is None:
+            return
+        output_tokens = max(0, output_tokens)
+        self._most_output = max(self._most_output, output_tokens)
+        by_size = self._by_size
+        if len(by_size) == _KEPT:
+            del by_size[bisect_left(by_size, self._latest.popleft())]
+        self._latest.append(output_tokens)
+        insort(by_size, output_tokens)
+
+    def expected_output(self, max_output_tokens: int | None) -> int:
+        """Tokens that 95 % of the last answers stayed within, bounded by the request."""
+        by_size = self._by_size
+        if not by_size:
+            return FIRST_OUTPUT if max_output_tokens is None else max(0, max_output_tokens)
+        expected = by_size[math.ceil(_SHARE * len(by_size)) - 1]
+        return expected if max_output_tokens is None else min(expected, max(0, max_output_tokens))
+
+    def largest_output(self, max_output_tokens: int | None) -> int:
+        """Output tokens to reserve dollars for: the request's bound, else the most seen so far."""
+        if max_output_tokens is not None:
+            return max(0, max_output_tokens)
+        return self._most_output or FIRST_MOST_OUTPUT
+
+    def largest_input(self, size: BodySize) -> int:
+        """Input tokens to reserve dollars for: a bound where the body is all that is read."""
+        if size.is_whole:
+            return size.text_bytes
+        return max(size.text_bytes, self._most_input or FIRST_UNSEEN_INPUT)

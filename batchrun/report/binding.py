@@ -1,0 +1,75 @@
+"""Why a run is not faster: what binds at the moment, in words. Pure."""
+
+from collections.abc import Sequence
+
+from msgspec import Struct
+
+from batchrun.policy.verdicts import Standing
+
+_BUSY = 0.9  # of one core: this process itself is the limit
+_PAUSES = ("cooldown", "endpoint down")
+_SOON_S = 0.1  # what comes sooner is not worth a number
+_DISK = 0.5  # of the time: writing is
+
+
+class Pulse(Struct, frozen=True):
+    """How a run stands at one moment, as its parts say."""
+
+    is_stopping: bool = False
+    in_flight: int = 0
+    retrying: int = 0  # rows between two tries
+    retries: int = 0  # of rows that are not settled yet
+    is_held: bool = False  # somebody waits at the gate; the first of `standings` is what for
+    is_reading: bool = False  # places are free, and no row is there yet
+    standings: Sequence[Standing] = ()
+    oldest: Sequence[tuple[str, float]] = ()  # rows in flight: id, and seconds since the first send
+    write_s: float = 0.0  # spent in writing outcomes, since the start
+    now_s: float = 0.0  # on the clock of the standings
+
+
+def paused_by(pulse: Pulse) -> str | None:
+    """The limit that stops all sending; null where none does."""
+    first = pulse.standings[0] if pulse.is_held and pulse.standings else None
+    return first.name if first is not None and first.name in _PAUSES else None
+
+
+def binding(pulse: Pulse, cpu_share: float, disk_share: float) -> str:
+    """What the run waits for; shares are of the time since the last look."""
+    if cpu_share >= _BUSY:
+        return f"CPU: {cpu_share:.0%} of a core"
+    if disk_share >= _DISK:
+        return f"the disk: {disk_share:.0%} of the time is spent writing outcomes"
+    if pulse.is_held and pulse.standings:
+        return told(pulse.standings[0], pulse.now_s)
+    if pulse.is_reading:
+        return "reading the input"
+    if pulse.in_flight:
+        return "the answers to what is in flight"
+    return "rows between two tries" if pulse.retrying else "nothing"
+
+
+def headroom(pulse: Pulse) -> list[str]:
+    """Each limit that has anything to say."""
+    return [
+        told(one, pulse.now_s)
+        for one in pulse.standings
+        if one.most is not None or (one.until_s or 0.0) > pulse.now_s
+    ]
+
+
+def told(standing: Standing, now_s: float) -> str:
+    """One limit in words, with its headroom."""
+    words = standing.name
+    if "ratelimit" in words:
+        words = f"the server's {words}"
+    if standing.most is not None and standing.used is not None:
+        words += f": {_number(standing.used)} of {_number(standing.most)}"
+    elif standing.most is not None:
+        words += f": {_number(standing.most)}"
+    if standing.until_s is not None and standing.until_s - now_s >= _SOON_S:
+        words += f", next in {standing.until_s - now_s:.1f} s"
+    return words
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:,.1f}"

@@ -1,0 +1,219 @@
+"""A run proved from its files alone: each row once, tables that agree, nothing left over.
+
+It takes no lock and changes no file. Each part is read whole, each journal record checked.
+"""
+
+import math
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from msgspec import Struct
+
+from batchrun.errors import BatchrunError, JobError, StoreError
+from batchrun.records import Outcome, RunRecord, Totals
+from batchrun.store.damage import damaged_path
+from batchrun.store.disk import storing
+from batchrun.store.journal import Damage, Torn, read_outcomes
+from batchrun.store.ledger import Ledger, calls_of
+from batchrun.store.names import JOURNAL, RESPONSES, TOOL_CALLS, number_of, temporaries
+from batchrun.store.part_files import DAMAGED, read_part
+from batchrun.store.run_record import RUN_FILE, read_run_record
+from batchrun.store.schema import METADATA, response_schema
+from batchrun.store.schema import TOOL_CALLS as TOOL_CALL_SCHEMA
+from batchrun.store.settled import sum_totals
+from batchrun.store.snapshot import Snapshot, snapshot
+from batchrun.store.tables import is_running, read_record
+
+_ENDED = ("finished", "stopped", "interrupted")  # states whose files are put in order
+_TRIES = 20  # on a run that goes on, a seal may replace a part meanwhile
+
+
+class Proof(Struct):
+    """What was looked at, and what of it does not hold."""
+
+    state: str  # as run.json says; live where a process has the directory; unknown
+    problems: list[str]  # by file and row
+    notes: list[str]  # what a kill leaves and the next command puts right
+    rows_in_parts: int = 0
+    rows_in_journal: int = 0
+    parts: int = 0  # of both tables
+    tool_calls: int = 0
+    totals_agree: bool = False  # false also where they cannot be compared
+
+
+def verify(path: Path) -> Proof:
+    """Raises `JobError` where `path` is no run directory; `StoreError` where it cannot be read."""
+    try:
+        record = read_record(path)
+    except BatchrunError as error:
+        if isinstance(error, JobError) and not (path / RUN_FILE).exists():
+            raise
+        return Proof("unknown", [str(error)], [])
+    for left in reversed(range(_TRIES)):
+        state = "live" if is_running(path) else record.state
+        proof = Proof(state, [], [])
+        try:
+            with snapshot(path) as now:
+                _check(path, now, record, proof)
+                if state != "live" or now.holds():
+                    return proof
+        except StoreError:
+            if state != "live" or not left:
+                raise
+        record = read_run_record(path) or record
+    raise StoreError(f"{path}: its files change faster than they can be read; try again later")
+
+
+def _check(path: Path, now: Snapshot, record: RunRecord, proof: Proof) -> None:
+    proof.parts = len(now.responses) + len(now.tool_calls)
+    with (
+        tempfile.TemporaryDirectory(prefix="batchrun-verify-") as folder,
+        Ledger(Path(folder)) as ledger,
+    ):
+        schema = response_schema(record.layout)
+        for part in now.responses:
+            proof.problems += _read_whole(path, part, schema, ledger, calls=False)
+        for part in now.tool_calls:
+            proof.problems += _read_whole(path, part, TOOL_CALL_SCHEMA, ledger, calls=True)
+        in_journal = _check_journal(path, now, ledger, proof)
+        proof.problems += ledger.problems()
+        proof.rows_in_parts, calls, proof.rows_in_journal = ledger.counts()
+        proof.tool_calls = calls + in_journal
+    _check_leftovers(path, proof)
+    if not proof.problems:  # else it says again what is wrong, in sums
+        _check_totals(now, record, proof)
+
+
+def _read_whole(
+    folder: Path, part: Path, schema: pa.Schema, ledger: Ledger, *, calls: bool
+) -> Iterator[str]:
+    """Every page of a part; what is wrong with it."""
+    name = str(part.relative_to(folder))
+    try:
+        found = pq.read_schema(part)
+    except DAMAGED as error:
+        yield f"{name}: cannot be read ({error})"
+        return
+    if (found.metadata or {}).get(b"batchrun.schema_version") != METADATA[
+        b"batchrun.schema_version"
+    ]:
+        yield f"{name}: its schema version is not {METADATA[b'batchrun.schema_version'].decode()}"
+    if not found.equals(schema):
+        yield f"{name}: its columns are not those that run.json has pinned"
+        return
+    file, place = ledger.add_file(name), 0
+    try:
+        for batch in read_part(part, None):
+            ledger.add_batch(file, place, batch, calls=calls)
+            if not calls:
+                yield from _wrong_ok(name, place, batch)
+            place += batch.num_rows
+    except StoreError as error:
+        yield f"{name}: {error}"
+
+
+def _wrong_ok(name: str, first: int, batch: pa.RecordBatch) -> Iterator[str]:
+    is_whole = pc.and_(pc.invert(batch["truncated"]), pc.is_null(batch["refusal"]))
+    ok = pc.and_(pc.equal(batch["status"], "completed"), is_whole)
+    for at in pc.indices_nonzero(pc.not_equal(ok, batch["ok"])).to_pylist():
+        yield (
+            f"{name}, row {first + at} of it: row {batch['row'][at]} ({batch['custom_id'][at]}): "
+            "`ok` does not agree with status, truncated and refusal"
+        )
+
+
+def _check_journal(path: Path, now: Snapshot, ledger: Ledger, proof: Proof) -> int:
+    """Every record; how many tool calls they hold."""
+    calls = 0
+
+    def outcomes(name: str, pieces: Iterator[Outcome | Damage | Torn]) -> Iterator[Outcome]:
+        nonlocal calls
+        for piece in pieces:
+            match piece:
+                case Outcome():
+                    calls += calls_of(piece)
+                    yield piece
+                case Damage(offset, size) if damaged_path(path / name, piece).exists():
+                    proof.notes.append(
+                        f"{name}: {size} bytes at offset {offset} were damaged and set aside"
+                    )
+                case Damage(offset, size):
+                    proof.problems.append(
+                        f"{name}: {size} damaged bytes at offset {offset}; the next command "
+                        "sets them aside and sends the rows again that they held"
+                    )
+                case Torn(offset) if proof.state != "live":
+                    proof.notes.append(
+                        f"{name}: the record at offset {offset} was not written whole; the "
+                        "next command drops it"
+                    )
+
+    for file, count in zip(now.segments, now.counts, strict=True):
+        name = str(Path(file.name).relative_to(path))
+        try:
+            with storing(file.name, "read"):
+                pieces = read_outcomes(file)
+                ledger.add_outcomes(ledger.add_file(name), _first(outcomes(name, pieces), count))
+        except StoreError as error:
+            proof.problems.append(str(error))
+    return calls
+
+
+def _first(outcomes: Iterator[Outcome], count: int | None) -> Iterator[Outcome]:
+    """So many, and on to the end for what else there is, unless it is being written."""
+    for at, outcome in enumerate(outcomes):
+        if count is None or at < count:
+            yield outcome
+
+
+def _check_leftovers(path: Path, proof: Proof) -> None:
+    """Files that an ended run does not have, and files that are none of its own."""
+    if proof.state == "live":
+        return
+    said = proof.problems if proof.state in _ENDED else proof.notes
+    for folder in (path, path / JOURNAL, path / RESPONSES, path / TOOL_CALLS):
+        said += [
+            f"{left.relative_to(path)}: left by a write that did not end"
+            for left in temporaries(folder)
+        ]
+    for entry in sorted((path / JOURNAL).iterdir()) if (path / JOURNAL).is_dir() else ():
+        if entry.suffix == ".intent":
+            said.append(f"{entry.relative_to(path)}: left by a seal that did not end")
+        elif entry.suffix == ".log" and proof.state in _ENDED:
+            said.append(f"{entry.relative_to(path)}: its rows should be in parts by now")
+        elif entry.name.startswith("damaged-"):
+            proof.notes.append(
+                f"{entry.relative_to(path)}: damaged bytes set aside; their rows were sent again"
+            )
+    for table in (RESPONSES, TOOL_CALLS):
+        proof.problems += [
+            f"{entry.relative_to(path)}: no part of this run, yet read with its tables; move it"
+            for entry in sorted((path / table).glob("*.parquet"))
+            if number_of(entry.name) is None
+        ]
+
+
+def _check_totals(now: Snapshot, record: RunRecord, proof: Proof) -> None:
+    if proof.state not in _ENDED:
+        return
+    found, said = sum_totals(now).without(record.gone), record.totals
+    wrong = [
+        f"{RUN_FILE}: totals.{name} is {getattr(said, name)}, the tables add up to "
+        f"{getattr(found, name)}"
+        for name in Totals.__struct_fields__
+        if name != "unpriced_model" and not _is_same(getattr(said, name), getattr(found, name))
+    ]
+    if said.rows > record.rows:
+        wrong.append(f"{RUN_FILE}: {said.rows} rows are settled of {record.rows} in the source")
+    proof.problems += wrong
+    proof.totals_agree = not wrong
+
+
+def _is_same(said: object, found: object) -> bool:
+    if isinstance(said, float) and isinstance(found, float):  # sums in another order
+        return math.isclose(said, found, rel_tol=1e-9, abs_tol=1e-9)
+    return said == found

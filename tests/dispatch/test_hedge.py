@@ -1,0 +1,184 @@
+"""Second copies against a server over a socket, whose slow tries are told by their number."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+from aiohttp import web
+
+from batchrun.dispatch.attempts import Dispatcher
+from batchrun.dispatch.gate import Gate
+from batchrun.dispatch.row import Settled
+from batchrun.endpoint.client import Client
+from batchrun.errors import ErrorKind
+from batchrun.job import EndpointJob, PriceJob, RetryJob
+from batchrun.policy.budget import Budget
+from batchrun.policy.concurrency import InFlight
+from batchrun.policy.scopes import Scopes
+from batchrun.policy.verdicts import Limit
+from batchrun.pricing import Prices
+from batchrun.records import Request
+
+ANSWER: dict[str, object] = {
+    "id": "resp_1",
+    "object": "response",
+    "status": "completed",
+    "error": None,
+    "output": [],
+    "usage": {"input_tokens": 10, "output_tokens": 10, "total_tokens": 20},
+}
+WARM = 20  # answers after which the run knows what slow is
+PRICES = {"m": PriceJob(input=1.0, output=1.0)}
+
+
+def _request(row: int) -> Request:
+    return Request(row, str(row), "file", b'{"model":"m","input":"x"}', "0" * 16, "m", 100, ())
+
+
+class Setup:
+    def __init__(self, dispatcher: Dispatcher, gate: Gate, seen: list[int]) -> None:
+        self.dispatcher, self.gate, self.seen = dispatcher, gate, seen
+
+    async def settle(self, row: int) -> Settled:
+        async with asyncio.timeout(20):
+            settled = await self.dispatcher.settle(_request(row))
+        if settled.slot is not None:
+            self.gate.leave(settled.slot, settled.finish)
+        return settled
+
+
+@asynccontextmanager
+async def _setup(
+    status_of: Callable[[int], int | None],
+    limits: Sequence[Limit] = (),
+    *,
+    hedges: bool = True,
+    timeout_s: float = 15.0,
+) -> AsyncIterator[Setup]:
+    """`status_of` a request's number; null: it is never answered."""
+    seen: list[int] = []
+
+    async def answer(_: web.Request) -> web.StreamResponse:
+        number = len(seen)
+        seen.append(number)
+        status = status_of(number)
+        if status is None:
+            await asyncio.sleep(600)
+        body = ANSWER if status == 200 else {"error": {"message": "no", "type": "server_error"}}
+        return web.json_response(body, status=status or 200)
+
+    app = web.Application()
+    app.router.add_post("/v1/responses", answer)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    host, port = runner.addresses[0][:2]
+    settings = EndpointJob(base_url=f"http://{host}:{port}/v1", timeout_s=timeout_s)
+    try:
+        async with Client(settings, None, {}, "test") as client:
+            gate = Gate([InFlight(8), *limits])
+            dispatcher = Dispatcher(
+                client,
+                gate,
+                Scopes(8, 1800.0),
+                RetryJob(max_wait_s=0.01),
+                Prices(PRICES),
+                key_name="KEY",
+                has_budget=True,
+                hedges=hedges,
+            )
+            yield Setup(dispatcher, gate, seen)
+    finally:
+        await runner.cleanup()
+
+
+async def _warm(setup: Setup) -> None:
+    for row in range(WARM):
+        await setup.settle(row)
+
+
+async def test_a_second_copy_of_the_last_slow_row_is_answered_and_both_are_booked() -> None:
+    async with _setup(lambda number: None if number == WARM else 200) as setup:
+        await _warm(setup)
+        setup.dispatcher.no_more_rows = True
+        settled = await setup.settle(WARM)
+        assert setup.gate.in_flight == 0
+    outcome = settled.outcome
+    assert outcome.ok
+    assert [attempt.kind for attempt in outcome.attempts] == ["first", "hedge"]
+    assert outcome.counted == 1
+    slow, answered = outcome.attempts
+    assert "cancelled" in (slow.error_message or "")
+    assert slow.cost_usd is None
+    assert answered.cost_usd == outcome.cost_usd
+    assert outcome.cost_usd is not None
+
+
+async def test_no_second_copy_goes_while_fresh_rows_are_left() -> None:
+    async with _setup(lambda number: None if number == WARM else 200) as setup:
+        await _warm(setup)
+        slow = asyncio.create_task(setup.settle(WARM))
+        await asyncio.sleep(0.5)
+        assert len(setup.seen) == WARM + 1
+        setup.dispatcher.no_more_rows = True
+        assert (await slow).outcome.ok
+        assert len(setup.seen) == WARM + 2
+
+
+async def test_without_hedging_no_second_copy_ever_goes() -> None:
+    async with _setup(lambda number: None if number == WARM else 200, hedges=False) as setup:
+        await _warm(setup)
+        setup.dispatcher.no_more_rows = True
+        slow = asyncio.create_task(setup.settle(WARM))
+        await asyncio.sleep(0.5)
+        assert len(setup.seen) == WARM + 1
+        slow.cancel()
+        await asyncio.gather(slow, return_exceptions=True)
+        assert setup.gate.in_flight == 0
+
+
+async def test_a_second_copy_that_fails_leaves_the_first_one_its_time() -> None:
+    def status_of(number: int) -> int | None:
+        return 200 if number < WARM else None if number == WARM else 400
+
+    async with _setup(status_of) as setup:
+        await _warm(setup)
+        setup.dispatcher.no_more_rows = True
+        slow = asyncio.create_task(setup.settle(WARM))
+        while len(setup.seen) < WARM + 2:
+            await asyncio.sleep(0.02)
+        await asyncio.sleep(0.2)
+        assert not slow.done()
+        assert setup.gate.in_flight == 2
+        slow.cancel()
+        await asyncio.gather(slow, return_exceptions=True)
+
+
+async def test_two_copies_that_both_fail_cost_one_retry() -> None:
+    def status_of(number: int) -> int | None:
+        return {WARM: None, WARM + 1: 500}.get(number, 200)
+
+    async with _setup(status_of, timeout_s=1.0) as setup:
+        await _warm(setup)
+        setup.dispatcher.no_more_rows = True
+        settled = await setup.settle(WARM)
+        assert setup.gate.in_flight == 0
+    assert settled.outcome.ok
+    attempts = settled.outcome.attempts
+    assert [attempt.kind for attempt in attempts] == ["first", "hedge", "retry"]
+    kinds = [attempt.error_kind for attempt in attempts]
+    assert kinds == [ErrorKind.TIMEOUT, ErrorKind.SERVER_ERROR, None]
+
+
+async def test_a_budget_without_room_for_it_sends_no_second_copy() -> None:
+    cost, reserved = 20e-6, 125e-6  # of an answer, and of a request in flight
+    budget = Budget(WARM * cost + 1.5 * reserved, 0.0)
+    async with _setup(lambda number: None if number == WARM else 200, [budget]) as setup:
+        await _warm(setup)
+        setup.dispatcher.no_more_rows = True
+        slow = asyncio.create_task(setup.settle(WARM))
+        await asyncio.sleep(0.5)
+        assert len(setup.seen) == WARM + 1
+        slow.cancel()
+        await asyncio.gather(slow, return_exceptions=True)
+        assert setup.gate.in_flight == 0

@@ -1,0 +1,22 @@
+import pytest
+
+from tests.pacing.random_servers import draw_case, measure
+
+SERVERS = 200
+_PARTS = 20  # so that the processes share them
+
+
+@pytest.mark.parametrize("part", range(_PARTS))
+def test_a_run_fills_what_a_server_allows_and_wastes_little_on_refusals(part: int) -> None:
+    measured = 0
+    for seed in range(part, SERVERS, _PARTS):
+        case = draw_case(seed)
+        result = measure(case)
+        assert result.goodput >= 0.95, (seed, result, case.plan)
+        assert result.refused < 0.02, (seed, result, case.plan)
+        measured += result.measured_s > 0
+    assert measured >= 8  # of ten; the others change too late, or answer too slowly
+
+
+def test_the_same_seed_gives_the_same_run() -> None:
+    assert measure(draw_case(3)) == measure(draw_case(3))

@@ -1,0 +1,69 @@
+import random
+
+from batchrun.policy.chance import Chance
+
+
+def test_one_refusal_among_many_answers_is_chance() -> None:
+    chance = Chance()
+    heard = [chance.is_limit(sent, 9.0, sent / 100, in_vain=False) for sent in range(0, 10_000, 80)]
+    assert not any(heard)
+
+
+def test_two_close_together_are_believed_and_three_are_remembered() -> None:
+    chance = Chance()
+    assert not chance.is_limit(100, 9.0, 1.0, in_vain=False)
+    assert chance.is_limit(110, 9.0, 1.1, in_vain=False)
+    assert not chance.is_limit(1000, 9.0, 10.0, in_vain=False)
+    assert chance.is_limit(1002, 9.0, 10.0, in_vain=False)
+    assert chance.is_limit(1004, 9.0, 10.0, in_vain=False)
+    assert chance.is_limit(5000, 9.0, 60.0, in_vain=False)
+    assert not chance.is_limit(20_000, 9.0, 2000.0, in_vain=False)
+
+
+def test_a_limit_of_one_attempt_at_a_time_is_seen_at_once() -> None:
+    chance = Chance()
+    heard = [chance.is_limit(sent, 9.0, 0.1 * sent, in_vain=False) for sent in range(1, 5)]
+    assert heard == [False, True, True, True]
+
+
+def test_a_share_that_is_refused_however_little_is_sent_is_chance_after_a_few() -> None:
+    draw = random.Random(3)
+    chance = Chance()
+    believed = [
+        chance.is_limit(sent, 9.0 / (1 + sent), sent / 50, in_vain=True)
+        for sent in range(3_000)
+        if draw.random() < 0.1
+    ]
+    assert chance.is_usual
+    assert sum(believed) < 15
+    assert not any(believed[30:])
+
+
+def test_more_than_the_usual_share_is_a_limit_again() -> None:
+    draw = random.Random(3)
+    chance = Chance()
+    for sent in range(2_000):
+        if draw.random() < 0.05:
+            chance.is_limit(sent, 9.0 / (1 + sent), sent / 50, in_vain=True)
+    assert chance.is_usual
+    heard = [
+        chance.is_limit(sent, 9.0, 40 + sent / 50, in_vain=False) for sent in range(2_000, 2_060)
+    ]
+    assert any(heard[:20])
+    assert not chance.is_usual
+
+
+def test_a_usual_share_is_forgotten_when_nothing_is_refused_any_more() -> None:
+    chance = Chance()
+    for sent in range(0, 200, 10):
+        chance.is_limit(sent, 9.0 / (1 + sent), sent / 50, in_vain=True)
+    assert chance.is_usual
+    assert not chance.is_limit(50_000, 9.0, 500.0, in_vain=False)
+    assert not chance.is_usual
+
+
+def test_a_limit_that_is_not_lowered_much_is_never_taken_for_chance() -> None:
+    chance = Chance()
+    believed = [chance.is_limit(sent, 9.0, sent / 5, in_vain=True) for sent in range(0, 600, 3)]
+    assert all(believed[2:])
+    assert not chance.is_usual

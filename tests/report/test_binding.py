@@ -1,0 +1,44 @@
+import pytest
+
+from batchrun.policy.verdicts import Standing
+from batchrun.report.binding import Pulse, binding, headroom, paused_by, told
+
+FULL = Standing("requests in flight", 64, 64)
+DOWN = Standing("endpoint down", 12, until_s=107.3)
+HELD = Pulse(in_flight=64, is_held=True, standings=(FULL, DOWN), now_s=100.0)
+
+
+@pytest.mark.parametrize(
+    ("pulse", "cpu", "disk", "says"),
+    [
+        (HELD, 0.2, 0.0, "requests in flight: 64 of 64"),
+        (HELD, 0.95, 0.9, "CPU: 95% of a core"),
+        (HELD, 0.2, 0.7, "the disk: 70% of the time is spent writing outcomes"),
+        (Pulse(in_flight=3, is_reading=True), 0.2, 0.0, "reading the input"),
+        (Pulse(in_flight=3), 0.2, 0.0, "the answers to what is in flight"),
+        (Pulse(retrying=3), 0.0, 0.0, "rows between two tries"),
+        (Pulse(), 0.0, 0.0, "nothing"),
+    ],
+)
+def test_what_binds_is_said_in_words(pulse: Pulse, cpu: float, disk: float, says: str) -> None:
+    assert binding(pulse, cpu, disk) == says
+
+
+def test_a_limit_is_told_with_its_headroom_and_when_it_opens() -> None:
+    assert told(DOWN, 100.0) == "endpoint down, next in 7.3 s"
+    assert told(Standing("tokens a minute", 81_234.5, 100_000), 0.0) == (
+        "tokens a minute: 81,234 of 100,000"
+    )
+    header = Standing("x-ratelimit-limit-requests", None, 1200)
+    assert told(header, 0.0) == "the server's x-ratelimit-limit-requests: 1,200"
+
+
+def test_limits_with_nothing_to_say_are_left_out() -> None:
+    idle = Standing("cooldown")
+    assert headroom(Pulse(standings=(FULL, idle))) == ["requests in flight: 64 of 64"]
+
+
+def test_only_what_stops_all_sending_is_a_pause() -> None:
+    assert paused_by(HELD) is None
+    assert paused_by(Pulse(is_held=True, standings=(DOWN, FULL))) == "endpoint down"
+    assert paused_by(Pulse(standings=(DOWN, FULL))) is None

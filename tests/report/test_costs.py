@@ -1,0 +1,126 @@
+import re
+from pathlib import Path
+
+import pytest
+
+from batchrun.errors import ErrorKind
+from batchrun.records import Attempt, Failure, Outcome, Request, Response, Totals, Usage
+from batchrun.report.status import render_status
+from batchrun.report.summary import Summary, Tally, cost_of_left, left_in_words
+from batchrun.report.terminal import render_end
+
+RESPONSE = Response(
+    id="resp_1",
+    status="completed",
+    model="m-2026",
+    service_tier=None,
+    output="[]",
+    output_text="",
+    refusal=None,
+    reasoning_summary=None,
+    citations=(),
+    tool_calls=(),
+    usage=Usage(10, output_tokens=5),
+    usage_json=None,
+    truncated=False,
+    incomplete_reason=None,
+)
+FAILURE = Failure(ErrorKind.TIMEOUT, "too long", status="no_answer")
+
+
+def ended(
+    result: Response | Failure, cost_usd: float | None, priced_as: str | None, model: str = "m"
+) -> Outcome:
+    request = Request(0, "0", "a.jsonl", b"{}", "0" * 16, model, None, ())
+    attempts = (Attempt(0, 1.0, "first"),)
+    return Outcome(request, result, attempts, "http://x", "plain", None, cost_usd, priced_as)
+
+
+def summed(*outcomes: Outcome, simulated: bool = False, unknown_usd: float = 0.0) -> Summary:
+    tally = Tally(Totals(), 0.0)
+    for outcome in outcomes:
+        tally.count(outcome)
+    return tally.summary(
+        run="run",
+        state="finished",
+        rows=len(outcomes),
+        now_s=1.0,
+        exit_code=0,
+        simulated=simulated,
+        unknown_usd=unknown_usd,
+    )
+
+
+def said(summary: Summary) -> str | None:
+    """The line about cost, which the end and `status` share."""
+    found = re.search(r"^ *cost: +(.*)$", render_end(summary, Path("run")), re.MULTILINE)
+    other = re.search(r"^ *cost: +(.*)$", render_status(summary, Path("run")), re.MULTILINE)
+    assert (found and found[1]) == (other and other[1])
+    return found[1] if found else None
+
+
+def test_what_was_spent_is_said() -> None:
+    summary = summed(ended(RESPONSE, 1.0, "m"), ended(RESPONSE, 0.23, "m"))
+    assert summary.cost_usd == 1.23
+    assert said(summary) == "$1.23"
+
+
+def test_a_model_without_a_price_is_said_and_never_costs_nothing() -> None:
+    unpriced = ended(RESPONSE, None, None, "my-model")
+    summary = summed(*[unpriced] * 3)
+    assert summary.cost_usd is None
+    words = 'unknown for 3 rows (no price for my-model; give [pricing."my-model"])'
+    assert said(summary) == words
+    assert (
+        said(summed(ended(RESPONSE, 0.5, "m"), unpriced, unpriced, unpriced)) == f"$0.50, {words}"
+    )
+
+
+def test_rows_that_ended_without_a_count_of_tokens_are_said() -> None:
+    summary = summed(ended(RESPONSE, 0.5, "m"), ended(FAILURE, None, None))
+    assert said(summary) == "$0.50, unknown for 1 row (they ended without a count of tokens)"
+
+
+def test_what_tries_may_have_cost_is_said() -> None:
+    summary = summed(ended(RESPONSE, 0.5, "m"), unknown_usd=0.25)
+    assert said(summary) == "$0.50, up to $0.25 for tries that never told what they cost"
+
+
+def test_a_simulated_run_says_that_nothing_is_paid() -> None:
+    assert said(summed(ended(RESPONSE, 0.5, "m"), simulated=True)) == (
+        "$0.50; simulated, so nothing is paid"
+    )
+
+
+def test_without_an_attempt_there_is_no_cost() -> None:
+    assert said(summed()) is None
+
+
+def test_a_model_s_name_does_not_reach_the_terminal_as_an_escape_sequence() -> None:
+    assert "\x1b" not in (said(summed(ended(RESPONSE, None, None, "\x1b[31mred"))) or "")
+
+
+def test_costs_go_on_from_what_earlier_commands_spent() -> None:
+    tally = Tally(Totals(rows=2, cost_usd=1.5, unpriced=1, unpriced_model="first"), 0.0)
+    tally.count(ended(RESPONSE, 0.25, "m"))
+    tally.count(ended(RESPONSE, None, None, "second"))
+    totals = tally.totals()
+    assert (totals.cost_usd, totals.unpriced, totals.unpriced_model) == (1.75, 2, "first")
+
+
+@pytest.mark.parametrize(
+    ("totals", "cost", "words"),
+    [
+        (Totals(rows=4, cost_usd=1.0), 2.5, "10 rows are left, about $2.50 at the mean cost"),
+        (Totals(rows=5, cost_usd=1.0, unpriced=1), 2.5, "10 rows are left, about $2.50"),
+        (Totals(rows=5, cost_usd=1.0, statuses={"invalid": 1}), 2.5, "10 rows are left, about"),
+        (Totals(), None, "10 rows are left"),
+        (Totals(rows=4, unpriced=4), None, "10 rows are left"),
+    ],
+)
+def test_what_is_left_is_told_at_the_mean_cost_of_what_is_done(
+    totals: Totals, cost: float | None, words: str
+) -> None:
+    assert cost_of_left(totals, 10) == cost
+    assert left_in_words(totals, 10).startswith(words)
+    assert left_in_words(Totals(), 1) == "1 row is left"

@@ -1,0 +1,57 @@
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from batchrun.errors import ErrorKind
+from batchrun.records import Attempt, Failure, Outcome, Request, Totals
+from batchrun.report.summary import Tally, next_command
+
+RUN = Path("runs/a b")
+COMMAND = "batchrun run prompts.jsonl --prompt '{{ question }}'"
+
+
+def test_after_some_failed_rows_the_same_command_sends_them_again() -> None:
+    for status in ("failed", "no_answer", "cancelled"):
+        said = next_command(COMMAND, RUN, 4, {status: 1}, "q1")
+        assert said == f"{COMMAND} --retry-failed"
+
+
+def test_the_option_is_named_once_and_without_kinds() -> None:
+    said = next_command(f"{COMMAND} --retry-failed=timeout --limit 5", RUN, 4, {"failed": 1}, "q1")
+    assert said == f"{COMMAND} --limit 5 --retry-failed"
+    said = next_command("batchrun run -- prompts.jsonl", RUN, 4, {"failed": 1}, "q1")
+    assert said == "batchrun run --retry-failed -- prompts.jsonl"
+
+
+def test_where_it_would_send_nothing_a_row_is_shown() -> None:
+    statuses = {"completed": 3, "incomplete": 1, "invalid": 1, "failed": 0}
+    assert next_command(COMMAND, RUN, 4, statuses, "q 1") == "batchrun show 'runs/a b' 'q 1'"
+    assert next_command(None, RUN, 4, {"failed": 1}, None) == "batchrun show 'runs/a b' ID"
+
+
+def test_after_other_ends_the_same_command_goes_on() -> None:
+    assert next_command(COMMAND, RUN, 3, {"failed": 1}, None) == COMMAND
+    assert next_command(COMMAND, RUN, 0, {}, None) is None
+
+
+def test_a_row_sent_again_is_counted_once_and_left_until_it_is_settled() -> None:
+    request = Request(0, "a", "s", b"{}", "0" * 16, None, None, ())
+    failure = Failure(ErrorKind.TIMEOUT, "late", status="no_answer")
+    attempt = Attempt(0, 1.0, "first", cost_usd=0.5)
+    first = Outcome(request, failure, (attempt,), "e", "plain", cost_usd=0.5)
+    one = Totals(
+        rows=1,
+        statuses={"no_answer": 1},
+        error_kinds={"timeout": 1},
+        attempts=1,
+        cost_usd=0.5,
+    )
+    tally = Tally(replace(one, rows=2, ok=1), 0.0, again=1)
+    assert (tally.left(2), tally.left(3)) == (1, 2)
+    summary = tally.summary(run="r", state="running", rows=2, now_s=1.0)
+    assert (summary.settled, summary.left, summary.again) == (1, 1, 1)
+    more = replace(first, attempts=(attempt, attempt), cost_usd=1.0, replaces=True)
+    tally.count(more, one)
+    assert tally.totals() == replace(one, rows=2, ok=1, attempts=2, cost_usd=1.0)
+    summary = tally.summary(run="r", state="running", rows=2, now_s=1.0)
+    assert (summary.settled, summary.left, summary.again) == (2, 0, 0)
