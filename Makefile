@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 DEMO = runs/demo
 SERVERS = .servers
 
-.PHONY: demo test test-servers check docs format lock clean
+.PHONY: demo test torture test-servers bench-pacing check docs format lock clean
 
 # The main job against the embedded simulator: a prompt set with tools becomes two tables.
 demo: $(VENV)/installed
@@ -18,9 +18,17 @@ demo: $(VENV)/installed
 test: check
 	$(BIN)/pytest -q -n 2 --dist loadgroup
 
+# 1,000 kills of real runs (TORTURE_KILLS=N for another number); the figures land in runs/torture.md.
+torture: $(VENV)/installed
+	$(BIN)/pytest -q -s -m torture tests/torture
+
 # 50 rows in each mode against two servers from elsewhere, on loopback; installs them, needs npm.
 test-servers: $(VENV)/installed $(SERVERS)/litellm/installed $(SERVERS)/aimock/installed
 	$(BIN)/pytest -q -m servers tests/servers
+
+# How batchrun finds limits that nobody told it, measured over a socket; some twenty minutes.
+bench-pacing: $(VENV)/installed
+	$(BIN)/python -m benchmarks.pacing
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .
