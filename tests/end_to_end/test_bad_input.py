@@ -146,7 +146,7 @@ _CASES: dict[str, tuple[dict[str, str | bytes], tuple[str, ...], str]] = {
     "a job file with a mistyped key": (
         _job('[limits]\nconcurrency = "many"\n'),
         ("job.toml",),
-        "job.toml: limits.concurrency: ",
+        "job.toml: limits.concurrency is ",
     ),
     "a job file with a number out of range": (
         _job("[retry]\nmax_attempts = 0\n"),
