@@ -16,7 +16,7 @@ demo: $(VENV)/installed
 
 # What CI runs: lint, types, the plan of the house, tests.
 test: check
-	$(BIN)/pytest -q -n 2 --dist loadgroup
+	$(BIN)/pytest -q -n 4 --dist worksteal
 
 # 1,000 kills of real runs (TORTURE_KILLS=N for another number); the figures land in runs/torture.md.
 torture: $(VENV)/installed

@@ -7,9 +7,7 @@ gives it a place; `dispatch` gets its outcome; the run directory keeps it; the t
 import asyncio
 import contextlib
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
-from itertools import islice
 from pathlib import Path
 
 from msgspec import Struct
@@ -32,6 +30,7 @@ from batchrun.job import (
     refuse_plain_http,
     refuse_written_secrets,
 )
+from batchrun.keeping import Keeper
 from batchrun.plan import Plan, make_plan, make_record
 from batchrun.policy.budget import Budget
 from batchrun.policy.concurrency import FirstAlone, InFlight
@@ -43,8 +42,6 @@ from batchrun.pricing import Prices
 from batchrun.records import (
     NOTHING_SENT_AGAIN,
     BadRow,
-    Earlier,
-    Outcome,
     Request,
     Resend,
     RunRecord,
@@ -52,18 +49,14 @@ from batchrun.records import (
 from batchrun.report.binding import Pulse
 from batchrun.report.live import Live
 from batchrun.report.summary import Summary, Tally, left_in_words, next_command
-from batchrun.resume import with_earlier
 from batchrun.simulator.behavior import Behavior
 from batchrun.simulator.server import serve
 from batchrun.stop_switch import StopSwitch
-from batchrun.store.earlier import EarlierRows, Wanted
 from batchrun.store.run_dir import RunDir
 from batchrun.store.tables import example_not_ok
 from batchrun.version import VERSION
 
 OLDEST = 3  # rows named while the last ones are waited for
-DISK_PATIENCE_S = 60.0  # for a disk that does not take what has arrived
-_ROWS_AT_ONCE = 64  # whose older outcomes are read together
 DRAIN_S = 20.0  # what is in flight may take this long to land after the first signal
 
 
@@ -185,9 +178,7 @@ class _Run:
         self.job, self.run_dir, self.plan, self.record = job, run_dir, plan, record
         self.tally, self.watch, self.stop = tally, watch, stop
         self.prices, self.most_in_flight = prices, most_in_flight
-        self.write_s = 0.0  # spent in keeping outcomes
-        self.unkept: deque[Outcome] = deque()  # what the disk did not take
-        self.earlier: dict[int, Earlier] = {}  # by row: of those read and sent again
+        self.keeper = Keeper(run_dir, tally, plan.resumed)
         spent_usd = (record.totals.cost_usd or 0.0) + (record.gone.cost_usd or 0.0)
         cap_usd = job.limits.max_cost_usd
         self.budget = None if cap_usd is None else Budget(cap_usd, spent_usd, record.unknown_usd)
@@ -229,7 +220,10 @@ class _Run:
             ):
                 self.stop.listen(lambda: self._interrupt(executor))
                 async for outcome in outcomes:
-                    self._keep(outcome, executor)
+                    try:
+                        self.keeper.keep(outcome)
+                    except StoreError as error:  # what is in flight lands, and is held
+                        executor.stop(error)
                     for watcher in watchers:
                         if (reason := watcher.told(outcome)) is not None:
                             executor.stop(RunStopped(reason))
@@ -238,50 +232,13 @@ class _Run:
         except InputError as error:  # the files changed since the plan; the run can go on later
             self.ended_by = RunStopped(str(error))
         except StoreError as error:
-            await self._keep_late(error)
-
-    def _keep(self, outcome: Outcome, executor: LocalExecutor) -> None:
-        """Into the journal; where the disk fails nothing more is sent, and what lands is held."""
-        earlier = self.earlier.get(outcome.request.row)
-        if earlier is not None:
-            outcome = with_earlier(outcome, earlier)
-        if not self.unkept:
-            began_s = time.perf_counter()
-            try:
-                self.run_dir.keep(outcome)
-            except StoreError as error:
-                executor.stop(error)
-            else:
-                self.write_s += time.perf_counter() - began_s
-                self._count(outcome)
-                return
-        self.unkept.append(outcome)
-
-    async def _keep_late(self, error: StoreError) -> None:
-        """Writes what could not be written, if the disk lets it within a minute. Raises `error`."""
-        until_s = time.monotonic() + DISK_PATIENCE_S
-        landed = len(self.unkept)
-        while self.unkept:
-            try:
-                self.run_dir.keep(self.unkept[0], anyway=True)
-            except StoreError:
-                left_s = until_s - time.monotonic()
-                if left_s <= 0 or len(self.stop.asked) > 1:
-                    break
-                said = f"{error}. {len(self.unkept):,} answers are held for {left_s:.0f} s more"
-                self.watch.summary(self._summary("waiting for the disk", message=said))
-                await asyncio.sleep(min(1.0, left_s))
-            else:
-                self._count(self.unkept.popleft())
-        if lost := len(self.unkept):
-            raise StoreError(f"{error} ({lost:,} answers that had arrived could not be kept)")
-        if landed:
-            raise StoreError(f"{error} (all answers that had arrived are kept)")
-        raise error
-
-    def _count(self, outcome: Outcome) -> None:
-        earlier = self.earlier.pop(outcome.request.row, None)
-        self.tally.count(outcome, earlier.totals if earlier is not None else None)
+            await self.keeper.keep_held(
+                error,
+                is_hurried=lambda: len(self.stop.asked) > 1,
+                tell=lambda said: self.watch.summary(
+                    self._summary("waiting for the disk", message=said)
+                ),
+            )
 
     def _shared_limits(self) -> list[Limit]:
         """What the user allows, over all scopes."""
@@ -302,25 +259,12 @@ class _Run:
     def _taken_up(self, requests: Iterator[Request | BadRow]) -> Iterator[Request | BadRow]:
         """The requests; those begun in background by an earlier command know their response."""
         started = dict(self.run_dir.started)
-        for request in self._with_earlier(requests):
+        for request in self.keeper.with_earlier(requests):
             begun = started.get(request.custom_id)
             if isinstance(request, Request) and begun is not None and begun.hash == request.hash:
                 yield replace(request, resume_id=begun.response_id)
             else:
                 yield request
-
-    def _with_earlier(self, requests: Iterator[Request | BadRow]) -> Iterator[Request | BadRow]:
-        """The requests, once the older outcomes of those sent again are read. `StoreError`."""
-        resumed = self.plan.resumed
-        if not resumed.resent.rows:
-            yield from requests
-            return
-        rows = EarlierRows(resumed.spans)
-        while some := list(islice(requests, _ROWS_AT_ONCE)):
-            again = [Wanted(one.row, one.custom_id) for one in some if resumed.again[one.row]]
-            if again:
-                self.earlier.update(rows.find(again))
-            yield from some
 
     async def end(self) -> Summary:
         """Everything into Parquet, the totals into `run.json`."""
@@ -391,7 +335,7 @@ class _Run:
                 is_reading=executor.is_reading,
                 standings=gate.standings(),
                 oldest=dispatcher.oldest(OLDEST) if dispatcher.is_tail() else (),
-                write_s=self.write_s,
+                write_s=self.keeper.write_s,
                 now_s=asyncio.get_running_loop().time(),
             )
 

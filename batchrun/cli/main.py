@@ -46,6 +46,7 @@ batchrun.add_command(simulate)
 
 def main() -> None:
     """Runs the command line and exits with its code; no traceback for foreseen errors."""
+    sys.meta_path.insert(0, _WithoutPandas)
     _open_standard_streams()
     try:
         batchrun.main(standalone_mode=False)
@@ -70,6 +71,15 @@ def main() -> None:
         if error.errno == errno.ENOSPC:
             click.echo(f"batchrun: the output cannot be written ({error.strerror})", err=True)
         sys.exit(1)
+
+
+class _WithoutPandas:
+    """pyarrow imports pandas where it is installed: a quarter of a second that no command needs."""
+
+    @staticmethod
+    def find_spec(name: str, _path: object = None, _target: object = None) -> None:
+        if name == "pandas":
+            raise ModuleNotFoundError(name, name=name)
 
 
 def _open_standard_streams() -> None:

@@ -11,6 +11,7 @@ from yarl import URL
 from batchrun.endpoint.background import Sink, forget, send_background
 from batchrun.endpoint.deadlines import DeadlineWatch
 from batchrun.endpoint.plain import send_plain, send_stream
+from batchrun.endpoint.room import Room
 from batchrun.endpoint.veil import Veil
 from batchrun.endpoint.wire import Wire
 from batchrun.job import FROM_ENVIRONMENT, EndpointJob
@@ -34,10 +35,12 @@ class Client:
         headers: Mapping[str, str],
         version: str,
         sink: Sink = forget,
+        room: Room | None = None,
     ) -> None:
         self.base_url = settings.base_url
         self.via = settings.mode
         self._sink = sink
+        self._room = room or Room()
         self._settings = settings
         self._headers = {
             "Content-Type": "application/json",
@@ -75,7 +78,7 @@ class Client:
         secrets = self._secrets
         if proxy is not None and (password := URL(proxy).password):
             secrets = [*secrets, password]
-        self._wire = Wire(session, url, settings, watch, Veil(secrets))
+        self._wire = Wire(session, url, settings, watch, self._room, Veil(secrets))
         return self
 
     async def __aexit__(

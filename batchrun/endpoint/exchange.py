@@ -19,6 +19,7 @@ from batchrun.endpoint.headers import (
     should_retry,
     told_limits,
 )
+from batchrun.endpoint.room import Share
 from batchrun.endpoint.sse import SseParser
 from batchrun.endpoint.stream import StreamAnswer
 from batchrun.endpoint.wire import Wire
@@ -36,8 +37,9 @@ _FIELDS = (b"retry:", b"event:", b"data:", b"id:", b":")  # what a line of a str
 class _Arriving:
     """An answer while it comes: its status, and for a stream what it has said."""
 
-    def __init__(self, started_s: float) -> None:
+    def __init__(self, started_s: float, share: Share) -> None:
         self.started_s = started_s
+        self.share = share  # what it holds of the room for answers
         self.http_status: int | None = None
         self.stream: StreamAnswer | None = None
         self.first_token_s: float | None = None
@@ -49,7 +51,7 @@ async def exchange(
 ) -> Reply:
     """The whole answer, whatever its status. Raises `EndpointError`."""
     settings = wire.settings
-    arriving = _Arriving(time.perf_counter())
+    arriving = _Arriving(time.perf_counter(), Share(wire.room))
     deadline = Deadline(wire.watch, asyncio.get_running_loop().time() + settings.timeout_s)
     try:
         with deadline:
@@ -80,6 +82,8 @@ async def exchange(
         raise _veiled(_broken(error, arriving, settings), wire) from error
     except OSError as error:
         raise _veiled(_failed(ErrorKind.CONNECTION, _said(error), arriving), wire) from error
+    finally:
+        arriving.share.leave()
 
 
 async def _read(
@@ -102,6 +106,8 @@ async def _read(
             deadline.idle_s = now_s() + settings.idle_timeout_s
         first += piece
         _check_size(len(first), settings, response)
+        if arriving.share.grow(len(piece)):
+            await _wait_for_room(deadline, arriving.share)
     if said_stream if is_stream is None else is_stream:
         return await _read_stream(response, first, deadline, settings, arriving)
     pieces = [first]
@@ -111,6 +117,8 @@ async def _read(
         size += len(piece)
         _check_size(size, settings, response)
         pieces.append(piece)
+        if arriving.share.grow(len(piece)):
+            await _wait_for_room(deadline, arriving.share)
     return first if len(pieces) == 1 else b"".join(pieces)
 
 
@@ -144,6 +152,8 @@ async def _read_stream(
         while piece:
             size += len(piece)
             _check_size(size, settings, response)
+            if piece is not first and arriving.share.grow(len(piece)):
+                await _wait_for_room(deadline, arriving.share)
             if is_error:
                 raw.append(piece)
             for event in parser.feed(piece):
@@ -171,6 +181,16 @@ async def _read_stream(
     if body is None:
         raise _failed(ErrorKind.CUT, "the stream ended without its last event", arriving)
     return body
+
+
+async def _wait_for_room(deadline: Deadline, share: Share) -> None:
+    """While other answers are read first; that time is not the server's, and counts for nothing."""
+    now_s = asyncio.get_running_loop().time
+    began_s, total_s, idle_s = now_s(), deadline.total_s, deadline.idle_s
+    deadline.total_s = deadline.idle_s = math.inf
+    await share.wait()
+    waited_s = now_s() - began_s
+    deadline.total_s, deadline.idle_s = total_s + waited_s, idle_s + waited_s
 
 
 def _check_size(size: int, settings: EndpointJob, response: aiohttp.ClientResponse) -> None:

@@ -6,6 +6,7 @@ import aiohttp
 from yarl import URL
 
 from batchrun.endpoint.deadlines import DeadlineWatch
+from batchrun.endpoint.room import Room
 from batchrun.endpoint.veil import Veil
 from batchrun.job import EndpointJob
 
@@ -18,4 +19,5 @@ class Wire:
     url: URL  # of POST /responses
     settings: EndpointJob
     watch: DeadlineWatch
+    room: Room  # for answers that arrive
     veil: Veil  # between what comes over the wire and everybody else

@@ -194,11 +194,14 @@ def _bar(summary: Summary, left: str | None) -> Group:
     facts = _facts(summary)[1:]
     lines = [" · ".join(facts[:3]), " · ".join(facts[3:])]
     lines += [one_line(line) for line in ([left] if left else _waits(summary))]
-    return Group(head, *(Text("  " + line, overflow="ellipsis", no_wrap=True) for line in lines))
+    fits = summary.message is None  # what a user must do is shown whole
+    return Group(head, *(Text("  " + line, overflow="ellipsis", no_wrap=fits) for line in lines))
 
 
 def _waits(summary: Summary) -> list[str]:
-    """What binds, and the rows that are waited for."""
+    """What must be done now; else what binds, and the rows that are waited for."""
+    if summary.message is not None:
+        return [summary.message]
     has_begun = summary.settled or summary.in_flight or summary.paused_by
     waits = [f"held by {summary.binds}"] if summary.binds and has_begun else []
     return [*waits, oldest_in_words(summary)] if summary.oldest else waits

@@ -1,11 +1,10 @@
 """A run directory read from outside, also while it is written: no lock, no file changed."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
 from batchrun.errors import JobError, StoreError
 from batchrun.records import JsonObject, RunRecord, Totals
@@ -18,6 +17,9 @@ from batchrun.store.schema import TOOL_CALLS, response_schema
 from batchrun.store.settled import sum_totals
 from batchrun.store.snapshot import Snapshot, read_snapshot, snapshot
 from batchrun.store.storable import storable_text
+
+if TYPE_CHECKING:
+    import pyarrow.dataset as ds
 
 
 def read_record(path: Path) -> RunRecord:
@@ -102,25 +104,27 @@ def _example_not_ok(now: Snapshot) -> str | None:
     return None
 
 
-def responses(path: Path) -> ds.Dataset:
+def responses(path: Path) -> "ds.Dataset":
     """The `responses` table as committed so far, lazily. Raises `JobError`, `StoreError`."""
     schema = response_schema(read_record(path).layout)
     with snapshot(path) as now:
         return _dataset(now.responses, schema)
 
 
-def tool_calls(path: Path) -> ds.Dataset:
+def tool_calls(path: Path) -> "ds.Dataset":
     """The `tool_calls` table as committed so far, lazily. Raises `JobError`, `StoreError`."""
     read_record(path)
     with snapshot(path) as now:
         return _dataset(now.tool_calls, TOOL_CALLS)
 
 
-def _dataset(parts: tuple[Path, ...], schema: pa.Schema) -> ds.Dataset:
+def _dataset(parts: tuple[Path, ...], schema: pa.Schema) -> "ds.Dataset":
+    import pyarrow.dataset as ds  # noqa: PLC0415 - imports pandas where it is installed: 0.3 s
+
     return ds.dataset([str(part) for part in parts], schema=schema, format="parquet")
 
 
-def _filtered(parts: tuple[Path, ...], schema: pa.Schema, wanted: ds.Expression) -> pa.Table:
+def _filtered(parts: tuple[Path, ...], schema: pa.Schema, wanted: pc.Expression) -> pa.Table:
     where = parts[0].parent if parts else "no parts"
     with storing(where, "read"):
         try:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ def begin(
         *words: object,
         env: dict[str, str] | None = None,
         before: tuple[str, ...] = (),
+        command: Sequence[str] = _COMMAND,
         **options: Any,
     ) -> subprocess.Popen[str]:
         settings = {
@@ -67,7 +68,7 @@ def begin(
             "text": True,
             **options,
         }
-        process = subprocess.Popen([*before, *_COMMAND, *map(str, words)], **settings)
+        process = subprocess.Popen([*before, *command, *map(str, words)], **settings)
         processes.append(process)
         return process
 

@@ -1,15 +1,21 @@
 """Disks that fail under a run: what was in flight is kept if they recover, and the run resumes."""
 
+import json
 import os
 import resource
 import shutil
 import signal
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from subprocess import CompletedProcess, Popen
 from typing import Any
 
 import pytest
+
+from batchrun.store.journal import Frame, scan
 
 Run = Callable[..., CompletedProcess[str]]
 Begin = Callable[..., "Popen[str]"]
@@ -60,6 +66,72 @@ def test_a_full_disk_stops_sending_and_what_was_in_flight_is_kept_when_space_ret
     assert again.returncode == 0, again.stderr
     assert totals() == (_ROWS, _ROWS, _ROWS)
     assert stats(base_url)["completions"] == _ROWS  # nothing was paid for twice
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 600 kB; skips where none can be mounted."""
+    path = tmp_path / "small"
+    path.mkdir()
+    mounted = subprocess.run(
+        ["/bin/mount", "-t", "tmpfs", "-o", "size=600k", "batchrun", path],
+        capture_output=True,
+        check=False,
+    )
+    if mounted.returncode:
+        pytest.skip(f"nothing can be mounted here: {mounted.stderr.decode().strip()}")
+    yield path
+    subprocess.run(["/bin/umount", "--lazy", path], check=True)
+
+
+def test_a_small_disk_that_fills_up_is_said_and_more_space_lets_the_run_end(
+    source: Path, small_disk: Path, begin: Begin, batchrun: Run, simulator: Any, stats: Any
+) -> None:
+    base_url = simulator("--latency", "0.02")
+    run_dir = small_disk / "run"
+    command = ("run", source, *_ASK, "-o", run_dir, "--base-url", base_url)
+    run = begin(*command)
+    said = _said_until(run, _WAITS)
+    assert "free space on this disk" in said
+    subprocess.run(["/bin/mount", "-o", "remount,size=60m", small_disk], check=True)
+    _, rest = run.communicate(timeout=60)
+    assert run.returncode == 1, said + rest
+    assert "all answers that had arrived are kept" in rest
+    again = batchrun(*command)
+    assert again.returncode == 0, again.stderr
+    assert stats(base_url)["completions"] == _ROWS  # nothing was paid for twice
+    proof = batchrun("verify", run_dir)
+    assert proof.returncode == 0, proof.stdout
+
+
+def test_a_slow_disk_slows_the_sending_and_memory_does_not_fill(
+    source: Path, tmp_path: Path, begin: Begin, simulator: Any, stats: Any, totals: Any
+) -> None:
+    """Each write to the journal takes 20 ms; the server could answer ten times as fast."""
+    base_url = simulator("--latency", "0.02")
+    slow = (sys.executable, str(Path(__file__).parent / "slow_disk.py"), "0.02")
+    run = begin("run", source, *_ASK, "--base-url", base_url, command=slow)
+    most, binds = 0, set()
+    while run.poll() is None:
+        kept = _kept(tmp_path / "run")
+        if kept is not None:
+            most = max(most, stats(base_url)["completions"] - kept)
+        with suppress(OSError, ValueError):
+            binds.add(json.loads((tmp_path / "run" / "live.json").read_bytes()).get("binds"))
+    assert run.returncode == 0, run.communicate()[1]
+    assert totals() == (_ROWS, _ROWS, _ROWS)
+    # What has arrived and is not stored keeps its place: nothing more is sent instead.
+    assert 0 < most <= 2 * 8
+    assert any(said and said.startswith("the disk: ") for said in binds), binds
+
+
+def _kept(run: Path) -> int | None:
+    """Outcomes in the journal; null before it is there, and once it is sealed."""
+    paths = list((run / "journal").glob("*.log"))
+    if not paths:
+        return None
+    with paths[0].open("rb") as file:
+        return sum(isinstance(found, Frame) for found in scan(file))
 
 
 def test_a_disk_that_stays_full_ends_the_run_with_words_and_it_resumes(

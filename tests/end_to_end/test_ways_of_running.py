@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 import shlex
 import subprocess
 import sys
@@ -312,3 +313,20 @@ def test_a_run_directory_that_was_moved_still_knows_its_source(
     done = batchrun("run", source, *ask, "--simulate")
     assert done.returncode == 0
     assert "50 settled, 150 to send" in done.stderr
+
+
+def test_a_limit_on_open_files_that_is_too_low_is_said_and_kept_to(
+    write_rows: Any, questions: Any, begin: Any, simulator: Any, stats: Any, totals: Any
+) -> None:
+    source, base_url = write_rows(questions(400)), simulator("--latency", "0.05")
+    asked = ("--prompt", "{{ question }}", "--model", "gpt-4.1", "--concurrency", "1000")
+    run = begin(
+        "run", source, *asked, "--base-url", base_url, "-o", "run",
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100)),
+    )  # fmt: skip
+    _, said = run.communicate(timeout=60)
+    assert run.returncode == 0, said
+    warned = re.search(r"warning: the limit on open files allows (\d+) requests in flight", said)
+    assert warned is not None, said
+    assert 1 < stats(base_url)["most_in_flight"] <= int(warned[1]) < 100
+    assert totals() == (400, 400, 400)
