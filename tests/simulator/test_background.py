@@ -39,7 +39,7 @@ async def _done(http: Http, base_url: str, id_: str) -> dict[str, Any]:
 async def test_the_sdk_creates_asks_and_gets_what_a_plain_request_gets(
     start: Start, sdk: Sdk, stats: Stats
 ) -> None:
-    base_url = await start(latency_s=0.3, latency_spread=0)
+    base_url = await start(latency_s=1.0, latency_spread=0)
     client = sdk(base_url)
     response = await client.responses.create(model="m", input="hello", background=True)
     assert (response.status, response.background, response.output) == ("queued", True, [])
@@ -56,7 +56,7 @@ async def test_the_sdk_creates_asks_and_gets_what_a_plain_request_gets(
     counts = await stats(base_url)
     assert (counts["completions"], counts["bodies"], counts["in_flight"]) == (2, 1, 0)
     assert counts["background"]["created"] == 1
-    assert counts["background"]["polls"] > 2
+    assert counts["background"]["polls"] >= 2
 
 
 async def test_work_is_done_at_its_time_whether_or_not_anyone_asks(
