@@ -13,12 +13,11 @@ import click
 from batchrun.cli.retry_failed import NAME, Kinds, NeverTakesTheNextWord
 from batchrun.cli.signals import exit_on_signals, signals_ask
 from batchrun.errors import Interrupted, JobError
-from batchrun.job import Job, refuse_plain_http, refuse_written_secrets
-from batchrun.job_file import load_job
-from batchrun.records import Resend
 
 if TYPE_CHECKING:
+    from batchrun.job import Job
     from batchrun.plan import Plan
+    from batchrun.records import Resend
     from batchrun.report.summary import Summary
 
 _EPILOG = """\b
@@ -179,6 +178,9 @@ def run(
     messages. Everything is checked before anything is sent. Answers land in RUN/responses and
     RUN/tool_calls as Parquet; the same command again resumes and never pays twice.
     """
+    from batchrun.job_file import load_job
+    from batchrun.records import Resend
+
     options = {
         "output.path": output,
         "request.model": model,
@@ -250,14 +252,14 @@ def _body_field(text: str) -> tuple[str, Any]:
 
 
 def _run(
-    job: Job,
+    job: "Job",
     command: str,
     *,
     simulate: bool,
     limit: int | None,
     quiet: bool,
     insecure_http: bool,
-    resend: Resend,
+    resend: "Resend",
 ) -> "Summary":
     import asyncio
 
@@ -290,15 +292,16 @@ def _run(
 
 
 def _dry_run(
-    job: Job,
+    job: "Job",
     command: str,
     *,
     simulate: bool,
     limit: int | None,
     insecure_http: bool,
-    resend: Resend,
+    resend: "Resend",
 ) -> None:
     from batchrun.claim import run_path
+    from batchrun.job import refuse_plain_http, refuse_written_secrets
     from batchrun.plan import dry_run
     from batchrun.report.printable import printable_json
 

@@ -1,6 +1,5 @@
 """`batchrun simulate`: the simulator as a server, until a signal ends it."""
 
-import asyncio
 import contextlib
 import os
 import signal
@@ -154,6 +153,8 @@ def simulate(host: str, port: int, **options: Any) -> None:
     Prints the base URL on one line once it listens, and runs until Ctrl-C or SIGTERM. No key, no
     network, no cost. GET /stats counts what was served, and /stats?by=body tells it body by body.
     """
+    import asyncio
+
     behavior = _behavior(options)
     _allow_many_connections()
     try:
@@ -241,6 +242,8 @@ def _loop_factory() -> Any:
 
 
 async def _serve(behavior: "Behavior", host: str, port: int) -> None:
+    import asyncio
+
     from batchrun.simulator.server import serve
 
     stop = asyncio.Event()

@@ -110,6 +110,8 @@ async def _read(
             await _wait_for_room(deadline, arriving.share)
     if said_stream if is_stream is None else is_stream:
         return await _read_stream(response, first, deadline, settings, arriving)
+    if content.at_eof():
+        return first
     pieces = [first]
     size = len(first)
     while piece := await content.readany():
@@ -119,7 +121,7 @@ async def _read(
         pieces.append(piece)
         if arriving.share.grow(len(piece)):
             await _wait_for_room(deadline, arriving.share)
-    return first if len(pieces) == 1 else b"".join(pieces)
+    return b"".join(pieces)
 
 
 def _is_stream(first: bytes, said_stream: bool) -> bool | None:

@@ -1,5 +1,6 @@
 """A row's name, body and hash in one go: what the survey and the run both need of it."""
 
+from array import array
 from collections.abc import Callable
 from typing import Any
 
@@ -7,7 +8,7 @@ from msgspec import Struct
 
 from batchrun.inputs.identity import Identity
 from batchrun.inputs.json_text import encode_anyhow
-from batchrun.inputs.requests import RequestMaker, canonical, digest
+from batchrun.inputs.requests import RequestMaker, as_sent, canonical, digest
 from batchrun.inputs.rows import NOTHING, Row, RowProblem
 from batchrun.records import BadRow, JsonObject
 
@@ -19,13 +20,18 @@ class Draft(Struct):
     named_by: int
     consumed: frozenset[str]  # columns that are not carried, unless [input] carry says so
     body: JsonObject | None
-    size: int  # bytes of the body
-    hash: bytes
+    written: bytes  # the body as JSON: as it is hashed, or as it is sent where the hash is known
+    hash: int
     problem: str = ""
 
 
-def drafter(maker: RequestMaker, identity: Identity) -> Callable[[Row], Draft]:
-    """What makes drafts; they raise `InputError` alone."""
+def drafter(
+    maker: RequestMaker, identity: Identity, hashes: "array[int] | None" = None
+) -> Callable[[Row], Draft]:
+    """What makes drafts; they raise `InputError` alone.
+
+    `hashes` are known from an earlier reading: to make them anew takes a third of the time.
+    """
     make, name_of = maker.make, identity.of
     nothing = maker.consumed(NOTHING)
 
@@ -34,8 +40,10 @@ def drafter(maker: RequestMaker, identity: Identity) -> Callable[[Row], Draft]:
         try:
             body, consumed = make(row)
             name, named_by = name_of(row)
+            if hashes is not None:
+                return Draft(name, named_by, consumed, body, as_sent(body), hashes[row.row])
             data = canonical(body)
-            return Draft(name, named_by, consumed, body, len(data), digest(data))
+            return Draft(name, named_by, consumed, body, data, digest(data))
         except RowProblem as error:
             problem = error
         try:
@@ -45,7 +53,7 @@ def drafter(maker: RequestMaker, identity: Identity) -> Callable[[Row], Draft]:
         consumed = problem.consumed or consumed
         # Of a row without lines, what may be sent tells it from others.
         data = row.raw.strip() if row.line is not None else encode_anyhow(row.data)
-        return Draft(name, named_by, consumed, None, 0, digest(data), problem.message)
+        return Draft(name, named_by, consumed, None, b"", digest(data), problem.message)
 
     return draft
 
@@ -58,6 +66,11 @@ def bad_row(row: Row, draft: Draft, carried: tuple[Any, ...] = ()) -> BadRow:
         source=row.source,
         line=row.line,
         message=draft.problem,
-        hash=draft.hash.hex(),
+        hash=hash_text(draft.hash),
         carried=carried,
     )
+
+
+def hash_text(number: int) -> str:
+    """16 hex digits."""
+    return f"{number:016x}"

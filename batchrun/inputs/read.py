@@ -4,14 +4,14 @@ Nothing grows with the rows but the survey's arrays. The same job and the same f
 requests at each reading.
 """
 
+from array import array
 from collections.abc import Callable, Iterator
 
 from batchrun.errors import InputError
 from batchrun.inputs.carried import Carrier
 from batchrun.inputs.columns import check_types, unknown_column
-from batchrun.inputs.drafts import bad_row, drafter
+from batchrun.inputs.drafts import bad_row, drafter, hash_text
 from batchrun.inputs.identity import FALLBACK, Identity
-from batchrun.inputs.json_text import encode
 from batchrun.inputs.parquet import Wanted
 from batchrun.inputs.requests import RequestMaker
 from batchrun.inputs.sources import Source, SourceFile, find_source
@@ -27,7 +27,8 @@ __all__ = ["PromptSet", "Source", "SourceFile", "find_source"]
 class PromptSet:
     """A source read as one job asks. Raises `JobError` where the job's templates or types are bad.
 
-    It remembers its files, so that a change between two readings is an error.
+    It remembers its files, so that a change between two readings is an error, and the hashes that
+    the survey made.
     """
 
     def __init__(self, source: Source, input_job: InputJob, request: JsonObject) -> None:
@@ -40,6 +41,7 @@ class PromptSet:
         used = self._maker.may_use
         names = {"custom_id", input_job.id or FALLBACK, FALLBACK}
         self._used = None if used is None else used | names
+        self._hashes: array[int] | None = None
 
     def survey(
         self,
@@ -60,6 +62,7 @@ class PromptSet:
             used=self._used, columns=tally.fixed, explicit=frozenset(self._job.types), whole=True
         )
         found = read_all(self._walk, self._maker, identity, tally, wanted, on_rows, count_unbounded)
+        self._hashes = found.hashes
         self._check_columns(found, tally)
         identity, warnings = settle_names(self._walk, found, identity, pinned=pinned is not None)
         layout = pinned or Layout(
@@ -96,7 +99,9 @@ class PromptSet:
         identity = self._rule(layout)
         carry = Carrier(layout, self._job)
         wanted = Wanted(used=self._used, columns=layout.columns, explicit=carry.explicit)
-        draft_of = drafter(self._maker, identity)
+        draft_of = drafter(self._maker, identity, self._hashes)
+        if self._hashes is not None:  # a file that has grown since is told by its time
+            limit = min(len(self._hashes), len(self._hashes) if limit is None else limit)
         for row in self._walk.rows(wanted, settled, limit):
             draft = draft_of(row)
             body = draft.body
@@ -109,8 +114,8 @@ class PromptSet:
                 row=row.row,
                 custom_id=draft.custom_id,
                 source=row.source,
-                body=encode(body),
-                hash=draft.hash.hex(),
+                body=draft.written,
+                hash=hash_text(draft.hash),
                 model=model,
                 max_output_tokens=most if type(most) is int else None,
                 carried=carry.values(row, draft.consumed),

@@ -18,7 +18,7 @@ from batchrun.inputs.chat import (
     input_items,
     read_structure,
 )
-from batchrun.inputs.json_text import encode_sorted
+from batchrun.inputs.json_text import encode, encode_sorted
 from batchrun.inputs.rows import NOTHING, NoColumn, Row, RowProblem, nearest
 from batchrun.inputs.template import Defaults
 from batchrun.job import InputJob
@@ -168,16 +168,24 @@ class RequestMaker:
 
 
 def canonical(body: JsonObject) -> bytes:
-    """The body with its keys sorted, of the same length as `encode` gives. Raises `RowProblem`."""
+    """The body with its keys sorted, of the same length as `as_sent` gives. Raises `RowProblem`."""
     try:
         return encode_sorted(body)
     except RecursionError:
         raise RowProblem("nested too deeply") from None
 
 
-def digest(data: bytes) -> bytes:
-    """Eight bytes over a canonical body, or over a row that cannot be sent."""
-    return blake2b(data, digest_size=8).digest()
+def as_sent(body: JsonObject) -> bytes:
+    """The body with its keys in the row's order. Raises `RowProblem`."""
+    try:
+        return encode(body)
+    except RecursionError:
+        raise RowProblem("nested too deeply") from None
+
+
+def digest(data: bytes) -> int:
+    """A number of eight bytes over a canonical body, or over a row that cannot be sent."""
+    return int.from_bytes(blake2b(data, digest_size=8).digest(), "big")
 
 
 _MESSAGES = SETTINGS | {"messages"}

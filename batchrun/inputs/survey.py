@@ -103,10 +103,10 @@ def read_all(
     models = found.models
     for row in walk.rows(wanted):
         draft = draft_of(row)
-        add_hash(int.from_bytes(draft.hash, "big"))
+        add_hash(draft.hash)
         add_id(hash(draft.custom_id))
         add_named(draft.named_by)
-        body_bytes += draft.size
+        body_bytes += len(draft.written)
         if row.columns:
             tally.add_parquet(row, draft.consumed, wanted.used)
         elif row.data is not None:

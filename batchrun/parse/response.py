@@ -6,10 +6,10 @@ NaN) is mended once and read again.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Meta, Raw, Struct
 
 from batchrun.errors import ErrorKind
 from batchrun.parse.error_body import ErrorAnswer, find_error
@@ -19,6 +19,7 @@ from batchrun.parse.tool_call import Item, read_tool_call
 from batchrun.records import Citation, Failure, Request, Response, ToolCall, Usage
 
 _NULL = Raw(b"null")
+_Count = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None
 
 
 class Unreadable(Struct, frozen=True):
@@ -41,8 +42,29 @@ class _Body(Struct):
     tool_usage: Raw = _NULL
 
 
+class _Details(Struct):
+    cached_tokens: _Count = None
+    cache_write_tokens: _Count = None
+    reasoning_tokens: _Count = None
+
+
+_NO_DETAILS = _Details()
+
+
+class _Usage(Struct):
+    """Usage as it should be."""
+
+    input_tokens: _Count = None
+    output_tokens: _Count = None
+    total_tokens: _Count = None
+    input_tokens_details: _Details | None = None
+    output_tokens_details: _Details | None = None
+    cost: float | None = None
+
+
 _body_decoder = msgspec.json.Decoder(_Body)
 _items_decoder = msgspec.json.Decoder(list[Raw])
+_usage_decoder = msgspec.json.Decoder(_Usage)
 _item_decoder = msgspec.json.Decoder(Item)
 
 
@@ -75,23 +97,26 @@ def _response(
     items = _items_decoder.decode(output) if output[:1] == b"[" else []
     usage, cost_usd = _usage(answer.usage)
     reason = text(answer.incomplete_details, "reason")
-    content = _content(items, request)
-    if content["output_text"] is None and text(answer.output_text):
-        content["output_text"] = answer.output_text
+    parts = _parts(items, request)
+    output_text = "".join(parts.texts) if parts.texts else text(answer.output_text) or None
     return Response(
         id=text(answer.id),
         status=status,
         model=text(answer.model),
         service_tier=text(answer.service_tier),
         output=output.decode() if output[:1] == b"[" else "[]",
-        **content,
+        output_text=output_text,
+        refusal="".join(parts.refusals) if parts.refusals else None,
+        reasoning_summary="\n\n".join(parts.summaries) if parts.summaries else None,
+        citations=tuple(parts.citations),
+        tool_calls=tuple(parts.tool_calls),
         usage=usage,
         usage_json=_usage_json(answer),
         truncated=_is_truncated(status, reason, usage, request.max_output_tokens),
         incomplete_reason=reason,
         reported_cost_usd=cost_usd if reported_cost_usd is None else reported_cost_usd,
         failure=_failure(status, answer.error),
-        output_parsed_ok=output_fits(content["output_text"], request.body),
+        output_parsed_ok=output_fits(output_text, request.body),
     )
 
 
@@ -120,6 +145,8 @@ def _failure(status: str, error: object) -> Failure | None:
 class _Parts:
     """What the output items hold, gathered."""
 
+    __slots__ = ("citations", "refusals", "summaries", "texts", "tool_calls")
+
     def __init__(self) -> None:
         self.texts: list[str] = []
         self.refusals: list[str] = []
@@ -128,7 +155,7 @@ class _Parts:
         self.tool_calls: list[ToolCall] = []
 
 
-def _content(items: Sequence[Raw], request: Request) -> dict[str, Any]:
+def _parts(items: Sequence[Raw], request: Request) -> _Parts:
     parts = _Parts()
     for position, raw in enumerate(items):
         try:
@@ -142,13 +169,7 @@ def _content(items: Sequence[Raw], request: Request) -> dict[str, Any]:
             parts.summaries += _texts(item.summary, "text")
         elif kind.endswith("_call"):
             parts.tool_calls.append(read_tool_call(position, kind, item, bytes(raw), request))
-    return {
-        "output_text": "".join(parts.texts) if parts.texts else None,
-        "refusal": "".join(parts.refusals) if parts.refusals else None,
-        "reasoning_summary": "\n\n".join(parts.summaries) if parts.summaries else None,
-        "citations": tuple(parts.citations),
-        "tool_calls": tuple(parts.tool_calls),
-    }
+    return parts
 
 
 def _read_message(item: Item, parts: _Parts) -> None:
@@ -179,6 +200,25 @@ def _citation(note: dict[str, Any]) -> Citation:
 
 def _usage(raw: Raw) -> tuple[Usage, float | None]:
     """Any count may be missing or null (PROTOCOL A.3); the cost is a gateway's own."""
+    try:
+        said = _usage_decoder.decode(raw)
+    except msgspec.ValidationError:
+        return _odd_usage(raw)
+    inputs = said.input_tokens_details or _NO_DETAILS
+    outputs = said.output_tokens_details or _NO_DETAILS
+    known = Usage(
+        said.input_tokens,
+        inputs.cached_tokens,
+        inputs.cache_write_tokens,
+        said.output_tokens,
+        outputs.reasoning_tokens,
+        said.total_tokens,
+    )
+    return known, said.cost
+
+
+def _odd_usage(raw: Raw) -> tuple[Usage, float | None]:
+    """Usage of which something is of a wrong type: that counts as absent."""
     usage = decode(bytes(raw))
     if not isinstance(usage, dict):
         return Usage(), None

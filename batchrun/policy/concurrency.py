@@ -10,7 +10,9 @@ from batchrun.records import Finish, Need, Slot
 
 _FIRST = 16  # in flight to begin with
 _STEP = 1.15  # every `_STEP_S` while nothing resists: twice as many in a quarter of a second
-_STEP_S = 0.05
+_STEP_S = 0.05  # sooner ...
+_STEP_LEAST_S = 0.01
+_STEP_ANSWERS = 3.0  # ... where this many times the quickest answer is less
 _PROBE_ANSWERS = 150  # before one more is tried, so that refusals stay rare
 _PROBE_S = 3.0
 _SOON_S = 2.0  # a second refusal within it cuts by a factor
@@ -85,6 +87,7 @@ class LearntInFlight:
         self._fits = float(min(most, _FIRST))
         self._searches = True
         self._grow_s = -math.inf  # when it may grow again
+        self._step_s = _STEP_S
         self._step = 1.0
         self._cut_s = -math.inf
         self._base = 0  # in flight at the cut
@@ -133,8 +136,11 @@ class LearntInFlight:
                 self._searches = True
             elif is_limit or probed:
                 self._hear(slot.started_s, finish.hint_s or 0.0, now_s)
-        elif finish.answered and finish.kind is None and slot.started_s > self._cut_s:
-            self._answered += not finish.is_retry
+        elif finish.answered and finish.kind is None:
+            if slot.started_s > self._cut_s:
+                self._answered += not finish.is_retry
+            quick_s = max(_STEP_LEAST_S, _STEP_ANSWERS * (now_s - slot.started_s))
+            self._step_s = min(self._step_s, quick_s)
         self.now -= 1
 
     def standing(self, now_s: float) -> Standing:
@@ -148,7 +154,7 @@ class LearntInFlight:
     def _grow(self, now_s: float) -> None:
         if self._searches or self._fits < 0.9 * self._good:
             self._fits = max(self._fits * _STEP, self._fits + 1)
-            self._grow_s = now_s + _STEP_S
+            self._grow_s = now_s + self._step_s
         else:
             self._fits += self._step
             self._good = self._fits

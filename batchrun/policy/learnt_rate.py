@@ -17,7 +17,9 @@ from batchrun.policy.verdicts import GO, Standing, Verdict, Wait
 from batchrun.records import Finish, Need, Slot
 
 _FIRST = 30.0  # requests a second to begin with
-_DOUBLES_S = 0.2  # while nothing is refused at all
+_DOUBLES_S = 0.2  # while nothing is refused at all; sooner ...
+_DOUBLES_LEAST_S = 0.04
+_DOUBLES_ANSWERS = 10.0  # ... where this many times the quickest answer is less
 _MOST = 1e6
 _HANDFUL = 60  # requests: before that the rate does not fall below ...
 _HANDFUL_RATE = 5.0  # ... so many a second
@@ -55,6 +57,7 @@ class LearntRate:
         self._rise_s = math.inf  # when the probe begins
         self._cut_s = -math.inf  # refusals of what was sent before are of one wave
         self._until_s = -math.inf  # of the last hint
+        self._doubles_s = _DOUBLES_S
         self._cost_s = 0.0  # what a refusal costs
         self._cost = _COST
         self._lag_s = 0.1  # until a refusal is back
@@ -88,6 +91,9 @@ class LearntRate:
     def finished(self, slot: Slot, finish: Finish, now_s: float) -> None:
         if finish.kind is ErrorKind.RATE_LIMIT and not self._is_told():
             self._hear(slot.started_s, finish.hint_s or 0.0, now_s)
+        elif self._searches and finish.kind is None and finish.answered:
+            quick_s = max(_DOUBLES_LEAST_S, _DOUBLES_ANSWERS * (now_s - slot.started_s))
+            self._doubles_s = min(self._doubles_s, quick_s)
         if self._told and self._told[0].rate != self._told_rate:
             self._jump(self._told[0].rate, now_s)
 
@@ -116,7 +122,7 @@ class LearntRate:
         if now_s - self._pressed_s > _USED_S + 1 / rate or now_s < self._until_s:
             return
         if self._searches:
-            rate *= math.exp2(since_s / _DOUBLES_S)
+            rate *= math.exp2(since_s / self._doubles_s)
         elif now_s >= self._rise_s:
             rate *= math.exp(self._slope(rate) * since_s)
         else:

@@ -103,8 +103,12 @@ class Tally:
                 totals["truncated"] += response.truncated
                 totals["refused"] += response.refusal is not None
                 totals["tool_calls"] += len(response.tool_calls)
-                for name in _TOKENS:
-                    totals[name] += getattr(response.usage, name) or 0
+                usage = response.usage
+                totals["input_tokens"] += usage.input_tokens or 0
+                totals["cached_tokens"] += usage.cached_tokens or 0
+                totals["output_tokens"] += usage.output_tokens or 0
+                totals["reasoning_tokens"] += usage.reasoning_tokens or 0
+                totals["total_tokens"] += usage.total_tokens or 0
 
     def _take_out(self, replaced: Totals) -> None:
         left = self.totals().without(replaced)
@@ -198,13 +202,6 @@ class Tally:
 
 
 _MAPS = ("statuses", "error_kinds")
-_TOKENS = (
-    "input_tokens",
-    "cached_tokens",
-    "output_tokens",
-    "reasoning_tokens",
-    "total_tokens",
-)
 
 
 def cost_of_left(totals: Totals, left: int) -> float | None:
