@@ -8,7 +8,7 @@ from pathlib import Path
 
 def machine() -> str:
     """`2 cores, CPU model, Python 3.11.2, Linux 6.1`."""
-    cores = len(os.sched_getaffinity(0))
+    cores = os.cpu_count() or 1  # not those that this process may use: it is pinned
     kernel = re.match(r"\d+\.\d+", platform.release())
     said = [
         f"{cores} cores" if cores > 1 else "1 core",

@@ -14,7 +14,7 @@ LINE_BYTES = 4096
 _TURNS = 4  # a client's rows are at least so many times what may be in flight
 
 HEAD = (
-    "| in flight | client | rows/s | to batchrun's | CPU of 1,000 rows, ms | peak memory, MB |",
+    "| in flight | client | rows/s | batchrun's / it | CPU of 1,000 rows, ms | peak memory, MB |",
     "| --- | --- | --- | --- | --- | --- |",
 )
 
@@ -87,7 +87,7 @@ def render_rounds(rounds: Rounds) -> list[str]:
             if one.name == "batchrun":
                 answers_per_s = median(run.answers_per_s for run in runs)
                 rows_per_s += f" ({answers_per_s:,.0f} to the last answer)"
-            ratio = rounds.ratio(in_flight, one.name, "batchrun")
+            ratio = rounds.ratio(in_flight, "batchrun", one.name)
             cpu_ms = median(run.cpu_us for run in runs)
             peak_mb = median(run.peak_bytes for run in runs) / 1e6
             lines.append(

@@ -59,19 +59,20 @@ def _rounds(
     missing = [one.title for one in CONTENDERS if not one.is_installed]
     if missing:
         print(f"not installed (make bench-peers does it): {', '.join(missing)}")
+    turns = 1 if options.quick else options.rounds
     rounds = measure_rounds(
         place,
         url,
         core,
         levels=LEVELS,
-        rounds=1 if options.quick else options.rounds,
+        rounds=turns,
         seconds=0.2 if options.quick else _SECONDS,
         skip=options.skip,
     )
     for path in place.glob("rows-*.jsonl"):
         path.unlink()
     measures = judge_rounds(rounds)
-    said = f"Medians of {options.rounds} interleaved rounds on {_where(server, core)}."
+    said = f"Medians of {turns} interleaved rounds on {_where(server, core)}."
     _tell(options, "speed", said, render_rounds(rounds), measures)
     return measures
 
