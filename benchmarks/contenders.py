@@ -107,7 +107,7 @@ CONTENDERS = (
     Contender("batchrun", "batchrun, everything stored", 11_000, ()),
     _peer("lm-deluge", "lm-deluge", 3_500, "lm_deluge_client"),
     _peer("openai-aiohttp", "openai SDK on aiohttp", 1_000, "openai_sdk", "--aiohttp"),
-    _peer("openai-httpx", "openai SDK on httpx", 600, "openai_sdk"),
+    _peer("openai-httpx", "openai SDK as it comes (httpx2)", 600, "openai_sdk"),
     _peer("async-batch-llm", "async-batch-llm", 450, "async_batch_llm_pool"),
     _peer("litellm", "litellm", 380, "litellm_sdk"),
 )

@@ -113,6 +113,6 @@ def judge_rounds(rounds: Rounds) -> list[Measure]:
         measures.append(Measure(what, closest, at_least=2.5))
     if "openai-httpx" in peers:
         least_ratio = min(rounds.ratio(level, "batchrun", "openai-httpx") for level in levels)
-        what = "batchrun / openai SDK on httpx, where it comes closest"
+        what = "batchrun / openai SDK as it comes, where it comes closest"
         measures.append(Measure(what, least_ratio, at_least=15))
     return measures

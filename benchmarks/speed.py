@@ -80,7 +80,7 @@ def _rounds(
 def _scale(options: argparse.Namespace, bench: scale.Bench, server: str) -> list[Measure]:
     quick = options.quick
     sizes = scale.QUICK_SIZES if quick else scale.SIZES
-    measures = scale.measure_help(bench)
+    measures = scale.measure_help(bench.core)
     measures += scale.measure_plan(bench, 500 if quick else _PLAN_ROWS)
     measures += scale.measure_stalls(bench, 2_000 if quick else _STALL_ROWS)
     lines, by_size, source = scale.measure_sizes(bench, sizes)
