@@ -119,7 +119,7 @@ http {{
 @contextmanager
 def lean_server(place: Path, core: int | None) -> Iterator[tuple[str, str]]:
     """Its base URL and its name, while it runs, on this core alone where one is given."""
-    nginx = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin") or shutil.which("nginx")
+    nginx = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
     if nginx is not None:
         port = _free_port()
         (place / "nginx.conf").write_text(_configuration(place, port))

@@ -183,13 +183,17 @@ def measure_stalls(bench: Bench, rows: int) -> list[Measure]:
     watched = msgspec.json.decode(told.read_bytes(), type=Watched)
     stalls = between(watched.stalls, sent.first_at, sent.last_at)
     for stall in stalls[:_SHOWN]:
-        print(f"stood still {stall.wall_s * 1e3:.1f} ms ({stall.cpu_s * 1e3:.1f} of CPU): ", end="")
-        print(stall.where or "unseen")
-    longest_ms = stalls[0].wall_s * 1e3 if stalls else 10.0
+        print(
+            f"stood still {stall.wall_s * 1e3:.1f} ms ({stall.cpu_s * 1e3:.1f} of CPU, "
+            f"{stall.queued_s * 1e3:.1f} while others had the core): {stall.where or 'unseen'}"
+        )
+    longest = stalls[0] if stalls else Stall(0.0, 0.010, 0.0, 0.0, "")
     what = "longest stall of the loop while sending, ms (10 stands for less)"
     whole_ms = max((stall.wall_s * 1e3 for stall in watched.stalls), default=10.0)
     return [
-        Measure(what, longest_ms, at_most=20),
+        Measure(what, longest.wall_s * 1e3, at_most=20),
+        Measure("in it: CPU of the loop's thread, ms", longest.cpu_s * 1e3),
+        Measure("in it: other threads and processes had the core, ms", longest.queued_s * 1e3),
         Measure("stalls above 10 ms", len(stalls)),
         Measure("longest stall with start and end, ms", whole_ms),
     ]

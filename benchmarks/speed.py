@@ -64,7 +64,7 @@ def _rounds(
         place,
         url,
         core,
-        levels=LEVELS,
+        levels=LEVELS[:2] if options.quick else LEVELS,
         rounds=turns,
         seconds=0.2 if options.quick else _SECONDS,
         skip=options.skip,

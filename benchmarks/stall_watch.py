@@ -33,7 +33,8 @@ class Stall(Struct, frozen=True):
 
     at: float  # its end, Unix time
     wall_s: float
-    cpu_s: float  # of the loop's thread: little where it waited or others had the core
+    cpu_s: float  # of the loop's thread
+    queued_s: float  # the thread could go on and others had the core; the rest: lock, disk, GIL
     where: str  # what it was doing, as a thread saw it; empty where none got to look
 
 
@@ -52,9 +53,10 @@ class _Watch:
         self._ticks = 0
         self._stalls: list[Stall] = []
         self._where = ""
-        self._cpu_s = 0.0
-        self._ticked_s = 0.0
+        self._cpu_s = self._queued_s = self._ticked_s = 0.0
         self._thread_id = threading.get_ident()
+        thread = f"/proc/self/task/{threading.get_native_id()}/schedstat"
+        self._schedule = os.open(thread, os.O_RDONLY)
         loop.call_soon(self._begin)
 
     def watched(self) -> Watched:
@@ -62,18 +64,24 @@ class _Watch:
 
     def _begin(self) -> None:
         self._ticked_s, self._cpu_s = time.perf_counter(), time.thread_time()
+        self._queued_s = self._read_queued_s()
         self._loop.call_later(_TICK_S, self._tick)
         threading.Thread(target=self._look, daemon=True).start()
 
     def _tick(self) -> None:
         now_s, cpu_s = time.perf_counter(), time.thread_time()
+        queued_s = self._read_queued_s()
         wall_s = now_s - self._ticked_s - _TICK_S
         if wall_s >= _NOTED_S and len(self._stalls) < _MOST:
-            self._stalls.append(Stall(time.time(), wall_s, cpu_s - self._cpu_s, self._where))
+            cpu_then_s, queued_then_s = cpu_s - self._cpu_s, queued_s - self._queued_s
+            self._stalls.append(Stall(time.time(), wall_s, cpu_then_s, queued_then_s, self._where))
         self._where = ""
         self._ticks += 1
-        self._ticked_s, self._cpu_s = now_s, cpu_s
+        self._ticked_s, self._cpu_s, self._queued_s = now_s, cpu_s, queued_s
         self._loop.call_later(_TICK_S, self._tick)
+
+    def _read_queued_s(self) -> float:
+        return int(os.pread(self._schedule, 100, 0).split()[1]) / 1e9
 
     def _look(self) -> None:
         while True:

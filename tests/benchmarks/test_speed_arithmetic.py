@@ -77,7 +77,7 @@ def test_memory_that_shrank_grew_by_nothing() -> None:
 
 
 def test_only_stalls_while_sending_count() -> None:
-    stalls = [Stall(at, at / 100, 0.0, "") for at in (1.0, 2.0, 3.0, 4.0)]
+    stalls = [Stall(at, at / 100, 0.0, 0.0, "") for at in (1.0, 2.0, 3.0, 4.0)]
     assert [one.at for one in between(stalls, 1.5, 3.5)] == [3.0, 2.0]
 
 
