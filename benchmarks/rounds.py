@@ -40,13 +40,13 @@ def measure_rounds(
     *,
     levels: Sequence[int],
     rounds: int,
-    seconds: float,
+    share: float = 1.0,
     skip: Sequence[str] = (),
 ) -> Rounds:
-    """Every client that is installed, in each round at each level."""
+    """Every client that is installed, in each round at each level; `share` of its full turn."""
     clients = [one for one in CONTENDERS if one.is_installed and one.name not in skip]
     rows = {
-        (in_flight, one.name): max(int(one.rows_per_s * seconds), _TURNS * in_flight)
+        (in_flight, one.name): max(int(one.rows_per_s * one.turn_s * share), _TURNS * in_flight)
         for in_flight in levels
         for one in clients
     }

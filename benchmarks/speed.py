@@ -21,7 +21,6 @@ from benchmarks.timed import cores, pin
 
 LEVELS = (64, 256, 1024)
 _ROUNDS = 5
-_SECONDS = 4.0  # about, that a client sends in a round
 _PLAN_ROWS = 20_000
 _STALL_ROWS = 150_000
 _GOALS_HEAD = ("| figure | goal | measured |", "| --- | --- | --- |")
@@ -66,7 +65,7 @@ def _rounds(
         core,
         levels=LEVELS[:2] if options.quick else LEVELS,
         rounds=turns,
-        seconds=0.2 if options.quick else _SECONDS,
+        share=0.05 if options.quick else 1.0,
         skip=options.skip,
     )
     for path in place.glob("rows-*.jsonl"):
