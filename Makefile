@@ -5,8 +5,10 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 DEMO = runs/demo
 SERVERS = .servers
+PEERS = .peers
+PEER_NAMES = lm-deluge async-batch-llm openai litellm
 
-.PHONY: demo test torture test-servers bench-pacing check docs format lock clean
+.PHONY: demo test torture test-servers bench bench-peers bench-parts bench-pacing check docs format lock lock-peers clean
 
 # The main job against the embedded simulator: a prompt set with tools becomes two tables.
 demo: $(VENV)/installed
@@ -25,6 +27,18 @@ torture: $(VENV)/installed
 # 50 rows in each mode against two servers from elsewhere, on loopback; installs them, needs npm.
 test-servers: $(VENV)/installed $(SERVERS)/litellm/installed $(SERVERS)/aimock/installed
 	$(BIN)/pytest -q -m servers tests/servers
+
+# Speed and memory beside a bare aiohttp loop and whichever peers are installed; some half hour, on a
+# machine that does nothing else.
+bench: $(VENV)/installed
+	$(BIN)/python -m benchmarks.speed
+
+# The peers of `make bench`, each in an environment of its own.
+bench-peers: $(PEER_NAMES:%=$(PEERS)/%/installed)
+
+# What one row costs, by part.
+bench-parts: $(VENV)/installed
+	$(BIN)/python -m benchmarks.parts
 
 # How batchrun finds limits that nobody told it, measured over a socket; some twenty minutes.
 bench-pacing: $(VENV)/installed
@@ -49,14 +63,26 @@ lock:
 	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
 		--generate-hashes --no-header --no-annotate -o requirements.lock
 
+# The same for the peers of `make bench`.
+lock-peers:
+	for name in $(PEER_NAMES); do \
+		uv pip compile benchmarks/peers/$$name.in --universal --python-version 3.11 --upgrade \
+			--generate-hashes --no-header --no-annotate -o benchmarks/peers/$$name.lock || exit 1; \
+	done
+
 clean:
-	rm -rf $(VENV) $(SERVERS) runs .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(SERVERS) $(PEERS) runs .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 $(VENV)/installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "batchrun needs Python 3.11 or later; say make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+$(PEERS)/%/installed: benchmarks/peers/%.lock
+	$(PYTHON) -m venv --clear $(PEERS)/$*
+	$(PEERS)/$*/bin/pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r $<
 	touch $@
 
 $(SERVERS)/litellm/installed: tests/servers/litellm.lock

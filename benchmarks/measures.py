@@ -20,14 +20,20 @@ class Measure(Struct, frozen=True):
         return not below and (self.at_most is None or self.batchrun <= self.at_most)
 
     def line(self, title: str) -> str:
-        goal = ""
-        if self.at_least is not None:
-            goal = f"at least {_text(self.at_least)}"
-        if self.at_most is not None:
-            goal = f"at most {_text(self.at_most)}"
         plain = "" if self.plain_loop is None else _text(self.plain_loop)
-        ours = _text(self.batchrun) + ("" if self.met else " **missed**")
-        return f"| {title} | {self.what} | {goal} | {ours} | {plain} |"
+        return f"| {title} | {self.what} | {self._goal()} | {self._ours()} | {plain} |"
+
+    def short_line(self) -> str:
+        """Where there is nothing to compare with."""
+        return f"| {self.what} | {self._goal()} | {self._ours()} |"
+
+    def _goal(self) -> str:
+        if self.at_most is not None:
+            return f"at most {_text(self.at_most)}"
+        return "" if self.at_least is None else f"at least {_text(self.at_least)}"
+
+    def _ours(self) -> str:
+        return _text(self.batchrun) + ("" if self.met else " **missed**")
 
 
 def _text(value: float) -> str:

@@ -1,0 +1,224 @@
+"""The loops that `parts` times: each goes over the same rows with one part of batchrun alone."""
+
+import asyncio
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from itertools import count
+from pathlib import Path
+
+import uvloop
+from msgspec.structs import replace
+from yarl import URL
+
+from batchrun.dispatch.attempts import Dispatcher
+from batchrun.dispatch.gate import Gate
+from batchrun.endpoint.client import Client
+from batchrun.executors.local import LocalExecutor
+from batchrun.inputs.read import PromptSet, find_source
+from batchrun.job import Job
+from batchrun.job_file import load_job
+from batchrun.parse.response import parse_response
+from batchrun.plan import Plan, make_plan, make_record
+from batchrun.policy.concurrency import FirstAlone, InFlight
+from batchrun.policy.scopes import Scopes
+from batchrun.pricing import Prices
+from batchrun.records import Finish, Need, Outcome, Reply, Request, Scope, Totals
+from batchrun.report.summary import Tally
+from batchrun.store.columns import response_batch, tool_call_batch
+from batchrun.store.journal import read_outcomes
+from batchrun.store.parts import write_parts
+from batchrun.store.run_dir import RunDir
+from benchmarks.bare_loop import bare_session
+from benchmarks.lean_answers import BODY
+
+IN_FLIGHT = 64
+Loop = Callable[[], float]  # one loop over all rows, in seconds of CPU
+
+
+class Material:
+    """Rows in every state that a run brings them to."""
+
+    def __init__(self, job: Job, plan: Plan, requests: list[Request], reply: Reply) -> None:
+        self.job, self.plan, self.requests, self.reply = job, plan, requests, reply
+        self.prices = Prices(job.pricing)
+        endpoint = job.endpoint.base_url
+        self.scope = Scope(endpoint, job.endpoint.api_key_env, requests[0].model or "")
+        self.outcomes: list[Outcome] = []
+
+
+class _AtOnce:
+    """An endpoint that has its answer ready."""
+
+    via = "plain"
+
+    def __init__(self, base_url: str, reply: Reply) -> None:
+        self.base_url = base_url
+        self._reply = reply
+
+    async def send(self, _request: Request, _client_request_id: str, _left_s: float) -> Reply:
+        return self._reply
+
+
+def _cpu_s(work: Callable[[], object]) -> float:
+    began_s = time.process_time()
+    work()
+    return time.process_time() - began_s
+
+
+def _run(work: Callable[[], Awaitable[object]]) -> None:
+    async def awaited() -> None:
+        await work()
+
+    uvloop.run(awaited())
+
+
+def _dispatching(material: Material) -> tuple[Gate, Dispatcher]:
+    job = material.job
+    scopes = Scopes(IN_FLIGHT, job.limits.give_up_after_s)
+    gate = Gate([InFlight(IN_FLIGHT), FirstAlone()], scopes.limits)
+    endpoint = _AtOnce(job.endpoint.base_url, material.reply)
+    key_name = job.endpoint.api_key_env
+    return gate, Dispatcher(endpoint, gate, scopes, job.retry, material.prices, key_name=key_name)
+
+
+def _read(material: Material) -> None:
+    plan = material.plan
+    for _ in plan.prompts.requests(plan.layout, bytearray(plan.rows)):
+        pass
+
+
+def _parse(material: Material) -> None:
+    for request in material.requests:
+        parse_response(BODY, request)
+
+
+async def _gate(material: Material) -> None:
+    gate, _ = _dispatching(material)
+    need, finish = Need(material.scope, 1500), Finish(tokens=873, told=material.reply.told)
+    for _ in material.requests:
+        gate.leave(await gate.enter(material.scope, lambda: need), finish)
+
+
+async def _settle(material: Material) -> None:
+    gate, dispatcher = _dispatching(material)
+    for request in material.requests:
+        settled = await dispatcher.settle(request)
+        assert settled.slot is not None
+        gate.leave(settled.slot, settled.finish)
+
+
+async def _execute(material: Material) -> None:
+    gate, dispatcher = _dispatching(material)
+    executor = LocalExecutor(dispatcher, gate, IN_FLIGHT)
+    async with executor.run(iter(material.requests)) as outcomes:
+        material.outcomes = [outcome async for outcome in outcomes]
+
+
+def _count(material: Material) -> None:
+    tally = Tally(Totals(), 0.0)
+    for outcome in material.outcomes:
+        tally.count(outcome)
+
+
+def _columns(material: Material) -> None:
+    outcomes, layout = material.outcomes, material.plan.layout
+    for first in range(0, len(outcomes), 1000):
+        some = outcomes[first : first + 1000]
+        response_batch(some, layout, store_request=True)
+        tool_call_batch(some)
+
+
+def _parquet(material: Material) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        layout = material.plan.layout
+        write_parts(Path(folder), 1, material.outcomes, layout, store_request=True)
+
+
+def _kept(material: Material, folder: Path) -> RunDir:
+    run_dir = RunDir.open(folder)
+    run_dir.save(
+        make_record(material.job, material.plan, run_dir, simulate=False, command=None, sha256=None)
+    )
+    run_dir.start(part_rows=1 << 30, part_bytes=1 << 40)
+    return run_dir
+
+
+def _journal(material: Material) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        run_dir = _kept(material, Path(folder) / "run")
+
+        def keep() -> None:
+            for outcome in material.outcomes:
+                run_dir.keep(outcome)
+
+        taken_s = _cpu_s(keep)
+        run_dir.close()
+        return taken_s
+
+
+def _read_back(material: Material) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        run_dir = _kept(material, Path(folder) / "run")
+        for outcome in material.outcomes:
+            run_dir.keep(outcome)
+        run_dir.close()
+        (segment,) = (Path(folder) / "run" / "journal").glob("*.log")
+        with segment.open("rb", buffering=1 << 20) as file:
+            return _cpu_s(lambda: sum(1 for _ in read_outcomes(file)))
+
+
+async def _send(material: Material, url: str) -> None:
+    endpoint = replace(material.job.endpoint, base_url=url)
+    left, numbers = iter(material.requests), count()
+    async with Client(endpoint, None, {}, "0") as client:
+
+        async def work() -> None:
+            for request in left:
+                await client.send(request, f"0123456789abcdef-{next(numbers):x}", 3600.0)
+
+        await asyncio.gather(*[work() for _ in range(IN_FLIGHT)])
+
+
+async def _send_bare(material: Material, base_url: str) -> None:
+    url, left = URL(f"{base_url}/responses"), iter(material.requests)
+    async with bare_session(tuned=True) as session:
+
+        async def work() -> None:
+            for request in left:
+                async with session.post(url, data=request.body) as response:
+                    await response.read()
+
+        await asyncio.gather(*[work() for _ in range(IN_FLIGHT)])
+
+
+async def _one_reply(job: Job, url: str, request: Request) -> Reply:
+    async with Client(replace(job.endpoint, base_url=url), None, {}, "0") as client:
+        return await client.send(request, "0123456789abcdef-1", 3600.0)
+
+
+def make_material(lines: Path, url: str) -> Material:
+    job = load_job(str(lines), {"output.path": str(lines.parent / "run")})
+    plan = make_plan(job, find_source(job.input), None, lines.parent / "run")
+    prompts: PromptSet = plan.prompts
+    found = prompts.requests(plan.layout, bytearray(plan.rows))
+    requests = [request for request in found if isinstance(request, Request)]
+    return Material(job, plan, requests, uvloop.run(_one_reply(job, url, requests[0])))
+
+
+def loops_over(material: Material, url: str) -> dict[str, Loop]:
+    """In this order: the executor makes the outcomes that later parts take."""
+    return {
+        "execute": lambda: _cpu_s(lambda: _run(lambda: _execute(material))),
+        "read": lambda: _cpu_s(lambda: _read(material)),
+        "parse": lambda: _cpu_s(lambda: _parse(material)),
+        "gate": lambda: _cpu_s(lambda: _run(lambda: _gate(material))),
+        "settle": lambda: _cpu_s(lambda: _run(lambda: _settle(material))),
+        "bare": lambda: _cpu_s(lambda: _run(lambda: _send_bare(material, url))),
+        "send": lambda: _cpu_s(lambda: _run(lambda: _send(material, url))),
+        "journal": lambda: _journal(material),
+        "count": lambda: _cpu_s(lambda: _count(material)),
+        "columns": lambda: _cpu_s(lambda: _columns(material)),
+        "read back": lambda: _read_back(material),
+        "parquet": lambda: _cpu_s(lambda: _parquet(material)),
+    }

@@ -1,0 +1,205 @@
+"""The second part of the speed benchmark: the same for any number of rows, and how fast it starts.
+
+Memory and time by rows, the plan, a template, the resume, `--help`, and the event loop's stalls.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+
+import msgspec
+from msgspec import Struct
+
+from benchmarks.batch_lines import read_bodies, write_lines
+from benchmarks.contenders import Asked, Sent, batchrun_command, run_batchrun, sent_between
+from benchmarks.measures import Measure
+from benchmarks.plan_speed import PlanSpeed
+from benchmarks.rounds import LINE_BYTES
+from benchmarks.stall_watch import TOLD, Stall, Watched
+from benchmarks.timed import ROOT, pin, run_timed
+
+_LINE_BYTES = 512  # of the rows by the million
+_IN_FLIGHT = 64
+_ADDED = 1000  # rows that a finished run gets before it is resumed
+_STARTS = 15
+_SHOWN = 3  # stalls that are named
+
+HEAD = (
+    "| rows | rows/s | CPU of 1,000 rows, ms | peak memory, MB |",
+    "| --- | --- | --- | --- |",
+)
+
+
+class Size(Struct, frozen=True):
+    """So many rows, and how often they are run."""
+
+    rows: int
+    times: int
+
+
+class Bench(Struct, frozen=True):
+    """Where runs are made, and against what."""
+
+    place: Path
+    url: str
+    core: int | None
+
+    def asked(self, source: Path, rows: int) -> Asked:
+        return Asked(source, rows, self.url, _IN_FLIGHT, self.core, self.place)
+
+
+SIZES = (Size(10_000, 5), Size(100_000, 3), Size(1_000_000, 1))
+QUICK_SIZES = (Size(500, 1), Size(1_000, 1), Size(2_000, 1))
+
+
+def measure_sizes(bench: Bench, sizes: Sequence[Size]) -> tuple[list[str], list[Measure], Path]:
+    """The table by rows, what it is judged by, and the source of the largest run.
+
+    The largest run's directory is left.
+    """
+    runs: list[tuple[int, list[Sent]]] = []
+    for size in sizes:
+        source = bench.place / f"short-{size.rows}.jsonl"
+        write_lines(source, size.rows, _LINE_BYTES)
+        asked, is_last = bench.asked(source, size.rows), size is sizes[-1]
+        sent = [run_batchrun(asked, keep=is_last) for _ in range(size.times)]
+        runs.append((size.rows, sent))
+        print(f"{size.rows:,} rows: {median(one.rows_per_s for one in sent):,.0f} rows/s")
+        if not is_last:
+            source.unlink()
+    peaks = [median(run.peak_bytes for run in sent) for _, sent in runs]
+    row_s = [median(1 / run.rows_per_s for run in sent) for _, sent in runs]
+    lines = [
+        *HEAD,
+        *[
+            f"| {rows:,} | {1 / a_row_s:,.0f} | {median(run.cpu_us for run in sent):,.1f} | "
+            f"{peak / 1e6:,.0f} |"
+            for (rows, sent), a_row_s, peak in zip(runs, row_s, peaks, strict=True)
+        ],
+    ]
+    (fewer, _), (most, _) = runs[-2:]
+    measures = [
+        Measure(
+            f"memory, bytes a row more, {most:,} rows less {fewer:,}",
+            bytes_a_row(peaks[-1] - peaks[-2], most - fewer),
+            at_most=24,
+        ),
+        Measure(f"peak memory at {most:,} rows, MB", peaks[-1] / 1e6, at_most=300),
+        Measure(f"time a row, {most:,} rows / {runs[0][0]:,}", row_s[-1] / row_s[0], at_most=1.05),
+    ]
+    return lines, measures, source
+
+
+def bytes_a_row(more_bytes: float, more_rows: int) -> float:
+    """What memory grew by for each row; where it shrank it grew by nothing."""
+    return max(0.0, more_bytes / more_rows)
+
+
+def measure_resume(bench: Bench, source: Path, rows: int) -> list[Measure]:
+    """The finished run of so many rows, resumed for some more; then its directory goes."""
+    write_lines(source, _ADDED, _LINE_BYTES, first=rows)
+    command = batchrun_command(bench.asked(source, rows + _ADDED))
+    resumed = run_timed(command, bench.place, bench.core)
+    if resumed.exit_code != 0:
+        raise SystemExit("the run could not be resumed")
+    until_first_s = sent_between(bench.place / "run", rows)[0] - resumed.began_at
+    shutil.rmtree(bench.place / "run")
+    dry = run_timed([*command, "--dry-run"], bench.place, bench.core)
+    if dry.exit_code != 0:
+        raise SystemExit("the source could not be planned")
+    plan_s = dry.ended_at - dry.began_at
+    return [
+        Measure(f"plan of {rows:,} rows, new, s", plan_s),
+        Measure(f"resume with {rows:,} settled rows, until the first request, s", until_first_s),
+        Measure("the resume less the plan, s", until_first_s - plan_s, at_most=3),
+    ]
+
+
+def measure_plan(bench: Bench, rows: int) -> list[Measure]:
+    """The plan's speed against plain decoding, and what a template adds."""
+    lines = bench.place / "plan-lines.jsonl"
+    plain, templated = bench.place / "plan-plain.jsonl", bench.place / "plan-templated.jsonl"
+    write_lines(lines, rows, LINE_BYTES)
+    _write_same_requests(lines, plain, templated, rows)
+    command = [sys.executable, "-m", "benchmarks.plan_speed", str(lines), str(plain)]
+    run = run_timed([*command, str(templated)], bench.place, bench.core)
+    if run.exit_code != 0:
+        raise SystemExit("the plan could not be timed")
+    speed = msgspec.json.decode(run.said, type=PlanSpeed)
+    for path in (lines, plain, templated):
+        path.unlink()
+    template_us = (speed.templated_s - speed.plain_s) / rows * 1e6
+    return [
+        Measure("plan of Batch lines, us a row", speed.plan_s / rows * 1e6),
+        Measure("decoding them to untyped objects, us a row", speed.decode_s / rows * 1e6),
+        Measure("the plan's speed / the decoding's", speed.decode_s / speed.plan_s, at_least=0.4),
+        Measure("a template, us a row more", template_us, at_most=8),
+    ]
+
+
+def _write_same_requests(lines: Path, plain: Path, templated: Path, rows: int) -> None:
+    """Rows that are sent as they are, and rows from whose columns a template makes the same."""
+    with plain.open("w") as as_they_are, templated.open("w") as columns:
+        for number, body in enumerate(read_bodies(lines, rows)):
+            question, topic = body["input"][:400], f"topic {number % 7}"
+            row = {"id": f"r{number}", "input": f"{question} ({topic})", "topic": topic}
+            as_they_are.write(json.dumps(row) + "\n")
+            row = {"id": f"r{number}", "question": question, "topic": topic}
+            columns.write(json.dumps(row) + "\n")
+
+
+def measure_help(core: int | None) -> list[Measure]:
+    """`batchrun --help` and Python doing nothing, in turn."""
+    commands = ([sys.executable, "-m", "batchrun", "--help"], [sys.executable, "-c", "pass"])
+    times: tuple[list[float], list[float]] = ([], [])
+    own_cores = os.sched_getaffinity(0)
+    pin(0, core)  # what it starts is pinned with it
+    for _ in range(_STARTS):
+        for command, taken in zip(commands, times, strict=True):
+            began_s = time.perf_counter()
+            subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
+            taken.append(time.perf_counter() - began_s)
+    os.sched_setaffinity(0, own_cores)
+    ours, least = median(times[0]), median(times[1])
+    return [
+        Measure("batchrun --help, s", ours),
+        Measure("batchrun --help / python -c pass", ours / least, at_most=6),
+    ]
+
+
+def measure_stalls(bench: Bench, rows: int) -> list[Measure]:
+    """The longest time that the loop stood still while a run was sending."""
+    source, told = bench.place / "stalls.jsonl", bench.place / "stalls.json"
+    write_lines(source, rows, LINE_BYTES)
+    launcher = ("-m", "benchmarks.stall_watch")
+    sent = run_batchrun(bench.asked(source, rows), launcher, environment={TOLD: str(told)})
+    source.unlink()
+    watched = msgspec.json.decode(told.read_bytes(), type=Watched)
+    stalls = between(watched.stalls, sent.first_at, sent.last_at)
+    for stall in stalls[:_SHOWN]:
+        print(
+            f"stood still {stall.wall_s * 1e3:.1f} ms ({stall.cpu_s * 1e3:.1f} of CPU, "
+            f"{stall.queued_s * 1e3:.1f} while others had the core): {stall.where or 'unseen'}"
+        )
+    longest = stalls[0] if stalls else Stall(0.0, 0.010, 0.0, 0.0, "")
+    what = "longest stall of the loop while sending, ms (10 stands for less)"
+    whole_ms = max((stall.wall_s * 1e3 for stall in watched.stalls), default=10.0)
+    return [
+        Measure(what, longest.wall_s * 1e3, at_most=20),
+        Measure("in it: CPU of the loop's thread, ms", longest.cpu_s * 1e3),
+        Measure("in it: other threads and processes had the core, ms", longest.queued_s * 1e3),
+        Measure("stalls above 10 ms", len(stalls)),
+        Measure("longest stall with start and end, ms", whole_ms),
+    ]
+
+
+def between(stalls: Sequence[Stall], from_at: float, to_at: float) -> list[Stall]:
+    """Those that ended within, the longest first."""
+    within = [stall for stall in stalls if from_at <= stall.at <= to_at]
+    return sorted(within, key=lambda stall: -stall.wall_s)

@@ -1,0 +1,122 @@
+"""One process, timed from outside: its CPU at any moment, its peak memory. Reads /proc: Linux only.
+
+So every client is measured in the same way, whatever it is written in.
+"""
+
+import os
+import subprocess
+import time
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from msgspec import Struct
+
+ROOT = Path(__file__).parent.parent
+_LOOK_EVERY_S = 0.02
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+_LONGEST_S = 3600.0
+_SHOWN_BYTES = 2000  # of what a process said before it failed
+
+
+class Sample(Struct, frozen=True):
+    """What a process had used at a moment."""
+
+    at: float  # Unix time
+    cpu_s: float
+
+
+class Timed(Struct, frozen=True):
+    """A process that has ended."""
+
+    exit_code: int
+    said: bytes  # on standard output
+    began_at: float  # Unix time
+    ended_at: float
+    peak_bytes: int
+    samples: list[Sample]
+
+    def cpu_s(self, from_at: float, to_at: float) -> float:
+        """CPU used between two moments."""
+        return cpu_at(self.samples, to_at) - cpu_at(self.samples, from_at)
+
+
+def cpu_at(samples: Sequence[Sample], at: float) -> float:
+    """CPU used up to a moment; between two samples it grows evenly."""
+    after = bisect_left(samples, at, key=lambda sample: sample.at)
+    if after == 0:
+        return samples[0].cpu_s
+    if after == len(samples):
+        return samples[-1].cpu_s
+    left, right = samples[after - 1], samples[after]
+    share = (at - left.at) / (right.at - left.at)
+    return left.cpu_s + share * (right.cpu_s - left.cpu_s)
+
+
+def cores() -> tuple[int | None, int | None]:
+    """One core for the server and another for the client; null where there are not two."""
+    allowed = sorted(os.sched_getaffinity(0))
+    return (allowed[0], allowed[1]) if len(allowed) > 1 else (None, None)
+
+
+def pin(pid: int, core: int | None) -> None:
+    """The process stays on this core."""
+    if core is not None:
+        os.sched_setaffinity(pid, {core})
+
+
+def run_timed(
+    command: Sequence[str],
+    place: Path,
+    core: int | None,
+    environment: Mapping[str, str] | None = None,
+) -> Timed:
+    """Runs it to its end, from the project's root. `place` takes what it says."""
+    out, errors = place / "stdout.txt", place / "stderr.txt"
+    began_at = time.time()
+    with out.open("wb") as stdout, errors.open("wb") as stderr:
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, **(environment or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+        )
+    pin(process.pid, core)
+    samples, peak_bytes = [Sample(began_at, 0.0)], 0
+    try:
+        while True:
+            pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+            ended_at = time.time()
+            if pid:
+                process.returncode = os.waitstatus_to_exitcode(status)
+                break
+            if ended_at - began_at > _LONGEST_S:
+                raise SystemExit(f"{' '.join(command)}\ntook more than {_LONGEST_S:.0f} s")
+            with suppress(OSError):  # it may have ended just now
+                samples.append(Sample(ended_at, _cpu_s(process.pid)))
+                peak_bytes = max(peak_bytes, _peak_bytes(process.pid))
+            time.sleep(_LOOK_EVERY_S)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            process.wait()
+    samples.append(Sample(ended_at, usage.ru_utime + usage.ru_stime))
+    if process.returncode != 0:
+        ended = f"{' '.join(command)}\nended with {process.returncode}:"
+        print(ended, errors.read_bytes()[-_SHOWN_BYTES:].decode(errors="replace"), flush=True)
+    return Timed(process.returncode, out.read_bytes(), began_at, ended_at, peak_bytes, samples)
+
+
+def _cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S  # utime and stime, of all threads
+
+
+def _peak_bytes(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/status").read_bytes().splitlines():
+        if line.startswith(b"VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0  # it has ended and was not waited for
