@@ -7,6 +7,7 @@ from pathlib import Path
 
 from batchrun.errors import JobError
 from batchrun.inputs.read import Source, find_source
+from batchrun.inputs.requests import HASH_RULE
 from batchrun.inputs.standard_input import check_input, keep_input
 from batchrun.job import STDIN, Job
 from batchrun.records import RunRecord
@@ -40,6 +41,12 @@ def refuse_other_use(job: Job, run_dir: RunDir, *, simulate: bool) -> None:
         raise JobError(
             f"{run_dir.path}: this run directory belongs to another source, {record.source} (as "
             "seen from the directory); choose another with -o"
+        )
+    if record.hash_rule != HASH_RULE:
+        raise JobError(
+            f"{run_dir.path}: its requests were told apart by rule {record.hash_rule} of batchrun "
+            f"{record.batchrun}, and this version has rule {HASH_RULE}; go on with that one, or "
+            "choose another directory with -o"
         )
 
 

@@ -388,6 +388,7 @@ class _Run:
             next_command=next_command,
             simulated=self.record.simulated,
             unknown_usd=self.unknown_usd,
+            cap_usd=self.job.limits.max_cost_usd,
         )
 
     @property

@@ -30,6 +30,45 @@ def write_lines(path: Path, rows: int, line_bytes: int, first: int = 0) -> None:
             file.write(_line(row, texts[row % _TEXTS], row))
 
 
+def write_lines_with_tools(path: Path, rows: int, line_bytes: int) -> None:
+    """Lines of about so many bytes, half of them messages and half schemas of tools."""
+    draw = random.Random(12)
+    with path.open("w") as file:
+        for row in range(rows):
+            body: dict[str, Any] = {"model": MODEL, "input": [], "tools": []}
+            for half, make in (("input", _message), ("tools", _tool)):
+                size = 0
+                while size < line_bytes // 2 - 150:
+                    body[half].append(make(draw, len(body[half])))
+                    size += len(json.dumps(body[half][-1])) + 2
+            line = {"custom_id": f"row-{row}", "method": "POST", "url": "/v1/responses"}
+            file.write(json.dumps({**line, "body": {**body, "max_output_tokens": 512}}) + "\n")
+
+
+def _message(draw: random.Random, number: int) -> dict[str, Any]:
+    role = ("system", "user", "assistant")[min(number, 1 + number % 2)]
+    return {"role": role, "content": _text(draw, draw.randrange(100, 500))}
+
+
+def _tool(draw: random.Random, number: int) -> dict[str, Any]:
+    words = draw.sample(_VOCABULARY.split(), 4)
+    return {
+        "type": "function",
+        "name": f"{words[0]}_{words[1]}_{number}",
+        "description": _text(draw, 80),
+        "parameters": {
+            "type": "object",
+            "properties": {
+                word: {"type": kind, "description": _text(draw, 40)}
+                for word, kind in zip(
+                    words, ("string", "integer", "boolean", "string"), strict=True
+                )
+            },
+            "required": words[:2],
+        },
+    }
+
+
 def read_bodies(path: Path, rows: int) -> list[dict[str, Any]]:
     """The bodies of the first so many lines."""
     with path.open() as file:

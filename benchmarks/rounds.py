@@ -10,7 +10,7 @@ from benchmarks.batch_lines import write_lines
 from benchmarks.contenders import CONTENDERS, Asked, Contender, Sent
 from benchmarks.measures import Measure
 
-LINE_BYTES = 4096
+LINE_BYTES = 1024
 _TURNS = 4  # a client's rows are at least so many times what may be in flight
 
 HEAD = (

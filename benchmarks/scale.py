@@ -16,7 +16,7 @@ from statistics import median
 import msgspec
 from msgspec import Struct
 
-from benchmarks.batch_lines import read_bodies, write_lines
+from benchmarks.batch_lines import read_bodies, write_lines, write_lines_with_tools
 from benchmarks.contenders import Asked, Sent, batchrun_command, run_batchrun, sent_between
 from benchmarks.measures import Measure
 from benchmarks.plan_speed import PlanSpeed
@@ -25,6 +25,7 @@ from benchmarks.stall_watch import TOLD, Stall, Watched
 from benchmarks.timed import ROOT, pin, run_timed
 
 _LINE_BYTES = 512  # of the rows by the million
+_PLAN_LINE_BYTES = 4096
 _IN_FLIGHT = 64
 _ADDED = 1000  # rows that a finished run gets before it is resumed
 _STARTS = 15
@@ -125,7 +126,7 @@ def measure_plan(bench: Bench, rows: int) -> list[Measure]:
     """The plan's speed against plain decoding, and what a template adds."""
     lines = bench.place / "plan-lines.jsonl"
     plain, templated = bench.place / "plan-plain.jsonl", bench.place / "plan-templated.jsonl"
-    write_lines(lines, rows, LINE_BYTES)
+    write_lines_with_tools(lines, rows, _PLAN_LINE_BYTES)
     _write_same_requests(lines, plain, templated, rows)
     command = [sys.executable, "-m", "benchmarks.plan_speed", str(lines), str(plain)]
     run = run_timed([*command, str(templated)], bench.place, bench.core)
@@ -147,7 +148,8 @@ def _write_same_requests(lines: Path, plain: Path, templated: Path, rows: int) -
     """Rows that are sent as they are, and rows from whose columns a template makes the same."""
     with plain.open("w") as as_they_are, templated.open("w") as columns:
         for number, body in enumerate(read_bodies(lines, rows)):
-            question, topic = body["input"][:400], f"topic {number % 7}"
+            said = " ".join(one["content"] for one in body["input"])
+            question, topic = said[:400], f"topic {number % 7}"
             row = {"id": f"r{number}", "input": f"{question} ({topic})", "topic": topic}
             as_they_are.write(json.dumps(row) + "\n")
             row = {"id": f"r{number}", "question": question, "topic": topic}

@@ -40,7 +40,7 @@ class InFlight:
         self.now -= 1
 
     def standing(self, now_s: float) -> Standing:
-        return Standing("requests in flight", self.now, self.most)
+        return Standing("requests in flight", self.now, self.most, of="in flight")
 
 
 class FirstAlone:
@@ -144,7 +144,7 @@ class LearntInFlight:
         self.now -= 1
 
     def standing(self, now_s: float) -> Standing:
-        return Standing("learnt requests in flight", self.now, int(self._fits))
+        return Standing("learnt requests in flight", self.now, int(self._fits), of="in flight")
 
     def _may_grow(self, now_s: float) -> bool:
         if self._searches or self._fits < 0.9 * self._good:

@@ -98,8 +98,10 @@ class LearntRate:
             self._jump(self._told[0].rate, now_s)
 
     def standing(self, now_s: float) -> Standing:
-        most = None if self._searches else self._spacing.rate * 60
-        return Standing("learnt rate", None, most)
+        if self._searches:
+            return Standing("learnt rate")
+        rate = self._spacing.rate
+        return Standing("learnt rate", None, rate * 60, of="requests", per_s=rate)
 
     def _is_told(self) -> bool:
         return any(told.rate < math.inf for told in self._told)

@@ -94,7 +94,14 @@ class MinuteLimit:
     def standing(self, now_s: float) -> Standing:
         self._forget(now_s)
         until_s = self._spacing.next_s
-        return Standing(self._name, self._total, self._most, until_s if until_s > now_s else None)
+        return Standing(
+            self._name,
+            self._total,
+            self._most,
+            until_s if until_s > now_s else None,
+            of="tokens" if self._of_tokens else "requests",
+            per_s=self._most / self._minute_s,
+        )
 
     def _gone_s(self, entry: list[float]) -> float:
         return (entry[0] + 1) * _MERGED_S + self._minute_s + _ROUNDED_S
@@ -207,7 +214,14 @@ class ToldRate:
             return Standing(f"told limit on {self._of}")
         told = self._headers[self._binding]
         until_s = self._spacing.next_s
-        return Standing(self._binding, None, told.limit, until_s if until_s > now_s else None)
+        return Standing(
+            self._binding,
+            None,
+            told.limit,
+            until_s if until_s > now_s else None,
+            of=self._of,
+            per_s=told.rate,
+        )
 
     def _amount(self, need: Need) -> int:
         return need.tokens if self._of_tokens else 1

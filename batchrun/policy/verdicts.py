@@ -35,6 +35,8 @@ class Standing(Struct, frozen=True):
     used: float | None = None  # in the unit of the name
     most: float | None = None
     until_s: float | None = None  # when it opens, on the gate's clock
+    of: str = ""  # what it limits: `in flight`, `requests` or `tokens` (a second); empty: else
+    per_s: float | None = None  # so many of these a second
 
 
 class Limit(Protocol):

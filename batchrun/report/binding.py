@@ -48,6 +48,18 @@ def binding(pulse: Pulse, cpu_share: float, disk_share: float) -> str:
     return "rows between two tries" if pulse.retrying else "nothing"
 
 
+def most_in_flight(pulse: Pulse) -> int | None:
+    """The lowest of the limits on requests in flight."""
+    limits = [one.most for one in pulse.standings if one.of == "in flight" and one.most is not None]
+    return int(min(limits)) if limits else None
+
+
+def most_per_s(pulse: Pulse, of: str) -> float | None:
+    """The lowest of the rates that requests or tokens are limited to; null where none is."""
+    rates = [one.per_s for one in pulse.standings if one.of == of and one.per_s is not None]
+    return min(rates, default=None)
+
+
 def headroom(pulse: Pulse) -> list[str]:
     """Each limit that has anything to say."""
     return [

@@ -8,7 +8,7 @@ import msgspec
 
 from batchrun.report.printable import one_line, printable
 from batchrun.report.summary import Summary, Tally, next_command
-from batchrun.report.terminal import cost_in_words, duration, oldest_in_words
+from batchrun.report.terminal import cost_in_words, duration, oldest_in_words, speed_in_words
 from batchrun.store import tables
 
 
@@ -53,7 +53,7 @@ def render_status(stand: Summary, path: Path) -> str:
     }
     if stand.exit_code is None:
         words["in flight"] = f"{stand.in_flight:,}, {stand.retrying:,} between two tries"
-        words["rate"] = f"{stand.rows_per_s:,.1f} rows/s"
+        words["rate"] = ", ".join([f"{stand.rows_per_s:,.1f} rows/s", *speed_in_words(stand)])
         if stand.binds:
             words["held by"] = one_line(stand.binds)
         words["limits"] = "; ".join(map(one_line, stand.limits)) or "-"

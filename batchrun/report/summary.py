@@ -9,7 +9,11 @@ from msgspec import Struct
 
 from batchrun.policy.budget import usd
 from batchrun.records import FAILED, Failure, Outcome, Response, Totals
-from batchrun.report.binding import Pulse, headroom, paused_by
+from batchrun.report.binding import Pulse, headroom, most_in_flight, most_per_s, paused_by
+from batchrun.report.latencies import Latencies
+
+_Mark = tuple[float, int, int, int]  # what was counted by when: time, rows, requests, tokens
+_MARK_S = 0.25
 
 _WINDOW_S = 30.0  # the rate is that of the last seconds
 
@@ -40,7 +44,14 @@ class Summary(Struct, frozen=True):
     total_tokens: int
     elapsed_s: float  # of this command
     rows_per_s: float  # over the last half minute; once ended, over the command
+    requests_per_s: float  # the same
+    tokens_per_s: float  # the same
     time_left_s: float | None
+    most_in_flight: int | None = None  # what limits allow at the moment
+    most_requests_per_s: float | None = None
+    most_tokens_per_s: float | None = None
+    p50_s: float | None = None  # latency of the answers of this command
+    p99_s: float | None = None
     binds: str | None = None  # what holds the run up at the moment
     paused_by: str | None = None  # what stops all sending at the moment: cooldown, endpoint down
     limits: tuple[str, ...] = ()  # how each limit stands
@@ -51,6 +62,8 @@ class Summary(Struct, frozen=True):
     next_command: str | None = None
     simulated: bool = False  # nothing is paid
     cost_usd: float | None = None  # spent in the run directory so far; null where nothing is known
+    projected_usd: float | None = None  # in all, at the mean cost of the rows so far
+    cap_usd: float | None = None
     unpriced: int = 0  # rows with attempts whose cost is not known
     unpriced_model: str | None = None  # one of the models that have no price
     unknown_usd: float = 0.0  # under a cap: reserved for tries that never told what they cost
@@ -75,7 +88,9 @@ class Tally:
         self._error_kinds = Counter(earlier.error_kinds)
         self._error_examples: dict[str, str] = {}
         self._sent_rows = earlier.rows - earlier.statuses.get("invalid", 0)
-        self._marks: deque[tuple[float, int]] = deque([(began_s, 0)])
+        self._latencies = Latencies()
+        self._first: _Mark = (began_s, 0, self._requests(0), self._tokens())
+        self._marks: deque[_Mark] = deque([self._first])
 
     def count(self, outcome: Outcome, replaced: Totals | None = None) -> None:
         """`replaced`: what the older outcome of a row that was sent again adds up to."""
@@ -91,7 +106,9 @@ class Tally:
             totals["unpriced"] += 1
             totals["unpriced_model"] = totals["unpriced_model"] or outcome.unpriced_model
         self.settled_now += 1
-        self._sent_rows += bool(outcome.attempts)
+        if outcome.attempts:
+            self._sent_rows += 1
+            self._latencies.add(outcome.attempts[outcome.counted].latency_s)
         match outcome.result:
             case Failure(kind=kind, message=message, status=status):
                 self._statuses[status] += 1
@@ -144,11 +161,16 @@ class Tally:
         next_command: str | None = None,
         simulated: bool = False,
         unknown_usd: float = 0.0,
+        cap_usd: float | None = None,
     ) -> Summary:
         totals, pulse = self.totals(), pulse or Pulse()
         left = self.left(rows)
         elapsed_s = now_s - self.began_s
-        rate = self._rate(now_s, over=exit_code is not None)
+        rate, requests_per_s, tokens_per_s = self._rates(
+            now_s, pulse.retries, over=exit_code is not None
+        )
+        cost_usd = totals.cost_usd
+        to_come_usd = cost_of_left(totals, left) if cost_usd is not None else None
         return Summary(
             run=run,
             state=state,
@@ -174,6 +196,13 @@ class Tally:
             total_tokens=totals.total_tokens,
             elapsed_s=elapsed_s,
             rows_per_s=rate,
+            requests_per_s=requests_per_s,
+            tokens_per_s=tokens_per_s,
+            most_in_flight=most_in_flight(pulse),
+            most_requests_per_s=most_per_s(pulse, "requests"),
+            most_tokens_per_s=most_per_s(pulse, "tokens"),
+            p50_s=self._latencies.quantile(0.5),
+            p99_s=self._latencies.quantile(0.99),
             time_left_s=left / rate if rate > 0 and exit_code is None else None,
             binds=binds,
             paused_by=paused_by(pulse),
@@ -184,21 +213,39 @@ class Tally:
             next_command=next_command,
             simulated=simulated,
             # Sums in another order differ in the last digits.
-            cost_usd=None if totals.cost_usd is None else round(totals.cost_usd, 9),
+            cost_usd=None if cost_usd is None else round(cost_usd, 9),
+            projected_usd=None
+            if cost_usd is None or to_come_usd is None
+            else round(cost_usd + to_come_usd, 9),
+            cap_usd=cap_usd,
             unpriced=totals.unpriced,
             unpriced_model=totals.unpriced_model,
             unknown_usd=unknown_usd,
         )
 
-    def _rate(self, now_s: float, *, over: bool) -> float:
-        """Rows a second, over the last half minute or over the whole command."""
+    def _rates(self, now_s: float, retries: int, *, over: bool) -> tuple[float, float, float]:
+        """Rows, requests and tokens a second, over the last half minute or the whole command."""
         marks = self._marks
-        if now_s - marks[-1][0] >= 0.25:
-            marks.append((now_s, self.settled_now))
+        now = (now_s, self.settled_now, self._requests(retries), self._tokens())
+        if now_s - marks[-1][0] >= _MARK_S:
+            marks.append(now)
         while len(marks) > 2 and now_s - marks[1][0] > _WINDOW_S:
             marks.popleft()
-        then_s, settled = (self.began_s, 0) if over else marks[0]
-        return (self.settled_now - settled) / (now_s - then_s) if now_s > then_s else 0.0
+        then = self._first if over else marks[0]
+        passed_s = now_s - then[0]
+        if passed_s <= 0:
+            return 0.0, 0.0, 0.0
+        rows, requests, tokens = (
+            max(0, one - other) for one, other in zip(now[1:], then[1:], strict=True)
+        )
+        return rows / passed_s, requests / passed_s, tokens / passed_s
+
+    def _requests(self, retries: int) -> int:
+        """Those of settled rows, and the retries of others."""
+        return int(self._totals["attempts"]) + retries
+
+    def _tokens(self) -> int:
+        return int(self._totals["input_tokens"]) + int(self._totals["output_tokens"])
 
 
 _MAPS = ("statuses", "error_kinds")

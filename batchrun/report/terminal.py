@@ -15,12 +15,13 @@ from rich.table import Table
 from rich.text import Text
 
 from batchrun.policy.budget import usd
+from batchrun.records import FAILED
 from batchrun.report.printable import one_line, printable
 from batchrun.report.summary import Summary
 
 _PLAIN_EVERY_S = 30.0
 _COUNT_EVERY_S = 5.0  # while a countdown runs
-_BAR_WIDTH = 30
+_BAR_WIDTH = 24
 _EXAMPLE = 200  # characters of a message
 _ID = 60  # characters of a row's id
 
@@ -71,7 +72,7 @@ class Progress:
         every_s = _COUNT_EVERY_S if left else _PLAIN_EVERY_S
         if state != self._state or now_s - self._said_s >= every_s:
             self._state, self._said_s = state, now_s
-            line = left or one_line("; ".join([*_facts(summary), *_waits(summary)]))
+            line = left or one_line("; ".join(_plain_facts(summary)))
             self._stream.write(f"{summary.state}: {line}\n")
             self._stream.flush()
 
@@ -159,20 +160,64 @@ def _counts(summary: Summary) -> str:
     return ", ".join(parts)
 
 
-def _facts(summary: Summary) -> list[str]:
-    left = "-" if summary.time_left_s is None else duration(summary.time_left_s)
+def _progress(summary: Summary) -> str:
+    """`4,512/10,000 rows`."""
+    return f"{summary.settled:,}/{summary.rows:,} rows"
+
+
+def _outcomes(summary: Summary) -> list[str]:
+    """What has become of the rows, and what of them is under way."""
+    facts = [f"{summary.ok:,} ok"]
+    if summary.truncated:
+        facts.append(f"{summary.truncated:,} truncated")
+    if summary.refused:
+        facts.append(f"{summary.refused:,} refused")
+    if failed := sum(summary.statuses.get(status, 0) for status in (*FAILED, "invalid")):
+        facts.append(f"{failed:,} failed")
+    if summary.retrying:
+        facts.append(f"{summary.retrying:,} retrying")
+    most = "" if summary.most_in_flight is None else f"/{summary.most_in_flight:,}"
+    return [*facts, f"{summary.retries:,} retries", f"{summary.in_flight:,}{most} in flight"]
+
+
+def speed_in_words(summary: Summary) -> list[str]:
+    """How fast it goes, and how fast limits would let it go."""
     facts = [
-        f"{summary.settled:,}/{summary.rows:,} rows",
-        f"{summary.not_ok:,} not ok",
-        f"{summary.retries:,} retries",
-        f"{summary.in_flight:,} in flight",
-        f"{summary.rows_per_s:,.1f} rows/s",
-        f"tokens {_short(summary.input_tokens)} in {_short(summary.output_tokens)} out",
-        f"left {left}",
+        _at_most(summary.requests_per_s, summary.most_requests_per_s, "requests/s"),
+        _at_most(summary.tokens_per_s, summary.most_tokens_per_s, "tokens/s"),
     ]
-    if summary.cost_usd is not None and not summary.simulated:
-        facts.append(usd(summary.cost_usd))
+    if summary.p50_s is not None and summary.p99_s is not None:
+        facts.append(f"p50 {_seconds(summary.p50_s)}, p99 {_seconds(summary.p99_s)}")
     return facts
+
+
+def _money(summary: Summary) -> list[str]:
+    if summary.cost_usd is None or summary.simulated:
+        return []
+    facts = [f"{usd(summary.cost_usd)} spent"]
+    if summary.projected_usd is not None and summary.left:
+        facts.append(f"about {usd(summary.projected_usd)} in all")
+    if summary.cap_usd is not None:
+        facts.append(f"cap {usd(summary.cap_usd)}")
+    return facts
+
+
+def _time_left(summary: Summary) -> str:
+    return "left " + ("-" if summary.time_left_s is None else duration(summary.time_left_s))
+
+
+def _errors(summary: Summary) -> list[str]:
+    """`errors: timeout 12, rate_limit 3`: those that rows have ended with."""
+    kinds = sorted(summary.error_kinds.items(), key=lambda item: -item[1])
+    return ["errors: " + ", ".join(f"{kind} {count:,}" for kind, count in kinds)] if kinds else []
+
+
+def _at_most(now: float, most: float | None, unit: str) -> str:
+    return f"{_short(now)} {unit}" if most is None else f"{_short(now)} of {_short(most)} {unit}"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else duration(seconds)
 
 
 def oldest_in_words(summary: Summary) -> str:
@@ -189,13 +234,23 @@ def _bar(summary: Summary, left: str | None) -> Group:
         Text(summary.state),
         ProgressBar(total=max(summary.rows, 1), completed=summary.settled, width=_BAR_WIDTH),
         Text(f"{share:4.0%}"),
-        Text(_facts(summary)[0]),
+        Text(_progress(summary)),
+        Text(_time_left(summary)),
     )
-    facts = _facts(summary)[1:]
-    lines = [" · ".join(facts[:3]), " · ".join(facts[3:])]
+    facts = (_outcomes(summary), speed_in_words(summary), _money(summary), _errors(summary))
+    lines = [" · ".join(some) for some in facts if some]
     lines += [one_line(line) for line in ([left] if left else _waits(summary))]
     fits = summary.message is None  # what a user must do is shown whole
     return Group(head, *(Text("  " + line, overflow="ellipsis", no_wrap=fits) for line in lines))
+
+
+def _plain_facts(summary: Summary) -> list[str]:
+    facts = (_outcomes(summary), speed_in_words(summary), _money(summary), _errors(summary))
+    return [
+        ", ".join(some)
+        for some in ([_progress(summary)], [_time_left(summary)], *facts, _waits(summary))
+        if some
+    ]
 
 
 def _waits(summary: Summary) -> list[str]:
@@ -207,8 +262,8 @@ def _waits(summary: Summary) -> list[str]:
     return [*waits, oldest_in_words(summary)] if summary.oldest else waits
 
 
-def _short(count: int) -> str:
-    for size, letter in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+def _short(count: float) -> str:
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if count >= size:
             return f"{count / size:.1f}{letter}"
-    return str(count)
+    return f"{count:.1f}" if 0 < count < 100 else f"{count:.0f}"

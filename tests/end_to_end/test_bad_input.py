@@ -303,6 +303,11 @@ def test_a_run_directory_belongs_to_one_source_and_one_kind_of_endpoint(
     after = {name: text for name, text in _tree(tmp_path).items() if name != "run/lock"}
     assert after == before
     assert stats(server)["requests"] == 0
+    record = tmp_path / "run" / "run.json"
+    record.write_text(record.read_text().replace('"hash_rule": 2', '"hash_rule": 1'))
+    older = batchrun(*command, "--simulate")
+    assert older.returncode == 2
+    assert "told apart by rule 1 of batchrun" in older.stderr
 
 
 def test_no_arguments_show_help_and_wrong_ones_the_way_to_it(batchrun: Run) -> None:
