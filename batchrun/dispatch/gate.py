@@ -1,4 +1,7 @@
-"""The one place that waits before a send: attempts go in first come first in, as limits allow.
+"""The one place that waits before a send: rows go in first come first in, as limits allow.
+
+An attempt at a row that was let in before comes before rows that never were, so that retries mix
+with fresh rows instead of piling up behind all of them.
 
 Some limits hold for the whole run, some for one scope. A scope that has to wait does not hold up
 another; a limit of the whole run holds up everybody, so that a large request is never overtaken
@@ -27,13 +30,26 @@ class _Waiter:
 
 
 class _Scope:
-    """One scope's limits and its queue."""
+    """One scope's limits and its queues."""
 
-    __slots__ = ("limits", "waiting")
+    __slots__ = ("again", "fresh", "limits")
 
     def __init__(self, limits: Sequence[Limit]) -> None:
         self.limits = limits
-        self.waiting: deque[_Waiter] = deque()
+        self.again: deque[_Waiter] = deque()  # of rows that were let in before
+        self.fresh: deque[_Waiter] = deque()
+
+    @property
+    def first(self) -> _Waiter:
+        return self.again[0] if self.again else self.fresh[0]
+
+    @property
+    def order(self) -> tuple[bool, int]:
+        """Of its first in line, among scopes."""
+        return not self.again, self.first.number
+
+    def pop(self) -> None:
+        (self.again or self.fresh).popleft()
 
 
 def no_limits(_scope: Scope) -> Sequence[Limit]:
@@ -63,8 +79,10 @@ class Gate:
         self._closed: asyncio.Future[None] = self._loop.create_future()
         self._timer: asyncio.TimerHandle | None = None
 
-    async def enter(self, scope: Scope, need: Callable[[], Need]) -> Slot:
+    async def enter(self, scope: Scope, need: Callable[[], Need], *, again: bool = False) -> Slot:
         """Takes a slot; `need` is asked when it may be this attempt's turn.
+
+        `again`: the row was let in before.
 
         Raises `GateClosed`, or `RunStopped` where a limit ends the run.
         """
@@ -76,9 +94,11 @@ class Gate:
         turn: asyncio.Future[Slot] = self._loop.create_future()
         self._numbers += 1
         waiter = _Waiter(self._numbers, need, turn)
-        place.waiting.append(waiter)
+        queue = place.again if again else place.fresh
+        queue.append(waiter)
         self.waiting += 1
-        if self.waiting == 1 or len(self._scopes) > 1:  # else the first in line waits already
+        # Else the first in line waits already.
+        if self.waiting == 1 or again or len(self._scopes) > 1:
             self._wake()
         if turn.done():
             return turn.result()
@@ -87,8 +107,8 @@ class Gate:
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled() and turn.exception() is None:
                 self.leave(turn.result(), Finish(answered=False))  # let in and cancelled at once
-            elif waiter in place.waiting:
-                place.waiting.remove(waiter)
+            elif waiter in queue:
+                queue.remove(waiter)
                 self.waiting -= 1
                 self._wake()  # whoever was behind may need less
             raise
@@ -132,11 +152,11 @@ class Gate:
         self.held_by = None
         again_s = math.inf
         while self.waiting:
-            queues = [one for one in self._scopes.values() if one.waiting]
+            queues = [one for one in self._scopes.values() if one.fresh or one.again]
             if len(queues) > 1:
-                queues.sort(key=lambda one: one.waiting[0].number)
+                queues.sort(key=lambda one: one.order)
             for queue in queues:
-                waiter = queue.waiting[0]
+                waiter = queue.first
                 if waiter.turn.done():  # cancelled while it waited
                     break
                 need, now_s = waiter.need(), self._loop.time()
@@ -156,7 +176,7 @@ class Gate:
             else:
                 self._wake_at(again_s)
                 return
-            queue.waiting.popleft()
+            queue.pop()
             self.waiting -= 1
             self.held_by, again_s = None, math.inf
 
@@ -184,8 +204,9 @@ class Gate:
 
     def _send_home(self, error: Exception) -> None:
         for queue in self._scopes.values():
-            while queue.waiting:
-                turn = queue.waiting.popleft().turn
+            while queue.again or queue.fresh:
+                turn = queue.first.turn
+                queue.pop()
                 if not turn.done():
                     turn.set_exception(error)
         self.waiting = 0

@@ -140,7 +140,7 @@ class Row:
         gate = means.gate
         if self._left_at_s is not None:
             self._spent_s += time.perf_counter() - self._left_at_s
-        slot = await gate.enter(self._scope, self._need)
+        slot = await gate.enter(self._scope, self._need, again=self.sent > 0)
         began_s = time.perf_counter()
         if not self.sent:
             self.first_sent_s = began_s
@@ -211,7 +211,7 @@ class Row:
         return _Copy(slot, tried)
 
     async def _second(self) -> _Copy:
-        slot = await self._means.gate.enter(self._scope, self._need)
+        slot = await self._means.gate.enter(self._scope, self._need, again=True)
         return await self._copy(slot, "hedge")
 
     def _ended(self, tried: Tried, failure: Failure) -> Outcome:

@@ -79,6 +79,25 @@ async def test_what_is_needed_is_asked_when_it_is_ones_turn() -> None:
     assert (await waiter).need.tokens == 99
 
 
+async def test_rows_that_were_let_in_before_come_before_fresh_ones() -> None:
+    gate = Gate([InFlight(1)])
+    slot = await enter(gate)
+    order: list[str] = []
+
+    async def come(name: str, *, again: bool) -> None:
+        slot = await gate.enter(SCOPE, lambda: Need(SCOPE, 1), again=again)
+        order.append(name)
+        gate.leave(slot, ANSWER)
+
+    names = [("fresh 1", False), ("again 1", True), ("fresh 2", False), ("again 2", True)]
+    tasks = [asyncio.create_task(come(name, again=again)) for name, again in names]
+    await asyncio.sleep(0)
+    gate.leave(slot, ANSWER)
+    await asyncio.gather(*tasks)
+    assert order == ["again 1", "again 2", "fresh 1", "fresh 2"]
+    assert gate.in_flight == gate.waiting == 0
+
+
 async def test_a_closed_gate_sends_home_who_waits_and_who_comes() -> None:
     gate = Gate([InFlight(1)])
     await enter(gate)

@@ -158,6 +158,23 @@ def test_too_many_failures_stop_the_run(source: Path, batchrun: Run, simulator: 
     assert "of the last 100 rows failed" in share.stderr
 
 
+def test_retries_go_before_fresh_rows_that_wait(
+    write_rows: Any, questions: Any, batchrun: Run, simulator: Any, query: Query
+) -> None:
+    source = write_rows(questions(600))  # all of them wait at the gate from the start
+    base_url = simulator("--rpm", "6000", "--fault", "500_json=0.1")
+    done = batchrun("run", source, *_ASK, "--base-url", base_url)
+    assert done.returncode == 0, done.stderr
+    ((late, retried),) = query(
+        "SELECT count(*) FILTER (second > first_s + (last_s - first_s) / 2), count(*) FROM ("
+        "SELECT epoch(attempts[1].started_at) AS first_s, epoch(attempts[2].started_at) AS second, "
+        "max(epoch(attempts[1].started_at)) OVER () AS last_s, len(attempts) AS tries "
+        "FROM read_parquet(?)) WHERE tries > 1 AND first_s < last_s - 4"
+    )
+    assert retried > 10
+    assert late == 0
+
+
 def test_requests_a_minute_are_spread_evenly(
     source: Path, batchrun: Run, simulator: Any, query: Query
 ) -> None:

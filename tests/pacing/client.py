@@ -144,7 +144,7 @@ class _Visit:
         self.failures = 0
 
     def enter(self) -> None:
-        self._way = self._client.gate.enter(SCOPE, self._needed)
+        self._way = self._client.gate.enter(SCOPE, self._needed, again=self.failures > 0)
         self._step()
 
     def _needed(self) -> Need:

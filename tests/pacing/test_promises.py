@@ -34,6 +34,7 @@ class Visit:
     ends: str  # answer, told, rate_limit, overloaded, connection or cancelled
     hint_s: float | None
     patience_s: float  # then it is cancelled while it waits
+    again: bool = False  # the row was let in before
 
 
 VISITS = st.builds(
@@ -48,6 +49,7 @@ VISITS = st.builds(
     ),
     hint_s=st.none() | st.sampled_from((0.005, 1.0, 7.5)),
     patience_s=st.sampled_from((1e9, 1e9, 1e9, 0.5, 30.0)),
+    again=st.booleans(),
 )
 
 
@@ -121,7 +123,10 @@ class Schedule:
         self.witness = Witness(most, requests, tokens)
         self.minutes = [MinuteLimit("requests", requests), MinuteLimit("tokens", tokens)]
         self.ended = 0
-        self.waiting: dict[Scope, deque[int]] = {scope: deque() for scope in SCOPES}
+        self.waiting: dict[Scope, tuple[deque[int], deque[int]]] = {
+            scope: (deque(), deque()) for scope in SCOPES
+        }
+        self.came_s: dict[int, float] = {}
 
     async def play(self, visits: list[Visit]) -> Gate:
         shared: list[Limit] = [
@@ -141,9 +146,11 @@ class Schedule:
     async def _visit(self, gate: Gate, number: int, visit: Visit) -> None:
         scope = SCOPES[visit.scope]
         need = Need(scope, visit.reserved)
-        line = self.waiting[scope]
+        fresh, again = self.waiting[scope]
+        line = again if visit.again else fresh
         line.append(number)
-        enters = asyncio.ensure_future(gate.enter(scope, lambda: need))
+        self.came_s[number] = asyncio.get_running_loop().time()
+        enters = asyncio.ensure_future(gate.enter(scope, lambda: need, again=visit.again))
         done, _ = await asyncio.wait((enters,), timeout=visit.patience_s)
         if not done:
             line.remove(number)
@@ -153,6 +160,8 @@ class Schedule:
             return
         slot = enters.result()
         assert line.popleft() == number  # first come, first in
+        # Whoever was let in before comes first, unless it came in this very moment.
+        assert line is again or all(self.came_s[one] >= slot.started_s for one in again)
         await asyncio.sleep(visit.lasts_s)
         self.ended += 1
         gate.leave(slot, finish_of(visit))
