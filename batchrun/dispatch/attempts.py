@@ -73,7 +73,10 @@ class Dispatcher:
         try:
             while True:
                 try:
-                    settled = await self._answered(row)
+                    try:
+                        settled = await row.attempt()
+                    except TryAgain as first:
+                        settled = await self._tried_again(row, first)
                 except (RunStopped, GateClosed):
                     if row.best is None:
                         raise
@@ -83,12 +86,8 @@ class Dispatcher:
         finally:
             self._open.pop(request.row, None)
 
-    async def _answered(self, row: Row) -> Settled:
-        """One ask: tried until it is answered or nothing helps."""
-        try:
-            return await row.attempt()
-        except TryAgain as verdict:
-            first = verdict
+    async def _tried_again(self, row: Row, first: TryAgain) -> Settled:
+        """Until it is answered or nothing helps."""
         self.retrying += 1
         try:
             return await self._retrying.copy()(row.after(first))

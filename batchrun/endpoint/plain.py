@@ -1,20 +1,25 @@
 """Plain and stream mode: one exchange a request."""
 
+from collections.abc import Coroutine
+from typing import Any
+
 from batchrun.endpoint.exchange import exchange
 from batchrun.endpoint.wire import Wire
 from batchrun.records import Reply, Request
 
 
-async def send_plain(wire: Wire, request: Request, headers: dict[str, str]) -> Reply:
+def send_plain(wire: Wire, request: Request, headers: dict[str, str]) -> Coroutine[Any, Any, Reply]:
     """The whole answer. Raises `EndpointError`."""
     body = with_fields(request.body, b'"stream":false')
-    return await exchange(wire, "POST", wire.url, body, headers)
+    return exchange(wire, "POST", wire.url, body, headers)
 
 
-async def send_stream(wire: Wire, request: Request, headers: dict[str, str]) -> Reply:
+def send_stream(
+    wire: Wire, request: Request, headers: dict[str, str]
+) -> Coroutine[Any, Any, Reply]:
     """The answer that the stream's events carry. Raises `EndpointError`."""
     body = with_fields(request.body, b'"stream":true')
-    return await exchange(wire, "POST", wire.url, body, headers)
+    return exchange(wire, "POST", wire.url, body, headers)
 
 
 def with_fields(body: bytes, fields: bytes) -> bytes:
