@@ -32,7 +32,7 @@ from batchrun.job import (
     refuse_written_secrets,
 )
 from batchrun.keeping import Keeper
-from batchrun.plan import Plan, make_plan, make_record
+from batchrun.plan import Plan, known_prices, make_plan, make_record
 from batchrun.policy.budget import Budget
 from batchrun.policy.concurrency import FirstAlone
 from batchrun.policy.failures import FirstRows, TooManyFailures
@@ -119,7 +119,7 @@ async def run_job(
             run_dir = claimed()
         if run_dir is not None and resend.is_asked:  # what is sent again must stand in a part
             await asyncio.to_thread(run_dir.finish)
-        prices = Prices(job.pricing)
+        prices = known_prices(job)
         plan = await asyncio.to_thread(
             make_plan,
             job,
