@@ -251,8 +251,10 @@ def test_a_provider_before_the_slash_has_its_own_prices() -> None:
         listed_as = get_snapshot().find_provider_model(name, None, provider, None)[1]
         price = Prices({}).find(f"{provider}/{name}", None, AT)
         assert price is not None
-        expected = listed_as.get_prices(datetime.fromtimestamp(AT / 1e6, UTC)).input_mtok
-        assert price.rates[0].input == float(expected) / 1e6
+        tokens = ListUsage(input_tokens=1_000_000, output_tokens=1_000_000)
+        moment = datetime.fromtimestamp(AT / 1e6, UTC)
+        expected = listed_as.get_prices(moment).calc_price(tokens)["total_price"]
+        assert price.cost(USAGE) == pytest.approx(float(expected), rel=1e-12)
 
 
 def test_given_prices_are_found_by_the_same_rules() -> None:

@@ -162,7 +162,7 @@ def _notes(
         said = _count(searches, "search", "searches")
         yield f"{said} of {priced_as} not in the sum: there is no price for them"
     for priced_as, tier in priced.tierless:
-        yield f"{priced_as} has no price of its own at {tier}: the one it has is taken"
+        yield f"there is no {tier} price for {priced_as}: its standard one is taken"
     if record.gone.rows:
         rows = _count(record.gone.rows, "row", "rows")
         yield f"{rows} that left the input count too: they were paid"
@@ -238,7 +238,7 @@ class _Priced:
 
     def _what_if(self, each: UsageSum, tier: str | None, what: _Scenario) -> float | None:
         if not each.counted:
-            return None
+            return None if each.unknown else 0.0
         tier = what.tier if what.tier_asked else tier
         asked, answered = (each.model_requested, each.model)
         if what.model is not None:
@@ -291,6 +291,8 @@ def _added(name: str | None, lines: Sequence[Line], scenarios: int) -> Line:
         return sum(getattr(line, field) for line in lines)
 
     sums = {field: total(field) for field in _COUNTS}
+    if not sums["attempts"]:
+        return Line(name=name, cost_usd=0.0, what_if_usd=(0.0,) * scenarios, **sums)
     prices = dict.fromkeys(priced_as for line in lines for priced_as in line.priced_as)
     return Line(
         name=name,

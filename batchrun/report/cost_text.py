@@ -19,22 +19,29 @@ class _Table(Struct):
 
     head: list[str]
     rows: list[list[str]]
+    below: list[str] = []
 
-    def render(self, width: int) -> list[str]:
-        columns = list(zip(self.head, *self.rows, strict=True))
-        sizes = [max(map(len, column)) for column in columns]
-        others = sum(size + 2 for size in sizes[1:])
-        sizes[0] = min(sizes[0], max(width - 2 - others, _LEAST_NAME))
-        lines = []
-        for name, *cells in (self.head, *self.rows):
+
+def _rendered(tables: Sequence[_Table], width: int) -> list[str]:
+    """The tables below each other, their columns of one width."""
+    sizes = _sizes(tables)
+    others = sum(size + 2 for size in sizes[1:])
+    sizes[0] = min(sizes[0], max(width - 2 - others, _LEAST_NAME))
+    lines = []
+    for table in tables:
+        lines.append("")
+        for name, *cells in (table.head, *table.rows):
             shown = name if len(name) <= sizes[0] else name[: sizes[0] - 1] + "…"
             rest = "".join(f"  {cell:>{size}}" for cell, size in zip(cells, sizes[1:], strict=True))
             lines.append(f"  {shown:<{sizes[0]}}{rest}".rstrip())
-        return lines
+        for line in table.below:
+            lines += _wrapped(line, width, "    ")
+    return lines
 
-    def width(self) -> int:
-        columns = zip(self.head, *self.rows, strict=True)
-        return sum(max(map(len, column)) + 2 for column in columns)
+
+def _sizes(tables: Sequence[_Table]) -> list[int]:
+    lines = [line for table in tables for line in (table.head, *table.rows)]
+    return [max(map(len, column)) for column in zip(*lines, strict=True)]
 
 
 def render_costs(costs: Costs, width: int = 80) -> str:
@@ -53,10 +60,11 @@ def render_costs(costs: Costs, width: int = 80) -> str:
 def _one_run(run: RunCost, what_if: Sequence[str], width: int) -> list[str]:
     total = run.total
     lines = [f"{one_line(run.run)}: {_dollars(total.cost_usd)}{_partly(total)}{_simulated(run)}"]
-    lines.append(
-        f"  {total.rows:,} rows, {total.attempts:,} tries; {total.input_tokens:,} tokens in "
+    counts = (
+        f"{total.rows:,} rows, {total.attempts:,} tries; {total.input_tokens:,} tokens in "
         f"({total.cached_tokens:,} cached), {total.output_tokens:,} out"
     )
+    lines += _wrapped(counts, width, "  ")
     lines += _beside(run)
     for note in run.notes:
         lines += _wrapped(f"note: {one_line(note)}", width, "  ")
@@ -67,10 +75,11 @@ def _one_run(run: RunCost, what_if: Sequence[str], width: int) -> list[str]:
             [one_line(name), _dollars(cost), _change(cost, total.cost_usd)]
             for name, cost in zip(what_if, total.what_if_usd, strict=True)
         ]
-        lines += ["", *_Table(["what if", "cost", ""], rows).render(width)]
-    for title, breakdown in run.by.items():
-        lines += ["", *_breakdown(title, breakdown, what_if, width)]
-    return lines
+        lines += _rendered([_Table(["what if", "cost", ""], rows)], width)
+    tables = [_breakdown(title, breakdown, what_if) for title, breakdown in run.by.items()]
+    if sum(size + 2 for size in _sizes(tables)) > width and what_if:
+        tables = [_breakdown(title, breakdown, ()) for title, breakdown in run.by.items()]
+    return lines + _rendered(tables, width)
 
 
 def _beside(run: RunCost) -> list[str]:
@@ -87,36 +96,40 @@ def _same(one: float, other: float | None) -> bool:
     return other is not None and abs(one - other) <= 1e-6 * max(abs(one), abs(other), 1e-6)
 
 
-def _breakdown(
-    title: str, breakdown: Sequence[Line], what_if: Sequence[str], width: int
-) -> list[str]:
-    shown = breakdown[:_MOST_LINES]
-    per_row = title != "attempt"
-    head = [f"by {title}", *(["rows"] if per_row else []), "tries", "in", "out", "cost"]
+def _breakdown(title: str, breakdown: Sequence[Line], what_if: Sequence[str]) -> _Table:
+    """With the dollars of `what_if` where it names any."""
+    has_rows = title != "attempt"
     rows = [
         [
-            _name(line, title),
-            *([f"{line.rows:,}"] if per_row else []),
+            _name(line),
+            f"{line.rows:,}" if has_rows else "",
             f"{line.attempts:,}",
             _short(line.input_tokens),
             _short(line.output_tokens),
-            _dollars(line.cost_usd) + ("+?" if _is_partly(line) else ""),
+            _cost(line),
+            *(_dollars(cost) for cost in line.what_if_usd[: len(what_if)]),
         ]
-        for line in shown
+        for line in breakdown[:_MOST_LINES]
     ]
-    table = _Table(head, rows)
-    wide = _Table(
-        [*head, *map(one_line, what_if)],
-        [[*row, *map(_dollars, line.what_if_usd)] for row, line in zip(rows, shown, strict=True)],
-    )
-    lines = (wide if wide.width() <= width else table).render(width)
-    if len(breakdown) > len(shown):
-        lines.append(f"  and {len(breakdown) - len(shown):,} more; --json has them all")
-    return lines
+    below = _more(len(breakdown))
+    if title == "model":
+        renamed = dict.fromkeys(
+            f"{_name(line)} as {one_line(name)}"
+            for line in breakdown[:_MOST_LINES]
+            for name in line.priced_as
+            if name != line.name
+        )
+        below += [f"priced: {', '.join(renamed)}"] if renamed else []
+    head = [f"by {title}", "rows" if has_rows else "", "tries", "in", "out", "cost"]
+    return _Table([*head, *map(one_line, what_if)], rows, below)
+
+
+def _more(lines: int) -> list[str]:
+    hidden = lines - _MOST_LINES
+    return [f"and {hidden:,} more; --json has them all"] if hidden > 0 else []
 
 
 def _several(runs: Sequence[RunCost], what_if: Sequence[str], width: int) -> list[str]:
-    head = ["run", "rows", "tries", "in", "out", "cost"]
     rows = [
         [
             one_line(run.run),
@@ -124,37 +137,33 @@ def _several(runs: Sequence[RunCost], what_if: Sequence[str], width: int) -> lis
             f"{run.total.attempts:,}",
             _short(run.total.input_tokens),
             _short(run.total.output_tokens),
-            _dollars(run.total.cost_usd) + ("+?" if _is_partly(run.total) else ""),
+            _cost(run.total),
         ]
         for run in runs
     ]
-    lines = _Table(head, rows).render(width)
+    lines = _rendered([_Table(["run", "rows", "tries", "in", "out", "cost"], rows)], width)[1:]
     for run in runs:
         simulated = ["simulated, so nothing was paid"] if run.simulated else []
         for note in (*simulated, *run.notes):
             lines += _wrapped(f"{one_line(run.run)}: {one_line(note)}", width, "  ")
     names = _short_names([run.run for run in runs])
+    tables = []
     if what_if:
         first = ["as it was", *(_dollars(run.total.cost_usd) for run in runs)]
         rows = [
             [one_line(name), *(_dollars(run.total.what_if_usd[at]) for run in runs)]
             for at, name in enumerate(what_if)
         ]
-        lines += ["", *_Table(["what if", *names], [first, *rows]).render(width)]
+        tables.append(_Table(["what if", *names], [first, *rows]))
     for title in runs[0].by:
         of_runs = [{line.name: line for line in run.by[title]} for run in runs]
         called = {name: line for lines_of in of_runs for name, line in lines_of.items()}
         rows = [
-            [
-                _name(line, title),
-                *(_dollars(of[name].cost_usd) if name in of else "" for of in of_runs),
-            ]
+            [_name(line), *(_cost(of[name]) if name in of else "" for of in of_runs)]
             for name, line in list(called.items())[:_MOST_LINES]
         ]
-        lines += ["", *_Table([f"by {title}", *names], rows).render(width)]
-        if len(called) > _MOST_LINES:
-            lines.append(f"  and {len(called) - _MOST_LINES:,} more; --json has them all")
-    return lines
+        tables.append(_Table([f"by {title}", *names], rows, _more(len(called))))
+    return lines + _rendered(tables, width)
 
 
 def _short_names(paths: Sequence[str]) -> list[str]:
@@ -165,10 +174,12 @@ def _short_names(paths: Sequence[str]) -> list[str]:
     return [f"run {number}" for number in range(1, len(paths) + 1)]
 
 
-def _name(line: Line, title: str) -> str:
-    name = "(null)" if line.name is None else one_line(line.name)
-    others = [one_line(priced_as) for priced_as in line.priced_as if priced_as != line.name]
-    return f"{name} as {', '.join(others)}" if title == "model" and others else name
+def _name(line: Line) -> str:
+    return "(null)" if line.name is None else one_line(line.name)
+
+
+def _cost(line: Line) -> str:
+    return _dollars(line.cost_usd) + ("+?" if _is_partly(line) else "")
 
 
 def _dollars(cost: float | None) -> str:
