@@ -15,7 +15,7 @@ from msgspec import Struct
 from batchrun.errors import JobError
 from batchrun.job import PriceJob
 from batchrun.price_sections import PriceBook, with_user_prices
-from batchrun.pricing import TIERS, Price, Prices, steps, tier_of
+from batchrun.pricing import TIERS, Price, Prices, steps, sum_costs, tier_of
 from batchrun.records import RunRecord, Searches, Usage
 from batchrun.store.tables import is_running, read_record
 from batchrun.store.usage_sums import UsageSum, sum_usage
@@ -217,7 +217,7 @@ class _Priced:
                 self.searches[price.priced_as] = self.searches.get(price.priced_as, 0) + unpaid
         cost = _cost(price, each)
         if cost is None and not each.counted and not each.unknown:
-            cost = 0.0  # nothing but refusals
+            cost = 0.0  # rows, and refusals
         return Line(
             name=None,
             rows=each.rows,
@@ -229,7 +229,7 @@ class _Priced:
             reasoning_tokens=each.reasoning_tokens,
             web_searches=each.web,
             file_searches=each.file,
-            cost_usd=cost if each.attempts else None,
+            cost_usd=cost,
             unpriced=each.counted if price is None else 0,
             unknown=each.unknown,
             what_if_usd=tuple(self._what_if(each, tier, one) for one in self._scenarios),
@@ -238,7 +238,7 @@ class _Priced:
 
     def _what_if(self, each: UsageSum, tier: str | None, what: _Scenario) -> float | None:
         if not each.counted:
-            return None if each.unknown else 0.0
+            return None if each.unknown else 0.0  # rows, and refusals
         tier = what.tier if what.tier_asked else tier
         asked, answered = (each.model_requested, each.model)
         if what.model is not None:
@@ -291,28 +291,31 @@ def _added(name: str | None, lines: Sequence[Line], scenarios: int) -> Line:
         return sum(getattr(line, field) for line in lines)
 
     sums = {field: total(field) for field in _COUNTS}
-    if not sums["attempts"]:
-        return Line(name=name, cost_usd=0.0, what_if_usd=(0.0,) * scenarios, **sums)
     prices = dict.fromkeys(priced_as for line in lines for priced_as in line.priced_as)
     return Line(
         name=name,
-        cost_usd=_sum([line.cost_usd for line in lines]),
+        cost_usd=_dollars([line.cost_usd for line in lines]),
         what_if_usd=tuple(
-            _sum([line.what_if_usd[at] for line in lines]) for at in range(scenarios)
+            _dollars([line.what_if_usd[at] for line in lines]) for at in range(scenarios)
         ),
         priced_as=tuple(sorted(prices)),
         **sums,
     )
 
 
+_DIGITS = 12  # sums in another order differ in the last ones
 _COUNTS = (
     *("rows", "attempts", "input_tokens", "cached_tokens", "cache_write_tokens", "output_tokens"),
     *("reasoning_tokens", "web_searches", "file_searches", "unpriced", "unknown"),
 )
 
 
+def _dollars(costs: Sequence[float | None]) -> float | None:
+    """As far as it is known; null where only what cost nothing is."""
+    total = sum_costs(costs) if costs else 0.0
+    return total if total is None else round(total, _DIGITS)
+
+
 def _sum(costs: Sequence[float | None]) -> float | None:
     known = [cost for cost in costs if cost is not None]
-    return (
-        round(sum(known), 12) if known else None
-    )  # sums in another order differ in the last digits
+    return round(sum(known), _DIGITS) if known else None

@@ -59,7 +59,8 @@ def render_costs(costs: Costs, width: int = 80) -> str:
 
 def _one_run(run: RunCost, what_if: Sequence[str], width: int) -> list[str]:
     total = run.total
-    lines = [f"{one_line(run.run)}: {_dollars(total.cost_usd)}{_partly(total)}{_simulated(run)}"]
+    said = f"cost: {_dollars(total.cost_usd)}{_partly(total)}{_simulated(run)}"
+    lines = [one_line(run.run), *_wrapped(said, width, "  ")]
     counts = (
         f"{total.rows:,} rows, {total.attempts:,} tries; {total.input_tokens:,} tokens in "
         f"({total.cached_tokens:,} cached), {total.output_tokens:,} out"
