@@ -25,7 +25,7 @@ from batchrun.inputs.survey import MOST_MODELS, Survey
 from batchrun.job import STDIN, Job
 from batchrun.policy.budget import usd
 from batchrun.price_sections import with_user_prices
-from batchrun.pricing import Prices, check_prices
+from batchrun.pricing.prices import Prices, check_prices
 from batchrun.records import NOTHING_SENT_AGAIN, Layout, Request, Resend, RunRecord, Totals
 from batchrun.resume import Resumed, earlier_unknown_usd, tell_settled
 from batchrun.store.run_dir import SCHEMA_VERSION, RunDir

@@ -39,7 +39,7 @@ from batchrun.policy.failures import FirstRows, TooManyFailures
 from batchrun.policy.pace import user_limits
 from batchrun.policy.scopes import Scopes
 from batchrun.policy.verdicts import Limit
-from batchrun.pricing import Prices
+from batchrun.pricing.prices import Prices
 from batchrun.records import (
     NOTHING_SENT_AGAIN,
     BadRow,

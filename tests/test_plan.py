@@ -10,7 +10,7 @@ from batchrun.inputs.read import find_source
 from batchrun.job import Job
 from batchrun.job_file import load_job
 from batchrun.plan import Plan, dry_run, make_plan, make_record
-from batchrun.pricing import Prices
+from batchrun.pricing.prices import Prices
 from batchrun.records import Attempt, Failure, Outcome, Request
 from batchrun.resume import earlier_unknown_usd
 from batchrun.store.run_dir import RunDir

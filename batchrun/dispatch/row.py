@@ -17,7 +17,8 @@ from batchrun.policy.reask import Asks, next_ask
 from batchrun.policy.retry import CURES, Again, Cure, GiveUp, Halt, judge
 from batchrun.policy.scopes import Scopes, ScopeState
 from batchrun.policy.sizes import BodySize, measure, tier_asked
-from batchrun.pricing import Prices, sum_costs
+from batchrun.pricing.price import sum_costs
+from batchrun.pricing.prices import Prices
 from batchrun.records import (
     Attempt,
     Failure,

@@ -12,7 +12,8 @@ from batchrun.parse.error_body import ErrorAnswer, parse_error
 from batchrun.parse.response import Unreadable, parse_response
 from batchrun.parse.searches import count_searches
 from batchrun.policy.classify import classify, hint_in
-from batchrun.pricing import Prices, tier_of
+from batchrun.pricing.price_list import tier_of
+from batchrun.pricing.prices import Prices
 from batchrun.records import Attempt, Failure, Finish, Reply, Request, Response, Searches
 
 # Refused before any work was done: nothing is used up, nothing is billed.

@@ -15,7 +15,9 @@ from msgspec import Struct
 from batchrun.errors import JobError
 from batchrun.job import PriceJob
 from batchrun.price_sections import PriceBook, with_user_prices
-from batchrun.pricing import TIERS, Price, Prices, steps, sum_costs, tier_of
+from batchrun.pricing.price import Price, sum_costs
+from batchrun.pricing.price_list import TIERS, steps, tier_of
+from batchrun.pricing.prices import Prices
 from batchrun.records import RunRecord, Searches, Usage
 from batchrun.store.tables import is_running, read_record
 from batchrun.store.usage_sums import UsageSum, sum_usage

@@ -12,6 +12,7 @@ from batchrun.report.printable import one_line, printable
 _NO_PRICE = "unknown"
 _MOST_LINES = 20  # of a breakdown; all of them are in the JSON
 _LEAST_NAME = 12
+_COST_WIDTH = 14  # of most costs, and of the name of a run above them
 
 
 class _Table(Struct):
@@ -70,10 +71,9 @@ def _one_run(run: RunCost, what_if: Sequence[str], width: int) -> list[str]:
     for note in run.notes:
         lines += _wrapped(f"note: {one_line(note)}", width, "  ")
     if what_if:
-        now = _dollars(total.cost_usd)
-        rows = [["as it was", now, ""]]
+        rows = [["as it was", _cost(total), ""]]
         rows += [
-            [one_line(name), _dollars(cost), _change(cost, total.cost_usd)]
+            [one_line(name), _dollars(cost), _change(cost, total)]
             for name, cost in zip(what_if, total.what_if_usd, strict=True)
         ]
         lines += _rendered([_Table(["what if", "cost", ""], rows)], width)
@@ -148,9 +148,19 @@ def _several(runs: Sequence[RunCost], what_if: Sequence[str], width: int) -> lis
         for note in (*simulated, *run.notes):
             lines += _wrapped(f"{one_line(run.run)}: {one_line(note)}", width, "  ")
     names = _short_names([run.run for run in runs])
+    beside = max(1, (width - 2 * _LEAST_NAME) // _COST_WIDTH)
+    for at in range(0, len(runs), beside):
+        some = slice(at, at + beside)
+        lines += _rendered(_beside_each_other(runs[some], names[some], what_if), width)
+    return lines
+
+
+def _beside_each_other(
+    runs: Sequence[RunCost], names: Sequence[str], what_if: Sequence[str]
+) -> list[_Table]:
     tables = []
     if what_if:
-        first = ["as it was", *(_dollars(run.total.cost_usd) for run in runs)]
+        first = ["as it was", *(_cost(run.total) for run in runs)]
         rows = [
             [one_line(name), *(_dollars(run.total.what_if_usd[at]) for run in runs)]
             for at, name in enumerate(what_if)
@@ -164,12 +174,12 @@ def _several(runs: Sequence[RunCost], what_if: Sequence[str], width: int) -> lis
             for name, line in list(called.items())[:_MOST_LINES]
         ]
         tables.append(_Table([f"by {title}", *names], rows, _more(len(called))))
-    return lines + _rendered(tables, width)
+    return tables
 
 
 def _short_names(paths: Sequence[str]) -> list[str]:
     """The last words of paths where they differ, else numbers."""
-    last = [one_line(path.rstrip("/").rpartition("/")[2])[-16:] for path in paths]
+    last = [one_line(path.rstrip("/").rpartition("/")[2])[-12:] for path in paths]
     if len(set(last)) == len(last):
         return last
     return [f"run {number}" for number in range(1, len(paths) + 1)]
@@ -199,10 +209,11 @@ def _simulated(run: RunCost) -> str:
     return "; simulated, so nothing was paid" if run.simulated else ""
 
 
-def _change(cost: float | None, now: float | None) -> str:
-    if cost is None or not now:
+def _change(cost: float | None, total: Line) -> str:
+    """Nothing where the two do not tell of the same tokens."""
+    if cost is None or not total.cost_usd or total.unpriced:
         return ""
-    return f"{(cost - now) / now:+.0%}"
+    return f"{(cost - total.cost_usd) / total.cost_usd:+.0%}"
 
 
 def _short(count: int) -> str:

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from batchrun.cli.cost import cost
 from batchrun.errors import ErrorKind, JobError
-from batchrun.pricing import Prices, tier_of
+from batchrun.pricing.price_list import tier_of
+from batchrun.pricing.prices import Prices
 from batchrun.records import (
     Attempt,
     Column,

@@ -12,7 +12,7 @@ from genai_prices import calc_price, extract_usage
 from genai_prices.types import Usage as ListUsage
 
 from batchrun.dispatch.tries import Tried, send_once
-from batchrun.pricing import Prices
+from batchrun.pricing.prices import Prices
 from batchrun.records import Attempt, Layout, Outcome, Reply, Request, Response, RunRecord
 from batchrun.report.cost import Line, read_costs
 from batchrun.store.run_dir import SCHEMA_VERSION, RunDir

@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from batchrun.errors import JobError
 from batchrun.job import PriceJob
 from batchrun.job_file import load_job
-from batchrun.pricing import Price, Prices, check_prices, steps, sum_costs, tier_of
+from batchrun.pricing.price import Price, sum_costs
+from batchrun.pricing.price_list import steps, tier_of
+from batchrun.pricing.prices import Prices, check_prices
 from batchrun.records import NO_SEARCHES, Searches, Usage
 
 AT = 1_790_000_000_000_000  # in September 2026
@@ -453,7 +455,7 @@ def test_a_wrong_price_is_told_by_its_key(tmp_path: Path, text: str, message: st
 
 def test_the_price_list_is_loaded_when_it_is_asked_and_not_before() -> None:
     said = (
-        "import sys, batchrun.cli, batchrun.runner, batchrun.pricing as pricing\n"
+        "import sys, batchrun.cli, batchrun.runner, batchrun.pricing.prices as pricing\n"
         "assert 'genai_prices' not in sys.modules\n"
         "pricing.Prices({}).find('gpt-4.1', None, 0)\n"
         "assert 'genai_prices' in sys.modules\n"
