@@ -36,10 +36,10 @@ class Price(Struct, frozen=True):
         input_tokens, output_tokens = usage.input_tokens, usage.output_tokens
         if input_tokens is None or output_tokens is None:
             return None
-        rates, *longer = self.rates
-        for step in longer:
-            if input_tokens > step.above:
-                rates = step
+        rates = self.rates[0]
+        for longer in self.rates[1:]:
+            if input_tokens > longer.above:
+                rates = longer
         cached, written = usage.cached_tokens or 0, usage.cache_write_tokens or 0
         fresh = input_tokens - cached - written
         if fresh < 0 or cached < 0 or written < 0 or output_tokens < 0:
