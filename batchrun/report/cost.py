@@ -5,8 +5,7 @@ the time it was sent, with the prices that are given today. What has no price is
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import groupby
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -15,39 +14,26 @@ from msgspec import Struct
 from batchrun.errors import JobError
 from batchrun.job import PriceJob
 from batchrun.price_sections import PriceBook, with_user_prices
-from batchrun.pricing.price import Price, sum_costs
-from batchrun.pricing.price_list import TIERS, steps, tier_of
+from batchrun.pricing.price_list import TIERS, steps
 from batchrun.pricing.prices import Prices
-from batchrun.records import RunRecord, Searches, Usage
+from batchrun.records import RunRecord
+from batchrun.report.cost_lines import (
+    STANDARD,
+    Line,
+    Priced,
+    Scenario,
+    added,
+    lines_by,
+    sum_known,
+    tier_name,
+)
 from batchrun.store.tables import is_running, read_record
 from batchrun.store.usage_sums import UsageSum, sum_usage
 
-STANDARD = "standard"
-BREAKDOWNS = ("model", "tier", "status", "attempt")
 CAVEAT = (
     "what if: the same counts of tokens at today's prices. Another model counts the same text in "
     "other tokens and answers at another length"
 )
-
-
-class Line(Struct, frozen=True):
-    """Rows or attempts that are alike, and what they cost."""
-
-    name: str | None  # null: the column is null
-    rows: int
-    attempts: int
-    input_tokens: int  # as far as they are known, here and below
-    cached_tokens: int
-    cache_write_tokens: int
-    output_tokens: int
-    reasoning_tokens: int
-    web_searches: int
-    file_searches: int
-    cost_usd: float | None  # of the attempts that have a price; null where none has
-    unpriced: int  # attempts whose tokens are known, of models without a price
-    unknown: int  # attempts that may be billed, whose tokens nobody told
-    what_if_usd: tuple[float | None, ...]  # of the attempts whose tokens are known
-    priced_as: tuple[str, ...] = ()  # the names of the prices behind `cost_usd`
 
 
 class RunCost(Struct, frozen=True):
@@ -71,13 +57,6 @@ class Costs(Struct, frozen=True):
     caveat: str | None = None
 
 
-class _Scenario(Struct, frozen=True):
-    name: str
-    model: str | None  # null: the model of each attempt
-    tier: str | None  # null: the tier of each attempt
-    tier_asked: bool
-
-
 def read_costs(
     paths: Sequence[Path],
     *,
@@ -99,21 +78,21 @@ def read_costs(
     return Costs(runs, names, CAVEAT if scenarios else None)
 
 
-def _scenarios(models: Sequence[str], tier: str | None) -> tuple[_Scenario, ...]:
+def _scenarios(models: Sequence[str], tier: str | None) -> tuple[Scenario, ...]:
     meant = None if tier == STANDARD else tier
-    own = [] if tier is None else [_Scenario(f"at {tier}", None, meant, tier_asked=True)]
+    own = [] if tier is None else [Scenario(f"at {tier}", None, meant, tier_asked=True)]
     at = "" if tier is None else f" at {tier}"
     named = dict.fromkeys(models)
-    return (*own, *(_Scenario(model + at, model, meant, tier is not None) for model in named))
+    return (*own, *(Scenario(model + at, model, meant, tier is not None) for model in named))
 
 
 def _read_run(
-    path: Path, scenarios: Sequence[_Scenario], known_steps: Sequence[int], by: str | None
+    path: Path, scenarios: Sequence[Scenario], known_steps: Sequence[int], by: str | None
 ) -> RunCost:
     record = read_record(path)
     given = _given(path, record)
     sums = sum_usage(path, record, known_steps, by)
-    priced = _Priced(Prices(given.pricing, given.aliases), scenarios, time.time_ns() // 1000)
+    priced = Priced(Prices(given.pricing, given.aliases), scenarios, time.time_ns() // 1000)
     pairs = [(each, priced.line(each)) for each in sums]
     names: dict[str, Callable[[UsageSum], str | None]] = {
         "model": lambda each: each.model or each.model_requested,
@@ -122,9 +101,9 @@ def _read_run(
         "attempt": lambda each: each.kind,
     }
     if by is not None:
-        names[by] = lambda each: each.value
+        names[f"{by} (column)" if by in names else by] = lambda each: each.value
     tables = {
-        title: _lines((p for p in pairs if title != "attempt" or p[0].attempts), name)
+        title: lines_by((p for p in pairs if title != "attempt" or p[0].attempts), name)
         for title, name in names.items()
     }
     state = record.state
@@ -134,17 +113,15 @@ def _read_run(
         run=str(path),
         state=state,
         simulated=record.simulated,
-        total=_added(None, [line for _, line in pairs], len(scenarios)),
+        total=added(None, [line for _, line in pairs], len(scenarios)),
         by=tables,
-        recorded_usd=_sum([each.recorded_usd for each in sums]),
-        reported_usd=_sum([each.reported_usd for each in sums]),
+        recorded_usd=sum_known([each.recorded_usd for each in sums]),
+        reported_usd=sum_known([each.reported_usd for each in sums]),
         notes=tuple(_notes(record, state, priced, tables["model"])),
     )
 
 
-def _notes(
-    record: RunRecord, state: str, priced: "_Priced", models: Sequence[Line]
-) -> Iterator[str]:
+def _notes(record: RunRecord, state: str, priced: Priced, models: Sequence[Line]) -> Iterator[str]:
     """What the dollars leave out or take in."""
     if state in ("running", "killed"):
         goes_on = "it goes on" if state == "running" else "its last command was killed"
@@ -160,9 +137,8 @@ def _notes(
     if unknown:
         tries = _count(unknown, "try", "tries")
         yield f"{tries} ended without a count of tokens: what they cost is not known"
-    for priced_as, searches in priced.searches.items():
-        said = _count(searches, "search", "searches")
-        yield f"{said} of {priced_as} not in the sum: there is no price for them"
+    for priced_as in priced.searchless:
+        yield f"there is no price for the searches that {priced_as} made: they are not in the sum"
     for priced_as, tier in priced.tierless:
         yield f"there is no {tier} price for {priced_as}: its standard one is taken"
     if record.gone.rows:
@@ -182,142 +158,3 @@ def _given(path: Path, record: RunRecord) -> PriceBook:
     except msgspec.ValidationError as error:
         raise JobError(f"{path}/run.json: its prices cannot be read ({error})") from error
     return with_user_prices(pricing, aliases)
-
-
-def tier_name(each: UsageSum) -> str:
-    """The tier that an answer names, or `standard`."""
-    if each.via == "batch":
-        return each.via
-    named = each.service_tier
-    return STANDARD if named in (None, "default", "auto") else str(named)
-
-
-class _Priced:
-    """Sums of usage to lines with dollars; remembers what could not be priced as asked."""
-
-    def __init__(self, prices: Prices, scenarios: Sequence[_Scenario], now_at: int) -> None:
-        """Raises `JobError` where a model to compare with has no price."""
-        self._prices, self._scenarios, self._now_at = prices, scenarios, now_at
-        self.tierless: dict[tuple[str, str], None] = {}  # the price, the tier that it is not of
-        self.searches: dict[str, int] = {}  # the price, and how many searches it has none for
-        for model in dict.fromkeys(one.model for one in scenarios if one.model is not None):
-            if prices.find(model, None, now_at) is None:
-                raise JobError(
-                    f'no price is known for {model}; give [pricing."{model}"] or an alias in '
-                    "~/.config/batchrun/prices.toml"
-                )
-
-    def line(self, each: UsageSum) -> Line:
-        tier = tier_of(each.service_tier, each.via)
-        price = None
-        if each.counted:
-            price = self._prices.find(each.model_requested, each.model, each.at, tier)
-        if price is not None:
-            self._note_tier(price, tier_name(each))
-            unpaid = (not price.web_search and each.web) + (not price.file_search and each.file)
-            if unpaid:
-                self.searches[price.priced_as] = self.searches.get(price.priced_as, 0) + unpaid
-        cost = _cost(price, each)
-        if cost is None and not each.counted and not each.unknown:
-            cost = 0.0  # rows, and refusals
-        return Line(
-            name=None,
-            rows=each.rows,
-            attempts=each.attempts,
-            input_tokens=each.input_tokens,
-            cached_tokens=each.cached_tokens,
-            cache_write_tokens=each.cache_write_tokens,
-            output_tokens=each.output_tokens,
-            reasoning_tokens=each.reasoning_tokens,
-            web_searches=each.web,
-            file_searches=each.file,
-            cost_usd=cost,
-            unpriced=each.counted if price is None else 0,
-            unknown=each.unknown,
-            what_if_usd=tuple(self._what_if(each, tier, one) for one in self._scenarios),
-            priced_as=(price.priced_as,) if price is not None else (),
-        )
-
-    def _what_if(self, each: UsageSum, tier: str | None, what: _Scenario) -> float | None:
-        if not each.counted:
-            return None if each.unknown else 0.0  # rows, and refusals
-        tier = what.tier if what.tier_asked else tier
-        asked, answered = (each.model_requested, each.model)
-        if what.model is not None:
-            asked, answered = what.model, None
-        price = self._prices.find(asked, answered, self._now_at, tier)
-        if price is not None:
-            self._note_tier(price, tier or STANDARD)
-        return _cost(price, each)
-
-    def _note_tier(self, price: Price, tier: str) -> None:
-        if tier not in (STANDARD, price.tier):
-            self.tierless.setdefault((price.priced_as, tier))
-
-
-def _cost(price: Price | None, each: UsageSum) -> float | None:
-    if price is None or not each.counted:
-        return None
-    usage = Usage(
-        input_tokens=each.input_tokens,
-        cached_tokens=each.cached_tokens,
-        cache_write_tokens=each.cache_write_tokens,
-        output_tokens=each.output_tokens,
-    )
-    return price.cost_of_many(usage, each.above, Searches(each.web, each.file), each.counted)
-
-
-def _lines(
-    pairs: Iterable[tuple[UsageSum, Line]], name: Callable[[UsageSum], str | None]
-) -> tuple[Line, ...]:
-    """One line for each name, the dearest first."""
-    named = sorted(((name(each), line) for each, line in pairs), key=_by_name)
-    lines = [
-        _added(called, [line for _, line in group], len(group[0][1].what_if_usd))
-        for called, group in ((key, list(found)) for key, found in groupby(named, _first))
-    ]
-    lines.sort(key=lambda line: (-(line.cost_usd or 0.0), -line.attempts, line.name or ""))
-    return tuple(lines)
-
-
-def _first(named: tuple[str | None, Line]) -> str | None:
-    return named[0]
-
-
-def _by_name(named: tuple[str | None, Line]) -> tuple[bool, str]:
-    return (named[0] is None, named[0] or "")
-
-
-def _added(name: str | None, lines: Sequence[Line], scenarios: int) -> Line:
-    def total(field: str) -> int:
-        return sum(getattr(line, field) for line in lines)
-
-    sums = {field: total(field) for field in _COUNTS}
-    prices = dict.fromkeys(priced_as for line in lines for priced_as in line.priced_as)
-    return Line(
-        name=name,
-        cost_usd=_dollars([line.cost_usd for line in lines]),
-        what_if_usd=tuple(
-            _dollars([line.what_if_usd[at] for line in lines]) for at in range(scenarios)
-        ),
-        priced_as=tuple(sorted(prices)),
-        **sums,
-    )
-
-
-_DIGITS = 12  # sums in another order differ in the last ones
-_COUNTS = (
-    *("rows", "attempts", "input_tokens", "cached_tokens", "cache_write_tokens", "output_tokens"),
-    *("reasoning_tokens", "web_searches", "file_searches", "unpriced", "unknown"),
-)
-
-
-def _dollars(costs: Sequence[float | None]) -> float | None:
-    """As far as it is known; null where only what cost nothing is."""
-    total = sum_costs(costs) if costs else 0.0
-    return total if total is None else round(total, _DIGITS)
-
-
-def _sum(costs: Sequence[float | None]) -> float | None:
-    known = [cost for cost in costs if cost is not None]
-    return round(sum(known), _DIGITS) if known else None

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from msgspec import Struct
 
 from batchrun.policy.budget import usd
-from batchrun.report.cost import Costs, Line, RunCost
+from batchrun.report.cost import Costs, RunCost
+from batchrun.report.cost_lines import Line
 from batchrun.report.printable import one_line, printable
 
 _NO_PRICE = "unknown"

@@ -25,6 +25,7 @@ from batchrun.store.snapshot import Snapshot, read_snapshot
 MOST_VALUES = 10_000  # of the column that sums are told apart by
 _QUARTER_HOUR = 900_000_000  # µs; no price of the list changes within one
 _MOST_SUMS = 50_000  # kept before they are added up again
+_MOST_TOKENS = 2**40  # of one answer; what a server says beyond it is a slip
 _JOURNAL_ROWS = 1_024  # made into columns at a time
 
 _OF_ROW = ("model_requested", "model", "service_tier", "via", "status")
@@ -102,7 +103,7 @@ def _read(now: Snapshot, record: RunRecord, steps: Sequence[int], by: str | None
     columns = _COLUMNS if by is None else tuple(dict.fromkeys((*_COLUMNS, by)))
     sums: list[pa.Table] = []
     for batch, calls in _batches(now, record, columns):
-        value = pa.nulls(batch.num_rows, pa.string()) if by is None else batch[by].cast(pa.string())
+        value = _values(batch, by)
         sums += [_of_rows(batch, value), _of_attempts(batch, value, calls, steps)]
         if sum(table.num_rows for table in sums) > _MOST_SUMS:
             sums = [_added_up(sums, by)]
@@ -148,6 +149,17 @@ def _by_key(batches: Iterable[pa.RecordBatch]) -> Calls:
             kind, status, item = call
             found.setdefault((custom_id, sample), []).append((kind, status, item))
     return found
+
+
+def _values(batch: pa.RecordBatch, by: str | None) -> pa.Array:
+    """Of the column, as text. Raises `JobError`."""
+    if by is None:
+        return pa.nulls(batch.num_rows, pa.string())
+    try:
+        return batch[by].cast(pa.string())
+    except pa.ArrowException as error:
+        kind = batch.schema.field(by).type
+        raise JobError(f"{by} holds {kind}, which is no text; name another column") from error
 
 
 def _of_rows(batch: pa.RecordBatch, value: pa.Array) -> pa.Table:
@@ -232,9 +244,9 @@ def _full(value: int, length: int) -> pa.Array:
 
 
 def _count_of(tokens: pa.Array, where: pa.BooleanArray) -> pa.Array:
-    """What is null, negative or not wanted is 0."""
+    """What is null, negative or not wanted is 0; a count that cannot be must not spoil the sum."""
     at_least_0 = pc.max_element_wise(pc.fill_null(tokens, 0), 0)
-    return pc.if_else(where, at_least_0, 0)
+    return pc.if_else(where, pc.min_element_wise(at_least_0, _MOST_TOKENS), 0)
 
 
 def _above(tokens: pa.Array, steps: Sequence[int]) -> pa.Array:

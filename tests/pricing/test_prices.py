@@ -149,6 +149,16 @@ def test_many_answers_cost_what_each_of_them_costs(
     assert together == pytest.approx(apart, rel=1e-9, abs=1e-15)
 
 
+def test_no_price_of_the_list_changes_within_a_quarter_of_an_hour() -> None:
+    """`batchrun cost` adds up what was sent in each."""
+    for model in (model for provider in get_snapshot().providers for model in provider.models):
+        several = model.prices if isinstance(model.prices, list) else []
+        for each in (*several, *(model.price_variants or ())):
+            for edge in ("start_time", "end_time"):
+                at = getattr(each.constraint, edge, None)
+                assert at is None or at.minute % 15 == at.second == at.microsecond == 0
+
+
 def test_every_step_of_the_list_is_known() -> None:
     assert steps()[0] == -1
     assert {199_999, 200_000, 272_000} <= set(steps())

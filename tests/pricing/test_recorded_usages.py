@@ -14,7 +14,8 @@ from genai_prices.types import Usage as ListUsage
 from batchrun.dispatch.tries import Tried, send_once
 from batchrun.pricing.prices import Prices
 from batchrun.records import Attempt, Layout, Outcome, Reply, Request, Response, RunRecord
-from batchrun.report.cost import Line, read_costs
+from batchrun.report.cost import read_costs
+from batchrun.report.cost_lines import Line
 from batchrun.store.run_dir import SCHEMA_VERSION, RunDir
 
 AT = 1_795_000_000_000_000  # in November 2026

@@ -27,7 +27,8 @@ from batchrun.records import (
     Totals,
     Usage,
 )
-from batchrun.report.cost import Line, RunCost, read_costs
+from batchrun.report.cost import RunCost, read_costs
+from batchrun.report.cost_lines import Line
 from batchrun.report.cost_text import render_costs
 from batchrun.store import usage_sums
 from batchrun.store.run_dir import SCHEMA_VERSION, RunDir
@@ -199,7 +200,8 @@ def test_any_carried_column_tells_lines_apart(tmp_path: Path) -> None:
     assert costs(read(path, by="split").by["split"]) == {"train": 30.0, "test": 10.0, None: 10.0}
     assert costs(read(path, by="hard").by["hard"]) == {"true": 30.0, "false": 10.0, None: 10.0}
     assert costs(read(path, by="row").by["row"])["4"] == 10.0
-    assert costs(read(path, by="status").by["status"]) == {"completed": 50.0}
+    assert costs(read(path, by="via").by["via"]) == {"plain": 50.0}
+    assert costs(read(path, by="status").by["status (column)"]) == {"completed": 50.0}
 
 
 def test_a_column_that_cannot_tell_lines_apart_is_refused(
@@ -213,6 +215,24 @@ def test_a_column_that_cannot_tell_lines_apart_is_refused(
     monkeypatch.setattr(usage_sums, "MOST_VALUES", 2)
     with pytest.raises(JobError, match="custom_id has more than 2 different values"):
         read(path, by="custom_id")
+
+
+def test_counts_that_cannot_be_do_not_spoil_the_sums(tmp_path: Path) -> None:
+    absurd = Usage(2**63 - 1, 2**63 - 1, 2**63 - 1, 2**63 - 1)
+    below = Usage(-5, -7, -1, -9)
+    run = read(kept(tmp_path / "run", *(answered(row, absurd) for row in range(9))))
+    assert run.total.cost_usd is not None
+    assert run.total.cost_usd > 1e6
+    assert run.total.output_tokens == 9 * 2**40
+    mended = read(kept(tmp_path / "other", answered(0, MILLION), answered(1, below)))
+    assert mended.total.cost_usd == 10.0
+
+
+def test_a_column_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    layout = Layout(None, (column("raw", pa.binary()),))
+    path = kept(tmp_path / "run", answered(0, MILLION, carried=(b"\xff",)), layout=layout)
+    with pytest.raises(JobError, match="raw holds binary, which is no text"):
+        read(path, by="raw")
 
 
 def test_tiers_are_those_of_the_answers_and_a_batch_is_one(tmp_path: Path) -> None:
