@@ -337,7 +337,9 @@ def test_searches_are_paid_in_parts_and_in_the_journal(tmp_path: Path) -> None:
     own = {"pricing": {"gpt-4.1": {"input": 1.0, "output": 1.0}}}
     unpaid = read(kept(tmp_path / "own", *outcomes, job=own))
     assert unpaid.total.cost_usd == pytest.approx(16.0)
-    assert unpaid.notes == ("20 searches of gpt-4.1 not in the sum: there is no price for them",)
+    said = "there is no price for the searches that {} made: they are not in the sum"
+    assert unpaid.notes == (said.format("gpt-4.1"),)
+    assert run.notes == (said.format("gpt-4.1-nano"),)
 
 
 def test_rows_sent_again_and_rows_that_left_the_input_count_with_all_they_cost(
