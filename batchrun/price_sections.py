@@ -46,7 +46,7 @@ def with_user_prices(
     `path` is the user's file, by default `user_file()`; there need be none.
     """
     path = user_file() if path is None else path
-    if path is None or not path.exists():
+    if path is None or not _may_exist(path):
         return PriceBook(dict(pricing), dict(aliases))
     tree = read_toml(path, "file of prices")
     where = str(path)
@@ -63,6 +63,16 @@ def with_user_prices(
     mine = {name: price for name, price in book.pricing.items() if name not in aliases}
     others = {name: target for name, target in book.aliases.items() if name not in pricing}
     return PriceBook({**mine, **pricing}, {**others, **aliases})
+
+
+def _may_exist(path: Path) -> bool:
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True  # reading it says what is wrong
+    return True
 
 
 def refuse_unknown_prices(tree: Mapping[str, Any], where: str) -> None:

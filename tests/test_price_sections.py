@@ -108,6 +108,12 @@ def test_what_is_wrong_is_told_by_file_and_key(tmp_path: Path, text: str, messag
             load_job(job, {"input.path": "a.jsonl"})
 
 
+def test_there_need_be_no_file(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "none" / "prices.toml", tmp_path / "file" / "prices.toml"):
+        assert with_user_prices({}, {"a": "b"}, path).aliases == {"a": "b"}
+
+
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "prices.toml").mkdir()
     with pytest.raises(JobError, match=r"prices.toml: cannot be read"):
