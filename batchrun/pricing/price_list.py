@@ -5,7 +5,7 @@ model and tier.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _MILLION = 1_000_000
 _MINUTE = 60_000_000  # µs
+DAY = 86_400_000_000
+_FIRST_DAY = date(1970, 1, 1)
 NEVER = 2**63  # µs
 # Where a name alone does not say whose model it is: this is the API that all of them speak.
 _MAKERS = (None, "openai")
@@ -74,6 +76,23 @@ def _list() -> "DataSnapshot":
     )
 
     return get_snapshot()
+
+
+def daily_changes() -> tuple[int, ...]:
+    """Every time of the day (µs, UTC) from which some model of the list costs something else.
+
+    Ascending from 0: prices may change from one day to the next.
+    """
+    found = {0}
+    for model in (model for provider in _list().providers for model in provider.models):
+        several = model.prices if isinstance(model.prices, list) else []
+        for each in (*several, *(model.price_variants or ())):
+            for edge in ("start_time", "end_time"):
+                at: time | None = getattr(each.constraint, edge, None)
+                if at is not None:
+                    first = datetime.combine(_FIRST_DAY, at, at.tzinfo or UTC)
+                    found.add(int(first.timestamp() * 1e6) % DAY)
+    return tuple(sorted(found))
 
 
 def find_listed(names: Sequence[str], at: int, tier: str | None) -> Known:

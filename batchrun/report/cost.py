@@ -14,7 +14,7 @@ from msgspec import Struct
 from batchrun.errors import JobError
 from batchrun.job import PriceJob
 from batchrun.price_sections import PriceBook, with_user_prices
-from batchrun.pricing.price_list import TIERS, steps
+from batchrun.pricing.price_list import TIERS, daily_changes, steps
 from batchrun.pricing.prices import Prices
 from batchrun.records import RunRecord
 from batchrun.report.cost_lines import (
@@ -28,7 +28,7 @@ from batchrun.report.cost_lines import (
     tier_name,
 )
 from batchrun.store.tables import is_running, read_record
-from batchrun.store.usage_sums import UsageSum, sum_usage
+from batchrun.store.usage_sums import Edges, UsageSum, sum_usage
 
 CAVEAT = (
     "what if: the same counts of tokens at today's prices. Another model counts the same text in "
@@ -72,8 +72,8 @@ def read_costs(
     if tier not in (None, STANDARD, *TIERS):
         raise JobError(f"there is no tier {tier}; known are {', '.join((STANDARD, *TIERS))}")
     scenarios = _scenarios(models, tier)
-    known_steps = steps()
-    runs = tuple(_read_run(path, scenarios, known_steps, by) for path in paths)
+    edges = Edges(steps(), daily_changes())
+    runs = tuple(_read_run(path, scenarios, edges, by) for path in paths)
     names = tuple(scenario.name for scenario in scenarios)
     return Costs(runs, names, CAVEAT if scenarios else None)
 
@@ -86,12 +86,10 @@ def _scenarios(models: Sequence[str], tier: str | None) -> tuple[Scenario, ...]:
     return (*own, *(Scenario(model + at, model, meant, tier is not None) for model in named))
 
 
-def _read_run(
-    path: Path, scenarios: Sequence[Scenario], known_steps: Sequence[int], by: str | None
-) -> RunCost:
+def _read_run(path: Path, scenarios: Sequence[Scenario], edges: Edges, by: str | None) -> RunCost:
     record = read_record(path)
     given = _given(path, record)
-    sums = sum_usage(path, record, known_steps, by)
+    sums = sum_usage(path, record, edges, by)
     priced = Priced(Prices(given.pricing, given.aliases), scenarios, time.time_ns() // 1000)
     pairs = [(each, priced.line(each)) for each in sums]
     names: dict[str, Callable[[UsageSum], str | None]] = {

@@ -4,7 +4,7 @@ Rows in the journal count too. The answer that counted is known by its id, or by
 only rows say (cache-write tokens, searches) is its.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from batchrun.store.schema import response_schema
 from batchrun.store.snapshot import Snapshot, read_snapshot
 
 MOST_VALUES = 10_000  # of the column that sums are told apart by
-_QUARTER_HOUR = 900_000_000  # µs; no price of the list changes within one
+_DAY = 86_400_000_000  # µs
 _MOST_SUMS = 50_000  # kept before they are added up again
 _MOST_TOKENS = 2**40  # of one answer; what a server says beyond it is a slip
 _JOURNAL_ROWS = 1_024  # made into columns at a time
@@ -61,7 +61,7 @@ class UsageSum(Struct, frozen=True):
     status: str
     kind: str | None  # first, retry, reask, hedge
     above: int  # the last of the steps that each input is longer than
-    at: int  # the quarter of an hour of the start, µs since 1970
+    at: int  # the last of the changes of the day at or before the start, µs since 1970
     value: str | None  # of the column asked for, as text
     rows: int
     attempts: int
@@ -78,16 +78,21 @@ class UsageSum(Struct, frozen=True):
     reported_usd: float | None  # the same of `reported_cost_usd`
 
 
-def sum_usage(
-    path: Path, record: RunRecord, steps: Sequence[int], by: str | None = None
-) -> list[UsageSum]:
-    """All that is settled, by the lengths of input in `steps` and the values of the column `by`.
+class Edges(Struct, frozen=True):
+    """Where prices may change, ascending."""
+
+    steps: Sequence[int]  # lengths of input, in tokens, above which they do; from -1
+    of_day: Sequence[int]  # µs, from 0
+
+
+def sum_usage(path: Path, record: RunRecord, edges: Edges, by: str | None = None) -> list[UsageSum]:
+    """All that is settled, told apart at `edges` and by the values of the column `by`.
 
     Raises `JobError` where there is no such column or it has too many values; `StoreError`.
     """
     if by is not None:
         _check_column(path, record, by)
-    return read_snapshot(path, lambda now: _read(now, record, steps, by))
+    return read_snapshot(path, lambda now: _read(now, record, edges, by))
 
 
 def _check_column(path: Path, record: RunRecord, by: str) -> None:
@@ -99,12 +104,12 @@ def _check_column(path: Path, record: RunRecord, by: str) -> None:
         raise JobError(f"{path}: {by} holds {schema.field(by).type}; name a column of plain values")
 
 
-def _read(now: Snapshot, record: RunRecord, steps: Sequence[int], by: str | None) -> list[UsageSum]:
+def _read(now: Snapshot, record: RunRecord, edges: Edges, by: str | None) -> list[UsageSum]:
     columns = _COLUMNS if by is None else tuple(dict.fromkeys((*_COLUMNS, by)))
     sums: list[pa.Table] = []
     for batch, calls in _batches(now, record, columns):
         value = _values(batch, by)
-        sums += [_of_rows(batch, value), _of_attempts(batch, value, calls, steps)]
+        sums += [_of_rows(batch, value), _of_attempts(batch, value, calls, edges)]
         if sum(table.num_rows for table in sums) > _MOST_SUMS:
             sums = [_added_up(sums, by)]
     return [UsageSum(**row) for row in _added_up(sums, by).to_pylist()] if sums else []
@@ -176,9 +181,7 @@ def _of_rows(batch: pa.RecordBatch, value: pa.Array) -> pa.Table:
     )
 
 
-def _of_attempts(
-    batch: pa.RecordBatch, value: pa.Array, calls: Calls, steps: Sequence[int]
-) -> pa.Table:
+def _of_attempts(batch: pa.RecordBatch, value: pa.Array, calls: Calls, edges: Edges) -> pa.Table:
     attempts = batch["attempts"]
     parents = pc.list_parent_indices(attempts)
     tries = pc.list_flatten(attempts)
@@ -194,8 +197,8 @@ def _of_attempts(
     columns |= {
         "kind": tried["kind"],
         "value": value.take(parents),
-        "above": _above(said, steps),
-        "at": _quarter_hour(tried["started_at"]),
+        "above": _last_below(said, edges.steps, pc.greater),
+        "at": _last_change(tried["started_at"], edges.of_day),
         "attempts": _full(1, len(tries)),
         "counted": is_known.cast(pa.int64()),
         "unknown": pc.and_not(pc.invert(is_known), is_free).cast(pa.int64()),
@@ -249,16 +252,18 @@ def _count_of(tokens: pa.Array, where: pa.BooleanArray) -> pa.Array:
     return pc.if_else(where, pc.min_element_wise(at_least_0, _MOST_TOKENS), 0)
 
 
-def _above(tokens: pa.Array, steps: Sequence[int]) -> pa.Array:
-    above = _full(-1, len(tokens))
-    for step in steps:
-        above = pc.if_else(pc.greater(tokens, step), step, above)
-    return above
+def _last_below(values: pa.Array, edges: Sequence[int], passes: Callable[..., Any]) -> pa.Array:
+    """The last of the edges that each value passes, the first where it passes none."""
+    last = _full(edges[0], len(values))
+    for edge in edges[1:]:
+        last = pc.if_else(passes(values, edge), edge, last)
+    return last
 
 
-def _quarter_hour(at: pa.Array) -> pa.Array:
-    whole = pc.divide(pc.fill_null(at.cast(pa.int64()), 0), _QUARTER_HOUR)
-    return pc.multiply(whole, _QUARTER_HOUR)
+def _last_change(started_at: pa.Array, of_day: Sequence[int]) -> pa.Array:
+    at = pc.fill_null(started_at.cast(pa.int64()), 0)
+    day = pc.multiply(pc.divide(at, _DAY), _DAY)
+    return pc.add(day, _last_below(pc.subtract(at, day), of_day, pc.greater_equal))
 
 
 def _summed(columns: Mapping[str, pa.Array]) -> pa.Table:

@@ -17,7 +17,7 @@ from batchrun.errors import JobError
 from batchrun.job import PriceJob
 from batchrun.job_file import load_job
 from batchrun.pricing.price import Price, sum_costs
-from batchrun.pricing.price_list import steps, tier_of
+from batchrun.pricing.price_list import DAY, daily_changes, steps, tier_of
 from batchrun.pricing.prices import Prices, check_prices
 from batchrun.records import NO_SEARCHES, Searches, Usage
 
@@ -149,14 +149,17 @@ def test_many_answers_cost_what_each_of_them_costs(
     assert together == pytest.approx(apart, rel=1e-9, abs=1e-15)
 
 
-def test_no_price_of_the_list_changes_within_a_quarter_of_an_hour() -> None:
-    """`batchrun cost` adds up what was sent in each."""
-    for model in (model for provider in get_snapshot().providers for model in provider.models):
-        several = model.prices if isinstance(model.prices, list) else []
-        for each in (*several, *(model.price_variants or ())):
-            for edge in ("start_time", "end_time"):
-                at = getattr(each.constraint, edge, None)
-                assert at is None or at.minute % 15 == at.second == at.microsecond == 0
+@settings(deadline=None)
+@given(st.sampled_from(["deepseek-chat", "deepseek-reasoner", "o3", "gpt-5.6-sol"]), st.data())
+def test_between_two_changes_of_a_day_a_price_stays(name: str, data: st.DataObject) -> None:
+    edges = [*daily_changes(), DAY]
+    day = data.draw(st.integers(19_700, 21_500)) * DAY
+    part = data.draw(st.integers(0, len(edges) - 2))
+    tier = data.draw(st.sampled_from(list(CONTEXTS)))
+    times = [edges[part], edges[part + 1] - 1, data.draw(st.integers(*edges[part : part + 2])) - 1]
+    found = [Prices({}).find(name, None, day + max(at, edges[part]), tier) for at in times]
+    assert found[0] is not None
+    assert found[1:] == [found[0]] * 2
 
 
 def test_every_step_of_the_list_is_known() -> None:
