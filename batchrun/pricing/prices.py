@@ -103,8 +103,8 @@ def check_prices(prices: Prices, models: Iterable[str | None], at: int) -> None:
         more = f" and for {others:,} other model" + "s" * (others > 1) if others else ""
         raise JobError(
             f"limits.max_cost_usd (--max-cost) needs a price for each model, and none is known for "
-            f"{first}{more}. Give it in the job file or in ~/.config/batchrun/prices.toml, in USD for a "
-            f"million tokens:\n"
+            f"{first}{more}. Give it in the job file or in ~/.config/batchrun/prices.toml, in USD "
+            "for a million tokens:\n"
             f'  [pricing."{first}"]\n  input = 2.0\n  output = 8.0\n'
             "or take the cap out"
         )
