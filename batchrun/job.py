@@ -109,6 +109,7 @@ class Job(Struct, frozen=True, forbid_unknown_fields=True):
     output: OutputJob
     request: dict[str, Any] = field(default_factory=dict)  # body defaults, some of them templates
     pricing: dict[str, PriceJob] = field(default_factory=dict)  # by the model's name
+    aliases: dict[str, str] = field(default_factory=dict)  # a gateway's name to the price list's
 
 
 def api_key(endpoint: EndpointJob) -> str | None:

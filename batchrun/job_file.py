@@ -3,11 +3,8 @@
 Whatever is wrong is told by the key's name, and a secret is refused wherever it stands.
 """
 
-import difflib
-import math
 import os
 import re
-import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,9 +22,11 @@ from batchrun.job import (
     Job,
     LimitsJob,
     OutputJob,
-    PriceJob,
     RetryJob,
 )
+from batchrun.price_sections import SECTIONS as PRICE_SECTIONS
+from batchrun.price_sections import check_given, nearest, refuse_unknown_prices
+from batchrun.toml_file import read_toml, readable
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
 _ENDINGS = (".jsonl", ".ndjson", ".parquet", ".toml", ".gz", ".zst")
@@ -77,22 +76,13 @@ def load_job(source: str | Path, settings: Mapping[str, Any] | None = None) -> J
     try:
         job = msgspec.convert(tree, Job)
     except msgspec.ValidationError as error:
-        raise JobError(f"{where}: {_readable(str(error))}") from error
+        raise JobError(f"{where}: {readable(str(error))}") from error
     return _checked(job, where)
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        tree = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
-    except FileNotFoundError:
-        raise JobError(f"{path}: no such job file; check the path") from None
-    except OSError as error:
-        raise JobError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-    except UnicodeDecodeError as error:
-        raise JobError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
-    except tomllib.TOMLDecodeError as error:
-        raise JobError(f"{path}: not TOML: {error}") from error
-    for section in (*_SECTIONS, "request", "pricing"):
+    tree = read_toml(path, "job file")
+    for section in (*_SECTIONS, "request", *PRICE_SECTIONS):
         if section in tree and not isinstance(tree[section], dict):
             raise JobError(f"{path}: {section} must be a table: write [{section}]")
     base = path.parent
@@ -145,47 +135,17 @@ def _strings(value: object, path: tuple[str, ...] = ()) -> Iterator[tuple[list[s
 
 
 def _refuse_unknown_keys(tree: dict[str, Any], where: str) -> None:
-    known = (*_SECTIONS, "request", "pricing")
+    known = (*_SECTIONS, "request", *PRICE_SECTIONS)
     for section, table in tree.items():
         if section not in known:
-            raise JobError(f"{where}: unknown section [{section}]{_nearest(section, known)}")
-        if section == "request" or not isinstance(table, dict):
-            continue
-        if section == "pricing":
-            _refuse_unknown_prices(table, where)
+            raise JobError(f"{where}: unknown section [{section}]{nearest(section, known)}")
+        if section not in _SECTIONS or not isinstance(table, dict):
             continue
         names = _SECTIONS[section].__struct_fields__
         for key in table:
             if key not in names:
-                raise JobError(f"{where}: unknown key {section}.{key}{_nearest(key, names)}")
-
-
-def _refuse_unknown_prices(pricing: dict[str, Any], where: str) -> None:
-    names = PriceJob.__struct_fields__
-    for model, table in pricing.items():
-        if not isinstance(table, dict):
-            raise JobError(f'{where}: pricing.{model} is no table; write [pricing."MODEL"]')
-        for key, value in table.items():
-            if isinstance(value, dict):
-                raise JobError(
-                    f"{where}: [pricing.{model}.{key}]: a model's name stands in quotes, "
-                    f'such as [pricing."{model}.{key}"]'
-                )
-            if key not in names:
-                raise JobError(
-                    f'{where}: unknown key {key} in [pricing."{model}"]{_nearest(key, names)}'
-                )
-
-
-def _nearest(word: str, known: tuple[str, ...]) -> str:
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.4)
-    return f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
-
-
-def _readable(message: str) -> str:
-    """The message with the key first."""
-    text, _, path = message.partition(" - at `$.")
-    return f"{path.rstrip('`')}: {text}" if path else text
+                raise JobError(f"{where}: unknown key {section}.{key}{nearest(key, names)}")
+    refuse_unknown_prices(tree, where)
 
 
 def _name_of(source: str) -> str:
@@ -230,8 +190,7 @@ def _checked(job: Job, where: str) -> Job:
             f"{where}: limits.max_failures is {share!r}; it is a count of rows such as 100, or a "
             "share of the last rows such as '5%'"
         )
-    for model, price in job.pricing.items():
-        _check_price(model, price, where)
+    check_given(job.pricing, job.aliases, where)
     if job.input.format not in (None, "jsonl", "parquet"):
         raise JobError(f"{where}: input.format is {job.input.format!r}; it is jsonl or parquet")
     if not _VARIABLE.fullmatch(job.endpoint.api_key_env):
@@ -250,20 +209,6 @@ def _checked(job: Job, where: str) -> Job:
 def _or_least(value: float | str | None, least: float) -> float:
     """A number to be checked; what is not set, or no number, passes."""
     return least if value is None or isinstance(value, str) else value
-
-
-def _check_price(model: str, price: PriceJob, where: str) -> None:
-    table = f'{where}: [pricing."{model}"]'
-    for key in PriceJob.__struct_fields__:
-        value = getattr(price, key)
-        if value is not None and not 0 <= value < math.inf:  # also NaN
-            raise JobError(f"{table} {key} is {value}; it must be a number from 0 up")
-    given = [key for key in ("input", "output") if getattr(price, key) is not None]
-    if len(given) == 1:
-        missing = "output" if given == ["input"] else "input"
-        raise JobError(f"{table} has {given[0]} but no {missing}; give both, in USD for a million")
-    if not given and (price.cached_input is not None or price.cache_write is not None):
-        raise JobError(f"{table} has neither input nor output; give both, in USD for a million")
 
 
 def _base_url(text: str) -> str:

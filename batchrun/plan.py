@@ -24,7 +24,8 @@ from batchrun.inputs.standard_input import keep_input
 from batchrun.inputs.survey import MOST_MODELS, Survey
 from batchrun.job import STDIN, Job
 from batchrun.policy.budget import usd
-from batchrun.pricing import Prices, check_prices
+from batchrun.price_sections import with_user_prices
+from batchrun.pricing.prices import Prices, check_prices
 from batchrun.records import NOTHING_SENT_AGAIN, Layout, Request, Resend, RunRecord, Totals
 from batchrun.resume import Resumed, earlier_unknown_usd, tell_settled
 from batchrun.store.run_dir import SCHEMA_VERSION, RunDir
@@ -114,7 +115,7 @@ def make_plan(
         resumed = Resumed(bytearray(survey.rows), bytearray(survey.rows))
     settled = resumed.settled
     if cap_usd is not None:
-        _check_models(prices or Prices(job.pricing), survey)
+        _check_models(prices or known_prices(job), survey)
     elif prices is not None:  # a look-up loads the list: better here than between two answers
         for model in survey.models:
             prices.find(model, None, time.time_ns() // 1000)
@@ -145,6 +146,12 @@ def make_plan(
         disk_bytes=to_settle * (row_bytes // survey.rows + _ANSWER_BYTES),
         free_bytes=_free_bytes(path),
     )
+
+
+def known_prices(job: Job) -> Prices:
+    """The job's own prices, the user's and the price list. Raises `JobError`."""
+    given = with_user_prices(job.pricing, job.aliases)
+    return Prices(given.pricing, given.aliases)
 
 
 def _unsent(survey: Survey) -> list[str]:

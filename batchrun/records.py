@@ -137,6 +137,16 @@ class Usage(Struct, frozen=True, omit_defaults=True):
     total_tokens: int | None = None
 
 
+class Searches(Struct, frozen=True):
+    """What an answer's hosted tools did that is billed by the piece."""
+
+    web: int = 0  # searches of the web; pages opened are none
+    file: int = 0  # searches of files
+
+
+NO_SEARCHES = Searches()
+
+
 class ToolCall(Struct, frozen=True):
     """One output item that calls a tool."""
 

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from batchrun.errors import InputError
 from batchrun.inputs.survey import Survey
-from batchrun.pricing import sum_costs
+from batchrun.pricing.price import sum_costs
 from batchrun.records import Earlier, Outcome, Resend, Totals
 from batchrun.report.printable import one_line
 from batchrun.store.earlier import Span

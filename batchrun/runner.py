@@ -32,14 +32,14 @@ from batchrun.job import (
     refuse_written_secrets,
 )
 from batchrun.keeping import Keeper
-from batchrun.plan import Plan, make_plan, make_record
+from batchrun.plan import Plan, known_prices, make_plan, make_record
 from batchrun.policy.budget import Budget
 from batchrun.policy.concurrency import FirstAlone
 from batchrun.policy.failures import FirstRows, TooManyFailures
 from batchrun.policy.pace import user_limits
 from batchrun.policy.scopes import Scopes
 from batchrun.policy.verdicts import Limit
-from batchrun.pricing import Prices
+from batchrun.pricing.prices import Prices
 from batchrun.records import (
     NOTHING_SENT_AGAIN,
     BadRow,
@@ -119,7 +119,7 @@ async def run_job(
             run_dir = claimed()
         if run_dir is not None and resend.is_asked:  # what is sent again must stand in a part
             await asyncio.to_thread(run_dir.finish)
-        prices = Prices(job.pricing)
+        prices = known_prices(job)
         plan = await asyncio.to_thread(
             make_plan,
             job,

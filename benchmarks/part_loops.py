@@ -22,7 +22,7 @@ from batchrun.parse.response import parse_response
 from batchrun.plan import Plan, make_plan, make_record
 from batchrun.policy.concurrency import FirstAlone, InFlight
 from batchrun.policy.scopes import Scopes
-from batchrun.pricing import Prices
+from batchrun.pricing.prices import Prices
 from batchrun.records import Finish, Need, Outcome, Reply, Request, Scope, Totals
 from batchrun.report.summary import Tally
 from batchrun.store.columns import response_batch, tool_call_batch

@@ -277,6 +277,7 @@ _KEYS = {
     "retry": ("max_attempts", "max_wait_s", "max_elapsed_s", "on_incomplete", "on_invalid_output"),
     "output": ("path", "store_request", "part_rows", "part_bytes"),
     "pricing": ("gpt-4.1", "m"),
+    "aliases": ("gpt-4.1", "m"),
 }
 _SECTIONS = tuple(_KEYS)
 

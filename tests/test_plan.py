@@ -10,7 +10,7 @@ from batchrun.inputs.read import find_source
 from batchrun.job import Job
 from batchrun.job_file import load_job
 from batchrun.plan import Plan, dry_run, make_plan, make_record
-from batchrun.pricing import Prices
+from batchrun.pricing.prices import Prices
 from batchrun.records import Attempt, Failure, Outcome, Request
 from batchrun.resume import earlier_unknown_usd
 from batchrun.store.run_dir import RunDir
@@ -125,3 +125,8 @@ def test_settled_rows_of_unknown_cost_are_told_to_whoever_sets_a_cap(tmp_path: P
     capped = dry_run(_job(tmp_path, [row] * 3, limits__max_cost_usd=5.0))
     assert "what 2 settled rows have cost is not known" in _said(capped)
     assert capped.to_send == 1
+
+
+def test_a_run_directory_s_name_with_a_nul_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(JobError, match="NUL"):
+        dry_run(_job(tmp_path, [{"input": "a", "model": "gpt-4.1"}], output__path="a\0b"))

@@ -61,15 +61,16 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, st
         "PYTHONPATH": str(ROOT),
         "PYTHONIOENCODING": "utf-8",
         "COLUMNS": "100",
+        "XDG_CONFIG_HOME": str(folder),
     }
     if shutil.which("batchrun", path=environment["PATH"]) is None:
         environment["PATH"] = f"{commands}{os.pathsep}{environment['PATH']}"
     return folder, environment
 
 
-def typed_and_shown() -> Iterator[tuple[str, str]]:
-    """The walk-through's commands, each with the output below it."""
-    lines = block("A walk-through", "console").splitlines()
+def typed_and_shown(title: str) -> Iterator[tuple[str, str]]:
+    """A section's commands, each with the output below it."""
+    lines = block(title, "console").splitlines()
     starts = [number for number, line in enumerate(lines) if line.startswith("$ ")]
     for start, end in pairwise([*starts, len(lines)]):
         yield lines[start].removeprefix("$ "), "\n".join(lines[start + 1 : end])
@@ -85,7 +86,8 @@ def settled(output: str) -> str:
 
 def test_the_walk_through_is_what_happens(walked: tuple[Path, dict[str, str]]) -> None:
     folder, environment = walked
-    for command, shown in typed_and_shown():
+    # What it costs goes on from where the walk-through ends.
+    for command, shown in (*typed_and_shown("A walk-through"), *typed_and_shown("What it costs")):
         done = subprocess.run(
             ["/bin/sh", "-c", command],
             cwd=folder,
@@ -169,7 +171,8 @@ def test_the_job_file_in_the_readme_is_read_and_holds_each_key(tmp_path: Path) -
     (tmp_path / "job.toml").write_text(text, encoding="utf-8")
     load_job(tmp_path / "job.toml")
     tree = tomllib.loads(text)
-    prices = tree.pop("pricing")
+    prices, aliases = tree.pop("pricing"), tree.pop("aliases")
+    assert load_job(tmp_path / "job.toml").aliases == aliases
     assert {key for price in prices.values() for key in price} == set(PriceJob.__struct_fields__)
     told = {f"{name}.{key}" for name, table in tree.items() for key in table if name != "request"}
     assert told == job_keys()

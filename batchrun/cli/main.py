@@ -7,6 +7,7 @@ from contextlib import suppress
 
 import click
 
+from batchrun.cli.cost import cost
 from batchrun.cli.look import show, status
 from batchrun.cli.run import run
 from batchrun.cli.simulate import simulate
@@ -40,6 +41,7 @@ def batchrun() -> None:
 batchrun.add_command(run)
 batchrun.add_command(status)
 batchrun.add_command(show)
+batchrun.add_command(cost)
 batchrun.add_command(verify)
 batchrun.add_command(simulate)
 

@@ -16,7 +16,7 @@ from batchrun.dispatch.tries import Endpoint
 from batchrun.errors import RunStopped
 from batchrun.job import RetryJob
 from batchrun.policy.scopes import Scopes
-from batchrun.pricing import Prices
+from batchrun.pricing.prices import Prices
 from batchrun.records import Request
 
 

@@ -16,8 +16,9 @@ from batchrun.job import RetryJob
 from batchrun.policy.reask import Asks, next_ask
 from batchrun.policy.retry import CURES, Again, Cure, GiveUp, Halt, judge
 from batchrun.policy.scopes import Scopes, ScopeState
-from batchrun.policy.sizes import BodySize, measure
-from batchrun.pricing import Prices, sum_costs
+from batchrun.policy.sizes import BodySize, measure, tier_asked
+from batchrun.pricing.price import sum_costs
+from batchrun.pricing.prices import Prices
 from batchrun.records import (
     Attempt,
     Failure,
@@ -180,12 +181,17 @@ class Row:
         tokens = len(request.body) // 4 + sizes.expected_output(request.max_output_tokens)
         if not self._means.has_budget:
             return Need(self._scope, tokens)
-        price = self._means.prices.find(request.model, None, time.time_ns() // 1000)
-        if price is None:  # only where the plan did not see that the row names this model
-            return Need(self._scope, tokens)
         self._size = self._size or measure(request.body)
+        input_tokens = sizes.largest_input(self._size)
         output = sizes.largest_output(request.max_output_tokens)
-        return Need(self._scope, tokens, price.bound(sizes.largest_input(self._size), output))
+        dollars = self._means.prices.bound(
+            request.model,
+            tier_asked(request.body),
+            time.time_ns() // 1000,
+            input_tokens,
+            output,
+        )
+        return Need(self._scope, tokens, dollars)
 
     async def _copy(self, slot: Slot, kind: str) -> _Copy:
         """One try in its slot, which it gives back itself only where it is dropped."""

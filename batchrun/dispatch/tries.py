@@ -10,9 +10,11 @@ from msgspec.structs import replace
 from batchrun.errors import EndpointError, ErrorKind
 from batchrun.parse.error_body import ErrorAnswer, parse_error
 from batchrun.parse.response import Unreadable, parse_response
+from batchrun.parse.searches import count_searches
 from batchrun.policy.classify import classify, hint_in
-from batchrun.pricing import Prices
-from batchrun.records import Attempt, Failure, Finish, Reply, Request, Response
+from batchrun.pricing.price_list import tier_of
+from batchrun.pricing.prices import Prices
+from batchrun.records import Attempt, Failure, Finish, Reply, Request, Response, Searches
 
 # Refused before any work was done: nothing is used up, nothing is billed.
 _NOT_BILLED = frozenset(
@@ -95,7 +97,8 @@ async def send_once(
             cost_usd=0.0 if is_free else None,
         )
         return Tried(result, attempt, reply)
-    price = prices.find(request.model, result.model, begun.started_at)
+    tier = tier_of(result.service_tier, endpoint.via)
+    price = prices.find(request.model, result.model, begun.started_at, tier)
     attempt = Attempt(
         started_at=begun.started_at,
         latency_s=latency_s,
@@ -109,9 +112,14 @@ async def send_once(
         input_tokens=result.usage.input_tokens,
         cached_tokens=result.usage.cached_tokens,
         output_tokens=result.usage.output_tokens,
-        cost_usd=None if price is None else price.cost(result.usage),
+        cost_usd=None if price is None else price.cost(result.usage, _searches(result)),
     )
     return Tried(result, attempt, reply, price.priced_as if price else None)
+
+
+def _searches(answer: Response) -> Searches:
+    calls = ((call.type, call.status, call.item) for call in answer.tool_calls)
+    return count_searches(answer.usage_json, calls)
 
 
 def finish_of(tried: Tried) -> Finish:

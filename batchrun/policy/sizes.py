@@ -46,6 +46,13 @@ class _Referring(Struct):
 _decode = msgspec.json.Decoder(_Referring).decode
 
 
+class _Tier(Struct):
+    service_tier: str | None = None
+
+
+_decode_tier = msgspec.json.Decoder(_Tier).decode
+
+
 class BodySize(Struct, frozen=True):
     """What a body says of the input that is billed."""
 
@@ -63,6 +70,16 @@ def measure(body: bytes) -> BodySize:
 def is_bounded(body: bytes, max_output_tokens: int | None) -> bool:
     """Whether a body's bytes and `max_output_tokens` bound what the request is billed for."""
     return max_output_tokens is not None and _is_whole(body)
+
+
+def tier_asked(body: bytes) -> str | None:
+    """The service tier that a body names; null where it leaves that to the provider."""
+    if b'"service_tier"' not in body:
+        return None
+    try:
+        return _decode_tier(body).service_tier
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return None
 
 
 def _is_whole(body: bytes) -> bool:

@@ -16,7 +16,7 @@ from batchrun.errors import ErrorKind, RunStopped
 from batchrun.job import EndpointJob, RetryJob
 from batchrun.policy.concurrency import InFlight
 from batchrun.policy.scopes import Scopes
-from batchrun.pricing import Prices
+from batchrun.pricing.prices import Prices
 from batchrun.records import Failure, Outcome, Request, Response
 
 REQUEST = Request(0, "0", "file", b'{"model":"m","input":"x"}', "0" * 16, "m", None, ())

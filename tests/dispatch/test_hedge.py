@@ -16,7 +16,7 @@ from batchrun.policy.budget import Budget
 from batchrun.policy.concurrency import InFlight
 from batchrun.policy.scopes import Scopes
 from batchrun.policy.verdicts import Limit
-from batchrun.pricing import Prices
+from batchrun.pricing.prices import Prices
 from batchrun.records import Request
 
 ANSWER: dict[str, object] = {

@@ -14,7 +14,7 @@ from batchrun.executors.local import LocalExecutor
 from batchrun.job import EndpointJob, RetryJob
 from batchrun.policy.concurrency import FirstAlone, InFlight
 from batchrun.policy.scopes import Scopes
-from batchrun.pricing import Prices
+from batchrun.pricing.prices import Prices
 from batchrun.records import BadRow, Failure, Request
 from batchrun.simulator.behavior import Behavior
 from batchrun.simulator.server import serve

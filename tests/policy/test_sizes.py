@@ -14,6 +14,7 @@ from batchrun.policy.sizes import (
     AnswerSizes,
     is_bounded,
     measure,
+    tier_asked,
 )
 
 
@@ -131,3 +132,10 @@ def test_measuring_ends_whatever_the_bytes(pieces: list[str]) -> None:
     assert 0 <= measure(data).text_bytes <= len(data)
     whole = json.dumps("".join(pieces)).encode()
     assert measure(whole).text_bytes == len(whole)
+
+
+def test_the_tier_that_a_body_names_is_read() -> None:
+    assert tier_asked(b'{"input":"a","service_tier":"priority"}') == "priority"
+    assert tier_asked(b'{"input":"say \\"service_tier\\":\\"flex\\""}') is None
+    for body in (b"{}", b'{"service_tier":null}', b'{"service_tier":4}', b'{"service_tier"', b""):
+        assert tier_asked(body) is None

@@ -31,7 +31,7 @@ from batchrun.endpoint.client import Client
 from batchrun.job import EndpointJob, RetryJob
 from batchrun.policy.concurrency import InFlight
 from batchrun.policy.scopes import Scopes
-from batchrun.pricing import Prices
+from batchrun.pricing.prices import Prices
 from batchrun.records import Outcome, Reply, Request
 
 Step = dict[str, Any]

@@ -1,0 +1,1 @@
+"""What tokens cost; pure. The door is `prices.py`."""

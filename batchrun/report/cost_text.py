@@ -1,0 +1,230 @@
+"""What runs cost, as tables for a terminal. Names in them come from rows and servers."""
+
+import textwrap
+from collections.abc import Sequence
+
+from msgspec import Struct
+
+from batchrun.policy.budget import usd
+from batchrun.report.cost import Costs, RunCost
+from batchrun.report.cost_lines import Line
+from batchrun.report.printable import one_line, printable
+
+_NO_PRICE = "unknown"
+_MOST_LINES = 20  # of a breakdown; all of them are in the JSON
+_LEAST_NAME = 12
+_COST_WIDTH = 14  # of most costs, and of the name of a run above them
+
+
+class _Table(Struct):
+    """Cells of text: the first column to the left, all others to the right."""
+
+    head: list[str]
+    rows: list[list[str]]
+    below: list[str] = []
+
+
+def _rendered(tables: Sequence[_Table], width: int) -> list[str]:
+    """The tables below each other, their columns of one width."""
+    sizes = _sizes(tables)
+    others = sum(size + 2 for size in sizes[1:])
+    sizes[0] = min(sizes[0], max(width - 2 - others, _LEAST_NAME))
+    lines = []
+    for table in tables:
+        lines.append("")
+        for name, *cells in (table.head, *table.rows):
+            shown = name if len(name) <= sizes[0] else name[: sizes[0] - 1] + "…"
+            rest = "".join(f"  {cell:>{size}}" for cell, size in zip(cells, sizes[1:], strict=True))
+            lines.append(f"  {shown:<{sizes[0]}}{rest}".rstrip())
+        for line in table.below:
+            lines += _wrapped(line, width, "    ")
+    return lines
+
+
+def _sizes(tables: Sequence[_Table]) -> list[int]:
+    lines = [line for table in tables for line in (table.head, *table.rows)]
+    return [max(map(len, column)) for column in zip(*lines, strict=True)]
+
+
+def render_costs(costs: Costs, width: int = 80) -> str:
+    """One run by what its cost is made of; several beside each other."""
+    runs = costs.runs
+    lines: list[str] = []
+    if len(runs) == 1:
+        lines += _one_run(runs[0], costs.what_if, width)
+    else:
+        lines += _several(runs, costs.what_if, width)
+    if costs.caveat:
+        lines += ["", *_wrapped(costs.caveat, width)]
+    return printable("\n".join(lines))
+
+
+def _one_run(run: RunCost, what_if: Sequence[str], width: int) -> list[str]:
+    total = run.total
+    said = f"cost: {_dollars(total.cost_usd)}{_partly(total)}{_simulated(run)}"
+    lines = [one_line(run.run), *_wrapped(said, width, "  ")]
+    counts = (
+        f"{total.rows:,} rows, {total.attempts:,} tries; {total.input_tokens:,} tokens in "
+        f"({total.cached_tokens:,} cached), {total.output_tokens:,} out"
+    )
+    lines += _wrapped(counts, width, "  ")
+    lines += _beside(run)
+    for note in run.notes:
+        lines += _wrapped(f"note: {one_line(note)}", width, "  ")
+    if what_if:
+        rows = [["as it was", _cost(total), ""]]
+        rows += [
+            [one_line(name), _dollars(cost), _change(cost, total)]
+            for name, cost in zip(what_if, total.what_if_usd, strict=True)
+        ]
+        lines += _rendered([_Table(["what if", "cost", ""], rows)], width)
+    tables = [_breakdown(title, breakdown, what_if) for title, breakdown in run.by.items()]
+    if sum(size + 2 for size in _sizes(tables)) > width and what_if:
+        tables = [_breakdown(title, breakdown, ()) for title, breakdown in run.by.items()]
+    return lines + _rendered(tables, width)
+
+
+def _beside(run: RunCost) -> list[str]:
+    """What was reckoned while it ran and what the gateway said, where it is something else."""
+    said = []
+    if run.recorded_usd is not None and not _same(run.recorded_usd, run.total.cost_usd):
+        said.append(f"reckoned while it ran: {usd(run.recorded_usd)}")
+    if run.reported_usd is not None:
+        said.append(f"the gateway says {usd(run.reported_usd)}")
+    return [f"  {'; '.join(said)}"] if said else []
+
+
+def _same(one: float, other: float | None) -> bool:
+    return other is not None and abs(one - other) <= 1e-6 * max(abs(one), abs(other), 1e-6)
+
+
+def _breakdown(title: str, breakdown: Sequence[Line], what_if: Sequence[str]) -> _Table:
+    """With the dollars of `what_if` where it names any."""
+    has_rows = title != "attempt"
+    rows = [
+        [
+            _name(line),
+            f"{line.rows:,}" if has_rows else "",
+            f"{line.attempts:,}",
+            _short(line.input_tokens),
+            _short(line.output_tokens),
+            _cost(line),
+            *(_dollars(cost) for cost in line.what_if_usd[: len(what_if)]),
+        ]
+        for line in breakdown[:_MOST_LINES]
+    ]
+    below = _more(len(breakdown))
+    if title == "model":
+        renamed = dict.fromkeys(
+            f"{_name(line)} as {one_line(name)}"
+            for line in breakdown[:_MOST_LINES]
+            for name in line.priced_as
+            if name != line.name
+        )
+        below += [f"priced: {', '.join(renamed)}"] if renamed else []
+    head = [f"by {title}", "rows" if has_rows else "", "tries", "in", "out", "cost"]
+    return _Table([*head, *map(one_line, what_if)], rows, below)
+
+
+def _more(lines: int) -> list[str]:
+    hidden = lines - _MOST_LINES
+    return [f"and {hidden:,} more; --json has them all"] if hidden > 0 else []
+
+
+def _several(runs: Sequence[RunCost], what_if: Sequence[str], width: int) -> list[str]:
+    rows = [
+        [
+            one_line(run.run),
+            f"{run.total.rows:,}",
+            f"{run.total.attempts:,}",
+            _short(run.total.input_tokens),
+            _short(run.total.output_tokens),
+            _cost(run.total),
+        ]
+        for run in runs
+    ]
+    lines = _rendered([_Table(["run", "rows", "tries", "in", "out", "cost"], rows)], width)[1:]
+    for run in runs:
+        simulated = ["simulated, so nothing was paid"] if run.simulated else []
+        for note in (*simulated, *run.notes):
+            lines += _wrapped(f"{one_line(run.run)}: {one_line(note)}", width, "  ")
+    names = _short_names([run.run for run in runs])
+    beside = max(1, (width - 2 * _LEAST_NAME) // _COST_WIDTH)
+    for at in range(0, len(runs), beside):
+        some = slice(at, at + beside)
+        lines += _rendered(_beside_each_other(runs[some], names[some], what_if), width)
+    return lines
+
+
+def _beside_each_other(
+    runs: Sequence[RunCost], names: Sequence[str], what_if: Sequence[str]
+) -> list[_Table]:
+    tables = []
+    if what_if:
+        first = ["as it was", *(_cost(run.total) for run in runs)]
+        rows = [
+            [one_line(name), *(_dollars(run.total.what_if_usd[at]) for run in runs)]
+            for at, name in enumerate(what_if)
+        ]
+        tables.append(_Table(["what if", *names], [first, *rows]))
+    for title in runs[0].by:
+        of_runs = [{line.name: line for line in run.by[title]} for run in runs]
+        called = {name: line for lines_of in of_runs for name, line in lines_of.items()}
+        rows = [
+            [_name(line), *(_cost(of[name]) if name in of else "" for of in of_runs)]
+            for name, line in list(called.items())[:_MOST_LINES]
+        ]
+        tables.append(_Table([f"by {title}", *names], rows, _more(len(called))))
+    return tables
+
+
+def _short_names(paths: Sequence[str]) -> list[str]:
+    """The last words of paths where they differ, else numbers."""
+    last = [one_line(path.rstrip("/").rpartition("/")[2])[-12:] for path in paths]
+    if len(set(last)) == len(last):
+        return last
+    return [f"run {number}" for number in range(1, len(paths) + 1)]
+
+
+def _name(line: Line) -> str:
+    return "(null)" if line.name is None else one_line(line.name)
+
+
+def _cost(line: Line) -> str:
+    return _dollars(line.cost_usd) + ("+?" if _is_partly(line) else "")
+
+
+def _dollars(cost: float | None) -> str:
+    return _NO_PRICE if cost is None else usd(cost)
+
+
+def _is_partly(line: Line) -> bool:
+    return line.cost_usd is not None and bool(line.unpriced or line.unknown)
+
+
+def _partly(total: Line) -> str:
+    return ", as far as it is known" if _is_partly(total) else ""
+
+
+def _simulated(run: RunCost) -> str:
+    return "; simulated, so nothing was paid" if run.simulated else ""
+
+
+def _change(cost: float | None, total: Line) -> str:
+    """Nothing where the two do not tell of the same tokens."""
+    if cost is None or not total.cost_usd or total.unpriced:
+        return ""
+    return f"{(cost - total.cost_usd) / total.cost_usd:+.0%}"
+
+
+def _short(count: int) -> str:
+    for size, letter in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if count >= size:
+            return f"{count / size:.1f}{letter}"
+    return str(count)
+
+
+def _wrapped(text: str, width: int, indent: str = "") -> list[str]:
+    return textwrap.wrap(
+        text, width, initial_indent=indent, subsequent_indent=indent + "  ", break_on_hyphens=False
+    )
