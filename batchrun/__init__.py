@@ -11,8 +11,9 @@ Heavy libraries are imported when a function needs them, not with the package.
 """
 
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from batchrun.errors import (
     BatchrunError,
@@ -22,14 +23,14 @@ from batchrun.errors import (
     RunStopped,
     StoreError,
 )
-from batchrun.job import Job
-from batchrun.job_file import load_job
-from batchrun.records import NOTHING_SENT_AGAIN, Resend
 from batchrun.version import VERSION
 
 if TYPE_CHECKING:
     import pyarrow.dataset
 
+    from batchrun.job import Job
+    from batchrun.job_file import load_job
+    from batchrun.records import Resend
     from batchrun.report.summary import Summary
 
 __version__ = VERSION
@@ -52,6 +53,16 @@ __all__ = [
 ]
 
 
+_ROOMS = {"Job": "job", "Resend": "records", "load_job": "job_file"}
+
+
+def __getattr__(name: str) -> Any:
+    """The names above whose rooms are imported when they are first asked for."""
+    if name not in _ROOMS:
+        raise AttributeError(f"module 'batchrun' has no attribute {name!r}")
+    return getattr(import_module(f"batchrun.{_ROOMS[name]}"), name)
+
+
 class Tables(NamedTuple):
     """A run's tables, as far as they are in Parquet; the journal's rows come with the next seal."""
 
@@ -60,11 +71,11 @@ class Tables(NamedTuple):
 
 
 def run(
-    job: Job,
+    job: "Job",
     *,
     simulate: bool = False,
     limit: int | None = None,
-    resend: Resend = NOTHING_SENT_AGAIN,
+    resend: "Resend | None" = None,
     insecure_http: bool = False,
 ) -> "Summary":
     """Runs or resumes `job` to its end; for code without a running event loop.
@@ -93,18 +104,23 @@ def run(
 
 
 async def run_async(
-    job: Job,
+    job: "Job",
     *,
     simulate: bool = False,
     limit: int | None = None,
-    resend: Resend = NOTHING_SENT_AGAIN,
+    resend: "Resend | None" = None,
     insecure_http: bool = False,
 ) -> "Summary":
     """The same from a running event loop. Cancelling it drops what is in flight."""
-    from batchrun.runner import run_job  # noqa: PLC0415 - see above
+    from batchrun.records import NOTHING_SENT_AGAIN  # noqa: PLC0415 - see above
+    from batchrun.runner import run_job  # noqa: PLC0415
 
     return await run_job(
-        job, simulate=simulate, limit=limit, resend=resend, insecure_http=insecure_http
+        job,
+        simulate=simulate,
+        limit=limit,
+        resend=resend or NOTHING_SENT_AGAIN,
+        insecure_http=insecure_http,
     )
 
 

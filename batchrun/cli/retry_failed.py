@@ -5,10 +5,8 @@ from typing import Any
 import click
 
 from batchrun.errors import ErrorKind
-from batchrun.records import ANSWERED
 
 NAME = "--retry-failed"
-_KNOWN = (*(kind.value for kind in ErrorKind if kind is not ErrorKind.INVALID_ROW), *ANSWERED)
 
 
 class Kinds(click.ParamType[frozenset[str]]):
@@ -21,11 +19,14 @@ class Kinds(click.ParamType[frozenset[str]]):
     ) -> frozenset[str]:
         if isinstance(value, frozenset):
             return value
+        from batchrun.records import ANSWERED
+
+        known = {*(kind.value for kind in ErrorKind), *ANSWERED} - {ErrorKind.INVALID_ROW.value}
         kinds = {word.strip() for word in str(value).split(",")} - {""}
-        if unknown := sorted(kinds.difference(_KNOWN)):
+        if unknown := sorted(kinds - known):
             self.fail(
                 f"{', '.join(map(repr, unknown))} is no kind of failure that is sent again; known "
-                f"are {', '.join(sorted(_KNOWN))}",
+                f"are {', '.join(sorted(known))}",
                 param,
                 ctx,
             )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-LIMIT_S = 90.0  # for a process, or for a state to come about
+LIMIT_S = 300.0  # for a process, or for a state to come about, on a machine that has more to do
 _ALIKE = 3  # looks in a row that must see the same
 _LOOK_EVERY_S = 0.01
 _ANSWERED = ("reset_within", "truncated_json")  # faults that destroy an answer that was made
