@@ -1,0 +1,15 @@
+"""Whether a file may be written that a user named. Nothing in a run directory ever is."""
+
+from pathlib import Path
+
+from batchrun.errors import JobError
+
+
+def check_target(path: Path, target: Path) -> None:
+    """Raises `JobError` where `target` is no file outside of the run directory `path`."""
+    if target.exists() and not target.is_file():
+        raise JobError(f"{target} is no regular file; give the name of a file to write")
+    if not target.parent.is_dir():
+        raise JobError(f"{target.parent} is no folder; make it first, or give another file")
+    if target.resolve().is_relative_to(path.resolve()):
+        raise JobError(f"{target} lies in the run directory itself; give a file outside of {path}")
