@@ -3,10 +3,12 @@
 from pathlib import Path
 
 from batchrun.errors import JobError
+from batchrun.store.tables import read_record
 
 
 def check_target(path: Path, target: Path) -> None:
-    """Raises `JobError` where `target` is no file outside of the run directory `path`."""
+    """Raises `JobError` where `path` is no run directory, or `target` no file outside of it."""
+    read_record(path)
     if target.exists() and not target.is_file():
         raise JobError(f"{target} is no regular file; give the name of a file to write")
     if not target.parent.is_dir():

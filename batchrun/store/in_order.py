@@ -7,6 +7,7 @@ once, and again only where rows of one group are far apart in the input.
 
 from collections import OrderedDict
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pyarrow as pa
@@ -31,7 +32,6 @@ class _Group(Struct, frozen=True):
     number: int  # within its file
     first: int  # the smallest `row` in it
     last: int
-    rows: int
     bytes: int
     replaced: Keys
 
@@ -64,14 +64,8 @@ class _Groups:
 def in_order(files: TableFiles) -> Iterator[pa.Table]:
     """All rows, by `row`, in pieces of some thousand. Raises `StoreError`."""
     groups = sorted(_groups(files), key=lambda group: group.first)
-    if not groups:
-        return
     reader = _Groups()
-    step = _step(groups)
-    start = groups[0].first
-    while groups:
-        start = max(start, groups[0].first)  # nothing lies before
-        end = start + step
+    for start, end in pairwise(_bounds(files, groups)):
         near = [group for group in groups if group.first < end]
         pieces = [_between(reader.read(group), start, end) for group in near]
         window = pa.concat_tables(pieces)
@@ -83,18 +77,32 @@ def in_order(files: TableFiles) -> Iterator[pa.Table]:
             if group.last < end:
                 reader.drop(group)
         groups = [group for group in groups if group.last >= end]
-        start = end
+
+
+def _bounds(files: TableFiles, groups: list[_Group]) -> list[int]:
+    """Where windows of about the same number of light rows begin, and where the last one ends.
+
+    It takes 16 bytes a row for a moment: what is known of the groups does not say where in the
+    input their rows are.
+    """
+    if not groups:
+        return []
+    numbers = pa.concat_tables([_numbers(path) for path in (*files.parts, *files.journal)])["row"]
+    size = sum(group.bytes for group in groups) / len(numbers)
+    step = max(1, min(_WINDOW_ROWS, int(_WINDOW_BYTES / max(size, 1.0))))
+    places = pa.array(range(0, len(numbers), step))
+    begins = numbers.take(pc.sort_indices(numbers).take(places))
+    return [*pc.unique(begins).to_pylist(), max(group.last for group in groups) + 1]
+
+
+def _numbers(path: Path) -> pa.Table:
+    with opened(path) as part:
+        return part.read(columns=["row"])
 
 
 def _between(table: pa.Table, start: int, end: int) -> pa.Table:
     rows = table["row"]
     return table.filter(pc.and_(pc.greater_equal(rows, start), pc.less(rows, end)))
-
-
-def _step(groups: list[_Group]) -> int:
-    """How many numbers a window has, so that its rows are light."""
-    size = sum(group.bytes for group in groups) / max(1, sum(group.rows for group in groups))
-    return max(1, min(_WINDOW_ROWS, int(_WINDOW_BYTES / max(size, 1.0))))
 
 
 def _groups(files: TableFiles) -> Iterator[_Group]:
@@ -113,7 +121,7 @@ def _groups(files: TableFiles) -> Iterator[_Group]:
                             "another tool: put back a copy of it"
                         )
                     size = about.total_byte_size
-                    yield _Group(path, number, told.min, told.max, about.num_rows, size, replaced)
+                    yield _Group(path, number, told.min, told.max, size, replaced)
 
 
 def _read_group(group: _Group) -> pa.Table:

@@ -39,8 +39,9 @@ def _asked(path: Path, files: Files, answer: Callable[[duckdb.DuckDBPyConnection
             _add_view(database, "tool_calls", files.tool_calls, TOOL_CALLS)
             return answer(database, files)
         except duckdb.Error as error:
+            reason = str(error).partition("\n")[0]  # below it stands the SQL
             raise StoreError(
-                f"{path}: its tables cannot be read ({error}); "
+                f"{path}: its tables cannot be read ({reason}); "
                 f"batchrun verify {path} says what is damaged"
             ) from error
 
