@@ -99,7 +99,14 @@ def _errors(line: Timeline) -> JsonObject:
     if kinds[_MOST_KINDS:]:
         rest = kinds[_MOST_KINDS:]
         shown.append(("others", lambda one: sum(one.errors.get(kind, 0) for kind in rest)))
-    return _over_time(line, shown, _COLOURS[: len(shown)], "attempts")
+    return _over_time(line, shown, _COLOURS[: len(shown)], f"in {_length(line.width_s)}")
+
+
+def _length(width_s: float) -> str:
+    for size, name in ((86_400, "days"), (3_600, "hours"), (60, "minutes")):
+        if width_s >= size:
+            return f"{width_s / size:g} {name}" if width_s > size else f"1 {name[:-1]}"
+    return f"{width_s:g} s"
 
 
 def _errors_of(kind: str) -> Callable[[Moment], float]:

@@ -139,7 +139,7 @@ def _spread(database: duckdb.DuckDBPyConnection, name: str) -> Spread | None:
         f"SELECT count({name}), quantile_disc({name}, [0.5, 0.9, 0.99]), max({name}) "  # noqa: S608
         "FROM answers"
     ).fetchall()[0]
-    return Spread(name, count, *marks, most) if count else None
+    return Spread(name, count, marks[0], marks[1], marks[2], most) if count else None
 
 
 def _top(database: duckdb.DuckDBPyConnection, name: str) -> tuple[TopRow, ...]:
