@@ -14,6 +14,8 @@ from batchrun.report.timeline import Moment, Timeline
 _WIDTH, _HEIGHT = 430, 170
 _MOST_KINDS = 7  # colours that can be told apart; the rest is one kind more
 _MOST_TOOLS = 12
+_IN_FLIGHT = "in flight"
+_RATES = (("second", 1.0), ("minute", 60.0), ("hour", 3_600.0), ("day", 86_400.0))
 _COLOURS = [f"var(--c{number})" for number in range(1, _MOST_KINDS + 2)]
 _CONFIG = {
     "background": None,
@@ -58,7 +60,7 @@ def charts(report: Report) -> list[Chart]:
     if report.timeline is not None:
         line = report.timeline
         found += [
-            Chart("throughput", "Rows a second", _throughput(line)),
+            _throughput(line),
             Chart("in_flight", "Requests in flight", _in_flight(line)),
         ]
         if any(one.errors for one in line.moments):
@@ -78,16 +80,16 @@ def charts(report: Report) -> list[Chart]:
     return found
 
 
-def _throughput(line: Timeline) -> JsonObject:
-    return _over_time(
-        line,
-        [
-            ("ok", lambda one: one.ok / line.width_s),
-            ("not ok", lambda one: one.not_ok / line.width_s),
-        ],
-        ["var(--good)", "var(--bad)"],
-        "rows/s",
-    )
+def _throughput(line: Timeline) -> Chart:
+    """Rows a second, or a longer time where that would be fractions."""
+    most = max(one.ok + one.not_ok for one in line.moments) / line.width_s
+    word, per_s = next((word, size) for word, size in _RATES if most * size >= 1 or word == "day")
+    kinds: list[tuple[str, Callable[[Moment], float]]] = [
+        ("ok", lambda one: one.ok * per_s / line.width_s),
+        ("not ok", lambda one: one.not_ok * per_s / line.width_s),
+    ]
+    spec = _over_time(line, kinds, ["var(--good)", "var(--bad)"], "rows")
+    return Chart("throughput", f"Rows a{'n' if word == 'hour' else ''} {word}", spec)
 
 
 def _errors(line: Timeline) -> JsonObject:
@@ -114,7 +116,7 @@ def _errors_of(kind: str) -> Callable[[Moment], float]:
 
 
 def _in_flight(line: Timeline) -> JsonObject:
-    return _over_time(line, [("in flight", lambda one: one.in_flight)], ["var(--c1)"], "requests")
+    return _over_time(line, [(_IN_FLIGHT, lambda one: one.in_flight)], ["var(--c1)"], "requests")
 
 
 def _cost(line: Timeline) -> JsonObject:
@@ -161,7 +163,7 @@ def _over_time(
         if (value := read(one))
     ]
     names = [kind for kind, _ in kinds]
-    legend: JsonObject | None = {} if len(names) > 1 else None
+    legend: JsonObject | None = None if names == [_IN_FLIGHT] else {}
     bars = {
         "data": {"values": values},
         "mark": {"type": "bar", "binSpacing": 0},

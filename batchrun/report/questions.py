@@ -1,5 +1,6 @@
 """A run's report, asked of its tables in SQL: a million rows in seconds."""
 
+import math
 from pathlib import Path
 
 import duckdb
@@ -160,7 +161,10 @@ def _bins(database: duckdb.DuckDBPyConnection, name: str) -> tuple[Bin, ...]:
     if low is None:
         return ()
     low, high = max(low, _LEAST_S), max(high, _LEAST_S) * (1 + 1e-9)
-    factor = max(high / low, 2.0) ** (1 / _BINS)
+    if high < 2 * low:  # one bar would fill the chart
+        middle = math.sqrt(low * high)
+        low, high = middle / math.sqrt(2), middle * math.sqrt(2)
+    factor = (high / low) ** (1 / _BINS)
     counts = dict(
         database.execute(
             f"""SELECT least(floor(ln(greatest({name}, ?) / ?) / ln(?)), ?)::INTEGER, count(*)

@@ -35,9 +35,10 @@ class Section(Struct, frozen=True):
 
 
 def headline(report: Report) -> str:
-    """`finished: 2,990 of 3,000 rows ok, 10 left; $1.20`, in one line."""
+    """`finished: 3,000 rows, 2,990 ok, 10 left; $1.20`, in one line."""
     ok = sum(one.rows for one in report.outcomes if one.outcome == "ok")
-    words = f"{report.state}: {report.rows:,} rows, {ok:,} ok"
+    rows = "1 row" if report.rows == 1 else f"{report.rows:,} rows"
+    words = f"{report.state}: {rows}, {ok:,} ok"
     if report.left:
         words += f", {report.left:,} left"
     if report.cost_usd is not None:
