@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 import click
@@ -81,13 +81,15 @@ def settled(output: str) -> str:
     kept = [line.rstrip() for line in output.splitlines() if not line.startswith("running: ")]
     text = "\n".join(kept).strip()
     text = re.sub(r"[\d.]+ [kMGT]?B free", "N free", text)
+    text = re.sub(r"from [\d: -]+ to [\d: -]+ UTC; [\d.:]+( s)?", "from N to N UTC; N s", text)
     return re.sub(r"[\d,.]+ rows/s over [\d.:]+( s)?", "N rows/s over N s", text)
 
 
 def test_the_walk_through_is_what_happens(walked: tuple[Path, dict[str, str]]) -> None:
     folder, environment = walked
-    # What it costs goes on from where the walk-through ends.
-    for command, shown in (*typed_and_shown("A walk-through"), *typed_and_shown("What it costs")):
+    # The other sections go on from where the walk-through ends.
+    titles = ("A walk-through", "What it costs", "What came of it")
+    for command, shown in chain.from_iterable(map(typed_and_shown, titles)):
         done = subprocess.run(
             ["/bin/sh", "-c", command],
             cwd=folder,

@@ -1,9 +1,7 @@
 """`batchrun status` and `batchrun show`: they read a run directory and change nothing."""
 
-import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -34,15 +32,19 @@ def status(run_path: Path, *, as_json: bool) -> None:
 
 
 @click.command(
-    short_help="Show one row whole.", epilog="\b\nExample:\n  batchrun show runs/prompts 17"
+    short_help="Show one row as a person reads it.",
+    epilog="\b\nExample:\n  batchrun show runs/prompts 17",
 )
 @click.argument("run_path", metavar="RUN", type=click.Path(path_type=Path))
 @click.argument("custom_id", metavar="ID")
-def show(run_path: Path, custom_id: str) -> None:
-    """Show one row whole: its answer, tool calls, attempts and request.
+@click.option("--json", "as_json", is_flag=True, help="All columns and calls, as a JSON object.")
+def show(run_path: Path, custom_id: str, *, as_json: bool) -> None:
+    """Show one row: the conversation, the tool calls, and each attempt on a time line.
 
     ID is the row's custom_id, or its number where the input gives no ids.
     """
+    from batchrun.report.printable import printable_json
+    from batchrun.report.row import render_row
     from batchrun.store.tables import find_row, read_record
 
     read_record(run_path)
@@ -53,38 +55,10 @@ def show(run_path: Path, custom_id: str) -> None:
             f"batchrun status {run_path} says what is settled"
         )
     for row in rows:
-        click.echo("\n".join(_row_lines(row)))
-    sys.stdout.flush()
+        if as_json:
+            from msgspec.json import encode
 
-
-_JSON_COLUMNS = ("output", "usage", "request", "item")
-
-
-def _row_lines(row: dict[str, Any], indent: str = "") -> list[str]:
-    from batchrun.report.printable import printable
-
-    lines = []
-    for name, value in row.items():
-        if value is None or value == []:
-            continue
-        if isinstance(value, list) and isinstance(value[0], dict):
-            for number, inner in enumerate(value, 1):
-                lines.append(f"{indent}{name} {number}:")
-                lines += _row_lines(inner, indent + "  ")
-            continue
-        text = _text(name, value)
-        if "\n" in text:
-            body = [f"{indent}  {line}" for line in text.split("\n")]
-            lines += [f"{indent}{name}:", *body]
+            click.echo(printable_json(encode(row).decode()))
         else:
-            lines.append(f"{indent}{name}: {text}")
-    return [printable(line) for line in lines]
-
-
-def _text(name: str, value: object) -> str:
-    if name in _JSON_COLUMNS and isinstance(value, str):
-        try:
-            return json.dumps(json.loads(value), indent=2, ensure_ascii=False)
-        except (ValueError, RecursionError):
-            return value
-    return value if isinstance(value, str) else str(value)
+            click.echo(render_row(row))
+    sys.stdout.flush()

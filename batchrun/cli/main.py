@@ -8,7 +8,9 @@ from contextlib import suppress
 import click
 
 from batchrun.cli.cost import cost
+from batchrun.cli.export import export
 from batchrun.cli.look import show, status
+from batchrun.cli.report import report
 from batchrun.cli.run import run
 from batchrun.cli.simulate import simulate
 from batchrun.cli.verify import verify
@@ -23,6 +25,7 @@ Examples:
   batchrun run jobs/overnight.toml --dry-run
   batchrun status runs/prompts
   batchrun show runs/prompts 17
+  batchrun report runs/prompts --html report.html
 """
 
 
@@ -42,6 +45,8 @@ batchrun.add_command(run)
 batchrun.add_command(status)
 batchrun.add_command(show)
 batchrun.add_command(cost)
+batchrun.add_command(report)
+batchrun.add_command(export)
 batchrun.add_command(verify)
 batchrun.add_command(simulate)
 

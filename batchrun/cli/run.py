@@ -326,11 +326,14 @@ def _dry_run(
 
 
 def _say_plan(plan: "Plan", path: Path) -> None:
+    from batchrun.report.sizes import size_in_words
+
+    needed, free = size_in_words(plan.disk_bytes), size_in_words(plan.free_bytes)
     lines = [
         _plan_counts(plan, path),
         f"  sent: {', '.join(plan.sent) or 'no column of the rows'}",
         f"  carried: {_carried(plan)}",
-        f"  disk: about {_size(plan.disk_bytes)} needed, {_size(plan.free_bytes)} free",
+        f"  disk: about {needed} needed, {free} free",
     ]
     lines += [f"  warning: {warning}" for warning in plan.warnings]
     if plan.disk_bytes > plan.free_bytes:
@@ -364,11 +367,3 @@ def _plan_counts(plan: "Plan", path: Path) -> str:
         f"plan: {plan.rows:,} rows, {plan.resumed.totals.rows:,} settled, {sent}, "
         f"{plan.bad_rows:,} bad; run directory {path}"
     )
-
-
-def _size(size: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"

@@ -7,7 +7,7 @@ from msgspec import Struct
 from batchrun.policy.verdicts import Standing
 
 _BUSY = 0.9  # of one core: this process itself is the limit
-_PAUSES = ("cooldown", "endpoint down")
+PAUSES = ("cooldown", "endpoint down")
 _SOON_S = 0.1  # what comes sooner is not worth a number
 _DISK = 0.5  # of the time: writing is
 
@@ -30,7 +30,7 @@ class Pulse(Struct, frozen=True):
 def paused_by(pulse: Pulse) -> str | None:
     """The limit that stops all sending; null where none does."""
     first = pulse.standings[0] if pulse.is_held and pulse.standings else None
-    return first.name if first is not None and first.name in _PAUSES else None
+    return first.name if first is not None and first.name in PAUSES else None
 
 
 def binding(pulse: Pulse, cpu_share: float, disk_share: float) -> str:

@@ -23,6 +23,13 @@ class Keys:
         self._keys.add((custom_id, sample))
         self._ids = None
 
+    def table(self) -> pa.Table:
+        """All of them, in the columns of `KEY`."""
+        ids, samples = zip(*self._keys, strict=True) if self._keys else ((), ())
+        return pa.table(
+            {"custom_id": pa.array(ids, pa.string()), "sample": pa.array(samples, pa.int32())}
+        )
+
     def found_in(self, batch: pa.RecordBatch) -> pa.BooleanArray | None:
         """True for each row of the batch that is one of these; null where none is."""
         if not self._keys or not batch.num_rows:

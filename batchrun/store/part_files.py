@@ -1,6 +1,7 @@
 """Parts read, a batch in memory at a time; a row that the journal holds anew is left out."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,17 +21,24 @@ def read_part(
     path: Path, columns: tuple[str, ...] | None, batch_rows: int = BATCH_ROWS
 ) -> Iterator[pa.RecordBatch]:
     """A part's rows, these columns alone (null: all). Raises `StoreError`."""
+    with opened(path) as part:
+        wanted = None if columns is None else list(columns)
+        _check_columns(part, wanted or ())
+        rows = 0
+        for batch in part.iter_batches(batch_rows, columns=wanted):
+            rows += batch.num_rows
+            yield batch
+        if rows != part.metadata.num_rows:
+            raise pa.ArrowInvalid(f"it holds {rows} of {part.metadata.num_rows} rows")
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[pq.ParquetFile]:
+    """A part; what goes wrong inside becomes a `StoreError` about it."""
     with storing(path, "read"):
         try:
             with pq.ParquetFile(path, page_checksum_verification=True) as part:
-                wanted = None if columns is None else list(columns)
-                _check_columns(part, wanted or ())
-                rows = 0
-                for batch in part.iter_batches(batch_rows, columns=wanted):
-                    rows += batch.num_rows
-                    yield batch
-                if rows != part.metadata.num_rows:
-                    raise pa.ArrowInvalid(f"it holds {rows} of {part.metadata.num_rows} rows")
+                yield part
         except DAMAGED as error:
             if is_from_system(error):
                 raise

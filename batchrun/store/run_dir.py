@@ -14,6 +14,7 @@ from pathlib import Path
 from batchrun.errors import JobError, StoreError
 from batchrun.records import Outcome, Request, Resend, RunRecord, Totals
 from batchrun.store.disk import make_folders, storing, sync_folder, write_whole
+from batchrun.store.events import EVENTS_FILE
 from batchrun.store.lock import NAME as LOCK
 from batchrun.store.lock import Lock, take_lock
 from batchrun.store.names import INPUT, JOURNAL, RESPONSES, TOOL_CALLS, number_of, numbered
@@ -35,8 +36,7 @@ from batchrun.store.writer import Writer
 
 __all__ = ["SCHEMA_VERSION", "RunDir", "Settled"]
 
-_EVENTS_FILE = "events.jsonl"
-_OURS = {RUN_FILE, LIVE_FILE, _EVENTS_FILE, LOCK, JOURNAL, RESPONSES, TOOL_CALLS, INPUT}
+_OURS = {RUN_FILE, LIVE_FILE, EVENTS_FILE, LOCK, JOURNAL, RESPONSES, TOOL_CALLS, INPUT}
 
 
 class RunDir:
@@ -158,7 +158,7 @@ class RunDir:
         """One more line in `events.jsonl`. Raises `StoreError`."""
         at = datetime.now(UTC).isoformat(timespec="milliseconds")
         line = encode_json({"at": at, "event": name, **facts}) + b"\n"
-        path = self.path / _EVENTS_FILE
+        path = self.path / EVENTS_FILE
         with storing(path, "write"):
             if self._events is None:
                 self._events = os.open(

@@ -57,7 +57,7 @@ def test_a_run_tells_how_it_stands_while_it_goes_on_when_killed_and_at_its_end(
         row = next(now.outcomes()).request.row
     shown_live = batchrun("show", "run", row)
     assert shown_live.returncode == 0, shown_live.stderr
-    assert f"row: {row}" in shown_live.stdout.splitlines()
+    assert shown_live.stdout.splitlines()[0] == f"{row}: row {row} of prompts.jsonl"
     process.kill()
     process.wait()
 

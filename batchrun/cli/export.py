@@ -1,0 +1,34 @@
+"""`batchrun export`: a run's rows in one file."""
+
+from pathlib import Path
+
+import click
+
+
+@click.command(
+    short_help="Write all rows into one file: JSON Lines, CSV, Batch lines.",
+    epilog="\b\nExamples:\n  batchrun export runs/prompts answers.csv\n"
+    "  batchrun export runs/prompts output.jsonl --format batch",
+)
+@click.argument("run_path", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("target", metavar="FILE", type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["jsonl", "csv", "batch"]),
+    help="Default: by the file's name. batch: lines as the Batch API writes them.",
+)
+def export(run_path: Path, target: Path, form: str | None) -> None:
+    """Write all rows into FILE, in the order of the input, rows in the journal included.
+
+    FILE is there whole or not at all; what it held before is replaced. In CSV, text that a
+    spreadsheet would take for a formula gets an apostrophe before it.
+    """
+    from batchrun.report.export import export_run, format_of
+    from batchrun.report.printable import printable
+    from batchrun.report.sizes import size_in_words
+
+    done = export_run(run_path, target, form or format_of(target))
+    rows = "1 row" if done.rows == 1 else f"{done.rows:,} rows"
+    left = f"; {done.left:,} of the source have no outcome yet" if done.left else ""
+    click.echo(printable(f"{target}: {rows}, {size_in_words(done.bytes)}{left}"))

@@ -1,0 +1,39 @@
+"""`batchrun report`: what came of a run."""
+
+import sys
+from pathlib import Path
+
+import click
+
+
+@click.command(
+    short_help="Say what came of a run, in tables or as an HTML page.",
+    epilog="\b\nExamples:\n  batchrun report runs/prompts\n"
+    "  batchrun report runs/prompts --html report.html",
+)
+@click.argument("run_path", metavar="RUN", type=click.Path(path_type=Path))
+@click.option(
+    "--html",
+    "page",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Write one page with charts and samples instead; needs the extra `report`.",
+)
+def report(run_path: Path, page: Path | None) -> None:
+    """Say what came of a run: outcomes, tokens, cost, times, errors, tool calls, the worst rows.
+
+    Works while the run goes on; rows in the journal are counted.
+    """
+    from batchrun.report.questions import read_report
+
+    if page is None:
+        from batchrun.report.tables import show_report
+
+        show_report(read_report(run_path), sys.stdout)
+        return
+    from batchrun.report.page import write_page
+    from batchrun.report.printable import printable
+    from batchrun.report.sizes import size_in_words
+
+    size = write_page(run_path, page)
+    click.echo(printable(f"{page}: {size_in_words(size)}"))

@@ -1,0 +1,76 @@
+"""A report as one HTML page: no script, no network, light and dark, fit to print.
+
+Nothing that rows or models said is more than text in it; a policy in the page forbids the rest.
+"""
+
+import os
+import re
+from contextlib import suppress
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
+
+from batchrun.errors import JobError
+from batchrun.records import JsonObject
+from batchrun.report.charts import charts
+from batchrun.report.figures import Report
+from batchrun.report.printable import one_line
+from batchrun.report.questions import read_report
+from batchrun.report.sections import headline, remarks, sections
+from batchrun.report.target import check_target
+from batchrun.store.disk import storing
+from batchrun.version import VERSION
+
+_TEMPLATE = Path(__file__).with_name("page.html")
+_SIZE = re.compile(r'width="[\d.]+" height="[\d.]+" (?=viewBox)')
+# A mark's words become what a mouse that rests on it shows.
+_TOLD = re.compile(r'(<path aria-label="([^"]*)" role="graphics-symbol"[^>]*)/>')
+
+
+def write_page(path: Path, target: Path) -> int:
+    """`target` is the page, whole or not at all; its size in bytes is returned.
+
+    Raises `JobError` where it can be no such file or the extra is missing, `StoreError`.
+    """
+    check_target(path, target)
+    page = render_page(read_report(path)).encode("utf-8", "replace")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    with storing(target, "write"):
+        try:
+            temporary.write_bytes(page)
+            temporary.replace(target)
+        finally:
+            with suppress(OSError):
+                temporary.unlink()
+    return len(page)
+
+
+def render_page(report: Report) -> str:
+    """The page. Raises `JobError` where the extra `report` is not installed."""
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
+    return template.render(
+        report=report,
+        name=one_line(report.run),
+        headline=headline(report),
+        remarks=remarks(report),
+        charts=[(chart, Markup(_drawn(chart.spec))) for chart in charts(report)],  # noqa: S704
+        sections=sections(report),
+        has_pauses=report.timeline is not None and bool(report.timeline.pauses),
+        has_resumed=report.timeline is not None and bool(report.timeline.resumed),
+        version=VERSION,
+    )
+
+
+def _drawn(spec: JsonObject) -> str:
+    """The chart as SVG; Vega escapes what stands in it."""
+    try:
+        import vl_convert  # noqa: PLC0415 - an extra, and large
+    except ImportError as error:
+        raise JobError(
+            "the page's charts are drawn by vl-convert, which is not installed; "
+            "pip install 'batchrun[report]', or leave --html out"
+        ) from error
+    drawn = vl_convert.vegalite_to_svg(spec, allowed_base_urls=[])
+    return _TOLD.sub(r"\1><title>\2</title></path>", _SIZE.sub("", drawn, count=1))
