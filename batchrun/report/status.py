@@ -8,7 +8,13 @@ import msgspec
 
 from batchrun.report.printable import one_line, printable
 from batchrun.report.summary import Summary, Tally, next_command
-from batchrun.report.terminal import cost_in_words, duration, oldest_in_words, speed_in_words
+from batchrun.report.terminal import (
+    cost_in_words,
+    duration,
+    not_ok_in_words,
+    oldest_in_words,
+    speed_in_words,
+)
 from batchrun.store import tables
 
 
@@ -48,7 +54,7 @@ def render_status(stand: Summary, path: Path) -> str:
         "state": stand.state,
         "rows": f"{stand.rows:,}",
         "ok": f"{stand.ok:,}",
-        "not ok": f"{stand.not_ok:,}" + _kinds(stand),
+        "not ok": f"{stand.not_ok:,}" + _why(stand),
         "left": f"{stand.left:,}",
     }
     if stand.exit_code is None:
@@ -74,6 +80,7 @@ def render_status(stand: Summary, path: Path) -> str:
     return printable("\n".join(lines))
 
 
-def _kinds(stand: Summary) -> str:
+def _why(stand: Summary) -> str:
     kinds = ", ".join(f"{kind} {count:,}" for kind, count in sorted(stand.error_kinds.items()))
-    return f" ({kinds})" if kinds else ""
+    said = ", ".join(not_ok_in_words(stand)) + (f": {kinds}" if kinds else "")
+    return f" ({said})" if said else ""

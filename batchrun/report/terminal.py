@@ -148,16 +148,21 @@ def duration(seconds: float) -> str:
 
 def _counts(summary: Summary) -> str:
     parts = [f"{summary.settled:,} of {summary.rows:,} rows", f"{summary.ok:,} ok"]
-    if summary.truncated:
-        parts.append(f"{summary.truncated:,} truncated")
-    if summary.refused:
-        parts.append(f"{summary.refused:,} refused")
-    parts += [
-        f"{summary.statuses[status]:,} {status}"
-        for status in ("failed", "no_answer", "cancelled", "invalid")
-        if summary.statuses.get(status)
-    ]
-    return ", ".join(parts)
+    return ", ".join([*parts, *not_ok_in_words(summary)])
+
+
+def not_ok_in_words(summary: Summary) -> list[str]:
+    """`53 truncated`, `27 refused`, `14 incomplete`, `42 failed`: all rows that are not ok."""
+    statuses = {status: summary.statuses.get(status, 0) for status in (*FAILED, "invalid")}
+    # Cut off for another reason than their length, as by a content filter.
+    rest = summary.not_ok - summary.truncated - summary.refused - sum(statuses.values())
+    counts = {
+        "truncated": summary.truncated,
+        "refused": summary.refused,
+        "incomplete": rest,
+        **statuses,
+    }
+    return [f"{count:,} {what}" for what, count in counts.items() if count > 0]
 
 
 def _progress(summary: Summary) -> str:
@@ -167,13 +172,7 @@ def _progress(summary: Summary) -> str:
 
 def _outcomes(summary: Summary) -> list[str]:
     """What has become of the rows, and what of them is under way."""
-    facts = [f"{summary.ok:,} ok"]
-    if summary.truncated:
-        facts.append(f"{summary.truncated:,} truncated")
-    if summary.refused:
-        facts.append(f"{summary.refused:,} refused")
-    if failed := sum(summary.statuses.get(status, 0) for status in (*FAILED, "invalid")):
-        facts.append(f"{failed:,} failed")
+    facts = [f"{summary.ok:,} ok", *not_ok_in_words(summary)]
     if summary.retrying:
         facts.append(f"{summary.retrying:,} retrying")
     most = "" if summary.most_in_flight is None else f"/{summary.most_in_flight:,}"
