@@ -1,7 +1,7 @@
 """The one place that waits before a send: rows go in first come first in, as limits allow.
 
-An attempt at a row that was let in before comes before rows that never were, so that retries mix
-with fresh rows instead of piling up behind all of them.
+Attempts at rows that were let in before have a line of their own, of which one goes in after five
+fresh rows: retries mix with these, and do not pile up behind all of them.
 
 Some limits hold for the whole run, some for one scope. A scope that has to wait does not hold up
 another; a limit of the whole run holds up everybody, so that a large request is never overtaken
@@ -22,6 +22,9 @@ class GateClosed(Exception):  # noqa: N818 - the run is stopping; nothing went w
     """No attempt goes in any more; whoever waited goes home with its row unsettled."""
 
 
+_FRESH = 5  # rows that were never let in, to one that was
+
+
 class _Waiter:
     __slots__ = ("need", "number", "turn")
 
@@ -30,26 +33,30 @@ class _Waiter:
 
 
 class _Scope:
-    """One scope's limits and its queues."""
+    """One scope's limits and its lines, which take turns."""
 
-    __slots__ = ("again", "fresh", "limits")
+    __slots__ = ("again", "fresh", "fresh_in_a_row", "limits")
 
     def __init__(self, limits: Sequence[Limit]) -> None:
         self.limits = limits
         self.again: deque[_Waiter] = deque()  # of rows that were let in before
         self.fresh: deque[_Waiter] = deque()
+        self.fresh_in_a_row = 0
+
+    @property
+    def line(self) -> deque[_Waiter]:
+        """Whose turn it is."""
+        is_fresh = self.fresh and (not self.again or self.fresh_in_a_row < _FRESH)
+        return self.fresh if is_fresh else self.again
 
     @property
     def first(self) -> _Waiter:
-        return self.again[0] if self.again else self.fresh[0]
-
-    @property
-    def order(self) -> tuple[bool, int]:
-        """Of its first in line, among scopes."""
-        return not self.again, self.first.number
+        return self.line[0]
 
     def pop(self) -> None:
-        (self.again or self.fresh).popleft()
+        line = self.line
+        line.popleft()
+        self.fresh_in_a_row = self.fresh_in_a_row + 1 if line is self.fresh else 0
 
 
 def no_limits(_scope: Scope) -> Sequence[Limit]:
@@ -154,7 +161,7 @@ class Gate:
         while self.waiting:
             queues = [one for one in self._scopes.values() if one.fresh or one.again]
             if len(queues) > 1:
-                queues.sort(key=lambda one: one.order)
+                queues.sort(key=lambda one: one.first.number)
             for queue in queues:
                 waiter = queue.first
                 if waiter.turn.done():  # cancelled while it waited

@@ -79,22 +79,25 @@ async def test_what_is_needed_is_asked_when_it_is_ones_turn() -> None:
     assert (await waiter).need.tokens == 99
 
 
-async def test_rows_that_were_let_in_before_come_before_fresh_ones() -> None:
+async def test_one_that_was_let_in_before_goes_in_after_five_fresh_ones() -> None:
     gate = Gate([InFlight(1)])
     slot = await enter(gate)
     order: list[str] = []
 
-    async def come(name: str, *, again: bool) -> None:
-        slot = await gate.enter(SCOPE, lambda: Need(SCOPE, 1), again=again)
+    async def come(name: str) -> None:
+        slot = await gate.enter(SCOPE, lambda: Need(SCOPE, 1), again=name.startswith("again"))
         order.append(name)
         gate.leave(slot, ANSWER)
 
-    names = [("fresh 1", False), ("again 1", True), ("fresh 2", False), ("again 2", True)]
-    tasks = [asyncio.create_task(come(name, again=again)) for name, again in names]
+    fresh, again = [f"fresh {number}" for number in range(7)], ["again 0", "again 1"]
+    tasks = [asyncio.create_task(come(name)) for name in (*fresh, *again)]
     await asyncio.sleep(0)
     gate.leave(slot, ANSWER)
     await asyncio.gather(*tasks)
-    assert order == ["again 1", "again 2", "fresh 1", "fresh 2"]
+    assert [name for name in order if name in fresh] == fresh
+    assert [name for name in order if name in again] == again
+    assert order.index("again 0") == 4  # the slot above was the first of five
+    assert order.index("again 1") == 8  # no more fresh ones were left
     assert gate.in_flight == gate.waiting == 0
 
 
