@@ -27,6 +27,7 @@ from batchrun.policy.budget import usd
 from batchrun.price_sections import with_user_prices
 from batchrun.pricing.prices import Prices, check_prices
 from batchrun.records import NOTHING_SENT_AGAIN, Layout, Request, Resend, RunRecord, Totals
+from batchrun.report.amounts import rows_in_words
 from batchrun.resume import Resumed, earlier_unknown_usd, tell_settled
 from batchrun.store.run_dir import SCHEMA_VERSION, RunDir
 from batchrun.version import VERSION
@@ -181,7 +182,7 @@ def _past_the_cap(
         return []
     said = []
     if survey.unbounded_rows:
-        rows = "1 row" if survey.unbounded_rows == 1 else f"{survey.unbounded_rows:,} rows"
+        rows = rows_in_words(survey.unbounded_rows)
         said.append(
             f"{rows} of {survey.rows:,} may cost more than is reserved for them (no "
             "max_output_tokens, an input beyond text, hosted tools or stored context): the cap of "
@@ -214,9 +215,8 @@ def _problems(survey: Survey) -> str:
     more = survey.bad_rows - len(survey.problems)
     if more > 0:
         lines.append(f"  and {more:,} more")
-    count = "1 row" if survey.bad_rows == 1 else f"{survey.bad_rows:,} rows"
     return (
-        f"{count} of {survey.rows:,} cannot be sent:\n"
+        f"{rows_in_words(survey.bad_rows)} of {survey.rows:,} cannot be sent:\n"
         + "\n".join(lines)
         + "\nMend the input, or give --skip-bad-rows to keep them as rows of status invalid"
     )

@@ -91,30 +91,28 @@ class _Found:
     def match(self) -> None:
         """Each settled row is found where it stands now, or it is gone."""
         before, ids = self._before, self._survey.ids
-        rows, hashes = self._survey.rows, self._survey.hashes
-        settled, again = self.settled, before.again
+        rows = self._survey.rows
         elsewhere: dict[int, int] = {}  # id to index, of rows that moved or left
         for index, row in enumerate(before.rows):
             if row < rows and (ids is None or ids[row] == before.ids[index]):
-                if hashes[row] != before.hashes[index]:
-                    self._note_changed(index, row)
-                elif again and again[index]:
-                    self._send(index, row)
-                else:
-                    settled[row] = 1
+                self._place(index, row)
             else:
                 elsewhere[before.ids[index]] = index
         for row, key in enumerate(ids or () if elsewhere else ()):
             index = elsewhere.pop(key, -1)
-            if index < 0:
-                continue
-            if hashes[row] != before.hashes[index]:
-                self._note_changed(index, row)
-            elif again and again[index]:
-                self._send(index, row)
-            else:
-                settled[row] = 1
+            if index >= 0:
+                self._place(index, row)
         self.gone += sorted(elsewhere.values())
+
+    def _place(self, index: int, row: int) -> None:
+        """What comes of a settled row that stands there now."""
+        before = self._before
+        if self._survey.hashes[row] != before.hashes[index]:
+            self._note_changed(index, row)
+        elif before.again and before.again[index]:
+            self._send(index, row)
+        else:
+            self.settled[row] = 1
 
     def send_changed(self) -> None:
         """The changed rows are sent again."""

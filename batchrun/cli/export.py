@@ -24,11 +24,12 @@ def export(run_path: Path, target: Path, form: str | None) -> None:
     FILE is there whole or not at all; what it held before is replaced. In CSV, text that a
     spreadsheet would take for a formula gets an apostrophe before it.
     """
+    from batchrun.report.amounts import rows_in_words, size_in_words
     from batchrun.report.export import export_run, format_of
     from batchrun.report.printable import printable
-    from batchrun.report.sizes import size_in_words
 
     done = export_run(run_path, target, form or format_of(target))
-    rows = "1 row" if done.rows == 1 else f"{done.rows:,} rows"
     left = f"; {done.left:,} of the source have no outcome yet" if done.left else ""
-    click.echo(printable(f"{target}: {rows}, {size_in_words(done.bytes)}{left}"))
+    click.echo(
+        printable(f"{target}: {rows_in_words(done.rows)}, {size_in_words(done.bytes)}{left}")
+    )

@@ -31,9 +31,9 @@ def report(run_path: Path, page: Path | None) -> None:
 
         show_report(read_report(run_path), sys.stdout)
         return
+    from batchrun.report.amounts import size_in_words
     from batchrun.report.page import write_page
     from batchrun.report.printable import printable
-    from batchrun.report.sizes import size_in_words
 
     size = write_page(run_path, page)
     click.echo(printable(f"{page}: {size_in_words(size)}"))

@@ -326,7 +326,7 @@ def _dry_run(
 
 
 def _say_plan(plan: "Plan", path: Path) -> None:
-    from batchrun.report.sizes import size_in_words
+    from batchrun.report.amounts import size_in_words
 
     needed, free = size_in_words(plan.disk_bytes), size_in_words(plan.free_bytes)
     lines = [

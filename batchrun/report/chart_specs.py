@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 
 from batchrun.records import JsonObject
+from batchrun.report.amounts import seconds
 from batchrun.report.figures import Bin
-from batchrun.report.sections import seconds
 from batchrun.report.timeline import Moment, Timeline
 
 _WIDTH, _HEIGHT = 430, 170

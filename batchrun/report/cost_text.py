@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from msgspec import Struct
 
 from batchrun.policy.budget import usd
+from batchrun.report.amounts import short_count
 from batchrun.report.cost import Costs, RunCost
 from batchrun.report.cost_lines import Line
 from batchrun.report.printable import one_line, printable
@@ -106,8 +107,8 @@ def _breakdown(title: str, breakdown: Sequence[Line], what_if: Sequence[str]) ->
             _name(line),
             f"{line.rows:,}" if has_rows else "",
             f"{line.attempts:,}",
-            _short(line.input_tokens),
-            _short(line.output_tokens),
+            short_count(line.input_tokens),
+            short_count(line.output_tokens),
             _cost(line),
             *(_dollars(cost) for cost in line.what_if_usd[: len(what_if)]),
         ]
@@ -137,8 +138,8 @@ def _several(runs: Sequence[RunCost], what_if: Sequence[str], width: int) -> lis
             one_line(run.run),
             f"{run.total.rows:,}",
             f"{run.total.attempts:,}",
-            _short(run.total.input_tokens),
-            _short(run.total.output_tokens),
+            short_count(run.total.input_tokens),
+            short_count(run.total.output_tokens),
             _cost(run.total),
         ]
         for run in runs
@@ -215,13 +216,6 @@ def _change(cost: float | None, total: Line) -> str:
     if cost is None or not total.cost_usd or total.unpriced:
         return ""
     return f"{(cost - total.cost_usd) / total.cost_usd:+.0%}"
-
-
-def _short(count: int) -> str:
-    for size, letter in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
-        if count >= size:
-            return f"{count / size:.1f}{letter}"
-    return str(count)
 
 
 def _wrapped(text: str, width: int, indent: str = "") -> list[str]:

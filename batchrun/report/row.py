@@ -6,9 +6,10 @@ from datetime import datetime
 
 from batchrun.policy.budget import usd
 from batchrun.records import JsonObject
+from batchrun.report.amounts import seconds
 from batchrun.report.conversation import as_value, turns_of
 from batchrun.report.printable import one_line, printable
-from batchrun.report.sections import cut, seconds
+from batchrun.report.sections import cut
 
 _SAID = ("model", "input", "instructions", "prompt")
 _ASKED = 200  # characters of one field

@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 from msgspec import Struct
 
 from batchrun.policy.budget import usd
+from batchrun.report.amounts import duration, rows_in_words, seconds
 from batchrun.report.figures import Report, Spread, TopRow
 from batchrun.report.printable import one_line
-from batchrun.report.terminal import duration
 
 _NAME = 60  # characters of a name that rows or servers made
 _MESSAGE = 160
@@ -37,8 +37,7 @@ class Section(Struct, frozen=True):
 def headline(report: Report) -> str:
     """`finished: 3,000 rows, 2,990 ok, 10 left; $1.20`, in one line."""
     ok = sum(one.rows for one in report.outcomes if one.outcome == "ok")
-    rows = "1 row" if report.rows == 1 else f"{report.rows:,} rows"
-    words = f"{report.state}: {rows}, {ok:,} ok"
+    words = f"{report.state}: {rows_in_words(report.rows)}, {ok:,} ok"
     if report.left:
         words += f", {report.left:,} left"
     if report.cost_usd is not None:
@@ -58,7 +57,7 @@ def remarks(report: Report) -> list[str]:
         first, last = moment(report.started_at), moment(report.finished_at)
         lines.append(f"from {first} to {last} UTC; {duration(ran)} of work{pauses}")
     if report.unpriced:
-        rows = "1 row" if report.unpriced == 1 else f"{report.unpriced:,} rows"
+        rows = rows_in_words(report.unpriced)
         lines.append(f"cost unknown for {rows}: no price, or they ended without a count of tokens")
     if report.reported_cost_usd is not None:
         lines.append(f"cost as the gateway reports it: {usd(report.reported_cost_usd)}")
@@ -204,13 +203,6 @@ def _top(name: str, title: str, top: Iterable[TopRow]) -> Section:
     )
     heads = ("id", "outcome", "attempts", "time", "output tokens", "cost")
     return Section(name, title, heads, rows, words=2)
-
-
-def seconds(value: float) -> str:
-    """`0.012 s`, `1.24 s`, `12:05`."""
-    if value < 10:
-        return f"{value:.3f} s" if value < 1 else f"{value:.2f} s"
-    return duration(value)
 
 
 def _count(value: int) -> str:

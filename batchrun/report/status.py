@@ -6,11 +6,11 @@ from typing import Any
 
 import msgspec
 
+from batchrun.report.amounts import duration
 from batchrun.report.printable import one_line, printable
 from batchrun.report.summary import Summary, Tally, next_command
 from batchrun.report.terminal import (
     cost_in_words,
-    duration,
     not_ok_in_words,
     oldest_in_words,
     speed_in_words,

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from batchrun.policy.budget import usd
 from batchrun.records import FAILED
+from batchrun.report.amounts import duration, rows_in_words, short_count
 from batchrun.report.printable import one_line, printable
 from batchrun.report.summary import Summary
 
@@ -124,26 +125,16 @@ def cost_in_words(summary: Summary) -> str | None:
     if summary.cost_usd is not None:
         parts.append(usd(summary.cost_usd))
     if summary.unpriced:
-        rows = "1 row" if summary.unpriced == 1 else f"{summary.unpriced:,} rows"
         why = "they ended without a count of tokens"
         if summary.unpriced_model is not None:
             model = one_line(summary.unpriced_model)
             why = f'no price for {model}; give [pricing."{model}"]'
-        parts.append(f"unknown for {rows} ({why})")
+        parts.append(f"unknown for {rows_in_words(summary.unpriced)} ({why})")
     if summary.unknown_usd:
         parts.append(f"up to {usd(summary.unknown_usd)} for tries that never told what they cost")
     if not parts:
         return None
     return ", ".join(parts) + ("; simulated, so nothing is paid" if summary.simulated else "")
-
-
-def duration(seconds: float) -> str:
-    """`45 s`, `12:05`, `3:07:45`."""
-    if seconds < 100:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def _counts(summary: Summary) -> str:
@@ -212,7 +203,8 @@ def _errors(summary: Summary) -> list[str]:
 
 
 def _at_most(now: float, most: float | None, unit: str) -> str:
-    return f"{_short(now)} {unit}" if most is None else f"{_short(now)} of {_short(most)} {unit}"
+    limit = "" if most is None else f" of {short_count(most)}"
+    return f"{short_count(now)}{limit} {unit}"
 
 
 def _seconds(seconds: float) -> str:
@@ -221,9 +213,9 @@ def _seconds(seconds: float) -> str:
 
 def oldest_in_words(summary: Summary) -> str:
     """`waiting for 3 rows, the oldest 412 s: id-7, id-9, id-12`."""
-    rows = "1 row" if summary.left == 1 else f"{summary.left:,} rows"
+    left = rows_in_words(summary.left)
     names = ", ".join(one_line(named[:_ID]) for named, _ in summary.oldest)
-    return f"waiting for {rows}, the oldest {summary.oldest[0][1]:.0f} s: {names}"
+    return f"waiting for {left}, the oldest {summary.oldest[0][1]:.0f} s: {names}"
 
 
 def _bar(summary: Summary, left: str | None) -> Group:
@@ -259,10 +251,3 @@ def _waits(summary: Summary) -> list[str]:
     has_begun = summary.settled or summary.in_flight or summary.paused_by
     waits = [f"held by {summary.binds}"] if summary.binds and has_begun else []
     return [*waits, oldest_in_words(summary)] if summary.oldest else waits
-
-
-def _short(count: float) -> str:
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if count >= size:
-            return f"{count / size:.1f}{letter}"
-    return f"{count:.1f}" if 0 < count < 100 else f"{count:.0f}"

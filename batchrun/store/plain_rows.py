@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from batchrun.records import JsonObject, RunRecord
 from batchrun.store.files import TableFiles, read_files
 from batchrun.store.in_order import in_order
+from batchrun.store.nested import with_flat
 from batchrun.store.schema import TOOL_CALLS, response_schema
 
 T = TypeVar("T")
@@ -76,7 +77,7 @@ def plain_rows(table: pa.Table) -> Iterator[JsonObject]:
 
 def _plain_values(column: pa.ChunkedArray) -> list[Any]:
     kind = column.type
-    plain = _plain_type(kind)
+    plain = with_flat(kind, _plain)
     if not plain.equals(kind):
         column = column.cast(plain)
     if pa.types.is_timestamp(kind):
@@ -85,21 +86,7 @@ def _plain_values(column: pa.ChunkedArray) -> list[Any]:
     return values
 
 
-def _plain_type(kind: pa.DataType) -> pa.DataType:
+def _plain(kind: pa.DataType) -> pa.DataType:
     if pa.types.is_duration(kind):
         return pa.int64()  # in its own unit
-    if pa.types.is_temporal(kind) or pa.types.is_decimal(kind):
-        return pa.string()
-    if pa.types.is_map(kind):
-        return pa.map_(_plain_type(kind.key_type), _plain_type(kind.item_type))
-    if pa.types.is_large_list(kind):
-        return pa.large_list(_plain_field(kind.value_field))
-    if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
-        return pa.list_(_plain_field(kind.value_field))
-    if pa.types.is_struct(kind):
-        return pa.struct([_plain_field(field) for field in kind.fields])
-    return kind
-
-
-def _plain_field(field: pa.Field) -> pa.Field:
-    return field.with_type(_plain_type(field.type))
+    return pa.string() if pa.types.is_temporal(kind) or pa.types.is_decimal(kind) else kind

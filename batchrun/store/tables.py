@@ -11,6 +11,7 @@ from batchrun.records import JsonObject, RunRecord, Totals
 from batchrun.store.columns import response_batch, tool_call_batch
 from batchrun.store.disk import storing
 from batchrun.store.lock import is_locked
+from batchrun.store.nested import with_flat
 from batchrun.store.part_files import read_standing
 from batchrun.store.run_record import RUN_FILE, read_live_file, read_run_record
 from batchrun.store.schema import TOOL_CALLS, response_schema
@@ -137,7 +138,8 @@ def _filtered(parts: tuple[Path, ...], schema: pa.Schema, wanted: pc.Expression)
 
 def _plain_rows(table: pa.Table) -> list[dict[str, Any]]:
     """Rows as Python values, which know no nanoseconds."""
-    plain = pa.schema([field.with_type(_plain_type(field.type)) for field in table.schema])
+    fields = list(table.schema)
+    plain = pa.schema([one.with_type(with_flat(one.type, _without_nanoseconds)) for one in fields])
     rows: list[dict[str, Any]]
     try:
         rows = table.cast(plain).to_pylist()
@@ -150,21 +152,7 @@ def _as_text(field: pa.Field) -> pa.Field:
     return field.with_type(pa.string()) if pa.types.is_temporal(field.type) else field
 
 
-def _plain_type(kind: pa.DataType) -> pa.DataType:
+def _without_nanoseconds(kind: pa.DataType) -> pa.DataType:
     if pa.types.is_timestamp(kind) or pa.types.is_time64(kind) or pa.types.is_duration(kind):
         return pa.string() if kind.unit == "ns" else kind
-    if pa.types.is_map(kind):
-        return pa.map_(_plain_type(kind.key_type), _plain_type(kind.item_type))
-    if pa.types.is_large_list(kind):
-        return pa.large_list(_plain_field(kind.value_field))
-    if pa.types.is_fixed_size_list(kind):
-        return pa.list_(_plain_field(kind.value_field), kind.list_size)
-    if pa.types.is_list(kind):
-        return pa.list_(_plain_field(kind.value_field))
-    if pa.types.is_struct(kind):
-        return pa.struct([_plain_field(field) for field in kind.fields])
     return kind
-
-
-def _plain_field(field: pa.Field) -> pa.Field:
-    return field.with_type(_plain_type(field.type))

@@ -4,10 +4,14 @@ Every process has a time limit and ends with its test. Run directories are relat
 where the commands run.
 """
 
+import fcntl
 import json
 import os
+import pty
+import struct
 import subprocess
 import sys
+import termios
 import time
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -197,3 +201,33 @@ def totals(query: Callable[..., list[tuple[Any, ...]]]) -> Callable[..., tuple[A
         return query(sql, run)[0]
 
     return count
+
+
+@pytest.fixture
+def on_terminal(begin: Callable[..., subprocess.Popen[str]]) -> Callable[..., str]:
+    """All that `batchrun ...` writes to a terminal of so many columns; it must end with `code`."""
+
+    def watch(*words: object, code: int, columns: int | None = None) -> str:
+        screen, terminal = pty.openpty()
+        if columns is not None:
+            fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+        process = begin(
+            *words,
+            env={"TERM": "xterm-256color"},
+            stdin=terminal,
+            stdout=subprocess.DEVNULL,
+            stderr=terminal,
+        )
+        os.close(terminal)
+        pieces = []
+        try:
+            while piece := os.read(screen, 65536):
+                pieces.append(piece)
+        except OSError:  # nobody holds the terminal any more
+            pass
+        finally:
+            os.close(screen)
+        assert process.wait(_LIMIT_S) == code
+        return b"".join(pieces).decode()
+
+    return watch

@@ -1,14 +1,12 @@
 """Rows and answers are data: whatever they hold, it is stored as it is and shown harmless."""
 
 import json
-import os
-import pty
 import re
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from subprocess import DEVNULL, CompletedProcess, Popen
+from subprocess import CompletedProcess, Popen
 from typing import Any
 
 import pytest
@@ -240,31 +238,13 @@ def test_no_id_touches_a_file_name_or_a_terminal(
 
 
 def test_a_terminal_gets_no_escapes_of_rows_or_servers(
-    write_rows: Any, begin: Begin, hostile: str
+    write_rows: Any, on_terminal: Callable[..., str], hostile: str
 ) -> None:
     names = ["escapes", "escapes in an error", "escapes in a page"] * 4
     source = write_rows(
         {"question": name, "custom_id": f"{_ESCAPES}{number}"} for number, name in enumerate(names)
     )
-    screen, terminal = pty.openpty()
-    process = begin(
-        *("run", source, *_ASK, "--base-url", hostile),
-        env={"TERM": "xterm-256color"},
-        stdin=terminal,
-        stdout=DEVNULL,
-        stderr=terminal,
-    )
-    os.close(terminal)
-    pieces = []
-    try:
-        while piece := os.read(screen, 65536):
-            pieces.append(piece)
-    except OSError:  # nobody holds the terminal any more
-        pass
-    finally:
-        os.close(screen)
-    assert process.wait(60) == 4
-    shown = b"".join(pieces).decode()
+    shown = on_terminal("run", source, *_ASK, "--base-url", hostile, code=4)
     assert "evil" in shown
     for escape in ("\x1b[2J", "\x1b]0;", "\x07", "\x9b", "\x1b[c", "\x08", "\u202e"):
         assert escape not in shown

@@ -1,12 +1,7 @@
 """`status` and `show` on runs that go on, were killed or have ended; and what a terminal shows."""
 
-import fcntl
 import json
-import os
-import pty
 import re
-import struct
-import termios
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import DEVNULL, CompletedProcess, Popen
@@ -101,29 +96,11 @@ def test_without_a_terminal_lines_come_at_changes_of_state_alone(
 
 @pytest.mark.parametrize("columns", [80, 50])
 def test_a_terminal_shows_a_bar_whose_lines_fit_and_are_gone_at_the_end(
-    columns: int, source: Path, begin: Begin, simulator: Any
+    columns: int, source: Path, on_terminal: Callable[..., str], simulator: Any
 ) -> None:
     base_url = simulator("--latency", "0.1", "--fault", "500_json=0.05")
-    screen, terminal = pty.openpty()
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    process = begin(
-        *("run", source, *_ASK, "--base-url", base_url, "--concurrency", "30"),
-        env={"TERM": "xterm-256color"},
-        stdin=terminal,
-        stdout=DEVNULL,
-        stderr=terminal,
-    )
-    os.close(terminal)
-    pieces = []
-    try:
-        while piece := os.read(screen, 65536):
-            pieces.append(piece)
-    except OSError:  # nobody holds the terminal any more
-        pass
-    finally:
-        os.close(screen)
-    assert process.wait(60) == 0
-    shown = b"".join(pieces).decode()
+    command = ("run", source, *_ASK, "--base-url", base_url, "--concurrency", "30")
+    shown = on_terminal(*command, code=0, columns=columns)
     assert "Traceback" not in shown
     bars = [line for line in _drawn(shown) if "━" in line]
     assert len(bars) > 2

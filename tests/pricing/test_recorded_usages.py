@@ -13,10 +13,11 @@ from genai_prices.types import Usage as ListUsage
 
 from batchrun.dispatch.tries import Tried, send_once
 from batchrun.pricing.prices import Prices
-from batchrun.records import Attempt, Layout, Outcome, Reply, Request, Response, RunRecord
+from batchrun.records import Attempt, Outcome, Reply, Request, Response
 from batchrun.report.cost import read_costs
 from batchrun.report.cost_lines import Line
-from batchrun.store.run_dir import SCHEMA_VERSION, RunDir
+from batchrun.store.run_dir import RunDir
+from tests.runs import run_record
 
 AT = 1_795_000_000_000_000  # in November 2026
 
@@ -109,24 +110,7 @@ async def _tried(body: dict[str, Any], model: str, via: str, row: int) -> tuple[
 def _kept(path: Path, outcomes: list[Outcome], *, sealed: bool) -> None:
     """A run directory of these outcomes, some in parts and, unless sealed, some in the journal."""
     run_dir = RunDir.open(path)
-    run_dir.save(
-        RunRecord(
-            schema_version=SCHEMA_VERSION,
-            hash_rule=1,
-            batchrun="1",
-            python="3",
-            state="finished",
-            command=None,
-            simulated=False,
-            source="a.jsonl",
-            job={},
-            layout=Layout(None, ()),
-            store_request=False,
-            rows=len(outcomes),
-            started_at=AT,
-            updated_at=AT,
-        )
-    )
+    run_dir.save(run_record(state="finished", rows=len(outcomes), started_at=AT))
     run_dir.start(part_rows=200, part_bytes=1 << 26)
     for outcome in outcomes:
         run_dir.keep(outcome)

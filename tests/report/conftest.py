@@ -1,6 +1,5 @@
 """A run of some hundred rows of all outcomes, hostile names among them, in parts and journal."""
 
-import base64
 import random
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -13,33 +12,27 @@ import pytest
 from batchrun.errors import ErrorKind
 from batchrun.records import (
     Attempt,
-    Column,
     Failure,
     Layout,
     Outcome,
     Request,
     Response,
-    RunRecord,
     ToolCall,
     Usage,
 )
-from batchrun.store.run_dir import SCHEMA_VERSION, RunDir
+from batchrun.store.run_dir import RunDir
+from tests.runs import column, run_record
 
 HOSTILE = "<script>alert(1)</script></style>\x1b[2J\u202e javascript:alert(2) & \"'"
 _START = 1_790_000_000_000_000
 
 
-def _column(name: str, kind: pa.DataType, type_: str) -> Column:
-    pinned = pa.schema({"type": kind, "stored": kind})
-    return Column(name, name, type_, base64.b64encode(pinned.serialize()).decode())
-
-
 _LAYOUT = Layout(
     None,
     (
-        _column("=formula", pa.string(), "string"),
-        _column("tags", pa.string(), "json"),
-        _column("level", pa.int64(), "int64"),
+        column("=formula", pa.string()),
+        msgspec.structs.replace(column("tags", pa.string()), type="json"),
+        column("level", pa.int64()),
     ),
 )
 
@@ -116,24 +109,7 @@ def make_outcome(row: int, **changes: Any) -> Outcome:
 
 def write_run(path: Path, in_parts: Iterable[Outcome], in_journal: Iterable[Outcome] = ()) -> Path:
     run_dir = RunDir.open(path)
-    run_dir.save(
-        RunRecord(
-            schema_version=SCHEMA_VERSION,
-            hash_rule=1,
-            batchrun="0.1.0",
-            python="3.11",
-            state="running",
-            command="batchrun run prompts.jsonl",
-            simulated=False,
-            source="../prompts.jsonl",
-            job={},
-            layout=_LAYOUT,
-            store_request=True,
-            rows=250,
-            started_at=0,
-            updated_at=0,
-        )
-    )
+    run_dir.save(run_record(_LAYOUT, rows=250))
     for at, outcomes in enumerate((in_parts, in_journal)):
         run_dir.start(part_rows=90, part_bytes=64 << 20)
         run_dir.log_event("started", rows=250, to_send=250)

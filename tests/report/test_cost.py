@@ -1,4 +1,3 @@
-import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,11 @@ from batchrun.pricing.price_list import tier_of
 from batchrun.pricing.prices import Prices
 from batchrun.records import (
     Attempt,
-    Column,
     Failure,
     Layout,
     Outcome,
     Request,
     Response,
-    RunRecord,
     ToolCall,
     Totals,
     Usage,
@@ -31,14 +28,10 @@ from batchrun.report.cost import RunCost, read_costs
 from batchrun.report.cost_lines import Line
 from batchrun.report.cost_text import render_costs
 from batchrun.store import usage_sums
-from batchrun.store.run_dir import SCHEMA_VERSION, RunDir
+from batchrun.store.run_dir import RunDir
+from tests.runs import column, run_record
 
 AT = 1_795_000_000_000_000  # in November 2026
-
-
-def column(name: str, kind: pa.DataType) -> Column:
-    pinned = pa.schema({"type": kind, "stored": kind})
-    return Column(name, name, str(kind), base64.b64encode(pinned.serialize()).decode())
 
 
 SPLIT = Layout(None, (column("split", pa.string()), column("hard", pa.bool_())))
@@ -100,24 +93,9 @@ def kept(
     path: Path, *outcomes: Outcome, layout: Layout = SPLIT, part_rows: int = 4, **changes: Any
 ) -> Path:
     """A run directory of these outcomes, the last of them in the journal."""
-    record = RunRecord(
-        schema_version=SCHEMA_VERSION,
-        hash_rule=1,
-        batchrun="1",
-        python="3",
-        state="finished",
-        command=None,
-        simulated=False,
-        source="a.jsonl",
-        job={},
-        layout=layout,
-        store_request=False,
-        rows=len(outcomes),
-        started_at=AT,
-        updated_at=AT,
-    )
     run_dir = RunDir.open(path)
-    run_dir.save(msgspec.structs.replace(record, **changes))
+    changes = {"state": "finished", "rows": len(outcomes), "started_at": AT, **changes}
+    run_dir.save(run_record(layout, **changes))
     run_dir.start(part_rows=part_rows, part_bytes=1 << 26)
     for outcome in outcomes:
         run_dir.keep(outcome)

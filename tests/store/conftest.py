@@ -1,13 +1,11 @@
 """Outcomes, records and run directories for the tests of the store."""
 
-import base64
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import msgspec
-import pyarrow as pa
 import pytest
 
 from batchrun.errors import ErrorKind
@@ -23,9 +21,9 @@ from batchrun.records import (
     ToolCall,
     Usage,
 )
-from batchrun.store.run_dir import SCHEMA_VERSION, RunDir
-
-_EMPTY = Layout(None, ())
+from batchrun.store.run_dir import RunDir
+from tests.runs import EMPTY, run_record
+from tests.runs import column as make_column
 
 
 def _request(row: int, carried: tuple[Any, ...] = (), custom_id: str | None = None) -> Request:
@@ -102,31 +100,6 @@ def _failed(
     )
 
 
-def _column(name: str, kind: pa.DataType, stored: pa.DataType | None = None) -> Column:
-    pinned = pa.schema({"type": kind, "stored": stored or kind})
-    return Column(name, name, str(kind), base64.b64encode(pinned.serialize()).decode())
-
-
-def _record(layout: Layout = _EMPTY, **changes: Any) -> RunRecord:
-    record = RunRecord(
-        schema_version=SCHEMA_VERSION,
-        hash_rule=1,
-        batchrun="0.1.0",
-        python="3.11",
-        state="running",
-        command="batchrun run prompts.jsonl",
-        simulated=False,
-        source="../prompts.jsonl",
-        job={},
-        layout=layout,
-        store_request=True,
-        rows=10,
-        started_at=0,
-        updated_at=0,
-    )
-    return msgspec.structs.replace(record, **changes)
-
-
 @pytest.fixture(scope="session")
 def answered() -> Callable[..., Outcome]:
     return _answered
@@ -139,12 +112,12 @@ def failed() -> Callable[..., Outcome]:
 
 @pytest.fixture(scope="session")
 def column() -> Callable[..., Column]:
-    return _column
+    return make_column
 
 
 @pytest.fixture(scope="session")
 def record() -> Callable[..., RunRecord]:
-    return _record
+    return run_record
 
 
 @pytest.fixture(scope="session")
@@ -162,10 +135,10 @@ def begin() -> Callable[..., RunDir]:
     """A run directory, saved and started."""
 
     def open_and_start(
-        path: Path, layout: Layout = _EMPTY, *, part_rows: int = 1_000, **changes: Any
+        path: Path, layout: Layout = EMPTY, *, part_rows: int = 1_000, **changes: Any
     ) -> RunDir:
         run_dir = RunDir.open(path)
-        run_dir.save(_record(layout, **changes))
+        run_dir.save(run_record(layout, **changes))
         run_dir.start(part_rows=part_rows, part_bytes=64 << 20)
         return run_dir
 

@@ -1,0 +1,42 @@
+"""Amounts as people say them."""
+
+
+def size_in_words(size: int) -> str:
+    """`312 kB`, `1.3 MB`."""
+    value = float(size)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if value >= 10 or unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `12:05`, `3:07:45`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def seconds(value: float) -> str:
+    """`0.012 s`, `1.24 s`, `12:05`."""
+    if value < 10:
+        return f"{value:.3f} s" if value < 1 else f"{value:.2f} s"
+    return duration(value)
+
+
+def short_count(count: float) -> str:
+    """`42`, `7.5`, `1.2k`, `3.4M`."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.1f}{letter}"
+    if isinstance(count, int):
+        return str(count)
+    return f"{count:.1f}" if 0 < count < 100 else f"{count:.0f}"
+
+
+def rows_in_words(rows: int) -> str:
+    """`1 row`, `1,319 rows`."""
+    return "1 row" if rows == 1 else f"{rows:,} rows"
