@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -11,3 +12,18 @@ def _no_prices_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _signals_are_heard() -> Iterator[None]:
+    """What `nohup` or a shell's `&` ignores would be ignored by all processes of the tests too."""
+    ignored = [
+        number
+        for number in (signal.SIGHUP, signal.SIGINT)
+        if signal.getsignal(number) is signal.SIG_IGN
+    ]
+    for number in ignored:  # a process that is started hears what its parent has a function for
+        signal.signal(number, lambda *_: None)
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
