@@ -4,21 +4,19 @@ import json
 import shlex
 import sys
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from batchrun.cli.job_options import job_options, read_job
 from batchrun.cli.retry_failed import NAME, Kinds, NeverTakesTheNextWord
-from batchrun.cli.signals import exit_on_signals, signals_ask
+from batchrun.cli.sending import say, say_plan, send
+from batchrun.cli.signals import exit_on_signals
 from batchrun.errors import Interrupted
 
 if TYPE_CHECKING:
     from batchrun.job import Job
-    from batchrun.plan import Plan
     from batchrun.records import Resend
-    from batchrun.report.summary import Summary
 
 _EPILOG = """\b
 Examples:
@@ -93,7 +91,7 @@ def run(
         )
         return
     try:
-        summary = _run(
+        summary = send(
             job,
             command,
             simulate=simulate,
@@ -103,59 +101,19 @@ def run(
             resend=resend,
         )
     except Interrupted as end:  # before anything was sent: later it is a summary's `exit_code`
-        _say(f"interrupted: {end}; nothing was sent\nnext: {command}")
+        say(f"interrupted: {end}; nothing was sent\nnext: {command}")
         sys.exit(end.exit_code)
     from batchrun.claim import run_path
     from batchrun.report.printable import printable_json
     from batchrun.report.terminal import render_end
 
-    _say(render_end(summary, run_path(job, simulate=simulate)))
+    say(render_end(summary, run_path(job, simulate=simulate)))
     if as_json:
         from msgspec.json import encode
 
         with suppress(BrokenPipeError):
             click.echo(printable_json(encode(summary).decode()))
     sys.exit(summary.exit_code)
-
-
-def _run(
-    job: "Job",
-    command: str,
-    *,
-    simulate: bool,
-    limit: int | None,
-    quiet: bool,
-    insecure_http: bool,
-    resend: "Resend",
-) -> "Summary":
-    import asyncio
-
-    from batchrun import runner
-    from batchrun.report.terminal import Progress
-    from batchrun.stop_switch import StopSwitch
-
-    progress = Progress(sys.stderr)
-    stop = StopSwitch()
-    watch = runner.Watch() if quiet else runner.Watch(_say_plan, progress.show)
-
-    async def main() -> "Summary":
-        with signals_ask(stop, progress, runner.DRAIN_S, _say):
-            return await runner.run_job(
-                job,
-                simulate=simulate,
-                limit=limit,
-                command=command,
-                stop=stop,
-                watch=watch,
-                insecure_http=insecure_http,
-                resend=resend,
-            )
-
-    try:
-        with asyncio.Runner(loop_factory=runner.new_event_loop) as loop:
-            return loop.run(main())
-    finally:
-        progress.close()
 
 
 def _dry_run(
@@ -177,7 +135,7 @@ def _dry_run(
     if not (simulate or insecure_http):
         refuse_plain_http(job.endpoint)
     plan = dry_run(job, simulate=simulate, limit=limit, resend=resend)
-    _say_plan(plan, run_path(job, simulate=simulate))
+    say_plan(plan, run_path(job, simulate=simulate))
     if plan.first is None:
         return
     where = "the simulator" if simulate else job.endpoint.base_url
@@ -186,51 +144,7 @@ def _dry_run(
         if simulate or job.endpoint.api_key_env == "none"
         else f", key from ${job.endpoint.api_key_env}"
     )
-    _say(f"first request, row {plan.first.row}, to POST {where}/responses{key}:")
+    say(f"first request, row {plan.first.row}, to POST {where}/responses{key}:")
     body = json.dumps(json.loads(plan.first.body), indent=2, ensure_ascii=False)
     click.echo(printable_json(body))
-    _say("nothing was sent (--dry-run)")
-
-
-def _say_plan(plan: "Plan", path: Path) -> None:
-    from batchrun.report.amounts import size_in_words
-
-    needed, free = size_in_words(plan.disk_bytes), size_in_words(plan.free_bytes)
-    lines = [
-        _plan_counts(plan, path),
-        f"  sent: {', '.join(plan.sent) or 'no column of the rows'}",
-        f"  carried: {_carried(plan)}",
-        f"  disk: about {needed} needed, {free} free",
-    ]
-    lines += [f"  warning: {warning}" for warning in plan.warnings]
-    if plan.disk_bytes > plan.free_bytes:
-        lines.append("  warning: the disk may fill up; free space or choose another -o")
-    if not plan.to_settle:
-        lines.append("nothing left to send")
-    _say("\n".join(lines))
-
-
-def _say(text: str) -> None:
-    """To standard error; that nobody reads it any more must not end a paid run."""
-    from batchrun.report.printable import printable
-
-    with suppress(OSError):
-        click.echo(printable(text), err=True)
-
-
-def _carried(plan: "Plan") -> str:
-    """Source columns, with the name that they have in `responses` where that is another one."""
-    named = [
-        column.column if column.name == column.column else f"{column.column} (as {column.name})"
-        for column in plan.layout.columns
-    ]
-    return ", ".join(named) or "nothing"
-
-
-def _plan_counts(plan: "Plan", path: Path) -> str:
-    again = plan.resumed.resent.rows
-    sent = f"{plan.to_send:,} to send" + (f" ({again:,} of them again)" if again else "")
-    return (
-        f"plan: {plan.rows:,} rows, {plan.resumed.totals.rows:,} settled, {sent}, "
-        f"{plan.bad_rows:,} bad; run directory {path}"
-    )
+    say("nothing was sent (--dry-run)")
