@@ -63,7 +63,7 @@ def make_estimate(
     pilot = None if models else made.pilot(path)
     if pilot is not None:
         measured = made.measured(pilot)
-        lines = [(inputs, measured or of) for inputs, of in lines]
+        lines = [(inputs, measured) for inputs, _ in lines]
     totals = plan.resumed.totals
     return Estimate(
         run=str(path),
@@ -85,9 +85,9 @@ def make_estimate(
                 made.counted(models[0] if models else None),
                 models,
                 made.prices,
-                job.limits,
                 made.at,
                 by_bytes=counts.by_bytes,
+                has_time=any(line.least_s is not None for _, of in lines for line in of),
             )
         ),
         warnings=plan.warnings,
@@ -133,16 +133,17 @@ class _Making:
         ]
 
     def pilot(self, path: Path) -> PilotResult | None:
-        """What the rows picked for a pilot tell, once all of them are settled."""
+        """What the rows picked for a pilot tell of those that are left, once all are settled."""
         picked, settled = self.plan.pilot, self.plan.resumed.settled
-        if picked is None or picked.of != self.wanted or not picked.rows:
+        groups = self.groups(None)
+        if picked is None or picked.of != self.wanted or not groups:
             return None
         if not all(settled[row] for row in picked.rows):
             return None
         return extrapolate(
             read_sampled(path, picked.rows),
             self.counts,
-            self.groups(None),
+            groups,
             self.plan.resumed.totals,
             self.prices,
             self.at,
@@ -153,8 +154,6 @@ class _Making:
         """The rows that are left, if they are as those of the pilot were."""
         groups = self.groups(None)
         rows = sum(one.rows for one in groups)
-        if not rows:
-            return []
         output, given = pilot.output_tokens, pilot.input_tokens
         each = (output.total - output.so_far) / rows
         counted = sum(one.input_tokens for one in groups)

@@ -7,7 +7,6 @@ from batchrun.estimate.counts import MESSAGE_TOKENS, REQUEST_TOKENS, Kind
 from batchrun.estimate.figures import PilotResult
 from batchrun.estimate.lines import STANDARD, TIERS, tier_price
 from batchrun.estimate.tokens import O200K, OTHER_FACTOR, vocabulary_of
-from batchrun.job import LimitsJob
 from batchrun.pricing.prices import Prices
 from batchrun.records import Pilot
 from batchrun.report.amounts import rows_in_words
@@ -23,14 +22,14 @@ def notes(
     counted: Mapping[tuple[Kind, int], int],
     models: Sequence[str],
     prices: Prices,
-    limits: LimitsJob,
     at: int,
     *,
     by_bytes: bool,
+    has_time: bool,
 ) -> Iterator[str]:
     """`counted`: (kind, text tokens) to rows that are to be sent; `models`: those to compare."""
     if pilot is not None:
-        yield from _on_result(pilot, is_left=bool(counted))
+        yield from _on_result(pilot)
     elif picked is not None:
         yield from _on_open_rows(picked, settled)
     if not counted:
@@ -38,25 +37,27 @@ def notes(
     kinds: Counter[Kind] = Counter()
     for (kind, _), rows in counted.items():
         kinds[kind] += rows
-    asked = tuple(models) or tuple(dict.fromkeys(kind.model for kind in kinds))
+    asked: Sequence[str | None] = models
+    if not models:
+        asked = tuple(dict.fromkeys(kind.model for kind in kinds))
     yield from _on_counting(asked, by_bytes=by_bytes)
     yield from _on_kinds(kinds)
     yield from _on_prices(asked, prices, at)
-    if not (limits.requests_per_minute or limits.tokens_per_minute):
+    if not has_time:
         yield (
             "how long it takes is not known without --rpm or --tpm: what a server allows is "
             "learnt while it runs"
         )
 
 
-def _on_result(pilot: PilotResult, *, is_left: bool) -> Iterator[str]:
+def _on_result(pilot: PilotResult) -> Iterator[str]:
     left_out = pilot.rows - pilot.used
     if left_out:
         yield (
             f"{left_out:,} of the pilot's {rows_in_words(pilot.rows)} ended without a count of "
             "tokens and are left out"
         )
-    if pilot.used < _FEW and is_left:
+    if pilot.used < _FEW:
         yield f"a pilot of less than {_FEW} rows: the interval may well be too narrow"
 
 

@@ -103,7 +103,13 @@ def as_estimated(result: PilotResult, rows: int, at: int) -> Estimated:
 
 
 def keep_estimated(path: Path, estimated: Estimated) -> None:
-    """`run.json` says it from now on. Raises `JobError`, `StoreError`."""
+    """`run.json` says it from now on, unless it has what as many rows told earlier.
+
+    Raises `JobError`, `StoreError`.
+    """
     with closing(RunDir.open(path)) as run_dir:
-        if run_dir.record is not None:
-            run_dir.save(replace(run_dir.record, estimated=estimated))
+        record = run_dir.record
+        if record is None:
+            return
+        if record.estimated is None or record.estimated.pilot_rows != estimated.pilot_rows:
+            run_dir.save(replace(record, estimated=estimated))

@@ -118,7 +118,7 @@ def _pilot(pilot: PilotResult) -> Section:
                 if one is None
                 else (
                     usd(value) if name == "cost" else f"{round(value):,}"
-                    for value in (one.so_far, one.low, one.total, one.high)
+                    for value in (one.so_far, one.total, one.low, one.high)
                 )
             ),
         )
@@ -127,8 +127,8 @@ def _pilot(pilot: PilotResult) -> Section:
     share = f"{pilot.share:.0%}"
     return Section(
         "pilot",
-        f"As a pilot of {rows_in_words(pilot.rows)} tells, {pilot.ok:,} of them ok",
-        ("", "so far", f"in all: {share} from", "likely", "to"),
+        f"Pilot: {rows_in_words(pilot.rows)}, {pilot.ok:,} ok",
+        ("", "so far", "in all", f"{share} between", "and"),
         rows,
     )
 
