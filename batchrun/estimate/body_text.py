@@ -14,7 +14,7 @@ from batchrun.records import JsonObject
 
 _TEXTS = ("text", "refusal")  # of a part of a message
 _ITEM_TEXTS = ("name", "arguments", "input", "output")  # of a call, or of what came of one
-_STORED = ("prompt", "previous_response_id", "conversation")
+_STORED = frozenset({"prompt", "previous_response_id", "conversation"})
 _OWN_TOOLS = ("function", "custom")  # the others run, and read, at the provider
 _PRIVATE = ("encrypted_content", "file_data", "image_url", "file_id", "file_url", "data")
 
@@ -52,7 +52,7 @@ def read_body_text(body: JsonObject) -> BodyText:
         schema = form["format"].get("schema")
         if schema is not None:
             found.shared.append(_compact(schema))
-    if any(body.get(name) is not None for name in _STORED):
+    if not _STORED.isdisjoint(body) and any(body.get(name) is not None for name in _STORED):
         found.unseen = True
     return found
 

@@ -52,6 +52,7 @@ class TokenCounts:
         `by_bytes`: by the rule instead of a vocabulary.
         """
         self.by_bytes = by_bytes
+        self._vocabularies: dict[str | None, str] = {}
         self._asked = tuple(dict.fromkeys(self.vocabulary(model) for model in models))
         self._counters: dict[str, Count] = {}
         self._known: dict[tuple[str, str], int] = {}
@@ -62,7 +63,12 @@ class TokenCounts:
 
     def vocabulary(self, model: str | None) -> str:
         """What texts for the model are counted in."""
-        return BYTES if self.by_bytes else vocabulary_of(model)[0]
+        known = self._vocabularies.get(model)
+        if known is None:
+            known = BYTES if self.by_bytes else vocabulary_of(model)[0]
+            if len(self._vocabularies) < _MOST_KNOWN:
+                self._vocabularies[model] = known
+        return known
 
     def add(self, row: int, body: JsonObject) -> None:
         """Rows come in order; those that are left out cannot be sent. Raises `InputError`."""
@@ -85,7 +91,7 @@ class TokenCounts:
         if number is None:
             number = self._numbers[kind] = self._new_kind(Kind(*kind))
         self._kind_of.append(number)
-        asked = self._asked or (self.vocabulary(model),)
+        asked = self._asked or (self.vocabulary(kind[0]),)
         for tokens, vocabulary in zip(self._tokens, asked, strict=True):
             count = self._counters.get(vocabulary)
             if count is None:

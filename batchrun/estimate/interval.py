@@ -36,18 +36,16 @@ def sum_of_rest(sample: Sequence[float], rest_rows: int, foreseen: float = 0.0) 
     count = len(sample)
     mean = math.fsum(sample) / count
     expected = foreseen + rest_rows * mean
-    if count < 2 or not rest_rows:
-        return Sum(expected, expected, expected)
-    error = _standard_error(sample, mean)
+    error = _standard_error(sample, mean) if count > 1 and rest_rows else 0.0
     if error == 0.0:
-        return Sum(expected, expected, expected)
+        return Sum(*(max(0.0, expected),) * 3)
     # The mean of the rest varies too: by as much as a sample of its size would.
     spread = rest_rows * error * math.sqrt(1 + count / rest_rows)
     ratios = _ratios(sample, mean)
     edge = (1 - SHARE) / 2
-    low = expected - _quantile(ratios, 1 - edge) * spread
-    high = expected - _quantile(ratios, edge) * spread
-    return Sum(max(0.0, expected), max(0.0, min(low, expected)), max(0.0, high, expected))
+    low = min(expected, expected - _quantile(ratios, 1 - edge) * spread)
+    high = max(expected, expected - _quantile(ratios, edge) * spread)
+    return Sum(max(0.0, expected), max(0.0, low), max(0.0, high))
 
 
 def _standard_error(sample: Sequence[float], mean: float) -> float:

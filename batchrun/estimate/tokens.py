@@ -4,7 +4,9 @@ The home of bpe-openai, whose vocabularies are in its package: nothing here touc
 """
 
 import re
+import warnings
 from collections.abc import Callable
+from importlib.util import find_spec
 
 from batchrun.pricing.model_names import spellings
 
@@ -33,20 +35,18 @@ def vocabulary_of(model: str | None) -> tuple[str, float]:
 
 def is_installed() -> bool:
     """Whether texts can be counted in a vocabulary."""
-    try:
-        import bpe_openai  # noqa: F401, PLC0415 - an extra
-    except ImportError:
-        return False
-    return True
+    return find_spec("bpe_openai") is not None
 
 
 def counter(vocabulary: str) -> Count:
     """Counts the tokens of a text; lone surrogates, which no tokenizer takes, as question marks."""
     if vocabulary == BYTES:
         return _by_bytes
-    from bpe_openai._bindings import (  # noqa: PLC0415 - its face refuses long texts
-        tokenizer_for_encoding,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # its import reads data the old way
+        from bpe_openai._bindings import (  # noqa: PLC0415 - its face refuses long texts
+            tokenizer_for_encoding,
+        )
 
     count: Count = tokenizer_for_encoding(vocabulary).count
 
