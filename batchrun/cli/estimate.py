@@ -37,7 +37,7 @@ Examples:
 @click.argument("source")
 @click.option(
     "--expect-output",
-    type=click.IntRange(0),
+    type=click.IntRange(0, 10_000_000),
     metavar="N",
     help="Tokens of an answer, in place of three assumptions.",
 )
@@ -99,6 +99,9 @@ def estimate(
         raise click.UsageError(
             "--pilot measures the job's own models; leave --models and --expect-output out"
         )
+    names = [name for name in map(str.strip, (models or "").split(",")) if name]
+    if models is not None and not names:
+        raise click.UsageError("--models names none; write --models gpt-4.1,gpt-5-mini")
     job = read_job(source, said)
     command = _that_runs(sys.argv[1:])
     if pilot:
@@ -113,13 +116,12 @@ def estimate(
         )
     else:
         exit_on_signals()  # so that a copy of standard input is not left behind
-    names = [name.strip() for name in (models or "").split(",")]
     made = make_estimate(
         job,
         simulate=simulate,
         limit=limit,
         resend=resend,
-        models=[name for name in names if name],
+        models=names,
         expect_output=expect_output,
     )
     if pilot and made.estimated is not None and made.to_send:

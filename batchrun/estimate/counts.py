@@ -22,6 +22,7 @@ REQUEST_TOKENS = 3  # before the answer
 _MOST_KINDS = 2**16
 _MOST_KNOWN = 10_000  # shared texts whose counts are kept
 _MOST_TOKENS = 2**32 - 1
+_MOST_OUTPUT = 2**40  # a limit above it is none
 _TOLD = ("model", "max_output_tokens", "service_tier")
 _NO_ROW = 0  # the kind of rows that cannot be sent
 _TURNED = bytes([1]) + bytes(255)  # marks of what is settled to marks of what is left
@@ -81,7 +82,7 @@ class TokenCounts:
         model, most, tier = (body.get(name) for name in _TOLD)
         kind = (
             model if type(model) is str else None,
-            most if type(most) is int and most >= 0 else None,
+            most if type(most) is int and 0 <= most <= _MOST_OUTPUT else None,
             tier if type(tier) is str else None,
             said.messages,
             said.unseen,

@@ -40,15 +40,17 @@ def make_estimate(
     resend: Resend = NOTHING_SENT_AGAIN,
     models: Sequence[str] = (),
     expect_output: int | None = None,
+    by_bytes: bool | None = None,
 ) -> Estimate:
     """What the rows that a run would send will cost; `models`: all rows with each of these.
 
-    `expect_output`: tokens of an answer, in place of three assumptions. Raises as `run_job`.
+    `expect_output`: tokens of an answer, in place of three assumptions. `by_bytes`: guess tokens at
+    4 bytes each; null: where the extra `tokens` is not installed. Raises as `run_job`.
     """
     models = tuple(dict.fromkeys(models))
     if models and job.request.get("model") is None:
         job = replace(job, request={**job.request, "model": models[0]})
-    counts = TokenCounts(models, by_bytes=not is_installed())
+    counts = TokenCounts(models, by_bytes=not is_installed() if by_bytes is None else by_bytes)
     path = run_path(job, simulate=simulate)
     plan = dry_run(
         job,

@@ -28,12 +28,12 @@ def notes(
     has_time: bool,
 ) -> Iterator[str]:
     """`counted`: (kind, text tokens) to rows that are to be sent; `models`: those to compare."""
+    if not counted:
+        return
     if pilot is not None:
         yield from _on_result(pilot)
     elif picked is not None:
         yield from _on_open_rows(picked, settled)
-    if not counted:
-        return
     kinds: Counter[Kind] = Counter()
     for (kind, _), rows in counted.items():
         kinds[kind] += rows
@@ -68,6 +68,11 @@ def _on_open_rows(picked: Pilot, settled: Sequence[int]) -> Iterator[str]:
             f"{missing:,} of the pilot's {rows_in_words(len(picked.rows))} have no outcome yet, so "
             "nothing is told by them: give --pilot again to go on with it"
         )
+    else:
+        yield (
+            f"none of the pilot's {rows_in_words(len(picked.rows))} ended with a count of tokens, "
+            "so nothing is told by them: batchrun report says why"
+        )
 
 
 def _on_counting(models: Sequence[str | None], *, by_bytes: bool) -> Iterator[str]:
@@ -95,21 +100,21 @@ def _on_kinds(kinds: Mapping[Kind, int]) -> Iterator[str]:
     unseen = sum(rows for kind, rows in kinds.items() if kind.unseen)
     if unseen:
         yield (
-            f"{rows_in_words(unseen)} let the model read more than their text (images, files, "
-            "stored context, hosted tools): that is not counted"
+            f"in {rows_in_words(unseen)} the model reads more than text (images, files, stored "
+            "context, hosted tools): that is not counted"
         )
     hosted = sum(rows for kind, rows in kinds.items() if kind.hosted)
     if hosted:
         yield (
-            f"{rows_in_words(hosted)} may use hosted tools that are billed by the piece: these "
-            "fees are not counted"
+            f"in {rows_in_words(hosted)} hosted tools may be used that are billed by the piece: "
+            "these fees are not counted"
         )
     tiers: Counter[str] = Counter()
     for kind, rows in kinds.items():
         if kind.service_tier not in (None, "auto", "default"):
             tiers[str(kind.service_tier)] += rows
     for tier, rows in tiers.items():
-        yield f"{rows_in_words(rows)} ask for the service tier {tier}"
+        yield f"the service tier {tier} is asked for in {rows_in_words(rows)}"
 
 
 def _on_prices(models: Sequence[str | None], prices: Prices, at: int) -> Iterator[str]:
