@@ -80,6 +80,8 @@ def _against_the_estimate(report: Report, told: Estimated) -> str:
         words = f"{pilot}{usd(told.cost_usd)}"
         if told.low_usd is not None and told.high_usd is not None:
             words += f", between {usd(told.low_usd)} and {usd(told.high_usd)}"
+    if report.rows != told.rows:
+        was += f" for {rows_in_words(report.rows)}"
     return f"{words}; so far it is {was}" if report.left else f"{words}; it was {was}"
 
 

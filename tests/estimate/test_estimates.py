@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from batchrun.errors import InputError
@@ -181,7 +182,9 @@ async def test_a_pilot_is_kept_paid_once_and_held_against_what_it_was(tmp_path: 
     assert [line.name.split(":")[0] for line in made.answers] == ["as measured"]
     assert "interval may well be too narrow" in shown(made)
     keep_estimated(path, estimated)
-    assert "estimated for 60 rows by a pilot of 20" in "\n".join(remarks(read_report(path)))
+    (said,) = (line for line in remarks(read_report(path)) if line.startswith("estimated"))
+    assert said.startswith("estimated for 60 rows by a pilot of 20: $")
+    assert "; so far it is $" in said
 
     rest = await run_job(job, simulate=True)
     assert (rest.exit_code, rest.rows, rest.attempts) == (0, 60, 60)  # no row was sent twice
@@ -194,6 +197,12 @@ async def test_a_pilot_is_kept_paid_once_and_held_against_what_it_was(tmp_path: 
     assert report.cost_usd is not None
     (said,) = (line for line in remarks(report) if line.startswith("estimated"))
     assert said.endswith(f"; it was {usd(report.cost_usd)}")
+    grown = msgspec.structs.replace(report, rows=61)
+    assert any(line.endswith(" for 61 rows") for line in remarks(grown))
+    unpriced = msgspec.structs.replace(report, cost_usd=None)
+    assert any(
+        line.endswith(f"it was {report.tokens.output_tokens:,}") for line in remarks(unpriced)
+    )
     after = make_estimate(job, simulate=True)
     assert (after.to_send, after.answers, after.pilot) == (0, (), None)
     shown(after)
