@@ -3,7 +3,7 @@
 Each trial makes a prompt set whose answers have lengths with a long tail (lognormal), takes a pilot
 of it, and asks whether what all rows cost lies in the interval. No network, no files:
 
-    python -m benchmarks.pilot_coverage            # the table of docs/cost.md, a few minutes
+    python -m benchmarks.pilot_coverage    # the middle of the table of docs/cost.md, some minutes
 """
 
 import argparse
