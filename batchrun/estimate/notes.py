@@ -45,8 +45,8 @@ def notes(
     yield from _on_prices(asked, prices, at)
     if not has_time:
         yield (
-            "how long it takes is not known without --rpm or --tpm: what a server allows is "
-            "learnt while it runs"
+            "how long it takes is not known without --rpm or --tpm, or a pilot and --concurrency "
+            "N: what a server allows is learnt while it runs"
         )
 
 

@@ -18,6 +18,7 @@ from batchrun.estimate.tokens import O200K, counter
 from batchrun.job import Job
 from batchrun.job_file import load_job
 from batchrun.policy.budget import usd
+from batchrun.records import Resend
 from batchrun.report.questions import read_report
 from batchrun.report.sections import remarks
 from batchrun.runner import run_job
@@ -231,3 +232,21 @@ async def test_a_larger_pilot_sends_only_what_is_missing(tmp_path: Path) -> None
     made = make_estimate(job, simulate=True)
     assert made.pilot is not None
     assert made.pilot.rows == 30
+
+
+async def test_rows_that_would_be_sent_again_are_estimated_where_that_is_asked_for(
+    tmp_path: Path,
+) -> None:
+    rows: list[dict[str, Any]] = [{"input": "Hi"}, {"input": "Hi", "temperature": 99}]
+    job = job_of(tmp_path, rows)
+    assert (await run_job(job, simulate=True)).exit_code == 4
+    assert make_estimate(job, simulate=True).to_send == 0
+    made = make_estimate(job, simulate=True, resend=Resend(failed=True))
+    assert (made.settled, made.to_send, made.inputs[0].rows) == (1, 1, 1)
+
+
+async def test_models_are_compared_over_all_rows_whatever_is_settled(tmp_path: Path) -> None:
+    job = job_of(tmp_path)
+    await run_job(job, simulate=True, pilot=5)
+    made = make_estimate(job, simulate=True, models=["gpt-5"])
+    assert (made.to_send, made.settled, made.pilot) == (60, 0, None)
