@@ -10,7 +10,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import msgspec
@@ -21,12 +21,13 @@ from batchrun.errors import InputError, JobError
 from batchrun.inputs.read import PromptSet, Source, find_source
 from batchrun.inputs.requests import HASH_RULE
 from batchrun.inputs.standard_input import keep_input
-from batchrun.inputs.survey import MOST_MODELS, Survey
+from batchrun.inputs.survey import MOST_MODELS, OnBody, Survey
 from batchrun.job import STDIN, Job
 from batchrun.policy.budget import usd
+from batchrun.policy.sample import draw_pilot
 from batchrun.price_sections import with_user_prices
 from batchrun.pricing.prices import Prices, check_prices
-from batchrun.records import NOTHING_SENT_AGAIN, Layout, Request, Resend, RunRecord, Totals
+from batchrun.records import NOTHING_SENT_AGAIN, Layout, Pilot, Request, Resend, RunRecord, Totals
 from batchrun.report.amounts import rows_in_words
 from batchrun.resume import Resumed, earlier_unknown_usd, tell_settled
 from batchrun.store.run_dir import SCHEMA_VERSION, RunDir
@@ -44,6 +45,7 @@ class Plan(Struct, frozen=True):
     layout: Layout
     rows: int  # in the source
     resumed: Resumed  # what is settled, and what of it is sent again
+    pilot: Pilot | None  # rows that were picked to tell by what all will cost, now or earlier
     to_settle: int  # rows that are not settled or sent again, `--limit` regarded
     to_send: int  # of them, those that are not bad
     bad_rows: int  # of the source; they become rows of status `invalid`
@@ -67,12 +69,17 @@ def dry_run(
     simulate: bool = False,
     limit: int | None = None,
     resend: Resend = NOTHING_SENT_AGAIN,
+    on_body: OnBody | None = None,
+    is_new: bool = False,
 ) -> Plan:
-    """What a run would do; sends nothing and leaves nothing behind. Raises as `run_job`."""
+    """What a run would do; sends nothing and leaves nothing behind. Raises as `run_job`.
+
+    `is_new`: as if there were no run directory. `on_body`: see `PromptSet.survey`.
+    """
     path = run_path(job, simulate=simulate).resolve()
     with contextlib.ExitStack() as stack:
         run_dir = None
-        if (path / "run.json").exists():
+        if not is_new and (path / "run.json").exists():
             run_dir = stack.enter_context(contextlib.closing(RunDir.open(path)))
             refuse_other_use(job, run_dir, simulate=simulate)
         if job.input.path != STDIN:
@@ -83,7 +90,7 @@ def dry_run(
             copy = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "stdin.jsonl"
             keep_input(sys.stdin.buffer, copy)
             source = find_source(job.input, copy)
-        return make_plan(job, source, run_dir, path, limit=limit, resend=resend)
+        return make_plan(job, source, run_dir, path, limit=limit, resend=resend, on_body=on_body)
 
 
 def make_plan(
@@ -93,12 +100,15 @@ def make_plan(
     path: Path,
     *,
     limit: int | None = None,
+    pilot: int = 0,
     resend: Resend = NOTHING_SENT_AGAIN,
     on_rows: Callable[[int], None] | None = None,
+    on_body: OnBody | None = None,
     prices: Prices | None = None,
 ) -> Plan:
     """Reads everything once; `path` is where the run directory is or will be.
 
+    `pilot`: so many rows alone are sent, picked by chance and kept in mind.
     `prices` (null: made here where a cap asks for them) know all models of the source afterwards.
     Raises `JobError`, `InputError`, and what `on_rows` raises.
     """
@@ -106,7 +116,10 @@ def make_plan(
     record = run_dir.record if run_dir else None
     cap_usd = job.limits.max_cost_usd
     survey = prompts.survey(
-        record.layout if record else None, on_rows, count_unbounded=cap_usd is not None
+        record.layout if record else None,
+        on_rows,
+        count_unbounded=cap_usd is not None,
+        on_body=on_body,
     )
     if survey.bad_rows and not job.input.skip_bad_rows:
         raise InputError(_problems(survey))
@@ -121,6 +134,11 @@ def make_plan(
         for model in survey.models:
             prices.find(model, None, time.time_ns() // 1000)
     wanted = survey.rows if limit is None else min(limit, survey.rows)
+    picked = record.pilot if record else None
+    if pilot:
+        picked = draw_pilot(picked, pilot, settled[:wanted], survey.is_bad[:wanted])
+        settled = _all_but(picked.rows, settled)
+        resumed = msgspec.structs.replace(resumed, settled=settled)
     to_settle = settled[:wanted].count(0)
     bad = sum(map(operator.gt, survey.is_bad[:wanted], settled)) if survey.bad_rows else 0
     store_request = _stores_request(job, survey, record.store_request if record else None)
@@ -130,6 +148,7 @@ def make_plan(
         layout=survey.layout,
         rows=survey.rows,
         resumed=resumed,
+        pilot=picked,
         to_settle=to_settle,
         to_send=to_settle - bad,
         bad_rows=survey.bad_rows,
@@ -147,6 +166,14 @@ def make_plan(
         disk_bytes=to_settle * (row_bytes // survey.rows + _ANSWER_BYTES),
         free_bytes=_free_bytes(path),
     )
+
+
+def _all_but(rows: Iterable[int], settled: bytearray) -> bytearray:
+    """Marks by which nothing but these rows is sent, as far as they are not settled."""
+    marks = bytearray(b"\1") * len(settled)
+    for row in rows:
+        marks[row] = settled[row]
+    return marks
 
 
 def known_prices(job: Job) -> Prices:
@@ -262,6 +289,8 @@ def make_record(
         updated_at=now_at,
         input_sha256=sha256,
         totals=plan.resumed.totals,
+        pilot=plan.pilot,
+        estimated=run_dir.record.estimated if run_dir.record else None,
         gone=plan.resumed.gone,
         unknown_usd=earlier_unknown_usd(run_dir),
     )

@@ -329,6 +329,25 @@ class Resend(Struct, frozen=True):
 NOTHING_SENT_AGAIN = Resend()
 
 
+class Pilot(Struct, frozen=True):
+    """Rows that were picked by chance, to tell by them what all will cost."""
+
+    rows: tuple[int, ...]  # places in the input, in the order they were picked
+    of: int  # rows that the source had then
+
+
+class Estimated(Struct, frozen=True):
+    """What a pilot said of the whole run, dollars of settled rows included."""
+
+    at: int
+    pilot_rows: int  # that it was told by
+    rows: int  # that it was told of
+    output_tokens: int
+    cost_usd: float | None  # null where a price is missing
+    low_usd: float | None  # nine of ten times it is between these
+    high_usd: float | None
+
+
 class RunRecord(Struct, frozen=True):
     """`run.json`: what was asked, and where the run stands. Never a secret."""
 
@@ -353,3 +372,5 @@ class RunRecord(Struct, frozen=True):
     totals: Totals = Totals()
     unknown_usd: float = 0.0  # reserved under a cap for tries that never told what they cost
     gone: Totals = Totals()  # rows of the tables that left the input; not in `totals`
+    pilot: Pilot | None = None
+    estimated: Estimated | None = None

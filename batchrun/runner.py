@@ -83,6 +83,7 @@ async def run_job(
     *,
     simulate: bool = False,
     limit: int | None = None,
+    pilot: int = 0,
     command: str | None = None,
     stop: StopSwitch | None = None,
     watch: Watch | None = None,
@@ -91,6 +92,7 @@ async def run_job(
 ) -> Summary:
     """Runs or resumes; the summary's `exit_code` says how it ended: 0, 3, 4, or 128 + a signal.
 
+    `pilot`: so many rows alone, picked by chance; a later run without it goes on with the rest.
     Raises `JobError` and `InputError` before anything is sent, `StoreError` where the disk fails.
     """
     stop, watch = stop or StopSwitch(), watch or Watch()
@@ -127,6 +129,7 @@ async def run_job(
             run_dir,
             path,
             limit=limit,
+            pilot=pilot,
             resend=resend,
             on_rows=stop.check,
             prices=prices,

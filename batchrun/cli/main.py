@@ -8,6 +8,7 @@ from contextlib import suppress
 import click
 
 from batchrun.cli.cost import cost
+from batchrun.cli.estimate import estimate
 from batchrun.cli.export import export
 from batchrun.cli.look import show, status
 from batchrun.cli.report import report
@@ -42,6 +43,7 @@ def batchrun() -> None:
 
 
 batchrun.add_command(run)
+batchrun.add_command(estimate)
 batchrun.add_command(status)
 batchrun.add_command(show)
 batchrun.add_command(cost)

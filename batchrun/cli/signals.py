@@ -6,7 +6,7 @@ No moment is a bad one: files bear a kill, so what does not listen may be ended 
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -44,7 +44,7 @@ def signals_ask(
         else:
             os._exit(128 + number)
 
-    numbers = _heard()
+    numbers = heard_signals()
     for number in numbers:
         loop.add_signal_handler(number, ask, number)
     try:
@@ -55,9 +55,12 @@ def signals_ask(
             signal.signal(number, signal.SIG_IGN)  # what is left to say takes a moment
 
 
-def exit_on_signals() -> None:
-    """For work that is no run: what it has begun is undone on the way out."""
-    for number in _heard():
+def exit_on_signals(numbers: Sequence[signal.Signals] | None = None) -> None:
+    """For work that is no run: what it has begun is undone on the way out.
+
+    `numbers`: what was heard before a run, since nothing is heard after it.
+    """
+    for number in heard_signals() if numbers is None else numbers:
         signal.signal(number, lambda number, _frame: sys.exit(128 + number))
 
 
@@ -68,5 +71,6 @@ def _while_sending(times: int, drain_s: float) -> str:
     return "stopping: dropping it" if times == 2 else "stopping: writing the tables"
 
 
-def _heard() -> list[signal.Signals]:
+def heard_signals() -> list[signal.Signals]:
+    """Those that are not ignored."""
     return [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]

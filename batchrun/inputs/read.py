@@ -15,7 +15,7 @@ from batchrun.inputs.identity import FALLBACK, Identity
 from batchrun.inputs.parquet import Wanted
 from batchrun.inputs.requests import RequestMaker
 from batchrun.inputs.sources import Source, SourceFile, find_source
-from batchrun.inputs.survey import Found, Survey, read_all, settle_names
+from batchrun.inputs.survey import Found, OnBody, Survey, read_all, settle_names
 from batchrun.inputs.tally import Tally
 from batchrun.inputs.walk import Walk
 from batchrun.job import InputJob
@@ -49,8 +49,11 @@ class PromptSet:
         on_rows: Callable[[int], None] | None = None,
         *,
         count_unbounded: bool = False,
+        on_body: OnBody | None = None,
     ) -> Survey:
         """Everything read once. `on_rows` is told the rows so far; what it raises passes through.
+
+        `on_body` is told each row's number and the body that is made of it.
 
         `count_unbounded` counts the rows whose cost nothing bounds, at some µs a row.
         Raises `InputError` where the source as a whole cannot be used.
@@ -61,7 +64,9 @@ class PromptSet:
         wanted = Wanted(
             used=self._used, columns=tally.fixed, explicit=frozenset(self._job.types), whole=True
         )
-        found = read_all(self._walk, self._maker, identity, tally, wanted, on_rows, count_unbounded)
+        found = read_all(
+            self._walk, self._maker, identity, tally, wanted, on_rows, count_unbounded, on_body
+        )
         self._hashes = found.hashes
         self._check_columns(found, tally)
         identity, warnings = settle_names(self._walk, found, identity, pinned=pinned is not None)

@@ -36,6 +36,7 @@ MOST_MODELS = 1_000  # that are remembered
 _BAD_ROW_SUFFIX = " (bad row)"
 
 Pair = tuple[tuple[Row, str], tuple[Row, str]]
+OnBody = Callable[[int, JsonObject], None]  # a row's number and its body
 
 
 class Survey(Struct, frozen=True):
@@ -88,6 +89,7 @@ def read_all(
     wanted: Wanted,
     on_rows: Callable[[int], None] | None,
     count_unbounded: bool,
+    on_body: OnBody | None = None,
 ) -> Found:
     """Every row read, made into a request, counted and dropped. Raises `InputError`."""
     found = Found(
@@ -122,6 +124,8 @@ def read_all(
                 models[model] = None
             if count_unbounded and not _is_bounded(draft.body):
                 found.unbounded_rows += 1
+            if on_body is not None:
+                on_body(row.row, draft.body)
         if draft.named_by == BY_NUMBER:
             found.unnamed_rows += 1
             found.unnamed = found.unnamed or row

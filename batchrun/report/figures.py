@@ -2,6 +2,7 @@
 
 from msgspec import Struct
 
+from batchrun.records import Estimated
 from batchrun.report.samples import Sample
 from batchrun.report.timeline import Timeline
 
@@ -110,6 +111,7 @@ class Report(Struct, frozen=True):
     cost_usd: float | None
     reported_cost_usd: float | None
     unpriced: int  # rows with attempts whose cost is not known
+    estimated: Estimated | None  # by a pilot, before the rest was sent
     outcomes: tuple[OutcomeRows, ...]
     models: tuple[ModelRows, ...]
     tokens: Tokens

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from msgspec import Struct
 
 from batchrun.policy.budget import usd
+from batchrun.records import Estimated
 from batchrun.report.amounts import duration, rows_in_words, seconds
 from batchrun.report.figures import Report, Spread, TopRow
 from batchrun.report.printable import one_line
@@ -61,9 +62,27 @@ def remarks(report: Report) -> list[str]:
         lines.append(f"cost unknown for {rows}: no price, or they ended without a count of tokens")
     if report.reported_cost_usd is not None:
         lines.append(f"cost as the gateway reports it: {usd(report.reported_cost_usd)}")
+    if report.estimated is not None:
+        lines.append(_against_the_estimate(report, report.estimated))
     if report.gone:
         lines.append(f"{report.gone:,} of the rows have left the input since")
     return lines
+
+
+def _against_the_estimate(report: Report, told: Estimated) -> str:
+    """What a pilot had told, and what it was."""
+    pilot = f"estimated for {rows_in_words(told.rows)} by a pilot of {told.pilot_rows:,}: "
+    if told.cost_usd is None or report.cost_usd is None:
+        was = f"{report.tokens.output_tokens:,}"
+        words = f"{pilot}{told.output_tokens:,} output tokens"
+    else:
+        was = usd(report.cost_usd)
+        words = f"{pilot}{usd(told.cost_usd)}"
+        if told.low_usd is not None and told.high_usd is not None:
+            words += f", between {usd(told.low_usd)} and {usd(told.high_usd)}"
+    if report.rows != told.rows:
+        was += f" for {rows_in_words(report.rows)}"
+    return f"{words}; so far it is {was}" if report.left else f"{words}; it was {was}"
 
 
 def sections(report: Report) -> list[Section]:

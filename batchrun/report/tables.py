@@ -18,12 +18,17 @@ def show_report(report: Report, stream: TextIO) -> None:
     for line in (headline(report), *remarks(report)):
         console.print(Text(f"  {line}"))
     for section in sections(report):
-        console.print()
-        title = Text(section.title, style="bold")
-        if section.note:
-            title.append(f" ({section.note})", style="not bold")
-        console.print(title)
-        console.print(_table(section))
+        show_section(section, console)
+
+
+def show_section(section: Section, console: Console) -> None:
+    """A line left free, the title, the table."""
+    console.print()
+    title = Text(section.title, style="bold")
+    if section.note:
+        title.append(f" ({section.note})", style="not bold")
+    console.print(title)
+    console.print(_table(section))
 
 
 def _table(section: Section) -> Table:

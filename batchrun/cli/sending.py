@@ -1,0 +1,104 @@
+"""A run carried out from a command: its signals, its plan and progress on standard error."""
+
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from batchrun.cli.signals import signals_ask
+
+if TYPE_CHECKING:
+    from batchrun.job import Job
+    from batchrun.plan import Plan
+    from batchrun.records import Resend
+    from batchrun.report.summary import Summary
+
+
+def send(
+    job: "Job",
+    command: str,
+    *,
+    simulate: bool,
+    limit: int | None,
+    quiet: bool,
+    insecure_http: bool,
+    resend: "Resend | None" = None,
+    pilot: int = 0,
+) -> "Summary":
+    """The summary of a run, or of a pilot of so many rows. Raises as `run_job`."""
+    import asyncio
+
+    from batchrun import runner
+    from batchrun.records import NOTHING_SENT_AGAIN
+    from batchrun.report.terminal import Progress
+    from batchrun.stop_switch import StopSwitch
+
+    progress = Progress(sys.stderr)
+    stop = StopSwitch()
+    watch = runner.Watch() if quiet else runner.Watch(say_plan, progress.show)
+
+    async def main() -> "Summary":
+        with signals_ask(stop, progress, runner.DRAIN_S, say):
+            return await runner.run_job(
+                job,
+                simulate=simulate,
+                limit=limit,
+                command=command,
+                stop=stop,
+                watch=watch,
+                insecure_http=insecure_http,
+                resend=resend or NOTHING_SENT_AGAIN,
+                pilot=pilot,
+            )
+
+    try:
+        with asyncio.Runner(loop_factory=runner.new_event_loop) as loop:
+            return loop.run(main())
+    finally:
+        progress.close()
+
+
+def say_plan(plan: "Plan", path: Path) -> None:
+    from batchrun.report.amounts import size_in_words
+
+    needed, free = size_in_words(plan.disk_bytes), size_in_words(plan.free_bytes)
+    lines = [
+        _plan_counts(plan, path),
+        f"  sent: {', '.join(plan.sent) or 'no column of the rows'}",
+        f"  carried: {_carried(plan)}",
+        f"  disk: about {needed} needed, {free} free",
+    ]
+    lines += [f"  warning: {warning}" for warning in plan.warnings]
+    if plan.disk_bytes > plan.free_bytes:
+        lines.append("  warning: the disk may fill up; free space or choose another -o")
+    if not plan.to_settle:
+        lines.append("nothing left to send")
+    say("\n".join(lines))
+
+
+def say(text: str) -> None:
+    """To standard error; that nobody reads it any more must not end a paid run."""
+    from batchrun.report.printable import printable
+
+    with suppress(OSError):
+        click.echo(printable(text), err=True)
+
+
+def _carried(plan: "Plan") -> str:
+    """Source columns, with the name that they have in `responses` where that is another one."""
+    named = [
+        column.column if column.name == column.column else f"{column.column} (as {column.name})"
+        for column in plan.layout.columns
+    ]
+    return ", ".join(named) or "nothing"
+
+
+def _plan_counts(plan: "Plan", path: Path) -> str:
+    again = plan.resumed.resent.rows
+    sent = f"{plan.to_send:,} to send" + (f" ({again:,} of them again)" if again else "")
+    return (
+        f"plan: {plan.rows:,} rows, {plan.resumed.totals.rows:,} settled, {sent}, "
+        f"{plan.bad_rows:,} bad; run directory {path}"
+    )

@@ -1,0 +1,201 @@
+"""Counts of tokens to lines with dollars and time. Pure but for the prices it is given.
+
+What is not known has no figure: a model without a price, a tier without one of its own, a time
+without limits.
+"""
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+from msgspec import Struct
+
+from batchrun.estimate.counts import Kind
+from batchrun.estimate.figures import Answers, InputTokens
+from batchrun.estimate.tokens import BYTES, vocabulary_of
+from batchrun.job import LimitsJob
+from batchrun.pricing.price import Price
+from batchrun.pricing.price_list import steps
+from batchrun.pricing.prices import Prices
+from batchrun.records import NO_SEARCHES, Usage
+
+STANDARD = "standard"
+TIERS = (STANDARD, "batch", "flex")
+_SHORT, _MIDDLING, _LONG = 100, 500, 4_000
+
+
+class Assumption(Struct, frozen=True):
+    """How long answers are; never longer than a row's `max_output_tokens`."""
+
+    name: str
+    each_tokens: float | None  # null: as long as they may be
+
+
+class Group(Struct, frozen=True):
+    """Rows that are priced alike."""
+
+    kind: Kind
+    model: str | None
+    above: int  # the last of the price list's steps that their inputs are longer than
+    rows: int
+    input_tokens: int
+
+
+Tokens = Mapping[tuple[Kind, int], int]  # (kind, text tokens) to rows
+
+
+def input_tokens(kind: Kind, text_tokens: int, factor: float) -> int:
+    """Of a row, with what stands around its texts."""
+    return round(text_tokens * factor) + kind.form_tokens
+
+
+def factor_of(model: str | None, *, by_bytes: bool) -> float:
+    """The rule by bytes has none: it is rough in itself."""
+    return 1.0 if by_bytes else vocabulary_of(model)[1]
+
+
+def group(counted: Tokens, model: str | None, *, by_bytes: bool) -> list[Group]:
+    """The rows by all that a price depends on; `model`: in place of each row's own."""
+    edges = steps()
+    sums: dict[tuple[Kind, int], list[int]] = {}
+    for (kind, text_tokens), rows in counted.items():
+        factor = factor_of(model or kind.model, by_bytes=by_bytes)
+        tokens = input_tokens(kind, text_tokens, factor)
+        above = edges[bisect_left(edges, tokens) - 1]
+        entry = sums.setdefault((kind, above), [0, 0])
+        entry[0] += rows
+        entry[1] += rows * tokens
+    return [
+        Group(kind, model or kind.model, above, rows, tokens)
+        for (kind, above), (rows, tokens) in sums.items()
+    ]
+
+
+def read_inputs(counted: Tokens, model: str | None, *, by_bytes: bool) -> list[InputTokens]:
+    """A line for each model, most rows first; `model`: one line, in place of each row's own."""
+    by_model: dict[str | None, Counter[int]] = {}
+    texts: Counter[str | None] = Counter()
+    for (kind, text_tokens), rows in counted.items():
+        name = model or kind.model
+        factor = factor_of(name, by_bytes=by_bytes)
+        sizes = by_model.setdefault(name, Counter())
+        sizes[input_tokens(kind, text_tokens, factor)] += rows
+        texts[name] += rows * text_tokens
+    lines = [
+        _inputs(name, sizes, texts[name], by_bytes=by_bytes) for name, sizes in by_model.items()
+    ]
+    return sorted(lines, key=lambda line: (-line.rows, line.model or ""))
+
+
+def _inputs(
+    model: str | None, sizes: Counter[int], text_tokens: int, *, by_bytes: bool
+) -> InputTokens:
+    ordered = sorted(sizes)
+    rows = sizes.total()
+
+    def percentile(share: float) -> int:
+        """A size that a row really has."""
+        passed = 0
+        for size in ordered:
+            passed += sizes[size]
+            if passed >= share * rows:
+                return size
+        return ordered[-1]
+
+    return InputTokens(
+        model=model,
+        rows=rows,
+        counted_in=BYTES if by_bytes else vocabulary_of(model)[0],
+        factor=factor_of(model, by_bytes=by_bytes),
+        text_tokens=text_tokens,
+        min=ordered[0],
+        median=percentile(0.5),
+        p95=percentile(0.95),
+        max=ordered[-1],
+        total=sum(size * count for size, count in sizes.items()),
+    )
+
+
+def assumptions(groups: Sequence[Group], expect_output: int | None) -> tuple[Assumption, ...]:
+    """The one asked for, or three that are stated."""
+    if expect_output is not None:
+        return (Assumption(f"{expect_output:,} tokens each", expect_output),)
+    are_bounded = all(one.kind.max_output_tokens is not None for one in groups)
+    return (
+        Assumption(f"short: {_SHORT} tokens each", _SHORT),
+        Assumption(f"middling: {_MIDDLING} each", _MIDDLING),
+        Assumption("all at max_output_tokens", None)
+        if are_bounded
+        else Assumption(f"long: {_LONG:,} each", _LONG),
+    )
+
+
+def answers(
+    groups: Sequence[Group],
+    model: str | None,
+    assumption: Assumption,
+    prices: Prices,
+    limits: LimitsJob,
+    at: int,
+) -> Answers:
+    """What it comes to under one assumption; `at` is now, in µs since 1970."""
+    outputs = [_output_tokens(one, assumption.each_tokens) for one in groups]
+    return Answers(
+        model=model,
+        name=assumption.name,
+        each_tokens=assumption.each_tokens,
+        output_tokens=sum(outputs),
+        usd={tier: dollars(groups, outputs, tier, prices, at) for tier in TIERS},
+        least_s=least_time(
+            sum(one.rows for one in groups),
+            sum(one.input_tokens for one in groups) + sum(outputs),
+            limits,
+        ),
+    )
+
+
+def _output_tokens(one: Group, each_tokens: float | None) -> int:
+    most = one.kind.max_output_tokens
+    bounds = [bound for bound in (each_tokens, most) if bound is not None]
+    return round(one.rows * min(bounds, default=0))
+
+
+def dollars(
+    groups: Iterable[Group], outputs: Sequence[int], tier: str, prices: Prices, at: int
+) -> float | None:
+    """Null where one of the models has no price, or none of its own for the tier."""
+    total = 0.0
+    for one, output_tokens in zip(groups, outputs, strict=True):
+        price = tier_price(prices, one.model, tier, at)
+        if price is None:
+            return None
+        usage = Usage(one.input_tokens, output_tokens=output_tokens)
+        total += price.cost_of_many(usage, one.above, NO_SEARCHES, one.rows)
+    return total
+
+
+def tier_price(prices: Prices, model: str | None, tier: str, at: int) -> Price | None:
+    """What a model costs in a tier; null where that is not known."""
+    if model is None:
+        return None
+    price = prices.find(model, None, at, None if tier == STANDARD else tier)
+    if price is None or (tier not in (STANDARD, price.tier)):
+        return None
+    return price
+
+
+def least_time(
+    requests: int, tokens: float, limits: LimitsJob, latency_s: float | None = None
+) -> float | None:
+    """Seconds at the limits that are given, whichever takes longest; null where none is known.
+
+    `latency_s`: mean of an answer, where one is known.
+    """
+    times = []
+    if limits.requests_per_minute:
+        times.append(60 * requests / limits.requests_per_minute)
+    if limits.tokens_per_minute:
+        times.append(60 * tokens / limits.tokens_per_minute)
+    if latency_s is not None and isinstance(limits.concurrency, int):
+        times.append(requests * latency_s / limits.concurrency)
+    return max(times, default=None)

@@ -1,0 +1,104 @@
+"""What rows that were really sent say of the others."""
+
+from pathlib import Path
+
+import pytest
+
+from batchrun.estimate.counts import TokenCounts
+from batchrun.estimate.figures import PilotResult
+from batchrun.estimate.lines import group
+from batchrun.estimate.pilot import as_estimated, extrapolate, keep_estimated
+from batchrun.job import PriceJob
+from batchrun.pricing.prices import Prices
+from batchrun.records import Estimated, Totals
+from batchrun.store.run_dir import RunDir
+from batchrun.store.run_record import read_run_record
+from batchrun.store.sampled import SampledRow
+from tests.runs import run_record
+
+USD = 1_000_000.0  # for a million tokens: a dollar each
+PRICES = Prices({"m": PriceJob(input=USD, output=USD)})
+
+
+def row(
+    number: int, output: int | None, cost: float | None, given: int | None = None
+) -> SampledRow:
+    return SampledRow(number, output is not None, given, output, cost, 2.0)
+
+
+def told(sampled: list[SampledRow], rows: int, prices: Prices = PRICES) -> PilotResult | None:
+    """All rows with 2, 3, 2, 3 ... tokens of text, guessed by bytes; the sampled ones are first."""
+    counts = TokenCounts(by_bytes=True)
+    for number in range(rows):
+        counts.add(number, {"model": "m", "input": "12345678" + "9" * (number % 2)})
+    settled = bytes(number < len(sampled) for number in range(rows))
+    rest = group(counts.of_rows(settled, rows), None, by_bytes=True)
+    totals = Totals(
+        rows=len(sampled),
+        input_tokens=sum(one.input_tokens or 0 for one in sampled),
+        output_tokens=sum(one.output_tokens or 0 for one in sampled),
+        cost_usd=sum(one.cost_usd or 0.0 for one in sampled),
+    )
+    return extrapolate(sampled, counts, rest, totals, prices, 0, by_bytes=True)
+
+
+def test_inputs_that_are_known_make_no_interval() -> None:
+    # Every answer has 5 tokens; the inputs differ, as foretold (7 tokens of form besides).
+    sampled = [row(at, 5, 5.0 + 9 + at % 2, 9 + at % 2) for at in range(10)]
+    found = told(sampled, 100)
+    assert found is not None
+    assert found.cost_usd is not None
+    everything = 100 * 5 + 50 * 9 + 50 * 10
+    for figure in (found.cost_usd.low, found.cost_usd.total, found.cost_usd.high):
+        assert figure == pytest.approx(everything)
+    assert found.input_tokens.total == pytest.approx(950)
+    assert found.output_tokens.total == 500
+
+
+def test_rows_that_failed_for_nothing_count_as_nothing() -> None:
+    sampled = [row(at, 10, 19.0 + at % 2, 9 + at % 2) for at in range(5)]
+    sampled += [row(at, None, 0.0) for at in range(5, 10)]
+    found = told(sampled, 20)
+    assert found is not None
+    assert (found.rows, found.used, found.ok) == (10, 10, 5)
+    assert found.output_tokens.total == pytest.approx(100)
+
+
+def test_rows_that_ended_without_a_count_are_left_out() -> None:
+    sampled = [row(0, 10, 19.0, 9), row(1, None, None), row(2, 10, 19.0, 9)]
+    found = told(sampled, 6)
+    assert found is not None
+    assert (found.rows, found.used) == (3, 2)
+    assert found.output_tokens.total == pytest.approx(50)
+
+
+def test_without_a_price_there_are_tokens_and_no_dollars() -> None:
+    found = told([row(at, 10 + at, None, 9) for at in range(4)], 8, Prices({}))
+    assert found is not None
+    assert found.cost_usd is None
+    assert found.output_tokens.low < found.output_tokens.total < found.output_tokens.high
+    assert as_estimated(found, 8, 1).cost_usd is None
+
+
+def test_rows_that_tell_nothing_tell_nothing() -> None:
+    assert told([row(0, None, None)], 5) is None
+    assert told([], 5) is None
+
+
+def test_the_first_estimate_by_so_many_rows_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    run_dir = RunDir.open(path)
+    run_dir.save(run_record())
+    run_dir.close()
+
+    def kept() -> Estimated | None:
+        record = read_run_record(path)
+        assert record is not None
+        return record.estimated
+
+    first = Estimated(1, 50, 1_000, 500, 1.0, 0.9, 1.2)
+    later = Estimated(2, 50, 1_000, 510, 1.1, 1.0, 1.2)
+    larger = Estimated(3, 100, 1_000, 505, 1.05, 1.0, 1.1)
+    for told_now, expected in ((first, first), (later, first), (larger, larger)):
+        keep_estimated(path, told_now)
+        assert kept() == expected
