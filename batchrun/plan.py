@@ -27,7 +27,7 @@ from batchrun.policy.budget import usd
 from batchrun.price_sections import with_user_prices
 from batchrun.pricing.prices import Prices, check_prices
 from batchrun.records import NOTHING_SENT_AGAIN, Layout, Request, Resend, RunRecord, Totals
-from batchrun.report.amounts import rows_in_words
+from batchrun.report.amounts import attempts_in_words, rows_in_words
 from batchrun.resume import Resumed, earlier_unknown_usd, tell_settled
 from batchrun.store.run_dir import SCHEMA_VERSION, RunDir
 from batchrun.version import VERSION
@@ -188,10 +188,12 @@ def _past_the_cap(
             "max_output_tokens, an input beyond text, hosted tools or stored context): the cap of "
             f"{usd(cap_usd)} may be passed, by at most one answer for each request in flight"
         )
-    if totals.unpriced:
+    if totals.unknown_attempts:
+        attempts = attempts_in_words(totals.unknown_attempts)
+        reserved = record.unknown_usd if record is not None else 0.0
+        counts = f"takes in {usd(reserved)} for them" if reserved else "leaves it out"
         said.append(
-            f"what {totals.unpriced:,} settled rows have cost is not known; the cap of "
-            f"{usd(cap_usd)} leaves it out"
+            f"what {attempts} of settled rows cost is not known; the cap of {usd(cap_usd)} {counts}"
         )
     if record is not None and record.state == "running":
         said.append(

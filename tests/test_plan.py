@@ -123,7 +123,7 @@ def test_settled_rows_of_unknown_cost_are_told_to_whoever_sets_a_cap(tmp_path: P
         run_dir.keep(Outcome(request, failure, (Attempt(0, 1.0, "first"),), "http://x", "plain"))
     run_dir.close(seal=True)
     capped = dry_run(_job(tmp_path, [row] * 3, limits__max_cost_usd=5.0))
-    assert "what 2 settled rows have cost is not known" in _said(capped)
+    assert "what 2 attempts of settled rows cost is not known" in _said(capped)
     assert capped.to_send == 1
 
 

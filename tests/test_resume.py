@@ -106,7 +106,7 @@ def test_the_failed_rows_are_sent_again_with_new_ones(tmp_path: Path) -> None:
     assert plan.resumed.totals.rows == 6
     assert plan.resumed.resent == replace(
         Totals(), rows=3, statuses={"no_answer": 3}, error_kinds={"timeout": 3}, attempts=3,
-        cost_usd=0.75,
+        attempt_kinds={"first": 3}, cost_usd=0.75,
     )  # fmt: skip
     assert plan.rows_in_all == 7
 

@@ -40,3 +40,8 @@ def short_count(count: float) -> str:
 def rows_in_words(rows: int) -> str:
     """`1 row`, `1,319 rows`."""
     return "1 row" if rows == 1 else f"{rows:,} rows"
+
+
+def attempts_in_words(attempts: int) -> str:
+    """`1 attempt`, `1,319 attempts`."""
+    return "1 attempt" if attempts == 1 else f"{attempts:,} attempts"

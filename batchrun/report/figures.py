@@ -109,7 +109,7 @@ class Report(Struct, frozen=True):
     finished_at: int | None  # the last end
     cost_usd: float | None
     reported_cost_usd: float | None
-    unpriced: int  # rows with attempts whose cost is not known
+    unknown_attempts: int  # those whose cost is not known: it is in no sum
     outcomes: tuple[OutcomeRows, ...]
     models: tuple[ModelRows, ...]
     tokens: Tokens

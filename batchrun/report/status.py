@@ -14,6 +14,7 @@ from batchrun.report.terminal import (
     not_ok_in_words,
     oldest_in_words,
     speed_in_words,
+    tries_in_words,
 )
 from batchrun.store import tables
 
@@ -67,7 +68,7 @@ def render_status(stand: Summary, path: Path) -> str:
             words["oldest"] = oldest_in_words(stand)
         if stand.time_left_s is not None:
             words["time left"] = duration(stand.time_left_s)
-    words["attempts"] = f"{stand.attempts:,}, of them {stand.retries:,} retries"
+    words["attempts"] = tries_in_words(stand)
     words["tokens"] = f"{stand.input_tokens:,} in, {stand.output_tokens:,} out"
     if (cost := cost_in_words(stand)) is not None:
         words["cost"] = cost

@@ -34,8 +34,13 @@ class Summary(Struct, frozen=True):
     error_examples: dict[str, str]  # `error_kind` to the first message of it in this command
     in_flight: int
     retrying: int  # rows between two tries
-    attempts: int
-    retries: int  # attempts beyond the first of each row
+    attempts: int  # of settled rows
+    unknown_attempts: int  # of them, those whose cost is not known: it is in no sum
+    retries: int  # of them, tries after a failure
+    reasks: int  # of them, answers asked for once more
+    hedges: int  # of them, second copies
+    resent: int  # of them, first tries of rows that had an outcome
+    more_tries: int  # beyond the first, of rows that are not settled yet
     tool_calls: int
     input_tokens: int
     cached_tokens: int
@@ -64,7 +69,7 @@ class Summary(Struct, frozen=True):
     cost_usd: float | None = None  # spent in the run directory so far; null where nothing is known
     projected_usd: float | None = None  # in all, at the mean cost of the rows so far
     cap_usd: float | None = None
-    unpriced: int = 0  # rows with attempts whose cost is not known
+    unpriced: int = 0  # rows with attempts of which no cost is known
     unpriced_model: str | None = None  # one of the models that have no price
     unknown_usd: float = 0.0  # under a cap: reserved for tries that never told what they cost
 
@@ -86,6 +91,7 @@ class Tally:
         }
         self._statuses = Counter(earlier.statuses)
         self._error_kinds = Counter(earlier.error_kinds)
+        self._attempt_kinds = Counter(earlier.attempt_kinds)
         self._error_examples: dict[str, str] = {}
         self._sent_rows = earlier.rows - earlier.statuses.get("invalid", 0)
         self._latencies = Latencies()
@@ -100,6 +106,9 @@ class Tally:
         totals["rows"] += 1
         totals["ok"] += outcome.ok
         totals["attempts"] += len(outcome.attempts)
+        for attempt in outcome.attempts:
+            self._attempt_kinds[attempt.kind] += 1
+            totals["unknown_attempts"] += attempt.cost_usd is None
         if outcome.cost_usd is not None:
             totals["cost_usd"] = (totals["cost_usd"] or 0.0) + outcome.cost_usd
         elif outcome.is_unpriced:
@@ -131,6 +140,7 @@ class Tally:
         left = self.totals().without(replaced)
         self._totals = {name: getattr(left, name) for name in self._totals}
         self._statuses, self._error_kinds = Counter(left.statuses), Counter(left.error_kinds)
+        self._attempt_kinds = Counter(left.attempt_kinds)
         self._sent_rows -= bool(replaced.attempts)
         self._again -= 1
 
@@ -144,7 +154,10 @@ class Tally:
 
     def totals(self) -> Totals:
         return Totals(
-            **self._totals, statuses=dict(self._statuses), error_kinds=dict(self._error_kinds)
+            **self._totals,
+            statuses=dict(self._statuses),
+            error_kinds=dict(self._error_kinds),
+            attempt_kinds=dict(self._attempt_kinds),
         )
 
     def summary(
@@ -164,6 +177,7 @@ class Tally:
         cap_usd: float | None = None,
     ) -> Summary:
         totals, pulse = self.totals(), pulse or Pulse()
+        kinds = totals.attempt_kinds
         left = self.left(rows)
         elapsed_s = now_s - self.began_s
         rate, requests_per_s, tokens_per_s = self._rates(
@@ -187,7 +201,12 @@ class Tally:
             in_flight=pulse.in_flight,
             retrying=pulse.retrying,
             attempts=totals.attempts,
-            retries=totals.attempts - self._sent_rows + pulse.retries,
+            unknown_attempts=totals.unknown_attempts,
+            retries=kinds.get("retry", 0),
+            reasks=kinds.get("reask", 0),
+            hedges=kinds.get("hedge", 0),
+            resent=max(0, kinds.get("first", 0) - self._sent_rows),
+            more_tries=pulse.retries,
             tool_calls=totals.tool_calls,
             input_tokens=totals.input_tokens,
             cached_tokens=totals.cached_tokens,
@@ -248,7 +267,7 @@ class Tally:
         return int(self._totals["input_tokens"]) + int(self._totals["output_tokens"])
 
 
-_MAPS = ("statuses", "error_kinds")
+_MAPS = ("statuses", "error_kinds", "attempt_kinds")
 
 
 def cost_of_left(totals: Totals, left: int) -> float | None:

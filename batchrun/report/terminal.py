@@ -16,7 +16,7 @@ from rich.text import Text
 
 from batchrun.policy.budget import usd
 from batchrun.records import FAILED
-from batchrun.report.amounts import duration, rows_in_words, short_count
+from batchrun.report.amounts import attempts_in_words, duration, rows_in_words, short_count
 from batchrun.report.printable import one_line, printable
 from batchrun.report.summary import Summary
 
@@ -99,10 +99,7 @@ def render_end(summary: Summary, path: Path) -> str:
         f"{summary.tool_calls:,} tool calls"
     )
     speed = f"; {summary.rows_per_s:,.1f} rows/s over {duration(summary.elapsed_s)}"
-    lines.append(
-        f"  attempts: {summary.attempts:,}, of them {summary.retries:,} retries"
-        + (speed if summary.rows_per_s else "")
-    )
+    lines.append(f"  attempts: {tries_in_words(summary)}" + (speed if summary.rows_per_s else ""))
     if (cost := cost_in_words(summary)) is not None:
         lines.append(f"  cost: {cost}")
     if summary.settled:
@@ -119,17 +116,28 @@ def render_end(summary: Summary, path: Path) -> str:
     return printable("\n".join(lines))
 
 
+def tries_in_words(summary: Summary) -> str:
+    """`1,319, of them 12 retries, 3 reasks`; where rows are left, those of settled rows alone."""
+    whose = " of settled rows" if summary.left else ""
+    kinds = {"reasks": summary.reasks, "hedges": summary.hedges, "resent": summary.resent}
+    named = [f"{summary.retries:,} retries"]
+    named += [f"{count:,} {kind}" for kind, count in kinds.items() if count]
+    more = f"; {summary.more_tries:,} more by rows not settled yet" if summary.more_tries else ""
+    return f"{summary.attempts:,}{whose}, of them {', '.join(named)}{more}"
+
+
 def cost_in_words(summary: Summary) -> str | None:
-    """What the run directory has cost, and for how many rows nobody knows; null where none went."""
+    """What the run directory has cost, and what of it nobody knows; null where nothing was sent."""
     parts = []
     if summary.cost_usd is not None:
         parts.append(usd(summary.cost_usd))
-    if summary.unpriced:
+    if count := summary.unknown_attempts:
         why = "they ended without a count of tokens"
         if summary.unpriced_model is not None:
             model = one_line(summary.unpriced_model)
             why = f'no price for {model}; give [pricing."{model}"]'
-        parts.append(f"unknown for {rows_in_words(summary.unpriced)} ({why})")
+        which = f"{attempts_in_words(count)}{' of unknown cost' if parts else ''} ({why})"
+        parts.append(f"{'without' if parts else 'unknown for'} {which}")
     if summary.unknown_usd:
         parts.append(f"up to {usd(summary.unknown_usd)} for tries that never told what they cost")
     if not parts:
@@ -167,7 +175,9 @@ def _outcomes(summary: Summary) -> list[str]:
     if summary.retrying:
         facts.append(f"{summary.retrying:,} retrying")
     most = "" if summary.most_in_flight is None else f"/{summary.most_in_flight:,}"
-    return [*facts, f"{summary.retries:,} retries", f"{summary.in_flight:,}{most} in flight"]
+    again = summary.retries + summary.reasks + summary.hedges + summary.resent
+    facts.append(f"{again + summary.more_tries:,} tried again")
+    return [*facts, f"{summary.in_flight:,}{most} in flight"]
 
 
 def speed_in_words(summary: Summary) -> list[str]:

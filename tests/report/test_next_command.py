@@ -44,6 +44,7 @@ def test_a_row_sent_again_is_counted_once_and_left_until_it_is_settled() -> None
         statuses={"no_answer": 1},
         error_kinds={"timeout": 1},
         attempts=1,
+        attempt_kinds={"first": 1},
         cost_usd=0.5,
     )
     tally = Tally(replace(one, rows=2, ok=1), 0.0, again=1)
@@ -52,6 +53,8 @@ def test_a_row_sent_again_is_counted_once_and_left_until_it_is_settled() -> None
     assert (summary.settled, summary.left, summary.again) == (1, 1, 1)
     more = replace(first, attempts=(attempt, attempt), cost_usd=1.0, replaces=True)
     tally.count(more, one)
-    assert tally.totals() == replace(one, rows=2, ok=1, attempts=2, cost_usd=1.0)
+    assert tally.totals() == replace(
+        one, rows=2, ok=1, attempts=2, attempt_kinds={"first": 2}, cost_usd=1.0
+    )
     summary = tally.summary(run="r", state="running", rows=2, now_s=1.0)
     assert (summary.settled, summary.left, summary.again) == (2, 0, 0)
