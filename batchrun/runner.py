@@ -49,7 +49,8 @@ from batchrun.records import (
 )
 from batchrun.report.binding import Pulse
 from batchrun.report.live import Live
-from batchrun.report.summary import Summary, Tally, left_in_words, next_command
+from batchrun.report.next_command import higher_cap_usd, next_command
+from batchrun.report.summary import Summary, Tally, cost_of_left, left_in_words
 from batchrun.simulator.behavior import Behavior
 from batchrun.simulator.server import serve
 from batchrun.stop_switch import StopSwitch
@@ -302,7 +303,12 @@ class _Run:
             exit_code=exit_code,
             message=message,
             next_command=next_command(
-                self.record.command, run_dir.path, exit_code, totals.statuses, example
+                self.record.command,
+                run_dir.path,
+                exit_code,
+                totals.statuses,
+                example,
+                cap_usd=self._higher_cap_usd(),
             ),
         )
         self._save_end(state, exit_code, message)
@@ -326,9 +332,19 @@ class _Run:
                 message=message,
                 totals=self.tally.totals(),
                 unknown_usd=self.unknown_usd,
+                higher_cap_usd=self._higher_cap_usd(),
                 updated_at=time.time_ns() // 1000,
             )
         )
+
+    def _higher_cap_usd(self) -> float | None:
+        """Null unless the budget has ended the run."""
+        budget, totals = self.budget, self.tally.totals()
+        if budget is None or not budget.is_used_up:
+            return None
+        left = self.tally.left(self.rows)
+        spent_usd = budget.spent_usd + budget.unknown_usd
+        return higher_cap_usd(spent_usd, left, cost_of_left(totals, left), budget.refused_usd)
 
     def _interrupt(self, executor: LocalExecutor) -> None:
         executor.stop(self.stop.asked[0])

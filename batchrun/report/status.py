@@ -7,8 +7,9 @@ from typing import Any
 import msgspec
 
 from batchrun.report.amounts import duration
+from batchrun.report.next_command import next_command
 from batchrun.report.printable import one_line, printable
-from batchrun.report.summary import Summary, Tally, next_command
+from batchrun.report.summary import Summary, Tally
 from batchrun.report.terminal import (
     cost_in_words,
     not_ok_in_words,
@@ -43,7 +44,15 @@ def read_status(path: Path) -> Summary:
         now_s=now_s,
         exit_code=exit_code,
         message=record.message,
-        next_command=next_command(record.command, path, exit_code or 0, totals.statuses, example),
+        next_command=next_command(
+            record.command,
+            path,
+            exit_code or 0,
+            totals.statuses,
+            example,
+            cap_usd=record.higher_cap_usd,
+            left=record.rows - totals.rows,
+        ),
         simulated=record.simulated,
         unknown_usd=record.unknown_usd,
     )

@@ -1,14 +1,11 @@
 """Counts outcomes, and says at any time how the run stands. Watchers pull a `Summary`."""
 
-import shlex
 from collections import Counter, deque
-from collections.abc import Mapping
-from pathlib import Path
 
 from msgspec import Struct
 
 from batchrun.policy.budget import usd
-from batchrun.records import FAILED, Failure, Outcome, Response, Totals
+from batchrun.records import Failure, Outcome, Response, Totals
 from batchrun.report.binding import Pulse, headroom, most_in_flight, most_per_s, paused_by
 from batchrun.report.latencies import Latencies
 
@@ -288,25 +285,3 @@ def left_in_words(totals: Totals, left: int) -> str:
     if not cost:
         return rows
     return f"{rows}, about {usd(cost)} at the mean cost of the rows so far"
-
-
-def next_command(
-    command: str | None,
-    path: Path,
-    exit_code: int,
-    statuses: Mapping[str, int],
-    example_id: str | None,
-) -> str | None:
-    """The command that leads on from an end; null where all is well or nothing is known."""
-    if exit_code == 4:
-        if command is not None and any(statuses.get(status) for status in FAILED):
-            return _with_retry_failed(command)
-        shown = "ID" if example_id is None else shlex.quote(example_id)
-        return f"batchrun show {shlex.quote(str(path))} {shown}"
-    return command if exit_code else None
-
-
-def _with_retry_failed(command: str) -> str:
-    words = [word for word in shlex.split(command) if word.partition("=")[0] != "--retry-failed"]
-    end = words.index("--") if "--" in words else len(words)
-    return shlex.join([*words[:end], "--retry-failed", *words[end:]])
