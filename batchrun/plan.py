@@ -106,7 +106,7 @@ def make_plan(
     record = run_dir.record if run_dir else None
     cap_usd = job.limits.max_cost_usd
     survey = prompts.survey(
-        record.layout if record else None, on_rows, count_unbounded=cap_usd is not None
+        record.layout if record else None, on_rows, mark_unbounded=cap_usd is not None
     )
     if survey.bad_rows and not job.input.skip_bad_rows:
         raise InputError(_problems(survey))
@@ -123,6 +123,8 @@ def make_plan(
     wanted = survey.rows if limit is None else min(limit, survey.rows)
     to_settle = settled[:wanted].count(0)
     bad = sum(map(operator.gt, survey.is_bad[:wanted], settled)) if survey.bad_rows else 0
+    marks = survey.is_unbounded
+    unbounded = sum(map(operator.gt, marks[:wanted], settled)) if marks else 0
     store_request = _stores_request(job, survey, record.store_request if record else None)
     row_bytes = survey.carried_bytes + (survey.body_bytes if store_request else 0)
     return Plan(
@@ -141,7 +143,7 @@ def make_plan(
             *survey.warnings,
             *resumed.warnings,
             *_unsent(survey),
-            *_past_the_cap(cap_usd, survey, resumed.totals, record),
+            *_past_the_cap(cap_usd, unbounded, to_settle - bad, resumed.totals, record),
         ),
         store_request=store_request,
         disk_bytes=to_settle * (row_bytes // survey.rows + _ANSWER_BYTES),
@@ -175,17 +177,16 @@ def _check_models(prices: Prices, survey: Survey) -> None:
 
 
 def _past_the_cap(
-    cap_usd: float | None, survey: Survey, totals: Totals, record: RunRecord | None
+    cap_usd: float | None, unbounded: int, to_send: int, totals: Totals, record: RunRecord | None
 ) -> list[str]:
     """How the dollars spent may pass the cap."""
     if cap_usd is None:
         return []
     said = []
-    if survey.unbounded_rows:
-        rows = rows_in_words(survey.unbounded_rows)
+    if unbounded:
         said.append(
-            f"{rows} of {survey.rows:,} may cost more than is reserved for them (no "
-            "max_output_tokens, an input beyond text, hosted tools or stored context): the cap of "
+            f"{rows_in_words(unbounded)} of {to_send:,} to send may cost more than is reserved for "
+            "them (no max_output_tokens, an input beyond text, hosted tools or stored context): the cap of "
             f"{usd(cap_usd)} may be passed, by at most one answer for each request in flight"
         )
     if totals.unknown_attempts:
