@@ -29,8 +29,12 @@ def test_a_limit_is_told_with_its_headroom_and_when_it_opens() -> None:
     assert told(Standing("tokens a minute", 81_234.5, 100_000), 0.0) == (
         "tokens a minute: 81,234 of 100,000"
     )
-    header = Standing("x-ratelimit-limit-requests", None, 1200)
+    header = Standing("x-ratelimit-limit-requests", None, 1200, of="requests", per_s=20.0)
     assert told(header, 0.0) == "the server's x-ratelimit-limit-requests: 1,200"
+    learnt = Standing("learnt rate", None, 97.25, of="requests", per_s=97.25 / 60)
+    assert told(learnt, 0.0) == "learnt rate: 97.2 requests a minute"
+    mine = Standing("requests a minute", 12, 600, of="requests", per_s=10.0)
+    assert told(mine, 0.0) == "requests a minute: 12 of 600"
 
 
 def test_limits_with_nothing_to_say_are_left_out() -> None:
