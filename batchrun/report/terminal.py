@@ -16,7 +16,7 @@ from rich.text import Text
 
 from batchrun.policy.budget import usd
 from batchrun.records import FAILED
-from batchrun.report.amounts import attempts_in_words, duration, rows_in_words, short_count
+from batchrun.report.amounts import attempts_in_words, duration, rows_in_words, seconds, short_count
 from batchrun.report.printable import one_line, printable
 from batchrun.report.summary import Summary
 
@@ -55,9 +55,9 @@ class Progress:
         else:
             self._say_plainly(summary)
 
-    def count_down(self, seconds: float) -> None:
+    def count_down(self, left_s: float) -> None:
         """From now on it is said how long what is in flight has left to land."""
-        self._drop_s = time.monotonic() + seconds
+        self._drop_s = time.monotonic() + left_s
 
     def close(self) -> None:
         """Takes the bar away; the terminal is as it was."""
@@ -135,7 +135,10 @@ def cost_in_words(summary: Summary) -> str | None:
         why = "they ended without a count of tokens"
         if summary.unpriced_model is not None:
             model = one_line(summary.unpriced_model)
-            why = f'no price for {model}; give [pricing."{model}"]'
+            why = (
+                f'no price for {model}; batchrun cost reckons it once [pricing."{model}"] '
+                "stands in ~/.config/batchrun/prices.toml"
+            )
         which = f"{attempts_in_words(count)}{' of unknown cost' if parts else ''} ({why})"
         parts.append(f"{'without' if parts else 'unknown for'} {which}")
     if summary.unknown_usd:
@@ -187,7 +190,7 @@ def speed_in_words(summary: Summary) -> list[str]:
         _at_most(summary.tokens_per_s, summary.most_tokens_per_s, "tokens/s"),
     ]
     if summary.p50_s is not None and summary.p99_s is not None:
-        facts.append(f"p50 {_seconds(summary.p50_s)}, p99 {_seconds(summary.p99_s)}")
+        facts.append(f"p50 {seconds(summary.p50_s)}, p99 {seconds(summary.p99_s)}")
     return facts
 
 
@@ -215,10 +218,6 @@ def _errors(summary: Summary) -> list[str]:
 def _at_most(now: float, most: float | None, unit: str) -> str:
     limit = "" if most is None else f" of {short_count(most)}"
     return f"{short_count(now)}{limit} {unit}"
-
-
-def _seconds(seconds: float) -> str:
-    return f"{seconds * 1000:.0f} ms" if seconds < 1 else duration(seconds)
 
 
 def oldest_in_words(summary: Summary) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import DEVNULL, CompletedProcess, Popen
@@ -74,7 +75,12 @@ def test_a_run_tells_how_it_stands_while_it_goes_on_when_killed_and_at_its_end(
 
 
 def test_what_is_no_run_and_no_row_is_said_so(source: Path, batchrun: Run) -> None:
-    assert batchrun("run", source, *_ASK, "--simulate", "--limit", "5").returncode == 0
+    words = ("run", source, *_ASK, "--simulate")
+    assert batchrun(*words, "--limit", "5").returncode == 0
+    assert shlex.split(json.loads(batchrun("status", "run", "--json").stdout)["next_command"]) == [
+        "batchrun",
+        *map(str, words),
+    ]
     missing = batchrun("show", "run", "17")
     assert missing.returncode == 2
     assert "no settled row has the id '17'" in missing.stderr

@@ -74,7 +74,10 @@ def test_a_model_without_a_price_is_said_and_never_costs_nothing() -> None:
     unpriced = ended(RESPONSE, None, None, "my-model")
     summary = summed(*[unpriced] * 3)
     assert summary.cost_usd is None
-    words = '(no price for my-model; give [pricing."my-model"])'
+    words = (
+        '(no price for my-model; batchrun cost reckons it once [pricing."my-model"] stands in '
+        "~/.config/batchrun/prices.toml)"
+    )
     assert said(summary) == f"unknown for 3 attempts {words}"
     some = summed(ended(RESPONSE, 0.5, "m"), unpriced, unpriced)
     assert said(some) == f"$0.50, without 2 attempts of unknown cost {words}"
