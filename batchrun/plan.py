@@ -186,8 +186,9 @@ def _past_the_cap(
     if unbounded:
         said.append(
             f"{rows_in_words(unbounded)} of {to_send:,} to send may cost more than is reserved for "
-            "them (no max_output_tokens, an input beyond text, hosted tools or stored context): the "
-            f"cap of {usd(cap_usd)} may be passed, by at most one answer for each request in flight"
+            "them (no max_output_tokens, an input beyond text, hosted tools or stored context): "
+            f"the cap of {usd(cap_usd)} may be passed, by at most one answer for each request in "
+            "flight"
         )
     if totals.unknown_attempts:
         attempts = attempts_in_words(totals.unknown_attempts)
@@ -266,5 +267,6 @@ def make_record(
         input_sha256=sha256,
         totals=plan.resumed.totals,
         gone=plan.resumed.gone,
+        parts=run_dir.parts(),
         unknown_usd=earlier_unknown_usd(run_dir),
     )

@@ -356,4 +356,5 @@ class RunRecord(Struct, frozen=True):
     totals: Totals = Totals()
     unknown_usd: float = 0.0  # reserved under a cap for tries that never told what they cost
     gone: Totals = Totals()  # rows of the tables that left the input; not in `totals`
+    parts: dict[str, int] = field(default_factory=dict)  # of both tables, to their rows
     higher_cap_usd: float | None = None  # with room for what is left, where the budget ended it

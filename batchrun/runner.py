@@ -139,6 +139,7 @@ async def run_job(
         if warning:
             plan = replace(plan, warnings=(*plan.warnings, warning))
         watch.plan(plan, path)
+        await asyncio.to_thread(run_dir.write_gone, plan.resumed.gone_marks)
         record = make_record(job, plan, run_dir, simulate, command, sha256)
         tally = Tally(record.totals, began_s, again=plan.resumed.resent.rows)
         run = _Run(job, run_dir, plan, record, tally, watch, stop, prices, most_in_flight)
@@ -331,6 +332,7 @@ class _Run:
                 exit_code=exit_code,
                 message=message,
                 totals=self.tally.totals(),
+                parts=self.run_dir.parts(),
                 unknown_usd=self.unknown_usd,
                 higher_cap_usd=self._higher_cap_usd(),
                 updated_at=time.time_ns() // 1000,
