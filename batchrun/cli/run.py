@@ -131,7 +131,11 @@ _COUNT_OR_SHARE = _CountOr("a share such as 5%", lambda word: word.endswith("%")
     help="Send again the rows that failed; after = their error kinds, refusal, truncated, "
     "incomplete.",
 )
-@click.option("--rerun-changed", is_flag=True, help="Send again the rows whose request changed.")
+@click.option(
+    "--rerun-changed",
+    is_flag=True,
+    help="Send again the rows whose request changed, or whose part was deleted.",
+)
 @click.option("--simulate", is_flag=True, help="Against the embedded simulator: no key, no cost.")
 @click.option(
     "--insecure-http", is_flag=True, help="Allow a key over plain http to another machine."
