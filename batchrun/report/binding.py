@@ -29,7 +29,13 @@ class Pulse(Struct, frozen=True):
 
 
 def paused_by(pulse: Pulse) -> str | None:
-    """The limit that stops all sending; null where none does."""
+    """The limit that stops all sending; null where none does.
+
+    An endpoint that is down stays so while it is probed, and while nobody waits to send.
+    """
+    down = [one.until_s is not None for one in pulse.standings if one.name == "endpoint down"]
+    if down and all(down):
+        return "endpoint down"
     first = pulse.standings[0] if pulse.is_held and pulse.standings else None
     return first.name if first is not None and first.name in PAUSES else None
 

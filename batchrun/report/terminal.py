@@ -3,7 +3,9 @@
 What comes from rows or servers is shown harmless: no escape sequence of theirs reaches a terminal.
 """
 
+import math
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
@@ -30,11 +32,12 @@ _ID = 60  # characters of a row's id
 class Progress:
     """Shows summaries as they come: a bar on a terminal, elsewhere a line now and then."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream, self._clock = stream, clock
         self._console = Console(file=stream, highlight=False, markup=False, emoji=False)
         self._live: Live | None = None
-        self._said_s = 0.0
+        self._said_s = -math.inf  # the last plain line
+        self._said_of: dict[tuple[str, str | None], float] = {}  # when a state was said last
         self._drop_s: float | None = None  # when what is in flight will be dropped
         self._state: tuple[str, str | None] = ("", None)
 
@@ -57,7 +60,7 @@ class Progress:
 
     def count_down(self, left_s: float) -> None:
         """From now on it is said how long what is in flight has left to land."""
-        self._drop_s = time.monotonic() + left_s
+        self._drop_s = self._clock() + left_s
 
     def close(self) -> None:
         """Takes the bar away; the terminal is as it was."""
@@ -67,12 +70,14 @@ class Progress:
             self._live = None
 
     def _say_plainly(self, summary: Summary) -> None:
-        now_s = time.monotonic()
+        """One line every 30 s and at each change of state, no state twice in that time."""
+        now_s = self._clock()
         state = (summary.state, summary.paused_by)
         left = self._left(summary)
         every_s = _COUNT_EVERY_S if left else _PLAIN_EVERY_S
-        if state != self._state or now_s - self._said_s >= every_s:
-            self._state, self._said_s = state, now_s
+        is_new = state != self._state
+        if now_s - (self._said_of.get(state, -math.inf) if is_new else self._said_s) >= every_s:
+            self._state, self._said_s, self._said_of[state] = state, now_s, now_s
             line = left or one_line("; ".join(_plain_facts(summary)))
             self._stream.write(f"{summary.state}: {line}\n")
             self._stream.flush()
@@ -81,7 +86,7 @@ class Progress:
         """`3 in flight, 17 s left; Ctrl-C again drops them`; null while nothing is dropped."""
         if self._drop_s is None or summary.state != "stopping":
             return None
-        left_s = max(0.0, self._drop_s - time.monotonic())
+        left_s = max(0.0, self._drop_s - self._clock())
         return f"{summary.in_flight:,} in flight, {left_s:.0f} s left; Ctrl-C again drops them"
 
 

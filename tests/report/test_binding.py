@@ -43,6 +43,15 @@ def test_limits_with_nothing_to_say_are_left_out() -> None:
 
 
 def test_only_what_stops_all_sending_is_a_pause() -> None:
-    assert paused_by(HELD) is None
-    assert paused_by(Pulse(is_held=True, standings=(DOWN, FULL))) == "endpoint down"
-    assert paused_by(Pulse(standings=(DOWN, FULL))) is None
+    cooling, up = Standing("cooldown", until_s=107.3), Standing("endpoint down")
+    assert paused_by(Pulse(in_flight=64, is_held=True, standings=(FULL, up))) is None
+    assert paused_by(Pulse(is_held=True, standings=(cooling, FULL))) == "cooldown"
+    assert paused_by(Pulse(standings=(cooling, FULL))) is None
+
+
+def test_an_endpoint_that_is_down_stays_so_while_it_is_probed() -> None:
+    up = Standing("endpoint down")
+    assert paused_by(HELD) == "endpoint down"  # a probe is out, and holds up the others
+    assert paused_by(Pulse(retrying=9, standings=(FULL, DOWN))) == "endpoint down"
+    assert paused_by(Pulse(is_held=True, standings=(FULL, DOWN, up))) is None  # of one model
+    assert paused_by(Pulse(is_held=True, standings=(DOWN, up))) == "endpoint down"
