@@ -64,9 +64,10 @@ def count_rows(folder: Path) -> dict[str, int]:
 
 def _check_columns(part: pq.ParquetFile, wanted: Sequence[str]) -> None:
     """Raises `ArrowInvalid` where a column is gone; pyarrow would leave it out without a word."""
-    there = part.schema_arrow.names
+    leaves = {part.schema.column(at).path for at in range(len(part.schema))}
+    there = leaves.union(part.schema_arrow.names)
     for name in wanted:
-        if name.partition(".")[0] not in there:
+        if name not in there:
             raise pa.ArrowInvalid(f"it has no column {name}")
 
 
