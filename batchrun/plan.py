@@ -26,7 +26,7 @@ from batchrun.job import STDIN, Job
 from batchrun.policy.budget import usd
 from batchrun.price_sections import with_user_prices
 from batchrun.pricing.prices import Prices, check_prices
-from batchrun.records import NOTHING_SENT_AGAIN, Layout, Request, Resend, RunRecord, Totals
+from batchrun.records import NOTHING_SENT_AGAIN, Layout, Request, Resend, RunRecord
 from batchrun.report.amounts import attempts_in_words, rows_in_words
 from batchrun.resume import Resumed, earlier_unknown_usd, tell_settled
 from batchrun.store.run_dir import SCHEMA_VERSION, RunDir
@@ -143,7 +143,7 @@ def make_plan(
             *survey.warnings,
             *resumed.warnings,
             *_unsent(survey),
-            *_past_the_cap(cap_usd, unbounded, to_settle - bad, resumed.totals, record),
+            *_past_the_cap(cap_usd, unbounded, to_settle - bad, resumed, record),
         ),
         store_request=store_request,
         disk_bytes=to_settle * (row_bytes // survey.rows + _ANSWER_BYTES),
@@ -177,7 +177,7 @@ def _check_models(prices: Prices, survey: Survey) -> None:
 
 
 def _past_the_cap(
-    cap_usd: float | None, unbounded: int, to_send: int, totals: Totals, record: RunRecord | None
+    cap_usd: float | None, unbounded: int, to_send: int, resumed: Resumed, record: RunRecord | None
 ) -> list[str]:
     """How the dollars spent may pass the cap."""
     if cap_usd is None:
@@ -190,13 +190,16 @@ def _past_the_cap(
             f"the cap of {usd(cap_usd)} may be passed, by at most one answer for each request in "
             "flight"
         )
-    if totals.unknown_attempts:
-        attempts = attempts_in_words(totals.unknown_attempts)
+    if resumed.totals.unknown_attempts:
+        attempts = attempts_in_words(resumed.totals.unknown_attempts)
         reserved = record.unknown_usd if record is not None else 0.0
         counts = f"takes in {usd(reserved)} for them" if reserved else "leaves it out"
         said.append(
             f"what {attempts} of settled rows cost is not known; the cap of {usd(cap_usd)} {counts}"
         )
+    if resumed.lost:
+        rows = rows_in_words(resumed.lost)
+        said.append(f"what {rows} cost that are not there any more is not in the cap either")
     if record is not None and record.state == "running":
         said.append(
             f"the last command was killed; what was in flight then may have been billed, and the "

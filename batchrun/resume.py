@@ -43,6 +43,7 @@ class Resumed(Struct, frozen=True):
     resent: Totals = Totals()  # of them, those sent again, as they stand
     gone: Totals = Totals()  # of settled rows that the source does not hold any more
     gone_marks: bytearray = bytearray()  # 1 for each of these, in the order of `Settled`
+    lost: int = 0  # settled rows that are not there any more, and are sent again
     warnings: tuple[str, ...] = ()
 
 
@@ -84,6 +85,7 @@ def tell_settled(
         resent=resent,
         gone=gone,
         gone_marks=marks,
+        lost=max(0, lost),
         warnings=(
             *_lost_in_words(lost, missing, run_dir),
             *_gone_in_words(found, before, run_dir),
@@ -228,6 +230,13 @@ def _gone_in_words(found: _Found, before: Settled, run_dir: RunDir) -> tuple[str
     tail = f" and {more:,} more" if more else ""
     warning = f"{rows} not in the input any more, kept in the tables and left out of the totals"
     return (f"{warning}: {said}{tail}",)
+
+
+def note_differences(run_dir: RunDir, resumed: Resumed) -> None:
+    """The run directory holds what was agreed to before anything is sent. Raises `StoreError`."""
+    if resumed.lost:
+        run_dir.drop_orphan_calls()
+    run_dir.write_gone(resumed.gone_marks)
 
 
 def with_earlier(outcome: Outcome, earlier: Earlier) -> Outcome:

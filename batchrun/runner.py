@@ -51,6 +51,7 @@ from batchrun.report.binding import Pulse
 from batchrun.report.live import Live
 from batchrun.report.next_command import higher_cap_usd, next_command
 from batchrun.report.summary import Summary, Tally, cost_of_left, left_in_words
+from batchrun.resume import note_differences
 from batchrun.simulator.behavior import Behavior
 from batchrun.simulator.server import serve
 from batchrun.stop_switch import StopSwitch
@@ -139,7 +140,7 @@ async def run_job(
         if warning:
             plan = replace(plan, warnings=(*plan.warnings, warning))
         watch.plan(plan, path)
-        await asyncio.to_thread(run_dir.write_gone, plan.resumed.gone_marks)
+        await asyncio.to_thread(note_differences, run_dir, plan.resumed)
         record = make_record(job, plan, run_dir, simulate, command, sha256)
         tally = Tally(record.totals, began_s, again=plan.resumed.resent.rows)
         run = _Run(job, run_dir, plan, record, tally, watch, stop, prices, most_in_flight)

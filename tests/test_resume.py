@@ -26,7 +26,7 @@ from batchrun.records import (
     Totals,
     Usage,
 )
-from batchrun.resume import with_earlier
+from batchrun.resume import note_differences, with_earlier
 from batchrun.store.earlier import EarlierRows, Wanted
 from batchrun.store.run_dir import RunDir
 
@@ -257,7 +257,7 @@ def _accept(folder: Path, rows: Rows, resend: Resend = RERUN) -> None:
     job = _job(folder, rows)
     run_dir = RunDir.open(folder / "run")
     plan = make_plan(job, find_source(job.input), run_dir, run_dir.path, resend=resend)
-    run_dir.write_gone(plan.resumed.gone_marks)
+    note_differences(run_dir, plan.resumed)
     run_dir.save(make_record(job, plan, run_dir, simulate=False, command=None, sha256=None))
     run_dir.close()
 

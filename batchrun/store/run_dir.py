@@ -20,6 +20,7 @@ from batchrun.store.gone import GONE_FILE, read_gone, write_gone
 from batchrun.store.lock import NAME as LOCK
 from batchrun.store.lock import Lock, take_lock
 from batchrun.store.names import INPUT, JOURNAL, RESPONSES, TOOL_CALLS, number_of, numbered
+from batchrun.store.orphans import drop_orphan_calls
 from batchrun.store.part_files import count_rows
 from batchrun.store.recover import Recovered, recover
 from batchrun.store.run_record import (
@@ -133,6 +134,10 @@ class RunDir:
         """`gone.parquet` names the rows marked, in the order of `settled`. Raises `StoreError`."""
         with snapshot(self.path) as now:
             write_gone(self.path, now, marks)
+
+    def drop_orphan_calls(self) -> None:
+        """No tool call is without its row, though parts were deleted. Raises `StoreError`."""
+        drop_orphan_calls(self.path)
 
     def parts(self) -> dict[str, int]:
         """The parts of both tables and how many rows each holds. Raises `StoreError`."""
