@@ -42,7 +42,7 @@ class Resumed(Struct, frozen=True):
     totals: Totals = Totals()  # of the settled rows that the source holds
     resent: Totals = Totals()  # of them, those sent again, as they stand
     gone: Totals = Totals()  # of settled rows that the source does not hold any more
-    gone_marks: bytearray = bytearray()  # 1 for each of these, in the order of `Settled`
+    gone_marks: bytearray = bytearray()  # 1 for each of these, in the order of `Settled`, if any
     lost: int = 0  # settled rows that are not there any more, and are sent again
     warnings: tuple[str, ...] = ()
 
@@ -69,10 +69,11 @@ def tell_settled(
             raise InputError(_differences(found.changed[::2], left, before, run_dir))
     found.send_changed()
     resent = run_dir.totals_at(found.marks) if 1 in found.marks else Totals()
-    gone, marks = Totals(), bytearray(len(before.rows))
-    for index in found.gone:
-        marks[index] = 1
+    gone, marks = Totals(), bytearray()
     if found.gone:
+        marks = bytearray(len(before.rows))
+        for index in found.gone:
+            marks[index] = 1
         gone = run_dir.totals_at(marks)
     return Resumed(
         settled=found.settled,

@@ -22,8 +22,8 @@ def duration(seconds: float) -> str:
 
 def seconds(value: float) -> str:
     """`0.012 s`, `1.24 s`, `12:05`."""
-    if value < 10:
-        return f"{value:.3f} s" if value < 1 else f"{value:.2f} s"
+    if value < 9.995:
+        return f"{value:.3f} s" if value < 0.9995 else f"{value:.2f} s"
     return duration(value)
 
 

@@ -23,7 +23,7 @@ _SCHEMA = pa.schema([("row", pa.int64()), ("custom_id", pa.string()), ("sample",
 def write_gone(folder: Path, now: Snapshot, marks: bytearray) -> None:
     """The file names the rows that `marks` marks, in the order of `read_settled`.
 
-    Without any there is no file. Raises `StoreError`.
+    Without any, `marks` may be empty, and there is no file. Raises `StoreError`.
     """
     path = folder / GONE_FILE
     with storing(path, "write"):
