@@ -9,7 +9,7 @@ from batchrun.report.amounts import attempts_in_words, seconds
         (0.0123, "0.012 s"),
         (0.9996, "1.00 s"),
         (1.239, "1.24 s"),
-        (9.999, "10 s"),
+        (9.999, "10.0 s"),
         (725.0, "12:05"),
     ],
 )
