@@ -313,7 +313,8 @@ class _Run:
                 cap_usd=self._higher_cap_usd(),
             ),
         )
-        self._save_end(state, exit_code, message)
+        parts = await asyncio.to_thread(run_dir.parts)
+        self._save_end(state, exit_code, message, parts)
         if self.plan.to_settle:
             run_dir.log_event(state, exit_code=exit_code, message=message)
             run_dir.write_live(summary)
@@ -323,9 +324,11 @@ class _Run:
     def failed(self, error: StoreError) -> None:
         """The disk failed: `run.json` says so, if it still can."""
         with contextlib.suppress(StoreError):
-            self._save_end("failed", error.exit_code, str(error))
+            self._save_end("failed", error.exit_code, str(error), self.record.parts)
 
-    def _save_end(self, state: str, exit_code: int, message: str | None) -> None:
+    def _save_end(
+        self, state: str, exit_code: int, message: str | None, parts: dict[str, int]
+    ) -> None:
         self.run_dir.save(
             replace(
                 self.record,
@@ -333,7 +336,7 @@ class _Run:
                 exit_code=exit_code,
                 message=message,
                 totals=self.tally.totals(),
-                parts=self.run_dir.parts(),
+                parts=parts,
                 unknown_usd=self.unknown_usd,
                 higher_cap_usd=self._higher_cap_usd(),
                 updated_at=time.time_ns() // 1000,
