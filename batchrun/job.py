@@ -117,8 +117,7 @@ def api_key(endpoint: EndpointJob) -> str | None:
     if endpoint.api_key_env == "none":
         return None
     key = os.environ.get(endpoint.api_key_env, "").strip()
-    is_needed = not endpoint.is_loopback or endpoint.api_key_env != DEFAULT_KEY_ENV
-    if not key and is_needed:
+    if not key and _needs_key(endpoint):
         raise JobError(
             f"no API key: the environment variable {endpoint.api_key_env} is not set "
             f"(for {endpoint.base_url}). Set it, name another with --api-key-env NAME, use "
@@ -127,6 +126,20 @@ def api_key(endpoint: EndpointJob) -> str | None:
     if key and not (key.isascii() and key.isprintable()):
         raise JobError(f"the key in {endpoint.api_key_env} holds characters that no header may")
     return key or None
+
+
+def key_in_words(endpoint: EndpointJob) -> str:
+    """Where the key comes from, and whether it is there."""
+    if os.environ.get(endpoint.api_key_env, "").strip() and endpoint.api_key_env != "none":
+        return f"key from ${endpoint.api_key_env}"
+    if _needs_key(endpoint):
+        return f"key from ${endpoint.api_key_env}, which is not set: a run needs it"
+    return "without a key"
+
+
+def _needs_key(endpoint: EndpointJob) -> bool:
+    own = endpoint.api_key_env != DEFAULT_KEY_ENV
+    return endpoint.api_key_env != "none" and (own or not endpoint.is_loopback)
 
 
 def header_values(endpoint: EndpointJob) -> dict[str, str]:

@@ -27,8 +27,8 @@ from batchrun.policy.budget import usd
 from batchrun.policy.sample import draw_pilot
 from batchrun.price_sections import with_user_prices
 from batchrun.pricing.prices import Prices, check_prices
-from batchrun.records import NOTHING_SENT_AGAIN, Layout, Pilot, Request, Resend, RunRecord, Totals
-from batchrun.report.amounts import rows_in_words
+from batchrun.records import NOTHING_SENT_AGAIN, Layout, Pilot, Request, Resend, RunRecord
+from batchrun.report.amounts import attempts_in_words, rows_in_words
 from batchrun.resume import Resumed, earlier_unknown_usd, tell_settled
 from batchrun.store.run_dir import SCHEMA_VERSION, RunDir
 from batchrun.version import VERSION
@@ -118,7 +118,7 @@ def make_plan(
     survey = prompts.survey(
         record.layout if record else None,
         on_rows,
-        count_unbounded=cap_usd is not None,
+        mark_unbounded=cap_usd is not None,
         on_body=on_body,
     )
     if survey.bad_rows and not job.input.skip_bad_rows:
@@ -141,6 +141,8 @@ def make_plan(
         resumed = msgspec.structs.replace(resumed, settled=settled)
     to_settle = settled[:wanted].count(0)
     bad = sum(map(operator.gt, survey.is_bad[:wanted], settled)) if survey.bad_rows else 0
+    marks = survey.is_unbounded
+    unbounded = sum(map(operator.gt, marks[:wanted], settled)) if marks else 0
     store_request = _stores_request(job, survey, record.store_request if record else None)
     row_bytes = survey.carried_bytes + (survey.body_bytes if store_request else 0)
     return Plan(
@@ -160,7 +162,7 @@ def make_plan(
             *survey.warnings,
             *resumed.warnings,
             *_unsent(survey),
-            *_past_the_cap(cap_usd, survey, resumed.totals, record),
+            *_past_the_cap(cap_usd, unbounded, to_settle - bad, resumed, record),
         ),
         store_request=store_request,
         disk_bytes=to_settle * (row_bytes // survey.rows + _ANSWER_BYTES),
@@ -202,24 +204,29 @@ def _check_models(prices: Prices, survey: Survey) -> None:
 
 
 def _past_the_cap(
-    cap_usd: float | None, survey: Survey, totals: Totals, record: RunRecord | None
+    cap_usd: float | None, unbounded: int, to_send: int, resumed: Resumed, record: RunRecord | None
 ) -> list[str]:
     """How the dollars spent may pass the cap."""
     if cap_usd is None:
         return []
     said = []
-    if survey.unbounded_rows:
-        rows = rows_in_words(survey.unbounded_rows)
+    if unbounded:
         said.append(
-            f"{rows} of {survey.rows:,} may cost more than is reserved for them (no "
-            "max_output_tokens, an input beyond text, hosted tools or stored context): the cap of "
-            f"{usd(cap_usd)} may be passed, by at most one answer for each request in flight"
+            f"{rows_in_words(unbounded)} of {to_send:,} to send may cost more than is reserved for "
+            "them (no max_output_tokens, an input beyond text, hosted tools or stored context): "
+            f"the cap of {usd(cap_usd)} may be passed, by at most one answer for each request in "
+            "flight"
         )
-    if totals.unpriced:
+    if resumed.totals.unknown_attempts:
+        attempts = attempts_in_words(resumed.totals.unknown_attempts)
+        reserved = record.unknown_usd if record is not None else 0.0
+        counts = f"takes in {usd(reserved)} for them" if reserved else "leaves it out"
         said.append(
-            f"what {totals.unpriced:,} settled rows have cost is not known; the cap of "
-            f"{usd(cap_usd)} leaves it out"
+            f"what {attempts} of settled rows cost is not known; the cap of {usd(cap_usd)} {counts}"
         )
+    if resumed.lost:
+        rows = rows_in_words(resumed.lost)
+        said.append(f"what {rows} cost that are not there any more is not in the cap either")
     if record is not None and record.state == "running":
         said.append(
             f"the last command was killed; what was in flight then may have been billed, and the "
@@ -292,5 +299,6 @@ def make_record(
         pilot=plan.pilot,
         estimated=run_dir.record.estimated if run_dir.record else None,
         gone=plan.resumed.gone,
+        parts=run_dir.parts(),
         unknown_usd=earlier_unknown_usd(run_dir),
     )

@@ -267,13 +267,15 @@ class Totals(Struct, frozen=True):
     error_kinds: dict[str, int] = field(default_factory=dict)  # `error_kind` to rows
     tool_calls: int = 0
     attempts: int = 0
+    attempt_kinds: dict[str, int] = field(default_factory=dict)  # `kind` to attempts
+    unknown_attempts: int = 0  # attempts whose cost is not known: it is in no sum
     input_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0
     reasoning_tokens: int = 0
     total_tokens: int = 0
     cost_usd: float | None = None  # of all attempts; null where no row's cost is known
-    unpriced: int = 0  # rows with attempts whose cost is not known
+    unpriced: int = 0  # rows with attempts of which no cost is known
     unpriced_model: str | None = None  # one of the models that have no price
 
     def without(self, some: "Totals") -> "Totals":
@@ -291,6 +293,7 @@ class Totals(Struct, frozen=True):
         return Totals(
             statuses=_less(self.statuses, some.statuses),
             error_kinds=_less(self.error_kinds, some.error_kinds),
+            attempt_kinds=_less(self.attempt_kinds, some.attempt_kinds),
             cost_usd=cost_usd,
             unpriced_model=self.unpriced_model if sums["unpriced"] else None,
             **sums,
@@ -374,3 +377,5 @@ class RunRecord(Struct, frozen=True):
     gone: Totals = Totals()  # rows of the tables that left the input; not in `totals`
     pilot: Pilot | None = None
     estimated: Estimated | None = None
+    parts: dict[str, int] = field(default_factory=dict)  # of both tables, to their rows
+    higher_cap_usd: float | None = None  # with room for what is left, where the budget ended it

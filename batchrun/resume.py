@@ -4,7 +4,7 @@ A row is known by its name, its request by a hash. What is kept is 2 bytes for e
 """
 
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 
 from msgspec import Struct
@@ -14,6 +14,7 @@ from batchrun.errors import InputError
 from batchrun.inputs.survey import Survey
 from batchrun.pricing.price import sum_costs
 from batchrun.records import Earlier, Outcome, Resend, Totals
+from batchrun.report.amounts import rows_in_words
 from batchrun.report.printable import one_line
 from batchrun.store.earlier import Span
 from batchrun.store.run_dir import RunDir, Settled
@@ -26,6 +27,10 @@ _MEND = (
     "which sends the changed rows again and leaves those that are gone out of the totals; or start "
     "a new run directory with -o"
 )
+_MEND_PARTS = (
+    "Put these files back; or give --rerun-changed, which sends their rows again and pays for them "
+    "again; or start a new run directory with -o"
+)
 
 
 class Resumed(Struct, frozen=True):
@@ -37,6 +42,8 @@ class Resumed(Struct, frozen=True):
     totals: Totals = Totals()  # of the settled rows that the source holds
     resent: Totals = Totals()  # of them, those sent again, as they stand
     gone: Totals = Totals()  # of settled rows that the source does not hold any more
+    gone_marks: bytearray = bytearray()  # 1 for each of these, in the order of `Settled`, if any
+    lost: int = 0  # settled rows that are not there any more, and are sent again
     warnings: tuple[str, ...] = ()
 
 
@@ -51,11 +58,18 @@ def tell_settled(
     before = run_dir.settled(resend if resend.is_asked else None)
     found = _Found(survey, before, survey.rows if limit is None else min(limit, survey.rows))
     found.match()
-    if (found.changed or found.gone) and not resend.changed:
-        raise InputError(_differences(found, before, run_dir))
+    lost = _expected_rows(run_dir) - before.totals.rows
+    missing = _missing_parts(run_dir) if lost > 0 else {}
+    if not resend.changed:
+        if missing:
+            raise InputError(_missing_in_words(missing, run_dir) + f"\n{_MEND_PARTS}")
+        known = run_dir.gone()
+        left = [index for index in found.gone if not _holds(known, before.ids[index])]
+        if found.changed or left:
+            raise InputError(_differences(found.changed[::2], left, before, run_dir))
     found.send_changed()
     resent = run_dir.totals_at(found.marks) if 1 in found.marks else Totals()
-    gone = Totals()
+    gone, marks = Totals(), bytearray()
     if found.gone:
         marks = bytearray(len(before.rows))
         for index in found.gone:
@@ -71,7 +85,12 @@ def tell_settled(
         totals=before.totals.without(gone),
         resent=resent,
         gone=gone,
-        warnings=_gone_in_words(found, before, run_dir),
+        gone_marks=marks,
+        lost=max(0, lost),
+        warnings=(
+            *_lost_in_words(lost, missing, run_dir),
+            *_gone_in_words(found, before, run_dir),
+        ),
     )
 
 
@@ -136,17 +155,63 @@ class _Found:
             self.spans[part] = (min(first, row), max(last, row))
 
 
-def _differences(found: _Found, before: Settled, run_dir: RunDir) -> str:
+def _holds(known: "array[int]", key: int) -> bool:
+    at = bisect_left(known, key)
+    return at < len(known) and known[at] == key
+
+
+def _expected_rows(run_dir: RunDir) -> int:
+    """How many rows earlier commands have said to be settled."""
+    record, live = run_dir.record, read_live(run_dir.path) or {}
+    if record is None:
+        return 0
+    rows = record.totals.rows
+    if record.state == "running":  # killed: only the live summary knows what it came to
+        ok, not_ok = live.get("ok"), live.get("not_ok")
+        if isinstance(ok, int) and isinstance(not_ok, int):
+            rows = max(rows, ok + not_ok)
+    return rows + record.gone.rows
+
+
+def _missing_parts(run_dir: RunDir) -> dict[str, int]:
+    """Parts that `run.json` names and that are not there.
+
+    One may also have gone by itself: its rows were sent again, and stand in another one.
+    """
+    there = run_dir.parts()
+    named = run_dir.record.parts if run_dir.record is not None else {}
+    return {name: rows for name, rows in named.items() if rows and name not in there}
+
+
+def _missing_in_words(missing: dict[str, int], run_dir: RunDir) -> str:
+    lines = [f"  {name} ({rows_in_words(rows)})" for name, rows in list(missing.items())[:_SHOWN]]
+    lines += [f"  and {len(missing) - _SHOWN:,} more"] if len(missing) > _SHOWN else []
+    return "\n".join([f"{run_dir.path}: parts that hold answers are missing:", *lines])
+
+
+def _lost_in_words(lost: int, missing: dict[str, int], run_dir: RunDir) -> tuple[str, ...]:
+    """What is said of settled rows that are not there and are sent again."""
+    if lost <= 0:
+        return ()
+    if missing:
+        return (f"{_missing_in_words(missing, run_dir)}\n  Their rows are sent again",)
+    rows = "1 settled row is" if lost == 1 else f"{lost:,} settled rows are"
+    why = "the machine lost power, or files of the run directory were damaged, changed or deleted"
+    return (f"{rows} not there any more, to be sent again: {why}",)
+
+
+def _differences(
+    changed: Sequence[int], gone: Sequence[int], before: Settled, run_dir: RunDir
+) -> str:
     lines = []
-    changed = found.changed[::2]
-    for indexes, said in ((changed, "its request is another one now"), (found.gone, "gone")):
+    for indexes, said in ((changed, "its request is another one now"), (gone, "gone")):
         first = sorted(indexes, key=before.rows.__getitem__)[:_SHOWN]
         names = run_dir.names_at(first)
         lines += [
             f"  {one_line(names[index][:_NAME])} (row {before.rows[index]}): {said}"
             for index in first
         ]
-    count = len(changed) + len(found.gone)
+    count = len(changed) + len(gone)
     rows = "1 settled row does" if count == 1 else f"{count:,} settled rows do"
     return (
         f"{run_dir.path}: {rows} not agree with the input any more:\n"
@@ -166,6 +231,13 @@ def _gone_in_words(found: _Found, before: Settled, run_dir: RunDir) -> tuple[str
     tail = f" and {more:,} more" if more else ""
     warning = f"{rows} not in the input any more, kept in the tables and left out of the totals"
     return (f"{warning}: {said}{tail}",)
+
+
+def note_differences(run_dir: RunDir, resumed: Resumed) -> None:
+    """The run directory holds what was agreed to before anything is sent. Raises `StoreError`."""
+    if resumed.lost:
+        run_dir.drop_orphan_calls()
+    run_dir.write_gone(resumed.gone_marks)
 
 
 def with_earlier(outcome: Outcome, earlier: Earlier) -> Outcome:

@@ -49,7 +49,9 @@ from batchrun.records import (
 )
 from batchrun.report.binding import Pulse
 from batchrun.report.live import Live
-from batchrun.report.summary import Summary, Tally, left_in_words, next_command
+from batchrun.report.next_command import higher_cap_usd, next_command
+from batchrun.report.summary import Summary, Tally, cost_of_left, left_in_words
+from batchrun.resume import note_differences
 from batchrun.simulator.behavior import Behavior
 from batchrun.simulator.server import serve
 from batchrun.stop_switch import StopSwitch
@@ -141,6 +143,7 @@ async def run_job(
         if warning:
             plan = replace(plan, warnings=(*plan.warnings, warning))
         watch.plan(plan, path)
+        await asyncio.to_thread(note_differences, run_dir, plan.resumed)
         record = make_record(job, plan, run_dir, simulate, command, sha256)
         tally = Tally(record.totals, began_s, again=plan.resumed.resent.rows)
         run = _Run(job, run_dir, plan, record, tally, watch, stop, prices, most_in_flight)
@@ -305,10 +308,16 @@ class _Run:
             exit_code=exit_code,
             message=message,
             next_command=next_command(
-                self.record.command, run_dir.path, exit_code, totals.statuses, example
+                self.record.command,
+                run_dir.path,
+                exit_code,
+                totals.statuses,
+                example,
+                cap_usd=self._higher_cap_usd(),
             ),
         )
-        self._save_end(state, exit_code, message)
+        parts = await asyncio.to_thread(run_dir.parts)
+        self._save_end(state, exit_code, message, parts)
         if self.plan.to_settle:
             run_dir.log_event(state, exit_code=exit_code, message=message)
             run_dir.write_live(summary)
@@ -318,9 +327,11 @@ class _Run:
     def failed(self, error: StoreError) -> None:
         """The disk failed: `run.json` says so, if it still can."""
         with contextlib.suppress(StoreError):
-            self._save_end("failed", error.exit_code, str(error))
+            self._save_end("failed", error.exit_code, str(error), self.record.parts)
 
-    def _save_end(self, state: str, exit_code: int, message: str | None) -> None:
+    def _save_end(
+        self, state: str, exit_code: int, message: str | None, parts: dict[str, int]
+    ) -> None:
         self.run_dir.save(
             replace(
                 self.record,
@@ -328,10 +339,21 @@ class _Run:
                 exit_code=exit_code,
                 message=message,
                 totals=self.tally.totals(),
+                parts=parts,
                 unknown_usd=self.unknown_usd,
+                higher_cap_usd=self._higher_cap_usd(),
                 updated_at=time.time_ns() // 1000,
             )
         )
+
+    def _higher_cap_usd(self) -> float | None:
+        """Null unless the budget has ended the run."""
+        budget, totals = self.budget, self.tally.totals()
+        if budget is None or not budget.is_used_up:
+            return None
+        left = self.tally.left(self.rows)
+        spent_usd = budget.spent_usd + budget.unknown_usd
+        return higher_cap_usd(spent_usd, left, cost_of_left(totals, left), budget.refused_usd)
 
     def _interrupt(self, executor: LocalExecutor) -> None:
         executor.stop(self.stop.asked[0])

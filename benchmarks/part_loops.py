@@ -1,6 +1,7 @@
 """The loops that `parts` times: each goes over the same rows with one part of batchrun alone."""
 
 import asyncio
+import io
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
@@ -24,7 +25,9 @@ from batchrun.policy.concurrency import FirstAlone, InFlight
 from batchrun.policy.scopes import Scopes
 from batchrun.pricing.prices import Prices
 from batchrun.records import Finish, Need, Outcome, Reply, Request, Scope, Totals
+from batchrun.report.binding import Pulse, binding
 from batchrun.report.summary import Tally
+from batchrun.report.terminal import Progress
 from batchrun.store.columns import response_batch, tool_call_batch
 from batchrun.store.journal import read_outcomes
 from batchrun.store.parts import write_parts
@@ -33,6 +36,9 @@ from benchmarks.bare_loop import bare_session
 from benchmarks.lean_answers import BODY
 
 IN_FLIGHT = 64
+LOOKS = 100  # of which one is the mean
+LOOKS_PER_S = 4  # as `report.live` does
+ROWS_PER_S = 5_000  # about what one process reaches
 Loop = Callable[[], float]  # one loop over all rows, in seconds of CPU
 
 
@@ -119,6 +125,47 @@ def _count(material: Material) -> None:
     tally = Tally(Totals(), 0.0)
     for outcome in material.outcomes:
         tally.count(outcome)
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+async def _show(material: Material) -> None:
+    """So many looks at a run that goes on, drawn on a terminal."""
+    gate, dispatcher = _dispatching(material)
+    slot = await gate.enter(material.scope, lambda: Need(material.scope, 1500))
+    gate.leave(slot, Finish(tokens=873, told=material.reply.told))
+    tally, progress = Tally(Totals(), 0.0), Progress(_Terminal())
+    outcomes = material.outcomes[:LOOKS]
+    for look, outcome in enumerate(outcomes, 1):
+        tally.count(outcome)
+        pulse = Pulse(
+            in_flight=IN_FLIGHT,
+            retries=dispatcher.retries(),
+            is_held=True,
+            standings=gate.standings(),
+            oldest=dispatcher.oldest(3),
+            now_s=asyncio.get_running_loop().time(),
+        )
+        summary = tally.summary(
+            run="run",
+            state="running",
+            rows=len(material.outcomes),
+            now_s=look / LOOKS_PER_S,
+            pulse=pulse,
+            binds=binding(pulse, 0.5, 0.0),
+        )
+        progress.show(summary)
+    progress.close()
+
+
+def _shown(material: Material) -> float:
+    """What the looks take while all rows pass at full speed."""
+    rows = len(material.outcomes)
+    taken_s = _cpu_s(lambda: _run(lambda: _show(material))) / min(LOOKS, rows)
+    return taken_s * LOOKS_PER_S * rows / ROWS_PER_S
 
 
 def _columns(material: Material) -> None:
@@ -218,6 +265,7 @@ def loops_over(material: Material, url: str) -> dict[str, Loop]:
         "send": lambda: _cpu_s(lambda: _run(lambda: _send(material, url))),
         "journal": lambda: _journal(material),
         "count": lambda: _cpu_s(lambda: _count(material)),
+        "show": lambda: _shown(material),
         "columns": lambda: _cpu_s(lambda: _columns(material)),
         "read back": lambda: _read_back(material),
         "parquet": lambda: _cpu_s(lambda: _parquet(material)),

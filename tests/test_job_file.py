@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from batchrun.errors import JobError
-from batchrun.job import api_key, header_values, refuse_plain_http
+from batchrun.job import api_key, header_values, key_in_words, refuse_plain_http
 from batchrun.job_file import load_job
 
 KEY = "sk-" + "a1" * 20
@@ -167,14 +167,17 @@ def test_a_key_is_needed_but_not_for_loopback(monkeypatch: pytest.MonkeyPatch) -
     ).endpoint
     with pytest.raises(JobError, match="SOME_KEY is not set"):
         api_key(named)
+    assert key_in_words(named) == "key from $SOME_KEY, which is not set: a run needs it"
     monkeypatch.setenv("SOME_KEY", "k-1")
     assert api_key(named) == "k-1"
+    assert key_in_words(named) == "key from $SOME_KEY"
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with pytest.raises(JobError, match="OPENAI_API_KEY"):
         api_key(far)
     for host in ("127.0.0.1:80", "localhost", "[::1]:8080"):
         near = load_job("x", {"endpoint.base_url": f"http://{host}/v1"}).endpoint
         assert api_key(near) is None
+        assert key_in_words(near) == "without a key"
     none = load_job(
         "x", {"endpoint.base_url": "https://example.org/v1", "endpoint.api_key_env": "none"}
     ).endpoint

@@ -64,12 +64,26 @@ def test_how_far_the_cap_may_be_passed_is_said_at_the_start(tmp_path: Path) -> N
     bounded: dict[str, Any] = {"input": "a", "model": "gpt-4.1", "max_output_tokens": 10}
     rows = [bounded, {"input": "b", "model": "gpt-4.1"}, {**bounded, "tools": [{"type": "mcp"}]}]
     said = _said(dry_run(_job(tmp_path, rows, limits__max_cost_usd=5.0)))
-    assert "2 rows of 3 may cost more than is reserved for them" in said
+    assert "2 rows of 3 to send may cost more than is reserved for them" in said
     assert "the cap of $5.00 may be passed, by at most one answer for each request" in said
     assert "cap" not in _said(dry_run(_job(tmp_path, rows)))
     assert "cap" not in _said(dry_run(_job(tmp_path, [bounded], limits__max_cost_usd=5.0)))
     default = _job(tmp_path, rows[:2], limits__max_cost_usd=5.0, request__max_output_tokens=50)
     assert "cap" not in _said(dry_run(default))
+
+
+def test_on_resume_only_the_rest_may_pass_the_cap(tmp_path: Path) -> None:
+    job = _job(tmp_path, [{"input": "a", "model": "gpt-4.1"}] * 5, limits__max_cost_usd=5.0)
+    assert "3 rows of 3 to send" in _said(dry_run(job, limit=3))
+    run_dir = _begun(job, tmp_path)
+    plan = make_plan(job, find_source(job.input), run_dir, run_dir.path)
+    run_dir.start(part_rows=100, part_bytes=1 << 20)
+    for request in plan.prompts.requests(plan.layout, bytearray(5), 4):
+        assert isinstance(request, Request)
+        failure = Failure(ErrorKind.BAD_REQUEST, "no")
+        run_dir.keep(Outcome(request, failure, (), "http://x", "plain"))
+    run_dir.close(seal=True)
+    assert "1 row of 1 to send may cost" in _said(dry_run(job))
 
 
 def _begun(job: Job, folder: Path, **record: Any) -> RunDir:
@@ -123,7 +137,7 @@ def test_settled_rows_of_unknown_cost_are_told_to_whoever_sets_a_cap(tmp_path: P
         run_dir.keep(Outcome(request, failure, (Attempt(0, 1.0, "first"),), "http://x", "plain"))
     run_dir.close(seal=True)
     capped = dry_run(_job(tmp_path, [row] * 3, limits__max_cost_usd=5.0))
-    assert "what 2 settled rows have cost is not known" in _said(capped)
+    assert "what 2 attempts of settled rows cost is not known" in _said(capped)
     assert capped.to_send == 1
 
 

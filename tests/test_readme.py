@@ -50,6 +50,8 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, st
     """A folder where the walk-through's prompt set lies, and an environment to run in."""
     folder = tmp_path_factory.mktemp("walk")
     (folder / "prompts.jsonl").write_text(block("A walk-through", "json"), encoding="utf-8")
+    for name in ("examples", "jobs"):  # the other sections are told from the project's folder
+        (folder / name).symlink_to(ROOT / name)
     commands = folder / "bin"
     commands.mkdir()
     script = commands / "batchrun"
@@ -88,7 +90,13 @@ def settled(output: str) -> str:
 def test_the_walk_through_is_what_happens(walked: tuple[Path, dict[str, str]]) -> None:
     folder, environment = walked
     # The other sections go on from where the walk-through ends.
-    titles = ("A walk-through", "What it will cost", "What it costs", "What came of it")
+    titles = (
+        "A walk-through",
+        "What it will cost",
+        "What it costs",
+        "In DuckDB, pandas and Polars",
+        "What came of it",
+    )
     for command, shown in chain.from_iterable(map(typed_and_shown, titles)):
         done = subprocess.run(
             ["/bin/sh", "-c", command],

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from msgspec.structs import replace
 
@@ -25,7 +26,7 @@ from batchrun.records import (
     Totals,
     Usage,
 )
-from batchrun.resume import with_earlier
+from batchrun.resume import note_differences, with_earlier
 from batchrun.store.earlier import EarlierRows, Wanted
 from batchrun.store.run_dir import RunDir
 
@@ -106,7 +107,7 @@ def test_the_failed_rows_are_sent_again_with_new_ones(tmp_path: Path) -> None:
     assert plan.resumed.totals.rows == 6
     assert plan.resumed.resent == replace(
         Totals(), rows=3, statuses={"no_answer": 3}, error_kinds={"timeout": 3}, attempts=3,
-        cost_usd=0.75,
+        attempt_kinds={"first": 3}, cost_usd=0.75,
     )  # fmt: skip
     assert plan.rows_in_all == 7
 
@@ -249,3 +250,81 @@ def test_totals_that_are_taken_out_leave_the_others() -> None:
     )
     assert more.without(more) == Totals()
     assert more.without(Totals()) is more
+
+
+def _accept(folder: Path, rows: Rows, resend: Resend = RERUN) -> None:
+    """A command that sends nothing, yet notes what has left the input."""
+    job = _job(folder, rows)
+    run_dir = RunDir.open(folder / "run")
+    plan = make_plan(job, find_source(job.input), run_dir, run_dir.path, resend=resend)
+    note_differences(run_dir, plan.resumed)
+    run_dir.save(make_record(job, plan, run_dir, simulate=False, command=None, sha256=None))
+    run_dir.close()
+
+
+def test_rows_once_accepted_as_gone_are_not_asked_about_again(tmp_path: Path) -> None:
+    _settle(tmp_path, _rows("abcdef"))
+    _accept(tmp_path, _rows("xabce"))
+    named = pq.read_table(tmp_path / "run" / "gone.parquet").to_pylist()
+    assert {(one["custom_id"], one["row"], one["sample"]) for one in named} == {
+        ("d", 3, 0),
+        ("f", 5, 0),
+    }
+    plan = _plan(tmp_path, _rows("xabce"), Resend())
+    assert (_sent(plan), plan.resumed.gone.rows) == ("x", 2)
+    assert "d (row 3), f (row 5)" in " ".join(plan.warnings)
+    with pytest.raises(InputError, match="1 settled row does") as raised:
+        _plan(tmp_path, _rows("xabc"), Resend())
+    assert "e (row 4): gone" in str(raised.value)
+    assert "d (row 3)" not in str(raised.value)
+    _accept(tmp_path, _rows("xabcde"), Resend())  # one has come back
+    with pytest.raises(InputError, match="1 settled row does"):
+        _plan(tmp_path, _rows("xabce"), Resend())
+    _accept(tmp_path, _rows("xabcdef"), Resend())
+    assert not (tmp_path / "run" / "gone.parquet").exists()
+
+
+def test_a_part_that_was_deleted_is_named_and_never_paid_again_unasked(tmp_path: Path) -> None:
+    _settle(tmp_path, _rows("abcdefgh"))
+    _accept(tmp_path, _rows("abcdefgh"))
+    part = tmp_path / "run" / "responses" / "w0-000002.parquet"
+    kept = part.read_bytes()
+    part.unlink()
+    for resend in (Resend(), RETRY):
+        with pytest.raises(InputError) as raised:
+            _plan(tmp_path, _rows("abcdefgh"), resend)
+        assert "responses/w0-000002.parquet (4 rows)" in str(raised.value)
+        assert "--rerun-changed, which sends their rows again and pays" in str(raised.value)
+    again = _plan(tmp_path, _rows("abcdefgh"), RERUN)
+    assert _sent(again) == "efgh"
+    assert "responses/w0-000002.parquet (4 rows)\n  Their rows are sent again" in again.warnings[0]
+    part.write_bytes(kept)
+    whole = _plan(tmp_path, _rows("abcdefgh"), Resend())
+    assert (whole.to_send, whole.warnings) == (0, ())
+
+
+def test_what_a_killed_run_had_and_lost_is_told_before_it_is_sent_again(tmp_path: Path) -> None:
+    _settle(tmp_path, _rows("abcdefgh"))
+    run_dir = RunDir.open(tmp_path / "run")
+    run_dir.write_live({"ok": 7, "not_ok": 1})
+    run_dir.close()
+    assert _plan(tmp_path, _rows("abcdefgh"), Resend()).warnings == ()
+    (tmp_path / "run" / "responses" / "w0-000001.parquet").unlink()
+    plan = _plan(tmp_path, _rows("abcdefgh"), Resend())
+    assert _sent(plan) == "abcd"
+    assert plan.warnings[0].startswith("4 settled rows are not there any more, to be sent again:")
+
+
+def test_a_part_whose_rows_were_sent_again_is_not_missed(tmp_path: Path) -> None:
+    _settle(tmp_path, _rows("abcd"), failing="bd")
+    _accept(tmp_path, _rows("abcd"))
+    job = _job(tmp_path, _rows("abcd"))
+    run_dir = RunDir.open(tmp_path / "run")
+    plan = make_plan(job, find_source(job.input), run_dir, run_dir.path, resend=RETRY)
+    run_dir.start(part_rows=4, part_bytes=1 << 20, replaces=True)
+    for request in plan.prompts.requests(plan.layout, plan.resumed.settled):
+        run_dir.keep(replace(_outcome(request, fails=False), replaces=True))
+    run_dir.close(seal=True)  # and killed before `run.json` could say so
+    assert not (tmp_path / "run" / "responses" / "w0-000001-other.parquet").exists()
+    plan = _plan(tmp_path, _rows("abcd"), Resend())
+    assert (plan.to_send, plan.warnings) == (0, ())

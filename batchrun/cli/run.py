@@ -45,7 +45,11 @@ command goes on where it stopped.
     help="Send again the rows that failed; after = their error kinds, refusal, truncated, "
     "incomplete.",
 )
-@click.option("--rerun-changed", is_flag=True, help="Send again the rows whose request changed.")
+@click.option(
+    "--rerun-changed",
+    is_flag=True,
+    help="Send again the rows whose request changed, or whose part was deleted.",
+)
 @click.option("--simulate", is_flag=True, help="Against the embedded simulator: no key, no cost.")
 @click.option(
     "--insecure-http", is_flag=True, help="Allow a key over plain http to another machine."
@@ -126,7 +130,7 @@ def _dry_run(
     resend: "Resend",
 ) -> None:
     from batchrun.claim import run_path
-    from batchrun.job import refuse_plain_http, refuse_written_secrets
+    from batchrun.job import key_in_words, refuse_plain_http, refuse_written_secrets
     from batchrun.plan import dry_run
     from batchrun.report.printable import printable_json
 
@@ -139,11 +143,7 @@ def _dry_run(
     if plan.first is None:
         return
     where = "the simulator" if simulate else job.endpoint.base_url
-    key = (
-        ""
-        if simulate or job.endpoint.api_key_env == "none"
-        else f", key from ${job.endpoint.api_key_env}"
-    )
+    key = "" if simulate else f", {key_in_words(job.endpoint)}"
     say(f"first request, row {plan.first.row}, to POST {where}/responses{key}:")
     body = json.dumps(json.loads(plan.first.body), indent=2, ensure_ascii=False)
     click.echo(printable_json(body))

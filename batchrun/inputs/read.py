@@ -48,14 +48,14 @@ class PromptSet:
         pinned: Layout | None,
         on_rows: Callable[[int], None] | None = None,
         *,
-        count_unbounded: bool = False,
+        mark_unbounded: bool = False,
         on_body: OnBody | None = None,
     ) -> Survey:
         """Everything read once. `on_rows` is told the rows so far; what it raises passes through.
 
         `on_body` is told each row's number and the body that is made of it.
 
-        `count_unbounded` counts the rows whose cost nothing bounds, at some µs a row.
+        `mark_unbounded` marks the rows whose cost nothing bounds, at some µs a row.
         Raises `InputError` where the source as a whole cannot be used.
         """
         identity = self._rule(pinned)
@@ -65,7 +65,7 @@ class PromptSet:
             used=self._used, columns=tally.fixed, explicit=frozenset(self._job.types), whole=True
         )
         found = read_all(
-            self._walk, self._maker, identity, tally, wanted, on_rows, count_unbounded, on_body
+            self._walk, self._maker, identity, tally, wanted, on_rows, mark_unbounded, on_body
         )
         self._hashes = found.hashes
         self._check_columns(found, tally)
@@ -91,7 +91,7 @@ class PromptSet:
             first=self._first(layout, found),
             warnings=warnings,
             models=tuple(found.models),
-            unbounded_rows=found.unbounded_rows,
+            is_unbounded=found.is_unbounded,
         )
 
     def requests(

@@ -1,7 +1,8 @@
 """The one full pass over a source: everything is read and checked before anything is sent.
 
 Memory: 18 bytes a row while it runs, 17 after it (hash and name of each row), 9 where rows are
-known by their number alone. Bad rows are values here; what makes the whole source unusable raises.
+known by their number alone; one more where rows without a bound on their cost are marked. Bad rows
+are values here; what makes the whole source unusable raises.
 """
 
 from array import array
@@ -56,7 +57,7 @@ class Survey(Struct, frozen=True):
     first: Request | None
     warnings: tuple[str, ...]
     models: tuple[str | None, ...]  # the first thousand that rows ask for; null: rows name none
-    unbounded_rows: int  # whose cost nothing bounds before they are answered; 0 where not counted
+    is_unbounded: bytearray  # 1 where nothing bounds the cost; empty where not asked for
 
 
 class Found(Struct):
@@ -73,7 +74,7 @@ class Found(Struct):
     unnamed_rows: int = 0
     first: int | None = None  # the first row that can be sent
     models: dict[str | None, None] = field(default_factory=dict)
-    unbounded_rows: int = 0
+    is_unbounded: bytearray = field(default_factory=bytearray)
 
     @property
     def has_names(self) -> bool:
@@ -88,7 +89,7 @@ def read_all(
     tally: Tally,
     wanted: Wanted,
     on_rows: Callable[[int], None] | None,
-    count_unbounded: bool,
+    mark_unbounded: bool,
     on_body: OnBody | None = None,
 ) -> Found:
     """Every row read, made into a request, counted and dropped. Raises `InputError`."""
@@ -99,7 +100,7 @@ def read_all(
         if file.kind == "parquet":
             tally.add_file(read_facts(file), file.name)
     add_hash, add_id, add_named = found.hashes.append, found.ids.append, found.named_by.append
-    add_bad = found.is_bad.append
+    add_bad, is_unbounded = found.is_bad.append, found.is_unbounded
     draft_of = drafter(maker, identity)
     body_bytes = 0
     models = found.models
@@ -114,6 +115,8 @@ def read_all(
         elif row.data is not None:
             tally.add_json(row, draft.consumed)
         add_bad(draft.body is None)
+        if mark_unbounded:
+            is_unbounded.append(draft.body is not None and not _is_bounded(draft.body))
         if draft.body is None:
             _note_problem(found, row, draft)
         else:
@@ -122,8 +125,6 @@ def read_all(
             model = draft.body.get("model")
             if model not in models and len(models) < MOST_MODELS:
                 models[model] = None
-            if count_unbounded and not _is_bounded(draft.body):
-                found.unbounded_rows += 1
             if on_body is not None:
                 on_body(row.row, draft.body)
         if draft.named_by == BY_NUMBER:

@@ -23,6 +23,7 @@ class Budget:
         """`spent_usd` and `unknown_usd` by earlier commands; null: nothing is known to be spent."""
         self.cap_usd = cap_usd
         self.is_used_up = False  # it has stopped the run
+        self.refused_usd = 0.0  # what the request reserves that it stopped at
         self._cap = int(min(cap_usd, 1e12) * _PARTS)  # a cap may be infinite
         self._spent = _parts(spent_usd or 0.0)
         self._unknown = _parts(unknown_usd)
@@ -49,7 +50,7 @@ class Budget:
             return GO
         if self._in_flight:
             return Wait()
-        self.is_used_up = True
+        self.is_used_up, self.refused_usd = True, need.dollars
         return Stop(self._reason(need.dollars))
 
     def started(self, need: Need, now_s: float) -> None:

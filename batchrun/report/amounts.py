@@ -22,8 +22,8 @@ def duration(seconds: float) -> str:
 
 def seconds(value: float) -> str:
     """`0.012 s`, `1.24 s`, `12:05`."""
-    if value < 10:
-        return f"{value:.3f} s" if value < 1 else f"{value:.2f} s"
+    if value < 9.995:
+        return f"{value:.3f} s" if value < 0.9995 else f"{value:.2f} s"
     return duration(value)
 
 
@@ -40,3 +40,8 @@ def short_count(count: float) -> str:
 def rows_in_words(rows: int) -> str:
     """`1 row`, `1,319 rows`."""
     return "1 row" if rows == 1 else f"{rows:,} rows"
+
+
+def attempts_in_words(attempts: int) -> str:
+    """`1 attempt`, `1,319 attempts`."""
+    return "1 attempt" if attempts == 1 else f"{attempts:,} attempts"

@@ -1,5 +1,6 @@
 """Why a run is not faster: what binds at the moment, in words. Pure."""
 
+import math
 from collections.abc import Sequence
 
 from msgspec import Struct
@@ -28,7 +29,13 @@ class Pulse(Struct, frozen=True):
 
 
 def paused_by(pulse: Pulse) -> str | None:
-    """The limit that stops all sending; null where none does."""
+    """The limit that stops all sending; null where none does.
+
+    An endpoint that is down stays so while it is probed, and while nobody waits to send.
+    """
+    down = [one.until_s is not None for one in pulse.standings if one.name == "endpoint down"]
+    if down and all(down):
+        return "endpoint down"
     first = pulse.standings[0] if pulse.is_held and pulse.standings else None
     return first.name if first is not None and first.name in PAUSES else None
 
@@ -74,10 +81,12 @@ def told(standing: Standing, now_s: float) -> str:
     words = standing.name
     if "ratelimit" in words:
         words = f"the server's {words}"
-    if standing.most is not None and standing.used is not None:
-        words += f": {_number(standing.used)} of {_number(standing.most)}"
-    elif standing.most is not None:
-        words += f": {_number(standing.most)}"
+    if standing.most is not None:
+        used = "" if standing.used is None else f"{_number(standing.used)} of "
+        words += f": {used}{_number(standing.most)}"
+        a_minute = standing.per_s is not None and math.isclose(standing.most, 60 * standing.per_s)
+        if a_minute and standing.of not in standing.name:
+            words += f" {standing.of} a minute"
     if standing.until_s is not None and standing.until_s - now_s >= _SOON_S:
         words += f", next in {standing.until_s - now_s:.1f} s"
     return words

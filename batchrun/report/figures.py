@@ -110,7 +110,7 @@ class Report(Struct, frozen=True):
     finished_at: int | None  # the last end
     cost_usd: float | None
     reported_cost_usd: float | None
-    unpriced: int  # rows with attempts whose cost is not known
+    unknown_attempts: int  # those whose cost is not known: it is in no sum
     estimated: Estimated | None  # by a pilot, before the rest was sent
     outcomes: tuple[OutcomeRows, ...]
     models: tuple[ModelRows, ...]

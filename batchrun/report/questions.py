@@ -45,7 +45,7 @@ _PREPARE = """
 """
 _SUMS = """
     SELECT count(*) AS rows, sum(cost_usd) AS cost_usd, sum(reported_cost_usd) AS reported_cost_usd,
-           count(*) FILTER (cost_usd IS NULL AND len(attempts) > 0) AS unpriced,
+           (SELECT count(*) FROM tries WHERE cost_usd IS NULL) AS unknown_attempts,
            min(epoch_us(started_at)) AS started_at, max(epoch_us(finished_at)) AS finished_at
     FROM responses
 """

@@ -7,7 +7,7 @@ from msgspec import Struct
 
 from batchrun.policy.budget import usd
 from batchrun.records import Estimated
-from batchrun.report.amounts import duration, rows_in_words, seconds
+from batchrun.report.amounts import attempts_in_words, duration, rows_in_words, seconds
 from batchrun.report.figures import Report, Spread, TopRow
 from batchrun.report.printable import one_line
 
@@ -57,9 +57,10 @@ def remarks(report: Report) -> list[str]:
         pauses = {0: "", 1: ", resumed once"}.get(resumed, f", resumed {resumed} times")
         first, last = moment(report.started_at), moment(report.finished_at)
         lines.append(f"from {first} to {last} UTC; {duration(ran)} of work{pauses}")
-    if report.unpriced:
-        rows = rows_in_words(report.unpriced)
-        lines.append(f"cost unknown for {rows}: no price, or they ended without a count of tokens")
+    if report.unknown_attempts:
+        attempts = attempts_in_words(report.unknown_attempts)
+        why = "no price, or they ended without a count of tokens"
+        lines.append(f"the cost of {attempts} is not known and in no sum: {why}")
     if report.reported_cost_usd is not None:
         lines.append(f"cost as the gateway reports it: {usd(report.reported_cost_usd)}")
     if report.estimated is not None:

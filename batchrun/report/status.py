@@ -7,13 +7,15 @@ from typing import Any
 import msgspec
 
 from batchrun.report.amounts import duration
+from batchrun.report.next_command import next_command
 from batchrun.report.printable import one_line, printable
-from batchrun.report.summary import Summary, Tally, next_command
+from batchrun.report.summary import Summary, Tally
 from batchrun.report.terminal import (
     cost_in_words,
     not_ok_in_words,
     oldest_in_words,
     speed_in_words,
+    tries_in_words,
 )
 from batchrun.store import tables
 
@@ -42,7 +44,15 @@ def read_status(path: Path) -> Summary:
         now_s=now_s,
         exit_code=exit_code,
         message=record.message,
-        next_command=next_command(record.command, path, exit_code or 0, totals.statuses, example),
+        next_command=next_command(
+            record.command,
+            path,
+            exit_code or 0,
+            totals.statuses,
+            example,
+            cap_usd=record.higher_cap_usd,
+            left=record.rows - totals.rows,
+        ),
         simulated=record.simulated,
         unknown_usd=record.unknown_usd,
     )
@@ -67,7 +77,7 @@ def render_status(stand: Summary, path: Path) -> str:
             words["oldest"] = oldest_in_words(stand)
         if stand.time_left_s is not None:
             words["time left"] = duration(stand.time_left_s)
-    words["attempts"] = f"{stand.attempts:,}, of them {stand.retries:,} retries"
+    words["attempts"] = tries_in_words(stand)
     words["tokens"] = f"{stand.input_tokens:,} in, {stand.output_tokens:,} out"
     if (cost := cost_in_words(stand)) is not None:
         words["cost"] = cost

@@ -1,14 +1,11 @@
 """Counts outcomes, and says at any time how the run stands. Watchers pull a `Summary`."""
 
-import shlex
 from collections import Counter, deque
-from collections.abc import Mapping
-from pathlib import Path
 
 from msgspec import Struct
 
 from batchrun.policy.budget import usd
-from batchrun.records import FAILED, Failure, Outcome, Response, Totals
+from batchrun.records import Failure, Outcome, Response, Totals
 from batchrun.report.binding import Pulse, headroom, most_in_flight, most_per_s, paused_by
 from batchrun.report.latencies import Latencies
 
@@ -34,8 +31,13 @@ class Summary(Struct, frozen=True):
     error_examples: dict[str, str]  # `error_kind` to the first message of it in this command
     in_flight: int
     retrying: int  # rows between two tries
-    attempts: int
-    retries: int  # attempts beyond the first of each row
+    attempts: int  # of settled rows
+    unknown_attempts: int  # of them, those whose cost is not known: it is in no sum
+    retries: int  # of them, tries after a failure
+    reasks: int  # of them, answers asked for once more
+    hedges: int  # of them, second copies
+    resent: int  # of them, first tries of rows that had an outcome
+    more_tries: int  # beyond the first, of rows that are not settled yet
     tool_calls: int
     input_tokens: int
     cached_tokens: int
@@ -64,7 +66,7 @@ class Summary(Struct, frozen=True):
     cost_usd: float | None = None  # spent in the run directory so far; null where nothing is known
     projected_usd: float | None = None  # in all, at the mean cost of the rows so far
     cap_usd: float | None = None
-    unpriced: int = 0  # rows with attempts whose cost is not known
+    unpriced: int = 0  # rows with attempts of which no cost is known
     unpriced_model: str | None = None  # one of the models that have no price
     unknown_usd: float = 0.0  # under a cap: reserved for tries that never told what they cost
 
@@ -86,6 +88,7 @@ class Tally:
         }
         self._statuses = Counter(earlier.statuses)
         self._error_kinds = Counter(earlier.error_kinds)
+        self._attempt_kinds = Counter(earlier.attempt_kinds)
         self._error_examples: dict[str, str] = {}
         self._sent_rows = earlier.rows - earlier.statuses.get("invalid", 0)
         self._latencies = Latencies()
@@ -100,6 +103,9 @@ class Tally:
         totals["rows"] += 1
         totals["ok"] += outcome.ok
         totals["attempts"] += len(outcome.attempts)
+        for attempt in outcome.attempts:
+            self._attempt_kinds[attempt.kind] += 1
+            totals["unknown_attempts"] += attempt.cost_usd is None
         if outcome.cost_usd is not None:
             totals["cost_usd"] = (totals["cost_usd"] or 0.0) + outcome.cost_usd
         elif outcome.is_unpriced:
@@ -131,6 +137,7 @@ class Tally:
         left = self.totals().without(replaced)
         self._totals = {name: getattr(left, name) for name in self._totals}
         self._statuses, self._error_kinds = Counter(left.statuses), Counter(left.error_kinds)
+        self._attempt_kinds = Counter(left.attempt_kinds)
         self._sent_rows -= bool(replaced.attempts)
         self._again -= 1
 
@@ -144,7 +151,10 @@ class Tally:
 
     def totals(self) -> Totals:
         return Totals(
-            **self._totals, statuses=dict(self._statuses), error_kinds=dict(self._error_kinds)
+            **self._totals,
+            statuses=dict(self._statuses),
+            error_kinds=dict(self._error_kinds),
+            attempt_kinds=dict(self._attempt_kinds),
         )
 
     def summary(
@@ -164,6 +174,7 @@ class Tally:
         cap_usd: float | None = None,
     ) -> Summary:
         totals, pulse = self.totals(), pulse or Pulse()
+        kinds = totals.attempt_kinds
         left = self.left(rows)
         elapsed_s = now_s - self.began_s
         rate, requests_per_s, tokens_per_s = self._rates(
@@ -187,7 +198,12 @@ class Tally:
             in_flight=pulse.in_flight,
             retrying=pulse.retrying,
             attempts=totals.attempts,
-            retries=totals.attempts - self._sent_rows + pulse.retries,
+            unknown_attempts=totals.unknown_attempts,
+            retries=kinds.get("retry", 0),
+            reasks=kinds.get("reask", 0),
+            hedges=kinds.get("hedge", 0),
+            resent=max(0, kinds.get("first", 0) - self._sent_rows),
+            more_tries=pulse.retries,
             tool_calls=totals.tool_calls,
             input_tokens=totals.input_tokens,
             cached_tokens=totals.cached_tokens,
@@ -248,7 +264,7 @@ class Tally:
         return int(self._totals["input_tokens"]) + int(self._totals["output_tokens"])
 
 
-_MAPS = ("statuses", "error_kinds")
+_MAPS = ("statuses", "error_kinds", "attempt_kinds")
 
 
 def cost_of_left(totals: Totals, left: int) -> float | None:
@@ -269,25 +285,3 @@ def left_in_words(totals: Totals, left: int) -> str:
     if not cost:
         return rows
     return f"{rows}, about {usd(cost)} at the mean cost of the rows so far"
-
-
-def next_command(
-    command: str | None,
-    path: Path,
-    exit_code: int,
-    statuses: Mapping[str, int],
-    example_id: str | None,
-) -> str | None:
-    """The command that leads on from an end; null where all is well or nothing is known."""
-    if exit_code == 4:
-        if command is not None and any(statuses.get(status) for status in FAILED):
-            return _with_retry_failed(command)
-        shown = "ID" if example_id is None else shlex.quote(example_id)
-        return f"batchrun show {shlex.quote(str(path))} {shown}"
-    return command if exit_code else None
-
-
-def _with_retry_failed(command: str) -> str:
-    words = [word for word in shlex.split(command) if word.partition("=")[0] != "--retry-failed"]
-    end = words.index("--") if "--" in words else len(words)
-    return shlex.join([*words[:end], "--retry-failed", *words[end:]])

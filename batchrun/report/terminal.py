@@ -3,7 +3,9 @@
 What comes from rows or servers is shown harmless: no escape sequence of theirs reaches a terminal.
 """
 
+import math
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
@@ -16,7 +18,7 @@ from rich.text import Text
 
 from batchrun.policy.budget import usd
 from batchrun.records import FAILED
-from batchrun.report.amounts import duration, rows_in_words, short_count
+from batchrun.report.amounts import attempts_in_words, duration, rows_in_words, seconds, short_count
 from batchrun.report.printable import one_line, printable
 from batchrun.report.summary import Summary
 
@@ -30,11 +32,12 @@ _ID = 60  # characters of a row's id
 class Progress:
     """Shows summaries as they come: a bar on a terminal, elsewhere a line now and then."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream, self._clock = stream, clock
         self._console = Console(file=stream, highlight=False, markup=False, emoji=False)
         self._live: Live | None = None
-        self._said_s = 0.0
+        self._said_s = -math.inf  # the last plain line
+        self._said_of: dict[tuple[str, str | None], float] = {}  # when a state was said last
         self._drop_s: float | None = None  # when what is in flight will be dropped
         self._state: tuple[str, str | None] = ("", None)
 
@@ -55,9 +58,9 @@ class Progress:
         else:
             self._say_plainly(summary)
 
-    def count_down(self, seconds: float) -> None:
+    def count_down(self, left_s: float) -> None:
         """From now on it is said how long what is in flight has left to land."""
-        self._drop_s = time.monotonic() + seconds
+        self._drop_s = self._clock() + left_s
 
     def close(self) -> None:
         """Takes the bar away; the terminal is as it was."""
@@ -67,12 +70,14 @@ class Progress:
             self._live = None
 
     def _say_plainly(self, summary: Summary) -> None:
-        now_s = time.monotonic()
+        """One line every 30 s and at each change of state, no state twice in that time."""
+        now_s = self._clock()
         state = (summary.state, summary.paused_by)
         left = self._left(summary)
         every_s = _COUNT_EVERY_S if left else _PLAIN_EVERY_S
-        if state != self._state or now_s - self._said_s >= every_s:
-            self._state, self._said_s = state, now_s
+        is_new = state != self._state
+        if now_s - (self._said_of.get(state, -math.inf) if is_new else self._said_s) >= every_s:
+            self._state, self._said_s, self._said_of[state] = state, now_s, now_s
             line = left or one_line("; ".join(_plain_facts(summary)))
             self._stream.write(f"{summary.state}: {line}\n")
             self._stream.flush()
@@ -81,7 +86,7 @@ class Progress:
         """`3 in flight, 17 s left; Ctrl-C again drops them`; null while nothing is dropped."""
         if self._drop_s is None or summary.state != "stopping":
             return None
-        left_s = max(0.0, self._drop_s - time.monotonic())
+        left_s = max(0.0, self._drop_s - self._clock())
         return f"{summary.in_flight:,} in flight, {left_s:.0f} s left; Ctrl-C again drops them"
 
 
@@ -99,10 +104,7 @@ def render_end(summary: Summary, path: Path) -> str:
         f"{summary.tool_calls:,} tool calls"
     )
     speed = f"; {summary.rows_per_s:,.1f} rows/s over {duration(summary.elapsed_s)}"
-    lines.append(
-        f"  attempts: {summary.attempts:,}, of them {summary.retries:,} retries"
-        + (speed if summary.rows_per_s else "")
-    )
+    lines.append(f"  attempts: {tries_in_words(summary)}" + (speed if summary.rows_per_s else ""))
     if (cost := cost_in_words(summary)) is not None:
         lines.append(f"  cost: {cost}")
     if summary.settled:
@@ -119,17 +121,31 @@ def render_end(summary: Summary, path: Path) -> str:
     return printable("\n".join(lines))
 
 
+def tries_in_words(summary: Summary) -> str:
+    """`1,319, of them 12 retries, 3 reasks`; where rows are left, those of settled rows alone."""
+    whose = " of settled rows" if summary.left else ""
+    kinds = {"reasks": summary.reasks, "hedges": summary.hedges, "resent": summary.resent}
+    named = [f"{summary.retries:,} retries"]
+    named += [f"{count:,} {kind}" for kind, count in kinds.items() if count]
+    more = f"; {summary.more_tries:,} more by rows not settled yet" if summary.more_tries else ""
+    return f"{summary.attempts:,}{whose}, of them {', '.join(named)}{more}"
+
+
 def cost_in_words(summary: Summary) -> str | None:
-    """What the run directory has cost, and for how many rows nobody knows; null where none went."""
+    """What the run directory has cost, and what of it nobody knows; null where nothing was sent."""
     parts = []
     if summary.cost_usd is not None:
         parts.append(usd(summary.cost_usd))
-    if summary.unpriced:
+    if count := summary.unknown_attempts:
         why = "they ended without a count of tokens"
         if summary.unpriced_model is not None:
             model = one_line(summary.unpriced_model)
-            why = f'no price for {model}; give [pricing."{model}"]'
-        parts.append(f"unknown for {rows_in_words(summary.unpriced)} ({why})")
+            why = (
+                f'no price for {model}; batchrun cost reckons it once [pricing."{model}"] '
+                "stands in ~/.config/batchrun/prices.toml"
+            )
+        which = f"{attempts_in_words(count)}{' of unknown cost' if parts else ''} ({why})"
+        parts.append(f"{'without' if parts else 'unknown for'} {which}")
     if summary.unknown_usd:
         parts.append(f"up to {usd(summary.unknown_usd)} for tries that never told what they cost")
     if not parts:
@@ -167,7 +183,9 @@ def _outcomes(summary: Summary) -> list[str]:
     if summary.retrying:
         facts.append(f"{summary.retrying:,} retrying")
     most = "" if summary.most_in_flight is None else f"/{summary.most_in_flight:,}"
-    return [*facts, f"{summary.retries:,} retries", f"{summary.in_flight:,}{most} in flight"]
+    again = summary.retries + summary.reasks + summary.hedges + summary.resent
+    facts.append(f"{again + summary.more_tries:,} tried again")
+    return [*facts, f"{summary.in_flight:,}{most} in flight"]
 
 
 def speed_in_words(summary: Summary) -> list[str]:
@@ -177,7 +195,7 @@ def speed_in_words(summary: Summary) -> list[str]:
         _at_most(summary.tokens_per_s, summary.most_tokens_per_s, "tokens/s"),
     ]
     if summary.p50_s is not None and summary.p99_s is not None:
-        facts.append(f"p50 {_seconds(summary.p50_s)}, p99 {_seconds(summary.p99_s)}")
+        facts.append(f"p50 {seconds(summary.p50_s)}, p99 {seconds(summary.p99_s)}")
     return facts
 
 
@@ -205,10 +223,6 @@ def _errors(summary: Summary) -> list[str]:
 def _at_most(now: float, most: float | None, unit: str) -> str:
     limit = "" if most is None else f" of {short_count(most)}"
     return f"{short_count(now)}{limit} {unit}"
-
-
-def _seconds(seconds: float) -> str:
-    return f"{seconds * 1000:.0f} ms" if seconds < 1 else duration(seconds)
 
 
 def oldest_in_words(summary: Summary) -> str:

@@ -88,7 +88,7 @@ class EarlierRows:
         attempts = _attempts(batch.column(at))
         rows = batch.remove_column(at).to_pylist()
         return {
-            left.pop(key): Earlier(tries, row["cost_usd"], row_totals(row, len(tries)))
+            left.pop(key): Earlier(tries, row["cost_usd"], row_totals(row, tries))
             for key, row, tries in zip(keys, rows, attempts, strict=True)
         }
 

@@ -10,9 +10,11 @@ import pyarrow.parquet as pq
 from batchrun.errors import StoreError
 from batchrun.store.disk import storing
 from batchrun.store.keys import KEY
+from batchrun.store.names import RESPONSES, TOOL_CALLS, numbered
 from batchrun.store.snapshot import Snapshot
 
 BATCH_ROWS = 16_384
+TABLES = (RESPONSES, TOOL_CALLS)
 # What pyarrow raises where a file does not hold what it should; a name may be no UTF-8 any more.
 DAMAGED = (pa.ArrowException, OSError, UnicodeDecodeError)
 
@@ -47,11 +49,25 @@ def opened(path: Path) -> Iterator[pq.ParquetFile]:
             ) from error
 
 
+def count_rows(folder: Path) -> dict[str, int]:
+    """The parts of both tables, with their folder, and how many rows each holds. `StoreError`."""
+    rows = {}
+    with storing(folder, "list"):
+        parts = [
+            folder / table / n for table in TABLES for n in numbered(folder / table, ".parquet")
+        ]
+    for path in parts:
+        with opened(path) as part:
+            rows[f"{path.parent.name}/{path.name}"] = part.metadata.num_rows
+    return rows
+
+
 def _check_columns(part: pq.ParquetFile, wanted: Sequence[str]) -> None:
     """Raises `ArrowInvalid` where a column is gone; pyarrow would leave it out without a word."""
-    there = part.schema_arrow.names
+    leaves = {part.schema.column(at).path for at in range(len(part.schema))}
+    there = leaves.union(part.schema_arrow.names)
     for name in wanted:
-        if name.partition(".")[0] not in there:
+        if name not in there:
             raise pa.ArrowInvalid(f"it has no column {name}")
 
 

@@ -47,11 +47,11 @@ def _write(folder: Path, keys: Keys, schema: pa.Schema, written: list[Rewrite]) 
         if found:
             left -= found
             numbers.add(number_of(name) or 0)
-            written.append(_rewritten(folder / RESPONSES / name, keys, schema))
+            written.append(rewritten(folder / RESPONSES / name, keys, schema))
     for number in sorted(numbers):  # a seal gives the calls of its rows its own number
         path = folder / TOOL_CALLS / part_name(number)
         if path.exists() and _count(path, keys):
-            written.append(_rewritten(path, keys, TOOL_CALL_SCHEMA))
+            written.append(rewritten(path, keys, TOOL_CALL_SCHEMA))
     for rewrite in written:
         sync_file(folder / rewrite.source)
     for table in {(folder / rewrite.to).parent for rewrite in written}:
@@ -73,7 +73,8 @@ def _count(path: Path, keys: Keys) -> int:
     return count
 
 
-def _rewritten(path: Path, keys: Keys, schema: pa.Schema) -> Rewrite:
+def rewritten(path: Path, keys: Keys, schema: pa.Schema) -> Rewrite:
+    """One part, made anew without these rows; not synced. Raises `OSError`."""
     new = PartFile(path.parent, path.name, schema)
     rows = 0
     try:

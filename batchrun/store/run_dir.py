@@ -6,6 +6,7 @@ asyncio here: `keep` and the small files are quick, the slow work has threads of
 """
 
 import os
+from array import array
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -15,9 +16,12 @@ from batchrun.errors import JobError, StoreError
 from batchrun.records import Outcome, Request, Resend, RunRecord, Totals
 from batchrun.store.disk import make_folders, storing, sync_folder, write_whole
 from batchrun.store.events import EVENTS_FILE
+from batchrun.store.gone import GONE_FILE, read_gone, write_gone
 from batchrun.store.lock import NAME as LOCK
 from batchrun.store.lock import Lock, take_lock
 from batchrun.store.names import INPUT, JOURNAL, RESPONSES, TOOL_CALLS, number_of, numbered
+from batchrun.store.orphans import drop_orphan_calls
+from batchrun.store.part_files import count_rows
 from batchrun.store.recover import Recovered, recover
 from batchrun.store.run_record import (
     LIVE_FILE,
@@ -36,7 +40,7 @@ from batchrun.store.writer import Writer
 
 __all__ = ["SCHEMA_VERSION", "RunDir", "Settled"]
 
-_OURS = {RUN_FILE, LIVE_FILE, EVENTS_FILE, LOCK, JOURNAL, RESPONSES, TOOL_CALLS, INPUT}
+_OURS = {RUN_FILE, LIVE_FILE, EVENTS_FILE, GONE_FILE, LOCK, JOURNAL, RESPONSES, TOOL_CALLS, INPUT}
 
 
 class RunDir:
@@ -118,6 +122,26 @@ class RunDir:
         """What the rows add up to that are marked, in the order of `settled`. `StoreError`."""
         with snapshot(self.path) as now:
             return sum_totals(now, marks)
+
+    def gone(self) -> "array[int]":
+        """This process's hash of each row's custom_id that is known to have left the input.
+
+        In order. Raises `StoreError`.
+        """
+        return read_gone(self.path)
+
+    def write_gone(self, marks: bytearray) -> None:
+        """`gone.parquet` names the rows marked, in the order of `settled`. Raises `StoreError`."""
+        with snapshot(self.path) as now:
+            write_gone(self.path, now, marks)
+
+    def drop_orphan_calls(self) -> None:
+        """No tool call is without its row, though parts were deleted. Raises `StoreError`."""
+        drop_orphan_calls(self.path)
+
+    def parts(self) -> dict[str, int]:
+        """The parts of both tables and how many rows each holds. Raises `StoreError`."""
+        return count_rows(self.path)
 
     def start(self, *, part_rows: int, part_bytes: int, replaces: bool = False) -> None:
         """Opens the journal; a part is sealed at so many rows or bytes. Raises `StoreError`.

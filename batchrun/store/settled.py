@@ -2,7 +2,7 @@
 
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from msgspec import Struct
 
-from batchrun.records import ANSWERED, FAILED, Outcome, Resend, Response, Totals
+from batchrun.records import ANSWERED, FAILED, Attempt, Outcome, Resend, Response, Totals
 from batchrun.store.keys import as_mask
 from batchrun.store.part_files import read_standing, read_standing_part
 from batchrun.store.snapshot import Snapshot
@@ -18,7 +18,8 @@ from batchrun.store.snapshot import Snapshot
 _SUMS = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "total_tokens")
 COUNTED = (
     *("ok", "truncated", "refusal", "status", "error_kind", "tool_call_count"),
-    *("attempts.list.element.kind", *_SUMS, "cost_usd", "priced_as", "model_requested"),
+    *("attempts.list.element.kind", "attempts.list.element.cost_usd", *_SUMS),
+    *("cost_usd", "priced_as", "model_requested"),
 )
 _ASKED = ("status", "error_kind", "refusal", "truncated")  # what `Resend` goes by
 
@@ -79,8 +80,8 @@ def sum_totals(now: Snapshot, marks: bytearray | None = None) -> Totals:
     return count.totals()
 
 
-def row_totals(row: Mapping[str, Any], attempts: int) -> Totals:
-    """What one row of so many attempts adds up to, read with the columns `COUNTED`."""
+def row_totals(row: Mapping[str, Any], attempts: Sequence[Attempt]) -> Totals:
+    """What one row with these attempts adds up to, read with the columns `COUNTED`."""
     return Totals(
         rows=1,
         ok=int(row["ok"]),
@@ -89,9 +90,11 @@ def row_totals(row: Mapping[str, Any], attempts: int) -> Totals:
         statuses={row["status"]: 1},
         error_kinds={row["error_kind"]: 1} if row["error_kind"] else {},
         tool_calls=row["tool_call_count"] or 0,
-        attempts=attempts,
+        attempts=len(attempts),
+        attempt_kinds=Counter(attempt.kind for attempt in attempts),
+        unknown_attempts=sum(attempt.cost_usd is None for attempt in attempts),
         cost_usd=row["cost_usd"],
-        unpriced=int(row["cost_usd"] is None and attempts > 0),
+        unpriced=int(row["cost_usd"] is None and bool(attempts)),
         unpriced_model=None,
         **{name: int(row[name] or 0) for name in _SUMS},
     )
@@ -155,6 +158,7 @@ class _Count:
         self._sums: Counter[str] = Counter()
         self._statuses: Counter[str] = Counter()
         self._error_kinds: Counter[str] = Counter()
+        self._attempt_kinds: Counter[str] = Counter()
         self._cost_usd: float | None = None
         self._unpriced_model: str | None = None
 
@@ -167,6 +171,12 @@ class _Count:
         sums["tool_calls"] += _sum(batch["tool_call_count"])
         tries = pc.list_value_length(batch["attempts"])
         sums["attempts"] += _sum(tries)
+        kinds, tried_usd = (
+            pc.struct_field(pc.list_flatten(batch["attempts"]), name)
+            for name in ("kind", "cost_usd")
+        )
+        self._attempt_kinds.update(_tally(kinds))
+        sums["unknown_attempts"] += tried_usd.null_count
         costs = batch["cost_usd"]
         if costs.null_count < batch.num_rows:
             self._cost_usd = (self._cost_usd or 0.0) + pc.sum(costs).as_py()
@@ -188,6 +198,9 @@ class _Count:
         sums["rows"] += 1
         sums["ok"] += outcome.ok
         sums["attempts"] += len(outcome.attempts)
+        for attempt in outcome.attempts:
+            self._attempt_kinds[attempt.kind] += 1
+            sums["unknown_attempts"] += attempt.cost_usd is None
         if outcome.cost_usd is not None:
             self._cost_usd = (self._cost_usd or 0.0) + outcome.cost_usd
         sums["unpriced"] += outcome.is_unpriced
@@ -207,6 +220,7 @@ class _Count:
         return Totals(
             statuses=dict(sorted(self._statuses.items())),
             error_kinds=dict(sorted(self._error_kinds.items())),
+            attempt_kinds=dict(sorted(self._attempt_kinds.items())),
             cost_usd=self._cost_usd,
             unpriced_model=self._unpriced_model,
             **self._sums,

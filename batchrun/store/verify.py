@@ -17,6 +17,7 @@ from batchrun.errors import BatchrunError, JobError, StoreError
 from batchrun.records import Outcome, RunRecord, Totals
 from batchrun.store.damage import damaged_path
 from batchrun.store.disk import storing
+from batchrun.store.gone import GONE_FILE, read_gone
 from batchrun.store.journal import Damage, Torn, read_outcomes
 from batchrun.store.ledger import Ledger, calls_of
 from batchrun.store.names import JOURNAL, RESPONSES, TOOL_CALLS, number_of, temporaries
@@ -83,6 +84,7 @@ def _check(path: Path, now: Snapshot, record: RunRecord, proof: Proof) -> None:
         proof.problems += ledger.problems()
         proof.rows_in_parts, calls, proof.rows_in_journal = ledger.counts()
         proof.tool_calls = calls + in_journal
+    _check_parts(path, record, proof)
     _check_leftovers(path, proof)
     if not proof.problems:  # else it says again what is wrong, in sums
         _check_totals(now, record, proof)
@@ -168,6 +170,33 @@ def _first(outcomes: Iterator[Outcome], count: int | None) -> Iterator[Outcome]:
     for at, outcome in enumerate(outcomes):
         if count is None or at < count:
             yield outcome
+
+
+def _check_parts(path: Path, record: RunRecord, proof: Proof) -> None:
+    """Parts that `run.json` names and that are not there, and the list of rows that are gone."""
+    if proof.state == "live":
+        return
+    # After a kill a part may rightly be gone: its rows were sent again, and stand in another.
+    settled = record.totals.rows + record.gone.rows
+    if proof.state in _ENDED or proof.rows_in_parts + proof.rows_in_journal < settled:
+        proof.problems += [
+            f"{name}: missing; it held {rows:,} rows. Put it back"
+            for name, rows in record.parts.items()
+            if not (path / name).exists()
+        ]
+    if proof.state in _ENDED and (gone := _gone_rows(path)) != record.gone.rows:
+        proof.problems.append(
+            f"{GONE_FILE}: names {gone:,} rows that left the input, and {RUN_FILE} counts "
+            f"{record.gone.rows:,}"
+        )
+
+
+def _gone_rows(path: Path) -> int:
+    """As far as the file can be read."""
+    try:
+        return len(read_gone(path))
+    except StoreError:
+        return 0
 
 
 def _check_leftovers(path: Path, proof: Proof) -> None:

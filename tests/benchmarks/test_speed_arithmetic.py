@@ -82,10 +82,10 @@ def test_only_stalls_while_sending_count() -> None:
 
 
 def test_parts_add_up_to_what_their_loops_took() -> None:
-    names = "read execute settle gate parse bare send journal count columns parquet"
+    names = "read execute settle gate parse bare send journal count show columns parquet"
     us = {name: float(at * at) for at, name in enumerate(names.split(), 3)} | {"read back": 1.0}
     parts = disjoint(us)
-    whole = ("read", "execute", "send", "journal", "count", "parquet", "read back")
+    whole = ("read", "execute", "send", "journal", "count", "show", "parquet", "read back")
     assert parts["all"] == pytest.approx(sum(us[name] for name in whole))
     assert sum(parts.values()) == pytest.approx(2 * parts["all"])
 

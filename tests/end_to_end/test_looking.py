@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import DEVNULL, CompletedProcess, Popen
@@ -74,7 +75,12 @@ def test_a_run_tells_how_it_stands_while_it_goes_on_when_killed_and_at_its_end(
 
 
 def test_what_is_no_run_and_no_row_is_said_so(source: Path, batchrun: Run) -> None:
-    assert batchrun("run", source, *_ASK, "--simulate", "--limit", "5").returncode == 0
+    words = ("run", source, *_ASK, "--simulate")
+    assert batchrun(*words, "--limit", "5").returncode == 0
+    assert shlex.split(json.loads(batchrun("status", "run", "--json").stdout)["next_command"]) == [
+        "batchrun",
+        *map(str, words),
+    ]
     missing = batchrun("show", "run", "17")
     assert missing.returncode == 2
     assert "no settled row has the id '17'" in missing.stderr
@@ -105,7 +111,7 @@ def test_a_terminal_shows_a_bar_whose_lines_fit_and_are_gone_at_the_end(
     bars = [line for line in _drawn(shown) if "━" in line]
     assert len(bars) > 2
     assert any(re.search(r"running ━+.* \d+%", line) for line in bars)
-    assert any("in flight" in line and "retries" in line for line in _drawn(shown))
+    assert any("in flight" in line and "tried again" in line for line in _drawn(shown))
     drawn = [line for line in _drawn(shown) if "━" in line or "in flight" in line]
     assert max(map(len, drawn)) <= columns
     rows = _screen(shown, columns)

@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import shlex
 import signal
 import socket
 import time
@@ -121,7 +122,12 @@ def test_the_cap_is_never_passed_and_a_higher_one_goes_on(
     nothing = batchrun(*command, "--max-cost", "0.01")
     assert nothing.returncode == 3
     assert stats(base_url)["requests"] - settled <= 10  # the rest of the cap may hold a few more
-    second = batchrun(*command, "--max-cost", "5")
+    *_, named = nothing.stderr.splitlines()
+    assert named.startswith("next: batchrun run ")
+    assert (
+        named == "next: " + json.loads(batchrun("status", "run", "--json").stdout)["next_command"]
+    )
+    second = batchrun(*shlex.split(named)[2:])
     assert second.returncode in (0, 4), second.stderr
     assert totals()[:2] == (_ROWS, _ROWS)
     assert stats(base_url)["completions"] == _ROWS

@@ -318,7 +318,7 @@ def test_changed_rows_are_sent_again_and_gone_rows_leave_the_totals(
     assert proved.returncode == 0, proved.stdout
     assert "rows:       10" in batchrun("status", "run").stdout
     assert batchrun(*words, "--rerun-changed").returncode == 0
-    assert batchrun(*words).returncode == 2  # as long as rows are gone, that must be meant
+    assert batchrun(*words).returncode == 0  # that they are gone was meant, and still is
 
 
 def test_a_run_that_goes_on_can_be_verified(
@@ -352,3 +352,32 @@ def test_what_does_not_hold_is_listed_and_ends_with_one(
     assert "5 things do not hold" in wrong.stdout
     assert "responses/w0-000002.parquet, row 0 of it: row" in wrong.stdout
     assert batchrun("verify", "nowhere").returncode == 2
+
+
+def test_a_deleted_part_is_paid_again_only_where_that_is_asked_for(
+    tmp_path: Path,
+    write_rows: Any,
+    questions: Any,
+    simulator: Any,
+    batchrun: Run,
+    stats: Stats,
+) -> None:
+    base_url = simulator()
+    write_rows(questions(60))
+    (tmp_path / "job.toml").write_text(_JOB.replace("BASE_URL", base_url), encoding="utf-8")
+    assert batchrun("run", "job.toml").returncode == 0
+    lost = min((tmp_path / "run" / "responses").iterdir())
+    lost.unlink()
+    named = f"responses/{lost.name}"
+    assert named in batchrun("verify", "run").stdout
+    refused = batchrun("run", "job.toml")
+    assert refused.returncode == 2
+    assert f"{named} (20 rows)" in refused.stderr
+    assert stats(base_url)["requests"] == 60
+    again = batchrun("run", "job.toml", "--rerun-changed")
+    assert again.returncode == 0, again.stderr
+    assert stats(base_url)["requests"] == 80
+    proved = batchrun("verify", "run")
+    assert proved.returncode == 0, proved.stdout
+    assert batchrun("run", "job.toml").returncode == 0
+    assert stats(base_url)["requests"] == 80

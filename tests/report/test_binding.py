@@ -29,8 +29,12 @@ def test_a_limit_is_told_with_its_headroom_and_when_it_opens() -> None:
     assert told(Standing("tokens a minute", 81_234.5, 100_000), 0.0) == (
         "tokens a minute: 81,234 of 100,000"
     )
-    header = Standing("x-ratelimit-limit-requests", None, 1200)
+    header = Standing("x-ratelimit-limit-requests", None, 1200, of="requests", per_s=20.0)
     assert told(header, 0.0) == "the server's x-ratelimit-limit-requests: 1,200"
+    learnt = Standing("learnt rate", None, 97.25, of="requests", per_s=97.25 / 60)
+    assert told(learnt, 0.0) == "learnt rate: 97.2 requests a minute"
+    mine = Standing("requests a minute", 12, 600, of="requests", per_s=10.0)
+    assert told(mine, 0.0) == "requests a minute: 12 of 600"
 
 
 def test_limits_with_nothing_to_say_are_left_out() -> None:
@@ -39,6 +43,15 @@ def test_limits_with_nothing_to_say_are_left_out() -> None:
 
 
 def test_only_what_stops_all_sending_is_a_pause() -> None:
-    assert paused_by(HELD) is None
-    assert paused_by(Pulse(is_held=True, standings=(DOWN, FULL))) == "endpoint down"
-    assert paused_by(Pulse(standings=(DOWN, FULL))) is None
+    cooling, up = Standing("cooldown", until_s=107.3), Standing("endpoint down")
+    assert paused_by(Pulse(in_flight=64, is_held=True, standings=(FULL, up))) is None
+    assert paused_by(Pulse(is_held=True, standings=(cooling, FULL))) == "cooldown"
+    assert paused_by(Pulse(standings=(cooling, FULL))) is None
+
+
+def test_an_endpoint_that_is_down_stays_so_while_it_is_probed() -> None:
+    up = Standing("endpoint down")
+    assert paused_by(HELD) == "endpoint down"  # a probe is out, and holds up the others
+    assert paused_by(Pulse(retrying=9, standings=(FULL, DOWN))) == "endpoint down"
+    assert paused_by(Pulse(is_held=True, standings=(FULL, DOWN, up))) is None  # of one model
+    assert paused_by(Pulse(is_held=True, standings=(DOWN, up))) == "endpoint down"

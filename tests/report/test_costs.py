@@ -1,6 +1,7 @@
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from batchrun.errors import ErrorKind
@@ -29,10 +30,14 @@ FAILURE = Failure(ErrorKind.TIMEOUT, "too long", status="no_answer")
 
 
 def ended(
-    result: Response | Failure, cost_usd: float | None, priced_as: str | None, model: str = "m"
+    result: Response | Failure,
+    cost_usd: float | None,
+    priced_as: str | None,
+    model: str = "m",
+    before: tuple[Attempt, ...] = (),
 ) -> Outcome:
     request = Request(0, "0", "a.jsonl", b"{}", "0" * 16, model, None, ())
-    attempts = (Attempt(0, 1.0, "first"),)
+    attempts = (*before, Attempt(0, 1.0, "first", cost_usd=cost_usd))
     return Outcome(request, result, attempts, "http://x", "plain", None, cost_usd, priced_as)
 
 
@@ -69,16 +74,25 @@ def test_a_model_without_a_price_is_said_and_never_costs_nothing() -> None:
     unpriced = ended(RESPONSE, None, None, "my-model")
     summary = summed(*[unpriced] * 3)
     assert summary.cost_usd is None
-    words = 'unknown for 3 rows (no price for my-model; give [pricing."my-model"])'
-    assert said(summary) == words
-    assert (
-        said(summed(ended(RESPONSE, 0.5, "m"), unpriced, unpriced, unpriced)) == f"$0.50, {words}"
+    words = (
+        '(no price for my-model; batchrun cost reckons it once [pricing."my-model"] stands in '
+        "~/.config/batchrun/prices.toml)"
     )
+    assert said(summary) == f"unknown for 3 attempts {words}"
+    some = summed(ended(RESPONSE, 0.5, "m"), unpriced, unpriced)
+    assert said(some) == f"$0.50, without 2 attempts of unknown cost {words}"
 
 
-def test_rows_that_ended_without_a_count_of_tokens_are_said() -> None:
+def test_attempts_that_ended_without_a_count_of_tokens_are_said_whatever_became_of_the_row() -> (
+    None
+):
+    why = "of unknown cost (they ended without a count of tokens)"
+    late = Attempt(0, 9.0, "first", None, ErrorKind.TIMEOUT)
+    refused = Attempt(0, 0.1, "first", 429, ErrorKind.RATE_LIMIT, cost_usd=0.0)
     summary = summed(ended(RESPONSE, 0.5, "m"), ended(FAILURE, None, None))
-    assert said(summary) == "$0.50, unknown for 1 row (they ended without a count of tokens)"
+    assert said(summary) == f"$0.50, without 1 attempt {why}"
+    summary = summed(ended(RESPONSE, 0.5, "m", before=(late, refused, late)))
+    assert said(summary) == f"$0.50, without 2 attempts {why}"
 
 
 def test_what_tries_may_have_cost_is_said() -> None:
@@ -124,3 +138,23 @@ def test_what_is_left_is_told_at_the_mean_cost_of_what_is_done(
     assert cost_of_left(totals, 10) == cost
     assert left_in_words(totals, 10).startswith(words)
     assert left_in_words(Totals(), 1) == "1 row is left"
+
+
+def test_tries_beyond_the_first_are_told_apart_by_their_kind() -> None:
+    def tried(*kinds: str) -> Outcome:
+        outcome = ended(RESPONSE, 0.5, "m")
+        return msgspec.structs.replace(
+            outcome, attempts=tuple(Attempt(0, 1.0, kind, cost_usd=0.5) for kind in kinds)
+        )
+
+    assert "attempts: 2, of them 1 retries;" in render_end(
+        summed(tried("first", "retry")), Path("run")
+    )
+    summary = summed(tried("first", "retry", "reask"), tried("first", "hedge"), tried("first"))
+    again = summed(tried("first", "retry", "first"))
+    assert (again.attempts, again.retries, again.resent) == (3, 1, 1)
+    summary = msgspec.structs.replace(summary, left=3, more_tries=4)
+    assert (
+        "6 of settled rows, of them 1 retries, 1 reasks, 1 hedges; 4 more by rows not settled yet"
+        in render_status(summary, Path("run"))
+    )

@@ -1,10 +1,14 @@
 from pathlib import Path
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from batchrun.errors import ErrorKind
 from batchrun.records import Attempt, Failure, Outcome, Request, Totals
-from batchrun.report.summary import Tally, next_command
+from batchrun.report.next_command import higher_cap_usd, next_command
+from batchrun.report.summary import Tally
 
 RUN = Path("runs/a b")
 COMMAND = "batchrun run prompts.jsonl --prompt '{{ question }}'"
@@ -34,6 +38,36 @@ def test_after_other_ends_the_same_command_goes_on() -> None:
     assert next_command(COMMAND, RUN, 0, {}, None) is None
 
 
+@pytest.mark.parametrize("said", ["", " --max-cost 0.5", " --max-cost=0.5"])
+def test_after_the_budget_a_higher_cap_goes_on(said: str) -> None:
+    found = next_command(f"{COMMAND}{said} --json", RUN, 3, {}, None, cap_usd=1.3)
+    assert found == f"{COMMAND} --json --max-cost 1.3"
+    found = next_command("batchrun run --max-cost 1 -- a", RUN, 3, {}, None, cap_usd=0.00012)
+    assert found == "batchrun run --max-cost 0.00012 -- a"
+
+
+def test_after_the_first_rows_the_command_without_a_limit_goes_on() -> None:
+    for said in (" --limit 5", " --limit=5"):
+        assert next_command(COMMAND + said, RUN, 0, {}, None, left=3) == COMMAND
+    assert next_command(f"{COMMAND} --limit 5", RUN, 0, {}, None, left=0) is None
+
+
+@given(
+    spent=st.floats(0, 1e6),
+    left=st.integers(1, 10**7),
+    mean=st.none() | st.floats(0, 10),
+    reserved=st.floats(1e-9, 10),
+)
+def test_a_higher_cap_has_room_for_the_rest_and_for_one_reservation(
+    spent: float, left: int, mean: float | None, reserved: float
+) -> None:
+    cost = None if mean is None else left * mean
+    cap = higher_cap_usd(spent, left, cost, reserved)
+    least = spent + reserved + (cost or 0.0)
+    assert cap >= least * (1 - 1e-9)
+    assert cap <= 1.11 * (spent + (left * reserved if cost is None else cost + reserved)) + 1e-11
+
+
 def test_a_row_sent_again_is_counted_once_and_left_until_it_is_settled() -> None:
     request = Request(0, "a", "s", b"{}", "0" * 16, None, None, ())
     failure = Failure(ErrorKind.TIMEOUT, "late", status="no_answer")
@@ -44,6 +78,7 @@ def test_a_row_sent_again_is_counted_once_and_left_until_it_is_settled() -> None
         statuses={"no_answer": 1},
         error_kinds={"timeout": 1},
         attempts=1,
+        attempt_kinds={"first": 1},
         cost_usd=0.5,
     )
     tally = Tally(replace(one, rows=2, ok=1), 0.0, again=1)
@@ -52,6 +87,8 @@ def test_a_row_sent_again_is_counted_once_and_left_until_it_is_settled() -> None
     assert (summary.settled, summary.left, summary.again) == (1, 1, 1)
     more = replace(first, attempts=(attempt, attempt), cost_usd=1.0, replaces=True)
     tally.count(more, one)
-    assert tally.totals() == replace(one, rows=2, ok=1, attempts=2, cost_usd=1.0)
+    assert tally.totals() == replace(
+        one, rows=2, ok=1, attempts=2, attempt_kinds={"first": 2}, cost_usd=1.0
+    )
     summary = tally.summary(run="r", state="running", rows=2, now_s=1.0)
     assert (summary.settled, summary.left, summary.again) == (2, 0, 0)

@@ -29,7 +29,9 @@ def _asked(whole: Path, sql: str, table: str = "responses") -> list[tuple[Any, .
 def test_outcomes_and_sums_are_those_of_the_tables(report: Report, whole: Path) -> None:
     sql = """SELECT count(*), count(*) FILTER (ok), count(*) FILTER (refusal IS NOT NULL),
              count(*) FILTER (status = 'no_answer'), round(sum(cost_usd), 9), sum(input_tokens),
-             sum(reasoning_tokens), count(*) FILTER (cost_usd IS NULL), min(epoch_us(started_at))
+             sum(reasoning_tokens),
+             sum(len(list_filter(attempts, lambda a: a.cost_usd IS NULL)))::BIGINT,
+             min(epoch_us(started_at))
              FROM read_parquet(?)"""
     of = {one.outcome: one.rows for one in report.outcomes}
     cost = round(report.cost_usd or 0.0, 9)
@@ -37,7 +39,7 @@ def test_outcomes_and_sums_are_those_of_the_tables(report: Report, whole: Path) 
         (
             *(report.rows, of["ok"], of["refused"], of["no_answer"], cost),
             *(report.tokens.input_tokens, report.tokens.reasoning_tokens),
-            *(report.unpriced, report.started_at),
+            *(report.unknown_attempts, report.started_at),
         )
     ]
     assert sum(of.values()) == report.rows == 240

@@ -126,6 +126,8 @@ def test_all_that_was_kept_is_settled(
         error_kinds={"bad_request": 4},
         tool_calls=6,
         attempts=10,
+        attempt_kinds={"first": 10},
+        unknown_attempts=10,
         input_tokens=sum(10 + row for row in range(10) if row % 3),
         output_tokens=30,
         total_tokens=sum(15 + row for row in range(10) if row % 3),

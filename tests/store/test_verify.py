@@ -238,14 +238,42 @@ def test_rows_that_left_the_input_are_out_of_the_totals(copy: Path) -> None:
     run_dir = RunDir.open(copy)
     assert run_dir.record is not None
     settled = run_dir.settled()
-    gone = run_dir.totals_at(bytearray(row in (2, 4) for row in settled.rows))
+    marks = bytearray(row in (2, 4) for row in settled.rows)
+    gone = run_dir.totals_at(marks)
     assert (gone.rows, gone.ok, gone.statuses) == (2, 1, {"completed": 1, "failed": 1})
     left = settled.totals.without(gone)
+    run_dir.write_gone(marks)
     run_dir.save(replace(run_dir.record, totals=left, gone=gone))
     run_dir.close()
     assert verify(copy).problems == []
     assert verify(copy).rows_in_parts == 10
     assert read_totals(copy) == left
+    (copy / "gone.parquet").unlink()
+    said = "gone.parquet: names 0 rows that left the input, and run.json counts 2"
+    assert the_problem(copy) == said
+
+
+@pytest.mark.parametrize("table", ["responses", "tool_calls"])
+def test_a_part_that_was_deleted_is_named(copy: Path, table: str) -> None:
+    run_dir = RunDir.open(copy)
+    assert run_dir.record is not None
+    parts = run_dir.parts()
+    run_dir.save(replace(run_dir.record, parts=parts))
+    run_dir.close()
+    (copy / table / PART).unlink()
+    said = f"{table}/{PART}: missing; it held {parts[f'{table}/{PART}']} rows. Put it back"
+    assert said in verify(copy).problems
+
+
+def test_after_a_kill_a_part_is_missed_where_rows_are(copy: Path) -> None:
+    run_dir = RunDir.open(copy)
+    assert run_dir.record is not None
+    parts = {**run_dir.parts(), "responses/w0-000009.parquet": 3}
+    run_dir.save(replace(run_dir.record, state="running", parts=parts))
+    run_dir.close()
+    assert verify(copy).problems == []  # its rows were sent again and stand elsewhere
+    (copy / "responses" / PART).unlink()
+    assert any(f"responses/{PART}: missing" in said for said in verify(copy).problems)
 
 
 def test_nothing_is_changed(copy: Path) -> None:
