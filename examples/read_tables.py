@@ -33,13 +33,14 @@ responses = pd.read_parquet(run / "responses", columns=["model", *columns])
 by_model = responses.groupby("model")[columns]
 print(f"tokens (pandas)\n{by_model.sum()}\n\nfor each row:\n{by_model.mean().round(1)}\n")
 
-# %% Polars: tool calls by name, and the share whose arguments fit the tool's schema.
+# %% Polars: the five tools called most, and the share of arguments that fit the tool's schema.
 calls = (
     pl.scan_parquet(f"{run}/tool_calls/*.parquet")
     .group_by("name")
     .agg(calls=pl.len(), rows=pl.col("row").n_unique(), valid=pl.col("arguments_valid").mean())
     .sort("calls", "name", descending=[True, False])
+    .head(5)
     .collect()
 )
-with pl.Config(tbl_rows=-1, tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True):
-    print(f"tool calls (Polars)\n{calls}")
+with pl.Config(tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True):
+    print(f"the tools called most (Polars)\n{calls}")
