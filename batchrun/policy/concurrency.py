@@ -13,6 +13,7 @@ _STEP = 1.15  # every `_STEP_S` while nothing resists: twice as many in a quarte
 _STEP_S = 0.05  # sooner ...
 _STEP_LEAST_S = 0.01
 _STEP_ANSWERS = 3.0  # ... where this many times the quickest answer is less
+_STEP_AMID_S = 0.3  # where refusals are taken for chance: that may turn out wrong
 _PROBE_ANSWERS = 150  # before one more is tried, so that refusals stay rare
 _PROBE_S = 3.0
 _SOON_S = 2.0  # a second refusal within it cuts by a factor
@@ -154,7 +155,7 @@ class LearntInFlight:
     def _grow(self, now_s: float) -> None:
         if self._searches or self._fits < 0.9 * self._good:
             self._fits = max(self._fits * _STEP, self._fits + 1)
-            self._grow_s = now_s + self._step_s
+            self._grow_s = now_s + (_STEP_AMID_S if self._chance.is_usual else self._step_s)
         else:
             self._fits += self._step
             self._good = self._fits

@@ -20,6 +20,7 @@ _FIRST = 30.0  # requests a second to begin with
 _DOUBLES_S = 0.2  # while nothing is refused at all; sooner ...
 _DOUBLES_LEAST_S = 0.04
 _DOUBLES_ANSWERS = 10.0  # ... where this many times the quickest answer is less
+_DOUBLES_AMID_S = 1.4  # where refusals are taken for chance: that may turn out wrong
 _MOST = 1e6
 _HANDFUL = 60  # requests: before that the rate does not fall below ...
 _HANDFUL_RATE = 5.0  # ... so many a second
@@ -124,7 +125,8 @@ class LearntRate:
         if now_s - self._pressed_s > _USED_S + 1 / rate or now_s < self._until_s:
             return
         if self._searches:
-            rate *= math.exp2(since_s / self._doubles_s)
+            is_amid = self._chance.is_usual
+            rate *= math.exp2(since_s / (_DOUBLES_AMID_S if is_amid else self._doubles_s))
         elif now_s >= self._rise_s:
             rate *= math.exp(self._slope(rate) * since_s)
         else:

@@ -118,6 +118,25 @@ def test_slow_refusals_and_errors_of_other_kinds_do_not_stall_a_run() -> None:
     assert traffic.between(traffic.accepted, 20, 60) >= 0.9 * 95 * 40
 
 
+@pytest.mark.parametrize("share", [0.05, 0.1])
+@pytest.mark.parametrize("kind", [ErrorKind.RATE_LIMIT, ErrorKind.OVERLOADED])
+def test_refusals_by_chance_cost_little_more_than_the_stops_they_ask_for(
+    kind: ErrorKind, share: float
+) -> None:
+    class Fickle(Server):
+        """A gateway with some bad keys: a share is refused with a hint, whatever is sent."""
+
+        def take(self, tokens: int, now_s: float) -> tuple[float, Finish]:
+            if self._random.random() < share:
+                return self._refused(kind, 8.0)
+            return super().take(tokens, now_s)
+
+    plan = Plan(hints=SECONDS, latency_s=0.3)
+    traffic = play(Fickle(plan, 1), ROWS[:1000], until_s=10_000.0)
+    assert sum(traffic.accepted) == 1000
+    assert traffic.end_s <= 1.5 * 8.0 * sum(traffic.refused) + 2 * MINUTE_S
+
+
 @pytest.mark.parametrize("most", [1, 2, 10, 600, 3000])
 def test_requests_a_minute_are_used_from_the_start(most: int) -> None:
     traffic = play(Server(Plan(latency_s=0.3), 1), ROWS, requests_per_minute=most, until_s=60.0)

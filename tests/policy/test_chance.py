@@ -54,9 +54,11 @@ def test_more_than_the_usual_share_is_a_limit_again() -> None:
 
 
 def test_a_usual_share_is_forgotten_when_nothing_is_refused_any_more() -> None:
+    draw = random.Random(3)
     chance = Chance()
-    for sent in range(0, 200, 10):
-        chance.is_limit(sent, 9.0 / (1 + sent), sent / 50, in_vain=True)
+    for sent in range(200):
+        if draw.random() < 0.1:
+            chance.is_limit(sent, 9.0 / (1 + sent), sent / 50, in_vain=True)
     assert chance.is_usual
     assert not chance.is_limit(50_000, 9.0, 500.0, in_vain=False)
     assert not chance.is_usual
@@ -67,3 +69,29 @@ def test_a_limit_that_is_not_lowered_much_is_never_taken_for_chance() -> None:
     believed = [chance.is_limit(sent, 9.0, sent / 5, in_vain=True) for sent in range(0, 600, 3)]
     assert all(believed[2:])
     assert not chance.is_usual
+
+
+def test_few_refusals_that_come_at_ever_less_are_chance_after_three_falls() -> None:
+    chance = Chance()
+    for sent, level in ((95, 10.0), (100, 10.0), (105, 9.0), (140, 7.0), (170, 5.0)):
+        chance.is_limit(sent, level, sent / 50, in_vain=True)
+        assert not chance.is_usual
+    assert not chance.is_limit(220, 4.0, 5.0, in_vain=True)
+    assert chance.is_usual
+
+
+def test_refusals_at_even_distances_are_a_limit_after_all_and_not_chance_again_soon() -> None:
+    draw = random.Random(3)
+    chance = Chance()
+    for sent in range(400):
+        if draw.random() < 0.1:
+            chance.is_limit(sent, 9.0 / (1 + sent), sent / 50, in_vain=True)
+    assert chance.is_usual
+    heard = [
+        chance.is_limit(sent, 9.0, sent / 50, in_vain=None) for sent in range(400, 600, 10)
+    ]  # so it is where each refusal stops all until the same number may go again
+    assert not any(heard[:9])
+    assert any(heard)
+    for sent in range(600, 1_200, 10):
+        chance.is_limit(sent, 9.0 / sent, sent / 50, in_vain=True)
+        assert not chance.is_usual
