@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from batchrun.job_file import load_job
-from batchrun.runner import Watch, run_job
+from batchrun.one_run import Watch
+from batchrun.runner import run_job
 from batchrun.stop_switch import StopSwitch
 
 

@@ -30,18 +30,19 @@ def send(
     """The summary of a run, or of a pilot of so many rows. Raises as `run_job`."""
     import asyncio
 
-    from batchrun import runner
+    from batchrun.one_run import DRAIN_S, Watch
     from batchrun.records import NOTHING_SENT_AGAIN
     from batchrun.report.terminal import Progress
+    from batchrun.runner import new_event_loop, run_job
     from batchrun.stop_switch import StopSwitch
 
     progress = Progress(sys.stderr)
     stop = StopSwitch()
-    watch = runner.Watch() if quiet else runner.Watch(say_plan, progress.show)
+    watch = Watch() if quiet else Watch(say_plan, progress.show)
 
     async def main() -> "Summary":
-        with signals_ask(stop, progress, runner.DRAIN_S, say):
-            return await runner.run_job(
+        with signals_ask(stop, progress, DRAIN_S, say):
+            return await run_job(
                 job,
                 simulate=simulate,
                 limit=limit,
@@ -54,7 +55,7 @@ def send(
             )
 
     try:
-        with asyncio.Runner(loop_factory=runner.new_event_loop) as loop:
+        with asyncio.Runner(loop_factory=new_event_loop) as loop:
             return loop.run(main())
     finally:
         progress.close()

@@ -1,0 +1,289 @@
+"""One run from its plan to its end: sends, keeps, counts, watches, ends.
+
+Follow one row: `inputs` reads it and makes a Request; the executor gives it a place; `dispatch`
+gets its outcome; the keeper keeps it in the run directory and counts it.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from batchrun.dispatch.attempts import Dispatcher
+from batchrun.dispatch.gate import Gate
+from batchrun.endpoint.client import Client
+from batchrun.errors import BatchrunError, InputError, Interrupted, RunStopped, StoreError
+from batchrun.executors.local import LocalExecutor
+from batchrun.job import Job
+from batchrun.keeping import Keeper
+from batchrun.plan import Plan
+from batchrun.policy.budget import Budget
+from batchrun.policy.concurrency import FirstAlone
+from batchrun.policy.failures import FirstRows, TooManyFailures
+from batchrun.policy.pace import user_limits
+from batchrun.policy.scopes import Scopes
+from batchrun.policy.verdicts import Limit
+from batchrun.pricing.prices import Prices
+from batchrun.records import BadRow, Request, RunRecord
+from batchrun.report.binding import Pulse
+from batchrun.report.live import Live
+from batchrun.report.next_command import higher_cap_usd, next_command
+from batchrun.report.summary import Summary, Tally, cost_of_left, left_in_words
+from batchrun.stop_switch import StopSwitch
+from batchrun.store.run_dir import RunDir
+from batchrun.store.tables import example_not_ok
+
+OLDEST = 3  # rows named while the last ones are waited for
+DRAIN_S = 20.0  # what is in flight may take this long to land after the first signal
+
+
+class Watch(Struct):
+    """Whoever wants to see: each is called on the run's thread and must be quick."""
+
+    plan: Callable[[Plan, Path], None] = lambda _plan, _path: None
+    summary: Callable[[Summary], None] = lambda _summary: None
+
+
+class Run:
+    """One run from its plan to its end."""
+
+    def __init__(
+        self,
+        job: Job,
+        run_dir: RunDir,
+        plan: Plan,
+        record: RunRecord,
+        tally: Tally,
+        watch: Watch,
+        stop: StopSwitch,
+        prices: Prices,
+        most_in_flight: int,
+    ) -> None:
+        self.job, self.run_dir, self.plan, self.record = job, run_dir, plan, record
+        self.tally, self.watch, self.stop = tally, watch, stop
+        self.prices, self.most_in_flight = prices, most_in_flight
+        self.keeper = Keeper(run_dir, tally, plan.resumed)
+        spent_usd = (record.totals.cost_usd or 0.0) + (record.gone.cost_usd or 0.0)
+        cap_usd = job.limits.max_cost_usd
+        self.budget = None if cap_usd is None else Budget(cap_usd, spent_usd, record.unknown_usd)
+        self.rows = plan.rows_in_all
+        self.ended_by: BatchrunError | None = None
+
+    async def send(self, client: Client, limit: int | None) -> None:
+        """Every row that is not settled, to its outcome in the journal."""
+        job, run_dir = self.job, self.run_dir
+        run_dir.save(self.record)
+        resumed = self.plan.resumed
+        run_dir.start(
+            part_rows=job.output.part_rows,
+            part_bytes=job.output.part_bytes,
+            replaces=resumed.resent.rows > 0,
+        )
+        run_dir.log_event("started", rows=self.rows, to_send=self.plan.to_send)
+        scopes = Scopes(self.most_in_flight, job.limits.give_up_after_s)
+        gate = Gate(self._shared_limits(), scopes.limits)
+        dispatcher = Dispatcher(
+            client,
+            gate,
+            scopes,
+            job.retry,
+            self.prices,
+            key_name=job.endpoint.api_key_env,
+            has_budget=job.limits.max_cost_usd is not None,
+            hedges=job.limits.hedge,
+        )
+        executor = LocalExecutor(dispatcher, gate, self.most_in_flight)
+        requests = self._taken_up(
+            self.plan.prompts.requests(self.plan.layout, resumed.settled, limit)
+        )
+        watchers = (FirstRows(resumed.totals.without(resumed.resent)), TooManyFailures(job.limits))
+        try:
+            async with (
+                executor.run(requests) as outcomes,
+                self._watched(executor, gate, dispatcher),
+            ):
+                self.stop.listen(lambda: self._interrupt(executor))
+                async for outcome in outcomes:
+                    try:
+                        self.keeper.keep(outcome)
+                    except StoreError as error:  # what is in flight lands, and is held
+                        executor.stop(error)
+                    for watcher in watchers:
+                        if (reason := watcher.told(outcome)) is not None:
+                            executor.stop(RunStopped(reason))
+        except (RunStopped, Interrupted) as end:
+            self.ended_by = end
+        except InputError as error:  # the files changed since the plan; the run can go on later
+            self.ended_by = RunStopped(str(error))
+        except StoreError as error:
+            await self.keeper.keep_held(
+                error,
+                is_hurried=lambda: len(self.stop.asked) > 1,
+                tell=lambda said: self.watch.summary(
+                    self._summary("waiting for the disk", message=said)
+                ),
+            )
+
+    def _shared_limits(self) -> list[Limit]:
+        """What the user allows, over all scopes."""
+        limits = self.job.limits
+        shared = [
+            FirstAlone(),
+            *user_limits(self.most_in_flight, limits.requests_per_minute, limits.tokens_per_minute),
+        ]
+        if self.budget is not None:
+            shared.append(self.budget)
+        return shared
+
+    async def begin(self, request: Request, response_id: str) -> None:
+        """A background response has begun: on disk before it is waited for."""
+        await asyncio.to_thread(self.run_dir.begin, request, response_id)
+
+    def _taken_up(self, requests: Iterator[Request | BadRow]) -> Iterator[Request | BadRow]:
+        """The requests; those begun in background by an earlier command know their response."""
+        started = dict(self.run_dir.started)
+        for request in self.keeper.with_earlier(requests):
+            begun = started.get(request.custom_id)
+            if isinstance(request, Request) and begun is not None and begun.hash == request.hash:
+                yield replace(request, resume_id=begun.response_id)
+            else:
+                yield request
+
+    async def end(self) -> Summary:
+        """Everything into Parquet, the totals into `run.json`."""
+        run_dir, totals = self.run_dir, self.tally.totals()
+        await asyncio.to_thread(run_dir.finish)
+        exit_code = 0 if totals.ok == totals.rows else 4
+        state, message = "finished", None
+        if self.ended_by is not None:
+            exit_code, message = self.ended_by.exit_code, str(self.ended_by)
+            if self.budget is not None and self.budget.is_used_up:
+                message += f"; {left_in_words(totals, self.tally.left(self.rows))}"
+            state = "stopped" if isinstance(self.ended_by, RunStopped) else "interrupted"
+        example = example_not_ok(run_dir.path) if exit_code == 4 else None
+        summary = self._summary(
+            state,
+            exit_code=exit_code,
+            message=message,
+            next_command=next_command(
+                self.record.command,
+                run_dir.path,
+                exit_code,
+                totals.statuses,
+                example,
+                cap_usd=self._higher_cap_usd(),
+            ),
+        )
+        parts = await asyncio.to_thread(run_dir.parts)
+        self._save_end(state, exit_code, message, parts)
+        if self.plan.to_settle:
+            run_dir.log_event(state, exit_code=exit_code, message=message)
+            run_dir.write_live(summary)
+        self.watch.summary(summary)
+        return summary
+
+    def failed(self, error: StoreError) -> None:
+        """The disk failed: `run.json` says so, if it still can."""
+        with contextlib.suppress(StoreError):
+            self._save_end("failed", error.exit_code, str(error), self.record.parts)
+
+    def _save_end(
+        self, state: str, exit_code: int, message: str | None, parts: dict[str, int]
+    ) -> None:
+        self.run_dir.save(
+            replace(
+                self.record,
+                state=state,
+                exit_code=exit_code,
+                message=message,
+                totals=self.tally.totals(),
+                parts=parts,
+                unknown_usd=self.unknown_usd,
+                higher_cap_usd=self._higher_cap_usd(),
+                updated_at=time.time_ns() // 1000,
+            )
+        )
+
+    def _higher_cap_usd(self) -> float | None:
+        """Null unless the budget has ended the run."""
+        budget, totals = self.budget, self.tally.totals()
+        if budget is None or not budget.is_used_up:
+            return None
+        left = self.tally.left(self.rows)
+        spent_usd = budget.spent_usd + budget.unknown_usd
+        return higher_cap_usd(spent_usd, left, cost_of_left(totals, left), budget.refused_usd)
+
+    def _interrupt(self, executor: LocalExecutor) -> None:
+        executor.stop(self.stop.asked[0])
+        if len(self.stop.asked) > 1:  # the first may have come before anything was sent
+            executor.drop()
+            return
+        self.run_dir.log_event("stopping", why=str(self.stop.asked[0]))
+        asyncio.get_running_loop().call_later(DRAIN_S, executor.drop)
+
+    @contextlib.asynccontextmanager
+    async def _watched(
+        self, executor: LocalExecutor, gate: Gate, dispatcher: Dispatcher
+    ) -> AsyncIterator[None]:
+        """Shows and writes how the run stands while it is entered."""
+
+        def pulse() -> Pulse:
+            return Pulse(
+                is_stopping=executor.is_stopped(),
+                in_flight=gate.in_flight,
+                retrying=dispatcher.retrying,
+                retries=dispatcher.retries(),
+                is_held=gate.waiting > 0,
+                is_reading=executor.is_reading,
+                standings=gate.standings(),
+                oldest=dispatcher.oldest(OLDEST) if dispatcher.is_tail() else (),
+                write_s=self.keeper.write_s,
+                now_s=asyncio.get_running_loop().time(),
+            )
+
+        live = Live(self.run_dir, pulse, self._summary, self.watch.summary)
+        ticker = asyncio.create_task(live.watch())
+        ticker.add_done_callback(lambda task: _stop_on_error(task, executor))
+        try:
+            yield
+        finally:
+            ticker.cancel()
+
+    def _summary(
+        self,
+        state: str,
+        pulse: Pulse | None = None,
+        binds: str | None = None,
+        *,
+        exit_code: int | None = None,
+        message: str | None = None,
+        next_command: str | None = None,
+    ) -> Summary:
+        return self.tally.summary(
+            run=str(self.run_dir.path),
+            state=state,
+            rows=self.rows,
+            now_s=time.monotonic(),
+            pulse=pulse,
+            binds=binds,
+            exit_code=exit_code,
+            message=message,
+            next_command=next_command,
+            simulated=self.record.simulated,
+            unknown_usd=self.unknown_usd,
+            cap_usd=self.job.limits.max_cost_usd,
+        )
+
+    @property
+    def unknown_usd(self) -> float:
+        """Reserved for tries that never told what they cost."""
+        return self.budget.unknown_usd if self.budget is not None else self.record.unknown_usd
+
+
+def _stop_on_error(task: asyncio.Task[None], executor: LocalExecutor) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        executor.stop(error)
