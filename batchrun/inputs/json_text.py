@@ -83,7 +83,7 @@ def json_text(value: Any) -> str:
 
 def _decode_slowly(data: bytes | str) -> Any:
     try:
-        text = data if isinstance(data, str) else data.decode()
+        text = (data if isinstance(data, str) else data.decode()).rstrip()  # as places are told
         value = json.loads(
             text, parse_constant=_no_constant, parse_float=_finite, parse_int=_integer
         )
