@@ -7,7 +7,7 @@ gets its outcome; the keeper keeps it in the run directory and counts it.
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 
 from msgspec import Struct
@@ -28,12 +28,13 @@ from batchrun.policy.pace import user_limits
 from batchrun.policy.scopes import Scopes
 from batchrun.policy.verdicts import Limit
 from batchrun.pricing.prices import Prices
-from batchrun.records import BadRow, Request, RunRecord
+from batchrun.records import BadRow, Largest, Request, RunRecord
 from batchrun.report.binding import Pulse
 from batchrun.report.live import Live
 from batchrun.report.next_command import higher_cap_usd, next_command
 from batchrun.report.summary import Summary, Tally, cost_of_left, left_in_words
 from batchrun.stop_switch import StopSwitch
+from batchrun.store.largest import read_largest
 from batchrun.store.run_dir import RunDir
 from batchrun.store.tables import example_not_ok
 
@@ -84,7 +85,10 @@ class Run:
             replaces=resumed.resent.rows > 0,
         )
         run_dir.log_event("started", rows=self.rows, to_send=self.plan.to_send)
-        scopes = Scopes(self.most_in_flight, job.limits.give_up_after_s)
+        largest: Mapping[str, Largest] = {}
+        if self.budget is not None and resumed.totals.rows:
+            largest = await asyncio.to_thread(read_largest, run_dir.path)
+        scopes = Scopes(self.most_in_flight, job.limits.give_up_after_s, largest)
         gate = Gate(self._shared_limits(), scopes.limits)
         dispatcher = Dispatcher(
             client,
@@ -275,6 +279,7 @@ class Run:
             next_command=next_command,
             simulated=self.record.simulated,
             unknown_usd=self.unknown_usd,
+            reserved_usd=self.budget.reserved_usd if self.budget is not None else 0.0,
             cap_usd=self.job.limits.max_cost_usd,
         )
 

@@ -29,8 +29,9 @@ from batchrun.price_sections import with_user_prices
 from batchrun.pricing.prices import Prices, check_prices
 from batchrun.records import NOTHING_SENT_AGAIN, Layout, Pilot, Request, Resend, RunRecord
 from batchrun.report.amounts import attempts_in_words, rows_in_words
-from batchrun.resume import Resumed, earlier_unknown_usd, tell_settled
+from batchrun.resume import Resumed, tell_settled
 from batchrun.store.run_dir import SCHEMA_VERSION, RunDir
+from batchrun.store.tables import read_unknown_usd
 from batchrun.version import VERSION
 
 _LARGE_BODY_BYTES = 64 * 1024  # bodies above this on average are not stored unless asked for
@@ -162,7 +163,7 @@ def make_plan(
             *survey.warnings,
             *resumed.warnings,
             *_unsent(survey),
-            *_past_the_cap(cap_usd, unbounded, to_settle - bad, resumed, record),
+            *_past_the_cap(cap_usd, unbounded, to_settle - bad, resumed, record, path),
         ),
         store_request=store_request,
         disk_bytes=to_settle * (row_bytes // survey.rows + _ANSWER_BYTES),
@@ -204,12 +205,18 @@ def _check_models(prices: Prices, survey: Survey) -> None:
 
 
 def _past_the_cap(
-    cap_usd: float | None, unbounded: int, to_send: int, resumed: Resumed, record: RunRecord | None
+    cap_usd: float | None,
+    unbounded: int,
+    to_send: int,
+    resumed: Resumed,
+    record: RunRecord | None,
+    path: Path,
 ) -> list[str]:
     """How the dollars spent may pass the cap."""
     if cap_usd is None:
         return []
     said = []
+    reserved = read_unknown_usd(path, record) if record is not None else 0.0
     if unbounded:
         said.append(
             f"{rows_in_words(unbounded)} of {to_send:,} to send may cost more than is reserved for "
@@ -219,7 +226,6 @@ def _past_the_cap(
         )
     if resumed.totals.unknown_attempts:
         attempts = attempts_in_words(resumed.totals.unknown_attempts)
-        reserved = record.unknown_usd if record is not None else 0.0
         counts = f"takes in {usd(reserved)} for them" if reserved else "leaves it out"
         said.append(
             f"what {attempts} of settled rows cost is not known; the cap of {usd(cap_usd)} {counts}"
@@ -228,9 +234,14 @@ def _past_the_cap(
         rows = rows_in_words(resumed.lost)
         said.append(f"what {rows} cost that are not there any more is not in the cap either")
     if record is not None and record.state == "running":
+        takes = (
+            f"takes in {usd(reserved)} for it, as it stood a second before at most"
+            if reserved
+            else "leaves it out"
+        )
         said.append(
             f"the last command was killed; what was in flight then may have been billed, and the "
-            f"cap of {usd(cap_usd)} leaves it out"
+            f"cap of {usd(cap_usd)} {takes}"
         )
     return said
 
@@ -300,5 +311,5 @@ def make_record(
         estimated=run_dir.record.estimated if run_dir.record else None,
         gone=plan.resumed.gone,
         parts=run_dir.parts(),
-        unknown_usd=earlier_unknown_usd(run_dir),
+        unknown_usd=read_unknown_usd(run_dir.path, run_dir.record) if run_dir.record else 0.0,
     )

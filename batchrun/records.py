@@ -77,6 +77,13 @@ class Need(Struct, frozen=True):
     dollars: float = 0.0
 
 
+class Largest(Struct, frozen=True):
+    """The most tokens that answers of one model needed."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+
 class Slot(Struct, frozen=True):
     """An attempt that the gate has let in."""
 

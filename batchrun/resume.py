@@ -251,13 +251,3 @@ def with_earlier(outcome: Outcome, earlier: Earlier) -> Outcome:
         counted=counted + len(earlier.attempts) if counted >= 0 else counted,
         replaces=True,
     )
-
-
-def earlier_unknown_usd(run_dir: RunDir) -> float:
-    """USD that earlier commands reserved for tries that never told what they cost.
-
-    `live.json` knows it after a kill. Raises `StoreError`.
-    """
-    saved = run_dir.record.unknown_usd if run_dir.record is not None else 0.0
-    live = (read_live(run_dir.path) or {}).get("unknown_usd")
-    return max(saved, live) if isinstance(live, float) else saved

@@ -12,8 +12,8 @@ from batchrun.job_file import load_job
 from batchrun.plan import Plan, dry_run, make_plan, make_record
 from batchrun.pricing.prices import Prices
 from batchrun.records import Attempt, Failure, Outcome, Request
-from batchrun.resume import earlier_unknown_usd
 from batchrun.store.run_dir import RunDir
+from batchrun.store.tables import read_unknown_usd
 
 
 def _job(folder: Path, rows: list[dict[str, Any]], **settings: Any) -> Job:
@@ -111,17 +111,36 @@ def test_after_a_kill_a_cap_says_what_it_leaves_out(tmp_path: Path) -> None:
 
 def test_what_tries_may_have_cost_is_known_to_the_next_command(tmp_path: Path) -> None:
     job = _job(tmp_path, [{"input": "a", "model": "gpt-4.1"}])
+
+    def known(run_dir: RunDir) -> float:
+        assert run_dir.record is not None
+        return read_unknown_usd(run_dir.path, run_dir.record)
+
     run_dir = _begun(job, tmp_path)
-    assert earlier_unknown_usd(run_dir) == 0.0
+    assert known(run_dir) == 0.0
     run_dir.close()
     run_dir = _begun(job, tmp_path, unknown_usd=0.25)
-    assert earlier_unknown_usd(run_dir) == 0.25
+    assert known(run_dir) == 0.25
     run_dir.write_live({"unknown_usd": 0.5})  # killed before it could say so in `run.json`
-    assert earlier_unknown_usd(run_dir) == 0.5
+    assert known(run_dir) == 0.5
     run_dir.close()
     run_dir = _begun(job, tmp_path)
     assert run_dir.record is not None
     assert run_dir.record.unknown_usd == 0.5
+    run_dir.close()
+
+
+def test_after_a_kill_what_was_in_flight_counts_as_spent(tmp_path: Path) -> None:
+    row = {"input": "a", "model": "gpt-4.1", "max_output_tokens": 10}
+    job = _job(tmp_path, [row], limits__max_cost_usd=5.0)
+    run_dir = _begun(job, tmp_path)
+    run_dir.write_live({"unknown_usd": 0.5, "reserved_usd": 0.25})
+    run_dir.close()
+    assert "takes in $0.75 for it" in _said(dry_run(job))
+    run_dir = _begun(job, tmp_path, state="stopped")
+    assert run_dir.record is not None
+    assert run_dir.record.unknown_usd == 0.75
+    assert read_unknown_usd(run_dir.path, run_dir.record) == 0.75  # ended well: no more than that
     run_dir.close()
 
 

@@ -103,11 +103,10 @@ def estimate(
     if models is not None and not names:
         raise click.UsageError("--models names none; write --models gpt-4.1,gpt-5-mini")
     job = read_job(source, said)
-    command = _that_runs(sys.argv[1:])
     if pilot:
         _send_pilot(
             job,
-            command,
+            shlex.join(["batchrun", *sys.argv[1:]]),  # it goes on with a pilot that was cut short
             pilot,
             simulate=simulate,
             limit=limit,
@@ -139,7 +138,7 @@ def estimate(
 
         show_estimate(made, sys.stdout)
     if pilot and made.to_send:
-        say(f"next: {command}")
+        say(f"next: {_that_runs(sys.argv[1:])}")
 
 
 def _send_pilot(
@@ -172,7 +171,7 @@ def _send_pilot(
         sys.exit(end.exit_code)
     if summary.exit_code not in _ENDED:
         say(render_end(summary, run_path(job, simulate=simulate)))
-        say("the pilot did not come to its end; give the same command again to go on with it")
+        say("the pilot did not come to its end; the next command goes on with it")
         sys.exit(summary.exit_code)
     exit_on_signals(heard)
 

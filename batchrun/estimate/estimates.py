@@ -11,6 +11,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from batchrun.claim import run_path
+from batchrun.estimate.cap import on_cap
 from batchrun.estimate.counts import Kind, TokenCounts
 from batchrun.estimate.figures import Answers, Estimate, InputTokens, PilotResult
 from batchrun.estimate.lines import (
@@ -92,7 +93,15 @@ def make_estimate(
                 has_time=any(line.least_s is not None for _, of in lines for line in of),
             )
         ),
-        warnings=plan.warnings,
+        warnings=(
+            *plan.warnings,
+            *on_cap(
+                job.limits.max_cost_usd,
+                0.0 if models else totals.cost_usd or 0.0,
+                [line for _, of in lines for line in of],
+                pilot,
+            ),
+        ),
     )
 
 

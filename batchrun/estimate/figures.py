@@ -68,4 +68,4 @@ class Estimate(Struct, frozen=True):
     pilot: PilotResult | None = None
     estimated: Estimated | None = None  # what `report` will say of it
     notes: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()  # the plan's
+    warnings: tuple[str, ...] = ()  # the plan's, and of the cap

@@ -70,7 +70,7 @@ class Budget:
 
     def standing(self, now_s: float) -> Standing:
         used = (self._spent + self._unknown + self._reserved) / _PARTS
-        return Standing("dollars (--max-cost)", used, self.cap_usd)
+        return Standing("dollars (--max-cost)", used, self.cap_usd, of="dollars")
 
     def _reason(self, dollars: float) -> str:
         unknown = (

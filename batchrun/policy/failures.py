@@ -17,12 +17,16 @@ def failure_of(outcome: Outcome) -> Failure | None:
 
 
 class FirstRows:
-    """Whether the first rows of a run, counted over resumes, all fail the same way."""
+    """Whether the first rows of a run, counted over resumes, all fail the same way.
+
+    Where they did, so many more may fail that way in each later command, until one does not.
+    """
 
     def __init__(self, earlier: Totals) -> None:
         self._kinds = set(earlier.error_kinds)
-        self._rows = sum(earlier.error_kinds.values())
-        self._is_over = earlier.ok > 0 or self._rows < earlier.rows or self._rows >= FIRST_ROWS
+        failed = sum(earlier.error_kinds.values())
+        self._is_over = earlier.ok > 0 or failed < earlier.rows or len(self._kinds) > 1
+        self._rows = failed if failed < FIRST_ROWS else 0
 
     def told(self, outcome: Outcome) -> str | None:
         """Why the run should stop, after this outcome; null where it should not."""
@@ -38,7 +42,7 @@ class FirstRows:
         return (
             f"the first {FIRST_ROWS} rows all failed the same way ({failure.kind}): "
             f"{failure.message}; mend the cause and run again with --retry-failed; where the "
-            "request itself is at fault, begin a new run directory with -o"
+            "request itself was mended, with --rerun-changed"
         )
 
 

@@ -10,6 +10,8 @@ from collections import deque
 import msgspec
 from msgspec import Struct
 
+from batchrun.records import Largest
+
 FIRST_OUTPUT = 256  # tokens expected before any answer
 FIRST_MOST_OUTPUT = 4_096  # tokens reserved before any answer, where nothing bounds it
 FIRST_UNSEEN_INPUT = 2_048  # tokens reserved for what the body only refers to, before any answer
@@ -43,6 +45,7 @@ class _Referring(Struct):
     prompt: msgspec.Raw | None = None
 
 
+NONE_BEFORE = Largest()
 _decode = msgspec.json.Decoder(_Referring).decode
 
 
@@ -116,11 +119,12 @@ def _text_bytes(body: bytes) -> int:
 class AnswerSizes:
     """The answers of one scope; flat memory."""
 
-    def __init__(self) -> None:
+    def __init__(self, before: Largest = NONE_BEFORE) -> None:
+        """`before`: of the answers to earlier commands."""
         self._latest: deque[int] = deque()
         self._by_size: list[int] = []  # the same, in order
-        self._most_input = 0
-        self._most_output = 0
+        self._most_input = before.input_tokens
+        self._most_output = before.output_tokens
 
     def told(self, output_tokens: int | None, input_tokens: int | None = None) -> None:
         """One more answer; null where the server did not count."""

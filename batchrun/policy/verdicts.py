@@ -35,7 +35,7 @@ class Standing(Struct, frozen=True):
     used: float | None = None  # in the unit of the name
     most: float | None = None
     until_s: float | None = None  # when it opens, on the gate's clock
-    of: str = ""  # what it limits: `in flight`, `requests` or `tokens` (a second); empty: else
+    of: str = ""  # what it limits: `in flight`, `dollars`, `requests` or `tokens` (a second)
     per_s: float | None = None  # so many of these a second
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
+from batchrun.policy.budget import usd
 from batchrun.policy.verdicts import Standing
 
 _BUSY = 0.9  # of one core: this process itself is the limit
@@ -82,8 +83,11 @@ def told(standing: Standing, now_s: float) -> str:
     if "ratelimit" in words:
         words = f"the server's {words}"
     if standing.most is not None:
-        used = "" if standing.used is None else f"{_number(standing.used)} of "
-        words += f": {used}{_number(standing.most)}"
+        in_words = usd if standing.of == "dollars" else _number
+        used = "" if standing.used is None else f"{in_words(standing.used)} of "
+        words += f": {used}{in_words(standing.most)}"
+        if standing.of == "dollars":
+            words += ", with what is reserved"
         a_minute = standing.per_s is not None and math.isclose(standing.most, 60 * standing.per_s)
         if a_minute and standing.of not in standing.name:
             words += f" {standing.of} a minute"

@@ -32,6 +32,9 @@ def next_command(
         return f"batchrun show {shlex.quote(str(path))} {shown}"
     if exit_code and command is not None and cap_usd is not None:
         return _with_option(command, "--max-cost", f"{cap_usd:.12f}".rstrip("0").rstrip("."))
+    ended = {status for status, rows in statuses.items() if rows}
+    if exit_code and command is not None and ended and ended <= set(FAILED):
+        return _with_option(command, "--retry-failed")  # nothing but failures so far
     if exit_code == 0 and left and command is not None:
         return shlex.join(_without(shlex.split(command), "--limit", has_value=True))
     return command if exit_code else None

@@ -54,7 +54,7 @@ def read_status(path: Path) -> Summary:
             left=record.rows - totals.rows,
         ),
         simulated=record.simulated,
-        unknown_usd=record.unknown_usd,
+        unknown_usd=tables.read_unknown_usd(path, record),
     )
 
 

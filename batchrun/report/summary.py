@@ -69,6 +69,7 @@ class Summary(Struct, frozen=True):
     unpriced: int = 0  # rows with attempts of which no cost is known
     unpriced_model: str | None = None  # one of the models that have no price
     unknown_usd: float = 0.0  # under a cap: reserved for tries that never told what they cost
+    reserved_usd: float = 0.0  # under a cap: for what is in flight
 
     @property
     def settled(self) -> int:
@@ -171,6 +172,7 @@ class Tally:
         next_command: str | None = None,
         simulated: bool = False,
         unknown_usd: float = 0.0,
+        reserved_usd: float = 0.0,
         cap_usd: float | None = None,
     ) -> Summary:
         totals, pulse = self.totals(), pulse or Pulse()
@@ -237,6 +239,7 @@ class Tally:
             unpriced=totals.unpriced,
             unpriced_model=totals.unpriced_model,
             unknown_usd=unknown_usd,
+            reserved_usd=reserved_usd,
         )
 
     def _rates(self, now_s: float, retries: int, *, over: bool) -> tuple[float, float, float]:

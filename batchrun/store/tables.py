@@ -40,6 +40,19 @@ def read_live(path: Path) -> JsonObject | None:
     return read_live_file(path)
 
 
+def read_unknown_usd(path: Path, record: RunRecord) -> float:
+    """USD reserved for tries of all commands that never told what they cost.
+
+    After a kill `live.json` knows it, and what was in flight a second before at most.
+    Raises `StoreError`.
+    """
+    live = read_live(path) or {}
+    unknown, reserved = live.get("unknown_usd"), live.get("reserved_usd")
+    known = max(record.unknown_usd, unknown) if isinstance(unknown, float) else record.unknown_usd
+    is_killed = record.state == "running"
+    return known + reserved if is_killed and isinstance(reserved, float) else known
+
+
 def is_running(path: Path) -> bool:
     """Whether a process has the directory open to write. Raises `StoreError`."""
     return is_locked(path)

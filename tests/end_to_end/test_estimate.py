@@ -1,6 +1,7 @@
 """`batchrun estimate` from the command line."""
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -46,6 +47,12 @@ def test_a_pilot_stops_at_the_cap_and_says_how_to_go_on(
     assert done.returncode == 3
     assert "the pilot did not come to its end" in done.stderr
     assert done.stdout == ""
+    (named,) = [line for line in done.stderr.splitlines() if line.startswith("next: ")]
+    assert named.startswith("next: batchrun estimate ")
+    assert "--pilot 40" in named
+    done = batchrun(*shlex.split(named)[2:], "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["settled"] == 40
 
 
 def test_standard_input_is_estimated_and_nothing_is_left_behind(

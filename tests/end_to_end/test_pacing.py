@@ -133,6 +133,20 @@ def test_the_cap_is_never_passed_and_a_higher_one_goes_on(
     assert stats(base_url)["completions"] == _ROWS
 
 
+def test_a_later_command_reserves_by_the_answers_to_the_one_before(
+    source: Path, batchrun: Run, simulator: Any, totals: Any
+) -> None:
+    base_url = simulator("--latency", "0.01")
+    command = ("run", source, *_ASK, "--base-url", base_url)  # nothing bounds an answer
+    first = batchrun(*command, "--max-cost", "0.045")
+    assert first.returncode == 3, first.stderr
+    settled = totals()[0]
+    assert 10 < settled < _ROWS
+    *_, named = first.stderr.splitlines()
+    second = batchrun(*shlex.split(named)[2:])
+    assert totals()[0] > settled, second.stderr
+
+
 def test_a_cap_with_an_unknown_price_sends_nothing_and_shows_how_to_give_one(
     source: Path, tmp_path: Path, batchrun: Run, simulator: Any, stats: Any, query: Query
 ) -> None:

@@ -115,6 +115,18 @@ def test_inputs_above_a_step_of_the_price_list_cost_more(tmp_path: Path) -> None
     assert line.usd["standard"] == pytest.approx(one.inputs[0].total * 6e-6, rel=1e-6)
 
 
+def test_a_cap_that_does_not_hold_what_is_estimated_is_told(tmp_path: Path) -> None:
+    job = job_of(tmp_path)
+    dear = max(line.usd["standard"] or 0.0 for line in make_estimate(job).answers)
+    capped = job_of(tmp_path, limits__max_cost_usd=0.99 * dear)
+    told = [said for said in make_estimate(capped).warnings if "--max-cost" in said]
+    assert len(told) == 1
+    assert "long: 4,000 each" in told[0]
+    assert "middling" not in told[0]
+    held = job_of(tmp_path, limits__max_cost_usd=1.01 * dear)
+    assert not [said for said in make_estimate(held).warnings if "before its end" in said]
+
+
 def test_time_is_that_of_the_limit_that_binds(tmp_path: Path) -> None:
     job = job_of(tmp_path, limits__requests_per_minute=30)
     assert [line.least_s for line in make_estimate(job).answers] == [120.0] * 3

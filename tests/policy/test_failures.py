@@ -54,6 +54,15 @@ def test_the_first_rows_are_counted_over_resumes() -> None:
     assert _told(FirstRows(earlier), *[ErrorKind.TOO_LONG] * 20) == [None] * 20
 
 
+def test_a_resume_of_nothing_but_failures_is_stopped_again() -> None:
+    bad = ErrorKind.BAD_REQUEST
+    earlier = Totals(rows=20, error_kinds={"bad_request": 20}, statuses={"failed": 20})
+    said = _told(FirstRows(earlier), *[bad] * 20)
+    assert said[:19] == [None] * 19
+    assert said[19] is not None
+    assert _told(FirstRows(earlier), bad, None, *[bad] * 30) == [None] * 32
+
+
 def test_one_answer_or_one_other_failure_among_the_first_lets_the_run_go_on() -> None:
     bad = ErrorKind.BAD_REQUEST
     assert _told(FirstRows(Totals()), *[bad] * 10, None, *[bad] * 30) == [None] * 41

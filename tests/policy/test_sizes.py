@@ -16,6 +16,7 @@ from batchrun.policy.sizes import (
     measure,
     tier_asked,
 )
+from batchrun.records import Largest
 
 
 def body(**fields: Any) -> bytes:
@@ -105,6 +106,13 @@ def test_what_the_body_only_refers_to_is_not_bounded(fields: dict[str, Any]) -> 
 def test_a_body_that_cannot_be_read_is_not_bounded() -> None:
     assert not is_bounded(b'{"tools":[' + b"[" * 5_000, 100)
     assert not is_bounded(b'{"tools":"\xff"}', 100)
+
+
+def test_answers_to_earlier_commands_count_in_what_is_reserved_alone() -> None:
+    sizes = AnswerSizes(Largest(input_tokens=700, output_tokens=90))
+    assert sizes.largest_output(None) == 90
+    assert sizes.largest_input(measure(body(input=item(type="input_image")))) >= 700
+    assert sizes.expected_output(None) == FIRST_OUTPUT
 
 
 def test_the_input_reserved_for_is_the_bytes_where_they_bound_it() -> None:

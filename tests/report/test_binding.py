@@ -29,6 +29,8 @@ def test_a_limit_is_told_with_its_headroom_and_when_it_opens() -> None:
     assert told(Standing("tokens a minute", 81_234.5, 100_000), 0.0) == (
         "tokens a minute: 81,234 of 100,000"
     )
+    dollars = Standing("dollars (--max-cost)", 0.0719, 0.08, of="dollars")
+    assert told(dollars, 0.0) == ("dollars (--max-cost): $0.0719 of $0.08, with what is reserved")
     header = Standing("x-ratelimit-limit-requests", None, 1200, of="requests", per_s=20.0)
     assert told(header, 0.0) == "the server's x-ratelimit-limit-requests: 1,200"
     learnt = Standing("learnt rate", None, 97.25, of="requests", per_s=97.25 / 60)

@@ -34,8 +34,16 @@ def test_where_it_would_send_nothing_a_row_is_shown() -> None:
 
 
 def test_after_other_ends_the_same_command_goes_on() -> None:
-    assert next_command(COMMAND, RUN, 3, {"failed": 1}, None) == COMMAND
+    statuses = {"completed": 2, "failed": 1}
+    assert next_command(COMMAND, RUN, 3, statuses, None) == COMMAND
     assert next_command(COMMAND, RUN, 0, {}, None) is None
+
+
+def test_where_nothing_but_failures_came_of_it_they_are_sent_again() -> None:
+    statuses = {"completed": 0, "failed": 20}
+    assert next_command(COMMAND, RUN, 3, statuses, None) == f"{COMMAND} --retry-failed"
+    capped = next_command(COMMAND, RUN, 3, statuses, None, cap_usd=2.0)
+    assert capped == f"{COMMAND} --max-cost 2"
 
 
 @pytest.mark.parametrize("said", ["", " --max-cost 0.5", " --max-cost=0.5"])
