@@ -83,7 +83,7 @@ class TopRow(Struct, frozen=True):
     custom_id: str
     outcome: str
     attempts: int
-    elapsed_s: float | None  # from its first send to its end
+    elapsed_s: float | None  # from its first send to its end, without waits between commands
     output_tokens: int | None
     cost_usd: float | None
 

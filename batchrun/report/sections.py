@@ -22,6 +22,8 @@ _SPREADS = {
     "cost_usd": "cost",
 }
 
+_ELAPSED = "from first send to end, without waits between commands"
+
 
 class Section(Struct, frozen=True):
     """One table; the first `words` columns are words, the others figures."""
@@ -114,7 +116,7 @@ def sections(report: Report) -> list[Section]:
             message=True,
         ),
         _tools(report),
-        _top("slowest", "Slowest rows", report.slowest),
+        _top("slowest", "Slowest rows", report.slowest, note=_ELAPSED),
         _top("dearest", "Dearest rows", report.dearest),
     ]
     return [section for section in found if section.rows]
@@ -209,7 +211,7 @@ def _tools(report: Report) -> Section:
     return Section("tools", "Tool calls", heads, rows, note=note)
 
 
-def _top(name: str, title: str, top: Iterable[TopRow]) -> Section:
+def _top(name: str, title: str, top: Iterable[TopRow], note: str | None = None) -> Section:
     rows = tuple(
         (
             cut(one.custom_id, 40),
@@ -222,7 +224,7 @@ def _top(name: str, title: str, top: Iterable[TopRow]) -> Section:
         for one in top
     )
     heads = ("id", "outcome", "attempts", "time", "output tokens", "cost")
-    return Section(name, title, heads, rows, words=2)
+    return Section(name, title, heads, rows, words=2, note=note)
 
 
 def _count(value: int) -> str:

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import msgspec
 import pytest
 
 from batchrun.errors import JobError
 from batchrun.records import Outcome
 from batchrun.report.figures import Report
 from batchrun.report.questions import read_report
+from batchrun.report.running_time import Gap, RunningTime, running_sql
+from batchrun.report.sections import remarks
 from batchrun.report.tables import show_report
 
 
@@ -142,6 +145,61 @@ def test_time_between_two_commands_is_left_out_and_pauses_are_known(
     assert [(one.name, one.from_s, one.to_s) for one in line.pauses] == [("cooldown", 0.5, 1.5)]
     assert len(line.resumed) == 1
     assert sum(one.ok + one.not_ok for one in line.moments) == 3
+
+
+def _events(*events: tuple[float, str]) -> str:
+    lines = []
+    for at_s, name in events:
+        at = datetime.fromtimestamp(1_790_000_000 + at_s, UTC).isoformat(timespec="milliseconds")
+        lines.append(json.dumps({"at": at, "event": name}) + "\n")
+    return "".join(lines)
+
+
+def test_waits_between_commands_are_no_work_however_short_and_no_time_of_a_row(
+    tmp_path: Path, write: Callable[..., Path], outcome: Callable[..., Outcome]
+) -> None:
+    """Three commands: 2 s, then 26 s of nothing, 2 s and a kill, 10 s of nothing, 3 s."""
+    begun = 1_790_000_000_000_000
+    told = outcome(0)
+    one = msgspec.structs.replace(told.attempts[0], latency_s=1.0)
+    later = msgspec.structs.replace(one, started_at=begun + 40_000_000)
+    rows = [
+        msgspec.structs.replace(told, attempts=(one,)),
+        # Failed in the first command, sent again by the third, where a second try was needed.
+        outcome(
+            1,
+            attempts=(
+                one,
+                later,
+                msgspec.structs.replace(later, kind="retry", started_at=begun + 41_000_000),
+            ),
+        ),
+        outcome(3, attempts=(msgspec.structs.replace(one, started_at=begun + 28_500_000),)),
+    ]
+    path = write(tmp_path / "run", rows)
+    events = [(0.0, "started"), (2.0, "finished"), (28.0, "started"), (29.0, "tick")]
+    events += [(39.5, "started"), (42.5, "finished")]
+    (path / "events.jsonl").write_text(_events(*events))
+    report = read_report(path)
+    line = report.timeline
+    assert line is not None
+    assert list(line.resumed) == pytest.approx([2.0, 3.5])  # killed with its last answer, at 29.5 s
+    assert line.span_s == pytest.approx(6.0)
+    assert [(row.custom_id, row.elapsed_s) for row in report.slowest] == [
+        ("q1", pytest.approx(3.0)),
+        ("q0", pytest.approx(1.0)),
+        ("q3", pytest.approx(1.0)),
+    ]
+    assert "resumed 2 times" in remarks(report)[0]
+
+
+def test_running_time_is_the_same_in_sql() -> None:
+    gaps = tuple(Gap(at, at + 7) for at in range(120, 400, 20))
+    time = RunningTime(100, gaps)
+    with duckdb.connect() as database:
+        database.execute(f"CREATE MACRO running(t) AS greatest(0, {running_sql(time)})")
+        found = database.execute("SELECT t, running(t) FROM range(90, 450) AS r(t)").fetchall()
+    assert found == [(at, time.of(at)) for at in range(90, 450)]
 
 
 def test_a_run_without_rows_has_a_report(tmp_path: Path, write: Callable[..., Path]) -> None:
