@@ -62,7 +62,7 @@ def render_costs(costs: Costs, width: int = 80) -> str:
 
 def _one_run(run: RunCost, what_if: Sequence[str], width: int) -> list[str]:
     total = run.total
-    said = f"cost: {_dollars(total.cost_usd)}{_partly(total)}{_simulated(run)}"
+    said = f"cost: {_dollars(total.cost_usd, is_partly=False)}{_partly(run)}{_simulated(run)}"
     lines = [one_line(run.run), *_wrapped(said, width, "  ")]
     counts = (
         f"{total.rows:,} rows, {total.attempts:,} tries; {total.input_tokens:,} tokens in "
@@ -73,10 +73,10 @@ def _one_run(run: RunCost, what_if: Sequence[str], width: int) -> list[str]:
     for note in run.notes:
         lines += _wrapped(f"note: {one_line(note)}", width, "  ")
     if what_if:
-        rows = [["as it was", _cost(total), ""]]
+        rows = [["as it was", _total(run), ""]]
         rows += [
-            [one_line(name), _dollars(cost), _change(cost, total)]
-            for name, cost in zip(what_if, total.what_if_usd, strict=True)
+            [one_line(name), _total_if(run, at), _change(total.what_if_usd[at], total)]
+            for at, name in enumerate(what_if)
         ]
         lines += _rendered([_Table(["what if", "cost", ""], rows)], width)
     tables = [_breakdown(title, breakdown, what_if) for title, breakdown in run.by.items()]
@@ -110,7 +110,7 @@ def _breakdown(title: str, breakdown: Sequence[Line], what_if: Sequence[str]) ->
             short_count(line.input_tokens),
             short_count(line.output_tokens),
             _cost(line),
-            *(_dollars(cost) for cost in line.what_if_usd[: len(what_if)]),
+            *(_cost_if(line, at) for at in range(len(what_if))),
         ]
         for line in breakdown[:_MOST_LINES]
     ]
@@ -140,7 +140,7 @@ def _several(runs: Sequence[RunCost], what_if: Sequence[str], width: int) -> lis
             f"{run.total.attempts:,}",
             short_count(run.total.input_tokens),
             short_count(run.total.output_tokens),
-            _cost(run.total),
+            _total(run),
         ]
         for run in runs
     ]
@@ -162,9 +162,9 @@ def _beside_each_other(
 ) -> list[_Table]:
     tables = []
     if what_if:
-        first = ["as it was", *(_cost(run.total) for run in runs)]
+        first = ["as it was", *map(_total, runs)]
         rows = [
-            [one_line(name), *(_dollars(run.total.what_if_usd[at]) for run in runs)]
+            [one_line(name), *(_total_if(run, at) for run in runs)]
             for at, name in enumerate(what_if)
         ]
         tables.append(_Table(["what if", *names], [first, *rows]))
@@ -192,19 +192,35 @@ def _name(line: Line) -> str:
 
 
 def _cost(line: Line) -> str:
-    return _dollars(line.cost_usd) + ("+?" if _is_partly(line) else "")
+    return _dollars(line.cost_usd, is_partly=_is_partly(line))
 
 
-def _dollars(cost: float | None) -> str:
-    return _NO_PRICE if cost is None else usd(cost)
+def _cost_if(line: Line, at: int) -> str:
+    return _dollars(line.what_if_usd[at], is_partly=line.what_if_partly[at])
+
+
+def _total(run: RunCost) -> str:
+    is_partly = _is_partly(run.total) or bool(run.unknown_usd)
+    return _dollars(run.total.cost_usd, is_partly=is_partly)
+
+
+def _total_if(run: RunCost, at: int) -> str:
+    is_partly = run.total.what_if_partly[at] or bool(run.unknown_usd)
+    return _dollars(run.total.what_if_usd[at], is_partly=is_partly)
+
+
+def _dollars(cost: float | None, *, is_partly: bool) -> str:
+    """With `+?` where it is not all."""
+    return _NO_PRICE if cost is None else usd(cost) + ("+?" if is_partly else "")
 
 
 def _is_partly(line: Line) -> bool:
-    return line.cost_usd is not None and bool(line.unpriced or line.unknown)
+    return bool(line.unpriced or line.unknown)
 
 
-def _partly(total: Line) -> str:
-    return ", as far as it is known" if _is_partly(total) else ""
+def _partly(run: RunCost) -> str:
+    is_partly = run.total.cost_usd is not None and (_is_partly(run.total) or run.unknown_usd)
+    return ", as far as it is known" if is_partly else ""
 
 
 def _simulated(run: RunCost) -> str:

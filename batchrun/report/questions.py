@@ -127,6 +127,7 @@ def _report(database: duckdb.DuckDBPyConnection, files: Files, path: Path, state
         gone=record.gone.rows,
         left=max(0, record.rows - (rows - record.gone.rows)),
         **sums,
+        unknown_usd=tables.read_unknown_usd(path, record),
         estimated=record.estimated,
         outcomes=tuple(OutcomeRows(*row) for row in database.execute(_OUTCOMES).fetchall()),
         models=tuple(ModelRows(*row) for row in database.execute(_MODELS, [_MOST]).fetchall()),

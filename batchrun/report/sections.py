@@ -44,7 +44,8 @@ def headline(report: Report) -> str:
     if report.left:
         words += f", {report.left:,} left"
     if report.cost_usd is not None:
-        words += f"; {usd(report.cost_usd)}"
+        is_partly = report.unknown_attempts or report.unknown_usd
+        words += f"; {usd(report.cost_usd)}{'+?' if is_partly else ''}"
         if report.simulated:
             words += ", simulated, so nothing is paid"
     return words
@@ -63,6 +64,9 @@ def remarks(report: Report) -> list[str]:
         attempts = attempts_in_words(report.unknown_attempts)
         why = "no price, or they ended without a count of tokens"
         lines.append(f"the cost of {attempts} is not known and in no sum: {why}")
+    if report.unknown_usd:
+        most = usd(report.unknown_usd)
+        lines.append(f"up to {most} more for tries that never told what they cost")
     if report.reported_cost_usd is not None:
         lines.append(f"cost as the gateway reports it: {usd(report.reported_cost_usd)}")
     if report.estimated is not None:

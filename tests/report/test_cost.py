@@ -446,3 +446,29 @@ def test_the_command_prints_a_table_or_json(tmp_path: Path) -> None:
     assert told["what_if"] == ["at batch"]
     assert (run["total"]["cost_usd"], run["total"]["what_if_usd"]) == (10.0, [5.0])
     assert run["by"]["model"][0]["priced_as"] == ["gpt-4.1"]
+
+
+def test_what_tries_never_told_is_said_with_its_bound_and_marks_each_sum(tmp_path: Path) -> None:
+    path = kept(tmp_path / "run", answered(0, MILLION), unknown_usd=0.0539)
+    run = read(path, tier="batch")
+    assert run.unknown_usd == 0.0539
+    text = render_costs(read_costs([path], tier="batch"))
+    assert "cost: $10.00, as far as it is known" in text
+    assert "note: up to $0.0539 more for tries that never told what they cost" in text
+    assert [line.split()[-2] for line in text.splitlines() if "at batch   " in line] == ["$5.00+?"]
+    assert [line.split()[3] for line in text.splitlines() if "as it was" in line] == ["$10.00+?"]
+    both = render_costs(read_costs([path, path], tier="batch"))
+    assert both.count("$5.00+?") == 2
+
+
+def test_what_if_is_marked_where_tries_are_left_out_of_it(tmp_path: Path) -> None:
+    unpriced = answered(1, MILLION, model="mine", asked="mine")
+    lost = failed(2, LOST, status="no_answer")
+    one = read(kept(tmp_path / "one", answered(0, MILLION), unpriced), tier="batch", models=["o3"])
+    assert one.total.what_if_partly == (True, False)  # o3 has a price for the tokens of `mine`
+    two = read(kept(tmp_path / "two", answered(0, MILLION), lost), tier="batch", models=["o3"])
+    assert two.total.what_if_partly == (True, True)
+    assert {line.name: line.what_if_partly for line in two.by["status"]} == {
+        "completed": (False, False),
+        "no_answer": (True, True),
+    }
