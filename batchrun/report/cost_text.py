@@ -13,8 +13,11 @@ from batchrun.report.printable import one_line, printable
 
 _NO_PRICE = "unknown"
 _MOST_LINES = 20  # of a breakdown; all of them are in the JSON
-_LEAST_NAME = 12
+_LEAST_NAME, _MOST_NAME = 12, 30  # where there is little room
 _COST_WIDTH = 14  # of most costs, and of the name of a run above them
+_NO_COUNTS = (
+    "rows, tries and tokens do not fit beside it: leave --model and --tier out, or give --json"
+)
 
 
 class _Table(Struct):
@@ -79,10 +82,36 @@ def _one_run(run: RunCost, what_if: Sequence[str], width: int) -> list[str]:
             for at, name in enumerate(what_if)
         ]
         lines += _rendered([_Table(["what if", "cost", ""], rows)], width)
+    return lines + _breakdowns(run, what_if, width)
+
+
+def _breakdowns(run: RunCost, what_if: Sequence[str], width: int) -> list[str]:
+    """All dollars, in several blocks of tables where one is too narrow; the counts give way."""
     tables = [_breakdown(title, breakdown, what_if) for title, breakdown in run.by.items()]
-    if sum(size + 2 for size in _sizes(tables)) > width and what_if:
-        tables = [_breakdown(title, breakdown, ()) for title, breakdown in run.by.items()]
-    return lines + _rendered(tables, width)
+    if not what_if or sum(size + 2 for size in _sizes(tables)) <= width:
+        return _rendered(tables, width)
+    lines = _wrapped(_NO_COUNTS, width, "  ")
+    name, *_, cost = _sizes([_breakdown(title, some, ()) for title, some in run.by.items()])
+    sizes = _sizes(tables)[-len(what_if) :]
+    room = max(width - (min(name, _MOST_NAME) + 2) - (cost + 2), 0)
+    first = 0
+    while first < len(what_if):
+        end, taken = first, 0
+        while end < len(what_if) and (end == first or taken + sizes[end] + 2 <= room):
+            taken += sizes[end] + 2
+            end += 1
+        some = range(first, end)
+        lines += _rendered([_dollars_alone(table, what_if, some) for table in tables], width)
+        first = end
+    return lines
+
+
+def _dollars_alone(table: _Table, what_if: Sequence[str], some: range) -> _Table:
+    """The name, the cost and these columns of `what_if`."""
+    cost = len(table.head) - len(what_if) - 1
+    places = (0, cost, *(cost + 1 + at for at in some))
+    head, *rows = ([line[at] for at in places] for line in (table.head, *table.rows))
+    return _Table(head, rows, table.below)
 
 
 def _beside(run: RunCost) -> list[str]:
@@ -180,10 +209,14 @@ def _beside_each_other(
 
 
 def _short_names(paths: Sequence[str]) -> list[str]:
-    """The last words of paths where they differ, else numbers."""
-    last = [one_line(path.rstrip("/").rpartition("/")[2])[-12:] for path in paths]
-    if len(set(last)) == len(last):
-        return last
+    """The last words of paths, cut where they still differ, else numbers."""
+    last = [one_line(path.rstrip("/").rpartition("/")[2]) for path in paths]
+    most = _COST_WIDTH - 2
+    begins = [name if len(name) <= most else name[: most - 1] + "…" for name in last]
+    ends = [name if len(name) <= most else "…" + name[1 - most :] for name in last]
+    for names in (begins, ends):
+        if len(set(names)) == len(names):
+            return names
     return [f"run {number}" for number in range(1, len(paths) + 1)]
 
 

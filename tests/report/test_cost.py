@@ -472,3 +472,28 @@ def test_what_if_is_marked_where_tries_are_left_out_of_it(tmp_path: Path) -> Non
         "completed": (False, False),
         "no_answer": (True, True),
     }
+
+
+def test_no_column_of_what_if_is_lost_however_narrow_the_terminal(tmp_path: Path) -> None:
+    path = kept(tmp_path / "run", *(answered(row, MILLION) for row in range(2)))
+    models = ["gpt-5-mini", "o3", "gpt-4.1-mini", "gpt-4.1-nano"]
+    told = read_costs([path], models=models, tier="batch", by="source")
+    for width in (60, 80, 200):
+        lines = render_costs(told, width).splitlines()
+        assert max(map(len, lines[1:])) <= width
+        heads = [line for line in lines if line.startswith("  by source")]
+        for name in told.what_if:
+            assert sum(f"  {name}" in head for head in heads) == 1
+        assert any("do not fit beside it" in line for line in lines) == (width < 200)
+        assert all("cost" in head for head in heads)
+
+
+def test_runs_are_headed_by_what_tells_them_apart(tmp_path: Path) -> None:
+    def heads(*names: str) -> list[str]:
+        paths = [kept(tmp_path / "-".join(names) / name, answered(0, MILLION)) for name in names]
+        text = render_costs(read_costs(paths))
+        (head,) = (line for line in text.splitlines() if "by model" in line)
+        return head.split("by model")[1].split()
+
+    assert heads("a", "g200-simulated") == ["a", "g200-simula…"]
+    assert heads("long-name-of-one", "long-name-of-two") == ["…name-of-one", "…name-of-two"]

@@ -10,15 +10,16 @@ from typing import Any
 import duckdb
 import msgspec
 import pytest
+from rich.console import Console
 
 from batchrun.errors import JobError
 from batchrun.policy.budget import usd
 from batchrun.records import Outcome
-from batchrun.report.figures import Report
+from batchrun.report.figures import ErrorRows, Report
 from batchrun.report.questions import read_report
 from batchrun.report.running_time import Gap, RunningTime, running_sql
-from batchrun.report.sections import headline, remarks
-from batchrun.report.tables import show_report
+from batchrun.report.sections import headline, remarks, sections
+from batchrun.report.tables import show_report, show_section
 from batchrun.store.run_record import write_run_record
 from batchrun.store.tables import read_record
 
@@ -212,6 +213,20 @@ def test_money_that_tries_never_told_of_is_in_the_head(
     assert report.unknown_usd == 0.0539
     assert headline(report).endswith(f"; {usd(report.cost_usd or 0.0)}+?")
     assert "up to $0.0539 more for tries that never told what they cost" in remarks(report)
+
+
+def test_the_kind_and_counts_of_an_error_are_whole_and_its_example_is_cut(report: Report) -> None:
+    long = ErrorRows("unreadable_response", 12_345, 678, "the answer had no body " * 9)
+    for width in ("80", "50"):
+        stream = io.StringIO()
+        section = sections(msgspec.structs.replace(report, errors=(long,)))
+        (errors,) = (one for one in section if one.name == "errors")
+        show_section(errors, Console(file=stream, width=int(width)))
+        head, row = stream.getvalue().splitlines()[-2:]
+        assert head.split() == ["kind", "attempts", "rows", "such", "as"]
+        assert row.startswith("unreadable_response    12,345   678  the answer")
+        assert row.endswith("…")
+        assert len(row) == int(width)
 
 
 def test_a_run_without_rows_has_a_report(tmp_path: Path, write: Callable[..., Path]) -> None:
