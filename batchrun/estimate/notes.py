@@ -130,7 +130,7 @@ def _on_reasoning(models: Sequence[str | None], kinds: Iterable[Kind]) -> Iterat
     if told:
         yield (
             f"{_named(sorted(told))} may reason before an answer, which is billed as output: the "
-            "lengths that are assumed leave it out; --expect-output can take it in, --pilot "
+            "lengths that are assumed leave it out, unless --expect-output takes it in; --pilot "
             "measures it"
         )
 
