@@ -5,6 +5,7 @@ Times are microseconds since 1970. A killed command ends at the last thing that 
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 
 import duckdb
@@ -13,11 +14,6 @@ from msgspec import Struct
 from batchrun.store.events import read_events
 
 _MOST_GAPS = 1_000  # of more, the shortest count as work
-
-_LAST_ENDS = """
-    SELECT max(end_us) FROM (SELECT unnest(?::BIGINT[]) AS at) AS starts
-    ASOF LEFT JOIN tries ON starts.at > tries.end_us GROUP BY starts.at ORDER BY starts.at
-"""
 
 
 class Gap(Struct, frozen=True):
@@ -55,15 +51,27 @@ def _gaps(database: duckdb.DuckDBPyConnection, path: Path, first: int) -> tuple[
     if not starts:
         return ()
     times = sorted({at for _, at in starts})
-    ends = [end for (end,) in database.execute(_LAST_ENDS, [times]).fetchall()]
+    ends = _last_ends(database, times, first)
     gaps: list[Gap] = []
     for last_event, at in starts:
         # Answers may come after the last event; a clock may have been put back.
-        end = ends[bisect_right(times, at) - 1] or first
-        begin = max(last_event, end, first, gaps[-1].last if gaps else first)
+        end = ends[bisect_right(times, at) - 1]
+        begin = max(last_event, end, gaps[-1].last if gaps else first)
         gaps.append(Gap(min(begin, at), at) if not gaps or at > gaps[-1].last else gaps[-1])
     longest = sorted(gaps, key=lambda gap: gap.first - gap.last)[:_MOST_GAPS]
     return tuple(sorted(longest, key=lambda gap: gap.last))
+
+
+def _last_ends(database: duckdb.DuckDBPyConnection, times: Sequence[int], first: int) -> list[int]:
+    """When the last try had ended before each of these times, which ascend; else `first`."""
+    pieces = [(time, str(place)) for place, time in enumerate(times)]
+    last = dict(
+        database.execute(
+            f"SELECT {_halved([*pieces, (0, 'NULL')])} AS place, max(t) "  # noqa: S608 - numbers
+            "FROM (SELECT end_us AS t FROM tries) GROUP BY place"
+        ).fetchall()
+    )
+    return list(accumulate((last.get(place, first) for place in range(len(times))), max))
 
 
 def _starts(path: Path) -> list[tuple[int, int]]:
