@@ -52,7 +52,7 @@ class Plan(Struct, frozen=True):
     bad_rows: int  # of the source; they become rows of status `invalid`
     sent: tuple[str, ...]  # source columns
     carried: tuple[str, ...]
-    first: Request | None
+    first: Request | None  # that can be sent; of a dry run: that would be
     warnings: tuple[str, ...]
     store_request: bool
     disk_bytes: int  # expected for what is still to be settled
@@ -91,7 +91,15 @@ def dry_run(
             copy = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "stdin.jsonl"
             keep_input(sys.stdin.buffer, copy)
             source = find_source(job.input, copy)
-        return make_plan(job, source, run_dir, path, limit=limit, resend=resend, on_body=on_body)
+        plan = make_plan(job, source, run_dir, path, limit=limit, resend=resend, on_body=on_body)
+        return msgspec.structs.replace(plan, first=_first_sent(plan, limit))
+
+
+def _first_sent(plan: Plan, limit: int | None) -> Request | None:
+    if not plan.to_send:
+        return None
+    rows = plan.prompts.requests(plan.layout, plan.resumed.settled, limit)
+    return next((row for row in rows if isinstance(row, Request)), None)
 
 
 def make_plan(

@@ -17,8 +17,8 @@ from batchrun.records import Earlier, Outcome, Resend, Totals
 from batchrun.report.amounts import rows_in_words
 from batchrun.report.printable import one_line
 from batchrun.store.earlier import Span
+from batchrun.store.missing import expected_rows, missing_parts
 from batchrun.store.run_dir import RunDir, Settled
-from batchrun.store.tables import read_live
 
 _SHOWN = 10
 _NAME = 80  # letters of a row's id
@@ -58,8 +58,7 @@ def tell_settled(
     before = run_dir.settled(resend if resend.is_asked else None)
     found = _Found(survey, before, survey.rows if limit is None else min(limit, survey.rows))
     found.match()
-    lost = _expected_rows(run_dir) - before.totals.rows
-    missing = _missing_parts(run_dir) if lost > 0 else {}
+    lost, missing = _lost(run_dir, before.totals.rows)
     if not resend.changed:
         if missing:
             raise InputError(_missing_in_words(missing, run_dir) + f"\n{_MEND_PARTS}")
@@ -160,27 +159,14 @@ def _holds(known: "array[int]", key: int) -> bool:
     return at < len(known) and known[at] == key
 
 
-def _expected_rows(run_dir: RunDir) -> int:
-    """How many rows earlier commands have said to be settled."""
-    record, live = run_dir.record, read_live(run_dir.path) or {}
-    if record is None:
-        return 0
-    rows = record.totals.rows
-    if record.state == "running":  # killed: only the live summary knows what it came to
-        ok, not_ok = live.get("ok"), live.get("not_ok")
-        if isinstance(ok, int) and isinstance(not_ok, int):
-            rows = max(rows, ok + not_ok)
-    return rows + record.gone.rows
-
-
-def _missing_parts(run_dir: RunDir) -> dict[str, int]:
-    """Parts that `run.json` names and that are not there.
-
-    One may also have gone by itself: its rows were sent again, and stand in another one.
-    """
-    there = run_dir.parts()
-    named = run_dir.record.parts if run_dir.record is not None else {}
-    return {name: rows for name, rows in named.items() if rows and name not in there}
+def _lost(run_dir: RunDir, rows: int) -> tuple[int, dict[str, int]]:
+    """How many settled rows are not there any more, and the parts that are missing then."""
+    if run_dir.record is None:
+        return 0, {}
+    lost = expected_rows(run_dir.path, run_dir.record) - rows
+    if lost <= 0:
+        return lost, {}
+    return lost, missing_parts(run_dir.path, run_dir.record, lambda: rows)
 
 
 def _missing_in_words(missing: dict[str, int], run_dir: RunDir) -> str:

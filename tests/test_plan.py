@@ -83,7 +83,11 @@ def test_on_resume_only_the_rest_may_pass_the_cap(tmp_path: Path) -> None:
         failure = Failure(ErrorKind.BAD_REQUEST, "no")
         run_dir.keep(Outcome(request, failure, (), "http://x", "plain"))
     run_dir.close(seal=True)
-    assert "1 row of 1 to send may cost" in _said(dry_run(job))
+    plan = dry_run(job)
+    assert "1 row of 1 to send may cost" in _said(plan)
+    assert plan.first is not None
+    assert plan.first.row == 4  # the first that would be sent
+    assert dry_run(job, limit=4).first is None
 
 
 def _begun(job: Job, folder: Path, **record: Any) -> RunDir:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import click
 
+from batchrun.cli.missing import warn_of_missing_parts
+
 
 @click.command(
     short_help="Say what runs cost, or would have cost elsewhere.",
@@ -39,6 +41,8 @@ def cost(
     """
     from batchrun.report.cost import read_costs
 
+    for path in run_paths:
+        warn_of_missing_parts(path)
     costs = read_costs(run_paths, models=models, tier=tier, by=by)
     if as_json:
         from msgspec.json import encode

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from batchrun.cli.missing import warn_of_missing_parts
+
 
 @click.command(
     short_help="Write all rows into one file: JSON Lines, CSV, Batch lines.",
@@ -28,6 +30,7 @@ def export(run_path: Path, target: Path, form: str | None) -> None:
     from batchrun.report.export import export_run, format_of
     from batchrun.report.printable import printable
 
+    warn_of_missing_parts(run_path)
     done = export_run(run_path, target, form or format_of(target))
     left = f"; {done.left:,} of the source have no outcome yet" if done.left else ""
     click.echo(

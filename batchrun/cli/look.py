@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from batchrun.cli.missing import warn_of_missing_parts
 from batchrun.errors import JobError
 
 
@@ -22,6 +23,7 @@ def status(run_path: Path, *, as_json: bool) -> None:
     from batchrun.report.printable import printable_json
     from batchrun.report.status import read_status, render_status
 
+    warn_of_missing_parts(run_path)
     stand = read_status(run_path)
     if as_json:
         from msgspec.json import encode
@@ -45,9 +47,9 @@ def show(run_path: Path, custom_id: str, *, as_json: bool) -> None:
     """
     from batchrun.report.printable import printable_json
     from batchrun.report.row import render_row
-    from batchrun.store.tables import find_row, read_record
+    from batchrun.store.tables import find_row
 
-    read_record(run_path)
+    warn_of_missing_parts(run_path)
     rows = find_row(run_path, custom_id)
     if not rows:
         raise JobError(

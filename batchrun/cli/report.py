@@ -5,6 +5,8 @@ from pathlib import Path
 
 import click
 
+from batchrun.cli.missing import warn_of_missing_parts
+
 
 @click.command(
     short_help="Say what came of a run, in tables or as an HTML page.",
@@ -26,6 +28,7 @@ def report(run_path: Path, page: Path | None) -> None:
     """
     from batchrun.report.questions import read_report
 
+    warn_of_missing_parts(run_path)
     if page is None:
         from batchrun.report.tables import show_report
 

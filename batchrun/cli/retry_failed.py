@@ -1,5 +1,6 @@
 """The option `--retry-failed[=KIND,…]`, whose value is never the next word."""
 
+import difflib
 from typing import Any
 
 import click
@@ -24,9 +25,11 @@ class Kinds(click.ParamType[frozenset[str]]):
         known = {*(kind.value for kind in ErrorKind), *ANSWERED} - {ErrorKind.INVALID_ROW.value}
         kinds = {word.strip() for word in str(value).split(",")} - {""}
         if unknown := sorted(kinds - known):
+            near = difflib.get_close_matches(unknown[0], sorted(known), n=1)
+            meant = f"did you mean {near[0]!r}? K" if near else "k"
             self.fail(
-                f"{', '.join(map(repr, unknown))} is no kind of failure that is sent again; known "
-                f"are {', '.join(sorted(known))}",
+                f"{', '.join(map(repr, unknown))} is no kind of failure that is sent again; "
+                f"{meant}nown are {', '.join(sorted(known))}",
                 param,
                 ctx,
             )

@@ -37,6 +37,7 @@ class Kind(Struct, frozen=True):
     messages: int = 0
     unseen: bool = False  # the model reads more than was counted
     hosted: bool = False  # tools that are billed by the piece
+    reasons: bool = False  # the request says how the model is to reason
 
     @property
     def form_tokens(self) -> int:
@@ -87,6 +88,7 @@ class TokenCounts:
             said.messages,
             said.unseen,
             said.hosted,
+            _asks_to_reason(body.get("reasoning")),
         )
         number = self._numbers.get(kind)
         if number is None:
@@ -145,3 +147,7 @@ class TokenCounts:
             )
         self._kinds.append(kind)
         return len(self._kinds) - 1
+
+
+def _asks_to_reason(said: object) -> bool:
+    return isinstance(said, dict) and bool(said) and said.get("effort") != "none"

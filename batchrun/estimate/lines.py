@@ -22,6 +22,7 @@ from batchrun.records import NO_SEARCHES, Usage
 STANDARD = "standard"
 TIERS = (STANDARD, "batch", "flex")
 _SHORT, _MIDDLING, _LONG = 100, 500, 4_000
+CAPPED = ", capped"  # at the row's `max_output_tokens`, where that is less
 
 
 class Assumption(Struct, frozen=True):
@@ -118,15 +119,21 @@ def _inputs(
 
 def assumptions(groups: Sequence[Group], expect_output: int | None) -> tuple[Assumption, ...]:
     """The one asked for, or three that are stated."""
+    bounds = [one.kind.max_output_tokens for one in groups]
+    least = min((bound for bound in bounds if bound is not None), default=None)
+
+    def each(before: str, tokens: int, unit: str = "") -> Assumption:
+        is_capped = least is not None and least < tokens
+        return Assumption(f"{before}{tokens:,}{unit} each{CAPPED if is_capped else ''}", tokens)
+
     if expect_output is not None:
-        return (Assumption(f"{expect_output:,} tokens each", expect_output),)
-    are_bounded = all(one.kind.max_output_tokens is not None for one in groups)
+        return (each("", expect_output, " tokens"),)
     return (
-        Assumption(f"short: {_SHORT} tokens each", _SHORT),
-        Assumption(f"middling: {_MIDDLING} each", _MIDDLING),
+        each("short: ", _SHORT, " tokens"),
+        each("middling: ", _MIDDLING),
         Assumption("all at max_output_tokens", None)
-        if are_bounded
-        else Assumption(f"long: {_LONG:,} each", _LONG),
+        if None not in bounds
+        else each("long: ", _LONG),
     )
 
 

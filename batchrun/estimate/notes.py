@@ -1,16 +1,20 @@
 """What the figures of an estimate rest on, and what they leave out, in words."""
 
+import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from batchrun.estimate.counts import MESSAGE_TOKENS, REQUEST_TOKENS, Kind
 from batchrun.estimate.figures import PilotResult
 from batchrun.estimate.lines import STANDARD, TIERS, tier_price
 from batchrun.estimate.tokens import O200K, OTHER_FACTOR, vocabulary_of
+from batchrun.pricing.model_names import spellings
 from batchrun.pricing.prices import Prices
 from batchrun.records import Pilot
 from batchrun.report.amounts import rows_in_words
 
+# The o-series, and gpt-5 and later but for their chat variants.
+_REASONING = re.compile(r"(o[1-9]|gpt-([5-9]|[1-9]\d))([-.@]|$)")
 _FEW = 30  # rows of a pilot, below which its interval is not to be trusted
 _MOST_MODELS = 10  # that are named one by one
 
@@ -42,6 +46,8 @@ def notes(
         asked = tuple(dict.fromkeys(kind.model for kind in kinds))
     yield from _on_counting(asked, by_bytes=by_bytes)
     yield from _on_kinds(kinds)
+    if pilot is None:
+        yield from _on_reasoning(asked, () if models else kinds)
     yield from _on_prices(asked, prices, at)
     if not has_time:
         yield (
@@ -115,6 +121,22 @@ def _on_kinds(kinds: Mapping[Kind, int]) -> Iterator[str]:
             tiers[str(kind.service_tier)] += rows
     for tier, rows in tiers.items():
         yield f"the service tier {tier} is asked for in {rows_in_words(rows)}"
+
+
+def _on_reasoning(models: Sequence[str | None], kinds: Iterable[Kind]) -> Iterator[str]:
+    """By the models' names, and by what the requests ask for."""
+    told = {model for model in models if model is not None and _may_reason(model)}
+    told |= {kind.model for kind in kinds if kind.reasons and kind.model is not None}
+    if told:
+        yield (
+            f"{_named(sorted(told))} may reason before an answer, which is billed as output: the "
+            "lengths that are assumed leave it out, unless --expect-output takes it in; --pilot "
+            "measures it"
+        )
+
+
+def _may_reason(model: str) -> bool:
+    return any(_REASONING.match(name) and "-chat" not in name for _, name in spellings(model))
 
 
 def _on_prices(models: Sequence[str | None], prices: Prices, at: int) -> Iterator[str]:

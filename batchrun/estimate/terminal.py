@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from batchrun.estimate.figures import Answers, Estimate, InputTokens, PilotResult, Range
-from batchrun.estimate.lines import TIERS
+from batchrun.estimate.lines import CAPPED, TIERS
 from batchrun.policy.budget import usd
 from batchrun.report.amounts import duration, rows_in_words, short_count
 from batchrun.report.printable import one_line
@@ -100,7 +100,10 @@ def _answers(answers: tuple[Answers, ...]) -> Section:
         *TIERS,
         *(("time",) if times else ()),
     )
-    note = "time: at the limits given, at least" if times else None
+    said = ["time: at the limits given, at least"] if times else []
+    if any(one.name.endswith(CAPPED) for one in answers):
+        said.append("capped: no answer is longer than its row's max_output_tokens")
+    note = "; ".join(said) or None
     return Section("answers", "Cost", heads, rows, words=2 if models else 1, note=note)
 
 

@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from batchrun.errors import JobError
 from batchrun.job import PriceJob
+from batchrun.policy.budget import usd
 from batchrun.price_sections import PriceBook, with_user_prices
 from batchrun.pricing.price_list import TIERS, daily_changes, steps
 from batchrun.pricing.prices import Prices
@@ -27,7 +28,7 @@ from batchrun.report.cost_lines import (
     sum_known,
     tier_name,
 )
-from batchrun.store.tables import is_running, read_record
+from batchrun.store.tables import is_running, read_record, read_unknown_usd
 from batchrun.store.usage_sums import Edges, UsageSum, sum_usage
 
 CAVEAT = (
@@ -46,6 +47,7 @@ class RunCost(Struct, frozen=True):
     by: dict[str, tuple[Line, ...]]  # model, tier, status, attempt, the column asked for
     recorded_usd: float | None  # what was reckoned while it ran, at the prices given then
     reported_usd: float | None  # what the gateway said
+    unknown_usd: float = 0.0  # at most so much more, for tries that never told what they cost
     notes: tuple[str, ...] = ()
 
 
@@ -107,6 +109,7 @@ def _read_run(path: Path, scenarios: Sequence[Scenario], edges: Edges, by: str |
     state = record.state
     if state == "running" and not is_running(path):
         state = "killed"
+    unknown_usd = read_unknown_usd(path, record)
     return RunCost(
         run=str(path),
         state=state,
@@ -115,11 +118,14 @@ def _read_run(path: Path, scenarios: Sequence[Scenario], edges: Edges, by: str |
         by=tables,
         recorded_usd=sum_known([each.recorded_usd for each in sums]),
         reported_usd=sum_known([each.reported_usd for each in sums]),
-        notes=tuple(_notes(record, state, priced, tables["model"])),
+        unknown_usd=unknown_usd,
+        notes=tuple(_notes(record, state, priced, tables["model"], unknown_usd)),
     )
 
 
-def _notes(record: RunRecord, state: str, priced: Priced, models: Sequence[Line]) -> Iterator[str]:
+def _notes(
+    record: RunRecord, state: str, priced: Priced, models: Sequence[Line], unknown_usd: float
+) -> Iterator[str]:
     """What the dollars leave out or take in."""
     if state in ("running", "killed"):
         goes_on = "it goes on" if state == "running" else "its last command was killed"
@@ -135,6 +141,8 @@ def _notes(record: RunRecord, state: str, priced: Priced, models: Sequence[Line]
     if unknown:
         tries = _count(unknown, "try", "tries")
         yield f"{tries} ended without a count of tokens: what they cost is not known"
+    if unknown_usd:
+        yield f"up to {usd(unknown_usd)} more for tries that never told what they cost"
     for priced_as in priced.searchless:
         yield f"there is no price for the searches that {priced_as} made: they are not in the sum"
     for priced_as, tier in priced.tierless:

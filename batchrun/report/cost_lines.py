@@ -32,6 +32,7 @@ class Line(Struct, frozen=True):
     unpriced: int  # attempts whose tokens are known, of models without a price
     unknown: int  # attempts that may be billed, whose tokens nobody told
     what_if_usd: tuple[float | None, ...]  # of the attempts whose tokens are known
+    what_if_partly: tuple[bool, ...]  # whether there are others, or some that have no price
     priced_as: tuple[str, ...] = ()  # the names of the prices behind `cost_usd`
 
 
@@ -75,6 +76,7 @@ class Priced:
         cost = _cost(price, each)
         if cost is None and not each.counted and not each.unknown:
             cost = 0.0  # rows, and refusals
+        what_if = tuple(self._what_if(each, tier, one) for one in self._scenarios)
         return Line(
             name=None,
             rows=each.rows,
@@ -89,7 +91,10 @@ class Priced:
             cost_usd=cost,
             unpriced=each.counted if price is None else 0,
             unknown=each.unknown,
-            what_if_usd=tuple(self._what_if(each, tier, one) for one in self._scenarios),
+            what_if_usd=what_if,
+            what_if_partly=tuple(
+                bool(each.unknown or (each.counted and usd is None)) for usd in what_if
+            ),
             priced_as=(price.priced_as,) if price is not None else (),
         )
 
@@ -156,6 +161,9 @@ def added(name: str | None, lines: Sequence[Line], scenarios: int) -> Line:
         cost_usd=_dollars([line.cost_usd for line in lines]),
         what_if_usd=tuple(
             _dollars([line.what_if_usd[at] for line in lines]) for at in range(scenarios)
+        ),
+        what_if_partly=tuple(
+            any(line.what_if_partly[at] for line in lines) for at in range(scenarios)
         ),
         priced_as=tuple(sorted(prices)),
         **sums,

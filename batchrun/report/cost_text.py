@@ -13,8 +13,11 @@ from batchrun.report.printable import one_line, printable
 
 _NO_PRICE = "unknown"
 _MOST_LINES = 20  # of a breakdown; all of them are in the JSON
-_LEAST_NAME = 12
+_LEAST_NAME, _MOST_NAME = 12, 30  # where there is little room
 _COST_WIDTH = 14  # of most costs, and of the name of a run above them
+_NO_COUNTS = (
+    "rows, tries and tokens do not fit beside it: leave --model and --tier out, or give --json"
+)
 
 
 class _Table(Struct):
@@ -62,7 +65,7 @@ def render_costs(costs: Costs, width: int = 80) -> str:
 
 def _one_run(run: RunCost, what_if: Sequence[str], width: int) -> list[str]:
     total = run.total
-    said = f"cost: {_dollars(total.cost_usd)}{_partly(total)}{_simulated(run)}"
+    said = f"cost: {_dollars(total.cost_usd, is_partly=False)}{_partly(run)}{_simulated(run)}"
     lines = [one_line(run.run), *_wrapped(said, width, "  ")]
     counts = (
         f"{total.rows:,} rows, {total.attempts:,} tries; {total.input_tokens:,} tokens in "
@@ -73,16 +76,42 @@ def _one_run(run: RunCost, what_if: Sequence[str], width: int) -> list[str]:
     for note in run.notes:
         lines += _wrapped(f"note: {one_line(note)}", width, "  ")
     if what_if:
-        rows = [["as it was", _cost(total), ""]]
+        rows = [["as it was", _total(run), ""]]
         rows += [
-            [one_line(name), _dollars(cost), _change(cost, total)]
-            for name, cost in zip(what_if, total.what_if_usd, strict=True)
+            [one_line(name), _total_if(run, at), _change(total.what_if_usd[at], total)]
+            for at, name in enumerate(what_if)
         ]
         lines += _rendered([_Table(["what if", "cost", ""], rows)], width)
+    return lines + _breakdowns(run, what_if, width)
+
+
+def _breakdowns(run: RunCost, what_if: Sequence[str], width: int) -> list[str]:
+    """All dollars, in several blocks of tables where one is too narrow; the counts give way."""
     tables = [_breakdown(title, breakdown, what_if) for title, breakdown in run.by.items()]
-    if sum(size + 2 for size in _sizes(tables)) > width and what_if:
-        tables = [_breakdown(title, breakdown, ()) for title, breakdown in run.by.items()]
-    return lines + _rendered(tables, width)
+    if not what_if or sum(size + 2 for size in _sizes(tables)) <= width:
+        return _rendered(tables, width)
+    lines = _wrapped(_NO_COUNTS, width, "  ")
+    name, *_, cost = _sizes([_breakdown(title, some, ()) for title, some in run.by.items()])
+    sizes = _sizes(tables)[-len(what_if) :]
+    room = max(width - (min(name, _MOST_NAME) + 2) - (cost + 2), 0)
+    first = 0
+    while first < len(what_if):
+        end, taken = first, 0
+        while end < len(what_if) and (end == first or taken + sizes[end] + 2 <= room):
+            taken += sizes[end] + 2
+            end += 1
+        some = range(first, end)
+        lines += _rendered([_dollars_alone(table, what_if, some) for table in tables], width)
+        first = end
+    return lines
+
+
+def _dollars_alone(table: _Table, what_if: Sequence[str], some: range) -> _Table:
+    """The name, the cost and these columns of `what_if`."""
+    cost = len(table.head) - len(what_if) - 1
+    places = (0, cost, *(cost + 1 + at for at in some))
+    head, *rows = ([line[at] for at in places] for line in (table.head, *table.rows))
+    return _Table(head, rows, table.below)
 
 
 def _beside(run: RunCost) -> list[str]:
@@ -110,7 +139,7 @@ def _breakdown(title: str, breakdown: Sequence[Line], what_if: Sequence[str]) ->
             short_count(line.input_tokens),
             short_count(line.output_tokens),
             _cost(line),
-            *(_dollars(cost) for cost in line.what_if_usd[: len(what_if)]),
+            *(_cost_if(line, at) for at in range(len(what_if))),
         ]
         for line in breakdown[:_MOST_LINES]
     ]
@@ -140,7 +169,7 @@ def _several(runs: Sequence[RunCost], what_if: Sequence[str], width: int) -> lis
             f"{run.total.attempts:,}",
             short_count(run.total.input_tokens),
             short_count(run.total.output_tokens),
-            _cost(run.total),
+            _total(run),
         ]
         for run in runs
     ]
@@ -162,9 +191,9 @@ def _beside_each_other(
 ) -> list[_Table]:
     tables = []
     if what_if:
-        first = ["as it was", *(_cost(run.total) for run in runs)]
+        first = ["as it was", *map(_total, runs)]
         rows = [
-            [one_line(name), *(_dollars(run.total.what_if_usd[at]) for run in runs)]
+            [one_line(name), *(_total_if(run, at) for run in runs)]
             for at, name in enumerate(what_if)
         ]
         tables.append(_Table(["what if", *names], [first, *rows]))
@@ -180,10 +209,14 @@ def _beside_each_other(
 
 
 def _short_names(paths: Sequence[str]) -> list[str]:
-    """The last words of paths where they differ, else numbers."""
-    last = [one_line(path.rstrip("/").rpartition("/")[2])[-12:] for path in paths]
-    if len(set(last)) == len(last):
-        return last
+    """The last words of paths, cut where they still differ, else numbers."""
+    last = [one_line(path.rstrip("/").rpartition("/")[2]) for path in paths]
+    most = _COST_WIDTH - 2
+    begins = [name if len(name) <= most else name[: most - 1] + "…" for name in last]
+    ends = [name if len(name) <= most else "…" + name[1 - most :] for name in last]
+    for names in (begins, ends):
+        if len(set(names)) == len(names):
+            return names
     return [f"run {number}" for number in range(1, len(paths) + 1)]
 
 
@@ -192,19 +225,35 @@ def _name(line: Line) -> str:
 
 
 def _cost(line: Line) -> str:
-    return _dollars(line.cost_usd) + ("+?" if _is_partly(line) else "")
+    return _dollars(line.cost_usd, is_partly=_is_partly(line))
 
 
-def _dollars(cost: float | None) -> str:
-    return _NO_PRICE if cost is None else usd(cost)
+def _cost_if(line: Line, at: int) -> str:
+    return _dollars(line.what_if_usd[at], is_partly=line.what_if_partly[at])
+
+
+def _total(run: RunCost) -> str:
+    is_partly = _is_partly(run.total) or bool(run.unknown_usd)
+    return _dollars(run.total.cost_usd, is_partly=is_partly)
+
+
+def _total_if(run: RunCost, at: int) -> str:
+    is_partly = run.total.what_if_partly[at] or bool(run.unknown_usd)
+    return _dollars(run.total.what_if_usd[at], is_partly=is_partly)
+
+
+def _dollars(cost: float | None, *, is_partly: bool) -> str:
+    """With `+?` where it is not all."""
+    return _NO_PRICE if cost is None else usd(cost) + ("+?" if is_partly else "")
 
 
 def _is_partly(line: Line) -> bool:
-    return line.cost_usd is not None and bool(line.unpriced or line.unknown)
+    return bool(line.unpriced or line.unknown)
 
 
-def _partly(total: Line) -> str:
-    return ", as far as it is known" if _is_partly(total) else ""
+def _partly(run: RunCost) -> str:
+    is_partly = run.total.cost_usd is not None and (_is_partly(run.total) or run.unknown_usd)
+    return ", as far as it is known" if is_partly else ""
 
 
 def _simulated(run: RunCost) -> str:

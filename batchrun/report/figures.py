@@ -83,7 +83,7 @@ class TopRow(Struct, frozen=True):
     custom_id: str
     outcome: str
     attempts: int
-    elapsed_s: float | None  # from its first send to its end
+    elapsed_s: float | None  # from its first send to its end, without waits between commands
     output_tokens: int | None
     cost_usd: float | None
 
@@ -111,6 +111,7 @@ class Report(Struct, frozen=True):
     cost_usd: float | None
     reported_cost_usd: float | None
     unknown_attempts: int  # those whose cost is not known: it is in no sum
+    unknown_usd: float  # at most so much more, for tries that never told what they cost
     estimated: Estimated | None  # by a pilot, before the rest was sent
     outcomes: tuple[OutcomeRows, ...]
     models: tuple[ModelRows, ...]

@@ -18,6 +18,7 @@ from batchrun.report.figures import (
     TopRow,
     TryKind,
 )
+from batchrun.report.running_time import read_running_time
 from batchrun.report.samples import read_samples
 from batchrun.report.timeline import read_timeline
 from batchrun.store import tables
@@ -31,17 +32,29 @@ _LEAST_S = 1e-3  # what took less stands in the first bin
 
 _PREPARE = """
     CREATE TEMP MACRO in_us(seconds) AS CAST(round(seconds * 1e6) AS BIGINT);
-    CREATE TEMP VIEW answers AS SELECT *,
-        CASE WHEN ok THEN 'ok' WHEN refusal IS NOT NULL THEN 'refused'
-             WHEN truncated THEN 'truncated' ELSE status END AS outcome,
-        (epoch_us(finished_at) - epoch_us(started_at)) / 1e6 AS elapsed_s
-    FROM responses;
     CREATE TEMP TABLE tries AS
         SELECT epoch_us(try.started_at) AS start_us,
                epoch_us(try.started_at) + in_us(try.latency_s) AS end_us,
                try.kind AS kind, try.error_kind AS error_kind, try.cost_usd AS cost_usd,
                try.error_message[:300] AS error_message
         FROM (SELECT unnest(attempts) AS try FROM responses);
+"""
+_ANSWERS = """
+    CREATE TEMP VIEW answers AS SELECT *,
+        CASE WHEN ok THEN 'ok' WHEN refusal IS NOT NULL THEN 'refused'
+             WHEN truncated THEN 'truncated' ELSE status END AS outcome,
+        CASE WHEN started_at IS NOT NULL AND finished_at IS NOT NULL
+             THEN (running(epoch_us(finished_at)) - running(epoch_us(started_at)) - {0}) / 1e6
+        END AS elapsed_s
+    FROM responses;
+"""
+# Of a row that a later command sent again: from its last try before to its next first one.
+_WAITED = """
+    coalesce(list_sum(list_transform(range(2, len(attempts) + 1), lambda n:
+        CASE WHEN attempts[n].kind = 'first' THEN greatest(0,
+            running(epoch_us(attempts[n].started_at))
+            - running(epoch_us(attempts[n - 1].started_at) + in_us(attempts[n - 1].latency_s)))
+        END)), 0)
 """
 _SUMS = """
     SELECT count(*) AS rows, sum(cost_usd) AS cost_usd, sum(reported_cost_usd) AS reported_cost_usd,
@@ -101,6 +114,8 @@ def read_report(path: Path) -> Report:
 def _report(database: duckdb.DuckDBPyConnection, files: Files, path: Path, state: str) -> Report:
     record = files.record
     database.execute(_PREPARE)
+    time = read_running_time(database, path)
+    database.execute(_ANSWERS.format(_WAITED if time is not None and time.gaps else 0))
     sums = _sums(database)
     rows: int = sums.pop("rows")
     return Report(
@@ -112,6 +127,7 @@ def _report(database: duckdb.DuckDBPyConnection, files: Files, path: Path, state
         gone=record.gone.rows,
         left=max(0, record.rows - (rows - record.gone.rows)),
         **sums,
+        unknown_usd=tables.read_unknown_usd(path, record),
         estimated=record.estimated,
         outcomes=tuple(OutcomeRows(*row) for row in database.execute(_OUTCOMES).fetchall()),
         models=tuple(ModelRows(*row) for row in database.execute(_MODELS, [_MOST]).fetchall()),
@@ -124,7 +140,7 @@ def _report(database: duckdb.DuckDBPyConnection, files: Files, path: Path, state
         dearest=_top(database, "cost_usd"),
         latency_bins=_bins(database, "latency_s"),
         first_token_bins=_bins(database, "first_token_s"),
-        timeline=read_timeline(database, path),
+        timeline=read_timeline(database, path, time),
         samples=read_samples(database),
     )
 

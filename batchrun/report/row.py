@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from datetime import datetime
 
+from batchrun.errors import ErrorKind
 from batchrun.policy.budget import usd
 from batchrun.records import JsonObject
 from batchrun.report.amounts import seconds
@@ -126,7 +127,8 @@ def _tokens(row: JsonObject) -> str:
 def _cost(row: JsonObject) -> str:
     words = []
     if row["cost_usd"] is not None:
-        words.append(f"{usd(row['cost_usd'])}, priced as {row['priced_as']}")
+        by = f", priced as {row['priced_as']}" if row["priced_as"] is not None else ""
+        words.append(usd(row["cost_usd"]) + by)
     if row["reported_cost_usd"] is not None:
         words.append(f"{usd(row['reported_cost_usd'])} as the gateway says")
     return "; ".join(words)
@@ -159,7 +161,10 @@ def _conversation(row: JsonObject) -> Iterator[str]:
         yield from _indented(turn.text)
     if row["request"] is None:
         yield ""
-        yield "(the request is not stored: output.store_request)"
+        if row["error_kind"] == ErrorKind.INVALID_ROW:
+            yield "(there is no request: none can be made of the row)"
+        else:
+            yield "(the request is not stored: output.store_request)"
 
 
 def _calls(row: JsonObject) -> Iterator[str]:

@@ -22,6 +22,8 @@ _SPREADS = {
     "cost_usd": "cost",
 }
 
+_ELAPSED = "from first send to end, without waits between commands"
+
 
 class Section(Struct, frozen=True):
     """One table; the first `words` columns are words, the others figures."""
@@ -42,7 +44,8 @@ def headline(report: Report) -> str:
     if report.left:
         words += f", {report.left:,} left"
     if report.cost_usd is not None:
-        words += f"; {usd(report.cost_usd)}"
+        is_partly = report.unknown_attempts or report.unknown_usd
+        words += f"; {usd(report.cost_usd)}{'+?' if is_partly else ''}"
         if report.simulated:
             words += ", simulated, so nothing is paid"
     return words
@@ -61,6 +64,9 @@ def remarks(report: Report) -> list[str]:
         attempts = attempts_in_words(report.unknown_attempts)
         why = "no price, or they ended without a count of tokens"
         lines.append(f"the cost of {attempts} is not known and in no sum: {why}")
+    if report.unknown_usd:
+        most = usd(report.unknown_usd)
+        lines.append(f"up to {most} more for tries that never told what they cost")
     if report.reported_cost_usd is not None:
         lines.append(f"cost as the gateway reports it: {usd(report.reported_cost_usd)}")
     if report.estimated is not None:
@@ -114,7 +120,7 @@ def sections(report: Report) -> list[Section]:
             message=True,
         ),
         _tools(report),
-        _top("slowest", "Slowest rows", report.slowest),
+        _top("slowest", "Slowest rows", report.slowest, note=_ELAPSED),
         _top("dearest", "Dearest rows", report.dearest),
     ]
     return [section for section in found if section.rows]
@@ -209,7 +215,7 @@ def _tools(report: Report) -> Section:
     return Section("tools", "Tool calls", heads, rows, note=note)
 
 
-def _top(name: str, title: str, top: Iterable[TopRow]) -> Section:
+def _top(name: str, title: str, top: Iterable[TopRow], note: str | None = None) -> Section:
     rows = tuple(
         (
             cut(one.custom_id, 40),
@@ -222,7 +228,7 @@ def _top(name: str, title: str, top: Iterable[TopRow]) -> Section:
         for one in top
     )
     heads = ("id", "outcome", "attempts", "time", "output tokens", "cost")
-    return Section(name, title, heads, rows, words=2)
+    return Section(name, title, heads, rows, words=2, note=note)
 
 
 def _count(value: int) -> str:

@@ -13,6 +13,7 @@ from batchrun.report.summary import Summary, Tally
 from batchrun.report.terminal import (
     cost_in_words,
     not_ok_in_words,
+    of_answers_that_count,
     oldest_in_words,
     speed_in_words,
     tries_in_words,
@@ -78,7 +79,8 @@ def render_status(stand: Summary, path: Path) -> str:
         if stand.time_left_s is not None:
             words["time left"] = duration(stand.time_left_s)
     words["attempts"] = tries_in_words(stand)
-    words["tokens"] = f"{stand.input_tokens:,} in, {stand.output_tokens:,} out"
+    tokens = f"{stand.input_tokens:,} in, {stand.output_tokens:,} out"
+    words["tokens"] = tokens + of_answers_that_count(stand)
     if (cost := cost_in_words(stand)) is not None:
         words["cost"] = cost
     words["tool calls"] = f"{stand.tool_calls:,}"

@@ -100,8 +100,8 @@ def render_end(summary: Summary, path: Path) -> str:
         lines.append(f"  {kind}: {count:,}{shown}")
     lines.append(
         f"  tokens: {summary.input_tokens:,} in ({summary.cached_tokens:,} cached), "
-        f"{summary.output_tokens:,} out ({summary.reasoning_tokens:,} reasoning); "
-        f"{summary.tool_calls:,} tool calls"
+        f"{summary.output_tokens:,} out ({summary.reasoning_tokens:,} reasoning)"
+        f"{of_answers_that_count(summary)}; {summary.tool_calls:,} tool calls"
     )
     speed = f"; {summary.rows_per_s:,.1f} rows/s over {duration(summary.elapsed_s)}"
     lines.append(f"  attempts: {tries_in_words(summary)}" + (speed if summary.rows_per_s else ""))
@@ -129,6 +129,12 @@ def tries_in_words(summary: Summary) -> str:
     named += [f"{count:,} {kind}" for kind, count in kinds.items() if count]
     more = f"; {summary.more_tries:,} more by rows not settled yet" if summary.more_tries else ""
     return f"{summary.attempts:,}{whose}, of them {', '.join(named)}{more}"
+
+
+def of_answers_that_count(summary: Summary) -> str:
+    """What tokens are counted of, where the cost takes in others."""
+    others = summary.reasks + summary.hedges + summary.resent
+    return ", of the answers that count" if others else ""
 
 
 def cost_in_words(summary: Summary) -> str | None:

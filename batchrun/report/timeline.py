@@ -4,18 +4,16 @@ Time between two commands, when nothing ran, is left out.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
 from pathlib import Path
 
 import duckdb
 from msgspec import Struct
 
 from batchrun.report.binding import PAUSES
+from batchrun.report.running_time import RunningTime
 from batchrun.store.events import read_events
 
 _MOST_MOMENTS = 120
-_MOST_GAPS = 20
-_LEAST_GAP_US = 30_000_000  # shorter ones are shown as they are
 _MINUTE, _HOUR, _DAY = 60, 3_600, 86_400
 _WIDTHS_S = (
     *(0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, _MINUTE, 2 * _MINUTE, 5 * _MINUTE, 10 * _MINUTE),
@@ -66,33 +64,23 @@ class Timeline(Struct, frozen=True):
     resumed: tuple[float, ...]  # where a later command went on
 
 
-class _Gap(Struct, frozen=True):
-    """Microseconds since 1970 between which nothing ran."""
-
-    first: int
-    last: int
-
-
-def read_timeline(database: duckdb.DuckDBPyConnection, path: Path) -> Timeline | None:
+def read_timeline(
+    database: duckdb.DuckDBPyConnection, path: Path, time: RunningTime | None
+) -> Timeline | None:
     """Null where nothing was sent. Asks the table `tries` and the view `responses`."""
-    first, last = database.execute("SELECT min(start_us), max(end_us) FROM tries").fetchall()[0]
-    if first is None:
+    if time is None:
         return None
-    spans, starts = _events(path)
-    gaps = _gaps(database, starts)
-    span = _running(last, first, gaps)
+    span = time.of(database.execute("SELECT max(end_us) FROM tries").fetchall()[0][0])
     width_s = next((w for w in _WIDTHS_S if span / 1e6 / w < _MOST_MOMENTS), _WIDTHS_S[-1])
     width = round(width_s * 1e6)
     count = span // width + 1
-    database.execute(f"CREATE OR REPLACE TEMP MACRO running(t) AS {_running_sql(first, gaps)}")
     database.execute(
         f"CREATE OR REPLACE TEMP MACRO in_moment(t) AS least(t // {width}, {count - 1})"
     )
     pauses = (
-        Pause(name, _running(begin, first, gaps) / 1e6, _running(end, first, gaps) / 1e6)
-        for name, begin, end in spans
+        Pause(name, time.of(begin) / 1e6, time.of(end) / 1e6) for name, begin, end in _spans(path)
     )
-    resumed = tuple(_running(gap.last, first, gaps) / 1e6 for gap in gaps)
+    resumed = tuple(time.of(gap.last) / 1e6 for gap in time.gaps)
     return Timeline(
         width_s,
         span / 1e6,
@@ -126,10 +114,9 @@ def _moments(database: duckdb.DuckDBPyConnection, width: int, count: int) -> tup
     return tuple(moments)
 
 
-def _events(path: Path) -> tuple[list[tuple[str, int, int]], list[tuple[int, int]]]:
-    """Pauses (name, from, to), and for each later command: its start, and the last event before."""
+def _spans(path: Path) -> list[tuple[str, int, int]]:
+    """Pauses: name, from, to."""
     spans: list[tuple[str, int, int]] = []
-    starts: list[tuple[int, int]] = []
     open_pause: tuple[str, int] | None = None
     last: int | None = None
     for at, event in read_events(path):
@@ -137,39 +124,9 @@ def _events(path: Path) -> tuple[list[tuple[str, int, int]], list[tuple[int, int
         if open_pause is not None and name != "tick":
             spans.append((*open_pause, last if name == "started" and last is not None else at))
             open_pause = None
-        if name == "started" and last is not None:
-            starts.append((at, last))
         if isinstance(name, str) and name in PAUSES:
             open_pause = (name, at)
         last = at
     if open_pause is not None and last is not None:
         spans.append((*open_pause, last))
-    return spans, starts
-
-
-def _gaps(
-    database: duckdb.DuckDBPyConnection, starts: Iterable[tuple[int, int]]
-) -> tuple[_Gap, ...]:
-    """The longest times between two commands, in order. Answers may come after the last event."""
-    gaps = []
-    for start, last_event in starts:
-        last_end = database.execute(
-            "SELECT max(end_us) FROM tries WHERE end_us < ?", [start]
-        ).fetchall()[0][0]
-        gap = _Gap(max(last_event, last_end or 0), start)
-        if last_end is not None and gap.last - gap.first >= _LEAST_GAP_US:
-            gaps.append(gap)
-    gaps = sorted(gaps, key=lambda gap: gap.first - gap.last)[:_MOST_GAPS]
-    return tuple(sorted(gaps, key=lambda gap: gap.first))
-
-
-def _running(at: int, first: int, gaps: Iterable[_Gap]) -> int:
-    """Microseconds of running time at that moment."""
-    idle = sum(min(at, gap.last) - gap.first for gap in gaps if at > gap.first)
-    return max(0, at - first - idle)
-
-
-def _running_sql(first: int, gaps: tuple[_Gap, ...]) -> str:
-    """The same in SQL, over `t`."""
-    idle = " + ".join(f"greatest(0, least(t, {gap.last}) - {gap.first})" for gap in gaps)
-    return f"greatest(0, t - {first} - ({idle or 0}))"
+    return spans

@@ -11,6 +11,7 @@ from batchrun.records import JsonObject, RunRecord, Totals
 from batchrun.store.columns import response_batch, tool_call_batch
 from batchrun.store.disk import storing
 from batchrun.store.lock import is_locked
+from batchrun.store.missing import missing_parts
 from batchrun.store.nested import with_flat
 from batchrun.store.part_files import read_standing
 from batchrun.store.run_record import RUN_FILE, read_live_file, read_run_record
@@ -51,6 +52,16 @@ def read_unknown_usd(path: Path, record: RunRecord) -> float:
     known = max(record.unknown_usd, unknown) if isinstance(unknown, float) else record.unknown_usd
     is_killed = record.state == "running"
     return known + reserved if is_killed and isinstance(reserved, float) else known
+
+
+def read_missing_parts(path: Path) -> dict[str, int]:
+    """Parts of both tables that should be there, and the rows they held; none while it runs.
+
+    Raises `JobError`, `StoreError`.
+    """
+    record = read_record(path)
+    missing = missing_parts(path, record, lambda: read_snapshot(path, sum_totals).rows)
+    return {} if missing and is_running(path) else missing
 
 
 def is_running(path: Path) -> bool:

@@ -20,6 +20,7 @@ from batchrun.store.disk import storing
 from batchrun.store.gone import GONE_FILE, read_gone
 from batchrun.store.journal import Damage, Torn, read_outcomes
 from batchrun.store.ledger import Ledger, calls_of
+from batchrun.store.missing import ENDED, missing_parts
 from batchrun.store.names import JOURNAL, RESPONSES, TOOL_CALLS, number_of, temporaries
 from batchrun.store.part_files import DAMAGED, read_part
 from batchrun.store.run_record import RUN_FILE, read_run_record
@@ -29,7 +30,6 @@ from batchrun.store.settled import sum_totals
 from batchrun.store.snapshot import Snapshot, snapshot
 from batchrun.store.tables import is_running, read_record
 
-_ENDED = ("finished", "stopped", "interrupted")  # states whose files are put in order
 _TRIES = 20  # on a run that goes on, a seal may replace a part meanwhile
 
 
@@ -176,15 +176,12 @@ def _check_parts(path: Path, record: RunRecord, proof: Proof) -> None:
     """Parts that `run.json` names and that are not there, and the list of rows that are gone."""
     if proof.state == "live":
         return
-    # After a kill a part may rightly be gone: its rows were sent again, and stand in another.
-    settled = record.totals.rows + record.gone.rows
-    if proof.state in _ENDED or proof.rows_in_parts + proof.rows_in_journal < settled:
-        proof.problems += [
-            f"{name}: missing; it held {rows:,} rows. Put it back"
-            for name, rows in record.parts.items()
-            if not (path / name).exists()
-        ]
-    if proof.state in _ENDED and (gone := _gone_rows(path)) != record.gone.rows:
+    found = proof.rows_in_parts + proof.rows_in_journal
+    missing = missing_parts(path, record, lambda: found)
+    proof.problems += [
+        f"{name}: missing; it held {rows:,} rows. Put it back" for name, rows in missing.items()
+    ]
+    if proof.state in ENDED and (gone := _gone_rows(path)) != record.gone.rows:
         proof.problems.append(
             f"{GONE_FILE}: names {gone:,} rows that left the input, and {RUN_FILE} counts "
             f"{record.gone.rows:,}"
@@ -203,7 +200,7 @@ def _check_leftovers(path: Path, proof: Proof) -> None:
     """Files that an ended run does not have, and files that are none of its own."""
     if proof.state == "live":
         return
-    said = proof.problems if proof.state in _ENDED else proof.notes
+    said = proof.problems if proof.state in ENDED else proof.notes
     for folder in (path, path / JOURNAL, path / RESPONSES, path / TOOL_CALLS):
         said += [
             f"{left.relative_to(path)}: left by a write that did not end"
@@ -212,7 +209,7 @@ def _check_leftovers(path: Path, proof: Proof) -> None:
     for entry in sorted((path / JOURNAL).iterdir()) if (path / JOURNAL).is_dir() else ():
         if entry.suffix == ".intent":
             said.append(f"{entry.relative_to(path)}: left by a seal that did not end")
-        elif entry.suffix == ".log" and proof.state in _ENDED:
+        elif entry.suffix == ".log" and proof.state in ENDED:
             said.append(f"{entry.relative_to(path)}: its rows should be in parts by now")
         elif entry.name.startswith("damaged-"):
             proof.notes.append(
@@ -227,7 +224,7 @@ def _check_leftovers(path: Path, proof: Proof) -> None:
 
 
 def _check_totals(now: Snapshot, record: RunRecord, proof: Proof) -> None:
-    if proof.state not in _ENDED:
+    if proof.state not in ENDED:
         return
     found, said = sum_totals(now).without(record.gone), record.totals
     wrong = [

@@ -94,17 +94,30 @@ def test_a_model_without_a_price_has_none_and_is_named(tmp_path: Path) -> None:
 
 def test_three_assumptions_are_stated_and_kept_below_each_row_s_own_limit(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [{"input": "Hi"}, {"input": "Hi", "max_output_tokens": 300}]
-    found = {
-        line.name: line.output_tokens for line in make_estimate(job_of(tmp_path, rows)).answers
-    }
+    made = make_estimate(job_of(tmp_path, rows))
+    found = {line.name: line.output_tokens for line in made.answers}
+    assert "capped: no answer is longer than its row's max_output_tokens" in shown(made)
     assert found == {
         "short: 100 tokens each": 200,
-        "middling: 500 each": 800,
-        "long: 4,000 each": 4_300,
+        "middling: 500 each, capped": 800,
+        "long: 4,000 each, capped": 4_300,
     }
     bounded = make_estimate(job_of(tmp_path, rows, request__max_output_tokens=2_000)).answers
     assert bounded[-1].name == "all at max_output_tokens"
     assert bounded[-1].output_tokens == 2_300
+
+
+def test_models_that_may_reason_are_named_with_what_the_lengths_leave_out(tmp_path: Path) -> None:
+    def told(*models: str, **settings: Any) -> list[str]:
+        made = make_estimate(job_of(tmp_path, **settings), models=models)
+        return [note for note in made.notes if "may reason" in note]
+
+    (said,) = told("o3", "openai/gpt-5-mini", "gpt-5-chat-latest", "gpt-4.1", "gpt-4o", "o3-pro")
+    assert said.startswith("o3, o3-pro, openai/gpt-5-mini may reason before an answer, which is")
+    assert told("gpt-4.1", "gpt-5-chat-latest") == []
+    assert told() == []
+    assert len(told(request__reasoning={"effort": "low"})) == 1
+    assert told(request__reasoning={"effort": "none"}) == []
 
 
 def test_inputs_above_a_step_of_the_price_list_cost_more(tmp_path: Path) -> None:

@@ -446,3 +446,54 @@ def test_the_command_prints_a_table_or_json(tmp_path: Path) -> None:
     assert told["what_if"] == ["at batch"]
     assert (run["total"]["cost_usd"], run["total"]["what_if_usd"]) == (10.0, [5.0])
     assert run["by"]["model"][0]["priced_as"] == ["gpt-4.1"]
+
+
+def test_what_tries_never_told_is_said_with_its_bound_and_marks_each_sum(tmp_path: Path) -> None:
+    path = kept(tmp_path / "run", answered(0, MILLION), unknown_usd=0.0539)
+    run = read(path, tier="batch")
+    assert run.unknown_usd == 0.0539
+    text = render_costs(read_costs([path], tier="batch"))
+    assert "cost: $10.00, as far as it is known" in text
+    assert "note: up to $0.0539 more for tries that never told what they cost" in text
+    assert [line.split()[-2] for line in text.splitlines() if "at batch   " in line] == ["$5.00+?"]
+    assert [line.split()[3] for line in text.splitlines() if "as it was" in line] == ["$10.00+?"]
+    both = render_costs(read_costs([path, path], tier="batch"))
+    assert both.count("$5.00+?") == 2
+
+
+def test_what_if_is_marked_where_tries_are_left_out_of_it(tmp_path: Path) -> None:
+    unpriced = answered(1, MILLION, model="mine", asked="mine")
+    lost = failed(2, LOST, status="no_answer")
+    one = read(kept(tmp_path / "one", answered(0, MILLION), unpriced), tier="batch", models=["o3"])
+    assert one.total.what_if_partly == (True, False)  # o3 has a price for the tokens of `mine`
+    two = read(kept(tmp_path / "two", answered(0, MILLION), lost), tier="batch", models=["o3"])
+    assert two.total.what_if_partly == (True, True)
+    assert {line.name: line.what_if_partly for line in two.by["status"]} == {
+        "completed": (False, False),
+        "no_answer": (True, True),
+    }
+
+
+def test_no_column_of_what_if_is_lost_however_narrow_the_terminal(tmp_path: Path) -> None:
+    path = kept(tmp_path / "run", *(answered(row, MILLION) for row in range(2)))
+    models = ["gpt-5-mini", "o3", "gpt-4.1-mini", "gpt-4.1-nano"]
+    told = read_costs([path], models=models, tier="batch", by="source")
+    for width in (60, 80, 200):
+        lines = render_costs(told, width).splitlines()
+        assert max(map(len, lines[1:])) <= width
+        heads = [line for line in lines if line.startswith("  by source")]
+        for name in told.what_if:
+            assert sum(f"  {name}" in head for head in heads) == 1
+        assert any("do not fit beside it" in line for line in lines) == (width < 200)
+        assert all("cost" in head for head in heads)
+
+
+def test_runs_are_headed_by_what_tells_them_apart(tmp_path: Path) -> None:
+    def heads(*names: str) -> list[str]:
+        paths = [kept(tmp_path / "-".join(names) / name, answered(0, MILLION)) for name in names]
+        text = render_costs(read_costs(paths))
+        (head,) = (line for line in text.splitlines() if "by model" in line)
+        return head.split("by model")[1].split()
+
+    assert heads("a", "g200-simulated") == ["a", "g200-simula…"]
+    assert heads("long-name-of-one", "long-name-of-two") == ["…name-of-one", "…name-of-two"]

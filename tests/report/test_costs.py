@@ -153,6 +153,9 @@ def test_tries_beyond_the_first_are_told_apart_by_their_kind() -> None:
     summary = summed(tried("first", "retry", "reask"), tried("first", "hedge"), tried("first"))
     again = summed(tried("first", "retry", "first"))
     assert (again.attempts, again.retries, again.resent) == (3, 1, 1)
+    for render in (render_end, render_status):
+        assert "of the answers that count" in render(again, Path("run"))
+        assert "that count" not in render(summed(tried("first", "retry")), Path("run"))
     summary = msgspec.structs.replace(summary, left=3, more_tries=4)
     assert (
         "6 of settled rows, of them 1 retries, 1 reasks, 1 hedges; 4 more by rows not settled yet"

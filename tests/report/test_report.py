@@ -8,13 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import msgspec
 import pytest
+from rich.console import Console
 
 from batchrun.errors import JobError
+from batchrun.policy.budget import usd
 from batchrun.records import Outcome
-from batchrun.report.figures import Report
+from batchrun.report.figures import ErrorRows, Report
 from batchrun.report.questions import read_report
-from batchrun.report.tables import show_report
+from batchrun.report.running_time import Gap, RunningTime, running_sql
+from batchrun.report.sections import headline, remarks, sections
+from batchrun.report.tables import show_report, show_section
+from batchrun.store.run_record import write_run_record
+from batchrun.store.tables import read_record
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +149,84 @@ def test_time_between_two_commands_is_left_out_and_pauses_are_known(
     assert [(one.name, one.from_s, one.to_s) for one in line.pauses] == [("cooldown", 0.5, 1.5)]
     assert len(line.resumed) == 1
     assert sum(one.ok + one.not_ok for one in line.moments) == 3
+
+
+def _events(*events: tuple[float, str]) -> str:
+    lines = []
+    for at_s, name in events:
+        at = datetime.fromtimestamp(1_790_000_000 + at_s, UTC).isoformat(timespec="milliseconds")
+        lines.append(json.dumps({"at": at, "event": name}) + "\n")
+    return "".join(lines)
+
+
+def test_waits_between_commands_are_no_work_however_short_and_no_time_of_a_row(
+    tmp_path: Path, write: Callable[..., Path], outcome: Callable[..., Outcome]
+) -> None:
+    """Three commands: 2 s, then 26 s of nothing, 2 s and a kill, 10 s of nothing, 3 s."""
+    begun = 1_790_000_000_000_000
+    told = outcome(0)
+    one = msgspec.structs.replace(told.attempts[0], latency_s=1.0)
+    later = msgspec.structs.replace(one, started_at=begun + 40_000_000)
+    rows = [
+        msgspec.structs.replace(told, attempts=(one,)),
+        # Failed in the first command, sent again by the third, where a second try was needed.
+        outcome(
+            1,
+            attempts=(
+                one,
+                later,
+                msgspec.structs.replace(later, kind="retry", started_at=begun + 41_000_000),
+            ),
+        ),
+        outcome(3, attempts=(msgspec.structs.replace(one, started_at=begun + 28_500_000),)),
+    ]
+    path = write(tmp_path / "run", rows)
+    events = [(0.0, "started"), (2.0, "finished"), (28.0, "started"), (29.0, "tick")]
+    events += [(39.5, "started"), (42.5, "finished")]
+    (path / "events.jsonl").write_text(_events(*events))
+    report = read_report(path)
+    line = report.timeline
+    assert line is not None
+    assert list(line.resumed) == pytest.approx([2.0, 3.5])  # killed with its last answer, at 29.5 s
+    assert line.span_s == pytest.approx(6.0)
+    assert [row.custom_id for row in report.slowest] == ["q1", "q0", "q3"]
+    assert [row.elapsed_s for row in report.slowest] == pytest.approx([3.0, 1.0, 1.0])
+    assert "resumed 2 times" in remarks(report)[0]
+
+
+def test_running_time_is_the_same_in_sql() -> None:
+    gaps = tuple(Gap(at, at + 7) for at in range(120, 400, 20))
+    time = RunningTime(100, gaps)
+    with duckdb.connect() as database:
+        database.execute(f"CREATE MACRO running(t) AS greatest(0, {running_sql(time)})")
+        found = database.execute("SELECT t, running(t) FROM range(90, 450) AS r(t)").fetchall()
+    assert found == [(at, time.of(at)) for at in range(90, 450)]
+
+
+def test_money_that_tries_never_told_of_is_in_the_head(
+    tmp_path: Path, write: Callable[..., Path], outcome: Callable[..., Outcome]
+) -> None:
+    path = write(tmp_path / "run", [outcome(0)])
+    record = read_record(path)
+    write_run_record(path, msgspec.structs.replace(record, unknown_usd=0.0539))
+    report = read_report(path)
+    assert report.unknown_usd == 0.0539
+    assert headline(report).endswith(f"; {usd(report.cost_usd or 0.0)}+?")
+    assert "up to $0.0539 more for tries that never told what they cost" in remarks(report)
+
+
+def test_the_kind_and_counts_of_an_error_are_whole_and_its_example_is_cut(report: Report) -> None:
+    long = ErrorRows("unreadable_response", 12_345, 678, "the answer had no body " * 9)
+    for width in ("80", "50"):
+        stream = io.StringIO()
+        section = sections(msgspec.structs.replace(report, errors=(long,)))
+        (errors,) = (one for one in section if one.name == "errors")
+        show_section(errors, Console(file=stream, width=int(width)))
+        head, row = stream.getvalue().splitlines()[-2:]
+        assert head.split() == ["kind", "attempts", "rows", "such", "as"]
+        assert row.startswith("unreadable_response    12,345   678  the answer")
+        assert row.endswith("…")
+        assert len(row) == int(width)
 
 
 def test_a_run_without_rows_has_a_report(tmp_path: Path, write: Callable[..., Path]) -> None:

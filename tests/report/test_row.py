@@ -4,11 +4,13 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchrun.records import Outcome
+from batchrun.errors import ErrorKind
+from batchrun.records import Failure, Outcome
 from batchrun.report.conversation import Turn, turns_of
 from batchrun.report.row import render_row
 from batchrun.store.tables import find_row
@@ -98,6 +100,20 @@ def test_a_row_of_each_outcome_reads_well_and_is_harmless(
     said = "1 attempt in " if count == 1 else f"{count} attempts in "
     assert any(line.startswith(said) for line in lines)
     assert sum("━" in line for line in lines) == count
+
+
+def test_what_is_not_there_is_told_by_why_it_is_not(
+    tmp_path: Path, write: Callable[..., Path], outcome: Callable[..., Outcome]
+) -> None:
+    lost = Failure(ErrorKind.INVALID_ROW, "not JSON", status="invalid")
+    bare = msgspec.structs.replace(outcome(0).request, body=b"")
+    failed = outcome(5)
+    refused = msgspec.structs.replace(failed, cost_usd=0.0, priced_as=None)
+    path = write(tmp_path / "run", [outcome(0, request=bare, result=lost, attempts=()), refused])
+    invalid, paid_nothing = (render_row(find_row(path, name)[0]) for name in ("q0", "q5"))
+    assert "(there is no request: none can be made of the row)" in invalid
+    assert "store_request" not in invalid
+    assert "  cost:     $0.00\n" in paid_nothing
 
 
 def test_the_time_line_shows_a_backoff(run: Path) -> None:
