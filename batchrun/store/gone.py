@@ -13,23 +13,24 @@ from batchrun.errors import StoreError
 from batchrun.store.disk import replace_file, storing
 from batchrun.store.keys import as_mask
 from batchrun.store.part_files import read_part, read_standing
-from batchrun.store.snapshot import Snapshot
+from batchrun.store.snapshot import snapshot
 
 GONE_FILE = "gone.parquet"
 _COLUMNS = ("row", "custom_id", "sample")
 _SCHEMA = pa.schema([("row", pa.int64()), ("custom_id", pa.string()), ("sample", pa.int32())])
 
 
-def write_gone(folder: Path, now: Snapshot, marks: bytearray) -> None:
+def write_gone(folder: Path, marks: bytearray) -> None:
     """The file names the rows that `marks` marks, in the order of `read_settled`.
 
     Without any, `marks` may be empty, and there is no file. Raises `StoreError`.
     """
     path = folder / GONE_FILE
-    with storing(path, "write"):
-        if 1 not in marks:
+    if 1 not in marks:  # nearly always: no part is opened for it
+        with storing(path, "write"):
             path.unlink(missing_ok=True)
-            return
+        return
+    with snapshot(folder) as now, storing(path, "write"):
         buffer, at = pa.BufferOutputStream(), 0
         with pq.ParquetWriter(buffer, _SCHEMA, compression="zstd") as file:
             for batch in read_standing(now, _COLUMNS):

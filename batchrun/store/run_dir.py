@@ -132,8 +132,7 @@ class RunDir:
 
     def write_gone(self, marks: bytearray) -> None:
         """`gone.parquet` names the rows marked, in the order of `settled`. Raises `StoreError`."""
-        with snapshot(self.path) as now:
-            write_gone(self.path, now, marks)
+        write_gone(self.path, marks)
 
     def drop_orphan_calls(self) -> None:
         """No tool call is without its row, though parts were deleted. Raises `StoreError`."""

@@ -3,6 +3,16 @@ import random
 from batchrun.policy.chance import Chance
 
 
+def _refuse_by_chance(chance: Chance, share: float, attempts: int) -> list[bool]:
+    """What is said of each refusal, where a share is refused however little is sent."""
+    draw = random.Random(3)
+    return [
+        chance.is_limit(sent, 9.0 / (1 + sent), sent / 50, in_vain=True)
+        for sent in range(attempts)
+        if draw.random() < share
+    ]
+
+
 def test_one_refusal_among_many_answers_is_chance() -> None:
     chance = Chance()
     heard = [chance.is_limit(sent, 9.0, sent / 100, in_vain=False) for sent in range(0, 10_000, 80)]
@@ -27,24 +37,16 @@ def test_a_limit_of_one_attempt_at_a_time_is_seen_at_once() -> None:
 
 
 def test_a_share_that_is_refused_however_little_is_sent_is_chance_after_a_few() -> None:
-    draw = random.Random(3)
     chance = Chance()
-    believed = [
-        chance.is_limit(sent, 9.0 / (1 + sent), sent / 50, in_vain=True)
-        for sent in range(3_000)
-        if draw.random() < 0.1
-    ]
+    believed = _refuse_by_chance(chance, 0.1, 3_000)
     assert chance.is_usual
     assert sum(believed) < 15
     assert not any(believed[30:])
 
 
 def test_more_than_the_usual_share_is_a_limit_again() -> None:
-    draw = random.Random(3)
     chance = Chance()
-    for sent in range(2_000):
-        if draw.random() < 0.05:
-            chance.is_limit(sent, 9.0 / (1 + sent), sent / 50, in_vain=True)
+    _refuse_by_chance(chance, 0.05, 2_000)
     assert chance.is_usual
     heard = [
         chance.is_limit(sent, 9.0, 40 + sent / 50, in_vain=False) for sent in range(2_000, 2_060)
@@ -54,11 +56,8 @@ def test_more_than_the_usual_share_is_a_limit_again() -> None:
 
 
 def test_a_usual_share_is_forgotten_when_nothing_is_refused_any_more() -> None:
-    draw = random.Random(3)
     chance = Chance()
-    for sent in range(200):
-        if draw.random() < 0.1:
-            chance.is_limit(sent, 9.0 / (1 + sent), sent / 50, in_vain=True)
+    _refuse_by_chance(chance, 0.1, 200)
     assert chance.is_usual
     assert not chance.is_limit(50_000, 9.0, 500.0, in_vain=False)
     assert not chance.is_usual
@@ -81,11 +80,8 @@ def test_few_refusals_that_come_at_ever_less_are_chance_after_three_falls() -> N
 
 
 def test_refusals_at_even_distances_are_a_limit_after_all_and_not_chance_again_soon() -> None:
-    draw = random.Random(3)
     chance = Chance()
-    for sent in range(400):
-        if draw.random() < 0.1:
-            chance.is_limit(sent, 9.0 / (1 + sent), sent / 50, in_vain=True)
+    _refuse_by_chance(chance, 0.1, 400)
     assert chance.is_usual
     heard = [
         chance.is_limit(sent, 9.0, sent / 50, in_vain=None) for sent in range(400, 600, 10)
