@@ -123,7 +123,6 @@ class Reply(Struct, frozen=True):
     """What came back over the wire, whole and not yet understood."""
 
     http_status: int
-    content_type: str  # lower case, without parameters
     body: bytes
     request_id: str | None
     retry_after_s: float | None

@@ -43,7 +43,7 @@ _standing_decoder = msgspec.json.Decoder(_Standing)
 
 
 async def send_background(
-    wire: Wire, request: Request, headers: dict[str, str], left_s: float, sink: Sink
+    wire: Wire, request: Request, client_request_id: str, left_s: float, sink: Sink
 ) -> Reply:
     """The whole answer, once the work is done. Raises `EndpointError`.
 
@@ -52,18 +52,20 @@ async def send_background(
     until_s = time.monotonic() + left_s
     response_id = request.resume_id
     if response_id is None:
-        created = await exchange(wire, "POST", wire.url, _body(request.body), headers)
+        created = await exchange(wire, "POST", wire.url, _body(request.body), client_request_id)
         standing = _standing(created)
         response_id = text(standing.id)
         has_begun = created.http_status < 300 and text(standing.status) in _RUNNING
         if not has_begun or response_id is None:
             return created  # an error, or a server that answers at once
         await sink(request, response_id)
-    return await _poll(wire, response_id, headers, until_s, resumed=request.resume_id is not None)
+    return await _poll(
+        wire, response_id, client_request_id, until_s, resumed=request.resume_id is not None
+    )
 
 
 async def _poll(
-    wire: Wire, response_id: str, headers: dict[str, str], until_s: float, *, resumed: bool
+    wire: Wire, response_id: str, client_request_id: str, until_s: float, *, resumed: bool
 ) -> Reply:
     url = wire.url.with_query(None) / response_id
     url = url.with_query(wire.url.query)
@@ -73,7 +75,7 @@ async def _poll(
         await asyncio.sleep(max(0.0, min(wait_s, until_s - time.monotonic())))
         wait_s = min(max(wait_s, FIRST_POLL_S) * _GROWTH, LONGEST_POLL_S)
         try:
-            reply = await exchange(wire, "GET", url, None, headers)
+            reply = await exchange(wire, "GET", url, None, client_request_id)
         except EndpointError:
             reply = None  # the work goes on without us: ask again
         if reply is not None:
@@ -91,14 +93,14 @@ async def _poll(
                 odd = 0
             wait_s = max(wait_s, reply.retry_after_s or 0.0)
         if time.monotonic() >= until_s:
-            return await _cancelled(wire, response_id, headers)
+            return await _cancelled(wire, response_id, client_request_id)
 
 
-async def _cancelled(wire: Wire, response_id: str, headers: dict[str, str]) -> Reply:
+async def _cancelled(wire: Wire, response_id: str, client_request_id: str) -> Reply:
     """The answer, if it came just before it was cancelled. Raises `EndpointError`."""
     url = wire.url.with_query(None) / response_id / "cancel"
     try:
-        reply = await exchange(wire, "POST", url.with_query(wire.url.query), b"", headers)
+        reply = await exchange(wire, "POST", url.with_query(wire.url.query), b"", client_request_id)
     except EndpointError:
         reply = None
     if reply is not None and text(_standing(reply).status) in ("completed", "incomplete"):

@@ -1,14 +1,14 @@
-"""The door to an endpoint: one session, its headers, and how each request is made."""
+"""The door to an endpoint: its connections, its headers, and how each request is made."""
 
 import urllib.request
 from collections.abc import Coroutine, Mapping
 from types import TracebackType
 from typing import Any, Self
 
-import aiohttp
 from yarl import URL
 
 from batchrun.endpoint.background import Sink, forget, send_background
+from batchrun.endpoint.connections import Connections
 from batchrun.endpoint.deadlines import DeadlineWatch
 from batchrun.endpoint.plain import send_plain, send_stream
 from batchrun.endpoint.room import Room
@@ -17,7 +17,6 @@ from batchrun.endpoint.wire import Wire
 from batchrun.job import FROM_ENVIRONMENT, EndpointJob
 from batchrun.records import Reply, Request
 
-_HEADER_BYTES = 64 * 1024  # of one header of an answer: some gateways' policies are long
 _SWEEPS = 20  # a limit is overrun by at most a twentieth of it
 _SLOWEST_SWEEP_S = 0.5
 
@@ -54,7 +53,6 @@ class Client:
         for name in [name for name in self._headers if name.lower() in given]:
             del self._headers[name]
         self._headers.update(headers)
-        self._with_each: dict[str, str] = {}  # headers that go with each request instead
 
     async def __aenter__(self) -> Self:
         settings = self._settings
@@ -62,30 +60,20 @@ class Client:
         # Looked up once; `trust_env` would do it, and read .netrc, for each request. Loopback
         # needs none, and no proxy could reach it: the embedded simulator is there.
         proxy = None if settings.is_loopback else _proxy(url)
-        # aiohttp tells a proxy the session's headers, in the clear: the key is not for it.
-        self._with_each = {} if proxy is None else self._headers
-        session = aiohttp.ClientSession(
-            # The gate alone counts what is in flight; the pool must not wait a second time.
-            connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=300),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=settings.connect_timeout_s),
-            headers=self._headers if proxy is None else None,
-            proxy=proxy,
-            max_field_size=_HEADER_BYTES,
-        )
+        connections = Connections(url, self._headers, proxy, settings.connect_timeout_s)
         shortest_s = min(settings.timeout_s, settings.idle_timeout_s)
         watch = DeadlineWatch(min(_SLOWEST_SWEEP_S, shortest_s / _SWEEPS))
         secrets = self._secrets
         if proxy is not None and (password := URL(proxy).password):
             secrets = [*secrets, password]
-        self._wire = Wire(session, url, settings, watch, self._room, Veil(secrets))
+        self._wire = Wire(connections, url, settings, watch, self._room, Veil(secrets))
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
         self._wire.watch.close()
-        await self._wire.session.close()
+        await self._wire.connections.close()
 
     def send(
         self, request: Request, client_request_id: str, left_s: float
@@ -94,12 +82,11 @@ class Client:
 
         No coroutine of its own: each in the chain costs at every step of an answer.
         """
-        headers = {**self._with_each, "X-Client-Request-Id": client_request_id}
         if self.via == "background" or request.resume_id is not None:
-            return send_background(self._wire, request, headers, left_s, self._sink)
+            return send_background(self._wire, request, client_request_id, left_s, self._sink)
         if self.via == "stream":
-            return send_stream(self._wire, request, headers)
-        return send_plain(self._wire, request, headers)
+            return send_stream(self._wire, request, client_request_id)
+        return send_plain(self._wire, request, client_request_id)
 
 
 def _from_environment(settings: EndpointJob, headers: Mapping[str, str]) -> list[str]:

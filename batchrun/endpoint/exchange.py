@@ -6,9 +6,15 @@ Content type and first byte decide how a body is read, whatever was asked for (P
 import asyncio
 import math
 import time
+from collections.abc import Mapping
+from functools import lru_cache
 
 import aiohttp
 import msgspec
+from aiohttp import StreamReader
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.http import HttpProcessingError, RawResponseMessage
+from multidict import istr
 from yarl import URL
 
 from batchrun.endpoint.deadlines import Deadline
@@ -27,6 +33,8 @@ from batchrun.errors import EndpointError, ErrorKind
 from batchrun.job import EndpointJob
 from batchrun.records import Reply
 
+_CONTENT_TYPE = istr("Content-Type")
+_SWITCHES = 101  # the last word of a server that speaks no HTTP from there on
 _REDIRECTS = (301, 302, 303, 307, 308)
 _LONGEST_PLACE = 300  # characters of an address that a message shows
 _LINGER_S = 1.0  # for the end of a connection whose stream has said all
@@ -47,7 +55,7 @@ class _Arriving:
 
 
 async def exchange(
-    wire: Wire, method: str, url: URL, body: bytes | None, headers: dict[str, str] | None = None
+    wire: Wire, method: str, url: URL, body: bytes | None, client_request_id: str
 ) -> Reply:
     """The whole answer, whatever its status. Raises `EndpointError`."""
     settings = wire.settings
@@ -55,46 +63,62 @@ async def exchange(
     deadline = Deadline(wire.watch, asyncio.get_running_loop().time() + settings.timeout_s)
     try:
         with deadline:
-            async with wire.session.request(
-                method, url, data=body, headers=headers, allow_redirects=False
-            ) as response:
-                arriving.http_status = response.status
-                content = await _read(response, deadline, settings, arriving)
-                if response.status in _REDIRECTS and "Location" in response.headers:
-                    content = _sent_elsewhere(url, response.headers["Location"])
-                said_id = request_id(response.headers)
-                return Reply(
-                    http_status=response.status,
-                    content_type=response.content_type,
-                    body=wire.veil.hide(content),
-                    request_id=said_id and wire.veil.hide_in(said_id),
-                    retry_after_s=retry_after_s(response.headers),
-                    should_retry=should_retry(response.headers),
-                    reported_cost_usd=reported_cost_usd(response.headers),
-                    first_token_s=arriving.first_token_s,
-                    told=told_limits(response.headers),
-                )
+            connection, protocol = await wire.connections.open()
+            try:
+                wire.connections.send(protocol, method, url, body, client_request_id)
+                message, payload = await _head(protocol)
+                arriving.http_status = message.code
+                headers = message.headers
+                content = await _read(payload, headers, deadline, settings, arriving)
+            except BaseException:
+                connection.close()
+                raise
+            connection.release()
     except EndpointError as error:
         raise _veiled(error, wire) from error
     except TimeoutError as error:
         raise _veiled(_timed_out(deadline, arriving, settings), wire) from error
     except aiohttp.ClientError as error:
-        raise _veiled(_broken(error, arriving, settings), wire) from error
+        raise _veiled(_broken(error, arriving), wire) from error
+    except HttpProcessingError as error:
+        text = f"the answer is no HTTP: {error.message}"
+        raise _veiled(_failed(ErrorKind.CONNECTION, text, arriving), wire) from error
     except OSError as error:
         raise _veiled(_failed(ErrorKind.CONNECTION, _said(error), arriving), wire) from error
     finally:
         arriving.share.leave()
+    if message.code in _REDIRECTS and "Location" in headers:
+        content = _sent_elsewhere(url, headers["Location"])
+    said_id = request_id(headers)
+    return Reply(
+        http_status=message.code,
+        body=wire.veil.hide(content),
+        request_id=said_id and wire.veil.hide_in(said_id),
+        retry_after_s=retry_after_s(headers),
+        should_retry=should_retry(headers),
+        reported_cost_usd=reported_cost_usd(headers),
+        first_token_s=arriving.first_token_s,
+        told=told_limits(headers),
+    )
+
+
+async def _head(protocol: ResponseHandler) -> tuple[RawResponseMessage, StreamReader]:
+    """Status and headers, and where the body comes; what is said before them is passed over."""
+    while True:
+        message, payload = await protocol.read()
+        if message.code >= 200 or message.code == _SWITCHES:
+            return message, payload
 
 
 async def _read(
-    response: aiohttp.ClientResponse,
+    content: StreamReader,
+    headers: Mapping[str, str],
     deadline: Deadline,
     settings: EndpointJob,
     arriving: _Arriving,
 ) -> bytes:
     now_s = asyncio.get_running_loop().time
-    content = response.content
-    said_stream = response.content_type == "text/event-stream"
+    said_stream = _says_stream(headers.get(_CONTENT_TYPE, ""))
     first = b""
     # A reasoning model may be silent for minutes before its stream says anything.
     deadline.idle_s = deadline.total_s if said_stream else now_s() + settings.idle_timeout_s
@@ -105,11 +129,11 @@ async def _read(
         if not said_stream:
             deadline.idle_s = now_s() + settings.idle_timeout_s
         first += piece
-        _check_size(len(first), settings, response)
+        _check_size(len(first), settings, arriving)
         if arriving.share.grow(len(piece)):
             await _wait_for_room(deadline, arriving.share)
     if said_stream if is_stream is None else is_stream:
-        return await _read_stream(response, first, deadline, settings, arriving)
+        return await _read_stream(content, first, deadline, settings, arriving)
     if content.at_eof():
         return first
     pieces = [first]
@@ -117,15 +141,22 @@ async def _read(
     while piece := await content.readany():
         deadline.idle_s = now_s() + settings.idle_timeout_s
         size += len(piece)
-        _check_size(size, settings, response)
+        _check_size(size, settings, arriving)
         pieces.append(piece)
         if arriving.share.grow(len(piece)):
             await _wait_for_room(deadline, arriving.share)
     return b"".join(pieces)
 
 
+@lru_cache(maxsize=64)
+def _says_stream(content_type: str) -> bool:
+    return content_type.partition(";")[0].strip().lower() == "text/event-stream"
+
+
 def _is_stream(first: bytes, said_stream: bool) -> bool | None:
     """Whether a body that begins so is a stream; null while that cannot be told."""
+    if first[:1] == b"{":
+        return False
     start = first.lstrip(_BLANK)[: len(_FIELDS[0])]
     if not start:
         return None
@@ -137,7 +168,7 @@ def _is_stream(first: bytes, said_stream: bool) -> bool | None:
 
 
 async def _read_stream(
-    response: aiohttp.ClientResponse,
+    content: StreamReader,
     first: bytes,
     deadline: Deadline,
     settings: EndpointJob,
@@ -148,12 +179,12 @@ async def _read_stream(
     parser, stream = SseParser(), StreamAnswer()
     arriving.stream = stream
     size, piece = 0, first
-    is_error = not 200 <= response.status < 300
+    is_error = not 200 <= (arriving.http_status or 0) < 300
     raw: list[bytes] = []
     try:
         while piece:
             size += len(piece)
-            _check_size(size, settings, response)
+            _check_size(size, settings, arriving)
             if piece is not first and arriving.share.grow(len(piece)):
                 await _wait_for_room(deadline, arriving.share)
             if is_error:
@@ -167,7 +198,7 @@ async def _read_stream(
             if stream.is_finished:
                 arriving.linger_until_s = min(arriving.linger_until_s, now_s() + _LINGER_S)
                 deadline.idle_s = min(deadline.idle_s, arriving.linger_until_s)
-            piece = await response.content.readany()
+            piece = await content.readany()
         for event in parser.end():
             stream.take(event)
     # All was said: how the connection ends does not matter any more.
@@ -195,14 +226,13 @@ async def _wait_for_room(deadline: Deadline, share: Share) -> None:
     deadline.total_s, deadline.idle_s = total_s + waited_s, idle_s + waited_s
 
 
-def _check_size(size: int, settings: EndpointJob, response: aiohttp.ClientResponse) -> None:
+def _check_size(size: int, settings: EndpointJob, arriving: _Arriving) -> None:
     if size > settings.max_response_bytes:
-        response.close()
         raise EndpointError(
             ErrorKind.TOO_LARGE,
             f"the answer is larger than {settings.max_response_bytes} bytes "
             "(endpoint.max_response_bytes)",
-            response.status,
+            arriving.http_status,
         )
 
 
@@ -230,7 +260,9 @@ def _veiled(error: EndpointError, wire: Wire) -> EndpointError:
 
 def _timed_out(deadline: Deadline, arriving: _Arriving, settings: EndpointJob) -> EndpointError:
     if not deadline.expired:  # aiohttp's own, for the connection
-        return _unconnected(_no_connection(settings))
+        return _unconnected(
+            f"no connection within {settings.connect_timeout_s:g} s (endpoint.connect_timeout_s)"
+        )
     if arriving.http_status is None:
         text = f"no answer within {settings.timeout_s:g} s (endpoint.timeout_s)"
     elif deadline.idle_s < deadline.total_s:
@@ -240,11 +272,7 @@ def _timed_out(deadline: Deadline, arriving: _Arriving, settings: EndpointJob) -
     return _failed(ErrorKind.TIMEOUT, text, arriving)
 
 
-def _broken(
-    error: aiohttp.ClientError, arriving: _Arriving, settings: EndpointJob
-) -> EndpointError:
-    if isinstance(error, aiohttp.ConnectionTimeoutError):
-        return _unconnected(_no_connection(settings))
+def _broken(error: aiohttp.ClientError, arriving: _Arriving) -> EndpointError:
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return _unconnected(
             "the server's certificate cannot be verified (if an authority of your own made it, "
@@ -264,10 +292,6 @@ def _failed(kind: ErrorKind, message: str, arriving: _Arriving) -> EndpointError
 
 def _unconnected(message: str) -> EndpointError:
     return EndpointError(ErrorKind.CONNECTION, message, was_sent=False)
-
-
-def _no_connection(settings: EndpointJob) -> str:
-    return f"no connection within {settings.connect_timeout_s:g} s (endpoint.connect_timeout_s)"
 
 
 def _said(error: BaseException) -> str:

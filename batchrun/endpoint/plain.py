@@ -8,18 +8,16 @@ from batchrun.endpoint.wire import Wire
 from batchrun.records import Reply, Request
 
 
-def send_plain(wire: Wire, request: Request, headers: dict[str, str]) -> Coroutine[Any, Any, Reply]:
+def send_plain(wire: Wire, request: Request, client_request_id: str) -> Coroutine[Any, Any, Reply]:
     """The whole answer. Raises `EndpointError`."""
     body = with_fields(request.body, b'"stream":false')
-    return exchange(wire, "POST", wire.url, body, headers)
+    return exchange(wire, "POST", wire.url, body, client_request_id)
 
 
-def send_stream(
-    wire: Wire, request: Request, headers: dict[str, str]
-) -> Coroutine[Any, Any, Reply]:
+def send_stream(wire: Wire, request: Request, client_request_id: str) -> Coroutine[Any, Any, Reply]:
     """The answer that the stream's events carry. Raises `EndpointError`."""
     body = with_fields(request.body, b'"stream":true')
-    return exchange(wire, "POST", wire.url, body, headers)
+    return exchange(wire, "POST", wire.url, body, client_request_id)
 
 
 def with_fields(body: bytes, fields: bytes) -> bytes:

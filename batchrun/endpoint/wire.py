@@ -1,10 +1,10 @@
-"""What every mode of sending shares: the session, the address, the clock that ends tries."""
+"""What every mode of sending shares: connections, the address, the clock that ends tries."""
 
 from dataclasses import dataclass
 
-import aiohttp
 from yarl import URL
 
+from batchrun.endpoint.connections import Connections
 from batchrun.endpoint.deadlines import DeadlineWatch
 from batchrun.endpoint.room import Room
 from batchrun.endpoint.veil import Veil
@@ -15,7 +15,7 @@ from batchrun.job import EndpointJob
 class Wire:
     """One endpoint, connected."""
 
-    session: aiohttp.ClientSession  # carries the headers, the key among them
+    connections: Connections  # know the headers, the key among them
     url: URL  # of POST /responses
     settings: EndpointJob
     watch: DeadlineWatch

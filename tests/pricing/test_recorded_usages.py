@@ -55,7 +55,7 @@ class _Wire:
         self.via, self._body = via, json.dumps(body).encode()
 
     async def send(self, request: Request, client_request_id: str, left_s: float) -> Reply:
-        return Reply(200, "application/json", self._body, "req_1", None, None)
+        return Reply(200, self._body, "req_1", None, None)
 
 
 def _body(name: str, model: str, tier: str, mix: tuple[int | None, ...]) -> dict[str, Any]:

@@ -174,7 +174,7 @@ def _streamed(body: bytes, draw: random.Random) -> bytes | None:
 
 
 def _read(body: bytes, http_status: int) -> str:
-    reply = Reply(http_status, "", body, None, None, None)
+    reply = Reply(http_status, body, None, None, None)
     result = read_reply(reply, REQUEST)
     msgspec.msgpack.encode(result)  # as the journal does
     if isinstance(result, Response):
