@@ -6,7 +6,7 @@ What a failing disk does not take is held in memory, and written if it takes it 
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
 from batchrun.errors import StoreError
@@ -42,22 +42,29 @@ class Keeper:
                 self._earlier.update(rows.find(wanted))
             yield from some
 
-    def keep(self, outcome: Outcome) -> None:
-        """It survives a kill when this returns. Where the disk fails it is held: `StoreError`."""
-        earlier = self._earlier.get(outcome.request.row)
-        if earlier is not None:
-            outcome = with_earlier(outcome, earlier)
+    def keep(self, outcomes: Sequence[Outcome]) -> None:
+        """They survive a kill when this returns. What the disk refuses is held: `StoreError`."""
+        if self._earlier:
+            outcomes = [self._with_earlier(outcome) for outcome in outcomes]
         if self._held:
-            self._held.append(outcome)
+            self._held.extend(outcomes)
             return
         began_s = time.perf_counter()
+        kept = 0
         try:
-            self._run_dir.keep(outcome)
+            while kept < len(outcomes):
+                kept += self._run_dir.keep_some(outcomes[kept:])
         except StoreError:
-            self._held.append(outcome)
+            self._held.extend(outcomes[kept:])
             raise
-        self.write_s += time.perf_counter() - began_s
-        self._count(outcome)
+        finally:
+            self.write_s += time.perf_counter() - began_s
+            for outcome in outcomes[:kept]:
+                self._count(outcome)
+
+    def _with_earlier(self, outcome: Outcome) -> Outcome:
+        earlier = self._earlier.get(outcome.request.row)
+        return outcome if earlier is None else with_earlier(outcome, earlier)
 
     async def keep_held(
         self, error: StoreError, is_hurried: Callable[[], bool], tell: Callable[[str], None]
@@ -83,5 +90,5 @@ class Keeper:
         raise error
 
     def _count(self, outcome: Outcome) -> None:
-        earlier = self._earlier.pop(outcome.request.row, None)
+        earlier = self._earlier.pop(outcome.request.row, None) if self._earlier else None
         self._tally.count(outcome, earlier.totals if earlier is not None else None)

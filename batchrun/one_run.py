@@ -1,7 +1,8 @@
 """One run from its plan to its end: sends, keeps, counts, watches, ends.
 
 Follow one row: `inputs` reads it and makes a Request; the executor gives it a place; `dispatch`
-gets its outcome; the keeper keeps it in the run directory and counts it.
+gets its outcome; the keeper keeps it in the run directory, with whatever arrived at the same time,
+and counts it.
 """
 
 import asyncio
@@ -107,18 +108,19 @@ class Run:
         watchers = (FirstRows(resumed.totals.without(resumed.resent)), TooManyFailures(job.limits))
         try:
             async with (
-                executor.run(requests) as outcomes,
+                executor.run(requests) as arriving,
                 self._watched(executor, gate, dispatcher),
             ):
                 self.stop.listen(lambda: self._interrupt(executor))
-                async for outcome in outcomes:
+                async for outcomes in arriving:
                     try:
-                        self.keeper.keep(outcome)
+                        self.keeper.keep(outcomes)
                     except StoreError as error:  # what is in flight lands, and is held
                         executor.stop(error)
                     for watcher in watchers:
-                        if (reason := watcher.told(outcome)) is not None:
-                            executor.stop(RunStopped(reason))
+                        for outcome in outcomes:
+                            if (reason := watcher.told(outcome)) is not None:
+                                executor.stop(RunStopped(reason))
         except (RunStopped, Interrupted) as end:
             self.ended_by = end
         except InputError as error:  # the files changed since the plan; the run can go on later

@@ -118,7 +118,7 @@ async def _execute(material: Material) -> None:
     gate, dispatcher = _dispatching(material)
     executor = LocalExecutor(dispatcher, gate, IN_FLIGHT)
     async with executor.run(iter(material.requests)) as outcomes:
-        material.outcomes = [outcome async for outcome in outcomes]
+        material.outcomes = [one async for some in outcomes for one in some]
 
 
 def _count(material: Material) -> None:

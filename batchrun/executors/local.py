@@ -1,7 +1,8 @@
-"""Runs requests in this process: reads ahead, gives each row a place, hands out its outcome.
+"""Runs requests in this process: reads ahead, settles each row in a place, hands out outcomes.
 
-An outcome counts as stored when the next one is asked for: only then are its slot and its place
-given back, so that what is in flight is never more than the gate allows.
+Outcomes come in batches, all that arrived in one turn of the event loop. They count as stored when
+the next batch is asked for: only then are their slots given back, so that what is in flight is
+never more than the gate allows.
 """
 
 import asyncio
@@ -19,6 +20,7 @@ from batchrun.records import BadRow, Failure, Outcome, Request
 
 PLACES_PER_SLOT = 4  # rows in memory for each request that may be in flight
 _READ_AHEAD = 64  # rows read at once, off the event loop
+_MOST_AT_ONCE = 64  # outcomes in a batch: storing them holds up the event loop
 
 
 class LocalExecutor:
@@ -27,11 +29,14 @@ class LocalExecutor:
     def __init__(self, dispatcher: Dispatcher, gate: Gate, in_flight: int) -> None:
         self._dispatcher = dispatcher
         self._gate = gate
-        self._places = asyncio.BoundedSemaphore(PLACES_PER_SLOT * in_flight)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._most_places = PLACES_PER_SLOT * in_flight
+        # A place is a task that settles row after row, and ends where none is left to take.
+        self._places: set[asyncio.Task[None]] = set()
+        self._rows: deque[Request | BadRow] = deque()  # read ahead
+        self._wanted = asyncio.Event()  # more of them
+        self._is_reading = False
         self._done: deque[Settled] = deque()
-        self._last: Settled | None = None
-        self.is_reading = False  # waiting for the input, with places free
+        self._handed_out: list[Settled] = []
         self._news = asyncio.Event()
         self._fed = False
         self._stopped_by: BaseException | None = None
@@ -45,24 +50,33 @@ class LocalExecutor:
         finally:
             self.drop()
             feeder.cancel()
-            await asyncio.gather(feeder, *self._tasks, return_exceptions=True)
+            await asyncio.gather(feeder, *self._places, return_exceptions=True)
 
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Outcome:
-        if self._last is not None:
-            self._give_back(self._last)
-            self._last = None
+    async def __anext__(self) -> list[Outcome]:
+        for settled in self._handed_out:
+            if settled.slot is not None:
+                self._gate.leave(settled.slot, settled.finish)
+        self._handed_out = []
+        if self._done:
+            await asyncio.sleep(0)  # whatever else waits for its turn
         while not self._done:
-            if self._fed and not self._tasks:
+            if self._fed and not self._places:
                 if self._stopped_by is not None:
                     raise self._stopped_by
                 raise StopAsyncIteration
             self._news.clear()
             await self._news.wait()
-        self._last = self._done.popleft()
-        return self._last.outcome
+        count = min(len(self._done), _MOST_AT_ONCE)
+        self._handed_out = [self._done.popleft() for _ in range(count)]
+        return [settled.outcome for settled in self._handed_out]
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether the input is waited for, with places free."""
+        return self._is_reading and len(self._places) < self._most_places
 
     def is_stopped(self) -> bool:
         return self._stopped_by is not None
@@ -72,66 +86,71 @@ class LocalExecutor:
         if self._stopped_by is None:
             self._stopped_by = error
         self._gate.close()
+        self._wanted.set()
         self._news.set()
 
     def drop(self) -> None:
         """Drops what is in flight."""
         self._gate.close()
-        for task in self._tasks:
-            task.cancel()
+        self._rows.clear()
+        for place in self._places:
+            place.cancel()
 
     async def _feed(self, requests: Iterator[Request | BadRow]) -> None:
         try:
             while not self.is_stopped():
                 # Reading may wait for a disk or unpack a large batch: not on the event loop.
-                self.is_reading = True
+                self._is_reading = True
                 rows = await asyncio.to_thread(lambda: list(islice(requests, _READ_AHEAD)))
-                self.is_reading = False
+                self._is_reading = False
                 if not rows:
                     return
-                for row in rows:
-                    await self._places.acquire()
-                    if self.is_stopped():
-                        return
-                    self._admit(row)
+                self._rows.extend(rows)
+                self._wanted.clear()
+                self._fill_places()
+                await self._wanted.wait()
         except Exception as error:  # noqa: BLE001 - raised again where the outcomes end
             self.stop(error)
         finally:
-            self._fed = self._dispatcher.no_more_rows = True
-            self.is_reading = False
+            self._fed = True
+            self._dispatcher.no_more_rows = not self._rows
+            self._is_reading = False
             self._news.set()
 
-    def _admit(self, row: Request | BadRow) -> None:
-        if isinstance(row, BadRow):
-            self._done.append(Settled(self._never_sent(row)))
+    async def _settle_rows(self) -> None:
+        """What happens in one place."""
+        rows, settle, done = self._rows, self._dispatcher.settle, self._done
+        while rows and self._stopped_by is None:
+            row = rows.popleft()
+            if len(rows) <= _READ_AHEAD // 2:
+                self._wanted.set()
+                self._dispatcher.no_more_rows = self._fed and not rows
+            if isinstance(row, BadRow):
+                done.append(Settled(self._never_sent(row)))
+                self._news.set()
+                await asyncio.sleep(0)  # nothing else makes this place wait
+                continue
+            try:
+                settled = await settle(row)
+            except GateClosed:
+                return
+            except Exception as error:  # noqa: BLE001 - a stop or a bug: what is in flight lands
+                self.stop(error)
+                return
+            done.append(settled)
             self._news.set()
-            return
-        task = asyncio.create_task(self._settle(row))
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
+    def _fill_places(self) -> None:
+        if self._stopped_by is None:
+            for _ in range(min(len(self._rows), self._most_places - len(self._places))):
+                place = asyncio.create_task(self._settle_rows())
+                self._places.add(place)
+                place.add_done_callback(self._ended)
+
+    def _ended(self, place: asyncio.Task[None]) -> None:
+        self._places.discard(place)
+        self._fill_places()  # rows may have come since it saw that there were none
         self._news.set()
-
-    async def _settle(self, request: Request) -> None:
-        try:
-            settled = await self._dispatcher.settle(request)
-        except GateClosed:
-            self._places.release()
-        except asyncio.CancelledError:
-            self._places.release()
-            raise
-        except Exception as error:  # noqa: BLE001 - a stop or a bug: what is in flight lands first
-            self._places.release()
-            self.stop(error)
-        else:
-            self._done.append(settled)
-
-    def _give_back(self, settled: Settled) -> None:
-        if settled.slot is not None:
-            self._gate.leave(settled.slot, settled.finish)
-        self._places.release()
 
     def _never_sent(self, row: BadRow) -> Outcome:
         where = row.source if row.line is None else f"{row.source}:{row.line}"

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from batchrun.store.disk import replace_file
-from batchrun.store.journal import Frame, put_frame, scan
+from batchrun.store.journal import Frame, add_frame, scan
 from batchrun.store.names import (
     JOURNAL,
     RESPONSES,
@@ -52,7 +52,7 @@ _decoder = msgspec.msgpack.Decoder(Intent)
 def write_intent(folder: Path, number: int, intent: Intent) -> None:
     """On disk when this returns. Raises `OSError`."""
     buffer = bytearray()
-    put_frame(buffer, intent, 0)
+    add_frame(buffer, intent, 0)
     replace_file(folder / JOURNAL / intent_name(number), bytes(buffer), durable=True)
 
 

@@ -96,16 +96,19 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Header | Kept)
 
 
-def put_frame(buffer: bytearray, record: Struct, offset: int) -> None:
-    """`buffer` becomes the record's frame, to be written at `offset` of its file."""
+def add_frame(buffer: bytearray, record: Struct, offset: int) -> None:
+    """The record's frame, after what `buffer` holds, which begins at `offset` of its file."""
+    start = len(buffer)
+    payload_at = start + HEAD_BYTES
     try:
-        _encoder.encode_into(record, buffer, HEAD_BYTES)
+        _encoder.encode_into(record, buffer, payload_at)
     except (UnicodeEncodeError, OverflowError):
         plain = msgspec.to_builtins(record, builtin_types=(bytes,))
-        _encoder.encode_into(storable(plain), buffer, HEAD_BYTES)
-    payload_sum = zlib.crc32(memoryview(buffer)[HEAD_BYTES:])
-    head = _pack_head(MAGIC, len(buffer) - HEAD_BYTES, payload_sum)
-    buffer[:HEAD_BYTES] = head + _pack_sum(zlib.crc32(head, offset & _U32))
+        _encoder.encode_into(storable(plain), buffer, payload_at)
+    with memoryview(buffer) as view:
+        payload_sum = zlib.crc32(view[payload_at:])
+    head = _pack_head(MAGIC, len(buffer) - payload_at, payload_sum)
+    buffer[start:payload_at] = head + _pack_sum(zlib.crc32(head, (offset + start) & _U32))
 
 
 def outcome_record(outcome: Outcome) -> Kept:

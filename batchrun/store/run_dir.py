@@ -7,7 +7,7 @@ asyncio here: `keep` and the small files are quick, the slow work has threads of
 
 import os
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -167,11 +167,17 @@ class RunDir:
 
         Raises `StoreError` if it does not or, unless `anyway`, if an earlier sync or seal failed.
         """
+        self.keep_some((outcome,), anyway=anyway)
+
+    def keep_some(self, outcomes: Sequence[Outcome], *, anyway: bool = False) -> int:
+        """`keep` for as many, from the first on, as go into one write: at least one; how many."""
         if self._writer is None:
             raise RuntimeError("keep() comes between start() and close()")
-        self._writer.keep(outcome, anyway=anyway)
+        taken = self._writer.keep(outcomes, anyway=anyway)
         if self._started.open:
-            self._started.settle(outcome.request.custom_id)
+            for outcome in outcomes[:taken]:
+                self._started.settle(outcome.request.custom_id)
+        return taken
 
     def write_live(self, summary: object) -> None:
         """`live.json` says this. Raises `StoreError`."""

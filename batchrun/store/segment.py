@@ -1,12 +1,15 @@
-"""A journal segment being written: one `write` for each outcome."""
+"""A journal segment being written: one `write` for all outcomes that come at once."""
 
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from batchrun.records import Outcome
 from batchrun.store.disk import store_error, sync_data, write_whole
-from batchrun.store.journal import Header, outcome_record, put_frame
+from batchrun.store.journal import Header, add_frame, outcome_record
+
+_WRITE_BYTES = 1 << 20  # what is in memory twice while it is written
 
 
 class Segment:
@@ -25,7 +28,7 @@ class Segment:
             )
         except OSError as error:
             raise store_error(path, "make this journal segment", error) from error
-        put_frame(self._buffer, header, 0)
+        add_frame(self._buffer, header, 0)
         try:
             self._write()
         except BaseException:
@@ -33,15 +36,26 @@ class Segment:
             with suppress(OSError):
                 path.unlink()
             raise
+        self._buffer.clear()
 
-    def append(self, outcome: Outcome) -> None:
-        """The system has the outcome when this returns: it survives SIGKILL. Raises `StoreError`.
+    def append(self, outcomes: Sequence[Outcome]) -> int:
+        """Takes as many as go into one write, at least one, and returns how many these are.
 
-        After an error the segment is as it was before, if the system lets itself be asked.
+        The system has them when this returns: they survive SIGKILL. Raises `StoreError`; the
+        segment then is as it was before, if the system lets itself be asked.
         """
-        put_frame(self._buffer, outcome_record(outcome), self.bytes)
-        self._write()
-        self.rows += 1
+        taken = 0
+        try:
+            for outcome in outcomes:
+                add_frame(self._buffer, outcome_record(outcome), self.bytes)
+                taken += 1
+                if len(self._buffer) > _WRITE_BYTES:
+                    break
+            self._write()
+        finally:
+            self._buffer.clear()
+        self.rows += taken
+        return taken
 
     def sync(self) -> None:
         """What was appended so far is on disk when this returns. Raises `OSError`."""

@@ -65,8 +65,10 @@ class Writer:
         self._syncing.start()
         self._sealing.start()
 
-    def keep(self, outcome: Outcome, *, anyway: bool = False) -> None:
-        """The outcome survives SIGKILL when this returns, power loss within a second.
+    def keep(self, outcomes: Sequence[Outcome], *, anyway: bool = False) -> int:
+        """How many were taken, from the first on: at least one, as many as go into one write.
+
+        They survive SIGKILL when this returns, power loss within a second.
 
         Raises `StoreError`; unless `anyway`, also for an earlier failure of a thread.
         """
@@ -74,10 +76,11 @@ class Writer:
             self._raised = True
             raise self._failure
         segment = self._segment
-        segment.append(outcome)
+        taken = segment.append(outcomes[: max(1, self._part_rows - segment.rows)])
         is_full = segment.rows >= self._part_rows or segment.bytes >= self._part_bytes
         if is_full and self._failure is None:
             self._rotate()
+        return taken
 
     def close(self, *, seal_rest: bool) -> None:
         """Ends the threads; everything is synced, and with `seal_rest` in parts.

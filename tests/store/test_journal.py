@@ -16,8 +16,8 @@ from batchrun.store.journal import (
     Frame,
     Header,
     Torn,
+    add_frame,
     outcome_record,
-    put_frame,
     read_outcomes,
     scan,
 )
@@ -34,7 +34,7 @@ def segment_of(path: Path, outcomes: list[Outcome]) -> list[int]:
     offsets = [0]
     for outcome in outcomes:
         offsets.append(segment.bytes)
-        segment.append(outcome)
+        segment.append([outcome])
     offsets.append(segment.bytes)
     segment.sync()
     segment.close()
@@ -163,7 +163,7 @@ def test_a_record_of_another_version_is_named(payload: object) -> None:
         value: object
 
     buffer = bytearray()
-    put_frame(buffer, Later(payload), 0)
+    add_frame(buffer, Later(payload), 0)
     file = io.BytesIO(bytes(buffer))
     file.name = "w0-000009.log"
     with pytest.raises(StoreError, match=r"w0-000009.log, byte 0: .* go on with the version"):
@@ -172,7 +172,7 @@ def test_a_record_of_another_version_is_named(payload: object) -> None:
 
 def test_a_newer_schema_is_refused() -> None:
     buffer = bytearray()
-    put_frame(buffer, Header(SCHEMA_VERSION + 1, 1, ()), 0)
+    add_frame(buffer, Header(SCHEMA_VERSION + 1, 1, ()), 0)
     file = io.BytesIO(bytes(buffer))
     file.name = "s"
     with pytest.raises(StoreError, match="schema 2"):
@@ -181,6 +181,6 @@ def test_a_newer_schema_is_refused() -> None:
 
 def test_a_frame_holds_its_place_in_the_file(answered: Make) -> None:
     buffer = bytearray()
-    put_frame(buffer, outcome_record(answered(0)), 77)
+    add_frame(buffer, outcome_record(answered(0)), 77)
     assert frames(bytes(buffer)) == [Damage(0, len(buffer))]
     assert isinstance(frames(bytes(buffer))[0], Damage)
