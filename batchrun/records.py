@@ -61,7 +61,7 @@ class BadRow(Struct, frozen=True):
     carried: tuple[Any, ...] = ()  # empty: nothing is carried of a row that could not be read
 
 
-class Scope(Struct, frozen=True):
+class Scope(Struct, frozen=True, cache_hash=True):
     """What limits are counted for."""
 
     base_url: str

@@ -35,10 +35,12 @@ class _Waiter:
 class _Scope:
     """One scope's limits and its lines, which take turns."""
 
-    __slots__ = ("again", "fresh", "fresh_in_a_row", "limits")
+    __slots__ = ("again", "finished", "fresh", "fresh_in_a_row", "limits", "started")
 
-    def __init__(self, limits: Sequence[Limit]) -> None:
+    def __init__(self, shared: Sequence[Limit], limits: Sequence[Limit]) -> None:
         self.limits = limits
+        self.started = [limit.started for limit in (*shared, *limits)]
+        self.finished = [limit.finished for limit in (*shared, *limits)]
         self.again: deque[_Waiter] = deque()  # of rows that were let in before
         self.fresh: deque[_Waiter] = deque()
         self.fresh_in_a_row = 0
@@ -97,7 +99,7 @@ class Gate:
             raise GateClosed
         place = self._scopes.get(scope)
         if place is None:
-            place = self._scopes[scope] = _Scope(self._of_scope(scope))
+            place = self._scopes[scope] = _Scope(self._shared, self._of_scope(scope))
         turn: asyncio.Future[Slot] = self._loop.create_future()
         self._numbers += 1
         waiter = _Waiter(self._numbers, need, turn)
@@ -122,13 +124,16 @@ class Gate:
 
     def leave(self, slot: Slot, finish: Finish) -> None:
         """Gives the slot back."""
-        self.in_flight -= 1
+        self.leave_all(((slot, finish),))
+
+    def leave_all(self, ended: Sequence[tuple[Slot, Finish]]) -> None:
+        """Gives slots back; whoever waits is asked once for all of them."""
+        self.in_flight -= len(ended)
         now_s = self._loop.time()
-        for limit in self._shared:
-            limit.finished(slot, finish, now_s)
-        for limit in self._scopes[slot.need.scope].limits:
-            limit.finished(slot, finish, now_s)
-        if self.waiting:
+        for slot, finish in ended:
+            for finished in self._scopes[slot.need.scope].finished:
+                finished(slot, finish, now_s)
+        if self.waiting and ended:
             self._wake()
 
     async def pause(self, seconds: float) -> None:
@@ -203,10 +208,8 @@ class Gate:
 
     def _start(self, queue: _Scope, need: Need, now_s: float) -> Slot:
         self.in_flight += 1
-        for limit in self._shared:
-            limit.started(need, now_s)
-        for limit in queue.limits:
-            limit.started(need, now_s)
+        for started in queue.started:
+            started(need, now_s)
         return Slot(need, now_s)
 
     def _send_home(self, error: Exception) -> None:

@@ -36,7 +36,8 @@ class Connections:
             proxy=None if proxy is None else URL(proxy),
             loop=asyncio.get_running_loop(),
         )
-        self._headers = b""
+        self._headers = ""
+        self._tells_proxy = proxy is not None and not self._any.is_ssl()
 
     async def open(self) -> tuple[Connection, ResponseHandler]:
         """A connection for one request: to be released after its whole answer, else closed.
@@ -59,22 +60,21 @@ class Connections:
         """Everything in one write; the answer is read from `protocol`."""
         # Not before the first connection: with it the pool adds what a proxy wants to see.
         self._headers = self._headers or _lines(self._any.headers)
-        protocol.set_response_params(read_until_eof=True, max_field_size=_HEADER_BYTES)
-        is_told_whole = self._any.proxy is not None and not self._any.is_ssl()
-        target = str(url) if is_told_whole else url.raw_path_qs
+        target = str(url) if self._tells_proxy else url.raw_path_qs
         length = "" if body is None else f"Content-Length: {len(body)}\r\n"
-        first = f"{method} {target} HTTP/1.1\r\n"
-        last = f"X-Client-Request-Id: {client_request_id}\r\n{length}\r\n"
-        assert protocol.transport is not None  # noqa: S101 - the pool gives what is connected
-        protocol.transport.write(
-            b"%b%b%b%b" % (first.encode(), self._headers, last.encode(), body or b"")
+        head = (
+            f"{method} {target} HTTP/1.1\r\n{self._headers}"
+            f"X-Client-Request-Id: {client_request_id}\r\n{length}\r\n"
         )
+        protocol.set_response_params(read_until_eof=True, max_field_size=_HEADER_BYTES)
+        assert protocol.transport is not None  # noqa: S101 - the pool gives what is connected
+        protocol.transport.write(head.encode() + (body or b""))
 
     async def close(self) -> None:
         await self._connector.close()
 
 
-def _lines(headers: Mapping[str, str]) -> bytes:
+def _lines(headers: Mapping[str, str]) -> str:
     """As they go out. What they may hold was seen to where the job was read."""
     named = ((name, value) for name, value in headers.items() if name.lower() not in _OWN)
-    return "".join(f"{name}: {value}\r\n" for name, value in named).encode()
+    return "".join(f"{name}: {value}\r\n" for name, value in named)

@@ -12,8 +12,7 @@ from functools import lru_cache
 import aiohttp
 import msgspec
 from aiohttp import StreamReader
-from aiohttp.client_proto import ResponseHandler
-from aiohttp.http import HttpProcessingError, RawResponseMessage
+from aiohttp.http import HttpProcessingError
 from multidict import istr
 from yarl import URL
 
@@ -23,7 +22,6 @@ from batchrun.endpoint.headers import (
     request_id,
     retry_after_s,
     should_retry,
-    told_limits,
 )
 from batchrun.endpoint.room import Share
 from batchrun.endpoint.sse import SseParser
@@ -34,6 +32,7 @@ from batchrun.job import EndpointJob
 from batchrun.records import Reply
 
 _CONTENT_TYPE = istr("Content-Type")
+_OK = 200
 _SWITCHES = 101  # the last word of a server that speaks no HTTP from there on
 _REDIRECTS = (301, 302, 303, 307, 308)
 _LONGEST_PLACE = 300  # characters of an address that a message shows
@@ -66,7 +65,9 @@ async def exchange(
             connection, protocol = await wire.connections.open()
             try:
                 wire.connections.send(protocol, method, url, body, client_request_id)
-                message, payload = await _head(protocol)
+                message, payload = await protocol.read()
+                while message.code < _OK and message.code != _SWITCHES:  # said before the answer
+                    message, payload = await protocol.read()
                 arriving.http_status = message.code
                 headers = message.headers
                 content = await _read(payload, headers, deadline, settings, arriving)
@@ -98,16 +99,8 @@ async def exchange(
         should_retry=should_retry(headers),
         reported_cost_usd=reported_cost_usd(headers),
         first_token_s=arriving.first_token_s,
-        told=told_limits(headers),
+        told=wire.limits.told(headers, message.code),
     )
-
-
-async def _head(protocol: ResponseHandler) -> tuple[RawResponseMessage, StreamReader]:
-    """Status and headers, and where the body comes; what is said before them is passed over."""
-    while True:
-        message, payload = await protocol.read()
-        if message.code >= 200 or message.code == _SWITCHES:
-            return message, payload
 
 
 async def _read(
@@ -119,7 +112,8 @@ async def _read(
 ) -> bytes:
     now_s = asyncio.get_running_loop().time
     said_stream = _says_stream(headers.get(_CONTENT_TYPE, ""))
-    first = b""
+    first = content.read_nowait() if content.is_eof() else b""  # all came at once
+    _check_size(len(first), settings, arriving)
     # A reasoning model may be silent for minutes before its stream says anything.
     deadline.idle_s = deadline.total_s if said_stream else now_s() + settings.idle_timeout_s
     while (is_stream := _is_stream(first, said_stream)) is None:

@@ -71,4 +71,5 @@ class Share:
         await self._room.wait(self)
 
     def leave(self) -> None:
-        self._room.left(self)
+        if self.held:
+            self._room.left(self)

@@ -30,6 +30,8 @@ class LocalExecutor:
         self._dispatcher = dispatcher
         self._gate = gate
         self._most_places = PLACES_PER_SLOT * in_flight
+        # One turn of the event loop may take as many as are in flight.
+        self._least_ahead = max(_READ_AHEAD // 2, in_flight)
         # A place is a task that settles row after row, and ends where none is left to take.
         self._places: set[asyncio.Task[None]] = set()
         self._rows: deque[Request | BadRow] = deque()  # read ahead
@@ -56,10 +58,9 @@ class LocalExecutor:
         return self
 
     async def __anext__(self) -> list[Outcome]:
-        for settled in self._handed_out:
-            if settled.slot is not None:
-                self._gate.leave(settled.slot, settled.finish)
+        held = [(one.slot, one.finish) for one in self._handed_out if one.slot is not None]
         self._handed_out = []
+        self._gate.leave_all(held)
         if self._done:
             await asyncio.sleep(0)  # whatever else waits for its turn
         while not self._done:
@@ -106,9 +107,10 @@ class LocalExecutor:
                 if not rows:
                     return
                 self._rows.extend(rows)
-                self._wanted.clear()
                 self._fill_places()
-                await self._wanted.wait()
+                if len(self._rows) > self._least_ahead:
+                    self._wanted.clear()
+                    await self._wanted.wait()
         except Exception as error:  # noqa: BLE001 - raised again where the outcomes end
             self.stop(error)
         finally:
@@ -122,7 +124,7 @@ class LocalExecutor:
         rows, settle, done = self._rows, self._dispatcher.settle, self._done
         while rows and self._stopped_by is None:
             row = rows.popleft()
-            if len(rows) <= _READ_AHEAD // 2:
+            if len(rows) <= self._least_ahead:
                 self._wanted.set()
                 self._dispatcher.no_more_rows = self._fed and not rows
             if isinstance(row, BadRow):
