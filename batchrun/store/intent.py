@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from batchrun.store.disk import replace_file
-from batchrun.store.journal import Frame, add_frame, scan
+from batchrun.store.journal import Frame, frame_of, scan
 from batchrun.store.names import (
     JOURNAL,
     RESPONSES,
@@ -51,9 +51,8 @@ _decoder = msgspec.msgpack.Decoder(Intent)
 
 def write_intent(folder: Path, number: int, intent: Intent) -> None:
     """On disk when this returns. Raises `OSError`."""
-    buffer = bytearray()
-    add_frame(buffer, intent, 0)
-    replace_file(folder / JOURNAL / intent_name(number), bytes(buffer), durable=True)
+    path = folder / JOURNAL / intent_name(number)
+    replace_file(path, frame_of(intent, 0), durable=True)
 
 
 def read_intent(folder: Path, name: str) -> Intent:

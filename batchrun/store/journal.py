@@ -96,19 +96,15 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Header | Kept)
 
 
-def add_frame(buffer: bytearray, record: Struct, offset: int) -> None:
-    """The record's frame, after what `buffer` holds, which begins at `offset` of its file."""
-    start = len(buffer)
-    payload_at = start + HEAD_BYTES
+def frame_of(record: Struct, offset: int) -> bytes:
+    """The record's frame, to be written at `offset` of its file."""
     try:
-        _encoder.encode_into(record, buffer, payload_at)
+        payload = _encoder.encode(record)
     except (UnicodeEncodeError, OverflowError):
         plain = msgspec.to_builtins(record, builtin_types=(bytes,))
-        _encoder.encode_into(storable(plain), buffer, payload_at)
-    with memoryview(buffer) as view:
-        payload_sum = zlib.crc32(view[payload_at:])
-    head = _pack_head(MAGIC, len(buffer) - payload_at, payload_sum)
-    buffer[start:payload_at] = head + _pack_sum(zlib.crc32(head, (offset + start) & _U32))
+        payload = _encoder.encode(storable(plain))
+    head = _pack_head(MAGIC, len(payload), zlib.crc32(payload))
+    return head + _pack_sum(zlib.crc32(head, offset & _U32)) + payload
 
 
 def outcome_record(outcome: Outcome) -> Kept:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from batchrun.records import Outcome
 from batchrun.store.disk import store_error, sync_data, write_whole
-from batchrun.store.journal import Header, add_frame, outcome_record
+from batchrun.store.journal import Header, frame_of, outcome_record
 
 _WRITE_BYTES = 1 << 20  # what is in memory twice while it is written
 
@@ -20,7 +20,6 @@ class Segment:
         self.path = path
         self.rows = 0
         self.bytes = 0
-        self._buffer = bytearray()
         self._dirty = False
         try:
             self._handle = os.open(
@@ -28,15 +27,13 @@ class Segment:
             )
         except OSError as error:
             raise store_error(path, "make this journal segment", error) from error
-        add_frame(self._buffer, header, 0)
         try:
-            self._write()
+            self._write(frame_of(header, 0))
         except BaseException:
             os.close(self._handle)
             with suppress(OSError):
                 path.unlink()
             raise
-        self._buffer.clear()
 
     def append(self, outcomes: Sequence[Outcome]) -> int:
         """Takes as many as go into one write, at least one, and returns how many these are.
@@ -44,18 +41,16 @@ class Segment:
         The system has them when this returns: they survive SIGKILL. Raises `StoreError`; the
         segment then is as it was before, if the system lets itself be asked.
         """
-        taken = 0
-        try:
-            for outcome in outcomes:
-                add_frame(self._buffer, outcome_record(outcome), self.bytes)
-                taken += 1
-                if len(self._buffer) > _WRITE_BYTES:
-                    break
-            self._write()
-        finally:
-            self._buffer.clear()
-        self.rows += taken
-        return taken
+        frames: list[bytes] = []
+        end = self.bytes
+        for outcome in outcomes:
+            frames.append(frame_of(outcome_record(outcome), end))
+            end += len(frames[-1])
+            if end - self.bytes > _WRITE_BYTES:
+                break
+        self._write(b"".join(frames))
+        self.rows += len(frames)
+        return len(frames)
 
     def sync(self) -> None:
         """What was appended so far is on disk when this returns. Raises `OSError`."""
@@ -71,12 +66,12 @@ class Segment:
     def close(self) -> None:
         os.close(self._handle)
 
-    def _write(self) -> None:
+    def _write(self, frames: bytes) -> None:
         try:
-            write_whole(self._handle, self._buffer)
+            write_whole(self._handle, frames)
         except OSError as error:
             with suppress(OSError):
                 os.ftruncate(self._handle, self.bytes)
             raise store_error(self.path, "write to the journal", error) from error
-        self.bytes += len(self._buffer)
+        self.bytes += len(frames)
         self._dirty = True

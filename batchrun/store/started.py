@@ -22,7 +22,7 @@ from batchrun.store.disk import (
     sync_folder,
     write_whole,
 )
-from batchrun.store.journal import Frame, add_frame, scan
+from batchrun.store.journal import Frame, frame_of, scan
 from batchrun.store.names import JOURNAL, WRITER
 from batchrun.store.part_files import read_standing
 from batchrun.store.snapshot import Snapshot
@@ -100,8 +100,7 @@ class StartedLog:
                     self._rewrite()
                     self._handle = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
                 self.open[record.custom_id] = record
-                frame = bytearray()
-                add_frame(frame, record, self._size)
+                frame = frame_of(record, self._size)
                 write_whole(self._handle, frame)
                 self._size += len(frame)
                 sync_data(self._handle)
@@ -128,6 +127,6 @@ class StartedLog:
         make_folders(self._path.parent)
         whole = bytearray()
         for record in self.open.values():
-            add_frame(whole, record, 0)
+            whole += frame_of(record, len(whole))
         replace_file(self._path, bytes(whole), durable=True)
         self._size = len(whole)

@@ -16,7 +16,7 @@ from batchrun.store.journal import (
     Frame,
     Header,
     Torn,
-    add_frame,
+    frame_of,
     outcome_record,
     read_outcomes,
     scan,
@@ -162,25 +162,19 @@ def test_a_record_of_another_version_is_named(payload: object) -> None:
     class Later(msgspec.Struct):
         value: object
 
-    buffer = bytearray()
-    add_frame(buffer, Later(payload), 0)
-    file = io.BytesIO(bytes(buffer))
+    file = io.BytesIO(frame_of(Later(payload), 0))
     file.name = "w0-000009.log"
     with pytest.raises(StoreError, match=r"w0-000009.log, byte 0: .* go on with the version"):
         list(read_outcomes(file))
 
 
 def test_a_newer_schema_is_refused() -> None:
-    buffer = bytearray()
-    add_frame(buffer, Header(SCHEMA_VERSION + 1, 1, ()), 0)
-    file = io.BytesIO(bytes(buffer))
+    file = io.BytesIO(frame_of(Header(SCHEMA_VERSION + 1, 1, ()), 0))
     file.name = "s"
     with pytest.raises(StoreError, match="schema 2"):
         list(read_outcomes(file))
 
 
 def test_a_frame_holds_its_place_in_the_file(answered: Make) -> None:
-    buffer = bytearray()
-    add_frame(buffer, outcome_record(answered(0)), 77)
-    assert frames(bytes(buffer)) == [Damage(0, len(buffer))]
-    assert isinstance(frames(bytes(buffer))[0], Damage)
+    frame = frame_of(outcome_record(answered(0)), 77)
+    assert frames(frame) == [Damage(0, len(frame))]
