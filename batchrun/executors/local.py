@@ -143,15 +143,13 @@ class LocalExecutor:
             self._news.set()
 
     def _fill_places(self) -> None:
-        if self._stopped_by is None:
-            for _ in range(min(len(self._rows), self._most_places - len(self._places))):
-                place = asyncio.create_task(self._settle_rows())
-                self._places.add(place)
-                place.add_done_callback(self._ended)
+        for _ in range(min(len(self._rows), self._most_places - len(self._places))):
+            place = asyncio.create_task(self._settle_rows())
+            self._places.add(place)
+            place.add_done_callback(self._ended)
 
     def _ended(self, place: asyncio.Task[None]) -> None:
         self._places.discard(place)
-        self._fill_places()  # rows may have come since it saw that there were none
         self._news.set()
 
     def _never_sent(self, row: BadRow) -> Outcome:
