@@ -80,6 +80,7 @@ class Gate:
         self.in_flight = 0
         self.waiting = 0
         self.held_by: Limit | None = None  # what the first in line waits for
+        self.on_left: Callable[[], None] = lambda: None  # called when slots were given back
         self._shared = shared
         self._of_scope = of_scope
         self._scopes: dict[Scope, _Scope] = {}
@@ -135,6 +136,7 @@ class Gate:
                 finished(slot, finish, now_s)
         if self.waiting and ended:
             self._wake()
+        self.on_left()
 
     async def pause(self, seconds: float) -> None:
         """A backoff: holds no slot. Raises `GateClosed` as soon as the gate is closed."""

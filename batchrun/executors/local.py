@@ -9,7 +9,6 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from itertools import islice
 from typing import Self
 
 from batchrun.dispatch.attempts import Dispatcher
@@ -18,9 +17,13 @@ from batchrun.dispatch.row import Settled
 from batchrun.errors import ErrorKind
 from batchrun.records import BadRow, Failure, Outcome, Request
 
-PLACES_PER_SLOT = 4  # rows in memory for each request that may be in flight
-_READ_AHEAD = 64  # rows read at once, off the event loop
-_MOST_AT_ONCE = 64  # outcomes in a batch: storing them holds up the event loop
+PLACES_PER_SLOT = 4  # rows in memory, at most, for each request that may be in flight
+_SPARE = 8  # of them, rows that wait at the gate while all slots are taken: at least so many, ...
+_SPARE_SHARE = 8  # ... and one for so many slots. Those that wait long are cold in the CPU's caches
+# when their turn comes: with three for each slot a row took a tenth longer, at 256 and at 1,024.
+_READ_AHEAD = 64  # rows read at once, off the event loop, or a quarter of the slots; ...
+_READ_BYTES = 4 << 20  # ... fewer where their bodies are large
+_MOST_AT_ONCE = 256  # outcomes in a batch: storing them holds up the event loop
 
 
 class LocalExecutor:
@@ -29,7 +32,9 @@ class LocalExecutor:
     def __init__(self, dispatcher: Dispatcher, gate: Gate, in_flight: int) -> None:
         self._dispatcher = dispatcher
         self._gate = gate
-        self._most_places = PLACES_PER_SLOT * in_flight
+        self._slots = in_flight
+        self._spare = max(_SPARE, in_flight // _SPARE_SHARE)
+        self._at_once = max(_READ_AHEAD, in_flight // 4)
         # One turn of the event loop may take as many as are in flight.
         self._least_ahead = max(_READ_AHEAD // 2, in_flight)
         # A place is a task that settles row after row, and ends where none is left to take.
@@ -42,6 +47,7 @@ class LocalExecutor:
         self._news = asyncio.Event()
         self._fed = False
         self._stopped_by: BaseException | None = None
+        gate.on_left = self._fill_places
 
     @asynccontextmanager
     async def run(self, requests: Iterator[Request | BadRow]) -> AsyncIterator[Self]:
@@ -77,7 +83,7 @@ class LocalExecutor:
     @property
     def is_reading(self) -> bool:
         """Whether the input is waited for, with places free."""
-        return self._is_reading and len(self._places) < self._most_places
+        return self._is_reading and not self._rows and self._wanted_places() > 0
 
     def is_stopped(self) -> bool:
         return self._stopped_by is not None
@@ -102,7 +108,7 @@ class LocalExecutor:
             while not self.is_stopped():
                 # Reading may wait for a disk or unpack a large batch: not on the event loop.
                 self._is_reading = True
-                rows = await asyncio.to_thread(lambda: list(islice(requests, _READ_AHEAD)))
+                rows = await asyncio.to_thread(_read_some, requests, self._at_once)
                 self._is_reading = False
                 if not rows:
                     return
@@ -122,7 +128,7 @@ class LocalExecutor:
     async def _settle_rows(self) -> None:
         """What happens in one place."""
         rows, settle, done = self._rows, self._dispatcher.settle, self._done
-        while rows and self._stopped_by is None:
+        while rows and self._stopped_by is None and self._wanted_places() >= 0:
             row = rows.popleft()
             if len(rows) <= self._least_ahead:
                 self._wanted.set()
@@ -142,8 +148,19 @@ class LocalExecutor:
             done.append(settled)
             self._news.set()
 
+    def _wanted_places(self) -> int:
+        """How many more there should be; below 0, how many too many.
+
+        With all slots taken, as few as will do. Else some limit holds rows back, perhaps of one
+        scope only, and others may be let past them.
+        """
+        free = self._slots - self._gate.in_flight
+        ended = len(self._done)  # their slots are about to be free
+        wanted = free if free > 0 else self._spare + ended - self._gate.waiting
+        return min(wanted, PLACES_PER_SLOT * self._slots - len(self._places))
+
     def _fill_places(self) -> None:
-        for _ in range(min(len(self._rows), self._most_places - len(self._places))):
+        for _ in range(min(len(self._rows), self._wanted_places())):
             place = asyncio.create_task(self._settle_rows())
             self._places.add(place)
             place.add_done_callback(self._ended)
@@ -167,3 +184,14 @@ class LocalExecutor:
         failure = Failure(ErrorKind.INVALID_ROW, f"{where}: {row.message}", status="invalid")
         endpoint = self._dispatcher.endpoint
         return Outcome(request, failure, (), endpoint.base_url, endpoint.via)
+
+
+def _read_some(requests: Iterator[Request | BadRow], most: int) -> list[Request | BadRow]:
+    rows: list[Request | BadRow] = []
+    size = 0
+    for row in requests:
+        rows.append(row)
+        size += len(row.body) if isinstance(row, Request) else 0
+        if len(rows) >= most or size >= _READ_BYTES:
+            break
+    return rows

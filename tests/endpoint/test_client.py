@@ -77,6 +77,31 @@ async def test_an_answer_comes_back_whole_with_the_headers_that_matter() -> None
     assert (reply.request_id, reply.retry_after_s) == ("req_1", 1.5)
 
 
+async def test_what_a_server_says_before_its_answer_is_passed_over() -> None:
+    hints = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" * 2
+    async with _server(_says(hints, OK + b"Content-Length: 2\r\n\r\n{}")) as base_url:
+        reply = await _send(base_url)
+    assert (reply.http_status, reply.body) == (200, b"{}")
+
+
+async def test_a_connection_carries_one_request_after_the_other() -> None:
+    ports = []
+
+    async def twice(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for _ in range(2):
+            ports.append(writer.get_extra_info("peername")[1])
+            writer.write(OK + b"Content-Length: 2\r\n\r\n{}")
+            await reader.readuntil(b'"stream":false}')  # the next one
+
+    async with _server(twice) as base_url:
+        async with Client(EndpointJob(base_url=base_url), None, {}, "test") as client:
+            async with asyncio.timeout(30):
+                for _ in range(2):
+                    assert (await client.send(REQUEST, "id", 60)).body == b"{}"
+    assert len(ports) == 2
+    assert len(set(ports)) == 1
+
+
 async def test_a_server_that_never_sends_headers_ends_at_the_time_for_one_try() -> None:
     error = await _failure(_says(then_waits=True), timeout_s=0.3)
     assert error.kind is ErrorKind.TIMEOUT

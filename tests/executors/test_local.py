@@ -1,8 +1,9 @@
 """The executor over real sockets: every request gets exactly one outcome, whatever befalls it."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing, suppress
 
 import pytest
 
@@ -18,6 +19,8 @@ from batchrun.pricing.prices import Prices
 from batchrun.records import BadRow, Failure, Request
 from batchrun.simulator.behavior import Behavior
 from batchrun.simulator.server import serve
+
+_ANSWER = b'{"object":"response","id":"r","status":"completed","output":[],"usage":null}'
 
 
 def _requests(count: int) -> Iterator[Request | BadRow]:
@@ -125,3 +128,55 @@ async def test_an_error_of_the_input_ends_the_run_after_what_is_in_flight() -> N
                 async for some in outcomes:
                     count += len(some)
     assert count <= 30
+
+
+async def test_rows_that_wait_for_another_try_keep_no_slot_from_those_behind_them() -> None:
+    asked: list[int] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with closing(writer), suppress(asyncio.IncompleteReadError):
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                length = int(re.findall(rb"(?i)content-length: (\d+)", head)[0])
+                row = int(re.findall(rb"question (\d+)", await reader.readexactly(length))[0])
+                is_busy = row < 6 and asked.count(row) == 0
+                asked.append(row)
+                status = b"500 Oh" if is_busy else b"200 OK"
+                body = b'{"error":{"message":"oh"}}' if is_busy else _ANSWER
+                writer.write(b"HTTP/1.1 %b\r\nContent-Length: %d\r\n\r\n" % (status, len(body)))
+                writer.write(body)
+
+    answering: list[asyncio.Task[None]] = []
+    server = await asyncio.start_server(
+        lambda *both: answering.append(asyncio.create_task(answer(*both))), "127.0.0.1", 0
+    )
+    base_url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+    async with server, Client(EndpointJob(base_url=base_url), None, {}, "test") as client:
+        scopes = Scopes(2, 1800.0)
+        gate = Gate([InFlight(2)], scopes.limits)
+        dispatcher = Dispatcher(client, gate, scopes, RetryJob(), Prices({}), key_name="KEY")
+        run = LocalExecutor(dispatcher, gate, 2)
+        async with asyncio.timeout(30), run.run(_requests(30)) as outcomes:
+            rows = [one.request.row async for some in outcomes for one in some]
+    await asyncio.gather(*answering)
+    assert sorted(rows) == list(range(30))
+    assert asked[:30] == list(range(30))  # every row was sent once before one was sent again
+
+
+async def test_rows_that_cannot_be_sent_leave_the_loop_its_turns() -> None:
+    bad = [BadRow(row, str(row), "file", 7, "not JSON", "0" * 16) for row in range(5_000)]
+    turns = 0
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async with _executor(Behavior(latency_s=0.001), in_flight=2) as (run, _):
+        async with run.run(iter(bad)) as outcomes:
+            counting = asyncio.create_task(count_turns())
+            batches = [len(some) async for some in outcomes]
+            counting.cancel()
+    assert sum(batches) == 5_000
+    assert max(batches) <= 256
+    assert turns > len(batches)

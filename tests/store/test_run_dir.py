@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+import pyarrow.parquet as pq
 import pytest
 
 from batchrun.errors import JobError, StoreError
@@ -298,3 +299,30 @@ def test_carried_values_are_kept(
 
     (row,) = find_row(tmp_path / "run", "id-0")
     assert (row["question"], row["n"]) == ("why?", 42)
+
+
+def test_outcomes_that_come_together_fill_parts_exactly(
+    tmp_path: Path, record: Record, answered: Make
+) -> None:
+    run_dir = RunDir.open(tmp_path / "run")
+    run_dir.save(record())
+    run_dir.start(part_rows=3, part_bytes=1 << 30)
+    outcomes = [answered(row) for row in range(8)]
+    taken: list[int] = []
+    while sum(taken) < len(outcomes):
+        taken.append(run_dir.keep_some(outcomes[sum(taken) :]))
+    run_dir.close(seal=True)
+    assert taken == [3, 3, 2]
+    parts = sorted((tmp_path / "run" / "responses").glob("*.parquet"))
+    assert [pq.read_metadata(part).num_rows for part in parts] == [3, 3, 2]
+
+
+def test_what_goes_into_one_write_is_bounded(
+    tmp_path: Path, record: Record, answered: Make
+) -> None:
+    run_dir = RunDir.open(tmp_path / "run")
+    run_dir.save(record())
+    run_dir.start(part_rows=100, part_bytes=1 << 30)
+    outcomes = [answered(row, text="x" * 400_000) for row in range(5)]
+    assert run_dir.keep_some(outcomes) < 5
+    run_dir.close()
