@@ -10,7 +10,6 @@ from pathlib import Path
 
 import uvloop
 from msgspec.structs import replace
-from yarl import URL
 
 from batchrun.dispatch.attempts import Dispatcher
 from batchrun.dispatch.gate import Gate
@@ -32,10 +31,10 @@ from batchrun.store.columns import response_batch, tool_call_batch
 from batchrun.store.journal import read_outcomes
 from batchrun.store.parts import write_parts
 from batchrun.store.run_dir import RunDir
-from benchmarks.bare_loop import bare_session
 from benchmarks.lean_answers import BODY
 
 IN_FLIGHT = 64
+AT_ONCE = 16  # outcomes that arrive together, and are written so: less than are seen with 64
 LOOKS = 100  # of which one is the mean
 LOOKS_PER_S = 4  # as `report.live` does
 ROWS_PER_S = 5_000  # about what one process reaches
@@ -196,8 +195,8 @@ def _journal(material: Material) -> float:
         run_dir = _kept(material, Path(folder) / "run")
 
         def keep() -> None:
-            for outcome in material.outcomes:
-                run_dir.keep(outcome)
+            for first in range(0, len(material.outcomes), AT_ONCE):
+                run_dir.keep_some(material.outcomes[first : first + AT_ONCE])
 
         taken_s = _cpu_s(keep)
         run_dir.close()
@@ -227,18 +226,6 @@ async def _send(material: Material, url: str) -> None:
         await asyncio.gather(*[work() for _ in range(IN_FLIGHT)])
 
 
-async def _send_bare(material: Material, base_url: str) -> None:
-    url, left = URL(f"{base_url}/responses"), iter(material.requests)
-    async with bare_session(tuned=True) as session:
-
-        async def work() -> None:
-            for request in left:
-                async with session.post(url, data=request.body) as response:
-                    await response.read()
-
-        await asyncio.gather(*[work() for _ in range(IN_FLIGHT)])
-
-
 async def _one_reply(job: Job, url: str, request: Request) -> Reply:
     async with Client(replace(job.endpoint, base_url=url), None, {}, "0") as client:
         return await client.send(request, "0123456789abcdef-1", 3600.0)
@@ -250,7 +237,9 @@ def make_material(lines: Path, url: str) -> Material:
     prompts: PromptSet = plan.prompts
     found = prompts.requests(plan.layout, bytearray(plan.rows))
     requests = [request for request in found if isinstance(request, Request)]
-    return Material(job, plan, requests, uvloop.run(_one_reply(job, url, requests[0])))
+    reply = uvloop.run(_one_reply(job, url, requests[0]))
+    # Of some thousand answers a second, a hundred are asked what limits they tell.
+    return Material(job, plan, requests, replace(reply, told=()))
 
 
 def loops_over(material: Material, url: str) -> dict[str, Loop]:
@@ -261,7 +250,6 @@ def loops_over(material: Material, url: str) -> dict[str, Loop]:
         "parse": lambda: _cpu_s(lambda: _parse(material)),
         "gate": lambda: _cpu_s(lambda: _run(lambda: _gate(material))),
         "settle": lambda: _cpu_s(lambda: _run(lambda: _settle(material))),
-        "bare": lambda: _cpu_s(lambda: _run(lambda: _send_bare(material, url))),
         "send": lambda: _cpu_s(lambda: _run(lambda: _send(material, url))),
         "journal": lambda: _journal(material),
         "count": lambda: _cpu_s(lambda: _count(material)),

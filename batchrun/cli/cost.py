@@ -1,6 +1,5 @@
 """`batchrun cost`: what runs cost, and what the same tokens would cost elsewhere."""
 
-import shutil
 from pathlib import Path
 
 import click
@@ -51,6 +50,8 @@ def cost(
 
         click.echo(printable_json(encode(costs).decode()))
         return
+    import shutil
+
     from batchrun.report.cost_text import render_costs
 
     click.echo(render_costs(costs, shutil.get_terminal_size().columns))

@@ -1,6 +1,5 @@
 """The options that say what job a command is about: those of `run` and `estimate`."""
 
-import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -155,6 +154,8 @@ def _body_field(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise JobError(f"--set {text}: write KEY=VALUE, such as --set reasoning.effort=low")
+    import json
+
     try:
         return f"request.{key}", json.loads(value)
     except ValueError:

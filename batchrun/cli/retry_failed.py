@@ -1,6 +1,5 @@
 """The option `--retry-failed[=KIND,…]`, whose value is never the next word."""
 
-import difflib
 from typing import Any
 
 import click
@@ -25,6 +24,8 @@ class Kinds(click.ParamType[frozenset[str]]):
         known = {*(kind.value for kind in ErrorKind), *ANSWERED} - {ErrorKind.INVALID_ROW.value}
         kinds = {word.strip() for word in str(value).split(",")} - {""}
         if unknown := sorted(kinds - known):
+            import difflib
+
             near = difflib.get_close_matches(unknown[0], sorted(known), n=1)
             meant = f"did you mean {near[0]!r}? K" if near else "k"
             self.fail(

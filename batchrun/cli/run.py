@@ -1,6 +1,5 @@
 """`batchrun run`."""
 
-import json
 import shlex
 import sys
 from contextlib import suppress
@@ -129,6 +128,8 @@ def _dry_run(
     insecure_http: bool,
     resend: "Resend",
 ) -> None:
+    import json
+
     from batchrun.claim import run_path
     from batchrun.job import key_in_words, refuse_plain_http, refuse_written_secrets
     from batchrun.plan import dry_run
