@@ -13,7 +13,7 @@ from batchrun.endpoint.deadlines import DeadlineWatch
 from batchrun.endpoint.plain import send_plain, send_stream
 from batchrun.endpoint.room import Room
 from batchrun.endpoint.veil import Veil
-from batchrun.endpoint.wire import Limits, Wire
+from batchrun.endpoint.wire import ToldLimits, Wire
 from batchrun.job import FROM_ENVIRONMENT, EndpointJob
 from batchrun.records import Reply, Request
 
@@ -66,7 +66,9 @@ class Client:
         secrets = self._secrets
         if proxy is not None and (password := URL(proxy).password):
             secrets = [*secrets, password]
-        self._wire = Wire(connections, url, settings, watch, Limits(), self._room, Veil(secrets))
+        self._wire = Wire(
+            connections, url, settings, watch, ToldLimits(), self._room, Veil(secrets)
+        )
         return self
 
     async def __aexit__(

@@ -14,6 +14,7 @@ from aiohttp.connector import Connection
 from yarl import URL
 
 _HEADER_BYTES = 64 * 1024  # of one header of an answer: some gateways' policies are long
+_COPIED_BYTES = 64 * 1024  # of a body: below it, one piece is quicker than two
 # What each request says for itself.
 _OWN = ("content-length", "transfer-encoding", "x-client-request-id")
 
@@ -57,7 +58,7 @@ class Connections:
         body: bytes | None,
         client_request_id: str,
     ) -> None:
-        """Everything in one write; the answer is read from `protocol`."""
+        """Head and body at once; the answer is read from `protocol`."""
         # Not before the first connection: with it the pool adds what a proxy wants to see.
         self._headers = self._headers or _lines(self._any.headers)
         target = str(url) if self._tells_proxy else url.raw_path_qs
@@ -68,7 +69,10 @@ class Connections:
         )
         protocol.set_response_params(read_until_eof=True, max_field_size=_HEADER_BYTES)
         assert protocol.transport is not None  # noqa: S101 - the pool gives what is connected
-        protocol.transport.write(head.encode() + (body or b""))
+        if body is None or len(body) <= _COPIED_BYTES:
+            protocol.transport.write(head.encode() + (body or b""))
+        else:
+            protocol.transport.writelines((head.encode(), body))
 
     async def close(self) -> None:
         await self._connector.close()

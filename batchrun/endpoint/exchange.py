@@ -57,9 +57,9 @@ async def exchange(
     wire: Wire, method: str, url: URL, body: bytes | None, client_request_id: str
 ) -> Reply:
     """The whole answer, whatever its status. Raises `EndpointError`."""
-    settings = wire.settings
+    settings, now_s = wire.settings, asyncio.get_running_loop().time
     arriving = _Arriving(time.perf_counter(), Share(wire.room))
-    deadline = Deadline(wire.watch, asyncio.get_running_loop().time() + settings.timeout_s)
+    deadline = Deadline(wire.watch, now_s() + settings.timeout_s)
     try:
         with deadline:
             connection, protocol = await wire.connections.open()
@@ -99,7 +99,7 @@ async def exchange(
         should_retry=should_retry(headers),
         reported_cost_usd=reported_cost_usd(headers),
         first_token_s=arriving.first_token_s,
-        told=wire.limits.told(headers, message.code),
+        told=wire.limits.read(headers, message.code, now_s()),
     )
 
 

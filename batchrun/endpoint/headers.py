@@ -14,7 +14,12 @@ from multidict import istr
 from batchrun.policy.durations import duration_s
 from batchrun.records import ToldLimit
 
-_REQUEST_IDS = (
+
+def _names(*names: str) -> tuple[istr, ...]:
+    return tuple(map(istr, names))  # looked up twice as fast as a str
+
+
+_REQUEST_IDS = _names(
     "x-request-id",
     "x-oneapi-request-id",
     "apim-request-id",
@@ -22,29 +27,28 @@ _REQUEST_IDS = (
     "x-litellm-call-id",
     "cf-ray",
 )
-_RETRY_AFTER = ("retry-after", "llm_provider-retry-after")
+_RETRY_AFTER_MS, *_RETRY_AFTER = _names("retry-after-ms", "retry-after", "llm_provider-retry-after")
+_SHOULD_RETRY, _COST = _names("x-should-retry", "x-litellm-response-cost")
 _LIMIT_NAME = re.compile(r"(?i)(?:llm_provider-)?(?:x-|anthropic-)?rate-?limit-(.+)", re.DOTALL)
-_EVIDENCE = tuple(
-    istr(name)  # looked up twice as fast as a str
-    for name in (
-        "x-ratelimit-limit-requests",
-        "x-ratelimit-limit-tokens",
-        "x-ratelimit-remaining-requests",
-        "x-ratelimit-remaining-tokens",
-        "x-ratelimit-limit-project-tokens",
-        "x-ratelimit-limit-project-requests",
-        "x-ratelimit-limit-tokens_usage_based",
-        "x-ratelimit-limit-requests-minute",
-        "x-ratelimit-limit-tokens-minute",
-        "llm_provider-x-ratelimit-limit-requests",
-        "llm_provider-x-ratelimit-limit-tokens",
-        "anthropic-ratelimit-requests-limit",
-        "anthropic-ratelimit-tokens-limit",
-        "x-ratelimit-limit",
-        "x-rate-limit-limit",
-        "ratelimit-limit",
-    )
+_EVIDENCE = _names(
+    "x-ratelimit-limit-requests",
+    "x-ratelimit-limit-tokens",
+    "x-ratelimit-remaining-requests",
+    "x-ratelimit-remaining-tokens",
+    "x-ratelimit-limit-project-tokens",
+    "x-ratelimit-limit-project-requests",
+    "x-ratelimit-limit-tokens_usage_based",
+    "x-ratelimit-limit-requests-minute",
+    "x-ratelimit-limit-tokens-minute",
+    "llm_provider-x-ratelimit-limit-requests",
+    "llm_provider-x-ratelimit-limit-tokens",
+    "anthropic-ratelimit-requests-limit",
+    "anthropic-ratelimit-tokens-limit",
+    "x-ratelimit-limit",
+    "x-rate-limit-limit",
+    "ratelimit-limit",
 )
+_YES_OR_NO = {"true": True, "false": False}
 _OTHER_WINDOWS = {"second", "hour", "day", "week", "month"}  # limits are those of a minute
 _EPOCH_S = 1e8  # a reset from here on is a point in time; in milliseconds from the next on
 _EPOCH_MS = 1e11
@@ -66,7 +70,7 @@ def retry_after_s(headers: Mapping[str, str], now_s: float | None = None) -> flo
     (`6m0s`), then the name it has behind a gateway. When a limit is full again (`...-reset-...`) is
     not when a request may go, so those headers are no hints. `now_s` is Unix time.
     """
-    milliseconds = _number(headers.get("retry-after-ms"))
+    milliseconds = _number(headers.get(_RETRY_AFTER_MS))
     if milliseconds is not None:
         return milliseconds / 1000
     for name in _RETRY_AFTER:
@@ -85,12 +89,13 @@ def retry_after_s(headers: Mapping[str, str], now_s: float | None = None) -> flo
 
 def should_retry(headers: Mapping[str, str]) -> bool | None:
     """What the server itself says about another try; null where it says nothing."""
-    return {"true": True, "false": False}.get(headers.get("x-should-retry", "").lower())
+    said = headers.get(_SHOULD_RETRY)
+    return None if said is None else _YES_OR_NO.get(said.lower())
 
 
 def reported_cost_usd(headers: Mapping[str, str]) -> float | None:
     """What a gateway says that this answer cost."""
-    return _number(headers.get("x-litellm-response-cost"))
+    return _number(headers.get(_COST))
 
 
 class _Spoken(Struct, frozen=True):
@@ -191,8 +196,10 @@ def _reset_s(text: str, now_s: float | None) -> float | None:
 
 
 def _number(value: str | None) -> float | None:
+    if value is None:
+        return None
     try:
-        number = float(value) if value is not None else math.nan
+        number = float(value)
     except ValueError:
         return None
     return number if math.isfinite(number) and number >= 0 else None

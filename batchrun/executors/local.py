@@ -39,6 +39,7 @@ class LocalExecutor:
         self._least_ahead = max(_READ_AHEAD // 2, in_flight)
         # A place is a task that settles row after row, and ends where none is left to take.
         self._places: set[asyncio.Task[None]] = set()
+        self._starting = 0  # of them, those that have not taken a row yet
         self._rows: deque[Request | BadRow] = deque()  # read ahead
         self._wanted = asyncio.Event()  # more of them
         self._is_reading = False
@@ -73,7 +74,8 @@ class LocalExecutor:
             if self._fed and not self._places:
                 if self._stopped_by is not None:
                     raise self._stopped_by
-                raise StopAsyncIteration
+                if not self._rows:
+                    raise StopAsyncIteration
             self._news.clear()
             await self._news.wait()
         count = min(len(self._done), _MOST_AT_ONCE)
@@ -128,6 +130,7 @@ class LocalExecutor:
     async def _settle_rows(self) -> None:
         """What happens in one place."""
         rows, settle, done = self._rows, self._dispatcher.settle, self._done
+        self._starting -= 1
         while rows and self._stopped_by is None and self._wanted_places() >= 0:
             row = rows.popleft()
             if len(rows) <= self._least_ahead:
@@ -160,13 +163,17 @@ class LocalExecutor:
         return min(wanted, PLACES_PER_SLOT * self._slots - len(self._places))
 
     def _fill_places(self) -> None:
-        for _ in range(min(len(self._rows), self._wanted_places())):
+        if self._stopped_by is not None:
+            return
+        for _ in range(min(len(self._rows), self._wanted_places()) - self._starting):
+            self._starting += 1
             place = asyncio.create_task(self._settle_rows())
             self._places.add(place)
             place.add_done_callback(self._ended)
 
     def _ended(self, place: asyncio.Task[None]) -> None:
         self._places.discard(place)
+        self._fill_places()  # rows may have come since it saw that there were none
         self._news.set()
 
     def _never_sent(self, row: BadRow) -> Outcome:

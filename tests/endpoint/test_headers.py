@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict
 
 from batchrun.endpoint.headers import reported_cost_usd, request_id, retry_after_s, told_limits
+from batchrun.endpoint.wire import ToldLimits
 from batchrun.records import ToldLimit
 
 NOW_S = 1_445_412_470.0  # Wed, 21 Oct 2015 07:27:50 GMT
@@ -212,3 +213,16 @@ def test_any_headers_can_be_read(headers: dict[str, str], now_s: float) -> None:
             for value in (one.limit, one.remaining, one.reset_s)
         )
     assert any(one.header.lower() == "x-ratelimit-limit" for one in told)
+
+
+def test_of_answers_with_the_same_limits_a_hundred_a_second_are_read_and_errors_always() -> None:
+    limits = ToldLimits()
+
+    def read(size: int, http_status: int, now_s: float) -> int:
+        headers = CIMultiDict({"X-RateLimit-Limit-Requests": str(size)})
+        return len(limits.read(headers, http_status, now_s))
+
+    assert [read(60, 200, now_s) for now_s in (5.0, 5.004, 5.009, 5.011)] == [1, 0, 0, 1]
+    assert [read(30, 200, now_s) for now_s in (5.012, 5.013)] == [1, 0]
+    assert [read(60, 429, now_s) for now_s in (5.014, 5.015)] == [1, 1]
+    assert [read(size, 200, 5.016) for size in range(1000, 1200)] == [1] * 200

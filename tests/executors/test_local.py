@@ -1,7 +1,9 @@
 """The executor over real sockets: every request gets exactly one outcome, whatever befalls it."""
 
 import asyncio
+import random
 import re
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, suppress
 
@@ -180,3 +182,23 @@ async def test_rows_that_cannot_be_sent_leave_the_loop_its_turns() -> None:
     assert sum(batches) == 5_000
     assert max(batches) <= 256
     assert turns > len(batches)
+
+
+@pytest.mark.parametrize("in_flight", [1, 2, 7])
+async def test_no_row_is_left_behind_however_the_input_comes(in_flight: int) -> None:
+    draw = random.Random(in_flight)
+    count = 400
+
+    def rows() -> Iterator[Request | BadRow]:
+        for request in _requests(count):
+            if draw.random() < 0.1:
+                time.sleep(draw.random() * 0.01)  # a disk that is slow now and then
+            is_bad = draw.random() < 0.3
+            row = request.row
+            yield BadRow(row, str(row), "file", 7, "no", "0" * 16) if is_bad else request
+
+    async with _executor(Behavior(latency_s=0.0), in_flight=in_flight) as (run, gate):
+        async with asyncio.timeout(60), run.run(rows()) as outcomes:
+            settled = [one.request.row async for some in outcomes for one in some]
+        assert sorted(settled) == list(range(count))
+        assert gate.in_flight == 0
