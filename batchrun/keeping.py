@@ -90,5 +90,5 @@ class Keeper:
         raise error
 
     def _count(self, outcome: Outcome) -> None:
-        earlier = self._earlier.pop(outcome.request.row, None) if self._earlier else None
+        earlier = self._earlier.pop(outcome.request.row, None)
         self._tally.count(outcome, earlier.totals if earlier is not None else None)

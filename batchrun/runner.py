@@ -35,7 +35,7 @@ from batchrun.store.run_dir import RunDir
 from batchrun.version import VERSION
 
 _YOUNG = 50_000  # objects made before the garbage collector looks at them
-_TURN_S = 0.001
+_TURN_S = 0.001  # a thread keeps the interpreter while another waits for it
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:

@@ -10,10 +10,11 @@ from yarl import URL
 from batchrun.endpoint.background import Sink, forget, send_background
 from batchrun.endpoint.connections import Connections
 from batchrun.endpoint.deadlines import DeadlineWatch
+from batchrun.endpoint.headers import ToldLimits
 from batchrun.endpoint.plain import send_plain, send_stream
 from batchrun.endpoint.room import Room
 from batchrun.endpoint.veil import Veil
-from batchrun.endpoint.wire import ToldLimits, Wire
+from batchrun.endpoint.wire import Wire
 from batchrun.job import FROM_ENVIRONMENT, EndpointJob
 from batchrun.records import Reply, Request
 

@@ -149,8 +149,6 @@ def _says_stream(content_type: str) -> bool:
 
 def _is_stream(first: bytes, said_stream: bool) -> bool | None:
     """Whether a body that begins so is a stream; null while that cannot be told."""
-    if first[:1] == b"{":
-        return False
     start = first.lstrip(_BLANK)[: len(_FIELDS[0])]
     if not start:
         return None

@@ -21,8 +21,7 @@ class Veil:
         words = {word for value in secrets for word in (value, *value.split()[-1:])}
         hidden = sorted((word for word in words if len(word) >= _SHORTEST), key=len, reverse=True)
         # A run of letters that each spelling holds: most answers are passed over by looking for it.
-        self._text_probes = tuple(_longest_plain(word)[:_PROBE] for word in hidden)
-        self._probes = tuple(probe.encode() for probe in self._text_probes)
+        self._probes = tuple(_longest_plain(word)[:_PROBE].encode() for word in hidden)
         self._spelled = re.compile("|".join(map(_spellings, hidden)).encode()) if hidden else None
 
     def hide(self, body: bytes) -> bytes:
@@ -36,8 +35,6 @@ class Veil:
 
     def hide_in(self, text: str) -> str:
         """The same for text."""
-        if not any(probe in text for probe in self._text_probes):
-            return text
         return self.hide(text.encode(errors="surrogatepass")).decode(errors="surrogatepass")
 
 

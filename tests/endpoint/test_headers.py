@@ -5,8 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
-from batchrun.endpoint.headers import reported_cost_usd, request_id, retry_after_s, told_limits
-from batchrun.endpoint.wire import ToldLimits
+from batchrun.endpoint.headers import (
+    ToldLimits,
+    reported_cost_usd,
+    request_id,
+    retry_after_s,
+    told_limits,
+)
 from batchrun.records import ToldLimit
 
 NOW_S = 1_445_412_470.0  # Wed, 21 Oct 2015 07:27:50 GMT

@@ -302,11 +302,9 @@ def test_carried_values_are_kept(
 
 
 def test_outcomes_that_come_together_fill_parts_exactly(
-    tmp_path: Path, record: Record, answered: Make
+    tmp_path: Path, begin: Begin, answered: Make
 ) -> None:
-    run_dir = RunDir.open(tmp_path / "run")
-    run_dir.save(record())
-    run_dir.start(part_rows=3, part_bytes=1 << 30)
+    run_dir = begin(tmp_path / "run", part_rows=3)
     outcomes = [answered(row) for row in range(8)]
     taken: list[int] = []
     while sum(taken) < len(outcomes):
@@ -317,12 +315,8 @@ def test_outcomes_that_come_together_fill_parts_exactly(
     assert [pq.read_metadata(part).num_rows for part in parts] == [3, 3, 2]
 
 
-def test_what_goes_into_one_write_is_bounded(
-    tmp_path: Path, record: Record, answered: Make
-) -> None:
-    run_dir = RunDir.open(tmp_path / "run")
-    run_dir.save(record())
-    run_dir.start(part_rows=100, part_bytes=1 << 30)
+def test_what_goes_into_one_write_is_bounded(tmp_path: Path, begin: Begin, answered: Make) -> None:
+    run_dir = begin(tmp_path / "run")
     outcomes = [answered(row, text="x" * 400_000) for row in range(5)]
     assert run_dir.keep_some(outcomes) < 5
     run_dir.close()
