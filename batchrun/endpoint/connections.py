@@ -1,4 +1,4 @@
-"""Kept connections to one endpoint: aiohttp's pool, its TLS and proxies, and its parser of answers.
+"""Kept connections to one endpoint: aiohttp's pool, with its TLS, proxies and many addresses.
 
 Requests do not go through aiohttp's session. What that does for each of them (headers merged and
 written anew, cookies, redirects, a task that writes) is the same for all or not wanted here, and
@@ -7,13 +7,16 @@ takes more than half of an exchange's CPU, 45 of 73 µs where it was measured al
 
 import asyncio
 from collections.abc import Mapping
+from functools import partial
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
 from yarl import URL
 
-_HEADER_BYTES = 64 * 1024  # of one header of an answer: some gateways' policies are long
+from batchrun.endpoint.answer_reader import AnswerReader
+from batchrun.endpoint.content_coding import ACCEPTED
+
 _COPIED_BYTES = 64 * 1024  # of a body: below it, one piece is quicker than two
 # What each request says for itself.
 _OWN = ("content-length", "transfer-encoding", "x-client-request-id")
@@ -26,39 +29,39 @@ class Connections:
         self, url: URL, headers: Mapping[str, str], proxy: str | None, connect_timeout_s: float
     ) -> None:
         # The gate alone counts what is in flight; the pool must not wait a second time.
-        self._connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=300)
+        self._connector = _Connector(limit=0, ttl_dns_cache=300)
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s)
         # What the pool wants to know of a request is the same for all of them. A proxy is told
         # none of the headers: the key is not for it.
         self._any = aiohttp.ClientRequest(
             "POST",
             url,
-            headers=headers,
+            headers={"Accept-Encoding": ACCEPTED, **headers},
             proxy=None if proxy is None else URL(proxy),
             loop=asyncio.get_running_loop(),
         )
         self._headers = ""
         self._tells_proxy = proxy is not None and not self._any.is_ssl()
 
-    async def open(self) -> tuple[Connection, ResponseHandler]:
+    async def open(self) -> tuple[Connection, AnswerReader]:
         """A connection for one request: to be released after its whole answer, else closed.
 
         Raises `aiohttp.ClientError`, `TimeoutError` and `OSError` where there is none.
         """
         connection = await self._connector.connect(self._any, [], self._timeout)
-        protocol = connection.protocol
-        assert protocol is not None  # noqa: S101 - it was connected a moment ago
-        return connection, protocol
+        reader = connection.protocol
+        assert isinstance(reader, AnswerReader)  # noqa: S101 - the pool's, made a moment ago
+        return connection, reader
 
     def send(
         self,
-        protocol: ResponseHandler,
+        reader: AnswerReader,
         method: str,
         url: URL,
         body: bytes | None,
         client_request_id: str,
     ) -> None:
-        """Head and body at once; the answer is read from `protocol`."""
+        """Head and body at once; `reader` has the answer."""
         # Not before the first connection: with it the pool adds what a proxy wants to see.
         self._headers = self._headers or _lines(self._any.headers)
         target = str(url) if self._tells_proxy else url.raw_path_qs
@@ -67,15 +70,25 @@ class Connections:
             f"{method} {target} HTTP/1.1\r\n{self._headers}"
             f"X-Client-Request-Id: {client_request_id}\r\n{length}\r\n"
         )
-        protocol.set_response_params(read_until_eof=True, max_field_size=_HEADER_BYTES)
-        assert protocol.transport is not None  # noqa: S101 - the pool gives what is connected
         if body is None or len(body) <= _COPIED_BYTES:
-            protocol.transport.write(head.encode() + (body or b""))
+            reader.ask(head.encode() + (body or b""))
         else:
-            protocol.transport.writelines((head.encode(), body))
+            reader.ask(head.encode(), body)
 
     async def close(self) -> None:
         await self._connector.close()
+
+
+class _Connector(aiohttp.TCPConnector):
+    """aiohttp's pool, of connections whose answers are read here."""
+
+    def __init__(self, *, limit: int, ttl_dns_cache: int) -> None:
+        super().__init__(limit=limit, ttl_dns_cache=ttl_dns_cache)
+        self._factory = partial(_reader, self._loop)
+
+
+def _reader(loop: asyncio.AbstractEventLoop) -> ResponseHandler:
+    return AnswerReader(loop)
 
 
 def _lines(headers: Mapping[str, str]) -> str:

@@ -11,11 +11,10 @@ from functools import lru_cache
 
 import aiohttp
 import msgspec
-from aiohttp import StreamReader
 from aiohttp.http import HttpProcessingError
-from multidict import istr
 from yarl import URL
 
+from batchrun.endpoint.answer_reader import AnswerReader
 from batchrun.endpoint.deadlines import Deadline
 from batchrun.endpoint.headers import (
     reported_cost_usd,
@@ -31,9 +30,6 @@ from batchrun.errors import EndpointError, ErrorKind
 from batchrun.job import EndpointJob
 from batchrun.records import Reply
 
-_CONTENT_TYPE = istr("Content-Type")
-_OK = 200
-_SWITCHES = 101  # the last word of a server that speaks no HTTP from there on
 _REDIRECTS = (301, 302, 303, 307, 308)
 _LONGEST_PLACE = 300  # characters of an address that a message shows
 _LINGER_S = 1.0  # for the end of a connection whose stream has said all
@@ -62,15 +58,12 @@ async def exchange(
     deadline = Deadline(wire.watch, now_s() + settings.timeout_s)
     try:
         with deadline:
-            connection, protocol = await wire.connections.open()
+            connection, reader = await wire.connections.open()
             try:
-                wire.connections.send(protocol, method, url, body, client_request_id)
-                message, payload = await protocol.read()
-                while message.code < _OK and message.code != _SWITCHES:  # said before the answer
-                    message, payload = await protocol.read()
-                arriving.http_status = message.code
-                headers = message.headers
-                content = await _read(payload, headers, deadline, settings, arriving)
+                wire.connections.send(reader, method, url, body, client_request_id)
+                http_status, headers = await reader.head()
+                arriving.http_status = http_status
+                content = await _read(reader, headers, deadline, settings, arriving)
             except BaseException:
                 connection.close()
                 raise
@@ -88,51 +81,50 @@ async def exchange(
         raise _veiled(_failed(ErrorKind.CONNECTION, _said(error), arriving), wire) from error
     finally:
         arriving.share.leave()
-    if message.code in _REDIRECTS and "Location" in headers:
-        content = _sent_elsewhere(url, headers["Location"])
+    if http_status in _REDIRECTS and "location" in headers:
+        content = _sent_elsewhere(url, headers["location"])
     said_id = request_id(headers)
     return Reply(
-        http_status=message.code,
+        http_status=http_status,
         body=wire.veil.hide(content),
         request_id=said_id and wire.veil.hide_in(said_id),
         retry_after_s=retry_after_s(headers),
         should_retry=should_retry(headers),
         reported_cost_usd=reported_cost_usd(headers),
         first_token_s=arriving.first_token_s,
-        told=wire.limits.read(headers, message.code, now_s()),
+        told=wire.limits.read(headers, http_status, now_s()),
     )
 
 
 async def _read(
-    content: StreamReader,
+    reader: AnswerReader,
     headers: Mapping[str, str],
     deadline: Deadline,
     settings: EndpointJob,
     arriving: _Arriving,
 ) -> bytes:
     now_s = asyncio.get_running_loop().time
-    said_stream = _says_stream(headers.get(_CONTENT_TYPE, ""))
-    first = content.read_nowait() if content.is_eof() else b""  # all came at once
-    _check_size(len(first), settings, arriving)
+    said_stream = _says_stream(headers.get("content-type", ""))
+    first = b""
     # A reasoning model may be silent for minutes before its stream says anything.
     deadline.idle_s = deadline.total_s if said_stream else now_s() + settings.idle_timeout_s
     while (is_stream := _is_stream(first, said_stream)) is None:
-        piece = await content.readany()
+        piece = await reader.piece()
         if not piece:
             break
         if not said_stream:
             deadline.idle_s = now_s() + settings.idle_timeout_s
         first += piece
         _check_size(len(first), settings, arriving)
-        if arriving.share.grow(len(piece)):
+        if not reader.is_read and arriving.share.grow(len(piece)):
             await _wait_for_room(deadline, arriving.share)
     if said_stream if is_stream is None else is_stream:
-        return await _read_stream(content, first, deadline, settings, arriving)
-    if content.at_eof():
+        return await _read_stream(reader, first, deadline, settings, arriving)
+    if reader.is_read:
         return first
     pieces = [first]
     size = len(first)
-    while piece := await content.readany():
+    while piece := await reader.piece():
         deadline.idle_s = now_s() + settings.idle_timeout_s
         size += len(piece)
         _check_size(size, settings, arriving)
@@ -160,7 +152,7 @@ def _is_stream(first: bytes, said_stream: bool) -> bool | None:
 
 
 async def _read_stream(
-    content: StreamReader,
+    reader: AnswerReader,
     first: bytes,
     deadline: Deadline,
     settings: EndpointJob,
@@ -190,7 +182,7 @@ async def _read_stream(
             if stream.is_finished:
                 arriving.linger_until_s = min(arriving.linger_until_s, now_s() + _LINGER_S)
                 deadline.idle_s = min(deadline.idle_s, arriving.linger_until_s)
-            piece = await content.readany()
+            piece = await reader.piece()
         for event in parser.end():
             stream.take(event)
     # All was said: how the connection ends does not matter any more.

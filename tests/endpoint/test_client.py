@@ -3,84 +3,27 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
 from batchrun.endpoint.client import Client
 from batchrun.errors import EndpointError, ErrorKind
 from batchrun.job import EndpointJob
-from batchrun.records import Reply, Request
-
-Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-REQUEST = Request(0, "0", "file", b'{"model":"m","input":"x"}', "0" * 16, "m", None, ())
-OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
-
-
-@contextlib.asynccontextmanager
-async def _server(answer: Answer) -> AsyncIterator[str]:
-    handlers: list[asyncio.Task[None]] = []
-
-    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            await reader.readuntil(b"\r\n\r\n")
-            await reader.readuntil(b'"stream":false}')
-            await answer(reader, writer)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            writer.close()
-
-    def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        handlers.append(asyncio.create_task(handle(reader, writer)))
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    host, port = server.sockets[0].getsockname()[:2]
-    try:
-        yield f"http://{host}:{port}/v1"
-    finally:
-        server.close()
-        for handler in handlers:
-            handler.cancel()
-        await asyncio.gather(*handlers, return_exceptions=True)
-
-
-async def _send(base_url: str, **settings: float) -> Reply:
-    job = EndpointJob(base_url=base_url, **settings)  # type: ignore[arg-type]
-    async with asyncio.timeout(30), Client(job, None, {}, "test") as client:
-        return await client.send(REQUEST, "id-1", 3600.0)
-
-
-async def _failure(answer: Answer, **settings: float) -> EndpointError:
-    async with _server(answer) as base_url:
-        with pytest.raises(EndpointError) as caught:
-            await _send(base_url, **settings)
-    return caught.value
-
-
-def _says(*pieces: bytes, then_waits: bool = False) -> Answer:
-    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        for piece in pieces:
-            writer.write(piece)
-            await writer.drain()
-        if then_waits:
-            await asyncio.sleep(600)
-
-    return answer
+from tests.endpoint.raw_server import OK, REQUEST, failure, says, send, serving
 
 
 async def test_an_answer_comes_back_whole_with_the_headers_that_matter() -> None:
     head = OK + b"X-Request-Id: req_1\r\nRetry-After: 1.5\r\nContent-Length: 6\r\n\r\n"
-    async with _server(_says(head, b'{"a":', b"1")) as base_url:
-        reply = await _send(base_url)
+    async with serving(says(head, b'{"a":', b"1")) as base_url:
+        reply = await send(base_url)
     assert (reply.http_status, reply.body) == (200, b'{"a":1')
     assert (reply.request_id, reply.retry_after_s) == ("req_1", 1.5)
 
 
 async def test_what_a_server_says_before_its_answer_is_passed_over() -> None:
     hints = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" * 2
-    async with _server(_says(hints, OK + b"Content-Length: 2\r\n\r\n{}")) as base_url:
-        reply = await _send(base_url)
+    async with serving(says(hints, OK + b"Content-Length: 2\r\n\r\n{}")) as base_url:
+        reply = await send(base_url)
     assert (reply.http_status, reply.body) == (200, b"{}")
 
 
@@ -93,7 +36,7 @@ async def test_a_connection_carries_one_request_after_the_other() -> None:
             writer.write(OK + b"Content-Length: 2\r\n\r\n{}")
             await reader.readuntil(b'"stream":false}')  # the next one
 
-    async with _server(twice) as base_url:
+    async with serving(twice) as base_url:
         async with Client(EndpointJob(base_url=base_url), None, {}, "test") as client:
             async with asyncio.timeout(30):
                 for _ in range(2):
@@ -103,21 +46,21 @@ async def test_a_connection_carries_one_request_after_the_other() -> None:
 
 
 async def test_a_server_that_never_sends_headers_ends_at_the_time_for_one_try() -> None:
-    error = await _failure(_says(then_waits=True), timeout_s=0.3)
+    error = await failure(says(then_waits=True), timeout_s=0.3)
     assert error.kind is ErrorKind.TIMEOUT
     assert "endpoint.timeout_s" in str(error)
 
 
 async def test_a_server_that_never_sends_the_body_ends_at_the_idle_time() -> None:
     head = OK + b"Content-Length: 100\r\n\r\n"
-    error = await _failure(_says(head, then_waits=True), idle_timeout_s=0.3)
+    error = await failure(says(head, then_waits=True), idle_timeout_s=0.3)
     assert (error.kind, error.http_status) == (ErrorKind.TIMEOUT, 200)
     assert "endpoint.idle_timeout_s" in str(error)
 
 
 async def test_a_server_that_stops_within_a_chunk_ends_at_the_idle_time() -> None:
     head = OK + b"Transfer-Encoding: chunked\r\n\r\n"
-    error = await _failure(_says(head, b"ff\r\n{", then_waits=True), idle_timeout_s=0.3)
+    error = await failure(says(head, b"ff\r\n{", then_waits=True), idle_timeout_s=0.3)
     assert error.kind is ErrorKind.TIMEOUT
 
 
@@ -129,7 +72,7 @@ async def test_a_body_that_trickles_for_ever_ends_at_the_time_for_one_try() -> N
             await writer.drain()
             await asyncio.sleep(0.01)
 
-    error = await _failure(trickle, timeout_s=0.5, idle_timeout_s=20)
+    error = await failure(trickle, timeout_s=0.5, idle_timeout_s=20)
     assert error.kind is ErrorKind.TIMEOUT
     assert "not whole" in str(error)
 
@@ -145,7 +88,7 @@ async def test_an_address_that_never_answers_the_connection_ends_at_the_connect_
             filler.settimeout(0)
             filler.connect_ex((host, port))
         with pytest.raises(EndpointError) as caught:
-            await _send(f"http://{host}:{port}/v1", connect_timeout_s=0.3)
+            await send(f"http://{host}:{port}/v1", connect_timeout_s=0.3)
     assert caught.value.kind is ErrorKind.CONNECTION
     assert "endpoint.connect_timeout_s" in str(caught.value)
 
@@ -156,12 +99,12 @@ async def test_a_refused_connection_is_a_connection_error() -> None:
     server.close()
     await server.wait_closed()
     with pytest.raises(EndpointError) as caught:
-        await _send(f"http://{host}:{port}/v1")
+        await send(f"http://{host}:{port}/v1")
     assert caught.value.kind is ErrorKind.CONNECTION
 
 
 async def test_a_reset_before_the_answer_is_a_connection_error() -> None:
-    assert (await _failure(_says())).kind is ErrorKind.CONNECTION
+    assert (await failure(says())).kind is ErrorKind.CONNECTION
 
 
 @pytest.mark.parametrize(
@@ -172,25 +115,25 @@ async def test_a_reset_before_the_answer_is_a_connection_error() -> None:
     ],
 )
 async def test_a_body_that_breaks_off_is_cut(pieces: tuple[bytes, ...]) -> None:
-    error = await _failure(_says(*pieces))
+    error = await failure(says(*pieces))
     assert (error.kind, error.http_status) == (ErrorKind.CUT, 200)
 
 
 async def test_an_answer_that_is_no_http_is_a_connection_error() -> None:
-    assert (await _failure(_says(b"SSH-2.0-x\r\n\r\n"))).kind is ErrorKind.CONNECTION
+    assert (await failure(says(b"SSH-2.0-x\r\n\r\n"))).kind is ErrorKind.CONNECTION
 
 
 async def test_an_answer_above_the_limit_ends_the_attempt() -> None:
     head = OK + b"Content-Length: 1000\r\n\r\n"
-    error = await _failure(_says(head, b" " * 1000), max_response_bytes=999)
+    error = await failure(says(head, b" " * 1000), max_response_bytes=999)
     assert error.kind is ErrorKind.TOO_LARGE
     assert "endpoint.max_response_bytes" in str(error)
 
 
 async def test_a_redirect_is_not_followed() -> None:
     head = b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:9/x\r\nContent-Length: 0\r\n\r\n"
-    async with _server(_says(head)) as base_url:
-        assert (await _send(base_url)).http_status == 302
+    async with serving(says(head)) as base_url:
+        assert (await send(base_url)).http_status == 302
 
 
 async def test_the_key_and_extra_headers_go_along_and_the_query_too() -> None:
@@ -217,8 +160,8 @@ async def test_the_key_and_extra_headers_go_along_and_the_query_too() -> None:
 
 
 async def test_a_cancelled_send_is_cancelled_and_no_time_out() -> None:
-    async with _server(_says(then_waits=True)) as base_url:
-        task = asyncio.create_task(_send(base_url, timeout_s=20))
+    async with serving(says(then_waits=True)) as base_url:
+        task = asyncio.create_task(send(base_url, timeout_s=20))
         await asyncio.sleep(0.2)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
