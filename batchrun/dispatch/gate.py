@@ -48,8 +48,9 @@ class _Scope:
     @property
     def line(self) -> deque[_Waiter]:
         """Whose turn it is."""
-        is_fresh = self.fresh and (not self.again or self.fresh_in_a_row < _FRESH)
-        return self.fresh if is_fresh else self.again
+        if not self.again:
+            return self.fresh
+        return self.fresh if self.fresh and self.fresh_in_a_row < _FRESH else self.again
 
     @property
     def first(self) -> _Waiter:

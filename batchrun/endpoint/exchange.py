@@ -67,7 +67,7 @@ async def exchange(
             except BaseException:
                 connection.close()
                 raise
-            connection.release()
+            wire.connections.keep(connection, reader)
     except EndpointError as error:
         raise _veiled(error, wire) from error
     except TimeoutError as error:

@@ -119,6 +119,8 @@ class LearntRate:
         self._spacing.change(self._estimate.high, now_s)
 
     def _grow(self, now_s: float) -> None:
+        if now_s == self._updated_s:  # the loop's clock stands still while one turn lasts
+            return
         since_s = min(now_s - self._updated_s, _USED_S)
         self._updated_s = now_s
         rate = self._spacing.rate

@@ -98,6 +98,28 @@ async def test_a_server_that_closes_after_each_answer_gets_a_new_connection() ->
     assert [one.body for one in reply] == [b"{}"] * 3
 
 
+async def test_a_connection_that_was_closed_while_nobody_used_it_is_replaced() -> None:
+    reply = await _send_all(says(_sized(b"{}")), 3)
+    assert [one.body for one in reply] == [b"{}"] * 3
+
+
+@pytest.mark.parametrize(("kept_s", "connections"), [(15.0, 1), (0.0, 3)])
+async def test_a_connection_that_was_idle_for_long_is_replaced(
+    kept_s: float, connections: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("batchrun.endpoint.connections._KEPT_S", kept_s)
+    ports = set()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        ports.add(writer.get_extra_info("peername")[1])
+        while True:
+            writer.write(_sized(b"{}"))
+            await reader.readuntil(b'"stream":false}')
+
+    await _send_all(answer, 3)
+    assert len(ports) == connections
+
+
 @pytest.mark.parametrize("is_at_once", [True, False])
 async def test_an_answer_that_nobody_asked_for_is_never_taken_for_the_next(
     is_at_once: bool,
