@@ -258,6 +258,7 @@ class Run:
             yield
         finally:
             ticker.cancel()
+            await asyncio.wait((ticker,))  # it may be writing the file that the end writes too
 
     def _summary(
         self,

@@ -34,7 +34,8 @@ from batchrun.stop_switch import StopSwitch
 from batchrun.store.run_dir import RunDir
 from batchrun.version import VERSION
 
-_YOUNG = 50_000  # objects made before the garbage collector looks at them
+_YOUNG = 50_000  # objects made before the garbage collector looks at them; ...
+_OLD = 10, 1_000  # ... and how often until it looks at older ones. All of them take it 60 ms
 _TURN_S = 0.001  # a thread keeps the interpreter while another waits for it
 
 
@@ -142,7 +143,7 @@ def _quick_interpreter() -> Iterator[None]:
     threshold, interval_s = gc.get_threshold(), sys.getswitchinterval()
     gc.collect()
     gc.freeze()
-    gc.set_threshold(_YOUNG)
+    gc.set_threshold(_YOUNG, *_OLD)
     sys.setswitchinterval(_TURN_S)
     try:
         yield

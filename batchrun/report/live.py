@@ -46,7 +46,8 @@ class Live:
             self._log_change(pulse, binds)
             if now_s - live_s >= _LIVE_EVERY_S:
                 live_s = now_s
-                self._writer.write_live(summary)
+                # To replace a file may take a disk 0.1 s, on which the event loop must not wait.
+                await _to_its_end(self._writer.write_live, summary)
             if now_s - event_s >= _EVENT_EVERY_S:
                 event_s = now_s
                 self._writer.log_event(
@@ -70,3 +71,14 @@ class Live:
         if paused is not None:
             self._writer.log_event(paused, binds=binds)
         self._said = paused
+
+
+async def _to_its_end(write: Callable[[Summary], None], summary: Summary) -> None:
+    """In a thread; where this is cancelled, not before it has ended."""
+    written = asyncio.get_running_loop().run_in_executor(None, write, summary)
+    try:
+        await asyncio.shield(written)
+    except asyncio.CancelledError:
+        await asyncio.wait((written,))
+        written.exception()  # looked at: who cancels writes the file once more, and sees for itself
+        raise
