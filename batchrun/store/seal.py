@@ -9,7 +9,7 @@ The first deletion is the commit: before it an older outcome stands in its part 
 a segment, which wins; after it the new parts count, and of a part to be replaced the new version.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -26,26 +26,43 @@ from batchrun.store.names import (
     intent_name,
     number_of,
 )
-from batchrun.store.parts import write_parts
+from batchrun.store.parts import SLICE_ROWS, write_parts
 from batchrun.store.rewrite import write_rewrites
 
 _READ_BYTES = 1 << 20
 
 
-def seal(folder: Path, record: RunRecord, segments: Sequence[str]) -> None:
-    """The segments' outcomes are in parts, on disk, when this returns. Raises `StoreError`."""
-    number = prepare(folder, record, segments)
+def _go_on() -> None:
+    """No pause."""
+
+
+def seal(
+    folder: Path,
+    record: RunRecord,
+    segments: Sequence[str],
+    pause: Callable[[], None] = _go_on,
+) -> None:
+    """The segments' outcomes are in parts, on disk, when this returns. Raises `StoreError`.
+
+    `pause` is called after each slice.
+    """
+    number = prepare(folder, record, segments, pause)
     finish(folder, intent_name(number))
 
 
-def prepare(folder: Path, record: RunRecord, segments: Sequence[str]) -> int:
+def prepare(
+    folder: Path,
+    record: RunRecord,
+    segments: Sequence[str],
+    pause: Callable[[], None] = _go_on,
+) -> int:
     """Steps 1 and 2: parts under temporary names, and the intent. The seal's number is returned.
 
     Raises `StoreError`.
     """
     number = number_of(segments[-1]) or 0
     with storing(folder / RESPONSES, "write parts"):
-        intent = write_temporaries(folder, record, segments)
+        intent = write_temporaries(folder, record, segments, pause)
         for name in segments:  # they count until one is gone: after a loss of power too
             sync_file(folder / JOURNAL / name)
         sync_folder(folder / JOURNAL)
@@ -53,13 +70,18 @@ def prepare(folder: Path, record: RunRecord, segments: Sequence[str]) -> int:
     return number
 
 
-def write_temporaries(folder: Path, record: RunRecord, segments: Sequence[str]) -> Intent:
+def write_temporaries(
+    folder: Path,
+    record: RunRecord,
+    segments: Sequence[str],
+    pause: Callable[[], None] = _go_on,
+) -> Intent:
     """Step 1, and what is still to be done. Raises `OSError`, `StoreError`."""
     replaced = Keys()
     renames = write_parts(
         folder,
         number_of(segments[-1]) or 0,
-        _outcomes(folder, segments, replaced),
+        _with_pauses(_outcomes(folder, segments, replaced), pause),
         record.layout,
         store_request=record.store_request,
     )
@@ -169,3 +191,10 @@ def _outcomes(folder: Path, segments: Sequence[str], replaced: Keys) -> Iterator
                         f"{path}: damaged at offset {piece.offset} since it was written; check the "
                         "disk, then run the same command again: the rows lost are sent again"
                     )
+
+
+def _with_pauses(outcomes: Iterator[Outcome], pause: Callable[[], None]) -> Iterator[Outcome]:
+    for number, outcome in enumerate(outcomes, 1):
+        yield outcome
+        if number % SLICE_ROWS == 0:
+            pause()

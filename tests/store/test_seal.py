@@ -9,6 +9,7 @@ import pytest
 from batchrun.errors import StoreError
 from batchrun.records import Outcome, RunRecord
 from batchrun.store.intent import read_intent, write_intent
+from batchrun.store.parts import SLICE_ROWS
 from batchrun.store.run_dir import RunDir
 from batchrun.store.seal import rename_parts, seal, write_temporaries
 from batchrun.store.tables import find_row, read_totals, responses, tool_calls
@@ -190,3 +191,16 @@ def test_damage_that_nobody_was_told_of_stops_the_seal(
     assert len(run_dir.warnings) == 1
     run_dir.close(seal=True)
     assert read_totals(path).rows == ROWS - 1
+
+
+def test_a_seal_pauses_after_each_slice(
+    tmp_path: Path, begin: Begin, answered: Make, record: Record
+) -> None:
+    path = tmp_path / "run"
+    run_dir = begin(path)
+    run_dir.keep_some([answered(row) for row in range(2 * SLICE_ROWS + 1)])
+    run_dir.close()
+    pauses: list[None] = []
+    seal(path, record(), ["w0-000001.log"], lambda: pauses.append(None))
+    assert len(pauses) == 2
+    assert read_totals(path).rows == 2 * SLICE_ROWS + 1
