@@ -29,7 +29,7 @@ from batchrun.report.summary import Tally
 from batchrun.report.terminal import Progress
 from batchrun.store.columns import response_batch, tool_call_batch
 from batchrun.store.journal import read_outcomes
-from batchrun.store.parts import write_parts
+from batchrun.store.parts import SLICE_ROWS, write_parts
 from batchrun.store.run_dir import RunDir
 from benchmarks.lean_answers import BODY
 
@@ -169,8 +169,8 @@ def _shown(material: Material) -> float:
 
 def _columns(material: Material) -> None:
     outcomes, layout = material.outcomes, material.plan.layout
-    for first in range(0, len(outcomes), 1000):
-        some = outcomes[first : first + 1000]
+    for first in range(0, len(outcomes), SLICE_ROWS):
+        some = outcomes[first : first + SLICE_ROWS]
         response_batch(some, layout, store_request=True)
         tool_call_batch(some)
 
