@@ -62,6 +62,8 @@ class AnswerReader(ResponseHandler):
             self.transport.write(pieces[0])
         else:
             self.transport.writelines(pieces)
+        if self._tail:  # said before anything was asked, as by a server that sends all away
+            self._drain_tail()
 
     async def head(self) -> tuple[int, Headers]:
         """Status and headers. Raises `aiohttp.ClientError`, `HttpProcessingError`, `OSError`."""
@@ -107,7 +109,10 @@ class AnswerReader(ResponseHandler):
         """Asked by the pool before it keeps the connection for the next request."""
         if self._http is None:
             return super().should_close
-        return self._should_close or not (self._is_whole and self._keeps_alive) or self._held > 0
+        is_fit = self._is_whole and self._keeps_alive and not self._held
+        if self._should_close or not is_fit or self.transport is None:
+            return True
+        return self.transport.get_write_buffer_size() > 0  # answered before all was sent
 
     def data_received(self, data: bytes) -> None:
         parser = self._http
@@ -125,7 +130,7 @@ class AnswerReader(ResponseHandler):
             self._keeps_alive = False
         except HttpParserError as error:
             if not self._is_whole:  # else the answer is there, and more than that
-                self._break(HttpProcessingError(message=str(error)))
+                self._break(str(error))
             self._should_close = True
         if self._held > held:
             self._beside = 0
@@ -135,17 +140,20 @@ class AnswerReader(ResponseHandler):
         elif not self._is_whole:
             self._beside += len(data)
             if self._beside > _MOST_BESIDE:
-                self._break(HttpProcessingError(message="its headers have no end"))
+                self._break("its headers have no end")
         self._wake()
+
+    def on_message_begin(self) -> None:
+        """Called by httptools."""
+        if self._is_whole:
+            self._should_close = True  # a second answer to one request, or the start of one
 
     def on_headers_complete(self) -> None:
         """Called by httptools."""
         parser = self._http
         assert parser is not None  # noqa: S101 - it calls
         status = parser.get_status_code()
-        if self._is_whole:
-            self._should_close = True  # a second answer to one request
-        elif status >= _ANSWERS or status == _SWITCHES:
+        if not self._is_whole and (status >= _ANSWERS or status == _SWITCHES):
             self._status = status
             self._headers = Headers(self._lines)
             if "content-encoding" in self._headers:
@@ -155,7 +163,7 @@ class AnswerReader(ResponseHandler):
 
     def on_body(self, piece: bytes) -> None:
         """Called by httptools."""
-        if not self._is_whole:
+        if self._status and not self._is_whole:
             self._pieces.append(piece)
             self._held += len(piece)
 
@@ -169,10 +177,10 @@ class AnswerReader(ResponseHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         super().connection_lost(exc)
-        if self._http is None or self._is_whole:
+        if self._http is None or self._is_whole or self._broken is not None:
             return
         if not self._status:
-            self._break(
+            self._broken = (
                 aiohttp.ClientOSError(*exc.args)
                 if isinstance(exc, OSError)
                 else aiohttp.ServerDisconnectedError()
@@ -180,16 +188,21 @@ class AnswerReader(ResponseHandler):
         elif exc is None and self._ends_with_connection():
             self._is_whole, self._keeps_alive = True, False
         else:
-            why = "the connection was closed" if exc is None else str(exc)
-            self._break(aiohttp.ClientPayloadError(f"not whole when it ended: {why}"))
+            self._break("the connection was closed" if exc is None else str(exc))
         self._wake()
 
     def _ends_with_connection(self) -> bool:
-        transfer = self._headers.get("transfer-encoding", "")
-        return "content-length" not in self._headers and not transfer.lower().endswith("chunked")
+        transfer = self._headers.get("transfer-encoding", "identity")
+        return "content-length" not in self._headers and transfer.strip().lower() == "identity"
 
-    def _break(self, error: Exception) -> None:
-        self._broken = self._broken or error
+    def _break(self, why: str) -> None:
+        """Before the head is there it is no HTTP, afterwards an answer that is not whole."""
+        if self._broken is None:
+            self._broken = (
+                aiohttp.ClientPayloadError(why)
+                if self._status
+                else HttpProcessingError(message=why)
+            )
         self._should_close = True
 
     async def _more(self) -> None:
