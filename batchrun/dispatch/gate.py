@@ -48,9 +48,8 @@ class _Scope:
     @property
     def line(self) -> deque[_Waiter]:
         """Whose turn it is."""
-        if not self.again:
-            return self.fresh
-        return self.fresh if self.fresh and self.fresh_in_a_row < _FRESH else self.again
+        is_fresh = self.fresh and (not self.again or self.fresh_in_a_row < _FRESH)
+        return self.fresh if is_fresh else self.again
 
     @property
     def first(self) -> _Waiter:

@@ -35,7 +35,6 @@ class AnswerReader(ResponseHandler):
         self._held = 0  # their bytes
         self._beside = 0  # bytes since the last that belonged to a body
         self._is_whole = True
-        self._keeps_alive = True
         self._is_held_back = False
         self._coding = ""  # of the body; empty where it is as meant
         self._unfolding: Unfolding | None = None
@@ -109,8 +108,8 @@ class AnswerReader(ResponseHandler):
         """Asked by the pool before it keeps the connection for the next request."""
         if self._http is None:
             return super().should_close
-        is_fit = self._is_whole and self._keeps_alive and not self._held
-        if self._should_close or not is_fit or self.transport is None:
+        is_fit = self._is_whole and not self._held and not self._should_close
+        if not is_fit or self.transport is None:
             return True
         return self.transport.get_write_buffer_size() > 0  # answered before all was sent
 
@@ -127,7 +126,7 @@ class AnswerReader(ResponseHandler):
         try:
             parser.feed_data(data)
         except HttpParserUpgrade:
-            self._keeps_alive = False
+            self._should_close = True
         except HttpParserError as error:
             if not self._is_whole:  # else the answer is there, and more than that
                 self._break(str(error))
@@ -173,7 +172,7 @@ class AnswerReader(ResponseHandler):
         if self._status:  # else it was said before the answer
             assert self._http is not None  # noqa: S101 - it calls
             self._is_whole = True
-            self._keeps_alive = self._http.should_keep_alive()
+            self._should_close = self._should_close or not self._http.should_keep_alive()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         super().connection_lost(exc)
@@ -186,7 +185,7 @@ class AnswerReader(ResponseHandler):
                 else aiohttp.ServerDisconnectedError()
             )
         elif exc is None and self._ends_with_connection():
-            self._is_whole, self._keeps_alive = True, False
+            self._is_whole = True
         else:
             self._break("the connection was closed" if exc is None else str(exc))
         self._wake()

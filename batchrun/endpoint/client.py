@@ -9,6 +9,7 @@ from yarl import URL
 
 from batchrun.endpoint.background import Sink, forget, send_background
 from batchrun.endpoint.connections import Connections
+from batchrun.endpoint.content_coding import ACCEPTED
 from batchrun.endpoint.deadlines import DeadlineWatch
 from batchrun.endpoint.headers import ToldLimits
 from batchrun.endpoint.plain import send_plain, send_stream
@@ -45,6 +46,7 @@ class Client:
         self._headers = {
             "Content-Type": "application/json",
             "Accept": "text/event-stream" if settings.mode == "stream" else "application/json",
+            "Accept-Encoding": ACCEPTED,
             "User-Agent": f"batchrun/{version}",
         }
         if key is not None:

@@ -15,7 +15,6 @@ from aiohttp.connector import Connection
 from yarl import URL
 
 from batchrun.endpoint.answer_reader import AnswerReader
-from batchrun.endpoint.content_coding import ACCEPTED
 
 _KEPT_S = 15.0  # a connection that was idle for longer may be gone without a word
 _COPIED_BYTES = 64 * 1024  # of a body: below it, one piece is quicker than two
@@ -37,7 +36,7 @@ class Connections:
         self._any = aiohttp.ClientRequest(
             "POST",
             url,
-            headers={"Accept-Encoding": ACCEPTED, **headers},
+            headers=headers,
             proxy=None if proxy is None else URL(proxy),
             loop=asyncio.get_running_loop(),
         )

@@ -1,6 +1,6 @@
 """Parts being written: outcomes to temporary Parquet files, in slices of bounded memory."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,12 +23,23 @@ _GROUP_ROWS = 16_384
 _GROUP_BYTES = 32 << 20
 
 
+def no_pause() -> None:
+    """For who has nothing to wait for."""
+
+
 def write_parts(
-    folder: Path, number: int, outcomes: Iterable[Outcome], layout: Layout, *, store_request: bool
+    folder: Path,
+    number: int,
+    outcomes: Iterable[Outcome],
+    layout: Layout,
+    *,
+    store_request: bool,
+    pause: Callable[[], None] = no_pause,
 ) -> tuple[tuple[str, str], ...]:
     """The renames (from, to, in order) that will make the parts count; none without outcomes.
 
-    The files are on disk when this returns. Raises `OSError`, having removed them.
+    The files are on disk when this returns; `pause` is called between two slices. Raises `OSError`,
+    having removed them.
     """
     schema = response_schema(layout)
     calls = PartFile(folder / TOOL_CALLS, part_name(number), TOOL_CALL_SCHEMA)
@@ -37,7 +48,9 @@ def write_parts(
     parts = (calls, ok, other)
     try:
         make_folders(calls.folder, ok.folder)
-        for outcomes_slice in _slices(outcomes):
+        for at, outcomes_slice in enumerate(_slices(outcomes)):
+            if at:
+                pause()
             for part, wanted in ((ok, True), (other, False)):
                 kept = [outcome for outcome in outcomes_slice if outcome.ok is wanted]
                 if kept:

@@ -26,25 +26,21 @@ from batchrun.store.names import (
     intent_name,
     number_of,
 )
-from batchrun.store.parts import SLICE_ROWS, write_parts
+from batchrun.store.parts import no_pause, write_parts
 from batchrun.store.rewrite import write_rewrites
 
 _READ_BYTES = 1 << 20
-
-
-def _go_on() -> None:
-    """No pause."""
 
 
 def seal(
     folder: Path,
     record: RunRecord,
     segments: Sequence[str],
-    pause: Callable[[], None] = _go_on,
+    pause: Callable[[], None] = no_pause,
 ) -> None:
     """The segments' outcomes are in parts, on disk, when this returns. Raises `StoreError`.
 
-    `pause` is called after each slice.
+    `pause` is called between two slices.
     """
     number = prepare(folder, record, segments, pause)
     finish(folder, intent_name(number))
@@ -54,7 +50,7 @@ def prepare(
     folder: Path,
     record: RunRecord,
     segments: Sequence[str],
-    pause: Callable[[], None] = _go_on,
+    pause: Callable[[], None] = no_pause,
 ) -> int:
     """Steps 1 and 2: parts under temporary names, and the intent. The seal's number is returned.
 
@@ -74,16 +70,17 @@ def write_temporaries(
     folder: Path,
     record: RunRecord,
     segments: Sequence[str],
-    pause: Callable[[], None] = _go_on,
+    pause: Callable[[], None] = no_pause,
 ) -> Intent:
     """Step 1, and what is still to be done. Raises `OSError`, `StoreError`."""
     replaced = Keys()
     renames = write_parts(
         folder,
         number_of(segments[-1]) or 0,
-        _with_pauses(_outcomes(folder, segments, replaced), pause),
+        _outcomes(folder, segments, replaced),
         record.layout,
         store_request=record.store_request,
+        pause=pause,
     )
     try:
         rewrites = write_rewrites(folder, replaced, record.layout)
@@ -191,10 +188,3 @@ def _outcomes(folder: Path, segments: Sequence[str], replaced: Keys) -> Iterator
                         f"{path}: damaged at offset {piece.offset} since it was written; check the "
                         "disk, then run the same command again: the rows lost are sent again"
                     )
-
-
-def _with_pauses(outcomes: Iterator[Outcome], pause: Callable[[], None]) -> Iterator[Outcome]:
-    for number, outcome in enumerate(outcomes, 1):
-        yield outcome
-        if number % SLICE_ROWS == 0:
-            pause()

@@ -11,7 +11,8 @@ from batchrun.endpoint.client import Client
 from batchrun.errors import ErrorKind
 from batchrun.job import EndpointJob
 from batchrun.records import Reply
-from tests.endpoint.raw_server import OK, REQUEST, Answer, failure, says, send, serving
+from tests.endpoint.raw_server import OK, REQUEST, failure, says, send, serving
+from tests.raw_sockets import Answer, listening
 
 CLOSED = b"Connection: close\r\n\r\n"
 
@@ -145,19 +146,12 @@ async def test_the_start_of_an_answer_that_nobody_asked_for_spoils_its_connectio
 
 
 async def test_a_server_that_answers_before_it_is_asked_is_heard() -> None:
-    closed = asyncio.Event()
-
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 503 Full\r\nRetry-After: 7\r\nContent-Length: 2\r\n\r\n{}")
         await reader.read()
-        writer.close()
-        closed.set()
 
-    server = await asyncio.start_server(refuse, "127.0.0.1", 0)
-    host, port = server.sockets[0].getsockname()[:2]
-    async with server:
-        reply = await send(f"http://{host}:{port}/v1")
-        await asyncio.wait_for(closed.wait(), 30)
+    async with listening(refuse) as port:
+        reply = await send(f"http://127.0.0.1:{port}/v1")
     assert (reply.http_status, reply.retry_after_s) == (503, 7.0)
 
 
@@ -268,10 +262,7 @@ async def test_only_codings_that_are_understood_are_asked_for() -> None:
         await reader.readuntil(b'"stream":false}')
         seen.append(head)
         writer.write(_sized(b"{}"))
-        writer.close()
 
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    host, port = server.sockets[0].getsockname()[:2]
-    async with server:
-        await send(f"http://{host}:{port}/v1")
+    async with listening(answer) as port:
+        await send(f"http://127.0.0.1:{port}/v1")
     assert b"\r\nAccept-Encoding: gzip, deflate\r\n" in seen[0]

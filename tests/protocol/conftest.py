@@ -33,6 +33,7 @@ from batchrun.policy.concurrency import InFlight
 from batchrun.policy.scopes import Scopes
 from batchrun.pricing.prices import Prices
 from batchrun.records import Outcome, Reply, Request
+from tests.raw_sockets import listening
 
 Step = dict[str, Any]
 _REASONS = {200: "OK"}
@@ -128,29 +129,9 @@ def _framed(event: Any, *, named: bool) -> bytes:
 @contextlib.asynccontextmanager
 async def _served(script: Sequence[Step]) -> AsyncIterator[Server]:
     served = Server(script)
-    handlers: set[asyncio.Task[None]] = set()
-
-    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            await served.answer(reader, writer)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            writer.close()
-
-    def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        handlers.add(asyncio.create_task(handle(reader, writer)))
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    served.port = server.sockets[0].getsockname()[1]
-    served.base_url = f"http://127.0.0.1:{served.port}/v1"
-    try:
+    async with listening(served.answer) as port:
+        served.port, served.base_url = port, f"http://127.0.0.1:{port}/v1"
         yield served
-    finally:
-        server.close()
-        for handler in handlers:
-            handler.cancel()
-        await asyncio.gather(*handlers, return_exceptions=True)
 
 
 @pytest.fixture
