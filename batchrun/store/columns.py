@@ -101,10 +101,11 @@ def response_batch(
     )
     first = len(IDENTITY)
     schema = response_schema(layout)
-    arrays = [_array(columns[at], schema.types[at]) for at in range(first)]
+    types = schema.types  # asked for once: Arrow makes a new list each time
+    arrays = [_array(columns[at], types[at]) for at in range(first)]
     for at, column in enumerate(layout.columns, first):
         arrays.append(_carried_array(columns[at], *carried_types(column)))
-    arrays += [_array(columns[at], schema.types[at]) for at in range(first + carried, len(columns))]
+    arrays += [_array(columns[at], types[at]) for at in range(first + carried, len(columns))]
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
