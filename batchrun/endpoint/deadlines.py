@@ -11,17 +11,18 @@ from typing import Self
 class Deadline:
     """One try's limits, watched while it is entered; raises `TimeoutError` when one is over."""
 
-    __slots__ = ("_task", "_watch", "expired", "idle_s", "total_s")
+    __slots__ = ("_task", "_watch", "expired", "idle_s", "now_s", "total_s")
 
-    def __init__(self, watch: "DeadlineWatch", total_s: float) -> None:
+    def __init__(self, watch: "DeadlineWatch", timeout_s: float) -> None:
         self._watch = watch
         self._task: asyncio.Task[object] | None = None
-        self.total_s = total_s  # on the loop's clock
-        self.idle_s = total_s
+        self.now_s = watch.loop.time
+        self.total_s = self.idle_s = self.now_s() + timeout_s  # on the loop's clock
         self.expired = False
 
     def __enter__(self) -> Self:
-        self._task = asyncio.current_task()
+        # Told which loop: to ask for the running one is a system call in Python 3.11.
+        self._task = asyncio.current_task(self._watch.loop)
         self._watch.add(self)
         return self
 
@@ -55,13 +56,13 @@ class DeadlineWatch:
     def __init__(self, every_s: float) -> None:
         self._every_s = every_s
         self._open: set[Deadline] = set()
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, deadline: Deadline) -> None:
         self._open.add(deadline)
         if self._timer is None:
-            self._timer = self._loop.call_later(self._every_s, self._sweep)
+            self._timer = self.loop.call_later(self._every_s, self._sweep)
 
     def remove(self, deadline: Deadline) -> None:
         self._open.discard(deadline)
@@ -71,8 +72,8 @@ class DeadlineWatch:
             self._timer.cancel()
 
     def _sweep(self) -> None:
-        now_s = self._loop.time()
+        now_s = self.loop.time()
         for deadline in self._open:
             if not deadline.expired and min(deadline.total_s, deadline.idle_s) <= now_s:
                 deadline.expire()
-        self._timer = self._loop.call_later(self._every_s, self._sweep) if self._open else None
+        self._timer = self.loop.call_later(self._every_s, self._sweep) if self._open else None

@@ -53,9 +53,9 @@ async def exchange(
     wire: Wire, method: str, url: URL, body: bytes | None, client_request_id: str
 ) -> Reply:
     """The whole answer, whatever its status. Raises `EndpointError`."""
-    settings, now_s = wire.settings, asyncio.get_running_loop().time
+    settings = wire.settings
     arriving = _Arriving(time.perf_counter(), Share(wire.room))
-    deadline = Deadline(wire.watch, now_s() + settings.timeout_s)
+    deadline = Deadline(wire.watch, settings.timeout_s)
     try:
         with deadline:
             connection, reader = await wire.connections.open()
@@ -92,7 +92,7 @@ async def exchange(
         should_retry=should_retry(headers),
         reported_cost_usd=reported_cost_usd(headers),
         first_token_s=arriving.first_token_s,
-        told=wire.limits.read(headers, http_status, now_s()),
+        told=wire.limits.read(headers, http_status, deadline.now_s()),
     )
 
 
@@ -103,7 +103,7 @@ async def _read(
     settings: EndpointJob,
     arriving: _Arriving,
 ) -> bytes:
-    now_s = asyncio.get_running_loop().time
+    now_s = deadline.now_s
     said_stream = _says_stream(headers.get("content-type", ""))
     first = b""
     # A reasoning model may be silent for minutes before its stream says anything.
@@ -158,7 +158,7 @@ async def _read_stream(
     settings: EndpointJob,
     arriving: _Arriving,
 ) -> bytes:
-    now_s = asyncio.get_running_loop().time
+    now_s = deadline.now_s
     deadline.idle_s = deadline.total_s
     parser, stream = SseParser(), StreamAnswer()
     arriving.stream = stream
@@ -202,7 +202,7 @@ async def _read_stream(
 
 async def _wait_for_room(deadline: Deadline, share: Share) -> None:
     """While other answers are read first; that time is not the server's, and counts for nothing."""
-    now_s = asyncio.get_running_loop().time
+    now_s = deadline.now_s
     began_s, total_s, idle_s = now_s(), deadline.total_s, deadline.idle_s
     deadline.total_s = deadline.idle_s = math.inf
     await share.wait()

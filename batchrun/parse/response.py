@@ -5,7 +5,6 @@ are kept verbatim (PROTOCOL 0.1, A.3, A.4). What JSON refuses but servers send (
 NaN) is mended once and read again.
 """
 
-from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -63,9 +62,10 @@ class _Usage(Struct):
 
 
 _body_decoder = msgspec.json.Decoder(_Body)
-_items_decoder = msgspec.json.Decoder(list[Raw])
-_usage_decoder = msgspec.json.Decoder(_Usage)
+_items_decoder = msgspec.json.Decoder(list[Item])
+_raw_items_decoder = msgspec.json.Decoder(list[Raw])
 _item_decoder = msgspec.json.Decoder(Item)
+_usage_decoder = msgspec.json.Decoder(_Usage)
 
 
 def parse_response(
@@ -94,10 +94,9 @@ def _response(
         return said or Unreadable(f"the answer is no response: {beginning(body)}")
     if status not in ("completed", "incomplete", "failed", "cancelled"):
         return Unreadable(f"the answer's status is {status}, which is no end")
-    items = _items_decoder.decode(output) if output[:1] == b"[" else []
     usage, cost_usd = _usage(answer.usage)
     reason = text(answer.incomplete_details, "reason")
-    parts = _parts(items, request)
+    parts = _parts(output if output[:1] == b"[" else b"[]", request)
     output_text = "".join(parts.texts) if parts.texts else text(answer.output_text) or None
     return Response(
         id=text(answer.id),
@@ -155,21 +154,34 @@ class _Parts:
         self.tool_calls: list[ToolCall] = []
 
 
-def _parts(items: Sequence[Raw], request: Request) -> _Parts:
+def _parts(output: bytes, request: Request) -> _Parts:
     parts = _Parts()
-    for position, raw in enumerate(items):
-        try:
-            item = _item_decoder.decode(raw)
-        except msgspec.ValidationError:  # no object: it stays in `output`
-            continue
+    raws: list[Raw] = []  # the items once more, verbatim: hardly any answer needs them
+    for position, item in enumerate(_items(output)):
         kind = text(item.type) or ""
         if kind == "message":
             _read_message(item, parts)
         elif kind == "reasoning":
             parts.summaries += _texts(item.summary, "text")
         elif kind.endswith("_call"):
-            parts.tool_calls.append(read_tool_call(position, kind, item, bytes(raw), request))
+            raws = raws or _raw_items_decoder.decode(output)
+            call = read_tool_call(position, kind, item, bytes(raws[position]), request)
+            parts.tool_calls.append(call)
     return parts
+
+
+def _items(output: bytes) -> list[Item]:
+    try:
+        return _items_decoder.decode(output)
+    except msgspec.ValidationError:  # some are no objects: these stay in `output`
+        return [_item(raw) for raw in _raw_items_decoder.decode(output)]
+
+
+def _item(raw: Raw) -> Item:
+    try:
+        return _item_decoder.decode(raw)
+    except msgspec.ValidationError:
+        return Item()
 
 
 def _read_message(item: Item, parts: _Parts) -> None:
@@ -177,9 +189,10 @@ def _read_message(item: Item, parts: _Parts) -> None:
         parts.texts.append(item.content)
         return
     for part in item.content if isinstance(item.content, list) else ():
-        if text(part, "type") == "refusal":
+        kind = text(part, "type")
+        if kind == "refusal":
             parts.refusals.append(text(part, "refusal") or "")
-        elif text(part, "type") in ("output_text", "text"):
+        elif kind in ("output_text", "text"):
             parts.texts.append(text(part, "text") or "")
             annotations = part.get("annotations")
             for note in annotations if isinstance(annotations, list) else ():

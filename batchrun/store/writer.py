@@ -10,8 +10,6 @@ from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 
-import pyarrow as pa
-
 from batchrun.errors import StoreError
 from batchrun.records import Outcome, RunRecord
 from batchrun.store.disk import make_folders, store_error, storing, sync_folder
@@ -43,9 +41,6 @@ class Writer:
 
         Raises `StoreError`.
         """
-        # Arrow's own pool clears 2 MB of memory at a time for sealing's small arrays: on one core a
-        # twentieth to a tenth of a run's CPU, and 35 MB. What it holds already stays with it.
-        pa.set_memory_pool(pa.system_memory_pool())
         self._folder = folder
         self._record = record
         self._number = number
