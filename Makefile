@@ -36,9 +36,9 @@ bench: $(VENV)/installed
 # The peers of `make bench`, each in an environment of its own.
 bench-peers: $(PEER_NAMES:%=$(PEERS)/%/installed)
 
-# What one row costs, by part.
+# What one row costs, by part; Arrow's memory as the command takes it.
 bench-parts: $(VENV)/installed
-	$(BIN)/python -m benchmarks.parts
+	ARROW_DEFAULT_MEMORY_POOL=system $(BIN)/python -m benchmarks.parts
 
 # How batchrun finds limits that nobody told it, measured over a socket; some twenty minutes.
 bench-pacing: $(VENV)/installed

@@ -15,6 +15,7 @@ from statistics import median
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from benchmarks.batch_lines import read_bodies, write_lines, write_lines_with_tools
 from benchmarks.contenders import Asked, Sent, batchrun_command, run_batchrun, sent_between
@@ -27,7 +28,9 @@ from benchmarks.timed import ROOT, pin, run_timed
 _LINE_BYTES = 512  # of the rows by the million
 _PLAN_LINE_BYTES = 4096
 _IN_FLIGHT = 64
-_ADDED = 1000  # rows that a finished run gets before it is resumed
+_ADDED = 1000  # rows that a finished run gets each time before it is resumed
+_RESUMES = 3
+_STALL_RUNS = 3
 _STARTS = 15
 _SHOWN = 3  # stalls that are named
 
@@ -38,7 +41,7 @@ HEAD = (
 
 
 class Size(Struct, frozen=True):
-    """So many rows, and how often they are run."""
+    """So many rows, and how often they are run before the largest run, and once more after it."""
 
     rows: int
     times: int
@@ -54,47 +57,73 @@ class Bench(Struct, frozen=True):
     def asked(self, source: Path, rows: int) -> Asked:
         return Asked(source, rows, self.url, _IN_FLIGHT, self.core, self.place)
 
+    def aside(self) -> "Bench":
+        """The same with a folder of its own, so that a run directory that is kept is left alone."""
+        place = self.place / "aside"
+        place.mkdir(exist_ok=True)
+        return replace(self, place=place)
 
-SIZES = (Size(10_000, 5), Size(100_000, 3), Size(1_000_000, 1))
-QUICK_SIZES = (Size(500, 1), Size(1_000, 1), Size(2_000, 1))
+
+SMALLER, LARGEST = (Size(10_000, 5), Size(100_000, 2)), 1_000_000
+QUICK_SMALLER, QUICK_LARGEST = (Size(500, 1), Size(1_000, 1)), 2_000
 
 
-def measure_sizes(bench: Bench, sizes: Sequence[Size]) -> tuple[list[str], list[Measure], Path]:
+def measure_sizes(
+    bench: Bench, smaller: Sequence[Size], largest: int
+) -> tuple[list[str], list[Measure], Path]:
     """The table by rows, what it is judged by, and the source of the largest run.
 
     The largest run's directory is left.
     """
-    runs: list[tuple[int, list[Sent]]] = []
-    for size in sizes:
-        source = bench.place / f"short-{size.rows}.jsonl"
-        write_lines(source, size.rows, _LINE_BYTES)
-        asked, is_last = bench.asked(source, size.rows), size is sizes[-1]
-        sent = [run_batchrun(asked, keep=is_last) for _ in range(size.times)]
-        runs.append((size.rows, sent))
-        print(f"{size.rows:,} rows: {median(one.rows_per_s for one in sent):,.0f} rows/s")
-        if not is_last:
-            source.unlink()
-    peaks = [median(run.peak_bytes for run in sent) for _, sent in runs]
-    row_s = [median(1 / run.rows_per_s for run in sent) for _, sent in runs]
+    counts = [size.rows for size in smaller]
+    sources = {rows: bench.place / f"short-{rows}.jsonl" for rows in (*counts, largest)}
+    for rows, source in sources.items():
+        write_lines(source, rows, _LINE_BYTES)
+    runs: dict[int, list[Sent]] = {rows: [] for rows in sources}
+    aside = bench.aside()
+
+    def run_smaller() -> None:
+        """On both sides of the largest run: the machine's speed changes meanwhile."""
+        for size in smaller:
+            asked = aside.asked(sources[size.rows], size.rows)
+            runs[size.rows] += [run_batchrun(asked) for _ in range(size.times)]
+            _tell_rate(size.rows, runs[size.rows])
+
+    run_smaller()
+    runs[largest].append(run_batchrun(bench.asked(sources[largest], largest), keep=True))
+    _tell_rate(largest, runs[largest])
+    run_smaller()
+    for size in smaller:
+        sources[size.rows].unlink()
+    peaks = {rows: median(run.peak_bytes for run in sent) for rows, sent in runs.items()}
+    row_s = {rows: median(1 / run.rows_per_s for run in sent) for rows, sent in runs.items()}
     lines = [
         *HEAD,
         *[
-            f"| {rows:,} | {1 / a_row_s:,.0f} | {median(run.cpu_us for run in sent):,.1f} | "
-            f"{peak / 1e6:,.0f} |"
-            for (rows, sent), a_row_s, peak in zip(runs, row_s, peaks, strict=True)
+            f"| {rows:,} | {1 / row_s[rows]:,.0f} | {median(run.cpu_us for run in sent):,.1f} | "
+            f"{peaks[rows] / 1e6:,.0f} |"
+            for rows, sent in runs.items()
         ],
     ]
-    (fewer, _), (most, _) = runs[-2:]
+    fewest, fewer = counts[0], counts[-1]
     measures = [
         Measure(
-            f"memory, bytes a row more, {most:,} rows less {fewer:,}",
-            bytes_a_row(peaks[-1] - peaks[-2], most - fewer),
+            f"memory, bytes a row more, {largest:,} rows less {fewer:,}",
+            bytes_a_row(peaks[largest] - peaks[fewer], largest - fewer),
             at_most=24,
         ),
-        Measure(f"peak memory at {most:,} rows, MB", peaks[-1] / 1e6, at_most=300),
-        Measure(f"time a row, {most:,} rows / {runs[0][0]:,}", row_s[-1] / row_s[0], at_most=1.05),
+        Measure(f"peak memory at {largest:,} rows, MB", peaks[largest] / 1e6, at_most=300),
+        Measure(
+            f"time a row, {largest:,} rows / {fewest:,}",
+            row_s[largest] / row_s[fewest],
+            at_most=1.05,
+        ),
     ]
-    return lines, measures, source
+    return lines, measures, sources[largest]
+
+
+def _tell_rate(rows: int, sent: Sequence[Sent]) -> None:
+    print(f"{rows:,} rows: {median(one.rows_per_s for one in sent):,.0f} rows/s", flush=True)
 
 
 def bytes_a_row(more_bytes: float, more_rows: int) -> float:
@@ -103,22 +132,31 @@ def bytes_a_row(more_bytes: float, more_rows: int) -> float:
 
 
 def measure_resume(bench: Bench, source: Path, rows: int) -> list[Measure]:
-    """The finished run of so many rows, resumed for some more; then its directory goes."""
-    write_lines(source, _ADDED, _LINE_BYTES, first=rows)
-    command = batchrun_command(bench.asked(source, rows + _ADDED))
-    resumed = run_timed(command, bench.place, bench.core)
-    if resumed.exit_code != 0:
-        raise SystemExit("the run could not be resumed")
-    until_first_s = sent_between(bench.place / "run", rows)[0] - resumed.began_at
+    """The finished run of so many rows, resumed for some more each time; then its directory goes.
+
+    The plan of the same source, as if it were new, follows each time.
+    """
+    taken: list[tuple[float, float]] = []
+    for first in range(rows, rows + _RESUMES * _ADDED, _ADDED):
+        write_lines(source, _ADDED, _LINE_BYTES, first=first)
+        asked = bench.asked(source, first + _ADDED)
+        resumed = run_timed(batchrun_command(asked), bench.place, bench.core)
+        if resumed.exit_code != 0:
+            raise SystemExit("the run could not be resumed")
+        until_first_s = sent_between(bench.place / "run", first)[0] - resumed.began_at
+        command = batchrun_command(bench.aside().asked(source, asked.rows))
+        dry = run_timed([*command, "--dry-run"], bench.place, bench.core)
+        if dry.exit_code != 0:
+            raise SystemExit("the source could not be planned")
+        taken.append((until_first_s, dry.ended_at - dry.began_at))
+        print(f"resumed in {taken[-1][0]:.1f} s, planned in {taken[-1][1]:.1f} s", flush=True)
     shutil.rmtree(bench.place / "run")
-    dry = run_timed([*command, "--dry-run"], bench.place, bench.core)
-    if dry.exit_code != 0:
-        raise SystemExit("the source could not be planned")
-    plan_s = dry.ended_at - dry.began_at
+    until_first_s, plan_s = (median(times) for times in zip(*taken, strict=True))
+    less_s = median(resumed_s - planned_s for resumed_s, planned_s in taken)
     return [
         Measure(f"plan of {rows:,} rows, new, s", plan_s),
         Measure(f"resume with {rows:,} settled rows, until the first request, s", until_first_s),
-        Measure("the resume less the plan, s", until_first_s - plan_s, at_most=3),
+        Measure("the resume less the plan, s", less_s, at_most=3),
     ]
 
 
@@ -176,12 +214,41 @@ def measure_help(core: int | None) -> list[Measure]:
 
 
 def measure_stalls(bench: Bench, rows: int) -> list[Measure]:
-    """The longest time that the loop stood still while a run was sending."""
-    source, told = bench.place / "stalls.jsonl", bench.place / "stalls.json"
+    """The longest time that the loop stood still while a run was sending: the median of some runs.
+
+    One run may be held up by what else the machine does; each is printed.
+    """
+    source = bench.place / "stalls.jsonl"
     write_lines(source, rows, LINE_BYTES)
-    launcher = ("-m", "benchmarks.stall_watch")
-    sent = run_batchrun(bench.asked(source, rows), launcher, environment={TOLD: str(told)})
+    runs = sorted(
+        (_watch_a_run(bench.asked(source, rows)) for _ in range(_STALL_RUNS)),
+        key=lambda run: run.longest.wall_s,
+    )
     source.unlink()
+    print(f"longest, each run: {', '.join(f'{run.longest.wall_s * 1e3:.1f}' for run in runs)} ms")
+    run = runs[len(runs) // 2]
+    what = "longest stall of the loop while sending, ms (10 stands for less)"
+    return [
+        Measure(what, run.longest.wall_s * 1e3, at_most=20),
+        Measure("in it: CPU of the loop's thread, ms", run.longest.cpu_s * 1e3),
+        Measure("in it: other threads and processes had the core, ms", run.longest.queued_s * 1e3),
+        Measure("the same of the worst of the runs, ms", runs[-1].longest.wall_s * 1e3),
+        Measure("stalls above 10 ms", run.stalls),
+        Measure("longest stall with start and end, ms", run.whole_s * 1e3),
+    ]
+
+
+class _Stood(Struct, frozen=True):
+    """How one run's loop stood still."""
+
+    longest: Stall  # while it was sending
+    stalls: int  # of 10 ms or more, meanwhile
+    whole_s: float  # the longest, start and end included
+
+
+def _watch_a_run(asked: Asked) -> _Stood:
+    told = asked.place / "stalls.json"
+    sent = run_batchrun(asked, ("-m", "benchmarks.stall_watch"), environment={TOLD: str(told)})
     watched = msgspec.json.decode(told.read_bytes(), type=Watched)
     stalls = between(watched.stalls, sent.first_at, sent.last_at)
     for stall in stalls[:_SHOWN]:
@@ -189,16 +256,11 @@ def measure_stalls(bench: Bench, rows: int) -> list[Measure]:
             f"stood still {stall.wall_s * 1e3:.1f} ms ({stall.cpu_s * 1e3:.1f} of CPU, "
             f"{stall.queued_s * 1e3:.1f} while others had the core): {stall.where or 'unseen'}"
         )
-    longest = stalls[0] if stalls else Stall(0.0, 0.010, 0.0, 0.0, "")
-    what = "longest stall of the loop while sending, ms (10 stands for less)"
-    whole_ms = max((stall.wall_s * 1e3 for stall in watched.stalls), default=10.0)
-    return [
-        Measure(what, longest.wall_s * 1e3, at_most=20),
-        Measure("in it: CPU of the loop's thread, ms", longest.cpu_s * 1e3),
-        Measure("in it: other threads and processes had the core, ms", longest.queued_s * 1e3),
-        Measure("stalls above 10 ms", len(stalls)),
-        Measure("longest stall with start and end, ms", whole_ms),
-    ]
+    return _Stood(
+        longest=stalls[0] if stalls else Stall(0.0, 0.010, 0.0, 0.0, ""),
+        stalls=len(stalls),
+        whole_s=max((stall.wall_s for stall in watched.stalls), default=0.010),
+    )
 
 
 def between(stalls: Sequence[Stall], from_at: float, to_at: float) -> list[Stall]:

@@ -1,10 +1,12 @@
 """The library's face: the same runs without the command line."""
 
 import asyncio
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 import batchrun
@@ -74,3 +76,29 @@ def test_importing_the_package_and_asking_for_help_import_nothing_heavy() -> Non
         [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("chosen", [None, *pa.supported_memory_backends()])
+def test_the_command_takes_arrows_memory_from_the_system_unless_told_otherwise(
+    chosen: str | None,
+) -> None:
+    script = (
+        "import sys\n"
+        "from batchrun.cli.main import main\n"
+        "sys.argv = ['batchrun', '--version']\n"
+        "main()\n"
+        "import pyarrow\n"
+        "print(pyarrow.default_memory_pool().backend_name)\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "ARROW_DEFAULT_MEMORY_POOL"}
+    if chosen is not None:
+        environment["ARROW_DEFAULT_MEMORY_POOL"] = chosen
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert done.stdout.splitlines()[-1] == (chosen or "system")
