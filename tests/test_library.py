@@ -102,3 +102,17 @@ def test_the_command_takes_arrows_memory_from_the_system_unless_told_otherwise(
         timeout=60,
     )
     assert done.stdout.splitlines()[-1] == (chosen or "system")
+
+
+@pytest.mark.parametrize(("columns", "widest"), [("60", 58), ("", 78), ("300", 98)])
+def test_help_is_as_wide_as_the_terminal_up_to_a_readable_width(columns: str, widest: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "batchrun", "run", "--help"],
+        env=os.environ | {"COLUMNS": columns},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    lines = done.stdout.partition("Options:")[2].partition("Examples:")[0].splitlines()
+    assert widest - 10 < max(map(len, lines)) <= widest

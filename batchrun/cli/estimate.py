@@ -11,7 +11,6 @@ import click
 from batchrun.cli.job_options import job_options, read_job
 from batchrun.cli.retry_failed import NAME, Kinds, NeverTakesTheNextWord
 from batchrun.cli.sending import say, send
-from batchrun.cli.signals import exit_on_signals, heard_signals
 from batchrun.errors import Interrupted
 
 if TYPE_CHECKING:
@@ -86,6 +85,7 @@ def estimate(
     behind, but with --pilot: its rows stay in the run directory, are never paid again, and
     `batchrun run` goes on from there.
     """
+    from batchrun.cli.signals import exit_on_signals
     from batchrun.estimate.estimates import make_estimate
     from batchrun.records import Resend
 
@@ -153,6 +153,7 @@ def _send_pilot(
 ) -> None:
     """Leaves the command where the pilot did not come to its end."""
     from batchrun.claim import run_path
+    from batchrun.cli.signals import exit_on_signals, heard_signals
     from batchrun.report.terminal import render_end
 
     heard = heard_signals()

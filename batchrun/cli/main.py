@@ -30,9 +30,22 @@ Examples:
 """
 
 
+def _help_width() -> int:
+    """As click finds it, but without shutil, whose imports are a twentieth of `--help`."""
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdecimal() and int(columns):
+        width = int(columns)
+    else:
+        try:
+            width = os.get_terminal_size(1).columns or 80
+        except OSError:  # no terminal
+            width = 80
+    return max(50, min(width, 100) - 2)
+
+
 @click.group(
     epilog=_EXAMPLES,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    context_settings={"help_option_names": ["-h", "--help"], "terminal_width": _help_width()},
 )
 @click.version_option(VERSION, prog_name="batchrun")
 def batchrun() -> None:

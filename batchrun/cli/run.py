@@ -10,7 +10,6 @@ import click
 from batchrun.cli.job_options import job_options, read_job
 from batchrun.cli.retry_failed import NAME, Kinds, NeverTakesTheNextWord
 from batchrun.cli.sending import say, say_plan, send
-from batchrun.cli.signals import exit_on_signals
 from batchrun.errors import Interrupted
 
 if TYPE_CHECKING:
@@ -131,6 +130,7 @@ def _dry_run(
     import json
 
     from batchrun.claim import run_path
+    from batchrun.cli.signals import exit_on_signals
     from batchrun.job import key_in_words, refuse_plain_http, refuse_written_secrets
     from batchrun.plan import dry_run
     from batchrun.report.printable import printable_json

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from batchrun.cli.signals import signals_ask
-
 if TYPE_CHECKING:
     from batchrun.job import Job
     from batchrun.plan import Plan
@@ -30,6 +28,7 @@ def send(
     """The summary of a run, or of a pilot of so many rows. Raises as `run_job`."""
     import asyncio
 
+    from batchrun.cli.signals import signals_ask
     from batchrun.one_run import DRAIN_S, Watch
     from batchrun.records import NOTHING_SENT_AGAIN
     from batchrun.report.terminal import Progress

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import signal
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -243,6 +242,7 @@ def _loop_factory() -> Any:
 
 async def _serve(behavior: "Behavior", host: str, port: int) -> None:
     import asyncio
+    import signal
 
     from batchrun.simulator.server import serve
 
