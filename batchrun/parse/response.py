@@ -87,8 +87,11 @@ def _response(
 ) -> Response | ErrorAnswer | Unreadable:
     answer = _body_decoder.decode(body)
     output = bytes(answer.output)
-    is_response = answer.object == "response" or output[:1] == b"["
-    status = text(answer.status) or ("completed" if output[:1] == b"[" else None)
+    has_items = output[:1] == b"["
+    if not has_items:
+        output = b"[]"
+    is_response = answer.object == "response" or has_items
+    status = text(answer.status) or ("completed" if has_items else None)
     if not is_response or (answer.error and status not in ("failed", "cancelled")):
         said = find_error(decode(body)) if answer.error or not is_response else None
         return said or Unreadable(f"the answer is no response: {beginning(body)}")
@@ -96,14 +99,14 @@ def _response(
         return Unreadable(f"the answer's status is {status}, which is no end")
     usage, cost_usd = _usage(answer.usage)
     reason = text(answer.incomplete_details, "reason")
-    parts = _parts(output if output[:1] == b"[" else b"[]", request)
+    parts = _parts(output, request)
     output_text = "".join(parts.texts) if parts.texts else text(answer.output_text) or None
     return Response(
         id=text(answer.id),
         status=status,
         model=text(answer.model),
         service_tier=text(answer.service_tier),
-        output=output.decode() if output[:1] == b"[" else "[]",
+        output=output.decode(),
         output_text=output_text,
         refusal="".join(parts.refusals) if parts.refusals else None,
         reasoning_summary="\n\n".join(parts.summaries) if parts.summaries else None,

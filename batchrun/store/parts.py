@@ -15,8 +15,8 @@ from batchrun.store.schema import REPEATING, response_schema
 from batchrun.store.schema import TOOL_CALLS as TOOL_CALL_SCHEMA
 
 # A slice is what the interpreter works on at a stretch: small, so that the event loop gets its
-# turn (of a thousand rows, its longest stall is 30 ms, not 17; a row costs 2 µs less). A row group
-# is what readers skip or take whole: large, so that it scans well.
+# turn (of a thousand rows, its longest stall is 30 ms, not 17, and a row costs no less). A row
+# group is what readers skip or take whole: large, so that it scans well.
 SLICE_ROWS = 250
 _SLICE_BYTES = 4 << 20
 _GROUP_ROWS = 16_384
