@@ -84,6 +84,7 @@ class Run:
             part_rows=job.output.part_rows,
             part_bytes=job.output.part_bytes,
             replaces=resumed.resent.rows > 0,
+            apart=True,
         )
         run_dir.log_event("started", rows=self.rows, to_send=self.plan.to_send)
         largest: Mapping[str, Largest] = {}

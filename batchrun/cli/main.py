@@ -16,6 +16,7 @@ from batchrun.cli.run import run
 from batchrun.cli.simulate import simulate
 from batchrun.cli.verify import verify
 from batchrun.errors import BatchrunError
+from batchrun.lean_arrow import take_arrow_lean
 from batchrun.report.printable import printable
 from batchrun.version import VERSION
 
@@ -68,10 +69,7 @@ batchrun.add_command(simulate)
 
 def main() -> None:
     """Runs the command line and exits with its code; no traceback for foreseen errors."""
-    sys.meta_path.insert(0, _WithoutPandas)
-    # Arrow's own pool clears memory by 2 MB for small arrays: on one core up to a tenth of a run's
-    # CPU, and 35 MB at its peak.
-    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
+    take_arrow_lean()
     _open_standard_streams()
     try:
         batchrun.main(standalone_mode=False)
@@ -96,15 +94,6 @@ def main() -> None:
         if error.errno == errno.ENOSPC:
             click.echo(f"batchrun: the output cannot be written ({error.strerror})", err=True)
         sys.exit(1)
-
-
-class _WithoutPandas:
-    """pyarrow imports pandas where it is installed: a quarter of a second that no command needs."""
-
-    @staticmethod
-    def find_spec(name: str, _path: object = None, _target: object = None) -> None:
-        if name == "pandas":
-            raise ModuleNotFoundError(name, name=name)
 
 
 def _open_standard_streams() -> None:

@@ -18,7 +18,8 @@ from batchrun.errors import JobError
 from batchrun.store.disk import store_error
 
 NAME = "lock"
-_TRIES = 5  # `is_locked` holds the lock for an instant, which must not look like an owner
+_TRIES = 5  # `is_locked` holds the lock for an instant, which must not look like an owner; ...
+_MORE_TRIES = 500  # ... and the process that seals ends a moment after a run that was killed
 _BETWEEN_TRIES_S = 0.02
 # What file systems say that have no locks: NFS without its lock daemon, Lustre without `flock`, ...
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
@@ -75,7 +76,7 @@ def is_locked(folder: Path, flock: Flock = fcntl.flock) -> bool:
         return True
     except OSError as error:
         if error.errno in _NO_LOCKS:
-            return _is_alive_here(_holder(handle))
+            return bool(_lives(_holder(handle)))
         raise store_error(path, "lock", error) from error
     finally:
         os.close(handle)
@@ -84,18 +85,20 @@ def is_locked(folder: Path, flock: Flock = fcntl.flock) -> bool:
 
 def _locked(folder: Path, handle: int, flock: Flock) -> str | None:
     """What to warn of once the lock is ours. Raises `BlockingIOError` where another has it."""
-    for left in reversed(range(_TRIES)):
+    tries = 0
+    while True:
         try:
             flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if not left:
+            tries += 1
+            if tries >= (_MORE_TRIES if _lives(_holder(handle)) is False else _TRIES):
                 raise
             time.sleep(_BETWEEN_TRIES_S)
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
             before = _holder(handle)
-            if _is_alive_here(before):
+            if _lives(before):
                 raise BlockingIOError from error
             last = "" if before is None else f" (the last was {_in_words(before)})"
             return (
@@ -104,8 +107,7 @@ def _locked(folder: Path, handle: int, flock: Flock) -> str | None:
                 "directory on a local disk with --output"
             )
         else:
-            break
-    return None
+            return None
 
 
 def _holder(handle: int) -> tuple[str, int] | None:
@@ -121,10 +123,10 @@ def _in_words(holder: tuple[str, int] | None) -> str:
     return "another process" if holder is None else f"process {holder[1]} on {holder[0]}"
 
 
-def _is_alive_here(holder: tuple[str, int] | None) -> bool:
-    """Whether it is a process of this host other than this one, and still there."""
+def _lives(holder: tuple[str, int] | None) -> bool | None:
+    """Whether the process is still there; null for this one, one of another host, or none."""
     if holder is None or holder[0] != socket.gethostname() or holder[1] == os.getpid():
-        return False
+        return None
     try:
         os.kill(holder[1], 0)
     except (ProcessLookupError, OverflowError):

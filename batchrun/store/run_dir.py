@@ -142,11 +142,13 @@ class RunDir:
         """The parts of both tables and how many rows each holds. Raises `StoreError`."""
         return count_rows(self.path)
 
-    def start(self, *, part_rows: int, part_bytes: int, replaces: bool = False) -> None:
+    def start(
+        self, *, part_rows: int, part_bytes: int, replaces: bool = False, apart: bool = False
+    ) -> None:
         """Opens the journal; a part is sealed at so many rows or bytes. Raises `StoreError`.
 
         `replaces`: outcomes will come of rows that stand in parts already; `finish` has sealed
-        what the journal held before.
+        what the journal held before. `apart`: a process of its own seals, not a thread.
         """
         if self.record is None or self._writer is not None:
             raise RuntimeError("start() needs a saved record, and comes once")
@@ -160,6 +162,7 @@ class RunDir:
             part_rows=part_rows,
             part_bytes=part_bytes,
             replaces=replaces,
+            lock=self._lock if apart else None,
         )
 
     def keep(self, outcome: Outcome, *, anyway: bool = False) -> None:

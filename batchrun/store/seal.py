@@ -9,7 +9,7 @@ The first deletion is the commit: before it an older outcome stands in its part 
 a segment, which wins; after it the new parts count, and of a part to be replaced the new version.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -26,39 +26,35 @@ from batchrun.store.names import (
     intent_name,
     number_of,
 )
-from batchrun.store.parts import no_pause, write_parts
+from batchrun.store.parts import write_parts
 from batchrun.store.rewrite import write_rewrites
 
 _READ_BYTES = 1 << 20
 
 
-def seal(
-    folder: Path,
-    record: RunRecord,
-    segments: Sequence[str],
-    pause: Callable[[], None] = no_pause,
-) -> None:
-    """The segments' outcomes are in parts, on disk, when this returns. Raises `StoreError`.
-
-    `pause` is called between two slices.
-    """
-    number = prepare(folder, record, segments, pause)
+def seal(folder: Path, record: RunRecord, segments: Sequence[str]) -> None:
+    """The segments' outcomes are in parts, on disk, when this returns. Raises `StoreError`."""
+    number = prepare(folder, record, segments)
     finish(folder, intent_name(number))
 
 
-def prepare(
-    folder: Path,
-    record: RunRecord,
-    segments: Sequence[str],
-    pause: Callable[[], None] = no_pause,
-) -> int:
+def finish_or_seal(folder: Path, record: RunRecord, segments: Sequence[str]) -> None:
+    """`seal`, where another process may have begun it, or done it all. Raises `StoreError`."""
+    intent = intent_name(number_of(segments[-1]) or 0)
+    if (folder / JOURNAL / intent).exists():
+        finish(folder, intent)
+    if (folder / JOURNAL / segments[-1]).exists():
+        seal(folder, record, segments)
+
+
+def prepare(folder: Path, record: RunRecord, segments: Sequence[str]) -> int:
     """Steps 1 and 2: parts under temporary names, and the intent. The seal's number is returned.
 
     Raises `StoreError`.
     """
     number = number_of(segments[-1]) or 0
     with storing(folder / RESPONSES, "write parts"):
-        intent = write_temporaries(folder, record, segments, pause)
+        intent = write_temporaries(folder, record, segments)
         for name in segments:  # they count until one is gone: after a loss of power too
             sync_file(folder / JOURNAL / name)
         sync_folder(folder / JOURNAL)
@@ -66,12 +62,7 @@ def prepare(
     return number
 
 
-def write_temporaries(
-    folder: Path,
-    record: RunRecord,
-    segments: Sequence[str],
-    pause: Callable[[], None] = no_pause,
-) -> Intent:
+def write_temporaries(folder: Path, record: RunRecord, segments: Sequence[str]) -> Intent:
     """Step 1, and what is still to be done. Raises `OSError`, `StoreError`."""
     replaced = Keys()
     renames = write_parts(
@@ -80,7 +71,6 @@ def write_temporaries(
         _outcomes(folder, segments, replaced),
         record.layout,
         store_request=record.store_request,
-        pause=pause,
     )
     try:
         rewrites = write_rewrites(folder, replaced, record.layout)

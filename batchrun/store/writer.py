@@ -1,4 +1,4 @@
-"""The journal being written, with one thread that syncs it and one that seals it.
+"""The journal being written, with one thread that syncs it and one that has it sealed.
 
 `keep` is called on the event loop and waits for neither. What goes wrong in a thread is raised
 by the next `keep` or by `close`.
@@ -16,11 +16,11 @@ from batchrun.store.disk import make_folders, store_error, storing, sync_folder
 from batchrun.store.journal import Header
 from batchrun.store.names import JOURNAL, segment_name
 from batchrun.store.schema import SCHEMA_VERSION
-from batchrun.store.seal import seal
+from batchrun.store.seal import finish_or_seal, seal
+from batchrun.store.seal_process import ProcessEnded, SealProcess, in_words
 from batchrun.store.segment import Segment
 
 _SYNC_EVERY_S = 0.5  # and the sync itself takes its time: within a second of the write
-_PAUSE_S = 0.006  # for the event loop: about twice what a slice takes
 
 
 class Writer:
@@ -36,8 +36,11 @@ class Writer:
         part_rows: int,
         part_bytes: int,
         replaces: bool = False,
+        lock: int | None = None,
     ) -> None:
         """`number` is the first that is free; `leftover` are older segments, sealed with the first.
+
+        `lock`: the folder's, for a process that seals; without it a thread of this one does.
 
         Raises `StoreError`.
         """
@@ -47,6 +50,8 @@ class Writer:
         self._waiting = list(leftover)  # segments for the next seal, besides the current one
         self._part_rows = part_rows
         self._part_bytes = part_bytes
+        self._lock = lock
+        self._process: SealProcess | None = None
         self._header = Header(
             SCHEMA_VERSION,
             record.hash_rule,
@@ -148,23 +153,32 @@ class Writer:
             if self._failure is not None:
                 continue
             try:
-                seal(self._folder, self._record, names, self._pause)
+                self._seal(names)
             except StoreError as error:
                 self._fail(error)
             except Exception as error:  # noqa: BLE001 - a thread's bug must end the run, not hide
-                failure = StoreError(
-                    f"{self._folder}: sealing {names[-1]} failed ({type(error).__name__}: {error});"
-                    " the journal still holds its rows. Please report this"
-                )
+                failure = StoreError(in_words(error, self._folder, names))
                 failure.__cause__ = error
                 self._fail(failure)
+        if self._process is not None:
+            self._process.close()
 
-    def _pause(self) -> None:
-        """Between two slices, unless the run is over.
-
-        A thread that always wants the interpreter gets it whenever the event loop's lets go of it.
-        """
-        self._stop.wait(_PAUSE_S)
+    def _seal(self, names: Sequence[str]) -> None:
+        """By the process while rows are sent; here where there is none, or none any more."""
+        # Not worth its start for what is left when all was sent.
+        if self._process is None and self._lock is not None and not self._stop.is_set():
+            try:
+                self._process = SealProcess(self._folder, self._record, self._lock)
+            except OSError:
+                self._lock = None
+        if self._process is None:
+            seal(self._folder, self._record, names)
+            return
+        try:
+            self._process.seal(names)
+        except ProcessEnded:  # killed, or out of memory
+            self._process = self._lock = None
+            finish_or_seal(self._folder, self._record, names)
 
     def _fail(self, failure: StoreError) -> None:
         self._failure = self._failure or failure

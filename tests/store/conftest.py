@@ -1,6 +1,7 @@
 """Outcomes, records and run directories for the tests of the store."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -143,3 +144,19 @@ def begin() -> Callable[..., RunDir]:
         return run_dir
 
     return open_and_start
+
+
+@pytest.fixture(scope="session")
+def seal_processes() -> Callable[[Path], list[int]]:
+    """The processes that seal for a directory, whosever children they are."""
+
+    def find(path: Path) -> list[int]:
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                words = (process / "cmdline").read_bytes().split(b"\0")
+                if str(path).encode() in words and any(b"seal_process" in word for word in words):
+                    found.append(int(process.name))
+        return found
+
+    return find

@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from batchrun.records import RunRecord
 from batchrun.store.run_dir import RunDir
 from batchrun.store.tables import read_totals
@@ -23,7 +25,7 @@ settled = run_dir.settled()
 assert len(set(settled.rows)) == len(settled.rows), "doubled"
 assert sorted(settled.rows) == list(range(len(settled.rows))), "lost"
 assert run_dir.warnings == ()
-run_dir.start(part_rows=60, part_bytes=1 << 20)
+run_dir.start(part_rows=int(sys.argv[2]), part_bytes=1 << 26, apart=sys.argv[3] == "True")
 row = len(settled.rows)
 print("from", row, flush=True)
 while True:
@@ -39,20 +41,30 @@ while True:
 """
 
 
+@pytest.mark.parametrize(
+    ("apart", "part_rows", "kills", "longest_s"), [(False, 60, 12, 0.02), (True, 1_000, 7, 0.8)]
+)
 def test_kills_at_any_moment_lose_and_double_nothing(
     tmp_path: Path,
     record: Callable[..., RunRecord],
     query: Callable[..., list[tuple[int, ...]]],
+    seal_processes: Callable[[Path], list[int]],
+    apart: bool,
+    part_rows: int,
+    kills: int,
+    longest_s: float,
 ) -> None:
     path = tmp_path / "run"
     run_dir = RunDir.open(path)
     run_dir.save(record())
     run_dir.close(seal=False)
     dice = random.Random(3)
-    acknowledged = 0
-    for _ in range(12):
+    acknowledged = seen = 0
+    for _ in range(kills):
         child = subprocess.Popen(
-            [sys.executable, "-c", KEEP, str(path)], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", KEEP, str(path), str(part_rows), str(apart)],
+            stdout=subprocess.PIPE,
+            text=True,
         )
         assert child.stdout is not None
         first = child.stdout.readline().split()
@@ -61,7 +73,8 @@ def test_kills_at_any_moment_lose_and_double_nothing(
         lines = dice.randrange(400)
         for _ in range(lines):
             acknowledged = int(child.stdout.readline()) + 1
-        time.sleep(dice.random() * 0.02)
+        time.sleep(dice.random() * longest_s)
+        seen += len(seal_processes(path))
         child.kill()
         for line in child.stdout:
             if line.endswith("\n"):
@@ -69,7 +82,9 @@ def test_kills_at_any_moment_lose_and_double_nothing(
         child.wait()
         child.stdout.close()
         assert read_totals(path).rows >= acknowledged
-    run_dir = RunDir.open(path)
+    assert bool(seen) is apart
+    run_dir = RunDir.open(path)  # which waits for the process that sealed for the one killed last
+    assert not seal_processes(path)
     assert run_dir.warnings == ()
     run_dir.close(seal=True)
     assert not list((path / "journal").iterdir())

@@ -40,6 +40,21 @@ def test_a_second_process_is_refused_with_the_names_of_the_first(tmp_path: Path)
     RunDir.open(tmp_path).close(seal=False)
 
 
+def test_a_lock_whose_owner_is_dead_is_waited_for(tmp_path: Path) -> None:
+    """What the owner left running, and what has the lock with it, is about to end."""
+    owner = subprocess.Popen([sys.executable, "-c", ""])
+    owner.wait()
+    handle = take_lock(tmp_path).handle
+    left = subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(0.5)"], pass_fds=[handle]
+    )
+    os.close(handle)
+    _leave(tmp_path, socket.gethostname(), owner.pid)
+    os.close(take_lock(tmp_path).handle)
+    assert left.poll() is not None
+    left.wait()
+
+
 def test_the_same_process_is_refused_too(tmp_path: Path) -> None:
     run_dir = RunDir.open(tmp_path)
     with pytest.raises(JobError, match=f"process {os.getpid()} "):

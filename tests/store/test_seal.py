@@ -9,9 +9,8 @@ import pytest
 from batchrun.errors import StoreError
 from batchrun.records import Outcome, RunRecord
 from batchrun.store.intent import read_intent, write_intent
-from batchrun.store.parts import SLICE_ROWS
 from batchrun.store.run_dir import RunDir
-from batchrun.store.seal import rename_parts, seal, write_temporaries
+from batchrun.store.seal import finish_or_seal, rename_parts, seal, write_temporaries
 from batchrun.store.tables import find_row, read_totals, responses, tool_calls
 
 Make = Callable[..., Outcome]
@@ -193,14 +192,18 @@ def test_damage_that_nobody_was_told_of_stops_the_seal(
     assert read_totals(path).rows == ROWS - 1
 
 
-def test_a_seal_pauses_after_each_slice(
-    tmp_path: Path, begin: Begin, answered: Make, record: Record
+@pytest.mark.parametrize("step", [*STEPS, "done"])
+def test_what_another_process_left_of_a_seal_is_done_by_this_one(
+    tmp_path: Path, unsealed: Path, record: Record, query: Query, step: int | str
 ) -> None:
     path = tmp_path / "run"
-    run_dir = begin(path)
-    run_dir.keep_some([answered(row) for row in range(2 * SLICE_ROWS + 1)])
-    run_dir.close()
-    pauses: list[None] = []
-    seal(path, record(), ["w0-000001.log"], lambda: pauses.append(None))
-    assert len(pauses) == 2
-    assert read_totals(path).rows == 2 * SLICE_ROWS + 1
+    if isinstance(step, int):
+        crashed(unsealed, path, record(), step)
+    else:
+        shutil.copytree(unsealed, path)
+        seal(path, record(), SEGMENTS)
+    finish_or_seal(path, record(), SEGMENTS)
+    assert names(path / "journal") == []
+    assert not list(path.rglob("*.tmp"))
+    rows = query("select row from read_parquet(?) order by row", path)
+    assert rows == [(row,) for row in range(ROWS)]
