@@ -1,4 +1,4 @@
-"""One process, timed from outside: its CPU at any moment, its peak memory. Reads /proc: Linux only.
+"""A process and its children, timed from outside: CPU at any moment, peak memory. Linux only.
 
 So every client is measured in the same way, whatever it is written in.
 """
@@ -34,7 +34,7 @@ class Timed(Struct, frozen=True):
     said: bytes  # on standard output
     began_at: float  # Unix time
     ended_at: float
-    peak_bytes: int
+    peak_bytes: int  # of each process its own, added up
     samples: list[Sample]
 
     def cpu_s(self, from_at: float, to_at: float) -> float:
@@ -96,8 +96,9 @@ def run_timed(
             if ended_at - began_at > _LONGEST_S:
                 raise SystemExit(f"{' '.join(command)}\ntook more than {_LONGEST_S:.0f} s")
             with suppress(OSError):  # it may have ended just now
-                samples.append(Sample(ended_at, _cpu_s(process.pid)))
-                peak_bytes = max(peak_bytes, _peak_bytes(process.pid))
+                family = (process.pid, *_children(process.pid))
+                samples.append(Sample(ended_at, sum(map(_cpu_s, family))))
+                peak_bytes = max(peak_bytes, sum(map(_peak_bytes, family)))
             time.sleep(_LOOK_EVERY_S)
     finally:
         if process.returncode is None:
@@ -110,9 +111,15 @@ def run_timed(
     return Timed(process.returncode, out.read_bytes(), began_at, ended_at, peak_bytes, samples)
 
 
+def _children(pid: int) -> list[int]:
+    lists = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for one in lists for child in one.read_text().split()]
+
+
 def _cpu_s(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S  # utime and stime, of all threads
+    # Of all threads in user and system mode, and of the children that have ended.
+    return sum(int(field) for field in fields[11:15]) / _TICKS_PER_S
 
 
 def _peak_bytes(pid: int) -> int:
