@@ -117,7 +117,8 @@ class LocalExecutor:
                     return
                 self._rows.extend(rows)
                 self._fill_places()
-                if len(self._rows) > self._least_ahead:
+                # A stop may have come while rows were read: nobody takes them any more.
+                if len(self._rows) > self._least_ahead and not self.is_stopped():
                     self._wanted.clear()
                     await self._wanted.wait()
         except Exception as error:  # noqa: BLE001 - raised again where the outcomes end

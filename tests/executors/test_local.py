@@ -3,6 +3,7 @@
 import asyncio
 import random
 import re
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, suppress
@@ -82,6 +83,26 @@ async def test_bad_rows_come_back_as_outcomes_that_were_never_sent() -> None:
     assert (results[0].result.status, results[0].attempts) == ("invalid", ())
     assert results[0].result.message == "file:7: not JSON"
     assert results[1].ok
+
+
+async def test_a_stop_while_rows_are_read_ends_the_run() -> None:
+    is_read, is_stopped = threading.Event(), threading.Event()
+
+    def rows() -> Iterator[Request | BadRow]:
+        for request in _requests(1_000):
+            if request.row == 100:  # of the second time that some are read
+                is_read.set()
+                assert is_stopped.wait(10)
+            yield request
+
+    async with _executor(Behavior(latency_s=0.001)) as (run, _):
+        async with run.run(rows()) as outcomes:
+            with pytest.raises(Interrupted):
+                async with asyncio.timeout(15):
+                    async for _ in outcomes:
+                        if is_read.is_set() and not run.is_stopped():
+                            run.stop(Interrupted("stop", 130))
+                            asyncio.get_running_loop().call_later(0.2, is_stopped.set)
 
 
 async def test_a_stop_lets_what_is_in_flight_land() -> None:
