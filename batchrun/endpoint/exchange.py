@@ -16,12 +16,7 @@ from yarl import URL
 
 from batchrun.endpoint.answer_reader import AnswerReader
 from batchrun.endpoint.deadlines import Deadline
-from batchrun.endpoint.headers import (
-    reported_cost_usd,
-    request_id,
-    retry_after_s,
-    should_retry,
-)
+from batchrun.endpoint.headers import hints, request_id
 from batchrun.endpoint.room import Share
 from batchrun.endpoint.sse import SseParser
 from batchrun.endpoint.stream import StreamAnswer
@@ -83,14 +78,14 @@ async def exchange(
         arriving.share.leave()
     if http_status in _REDIRECTS and "location" in headers:
         content = _sent_elsewhere(url, headers["location"])
-    said_id = request_id(headers)
+    said_id, hinted = request_id(headers), hints(headers)
     return Reply(
         http_status=http_status,
         body=wire.veil.hide(content),
         request_id=said_id and wire.veil.hide_in(said_id),
-        retry_after_s=retry_after_s(headers),
-        should_retry=should_retry(headers),
-        reported_cost_usd=reported_cost_usd(headers),
+        retry_after_s=hinted.retry_after_s,
+        should_retry=hinted.should_retry,
+        reported_cost_usd=hinted.reported_cost_usd,
         first_token_s=arriving.first_token_s,
         told=wire.limits.read(headers, http_status, deadline.now_s()),
     )

@@ -25,6 +25,10 @@ class Headers(Mapping[str, str]):
         at = self._at.get(name)
         return default if at is None else _text(self._values[at])
 
+    def tells_any(self, names: frozenset[str]) -> bool:
+        """Whether one of these is there."""
+        return not self._at.keys().isdisjoint(names)
+
     def __contains__(self, name: object) -> bool:
         return name in self._at
 

@@ -13,6 +13,7 @@ from functools import lru_cache
 
 from msgspec import Struct
 
+from batchrun.endpoint.head import Headers
 from batchrun.policy.durations import duration_s
 from batchrun.records import ToldLimit
 
@@ -27,6 +28,7 @@ _REQUEST_IDS = (
 _RETRY_AFTER_MS = "retry-after-ms"
 _RETRY_AFTER = ("retry-after", "llm_provider-retry-after")
 _SHOULD_RETRY, _COST = "x-should-retry", "x-litellm-response-cost"
+_HINTS = frozenset({_RETRY_AFTER_MS, *_RETRY_AFTER, _SHOULD_RETRY, _COST})
 _LIMIT_NAME = re.compile(r"(?i)(?:llm_provider-)?(?:x-|anthropic-)?rate-?limit-(.+)", re.DOTALL)
 _EVIDENCE = (
     "x-ratelimit-limit-requests",
@@ -98,6 +100,24 @@ def should_retry(headers: Mapping[str, str]) -> bool | None:
 def reported_cost_usd(headers: Mapping[str, str]) -> float | None:
     """What a gateway says that this answer cost."""
     return _number(headers.get(_COST))
+
+
+class Hints(Struct, frozen=True):
+    """What few answers say: about another try, and about money."""
+
+    retry_after_s: float | None = None
+    should_retry: bool | None = None
+    reported_cost_usd: float | None = None
+
+
+_NO_HINTS = Hints()
+
+
+def hints(headers: Headers) -> Hints:
+    """Those of one answer."""
+    if not headers.tells_any(_HINTS):  # one look instead of five
+        return _NO_HINTS
+    return Hints(retry_after_s(headers), should_retry(headers), reported_cost_usd(headers))
 
 
 class _Spoken(Struct, frozen=True):

@@ -102,11 +102,13 @@ class Tally:
             self._take_out(replaced)
         totals = self._totals
         totals["rows"] += 1
-        totals["ok"] += outcome.ok
+        if outcome.ok:
+            totals["ok"] += 1
         totals["attempts"] += len(outcome.attempts)
         for attempt in outcome.attempts:
             self._attempt_kinds[attempt.kind] += 1
-            totals["unknown_attempts"] += attempt.cost_usd is None
+            if attempt.cost_usd is None:
+                totals["unknown_attempts"] += 1
         if outcome.cost_usd is not None:
             totals["cost_usd"] = (totals["cost_usd"] or 0.0) + outcome.cost_usd
         elif outcome.is_unpriced:
@@ -124,9 +126,12 @@ class Tally:
                 self._statuses[response.status] += 1
                 if response.failure is not None:
                     self._count_error(response.failure.kind.value, response.failure.message)
-                totals["truncated"] += response.truncated
-                totals["refused"] += response.refusal is not None
-                totals["tool_calls"] += len(response.tool_calls)
+                if response.truncated:
+                    totals["truncated"] += 1
+                if response.refusal is not None:
+                    totals["refused"] += 1
+                if response.tool_calls:
+                    totals["tool_calls"] += len(response.tool_calls)
                 usage = response.usage
                 totals["input_tokens"] += usage.input_tokens or 0
                 totals["cached_tokens"] += usage.cached_tokens or 0
