@@ -138,7 +138,7 @@ def _quick_interpreter() -> Iterator[None]:
 
     What stands already is left alone by the collector, and new objects are looked at rarely: few
     are in cycles. Worth a tenth of a run's CPU, far more with hundreds in flight. A thread that
-    seals gives the interpreter back to the event loop after a millisecond, not five.
+    reads rows gives the interpreter back to the event loop after a millisecond, not five.
     """
     threshold, interval_s = gc.get_threshold(), sys.getswitchinterval()
     gc.collect()
