@@ -42,7 +42,7 @@ while True:
 
 
 @pytest.mark.parametrize(
-    ("apart", "part_rows", "kills", "longest_s"), [(False, 60, 12, 0.02), (True, 1_000, 7, 0.8)]
+    ("apart", "part_rows", "kills", "longest_s"), [(False, 60, 12, 0.02), (True, 1_000, 4, 0.8)]
 )
 def test_kills_at_any_moment_lose_and_double_nothing(
     tmp_path: Path,
