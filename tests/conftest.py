@@ -1,9 +1,14 @@
 """What all tests share."""
 
 import signal
-from collections.abc import Iterator
+import subprocess
+import time
+from collections.abc import Callable, Iterator
 
 import pytest
+
+_LIMIT_S = 60.0  # for a state to come about
+_LOOK_EVERY_S = 0.002
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -27,3 +32,17 @@ def _signals_are_heard() -> Iterator[None]:
     yield
     for number in ignored:
         signal.signal(number, signal.SIG_IGN)
+
+
+@pytest.fixture(scope="session")
+def wait_until() -> Callable[..., None]:
+    """Waits for a state to come about, while a process runs where one is named."""
+
+    def wait(holds: Callable[[], object], process: subprocess.Popen[str] | None = None) -> None:
+        end_s = time.monotonic() + _LIMIT_S
+        while not holds():
+            assert process is None or process.poll() is None, "the process ended before"
+            assert time.monotonic() < end_s, "it never came about"
+            time.sleep(_LOOK_EVERY_S)
+
+    return wait

@@ -12,7 +12,6 @@ import struct
 import subprocess
 import sys
 import termios
-import time
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -22,8 +21,7 @@ import duckdb
 import pytest
 
 _COMMAND = [sys.executable, "-m", "batchrun"]
-_LIMIT_S = 60.0  # for a command, or for a state to come about
-_LOOK_EVERY_S = 0.002
+_LIMIT_S = 60.0  # for a command
 _OURS = ("OPENAI_", "FORCE_COLOR", "NO_COLOR", "TTY_", "COLUMNS", "LINES")
 
 
@@ -136,20 +134,6 @@ def stats() -> Callable[..., dict[str, Any]]:
             return counts
 
     return fetch
-
-
-@pytest.fixture(scope="session")
-def wait_until() -> Callable[..., None]:
-    """Waits for a state to come about, while a process runs where one is named."""
-
-    def wait(holds: Callable[[], object], process: subprocess.Popen[str] | None = None) -> None:
-        end_s = time.monotonic() + _LIMIT_S
-        while not holds():
-            assert process is None or process.poll() is None, "the process ended before"
-            assert time.monotonic() < end_s, "it never came about"
-            time.sleep(_LOOK_EVERY_S)
-
-    return wait
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,9 +17,9 @@ from batchrun.store.tables import read_totals
 Make = Callable[..., Outcome]
 Query = Callable[..., list[tuple[int, ...]]]
 Find = Callable[[Path], list[int]]
+Wait = Callable[..., None]
 
 PART_ROWS = 50
-LIMIT_S = 30.0
 
 
 @pytest.fixture
@@ -28,13 +28,6 @@ def run_dir(tmp_path: Path, record: Callable[..., RunRecord]) -> RunDir:
     run_dir.save(record())
     run_dir.start(part_rows=PART_ROWS, part_bytes=64 << 20, apart=True)
     return run_dir
-
-
-def wait_for(what: Callable[[], object]) -> None:
-    give_up_s = time.monotonic() + LIMIT_S
-    while not what():
-        assert time.monotonic() < give_up_s
-        time.sleep(0.005)
 
 
 def parts(path: Path) -> list[Path]:
@@ -49,15 +42,15 @@ def check_rows(path: Path, query: Query, rows: int) -> None:
 
 
 def test_parts_are_made_by_a_process_while_rows_are_kept(
-    run_dir: RunDir, answered: Make, query: Query, seal_processes: Find
+    run_dir: RunDir, answered: Make, query: Query, seal_processes: Find, wait_until: Wait
 ) -> None:
     run_dir.keep_some([answered(row) for row in range(PART_ROWS - 1)])
     assert seal_processes(run_dir.path) == []  # not before there is something to seal
     run_dir.keep(answered(PART_ROWS - 1))
-    wait_for(lambda: seal_processes(run_dir.path))
+    wait_until(lambda: seal_processes(run_dir.path))
     (process,) = seal_processes(run_dir.path)
     assert os.getpgid(process) == process  # Ctrl-C is not for it
-    wait_for(lambda: parts(run_dir.path))
+    wait_until(lambda: parts(run_dir.path))
     run_dir.keep_some([answered(row) for row in range(PART_ROWS, 2 * PART_ROWS)])
     run_dir.keep_some([answered(row) for row in range(2 * PART_ROWS, 2 * PART_ROWS + 1)])
     run_dir.close(seal=True)
@@ -81,23 +74,33 @@ def test_what_is_left_when_all_was_sent_needs_no_process(
 
 @pytest.mark.parametrize("instead", ["/nowhere/python", "/bin/false"])
 def test_where_no_process_runs_a_thread_seals(
-    run_dir: RunDir, answered: Make, query: Query, monkeypatch: pytest.MonkeyPatch, instead: str
+    run_dir: RunDir,
+    answered: Make,
+    query: Query,
+    wait_until: Wait,
+    monkeypatch: pytest.MonkeyPatch,
+    instead: str,
 ) -> None:
     monkeypatch.setattr(sys, "executable", instead)
     for row in range(2 * PART_ROWS):
         run_dir.keep(answered(row))
-    wait_for(lambda: len(parts(run_dir.path)) == 2)
+    wait_until(lambda: len(parts(run_dir.path)) == 2)
     run_dir.close(seal=True)
     check_rows(run_dir.path, query, 2 * PART_ROWS)
 
 
 @pytest.mark.parametrize("after_s", [0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.6])
 def test_a_process_that_is_killed_costs_no_row(
-    run_dir: RunDir, answered: Make, query: Query, seal_processes: Find, after_s: float
+    run_dir: RunDir,
+    answered: Make,
+    query: Query,
+    seal_processes: Find,
+    wait_until: Wait,
+    after_s: float,
 ) -> None:
     for row in range(20 * PART_ROWS):
         run_dir.keep(answered(row, calls=1))
-    wait_for(lambda: seal_processes(run_dir.path))
+    wait_until(lambda: seal_processes(run_dir.path))
     time.sleep(after_s)
     for process in seal_processes(run_dir.path):
         os.kill(process, signal.SIGKILL)
@@ -116,15 +119,10 @@ def test_what_a_seal_over_there_fails_of_ends_the_run(
     in_the_way = run_dir.path / "responses" / ".w0-000001.parquet.tmp"
     (in_the_way / "folder").mkdir(parents=True)
 
-    def keep_on() -> Iterator[bool]:
+    with pytest.raises(StoreError, match=r"cannot write parts \(.*then run the same command again"):
         for row in range(10_000):
             run_dir.keep(answered(row))
             time.sleep(0.005)
-            yield False
-
-    with pytest.raises(StoreError, match=r"cannot write parts \(.*then run the same command again"):
-        for _ in keep_on():
-            pass
     run_dir.close()
     assert seal_processes(run_dir.path) == []
     kept = read_totals(run_dir.path).rows
