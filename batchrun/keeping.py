@@ -59,8 +59,7 @@ class Keeper:
             raise
         finally:
             self.write_s += time.perf_counter() - began_s
-            for outcome in outcomes[:kept]:
-                self._count(outcome)
+            self._count(outcomes[:kept])
 
     def _with_earlier(self, outcome: Outcome) -> Outcome:
         earlier = self._earlier.get(outcome.request.row)
@@ -82,13 +81,17 @@ class Keeper:
                 tell(f"{error}. {len(self._held):,} answers are held for {left_s:.0f} s more")
                 await asyncio.sleep(min(1.0, left_s))
             else:
-                self._count(self._held.popleft())
+                self._count((self._held.popleft(),))
         if lost := len(self._held):
             raise StoreError(f"{error} ({lost:,} answers that had arrived could not be kept)")
         if landed:
             raise StoreError(f"{error} (all answers that had arrived are kept)")
         raise error
 
-    def _count(self, outcome: Outcome) -> None:
-        earlier = self._earlier.pop(outcome.request.row, None)
-        self._tally.count(outcome, earlier.totals if earlier is not None else None)
+    def _count(self, outcomes: Sequence[Outcome]) -> None:
+        if self._earlier:
+            for outcome in outcomes:
+                earlier = self._earlier.pop(outcome.request.row, None)
+                if earlier is not None:
+                    self._tally.take_out(earlier.totals)
+        self._tally.count(outcomes)

@@ -122,8 +122,8 @@ async def _execute(material: Material) -> None:
 
 def _count(material: Material) -> None:
     tally = Tally(Totals(), 0.0)
-    for outcome in material.outcomes:
-        tally.count(outcome)
+    for first in range(0, len(material.outcomes), AT_ONCE):
+        tally.count(material.outcomes[first : first + AT_ONCE])
 
 
 class _Terminal(io.StringIO):
@@ -139,7 +139,7 @@ async def _show(material: Material) -> None:
     tally, progress = Tally(Totals(), 0.0), Progress(_Terminal())
     outcomes = material.outcomes[:LOOKS]
     for look, outcome in enumerate(outcomes, 1):
-        tally.count(outcome)
+        tally.count((outcome,))
         pulse = Pulse(
             in_flight=IN_FLIGHT,
             retries=dispatcher.retries(),

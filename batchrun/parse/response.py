@@ -14,7 +14,7 @@ from batchrun.errors import ErrorKind
 from batchrun.parse.error_body import ErrorAnswer, find_error
 from batchrun.parse.json_text import beginning, count, decode, is_bool, mended, text
 from batchrun.parse.schemas import output_fits
-from batchrun.parse.tool_call import Item, read_tool_call
+from batchrun.parse.tool_call import read_tool_call
 from batchrun.records import Citation, Failure, Request, Response, ToolCall, Usage
 
 _NULL = Raw(b"null")
@@ -27,7 +27,29 @@ class Unreadable(Struct, frozen=True):
     message: str
 
 
+class _Incomplete(Struct):
+    reason: str | None = None
+
+
 class _Body(Struct):
+    """A body as it should be: its fields are checked while they are decoded, in one pass."""
+
+    object: str | None = None
+    id: str | None = None
+    status: str | None = None
+    model: str | None = None
+    service_tier: str | None = None
+    error: Any = None
+    incomplete_details: _Incomplete | None = None
+    output: Raw = _NULL
+    output_text: str | None = None  # some servers send the SDK's property besides
+    usage: Raw = _NULL
+    tool_usage: Raw = _NULL
+
+
+class _OddBody(Struct):
+    """The same of any types."""
+
     object: Any = None
     id: Any = None
     status: Any = None
@@ -36,9 +58,34 @@ class _Body(Struct):
     error: Any = None
     incomplete_details: Any = None
     output: Raw = _NULL
-    output_text: Any = None  # some servers send the SDK's property besides
+    output_text: Any = None
     usage: Raw = _NULL
     tool_usage: Raw = _NULL
+
+
+class _Part(Struct):
+    """A piece of a message or of a summary, as it should be."""
+
+    type: str | None = None
+    text: str | None = None
+    refusal: str | None = None
+    annotations: list[Any] | None = None
+
+
+class _Item(Struct):
+    """What an output item says, as it should be."""
+
+    type: str | None = None
+    content: list[_Part] | str | None = None
+    summary: list[_Part] | None = None
+
+
+class _OddItem(Struct):
+    """The same of any types."""
+
+    type: Any = None
+    content: Any = None
+    summary: Any = None
 
 
 class _Details(Struct):
@@ -62,9 +109,10 @@ class _Usage(Struct):
 
 
 _body_decoder = msgspec.json.Decoder(_Body)
-_items_decoder = msgspec.json.Decoder(list[Item])
+_odd_body_decoder = msgspec.json.Decoder(_OddBody)
+_items_decoder = msgspec.json.Decoder(list[_Item])
 _raw_items_decoder = msgspec.json.Decoder(list[Raw])
-_item_decoder = msgspec.json.Decoder(Item)
+_odd_item_decoder = msgspec.json.Decoder(_OddItem)
 _usage_decoder = msgspec.json.Decoder(_Usage)
 
 
@@ -85,27 +133,27 @@ def parse_response(
 def _response(
     body: bytes, request: Request, reported_cost_usd: float | None
 ) -> Response | ErrorAnswer | Unreadable:
-    answer = _body_decoder.decode(body)
+    answer = _read_body(body)
     output = bytes(answer.output)
     has_items = output[:1] == b"["
     if not has_items:
         output = b"[]"
     is_response = answer.object == "response" or has_items
-    status = text(answer.status) or ("completed" if has_items else None)
+    status = answer.status or ("completed" if has_items else None)
     if not is_response or (answer.error and status not in ("failed", "cancelled")):
         said = find_error(decode(body)) if answer.error or not is_response else None
         return said or Unreadable(f"the answer is no response: {beginning(body)}")
     if status not in ("completed", "incomplete", "failed", "cancelled"):
         return Unreadable(f"the answer's status is {status}, which is no end")
     usage, cost_usd = _usage(answer.usage)
-    reason = text(answer.incomplete_details, "reason")
+    reason = answer.incomplete_details.reason if answer.incomplete_details else None
     parts = _parts(output, request)
-    output_text = "".join(parts.texts) if parts.texts else text(answer.output_text) or None
+    output_text = "".join(parts.texts) if parts.texts else answer.output_text or None
     return Response(
-        id=text(answer.id),
+        id=answer.id,
         status=status,
-        model=text(answer.model),
-        service_tier=text(answer.service_tier),
+        model=answer.model,
+        service_tier=answer.service_tier,
         output=output.decode(),
         output_text=output_text,
         refusal="".join(parts.refusals) if parts.refusals else None,
@@ -119,6 +167,26 @@ def _response(
         reported_cost_usd=cost_usd if reported_cost_usd is None else reported_cost_usd,
         failure=_failure(status, answer.error),
         output_parsed_ok=output_fits(output_text, request.body),
+    )
+
+
+def _read_body(body: bytes) -> _Body:
+    try:
+        return _body_decoder.decode(body)
+    except msgspec.ValidationError:  # something is of a wrong type: that counts as absent
+        odd = _odd_body_decoder.decode(body)
+    return _Body(
+        object=text(odd.object),
+        id=text(odd.id),
+        status=text(odd.status),
+        model=text(odd.model),
+        service_tier=text(odd.service_tier),
+        error=odd.error,
+        incomplete_details=_Incomplete(text(odd.incomplete_details, "reason")),
+        output=odd.output,
+        output_text=text(odd.output_text),
+        usage=odd.usage,
+        tool_usage=odd.tool_usage,
     )
 
 
@@ -144,63 +212,75 @@ def _failure(status: str, error: object) -> Failure | None:
     return Failure(kind, said.message, said.code or said.type)
 
 
-class _Parts:
+class _Parts(Struct):
     """What the output items hold, gathered."""
 
-    __slots__ = ("citations", "refusals", "summaries", "texts", "tool_calls")
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-        self.refusals: list[str] = []
-        self.summaries: list[str] = []
-        self.citations: list[Citation] = []
-        self.tool_calls: list[ToolCall] = []
+    texts: list[str] = []
+    refusals: list[str] = []
+    summaries: list[str] = []
+    citations: list[Citation] = []
+    tool_calls: list[ToolCall] = []
 
 
 def _parts(output: bytes, request: Request) -> _Parts:
     parts = _Parts()
     raws: list[Raw] = []  # the items once more, verbatim: hardly any answer needs them
     for position, item in enumerate(_items(output)):
-        kind = text(item.type) or ""
+        kind = item.type or ""
         if kind == "message":
             _read_message(item, parts)
         elif kind == "reasoning":
-            parts.summaries += _texts(item.summary, "text")
+            parts.summaries += [part.text for part in item.summary or () if part.text]
         elif kind.endswith("_call"):
             raws = raws or _raw_items_decoder.decode(output)
-            call = read_tool_call(position, kind, item, bytes(raws[position]), request)
+            call = read_tool_call(position, kind, bytes(raws[position]), request)
             parts.tool_calls.append(call)
     return parts
 
 
-def _items(output: bytes) -> list[Item]:
+def _items(output: bytes) -> list[_Item]:
     try:
         return _items_decoder.decode(output)
-    except msgspec.ValidationError:  # some are no objects: these stay in `output`
-        return [_item(raw) for raw in _raw_items_decoder.decode(output)]
+    except msgspec.ValidationError:  # something is of a wrong type: that counts as absent
+        return [_odd_item(raw) for raw in _raw_items_decoder.decode(output)]
 
 
-def _item(raw: Raw) -> Item:
+def _odd_item(raw: Raw) -> _Item:
     try:
-        return _item_decoder.decode(raw)
-    except msgspec.ValidationError:
-        return Item()
+        odd = _odd_item_decoder.decode(raw)
+    except msgspec.ValidationError:  # no object at all: it stays in `output`
+        return _Item()
+    content = odd.content if isinstance(odd.content, str) else _odd_parts(odd.content)
+    return _Item(text(odd.type), content, _odd_parts(odd.summary))
 
 
-def _read_message(item: Item, parts: _Parts) -> None:
-    if isinstance(item.content, str):
-        parts.texts.append(item.content)
+def _odd_parts(value: object) -> list[_Part]:
+    return [
+        _Part(
+            type=text(part, "type"),
+            text=text(part, "text"),
+            refusal=text(part, "refusal"),
+            annotations=notes if isinstance(notes := part.get("annotations"), list) else None,
+        )
+        for part in (value if isinstance(value, list) else ())
+        if isinstance(part, dict)
+    ]
+
+
+def _read_message(item: _Item, parts: _Parts) -> None:
+    content = item.content
+    if isinstance(content, str):
+        parts.texts.append(content)
         return
-    for part in item.content if isinstance(item.content, list) else ():
-        kind = text(part, "type")
-        if kind == "refusal":
-            parts.refusals.append(text(part, "refusal") or "")
-        elif kind in ("output_text", "text"):
-            parts.texts.append(text(part, "text") or "")
-            annotations = part.get("annotations")
-            for note in annotations if isinstance(annotations, list) else ():
+    for part in content or ():
+        kind = part.type
+        if kind in ("output_text", "text"):
+            parts.texts.append(part.text or "")
+            for note in part.annotations or ():
                 if isinstance(note, dict):
                     parts.citations.append(_citation(note))
+        elif kind == "refusal":
+            parts.refusals.append(part.refusal or "")
 
 
 def _citation(note: dict[str, Any]) -> Citation:
@@ -264,8 +344,3 @@ def _usage_json(answer: _Body) -> str | None:
             b"{" + inner + (b"," if inner else b"") + b'"tool_usage":' + tool_usage + b"}"
         ).decode()
     return (b'{"tool_usage":' + tool_usage + b"}").decode()
-
-
-def _texts(value: object, name: str) -> list[str]:
-    found = [text(part, name) for part in value] if isinstance(value, list) else []
-    return [text for text in found if text]

@@ -12,17 +12,14 @@ from batchrun.records import Request, ToolCall
 _ITEM_BYTES = 64 * 1024  # a longer item is cut in `tool_calls.item`, and whole in `output`
 
 
-class Item(Struct):
-    """The fields of an output item that are read; all others stay in its JSON."""
+class _Item(Struct):
+    """The fields of a call that are read; all others stay in its JSON."""
 
-    type: Any = None
     call_id: Any = None
     name: Any = None
     arguments: Any = None
     input: Any = None  # custom tools
     status: Any = None
-    content: Any = None
-    summary: Any = None
     action: Any = None  # web search, computer, shell
     actions: Any = None
     queries: Any = None  # file search
@@ -34,8 +31,12 @@ class Item(Struct):
     revised_prompt: Any = None  # images
 
 
-def read_tool_call(position: int, kind: str, item: Item, raw: bytes, request: Request) -> ToolCall:
+_decode_item = msgspec.json.Decoder(_Item).decode
+
+
+def read_tool_call(position: int, kind: str, raw: bytes, request: Request) -> ToolCall:
     """The call as a row; what names it and what it was given depend on its kind."""
+    item = _decode_item(raw)
     name = text(item.name)
     arguments = _as_text(_arguments(item))
     is_function = kind == "function_call"
@@ -51,11 +52,11 @@ def read_tool_call(position: int, kind: str, item: Item, raw: bytes, request: Re
     )
 
 
-def _fit(arguments: str | None, name: str | None, item: Item, request: Request) -> bool | None:
+def _fit(arguments: str | None, name: str | None, item: _Item, request: Request) -> bool | None:
     return arguments_fit(arguments, name, text(item.namespace), request.body)
 
 
-def _arguments(item: Item) -> object:
+def _arguments(item: _Item) -> object:
     given = (
         item.arguments,
         item.input,
@@ -69,7 +70,7 @@ def _arguments(item: Item) -> object:
     return next((value for value in given if value is not None), None)
 
 
-def _name(item: Item, name: str | None) -> str | None:
+def _name(item: _Item, name: str | None) -> str | None:
     """A web search is named by its queries, an MCP call by its server too."""
     server = text(item.server_label)
     if server is not None:

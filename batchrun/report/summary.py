@@ -1,11 +1,12 @@
 """Counts outcomes, and says at any time how the run stands. Watchers pull a `Summary`."""
 
 from collections import Counter, deque
+from collections.abc import Sequence
 
 from msgspec import Struct
 
 from batchrun.policy.budget import usd
-from batchrun.records import Failure, Outcome, Response, Totals
+from batchrun.records import Outcome, Response, Totals
 from batchrun.report.binding import Pulse, headroom, most_in_flight, most_per_s, paused_by
 from batchrun.report.latencies import Latencies
 
@@ -96,50 +97,49 @@ class Tally:
         self._first: _Mark = (began_s, 0, self._requests(0), self._tokens())
         self._marks: deque[_Mark] = deque([self._first])
 
-    def count(self, outcome: Outcome, replaced: Totals | None = None) -> None:
-        """`replaced`: what the older outcome of a row that was sent again adds up to."""
-        if replaced is not None:
-            self._take_out(replaced)
+    def count(self, outcomes: Sequence[Outcome]) -> None:
+        """Some at once: a sum over many costs each of them half of what one alone takes."""
         totals = self._totals
-        totals["rows"] += 1
-        if outcome.ok:
-            totals["ok"] += 1
-        totals["attempts"] += len(outcome.attempts)
-        for attempt in outcome.attempts:
-            self._attempt_kinds[attempt.kind] += 1
-            if attempt.cost_usd is None:
-                totals["unknown_attempts"] += 1
-        if outcome.cost_usd is not None:
-            totals["cost_usd"] = (totals["cost_usd"] or 0.0) + outcome.cost_usd
-        elif outcome.is_unpriced:
-            totals["unpriced"] += 1
-            totals["unpriced_model"] = totals["unpriced_model"] or outcome.unpriced_model
-        self.settled_now += 1
-        if outcome.attempts:
-            self._sent_rows += 1
-            self._latencies.add(outcome.attempts[outcome.counted].latency_s)
-        match outcome.result:
-            case Failure(kind=kind, message=message, status=status):
-                self._statuses[status] += 1
-                self._count_error(kind.value, message)
-            case Response() as response:
-                self._statuses[response.status] += 1
-                if response.failure is not None:
-                    self._count_error(response.failure.kind.value, response.failure.message)
-                if response.truncated:
-                    totals["truncated"] += 1
-                if response.refusal is not None:
-                    totals["refused"] += 1
-                if response.tool_calls:
-                    totals["tool_calls"] += len(response.tool_calls)
-                usage = response.usage
-                totals["input_tokens"] += usage.input_tokens or 0
-                totals["cached_tokens"] += usage.cached_tokens or 0
-                totals["output_tokens"] += usage.output_tokens or 0
-                totals["reasoning_tokens"] += usage.reasoning_tokens or 0
-                totals["total_tokens"] += usage.total_tokens or 0
+        totals["rows"] += len(outcomes)
+        self.settled_now += len(outcomes)
+        sent = [outcome for outcome in outcomes if outcome.attempts]
+        self._sent_rows += len(sent)
+        self._latencies.add([outcome.attempts[outcome.counted].latency_s for outcome in sent])
+        attempts = [attempt for outcome in sent for attempt in outcome.attempts]
+        totals["attempts"] += len(attempts)
+        totals["unknown_attempts"] += sum([attempt.cost_usd is None for attempt in attempts])
+        self._attempt_kinds.update([attempt.kind for attempt in attempts])
+        costs = [outcome.cost_usd for outcome in outcomes if outcome.cost_usd is not None]
+        if costs:
+            totals["cost_usd"] = (totals["cost_usd"] or 0.0) + sum(costs)
+        if len(costs) < len(outcomes):
+            unpriced = [outcome for outcome in sent if outcome.is_unpriced]
+            totals["unpriced"] += len(unpriced)
+            models = [outcome.unpriced_model for outcome in unpriced]
+            totals["unpriced_model"] = totals["unpriced_model"] or next(filter(None, models), None)
+        results = [outcome.result for outcome in outcomes]
+        self._statuses.update([result.status for result in results])
+        self._count_answers([result for result in results if isinstance(result, Response)])
+        for result in results:
+            failure = result.failure if isinstance(result, Response) else result
+            if failure is not None:
+                self._error_kinds[failure.kind.value] += 1
+                self._error_examples.setdefault(failure.kind.value, failure.message)
 
-    def _take_out(self, replaced: Totals) -> None:
+    def _count_answers(self, answers: Sequence[Response]) -> None:
+        totals, usages = self._totals, [answer.usage for answer in answers]
+        totals["ok"] += sum([answer.ok for answer in answers])
+        totals["truncated"] += sum([answer.truncated for answer in answers])
+        totals["refused"] += sum([answer.refusal is not None for answer in answers])
+        totals["tool_calls"] += sum([len(answer.tool_calls) for answer in answers])
+        totals["input_tokens"] += sum([usage.input_tokens or 0 for usage in usages])
+        totals["cached_tokens"] += sum([usage.cached_tokens or 0 for usage in usages])
+        totals["output_tokens"] += sum([usage.output_tokens or 0 for usage in usages])
+        totals["reasoning_tokens"] += sum([usage.reasoning_tokens or 0 for usage in usages])
+        totals["total_tokens"] += sum([usage.total_tokens or 0 for usage in usages])
+
+    def take_out(self, replaced: Totals) -> None:
+        """What the older outcome of a row that was sent again adds up to."""
         left = self.totals().without(replaced)
         self._totals = {name: getattr(left, name) for name in self._totals}
         self._statuses, self._error_kinds = Counter(left.statuses), Counter(left.error_kinds)
@@ -150,10 +150,6 @@ class Tally:
     def left(self, rows: int) -> int:
         """How many of so many rows are still to be settled, or to be settled again."""
         return max(0, rows - int(self._totals["rows"])) + self._again
-
-    def _count_error(self, kind: str, message: str) -> None:
-        self._error_kinds[kind] += 1
-        self._error_examples.setdefault(kind, message)
 
     def totals(self) -> Totals:
         return Totals(

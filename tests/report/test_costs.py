@@ -43,8 +43,7 @@ def ended(
 
 def summed(*outcomes: Outcome, simulated: bool = False, unknown_usd: float = 0.0) -> Summary:
     tally = Tally(Totals(), 0.0)
-    for outcome in outcomes:
-        tally.count(outcome)
+    tally.count(outcomes)
     return tally.summary(
         run="run",
         state="finished",
@@ -116,8 +115,7 @@ def test_a_model_s_name_does_not_reach_the_terminal_as_an_escape_sequence() -> N
 
 def test_costs_go_on_from_what_earlier_commands_spent() -> None:
     tally = Tally(Totals(rows=2, cost_usd=1.5, unpriced=1, unpriced_model="first"), 0.0)
-    tally.count(ended(RESPONSE, 0.25, "m"))
-    tally.count(ended(RESPONSE, None, None, "second"))
+    tally.count((ended(RESPONSE, 0.25, "m"), ended(RESPONSE, None, None, "second")))
     totals = tally.totals()
     assert (totals.cost_usd, totals.unpriced, totals.unpriced_model) == (1.75, 2, "first")
 

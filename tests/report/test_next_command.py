@@ -94,7 +94,8 @@ def test_a_row_sent_again_is_counted_once_and_left_until_it_is_settled() -> None
     summary = tally.summary(run="r", state="running", rows=2, now_s=1.0)
     assert (summary.settled, summary.left, summary.again) == (1, 1, 1)
     more = replace(first, attempts=(attempt, attempt), cost_usd=1.0, replaces=True)
-    tally.count(more, one)
+    tally.take_out(one)
+    tally.count((more,))
     assert tally.totals() == replace(
         one, rows=2, ok=1, attempts=2, attempt_kinds={"first": 2}, cost_usd=1.0
     )
