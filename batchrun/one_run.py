@@ -91,7 +91,9 @@ class Run:
         if self.budget is not None and resumed.totals.rows:
             largest = await asyncio.to_thread(read_largest, run_dir.path)
         scopes = Scopes(self.most_in_flight, job.limits.give_up_after_s, largest)
-        gate = Gate(self._shared_limits(), scopes.limits)
+        first = FirstAlone()
+        gate = Gate([first, *self._shared_limits()], scopes.limits)
+        first.on_open = lambda: gate.drop(first)
         dispatcher = Dispatcher(
             client,
             gate,
@@ -138,10 +140,9 @@ class Run:
     def _shared_limits(self) -> list[Limit]:
         """What the user allows, over all scopes."""
         limits = self.job.limits
-        shared = [
-            FirstAlone(),
-            *user_limits(self.most_in_flight, limits.requests_per_minute, limits.tokens_per_minute),
-        ]
+        shared = user_limits(
+            self.most_in_flight, limits.requests_per_minute, limits.tokens_per_minute
+        )
         if self.budget is not None:
             shared.append(self.budget)
         return shared

@@ -17,7 +17,7 @@ from batchrun.errors import RunStopped
 from batchrun.job import RetryJob
 from batchrun.policy.scopes import Scopes
 from batchrun.pricing.prices import Prices
-from batchrun.records import Request
+from batchrun.records import Request, Scope
 
 
 def _wait_s(state: RetryCallState) -> float:
@@ -69,7 +69,10 @@ class Dispatcher:
 
     async def settle(self, request: Request) -> Settled:
         """The end of `request`. Raises `RunStopped` or `GateClosed`: the row stays unsettled."""
-        row = Row(self._means, request, self._sent_first)
+        means = self._means
+        scope = Scope(self.endpoint.base_url, means.key_name, request.model or "")
+        state = means.scopes.of(scope)
+        row = Row(means, request, request, scope, state, self._sent_first)
         try:
             while True:
                 try:
@@ -102,14 +105,14 @@ class Dispatcher:
         """Rows sent and not settled: id, and seconds since the first send; the oldest first."""
         now_s = time.perf_counter()
         rows = list(self._open.values())[:most]
-        return [(row.custom_id, now_s - row.first_sent_s) for row in rows]
+        return [(row.request.custom_id, now_s - row.first_sent_s) for row in rows]
 
     def retries(self) -> int:
         """Attempts beyond the first of rows that are not settled yet."""
         return sum(max(0, row.sent - 1) for row in self._open.values())
 
     def _sent_first(self, row: Row) -> None:
-        self._open[row.number] = row
+        self._open[row.request.row] = row
 
     def _next_id(self) -> str:
         """A client request id, to be quoted to the provider's support."""

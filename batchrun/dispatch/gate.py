@@ -13,6 +13,8 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from msgspec import Struct
+
 from batchrun.errors import RunStopped
 from batchrun.policy.verdicts import GO, Limit, Standing, Stop, Wait
 from batchrun.records import Finish, Need, Scope, Slot
@@ -25,22 +27,20 @@ class GateClosed(Exception):  # noqa: N818 - the run is stopping; nothing went w
 _FRESH = 5  # rows that were never let in, to one that was
 
 
-class _Waiter:
-    __slots__ = ("need", "number", "turn")
-
-    def __init__(self, number: int, need: Callable[[], Need], turn: asyncio.Future[Slot]) -> None:
-        self.number, self.need, self.turn = number, need, turn
+class _Waiter(Struct, eq=False):
+    number: int
+    need: Callable[[], Need]
+    turn: asyncio.Future[Slot]
 
 
 class _Scope:
     """One scope's limits and its lines, which take turns."""
 
-    __slots__ = ("again", "finished", "fresh", "fresh_in_a_row", "limits", "started")
+    __slots__ = ("again", "all", "finished", "fresh", "fresh_in_a_row", "limits", "started")
 
     def __init__(self, shared: Sequence[Limit], limits: Sequence[Limit]) -> None:
         self.limits = limits
-        self.started = [limit.started for limit in (*shared, *limits)]
-        self.finished = [limit.finished for limit in (*shared, *limits)]
+        self.share(shared)
         self.again: deque[_Waiter] = deque()  # of rows that were let in before
         self.fresh: deque[_Waiter] = deque()
         self.fresh_in_a_row = 0
@@ -51,14 +51,16 @@ class _Scope:
         is_fresh = self.fresh and (not self.again or self.fresh_in_a_row < _FRESH)
         return self.fresh if is_fresh else self.again
 
-    @property
-    def first(self) -> _Waiter:
-        return self.line[0]
+    def share(self, shared: Sequence[Limit]) -> None:
+        """The limits of the whole run are these."""
+        self.all = (*shared, *self.limits)
+        self.started = [limit.started for limit in self.all]
+        self.finished = [limit.finished for limit in self.all]
 
-    def pop(self) -> None:
-        line = self.line
-        line.popleft()
+    def pop(self, line: deque[_Waiter]) -> _Waiter:
+        """The first of the line whose turn it is."""
         self.fresh_in_a_row = self.fresh_in_a_row + 1 if line is self.fresh else 0
+        return line.popleft()
 
 
 def no_limits(_scope: Scope) -> Sequence[Limit]:
@@ -138,6 +140,12 @@ class Gate:
             self._wake()
         self.on_left()
 
+    def drop(self, shared: Limit) -> None:
+        """A limit of the whole run that has done its work is asked and told no more."""
+        self._shared = [limit for limit in self._shared if limit is not shared]
+        for scope in self._scopes.values():
+            scope.share(self._shared)
+
     async def pause(self, seconds: float) -> None:
         """A backoff: holds no slot. Raises `GateClosed` as soon as the gate is closed."""
         if seconds > 0 and not self._closed.done():
@@ -164,35 +172,45 @@ class Gate:
             self._timer.cancel()
             self._timer = None
         self.held_by = None
-        again_s = math.inf
-        while self.waiting:
-            queues = [one for one in self._scopes.values() if one.fresh or one.again]
-            if len(queues) > 1:
-                queues.sort(key=lambda one: one.first.number)
+        again_s, now_s = math.inf, self._loop.time()
+        queues = self._queues()
+        while queues:
             for queue in queues:
-                waiter = queue.first
+                line = queue.line
+                waiter = line[0]
                 if waiter.turn.done():  # cancelled while it waited
                     break
-                need, now_s = waiter.need(), self._loop.time()
-                try:
-                    until_s = self._held(self._shared, need, now_s)
-                    if until_s is not None:
-                        self._wake_at(min(again_s, until_s))
+                need = waiter.need()
+                if not _lets_in(queue.all, need, now_s):
+                    try:
+                        until_s = self._held(self._shared, need, now_s)
+                        if until_s is not None:
+                            self._wake_at(min(again_s, until_s))
+                            return
+                        until_s = self._held(queue.limits, need, now_s)
+                    except RunStopped as stop:
+                        self._send_home(stop)
                         return
-                    until_s = self._held(queue.limits, need, now_s)
-                except RunStopped as stop:
-                    self._send_home(stop)
-                    return
-                if until_s is None:
-                    waiter.turn.set_result(self._start(queue, need, now_s))
-                    break
-                again_s = min(again_s, until_s)
+                    if until_s is not None:
+                        again_s = min(again_s, until_s)
+                        continue
+                waiter.turn.set_result(self._start(queue, need, now_s))
+                break
             else:
                 self._wake_at(again_s)
                 return
-            queue.pop()
+            queue.pop(line)
             self.waiting -= 1
             self.held_by, again_s = None, math.inf
+            if len(queues) > 1 or not line:
+                queues = self._queues()
+
+    def _queues(self) -> list[_Scope]:
+        """Scopes in which somebody waits; who waits longest comes first."""
+        queues = [one for one in self._scopes.values() if one.fresh or one.again]
+        if len(queues) > 1:
+            queues.sort(key=lambda one: one.line[0].number)
+        return queues
 
     def _held(self, limits: Sequence[Limit], need: Need, now_s: float) -> float | None:
         """Until when; null where nothing holds. Raises `RunStopped`."""
@@ -216,9 +234,8 @@ class Gate:
 
     def _send_home(self, error: Exception) -> None:
         for queue in self._scopes.values():
-            while queue.again or queue.fresh:
-                turn = queue.first.turn
-                queue.pop()
+            while line := queue.line:
+                turn = queue.pop(line).turn
                 if not turn.done():
                     turn.set_exception(error)
         self.waiting = 0
@@ -226,3 +243,11 @@ class Gate:
     def _wake_at(self, until_s: float) -> None:
         if until_s != math.inf:
             self._timer = self._loop.call_at(until_s, self._wake)
+
+
+def _lets_in(limits: Sequence[Limit], need: Need, now_s: float) -> bool:
+    """Whether none of them holds: mostly so, and then nobody asks which one and until when."""
+    for limit in limits:  # noqa: SIM110 - a generator is a second frame at each step
+        if limit.verdict(need, now_s) is not GO:
+            return False
+    return True

@@ -32,6 +32,7 @@ from batchrun.records import (
 )
 
 _DROPPED = Finish(answered=False)
+_NONE_ASKED = Asks()
 
 
 class Settled(Struct, frozen=True):
@@ -71,48 +72,37 @@ class _Copy(Struct, frozen=True):
     tried: Tried
 
 
-class Row:
+class Row(Struct, eq=False):
     """One row from its first try to its end."""
 
-    def __init__(
-        self, means: Means, request: Request, on_first_send: Callable[["Row"], None]
-    ) -> None:
-        self.best: Outcome | None = None  # an answer that was asked for again
-        self.first_sent_s = 0.0
-        self.sent = 0
-        self._means = means
-        self._on_first_send = on_first_send
-        self._request = request  # as meant
-        self._asked = request  # as sent: another limit, or background work that is taken up
-        self._scope = Scope(means.endpoint.base_url, means.key_name, request.model or "")
-        self._state: ScopeState = means.scopes.of(self._scope)
-        self._attempts: list[Attempt] = []
-        self._failures: list[tuple[Failure, float]] = []  # of this ask, and the loop's time
-        self._size: BodySize | None = None
-        self._asks = Asks()
-        self._kind = "first"
-        self._spent_s = 0.0  # tries and backoffs, waits at the gate left out
-        self._left_at_s: float | None = None  # when the last try ended
-
-    @property
-    def custom_id(self) -> str:
-        return self._request.custom_id
-
-    @property
-    def number(self) -> int:
-        return self._request.row
+    means: Means
+    request: Request  # as meant
+    asked: Request  # as sent: another limit, or background work that is taken up
+    scope: Scope
+    state: ScopeState
+    on_first_send: Callable[["Row"], None]
+    best: Outcome | None = None  # an answer that was asked for again
+    first_sent_s: float = 0.0
+    sent: int = 0
+    attempts: list[Attempt] = []
+    failures: list[tuple[Failure, float]] = []  # of this ask, and the loop's time
+    size: BodySize | None = None
+    asks: Asks = _NONE_ASKED
+    kind: str = "first"  # of the next attempt
+    spent_s: float = 0.0  # tries and backoffs, waits at the gate left out
+    left_at_s: float | None = None  # when the last try ended
 
     def asks_again(self, settled: Settled) -> bool:
         """Whether this answer is to be asked for once more; its slot is given back for that."""
         result = settled.outcome.result
         if settled.slot is None or not isinstance(result, Response):
             return False
-        again = next_ask(self._asked, result, self._asks, self._means.retry)
+        again = next_ask(self.asked, result, self.asks, self.means.retry)
         if again is None:
             return False
-        self._asked, self._asks = again
-        self.best, self._kind, self._failures = settled.outcome, "reask", []
-        self._means.gate.leave(settled.slot, settled.finish)
+        self.asked, self.asks = again
+        self.best, self.kind, self.failures = settled.outcome, "reask", []
+        self.means.gate.leave(settled.slot, settled.finish)
         return True
 
     def best_with_all(self) -> Outcome:
@@ -120,7 +110,7 @@ class Row:
         assert self.best is not None  # noqa: S101 - asked by who knows that there is one
         return replace(
             self.best,
-            attempts=tuple(self._attempts),
+            attempts=tuple(self.attempts),
             cost_usd=self._cost_usd(),
         )
 
@@ -137,37 +127,38 @@ class Row:
 
     async def attempt(self) -> Settled:
         """One try. Raises `TryAgain`, `RunStopped` or `GateClosed`."""
-        means, hedge = self._means, self._means.hedge
+        means, hedge = self.means, self.means.hedge
         gate = means.gate
-        if self._left_at_s is not None:
-            self._spent_s += time.perf_counter() - self._left_at_s
-        slot = await gate.enter(self._scope, self._need, again=self.sent > 0)
+        if self.left_at_s is not None:
+            self.spent_s += time.perf_counter() - self.left_at_s
+        slot = await gate.enter(self.scope, self._need, again=self.sent > 0)
         began_s = time.perf_counter()
         if not self.sent:
             self.first_sent_s = began_s
-            self._on_first_send(self)
-        kind, self._kind = self._kind, "retry"
+            self.on_first_send(self)
+        kind, self.kind = self.kind, "retry"
         if hedge is None:
-            copy, others = await self._copy(slot, kind), []
+            copy = await self._copy(slot, kind)
         else:
             copy, *others = await hedge.race(
                 self._copy(slot, kind), self._second, lambda one: one.tried.failure is None
             )
-        self._left_at_s = time.perf_counter()
-        self._spent_s += self._left_at_s - began_s
-        self._asked = replace(self._asked, resume_id=None) if self._asked.resume_id else self._asked
-        for other in others:
-            gate.leave(other.slot, finish_of(other.tried))
-        tried, finish = copy.tried, finish_of(copy.tried)
-        if tried.failure is None:
-            self._state.health.succeeded()
-            assert isinstance(tried.result, Response)  # noqa: S101 - it has no failure
-            usage = tried.result.usage
-            self._state.sizes.told(usage.output_tokens, usage.input_tokens)
+            for other in others:
+                gate.leave(other.slot, finish_of(other.tried))
+        self.left_at_s = time.perf_counter()
+        self.spent_s += self.left_at_s - began_s
+        if self.asked.resume_id is not None:
+            self.asked = replace(self.asked, resume_id=None)
+        tried = copy.tried
+        result, finish, state = tried.result, finish_of(tried), self.state
+        if tried.failure is None and isinstance(result, Response):
+            state.health.succeeded()
+            state.sizes.told(result.usage.output_tokens, result.usage.input_tokens)
             if hedge is not None:
                 hedge.answered(tried.attempt.latency_s)
-            return Settled(self._outcome(tried.result, tried), copy.slot, finish)
-        self._failures.append((tried.failure, asyncio.get_running_loop().time()))
+            return Settled(self._outcome(result, tried), copy.slot, finish)
+        assert tried.failure is not None  # noqa: S101 - what is no response is one
+        self.failures.append((tried.failure, asyncio.get_running_loop().time()))
         try:
             return Settled(self._ended(tried, tried.failure))
         except RunStopped:
@@ -177,25 +168,25 @@ class Row:
             gate.leave(copy.slot, finish)
 
     def _need(self) -> Need:
-        request, sizes = self._asked, self._state.sizes
+        request, sizes = self.asked, self.state.sizes
         tokens = len(request.body) // 4 + sizes.expected_output(request.max_output_tokens)
-        if not self._means.has_budget:
-            return Need(self._scope, tokens)
-        self._size = self._size or measure(request.body)
-        input_tokens = sizes.largest_input(self._size)
+        if not self.means.has_budget:
+            return Need(self.scope, tokens)
+        self.size = self.size or measure(request.body)
+        input_tokens = sizes.largest_input(self.size)
         output = sizes.largest_output(request.max_output_tokens)
-        dollars = self._means.prices.bound(
+        dollars = self.means.prices.bound(
             request.model,
             tier_asked(request.body),
             time.time_ns() // 1000,
             input_tokens,
             output,
         )
-        return Need(self._scope, tokens, dollars)
+        return Need(self.scope, tokens, dollars)
 
     async def _copy(self, slot: Slot, kind: str) -> _Copy:
         """One try in its slot, which it gives back itself only where it is dropped."""
-        means = self._means
+        means = self.means
         begun = Attempt(
             started_at=time.time_ns() // 1000,
             latency_s=0.0,
@@ -204,32 +195,32 @@ class Row:
         )
         began_s = time.perf_counter()
         self.sent += 1
-        left_s = max(0.0, means.retry.max_elapsed_s - self._spent_s)
+        left_s = max(0.0, means.retry.max_elapsed_s - self.spent_s)
         try:
-            tried = await send_once(means.endpoint, self._asked, begun, left_s, means.prices)
+            tried = await send_once(means.endpoint, self.asked, begun, left_s, means.prices)
         except BaseException:
             means.gate.leave(slot, _DROPPED)
             latency_s = time.perf_counter() - began_s
             said = "cancelled: the other copy of the row was answered first"
-            self._attempts.append(replace(begun, latency_s=latency_s, error_message=said))
+            self.attempts.append(replace(begun, latency_s=latency_s, error_message=said))
             raise
-        self._attempts.append(tried.attempt)
+        self.attempts.append(tried.attempt)
         return _Copy(slot, tried)
 
     async def _second(self) -> _Copy:
-        slot = await self._means.gate.enter(self._scope, self._need, again=True)
+        slot = await self.means.gate.enter(self.scope, self._need, again=True)
         return await self._copy(slot, "hedge")
 
     def _ended(self, tried: Tried, failure: Failure) -> Outcome:
         """The outcome of a failed try, if it is the end. Raises `TryAgain` or `RunStopped`."""
-        means, state, reply = self._means, self._state, tried.reply
+        means, state, reply = self.means, self.state, tried.reply
         breaker = state.breaker
         verdict = judge(
-            [failed for failed, _ in self._failures],
-            excused=[breaker.excuses(failed_s) for _, failed_s in self._failures],
+            [failed for failed, _ in self.failures],
+            excused=[breaker.excuses(failed_s) for _, failed_s in self.failures],
             hint_s=tried.hint_s,
             should_retry=reply.should_retry if reply else None,
-            elapsed_s=self._spent_s,
+            elapsed_s=self.spent_s,
             settings=means.retry,
             give_up_after_s=means.scopes.give_up_after_s,
             health=state.health,
@@ -251,23 +242,23 @@ class Row:
                 return self._outcome(replace(failure, message=message, status=status), tried)
 
     def _outcome(self, result: Response | Failure, tried: Tried) -> Outcome:
-        endpoint, reply = self._means.endpoint, tried.reply
-        if len(self._attempts) > 1:
-            self._attempts.sort(key=lambda attempt: attempt.started_at)
+        endpoint, reply = self.means.endpoint, tried.reply
+        if len(self.attempts) > 1:
+            self.attempts.sort(key=lambda attempt: attempt.started_at)
         return Outcome(
-            request=self._request,
+            request=self.request,
             result=result,
-            attempts=tuple(self._attempts),
+            attempts=tuple(self.attempts),
             endpoint=endpoint.base_url,
             via=endpoint.via,
             first_token_s=reply.first_token_s if reply else None,
             cost_usd=self._cost_usd(),
             priced_as=tried.priced_as,
-            counted=self._attempts.index(tried.attempt),
+            counted=self.attempts.index(tried.attempt),
         )
 
     def _cost_usd(self) -> float | None:
-        return sum_costs([attempt.cost_usd for attempt in self._attempts])
+        return sum_costs([attempt.cost_usd for attempt in self.attempts])
 
 
 def _of(failure: Failure) -> str:

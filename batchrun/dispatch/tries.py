@@ -52,13 +52,10 @@ class Tried(Struct, frozen=True):
     """One try, ended."""
 
     result: Response | Failure
+    failure: Failure | None  # the result, or why the response has failed
     attempt: Attempt
     reply: Reply | None = None
     priced_as: str | None = None
-
-    @property
-    def failure(self) -> Failure | None:
-        return self.result.failure if isinstance(self.result, Response) else self.result
 
     @property
     def hint_s(self) -> float | None:
@@ -96,7 +93,8 @@ async def send_once(
             response_id=response_id,
             cost_usd=0.0 if is_free else None,
         )
-        return Tried(result, attempt, reply)
+        return Tried(result, result, attempt, reply)
+    failure, usage = result.failure, result.usage
     tier = tier_of(result.service_tier, endpoint.via)
     price = prices.find(request.model, result.model, begun.started_at, tier)
     attempt = Attempt(
@@ -104,21 +102,21 @@ async def send_once(
         latency_s=latency_s,
         kind=begun.kind,
         http_status=reply.http_status if reply else None,
-        error_kind=result.failure.kind if result.failure else None,
-        error_message=result.failure.message if result.failure else None,
+        error_kind=failure.kind if failure else None,
+        error_message=failure.message if failure else None,
         request_id=reply.request_id if reply else None,
         client_request_id=begun.client_request_id,
         response_id=result.id,
-        input_tokens=result.usage.input_tokens,
-        cached_tokens=result.usage.cached_tokens,
-        output_tokens=result.usage.output_tokens,
-        cost_usd=None if price is None else price.cost(result.usage, _searches(result)),
+        input_tokens=usage.input_tokens,
+        cached_tokens=usage.cached_tokens,
+        output_tokens=usage.output_tokens,
+        cost_usd=None if price is None else price.cost(usage, _searches(result)),
     )
-    return Tried(result, attempt, reply, price.priced_as if price else None)
+    return Tried(result, failure, attempt, reply, price.priced_as if price else None)
 
 
 def _searches(answer: Response) -> Searches:
-    calls = ((call.type, call.status, call.item) for call in answer.tool_calls)
+    calls = [(call.type, call.status, call.item) for call in answer.tool_calls]
     return count_searches(answer.usage_json, calls)
 
 
@@ -161,16 +159,16 @@ def read_reply(reply: Reply, request: Request) -> Response | Failure:
         answer = parse_response(reply.body, request, reply.reported_cost_usd)
     else:
         answer = parse_error(reply.body)
-    match answer:
-        case Response(failure=Failure(code=code, message=message) as failure):
-            kind = failure.kind
-            if kind is not ErrorKind.CANCELLED:
-                kind = classify(status, code, None, message)
-            return replace(answer, failure=replace(failure, kind=kind, http_status=status))
-        case Response():
+    if isinstance(answer, Response):
+        failure = answer.failure
+        if failure is None:
             return answer
-        case Unreadable(message):
-            return Failure(ErrorKind.UNREADABLE, message, http_status=status)
-        case ErrorAnswer(message, code, error_type, is_html):
-            kind = classify(status, code, error_type, message, is_html=is_html)
-            return Failure(kind, message, code, status)
+        kind = failure.kind
+        if kind is not ErrorKind.CANCELLED:
+            kind = classify(status, failure.code, None, failure.message)
+        return replace(answer, failure=replace(failure, kind=kind, http_status=status))
+    if isinstance(answer, Unreadable):
+        return Failure(ErrorKind.UNREADABLE, answer.message, http_status=status)
+    said = answer.message
+    kind = classify(status, answer.code, answer.type, said, is_html=answer.is_html)
+    return Failure(kind, said, answer.code, status)

@@ -10,6 +10,7 @@ import asyncio
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
+from aiohttp.connector import Connection
 from aiohttp.http import HttpProcessingError
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
@@ -27,6 +28,8 @@ class AnswerReader(ResponseHandler):
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
+        self.connection: Connection | None = None  # the pool's, which it is given back by
+        self.idle_since_s = 0.0  # on the loop's clock
         self._http: HttpResponseParser | None = None  # null: nothing was asked yet
         self._lines: dict[bytes, bytes] = {}  # of the head that comes
         self._status = 0  # until the head is there
@@ -43,8 +46,8 @@ class AnswerReader(ResponseHandler):
         # What httptools calls for each header; the first of a name counts.
         self.on_header = self._lines.setdefault
 
-    def ask(self, *pieces: bytes) -> None:
-        """Sends a request; from now on its answer is read."""
+    def ask(self, head: bytes, body: bytes | None = None) -> None:
+        """Sends a request, whose head may hold its body; from now on its answer is read."""
         assert self.transport is not None  # noqa: S101 - the pool gives what is connected
         if self._http is None:
             self._http = HttpResponseParser(self)
@@ -57,10 +60,10 @@ class AnswerReader(ResponseHandler):
         self._status = self._beside = 0
         self._is_whole = False
         self._coding, self._unfolding = "", None
-        if len(pieces) == 1:
-            self.transport.write(pieces[0])
+        if body is None:
+            self.transport.write(head)
         else:
-            self.transport.writelines(pieces)
+            self.transport.writelines((head, body))
         if self._tail:  # said before anything was asked, as by a server that sends all away
             self._drain_tail()
 
@@ -97,6 +100,16 @@ class AnswerReader(ResponseHandler):
                 raise self._broken
             else:
                 await self._more()
+
+    def rest(self) -> bytes:
+        """What is left of the body, where all of it has come and is as meant; else nothing."""
+        if not self._is_whole or self._coding or self._is_held_back:
+            return b""
+        pieces = self._pieces
+        rest = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        pieces.clear()
+        self._held = 0
+        return rest
 
     @property
     def is_read(self) -> bool:
@@ -204,9 +217,9 @@ class AnswerReader(ResponseHandler):
             )
         self._should_close = True
 
-    async def _more(self) -> None:
-        self._turn = self._loop.create_future()
-        await self._turn
+    def _more(self) -> asyncio.Future[None]:
+        self._turn = turn = self._loop.create_future()
+        return turn
 
     def _wake(self) -> None:
         turn, self._turn = self._turn, None

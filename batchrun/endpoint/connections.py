@@ -11,7 +11,6 @@ from functools import partial
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
-from aiohttp.connector import Connection
 from yarl import URL
 
 from batchrun.endpoint.answer_reader import AnswerReader
@@ -42,32 +41,43 @@ class Connections:
         )
         # Kept here, not by the pool: the last one used is the first to be used again, while it is
         # still in the processor's caches, and 3 µs of an exchange are saved.
-        self._idle: list[tuple[Connection, AnswerReader, float]] = []
+        self._idle: list[AnswerReader] = []
         self._now_s = asyncio.get_running_loop().time
         self._headers = ""
         self._tells_proxy = proxy is not None and not self._any.is_ssl()
 
-    async def open(self) -> tuple[Connection, AnswerReader]:
-        """A connection for one request: to be kept after its whole answer, else closed.
+    def idle(self) -> AnswerReader | None:
+        """A kept connection for one request; null where there is none."""
+        while self._idle:
+            reader = self._idle.pop()
+            if self._now_s() - reader.idle_since_s <= _KEPT_S and reader.is_connected():
+                return reader
+            self.drop(reader)
+        return None
+
+    async def open(self) -> AnswerReader:
+        """A new connection for one request: to be kept after its whole answer, else dropped.
 
         Raises `aiohttp.ClientError`, `TimeoutError` and `OSError` where there is none.
         """
-        while self._idle:
-            connection, reader, since_s = self._idle.pop()
-            if self._now_s() - since_s <= _KEPT_S and reader.is_connected():
-                return connection, reader
-            connection.close()
         connection = await self._connector.connect(self._any, [], self._timeout)
         made = connection.protocol
         assert isinstance(made, AnswerReader)  # noqa: S101 - the pool's, made a moment ago
-        return connection, made
+        made.connection = connection
+        return made
 
-    def keep(self, connection: Connection, reader: AnswerReader) -> None:
+    def keep(self, reader: AnswerReader) -> None:
         """For the next request, where the answer leaves it fit for one."""
         if reader.should_close:
-            connection.close()
+            self.drop(reader)
         else:
-            self._idle.append((connection, reader, self._now_s()))
+            reader.idle_since_s = self._now_s()
+            self._idle.append(reader)
+
+    def drop(self, reader: AnswerReader) -> None:
+        """Closed, not kept."""
+        if reader.connection is not None:
+            reader.connection.close()
 
     def send(
         self,
@@ -92,8 +102,8 @@ class Connections:
             reader.ask(head.encode(), body)
 
     async def close(self) -> None:
-        for connection, _, _ in self._idle:
-            connection.close()
+        for reader in self._idle:
+            self.drop(reader)
         self._idle.clear()
         await self._connector.close()
 

@@ -12,6 +12,7 @@ from functools import lru_cache
 import aiohttp
 import msgspec
 from aiohttp.http import HttpProcessingError
+from msgspec import Struct
 from yarl import URL
 
 from batchrun.endpoint.answer_reader import AnswerReader
@@ -32,16 +33,15 @@ _BLANK = b"\xef\xbb\xbf \t\r\n"
 _FIELDS = (b"retry:", b"event:", b"data:", b"id:", b":")  # what a line of a stream begins with
 
 
-class _Arriving:
+class _Arriving(Struct):
     """An answer while it comes: its status, and for a stream what it has said."""
 
-    def __init__(self, started_s: float, share: Share) -> None:
-        self.started_s = started_s
-        self.share = share  # what it holds of the room for answers
-        self.http_status: int | None = None
-        self.stream: StreamAnswer | None = None
-        self.first_token_s: float | None = None
-        self.linger_until_s = math.inf  # on the loop's clock
+    started_s: float
+    share: Share  # what it holds of the room for answers
+    http_status: int | None = None
+    stream: StreamAnswer | None = None
+    first_token_s: float | None = None
+    linger_until_s: float = math.inf  # on the loop's clock
 
 
 async def exchange(
@@ -53,16 +53,21 @@ async def exchange(
     deadline = Deadline(wire.watch, settings.timeout_s)
     try:
         with deadline:
-            connection, reader = await wire.connections.open()
+            reader = wire.connections.idle()
+            if reader is None:
+                reader = await wire.connections.open()
             try:
                 wire.connections.send(reader, method, url, body, client_request_id)
                 http_status, headers = await reader.head()
                 arriving.http_status = http_status
-                content = await _read(reader, headers, deadline, settings, arriving)
+                content = reader.rest()
+                if content[:1] != b"{" or len(content) > settings.max_response_bytes:
+                    # It is still to come, or none of the usual: most come whole with their head.
+                    content = await _read(reader, headers, content, deadline, settings, arriving)
             except BaseException:
-                connection.close()
+                wire.connections.drop(reader)
                 raise
-            wire.connections.keep(connection, reader)
+            wire.connections.keep(reader)
     except EndpointError as error:
         raise _veiled(error, wire) from error
     except TimeoutError as error:
@@ -94,13 +99,15 @@ async def exchange(
 async def _read(
     reader: AnswerReader,
     headers: Mapping[str, str],
+    first: bytes,
     deadline: Deadline,
     settings: EndpointJob,
     arriving: _Arriving,
 ) -> bytes:
+    """The whole body, of which `first` has come."""
     now_s = deadline.now_s
     said_stream = _says_stream(headers.get("content-type", ""))
-    first = b""
+    _check_size(len(first), settings, arriving)
     # A reasoning model may be silent for minutes before its stream says anything.
     deadline.idle_s = deadline.total_s if said_stream else now_s() + settings.idle_timeout_s
     while (is_stream := _is_stream(first, said_stream)) is None:

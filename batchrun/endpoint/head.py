@@ -19,11 +19,11 @@ class Headers(Mapping[str, str]):
         self._values = tuple(lines.values())
 
     def __getitem__(self, name: str) -> str:
-        return _text(self._values[self._at[name]])
+        return self._values[self._at[name]].decode("utf-8", "surrogateescape")
 
     def get(self, name: str, /, default: Any = None) -> Any:  # Mapping's raises and catches
         at = self._at.get(name)
-        return default if at is None else _text(self._values[at])
+        return default if at is None else self._values[at].decode("utf-8", "surrogateescape")
 
     def tells_any(self, names: frozenset[str]) -> bool:
         """Whether one of these is there."""
@@ -46,7 +46,3 @@ def _places(names: tuple[bytes, ...]) -> dict[str, int]:
     for at, name in enumerate(names):
         places.setdefault(name.decode("latin-1").lower(), at)
     return places
-
-
-def _text(value: bytes) -> str:
-    return value.decode("utf-8", "surrogateescape")

@@ -8,6 +8,8 @@ import asyncio
 from collections import deque
 from contextlib import suppress
 
+from msgspec import Struct
+
 ANSWER_BYTES = 256 * 1024 * 1024
 
 
@@ -51,25 +53,22 @@ class Room:
             turn.set_result(None)
 
 
-class Share:
-    """What one answer holds of the room."""
+class Share(Struct, eq=False):
+    """What one answer holds of a room."""
 
-    __slots__ = ("_room", "held")
-
-    def __init__(self, room: Room) -> None:
-        self._room = room
-        self.held = 0  # bytes
+    room: Room
+    held: int = 0  # bytes
 
     def grow(self, size: int) -> bool:
         """Counts bytes that have arrived; true where there is no room for more."""
         self.held += size
-        self._room.held += size
-        return self._room.held > self._room.size
+        self.room.held += size
+        return self.room.held > self.room.size
 
     async def wait(self) -> None:
         """Returns once more may be read."""
-        await self._room.wait(self)
+        await self.room.wait(self)
 
     def leave(self) -> None:
         if self.held:
-            self._room.left(self)
+            self.room.left(self)

@@ -133,7 +133,7 @@ class LocalExecutor:
         """What happens in one place."""
         rows, settle, done = self._rows, self._dispatcher.settle, self._done
         self._starting -= 1
-        while rows and self._stopped_by is None and self._wanted_places() >= 0:
+        while rows and self._stopped_by is None and not self._is_one_too_many():
             row = rows.popleft()
             if len(rows) <= self._least_ahead:
                 self._wanted.set()
@@ -154,7 +154,7 @@ class LocalExecutor:
             self._news.set()
 
     def _wanted_places(self) -> int:
-        """How many more there should be; below 0, how many too many.
+        """How many more there should be.
 
         With all slots taken, as few as will do. Else some limit holds rows back, perhaps of one
         scope only, and others may be let past them.
@@ -163,6 +163,11 @@ class LocalExecutor:
         ended = len(self._done) + len(self._handed_out)  # their slots are about to be free
         wanted = free if free > 0 else self._spare + ended - self._gate.waiting
         return min(wanted, PLACES_PER_SLOT * self._slots - len(self._places))
+
+    def _is_one_too_many(self) -> bool:
+        gate = self._gate
+        ended = len(self._done) + len(self._handed_out)  # their slots are about to be free
+        return gate.waiting > self._spare + ended and gate.in_flight >= self._slots
 
     def _fill_places(self) -> None:
         if self._stopped_by is not None:

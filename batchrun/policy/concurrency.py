@@ -2,6 +2,7 @@
 
 import math
 from collections import deque
+from collections.abc import Callable
 
 from batchrun.errors import ErrorKind
 from batchrun.policy.chance import Chance
@@ -55,6 +56,7 @@ class FirstAlone:
         self._first_s = math.inf
         self._in_flight = 0
         self._open = False
+        self.on_open: Callable[[], None] = lambda: None  # it has done its work
 
     def verdict(self, need: Need, now_s: float) -> Verdict:
         if self._open or self._in_flight == 0:
@@ -68,7 +70,9 @@ class FirstAlone:
 
     def finished(self, slot: Slot, finish: Finish, now_s: float) -> None:
         self._in_flight -= 1
-        self._open = self._open or finish.answered
+        if finish.answered and not self._open:
+            self._open = True
+            self.on_open()
 
     def standing(self, now_s: float) -> Standing:
         return Standing("the first answer", self._in_flight, None if self._open else 1)
@@ -140,8 +144,9 @@ class LearntInFlight:
         elif finish.answered and finish.kind is None:
             if slot.started_s > self._cut_s:
                 self._answered += not finish.is_retry
-            quick_s = max(_STEP_LEAST_S, _STEP_ANSWERS * (now_s - slot.started_s))
-            self._step_s = min(self._step_s, quick_s)
+            quick_s = _STEP_ANSWERS * (now_s - slot.started_s)
+            if quick_s < self._step_s:
+                self._step_s = max(_STEP_LEAST_S, quick_s)
         self.now -= 1
 
     def standing(self, now_s: float) -> Standing:

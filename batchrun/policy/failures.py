@@ -30,9 +30,9 @@ class FirstRows:
 
     def told(self, outcome: Outcome) -> str | None:
         """Why the run should stop, after this outcome; null where it should not."""
-        failure = failure_of(outcome)
         if self._is_over or not outcome.attempts:
             return None
+        failure = failure_of(outcome)
         self._rows += 1
         self._kinds.add("" if failure is None else failure.kind.value)
         if failure is None or len(self._kinds) > 1 or self._rows >= FIRST_ROWS:

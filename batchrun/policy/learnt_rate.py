@@ -93,8 +93,9 @@ class LearntRate:
         if finish.kind is ErrorKind.RATE_LIMIT and not self._is_told():
             self._hear(slot.started_s, finish.hint_s or 0.0, now_s)
         elif self._searches and finish.kind is None and finish.answered:
-            quick_s = max(_DOUBLES_LEAST_S, _DOUBLES_ANSWERS * (now_s - slot.started_s))
-            self._doubles_s = min(self._doubles_s, quick_s)
+            quick_s = _DOUBLES_ANSWERS * (now_s - slot.started_s)
+            if quick_s < self._doubles_s:
+                self._doubles_s = max(_DOUBLES_LEAST_S, quick_s)
         if self._told and self._told[0].rate != self._told_rate:
             self._jump(self._told[0].rate, now_s)
 

@@ -128,11 +128,14 @@ class AnswerSizes:
 
     def told(self, output_tokens: int | None, input_tokens: int | None = None) -> None:
         """One more answer; null where the server did not count."""
-        self._most_input = max(self._most_input, input_tokens or 0)
+        if input_tokens is not None and input_tokens > self._most_input:
+            self._most_input = input_tokens
         if output_tokens is None:
             return
-        output_tokens = max(0, output_tokens)
-        self._most_output = max(self._most_output, output_tokens)
+        if output_tokens > self._most_output:
+            self._most_output = output_tokens
+        elif output_tokens < 0:
+            output_tokens = 0
         by_size = self._by_size
         if len(by_size) == _KEPT:
             del by_size[bisect_left(by_size, self._latest.popleft())]

@@ -23,13 +23,14 @@ class Spacing:
         return self.next_s <= now_s + EARLY_S
 
     def start(self, amount: float, now_s: float) -> None:
-        behind_s = now_s - self._tolerance_s - self.next_s
+        next_s = self.next_s
+        behind_s = now_s - self._tolerance_s - next_s
         if behind_s <= 0:
             self._returned_s = 0.0
         else:  # time in which nobody came is gone, but for the tolerance and what was returned
-            self._returned_s = min(behind_s, self._returned_s)
-            self.next_s += behind_s - self._returned_s
-        self.next_s += amount / self.rate
+            self._returned_s = min(self._returned_s, behind_s)
+            next_s += behind_s - self._returned_s
+        self.next_s = next_s + amount / self.rate
 
     def give_back(self, amount: float) -> None:
         """Of what was started, so much was not needed; a negative amount takes more."""

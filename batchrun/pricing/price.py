@@ -107,5 +107,7 @@ def sum_costs(costs: Sequence[float | None]) -> float | None:
 
     A refused attempt costs 0, but does not make a row free whose answer has no price.
     """
+    if len(costs) == 1:
+        return costs[0]
     dollars = sum(cost for cost in costs if cost is not None)
     return dollars if dollars > 0 or (costs and None not in costs) else None
