@@ -1,7 +1,8 @@
 """The nouns of a run, frozen. They hold facts and decide nothing.
 
 Times named `_at` are microseconds since 1970 (UTC), as integers; times named `_s` are seconds.
-msgspec structs, since a row makes several of them and they are what the journal writes.
+msgspec structs, since a row makes several of them. Those that the journal writes are `array_like`:
+fields are known by their places, so that new ones come last. A row's hold no cycles (`gc=False`).
 """
 
 from typing import Any
@@ -33,7 +34,7 @@ class Layout(Struct, frozen=True):
     bad_row_suffix: str = ""  # after the number of a bad row without a name, where ids are numbers
 
 
-class Request(Struct, frozen=True):
+class Request(Struct, frozen=True, array_like=True, gc=False):
     """One row, ready to be sent."""
 
     row: int  # place in the input, from 0
@@ -69,7 +70,7 @@ class Scope(Struct, frozen=True, cache_hash=True):
     model: str
 
 
-class Need(Struct, frozen=True):
+class Need(Struct, frozen=True, gc=False):
     """What an attempt asks of the limits: reservations, corrected when it has ended."""
 
     scope: Scope
@@ -84,7 +85,7 @@ class Largest(Struct, frozen=True):
     output_tokens: int = 0
 
 
-class Slot(Struct, frozen=True):
+class Slot(Struct, frozen=True, gc=False):
     """An attempt that the gate has let in."""
 
     need: Need
@@ -101,7 +102,7 @@ class ToldLimit(Struct, frozen=True):
     reset_s: float | None = None  # until it is full again, not until a request may go
 
 
-class Finish(Struct, frozen=True):
+class Finish(Struct, frozen=True, gc=False):
     """What the end of an attempt tells the limits.
 
     `kind` null and `answered`: an answer; `kind` and `answered`: an error answer; `kind` alone: no
@@ -119,7 +120,7 @@ class Finish(Struct, frozen=True):
     dollars: float | None = None  # spent; null: not known, the reservation stands
 
 
-class Reply(Struct, frozen=True):
+class Reply(Struct, frozen=True, gc=False):
     """What came back over the wire, whole and not yet understood."""
 
     http_status: int
@@ -132,7 +133,7 @@ class Reply(Struct, frozen=True):
     told: tuple[ToldLimit, ...] = ()
 
 
-class Usage(Struct, frozen=True, omit_defaults=True):
+class Usage(Struct, frozen=True, array_like=True, gc=False):
     """Tokens as the server counted them; null where it said nothing."""
 
     input_tokens: int | None = None
@@ -143,7 +144,7 @@ class Usage(Struct, frozen=True, omit_defaults=True):
     total_tokens: int | None = None
 
 
-class Searches(Struct, frozen=True):
+class Searches(Struct, frozen=True, gc=False):
     """What an answer's hosted tools did that is billed by the piece."""
 
     web: int = 0  # searches of the web; pages opened are none
@@ -153,7 +154,7 @@ class Searches(Struct, frozen=True):
 NO_SEARCHES = Searches()
 
 
-class ToolCall(Struct, frozen=True):
+class ToolCall(Struct, frozen=True, array_like=True, gc=False):
     """One output item that calls a tool."""
 
     position: int  # among the output items
@@ -166,7 +167,7 @@ class ToolCall(Struct, frozen=True):
     item: str  # the item as JSON, cut above 64 kB
 
 
-class Citation(Struct, frozen=True, omit_defaults=True):
+class Citation(Struct, frozen=True, array_like=True, gc=False):
     """One annotation of the output text."""
 
     type: str
@@ -177,7 +178,7 @@ class Citation(Struct, frozen=True, omit_defaults=True):
     end_index: int | None = None
 
 
-class Failure(Struct, frozen=True):
+class Failure(Struct, frozen=True, array_like=True, gc=False):
     """Why a row, or one attempt at it, has no answer."""
 
     kind: ErrorKind
@@ -187,7 +188,7 @@ class Failure(Struct, frozen=True):
     status: str = "failed"  # failed, no_answer or invalid: the row's `status`
 
 
-class Response(Struct, frozen=True):
+class Response(Struct, frozen=True, array_like=True, gc=False):
     """An answer, understood."""
 
     id: str | None
@@ -213,7 +214,7 @@ class Response(Struct, frozen=True):
         return self.status == "completed" and not self.truncated and self.refusal is None
 
 
-class Attempt(Struct, frozen=True, omit_defaults=True):  # what is null takes no room in the journal
+class Attempt(Struct, frozen=True, array_like=True, gc=False):
     """One try at a row."""
 
     started_at: int
@@ -231,7 +232,7 @@ class Attempt(Struct, frozen=True, omit_defaults=True):  # what is null takes no
     cost_usd: float | None = None
 
 
-class Outcome(Struct, frozen=True):
+class Outcome(Struct, frozen=True, gc=False):
     """The end of a request: exactly one for each."""
 
     request: Request

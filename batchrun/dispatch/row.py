@@ -35,7 +35,7 @@ _DROPPED = Finish(answered=False)
 _NONE_ASKED = Asks()
 
 
-class Settled(Struct, frozen=True):
+class Settled(Struct, frozen=True, gc=False):
     """An outcome, and the slot that is held until it is stored (null: given back already)."""
 
     outcome: Outcome
@@ -65,7 +65,7 @@ class Means(Struct, frozen=True):
     next_id: Callable[[], str]  # a client request id
 
 
-class _Copy(Struct, frozen=True):
+class _Copy(Struct, frozen=True, gc=False):
     """One try and the slot that it holds."""
 
     slot: Slot

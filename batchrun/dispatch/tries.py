@@ -48,7 +48,7 @@ class Endpoint(Protocol):
         """The whole answer. Raises `EndpointError`."""
 
 
-class Tried(Struct, frozen=True):
+class Tried(Struct, frozen=True, gc=False):
     """One try, ended."""
 
     result: Response | Failure

@@ -75,7 +75,7 @@ def response_row(outcome: Outcome, carried: int, *, store_request: bool) -> tupl
         last.started_at + round(last.latency_s * 1e6) if last else None,
         counted.latency_s if counted else None,
         outcome.first_token_s,
-        body.decode("utf-8", "replace") if body else None,
+        body or None,
         request.hash,
     )
 
@@ -126,6 +126,8 @@ def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
 
 def _fitting(value: Any, kind: pa.DataType) -> Any:
     """The value, or null: a number a server made up must not stop a paid run."""
+    if isinstance(value, bytes):  # a request, of which something is no UTF-8
+        return value.decode("utf-8", "replace")
     if isinstance(value, list):
         return [_fitting(item, kind.value_type) for item in value]
     if isinstance(value, tuple):

@@ -42,8 +42,11 @@ def write_parts(
     try:
         make_folders(calls.folder, ok.folder)
         for outcomes_slice in _slices(outcomes):
-            for part, wanted in ((ok, True), (other, False)):
-                kept = [outcome for outcome in outcomes_slice if outcome.ok is wanted]
+            fine: list[Outcome] = []
+            others: list[Outcome] = []
+            for outcome in outcomes_slice:
+                (fine if outcome.ok else others).append(outcome)
+            for part, kept in ((ok, fine), (other, others)):
                 if kept:
                     part.add(response_batch(kept, layout, store_request=store_request))
             calls.add(tool_call_batch(outcomes_slice))
