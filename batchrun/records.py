@@ -178,7 +178,7 @@ class Citation(Struct, frozen=True, array_like=True, gc=False):
     end_index: int | None = None
 
 
-class Failure(Struct, frozen=True, array_like=True, gc=False):
+class Failure(Struct, frozen=True, array_like=True, gc=False, tag="failure"):
     """Why a row, or one attempt at it, has no answer."""
 
     kind: ErrorKind
@@ -188,7 +188,7 @@ class Failure(Struct, frozen=True, array_like=True, gc=False):
     status: str = "failed"  # failed, no_answer or invalid: the row's `status`
 
 
-class Response(Struct, frozen=True, array_like=True, gc=False):
+class Response(Struct, frozen=True, array_like=True, gc=False, tag="response"):
     """An answer, understood."""
 
     id: str | None
@@ -232,7 +232,7 @@ class Attempt(Struct, frozen=True, array_like=True, gc=False):
     cost_usd: float | None = None
 
 
-class Outcome(Struct, frozen=True, gc=False):
+class Outcome(Struct, frozen=True, array_like=True, gc=False, tag="outcome"):
     """The end of a request: exactly one for each."""
 
     request: Request

@@ -11,8 +11,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
 from batchrun.dispatch.gate import Gate, GateClosed
 from batchrun.dispatch.hedge import Hedge
-from batchrun.dispatch.row import Means, Row, Settled, TryAgain
-from batchrun.dispatch.tries import Endpoint
+from batchrun.dispatch.row import Endpoint, Means, Row, Settled, TryAgain
 from batchrun.errors import RunStopped
 from batchrun.job import RetryJob
 from batchrun.policy.scopes import Scopes

@@ -4,14 +4,15 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from batchrun.dispatch.gate import Gate
 from batchrun.dispatch.hedge import Hedge
-from batchrun.dispatch.tries import Endpoint, Tried, finish_of, send_once
-from batchrun.errors import RunStopped
+from batchrun.dispatch.tries import Tried, came_to, finish_of
+from batchrun.errors import EndpointError, RunStopped
 from batchrun.job import RetryJob
 from batchrun.policy.reask import Asks, next_ask
 from batchrun.policy.retry import CURES, Again, Cure, GiveUp, Halt, judge
@@ -25,6 +26,7 @@ from batchrun.records import (
     Finish,
     Need,
     Outcome,
+    Reply,
     Request,
     Response,
     Scope,
@@ -33,6 +35,17 @@ from batchrun.records import (
 
 _DROPPED = Finish(answered=False)
 _NONE_ASKED = Asks()
+
+
+class Endpoint(Protocol):
+    """Where requests go."""
+
+    @property
+    def base_url(self) -> str: ...
+    @property
+    def via(self) -> str: ...
+    def send(self, request: Request, client_request_id: str, left_s: float) -> Awaitable[Reply]:
+        """The whole answer. Raises `EndpointError`."""
 
 
 class Settled(Struct, frozen=True, gc=False):
@@ -138,25 +151,25 @@ class Row(Struct, eq=False):
             self.on_first_send(self)
         kind, self.kind = self.kind, "retry"
         if hedge is None:
-            copy = await self._copy(slot, kind)
+            tried = await self._try(slot, kind)
         else:
             copy, *others = await hedge.race(
                 self._copy(slot, kind), self._second, lambda one: one.tried.failure is None
             )
             for other in others:
                 gate.leave(other.slot, finish_of(other.tried))
+            slot, tried = copy.slot, copy.tried
         self.left_at_s = time.perf_counter()
         self.spent_s += self.left_at_s - began_s
         if self.asked.resume_id is not None:
             self.asked = replace(self.asked, resume_id=None)
-        tried = copy.tried
         result, finish, state = tried.result, finish_of(tried), self.state
         if tried.failure is None and isinstance(result, Response):
             state.health.succeeded()
             state.sizes.told(result.usage.output_tokens, result.usage.input_tokens)
             if hedge is not None:
                 hedge.answered(tried.attempt.latency_s)
-            return Settled(self._outcome(result, tried), copy.slot, finish)
+            return Settled(self._outcome(result, tried), slot, finish)
         assert tried.failure is not None  # noqa: S101 - what is no response is one
         self.failures.append((tried.failure, asyncio.get_running_loop().time()))
         try:
@@ -165,7 +178,7 @@ class Row(Struct, eq=False):
             gate.close()  # before the slot is free: nobody may follow the row that ends the run
             raise
         finally:
-            gate.leave(copy.slot, finish)
+            gate.leave(slot, finish)
 
     def _need(self) -> Need:
         request, sizes = self.asked, self.state.sizes
@@ -184,20 +197,27 @@ class Row(Struct, eq=False):
         )
         return Need(self.scope, tokens, dollars)
 
-    async def _copy(self, slot: Slot, kind: str) -> _Copy:
+    async def _try(self, slot: Slot, kind: str) -> Tried:
         """One try in its slot, which it gives back itself only where it is dropped."""
         means = self.means
+        client_request_id = means.next_id()
         begun = Attempt(
             started_at=time.time_ns() // 1000,
             latency_s=0.0,
             kind=kind,
-            client_request_id=means.next_id(),
+            client_request_id=client_request_id,
         )
         began_s = time.perf_counter()
         self.sent += 1
         left_s = max(0.0, means.retry.max_elapsed_s - self.spent_s)
         try:
-            tried = await send_once(means.endpoint, self.asked, begun, left_s, means.prices)
+            came: Reply | EndpointError
+            try:
+                came = await means.endpoint.send(self.asked, client_request_id, left_s)
+            except EndpointError as error:
+                came = error
+            latency_s = time.perf_counter() - began_s
+            tried = came_to(came, self.asked, begun, latency_s, means.endpoint.via, means.prices)
         except BaseException:
             means.gate.leave(slot, _DROPPED)
             latency_s = time.perf_counter() - began_s
@@ -205,7 +225,10 @@ class Row(Struct, eq=False):
             self.attempts.append(replace(begun, latency_s=latency_s, error_message=said))
             raise
         self.attempts.append(tried.attempt)
-        return _Copy(slot, tried)
+        return tried
+
+    async def _copy(self, slot: Slot, kind: str) -> _Copy:
+        return _Copy(slot, await self._try(slot, kind))
 
     async def _second(self) -> _Copy:
         slot = await self.means.gate.enter(self.scope, self._need, again=True)

@@ -1,8 +1,4 @@
-"""One try: sent, understood, timed and priced. What follows from it is decided elsewhere."""
-
-import time
-from collections.abc import Awaitable
-from typing import Protocol
+"""What one try came to: understood, timed and priced. What follows is decided elsewhere."""
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -37,17 +33,6 @@ _NOT_BILLED = frozenset(
 _SLOW_DOWN = "slow_down"
 
 
-class Endpoint(Protocol):
-    """Where requests go."""
-
-    @property
-    def base_url(self) -> str: ...
-    @property
-    def via(self) -> str: ...
-    def send(self, request: Request, client_request_id: str, left_s: float) -> Awaitable[Reply]:
-        """The whole answer. Raises `EndpointError`."""
-
-
 class Tried(Struct, frozen=True, gc=False):
     """One try, ended."""
 
@@ -65,22 +50,24 @@ class Tried(Struct, frozen=True, gc=False):
         return None if self.failure is None else hint_in(self.failure.message)
 
 
-async def send_once(
-    endpoint: Endpoint, request: Request, begun: Attempt, left_s: float, prices: Prices
+def came_to(
+    came: Reply | EndpointError,
+    request: Request,
+    begun: Attempt,
+    latency_s: float,
+    via: str,
+    prices: Prices,
 ) -> Tried:
-    """The try that `begun` describes so far, to its end."""
+    """What became of the try that `begun` describes so far."""
     reply: Reply | None = None
     response_id: str | None = None
-    result: Response | Failure
     was_sent = True
-    started_s = time.perf_counter()  # uvloop's own clock ticks in ms
-    try:
-        reply = await endpoint.send(request, begun.client_request_id or "", left_s)
-        result = read_reply(reply, request)
-    except EndpointError as error:
-        result = Failure(error.kind, error.message, http_status=error.http_status)
-        response_id, was_sent = error.response_id, error.was_sent
-    latency_s = time.perf_counter() - started_s
+    result: Response | Failure
+    if isinstance(came, Reply):
+        reply, result = came, read_reply(came, request)
+    else:
+        result = Failure(came.kind, came.message, http_status=came.http_status)
+        response_id, was_sent = came.response_id, came.was_sent
     if isinstance(result, Failure):
         is_free = not was_sent or result.kind in _NOT_BILLED
         attempt = replace(
@@ -95,7 +82,7 @@ async def send_once(
         )
         return Tried(result, result, attempt, reply)
     failure, usage = result.failure, result.usage
-    tier = tier_of(result.service_tier, endpoint.via)
+    tier = tier_of(result.service_tier, via)
     price = prices.find(request.model, result.model, begun.started_at, tier)
     attempt = Attempt(
         started_at=begun.started_at,

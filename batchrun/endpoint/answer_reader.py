@@ -24,7 +24,7 @@ _SWITCHES = 101  # ... but this is the last word of a server that speaks no HTTP
 
 
 class AnswerReader(ResponseHandler):
-    """One connection. `ask`, then `head`, then `piece` until it says that there is no more."""
+    """One connection. `ask` and wait, then `piece` until it says that there is no more."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
@@ -32,8 +32,8 @@ class AnswerReader(ResponseHandler):
         self.idle_since_s = 0.0  # on the loop's clock
         self._http: HttpResponseParser | None = None  # null: nothing was asked yet
         self._lines: dict[bytes, bytes] = {}  # of the head that comes
-        self._status = 0  # until the head is there
-        self._headers = Headers({})
+        self.status = 0  # until the head is there
+        self.headers = Headers({})
         self._pieces: list[bytes] = []  # of the body, not read yet
         self._held = 0  # their bytes
         self._beside = 0  # bytes since the last that belonged to a body
@@ -46,8 +46,12 @@ class AnswerReader(ResponseHandler):
         # What httptools calls for each header; the first of a name counts.
         self.on_header = self._lines.setdefault
 
-    def ask(self, head: bytes, body: bytes | None = None) -> None:
-        """Sends a request, whose head may hold its body; from now on its answer is read."""
+    def ask(self, head: bytes, body: bytes | None = None) -> asyncio.Future[None]:
+        """Sends a request, whose head may hold its body; from now on its answer is read.
+
+        What comes back is done when `status` and `headers` are there. It raises
+        `aiohttp.ClientError`, `HttpProcessingError` and `OSError`.
+        """
         assert self.transport is not None  # noqa: S101 - the pool gives what is connected
         if self._http is None:
             self._http = HttpResponseParser(self)
@@ -57,26 +61,20 @@ class AnswerReader(ResponseHandler):
                 lenient_optional_cr_before_lf=True,
                 lenient_spaces_after_chunk_size=True,
             )
-        self._status = self._beside = 0
+        self.status = self._beside = 0
         self._is_whole = False
         self._coding, self._unfolding = "", None
+        answered = self._more()
         if body is None:
             self.transport.write(head)
         else:
             self.transport.writelines((head, body))
         if self._tail:  # said before anything was asked, as by a server that sends all away
             self._drain_tail()
-
-    async def head(self) -> tuple[int, Headers]:
-        """Status and headers. Raises `aiohttp.ClientError`, `HttpProcessingError`, `OSError`."""
-        while not self._status:
-            if self._broken is not None:
-                raise self._broken
-            await self._more()
-        return self._status, self._headers
+        return answered
 
     async def piece(self) -> bytes:
-        """What has come of the body, waited for; empty at its end. Raises as `head` does."""
+        """What has come of the body, waited for; empty at its end. Raises as `ask` does."""
         if self._coding and self._unfolding is None:
             self._unfolding = Unfolding(self._coding)
         while True:
@@ -166,23 +164,23 @@ class AnswerReader(ResponseHandler):
         assert parser is not None  # noqa: S101 - it calls
         status = parser.get_status_code()
         if not self._is_whole and (status >= _ANSWERS or status == _SWITCHES):
-            self._status = status
-            self._headers = Headers(self._lines)
-            if "content-encoding" in self._headers:
-                coding = self._headers["content-encoding"].strip().lower()
+            self.status = status
+            self.headers = Headers(self._lines)
+            if "content-encoding" in self.headers:
+                coding = self.headers["content-encoding"].strip().lower()
                 self._coding = "" if coding == "identity" else coding
         self._lines.clear()
 
     def on_body(self, piece: bytes) -> None:
         """Called by httptools."""
-        if self._status and not self._is_whole:
+        if self.status and not self._is_whole:
             self._pieces.append(piece)
             self._held += len(piece)
 
     def on_message_complete(self) -> None:
         """Called by httptools."""
         self._lines.clear()  # of what came behind a body
-        if self._status:  # else it was said before the answer
+        if self.status:  # else it was said before the answer
             assert self._http is not None  # noqa: S101 - it calls
             self._is_whole = True
             self._should_close = self._should_close or not self._http.should_keep_alive()
@@ -191,7 +189,7 @@ class AnswerReader(ResponseHandler):
         super().connection_lost(exc)
         if self._http is None or self._is_whole or self._broken is not None:
             return
-        if not self._status:
+        if not self.status:
             self._broken = (
                 aiohttp.ClientOSError(*exc.args)
                 if isinstance(exc, OSError)
@@ -204,16 +202,14 @@ class AnswerReader(ResponseHandler):
         self._wake()
 
     def _ends_with_connection(self) -> bool:
-        transfer = self._headers.get("transfer-encoding", "identity")
-        return "content-length" not in self._headers and transfer.strip().lower() == "identity"
+        transfer = self.headers.get("transfer-encoding", "identity")
+        return "content-length" not in self.headers and transfer.strip().lower() == "identity"
 
     def _break(self, why: str) -> None:
         """Before the head is there it is no HTTP, afterwards an answer that is not whole."""
         if self._broken is None:
             self._broken = (
-                aiohttp.ClientPayloadError(why)
-                if self._status
-                else HttpProcessingError(message=why)
+                aiohttp.ClientPayloadError(why) if self.status else HttpProcessingError(message=why)
             )
         self._should_close = True
 
@@ -222,6 +218,13 @@ class AnswerReader(ResponseHandler):
         return turn
 
     def _wake(self) -> None:
-        turn, self._turn = self._turn, None
-        if turn is not None and not turn.done():
+        """Whoever waits goes on, where the head is there or never will be."""
+        turn = self._turn
+        if turn is None or turn.done():  # nobody waits any more
+            return
+        if self.status:
+            self._turn = None
             turn.set_result(None)
+        elif self._broken is not None:
+            self._turn = None
+            turn.set_exception(self._broken)

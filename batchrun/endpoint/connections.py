@@ -86,8 +86,8 @@ class Connections:
         url: URL,
         body: bytes | None,
         client_request_id: str,
-    ) -> None:
-        """Head and body at once; `reader` has the answer."""
+    ) -> asyncio.Future[None]:
+        """Head and body at once; `reader` has the answer when this is done, as `ask` says."""
         # Not before the first connection: with it the pool adds what a proxy wants to see.
         self._headers = self._headers or _lines(self._any.headers)
         target = str(url) if self._tells_proxy else url.raw_path_qs
@@ -97,9 +97,8 @@ class Connections:
             f"X-Client-Request-Id: {client_request_id}\r\n{length}\r\n"
         )
         if body is None or len(body) <= _COPIED_BYTES:
-            reader.ask(head.encode() + (body or b""))
-        else:
-            reader.ask(head.encode(), body)
+            return reader.ask(head.encode() + (body or b""))
+        return reader.ask(head.encode(), body)
 
     async def close(self) -> None:
         for reader in self._idle:

@@ -57,9 +57,9 @@ async def exchange(
             if reader is None:
                 reader = await wire.connections.open()
             try:
-                wire.connections.send(reader, method, url, body, client_request_id)
-                http_status, headers = await reader.head()
-                arriving.http_status = http_status
+                await wire.connections.send(reader, method, url, body, client_request_id)
+                arriving.http_status = http_status = reader.status
+                headers = reader.headers
                 content = reader.rest()
                 if content[:1] != b"{" or len(content) > settings.max_response_bytes:
                     # It is still to come, or none of the usual: most come whole with their head.

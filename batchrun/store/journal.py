@@ -17,7 +17,7 @@ import msgspec
 from msgspec import Struct
 
 from batchrun.errors import StoreError
-from batchrun.records import Attempt, Failure, Outcome, Request, Response
+from batchrun.records import Outcome
 from batchrun.store.schema import SCHEMA_VERSION
 from batchrun.store.storable import storable
 
@@ -38,39 +38,6 @@ class Header(Struct, frozen=True, array_like=True, tag="header"):
     hash_rule: int
     columns: tuple[str, ...]  # names of the carried columns
     replaces: bool = False  # whether rows of it may stand in a part too, as they were before
-
-
-class Kept(Struct, frozen=True, array_like=True, gc=False, tag="outcome"):
-    """One outcome: all it takes to make its rows of the tables."""
-
-    request: Request
-    response: Response | None
-    failure: Failure | None  # of the row; one of the two is set
-    attempts: tuple[Attempt, ...]
-    endpoint: str
-    via: str
-    first_token_s: float | None = None
-    cost_usd: float | None = None
-    priced_as: str | None = None
-    counted: int = -1
-    replaces: bool = False
-
-    def outcome(self) -> Outcome:
-        result = self.response or self.failure
-        if result is None:
-            raise ValueError("a journal record without a result")
-        return Outcome(
-            self.request,
-            result,
-            self.attempts,
-            self.endpoint,
-            self.via,
-            self.first_token_s,
-            self.cost_usd,
-            self.priced_as,
-            self.counted,
-            self.replaces,
-        )
 
 
 class Frame(Struct, frozen=True):
@@ -94,7 +61,7 @@ class Torn(Struct, frozen=True):
 
 
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(Header | Kept)
+_decoder = msgspec.msgpack.Decoder(Header | Outcome)
 
 
 def frame_of(record: Struct, offset: int) -> bytes:
@@ -106,24 +73,6 @@ def frame_of(record: Struct, offset: int) -> bytes:
         payload = _encoder.encode(storable(plain))
     head = _pack_head(MAGIC, len(payload), zlib.crc32(payload))
     return head + _pack_sum(zlib.crc32(head, offset & _U32)) + payload
-
-
-def outcome_record(outcome: Outcome) -> Kept:
-    """The journal's record of an outcome."""
-    result = outcome.result
-    return Kept(
-        outcome.request,
-        result if isinstance(result, Response) else None,
-        result if isinstance(result, Failure) else None,
-        outcome.attempts,
-        outcome.endpoint,
-        outcome.via,
-        outcome.first_token_s,
-        outcome.cost_usd,
-        outcome.priced_as,
-        outcome.counted,
-        outcome.replaces,
-    )
 
 
 def scan(file: BinaryIO) -> Iterator[Frame | Damage | Torn]:
@@ -167,8 +116,8 @@ def read_outcomes(file: BinaryIO) -> Iterator[Outcome | Damage | Torn]:
             record = _decoder.decode(piece.payload)
         except msgspec.MsgspecError as error:
             raise _other_version(file, piece.offset, str(error)) from error
-        if isinstance(record, Kept):
-            yield record.outcome()
+        if isinstance(record, Outcome):
+            yield record
         elif record.schema_version > SCHEMA_VERSION:
             raise _other_version(file, piece.offset, f"schema {record.schema_version}")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from batchrun.records import Outcome
 from batchrun.store.disk import store_error, sync_data, write_whole
-from batchrun.store.journal import Header, frame_of, outcome_record
+from batchrun.store.journal import Header, frame_of
 
 _WRITE_BYTES = 1 << 20  # what is in memory twice while it is written
 
@@ -44,7 +44,7 @@ class Segment:
         frames: list[bytes] = []
         end = self.bytes
         for outcome in outcomes:
-            frames.append(frame_of(outcome_record(outcome), end))
+            frames.append(frame_of(outcome, end))
             end += len(frames[-1])
             if end - self.bytes > _WRITE_BYTES:
                 break

@@ -11,7 +11,7 @@ import pytest
 from genai_prices import calc_price, extract_usage
 from genai_prices.types import Usage as ListUsage
 
-from batchrun.dispatch.tries import Tried, send_once
+from batchrun.dispatch.tries import Tried, came_to
 from batchrun.pricing.prices import Prices
 from batchrun.records import Attempt, Outcome, Reply, Request, Response
 from batchrun.report.cost import read_costs
@@ -44,18 +44,6 @@ MIXES = (
     (301_007, 250_112, 1_024, 12_345, 9_999, 0, 2),
     (200_001, 0, 150_000, 4_096, 4_096, 1, 1),
 )
-
-
-class _Wire:
-    """An endpoint that answers with the body it was given."""
-
-    base_url = "https://gateway.example/v1"
-
-    def __init__(self, body: dict[str, Any], via: str) -> None:
-        self.via, self._body = via, json.dumps(body).encode()
-
-    async def send(self, request: Request, client_request_id: str, left_s: float) -> Reply:
-        return Reply(200, self._body, "req_1", None, None)
 
 
 def _body(name: str, model: str, tier: str, mix: tuple[int | None, ...]) -> dict[str, Any]:
@@ -101,10 +89,11 @@ def _of_the_library(
     return float(cost.total_price)
 
 
-async def _tried(body: dict[str, Any], model: str, via: str, row: int) -> tuple[Request, Tried]:
+def _tried(body: dict[str, Any], model: str, via: str, row: int) -> tuple[Request, Tried]:
     request = Request(row, f"id-{row}", "a.jsonl", b"{}", f"{row:016x}", model, None, ())
     begun = Attempt(AT + row, 0.0, "first", client_request_id="c")
-    return request, await send_once(_Wire(body, via), request, begun, 60.0, Prices({}))
+    reply = Reply(200, json.dumps(body).encode(), "req_1", None, None)
+    return request, came_to(reply, request, begun, 0.0, via, Prices({}))
 
 
 def _kept(path: Path, outcomes: list[Outcome], *, sealed: bool) -> None:
@@ -122,7 +111,7 @@ async def test_500_recorded_usages_cost_what_the_library_says(tmp_path: Path) ->
     for row, (model, tier, mix) in enumerate(product(MODELS, TIERS, MIXES)):
         via = "batch" if tier == "batch" else "plain"
         body = _body(str(row), model, tier, mix)
-        request, tried = await _tried(body, model, via, row)
+        request, tried = _tried(body, model, via, row)
         cost = tried.attempt.cost_usd
         expected = _of_the_library(body, model, tier, (mix[5] or 0, mix[6] or 0))
         assert cost == pytest.approx(expected, rel=1e-12), (model, tier, mix)
@@ -159,7 +148,7 @@ async def test_an_answer_of_an_unknown_model_has_no_price_and_is_counted(tmp_pat
     outcomes = []
     for row, model in enumerate(("house-model", "gpt-4.1", "house-model")):
         body = _body(str(row), model, "default", MIXES[0])
-        request, tried = await _tried(body, model, "plain", row)
+        request, tried = _tried(body, model, "plain", row)
         assert (tried.attempt.cost_usd is None) == (model == "house-model")
         outcome = Outcome(request, tried.result, (tried.attempt,), "e", "plain")
         outcomes.append(

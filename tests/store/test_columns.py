@@ -24,7 +24,7 @@ from batchrun.records import (
     Usage,
 )
 from batchrun.store.columns import response_batch, tool_call_batch
-from batchrun.store.journal import frame_of, outcome_record, read_outcomes
+from batchrun.store.journal import frame_of, read_outcomes
 from batchrun.store.schema import TOOL_CALLS, response_schema
 
 MakeColumn = Callable[..., Column]
@@ -128,7 +128,7 @@ OUTCOMES = st.builds(
 
 
 def through_the_journal(outcome: Outcome) -> Outcome:
-    (back,) = read_outcomes(io.BytesIO(frame_of(outcome_record(outcome), 0)))
+    (back,) = read_outcomes(io.BytesIO(frame_of(outcome, 0)))
     assert isinstance(back, Outcome)
     return back
 

@@ -17,7 +17,6 @@ from batchrun.store.journal import (
     Header,
     Torn,
     frame_of,
-    outcome_record,
     read_outcomes,
     scan,
 )
@@ -176,5 +175,5 @@ def test_a_newer_schema_is_refused() -> None:
 
 
 def test_a_frame_holds_its_place_in_the_file(answered: Make) -> None:
-    frame = frame_of(outcome_record(answered(0)), 77)
+    frame = frame_of(answered(0), 77)
     assert frames(frame) == [Damage(0, len(frame))]
