@@ -14,7 +14,7 @@ from batchrun.dispatch.hedge import Hedge
 from batchrun.dispatch.row import Endpoint, Means, Row, Settled, TryAgain
 from batchrun.errors import RunStopped
 from batchrun.job import RetryJob
-from batchrun.policy.scopes import Scopes
+from batchrun.policy.scopes import Scopes, ScopeState
 from batchrun.pricing.prices import Prices
 from batchrun.records import Request, Scope
 
@@ -55,6 +55,7 @@ class Dispatcher:
             next_id=self._next_id,
         )
         self._open: dict[int, Row] = {}  # rows sent and not settled, in order of their first send
+        self._known: dict[str | None, tuple[Scope, ScopeState]] = {}  # by model
         self._run_id = uuid.uuid4().hex[:16]
         self._sent = 0
         # One configured object, copied for each row that fails: making it anew costs three times
@@ -68,10 +69,8 @@ class Dispatcher:
 
     async def settle(self, request: Request) -> Settled:
         """The end of `request`. Raises `RunStopped` or `GateClosed`: the row stays unsettled."""
-        means = self._means
-        scope = Scope(self.endpoint.base_url, means.key_name, request.model or "")
-        state = means.scopes.of(scope)
-        row = Row(means, request, request, scope, state, self._sent_first)
+        scope, state = self._known.get(request.model) or self._scope_of(request.model)
+        row = Row(self._means, request, request, scope, state, self._open)
         try:
             while True:
                 try:
@@ -110,8 +109,10 @@ class Dispatcher:
         """Attempts beyond the first of rows that are not settled yet."""
         return sum(max(0, row.sent - 1) for row in self._open.values())
 
-    def _sent_first(self, row: Row) -> None:
-        self._open[row.request.row] = row
+    def _scope_of(self, model: str | None) -> tuple[Scope, ScopeState]:
+        scope = Scope(self.endpoint.base_url, self._means.key_name, model or "")
+        known = self._known[model] = scope, self._means.scopes.of(scope)
+        return known
 
     def _next_id(self) -> str:
         """A client request id, to be quoted to the provider's support."""

@@ -93,7 +93,7 @@ class Row(Struct, eq=False):
     asked: Request  # as sent: another limit, or background work that is taken up
     scope: Scope
     state: ScopeState
-    on_first_send: Callable[["Row"], None]
+    open: dict[int, "Row"]  # all that were sent and are not settled
     best: Outcome | None = None  # an answer that was asked for again
     first_sent_s: float = 0.0
     sent: int = 0
@@ -148,7 +148,7 @@ class Row(Struct, eq=False):
         began_s = time.perf_counter()
         if not self.sent:
             self.first_sent_s = began_s
-            self.on_first_send(self)
+            self.open[self.request.row] = self
         kind, self.kind = self.kind, "retry"
         if hedge is None:
             tried = await self._try(slot, kind)

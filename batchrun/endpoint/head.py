@@ -25,6 +25,12 @@ class Headers(Mapping[str, str]):
         at = self._at.get(name)
         return default if at is None else self._values[at].decode("utf-8", "surrogateescape")
 
+    def pair(self, one: str, other: str) -> tuple[bytes | None, bytes | None]:
+        """Two values as they came."""
+        at, other_at = self._at.get(one), self._at.get(other)
+        values = self._values
+        return None if at is None else values[at], None if other_at is None else values[other_at]
+
     def tells_any(self, names: frozenset[str]) -> bool:
         """Whether one of these is there."""
         return not self._at.keys().isdisjoint(names)

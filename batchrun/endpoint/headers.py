@@ -153,13 +153,11 @@ class ToldLimits:
     """
 
     def __init__(self) -> None:
-        self._read_s: dict[tuple[str | None, ...], float] = {}  # by sizes
+        self._read_s: dict[tuple[bytes | None, ...], float] = {}  # by sizes
 
-    def read(
-        self, headers: Mapping[str, str], http_status: int, now_s: float
-    ) -> tuple[ToldLimit, ...]:
+    def read(self, headers: Headers, http_status: int, now_s: float) -> tuple[ToldLimit, ...]:
         """Those of one answer; of an error always."""
-        sizes = (headers.get(_SIZES[0]), headers.get(_SIZES[1]))
+        sizes = headers.pair(*_SIZES)
         if http_status < _ERRORS and now_s < self._read_s.get(sizes, -math.inf) + _EVERY_S:
             return ()
         if len(self._read_s) >= _MOST_SIZES:

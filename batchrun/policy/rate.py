@@ -8,7 +8,7 @@ import math
 from collections import deque
 
 from batchrun.errors import ErrorKind
-from batchrun.policy.spacing import LATE_S, Spacing
+from batchrun.policy.spacing import EARLY_S, LATE_S, Spacing
 from batchrun.policy.verdicts import GO, Standing, Verdict, Wait
 from batchrun.records import Finish, Need, Slot, ToldLimit
 
@@ -187,7 +187,7 @@ class ToldRate:
         return self._headers[self._binding].rate if self._binding is not None else math.inf
 
     def verdict(self, need: Need, now_s: float) -> Verdict:
-        if self._binding is None or self._spacing.is_due(now_s):
+        if self._binding is None or self._spacing.next_s <= now_s + EARLY_S:
             return GO
         self._pressed_s = now_s
         return Wait(self._spacing.next_s)
@@ -195,7 +195,7 @@ class ToldRate:
     def started(self, need: Need, now_s: float) -> None:
         if self._binding is not None:
             self._sent += 1
-            self._spacing.start(self._amount(need), now_s)
+            self._spacing.start(need.tokens if self._of_tokens else 1, now_s)
 
     def finished(self, slot: Slot, finish: Finish, now_s: float) -> None:
         if finish.told and slot.started_s >= self._heard_s:  # else from before what is known

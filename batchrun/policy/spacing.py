@@ -34,8 +34,10 @@ class Spacing:
 
     def give_back(self, amount: float) -> None:
         """Of what was started, so much was not needed; a negative amount takes more."""
-        self.next_s -= amount / self.rate
-        self._returned_s = max(0.0, self._returned_s + amount / self.rate)
+        share_s = amount / self.rate
+        self.next_s -= share_s
+        returned_s = self._returned_s + share_s
+        self._returned_s = returned_s if returned_s > 0 else 0.0
 
     def hold_back(self, amount: float, until_s: float) -> None:
         """What was saved up is gone; the next start comes at `until_s` and so much later."""

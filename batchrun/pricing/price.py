@@ -37,9 +37,10 @@ class Price(Struct, frozen=True):
         if input_tokens is None or output_tokens is None:
             return None
         rates = self.rates[0]
-        for longer in self.rates[1:]:
-            if input_tokens > longer.above:
-                rates = longer
+        if len(self.rates) > 1:
+            for longer in self.rates[1:]:
+                if input_tokens > longer.above:
+                    rates = longer
         cached, written = usage.cached_tokens or 0, usage.cache_write_tokens or 0
         fresh = input_tokens - cached - written
         if fresh < 0 or cached < 0 or written < 0 or output_tokens < 0:

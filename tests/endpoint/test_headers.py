@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
+from batchrun.endpoint.head import Headers
 from batchrun.endpoint.headers import (
     ToldLimits,
     reported_cost_usd,
@@ -224,7 +225,7 @@ def test_of_answers_with_the_same_limits_a_hundred_a_second_are_read_and_errors_
     limits = ToldLimits()
 
     def read(size: int, http_status: int, now_s: float) -> int:
-        headers = CIMultiDict({"X-RateLimit-Limit-Requests": str(size)})
+        headers = Headers({b"X-RateLimit-Limit-Requests": str(size).encode()})
         return len(limits.read(headers, http_status, now_s))
 
     assert [read(60, 200, now_s) for now_s in (5.0, 5.004, 5.009, 5.011)] == [1, 0, 0, 1]
