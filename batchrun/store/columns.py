@@ -1,83 +1,97 @@
 """Outcomes as rows of the tables, and rows as Arrow: the one place where the two meet."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
 import pyarrow as pa
 
-from batchrun.records import Layout, Outcome, Response, Usage
-from batchrun.store.schema import (
-    ANSWER,
-    IDENTITY,
-    TOOL_CALLS,
-    carried_types,
-    response_schema,
-)
+from batchrun.records import Attempt, Failure, Layout, Outcome, Request, Response, Usage
+from batchrun.store.schema import TOOL_CALLS, carried_types, response_schema
 
-_NO_USAGE = Usage()
 _as_tuple = msgspec.structs.astuple
 
 
-def response_row(outcome: Outcome, carried: int, *, store_request: bool) -> tuple[Any, ...]:
-    """The outcome's row of `responses`, in the order of the columns.
+def _empty(kind: Any, **known: Any) -> Any:
+    """One of a kind of which nothing is there."""
+    return kind(**{**dict.fromkeys(kind.__struct_fields__), **known})
 
-    `carried` is how many columns are carried; a row that carries nothing has nulls there.
-    """
-    request, result, attempts = outcome.request, outcome.result, outcome.attempts
-    answer = result if isinstance(result, Response) else None
-    failure = result.failure if isinstance(result, Response) else result
-    usage = answer.usage if answer else _NO_USAGE
-    counted = attempts[outcome.counted] if attempts else None
-    last = attempts[-1] if attempts else None
-    body = request.body if store_request else b""
-    return (
-        request.row,
-        request.custom_id,
-        request.sample,
-        request.variant,
-        request.source,
-        *(request.carried or (None,) * carried),
-        outcome.ok,
-        result.status,
-        answer.truncated if answer else False,
-        counted.http_status if counted else None,
-        failure.kind if failure else None,
-        failure.code if failure else None,
-        failure.message if failure else None,
-        answer.incomplete_reason if answer else None,
-        answer.id if answer else None,
-        counted.request_id if counted else None,
-        answer.model if answer else None,
-        request.model,
-        answer.service_tier if answer else None,
-        outcome.endpoint,
-        outcome.via,
-        answer.output_text if answer else None,
-        answer.refusal if answer else None,
-        answer.reasoning_summary if answer else None,
-        answer.output if answer else None,
-        answer.output_parsed_ok if answer else None,
-        [_as_tuple(citation) for citation in answer.citations] if answer else None,
-        len(answer.tool_calls) if answer else None,
-        usage.input_tokens,
-        usage.cached_tokens,
-        usage.cache_write_tokens,
-        usage.output_tokens,
-        usage.reasoning_tokens,
-        usage.total_tokens,
-        answer.usage_json if answer else None,
-        outcome.cost_usd,
-        outcome.priced_as,
-        answer.reported_cost_usd if answer else None,
-        [_as_tuple(attempt) for attempt in attempts],
-        attempts[0].started_at if attempts else None,
-        last.started_at + round(last.latency_s * 1e6) if last else None,
-        counted.latency_s if counted else None,
-        outcome.first_token_s,
-        body or None,
-        request.hash,
+
+_NO_ANSWER = _empty(Response, truncated=False, usage=Usage())
+_NO_FAILURE = _empty(Failure)
+_NO_ATTEMPT = _empty(Attempt)
+
+
+def _columns(structs: Iterable[Any], kind: Any) -> dict[str, Sequence[Any]]:
+    """The fields of structs of one kind, at least one, by name."""
+    columns = zip(*map(_as_tuple, structs), strict=True)
+    return dict(zip(kind.__struct_fields__, columns, strict=True))
+
+
+def _response_columns(
+    outcomes: Sequence[Outcome], *, store_request: bool
+) -> dict[str, Sequence[Any]]:
+    """All columns of `responses` but the carried ones."""
+    results = [outcome.result for outcome in outcomes]
+    ends = _columns(outcomes, Outcome)
+    requests = _columns(ends["request"], Request)
+    answers = _columns(
+        [result if isinstance(result, Response) else _NO_ANSWER for result in results], Response
     )
+    failures = _columns([_failure(result) or _NO_FAILURE for result in results], Failure)
+    counted = _columns(
+        [one.attempts[one.counted] if one.attempts else _NO_ATTEMPT for one in outcomes], Attempt
+    )
+    bodies = requests["body"] if store_request else [b""] * len(outcomes)
+    return {
+        "row": requests["row"],
+        "custom_id": requests["custom_id"],
+        "sample": requests["sample"],
+        "variant": requests["variant"],
+        "source": requests["source"],
+        "ok": [outcome.ok for outcome in outcomes],
+        "status": [result.status for result in results],
+        "truncated": answers["truncated"],
+        "http_status": counted["http_status"],
+        "error_kind": failures["kind"],
+        "error_code": failures["code"],
+        "error_message": failures["message"],
+        "incomplete_reason": answers["incomplete_reason"],
+        "response_id": answers["id"],
+        "request_id": counted["request_id"],
+        "model": answers["model"],
+        "model_requested": requests["model"],
+        "service_tier": answers["service_tier"],
+        "endpoint": ends["endpoint"],
+        "via": ends["via"],
+        "output_text": answers["output_text"],
+        "refusal": answers["refusal"],
+        "reasoning_summary": answers["reasoning_summary"],
+        "output": answers["output"],
+        "output_parsed_ok": answers["output_parsed_ok"],
+        "citations": [notes and list(map(_as_tuple, notes)) for notes in answers["citations"]],
+        "tool_call_count": [None if some is None else len(some) for some in answers["tool_calls"]],
+        **_columns(answers["usage"], Usage),
+        "usage": answers["usage_json"],
+        "cost_usd": ends["cost_usd"],
+        "priced_as": ends["priced_as"],
+        "reported_cost_usd": answers["reported_cost_usd"],
+        "attempts": [list(map(_as_tuple, attempts)) for attempts in ends["attempts"]],
+        "started_at": [some[0].started_at if some else None for some in ends["attempts"]],
+        "finished_at": [_ended_at(some[-1]) if some else None for some in ends["attempts"]],
+        "latency_s": counted["latency_s"],
+        "first_token_s": ends["first_token_s"],
+        "request": [body or None for body in bodies],
+        "request_hash": requests["hash"],
+    }
+
+
+def _failure(result: Response | Failure) -> Failure | None:
+    return result.failure if isinstance(result, Response) else result
+
+
+def _ended_at(attempt: Attempt) -> int:
+    return attempt.started_at + round(attempt.latency_s * 1e6)
 
 
 def tool_call_rows(outcome: Outcome) -> list[tuple[Any, ...]]:
@@ -94,18 +108,23 @@ def response_batch(
     outcomes: Sequence[Outcome], layout: Layout, *, store_request: bool
 ) -> pa.RecordBatch:
     """The outcomes' rows of `responses`, always with all columns."""
-    carried = len(layout.columns)
-    rows = [response_row(outcome, carried, store_request=store_request) for outcome in outcomes]
-    columns: list[Sequence[Any]] = (
-        list(zip(*rows, strict=True)) if rows else [()] * (len(IDENTITY) + carried + len(ANSWER))
-    )
-    first = len(IDENTITY)
     schema = response_schema(layout)
-    types = schema.types  # asked for once: Arrow makes a new list each time
-    arrays = [_array(columns[at], types[at]) for at in range(first)]
-    for at, column in enumerate(layout.columns, first):
-        arrays.append(_carried_array(columns[at], *carried_types(column)))
-    arrays += [_array(columns[at], types[at]) for at in range(first + carried, len(columns))]
+    if not outcomes:
+        return pa.RecordBatch.from_arrays(
+            [pa.array([], kind) for kind in schema.types], schema=schema
+        )
+    columns = _response_columns(outcomes, store_request=store_request)
+    # A row that carries nothing has nulls there.
+    nothing = (None,) * len(layout.columns)
+    carried = zip(*(outcome.request.carried or nothing for outcome in outcomes), strict=True)
+    of_carried = {
+        column.name: _carried_array(values, *carried_types(column))
+        for column, values in zip(layout.columns, carried, strict=True)
+    }
+    arrays = [
+        of_carried[name] if name in of_carried else _array(columns[name], kind)
+        for name, kind in zip(schema.names, schema.types, strict=True)
+    ]
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 

@@ -70,11 +70,11 @@ def test_a_full_disk_stops_sending_and_what_was_in_flight_is_kept_when_space_ret
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of 600 kB; skips where none can be mounted."""
+    """A real file system of 400 kB; skips where none can be mounted."""
     path = tmp_path / "small"
     path.mkdir()
     mounted = subprocess.run(
-        ["/bin/mount", "-t", "tmpfs", "-o", "size=600k", "batchrun", path],
+        ["/bin/mount", "-t", "tmpfs", "-o", "size=400k", "batchrun", path],
         capture_output=True,
         check=False,
     )
