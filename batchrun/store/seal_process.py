@@ -33,7 +33,7 @@ _NICE = 5
 _KEPT_MEMORY = {
     "MALLOC_TRIM_THRESHOLD_": "268435456",
     "MALLOC_MMAP_THRESHOLD_": "268435456",
-    "MALLOC_TOP_PAD_": "16777216",
+    "MALLOC_TOP_PAD_": "1048576",
 }
 _YOUNG = 50_000  # objects made before the garbage collector looks at them: a tenth of a seal's CPU
 
