@@ -28,13 +28,6 @@ _MAIN = (
 )
 # Where the two share one core, the event loop's longest stall is 12 ms so, and 18 with 0.
 _NICE = 5
-# glibc gives large pieces of memory back at once, and the system clears them anew for each slice:
-# half of what it takes to make Arrow of outcomes. The process is small enough to keep them.
-_KEPT_MEMORY = {
-    "MALLOC_TRIM_THRESHOLD_": "268435456",
-    "MALLOC_MMAP_THRESHOLD_": "268435456",
-    "MALLOC_TOP_PAD_": "1048576",
-}
 _YOUNG = 50_000  # objects made before the garbage collector looks at them: a tenth of a seal's CPU
 
 
@@ -51,11 +44,7 @@ class SealProcess:
             [sys.executable, "-P", "-c", _MAIN, str(folder)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={
-                **os.environ,
-                **_KEPT_MEMORY,
-                "PYTHONPATH": os.pathsep.join(map(str, sys.path)),
-            },
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, sys.path))},
             pass_fds=(lock,),
             process_group=0,  # what the terminal sends is for the run's process
         )
