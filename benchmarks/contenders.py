@@ -11,7 +11,9 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
@@ -164,6 +166,14 @@ def sent_between(directory: Path, first_row: int = 0) -> tuple[float, float]:
     )
     first, last = pc.min(rows["started_at"]), pc.max(rows["finished_at"])
     return first.value / 1e6, last.value / 1e6
+
+
+def median_stretch_s(directory: Path, rows: int) -> float:
+    """Seconds a row between answers that are so many rows apart: the median of all stretches."""
+    tables = ds.dataset(directory / "responses").to_table(columns=["finished_at"])
+    ends = pc.sort_indices(tables["finished_at"])
+    at: list[float] = [one.value / 1e6 for one in tables["finished_at"].take(ends[::rows])]
+    return median(then - now for now, then in pairwise(at)) / rows
 
 
 def stored_at(directory: Path) -> float:

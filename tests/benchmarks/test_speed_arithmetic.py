@@ -1,8 +1,12 @@
 """What the speed benchmark computes from what it measures."""
 
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.contenders import Sent
+from benchmarks.contenders import Sent, median_stretch_s
 from benchmarks.measures import Measure
 from benchmarks.parts import disjoint, with_column
 from benchmarks.rounds import Rounds, judge_rounds, render_rounds
@@ -96,3 +100,12 @@ def test_a_table_of_parts_keeps_its_other_column() -> None:
     assert both[2:] == ["| parse | 4.0 | 3.0 |", "| count |  | 1.0 |", "| all | 9.0 | 8.0 |"]
     again = with_column(both, {"parse": 5.0}, is_before=True)
     assert again[2:] == ["| parse | 5.0 | 3.0 |"]
+
+
+def test_a_slow_spell_is_no_part_of_the_median_stretch(tmp_path: Path) -> None:
+    ends_s = [0.0, 1.0, 2.0, 12.0, 13.0, 14.0, 15.0]  # ten seconds for one, one for the others
+    ends = pa.array([int(at * 1e6) for at in reversed(ends_s)], pa.timestamp("us", "UTC"))
+    (tmp_path / "responses").mkdir()
+    pq.write_table(pa.table({"finished_at": ends}), tmp_path / "responses" / "part.parquet")
+    assert median_stretch_s(tmp_path, 1) == 1.0
+    assert median_stretch_s(tmp_path, 2) == 1.0
