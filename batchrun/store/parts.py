@@ -19,7 +19,7 @@ from batchrun.store.schema import TOOL_CALLS as TOOL_CALL_SCHEMA
 SLICE_ROWS = 1_000
 _SLICE_BYTES = 4 << 20
 _GROUP_ROWS = 16_384
-_GROUP_BYTES = 32 << 20
+_GROUP_BYTES = 24 << 20
 
 
 def write_parts(
