@@ -98,8 +98,9 @@ class Defaults:
             make = self._made(value, as_text=key in _TEXT_KEYS)
         except TemplateSyntaxError as error:
             line = f" (line {error.lineno} of it)" if "\n" in str(value) else ""
+            said = str(error.message).rstrip(".")
             raise JobError(
-                f"request.{key}: the template cannot be read: {error.message}{line}; mend it"
+                f"request.{key}: the template cannot be read: {said}{line}; mend it"
             ) from error
         except RecursionError as error:
             raise JobError(f"request.{key}: nested too deeply; make it flatter") from error
