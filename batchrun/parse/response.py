@@ -11,13 +11,13 @@ import msgspec
 from msgspec import Meta, Raw, Struct
 
 from batchrun.errors import ErrorKind
+from batchrun.parse.body import Body, Item, read_body, read_items
 from batchrun.parse.error_body import ErrorAnswer, find_error
 from batchrun.parse.json_text import beginning, count, decode, is_bool, mended, text
 from batchrun.parse.schemas import output_fits
 from batchrun.parse.tool_call import read_tool_call
 from batchrun.records import Citation, Failure, Request, Response, ToolCall, Usage
 
-_NULL = Raw(b"null")
 _Count = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None
 
 
@@ -25,67 +25,6 @@ class Unreadable(Struct, frozen=True):
     """A complete body that is neither a response nor an error."""
 
     message: str
-
-
-class _Incomplete(Struct):
-    reason: str | None = None
-
-
-class _Body(Struct):
-    """A body as it should be: its fields are checked while they are decoded, in one pass."""
-
-    object: str | None = None
-    id: str | None = None
-    status: str | None = None
-    model: str | None = None
-    service_tier: str | None = None
-    error: Any = None
-    incomplete_details: _Incomplete | None = None
-    output: Raw = _NULL
-    output_text: str | None = None  # some servers send the SDK's property besides
-    usage: Raw = _NULL
-    tool_usage: Raw = _NULL
-
-
-class _OddBody(Struct):
-    """The same of any types."""
-
-    object: Any = None
-    id: Any = None
-    status: Any = None
-    model: Any = None
-    service_tier: Any = None
-    error: Any = None
-    incomplete_details: Any = None
-    output: Raw = _NULL
-    output_text: Any = None
-    usage: Raw = _NULL
-    tool_usage: Raw = _NULL
-
-
-class _Part(Struct):
-    """A piece of a message or of a summary, as it should be."""
-
-    type: str | None = None
-    text: str | None = None
-    refusal: str | None = None
-    annotations: list[Any] | None = None
-
-
-class _Item(Struct):
-    """What an output item says, as it should be."""
-
-    type: str | None = None
-    content: list[_Part] | str | None = None
-    summary: list[_Part] | None = None
-
-
-class _OddItem(Struct):
-    """The same of any types."""
-
-    type: Any = None
-    content: Any = None
-    summary: Any = None
 
 
 class _Details(Struct):
@@ -108,11 +47,7 @@ class _Usage(Struct):
     cost: float | None = None
 
 
-_body_decoder = msgspec.json.Decoder(_Body)
-_odd_body_decoder = msgspec.json.Decoder(_OddBody)
-_items_decoder = msgspec.json.Decoder(list[_Item])
-_raw_items_decoder = msgspec.json.Decoder(list[Raw])
-_odd_item_decoder = msgspec.json.Decoder(_OddItem)
+_raws_decoder = msgspec.json.Decoder(list[Raw])
 _usage_decoder = msgspec.json.Decoder(_Usage)
 
 
@@ -133,7 +68,7 @@ def parse_response(
 def _response(
     body: bytes, request: Request, reported_cost_usd: float | None
 ) -> Response | ErrorAnswer | Unreadable:
-    answer = _read_body(body)
+    answer = read_body(body)
     output = bytes(answer.output)
     has_items = output[:1] == b"["
     if not has_items:
@@ -167,26 +102,6 @@ def _response(
         reported_cost_usd=cost_usd if reported_cost_usd is None else reported_cost_usd,
         failure=_failure(status, answer.error),
         output_parsed_ok=output_fits(output_text, request.body),
-    )
-
-
-def _read_body(body: bytes) -> _Body:
-    try:
-        return _body_decoder.decode(body)
-    except msgspec.ValidationError:  # something is of a wrong type: that counts as absent
-        odd = _odd_body_decoder.decode(body)
-    return _Body(
-        object=text(odd.object),
-        id=text(odd.id),
-        status=text(odd.status),
-        model=text(odd.model),
-        service_tier=text(odd.service_tier),
-        error=odd.error,
-        incomplete_details=_Incomplete(text(odd.incomplete_details, "reason")),
-        output=odd.output,
-        output_text=text(odd.output_text),
-        usage=odd.usage,
-        tool_usage=odd.tool_usage,
     )
 
 
@@ -225,49 +140,20 @@ class _Parts(Struct):
 def _parts(output: bytes, request: Request) -> _Parts:
     parts = _Parts()
     raws: list[Raw] = []  # the items once more, verbatim: hardly any answer needs them
-    for position, item in enumerate(_items(output)):
+    for position, item in enumerate(read_items(output)):
         kind = item.type or ""
         if kind == "message":
             _read_message(item, parts)
         elif kind == "reasoning":
             parts.summaries += [part.text for part in item.summary or () if part.text]
         elif kind.endswith("_call"):
-            raws = raws or _raw_items_decoder.decode(output)
+            raws = raws or _raws_decoder.decode(output)
             call = read_tool_call(position, kind, bytes(raws[position]), request)
             parts.tool_calls.append(call)
     return parts
 
 
-def _items(output: bytes) -> list[_Item]:
-    try:
-        return _items_decoder.decode(output)
-    except msgspec.ValidationError:  # something is of a wrong type: that counts as absent
-        return [_odd_item(raw) for raw in _raw_items_decoder.decode(output)]
-
-
-def _odd_item(raw: Raw) -> _Item:
-    try:
-        odd = _odd_item_decoder.decode(raw)
-    except msgspec.ValidationError:  # no object at all: it stays in `output`
-        return _Item()
-    content = odd.content if isinstance(odd.content, str) else _odd_parts(odd.content)
-    return _Item(text(odd.type), content, _odd_parts(odd.summary))
-
-
-def _odd_parts(value: object) -> list[_Part]:
-    return [
-        _Part(
-            type=text(part, "type"),
-            text=text(part, "text"),
-            refusal=text(part, "refusal"),
-            annotations=notes if isinstance(notes := part.get("annotations"), list) else None,
-        )
-        for part in (value if isinstance(value, list) else ())
-        if isinstance(part, dict)
-    ]
-
-
-def _read_message(item: _Item, parts: _Parts) -> None:
+def _read_message(item: Item, parts: _Parts) -> None:
     content = item.content
     if isinstance(content, str):
         parts.texts.append(content)
@@ -334,7 +220,7 @@ def _odd_usage(raw: Raw) -> tuple[Usage, float | None]:
     return known, float(cost) if isinstance(cost, int | float) and not is_bool(cost) else None
 
 
-def _usage_json(answer: _Body) -> str | None:
+def _usage_json(answer: Body) -> str | None:
     usage, tool_usage = bytes(answer.usage).strip(), bytes(answer.tool_usage).strip()
     if tool_usage == b"null":
         return None if usage == b"null" else usage.decode()
