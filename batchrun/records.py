@@ -251,6 +251,11 @@ class Outcome(Struct, frozen=True, array_like=True, gc=False, tag="outcome"):
         return isinstance(self.result, Response) and self.result.ok
 
     @property
+    def failure(self) -> Failure | None:
+        """Why there is no answer, or why the response has failed."""
+        return self.result.failure if isinstance(self.result, Response) else self.result
+
+    @property
     def is_unpriced(self) -> bool:
         """Whether it was sent and nobody knows what it cost."""
         return self.cost_usd is None and bool(self.attempts)

@@ -3,7 +3,7 @@
 from collections import deque
 
 from batchrun.job import LimitsJob
-from batchrun.records import Failure, Outcome, Response, Totals
+from batchrun.records import Failure, Outcome, Totals
 
 FIRST_ROWS = 20  # that fail the same way stop the run
 WINDOW_ROWS = 100  # ended rows over which a share is taken
@@ -11,8 +11,7 @@ WINDOW_ROWS = 100  # ended rows over which a share is taken
 
 def failure_of(outcome: Outcome) -> Failure | None:
     """Why the row has no answer; null where it has one, or was never sent."""
-    result = outcome.result
-    failure = result.failure if isinstance(result, Response) else result
+    failure = outcome.failure
     return None if failure is not None and failure.status == "invalid" else failure
 
 

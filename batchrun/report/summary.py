@@ -120,8 +120,8 @@ class Tally:
         results = [outcome.result for outcome in outcomes]
         self._statuses.update([result.status for result in results])
         self._count_answers([result for result in results if isinstance(result, Response)])
-        for result in results:
-            failure = result.failure if isinstance(result, Response) else result
+        for outcome in outcomes:
+            failure = outcome.failure
             if failure is not None:
                 self._error_kinds[failure.kind.value] += 1
                 self._error_examples.setdefault(failure.kind.value, failure.message)

@@ -38,7 +38,7 @@ def _response_columns(
     answers = _columns(
         [result if isinstance(result, Response) else _NO_ANSWER for result in results], Response
     )
-    failures = _columns([_failure(result) or _NO_FAILURE for result in results], Failure)
+    failures = _columns([outcome.failure or _NO_FAILURE for outcome in outcomes], Failure)
     counted = _columns(
         [one.attempts[one.counted] if one.attempts else _NO_ATTEMPT for one in outcomes], Attempt
     )
@@ -84,10 +84,6 @@ def _response_columns(
         "request": [body or None for body in bodies],
         "request_hash": requests["hash"],
     }
-
-
-def _failure(result: Response | Failure) -> Failure | None:
-    return result.failure if isinstance(result, Response) else result
 
 
 def _ended_at(attempt: Attempt) -> int:
