@@ -9,17 +9,17 @@ last answer is told beside it.
 import json
 import shutil
 import sys
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from itertools import pairwise
 from pathlib import Path
-from statistics import median
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from msgspec import Struct
 
-from benchmarks.timed import ROOT, Timed, run_timed
+from benchmarks.timed import ROOT, Break, Breaks, Timed, run_timed
 
 PEERS = ROOT / ".peers"  # made by `make bench-peers`
 
@@ -45,15 +45,20 @@ class Sent(Struct, frozen=True):
     ended_at: float  # of what is counted
     cpu_s: float  # from the first request to the end of what is counted
     peak_bytes: int
+    breaks: Sequence[Break] = ()  # when it was held up, which counts for nothing
 
     @property
     def rows_per_s(self) -> float:
-        return self.rows / (self.ended_at - self.first_at)
+        return self.rows / self._sending_s(self.ended_at)
 
     @property
     def answers_per_s(self) -> float:
         """The same up to the last answer."""
-        return self.rows / (self.last_at - self.first_at)
+        return self.rows / self._sending_s(self.last_at)
+
+    def _sending_s(self, to_at: float) -> float:
+        held = [one for one in self.breaks if self.first_at <= one.from_at < to_at]
+        return to_at - self.first_at - sum(one.to_at - one.from_at for one in held)
 
     @property
     def cpu_us(self) -> float:
@@ -131,10 +136,11 @@ def run_batchrun(
     *,
     keep: bool = False,
     environment: Mapping[str, str] | None = None,
+    breaks: Breaks | None = None,
 ) -> Sent:
     """`batchrun run` to its end; its run directory is removed unless it is to be kept."""
     command = batchrun_command(asked, launcher)
-    run = run_timed(command, asked.place, asked.core, environment)
+    run = run_timed(command, asked.place, asked.core, environment, breaks)
     directory = asked.place / "run"
     said = json.loads(run.said) if run.exit_code == 0 else {"ok": 0}
     if said["ok"] != asked.rows:
@@ -155,6 +161,7 @@ def _sent(rows: int, run: Timed, first_at: float, last_at: float, ended_at: floa
         ended_at=ended_at,
         cpu_s=run.cpu_s(first_at, ended_at),
         peak_bytes=run.peak_bytes,
+        breaks=run.breaks,
     )
 
 
@@ -168,12 +175,21 @@ def sent_between(directory: Path, first_row: int = 0) -> tuple[float, float]:
     return first.value / 1e6, last.value / 1e6
 
 
-def median_stretch_s(directory: Path, rows: int) -> float:
-    """Seconds a row between answers that are so many rows apart: the median of all stretches."""
-    tables = ds.dataset(directory / "responses").to_table(columns=["finished_at"])
-    ends = pc.sort_indices(tables["finished_at"])
-    at: list[float] = [one.value / 1e6 for one in tables["finished_at"].take(ends[::rows])]
-    return median(then - now for now, then in pairwise(at)) / rows
+def stretches_s(directory: Path, sent: Sent) -> list[float | None]:
+    """Seconds a row since the break before (or the first request), for each break of a run.
+
+    None for a break before the first answer or after the last.
+    """
+    finished = ds.dataset(directory / "responses").to_table(columns=["finished_at"])["finished_at"]
+    ends_us = sorted(finished.cast(pa.int64()).to_pylist())
+    stretches: list[float | None] = []
+    since_at = sent.first_at
+    for held in sent.breaks:
+        rows = bisect_left(ends_us, held.from_at * 1e6) - bisect_left(ends_us, since_at * 1e6)
+        within = rows > 0 and held.from_at < sent.last_at
+        stretches.append((held.from_at - since_at) / rows if within else None)
+        since_at = max(held.to_at, sent.first_at)
+    return stretches
 
 
 def stored_at(directory: Path) -> float:

@@ -22,15 +22,15 @@ from benchmarks.contenders import (
     Asked,
     Sent,
     batchrun_command,
-    median_stretch_s,
     run_batchrun,
     sent_between,
+    stretches_s,
 )
 from benchmarks.measures import Measure
 from benchmarks.plan_speed import PlanSpeed
 from benchmarks.rounds import LINE_BYTES
 from benchmarks.stall_watch import TOLD, Stall, Watched
-from benchmarks.timed import ROOT, pin, run_timed
+from benchmarks.timed import ROOT, Breaks, pin, run_timed
 
 _LINE_BYTES = 512  # of the rows by the million
 _PLAN_LINE_BYTES = 4096
@@ -71,36 +71,54 @@ class Bench(Struct, frozen=True):
         return replace(self, place=place)
 
 
-SMALLER, LARGEST = (Size(10_000, 5), Size(100_000, 2)), 1_000_000
-QUICK_SMALLER, QUICK_LARGEST = (Size(500, 1), Size(1_000, 1)), 2_000
+class Sizes(Struct, frozen=True):
+    """What is run by rows: the smaller ones on both sides of the largest, the fewest within it."""
+
+    smaller: tuple[Size, ...]
+    largest: int
+    break_every_s: float
 
 
-def measure_sizes(
-    bench: Bench, smaller: Sequence[Size], largest: int
-) -> tuple[list[str], list[Measure], Path]:
+SIZES = Sizes((Size(10_000, 1), Size(100_000, 2)), 1_000_000, break_every_s=5.0)
+QUICK_SIZES = Sizes((Size(500, 1), Size(1_000, 1)), 10_000, break_every_s=0.5)
+
+
+def measure_sizes(bench: Bench, sizes: Sizes) -> tuple[list[str], list[Measure], Path]:
     """The table by rows, what it is judged by, and the source of the largest run.
 
-    The largest run's directory is left.
+    The largest run's directory is left. The machine's speed changes from second to second, so the
+    largest run is held up again and again for one of the fewest rows, and each of these is compared
+    with what ran just before it.
     """
+    smaller, largest = sizes.smaller, sizes.largest
     counts = [size.rows for size in smaller]
+    fewest, fewer = counts[0], counts[-1]
     sources = {rows: bench.place / f"short-{rows}.jsonl" for rows in (*counts, largest)}
     for rows, source in sources.items():
         write_lines(source, rows, _LINE_BYTES)
     runs: dict[int, list[Sent]] = {rows: [] for rows in sources}
     aside = bench.aside()
 
+    def run_aside(rows: int) -> None:
+        runs[rows].append(run_batchrun(aside.asked(sources[rows], rows)))
+
     def run_smaller() -> None:
-        """On both sides of the largest run: the machine's speed changes meanwhile."""
         for size in smaller:
-            asked = aside.asked(sources[size.rows], size.rows)
-            runs[size.rows] += [run_batchrun(asked) for _ in range(size.times)]
+            for _ in range(size.times):
+                run_aside(size.rows)
             _tell_rate(size.rows, runs[size.rows])
 
     run_smaller()
-    runs[largest].append(run_batchrun(bench.asked(sources[largest], largest), keep=True))
+    before = len(runs[fewest])
+    breaks = Breaks(sizes.break_every_s, lambda: run_aside(fewest))
+    held = run_batchrun(bench.asked(sources[largest], largest), keep=True, breaks=breaks)
+    runs[largest].append(held)
     _tell_rate(largest, runs[largest])
-    fewest, fewer = counts[0], counts[-1]
-    stretch_s = median_stretch_s(bench.place / "run", fewest)
+    pairs = zip(stretches_s(bench.place / "run", held), runs[fewest][before:], strict=True)
+    quotients = [own_s * short.rows_per_s for own_s, short in pairs if own_s is not None]
+    if not quotients:
+        raise SystemExit("the largest run was too short to be held up while it was sending")
+    print(f"time a row, each: {', '.join(f'{one:.2f}' for one in quotients)}", flush=True)
     run_smaller()
     for size in smaller:
         sources[size.rows].unlink()
@@ -122,11 +140,11 @@ def measure_sizes(
         ),
         Measure(f"peak memory at {largest:,} rows, MB", peaks[largest] / 1e6, at_most=300),
         Measure(
-            f"time a row, {largest:,} rows / {fewest:,}, medians of {fewest:,} rows each",
-            stretch_s / row_s[fewest],
+            f"time a row, {largest:,} rows / {fewest:,}, in turn",
+            median(quotients),
             at_most=1.05,
         ),
-        Measure("the same with all of the largest run", row_s[largest] / row_s[fewest]),
+        Measure("the same, all of the largest run", row_s[largest] / row_s[fewest]),
     ]
     return lines, measures, sources[largest]
 

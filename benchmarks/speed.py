@@ -78,14 +78,13 @@ def _rounds(
 
 def _scale(options: argparse.Namespace, bench: scale.Bench, server: str) -> list[Measure]:
     quick = options.quick
-    smaller = scale.QUICK_SMALLER if quick else scale.SMALLER
-    largest = scale.QUICK_LARGEST if quick else scale.LARGEST
+    sizes = scale.QUICK_SIZES if quick else scale.SIZES
     measures = scale.measure_help(bench.core)
     measures += scale.measure_plan(bench, 500 if quick else _PLAN_ROWS)
     measures += scale.measure_stalls(bench, 2_000 if quick else _STALL_ROWS)
-    lines, by_size, source = scale.measure_sizes(bench, smaller, largest)
+    lines, by_size, source = scale.measure_sizes(bench, sizes)
     measures += by_size
-    measures += scale.measure_resume(bench, source, largest)
+    measures += scale.measure_resume(bench, source, sizes.largest)
     _tell(options, "scale", f"On {_where(server, bench.core)}.", lines, measures)
     return measures
 

@@ -4,10 +4,11 @@ So every client is measured in the same way, whatever it is written in.
 """
 
 import os
+import signal
 import subprocess
 import time
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,6 +28,20 @@ class Sample(Struct, frozen=True):
     cpu_s: float
 
 
+class Breaks(Struct, frozen=True):
+    """A process is held up each time it has run for so long, and something else is done."""
+
+    every_s: float
+    fill: Callable[[], None]
+
+
+class Break(Struct, frozen=True):
+    """When a process was held up, and when it went on. Unix time."""
+
+    from_at: float
+    to_at: float
+
+
 class Timed(Struct, frozen=True):
     """A process that has ended."""
 
@@ -36,6 +51,7 @@ class Timed(Struct, frozen=True):
     ended_at: float
     peak_bytes: int  # of each process its own, added up
     samples: list[Sample]
+    breaks: list[Break]
 
     def cpu_s(self, from_at: float, to_at: float) -> float:
         """CPU used between two moments."""
@@ -71,6 +87,7 @@ def run_timed(
     place: Path,
     core: int | None,
     environment: Mapping[str, str] | None = None,
+    breaks: Breaks | None = None,
 ) -> Timed:
     """Runs it to its end, from the project's root. `place` takes what it says."""
     out, errors = place / "stdout.txt", place / "stderr.txt"
@@ -86,6 +103,8 @@ def run_timed(
         )
     pin(process.pid, core)
     samples, peak_bytes = [Sample(began_at, 0.0)], 0
+    taken: list[Break] = []
+    runs_since_at = began_at
     try:
         while True:
             pid, status, usage = os.wait4(process.pid, os.WNOHANG)
@@ -99,6 +118,9 @@ def run_timed(
                 family = (process.pid, *_children(process.pid))
                 samples.append(Sample(ended_at, sum(map(_cpu_s, family))))
                 peak_bytes = max(peak_bytes, sum(map(_peak_bytes, family)))
+            if breaks is not None and ended_at - runs_since_at >= breaks.every_s:
+                taken.append(_hold_up(process.pid, breaks.fill))
+                runs_since_at = taken[-1].to_at
             time.sleep(_LOOK_EVERY_S)
     finally:
         if process.returncode is None:
@@ -108,7 +130,24 @@ def run_timed(
     if process.returncode != 0:
         ended = f"{' '.join(command)}\nended with {process.returncode}:"
         print(ended, errors.read_bytes()[-_SHOWN_BYTES:].decode(errors="replace"), flush=True)
-    return Timed(process.returncode, out.read_bytes(), began_at, ended_at, peak_bytes, samples)
+    said = out.read_bytes()
+    return Timed(process.returncode, said, began_at, ended_at, peak_bytes, samples, taken)
+
+
+def _hold_up(pid: int, fill: Callable[[], None]) -> Break:
+    """Stops the process and its children while something else is done."""
+    from_at = time.time()
+    os.kill(pid, signal.SIGSTOP)
+    children = _children(pid)  # none comes or goes unseen any more
+    for child in children:
+        os.kill(child, signal.SIGSTOP)
+    try:
+        fill()
+    finally:
+        to_at = time.time()
+        for each in (*children, pid):
+            os.kill(each, signal.SIGCONT)
+    return Break(from_at, to_at)
 
 
 def _children(pid: int) -> list[int]:

@@ -1,18 +1,20 @@
 """What the speed benchmark computes from what it measures."""
 
+import sys
+import time
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.contenders import Sent, median_stretch_s
+from benchmarks.contenders import Sent, stretches_s
 from benchmarks.measures import Measure
 from benchmarks.parts import disjoint, with_column
 from benchmarks.rounds import Rounds, judge_rounds, render_rounds
 from benchmarks.scale import between, bytes_a_row
 from benchmarks.stall_watch import Stall
-from benchmarks.timed import Sample, cpu_at
+from benchmarks.timed import Break, Breaks, Sample, cpu_at, run_timed
 
 
 def _sent(rows_per_s: float, answers_per_s: float | None = None) -> Sent:
@@ -102,10 +104,45 @@ def test_a_table_of_parts_keeps_its_other_column() -> None:
     assert again[2:] == ["| parse | 5.0 | 3.0 |"]
 
 
-def test_a_slow_spell_is_no_part_of_the_median_stretch(tmp_path: Path) -> None:
-    ends_s = [0.0, 1.0, 2.0, 12.0, 13.0, 14.0, 15.0]  # ten seconds for one, one for the others
+def _held_up(*breaks: Break) -> Sent:
+    return Sent(6, 90.0, 100.0, 119.0, 120.0, 0.05, 80_000_000, breaks)
+
+
+def test_a_break_counts_for_nothing() -> None:
+    sent = _held_up(Break(95.0, 97.0), Break(104.0, 112.0), Break(119.5, 119.75))
+    assert sent.answers_per_s == pytest.approx(6 / (19 - 8))
+    assert sent.rows_per_s == pytest.approx(6 / (20 - 8.25))
+
+
+def test_a_stretch_begins_where_the_break_before_it_ended(tmp_path: Path) -> None:
+    ends_s = [101.0, 102.0, 103.0, 113.0, 114.0, 119.0]
     ends = pa.array([int(at * 1e6) for at in reversed(ends_s)], pa.timestamp("us", "UTC"))
     (tmp_path / "responses").mkdir()
     pq.write_table(pa.table({"finished_at": ends}), tmp_path / "responses" / "part.parquet")
-    assert median_stretch_s(tmp_path, 1) == 1.0
-    assert median_stretch_s(tmp_path, 2) == 1.0
+    sent = _held_up(
+        Break(95.0, 97.0), Break(104.5, 112.0), Break(115.0, 116.0), Break(119.5, 119.75)
+    )
+    assert stretches_s(tmp_path, sent) == [None, 1.5, 1.5, None]
+
+
+def test_a_process_is_held_up_while_something_else_is_done(tmp_path: Path) -> None:
+    """It counts by itself, and nothing while another counts."""
+    ticks = tmp_path / "ticks"
+    counting = (
+        f"import time; at = open({str(ticks)!r}, 'a', buffering=1)\n"
+        "for each in range(100): at.write('.'); at.flush(); time.sleep(0.01)"
+    )
+    sizes: list[tuple[int, int]] = []
+
+    def fill() -> None:
+        before = ticks.stat().st_size
+        time.sleep(0.2)
+        sizes.append((before, ticks.stat().st_size))
+
+    command = [sys.executable, "-c", counting]
+    run = run_timed(command, tmp_path, None, breaks=Breaks(0.4, fill))
+    assert run.exit_code == 0
+    assert ticks.stat().st_size == 100
+    assert len(run.breaks) == len(sizes) >= 2
+    assert all(before == after for before, after in sizes)
+    assert any(0 < before < 100 for before, after in sizes)
