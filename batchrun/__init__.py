@@ -12,7 +12,6 @@ Heavy libraries are imported when a function needs them, not with the package.
 
 from contextlib import suppress
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from batchrun.errors import (
@@ -26,6 +25,8 @@ from batchrun.errors import (
 from batchrun.version import VERSION
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pyarrow.dataset
 
     from batchrun.job import Job
@@ -124,8 +125,10 @@ async def run_async(
     )
 
 
-def open_run(path: str | Path) -> Tables:
+def open_run(path: "str | Path") -> Tables:
     """The tables of a run directory, lazily. Raises `JobError` where it is none."""
+    from pathlib import Path  # noqa: PLC0415 - see above
+
     from batchrun.store import tables  # noqa: PLC0415 - see above
 
     return Tables(tables.responses(Path(path)), tables.tool_calls(Path(path)))

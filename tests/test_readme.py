@@ -15,7 +15,7 @@ import click
 import msgspec
 import pytest
 
-from batchrun.cli.main import batchrun
+from batchrun.cli.main import batchrun, find_command
 from batchrun.errors import ErrorKind
 from batchrun.job import Job, PriceJob
 from batchrun.job_file import load_job
@@ -130,7 +130,7 @@ def test_the_library_example_runs(walked: tuple[Path, dict[str, str]]) -> None:
 
 
 def commands() -> dict[str, click.Command]:
-    return dict(batchrun.commands)
+    return {name: find_command(name) for name in batchrun.commands}
 
 
 def options(command: click.Command) -> set[str]:

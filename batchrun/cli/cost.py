@@ -8,7 +8,6 @@ from batchrun.cli.missing import warn_of_missing_parts
 
 
 @click.command(
-    short_help="Say what runs cost, or would have cost elsewhere.",
     epilog="""\b
 Examples:
   batchrun cost runs/prompts --by split

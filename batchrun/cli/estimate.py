@@ -31,7 +31,6 @@ Examples:
 @click.command(
     epilog=_EPILOG,
     cls=NeverTakesTheNextWord,
-    short_help="Say what a run will cost, before it is sent.",
 )
 @click.argument("source")
 @click.option(

@@ -8,7 +8,6 @@ from batchrun.cli.missing import warn_of_missing_parts
 
 
 @click.command(
-    short_help="Write all rows into one file: JSON Lines, CSV, Batch lines.",
     epilog="\b\nExamples:\n  batchrun export runs/prompts answers.csv\n"
     "  batchrun export runs/prompts output.jsonl --format batch",
 )

@@ -10,7 +10,6 @@ from batchrun.errors import JobError
 
 
 @click.command(
-    short_help="Say how a run stands, and what goes on with it.",
     epilog="\b\nExample:\n  batchrun status runs/prompts",
 )
 @click.argument("run_path", metavar="RUN", type=click.Path(path_type=Path))
@@ -34,7 +33,6 @@ def status(run_path: Path, *, as_json: bool) -> None:
 
 
 @click.command(
-    short_help="Show one row as a person reads it.",
     epilog="\b\nExample:\n  batchrun show runs/prompts 17",
 )
 @click.argument("run_path", metavar="RUN", type=click.Path(path_type=Path))

@@ -4,22 +4,27 @@ import errno
 import os
 import sys
 from contextlib import suppress
+from importlib import import_module
 
 import click
 
-from batchrun.cli.cost import cost
-from batchrun.cli.estimate import estimate
-from batchrun.cli.export import export
-from batchrun.cli.look import show, status
-from batchrun.cli.report import report
-from batchrun.cli.run import run
-from batchrun.cli.simulate import simulate
-from batchrun.cli.verify import verify
 from batchrun.errors import BatchrunError
 from batchrun.lean_arrow import take_arrow_lean
 from batchrun.report.printable import printable
 from batchrun.version import VERSION
 
+# Each command's room below `batchrun.cli`, and what `batchrun --help` says of it.
+_COMMANDS = {
+    "run": ("run", "Run a prompt set, or go on with it."),
+    "estimate": ("estimate", "Say what a run will cost, before it is sent."),
+    "status": ("look", "Say how a run stands, and what goes on with it."),
+    "show": ("look", "Show one row as a person reads it."),
+    "cost": ("cost", "Say what runs cost, or would have cost elsewhere."),
+    "report": ("report", "Say what came of a run, in tables or as an HTML page."),
+    "export": ("export", "Write all rows into one file: JSON Lines, CSV, Batch lines."),
+    "verify": ("verify", "Prove a run from its files alone."),
+    "simulate": ("simulate", "Serve made-up answers in the way of the Responses API."),
+}
 _EXAMPLES = """\b
 Examples:
   batchrun run prompts.jsonl --prompt '{{ question }}' --model gpt-4.1 --simulate
@@ -31,22 +36,28 @@ Examples:
 """
 
 
-def _help_width() -> int:
-    """As click finds it, but without shutil, whose imports are a twentieth of `--help`."""
-    columns = os.environ.get("COLUMNS", "")
-    if columns.isdecimal() and int(columns):
-        width = int(columns)
-    else:
-        try:
-            width = os.get_terminal_size(1).columns or 80
-        except OSError:  # no terminal
-            width = 80
-    return max(50, min(width, 100) - 2)
+def find_command(name: str) -> click.Command:
+    """The command of this name, imported."""
+    room, _ = _COMMANDS[name]
+    found: click.Command = getattr(import_module(f"batchrun.cli.{room}"), name)
+    return found
+
+
+class _Commands(click.Group):
+    """Imports a command when it is the one that was asked for: `--help` takes a quarter less."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, _, rest = super().resolve_command(ctx, args)
+        return name, find_command(name) if name else None, rest
 
 
 @click.group(
+    cls=_Commands,
+    commands=[click.Command(name, short_help=says) for name, (_, says) in _COMMANDS.items()],
     epilog=_EXAMPLES,
-    context_settings={"help_option_names": ["-h", "--help"], "terminal_width": _help_width()},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(VERSION, prog_name="batchrun")
 def batchrun() -> None:
@@ -54,17 +65,6 @@ def batchrun() -> None:
 
     The same command again resumes: what is answered is never sent, nor paid for, twice.
     """
-
-
-batchrun.add_command(run)
-batchrun.add_command(estimate)
-batchrun.add_command(status)
-batchrun.add_command(show)
-batchrun.add_command(cost)
-batchrun.add_command(report)
-batchrun.add_command(export)
-batchrun.add_command(verify)
-batchrun.add_command(simulate)
 
 
 def main() -> None:

@@ -9,7 +9,6 @@ from batchrun.cli.missing import warn_of_missing_parts
 
 
 @click.command(
-    short_help="Say what came of a run, in tables or as an HTML page.",
     epilog="\b\nExamples:\n  batchrun report runs/prompts\n"
     "  batchrun report runs/prompts --html report.html",
 )

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
 
 
 @click.command(
-    short_help="Prove a run from its files alone.",
     epilog="\b\nExample:\n  batchrun verify runs/prompts",
 )
 @click.argument("run_path", metavar="RUN", type=click.Path(path_type=Path))
