@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
 import msgspec
 from msgspec import Struct
@@ -38,7 +38,7 @@ _IN_FLIGHT = 64
 _ADDED = 1000  # rows that a finished run gets each time before it is resumed
 _RESUMES = 3
 _STALL_RUNS = 3
-_STARTS = 15
+_STARTS = 31
 _SHOWN = 3  # stalls that are named
 
 HEAD = (
@@ -79,7 +79,7 @@ class Sizes(Struct, frozen=True):
     break_every_s: float
 
 
-SIZES = Sizes((Size(10_000, 1), Size(100_000, 2)), 1_000_000, break_every_s=5.0)
+SIZES = Sizes((Size(10_000, 1), Size(100_000, 2)), 1_000_000, break_every_s=3.0)
 QUICK_SIZES = Sizes((Size(500, 1), Size(1_000, 1)), 10_000, break_every_s=0.5)
 
 
@@ -87,8 +87,8 @@ def measure_sizes(bench: Bench, sizes: Sizes) -> tuple[list[str], list[Measure],
     """The table by rows, what it is judged by, and the source of the largest run.
 
     The largest run's directory is left. The machine's speed changes from second to second, so the
-    largest run is held up again and again for one of the fewest rows, and each of these is compared
-    with what ran just before it.
+    largest run is held up again and again for one of the fewest rows, and the time a row of both is
+    that of their turns.
     """
     smaller, largest = sizes.smaller, sizes.largest
     counts = [size.rows for size in smaller]
@@ -114,20 +114,16 @@ def measure_sizes(bench: Bench, sizes: Sizes) -> tuple[list[str], list[Measure],
     held = run_batchrun(bench.asked(sources[largest], largest), keep=True, breaks=breaks)
     runs[largest].append(held)
     _tell_rate(largest, runs[largest])
-    pairs = zip(stretches_s(bench.place / "run", held), runs[fewest][before:], strict=True)
-    quotients = [own_s * short.rows_per_s for own_s, short in pairs if own_s is not None]
-    if not quotients:
-        raise SystemExit("the largest run was too short to be held up while it was sending")
-    print(f"time a row, each: {', '.join(f'{one:.2f}' for one in quotients)}", flush=True)
+    turns = _turns(stretches_s(bench.place / "run", held), runs[fewest][before:])
     run_smaller()
     for size in smaller:
         sources[size.rows].unlink()
     peaks = {rows: median(run.peak_bytes for run in sent) for rows, sent in runs.items()}
-    row_s = {rows: median(1 / run.rows_per_s for run in sent) for rows, sent in runs.items()}
     lines = [
         *HEAD,
         *[
-            f"| {rows:,} | {1 / row_s[rows]:,.0f} | {median(run.cpu_us for run in sent):,.1f} | "
+            f"| {rows:,} | {median(run.rows_per_s for run in sent):,.0f} | "
+            f"{median(run.cpu_us for run in sent):,.1f} | "
             f"{peaks[rows] / 1e6:,.0f} |"
             for rows, sent in runs.items()
         ],
@@ -140,13 +136,32 @@ def measure_sizes(bench: Bench, sizes: Sizes) -> tuple[list[str], list[Measure],
         ),
         Measure(f"peak memory at {largest:,} rows, MB", peaks[largest] / 1e6, at_most=300),
         Measure(
-            f"time a row, {largest:,} rows / {fewest:,}, in turn",
-            median(quotients),
+            f"time a row, {largest:,} rows / {fewest:,}, means of {len(turns)} turns",
+            mean(turn.long_s for turn in turns) / mean(turn.short_s for turn in turns),
             at_most=1.05,
         ),
-        Measure("the same, all of the largest run", row_s[largest] / row_s[fewest]),
     ]
     return lines, measures, sources[largest]
+
+
+class _Turn(Struct, frozen=True):
+    """Seconds a row of the largest run up to a break, and of the run that filled the break."""
+
+    long_s: float
+    short_s: float
+
+
+def _turns(stretches: Sequence[float | None], fills: Sequence[Sent]) -> list[_Turn]:
+    turns = [
+        _Turn(long_s, 1 / fill.rows_per_s)
+        for long_s, fill in zip(stretches, fills, strict=True)
+        if long_s is not None
+    ]
+    if not turns:
+        raise SystemExit("the largest run was too short to be held up while it was sending")
+    each = ", ".join(f"{turn.long_s / turn.short_s:.2f}" for turn in turns)
+    print(f"time a row, each turn: {each}", flush=True)
+    return turns
 
 
 def _tell_rate(rows: int, sent: Sequence[Sent]) -> None:
