@@ -35,7 +35,6 @@ from batchrun.report.live import Live
 from batchrun.report.next_command import higher_cap_usd, next_command
 from batchrun.report.summary import Summary, Tally, cost_of_left, left_in_words
 from batchrun.stop_switch import StopSwitch
-from batchrun.store.largest import read_largest
 from batchrun.store.run_dir import RunDir
 from batchrun.store.tables import example_not_ok
 
@@ -89,6 +88,8 @@ class Run:
         run_dir.log_event("started", rows=self.rows, to_send=self.plan.to_send)
         largest: Mapping[str, Largest] = {}
         if self.budget is not None and resumed.totals.rows:
+            from batchrun.store.largest import read_largest  # noqa: PLC0415 - duckdb takes 0.1 s
+
             largest = await asyncio.to_thread(read_largest, run_dir.path)
         scopes = Scopes(self.most_in_flight, job.limits.give_up_after_s, largest)
         first = FirstAlone()

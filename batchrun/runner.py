@@ -5,7 +5,7 @@ import contextlib
 import gc
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 from msgspec.structs import replace
 
@@ -28,8 +28,6 @@ from batchrun.plan import known_prices, make_plan, make_record
 from batchrun.records import NOTHING_SENT_AGAIN, Resend
 from batchrun.report.summary import Summary, Tally
 from batchrun.resume import note_differences
-from batchrun.simulator.behavior import Behavior
-from batchrun.simulator.server import serve
 from batchrun.stop_switch import StopSwitch
 from batchrun.store.run_dir import RunDir
 from batchrun.version import VERSION
@@ -120,8 +118,7 @@ async def run_job(
                 async with contextlib.AsyncExitStack() as servers:
                     endpoint = job.endpoint
                     if simulate:
-                        base_url = await servers.enter_async_context(serve(Behavior()))
-                        endpoint = _simulated(endpoint, base_url)
+                        endpoint = await servers.enter_async_context(_simulated(endpoint))
                     client = Client(endpoint, key, headers, VERSION, run.begin)
                     await servers.enter_async_context(client)
                     servers.enter_context(_quick_interpreter())
@@ -153,6 +150,12 @@ def _quick_interpreter() -> Iterator[None]:
         gc.unfreeze()
 
 
-def _simulated(endpoint: EndpointJob, base_url: str) -> EndpointJob:
-    """The job's settings, but for the simulator at this address."""
-    return replace(endpoint, base_url=base_url, api_key_env="none", headers={}, query={})
+@contextlib.asynccontextmanager
+async def _simulated(endpoint: EndpointJob) -> AsyncIterator[EndpointJob]:
+    """The job's settings, but for a simulator that serves meanwhile."""
+    # aiohttp's server takes 40 ms to import.
+    from batchrun.simulator.behavior import Behavior  # noqa: PLC0415
+    from batchrun.simulator.server import serve  # noqa: PLC0415
+
+    async with serve(Behavior()) as base_url:
+        yield replace(endpoint, base_url=base_url, api_key_env="none", headers={}, query={})
