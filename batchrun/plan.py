@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from itertools import groupby
 from pathlib import Path
 
 import msgspec
@@ -261,18 +262,23 @@ def _free_bytes(path: Path) -> int:
 
 
 def _problems(survey: Survey) -> str:
+    is_all = survey.bad_rows == survey.rows  # then it is rarely the rows' fault
     lines = []
-    for row in survey.problems:
+    for _, alike in groupby(survey.problems, lambda bad: bad.message if is_all else bad.row):
+        row, *others = alike
         where = f"{row.source}:{row.line}" if row.line else f"{row.source}, row {row.row}"
-        lines.append(f"  {where}: {row.message}")
+        lines.append(
+            f"  {where}{f' (and {len(others)} after it)' if others else ''}: {row.message}"
+        )
     more = survey.bad_rows - len(survey.problems)
     if more > 0:
         lines.append(f"  and {more:,} more")
-    return (
-        f"{rows_in_words(survey.bad_rows)} of {survey.rows:,} cannot be sent:\n"
-        + "\n".join(lines)
-        + "\nMend the input, or give --skip-bad-rows to keep them as rows of status invalid"
-    )
+    if is_all:
+        cure = "Mend the input or the options"
+    else:
+        cure = "Mend the input, or give --skip-bad-rows to keep them as rows of status invalid"
+    said = f"{rows_in_words(survey.bad_rows)} of {survey.rows:,} cannot be sent:"
+    return "\n".join([said, *lines, cure])
 
 
 def _stores_request(job: Job, survey: Survey, pinned: bool | None) -> bool:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from batchrun.errors import ErrorKind, JobError
+from batchrun.errors import ErrorKind, InputError, JobError
 from batchrun.inputs.read import find_source
 from batchrun.job import Job
 from batchrun.job_file import load_job
@@ -167,3 +167,21 @@ def test_settled_rows_of_unknown_cost_are_told_to_whoever_sets_a_cap(tmp_path: P
 def test_a_run_directory_s_name_with_a_nul_is_refused(tmp_path: Path) -> None:
     with pytest.raises(JobError, match="NUL"):
         dry_run(_job(tmp_path, [{"input": "a", "model": "gpt-4.1"}], output__path="a\0b"))
+
+
+def test_what_is_wrong_with_all_rows_alike_is_said_once(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as raised:
+        dry_run(_job(tmp_path, [{"input": "hi"}] * 12))
+    said = str(raised.value)
+    assert said.startswith("12 rows of 12 cannot be sent:")
+    assert "prompts.jsonl:1 (and 9 after it): no model" in said
+    assert said.count("no model") == 1
+    assert "--skip-bad-rows" not in said
+
+
+def test_what_is_wrong_with_some_rows_is_said_of_each(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"input": "hi", "model": "m"}, {"input": "a"}, {"input": "b"}]
+    with pytest.raises(InputError) as raised:
+        dry_run(_job(tmp_path, rows))
+    assert str(raised.value).count("no model") == 2
+    assert "--skip-bad-rows" in str(raised.value)

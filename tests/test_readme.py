@@ -19,6 +19,7 @@ from batchrun.cli.main import batchrun, find_command
 from batchrun.errors import ErrorKind
 from batchrun.job import Job, PriceJob
 from batchrun.job_file import load_job
+from batchrun.report.summary import Summary
 from batchrun.simulator.kinds import Fault
 from batchrun.simulator.stats import Stats
 from batchrun.store import schema
@@ -251,6 +252,12 @@ def test_the_simulator_page_names_each_option_fault_and_count() -> None:
     assert not options(commands()["simulate"]) - words
     assert not set(Fault) - words
     assert not Stats().totals().keys() - words
+
+
+def test_the_summary_page_names_each_field_in_its_order() -> None:
+    text = (ROOT / "docs" / "summary.md").read_text(encoding="utf-8")
+    names = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    assert re.findall(r"`(\w+)`", " ".join(names)) == list(Summary.__struct_fields__)
 
 
 def test_the_architecture_page_names_each_floor_and_no_room_that_there_is_not() -> None:

@@ -247,7 +247,9 @@ class Tally:
         """Rows, requests and tokens a second, over the last half minute or the whole command."""
         marks = self._marks
         now = (now_s, self.settled_now, self._requests(retries), self._tokens())
-        if now_s - marks[-1][0] >= _MARK_S:
+        if len(marks) == 1 and now[1:] == marks[0][1:]:
+            marks[0] = now  # nothing has come yet: reading the input is no part of the rate
+        elif now_s - marks[-1][0] >= _MARK_S:
             marks.append(now)
         while len(marks) > 2 and now_s - marks[1][0] > _WINDOW_S:
             marks.popleft()
