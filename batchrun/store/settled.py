@@ -150,7 +150,7 @@ def _is_sent_again(outcome: Outcome, resend: Resend) -> bool:
     has_failed = result.status in FAILED
     if not kinds:
         return has_failed
-    failure = result.failure if isinstance(result, Response) else result
+    failure = outcome.failure
     if has_failed and failure is not None and failure.kind in kinds:
         return True
     return isinstance(result, Response) and (
@@ -215,7 +215,7 @@ class _Count:
         sums["unpriced"] += outcome.is_unpriced
         self._unpriced_model = self._unpriced_model or outcome.unpriced_model
         self._statuses[result.status] += 1
-        failure = result.failure if isinstance(result, Response) else result
+        failure = outcome.failure
         if failure is not None:
             self._error_kinds[str(failure.kind)] += 1
         if isinstance(result, Response):
