@@ -4,12 +4,14 @@
 
     job = batchrun.load_job("prompts.jsonl", {"request.model": "gpt-4.1"})
     summary = batchrun.run(job)                # in a notebook: await batchrun.run_async(job)
+    print(summary.state, summary.ok, summary.left, summary.cost_usd)
     tables = batchrun.open_run(summary.run)
     tables.responses.to_table(columns=["custom_id", "output_text"]).to_pandas()
 
 Heavy libraries are imported when a function needs them, not with the package.
 """
 
+import warnings
 from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,6 +27,7 @@ from batchrun.errors import (
 from batchrun.version import VERSION
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     import pyarrow.dataset
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from batchrun.job_file import load_job
     from batchrun.records import Resend
     from batchrun.report.summary import Summary
+    from batchrun.stop_switch import StopSwitch
 
 __version__ = VERSION
 
@@ -44,7 +48,9 @@ __all__ = [
     "JobError",
     "Resend",
     "RunStopped",
+    "StopSwitch",
     "StoreError",
+    "Summary",
     "Tables",
     "__version__",
     "load_job",
@@ -54,7 +60,13 @@ __all__ = [
 ]
 
 
-_ROOMS = {"Job": "job", "Resend": "records", "load_job": "job_file"}
+_ROOMS = {
+    "Job": "job",
+    "Resend": "records",
+    "StopSwitch": "stop_switch",
+    "Summary": "report.summary",
+    "load_job": "job_file",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -78,13 +90,18 @@ def run(
     limit: int | None = None,
     resend: "Resend | None" = None,
     insecure_http: bool = False,
+    progress: "Callable[[Summary], None] | None" = None,
+    stop: "StopSwitch | None" = None,
 ) -> "Summary":
     """Runs or resumes `job` to its end; for code without a running event loop.
 
     The summary's `exit_code` says how it ended: 0 every row ok, 3 stopped early, 4 some rows not
-    ok. `resend` says which settled rows to send again. `insecure_http` allows a key over plain http
-    to another machine. Raises `JobError` and `InputError` before anything is sent, `StoreError`
-    where the disk fails.
+    ok, 130 asked to stop by `stop.ask()`, which any thread may call. `progress` is told how the run
+    stands, four times a second and at its end, on the run's thread; what it raises becomes a
+    warning. `resend` says which settled rows to send again. `insecure_http` allows a key over plain
+    http to another machine. Nothing of the process is changed: no signal handler, no setting of the
+    interpreter. Raises `JobError` and `InputError` before anything is sent, `Interrupted` where it
+    was asked to stop by then, `StoreError` where the disk fails.
     """
     import asyncio  # noqa: PLC0415 - see above
 
@@ -99,7 +116,13 @@ def run(
     with asyncio.Runner(loop_factory=new_event_loop) as loop:
         return loop.run(
             run_async(
-                job, simulate=simulate, limit=limit, resend=resend, insecure_http=insecure_http
+                job,
+                simulate=simulate,
+                limit=limit,
+                resend=resend,
+                insecure_http=insecure_http,
+                progress=progress,
+                stop=stop,
             )
         )
 
@@ -111,8 +134,11 @@ async def run_async(
     limit: int | None = None,
     resend: "Resend | None" = None,
     insecure_http: bool = False,
+    progress: "Callable[[Summary], None] | None" = None,
+    stop: "StopSwitch | None" = None,
 ) -> "Summary":
     """The same from a running event loop. Cancelling it drops what is in flight."""
+    from batchrun.one_run import Watch  # noqa: PLC0415 - see above
     from batchrun.records import NOTHING_SENT_AGAIN  # noqa: PLC0415 - see above
     from batchrun.runner import run_job  # noqa: PLC0415
 
@@ -122,7 +148,28 @@ async def run_async(
         limit=limit,
         resend=resend or NOTHING_SENT_AGAIN,
         insecure_http=insecure_http,
+        stop=stop,
+        watch=None if progress is None else Watch(summary=_harmless(progress)),
     )
+
+
+def _harmless(progress: "Callable[[Summary], None]") -> "Callable[[Summary], None]":
+    """A caller's mistake must not end a paid run: it is warned of, and not called again."""
+    failed = False
+
+    def show(summary: "Summary") -> None:
+        nonlocal failed
+        if failed:
+            return
+        try:
+            progress(summary)
+        except Exception as error:  # noqa: BLE001 - whatever it is
+            failed = True
+            warnings.warn(
+                f"batchrun: progress failed and is not called again ({error!r})", stacklevel=2
+            )
+
+    return show
 
 
 def open_run(path: "str | Path") -> Tables:

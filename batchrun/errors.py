@@ -29,10 +29,24 @@ class StoreError(BatchrunError):
     """The run directory cannot be written or read; the run resumes once that is mended."""
 
 
+class StopCause(StrEnum):
+    """Why a run stops early."""
+
+    QUOTA = "quota"  # the provider's: money or quota is used up
+    KEY = "key"  # key, model or path is refused
+    BUDGET = "budget"  # limits.max_cost_usd
+    ENDPOINT = "endpoint"  # down, or refuses everything, for longer than is waited
+    FAILURES = "failures"  # too many rows fail
+
+
 class RunStopped(BatchrunError):  # noqa: N818 - an end foreseen, not a fault
-    """The run stopped early and can be resumed: key refused, quota used up, endpoint down."""
+    """The run stopped early and can be resumed; `cause` says why."""
 
     exit_code = 3
+
+    def __init__(self, message: str, cause: StopCause) -> None:
+        super().__init__(message)
+        self.cause = cause
 
 
 class Interrupted(BatchrunError):  # noqa: N818 - a signal's wish, not a fault

@@ -2,22 +2,24 @@
 
 Follow one row: `inputs` reads it and makes a Request; the executor gives it a place; `dispatch`
 gets its outcome; the keeper keeps it in the run directory, with whatever arrived at the same time,
-and counts it.
+and counts it. What stops the sending is collected, and judged by `ending` when all has landed.
 """
 
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from batchrun.dispatch.attempts import Dispatcher
 from batchrun.dispatch.gate import Gate
+from batchrun.ending import NOT_OK, End, end_of
 from batchrun.endpoint.client import Client
-from batchrun.errors import BatchrunError, InputError, Interrupted, RunStopped, StoreError
+from batchrun.errors import BatchrunError, RunStopped, StopCause, StoreError
 from batchrun.executors.local import LocalExecutor
 from batchrun.job import Job
 from batchrun.keeping import Keeper
@@ -29,7 +31,7 @@ from batchrun.policy.pace import user_limits
 from batchrun.policy.scopes import Scopes
 from batchrun.policy.verdicts import Limit
 from batchrun.pricing.prices import Prices
-from batchrun.records import BadRow, Largest, Request, RunRecord
+from batchrun.records import BadRow, Largest, Outcome, Request, RunRecord
 from batchrun.report.binding import Pulse
 from batchrun.report.live import Live
 from batchrun.report.next_command import higher_cap_usd, next_command
@@ -46,6 +48,7 @@ class Watch(Struct):
     """Whoever wants to see: each is called on the run's thread and must be quick."""
 
     plan: Callable[[Plan, Path], None] = lambda _plan, _path: None
+    sending: Callable[[], None] = lambda: None  # the first request is about to go out
     summary: Callable[[Summary], None] = lambda _summary: None
 
 
@@ -67,15 +70,30 @@ class Run:
         self.job, self.run_dir, self.plan, self.record = job, run_dir, plan, record
         self.tally, self.watch, self.stop = tally, watch, stop
         self.prices, self.most_in_flight = prices, most_in_flight
-        self.keeper = Keeper(run_dir, tally, plan.resumed)
+        self.keeper = Keeper(run_dir, tally, plan.resumed, job.endpoint.base_url, self._stop)
         spent_usd = (record.totals.cost_usd or 0.0) + (record.gone.cost_usd or 0.0)
+        spent_usd += run_dir.unfinished_usd
         cap_usd = job.limits.max_cost_usd
         self.budget = None if cap_usd is None else Budget(cap_usd, spent_usd, record.unknown_usd)
-        self.rows = plan.rows_in_all
-        self.ended_by: BatchrunError | None = None
+        self.causes: list[BaseException] = []  # why nothing more is sent
+        self._executor: LocalExecutor | None = None
+        self._of_disk = ""  # what came of answers that the disk did not take at once
+
+    def _stop(self, cause: BaseException) -> None:
+        """Nothing more is sent; what is in flight lands."""
+        if self._executor is None:
+            self.causes.append(cause)
+        else:
+            self._executor.stop(cause)
 
     async def send(self, client: Client, limit: int | None) -> None:
-        """Every row that is not settled, to its outcome in the journal."""
+        """Every row that is not settled, to its outcome in the journal; `end` says what came."""
+        try:
+            await self._send(client, limit)
+        except StoreError as error:
+            self.causes.append(error)
+
+    async def _send(self, client: Client, limit: int | None) -> None:
         job, run_dir = self.job, self.run_dir
         run_dir.save(self.record)
         resumed = self.plan.resumed
@@ -85,7 +103,7 @@ class Run:
             replaces=resumed.resent.rows > 0,
             apart=True,
         )
-        run_dir.log_event("started", rows=self.rows, to_send=self.plan.to_send)
+        run_dir.log_event("started", rows=self.plan.rows_in_all, to_send=self.plan.to_send)
         largest: Mapping[str, Largest] = {}
         if self.budget is not None and resumed.totals.rows:
             from batchrun.store.largest import read_largest  # noqa: PLC0415 - duckdb takes 0.1 s
@@ -104,39 +122,41 @@ class Run:
             key_name=job.endpoint.api_key_env,
             has_budget=job.limits.max_cost_usd is not None,
             hedges=job.limits.hedge,
+            unfinished=self.keeper,
         )
-        executor = LocalExecutor(dispatcher, gate, self.most_in_flight)
+        executor = self._executor = LocalExecutor(dispatcher, gate, self.most_in_flight)
         requests = self._taken_up(
             self.plan.prompts.requests(self.plan.layout, resumed.settled, limit)
         )
         watchers = (FirstRows(resumed.totals.without(resumed.resent)), TooManyFailures(job.limits))
-        try:
-            async with (
-                executor.run(requests) as arriving,
-                self._watched(executor, gate, dispatcher),
-            ):
-                self.stop.listen(lambda: self._interrupt(executor))
-                async for outcomes in arriving:
-                    try:
-                        self.keeper.keep(outcomes)
-                    except StoreError as error:  # what is in flight lands, and is held
-                        executor.stop(error)
-                    for watcher in watchers:
-                        for outcome in outcomes:
-                            if (reason := watcher.told(outcome)) is not None:
-                                executor.stop(RunStopped(reason))
-        except (RunStopped, Interrupted) as end:
-            self.ended_by = end
-        except InputError as error:  # the files changed since the plan; the run can go on later
-            self.ended_by = RunStopped(str(error))
-        except StoreError as error:
-            await self.keeper.keep_held(
-                error,
-                is_hurried=lambda: len(self.stop.asked) > 1,
-                tell=lambda said: self.watch.summary(
-                    self._summary("waiting for the disk", message=said)
-                ),
-            )
+        async with (
+            executor.run(requests) as arriving,
+            self._watched(executor, gate, dispatcher),
+        ):
+            self.stop.listen(lambda: self._interrupt(executor))
+            self.watch.sending()
+            async for outcomes in arriving:
+                try:
+                    self._take(outcomes, watchers)
+                except Exception as bug:  # noqa: BLE001 - the others must land: judged at the end
+                    self._stop(bug)
+        self.causes += executor.causes
+        self._of_disk = await self.keeper.write_held(
+            is_hurried=lambda: len(self.stop.asked) > 1,
+            tell=lambda said: self.watch.summary(
+                self._summary("waiting for the disk", message=said)
+            ),
+        )
+
+    def _take(
+        self, outcomes: Sequence[Outcome], watchers: Sequence[FirstRows | TooManyFailures]
+    ) -> None:
+        """Outcomes that have arrived: into the run directory, and looked at."""
+        self.keeper.keep(outcomes)
+        for watcher in watchers:
+            for outcome in outcomes:
+                if (reason := watcher.told(outcome)) is not None:
+                    self._stop(RunStopped(reason, StopCause.FAILURES))
 
     def _shared_limits(self) -> list[Limit]:
         """What the user allows, over all scopes."""
@@ -148,91 +168,112 @@ class Run:
             shared.append(self.budget)
         return shared
 
-    async def begin(self, request: Request, response_id: str) -> None:
-        """A background response has begun: on disk before it is waited for."""
-        await asyncio.to_thread(self.run_dir.begin, request, response_id)
-
     def _taken_up(self, requests: Iterator[Request | BadRow]) -> Iterator[Request | BadRow]:
         """The requests; those begun in background by an earlier command know their response."""
-        started = dict(self.run_dir.started)
         for request in self.keeper.with_earlier(requests):
-            begun = started.get(request.custom_id)
+            begun = self.run_dir.begun(request.key)
             if isinstance(request, Request) and begun is not None and begun.hash == request.hash:
                 yield replace(request, resume_id=begun.response_id)
             else:
                 yield request
 
     async def end(self) -> Summary:
-        """Everything into Parquet, the totals into `run.json`."""
-        run_dir, totals = self.run_dir, self.tally.totals()
-        await asyncio.to_thread(run_dir.finish)
-        exit_code = 0 if totals.ok == totals.rows else 4
-        state, message = "finished", None
-        if self.ended_by is not None:
-            exit_code, message = self.ended_by.exit_code, str(self.ended_by)
-            if self.budget is not None and self.budget.is_used_up:
-                message += f"; {left_in_words(totals, self.tally.left(self.rows))}"
-            state = "stopped" if isinstance(self.ended_by, RunStopped) else "interrupted"
-        example = example_not_ok(run_dir.path) if exit_code == 4 else None
+        """Everything into Parquet, the totals into `run.json`.
+
+        Raises `StoreError` where the disk failed, `BatchrunError` for a bug; `run.json` says so, if
+        it still can.
+        """
+        run_dir, causes = self.run_dir, self.causes
+        if not any(isinstance(cause, StoreError) for cause in causes):
+            try:
+                await asyncio.to_thread(run_dir.finish)
+            except StoreError as error:
+                causes.append(error)
+        totals = self.tally.totals()
+        remaining = self.tally.left(self.plan.rows)
+        end = end_of(
+            causes,
+            remaining=remaining,
+            not_asked=self.plan.rows - self.plan.rows_in_all,
+            not_ok=totals.rows - totals.ok,
+        )
+        if end.state == "failed":
+            self._fail(end)
+        message, is_budget = end.message, False
+        if end.state == "limited":
+            message = f"{self.plan.limited_to} done"
+        if isinstance(end.cause, RunStopped) and end.cause.cause is StopCause.BUDGET:
+            message, is_budget = f"{message}; {left_in_words(totals, remaining)}", True
+        higher_cap_usd = self._higher_cap_usd() if is_budget else None
+        example = example_not_ok(run_dir.path) if end.exit_code == NOT_OK else None
         summary = self._summary(
-            state,
-            exit_code=exit_code,
+            end.state,
+            exit_code=end.exit_code,
             message=message,
             next_command=next_command(
                 self.record.command,
                 run_dir.path,
-                exit_code,
+                end.exit_code,
                 totals.statuses,
                 example,
-                cap_usd=self._higher_cap_usd(),
+                cap_usd=higher_cap_usd,
+                left=remaining,
             ),
         )
         parts = await asyncio.to_thread(run_dir.parts)
-        self._save_end(state, exit_code, message, parts)
+        self._save_end(end, message, parts, higher_cap_usd)
         if self.plan.to_settle:
-            run_dir.log_event(state, exit_code=exit_code, message=message)
+            run_dir.log_event(end.state, exit_code=end.exit_code, message=message)
             run_dir.write_live(summary)
         self.watch.summary(summary)
         return summary
 
-    def failed(self, error: StoreError) -> None:
-        """The disk failed: `run.json` says so, if it still can."""
+    def _fail(self, end: End) -> NoReturn:
+        """`run.json` says that the run has failed, if it still can."""
+        said = f"{end.message}{self._of_disk}"
         with contextlib.suppress(StoreError):
-            self._save_end("failed", error.exit_code, str(error), self.record.parts)
+            self._save_end(end, said, self.record.parts, None)
+            self.run_dir.log_event(end.state, exit_code=end.exit_code, message=said)
+        if isinstance(end.cause, StoreError):
+            raise StoreError(said) from end.cause
+        raise BatchrunError(said) from end.cause
 
     def _save_end(
-        self, state: str, exit_code: int, message: str | None, parts: dict[str, int]
+        self, end: End, message: str | None, parts: dict[str, int], higher_cap_usd: float | None
     ) -> None:
         self.run_dir.save(
             replace(
                 self.record,
-                state=state,
-                exit_code=exit_code,
+                state=end.state,
+                exit_code=end.exit_code,
                 message=message,
                 totals=self.tally.totals(),
                 parts=parts,
                 unknown_usd=self.unknown_usd,
-                higher_cap_usd=self._higher_cap_usd(),
+                higher_cap_usd=higher_cap_usd,
                 updated_at=time.time_ns() // 1000,
             )
         )
 
     def _higher_cap_usd(self) -> float | None:
-        """Null unless the budget has ended the run."""
         budget, totals = self.budget, self.tally.totals()
-        if budget is None or not budget.is_used_up:
+        if budget is None:
             return None
-        left = self.tally.left(self.rows)
+        left = self.tally.left(self.plan.rows_in_all)
         spent_usd = budget.spent_usd + budget.unknown_usd
         return higher_cap_usd(spent_usd, left, cost_of_left(totals, left), budget.refused_usd)
 
     def _interrupt(self, executor: LocalExecutor) -> None:
-        executor.stop(self.stop.asked[0])
+        for cause in self.stop.asked:
+            executor.stop(cause)
         if len(self.stop.asked) > 1:  # the first may have come before anything was sent
             executor.drop()
             return
-        self.run_dir.log_event("stopping", why=str(self.stop.asked[0]))
         asyncio.get_running_loop().call_later(DRAIN_S, executor.drop)
+        try:
+            self.run_dir.log_event("stopping", why=str(self.stop.asked[0]))
+        except StoreError as error:
+            executor.stop(error)
 
     @contextlib.asynccontextmanager
     async def _watched(
@@ -276,7 +317,8 @@ class Run:
         return self.tally.summary(
             run=str(self.run_dir.path),
             state=state,
-            rows=self.rows,
+            rows=self.plan.rows_in_all,
+            source_rows=self.plan.rows,
             now_s=time.monotonic(),
             pulse=pulse,
             binds=binds,
@@ -285,6 +327,8 @@ class Run:
             next_command=next_command,
             simulated=self.record.simulated,
             unknown_usd=self.unknown_usd,
+            unfinished=self.run_dir.unfinished_answers,
+            unfinished_usd=self.run_dir.unfinished_usd,
             reserved_usd=self.budget.reserved_usd if self.budget is not None else 0.0,
             cap_usd=self.job.limits.max_cost_usd,
         )

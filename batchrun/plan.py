@@ -32,6 +32,7 @@ from batchrun.records import NOTHING_SENT_AGAIN, Layout, Pilot, Request, Resend,
 from batchrun.report.amounts import attempts_in_words, rows_in_words
 from batchrun.resume import Resumed, tell_settled
 from batchrun.store.run_dir import SCHEMA_VERSION, RunDir
+from batchrun.store.schema import layout_of
 from batchrun.store.tables import read_unknown_usd
 from batchrun.version import VERSION
 
@@ -49,6 +50,7 @@ class Plan(Struct, frozen=True):
     resumed: Resumed  # what is settled, and what of it is sent again
     pilot: Pilot | None  # rows that were picked to tell by what all will cost, now or earlier
     to_settle: int  # rows that are not settled or sent again, `--limit` regarded
+    limited_to: str  # what this command is to settle at most, in words; empty: all rows
     to_send: int  # of them, those that are not bad
     bad_rows: int  # of the source; they become rows of status `invalid`
     sent: tuple[str, ...]  # source columns
@@ -162,6 +164,7 @@ def make_plan(
         resumed=resumed,
         pilot=picked,
         to_settle=to_settle,
+        limited_to=_limited_to(limit, pilot, survey.rows),
         to_send=to_settle - bad,
         bad_rows=survey.bad_rows,
         sent=survey.sent,
@@ -178,6 +181,14 @@ def make_plan(
         disk_bytes=to_settle * (row_bytes // survey.rows + _ANSWER_BYTES),
         free_bytes=_free_bytes(path),
     )
+
+
+def _limited_to(limit: int | None, pilot: int, rows: int) -> str:
+    if pilot:
+        return f"pilot: {min(pilot, rows):,} of {rows_in_words(rows)}, drawn at random,"
+    if limit is not None and limit < rows:
+        return f"limit: first {limit:,} of {rows_in_words(rows)}"
+    return ""
 
 
 def _all_but(rows: Iterable[int], settled: bytearray) -> bytearray:
@@ -301,8 +312,9 @@ def make_record(
     sections = msgspec.to_builtins(job)
     sections["endpoint"]["headers"] = sorted(job.endpoint.headers)
     now_at = time.time_ns() // 1000
+    schema_version = SCHEMA_VERSION if plan.to_settle else run_dir.writes_schema
     return RunRecord(
-        schema_version=SCHEMA_VERSION,
+        schema_version=schema_version,
         hash_rule=HASH_RULE,
         batchrun=VERSION,
         python=platform.python_version(),
@@ -314,7 +326,7 @@ def make_record(
             "" if job.input.path == STDIN else as_utf8(str(Path(job.input.path).resolve()))
         ),
         job=sections,
-        layout=plan.layout,
+        layout=layout_of(plan.layout, schema_version),
         store_request=plan.store_request,
         rows=plan.rows,
         started_at=run_dir.record.started_at if run_dir.record else now_at,

@@ -12,6 +12,7 @@ from msgspec import Struct, field
 from batchrun.errors import ErrorKind
 
 JsonObject = dict[str, Any]
+RowKey = tuple[str, int, str | None]  # custom_id, sample, variant: what a row is known by
 
 
 class Column(Struct, frozen=True):
@@ -49,6 +50,10 @@ class Request(Struct, frozen=True, array_like=True, gc=False):
     variant: str | None = None
     resume_id: str | None = None  # a response begun in background mode by an earlier process
 
+    @property
+    def key(self) -> RowKey:
+        return self.custom_id, self.sample, self.variant
+
 
 class BadRow(Struct, frozen=True):
     """A row that no request can be made of."""
@@ -60,6 +65,12 @@ class BadRow(Struct, frozen=True):
     message: str
     hash: str  # 16 hex digits over the row as it stands
     carried: tuple[Any, ...] = ()  # empty: nothing is carried of a row that could not be read
+    sample: int = 0
+    variant: str | None = None
+
+    @property
+    def key(self) -> RowKey:
+        return self.custom_id, self.sample, self.variant
 
 
 class Scope(Struct, frozen=True, cache_hash=True):
@@ -208,6 +219,7 @@ class Response(Struct, frozen=True, array_like=True, gc=False, tag="response"):
     reported_cost_usd: float | None = None
     failure: Failure | None = None  # what the API gives as the reason of `failed` or `cancelled`
     output_parsed_ok: bool | None = None
+    reasoning_text: str | None = None
 
     @property
     def ok(self) -> bool:
@@ -230,6 +242,7 @@ class Attempt(Struct, frozen=True, array_like=True, gc=False):
     cached_tokens: int | None = None
     output_tokens: int | None = None
     cost_usd: float | None = None
+    endpoint: str | None = None  # where it differs from the outcome's
 
 
 class Outcome(Struct, frozen=True, array_like=True, gc=False, tag="outcome"):
@@ -268,6 +281,26 @@ class Outcome(Struct, frozen=True, array_like=True, gc=False, tag="outcome"):
         return None
 
 
+class Begun(Struct, frozen=True, array_like=True, tag="begun"):
+    """A response begun in background mode."""
+
+    key: RowKey
+    hash: str  # of the request that began it
+    endpoint: str  # base URL; empty where schema 1 did not say it
+    response_id: str
+
+
+class Answered(Struct, frozen=True, array_like=True, tag="answered"):
+    """An answer that is asked for once more."""
+
+    key: RowKey
+    turn: int  # of a conversation with tools; 0 without
+    outcome: Outcome  # as it would be if it were the last: the answer, and all attempts so far
+    limit: int | None  # `max_output_tokens` that it was asked with
+    raised: int = 0  # times that it was asked for with a higher limit before
+    refitted: int = 0  # times that it was asked for to fit its schema before
+
+
 class Totals(Struct, frozen=True):
     """What a run's settled rows add up to."""
 
@@ -299,11 +332,13 @@ class Totals(Struct, frozen=True):
             for name in self.__struct_fields__
             if isinstance(mine := getattr(self, name), int)
         }
-        cost_usd = self.cost_usd
-        if cost_usd is not None and some.cost_usd is not None:
-            cost_usd = max(0.0, cost_usd - some.cost_usd) if sums["rows"] else None
+        statuses, cost_usd = _less(self.statuses, some.statuses), self.cost_usd
+        if cost_usd is not None:
+            # Rows that were never sent cost nothing and have no cost.
+            has_cost = sums["rows"] > sums["unpriced"] + statuses.get("invalid", 0)
+            cost_usd = max(0.0, cost_usd - (some.cost_usd or 0.0)) if has_cost else None
         return Totals(
-            statuses=_less(self.statuses, some.statuses),
+            statuses=statuses,
             error_kinds=_less(self.error_kinds, some.error_kinds),
             attempt_kinds=_less(self.attempt_kinds, some.attempt_kinds),
             cost_usd=cost_usd,

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from batchrun.errors import InputError
 from batchrun.inputs.survey import Survey
 from batchrun.pricing.price import sum_costs
-from batchrun.records import Earlier, Outcome, Resend, Totals
+from batchrun.records import Attempt, Earlier, Outcome, Resend, Totals
 from batchrun.report.amounts import rows_in_words
 from batchrun.report.printable import one_line
 from batchrun.store.earlier import Span
@@ -228,12 +228,16 @@ def note_differences(run_dir: RunDir, resumed: Resumed) -> None:
 
 def with_earlier(outcome: Outcome, earlier: Earlier) -> Outcome:
     """The outcome of a row that was sent again, with the attempts before and their cost."""
-    attempts = (*earlier.attempts, *outcome.attempts)
+    return replace(after_attempts(outcome, earlier.attempts), replaces=True)
+
+
+def after_attempts(outcome: Outcome, before: tuple[Attempt, ...]) -> Outcome:
+    """The outcome with these attempts before its own."""
+    attempts = (*before, *outcome.attempts)
     counted = outcome.counted
     return replace(
         outcome,
         attempts=attempts,
         cost_usd=sum_costs([attempt.cost_usd for attempt in attempts]) if attempts else None,
-        counted=counted + len(earlier.attempts) if counted >= 0 else counted,
-        replaces=True,
+        counted=counted + len(before) if counted >= 0 else counted,
     )

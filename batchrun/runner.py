@@ -2,17 +2,14 @@
 
 import asyncio
 import contextlib
-import gc
-import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 from msgspec.structs import replace
 
 from batchrun.claim import kept_input, refuse_other_use, run_path
 from batchrun.endpoint.client import Client
 from batchrun.endpoint.descriptors import fit_in_flight
-from batchrun.errors import StoreError
 from batchrun.inputs.read import find_source
 from batchrun.job import (
     STDIN,
@@ -31,10 +28,6 @@ from batchrun.resume import note_differences
 from batchrun.stop_switch import StopSwitch
 from batchrun.store.run_dir import RunDir
 from batchrun.version import VERSION
-
-_YOUNG = 50_000  # objects made before the garbage collector looks at them; ...
-_OLD = 10, 1_000  # ... and how often until it looks at older ones. All of them take it 60 ms
-_TURN_S = 0.001  # a thread keeps the interpreter while another waits for it
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
@@ -65,7 +58,7 @@ async def run_job(
     """
     stop, watch = stop or StopSwitch(), watch or Watch()
     # First, since a wrong path is the first thing to hear of.
-    source = None if job.input.path == STDIN else find_source(job.input)
+    found = None if job.input.path == STDIN else find_source(job.input)
     path = run_path(job, simulate=simulate)
     refuse_written_secrets(job, command)
     if not (simulate or insecure_http):
@@ -75,19 +68,14 @@ async def run_job(
     with contextlib.ExitStack() as stack:
         began_s = time.monotonic()
 
-        def claimed() -> RunDir:
-            run_dir = stack.enter_context(contextlib.closing(RunDir.open(path)))
-            refuse_other_use(job, run_dir, simulate=simulate)
-            return run_dir
-
-        run_dir = sha256 = None
-        if source is None:
-            run_dir = claimed()
-            kept = await asyncio.to_thread(kept_input, job, run_dir, stop.check)
-            source, sha256 = kept
-        elif path.exists():
-            run_dir = claimed()
-        if run_dir is not None and resend.is_asked:  # what is sent again must stand in a part
+        # Before anything is read: of two commands for one directory one alone goes on.
+        run_dir = stack.enter_context(contextlib.closing(RunDir.open(path)))
+        refuse_other_use(job, run_dir, simulate=simulate)
+        if found is None:
+            source, sha256 = await asyncio.to_thread(kept_input, job, run_dir, stop.check)
+        else:
+            source, sha256 = found, None
+        if resend.is_asked:  # what is sent again must stand in a part
             await asyncio.to_thread(run_dir.finish)
         prices = known_prices(job)
         plan = await asyncio.to_thread(
@@ -102,9 +90,6 @@ async def run_job(
             on_rows=stop.check,
             prices=prices,
         )
-        if run_dir is None:
-            run_dir = claimed()
-            plan = replace(plan, warnings=(*run_dir.warnings, *plan.warnings))
         most_in_flight, warning = fit_in_flight(job.limits, here=simulate)
         if warning:
             plan = replace(plan, warnings=(*plan.warnings, warning))
@@ -113,41 +98,15 @@ async def run_job(
         record = make_record(job, plan, run_dir, simulate, command, sha256)
         tally = Tally(record.totals, began_s, again=plan.resumed.resent.rows)
         run = Run(job, run_dir, plan, record, tally, watch, stop, prices, most_in_flight)
-        try:
-            if plan.to_settle:
-                async with contextlib.AsyncExitStack() as servers:
-                    endpoint = job.endpoint
-                    if simulate:
-                        endpoint = await servers.enter_async_context(_simulated(endpoint))
-                    client = Client(endpoint, key, headers, VERSION, run.begin)
-                    await servers.enter_async_context(client)
-                    servers.enter_context(_quick_interpreter())
-                    await run.send(client, limit)
-            return await run.end()
-        except StoreError as error:
-            run.failed(error)
-            raise
-
-
-@contextlib.contextmanager
-def _quick_interpreter() -> Iterator[None]:
-    """The interpreter as a run wants it.
-
-    What stands already is left alone by the collector, and new objects are looked at rarely: few
-    are in cycles. Worth a tenth of a run's CPU, far more with hundreds in flight. A thread that
-    reads rows gives the interpreter back to the event loop after a millisecond, not five.
-    """
-    threshold, interval_s = gc.get_threshold(), sys.getswitchinterval()
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(_YOUNG, *_OLD)
-    sys.setswitchinterval(_TURN_S)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(interval_s)
-        gc.set_threshold(*threshold)
-        gc.unfreeze()
+        if plan.to_settle:
+            async with contextlib.AsyncExitStack() as servers:
+                endpoint = job.endpoint
+                if simulate:
+                    endpoint = await servers.enter_async_context(_simulated(endpoint))
+                client = Client(endpoint, key, headers, VERSION, run.keeper.begin)
+                await servers.enter_async_context(client)
+                await run.send(client, limit)
+        return await run.end()
 
 
 @contextlib.asynccontextmanager

@@ -29,6 +29,7 @@ from batchrun.report.summary import Tally
 from batchrun.report.terminal import Progress
 from batchrun.store.columns import response_batch, tool_call_batch
 from batchrun.store.journal import read_outcomes
+from batchrun.store.names import FileId
 from batchrun.store.parts import SLICE_ROWS, write_parts
 from batchrun.store.run_dir import RunDir
 from benchmarks.lean_answers import BODY
@@ -178,7 +179,7 @@ def _columns(material: Material) -> None:
 def _parquet(material: Material) -> None:
     with tempfile.TemporaryDirectory() as folder:
         layout = material.plan.layout
-        write_parts(Path(folder), 1, material.outcomes, layout, store_request=True)
+        write_parts(Path(folder), FileId(0, 1), material.outcomes, layout, store_request=True)
 
 
 def _kept(material: Material, folder: Path) -> RunDir:

@@ -1,14 +1,22 @@
 """What all tests share."""
 
+import os
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 _LIMIT_S = 60.0  # for a state to come about
 _LOOK_EVERY_S = 0.002
+_CHECKOUT = Path(__file__).parents[1]
+
+# Every process that a test starts runs this checkout, whatever else is installed.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, (str(_CHECKOUT), os.environ.get("PYTHONPATH")))
+)
 
 
 @pytest.fixture(scope="session", autouse=True)

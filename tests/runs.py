@@ -1,13 +1,16 @@
 """What tests of several families make runs of."""
 
 import base64
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from batchrun.records import Column, Layout, RunRecord
 from batchrun.store.run_dir import SCHEMA_VERSION
+from batchrun.store.snapshot import snapshot
 
 EMPTY = Layout(None, ())
 
@@ -37,3 +40,19 @@ def run_record(layout: Layout = EMPTY, **changes: Any) -> RunRecord:
         updated_at=0,
     )
     return msgspec.structs.replace(record, **changes)
+
+
+def standing_rows(run: Path) -> dict[str, tuple[bool, int]]:
+    """Each row that counts, which stands once: whether it is ok, and how many attempts it had."""
+    found: dict[str, tuple[bool, int]] = {}
+    columns = ["custom_id", "sample", "variant", "ok", "attempts"]
+    with snapshot(run) as now:
+        for part in now.responses:
+            for row in pq.read_table(part, columns=columns).to_pylist():
+                if (row["custom_id"], row["sample"], row["variant"]) not in now.replaced:
+                    assert row["custom_id"] not in found
+                    found[row["custom_id"]] = row["ok"], len(row["attempts"])
+        for outcome in now.outcomes():
+            assert outcome.request.custom_id not in found
+            found[outcome.request.custom_id] = outcome.ok, len(outcome.attempts)
+    return found

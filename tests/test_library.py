@@ -42,7 +42,7 @@ def test_a_job_runs_from_code_without_an_event_loop(prompts: Path) -> None:
 
 async def test_a_job_runs_within_a_running_event_loop_and_resumes(prompts: Path) -> None:
     first = await batchrun.run_async(_job(prompts), simulate=True, limit=10)
-    assert (first.rows, first.ok) == (10, 10)
+    assert (first.rows, first.ok, first.left, first.state) == (10, 10, 20, "limited")
     second = await batchrun.run_async(_job(prompts), simulate=True)
     assert (second.rows, second.ok, second.exit_code) == (30, 30, 0)
 

@@ -117,8 +117,7 @@ def test_older_outcomes_are_found_where_the_rows_stand_now(tmp_path: Path) -> No
     plan = _plan(tmp_path, _rows("jihgfedcba"), RETRY)
     assert _sent(plan) == "jigda"
     found = EarlierRows(plan.resumed.spans).find(
-        Wanted(row.row, row.custom_id)
-        for row in plan.prompts.requests(plan.layout, plan.resumed.settled)
+        Wanted(row.row, row.key) for row in plan.prompts.requests(plan.layout, plan.resumed.settled)
     )
     assert {row: earlier.attempts[0].started_at for row, earlier in found.items()} == {
         0: 9, 1: 8, 3: 6, 6: 3, 9: 0,
@@ -168,7 +167,7 @@ def test_a_bad_row_that_was_mended_is_sent(tmp_path: Path) -> None:
     _settle(tmp_path, [*_rows("ab"), {"id": "c", "nothing": 1}])
     plan = _plan(tmp_path, _rows("abc"), RERUN)
     assert (_sent(plan), _again(plan)) == ("c", [2])
-    found = EarlierRows(plan.resumed.spans).find([Wanted(2, "c")])
+    found = EarlierRows(plan.resumed.spans).find([Wanted(2, ("c", 0, None))])
     assert found[2].attempts == ()
     assert found[2].totals.statuses == {"invalid": 1}
 
@@ -325,6 +324,6 @@ def test_a_part_whose_rows_were_sent_again_is_not_missed(tmp_path: Path) -> None
     for request in plan.prompts.requests(plan.layout, plan.resumed.settled):
         run_dir.keep(replace(_outcome(request, fails=False), replaces=True))
     run_dir.close(seal=True)  # and killed before `run.json` could say so
-    assert not (tmp_path / "run" / "responses" / "w0-000001-other.parquet").exists()
+    assert not (tmp_path / "run" / "responses" / "w0-000001-not_ok.parquet").exists()
     plan = _plan(tmp_path, _rows("abcd"), Resend())
     assert (plan.to_send, plan.warnings) == (0, ())

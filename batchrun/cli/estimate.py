@@ -2,7 +2,6 @@
 
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,6 @@ from batchrun.errors import Interrupted
 if TYPE_CHECKING:
     from batchrun.job import Job
 
-_OWN = ("--pilot", "--expect-output", "--models")  # options that `run` does not have
 _ENDED = (0, 4)  # exit codes of a run that came to its end
 
 _EPILOG = """\b
@@ -137,7 +135,9 @@ def estimate(
 
         show_estimate(made, sys.stdout)
     if pilot and made.to_send:
-        say(f"next: {_that_runs(sys.argv[1:])}")
+        from batchrun.report.next_command import run_command
+
+        say(f"next: {run_command(['batchrun', *sys.argv[1:]])}")
 
 
 def _send_pilot(
@@ -174,15 +174,3 @@ def _send_pilot(
         say("the pilot did not come to its end; the next command goes on with it")
         sys.exit(summary.exit_code)
     exit_on_signals(heard)
-
-
-def _that_runs(words: Sequence[str]) -> str:
-    """The command that goes on with the rest."""
-    kept: list[str] = []
-    given = iter(words)
-    for word in given:
-        if word in _OWN:
-            next(given, None)
-        elif word.partition("=")[0] not in _OWN:
-            kept.append("run" if word == "estimate" and not kept else word)
-    return shlex.join(["batchrun", *kept])

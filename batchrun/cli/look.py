@@ -45,20 +45,24 @@ def show(run_path: Path, custom_id: str, *, as_json: bool) -> None:
     """
     from batchrun.report.printable import printable_json
     from batchrun.report.row import render_row
-    from batchrun.store.tables import find_row
+    from batchrun.store.tables import find_answered, find_row
 
     warn_of_missing_parts(run_path)
-    rows = find_row(run_path, custom_id)
-    if not rows:
+    rows, unfinished = find_row(run_path, custom_id), find_answered(run_path, custom_id)
+    if not rows and not unfinished:
         raise JobError(
             f"{run_path}: no settled row has the id {custom_id!r}; "
             f"batchrun status {run_path} says what is settled"
         )
-    for row in rows:
+    for row in (*rows, *unfinished):
+        is_open = row in unfinished
         if as_json:
             from msgspec.json import encode
 
-            click.echo(printable_json(encode(row).decode()))
+            shown = {**row, "unfinished": True} if is_open else row
+            click.echo(printable_json(encode(shown).decode()))
         else:
+            if is_open:
+                click.echo("unfinished: this answer is asked for again; it is in no table yet")
             click.echo(render_row(row))
     sys.stdout.flush()

@@ -9,14 +9,23 @@ import uuid
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
-from batchrun.dispatch.gate import Gate, GateClosed
+from batchrun.dispatch.gate import Gate
 from batchrun.dispatch.hedge import Hedge
-from batchrun.dispatch.row import Endpoint, Means, Row, Settled, TryAgain
-from batchrun.errors import RunStopped
+from batchrun.dispatch.row import Endpoint, Means, Row, Settled, TryAgain, Unfinished
 from batchrun.job import RetryJob
 from batchrun.policy.scopes import Scopes, ScopeState
 from batchrun.pricing.prices import Prices
-from batchrun.records import Request, Scope
+from batchrun.records import Answered, Request, Scope
+
+
+class _Nowhere:
+    """Knows nothing of earlier commands, and lets every answer be asked for again."""
+
+    def answered(self, _request: Request) -> Answered | None:
+        return None
+
+    def ask_again(self, _answered: Answered) -> bool:
+        return True
 
 
 def _wait_s(state: RetryCallState) -> float:
@@ -38,7 +47,9 @@ class Dispatcher:
         key_name: str,
         has_budget: bool = False,
         hedges: bool = False,
+        unfinished: Unfinished | None = None,
     ) -> None:
+        """`unfinished`: null where nothing outlives this process."""
         self.retrying = 0  # rows between two tries
         self.no_more_rows = False  # all of the input has a place
         self.endpoint = endpoint
@@ -53,6 +64,7 @@ class Dispatcher:
             has_budget=has_budget,
             hedge=Hedge(self.is_tail) if hedges else None,
             next_id=self._next_id,
+            unfinished=unfinished or _Nowhere(),
         )
         self._open: dict[int, Row] = {}  # rows sent and not settled, in order of their first send
         self._known: dict[str | None, tuple[Scope, ScopeState]] = {}  # by model
@@ -68,20 +80,22 @@ class Dispatcher:
         )
 
     async def settle(self, request: Request) -> Settled:
-        """The end of `request`. Raises `RunStopped` or `GateClosed`: the row stays unsettled."""
+        """The end of `request`.
+
+        Raises `RunStopped` or `GateClosed`: the row has no outcome, and an answer that was asked
+        for again is on disk. `StoreError` where such an answer cannot be read.
+        """
         scope, state = self._known.get(request.model) or self._scope_of(request.model)
         row = Row(self._means, request, request, scope, state, self._open)
+        answered = self._means.unfinished.answered(request)
+        if answered is not None and (settled := row.take_up(answered)) is not None:
+            return settled
         try:
             while True:
                 try:
-                    try:
-                        settled = await row.attempt()
-                    except TryAgain as first:
-                        settled = await self._tried_again(row, first)
-                except (RunStopped, GateClosed):
-                    if row.best is None:
-                        raise
-                    return Settled(row.best_with_all())  # paid for, and the best there is
+                    settled = await row.attempt()
+                except TryAgain as first:
+                    settled = await self._tried_again(row, first)
                 if not row.asks_again(settled):
                     return settled
         finally:

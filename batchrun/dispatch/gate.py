@@ -220,7 +220,7 @@ class Gate:
             if verdict is GO:
                 continue
             if isinstance(verdict, Stop):
-                raise RunStopped(verdict.reason)
+                raise RunStopped(verdict.reason, verdict.cause)
             if isinstance(verdict, Wait) and (latest_s is None or verdict.until_s > latest_s):
                 latest_s = verdict.until_s
                 self.held_by = self.held_by or limit

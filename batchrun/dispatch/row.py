@@ -14,13 +14,14 @@ from batchrun.dispatch.hedge import Hedge
 from batchrun.dispatch.tries import Tried, came_to, finish_of
 from batchrun.errors import EndpointError, RunStopped
 from batchrun.job import RetryJob
-from batchrun.policy.reask import Asks, next_ask
+from batchrun.policy.reask import Asks, next_ask, with_limit
 from batchrun.policy.retry import CURES, Again, Cure, GiveUp, Halt, judge
 from batchrun.policy.scopes import Scopes, ScopeState
 from batchrun.policy.sizes import BodySize, measure, tier_asked
 from batchrun.pricing.price import sum_costs
 from batchrun.pricing.prices import Prices
 from batchrun.records import (
+    Answered,
     Attempt,
     Failure,
     Finish,
@@ -46,6 +47,16 @@ class Endpoint(Protocol):
     def via(self) -> str: ...
     def send(self, request: Request, client_request_id: str, left_s: float) -> Awaitable[Reply]:
         """The whole answer. Raises `EndpointError`."""
+
+
+class Unfinished(Protocol):
+    """What is on disk of rows that have no outcome yet."""
+
+    def answered(self, request: Request, /) -> Answered | None:
+        """The answer that an earlier command was to ask for again. Raises `StoreError`."""
+
+    def ask_again(self, answered: Answered, /) -> bool:
+        """Whether the answer is on disk now, so that it may be asked for again."""
 
 
 class Settled(Struct, frozen=True, gc=False):
@@ -76,6 +87,7 @@ class Means(Struct, frozen=True):
     has_budget: bool  # dollars are capped
     hedge: Hedge | None
     next_id: Callable[[], str]  # a client request id
+    unfinished: Unfinished
 
 
 class _Copy(Struct, frozen=True, gc=False):
@@ -113,10 +125,36 @@ class Row(Struct, eq=False):
         again = next_ask(self.asked, result, self.asks, self.means.retry)
         if again is None:
             return False
+        outcome, asks = settled.outcome, self.asks
+        answered = Answered(
+            key=self.request.key,
+            turn=0,
+            outcome=outcome,
+            limit=self.asked.max_output_tokens,
+            raised=asks.for_length,
+            refitted=asks.for_fit,
+        )
+        if not self.means.unfinished.ask_again(answered):
+            return False  # it stands, and is held with all that the disk does not take
         self.asked, self.asks = again
         self.best, self.kind, self.failures = settled.outcome, "reask", []
         self.means.gate.leave(settled.slot, settled.finish)
         return True
+
+    def take_up(self, answered: Answered) -> Settled | None:
+        """Goes on where an earlier command was; the outcome where nothing is asked any more."""
+        outcome = replace(answered.outcome, request=self.request)
+        assert isinstance(outcome.result, Response)  # noqa: S101 - answers alone are asked again
+        self.attempts, self.best, self.kind = list(outcome.attempts), outcome, "reask"
+        asked = self.request
+        if answered.limit is not None and answered.limit != asked.max_output_tokens:
+            asked = with_limit(asked, answered.limit)
+        asks = Asks(answered.raised, answered.refitted)
+        again = next_ask(asked, outcome.result, asks, self.means.retry)
+        if again is None:
+            return Settled(outcome)
+        self.asked, self.asks = again
+        return None
 
     def best_with_all(self) -> Outcome:
         """The answer that was asked for again, with the attempts since."""
@@ -252,8 +290,8 @@ class Row(Struct, eq=False):
         match verdict:
             case Again(wait_s):
                 raise TryAgain(wait_s)
-            case Halt(reason):
-                raise RunStopped(f"{failure.message} ({_of(failure)}): {reason}")
+            case Halt(reason, cause):
+                raise RunStopped(f"{failure.message} ({_of(failure)}): {reason}", cause)
             case GiveUp(status, reason):
                 if self.best is not None:
                     return self.best_with_all()

@@ -48,12 +48,12 @@ class LocalExecutor:
         self._handed_out: list[Settled] = []
         self._news = asyncio.Event()
         self._fed = False
-        self._stopped_by: BaseException | None = None
+        self.causes: list[BaseException] = []  # why nothing more is sent, in order
         gate.on_left = self._fill_places
 
     @asynccontextmanager
     async def run(self, requests: Iterator[Request | BadRow]) -> AsyncIterator[Self]:
-        """Outcomes as they come. The iteration ends with the error that stopped it, if one did."""
+        """Outcomes as they come, to the last; `causes` then says what stopped the sending."""
         feeder = asyncio.create_task(self._feed(requests))
         try:
             yield self
@@ -72,11 +72,8 @@ class LocalExecutor:
         if self._done:
             await asyncio.sleep(0)  # whatever else waits for its turn
         while not self._done:
-            if self._fed and not self._places:
-                if self._stopped_by is not None:
-                    raise self._stopped_by
-                if not self._rows:
-                    raise StopAsyncIteration
+            if self._fed and not self._places and (self.causes or not self._rows):
+                raise StopAsyncIteration
             self._news.clear()
             await self._news.wait()
         count = min(len(self._done), _MOST_AT_ONCE)
@@ -89,12 +86,11 @@ class LocalExecutor:
         return self._is_reading and not self._rows and self._wanted_places() > 0
 
     def is_stopped(self) -> bool:
-        return self._stopped_by is not None
+        return bool(self.causes)
 
-    def stop(self, error: BaseException) -> None:
-        """Sends no more; what is in flight lands. The first error is the one that is raised."""
-        if self._stopped_by is None:
-            self._stopped_by = error
+    def stop(self, cause: BaseException) -> None:
+        """Sends no more; what is in flight lands."""
+        self.causes.append(cause)
         self._gate.close()
         self._wanted.set()
         self._news.set()
@@ -121,7 +117,7 @@ class LocalExecutor:
                 if len(self._rows) > self._least_ahead and not self.is_stopped():
                     self._wanted.clear()
                     await self._wanted.wait()
-        except Exception as error:  # noqa: BLE001 - raised again where the outcomes end
+        except Exception as error:  # noqa: BLE001 - judged where the run ends
             self.stop(error)
         finally:
             self._fed = True
@@ -133,7 +129,7 @@ class LocalExecutor:
         """What happens in one place."""
         rows, settle, done = self._rows, self._dispatcher.settle, self._done
         self._starting -= 1
-        while rows and self._stopped_by is None and not self._is_one_too_many():
+        while rows and not self.causes and not self._is_one_too_many():
             row = rows.popleft()
             if len(rows) <= self._least_ahead:
                 self._wanted.set()
@@ -170,7 +166,7 @@ class LocalExecutor:
         return gate.waiting > self._spare + ended and gate.in_flight >= self._slots
 
     def _fill_places(self) -> None:
-        if self._stopped_by is not None:
+        if self.causes:
             return
         for _ in range(min(len(self._rows), self._wanted_places()) - self._starting):
             self._starting += 1

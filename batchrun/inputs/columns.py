@@ -10,53 +10,6 @@ from batchrun.inputs.stored import carried_type, own_type, pack
 from batchrun.job import InputJob
 from batchrun.records import Column
 
-# batchrun's own columns; a carried column of such a name gets the suffix `_input`.
-RESERVED = (
-    "row",
-    "custom_id",
-    "sample",
-    "variant",
-    "source",
-    "ok",
-    "status",
-    "truncated",
-    "http_status",
-    "error_kind",
-    "error_code",
-    "error_message",
-    "incomplete_reason",
-    "response_id",
-    "request_id",
-    "model",
-    "model_requested",
-    "service_tier",
-    "endpoint",
-    "via",
-    "output_text",
-    "refusal",
-    "reasoning_summary",
-    "output",
-    "output_parsed_ok",
-    "citations",
-    "tool_call_count",
-    "input_tokens",
-    "cached_tokens",
-    "cache_write_tokens",
-    "output_tokens",
-    "reasoning_tokens",
-    "total_tokens",
-    "usage",
-    "cost_usd",
-    "priced_as",
-    "reported_cost_usd",
-    "attempts",
-    "started_at",
-    "finished_at",
-    "latency_s",
-    "first_token_s",
-    "request",
-    "request_hash",
-)
 JSON = "json"  # a string column, each value of which is JSON text
 NAMED_TYPES = {
     "bool": pa.bool_(),
@@ -75,22 +28,6 @@ def check_types(input_job: InputJob) -> None:
             raise JobError(
                 f"[input] types: {column} = {name!r}; a type is one of {', '.join(NAMED_TYPES)}"
             )
-
-
-def name_columns(columns: list[str]) -> list[str]:
-    """The names in `responses`, no two alike without regard to case."""
-    own = set(RESERVED)
-    taken = set(RESERVED)
-    names = []
-    for column in columns:
-        base = f"{column}_input" if column.lower() in own else column or "unnamed"
-        name, count = base, 1
-        while name.lower() in taken:
-            count += 1
-            name = f"{base}_{count}"
-        taken.add(name.lower())
-        names.append(name)
-    return names
 
 
 def make_column(name: str, column: str, kind: pa.DataType | str) -> Column:

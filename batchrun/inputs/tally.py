@@ -9,9 +9,10 @@ from typing import Any
 import pyarrow as pa
 from msgspec import Struct
 
+from batchrun.column_names import name_columns
 from batchrun.errors import InputError
 from batchrun.inputs.batch_lines import COLUMNS as BATCH
-from batchrun.inputs.columns import JSON, make_column, name_columns, unite
+from batchrun.inputs.columns import JSON, make_column, unite
 from batchrun.inputs.fits import Fit, Misfit, json_fit, misfit, not_pinned
 from batchrun.inputs.json_text import json_text
 from batchrun.inputs.parquet import Facts

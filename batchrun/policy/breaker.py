@@ -8,7 +8,7 @@ grow with the outage's age, until the endpoint answers again.
 import math
 from collections.abc import Callable
 
-from batchrun.errors import ErrorKind
+from batchrun.errors import ErrorKind, StopCause
 from batchrun.policy.verdicts import GO, Standing, Stop, Verdict, Wait
 from batchrun.records import Finish, Need, Slot
 
@@ -60,13 +60,14 @@ class Breaker:
         if now_s - self._refused_s >= self._give_up_after_s:
             return Stop(
                 f"the server has refused every request for {now_s - self._refused_s:.0f} s "
-                "(limits.give_up_after_s); run the same command again later"
+                "(limits.give_up_after_s); run the same command again later",
+                StopCause.ENDPOINT,
             )
         if not self.is_open:
             return GO
         end_s = self._began_s + self._patience_s()
         if now_s >= end_s:
-            return Stop(self._reason(now_s - self._began_s))
+            return Stop(self._reason(now_s - self._began_s), StopCause.ENDPOINT)
         until_s = self._next_s
         if self._probe_s is not None:
             until_s = max(until_s, self._probe_s + PATIENCE_S)

@@ -6,6 +6,7 @@ never exceed the cap when an attempt starts.
 
 import math
 
+from batchrun.errors import StopCause
 from batchrun.policy.verdicts import GO, Standing, Stop, Verdict, Wait
 from batchrun.records import Finish, Need, Slot
 
@@ -51,7 +52,7 @@ class Budget:
         if self._in_flight:
             return Wait()
         self.is_used_up, self.refused_usd = True, need.dollars
-        return Stop(self._reason(need.dollars))
+        return Stop(self._reason(need.dollars), StopCause.BUDGET)
 
     def started(self, need: Need, now_s: float) -> None:
         if need.dollars > 0:

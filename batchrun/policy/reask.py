@@ -32,13 +32,14 @@ def next_ask(
         if not limit:
             return None
         raised = replace(asks, for_length=asks.for_length + 1)
-        return _with_limit(asked, 2 * limit), raised
+        return with_limit(asked, 2 * limit), raised
     if answer.output_parsed_ok is False and asks.for_fit < settings.on_invalid_output:
         return asked, replace(asks, for_fit=asks.for_fit + 1)
     return None
 
 
-def _with_limit(request: Request, limit: int) -> Request:
+def with_limit(request: Request, limit: int) -> Request:
+    """The request with another `max_output_tokens`; it keeps its identity."""
     fields = msgspec.json.decode(request.body, type=dict[str, Raw])
     fields["max_output_tokens"] = Raw(str(limit).encode())
     return replace(request, body=msgspec.json.encode(fields), max_output_tokens=limit)

@@ -6,7 +6,7 @@ from enum import Enum
 
 from msgspec import Struct
 
-from batchrun.errors import ErrorKind
+from batchrun.errors import ErrorKind, StopCause
 from batchrun.job import RetryJob
 from batchrun.records import Failure
 
@@ -88,6 +88,7 @@ class Halt(Struct, frozen=True):
     """The run ends; the row stays unsettled."""
 
     reason: str
+    cause: StopCause
 
 
 class ScopeHealth:
@@ -127,7 +128,9 @@ def judge(
     if should_retry is True and cure is Cure.NONE:
         cure = Cure.AGAIN
     if cure is Cure.PAY:
-        return Halt("money or quota is used up; top up, then run the same command again")
+        return Halt(
+            "money or quota is used up; top up, then run the same command again", StopCause.QUOTA
+        )
     if cure is Cure.MEND:
         return _refused(kind, health)
     if cure is Cure.NONE or should_retry is False:
@@ -138,7 +141,8 @@ def judge(
     if is_cooled and hint_s is not None and hint_s > give_up_after_s:
         return Halt(
             f"the server asks to wait {hint_s:.0f} s, longer than limits.give_up_after_s; "
-            "run the same command again then"
+            "run the same command again then",
+            StopCause.ENDPOINT,
         )
     if excused is not None:
         kinds = [other for other, is_excused in zip(kinds, excused, strict=True) if not is_excused]
@@ -178,9 +182,10 @@ def _comes_back(failures: Sequence[Failure]) -> bool:
 
 def _refused(kind: ErrorKind, health: ScopeHealth) -> GiveUp | Halt:
     if not health.has_succeeded:
-        return Halt(_MEND[kind])
+        return Halt(_MEND[kind], StopCause.KEY)
     if health.refused_in_a_row + 1 >= REFUSALS_IN_A_ROW:
-        return Halt(f"{REFUSALS_IN_A_ROW} rows in a row were refused; {_MEND[kind]}")
+        said = f"{REFUSALS_IN_A_ROW} rows in a row were refused; {_MEND[kind]}"
+        return Halt(said, StopCause.KEY)
     return GiveUp("failed", "")
 
 

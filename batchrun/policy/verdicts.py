@@ -5,6 +5,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from batchrun.errors import StopCause
 from batchrun.records import Finish, Need, Slot
 
 
@@ -22,6 +23,7 @@ class Stop(Struct, frozen=True):
     """No attempt may start any more."""
 
     reason: str
+    cause: StopCause
 
 
 Verdict = Go | Wait | Stop

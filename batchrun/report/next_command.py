@@ -2,11 +2,12 @@
 
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from batchrun.records import FAILED
 
+ESTIMATE_ONLY = ("--pilot", "--expect-output", "--models")  # options that `run` does not have
 _DIGITS = 2  # of a cap: it is rounded up
 
 
@@ -36,8 +37,20 @@ def next_command(
     if exit_code and command is not None and ended and ended <= set(FAILED):
         return _with_option(command, "--retry-failed")  # nothing but failures so far
     if exit_code == 0 and left and command is not None:
-        return shlex.join(_without(shlex.split(command), "--limit", has_value=True))
+        return run_command(_without(shlex.split(command), "--limit", has_value=True))
     return command if exit_code else None
+
+
+def run_command(words: Sequence[str]) -> str:
+    """The command that goes on with all rows: after an `estimate --pilot` that of `run`."""
+    kept: list[str] = []
+    given = iter(words)
+    for word in given:
+        if word in ESTIMATE_ONLY:
+            next(given, None)
+        elif word.partition("=")[0] not in ESTIMATE_ONLY:
+            kept.append("run" if word == "estimate" and len(kept) == 1 else word)
+    return shlex.join(kept)
 
 
 def higher_cap_usd(

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from datetime import datetime
 
+from batchrun.column_names import OWN
 from batchrun.errors import ErrorKind
 from batchrun.policy.budget import usd
 from batchrun.records import JsonObject
@@ -15,17 +16,7 @@ from batchrun.report.sections import cut
 _SAID = ("model", "input", "instructions", "prompt")
 _ASKED = 200  # characters of one field
 _BAR = 24  # characters of the time line
-# Told by the head, the conversation or the attempts.
-_TOLD = {
-    *("row", "custom_id", "sample", "variant", "source", "ok", "status", "truncated"),
-    *("http_status", "error_kind", "error_code", "error_message", "incomplete_reason"),
-    *("response_id", "request_id", "model", "model_requested", "service_tier", "endpoint", "via"),
-    *("output_text", "refusal", "reasoning_summary", "output", "output_parsed_ok"),
-    *("citations", "tool_call_count", "input_tokens", "cached_tokens", "cache_write_tokens"),
-    *("output_tokens", "reasoning_tokens", "total_tokens", "usage", "cost_usd", "priced_as"),
-    *("reported_cost_usd", "attempts", "started_at", "finished_at", "latency_s", "first_token_s"),
-    *("request", "request_hash", "tool_calls"),
-}
+_TOLD = {*OWN, "tool_calls"}  # by the head, the conversation or the attempts; the rest is carried
 
 
 def render_row(row: JsonObject) -> str:

@@ -38,6 +38,7 @@ def read_status(path: Path) -> Summary:
         state, exit_code = "killed", 137
     now_s = time.monotonic()
     example = tables.example_not_ok(path) if exit_code == 4 else None
+    open_usd = tables.read_answered_usd(path)
     return Tally(totals, now_s).summary(
         run=str(path),
         state=state,
@@ -56,6 +57,8 @@ def read_status(path: Path) -> Summary:
         ),
         simulated=record.simulated,
         unknown_usd=tables.read_unknown_usd(path, record),
+        unfinished=len(open_usd),
+        unfinished_usd=sum(open_usd),
     )
 
 
@@ -84,7 +87,10 @@ def render_status(stand: Summary, path: Path) -> str:
     if (cost := cost_in_words(stand)) is not None:
         words["cost"] = cost
     words["tool calls"] = f"{stand.tool_calls:,}"
-    if stand.message:
+    if stand.message and stand.state == "limited":
+        name, _, text = stand.message.partition(": ")
+        words[name] = text
+    elif stand.message:
         words["why"] = stand.message
     if stand.next_command:
         words["next"] = stand.next_command

@@ -20,9 +20,9 @@ class Summary(Struct, frozen=True):
     """How a run stands: `live.json`, the final JSON, what the display shows."""
 
     run: str  # the run directory
-    state: str  # planning, running, stopping, finished, stopped, interrupted, failed
+    state: str  # running, stopping; finished, limited, stopped, interrupted, failed, killed
     rows: int  # asked for: all of the source, or the first `--limit`
-    left: int  # of them, not settled
+    left: int  # of the source, not settled
     ok: int
     not_ok: int
     truncated: int
@@ -71,6 +71,9 @@ class Summary(Struct, frozen=True):
     unpriced_model: str | None = None  # one of the models that have no price
     unknown_usd: float = 0.0  # under a cap: reserved for tries that never told what they cost
     reserved_usd: float = 0.0  # under a cap: for what is in flight
+    source_rows: int = 0  # of the input
+    unfinished: int = 0  # rows that have an answer which is to be asked for again, and no outcome
+    unfinished_usd: float = 0.0  # what these have cost so far, in no other sum
 
     @property
     def settled(self) -> int:
@@ -175,21 +178,26 @@ class Tally:
         unknown_usd: float = 0.0,
         reserved_usd: float = 0.0,
         cap_usd: float | None = None,
+        source_rows: int | None = None,
+        unfinished: int = 0,
+        unfinished_usd: float = 0.0,
     ) -> Summary:
+        """`rows` will be settled once the command is done, of `source_rows` (null: of as many)."""
         totals, pulse = self.totals(), pulse or Pulse()
         kinds = totals.attempt_kinds
-        left = self.left(rows)
+        source_rows = rows if source_rows is None else source_rows
+        to_come = self.left(rows)
         elapsed_s = now_s - self.began_s
         rate, requests_per_s, tokens_per_s = self._rates(
             now_s, pulse.retries, over=exit_code is not None
         )
         cost_usd = totals.cost_usd
-        to_come_usd = cost_of_left(totals, left) if cost_usd is not None else None
+        to_come_usd = cost_of_left(totals, to_come) if cost_usd is not None else None
         return Summary(
             run=run,
             state=state,
             rows=rows,
-            left=left,
+            left=self.left(source_rows),
             ok=totals.ok,
             not_ok=totals.rows - totals.ok,
             again=self._again,
@@ -222,7 +230,7 @@ class Tally:
             most_tokens_per_s=most_per_s(pulse, "tokens"),
             p50_s=self._latencies.quantile(0.5),
             p99_s=self._latencies.quantile(0.99),
-            time_left_s=left / rate if rate > 0 and exit_code is None else None,
+            time_left_s=to_come / rate if rate > 0 and exit_code is None else None,
             binds=binds,
             paused_by=paused_by(pulse),
             limits=tuple(headroom(pulse)),
@@ -241,6 +249,9 @@ class Tally:
             unpriced_model=totals.unpriced_model,
             unknown_usd=unknown_usd,
             reserved_usd=reserved_usd,
+            source_rows=source_rows,
+            unfinished=unfinished,
+            unfinished_usd=round(unfinished_usd, 9),
         )
 
     def _rates(self, now_s: float, retries: int, *, over: bool) -> tuple[float, float, float]:

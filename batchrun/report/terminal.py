@@ -115,7 +115,8 @@ def render_end(summary: Summary, path: Path) -> str:
             f"  python -c \"import pandas; print(pandas.read_parquet('{responses}'))\"",
         ]
     if summary.message:
-        lines.append(f"why: {summary.message}")
+        is_limit = summary.state == "limited"
+        lines.append(summary.message if is_limit else f"why: {summary.message}")
     if summary.next_command:
         lines.append(f"next: {summary.next_command}")
     return printable("\n".join(lines))
@@ -152,6 +153,10 @@ def cost_in_words(summary: Summary) -> str | None:
             )
         which = f"{attempts_in_words(count)}{' of unknown cost' if parts else ''} ({why})"
         parts.append(f"{'without' if parts else 'unknown for'} {which}")
+    if summary.unfinished:
+        answers = "1 answer" if summary.unfinished == 1 else f"{summary.unfinished:,} answers"
+        plus = "plus " if parts else ""
+        parts.append(f"{plus}{usd(summary.unfinished_usd)} for {answers} to be asked for again")
     if summary.unknown_usd:
         parts.append(f"up to {usd(summary.unknown_usd)} for tries that never told what they cost")
     if not parts:
@@ -209,7 +214,7 @@ def _money(summary: Summary) -> list[str]:
     if summary.cost_usd is None or summary.simulated:
         return []
     facts = [f"{usd(summary.cost_usd)} spent"]
-    if summary.projected_usd is not None and summary.left:
+    if summary.projected_usd is not None and summary.settled < summary.rows:
         facts.append(f"about {usd(summary.projected_usd)} in all")
     if summary.cap_usd is not None:
         facts.append(f"cap {usd(summary.cap_usd)}")
@@ -233,7 +238,7 @@ def _at_most(now: float, most: float | None, unit: str) -> str:
 
 def oldest_in_words(summary: Summary) -> str:
     """`waiting for 3 rows, the oldest 412 s: id-7, id-9, id-12`."""
-    left = rows_in_words(summary.left)
+    left = rows_in_words(summary.rows - summary.settled)
     names = ", ".join(one_line(named[:_ID]) for named, _ in summary.oldest)
     return f"waiting for {left}, the oldest {summary.oldest[0][1]:.0f} s: {names}"
 

@@ -7,7 +7,13 @@ import msgspec
 import pyarrow as pa
 
 from batchrun.records import Attempt, Failure, Layout, Outcome, Request, Response, Usage
-from batchrun.store.schema import TOOL_CALLS, carried_types, response_schema
+from batchrun.store.schema import (
+    SCHEMA_VERSION,
+    attempt_type,
+    carried_types,
+    response_schema,
+    tool_call_schema,
+)
 
 _as_tuple = msgspec.structs.astuple
 
@@ -16,6 +22,10 @@ def _empty(kind: Any, **known: Any) -> Any:
     """One of a kind of which nothing is there."""
     return kind(**{**dict.fromkeys(kind.__struct_fields__), **known})
 
+
+# Columns of schema 2 that nothing fills yet.
+_LATER = ("api", "endpoint_name", "embedding", "turn_count")
+_LATER_OF_CALLS = (None,) * 4  # turn, result, result_error, result_latency_s
 
 _NO_ANSWER = _empty(Response, truncated=False, usage=Usage())
 _NO_FAILURE = _empty(Failure)
@@ -31,7 +41,7 @@ def _columns(structs: Iterable[Any], kind: Any) -> dict[str, Sequence[Any]]:
 def _response_columns(
     outcomes: Sequence[Outcome], *, store_request: bool
 ) -> dict[str, Sequence[Any]]:
-    """All columns of `responses` but the carried ones."""
+    """All columns of `responses` but `attempts` and the carried ones."""
     results = [outcome.result for outcome in outcomes]
     ends = _columns(outcomes, Outcome)
     requests = _columns(ends["request"], Request)
@@ -67,6 +77,8 @@ def _response_columns(
         "output_text": answers["output_text"],
         "refusal": answers["refusal"],
         "reasoning_summary": answers["reasoning_summary"],
+        "reasoning_text": answers["reasoning_text"],
+        **dict.fromkeys(_LATER, [None] * len(outcomes)),
         "output": answers["output"],
         "output_parsed_ok": answers["output_parsed_ok"],
         "citations": [notes and list(map(_as_tuple, notes)) for notes in answers["citations"]],
@@ -76,7 +88,6 @@ def _response_columns(
         "cost_usd": ends["cost_usd"],
         "priced_as": ends["priced_as"],
         "reported_cost_usd": answers["reported_cost_usd"],
-        "attempts": [list(map(_as_tuple, attempts)) for attempts in ends["attempts"]],
         "started_at": [some[0].started_at if some else None for some in ends["attempts"]],
         "finished_at": [_ended_at(some[-1]) if some else None for some in ends["attempts"]],
         "latency_s": counted["latency_s"],
@@ -84,6 +95,11 @@ def _response_columns(
         "request": [body or None for body in bodies],
         "request_hash": requests["hash"],
     }
+
+
+def _attempts(outcomes: Sequence[Outcome], fields: int) -> list[list[tuple[Any, ...]]]:
+    """Of each, so many of its fields: the last ones are new."""
+    return [[_as_tuple(attempt)[:fields] for attempt in one.attempts] for one in outcomes]
 
 
 def _ended_at(attempt: Attempt) -> int:
@@ -97,19 +113,24 @@ def tool_call_rows(outcome: Outcome) -> list[tuple[Any, ...]]:
         return []
     request = outcome.request
     key = (request.row, request.custom_id, request.sample, request.variant, result.id)
-    return [(*key, *_as_tuple(call)) for call in result.tool_calls]
+    return [(*key, *_as_tuple(call), *_LATER_OF_CALLS) for call in result.tool_calls]
 
 
 def response_batch(
-    outcomes: Sequence[Outcome], layout: Layout, *, store_request: bool
+    outcomes: Sequence[Outcome],
+    layout: Layout,
+    *,
+    store_request: bool,
+    version: int = SCHEMA_VERSION,
 ) -> pa.RecordBatch:
-    """The outcomes' rows of `responses`, always with all columns."""
-    schema = response_schema(layout)
+    """The outcomes' rows of `responses`, always with all columns of the schema."""
+    schema = response_schema(layout, version)
     if not outcomes:
         return pa.RecordBatch.from_arrays(
             [pa.array([], kind) for kind in schema.types], schema=schema
         )
     columns = _response_columns(outcomes, store_request=store_request)
+    columns["attempts"] = _attempts(outcomes, len(attempt_type(version)))
     # A row that carries nothing has nulls there.
     nothing = (None,) * len(layout.columns)
     carried = zip(*(outcome.request.carried or nothing for outcome in outcomes), strict=True)
@@ -124,12 +145,13 @@ def response_batch(
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
-def tool_call_batch(outcomes: Sequence[Outcome]) -> pa.RecordBatch:
-    """The outcomes' rows of `tool_calls`, always with all columns."""
+def tool_call_batch(outcomes: Sequence[Outcome], version: int = SCHEMA_VERSION) -> pa.RecordBatch:
+    """The outcomes' rows of `tool_calls`, always with all columns of the schema."""
+    schema = tool_call_schema(version)
     rows = [row for outcome in outcomes for row in tool_call_rows(outcome)]
-    columns: list[Sequence[Any]] = list(zip(*rows, strict=True)) if rows else [()] * len(TOOL_CALLS)
-    arrays = [_array(values, kind) for values, kind in zip(columns, TOOL_CALLS.types, strict=True)]
-    return pa.RecordBatch.from_arrays(arrays, schema=TOOL_CALLS)
+    columns: list[Sequence[Any]] = list(zip(*rows, strict=True)) if rows else [()] * len(schema)
+    arrays = [_array(values, kind) for values, kind in zip(columns, schema.types, strict=False)]
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
 def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pyarrow as pa
 from msgspec import Struct
+from msgspec.structs import replace
 
 from batchrun.errors import ErrorKind, StoreError
-from batchrun.records import Attempt, Earlier
+from batchrun.records import Attempt, Earlier, RowKey
 from batchrun.store.keys import KEY
+from batchrun.store.names import name_now
 from batchrun.store.part_files import read_part
 from batchrun.store.schema import ATTEMPT
 from batchrun.store.settled import COUNTED, row_totals
-from batchrun.store.storable import storable_text
 
 _KEPT_BYTES = 32 << 20  # of parts that were read lately; one is kept in any case
 _COLUMNS = (*KEY, "attempts", *(name for name in COUNTED if not name.startswith("attempts")))
@@ -42,13 +43,12 @@ class Wanted(Struct, frozen=True):
     """A row whose older outcome is asked for."""
 
     row: int  # place in the input
-    custom_id: str
-    sample: int = 0
+    key: RowKey
 
 
 class _Part(Struct, frozen=True):
     table: pa.Table
-    places: dict[tuple[str, int], int]
+    places: dict[RowKey, int]
 
 
 class EarlierRows:
@@ -59,26 +59,27 @@ class EarlierRows:
     """
 
     def __init__(self, spans: Sequence[Span]) -> None:
-        self._spans = spans
+        # A run of schema 1 was rewritten since its parts were listed.
+        self._spans = [replace(s, path=s.path.with_name(name_now(s.path.name))) for s in spans]
         self._parts: OrderedDict[Path, _Part] = OrderedDict()
 
     def find(self, wanted: Iterable[Wanted]) -> dict[int, Earlier]:
         """By place in the input. Raises `StoreError`, also where one is not there."""
-        left = {(storable_text(row.custom_id), row.sample): row.row for row in wanted}
+        left = {row.key: row.row for row in wanted}
         found: dict[int, Earlier] = {}
         first, last = min(left.values(), default=0), max(left.values(), default=0)
         for span in self._spans:
             if left and span.first <= last and first <= span.last:
                 found.update(self._found_in(span.path, left))
         if left:
-            (custom_id, _), row = next(iter(left.items()))
+            (custom_id, *_), row = next(iter(left.items()))
             raise StoreError(
                 f"row {row} ({custom_id}): its older outcome is in no part any more; leave the "
                 "run directory alone while it runs, then run the same command again"
             )
         return found
 
-    def _found_in(self, path: Path, left: dict[tuple[str, int], int]) -> dict[int, Earlier]:
+    def _found_in(self, path: Path, left: dict[RowKey, int]) -> dict[int, Earlier]:
         part = self._part(path)
         keys = [key for key in left if key in part.places]
         if not keys:

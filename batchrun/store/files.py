@@ -5,13 +5,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+import pyarrow as pa
 from msgspec import Struct
 
-from batchrun.records import RunRecord
+from batchrun.records import Layout, RunRecord
 from batchrun.store.disk import storing
 from batchrun.store.keys import Keys
-from batchrun.store.names import RESPONSES, TOOL_CALLS
+from batchrun.store.names import RESPONSES, TOOL_CALLS, WRITER, FileId
 from batchrun.store.parts import write_parts
+from batchrun.store.schema import response_schema, tool_call_schema
 from batchrun.store.snapshot import Snapshot, read_snapshot
 from batchrun.store.tables import read_record
 
@@ -24,6 +26,8 @@ class TableFiles(Struct, frozen=True):
     parts: tuple[Path, ...]
     journal: tuple[Path, ...]  # of this moment: none or one
     replaced: Keys  # rows of the parts that stand in `journal` anew
+    schema: pa.Schema  # that all rows are read with
+    layout: Layout | None  # what they carry; null: nothing
 
 
 class Files(Struct, frozen=True):
@@ -50,13 +54,26 @@ def _read(now: Snapshot, record: RunRecord, read: Callable[[Files], T]) -> T:
         aside = Path(name)
         with storing(aside, "write the journal's rows"):
             written = write_parts(
-                aside, 0, now.outcomes(), record.layout, store_request=record.store_request
+                aside,
+                FileId(WRITER, 0),
+                now.outcomes(),
+                record.layout,
+                store_request=record.store_request,
+                version=record.schema_version,
             )
         journal = [aside / source for source, _ in written]
+        version = record.schema_version
         responses, tool_calls = (
             TableFiles(
-                parts, tuple(file for file in journal if file.parent.name == table), now.replaced
+                parts,
+                tuple(file for file in journal if file.parent.name == table),
+                now.replaced,
+                schema,
+                layout,
             )
-            for table, parts in ((RESPONSES, now.responses), (TOOL_CALLS, now.tool_calls))
+            for table, parts, schema, layout in (
+                (RESPONSES, now.responses, response_schema(record.layout, version), record.layout),
+                (TOOL_CALLS, now.tool_calls, tool_call_schema(version), None),
+            )
         )
         return read(Files(record, responses, tool_calls, aside))

@@ -11,13 +11,14 @@ import pyarrow.parquet as pq
 
 from batchrun.errors import StoreError
 from batchrun.store.disk import replace_file, storing
-from batchrun.store.keys import as_mask
+from batchrun.store.keys import KEY, as_mask, hash_keys
 from batchrun.store.part_files import read_part, read_standing
 from batchrun.store.snapshot import snapshot
 
 GONE_FILE = "gone.parquet"
-_COLUMNS = ("row", "custom_id", "sample")
-_SCHEMA = pa.schema([("row", pa.int64()), ("custom_id", pa.string()), ("sample", pa.int32())])
+_COLUMNS = ("row", *KEY)
+_TYPES = (pa.int64(), pa.string(), pa.int32(), pa.string())
+_SCHEMA = pa.schema(list(zip(_COLUMNS, _TYPES, strict=True)))
 
 
 def write_gone(folder: Path, marks: bytearray) -> None:
@@ -39,7 +40,7 @@ def write_gone(folder: Path, marks: bytearray) -> None:
                 if gone.num_rows:
                     file.write_batch(gone.select(_COLUMNS).cast(_SCHEMA))
             kept = [o.request for o, mark in zip(now.outcomes(), marks[at:], strict=True) if mark]
-            rows = [(request.row, request.custom_id, request.sample) for request in kept]
+            rows = [(request.row, *request.key) for request in kept]
             if rows:
                 columns = map(pa.array, zip(*rows, strict=True), _SCHEMA.types)
                 file.write_batch(pa.record_batch(list(columns), _SCHEMA))
@@ -47,7 +48,7 @@ def write_gone(folder: Path, marks: bytearray) -> None:
 
 
 def read_gone(folder: Path) -> "array[int]":
-    """This process's hash of each `custom_id` in the file, in order; none where it is damaged.
+    """This process's hash of each key in the file, in order; none where it is damaged.
 
     Then the rows are asked about anew. Raises `StoreError` where it cannot be read.
     """
@@ -55,8 +56,8 @@ def read_gone(folder: Path) -> "array[int]":
     path = folder / GONE_FILE
     if path.exists():
         try:
-            for batch in read_part(path, ("custom_id",)):
-                hashes += map(hash, batch["custom_id"].to_pylist())
+            for batch in read_part(path, None):
+                hashes += hash_keys(batch)
         except StoreError as error:
             if isinstance(error.__cause__, OSError) and error.__cause__.errno is not None:
                 raise

@@ -6,7 +6,7 @@ once, and again only where rows of one group are far apart in the input.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from batchrun.errors import StoreError
 from batchrun.store.files import TableFiles
 from batchrun.store.keys import Keys
 from batchrun.store.part_files import opened
+from batchrun.store.schema import as_schema, new_names, version_of
 
 _KEPT_BYTES = 64 << 20  # of row groups in memory, but for one
 _WINDOW_BYTES = 4 << 20
@@ -34,6 +35,8 @@ class _Group(Struct, frozen=True):
     last: int
     bytes: int
     replaced: Keys
+    schema: pa.Schema  # that its rows are read with
+    names: Mapping[str, str]  # of columns that are called otherwise there
 
 
 class _Groups:
@@ -110,6 +113,8 @@ def _groups(files: TableFiles) -> Iterator[_Group]:
         for path in paths:
             with opened(path) as part:
                 at = part.schema_arrow.names.index("row")
+                version = version_of(part.schema_arrow) or 1
+                names = new_names(files.layout, version) if files.layout is not None else {}
                 for number in range(part.num_row_groups):
                     about = part.metadata.row_group(number)
                     told = about.column(at).statistics
@@ -121,12 +126,14 @@ def _groups(files: TableFiles) -> Iterator[_Group]:
                             "another tool: put back a copy of it"
                         )
                     size = about.total_byte_size
-                    yield _Group(path, number, told.min, told.max, size, replaced)
+                    yield _Group(
+                        path, number, told.min, told.max, size, replaced, files.schema, names
+                    )
 
 
 def _read_group(group: _Group) -> pa.Table:
     with opened(group.path) as part:
-        table = part.read_row_group(group.number)
+        table = as_schema(part.read_row_group(group.number), group.schema, group.names)
     if not group.replaced:
         return table
     batches = [group.replaced.left_of(batch) for batch in table.to_batches()]

@@ -10,56 +10,61 @@ from typing import Any, Self
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from batchrun.records import Outcome, Response
+from batchrun.store.keys import KEY
 
-ANSWERS = ("row", "custom_id", "sample", "response_id", "tool_call_count")
-CALLS = ("row", "custom_id", "sample", "response_id", "position")
+ANSWERS = ("row", *KEY, "response_id", "tool_call_count")
+CALLS = ("row", *KEY, "response_id", "position")
 _SHOWN = 10  # of each thing that does not hold
 _AT_ONCE = 10_000  # rows of a journal
 _MEMORY = "1GB"
 _TABLES = f"""
 CREATE TABLE answers (file INTEGER, place BIGINT, "row" BIGINT, custom_id VARCHAR, sample INTEGER,
-                      response_id VARCHAR, tool_call_count INTEGER);
+                      variant VARCHAR, response_id VARCHAR, tool_call_count INTEGER);
 CREATE TABLE calls (file INTEGER, place BIGINT, "row" BIGINT, custom_id VARCHAR, sample INTEGER,
-                    response_id VARCHAR, position INTEGER);
+                    variant VARCHAR, response_id VARCHAR, position INTEGER);
 CREATE TABLE kept (file INTEGER, place BIGINT, "row" BIGINT, custom_id VARCHAR, sample INTEGER,
-                   replaces BOOLEAN);
+                   variant VARCHAR, replaces BOOLEAN);
 SET memory_limit = '{_MEMORY}';
 SET preserve_insertion_order = false;
 """
+# A variant of null is kept as empty text: SQL joins no nulls.
 # The rows of parts that count: those that no record of the journal replaces.
 _STANDING = """
-CREATE TABLE replaced AS SELECT DISTINCT custom_id, sample FROM kept WHERE replaces;
-CREATE VIEW rows_in_parts AS SELECT * FROM answers ANTI JOIN replaced USING (custom_id, sample);
-CREATE VIEW calls_in_parts AS SELECT * FROM calls ANTI JOIN replaced USING (custom_id, sample);
-CREATE VIEW places AS SELECT file, place, "row", custom_id, sample FROM rows_in_parts
-    UNION ALL SELECT file, place, "row", custom_id, sample FROM kept;
+CREATE TABLE replaced AS SELECT DISTINCT custom_id, sample, variant FROM kept WHERE replaces;
+CREATE VIEW rows_in_parts AS SELECT * FROM answers
+    ANTI JOIN replaced USING (custom_id, sample, variant);
+CREATE VIEW calls_in_parts AS SELECT * FROM calls
+    ANTI JOIN replaced USING (custom_id, sample, variant);
+CREATE VIEW places AS SELECT file, place, "row", custom_id, sample, variant FROM rows_in_parts
+    UNION ALL SELECT file, place, "row", custom_id, sample, variant FROM kept;
 """
 _CHECKS = {
     "it stands {2} times, first in {file_3} (row {4} of it)": """
         SELECT max(file), arg_max(place, file * 1000000000000 + place), count(*),
                min(file), arg_min(place, file * 1000000000000 + place), any_value("row"), custom_id
-        FROM places GROUP BY custom_id, sample HAVING count(*) > 1""",
+        FROM places GROUP BY custom_id, sample, variant HAVING count(*) > 1""",
     "`row` or its key is missing or negative": """
         SELECT file, place, 0, 0, 0, "row", custom_id FROM places
         WHERE "row" IS NULL OR "row" < 0 OR custom_id IS NULL OR sample IS NULL OR sample < 0""",
     "tool_call_count is {2}, and tool_calls has {3}": """
         SELECT file, place, coalesce(tool_call_count, 0), coalesce(found, 0), 0, "row", custom_id
         FROM rows_in_parts LEFT JOIN
-            (SELECT custom_id, sample, count(*) AS found FROM calls_in_parts GROUP BY ALL)
-            USING (custom_id, sample)
+            (SELECT custom_id, sample, variant, count(*) AS found FROM calls_in_parts GROUP BY ALL)
+            USING (custom_id, sample, variant)
         WHERE coalesce(tool_call_count, 0) <> coalesce(found, 0)""",
     "this tool call belongs to no row of responses": """
         SELECT file, place, 0, 0, 0, "row", custom_id
-        FROM calls_in_parts ANTI JOIN rows_in_parts USING (custom_id, sample)""",
+        FROM calls_in_parts ANTI JOIN rows_in_parts USING (custom_id, sample, variant)""",
     "`row` or response_id of this tool call is not that of its row": """
         SELECT c.file, c.place, 0, 0, 0, c."row", c.custom_id
-        FROM calls_in_parts c JOIN rows_in_parts r USING (custom_id, sample)
+        FROM calls_in_parts c JOIN rows_in_parts r USING (custom_id, sample, variant)
         WHERE c."row" IS DISTINCT FROM r."row" OR c.response_id IS DISTINCT FROM r.response_id""",
     "{2} tool calls of this row have the position {3}": """
         SELECT min(file), min(place), count(*), position, 0, any_value("row"), custom_id
-        FROM calls_in_parts GROUP BY custom_id, sample, position HAVING count(*) > 1""",
+        FROM calls_in_parts GROUP BY custom_id, sample, variant, position HAVING count(*) > 1""",
 }
 
 
@@ -100,7 +105,10 @@ class Ledger:
             [
                 pa.repeat(pa.scalar(file, pa.int32()), batch.num_rows),
                 places,
-                *(batch[name] for name in columns),
+                *(
+                    pc.fill_null(batch[name], "") if name == "variant" else batch[name]
+                    for name in columns
+                ),
             ],
         )
 
@@ -109,7 +117,8 @@ class Ledger:
         rows: list[tuple[Any, ...]] = []
         for place, outcome in enumerate(outcomes):
             request = outcome.request
-            key = (request.row, request.custom_id, request.sample)
+            custom_id, sample, variant = request.key
+            key = (request.row, custom_id, sample, variant or "")
             rows.append((file, place, *key, outcome.replaces))
             if len(rows) == _AT_ONCE:
                 self._insert("kept", [pa.array(column) for column in zip(*rows, strict=True)])

@@ -46,6 +46,9 @@ def take_lock(folder: Path, flock: Flock = fcntl.flock) -> Lock:
         raise store_error(path, "open the lock", error) from error
     try:
         warning = _locked(folder, handle, flock)
+        if not _is_at(path, handle):  # whoever had it took the directory away
+            os.close(handle)
+            return take_lock(folder, flock)
         os.ftruncate(handle, 0)
         os.pwrite(handle, f"{socket.gethostname()} {os.getpid()}\n".encode(), 0)
     except BlockingIOError:
@@ -59,6 +62,14 @@ def take_lock(folder: Path, flock: Flock = fcntl.flock) -> Lock:
         os.close(handle)
         raise store_error(path, "lock", error) from error
     return Lock(handle, warning)
+
+
+def _is_at(path: Path, handle: int) -> bool:
+    """Whether this is the file of that name. Raises `OSError`."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def is_locked(folder: Path, flock: Flock = fcntl.flock) -> bool:

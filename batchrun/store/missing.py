@@ -4,9 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from batchrun.records import RunRecord
+from batchrun.store.names import name_now
 from batchrun.store.run_record import read_live_file
 
-ENDED = ("finished", "stopped", "interrupted")  # states whose files are put in order
+ENDED = ("finished", "limited", "stopped", "interrupted")  # states whose files are put in order
 
 
 def missing_parts(path: Path, record: RunRecord, rows: Callable[[], int]) -> dict[str, int]:
@@ -17,7 +18,9 @@ def missing_parts(path: Path, record: RunRecord, rows: Callable[[], int]) -> dic
     Raises `StoreError` and what `rows` raises.
     """
     missing = {
-        name: held for name, held in record.parts.items() if held and not (path / name).exists()
+        name: held
+        for name, held in record.parts.items()
+        if held and not any((path / now).exists() for now in (name, name_now(name)))
     }
     if missing and record.state not in ENDED and rows() >= expected_rows(path, record):
         return {}

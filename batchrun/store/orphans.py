@@ -2,13 +2,15 @@
 
 from pathlib import Path
 
+import pyarrow.parquet as pq
+
+from batchrun.records import RowKey
 from batchrun.store.disk import storing, sync_file
 from batchrun.store.intent import Intent
 from batchrun.store.keys import KEY, Keys
-from batchrun.store.names import RESPONSES, TOOL_CALLS, number_of, numbered, part_name
+from batchrun.store.names import RESPONSES, TOOL_CALLS, id_of, numbered
 from batchrun.store.part_files import read_part
 from batchrun.store.rewrite import rewritten
-from batchrun.store.schema import TOOL_CALLS as TOOL_CALL_SCHEMA
 from batchrun.store.seal import replace_parts
 
 
@@ -20,28 +22,28 @@ def drop_orphan_calls(folder: Path) -> None:
     with storing(folder / TOOL_CALLS, "write"):
         rewrites = []
         for name in numbered(folder / TOOL_CALLS, ".parquet"):
-            orphans = _orphans(folder, number_of(name) or 0)
+            orphans = _orphans(folder, name)
             if orphans:
-                rewrites.append(rewritten(folder / TOOL_CALLS / name, orphans, TOOL_CALL_SCHEMA))
+                path = folder / TOOL_CALLS / name
+                rewrites.append(rewritten(path, orphans, pq.read_schema(path)))
         for rewrite in rewrites:
             sync_file(folder / rewrite.source)
         replace_parts(folder, Intent((), (), tuple(rewrites)))
 
 
-def _orphans(folder: Path, number: int) -> Keys:
-    """Of one part; a seal gives the calls of its rows its own number."""
-    rows: set[tuple[str, int]] = set()
-    for name in (part_name(number), part_name(number, other=True)):
-        path = folder / RESPONSES / name
-        if path.exists():
-            rows.update(_keys(path))
+def _orphans(folder: Path, calls: str) -> Keys:
+    """Of one part; a seal gives the calls of its rows its own name."""
+    rows: set[RowKey] = set()
+    for name in numbered(folder / RESPONSES, ".parquet"):
+        if id_of(name) == id_of(calls):
+            rows.update(_keys(folder / RESPONSES / name))
     orphans = Keys()
-    for custom_id, sample in _keys(folder / TOOL_CALLS / part_name(number)) - rows:
-        orphans.add(custom_id, sample)
+    for key in _keys(folder / TOOL_CALLS / calls) - rows:
+        orphans.add(key)
     return orphans
 
 
-def _keys(path: Path) -> set[tuple[str, int]]:
+def _keys(path: Path) -> set[RowKey]:
     return {
         key
         for batch in read_part(path, KEY)

@@ -10,9 +10,13 @@ import pyarrow.parquet as pq
 from batchrun.records import Layout, Outcome, Response
 from batchrun.store.columns import response_batch, tool_call_batch
 from batchrun.store.disk import make_folders, sync_file, sync_folder
-from batchrun.store.names import RESPONSES, TOOL_CALLS, part_name, temporary_name
-from batchrun.store.schema import REPEATING, response_schema
-from batchrun.store.schema import TOOL_CALLS as TOOL_CALL_SCHEMA
+from batchrun.store.names import RESPONSES, TOOL_CALLS, FileId, part_name, temporary_name
+from batchrun.store.schema import (
+    REPEATING,
+    SCHEMA_VERSION,
+    response_schema,
+    tool_call_schema,
+)
 
 # A slice is what is in memory as rows: below 1,000 a row costs more. A row group is what readers
 # skip or take whole: large, so that it scans well.
@@ -24,21 +28,22 @@ _GROUP_BYTES = 24 << 20
 
 def write_parts(
     folder: Path,
-    number: int,
+    of: FileId,
     outcomes: Iterable[Outcome],
     layout: Layout,
     *,
     store_request: bool,
+    version: int = SCHEMA_VERSION,
 ) -> tuple[tuple[str, str], ...]:
     """The renames (from, to, in order) that will make the parts count; none without outcomes.
 
     The files are on disk when this returns. Raises `OSError`, having removed them.
     """
-    schema = response_schema(layout)
-    calls = PartFile(folder / TOOL_CALLS, part_name(number), TOOL_CALL_SCHEMA)
-    ok = PartFile(folder / RESPONSES, part_name(number), schema)
-    other = PartFile(folder / RESPONSES, part_name(number, other=True), schema)
-    parts = (calls, ok, other)
+    schema = response_schema(layout, version)
+    calls = PartFile(folder / TOOL_CALLS, part_name(of), tool_call_schema(version))
+    ok = PartFile(folder / RESPONSES, part_name(of), schema)
+    not_ok = PartFile(folder / RESPONSES, part_name(of, not_ok=True), schema)
+    parts = (calls, ok, not_ok)
     try:
         make_folders(calls.folder, ok.folder)
         for outcomes_slice in _slices(outcomes):
@@ -46,10 +51,12 @@ def write_parts(
             others: list[Outcome] = []
             for outcome in outcomes_slice:
                 (fine if outcome.ok else others).append(outcome)
-            for part, kept in ((ok, fine), (other, others)):
+            for part, kept in ((ok, fine), (not_ok, others)):
                 if kept:
-                    part.add(response_batch(kept, layout, store_request=store_request))
-            calls.add(tool_call_batch(outcomes_slice))
+                    part.add(
+                        response_batch(kept, layout, store_request=store_request, version=version)
+                    )
+            calls.add(tool_call_batch(outcomes_slice, version))
         written = [part for part in parts if part.finish()]
         for part in written:
             sync_file(part.temporary)

@@ -13,17 +13,17 @@ import pyarrow.compute as pc
 from batchrun.records import JsonObject, RunRecord
 from batchrun.store.files import TableFiles, read_files
 from batchrun.store.in_order import in_order
+from batchrun.store.keys import KEY
 from batchrun.store.nested import with_flat
-from batchrun.store.schema import TOOL_CALLS, response_schema
+from batchrun.store.schema import response_schema
 
 T = TypeVar("T")
-_KEY = ("row", "custom_id", "sample", "variant", "response_id")  # as the row of `responses` says
-_OF_CALLS = [name for name in TOOL_CALLS.names if name not in _KEY]
+_OF_ROW = ("row", *KEY, "response_id")  # as the row of `responses` says
 
 
 def column_names(record: RunRecord) -> list[str]:
     """The columns of `responses`, in order."""
-    return list(response_schema(record.layout).names)
+    return list(response_schema(record.layout, record.schema_version).names)
 
 
 def read_rows(path: Path, read: Callable[[RunRecord, Iterator[JsonObject]], T]) -> T:
@@ -49,6 +49,7 @@ class _Calls:
     """Walks through `tool_calls` beside `responses`, both in the order of the input."""
 
     def __init__(self, files: TableFiles) -> None:
+        self._columns = [name for name in files.schema.names if name not in _OF_ROW]
         self._rows = (row for table in in_order(files) for row in plain_rows(table))
         self._next = next(self._rows, None)
         self._row = -1
@@ -61,10 +62,9 @@ class _Calls:
                 if self._next["row"] == self._row:
                     self._found.append(self._next)
                 self._next = next(self._rows, None)
-        key = (row["custom_id"], row["sample"])
-        mine = [call for call in self._found if (call["custom_id"], call["sample"]) == key]
+        mine = [call for call in self._found if all(call[name] == row[name] for name in KEY)]
         mine.sort(key=lambda call: call["position"])
-        return [{name: call[name] for name in _OF_CALLS} for call in mine]
+        return [{name: call[name] for name in self._columns} for call in mine]
 
 
 def plain_rows(table: pa.Table) -> Iterator[JsonObject]:

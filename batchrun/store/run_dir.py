@@ -7,19 +7,28 @@ asyncio here: `keep` and the small files are quick, the slow work has threads of
 
 import os
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from batchrun.errors import JobError, StoreError
-from batchrun.records import Outcome, Request, Resend, RunRecord, Totals
+from batchrun.records import Answered, Begun, Outcome, Request, Resend, RowKey, RunRecord, Totals
 from batchrun.store.disk import make_folders, storing, sync_folder, write_whole
 from batchrun.store.events import EVENTS_FILE
 from batchrun.store.gone import GONE_FILE, read_gone, write_gone
 from batchrun.store.lock import NAME as LOCK
 from batchrun.store.lock import Lock, take_lock
-from batchrun.store.names import INPUT, JOURNAL, RESPONSES, TOOL_CALLS, number_of, numbered
+from batchrun.store.names import (
+    INPUT,
+    JOURNAL,
+    RESPONSES,
+    TOOL_CALLS,
+    WRITER,
+    FileId,
+    id_of,
+    numbered,
+)
 from batchrun.store.orphans import drop_orphan_calls
 from batchrun.store.part_files import count_rows
 from batchrun.store.recover import Recovered, recover
@@ -34,29 +43,45 @@ from batchrun.store.schema import SCHEMA_VERSION
 from batchrun.store.seal import seal
 from batchrun.store.settled import Settled, names_at, read_settled, sum_totals
 from batchrun.store.snapshot import snapshot
-from batchrun.store.started import Started, StartedLog, ids_with_responses
 from batchrun.store.storable import encode_json
+from batchrun.store.unfinished import UnfinishedRows
+from batchrun.store.upgrade import rewrite_parts, upgraded
 from batchrun.store.writer import Writer
 
 __all__ = ["SCHEMA_VERSION", "RunDir", "Settled"]
 
+_TRIES = 5  # to have a directory that others make and take away
 _OURS = {RUN_FILE, LIVE_FILE, EVENTS_FILE, GONE_FILE, LOCK, JOURNAL, RESPONSES, TOOL_CALLS, INPUT}
 
 
 class RunDir:
     """Open until `close`; not to be shared between threads."""
 
-    def __init__(self, path: Path, lock: Lock, record: RunRecord | None, found: Recovered) -> None:
-        """Of a directory that is locked and recovered; `open` does both."""
+    def __init__(
+        self,
+        path: Path,
+        lock: Lock,
+        record: RunRecord | None,
+        found: Recovered,
+        made: tuple[Path, ...] = (),
+        writer: int = WRITER,
+    ) -> None:
+        """Of a directory that is locked and recovered; `open` does both.
+
+        `made`: the folders that were not there before, the innermost first. Files are written under
+        the name of `writer`.
+        """
         self.path = path
         self.record = record  # `run.json` as found or saved; null for a new directory
         # What was damaged and set aside, or stands in the way of safety.
         self.warnings = (*found.warnings, *([lock.warning] if lock.warning else ()))
         self._lock: int | None = lock.handle
+        self._made = made
         self._leftover = found.segments
         self._events: int | None = None
+        self._writer_id = writer
         self._writer: Writer | None = None
-        self._started = StartedLog(path)
+        self._unfinished = UnfinishedRows(path, writer)
 
     @classmethod
     def open(cls, path: Path) -> "RunDir":
@@ -65,8 +90,7 @@ class RunDir:
         Raises `JobError` where another process has it, or where it is some other folder;
         `StoreError`.
         """
-        _check_or_make(path)
-        lock = take_lock(path)
+        made, lock = _made_and_locked(path)
         try:
             record = read_run_record(path)
             found = recover(path)
@@ -74,7 +98,7 @@ class RunDir:
         except BaseException:
             os.close(lock.handle)
             raise
-        return cls(path, lock, record, found)
+        return cls(path, lock, record, found, made)
 
     @property
     def input_dir(self) -> Path:
@@ -93,22 +117,42 @@ class RunDir:
         """What parts and journal hold, and what of it failed as asked. Raises `StoreError`."""
         with snapshot(self.path) as now:
             settled = read_settled(now, resend)
-            begun = {hash(custom_id): custom_id for custom_id in self._started.open}
-            done = {begun[key] for key in settled.ids if key in begun} if begun else set()
-            if resend is not None:  # what was begun to replace an outcome is no part of it
-                done = ids_with_responses(now, done, self._started.open)
-        for custom_id in done:
-            self._started.settle(custom_id)
+            self._unfinished.drop_known(now)
         return settled
 
     @property
-    def started(self) -> Mapping[str, Started]:
-        """Background responses begun and not settled, by custom_id; right after `settled`."""
-        return self._started.open
+    def has_unfinished(self) -> bool:
+        """Whether anything is known of rows that have no outcome; right after `settled`."""
+        return bool(self._unfinished)
 
-    def begin(self, request: Request, response_id: str) -> None:
+    @property
+    def unfinished_answers(self) -> int:
+        """How many rows have an answer that is to be asked for again."""
+        return self._unfinished.answers
+
+    @property
+    def unfinished_usd(self) -> float:
+        """What is known to be spent on rows that have an answer and no outcome."""
+        return self._unfinished.cost_usd
+
+    def begun(self, key: RowKey) -> Begun | None:
+        """The background response that was begun of a row without an outcome."""
+        return self._unfinished.begun(key)
+
+    def answered(self, key: RowKey) -> Answered | None:
+        """The answer of such a row that is to be asked for again. Raises `StoreError`."""
+        return self._unfinished.answered(key)
+
+    def begin(self, request: Request, endpoint: str, response_id: str) -> None:
         """A background response's id, durable when it returns. From any thread. `StoreError`."""
-        self._started.begin(request, response_id)
+        self._unfinished.begin(request, endpoint, response_id)
+
+    def ask_again(self, answered: Answered) -> None:
+        """An answer that is about to be asked for again survives SIGKILL when this returns.
+
+        Power loss within a second. Raises `StoreError`.
+        """
+        self._unfinished.record(answered)
 
     def names_at(self, places: Iterable[int]) -> dict[int, str]:
         """The custom_ids of rows by their places in `settled`, for messages: it reads all parts.
@@ -152,17 +196,19 @@ class RunDir:
         """
         if self.record is None or self._writer is not None:
             raise RuntimeError("start() needs a saved record, and comes once")
+        self._upgrade()
         with storing(self.path / JOURNAL, "list"):
-            number = self._next_number()
+            first = self._next_name()
         self._writer = Writer(
             self.path,
             self.record,
-            number,
+            first,
             self._leftover,
             part_rows=part_rows,
             part_bytes=part_bytes,
             replaces=replaces,
             lock=self._lock if apart else None,
+            sync_also=self._unfinished.sync,
         )
 
     def keep(self, outcome: Outcome, *, anyway: bool = False) -> None:
@@ -177,9 +223,9 @@ class RunDir:
         if self._writer is None:
             raise RuntimeError("keep() comes between start() and close()")
         taken = self._writer.keep(outcomes, anyway=anyway)
-        if self._started.open:
+        if self._unfinished:
             for outcome in outcomes[:taken]:
-                self._started.settle(outcome.request.custom_id)
+                self._unfinished.drop(outcome.request.key)
         return taken
 
     def write_live(self, summary: object) -> None:
@@ -205,6 +251,7 @@ class RunDir:
             self._leftover = ()
             writer.close(seal_rest=True)
         elif self._leftover and self.record is not None:
+            self._upgrade()
             leftover, self._leftover = self._leftover, ()
             seal(self.path, self.record, leftover)
 
@@ -216,22 +263,57 @@ class RunDir:
         with ExitStack() as rest:
             rest.callback(self._release)
             if self._lock is not None:
-                rest.callback(self._started.close)
+                rest.callback(self._unfinished.close)
             if seal and self._lock is not None:
                 self.finish()
             elif self._writer is not None:
                 writer, self._writer = self._writer, None
                 writer.close(seal_rest=False)
 
-    def _next_number(self) -> int:
+    @property
+    def writes_schema(self) -> int:
+        """The schema version that `run.json` must name once this command has written."""
+        is_older = self.record is not None and self.record.schema_version < SCHEMA_VERSION
+        if self.record is not None and is_older and not self._leftover:
+            return self.record.schema_version
+        return SCHEMA_VERSION
+
+    def _upgrade(self) -> None:
+        """All parts are of this schema, as `run.json` says before the first is rewritten.
+
+        Raises `StoreError`.
+        """
+        if self.record is not None and self.record.schema_version < SCHEMA_VERSION:
+            self.save(upgraded(self.record))
+        if self.record is not None:
+            rewrite_parts(self.path, self.record.layout)
+
+    def _next_name(self) -> FileId:
+        """The first that is free for a segment."""
         names = (
             *numbered(self.path / JOURNAL, ".log"),
             *numbered(self.path / RESPONSES, ".parquet"),
             *numbered(self.path / TOOL_CALLS, ".parquet"),
         )
-        return max((number_of(name) or 0 for name in names), default=0) + 1
+        mine = [of.number for of in map(id_of, names) if of and of.writer == self._writer_id]
+        return FileId(self._writer_id, max(mine, default=0) + 1)
+
+    def _take_away(self) -> None:
+        """What was made for a command that saved nothing is gone: the plan found a problem."""
+        if self.record is not None or self._lock is None:
+            return
+        with suppress(OSError):  # it may hold what somebody else has put there
+            input_dir = self.path / INPUT
+            if input_dir.is_dir():
+                for left in input_dir.iterdir():
+                    left.unlink()
+                input_dir.rmdir()
+            (self.path / LOCK).unlink()
+            for made in self._made:
+                made.rmdir()
 
     def _release(self) -> None:
+        self._take_away()
         handles = (self._events, self._lock)
         self._events = self._lock = None
         for handle in handles:
@@ -247,16 +329,32 @@ def _check_complete(path: Path, record: RunRecord | None, found: Recovered) -> N
         )
 
 
-def _check_or_make(path: Path) -> None:
-    """Raises `JobError` where this is not a run directory and cannot become one."""
+def _made_and_locked(path: Path) -> tuple[tuple[Path, ...], Lock]:
+    """The folders that were made, and the lock. Raises as `RunDir.open`."""
+    for _ in range(_TRIES):
+        made = _check_or_make(path)
+        try:
+            return made, take_lock(path)
+        except StoreError as error:  # another command made it, found a problem, and took it away
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
+    return _check_or_make(path), take_lock(path)
+
+
+def _check_or_make(path: Path) -> tuple[Path, ...]:
+    """The folders that were made, the innermost first.
+
+    Raises `JobError` where this is not a run directory and cannot become one.
+    """
     with storing(path, "make this directory"):
         try:
             names = {entry.name for entry in path.iterdir()}
         except FileNotFoundError:
+            missing = [path, *(above for above in path.parents if not above.exists())]
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.mkdir(mode=0o700)
+            path.mkdir(mode=0o700, exist_ok=True)  # another command may make it, too
             sync_folder(path.parent)
-            return
+            return tuple(missing)
         except NotADirectoryError:
             raise JobError(
                 f"{path} is a file; give a directory for the results with --output"
@@ -267,3 +365,4 @@ def _check_or_make(path: Path) -> None:
             f"{path} is no run directory and not empty (it holds {foreign[0]!r}); "
             "give an empty or new one with --output"
         )
+    return ()

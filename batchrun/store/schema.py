@@ -1,14 +1,22 @@
-"""The columns of the tables: names, order and types, the same whatever the rows held."""
+"""The columns of the tables: names, order and types, the same whatever the rows held.
+
+Parts of schema 1 are read as they are; schema 2 has further columns, and carries columns whose
+names are its own under others.
+"""
 
 import base64
+from collections.abc import Mapping
 from functools import cache
+from typing import TypeVar
 
 import pyarrow as pa
+from msgspec.structs import replace
 
+from batchrun.column_names import name_columns, own_columns
 from batchrun.records import Column, Layout
 
-SCHEMA_VERSION = 1
-METADATA = {b"batchrun.schema_version": str(SCHEMA_VERSION).encode()}
+SCHEMA_VERSION = 2
+_VERSION_KEY = b"batchrun.schema_version"
 
 _TIME = pa.timestamp("us", "UTC")
 
@@ -38,8 +46,10 @@ ATTEMPT = pa.struct(
         "cached_tokens": pa.int64(),
         "output_tokens": pa.int64(),
         "cost_usd": pa.float64(),
+        "endpoint": pa.string(),
     }
 )
+_ATTEMPT_1 = pa.struct([field for field in ATTEMPT if field.name != "endpoint"])
 
 IDENTITY = {
     "row": pa.int64(),
@@ -68,6 +78,11 @@ ANSWER = {
     "output_text": pa.string(),
     "refusal": pa.string(),
     "reasoning_summary": pa.string(),
+    "reasoning_text": pa.string(),
+    "api": pa.string(),
+    "endpoint_name": pa.string(),
+    "embedding": pa.list_(pa.float32()),
+    "turn_count": pa.int32(),
     "output": pa.string(),
     "output_parsed_ok": pa.bool_(),
     "citations": pa.list_(CITATION),
@@ -91,24 +106,26 @@ ANSWER = {
     "request_hash": pa.string(),
 }
 
-TOOL_CALLS = pa.schema(
-    {
-        "row": pa.int64(),
-        "custom_id": pa.string(),
-        "sample": pa.int32(),
-        "variant": pa.string(),
-        "response_id": pa.string(),
-        "position": pa.int32(),
-        "type": pa.string(),
-        "call_id": pa.string(),
-        "name": pa.string(),
-        "arguments": pa.string(),
-        "arguments_valid": pa.bool_(),
-        "status": pa.string(),
-        "item": pa.string(),
-    },
-    metadata=METADATA,
-)
+_CALL = {
+    "row": pa.int64(),
+    "custom_id": pa.string(),
+    "sample": pa.int32(),
+    "variant": pa.string(),
+    "response_id": pa.string(),
+    "position": pa.int32(),
+    "type": pa.string(),
+    "call_id": pa.string(),
+    "name": pa.string(),
+    "arguments": pa.string(),
+    "arguments_valid": pa.bool_(),
+    "status": pa.string(),
+    "item": pa.string(),
+    "turn": pa.int32(),
+    "result": pa.string(),
+    "result_error": pa.string(),
+    "result_latency_s": pa.float64(),
+}
+_NEW_OF_CALLS = ("turn", "result", "result_error", "result_latency_s")
 
 # Columns whose values repeat; a dictionary for the others is built only to be thrown away.
 REPEATING = (
@@ -119,6 +136,10 @@ REPEATING = (
 )
 
 
+def _metadata(version: int) -> dict[bytes, bytes]:
+    return {_VERSION_KEY: str(version).encode()}
+
+
 @cache
 def carried_types(column: Column) -> tuple[pa.DataType, pa.DataType]:
     """The column's type in Parquet, and the type of the plain values it is cast from."""
@@ -127,7 +148,72 @@ def carried_types(column: Column) -> tuple[pa.DataType, pa.DataType]:
 
 
 @cache
-def response_schema(layout: Layout) -> pa.Schema:
-    """The schema of `responses`: the carried columns stand after `source`."""
+def response_schema(layout: Layout, version: int = SCHEMA_VERSION) -> pa.Schema:
+    """The schema of `responses`: the carried columns stand after `source`.
+
+    `layout` names them as schema `version` does, but for parts of schema 1 of a run that has been
+    rewritten since: see `layout_of`.
+    """
     carried = {column.name: carried_types(column)[0] for column in layout.columns}
-    return pa.schema({**IDENTITY, **carried, **ANSWER}, metadata=METADATA)
+    own = own_columns(version)
+    answer = {name: kind for name, kind in ANSWER.items() if name in own}
+    answer["attempts"] = pa.list_(attempt_type(version))
+    return pa.schema({**IDENTITY, **carried, **answer}, metadata=_metadata(version))
+
+
+def attempt_type(version: int) -> pa.StructType:
+    return ATTEMPT if version > 1 else _ATTEMPT_1
+
+
+@cache
+def tool_call_schema(version: int = SCHEMA_VERSION) -> pa.Schema:
+    """The schema of `tool_calls`."""
+    columns = {n: kind for n, kind in _CALL.items() if version > 1 or n not in _NEW_OF_CALLS}
+    return pa.schema(columns, metadata=_metadata(version))
+
+
+TOOL_CALLS = tool_call_schema()
+
+
+def layout_of(layout: Layout, version: int) -> Layout:
+    """The layout with its columns under the names that they have in a schema."""
+    names = name_columns([column.column for column in layout.columns], own_columns(version))
+    return replace(
+        layout,
+        columns=tuple(replace(c, name=n) for c, n in zip(layout.columns, names, strict=True)),
+    )
+
+
+def version_of(schema: pa.Schema) -> int | None:
+    """Which schema a part says that it has; null where it does not say."""
+    said = (schema.metadata or {}).get(_VERSION_KEY, b"")
+    return int(said) if said.isdigit() else None
+
+
+def new_names(layout: Layout, version: int) -> Mapping[str, str]:
+    """Carried columns of a part that have another name in `layout`: theirs to the other one."""
+    if version >= SCHEMA_VERSION:
+        return {}
+    before = layout_of(layout, version)
+    pairs = zip(before.columns, layout.columns, strict=True)
+    return {old.name: new.name for old, new in pairs if old.name != new.name}
+
+
+_Rows = TypeVar("_Rows", pa.Table, pa.RecordBatch)
+
+
+def as_schema(rows: _Rows, schema: pa.Schema, names: Mapping[str, str]) -> _Rows:
+    """The rows with the columns of `schema`: what they lack is null.
+
+    `names`: columns of theirs that are called otherwise there.
+    """
+    if rows.schema.equals(schema):
+        return rows
+    there = {names.get(name, name): at for at, name in enumerate(rows.schema.names)}
+    arrays = [
+        rows.column(there[field.name]).cast(field.type)
+        if field.name in there
+        else pa.nulls(rows.num_rows, field.type)
+        for field in schema
+    ]
+    return type(rows).from_arrays(arrays, schema=schema)

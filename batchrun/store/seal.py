@@ -20,12 +20,7 @@ from batchrun.store.disk import storing, sync_file, sync_folder
 from batchrun.store.intent import Intent, Rewrite, read_intent, write_intent
 from batchrun.store.journal import Damage, Torn, read_outcomes
 from batchrun.store.keys import Keys
-from batchrun.store.names import (
-    JOURNAL,
-    RESPONSES,
-    intent_name,
-    number_of,
-)
+from batchrun.store.names import JOURNAL, RESPONSES, FileId, id_of, intent_name
 from batchrun.store.parts import write_parts
 from batchrun.store.rewrite import write_rewrites
 
@@ -34,32 +29,31 @@ _READ_BYTES = 1 << 20
 
 def seal(folder: Path, record: RunRecord, segments: Sequence[str]) -> None:
     """The segments' outcomes are in parts, on disk, when this returns. Raises `StoreError`."""
-    number = prepare(folder, record, segments)
-    finish(folder, intent_name(number))
+    finish(folder, intent_name(prepare(folder, record, segments)))
 
 
 def finish_or_seal(folder: Path, record: RunRecord, segments: Sequence[str]) -> None:
     """`seal`, where another process may have begun it, or done it all. Raises `StoreError`."""
-    intent = intent_name(number_of(segments[-1]) or 0)
+    intent = intent_name(_last(segments))
     if (folder / JOURNAL / intent).exists():
         finish(folder, intent)
     if (folder / JOURNAL / segments[-1]).exists():
         seal(folder, record, segments)
 
 
-def prepare(folder: Path, record: RunRecord, segments: Sequence[str]) -> int:
-    """Steps 1 and 2: parts under temporary names, and the intent. The seal's number is returned.
+def prepare(folder: Path, record: RunRecord, segments: Sequence[str]) -> FileId:
+    """Steps 1 and 2: parts under temporary names, and the intent. What they are called by.
 
     Raises `StoreError`.
     """
-    number = number_of(segments[-1]) or 0
+    last = _last(segments)
     with storing(folder / RESPONSES, "write parts"):
         intent = write_temporaries(folder, record, segments)
         for name in segments:  # they count until one is gone: after a loss of power too
             sync_file(folder / JOURNAL / name)
         sync_folder(folder / JOURNAL)
-        write_intent(folder, number, intent)
-    return number
+        write_intent(folder, last, intent)
+    return last
 
 
 def write_temporaries(folder: Path, record: RunRecord, segments: Sequence[str]) -> Intent:
@@ -67,7 +61,7 @@ def write_temporaries(folder: Path, record: RunRecord, segments: Sequence[str]) 
     replaced = Keys()
     renames = write_parts(
         folder,
-        number_of(segments[-1]) or 0,
+        _last(segments),
         _outcomes(folder, segments, replaced),
         record.layout,
         store_request=record.store_request,
@@ -98,7 +92,8 @@ def rename_parts(folder: Path, intent: Intent) -> bool:
 
     Raises `OSError`; `StoreError` where a part is gone that no segment can replace.
     """
-    is_committed = any(not (folder / JOURNAL / name).exists() for name in intent.segments)
+    journal = folder / JOURNAL
+    is_committed = intent.is_committed([n for n in intent.segments if (journal / n).exists()])
     gone = [to for source, to in intent.renames if not _either(folder, source, to)]
     gone += [new.to for new in intent.rewrites if not _is_at_hand(folder, new, is_committed)]
     if gone:
@@ -133,6 +128,8 @@ def replace_parts(folder: Path, intent: Intent) -> None:
     for new in intent.rewrites:
         with suppress(FileNotFoundError):  # done before the crash
             (folder / new.source).rename(folder / new.to)
+        if new.replaces is not None:
+            (folder / new.replaces).unlink(missing_ok=True)
         if new.rows == 0:
             (folder / new.to).unlink(missing_ok=True)
     for table in sorted({(folder / new.to).parent for new in intent.rewrites}):
@@ -156,6 +153,13 @@ def _sync_tables(folder: Path, intent: Intent) -> None:
         sync_folder(table)
 
 
+def _last(segments: Sequence[str]) -> FileId:
+    """What a seal is called by."""
+    last = id_of(segments[-1])
+    assert last is not None  # noqa: S101 - segments are listed by such names
+    return last
+
+
 def _is_known(path: Path, piece: Damage | Torn) -> bool:
     return isinstance(piece, Damage) and damaged_path(path, piece).exists()
 
@@ -171,7 +175,7 @@ def _outcomes(folder: Path, segments: Sequence[str], replaced: Keys) -> Iterator
             for piece in read_outcomes(file):
                 if isinstance(piece, Outcome):
                     if piece.replaces:
-                        replaced.add(piece.request.custom_id, piece.request.sample)
+                        replaced.add(piece.request.key)
                     yield piece
                 elif not _is_known(path, piece):
                     raise StoreError(

@@ -21,6 +21,7 @@ class Segment:
         self.rows = 0
         self.bytes = 0
         self._dirty = False
+        self._is_torn = False  # half a write stands behind its end
         try:
             self._handle = os.open(
                 path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600
@@ -68,10 +69,15 @@ class Segment:
 
     def _write(self, frames: bytes) -> None:
         try:
+            if self._is_torn:  # a frame is known by its place: none may stand behind half a write
+                os.ftruncate(self._handle, self.bytes)
+            self._is_torn = True
             write_whole(self._handle, frames)
         except OSError as error:
             with suppress(OSError):
                 os.ftruncate(self._handle, self.bytes)
+                self._is_torn = False
             raise store_error(self.path, "write to the journal", error) from error
+        self._is_torn = False
         self.bytes += len(frames)
         self._dirty = True

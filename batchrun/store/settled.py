@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from msgspec import Struct
 
 from batchrun.records import ANSWERED, FAILED, Attempt, Outcome, Resend, Response, Totals
-from batchrun.store.keys import as_mask
+from batchrun.store.keys import KEY, as_mask, hash_key, hash_keys
 from batchrun.store.part_files import read_standing, read_standing_part
 from batchrun.store.snapshot import Snapshot
 
@@ -29,7 +29,7 @@ class Settled(Struct, frozen=True):
     """The rows that have an outcome: 24 bytes for each, in three arrays of the same order."""
 
     rows: "array[int]"  # "q": place in the input
-    ids: "array[int]"  # "q": this process's hash of the custom_id
+    ids: "array[int]"  # "q": this process's hash of the key, see `hash_key`
     hashes: "array[int]"  # "Q": the request's hash
     totals: Totals
     again: bytearray  # 1 for each row that failed as asked; empty where nothing is asked
@@ -41,19 +41,19 @@ def read_settled(now: Snapshot, resend: Resend | None = None) -> Settled:
     rows, ids, hashes = array("q"), array("q"), array("Q")
     again = bytearray()
     marks_again = resend is not None and resend.failed
-    columns = ("row", "custom_id", "request_hash", *(_ASKED if marks_again else ()))
+    columns = ("row", *KEY, "request_hash", *(_ASKED if marks_again else ()))
     parts = []
     for path in now.responses:
         for batch in read_standing_part(now, path, columns):
             rows.extend(batch["row"].to_pylist())
-            ids.extend([hash(name) for name in batch["custom_id"].to_pylist()])
+            ids.extend(hash_keys(batch))
             hashes.extend(_as_numbers(batch["request_hash"].to_pylist()))
             if resend is not None and marks_again:
                 again += bytes(_sent_again(batch, resend).cast(pa.uint8()).to_pylist())
         parts.append((path, len(rows)))
     for outcome in now.outcomes():
         rows.append(outcome.request.row)
-        ids.append(hash(outcome.request.custom_id))
+        ids.append(hash_key(outcome.request.key))
         hashes.append(int(outcome.request.hash, 16))
         if resend is not None and marks_again:
             again.append(_is_sent_again(outcome, resend))

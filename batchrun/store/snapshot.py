@@ -131,7 +131,7 @@ def _take(folder: Path, listing: _Listing, opened: ExitStack) -> Snapshot:
     }
     for name in listing.intents:
         intent = read_intent(folder, name)
-        if segments.issuperset(intent.segments):
+        if not intent.is_committed(segments):
             for table, paths in parts.items():
                 for target in intent.targets(table):
                     paths.pop(target, None)
@@ -156,8 +156,13 @@ def _take_new_versions(
     """Parts that the intent replaces count as they will be."""
     for rewrite in intent.rewrites:
         source, target = folder / rewrite.source, folder / rewrite.to
-        if source in listing.temporaries and target.name in parts[target.parent.name]:
-            parts[target.parent.name][target.name] = source
+        of_table = parts[target.parent.name]
+        before = Path(rewrite.replaces or rewrite.to).name
+        if source in listing.temporaries and before in of_table:
+            of_table.pop(before)
+            of_table[target.name] = source
+        elif before != target.name and target.name in of_table:
+            of_table.pop(before, None)
 
 
 def _without_replaced(taken: Snapshot) -> Snapshot:
@@ -173,7 +178,7 @@ def _without_replaced(taken: Snapshot) -> Snapshot:
                     if isinstance(piece, Outcome):
                         count += 1  # what is appended from now on is not known to replace a row
                         if piece.replaces:
-                            replaced.add(piece.request.custom_id, piece.request.sample)
+                            replaced.add(piece.request.key)
         counts.append(count)
     return Snapshot(
         taken.responses, taken.tool_calls, taken.segments, tuple(counts), replaced, taken.stamps

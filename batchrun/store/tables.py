@@ -1,5 +1,6 @@
 """A run directory read from outside, also while it is written: no lock, no file changed."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -7,18 +8,34 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchrun.errors import JobError, StoreError
-from batchrun.records import JsonObject, RunRecord, Totals
+from batchrun.records import (
+    Answered,
+    JsonObject,
+    Layout,
+    Outcome,
+    RowKey,
+    RunRecord,
+    Totals,
+)
 from batchrun.store.columns import response_batch, tool_call_batch
 from batchrun.store.disk import storing
+from batchrun.store.keys import KEY
 from batchrun.store.lock import is_locked
 from batchrun.store.missing import missing_parts
 from batchrun.store.nested import with_flat
-from batchrun.store.part_files import read_standing
+from batchrun.store.part_files import opened, read_standing
 from batchrun.store.run_record import RUN_FILE, read_live_file, read_run_record
-from batchrun.store.schema import TOOL_CALLS, response_schema
+from batchrun.store.schema import (
+    as_schema,
+    new_names,
+    response_schema,
+    tool_call_schema,
+    version_of,
+)
 from batchrun.store.settled import sum_totals
 from batchrun.store.snapshot import Snapshot, read_snapshot, snapshot
 from batchrun.store.storable import storable_text
+from batchrun.store.unfinished import known_in, read_open
 
 if TYPE_CHECKING:
     import pyarrow.dataset as ds
@@ -80,7 +97,7 @@ def read_totals(path: Path) -> Totals:
 
 
 def find_row(path: Path, custom_id: str) -> list[JsonObject]:
-    """The rows of this id, one for each sample, columns by name, their calls under `tool_calls`.
+    """The rows of this id, one for each sample and variant, with their calls under `tool_calls`.
 
     Rows still in the journal too; empty where nothing has that id. Times finer than a
     microsecond come as text. Raises `JobError`, `StoreError`.
@@ -88,9 +105,9 @@ def find_row(path: Path, custom_id: str) -> list[JsonObject]:
     record = read_record(path)
     wanted = storable_text(custom_id)
     rows, calls = read_snapshot(path, lambda now: _found(now, record, wanted))
-    rows.sort(key=lambda row: row["sample"])
+    rows.sort(key=lambda row: (row["sample"], row["variant"] or ""))
     for row in rows:
-        row["tool_calls"] = [call for call in calls if call["sample"] == row["sample"]]
+        row["tool_calls"] = [call for call in calls if all(call[name] == row[name] for name in KEY)]
     return rows
 
 
@@ -98,18 +115,64 @@ def _found(
     now: Snapshot, record: RunRecord, custom_id: str
 ) -> tuple[list[JsonObject], list[JsonObject]]:
     """The rows of this id in both tables. Raises `StoreError`."""
-    same_id = pc.field("custom_id") == pa.scalar(custom_id, pa.string())
-    rows = _plain_rows(_filtered(now.responses, response_schema(record.layout), same_id))
-    calls = _plain_rows(_filtered(now.tool_calls, TOOL_CALLS, same_id)) if rows else []
+    layout, version = record.layout, record.schema_version
+    rows = _filtered(now.responses, custom_id, response_schema(layout, version), layout)
+    calls = _filtered(now.tool_calls, custom_id, tool_call_schema(version), None) if rows else []
     rows, calls = (
-        [row for row in found if (custom_id, row["sample"]) not in now.replaced]
+        [row for row in found if tuple(row[name] for name in KEY) not in now.replaced]
         for found in (rows, calls)
     )
     kept = [outcome for outcome in now.outcomes() if outcome.request.custom_id == custom_id]
     if kept:
-        batch = response_batch(kept, record.layout, store_request=record.store_request)
-        rows += _plain_rows(pa.Table.from_batches([batch]))
-        calls += _plain_rows(pa.Table.from_batches([tool_call_batch(kept)]))
+        new_rows, new_calls = outcome_rows(kept, record)
+        rows += new_rows
+        calls += new_calls
+    return rows, calls
+
+
+def find_answered(path: Path, custom_id: str) -> list[JsonObject]:
+    """The same of rows of this id without an outcome: their answers that are asked for again.
+
+    Raises `JobError`, `StoreError`.
+    """
+    record = read_record(path)
+    wanted = storable_text(custom_id)
+    last = {key: one for key, one in _answered(path).items() if key[0] == wanted}
+    if not last:
+        return []
+    done = read_snapshot(path, lambda now: known_in(now, last))
+    open_ones = [one.outcome for key, one in last.items() if key not in done]
+    if not open_ones:
+        return []
+    rows, calls = outcome_rows(open_ones, record)
+    for row in rows:
+        row["tool_calls"] = [call for call in calls if all(call[n] == row[n] for n in KEY)]
+    return rows
+
+
+def read_answered_usd(path: Path) -> list[float]:
+    """What each row without an outcome is known to have cost that has an answer. `StoreError`."""
+    last = _answered(path)
+    if not last:
+        return []
+    done = read_snapshot(path, lambda now: known_in(now, last))
+    return [one.outcome.cost_usd or 0.0 for key, one in last.items() if key not in done]
+
+
+def _answered(path: Path) -> dict[RowKey, Answered]:
+    return {one.key: one for one in read_open(path) if isinstance(one, Answered)}
+
+
+def outcome_rows(
+    outcomes: Sequence[Outcome], record: RunRecord
+) -> tuple[list[JsonObject], list[JsonObject]]:
+    """Rows of both tables as they will be once these outcomes, at least one, are in parts."""
+    version = record.schema_version
+    batch = response_batch(
+        outcomes, record.layout, store_request=record.store_request, version=version
+    )
+    tables = (pa.Table.from_batches([one]) for one in (batch, tool_call_batch(outcomes, version)))
+    rows, calls = map(_plain_rows, tables)
     return rows, calls
 
 
@@ -131,16 +194,17 @@ def _example_not_ok(now: Snapshot) -> str | None:
 
 def responses(path: Path) -> "ds.Dataset":
     """The `responses` table as committed so far, lazily. Raises `JobError`, `StoreError`."""
-    schema = response_schema(read_record(path).layout)
+    record = read_record(path)
+    schema = response_schema(record.layout, record.schema_version)
     with snapshot(path) as now:
         return _dataset(now.responses, schema)
 
 
 def tool_calls(path: Path) -> "ds.Dataset":
     """The `tool_calls` table as committed so far, lazily. Raises `JobError`, `StoreError`."""
-    read_record(path)
+    schema = tool_call_schema(read_record(path).schema_version)
     with snapshot(path) as now:
-        return _dataset(now.tool_calls, TOOL_CALLS)
+        return _dataset(now.tool_calls, schema)
 
 
 def _dataset(parts: tuple[Path, ...], schema: pa.Schema) -> "ds.Dataset":
@@ -149,15 +213,26 @@ def _dataset(parts: tuple[Path, ...], schema: pa.Schema) -> "ds.Dataset":
     return ds.dataset([str(part) for part in parts], schema=schema, format="parquet")
 
 
-def _filtered(parts: tuple[Path, ...], schema: pa.Schema, wanted: pc.Expression) -> pa.Table:
-    where = parts[0].parent if parts else "no parts"
-    with storing(where, "read"):
-        try:
-            return _dataset(parts, schema).to_table(filter=wanted)
-        except pa.ArrowException as error:
-            raise StoreError(
-                f"{where}: damaged ({error}); put back a copy, or start a new run directory"
-            ) from error
+def _filtered(
+    parts: tuple[Path, ...], custom_id: str, schema: pa.Schema, layout: Layout | None
+) -> list[dict[str, Any]]:
+    """The rows of this id, with the columns of `schema`; `layout` names what they carry."""
+    same_id = pc.field("custom_id") == pa.scalar(custom_id, pa.string())
+    rows = []
+    for path in parts:
+        with opened(path) as part:
+            own = part.schema_arrow
+        with storing(path, "read"):
+            try:
+                found = _dataset((path,), own).to_table(filter=same_id)
+            except pa.ArrowException as error:
+                raise StoreError(
+                    f"{path}: damaged ({error}); put back a copy, or start a new run directory"
+                ) from error
+        if found.num_rows:
+            names = new_names(layout, version_of(own) or 1) if layout is not None else {}
+            rows += _plain_rows(as_schema(found, schema, names))
+    return rows
 
 
 def _plain_rows(table: pa.Table) -> list[dict[str, Any]]:

@@ -15,9 +15,10 @@ from msgspec import Struct
 
 from batchrun.errors import JobError
 from batchrun.parse.searches import SEARCHING, count_searches
-from batchrun.records import Outcome, RunRecord
+from batchrun.records import Outcome, RowKey, RunRecord
 from batchrun.store.columns import response_batch, tool_call_batch
-from batchrun.store.names import final_name, number_of
+from batchrun.store.keys import KEY
+from batchrun.store.names import final_name, id_of
 from batchrun.store.part_files import read_part, read_standing_part
 from batchrun.store.schema import response_schema
 from batchrun.store.snapshot import Snapshot, read_snapshot
@@ -36,8 +37,8 @@ _COLUMNS = (
     *("response_id", *_TOKENS, "output_tokens", *_ANSWER_TOKENS, "cost_usd", "reported_cost_usd"),
     *(f"attempts.list.element.{name}" for name in (*_ATTEMPT, "output_tokens", "cost_usd")),
 )
-_WITH_CALLS = ("usage", "custom_id", "sample")
-_CALL = ("custom_id", "sample", "type", "status", "item")
+_WITH_CALLS = ("usage", *KEY)
+_CALL = (*KEY, "type", "status", "item")
 
 _KEYS = (*_OF_ROW, "kind", "above", "at", "value")
 _SUMS = (
@@ -45,7 +46,7 @@ _SUMS = (
     *("web", "file", "recorded_usd", "reported_usd"),
 )
 
-Calls = Mapping[tuple[str, int], list[tuple[str, str | None, str]]]
+Calls = Mapping[RowKey, list[tuple[str, str | None, str]]]
 
 
 class UsageSum(Struct, frozen=True):
@@ -96,7 +97,7 @@ def sum_usage(path: Path, record: RunRecord, edges: Edges, by: str | None = None
 
 
 def _check_column(path: Path, record: RunRecord, by: str) -> None:
-    schema = response_schema(record.layout)
+    schema = response_schema(record.layout, record.schema_version)
     if by not in schema.names:
         carried = ", ".join(column.name for column in record.layout.columns) or "none"
         raise JobError(f"{path}: there is no column {by}; carried columns are: {carried}")
@@ -118,9 +119,9 @@ def _read(now: Snapshot, record: RunRecord, edges: Edges, by: str | None) -> lis
 def _batches(
     now: Snapshot, record: RunRecord, columns: tuple[str, ...]
 ) -> Iterator[tuple[pa.RecordBatch, Calls]]:
-    of_part = {number_of(final_name(path.name)): path for path in now.tool_calls}
+    of_part = {id_of(final_name(path.name)): path for path in now.tool_calls}
     for part in now.responses:
-        path = of_part.get(number_of(final_name(part.name)))
+        path = of_part.get(id_of(final_name(part.name)))
         calls = {} if path is None else _calls(read_part(path, ("type",)), path)
         wanted = tuple(dict.fromkeys((*columns, *_WITH_CALLS))) if calls else columns
         for batch in read_standing_part(now, part, wanted):
@@ -131,8 +132,9 @@ def _batches(
 
 
 def _journal(chunk: list[Outcome], record: RunRecord) -> tuple[pa.RecordBatch, Calls]:
-    batch = response_batch(chunk, record.layout, store_request=False)
-    return batch, _by_key([tool_call_batch(chunk)])
+    version = record.schema_version
+    batch = response_batch(chunk, record.layout, store_request=False, version=version)
+    return batch, _by_key([tool_call_batch(chunk, version)])
 
 
 def _calls(types: Iterable[pa.RecordBatch], path: Path) -> Calls:
@@ -144,15 +146,15 @@ def _calls(types: Iterable[pa.RecordBatch], path: Path) -> Calls:
 
 
 def _by_key(batches: Iterable[pa.RecordBatch]) -> Calls:
-    found: dict[tuple[str, int], list[tuple[str, str | None, str]]] = {}
+    found: dict[RowKey, list[tuple[str, str | None, str]]] = {}
     searching = pa.array(SEARCHING)
     for batch in batches:
         billed = batch.filter(pc.is_in(batch["type"], value_set=searching))
-        for custom_id, sample, *call in zip(
+        for custom_id, sample, variant, *call in zip(
             *(billed[name].to_pylist() for name in _CALL), strict=True
         ):
             kind, status, item = call
-            found.setdefault((custom_id, sample), []).append((kind, status, item))
+            found.setdefault((custom_id, sample, variant), []).append((kind, status, item))
     return found
 
 
@@ -234,7 +236,7 @@ def _counted(
 
 def _searches(batch: pa.RecordBatch, calls: Calls) -> dict[str, pa.Array]:
     web, file = [0] * batch.num_rows, [0] * batch.num_rows
-    keys = zip(batch["custom_id"].to_pylist(), batch["sample"].to_pylist(), strict=True)
+    keys = zip(*(batch[name].to_pylist() for name in KEY), strict=True)
     for at, key in enumerate(keys):
         if key in calls:
             found = count_searches(batch["usage"][at].as_py(), calls[key])

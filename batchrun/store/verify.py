@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from msgspec import Struct
+from msgspec.structs import replace
 
-from batchrun.errors import BatchrunError, JobError, StoreError
+from batchrun.errors import StoreError
 from batchrun.records import Outcome, RunRecord, Totals
 from batchrun.store.damage import damaged_path
 from batchrun.store.disk import storing
@@ -21,11 +22,10 @@ from batchrun.store.gone import GONE_FILE, read_gone
 from batchrun.store.journal import Damage, Torn, read_outcomes
 from batchrun.store.ledger import Ledger, calls_of
 from batchrun.store.missing import ENDED, missing_parts
-from batchrun.store.names import JOURNAL, RESPONSES, TOOL_CALLS, number_of, temporaries
+from batchrun.store.names import JOURNAL, RESPONSES, TOOL_CALLS, id_of, temporaries
 from batchrun.store.part_files import DAMAGED, read_part
 from batchrun.store.run_record import RUN_FILE, read_run_record
-from batchrun.store.schema import METADATA, response_schema
-from batchrun.store.schema import TOOL_CALLS as TOOL_CALL_SCHEMA
+from batchrun.store.schema import layout_of, response_schema, tool_call_schema, version_of
 from batchrun.store.settled import sum_totals
 from batchrun.store.snapshot import Snapshot, snapshot
 from batchrun.store.tables import is_running, read_record
@@ -47,12 +47,10 @@ class Proof(Struct):
 
 
 def verify(path: Path) -> Proof:
-    """Raises `JobError` where `path` is no run directory; `StoreError` where it cannot be read."""
+    """Raises `JobError` where `path` is no run directory, or a newer batchrun's; `StoreError`."""
     try:
         record = read_record(path)
-    except BatchrunError as error:
-        if isinstance(error, JobError) and not (path / RUN_FILE).exists():
-            raise
+    except StoreError as error:
         return Proof("unknown", [str(error)], [])
     for left in reversed(range(_TRIES)):
         state = "live" if is_running(path) else record.state
@@ -75,11 +73,10 @@ def _check(path: Path, now: Snapshot, record: RunRecord, proof: Proof) -> None:
         tempfile.TemporaryDirectory(prefix="batchrun-verify-") as folder,
         Ledger(Path(folder)) as ledger,
     ):
-        schema = response_schema(record.layout)
         for part in now.responses:
-            proof.problems += _read_whole(path, part, schema, ledger, calls=False)
+            proof.problems += _read_whole(path, part, record, ledger, calls=False)
         for part in now.tool_calls:
-            proof.problems += _read_whole(path, part, TOOL_CALL_SCHEMA, ledger, calls=True)
+            proof.problems += _read_whole(path, part, record, ledger, calls=True)
         in_journal = _check_journal(path, now, ledger, proof)
         proof.problems += ledger.problems()
         proof.rows_in_parts, calls, proof.rows_in_journal = ledger.counts()
@@ -91,20 +88,23 @@ def _check(path: Path, now: Snapshot, record: RunRecord, proof: Proof) -> None:
 
 
 def _read_whole(
-    folder: Path, part: Path, schema: pa.Schema, ledger: Ledger, *, calls: bool
+    folder: Path, part: Path, record: RunRecord, ledger: Ledger, *, calls: bool
 ) -> Iterator[str]:
-    """Every page of a part; what is wrong with it."""
+    """Every page of a part; what is wrong with it by the rules of its own schema."""
     name = str(part.relative_to(folder))
     try:
         found = pq.read_schema(part)
     except DAMAGED as error:
         yield f"{name}: cannot be read ({error})"
         return
-    if (found.metadata or {}).get(b"batchrun.schema_version") != METADATA[
-        b"batchrun.schema_version"
-    ]:
-        yield f"{name}: its schema version is not {METADATA[b'batchrun.schema_version'].decode()}"
-    if not found.equals(schema):
+    version = version_of(found)
+    # A run that is being rewritten has parts of both schemas; one that has ended has not.
+    versions = {record.schema_version, *(() if record.state in ENDED else (1,))}
+    if version not in versions:
+        yield f"{name}: its schema version is not {record.schema_version}"
+    layout = layout_of(record.layout, version or 1)
+    wanted = tool_call_schema(version or 1) if calls else response_schema(layout, version or 1)
+    if not found.equals(wanted):
         yield f"{name}: its columns are not those that run.json has pinned"
         return
     file, place = ledger.add_file(name), 0
@@ -211,6 +211,10 @@ def _check_leftovers(path: Path, proof: Proof) -> None:
             said.append(f"{entry.relative_to(path)}: left by a seal that did not end")
         elif entry.suffix == ".log" and proof.state in ENDED:
             said.append(f"{entry.relative_to(path)}: its rows should be in parts by now")
+        elif entry.suffix in (".open", ".started"):
+            proof.notes.append(
+                f"{entry.relative_to(path)}: what is known of rows that have no outcome yet"
+            )
         elif entry.name.startswith("damaged-"):
             proof.notes.append(
                 f"{entry.relative_to(path)}: damaged bytes set aside; their rows were sent again"
@@ -219,7 +223,7 @@ def _check_leftovers(path: Path, proof: Proof) -> None:
         proof.problems += [
             f"{entry.relative_to(path)}: no part of this run, yet read with its tables; move it"
             for entry in sorted((path / table).glob("*.parquet"))
-            if number_of(entry.name) is None
+            if id_of(entry.name) is None
         ]
 
 
@@ -227,6 +231,8 @@ def _check_totals(now: Snapshot, record: RunRecord, proof: Proof) -> None:
     if proof.state not in ENDED:
         return
     found, said = sum_totals(now).without(record.gone), record.totals
+    if record.schema_version == 1 and found.cost_usd is None and said.cost_usd == 0.0:
+        said = replace(said, cost_usd=None)  # of unpriced models, whose failed rows were sent again
     wrong = [
         f"{RUN_FILE}: totals.{name} is {getattr(said, name)}, the tables add up to "
         f"{getattr(found, name)}"
@@ -235,6 +241,13 @@ def _check_totals(now: Snapshot, record: RunRecord, proof: Proof) -> None:
     ]
     if said.rows > record.rows:
         wrong.append(f"{RUN_FILE}: {said.rows} rows are settled of {record.rows} in the source")
+    left = record.rows - said.rows
+    # Schema 1 called a run finished when its `--limit` was.
+    if record.state == "finished" and left > 0 and record.schema_version > 1:
+        wrong.append(
+            f"{RUN_FILE}: the state is finished, yet {left:,} of {record.rows:,} rows have no "
+            "outcome; the same command again sends them"
+        )
     proof.problems += wrong
     proof.totals_agree = not wrong
 

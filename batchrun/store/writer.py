@@ -5,7 +5,7 @@ by the next `keep` or by `close`.
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
@@ -14,7 +14,7 @@ from batchrun.errors import StoreError
 from batchrun.records import Outcome, RunRecord
 from batchrun.store.disk import make_folders, store_error, storing, sync_folder
 from batchrun.store.journal import Header
-from batchrun.store.names import JOURNAL, segment_name
+from batchrun.store.names import JOURNAL, FileId, segment_name
 from batchrun.store.schema import SCHEMA_VERSION
 from batchrun.store.seal import finish_or_seal, seal
 from batchrun.store.seal_process import ProcessEnded, SealProcess, in_words
@@ -30,23 +30,27 @@ class Writer:
         self,
         folder: Path,
         record: RunRecord,
-        number: int,
+        first: FileId,
         leftover: Sequence[str],
         *,
         part_rows: int,
         part_bytes: int,
         replaces: bool = False,
         lock: int | None = None,
+        sync_also: Callable[[], None] = lambda: None,
     ) -> None:
-        """`number` is the first that is free; `leftover` are older segments, sealed with the first.
+        """`first` is the first name that is free.
 
+        `leftover` are older segments, sealed with the first new one.
         `lock`: the folder's, for a process that seals; without it a thread of this one does.
+        `sync_also`: what is synced as often as the journal is. Raises `StoreError`.
 
         Raises `StoreError`.
         """
         self._folder = folder
         self._record = record
-        self._number = number
+        self._next = first
+        self._sync_also = sync_also
         self._waiting = list(leftover)  # segments for the next seal, besides the current one
         self._part_rows = part_rows
         self._part_bytes = part_bytes
@@ -85,7 +89,10 @@ class Writer:
         taken = segment.append(outcomes[: max(1, self._part_rows - segment.rows)])
         is_full = segment.rows >= self._part_rows or segment.bytes >= self._part_bytes
         if is_full and self._failure is None:
-            self._rotate()
+            try:
+                self._rotate()
+            except StoreError as error:  # for the next call: what came with this one is stored
+                self._fail(error)
         return taken
 
     def close(self, *, seal_rest: bool) -> None:
@@ -111,13 +118,13 @@ class Writer:
             raise self._failure
 
     def _new_segment(self) -> Segment:
-        segment = Segment(self._folder / JOURNAL / segment_name(self._number), self._header)
+        segment = Segment(self._folder / JOURNAL / segment_name(self._next), self._header)
         self._name_is_new = True
         return segment
 
     def _rotate(self) -> None:
         full = self._segment
-        self._number += 1
+        self._next = self._next._replace(number=self._next.number + 1)
         self._segment = self._new_segment()
         self._full.put(full)
         self._seals.put([*self._waiting, full.path.name])
@@ -145,8 +152,11 @@ class Writer:
             if self._name_is_new:
                 self._name_is_new = False
                 sync_folder(self._folder / JOURNAL)
+            self._sync_also()
         except OSError as error:
             self._fail(store_error(self._folder / JOURNAL, "sync the journal", error))
+        except StoreError as error:
+            self._fail(error)
 
     def _seal_until_told(self) -> None:
         while (names := self._seals.get()) is not None:

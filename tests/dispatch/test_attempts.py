@@ -12,7 +12,7 @@ from batchrun.dispatch.attempts import Dispatcher
 from batchrun.dispatch.gate import Gate, GateClosed, no_limits
 from batchrun.dispatch.row import Settled
 from batchrun.endpoint.client import Client
-from batchrun.errors import ErrorKind, RunStopped
+from batchrun.errors import ErrorKind, RunStopped, StopCause
 from batchrun.job import EndpointJob, RetryJob
 from batchrun.policy.concurrency import InFlight
 from batchrun.policy.scopes import Scopes
@@ -276,12 +276,9 @@ async def test_a_row_between_two_asks_keeps_its_slot() -> None:
         assert setup.gate.in_flight == 0
 
 
-@pytest.mark.parametrize(
-    "then",
-    [(400, _error("bad", "invalid_request_error")), (429, _error("insufficient_quota"))],
-)
-async def test_an_answer_in_hand_is_kept_when_asking_again_fails(then: Step) -> None:
+async def test_an_answer_in_hand_is_kept_when_asking_again_fails() -> None:
     raise_limit = RetryJob(max_wait_s=0.01, on_incomplete="raise_limit")
+    then: Step = (400, _error("bad", "invalid_request_error"))
     async with _setup([(200, _cut(16)), then], raise_limit) as setup:
         outcome = await setup.outcome()
         assert setup.gate.in_flight == 0
@@ -289,6 +286,17 @@ async def test_an_answer_in_hand_is_kept_when_asking_again_fails(then: Step) -> 
     assert outcome.result.truncated
     assert len(outcome.attempts) == 2
     assert outcome.attempts[outcome.counted].http_status == 200
+
+
+async def test_a_stop_while_an_answer_is_asked_for_again_is_a_stop() -> None:
+    """The row has no outcome: the next command asks again. The answer is on disk by then."""
+    raise_limit = RetryJob(max_wait_s=0.01, on_incomplete="raise_limit")
+    then: Step = (429, _error("insufficient_quota"))
+    async with _setup([(200, _cut(16)), then], raise_limit) as setup:
+        with pytest.raises(RunStopped) as stopped:
+            await setup.outcome()
+        assert stopped.value.cause is StopCause.QUOTA
+        assert setup.gate.in_flight == 0
 
 
 async def test_each_attempt_has_a_client_request_id_of_its_own() -> None:

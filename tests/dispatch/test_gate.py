@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchrun.dispatch.gate import Gate, GateClosed
-from batchrun.errors import ErrorKind, RunStopped
+from batchrun.errors import ErrorKind, RunStopped, StopCause
 from batchrun.policy.concurrency import FirstAlone, InFlight
 from batchrun.policy.verdicts import Limit, Stop, Verdict, Wait
 from batchrun.records import Finish, Need, Scope, Slot
@@ -22,7 +22,7 @@ async def enter(gate: Gate, scope: Scope = SCOPE, tokens: int = 10) -> Slot:
 
 class _Stops(InFlight):
     def verdict(self, need: Need, now_s: float) -> Verdict:
-        return Stop("the budget is spent")
+        return Stop("the budget is spent", StopCause.BUDGET)
 
 
 class _OpensAt(InFlight):

@@ -14,6 +14,7 @@ import sys
 import termios
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,17 @@ def environment() -> dict[str, str]:
         for name, value in os.environ.items()
         if not name.startswith(_OURS) and not name.lower().endswith("_proxy")
     }
+
+
+@pytest.fixture(autouse=True)
+def _finished_means_that_no_row_remains(tmp_path: Path) -> Iterator[None]:
+    """Whatever a test is about, no run directory that it leaves may say what is not so."""
+    yield
+    for path in tmp_path.glob("**/run.json"):
+        with suppress(ValueError):
+            record = json.loads(path.read_bytes())
+            if record.get("state") == "finished":
+                assert record["totals"]["rows"] == record["rows"], path
 
 
 @pytest.fixture

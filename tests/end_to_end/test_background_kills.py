@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from batchrun.store.snapshot import snapshot
-from batchrun.store.started import StartedLog
+from batchrun.store.unfinished import read_open
 
 _KILLS = 20
 _ROWS = 400
@@ -35,7 +35,7 @@ def _begun(run: Path) -> set[str]:
         return set()
     with snapshot(run) as now:
         settled = {outcome.request.custom_id for outcome in now.outcomes()}
-    return set(StartedLog(run).open) - settled
+    return {one.key[0] for one in read_open(run)} - settled
 
 
 @pytest.mark.timeout(180)

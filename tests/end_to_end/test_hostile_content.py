@@ -20,7 +20,7 @@ _ESCAPES = "\x1b[2J\x1b]0;owned\x07\x9b31m\x1b[c\x08\r\x7f\u202eevil"
 _HARMLESS = re.compile(r"[^\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]*")
 _OUR_FILES = re.compile(
     r"run\.json|live\.json|events\.jsonl|lock|(responses|tool_calls|journal|input)"
-    r"|(responses|tool_calls)/w0-\d{6}(-other)?\.parquet|journal/\S+"
+    r"|(responses|tool_calls)/w0-\d{6}(-not_ok)?\.parquet|journal/\S+"
 )
 _ASK = ("--prompt", "{{ question }}", "--model", "gpt-4.1", "-o", "run")
 

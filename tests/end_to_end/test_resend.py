@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchrun.store.snapshot import snapshot
-from batchrun.store.started import StartedLog
+from batchrun.store.unfinished import read_open
 
 Run = Callable[..., CompletedProcess[str]]
 Begin = Callable[..., "Popen[str]"]
@@ -63,7 +63,7 @@ def _stands(run: Path) -> dict[int, tuple[int, bool, str]]:
         for part in now.responses:
             columns = ["row", "custom_id", "sample", "attempts", "ok", "request"]
             for row in pq.read_table(part, columns=columns).to_pylist():
-                if (row["custom_id"], row["sample"]) not in now.replaced:
+                if (row["custom_id"], row["sample"], None) not in now.replaced:
                     assert row["row"] not in found
                     found[row["row"]] = (len(row["attempts"]), row["ok"], _key(row["request"]))
         for outcome in now.outcomes():
@@ -273,7 +273,7 @@ def test_a_response_begun_to_replace_an_outcome_is_taken_up(
     base_url = simulator("--latency", "2", "--latency-spread", "0")
     words = (*_RUN, "--base-url", base_url, "--mode", "background", "--retry-failed")
     process = begin(*words, stdout=DEVNULL, stderr=DEVNULL)
-    wait_until(lambda: len(StartedLog(tmp_path / "run").open) == 6, process)
+    wait_until(lambda: len(list(read_open(tmp_path / "run"))) == 6, process)
     process.kill()
     process.wait()
     assert stats(base_url)["background"]["created"] == 6

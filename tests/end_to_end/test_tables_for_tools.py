@@ -31,7 +31,7 @@ _ATTEMPT = (
     "STRUCT(started_at TIMESTAMP WITH TIME ZONE, latency_s DOUBLE, kind VARCHAR, "
     "http_status SMALLINT, error_kind VARCHAR, error_message VARCHAR, request_id VARCHAR, "
     "client_request_id VARCHAR, response_id VARCHAR, input_tokens BIGINT, cached_tokens BIGINT, "
-    "output_tokens BIGINT, cost_usd DOUBLE)[]"
+    "output_tokens BIGINT, cost_usd DOUBLE, endpoint VARCHAR)[]"
 )
 _CITATION = (
     'STRUCT("type" VARCHAR, url VARCHAR, title VARCHAR, file_id VARCHAR, start_index BIGINT, '
@@ -50,7 +50,11 @@ _RESPONSES = {
     **dict.fromkeys(("error_kind", "error_code", "error_message", "incomplete_reason"), _TEXT),
     **dict.fromkeys(("response_id", "request_id", "model", "model_requested"), _TEXT),
     **dict.fromkeys(("service_tier", "endpoint", "via"), _TEXT),
-    **dict.fromkeys(("output_text", "refusal", "reasoning_summary", "output"), _TEXT),
+    **dict.fromkeys(("output_text", "refusal", "reasoning_summary", "reasoning_text"), _TEXT),
+    **dict.fromkeys(("api", "endpoint_name"), _TEXT),
+    "embedding": "FLOAT[]",
+    "turn_count": "INTEGER",
+    "output": _TEXT,
     "output_parsed_ok": "BOOLEAN",
     "citations": _CITATION,
     "tool_call_count": "INTEGER",
@@ -76,6 +80,9 @@ _TOOL_CALLS = {
     "arguments_valid": "BOOLEAN",
     "status": _TEXT,
     "item": _TEXT,
+    "turn": "INTEGER",
+    **dict.fromkeys(("result", "result_error"), _TEXT),
+    "result_latency_s": "DOUBLE",
 }
 
 

@@ -124,7 +124,11 @@ def test_a_run_with_a_limit_goes_on_without_it(
     assert stats(base_url)["requests"] == 30
     again = batchrun(*command, "--limit", "30", "--json")
     assert again.returncode == 0
-    assert json.loads(again.stdout)["rows"] == 30
+    summary = json.loads(again.stdout)
+    assert (summary["rows"], summary["left"], summary["state"]) == (30, 170, "limited")
+    stand = batchrun("status", "run").stdout
+    assert "limit:      first 30 of 200 rows done" in stand
+    assert shlex.split(stand.splitlines()[-1])[1:] == ["batchrun", *map(str, command), "--json"]
     assert stats(base_url)["requests"] == 30
     assert batchrun(*command).returncode == 0
     assert totals() == (200, 200, 200)

@@ -13,7 +13,7 @@ import pytest
 from batchrun.dispatch.attempts import Dispatcher
 from batchrun.dispatch.gate import Gate
 from batchrun.endpoint.client import Client
-from batchrun.errors import InputError, Interrupted, RunStopped
+from batchrun.errors import InputError, Interrupted, RunStopped, StopCause
 from batchrun.executors.local import LocalExecutor
 from batchrun.job import EndpointJob, RetryJob
 from batchrun.policy.concurrency import FirstAlone, InFlight
@@ -96,46 +96,50 @@ async def test_a_stop_while_rows_are_read_ends_the_run() -> None:
             yield request
 
     async with _executor(Behavior(latency_s=0.001)) as (run, _):
-        async with run.run(rows()) as outcomes:
-            with pytest.raises(Interrupted):
-                async with asyncio.timeout(15):
-                    async for _ in outcomes:
-                        if is_read.is_set() and not run.is_stopped():
-                            run.stop(Interrupted("stop", 130))
-                            asyncio.get_running_loop().call_later(0.2, is_stopped.set)
+        stop = Interrupted("stop", 130)
+        async with run.run(rows()) as outcomes, asyncio.timeout(15):
+            async for _ in outcomes:
+                if is_read.is_set() and not run.is_stopped():
+                    run.stop(stop)
+                    asyncio.get_running_loop().call_later(0.2, is_stopped.set)
+    assert run.causes == [stop]
 
 
 async def test_a_stop_lets_what_is_in_flight_land() -> None:
     async with _executor(Behavior(latency_s=0.05), in_flight=4) as (run, _):
         rows = []
-        with pytest.raises(Interrupted):
-            async with run.run(_requests(1000)) as outcomes:
-                async for some in outcomes:
-                    rows += [outcome.request.row for outcome in some]
-                    if len(rows) >= 20:
-                        run.stop(Interrupted("a test", 130))
+        async with run.run(_requests(1000)) as outcomes:
+            async for some in outcomes:
+                rows += [outcome.request.row for outcome in some]
+                if len(rows) >= 20:
+                    run.stop(Interrupted("a test", 130))
     assert 20 < len(rows) <= 27
+    assert {str(cause) for cause in run.causes} == {"a test"}
 
 
 async def test_a_drop_ends_what_never_ends() -> None:
     behavior = Behavior(latency_s=0.001, fault_rates={"no_headers": 1.0})
     async with _executor(behavior) as (run, _):
-        with pytest.raises(Interrupted):
-            async with asyncio.timeout(20), run.run(_requests(10)) as outcomes:
-                asyncio.get_running_loop().call_later(0.2, run.stop, Interrupted("a test", 130))
-                asyncio.get_running_loop().call_later(0.4, run.drop)
-                async for _ in outcomes:
-                    pytest.fail("nothing is ever answered")
+        stop = Interrupted("a test", 130)
+        async with asyncio.timeout(20), run.run(_requests(10)) as outcomes:
+            asyncio.get_running_loop().call_later(0.2, run.stop, stop)
+            asyncio.get_running_loop().call_later(0.4, run.drop)
+            async for _ in outcomes:
+                pytest.fail("nothing is ever answered")
+    assert run.causes == [stop]
 
 
 async def test_used_up_quota_stops_the_run_and_keeps_what_was_answered() -> None:
     async with _executor(Behavior(latency_s=0.001, quota=50)) as (run, _):
         rows = set()
-        with pytest.raises(RunStopped):
-            async with run.run(_requests(500)) as outcomes:
-                async for some in outcomes:
-                    assert all(outcome.ok for outcome in some)
-                    rows |= {outcome.request.row for outcome in some}
+        async with run.run(_requests(500)) as outcomes:
+            async for some in outcomes:
+                assert all(outcome.ok for outcome in some)
+                rows |= {outcome.request.row for outcome in some}
+    assert run.causes
+    for cause in run.causes:
+        assert isinstance(cause, RunStopped)
+        assert cause.cause is StopCause.QUOTA
     assert 50 <= len(rows) < 50 + 8  # what was in flight when the quota ran out
 
 
@@ -146,11 +150,11 @@ async def test_an_error_of_the_input_ends_the_run_after_what_is_in_flight() -> N
 
     async with _executor(Behavior(latency_s=0.01)) as (run, _):
         count = 0
-        with pytest.raises(InputError):
-            async with run.run(rows()) as outcomes:
-                async for some in outcomes:
-                    count += len(some)
+        async with run.run(rows()) as outcomes:
+            async for some in outcomes:
+                count += len(some)
     assert count <= 30
+    assert [type(cause) for cause in run.causes] == [InputError]
 
 
 async def test_rows_that_wait_for_another_try_keep_no_slot_from_those_behind_them() -> None:

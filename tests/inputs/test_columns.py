@@ -3,8 +3,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from batchrun.column_names import OWN, name_columns
 from batchrun.errors import JobError
-from batchrun.inputs.columns import RESERVED, check_types, make_column, name_columns, unite
+from batchrun.inputs.columns import check_types, make_column, unite
 from batchrun.job import InputJob
 
 
@@ -13,7 +14,7 @@ from batchrun.job import InputJob
 def test_no_two_names_are_alike_without_regard_to_case(columns: list[str]) -> None:
     names = [name.lower() for name in name_columns(columns)]
     assert len(set(names)) == len(columns)
-    assert not set(names) & set(RESERVED)
+    assert not set(names) & set(OWN)
     assert all(names)
 
 

@@ -257,15 +257,16 @@ def test_the_columns_stand_as_documented() -> None:
     assert " ".join(response_schema(Layout(None, ())).names) == (
         "row custom_id sample variant source ok status truncated http_status error_kind "
         "error_code error_message incomplete_reason response_id request_id model "
-        "model_requested service_tier endpoint via output_text refusal reasoning_summary output "
-        "output_parsed_ok citations tool_call_count input_tokens cached_tokens "
+        "model_requested service_tier endpoint via output_text refusal reasoning_summary "
+        "reasoning_text api endpoint_name embedding turn_count output output_parsed_ok citations "
+        "tool_call_count input_tokens cached_tokens "
         "cache_write_tokens output_tokens reasoning_tokens total_tokens usage cost_usd priced_as "
         "reported_cost_usd attempts started_at finished_at latency_s first_token_s request "
         "request_hash"
     )
     assert " ".join(TOOL_CALLS.names) == (
         "row custom_id sample variant response_id position type call_id name arguments "
-        "arguments_valid status item"
+        "arguments_valid status item turn result result_error result_latency_s"
     )
 
 

@@ -262,7 +262,7 @@ def rows_of(path: Path, made: Made) -> Found:
         found = [(kept.request.row, made[kept.request.row].index(kept)) for kept in now.outcomes()]
         for part in now.responses:
             for row in rows_of_part(part.read_bytes()):
-                if (row[1], row[2]) not in now.replaced:
+                if (row[1], row[2], None) not in now.replaced:
                     versions = [as_row(outcome) for outcome in made[row[0]]]
                     found.append((row[0], versions.index(row)))
     assert len(found) == len(dict(found))

@@ -129,5 +129,6 @@ def test_a_disk_error_is_no_missing_lock(tmp_path: Path) -> None:
 
 def test_a_new_run_directory_is_for_its_owner_alone(tmp_path: Path) -> None:
     path = tmp_path / "runs" / "one"
-    RunDir.open(path).close(seal=False)
+    run_dir = RunDir.open(path)
     assert path.stat().st_mode & 0o777 == 0o700
+    run_dir.close()

@@ -16,7 +16,7 @@ Make = Callable[..., Outcome]
 Begin = Callable[..., RunDir]
 
 
-@pytest.mark.parametrize("deleted", ["w0-000001.parquet", "w0-000001-other.parquet"])
+@pytest.mark.parametrize("deleted", ["w0-000001.parquet", "w0-000001-not_ok.parquet"])
 def test_the_calls_of_rows_that_were_deleted_are_taken_out(
     tmp_path: Path, begin: Begin, answered: Make, deleted: str
 ) -> None:

@@ -20,6 +20,7 @@ from batchrun.errors import StoreError
 from batchrun.records import Column, Layout, Outcome, Resend, RunRecord
 from batchrun.store.earlier import EarlierRows, Span, Wanted
 from batchrun.store.intent import read_intent, write_intent
+from batchrun.store.names import FileId
 from batchrun.store.run_dir import RunDir
 from batchrun.store.seal import write_temporaries
 from batchrun.store.snapshot import snapshot
@@ -76,7 +77,7 @@ def seal_stopped_after(folder: Path, record: RunRecord) -> Iterator[None]:
     """The steps of a seal, one at a time."""
     intent = write_temporaries(folder, record, SEGMENTS)
     yield
-    write_intent(folder, 4, intent)
+    write_intent(folder, FileId(0, 4), intent)
     yield
     assert len(intent.renames) == 2
     for source, to in intent.renames:
@@ -87,8 +88,8 @@ def seal_stopped_after(folder: Path, record: RunRecord) -> Iterator[None]:
         (folder / "journal" / name).unlink()
     yield
     assert [new.to for new in intent.rewrites] == [
-        "responses/w0-000001-other.parquet",
-        "responses/w0-000002-other.parquet",
+        "responses/w0-000001-not_ok.parquet",
+        "responses/w0-000002-not_ok.parquet",
         "tool_calls/w0-000001.parquet",
     ]
     for new in intent.rewrites:
@@ -170,7 +171,7 @@ def test_a_part_without_rows_goes(unsealed: Path, tmp_path: Path, record: Record
     path = crashed(unsealed, tmp_path / "run", record(), 2)
     RunDir.open(path).close(seal=True)
     assert names(path / "responses") == [
-        "w0-000001-other.parquet",  # row 6
+        "w0-000001-not_ok.parquet",  # row 6
         "w0-000001.parquet",
         "w0-000004.parquet",
     ]
@@ -180,7 +181,7 @@ def test_a_new_version_that_vanished_before_the_commit_is_made_again(
     unsealed: Path, tmp_path: Path, record: Record
 ) -> None:
     path = crashed(unsealed, tmp_path / "run", record(), 3)
-    (path / "responses" / ".w0-000001-other.parquet.tmp").unlink()
+    (path / "responses" / ".w0-000001-not_ok.parquet.tmp").unlink()
     RunDir.open(path).close(seal=True)
     assert_each_row_once(path, in_parquet=True)
 
@@ -189,8 +190,8 @@ def test_a_new_version_that_vanished_after_the_commit_is_named(
     unsealed: Path, tmp_path: Path, record: Record
 ) -> None:
     path = crashed(unsealed, tmp_path / "run", record(), COMMITTED)
-    (path / "responses" / ".w0-000001-other.parquet.tmp").unlink()
-    with pytest.raises(StoreError, match=r"w0-000001-other\.parquet: this part is missing"):
+    (path / "responses" / ".w0-000001-not_ok.parquet.tmp").unlink()
+    with pytest.raises(StoreError, match=r"w0-000001-not_ok\.parquet: this part is missing"):
         RunDir.open(path)
 
 
@@ -199,7 +200,7 @@ def test_a_disk_that_fails_while_parts_are_made_anew_leaves_all_as_it_was(
 ) -> None:
     path = tmp_path / "run"
     shutil.copytree(unsealed, path)
-    part = path / "responses" / "w0-000002-other.parquet"
+    part = path / "responses" / "w0-000002-not_ok.parquet"
     whole = part.read_bytes()
     part.write_bytes(whole[:-10])  # which cannot be read
     with pytest.raises((StoreError, OSError, pa.ArrowException)):
@@ -231,7 +232,7 @@ def test_parts_made_anew_hold_the_same_values_and_types(
     for row in range(6):
         run_dir.keep(failed(row, values))
     run_dir.finish()
-    part = tmp_path / "run" / "responses" / "w0-000001-other.parquet"
+    part = tmp_path / "run" / "responses" / "w0-000001-not_ok.parquet"
     before = pq.read_table(part)
     run_dir.start(part_rows=100, part_bytes=1 << 20, replaces=True)
     run_dir.keep(again(answered(2, values)))
@@ -255,7 +256,7 @@ def test_older_outcomes_are_read_while_seals_replace_their_parts(
     rows = EarlierRows(spans)
     run_dir.start(part_rows=10, part_bytes=1 << 20, replaces=True)
     for first in range(0, 40, 4):
-        found = rows.find([Wanted(row, f"id-{row}") for row in range(first, first + 4)])
+        found = rows.find([Wanted(row, (f"id-{row}", 0, None)) for row in range(first, first + 4)])
         assert sorted(found) == list(range(first, first + 4))
         for row, earlier in found.items():
             assert earlier.attempts == failed(row).attempts
@@ -266,7 +267,7 @@ def test_older_outcomes_are_read_while_seals_replace_their_parts(
     run_dir.close(seal=True)
     assert read_totals(path).ok == 40
     with pytest.raises(StoreError, match=r"row 3 \(id-3\): its older outcome is in no part"):
-        EarlierRows(spans[1:]).find([Wanted(3, "id-3")])
+        EarlierRows(spans[1:]).find([Wanted(3, ("id-3", 0, None))])
 
 
 @pytest.mark.parametrize(
@@ -328,7 +329,7 @@ earlier = EarlierRows([Span(part, 0, 1 << 40) for part, _ in settled.parts])
 run_dir.start(part_rows=25, part_bytes=1 << 20, replaces=True)
 print("from", len(rows), flush=True)
 for row in rows:
-    before = earlier.find([Wanted(row, f"id-{row}")])[row]
+    before = earlier.find([Wanted(row, (f"id-{row}", 0, None))])[row]
     attempts = (*before.attempts, Attempt(0, 1.0, "first"))
     call = ToolCall(0, "function_call", "c", "n", "{}", True, None, "{}")
     request = Request(row, f"id-{row}", "s", b"{}", f"{row:016x}", "m", None, ())
@@ -351,7 +352,7 @@ def assert_whole(path: Path, rows: int, attempts: dict[int, int]) -> None:
         for part in now.responses:
             table = duckdb.read_parquet(str(part)).project("row, custom_id, len(attempts)")
             for row, custom_id, count in table.fetchall():
-                if (custom_id, 0) not in now.replaced:
+                if (custom_id, 0, None) not in now.replaced:
                     assert row not in found
                     found[row] = count
         for outcome in now.outcomes():

@@ -106,9 +106,9 @@ def test_all_that_was_kept_is_settled(
     run_dir.close(seal=True)
     assert names(tmp_path / "run" / "journal") == []
     assert names(tmp_path / "run" / "responses") == [
-        *("w0-000001-other.parquet", "w0-000001.parquet"),
-        *("w0-000002-other.parquet", "w0-000002.parquet"),
-        *("w0-000003-other.parquet", "w0-000003.parquet"),
+        *("w0-000001-not_ok.parquet", "w0-000001.parquet"),
+        *("w0-000002-not_ok.parquet", "w0-000002.parquet"),
+        *("w0-000003-not_ok.parquet", "w0-000003.parquet"),
     ]
     assert names(tmp_path / "run" / "tool_calls") == [
         "w0-000001.parquet",
@@ -213,7 +213,7 @@ def test_live_json_is_replaced(tmp_path: Path) -> None:
         run_dir.write_live(Summary(done))
         assert json.loads((tmp_path / "live.json").read_text()) == {"done": done}
     run_dir.close(seal=False)
-    assert names(tmp_path) == ["live.json", "lock"]
+    assert names(tmp_path) == ["live.json"]
 
 
 def test_events_are_lines_with_a_time(tmp_path: Path) -> None:

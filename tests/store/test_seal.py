@@ -9,6 +9,7 @@ import pytest
 from batchrun.errors import StoreError
 from batchrun.records import Outcome, RunRecord
 from batchrun.store.intent import read_intent, write_intent
+from batchrun.store.names import FileId
 from batchrun.store.run_dir import RunDir
 from batchrun.store.seal import finish_or_seal, rename_parts, seal, write_temporaries
 from batchrun.store.tables import find_row, read_totals, responses, tool_calls
@@ -45,7 +46,7 @@ def seal_stopped_after(folder: Path, record: RunRecord, step: int) -> Iterator[i
     """The steps of a seal, one at a time; how many there are once it is exhausted."""
     intent = write_temporaries(folder, record, SEGMENTS)
     yield 1
-    write_intent(folder, 4, intent)
+    write_intent(folder, FileId(0, 4), intent)
     yield 2
     for at, (source, to) in enumerate(intent.renames):
         (folder / source).rename(folder / to)
@@ -146,8 +147,8 @@ def test_a_part_that_vanished_after_its_segment_is_named(
     unsealed: Path, tmp_path: Path, record: Record
 ) -> None:
     path = crashed(unsealed, tmp_path / "run", record(), 7)
-    (path / "responses" / "w0-000004-other.parquet").unlink()
-    with pytest.raises(StoreError, match=r"w0-000004-other\.parquet: this part is missing"):
+    (path / "responses" / "w0-000004-not_ok.parquet").unlink()
+    with pytest.raises(StoreError, match=r"w0-000004-not_ok\.parquet: this part is missing"):
         RunDir.open(path)
 
 
@@ -157,7 +158,7 @@ def test_tool_calls_are_renamed_first(unsealed: Path, tmp_path: Path, record: Re
     assert [to for _, to in intent.renames] == [
         "tool_calls/w0-000004.parquet",
         "responses/w0-000004.parquet",
-        "responses/w0-000004-other.parquet",
+        "responses/w0-000004-not_ok.parquet",
     ]
     assert rename_parts(tmp_path / "run", intent)
 
@@ -168,7 +169,7 @@ def test_temporaries_match_no_glob(
     path = crashed(unsealed, tmp_path / "run", record(), 2)
     assert {p.name for p in path.glob("*/*.parquet")} == {
         "w0-000001.parquet",
-        "w0-000001-other.parquet",
+        "w0-000001-not_ok.parquet",
     }
     assert query("select count(*) from read_parquet(?)", path) == [(3,)]
 

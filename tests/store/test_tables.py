@@ -117,7 +117,7 @@ def test_parts_name_the_version_of_the_schema(runs: dict[str, Path]) -> None:
     for path in runs.values():
         for part in path.glob("*/*.parquet"):
             metadata = pq.read_metadata(part).metadata
-            assert metadata[b"batchrun.schema_version"] == b"1"
+            assert metadata[b"batchrun.schema_version"] == b"2"
 
 
 def test_weird_values_come_back(runs: dict[str, Path]) -> None:

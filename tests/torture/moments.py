@@ -13,7 +13,7 @@ from pathlib import Path
 from subprocess import Popen
 
 from batchrun.store.journal import HEAD_BYTES
-from batchrun.store.names import JOURNAL, RESPONSES, TOOL_CALLS, number_of, numbered
+from batchrun.store.names import JOURNAL, RESPONSES, TOOL_CALLS, id_of, numbered
 from tests.torture.server import LIMIT_S, Server
 
 _LOOK_EVERY_S = 0.0005
@@ -49,7 +49,7 @@ def newest(run: Path) -> int:
     """The highest number that a segment or a part has; 0 where there is none."""
     places = ((JOURNAL, ".log"), (TOOL_CALLS, ".parquet"), (RESPONSES, ".parquet"))
     last = [names[-1] for place, ending in places if (names := numbered(run / place, ending))]
-    return max((number_of(name) or 0 for name in last), default=0)
+    return max((of.number for of in map(id_of, last) if of), default=0)
 
 
 def come_about(moment: Moment, scene: Scene, dice: random.Random) -> bool:

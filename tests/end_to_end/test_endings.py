@@ -1,0 +1,381 @@
+"""Two things happen at once, and what the run says of its end is true all the same."""
+
+import json
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess, Popen
+from typing import Any
+
+import pytest
+
+import batchrun as package
+from batchrun.records import Answered
+from batchrun.store import tables
+from batchrun.store.snapshot import snapshot
+from batchrun.store.unfinished import read_open
+
+Run = Callable[..., CompletedProcess[str]]
+Begin = Callable[..., "Popen[str]"]
+Stats = Callable[..., dict[str, Any]]
+Query = Callable[..., list[tuple[Any, ...]]]
+
+_ASK = ("--prompt", "{{ question }}", "--model", "gpt-4.1", "-o", "run")
+# Answers that are cut at their first limit, and asked for again with twice as much.
+_CUT = """
+[input]
+path = "prompts.jsonl"
+[request]
+model = "gpt-4.1"
+input = "{{ question }}"
+max_output_tokens = 16
+[retry]
+on_incomplete = "raise_limit"
+max_wait_s = 0.2
+[endpoint]
+base_url = "BASE_URL"
+[limits]
+concurrency = 8
+[output]
+path = "run"
+"""
+# No text fits this schema, so every answer is asked for twice more.
+_UNFIT = _CUT.replace('on_incomplete = "raise_limit"', "on_invalid_output = 2").replace(
+    "max_output_tokens = 16",
+    "[request.text.format]\n"
+    'type = "json_schema"\nname = "n"\n'
+    'schema = { type = "object", properties = { a = { type = "string", pattern = "^(?!x)x" } }, '
+    'required = ["a"], additionalProperties = false }',
+)
+
+
+def _record(run: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((run / "run.json").read_bytes())
+    return record
+
+
+def _write_job(tmp_path: Path, text: str, base_url: str) -> None:
+    (tmp_path / "job.toml").write_text(text.replace("BASE_URL", base_url), encoding="utf-8")
+
+
+def _failing(name: str, seconds: float) -> tuple[str, ...]:
+    script = Path(__file__).parent / "failing_disk.py"
+    return (sys.executable, str(script), name, str(seconds))
+
+
+def _stored_keys(run: Path) -> list[str]:
+    """The ids of all rows in parts and journal."""
+    with snapshot(run) as now:
+        names = [outcome.request.custom_id for outcome in now.outcomes()]
+    responses = tables.responses(run).to_table(columns=["custom_id"]) if run.exists() else None
+    return names + (responses["custom_id"].to_pylist() if responses is not None else [])
+
+
+def test_the_tests_run_this_checkout(tmp_path: Path, environment: dict[str, str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "import batchrun; print(batchrun.__file__)"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    checkout = Path(__file__).parents[2] / "batchrun" / "__init__.py"
+    assert Path(done.stdout.strip()) == Path(package.__file__) == checkout
+
+
+@pytest.mark.parametrize("job", [_CUT, _UNFIT], ids=["cut", "unfit"])
+def test_a_quota_that_is_used_up_at_a_re_ask_stops_the_run(
+    tmp_path: Path,
+    write_rows: Any,
+    questions: Any,
+    batchrun: Run,
+    simulator: Any,
+    stats: Stats,
+    job: str,
+) -> None:
+    rows = 120
+    write_rows(questions(rows))
+    base_url = simulator("--quota", "90", "--latency", "0.02", "--output-tokens", "60")
+    _write_job(tmp_path, job, base_url)
+    done = batchrun("run", "job.toml")
+    assert done.returncode == 3, done.stderr
+    assert "money or quota is used up" in done.stderr
+    assert done.stderr.splitlines()[-1] == "next: batchrun run job.toml"
+    record = _record(tmp_path / "run")
+    complete = record["totals"]["rows"]
+    assert record["state"] == "stopped"
+    assert 0 < complete < rows
+    stand = json.loads(batchrun("status", "run", "--json").stdout)
+    assert (stand["state"], stand["left"], stand["exit_code"]) == ("stopped", rows - complete, 3)
+    assert batchrun("verify", "run").returncode == 0
+    # Every answer that arrived is on disk: in a table, or to be asked for again.
+    attempts = tables.responses(tmp_path / "run").to_table(columns=["attempts"])["attempts"]
+    in_tables = sum(len(one) for one in attempts.to_pylist())
+    waiting = {one.key: one for one in read_open(tmp_path / "run") if isinstance(one, Answered)}
+    answered = sum(len(one.outcome.attempts) for one in waiting.values())
+    assert stats(base_url)["completions"] == in_tables + answered
+    assert stand["unfinished"] == len(waiting) > 0
+    # The same command goes on where it was, and pays for no answer twice.
+    rich = simulator("--output-tokens", "60")
+    _write_job(tmp_path, job, rich)
+    ended = batchrun("run", "job.toml")
+    assert ended.returncode in (0, 4), ended.stderr
+    assert _record(tmp_path / "run")["state"] == "finished"
+    found = tables.responses(tmp_path / "run").to_table(columns=["custom_id", "attempts"])
+    assert found.num_rows == len(set(found["custom_id"].to_pylist())) == rows
+    attempts = sum(len(one) for one in found["attempts"].to_pylist())
+    assert attempts == in_tables + answered + stats(rich)["completions"]
+    assert batchrun("verify", "run").returncode == 0
+    assert not list((tmp_path / "run" / "journal").iterdir())
+
+
+def test_a_second_ctrl_c_during_a_re_ask_keeps_the_answer_and_its_cost(
+    tmp_path: Path,
+    write_rows: Any,
+    questions: Any,
+    begin: Begin,
+    batchrun: Run,
+    simulator: Any,
+    stats: Stats,
+    wait_until: Callable[..., None],
+    query: Query,
+) -> None:
+    write_rows([{"id": "one", **questions(1)[0]}])
+    base_url = simulator("--latency", "3", "--latency-spread", "0", "--output-tokens", "60")
+    _write_job(tmp_path, _CUT, base_url)
+    run = begin("run", "job.toml")
+    wait_until(lambda: stats(base_url)["requests"] == 2, run)
+    shutil.copytree(tmp_path / "run", tmp_path / "live")
+    run.send_signal(signal.SIGINT)
+    run.send_signal(signal.SIGINT)
+    _, said = run.communicate(timeout=60)
+    shown = batchrun("show", "live", "one")  # while the run goes on
+    assert shown.returncode == 0, shown.stderr
+    assert "unfinished: this answer is asked for again" in shown.stdout
+    assert run.returncode == 130, said
+    assert "for 1 answer to be asked for again" in said
+    row = json.loads(batchrun("show", "run", "one", "--json").stdout)
+    assert (row["unfinished"], row["truncated"], len(row["attempts"])) == (True, True, 1)
+    assert row["cost_usd"] > 0
+    stand = json.loads(batchrun("status", "run", "--json").stdout)
+    assert (stand["left"], stand["unfinished"]) == (1, 1)
+    assert stand["unfinished_usd"] == pytest.approx(row["cost_usd"])
+    assert batchrun("run", "job.toml").returncode in (0, 4)
+    limits = "SELECT len(attempts), attempts[1].response_id, response_id FROM read_parquet(?)"
+    ((attempts, first, last),) = query(limits)
+    assert first == row["response_id"] != last
+    assert stats(base_url)["requests"] == attempts + 1  # the one that was dropped has no record
+
+
+def test_an_answer_on_record_stands_where_nothing_is_asked_again_any_more(
+    tmp_path: Path,
+    write_rows: Any,
+    questions: Any,
+    batchrun: Run,
+    simulator: Any,
+    stats: Stats,
+) -> None:
+    write_rows(questions(20))
+    _write_job(tmp_path, _CUT, simulator("--quota", "20", "--output-tokens", "60"))
+    assert batchrun("run", "job.toml").returncode == 3
+    waiting = len(list(read_open(tmp_path / "run")))
+    left = 20 - _record(tmp_path / "run")["totals"]["rows"]
+    assert 0 < waiting <= left
+    rich = simulator("--output-tokens", "60")
+    _write_job(tmp_path, _CUT.replace('on_incomplete = "raise_limit"', ""), rich)
+    assert batchrun("run", "job.toml").returncode == 4
+    assert _record(tmp_path / "run")["state"] == "finished"
+    assert stats(rich)["requests"] == left - waiting
+
+
+def test_a_disk_that_fails_during_a_stop_takes_what_arrived_once_it_can(
+    tmp_path: Path,
+    write_rows: Any,
+    questions: Any,
+    begin: Begin,
+    batchrun: Run,
+    simulator: Any,
+    stats: Stats,
+    wait_until: Callable[..., None],
+    totals: Callable[..., tuple[Any, ...]],
+) -> None:
+    source = write_rows(questions(300))
+    base_url = simulator("--latency", "0.5", "--latency-spread", "0.5")
+    command = ("run", source, *_ASK, "--base-url", base_url, "--concurrency", "40")
+    run = begin(*command)
+    wait_until(lambda: stats(base_url)["completions"] > 50, run)
+    run.send_signal(signal.SIGINT)
+    size = max(path.stat().st_size for path in (tmp_path / "run" / "journal").glob("*.log"))
+    resource.prlimit(run.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+    time.sleep(1.5)
+    resource.prlimit(run.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+    _, said = run.communicate(timeout=60)
+    assert run.returncode == 1, said
+    assert "all answers that had arrived are kept" in said
+    assert _record(tmp_path / "run")["state"] == "failed"
+    paid = stats(base_url)["completions"]
+    assert stats(base_url)["destroyed"] == 0
+    assert len(_stored_keys(tmp_path / "run")) == len(set(_stored_keys(tmp_path / "run"))) == paid
+    assert batchrun(*command).returncode == 0
+    assert totals() == (300, 300, 300)
+    assert stats(base_url)["completions"] == 300
+
+
+def test_of_two_commands_that_start_a_run_at_once_one_alone_sends(
+    tmp_path: Path,
+    begin: Begin,
+    simulator: Any,
+    stats: Stats,
+    wait_until: Callable[..., None],
+    totals: Callable[..., tuple[Any, ...]],
+) -> None:
+    with (tmp_path / "prompts.jsonl").open("w") as file:
+        for number in range(60_000):
+            file.write(f'{{"question": "What is {number}?"}}\n')
+    base_url = simulator()
+    command = ("run", "prompts.jsonl", *_ASK, "--base-url", base_url)
+    first = begin(*command, "--limit", "10")
+    wait_until(lambda: tables.is_running(tmp_path / "run"), first)
+    second = begin(*command, "--limit", "30")
+    _, refused = second.communicate(timeout=60)
+    assert first.poll() is None, "it should still plan"
+    assert second.returncode == 2
+    assert f"in use by process {first.pid}" in refused
+    _, said = first.communicate(timeout=60)
+    assert first.returncode == 0, said
+    assert totals() == (10, 10, 10)
+    assert stats(base_url)["requests"] == 10
+
+
+def test_a_plan_that_finds_a_problem_leaves_no_directory_behind(
+    tmp_path: Path, write_rows: Any, batchrun: Run
+) -> None:
+    source = write_rows([{"question": "What?"}, {"nothing": 1}])
+    words = ("run", source, "--prompt", "{{ question }}", "--model", "gpt-4.1", "--simulate")
+    (tmp_path / "there").mkdir()
+    for path in ("new", "a/b/c", "there"):
+        assert batchrun(*words, "-o", path).returncode == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["prompts.jsonl", "there"]
+    assert list((tmp_path / "there").iterdir()) == []
+    assert batchrun("run", "-", *words[2:], "-o", "new", text='{"nothing": 1}\n').returncode == 2
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_segment_that_cannot_be_made_writes_no_row_twice(
+    tmp_path: Path,
+    write_rows: Any,
+    questions: Any,
+    begin: Begin,
+    batchrun: Run,
+    simulator: Any,
+    stats: Stats,
+    wait_until: Callable[..., None],
+    totals: Callable[..., tuple[Any, ...]],
+) -> None:
+    """No descriptor is free for the next one when this one is full."""
+    write_rows(questions(40))
+    base_url = simulator("--latency", "0.4", "--latency-spread", "0.2")
+    text = '[input]\npath = "prompts.jsonl"\n[request]\nmodel = "gpt-4.1"\n'
+    text += f'input = "{{{{ question }}}}"\n[endpoint]\nbase_url = "{base_url}"\n'
+    text += '[limits]\nconcurrency = 4\n[output]\npath = "run"\npart_rows = 10\n'
+    (tmp_path / "job.toml").write_text(text)
+    run = begin("run", "job.toml")
+    wait_until(lambda: stats(base_url)["completions"] >= 5, run)
+    taken = {int(entry.name) for entry in Path(f"/proc/{run.pid}/fd").iterdir()}
+    lowest_free = min(set(range(len(taken) + 1)) - taken)
+    hard = resource.prlimit(run.pid, resource.RLIMIT_NOFILE)[1]
+    resource.prlimit(run.pid, resource.RLIMIT_NOFILE, (lowest_free, hard))
+    _, said = run.communicate(timeout=60)
+    assert run.returncode == 1, said
+    assert "raise the limit on open files" in said
+    stored = _stored_keys(tmp_path / "run")
+    assert len(stored) == len(set(stored)) == stats(base_url)["completions"]
+    assert batchrun("run", "job.toml").returncode == 0
+    assert totals() == (40, 40, 40)
+    assert stats(base_url)["completions"] == 40
+    assert batchrun("verify", "run").returncode == 0
+
+
+def test_a_run_of_unpriced_models_whose_failed_rows_were_sent_again_is_verified(
+    write_rows: Any, questions: Any, batchrun: Run, simulator: Any
+) -> None:
+    source = write_rows(questions(12))
+    command = ("run", source, "--prompt", "{{ question }}", "--model", "my-model", "-o", "run")
+    first = simulator("--model", "my-model", "--fault", "422_detail=0.7")
+    assert batchrun(*command, "--base-url", first).returncode == 4
+    again = simulator("--model", "my-model")
+    assert batchrun(*command, "--base-url", again, "--retry-failed").returncode == 0
+    proved = batchrun("verify", "run")
+    assert proved.returncode == 0, proved.stdout
+    assert "the totals agree" in proved.stdout
+
+
+def test_a_response_begun_whose_id_the_disk_does_not_take_is_waited_for(
+    write_rows: Any,
+    questions: Any,
+    begin: Begin,
+    batchrun: Run,
+    simulator: Any,
+    stats: Stats,
+    totals: Callable[..., tuple[Any, ...]],
+) -> None:
+    source = write_rows(questions(6))
+    base_url = simulator("--latency", "1.5", "--latency-spread", "0")
+    command = ("run", source, *_ASK, "--base-url", base_url, "--mode", "background")
+    run = begin(*command, command=_failing("w0.open", 1.0))
+    _, said = run.communicate(timeout=60)
+    assert run.returncode == 1, said
+    assert "w0.open: cannot write" in said
+    assert "Traceback" not in said
+    created = stats(base_url)["background"]["created"]
+    assert batchrun(*command).returncode == 0
+    assert totals() == (6, 6, 6)
+    assert stats(base_url)["background"]["created"] == max(created, 6) == 6
+
+
+def test_an_answer_that_cannot_be_recorded_is_not_asked_for_again(
+    tmp_path: Path,
+    write_rows: Any,
+    questions: Any,
+    begin: Begin,
+    batchrun: Run,
+    simulator: Any,
+    stats: Stats,
+) -> None:
+    write_rows(questions(60))
+    base_url = simulator("--latency", "0.05", "--output-tokens", "60")
+    _write_job(tmp_path, _CUT, base_url)
+    run = begin("run", "job.toml", command=_failing("w0.open", 1.0))
+    _, said = run.communicate(timeout=60)
+    assert run.returncode == 1, said
+    assert "w0.open: cannot write" in said
+    with snapshot(tmp_path / "run") as now:
+        stored = [len(outcome.attempts) for outcome in now.outcomes()]
+    waiting = {one.key: one for one in read_open(tmp_path / "run") if isinstance(one, Answered)}
+    on_disk = sum(stored) + sum(len(one.outcome.attempts) for one in waiting.values())
+    assert on_disk == stats(base_url)["completions"]
+    assert batchrun("run", "job.toml").returncode in (0, 4)
+    assert batchrun("verify", "run").returncode == 0
+
+
+def test_finished_with_rows_left_is_what_verify_finds(
+    tmp_path: Path, write_rows: Any, questions: Any, batchrun: Run
+) -> None:
+    source = write_rows(questions(10))
+    assert batchrun("run", source, *_ASK, "--simulate", "--limit", "4").returncode == 0
+    proved = batchrun("verify", "run")
+    assert proved.returncode == 0, proved.stdout
+    path = tmp_path / "run" / "run.json"
+    text = path.read_text()
+    path.write_text(text.replace('"limited"', '"finished"'))
+    wrong = batchrun("verify", "run")
+    assert wrong.returncode == 1
+    assert "the state is finished, yet 6 of 10 rows have no outcome" in wrong.stdout
+    path.write_text(text)

@@ -1,0 +1,107 @@
+"""A run of schema 1 rewritten to this schema: whatever moment it dies at, each row stands once."""
+
+import random
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import duckdb
+import pyarrow.parquet as pq
+import pytest
+
+from batchrun.records import RunRecord
+from batchrun.store.plain_rows import read_rows
+from batchrun.store.run_dir import RunDir
+from batchrun.store.run_record import read_run_record
+from batchrun.store.sql import ask
+from batchrun.store.tables import find_row
+from batchrun.store.verify import verify
+from tests.runs import standing_rows
+from tests.store.crashes import Disk, Loss, Tree, write_tree
+from tests.store.recording import Recording
+
+RELEASED = Path(__file__).parents[1] / "released" / "schema_1"
+
+
+@pytest.fixture
+def room() -> Iterator[Path]:
+    """A folder where syncs cost nothing, if there is one."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as name:
+        yield Path(name)
+
+
+def _rewrite(path: Path) -> None:
+    run_dir = RunDir.open(path)
+    run_dir.start(part_rows=10, part_bytes=1 << 20)
+    run_dir.close()
+
+
+def _crashes(path: Path, loss: Loss) -> list[Tree]:
+    """What a disk may hold after a crash at each step of the rewriting."""
+    recording = Recording(path)
+    with recording:
+        _rewrite(path)
+    disk, dice, trees = Disk(recording.start), random.Random(3), []
+    for step in recording.steps:
+        disk.take(step)
+        trees.append(disk.after(loss, dice))
+    return trees
+
+
+@pytest.mark.parametrize("loss", Loss)
+@pytest.mark.parametrize("name", ["not_ok", "resending", "gone", "renamed"])
+def test_a_crash_at_any_step_of_the_rewriting_loses_no_row(
+    room: Path, name: str, loss: Loss
+) -> None:
+    path = room / "run"
+    shutil.copytree(RELEASED / name / "run", path)
+    rows = standing_rows(path)
+    seen: list[Tree] = []
+    for number, tree in enumerate(_crashes(path, loss)):
+        if tree in seen:
+            continue
+        seen.append(tree)
+        crashed = room / f"crashed{number}"
+        write_tree(tree, crashed)
+        assert standing_rows(crashed) == rows
+        if number % 5 == 0 and loss is Loss.NOTHING:
+            _check_readers(crashed, name, len(rows))
+        _rewrite(crashed)
+        assert standing_rows(crashed) == rows
+        for part in crashed.glob("*/*.parquet"):
+            assert pq.read_metadata(part).metadata[b"batchrun.schema_version"] == b"2"
+            assert not part.name.endswith("-other.parquet")
+        assert not [*crashed.glob("*/.*.tmp"), *crashed.glob("journal/*.intent")]
+        assert verify(crashed).problems == []
+        shutil.rmtree(crashed)
+    assert len(seen) > 5
+
+
+def _check_readers(path: Path, name: str, rows: int) -> None:
+    """Readers of whole runs and of one row find all columns in what a crash left."""
+    record = read_run_record(path)
+    assert record is not None
+
+    def lines(_: RunRecord, found: Iterator[dict[str, object]]) -> list[dict[str, object]]:
+        return list(found)
+
+    found = read_rows(path, lines)
+    assert len(found) == rows
+    counted = ask(path, lambda database, _: _one(database, "SELECT count(*) FROM responses"))
+    assert counted == rows
+    if name == "renamed" and record.schema_version == 2:
+        for row in (*found, *find_row(path, "q03")):
+            number = row["row"]
+            assert row["api_input"] == f"api-{number}"
+            assert (row["embedding"], row["embedding_input"]) == (None, f"text {number}")
+            assert row["embedding_input_2"] == number
+        said = "SELECT count(*) FROM responses WHERE embedding IS NULL AND api_input IS NOT NULL"
+        assert ask(path, lambda database, _: _one(database, said)) == rows
+
+
+def _one(database: duckdb.DuckDBPyConnection, sql: str) -> int:
+    ((value,),) = database.execute(sql).fetchall()
+    assert isinstance(value, int)
+    return value
