@@ -154,6 +154,9 @@ def test_a_second_ctrl_c_during_a_re_ask_keeps_the_answer_and_its_cost(
     wait_until(lambda: stats(base_url)["requests"] == 2, run)
     shutil.copytree(tmp_path / "run", tmp_path / "live")
     run.send_signal(signal.SIGINT)
+    assert run.stderr is not None
+    while "once more drops it" not in run.stderr.readline():  # two at once may come as one
+        pass
     run.send_signal(signal.SIGINT)
     _, said = run.communicate(timeout=60)
     shown = batchrun("show", "live", "one")  # while the run goes on
