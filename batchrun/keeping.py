@@ -41,6 +41,7 @@ class Keeper:
         # By row: attempts of an earlier command at a request that the row does not make any more.
         self._abandoned: dict[int, tuple[Attempt, ...]] = {}
         self._held: deque[Outcome] = deque()  # what the disk did not take
+        self._answered_held: deque[Answered] = deque()  # the same
         self._begun_held: dict[RowKey, tuple[Request, str]] = {}  # the same
         self.write_s = 0.0  # spent in writing
 
@@ -52,16 +53,16 @@ class Keeper:
             return None
         return answered
 
-    def ask_again(self, answered: Answered) -> bool:
-        """Whether the answer survives a kill now, so that it may be asked for again."""
-        if self._held:
-            return False
+    def ask_again(self, answered: Answered) -> None:
+        """The answer survives a kill when this returns, or it is held and the run stops."""
+        if self._is_holding:
+            self._answered_held.append(answered)
+            return
         try:
             self._run_dir.ask_again(answered)
         except StoreError as error:
+            self._answered_held.append(answered)
             self._on_failure(error)
-            return False
-        return True
 
     async def begin(self, request: Request, response_id: str) -> None:
         """A background response has begun: on disk before it is waited for, or held."""
@@ -119,8 +120,8 @@ class Keeper:
     async def write_held(self, is_hurried: Callable[[], bool], tell: Callable[[str], None]) -> str:
         """Writes what is held, if the disk takes it within a minute; what came of it, in words."""
         until_s = time.monotonic() + DISK_PATIENCE_S
-        landed = len(self._held)
-        while self._held or self._begun_held:
+        landed = len(self._held) + len(self._answered_held)
+        while self._is_holding:
             try:
                 await self._write_one()
             except StoreError as error:
@@ -129,7 +130,7 @@ class Keeper:
                     break
                 tell(f"{error}. Held for {left_s:.0f} s more: {self._held_in_words()}")
                 await asyncio.sleep(min(1.0, left_s))
-        if self._held or self._begun_held:
+        if self._is_holding:
             return f" ({self._held_in_words()} that had arrived could not be kept)"
         return " (all answers that had arrived are kept)" if landed else ""
 
@@ -139,19 +140,29 @@ class Keeper:
             self._run_dir.keep(self._held[0], anyway=True)
             self._count((self._held.popleft(),))
             return
+        if self._answered_held:
+            self._run_dir.ask_again(self._answered_held[0])
+            self._answered_held.popleft()
+            return
         key, (request, response_id) = next(iter(self._begun_held.items()))
         await asyncio.to_thread(self._run_dir.begin, request, self._endpoint, response_id)
         del self._begun_held[key]
 
     def _held_in_words(self) -> str:
         """`3 answers`, `1 answer, 2 ids of background responses`."""
-        counts = {"answer": len(self._held), "id of background responses": len(self._begun_held)}
+        answers = len(self._held) + len(self._answered_held)
+        counts = {"answer": answers, "id of background responses": len(self._begun_held)}
         plural = {"answer": "answers", "id of background responses": "ids of background responses"}
         return ", ".join(
             f"{count:,} {what if count == 1 else plural[what]}"
             for what, count in counts.items()
             if count
         )
+
+    @property
+    def _is_holding(self) -> bool:
+        """Whether there is anything that the disk did not take."""
+        return bool(self._held or self._answered_held or self._begun_held)
 
     def _count(self, outcomes: Sequence[Outcome]) -> None:
         if self._earlier:

@@ -24,8 +24,8 @@ class _Nowhere:
     def answered(self, _request: Request) -> Answered | None:
         return None
 
-    def ask_again(self, _answered: Answered) -> bool:
-        return True
+    def ask_again(self, _answered: Answered) -> None:
+        return
 
 
 def _wait_s(state: RetryCallState) -> float:

@@ -55,8 +55,8 @@ class Unfinished(Protocol):
     def answered(self, request: Request, /) -> Answered | None:
         """The answer that an earlier command was to ask for again. Raises `StoreError`."""
 
-    def ask_again(self, answered: Answered, /) -> bool:
-        """Whether the answer is on disk now, so that it may be asked for again."""
+    def ask_again(self, answered: Answered, /) -> None:
+        """The answer is on disk when this returns; where it cannot be, the gate is closed."""
 
 
 class Settled(Struct, frozen=True, gc=False):
@@ -134,8 +134,7 @@ class Row(Struct, eq=False):
             raised=asks.for_length,
             refitted=asks.for_fit,
         )
-        if not self.means.unfinished.ask_again(answered):
-            return False  # it stands, and is held with all that the disk does not take
+        self.means.unfinished.ask_again(answered)
         self.asked, self.asks = again
         self.best, self.kind, self.failures = settled.outcome, "reask", []
         self.means.gate.leave(settled.slot, settled.finish)

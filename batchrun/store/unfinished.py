@@ -68,7 +68,6 @@ class UnfinishedRows:
         self._folder = folder / JOURNAL
         self._path = self._folder / open_name(writer)
         self._lock = threading.Lock()
-        self._syncing = threading.Lock()  # the file stays open while it is synced
         self._handle: int | None = None
         self._size = 0
         self._is_dirty = False  # written, not synced
@@ -102,7 +101,7 @@ class UnfinishedRows:
         with self._lock:
             self._append(record)
             self._begun[key] = record
-        self.sync()
+        self.sync(always=True)
 
     def record(self, answered: Answered) -> None:
         """An answer is about to be asked for again; it survives SIGKILL when this returns.
@@ -150,19 +149,25 @@ class UnfinishedRows:
         for key in _known(now, ids):
             self.drop(key)
 
-    def sync(self) -> None:
-        """What was written so far is on disk when this returns. Raises `StoreError`."""
-        with self._syncing:
+    def sync(self, *, always: bool = False) -> None:
+        """What was written so far is on disk when this returns. Raises `StoreError`.
+
+        Unless `always`, another thread may be about to sync it.
+        """
+        with storing(self._path, "sync"):
             with self._lock:
-                handle, is_dirty = self._handle, self._is_dirty
+                if self._handle is None or not (self._is_dirty or always):
+                    return
                 self._is_dirty = False
-            if handle is not None and is_dirty:
-                with storing(self._path, "sync"):
-                    sync_data(handle)
+                handle = os.dup(self._handle)  # the file may be written anew meanwhile
+            try:
+                sync_data(handle)
+            finally:
+                os.close(handle)
 
     def close(self) -> None:
         """The file holds what is open, or is gone. Raises `StoreError`."""
-        with self._syncing, self._lock, storing(self._path, "write"):
+        with self._lock, storing(self._path, "write"):
             if self._is_changed:
                 self._rewrite()
             if self._handle is not None:

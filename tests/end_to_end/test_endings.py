@@ -343,7 +343,7 @@ def test_a_response_begun_whose_id_the_disk_does_not_take_is_waited_for(
     assert stats(base_url)["background"]["created"] == max(created, 6) == 6
 
 
-def test_an_answer_that_cannot_be_recorded_is_not_asked_for_again(
+def test_an_answer_that_cannot_be_recorded_is_held_and_not_asked_for_again(
     tmp_path: Path,
     write_rows: Any,
     questions: Any,
@@ -364,8 +364,12 @@ def test_an_answer_that_cannot_be_recorded_is_not_asked_for_again(
     waiting = {one.key: one for one in read_open(tmp_path / "run") if isinstance(one, Answered)}
     on_disk = sum(stored) + sum(len(one.outcome.attempts) for one in waiting.values())
     assert on_disk == stats(base_url)["completions"]
+    assert "all answers that had arrived are kept" in said
     assert batchrun("run", "job.toml").returncode in (0, 4)
     assert batchrun("verify", "run").returncode == 0
+    found = tables.responses(tmp_path / "run").to_table(columns=["attempts"])["attempts"]
+    attempts = [len(one) for one in found.to_pylist()]
+    assert sum(attempts) == stats(base_url)["completions"]  # none was asked for from the start
 
 
 def test_finished_with_rows_left_is_what_verify_finds(

@@ -1,4 +1,4 @@
-"""What came of the kills: figures that add up, and how they are told."""
+"""What came of the rounds: figures that add up, and how they are told."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 class Figures:
     """Of one run or of many. A law that is broken ends the test, so its count is not here."""
 
-    kills: Counter[str] = field(default_factory=Counter)  # by signal
+    kills: Counter[str] = field(default_factory=Counter)  # rounds, by what ended them
     moments: Counter[str] = field(default_factory=Counter)
     runs: int = 0
     starts: int = 0
@@ -18,6 +18,7 @@ class Figures:
     destroyed: int = 0  # of them, by faults
     in_journal: int = 0  # outcomes in the journal, summed over the kills
     in_parts: int = 0
+    asked_again: int = 0  # rows whose answer was on record to be asked for again, over the rounds
     amid_seals: int = 0  # kills that left a seal half done
     lost: int = 0  # answers made that no kill found stored: they were in flight
     most_lost: float = 0.0  # at one kill, as a share of what may be in flight
@@ -34,15 +35,16 @@ class Figures:
     def told(self) -> str:
         """A table in Markdown."""
         lines = [
-            ("kills", f"{self.kills.total():,} ({_each(self.kills)})"),
+            ("rounds", f"{self.kills.total():,} ({_each(self.kills)})"),
             ("at the moments", _each(self.moments)),
             ("runs, and processes started for them", f"{self.runs:,}, {self.starts:,}"),
             ("rows", f"{self.rows:,}, each of them once in the tables of its run"),
             ("requests that arrived", f"{self.requests:,}"),
             ("answers made", f"{self.completions:,}, {self.destroyed:,} destroyed by faults"),
-            ("outcomes in the journal at a kill", f"{self.in_journal:,} over all kills"),
-            ("kills amid a seal", f"{self.amid_seals:,}"),
-            ("requests for a row that was stored at an earlier kill", "0"),
+            ("outcomes in the journal after a round", f"{self.in_journal:,} over all rounds"),
+            ("answers on record to be asked for again", f"{self.asked_again:,} over all rounds"),
+            ("rounds that ended amid a seal", f"{self.amid_seals:,}"),
+            ("requests for a row that was stored in an earlier round", "0"),
             (
                 "answers made and lost, since they were in flight at a kill",
                 f"{self.lost:,}; at one kill at most {self.most_lost:.0%} of what may be in flight",
@@ -54,7 +56,7 @@ class Figures:
 
 _SUMS = (
     *("runs", "starts", "rows", "requests", "completions", "destroyed"),
-    *("in_journal", "in_parts", "amid_seals", "lost", "seconds"),
+    *("in_journal", "in_parts", "asked_again", "amid_seals", "lost", "seconds"),
 )
 
 

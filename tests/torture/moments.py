@@ -13,7 +13,16 @@ from pathlib import Path
 from subprocess import Popen
 
 from batchrun.store.journal import HEAD_BYTES
-from batchrun.store.names import JOURNAL, RESPONSES, TOOL_CALLS, id_of, numbered
+from batchrun.store.names import (
+    JOURNAL,
+    RESPONSES,
+    TOOL_CALLS,
+    WRITER,
+    id_of,
+    numbered,
+    open_name,
+)
+from batchrun.store.unfinished import read_open
 from tests.torture.server import LIMIT_S, Server
 
 _LOOK_EVERY_S = 0.0005
@@ -31,6 +40,12 @@ class Moment(StrEnum):
     SEALING = "sealing"
     RETRYING = "retrying"
     STOPPING = "stopping"  # by SIGTERM: it waits for what is in flight, then seals
+    ASKING_AGAIN = "asking again"  # an answer is on disk, and asked for once more
+    STOP = "a stop"  # by SIGTERM alone, to its end
+    FULL_DISK = "full disk"  # files cannot grow for a while
+    FULL_DISK_STOP = "full disk at a stop"  # the same, after SIGINT
+    NO_DESCRIPTOR = "no descriptor"  # no file can be opened for a while: no next segment
+    TWO_STARTS = "two starts"  # a second command on the directory, then the first is killed
 
 
 @dataclass
@@ -79,8 +94,14 @@ def come_about(moment: Moment, scene: Scene, dice: random.Random) -> bool:
         case Moment.RETRYING:
             _wait(lambda: _is_retrying(scene), scene)
             time.sleep(dice.uniform(0.0, 0.1))
-        case Moment.STOPPING:
+        case Moment.ASKING_AGAIN:
+            _wait(lambda: _asks_again(scene), scene)
+            time.sleep(dice.uniform(0.0, 0.05))
+        case Moment.TWO_STARTS:
+            time.sleep(dice.uniform(0.0, _SPENT_S))
+        case _:
             _wait(lambda: _has_answer(scene), scene)
+            time.sleep(dice.uniform(0.0, 0.2))
     return scene.process.poll() is None
 
 
@@ -126,6 +147,16 @@ def _has_answer(scene: Scene) -> bool:
     except FileNotFoundError:  # sealed meanwhile: it held answers
         return True
     return len(data) > HEAD_BYTES + int.from_bytes(data[4:8], "little")
+
+
+def _asks_again(scene: Scene) -> bool:
+    """Whether this process has put an answer on record that it asks for again."""
+    path = scene.run / JOURNAL / open_name(WRITER)
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return False
+    return stat.st_mtime >= scene.began_at and any(True for _ in read_open(scene.run))
 
 
 def _writes_parts(run: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Runs killed at moments spread over their whole way, started again, and looked at each time."""
+"""Runs ended at moments spread over their whole way, started again, and looked at each time."""
 
 import os
 import random
@@ -24,8 +24,11 @@ _AT_A_TIME = 2 * (os.cpu_count() or 1)
 _FEW = {
     "plain": ("PLANNING", "FIRST_ANSWER", "RESUMING", "SEALING", "RESUMING", "STEADY"),
     "streamed": ("FIRST_ANSWER", "STOPPING", "RESUMING", "SEALING", "START", "RETRYING"),
+    "asking again": (
+        *("ASKING_AGAIN", "TWO_STARTS", "STOP", "FULL_DISK", "FULL_DISK_STOP", "NO_DESCRIPTOR"),
+    ),
 }
-_WEIGHTS = {Moment.STEADY: 4, Moment.SEALING: 4, Moment.RESUMING: 2}
+_WEIGHTS = {Moment.STEADY: 4, Moment.SEALING: 4, Moment.RESUMING: 2, Moment.ASKING_AGAIN: 4}
 
 
 @pytest.fixture(scope="session")
@@ -52,7 +55,9 @@ def test_a_few_kills_lose_nothing_and_pay_for_nothing_twice(
 
 def _drawn(shape: Shape, seed: int) -> list[Moment]:
     """Moments in the order in which one run is to be killed at them."""
-    moments = [moment for moment in Moment if shape.faults or moment is not Moment.RETRYING]
+    passed = {Moment.RETRYING} if not shape.faults else set()
+    passed |= set() if shape.asks_again else {Moment.ASKING_AGAIN}
+    moments = [moment for moment in Moment if moment not in passed]
     weights = [_WEIGHTS.get(moment, 1) for moment in moments]
     return random.Random(seed).choices(moments, weights, k=100)
 
