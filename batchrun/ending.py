@@ -24,7 +24,7 @@ from batchrun.errors import (
     StoreError,
 )
 
-NOT_OK = 4  # the exit code of a run that ended with rows that are not ok
+_NOT_OK = 4
 _STOPPED = 3
 _FAILED = 1
 
@@ -55,7 +55,7 @@ def end_of(causes: Iterable[BaseException], *, remaining: int, not_asked: int, n
     match strongest:
         case None:
             state = "limited" if remaining else "finished"
-            return End(state, NOT_OK if not_ok else 0)
+            return End(state, _NOT_OK if not_ok else 0)
         case RunStopped() | InputError():  # the input changed: the run can go on later
             return End("stopped", _STOPPED, strongest, str(strongest))
         case Interrupted(exit_code=exit_code):

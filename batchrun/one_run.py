@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from batchrun.dispatch.attempts import Dispatcher
 from batchrun.dispatch.gate import Gate
-from batchrun.ending import NOT_OK, End, end_of
+from batchrun.ending import End, end_of
 from batchrun.endpoint.client import Client
 from batchrun.errors import BatchrunError, RunStopped, StopCause, StoreError
 from batchrun.executors.local import LocalExecutor
@@ -183,29 +183,26 @@ class Run:
         Raises `StoreError` where the disk failed, `BatchrunError` for a bug; `run.json` says so, if
         it still can.
         """
-        run_dir, causes = self.run_dir, self.causes
+        run_dir, causes, totals = self.run_dir, self.causes, self.tally.totals()
+        not_ok, parts, example = totals.rows - totals.ok, self.record.parts, None
         if not any(isinstance(cause, StoreError) for cause in causes):
             try:
                 await asyncio.to_thread(run_dir.finish)
+                parts = await asyncio.to_thread(run_dir.parts)
+                example = example_not_ok(run_dir.path) if not_ok and not causes else None
             except StoreError as error:
                 causes.append(error)
-        totals = self.tally.totals()
         remaining = self.tally.left(self.plan.rows)
-        end = end_of(
-            causes,
-            remaining=remaining,
-            not_asked=self.plan.rows - self.plan.rows_in_all,
-            not_ok=totals.rows - totals.ok,
-        )
+        not_asked = self.plan.rows - self.plan.rows_in_all
+        end = end_of(causes, remaining=remaining, not_asked=not_asked, not_ok=not_ok)
         if end.state == "failed":
             self._fail(end)
-        message, is_budget = end.message, False
+        message, higher_cap_usd = end.message, None
         if end.state == "limited":
             message = f"{self.plan.limited_to} done"
         if isinstance(end.cause, RunStopped) and end.cause.cause is StopCause.BUDGET:
-            message, is_budget = f"{message}; {left_in_words(totals, remaining)}", True
-        higher_cap_usd = self._higher_cap_usd() if is_budget else None
-        example = example_not_ok(run_dir.path) if end.exit_code == NOT_OK else None
+            message = f"{message}; {left_in_words(totals, remaining - not_asked)}"
+            higher_cap_usd = self._higher_cap_usd()
         summary = self._summary(
             end.state,
             exit_code=end.exit_code,
@@ -220,11 +217,11 @@ class Run:
                 left=remaining,
             ),
         )
-        parts = await asyncio.to_thread(run_dir.parts)
         self._save_end(end, message, parts, higher_cap_usd)
         if self.plan.to_settle:
-            run_dir.log_event(end.state, exit_code=end.exit_code, message=message)
-            run_dir.write_live(summary)
+            with contextlib.suppress(StoreError):  # run.json says it already
+                run_dir.log_event(end.state, exit_code=end.exit_code, message=message)
+                run_dir.write_live(summary)
         self.watch.summary(summary)
         return summary
 

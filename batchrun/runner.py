@@ -90,6 +90,7 @@ async def run_job(
             on_rows=stop.check,
             prices=prices,
         )
+        stop.check()
         most_in_flight, warning = fit_in_flight(job.limits, here=simulate)
         if warning:
             plan = replace(plan, warnings=(*plan.warnings, warning))

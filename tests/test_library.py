@@ -1,9 +1,11 @@
 """The library's face: the same runs without the command line."""
 
 import asyncio
+import gc
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pyarrow as pa
@@ -116,3 +118,90 @@ def test_help_is_as_wide_as_the_terminal_up_to_a_readable_width(columns: str, wi
     )
     lines = done.stdout.partition("Options:")[2].partition("Examples:")[0].splitlines()
     assert widest - 10 < max(map(len, lines)) <= widest
+
+
+def _state() -> tuple[object, ...]:
+    is_frozen = gc.get_freeze_count() > 0
+    return gc.get_threshold(), gc.isenabled(), is_frozen, sys.getswitchinterval()
+
+
+async def test_two_runs_at_once_leave_the_hosts_interpreter_as_it_was(tmp_path: Path) -> None:
+    jobs = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        path = tmp_path / name / "prompts.jsonl"
+        path.write_text('{"id": "q", "question": "What?"}\n')
+        jobs.append(_job(path))
+    gc.freeze()
+    try:
+        before, during = _state(), []
+
+        def look(_: batchrun.Summary) -> None:
+            during.append(_state())
+
+        await asyncio.gather(
+            *(batchrun.run_async(job, simulate=True, progress=look) for job in jobs)
+        )
+        assert during
+        assert {*during, _state()} == {before}
+    finally:
+        gc.unfreeze()
+
+
+def test_a_run_that_fails_leaves_the_hosts_interpreter_as_it_was(prompts: Path) -> None:
+    before = _state()
+    (prompts.parent / "run").write_text("a file, no directory")
+    with pytest.raises(batchrun.JobError):
+        batchrun.run(_job(prompts), simulate=True)
+    assert _state() == before
+
+
+def test_progress_is_told_to_the_end_and_what_it_raises_ends_no_run(prompts: Path) -> None:
+    told: list[batchrun.Summary] = []
+    summary = batchrun.run(_job(prompts), simulate=True, progress=told.append)
+    assert told[-1] == summary
+    assert {one.state for one in told} <= {"running", "finished"}
+    assert all(one.settled + one.left == one.source_rows == 30 for one in told)
+
+    def fail(_: batchrun.Summary) -> None:
+        raise KeyError("mine")
+
+    job = batchrun.load_job(
+        prompts,
+        {"request.model": "m", "request.input": "{{ question }}", "output.path": f"{prompts}-run"},
+    )
+    with pytest.warns(UserWarning, match="progress failed and is not called again.*mine"):
+        assert batchrun.run(job, simulate=True, progress=fail).exit_code == 0
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_run_is_stopped_from_another_thread_and_goes_on(prompts: Path, times: int) -> None:
+    rows = (f'{{"id": "q{number}", "question": "What is {number}?"}}\n' for number in range(3_000))
+    prompts.write_text("".join(rows), encoding="utf-8")
+    stop = batchrun.StopSwitch()
+
+    def ask_once_some_are_there(summary: batchrun.Summary) -> None:
+        if summary.settled and not stop.asked:
+            for _ in range(times):
+                thread = threading.Thread(target=stop.ask)
+                thread.start()
+                thread.join()
+
+    job = _job(prompts)
+    stopped = batchrun.run(job, simulate=True, progress=ask_once_some_are_there, stop=stop)
+    assert (stopped.state, stopped.exit_code, stopped.message) == (
+        "interrupted",
+        130,
+        "asked to stop",
+    )
+    assert 0 < stopped.left < 3_000
+    ended = batchrun.run(job, simulate=True)
+    assert (ended.state, ended.ok, ended.left) == ("finished", 3_000, 0)
+
+
+def test_a_switch_that_was_asked_before_ends_the_plan(prompts: Path) -> None:
+    stop = batchrun.StopSwitch()
+    stop.ask("not now")
+    with pytest.raises(batchrun.Interrupted, match="not now"):
+        batchrun.run(_job(prompts), simulate=True, stop=stop)
+    assert not (prompts.parent / "run").exists()

@@ -87,8 +87,12 @@ def numbered(folder: Path, ending: str) -> tuple[str, ...]:
 
 
 def open_files(folder: Path) -> tuple[str, ...]:
-    """The names in `folder` of files of unfinished rows, of all writers. Raises `OSError`."""
-    return tuple(sorted(name for name in _entries(folder) if _OPEN.fullmatch(name)))
+    """The names in `folder` of files of unfinished rows, of all writers. Raises `OSError`.
+
+    Those of schema 1 come first: a kill may have left them beside the file that took them over.
+    """
+    names = (name for name in _entries(folder) if _OPEN.fullmatch(name))
+    return tuple(sorted(names, key=lambda name: (name.endswith(".open"), name)))
 
 
 def temporaries(folder: Path) -> tuple[Path, ...]:

@@ -132,6 +132,11 @@ def test_what_schema_1_kept_is_read_and_goes_into_the_new_file(tmp_path: Path) -
     rows.begin(_request(8), URL, "resp_8")
     assert _begun(tmp_path) == {"id-7": "resp_7", "id-8": "resp_8"}
     assert not (tmp_path / "journal" / "w0.started").exists()
+    rows.begin(_request(7), URL, "resp_newer")
+    (tmp_path / "journal" / "w0.started").write_bytes(old)  # as a kill may leave it
+    begun = UnfinishedRows(tmp_path, 0).begun(_key(7))
+    assert begun is not None
+    assert begun.response_id == "resp_newer"
 
 
 @pytest.mark.timeout(60)

@@ -172,7 +172,7 @@ class Campaign:
 
     def _check_words(self, code: int, said: str) -> None:
         """The exit code is that of the rule, and what is said of the end is so."""
-        if code < 0:
+        if code < 0 or "nothing was sent" in said:  # run.json is that of an earlier command
             return
         is_disk = "batchrun: " in said
         assert (code == 1) == is_disk, f"{code}: {said}"
