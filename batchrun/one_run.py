@@ -96,6 +96,10 @@ class Run:
     async def _send(self, client: Client, limit: int | None) -> None:
         job, run_dir = self.job, self.run_dir
         run_dir.save(self.record)
+        if self.record.older_schema is not None:
+            self.watch.summary(self._summary("rewriting an older run directory"))
+            await asyncio.to_thread(run_dir.upgrade)
+            self.record = replace(self.record, older_schema=None)
         resumed = self.plan.resumed
         run_dir.start(
             part_rows=job.output.part_rows,

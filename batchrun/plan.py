@@ -338,4 +338,12 @@ def make_record(
         gone=plan.resumed.gone,
         parts=run_dir.parts(),
         unknown_usd=read_unknown_usd(run_dir.path, run_dir.record) if run_dir.record else 0.0,
+        older_schema=_older_schema(run_dir.record, schema_version),
     )
+
+
+def _older_schema(record: RunRecord | None, schema_version: int) -> int | None:
+    """The schema that parts may still have when `run.json` names `schema_version`."""
+    if record is None or record.schema_version == schema_version:
+        return record.older_schema if record is not None else None
+    return record.schema_version

@@ -426,3 +426,4 @@ class RunRecord(Struct, frozen=True):
     estimated: Estimated | None = None
     parts: dict[str, int] = field(default_factory=dict)  # of both tables, to their rows
     higher_cap_usd: float | None = None  # with room for what is left, where the budget ended it
+    older_schema: int | None = None  # that some parts may still have; null: none has

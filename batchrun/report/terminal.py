@@ -165,7 +165,8 @@ def cost_in_words(summary: Summary) -> str | None:
 
 
 def _counts(summary: Summary) -> str:
-    parts = [f"{summary.settled:,} of {summary.rows:,} rows", f"{summary.ok:,} ok"]
+    of = max(summary.rows, summary.source_rows)
+    parts = [f"{summary.settled:,} of {of:,} rows", f"{summary.ok:,} ok"]
     return ", ".join([*parts, *not_ok_in_words(summary)])
 
 

@@ -12,6 +12,8 @@ from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from batchrun.errors import JobError, StoreError
 from batchrun.records import Answered, Begun, Outcome, Request, Resend, RowKey, RunRecord, Totals
 from batchrun.store.disk import make_folders, storing, sync_folder, write_whole
@@ -28,6 +30,7 @@ from batchrun.store.names import (
     FileId,
     id_of,
     numbered,
+    open_files,
 )
 from batchrun.store.orphans import drop_orphan_calls
 from batchrun.store.part_files import count_rows
@@ -196,7 +199,7 @@ class RunDir:
         """
         if self.record is None or self._writer is not None:
             raise RuntimeError("start() needs a saved record, and comes once")
-        self._upgrade()
+        self.upgrade()
         with storing(self.path / JOURNAL, "list"):
             first = self._next_name()
         self._writer = Writer(
@@ -251,7 +254,7 @@ class RunDir:
             self._leftover = ()
             writer.close(seal_rest=True)
         elif self._leftover and self.record is not None:
-            self._upgrade()
+            self.upgrade()
             leftover, self._leftover = self._leftover, ()
             seal(self.path, self.record, leftover)
 
@@ -278,15 +281,16 @@ class RunDir:
             return self.record.schema_version
         return SCHEMA_VERSION
 
-    def _upgrade(self) -> None:
+    def upgrade(self) -> None:
         """All parts are of this schema, as `run.json` says before the first is rewritten.
 
         Raises `StoreError`.
         """
         if self.record is not None and self.record.schema_version < SCHEMA_VERSION:
             self.save(upgraded(self.record))
-        if self.record is not None:
+        if self.record is not None and self.record.older_schema is not None:
             rewrite_parts(self.path, self.record.layout)
+            self.save(replace(self.record, older_schema=None))
 
     def _next_name(self) -> FileId:
         """The first that is free for a segment."""
@@ -322,7 +326,7 @@ class RunDir:
 
 
 def _check_complete(path: Path, record: RunRecord | None, found: Recovered) -> None:
-    if record is None and (found.segments or found.parts):
+    if record is None and (found.segments or found.parts or open_files(path / JOURNAL)):
         raise StoreError(
             f"{path}: {RUN_FILE} is missing though there are outcomes; put it back, or "
             "give another directory with --output"

@@ -80,6 +80,9 @@ def finish(folder: Path, name: str) -> None:
     """Steps 3 to 6 of the intent of this name, as far as they are not done. Raises `StoreError`."""
     with storing(folder / JOURNAL / name, "finish a seal"):
         intent = read_intent(folder, name)
+        if not intent.segments:  # where a new version is gone, the old one stands
+            there = [new for new in intent.rewrites if _is_at_hand(folder, new, is_committed=True)]
+            intent = Intent((), intent.renames, tuple(there))
         if rename_parts(folder, intent):
             delete_segments(folder, intent)
             replace_parts(folder, intent)
@@ -95,7 +98,9 @@ def rename_parts(folder: Path, intent: Intent) -> bool:
     journal = folder / JOURNAL
     is_committed = intent.is_committed([n for n in intent.segments if (journal / n).exists()])
     gone = [to for source, to in intent.renames if not _either(folder, source, to)]
-    gone += [new.to for new in intent.rewrites if not _is_at_hand(folder, new, is_committed)]
+    gone += [
+        new.to for new in intent.rewrites if not _is_at_hand(folder, new, is_committed=is_committed)
+    ]
     if gone:
         if is_committed:
             raise StoreError(
@@ -136,7 +141,7 @@ def replace_parts(folder: Path, intent: Intent) -> None:
         sync_folder(table)
 
 
-def _is_at_hand(folder: Path, new: Rewrite, is_committed: bool) -> bool:
+def _is_at_hand(folder: Path, new: Rewrite, *, is_committed: bool) -> bool:
     """Whether the new version of a part waits, or already has the part's name."""
     if (folder / new.source).exists():
         return True

@@ -92,8 +92,11 @@ def serve() -> None:
     threading.Thread(target=_listen, args=(asked,), daemon=True).start()
     while True:
         message = _seal(folder, record, asked.get())
-        sys.stdout.buffer.write(encode_json(message) + b"\n")
-        sys.stdout.buffer.flush()
+        try:
+            sys.stdout.buffer.write(encode_json(message) + b"\n")
+            sys.stdout.buffer.flush()
+        except BrokenPipeError:  # the run was killed: nobody is there to be told
+            os._exit(0)
 
 
 def _listen(asked: "SimpleQueue[list[str]]") -> None:

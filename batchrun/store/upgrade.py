@@ -37,8 +37,12 @@ from batchrun.store.seal import finish
 
 def upgraded(record: RunRecord) -> RunRecord:
     """What `run.json` says from now on: carried columns may have other names."""
-    layout = layout_of(record.layout, SCHEMA_VERSION)
-    record = replace(record, schema_version=SCHEMA_VERSION, layout=layout)
+    record = replace(
+        record,
+        schema_version=SCHEMA_VERSION,
+        older_schema=record.schema_version,
+        layout=layout_of(record.layout, SCHEMA_VERSION),
+    )
     done = record.totals.rows
     if record.state == "finished" and done < record.rows:  # as schema 1 said of a limit
         message = f"limit: {done:,} of {record.rows:,} rows done"

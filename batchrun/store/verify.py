@@ -98,9 +98,7 @@ def _read_whole(
         yield f"{name}: cannot be read ({error})"
         return
     version = version_of(found)
-    # A run that is being rewritten has parts of both schemas; one that has ended has not.
-    versions = {record.schema_version, *(() if record.state in ENDED else (1,))}
-    if version not in versions:
+    if version is None or version not in (record.schema_version, record.older_schema):
         yield f"{name}: its schema version is not {record.schema_version}"
     layout = layout_of(record.layout, version or 1)
     wanted = tool_call_schema(version or 1) if calls else response_schema(layout, version or 1)
