@@ -9,6 +9,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
+from msgspec.structs import replace
+
 from batchrun.errors import StoreError
 from batchrun.records import Answered, Attempt, BadRow, Earlier, Outcome, Request, RowKey
 from batchrun.report.summary import Tally
@@ -55,6 +57,8 @@ class Keeper:
 
     def ask_again(self, answered: Answered) -> None:
         """The answer survives a kill when this returns, or it is held and the run stops."""
+        if before := self._abandoned.get(answered.outcome.request.row):
+            answered = replace(answered, outcome=after_attempts(answered.outcome, before))
         if self._is_holding:
             self._answered_held.append(answered)
             return

@@ -78,7 +78,7 @@ class UnfinishedRows:
             if isinstance(record, Begun):
                 self._begun[record.key] = record
             else:
-                self._answered[record.key] = place
+                self._put(place, record.key)
 
     def __bool__(self) -> bool:
         return bool(self._begun or self._answered)
@@ -110,7 +110,7 @@ class UnfinishedRows:
         """
         key = _storable(answered.key)
         with self._lock:
-            self._answered[key] = self._append(answered)
+            self._put(self._append(answered), key)
 
     def begun(self, key: RowKey) -> Begun | None:
         """What was begun of a row."""
@@ -174,6 +174,11 @@ class UnfinishedRows:
                 os.close(self._handle)
                 self._handle = None
 
+    def _put(self, place: _Place, key: RowKey) -> None:
+        """An answer is on record: what was begun before it has come to this."""
+        self._answered[key] = place
+        self._begun.pop(key, None)
+
     def _append(self, record: Begun | Answered) -> _Place:
         """Raises `StoreError`; the file then is as it was before."""
         try:
@@ -215,8 +220,6 @@ class UnfinishedRows:
         Without anything open there is none, unless it is to be kept. Raises `OSError`.
         """
         whole = bytearray(frame_of(_HEADER, 0))
-        for begun in self._begun.values():
-            whole += frame_of(begun, len(whole))
         places: dict[RowKey, _Place] = {}
         for key, place in self._answered.items():
             with place.path.open("rb") as file:
@@ -230,6 +233,8 @@ class UnfinishedRows:
                 bytes=len(frame) - HEAD_BYTES,
             )
             whole += frame
+        for begun in self._begun.values():  # last: each stands for an answer that is still to come
+            whole += frame_of(begun, len(whole))
         if self or keep:
             replace_file(self._path, bytes(whole), durable=True)
         for name in open_files(self._folder):

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import batchrun as package
-from batchrun.records import Answered
+from batchrun.records import Answered, Begun
 from batchrun.store import tables
 from batchrun.store.snapshot import snapshot
 from batchrun.store.unfinished import read_open
@@ -175,6 +175,40 @@ def test_a_second_ctrl_c_during_a_re_ask_keeps_the_answer_and_its_cost(
     ((attempts, first, last),) = query(limits)
     assert first == row["response_id"] != last
     assert stats(base_url)["requests"] == attempts + 1  # the one that was dropped has no record
+
+
+@pytest.mark.parametrize("moment", ["begun", "answered"])
+def test_a_kill_while_an_answer_is_asked_for_again_in_background_pays_for_nothing_twice(
+    tmp_path: Path,
+    write_rows: Any,
+    questions: Any,
+    begin: Begin,
+    batchrun: Run,
+    simulator: Any,
+    stats: Stats,
+    wait_until: Callable[..., None],
+    query: Query,
+    moment: str,
+) -> None:
+    write_rows(questions(1))
+    base_url = simulator("--latency", "2", "--latency-spread", "0", "--output-tokens", "60")
+    _write_job(tmp_path, _CUT.replace("[endpoint]", '[endpoint]\nmode = "background"'), base_url)
+    run = begin("run", "job.toml")
+    wanted = 1 if moment == "answered" else 2
+
+    def records() -> list[Answered | Begun]:
+        return list(read_open(tmp_path / "run"))
+
+    wait_until(lambda: len(records()) > wanted, run)
+    run.kill()
+    run.wait(60)
+    assert batchrun("run", "job.toml").returncode in (0, 4)
+    said = "SELECT list_transform(attempts, lambda a: a.response_id) FROM read_parquet(?)"
+    (ids,) = query(said)[0]
+    assert len(ids) == len(set(ids)) > 1  # it was really asked for again
+    in_flight = stats(base_url)["background"]["created"] - len(ids)
+    assert in_flight in ((0, 1) if moment == "answered" else (0,))
+    assert not list((tmp_path / "run" / "journal").iterdir())
 
 
 def test_an_answer_on_record_stands_where_nothing_is_asked_again_any_more(

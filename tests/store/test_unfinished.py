@@ -92,6 +92,27 @@ def test_an_answer_that_is_asked_for_again_is_whole_after_a_kill(
     assert after.answered(_key(3)) is None
 
 
+def test_work_begun_to_ask_again_stands_beside_the_answer_and_older_work_does_not(
+    tmp_path: Path, answered: Make
+) -> None:
+    rows = UnfinishedRows(tmp_path, 0)
+    request, record = answered(1).request, _answered(answered(1))
+    rows.begin(request, URL, "resp_first")
+    rows.record(record)
+    for known in (rows, UnfinishedRows(tmp_path, 0)):
+        assert known.begun(_key(1)) is None  # it has come to this answer
+        assert known.answered(_key(1)) == record
+    rows.begin(request, URL, "resp_second")
+    rows.close()
+    after = UnfinishedRows(tmp_path, 0)
+    after.begin(_request(2), URL, "resp_2")  # the file is written anew
+    for known in (after, UnfinishedRows(tmp_path, 0)):
+        begun = known.begun(_key(1))
+        assert begun is not None
+        assert begun.response_id == "resp_second"
+        assert known.answered(_key(1)) == record
+
+
 def test_the_file_is_written_anew_when_most_of_it_is_past(tmp_path: Path, answered: Make) -> None:
     rows = UnfinishedRows(tmp_path, 0)
     kept = _answered(answered(0, text="kept"))
