@@ -81,3 +81,32 @@ def test_twenty_kills_create_no_response_again_whose_id_was_on_disk(
     assert len(bodies) == _ROWS
     assert not list((run / "journal").iterdir())
     assert json.loads((run / "run.json").read_text())["state"] == "finished"
+
+
+@pytest.mark.timeout(180)
+def test_hundreds_of_responses_begun_at_once_are_all_taken_down(
+    tmp_path: Path,
+    write_rows: Any,
+    questions: Any,
+    simulator: Any,
+    batchrun: Callable[..., CompletedProcess[str]],
+    totals: Callable[..., tuple[Any, ...]],
+) -> None:
+    """Threads put ids on disk while others take them out, and the file is written anew."""
+    rows = 600
+    write_rows(questions(rows))
+    words = (
+        "run",
+        "prompts.jsonl",
+        "--prompt",
+        "{{ question }}",
+        "--model",
+        "gpt-4.1",
+        "-o",
+        "run",
+    )
+    url = simulator("--latency", "0.2", "--latency-spread", "1")
+    done = batchrun(*words, "--mode", "background", "--concurrency", rows, "--base-url", url)
+    assert done.returncode == 0, done.stderr
+    assert totals() == (rows, rows, rows)
+    assert not list((tmp_path / "run" / "journal").iterdir())
