@@ -76,6 +76,10 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(f"batchrun.{_ROOMS[name]}"), name)
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 class Tables(NamedTuple):
     """A run's tables, as far as they are in Parquet; the journal's rows come with the next seal."""
 
@@ -137,7 +141,10 @@ async def run_async(
     progress: "Callable[[Summary], None] | None" = None,
     stop: "StopSwitch | None" = None,
 ) -> "Summary":
-    """The same from a running event loop. Cancelling it drops what is in flight."""
+    """The same from a running event loop.
+
+    Cancelling it, as Ctrl-C does to `run`, drops what is in flight; `stop` lets it land.
+    """
     from batchrun.one_run import Watch  # noqa: PLC0415 - see above
     from batchrun.records import NOTHING_SENT_AGAIN  # noqa: PLC0415 - see above
     from batchrun.runner import run_job  # noqa: PLC0415

@@ -11,6 +11,7 @@ class BatchrunError(Exception):
     """The root of all errors that batchrun raises on purpose."""
 
     exit_code = 1
+    summary: object = None  # of the run that it ended, once anything was sent
 
 
 class JobError(BatchrunError):

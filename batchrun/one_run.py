@@ -19,7 +19,7 @@ from batchrun.dispatch.attempts import Dispatcher
 from batchrun.dispatch.gate import Gate
 from batchrun.ending import End, end_of
 from batchrun.endpoint.client import Client
-from batchrun.errors import BatchrunError, RunStopped, StopCause, StoreError
+from batchrun.errors import BatchrunError, Interrupted, RunStopped, StopCause, StoreError
 from batchrun.executors.local import LocalExecutor
 from batchrun.job import Job
 from batchrun.keeping import Keeper
@@ -92,6 +92,19 @@ class Run:
             await self._send(client, limit)
         except StoreError as error:
             self.causes.append(error)
+        except asyncio.CancelledError:
+            self._cancelled()
+            raise
+
+    def _cancelled(self) -> None:
+        """Whoever called has broken off: what has arrived is stored, and `run.json` says so."""
+        if self._executor is not None:
+            self.keeper.keep(self._executor.rest())
+        remaining = self.tally.left(self.plan.rows)
+        end = end_of([Interrupted("cancelled", 130)], remaining=remaining, not_asked=0, not_ok=0)
+        with contextlib.suppress(StoreError):
+            self.run_dir.finish()
+            self._save_end(end, end.message, self.run_dir.parts(), None)
 
     async def _send(self, client: Client, limit: int | None) -> None:
         job, run_dir = self.job, self.run_dir
@@ -196,11 +209,12 @@ class Run:
                 example = example_not_ok(run_dir.path) if not_ok and not causes else None
             except StoreError as error:
                 causes.append(error)
-        remaining = self.tally.left(self.plan.rows)
-        not_asked = self.plan.rows - self.plan.rows_in_all
+        postponed = self.plan.resumed.postponed
+        remaining = self.tally.left(self.plan.rows) + postponed
+        not_asked = self.plan.rows - self.plan.rows_in_all + postponed
         end = end_of(causes, remaining=remaining, not_asked=not_asked, not_ok=not_ok)
         if end.state == "failed":
-            self._fail(end)
+            self._fail(end, remaining)
         message, higher_cap_usd = end.message, None
         if end.state == "limited":
             message = f"{self.plan.limited_to} done"
@@ -222,22 +236,35 @@ class Run:
             ),
         )
         self._save_end(end, message, parts, higher_cap_usd)
-        if self.plan.to_settle:
-            with contextlib.suppress(StoreError):  # run.json says it already
-                run_dir.log_event(end.state, exit_code=end.exit_code, message=message)
-                run_dir.write_live(summary)
+        with contextlib.suppress(StoreError):  # run.json says it already
+            self._say_end(summary)
         self.watch.summary(summary)
         return summary
 
-    def _fail(self, end: End) -> NoReturn:
+    def _fail(self, end: End, remaining: int) -> NoReturn:
         """`run.json` says that the run has failed, if it still can."""
         said = f"{end.message}{self._of_disk}"
+        totals, path = self.tally.totals(), self.run_dir.path
+        goes_on = next_command(
+            self.record.command, path, end.exit_code, totals.statuses, None, left=remaining
+        )
+        summary = self._summary(
+            end.state, exit_code=end.exit_code, message=said, next_command=goes_on
+        )
         with contextlib.suppress(StoreError):
             self._save_end(end, said, self.record.parts, None)
-            self.run_dir.log_event(end.state, exit_code=end.exit_code, message=said)
-        if isinstance(end.cause, StoreError):
-            raise StoreError(said) from end.cause
-        raise BatchrunError(said) from end.cause
+            self._say_end(summary)
+        self.watch.summary(summary)
+        error = StoreError(said) if isinstance(end.cause, StoreError) else BatchrunError(said)
+        error.summary = summary
+        raise error from end.cause
+
+    def _say_end(self, summary: Summary) -> None:
+        """What `run.json` says, for those who look elsewhere. Raises `StoreError`."""
+        if self.plan.to_settle:
+            code, message = summary.exit_code, summary.message
+            self.run_dir.log_event(summary.state, exit_code=code, message=message)
+        self.run_dir.write_live(summary)
 
     def _save_end(
         self, end: End, message: str | None, parts: dict[str, int], higher_cap_usd: float | None
@@ -250,6 +277,7 @@ class Run:
                 message=message,
                 totals=self.tally.totals(),
                 parts=parts,
+                again=self.tally.again + self.plan.resumed.postponed,
                 unknown_usd=self.unknown_usd,
                 higher_cap_usd=higher_cap_usd,
                 updated_at=time.time_ns() // 1000,
@@ -320,6 +348,7 @@ class Run:
             state=state,
             rows=self.plan.rows_in_all,
             source_rows=self.plan.rows,
+            postponed=self.plan.resumed.postponed,
             now_s=time.monotonic(),
             pulse=pulse,
             binds=binds,

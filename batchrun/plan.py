@@ -60,6 +60,7 @@ class Plan(Struct, frozen=True):
     store_request: bool
     disk_bytes: int  # expected for what is still to be settled
     free_bytes: int
+    unfinished_usd: float = 0.0  # spent on answers of rows that have no outcome yet
 
     @property
     def rows_in_all(self) -> int:
@@ -180,6 +181,7 @@ def make_plan(
         store_request=store_request,
         disk_bytes=to_settle * (row_bytes // survey.rows + _ANSWER_BYTES),
         free_bytes=_free_bytes(path),
+        unfinished_usd=run_dir.unfinished_usd if run_dir is not None else 0.0,
     )
 
 

@@ -427,3 +427,4 @@ class RunRecord(Struct, frozen=True):
     parts: dict[str, int] = field(default_factory=dict)  # of both tables, to their rows
     higher_cap_usd: float | None = None  # with room for what is left, where the budget ended it
     older_schema: int | None = None  # that some parts may still have; null: none has
+    again: int = 0  # rows whose outcome stands until they are sent again, as the command asked

@@ -44,6 +44,7 @@ class Resumed(Struct, frozen=True):
     gone: Totals = Totals()  # of settled rows that the source does not hold any more
     gone_marks: bytearray = bytearray()  # 1 for each of these, in the order of `Settled`, if any
     lost: int = 0  # settled rows that are not there any more, and are sent again
+    postponed: int = 0  # rows whose request changed, beyond the limit of this command
     warnings: tuple[str, ...] = ()
 
 
@@ -86,6 +87,7 @@ def tell_settled(
         gone=gone,
         gone_marks=marks,
         lost=max(0, lost),
+        postponed=found.postponed,
         warnings=(
             *_lost_in_words(lost, missing, run_dir),
             *_gone_in_words(found, before, run_dir),
@@ -103,6 +105,7 @@ class _Found:
         self.spans: dict[int, tuple[int, int]] = {}  # part to first and last row sent again
         self.changed = array("q")  # pairs of index and row
         self.gone: list[int] = []  # indexes
+        self.postponed = 0  # changed rows that are not sent by this command
         self._survey, self._before, self._sent_rows = survey, before, sent_rows
         self._ends = [end for _, end in before.parts]
 
@@ -135,7 +138,9 @@ class _Found:
     def send_changed(self) -> None:
         """The changed rows are sent again."""
         for at in range(0, len(self.changed), 2):
-            self._send(*self.changed[at : at + 2])
+            index, row = self.changed[at : at + 2]
+            self.postponed += row >= self._sent_rows
+            self._send(index, row)
 
     def _note_changed(self, index: int, row: int) -> None:
         if self._survey.ids is None and self._before.ids[index] != hash(str(row)):

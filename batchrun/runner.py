@@ -3,13 +3,14 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 from msgspec.structs import replace
 
 from batchrun.claim import kept_input, refuse_other_use, run_path
 from batchrun.endpoint.client import Client
 from batchrun.endpoint.descriptors import fit_in_flight
+from batchrun.errors import StoreError
 from batchrun.inputs.read import find_source
 from batchrun.job import (
     STDIN,
@@ -69,7 +70,7 @@ async def run_job(
         began_s = time.monotonic()
 
         # Before anything is read: of two commands for one directory one alone goes on.
-        run_dir = stack.enter_context(contextlib.closing(RunDir.open(path)))
+        run_dir = stack.enter_context(_closing(RunDir.open(path)))
         refuse_other_use(job, run_dir, simulate=simulate)
         if found is None:
             source, sha256 = await asyncio.to_thread(kept_input, job, run_dir, stop.check)
@@ -108,6 +109,18 @@ async def run_job(
                 await servers.enter_async_context(client)
                 await run.send(client, limit)
         return await run.end()
+
+
+@contextlib.contextmanager
+def _closing(run_dir: RunDir) -> Iterator[RunDir]:
+    """Closed at the end, whose own error says more than one of closing."""
+    try:
+        yield run_dir
+    except BaseException:
+        with contextlib.suppress(StoreError):
+            run_dir.close()
+        raise
+    run_dir.close()
 
 
 @contextlib.asynccontextmanager

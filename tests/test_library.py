@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import json
 import os
 import subprocess
 import sys
@@ -12,13 +13,18 @@ import pyarrow as pa
 import pytest
 
 import batchrun
+from batchrun.store.verify import verify
+
+
+def _write(path: Path, count: int) -> None:
+    rows = (f'{{"id": "q{number}", "question": "What is {number}?"}}\n' for number in range(count))
+    path.write_text("".join(rows), encoding="utf-8")
 
 
 @pytest.fixture
 def prompts(tmp_path: Path) -> Path:
     path = tmp_path / "prompts.jsonl"
-    rows = (f'{{"id": "q{number}", "question": "What is {number}?"}}\n' for number in range(30))
-    path.write_text("".join(rows), encoding="utf-8")
+    _write(path, 30)
     return path
 
 
@@ -54,8 +60,33 @@ async def test_a_cancelled_run_leaves_a_directory_that_resumes(prompts: Path) ->
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.15):
             await batchrun.run_async(job, simulate=True)
+    record = prompts.parent / "run" / "run.json"
+    if record.exists():  # it was broken off after its plan
+        assert json.loads(record.read_bytes())["state"] in ("interrupted", "running")
     again = await batchrun.run_async(job, simulate=True)
     assert (again.ok, again.left) == (30, 0)
+
+
+async def test_a_run_cancelled_while_it_sends_says_interrupted_and_is_whole(
+    prompts: Path,
+) -> None:
+    _write(prompts, 2_000)
+    job, some = _job(prompts), asyncio.Event()
+
+    def look(summary: batchrun.Summary) -> None:
+        if summary.settled:
+            some.set()
+
+    task = asyncio.create_task(batchrun.run_async(job, simulate=True, progress=look))
+    await some.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    run = prompts.parent / "run"
+    assert json.loads((run / "run.json").read_bytes())["state"] == "interrupted"
+    assert verify(run).problems == []
+    again = await batchrun.run_async(job, simulate=True)
+    assert (again.ok, again.left, again.attempts) == (2_000, 0, 2_000)
 
 
 def test_errors_derive_from_one_root(prompts: Path) -> None:
@@ -176,8 +207,7 @@ def test_progress_is_told_to_the_end_and_what_it_raises_ends_no_run(prompts: Pat
 
 @pytest.mark.parametrize("times", [1, 2])
 def test_a_run_is_stopped_from_another_thread_and_goes_on(prompts: Path, times: int) -> None:
-    rows = (f'{{"id": "q{number}", "question": "What is {number}?"}}\n' for number in range(3_000))
-    prompts.write_text("".join(rows), encoding="utf-8")
+    _write(prompts, 3_000)
     stop = batchrun.StopSwitch()
 
     def ask_once_some_are_there(summary: batchrun.Summary) -> None:

@@ -100,8 +100,9 @@ def estimate(
     if models is not None and not names:
         raise click.UsageError("--models names none; write --models gpt-4.1,gpt-5-mini")
     job = read_job(source, said)
+    exit_code = 0
     if pilot:
-        _send_pilot(
+        exit_code = _send_pilot(
             job,
             shlex.join(["batchrun", *sys.argv[1:]]),  # it goes on with a pilot that was cut short
             pilot,
@@ -138,6 +139,7 @@ def estimate(
         from batchrun.report.next_command import run_command
 
         say(f"next: {run_command(['batchrun', *sys.argv[1:]])}")
+    sys.exit(exit_code)
 
 
 def _send_pilot(
@@ -149,8 +151,8 @@ def _send_pilot(
     limit: int | None,
     quiet: bool,
     insecure_http: bool,
-) -> None:
-    """Leaves the command where the pilot did not come to its end."""
+) -> int:
+    """The pilot's exit code; leaves the command where it did not come to its end."""
     from batchrun.claim import run_path
     from batchrun.cli.signals import exit_on_signals, heard_signals
     from batchrun.report.terminal import render_end
@@ -174,3 +176,4 @@ def _send_pilot(
         say("the pilot did not come to its end; the next command goes on with it")
         sys.exit(summary.exit_code)
     exit_on_signals(heard)
+    return summary.exit_code

@@ -63,6 +63,6 @@ def show(run_path: Path, custom_id: str, *, as_json: bool) -> None:
             click.echo(printable_json(encode(shown).decode()))
         else:
             if is_open:
-                click.echo("unfinished: this answer is asked for again; it is in no table yet")
+                click.echo("unfinished: this answer is asked for again; the row has no outcome yet")
             click.echo(render_row(row))
     sys.stdout.flush()

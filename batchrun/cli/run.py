@@ -10,7 +10,7 @@ import click
 from batchrun.cli.job_options import job_options, read_job
 from batchrun.cli.retry_failed import NAME, Kinds, NeverTakesTheNextWord
 from batchrun.cli.sending import say, say_plan, send
-from batchrun.errors import Interrupted
+from batchrun.errors import BatchrunError, Interrupted
 
 if TYPE_CHECKING:
     from batchrun.job import Job
@@ -78,6 +78,7 @@ def run(
     RUN/tool_calls as Parquet; the same command again resumes and never pays twice.
     """
     from batchrun.records import Resend
+    from batchrun.report.summary import Summary
 
     job = read_job(source, said)
     resend = Resend(retry_failed is not None, retry_failed or frozenset(), rerun_changed)
@@ -105,6 +106,10 @@ def run(
     except Interrupted as end:  # before anything was sent: later it is a summary's `exit_code`
         say(f"interrupted: {end}; nothing was sent\nnext: {command}")
         sys.exit(end.exit_code)
+    except BatchrunError as error:
+        if not isinstance(error.summary, Summary):
+            raise
+        summary = error.summary
     from batchrun.claim import run_path
     from batchrun.report.printable import printable_json
     from batchrun.report.terminal import render_end

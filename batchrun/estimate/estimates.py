@@ -73,7 +73,7 @@ def make_estimate(
         simulated=simulate,
         rows=plan.rows,
         settled=0 if models else totals.rows - plan.resumed.resent.rows,
-        spent_usd=totals.cost_usd,
+        spent_usd=_spent(plan),
         to_send=plan.to_send,
         bad_rows=plan.bad_rows,
         inputs=tuple(line for inputs, _ in lines for line in inputs),
@@ -97,12 +97,18 @@ def make_estimate(
             *plan.warnings,
             *on_cap(
                 job.limits.max_cost_usd,
-                0.0 if models else totals.cost_usd or 0.0,
+                0.0 if models else _spent(plan) or 0.0,
                 [line for _, of in lines for line in of],
                 pilot,
             ),
         ),
     )
+
+
+def _spent(plan: Plan) -> float | None:
+    """In the run directory so far, also on answers of rows without an outcome."""
+    settled_usd, unfinished_usd = plan.resumed.totals.cost_usd, plan.unfinished_usd
+    return (settled_usd or 0.0) + unfinished_usd if unfinished_usd else settled_usd
 
 
 class _Making:

@@ -102,6 +102,12 @@ class LocalExecutor:
         for place in self._places:
             place.cancel()
 
+    def rest(self) -> list[Outcome]:
+        """What has arrived and was not handed out, where the iteration was broken off."""
+        rest = [settled.outcome for settled in self._done]
+        self._done.clear()
+        return rest
+
     async def _feed(self, requests: Iterator[Request | BadRow]) -> None:
         try:
             while not self.is_stopped():

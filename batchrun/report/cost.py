@@ -28,7 +28,7 @@ from batchrun.report.cost_lines import (
     sum_known,
     tier_name,
 )
-from batchrun.store.tables import is_running, read_record, read_unknown_usd
+from batchrun.store.tables import is_running, read_answered_usd, read_record, read_unknown_usd
 from batchrun.store.usage_sums import Edges, UsageSum, sum_usage
 
 CAVEAT = (
@@ -119,7 +119,10 @@ def _read_run(path: Path, scenarios: Sequence[Scenario], edges: Edges, by: str |
         recorded_usd=sum_known([each.recorded_usd for each in sums]),
         reported_usd=sum_known([each.reported_usd for each in sums]),
         unknown_usd=unknown_usd,
-        notes=tuple(_notes(record, state, priced, tables["model"], unknown_usd)),
+        notes=(
+            *_notes(record, state, priced, tables["model"], unknown_usd),
+            *_of_unfinished(read_answered_usd(path)),
+        ),
     )
 
 
@@ -150,6 +153,15 @@ def _notes(
     if record.gone.rows:
         rows = _count(record.gone.rows, "row", "rows")
         yield f"{rows} that left the input count too: they were paid"
+
+
+def _of_unfinished(spent_usd: Sequence[float]) -> Iterator[str]:
+    if spent_usd:
+        answers = _count(len(spent_usd), "answer", "answers")
+        yield (
+            f"{usd(sum(spent_usd))} more, in no sum here, for {answers} of rows without an "
+            "outcome: they are asked for again"
+        )
 
 
 def _count(number: int, one: str, many: str) -> str:

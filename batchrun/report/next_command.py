@@ -23,12 +23,15 @@ def next_command(
 ) -> str | None:
     """Null where all is well or nothing is known.
 
-    `cap_usd`: what to allow where the budget ended the run; `left`: rows of the source that were
-    not asked for.
+    `cap_usd`: what to allow where the budget ended the run; `left`: rows of the source without an
+    outcome.
     """
+    words = [] if command is None else shlex.split(command)
+    if exit_code in (0, 4) and left and words:  # a limit or a pilot is done
+        return run_command(words if "--pilot" in words else _without_limit(words))
     if exit_code == 4:
-        if command is not None and any(statuses.get(status) for status in FAILED):
-            return _with_option(command, "--retry-failed")
+        if words and any(statuses.get(status) for status in FAILED):
+            return _with_option(run_command(_without_limit(words)), "--retry-failed")
         shown = "ID" if example_id is None else shlex.quote(example_id)
         return f"batchrun show {shlex.quote(str(path))} {shown}"
     if exit_code and command is not None and cap_usd is not None:
@@ -36,9 +39,11 @@ def next_command(
     ended = {status for status, rows in statuses.items() if rows}
     if exit_code and command is not None and ended and ended <= set(FAILED):
         return _with_option(command, "--retry-failed")  # nothing but failures so far
-    if exit_code == 0 and left and command is not None:
-        return run_command(_without(shlex.split(command), "--limit", has_value=True))
     return command if exit_code else None
+
+
+def _without_limit(words: Sequence[str]) -> list[str]:
+    return _without(list(words), "--limit", has_value=True)
 
 
 def run_command(words: Sequence[str]) -> str:

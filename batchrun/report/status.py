@@ -19,6 +19,7 @@ from batchrun.report.terminal import (
     tries_in_words,
 )
 from batchrun.store import tables
+from batchrun.store.missing import ENDED
 
 
 def read_status(path: Path) -> Summary:
@@ -39,7 +40,8 @@ def read_status(path: Path) -> Summary:
     now_s = time.monotonic()
     example = tables.example_not_ok(path) if exit_code == 4 else None
     open_usd = tables.read_answered_usd(path)
-    return Tally(totals, now_s).summary(
+    again = record.again if state in ENDED else 0
+    return Tally(totals, now_s, again).summary(
         run=str(path),
         state=state,
         rows=record.rows,
@@ -53,7 +55,7 @@ def read_status(path: Path) -> Summary:
             totals.statuses,
             example,
             cap_usd=record.higher_cap_usd,
-            left=record.rows - totals.rows,
+            left=record.rows - totals.rows + again,
         ),
         simulated=record.simulated,
         unknown_usd=tables.read_unknown_usd(path, record),

@@ -86,7 +86,7 @@ class Tally:
     def __init__(self, earlier: Totals, began_s: float, again: int = 0) -> None:
         """`again`: how many of the earlier rows are sent again by this command."""
         self.began_s = began_s
-        self._again = again
+        self.again = again  # of these, those that are not yet
         self.settled_now = 0  # rows settled by this command
         self._totals = {
             name: getattr(earlier, name) for name in Totals.__struct_fields__ if name not in _MAPS
@@ -148,11 +148,11 @@ class Tally:
         self._statuses, self._error_kinds = Counter(left.statuses), Counter(left.error_kinds)
         self._attempt_kinds = Counter(left.attempt_kinds)
         self._sent_rows -= bool(replaced.attempts)
-        self._again -= 1
+        self.again -= 1
 
     def left(self, rows: int) -> int:
         """How many of so many rows are still to be settled, or to be settled again."""
-        return max(0, rows - int(self._totals["rows"])) + self._again
+        return max(0, rows - int(self._totals["rows"])) + self.again
 
     def totals(self) -> Totals:
         return Totals(
@@ -179,10 +179,14 @@ class Tally:
         reserved_usd: float = 0.0,
         cap_usd: float | None = None,
         source_rows: int | None = None,
+        postponed: int = 0,
         unfinished: int = 0,
         unfinished_usd: float = 0.0,
     ) -> Summary:
-        """`rows` will be settled once the command is done, of `source_rows` (null: of as many)."""
+        """`rows` will be settled once the command is done, of `source_rows` (null: of as many).
+
+        `postponed`: rows whose outcome is that of another request, and which it does not send.
+        """
         totals, pulse = self.totals(), pulse or Pulse()
         kinds = totals.attempt_kinds
         source_rows = rows if source_rows is None else source_rows
@@ -197,10 +201,10 @@ class Tally:
             run=run,
             state=state,
             rows=rows,
-            left=self.left(source_rows),
+            left=self.left(source_rows) + postponed,
             ok=totals.ok,
             not_ok=totals.rows - totals.ok,
-            again=self._again,
+            again=self.again + postponed,
             truncated=totals.truncated,
             refused=totals.refused,
             statuses=totals.statuses,

@@ -154,9 +154,11 @@ def cost_in_words(summary: Summary) -> str | None:
         which = f"{attempts_in_words(count)}{' of unknown cost' if parts else ''} ({why})"
         parts.append(f"{'without' if parts else 'unknown for'} {which}")
     if summary.unfinished:
-        answers = "1 answer" if summary.unfinished == 1 else f"{summary.unfinished:,} answers"
+        answers = "an answer" if summary.unfinished == 1 else f"{summary.unfinished:,} answers"
         plus = "plus " if parts else ""
-        parts.append(f"{plus}{usd(summary.unfinished_usd)} for {answers} to be asked for again")
+        whose = "a row" if summary.unfinished == 1 else "rows"
+        paid = usd(summary.unfinished_usd)
+        parts.append(f"{plus}{paid} for {answers} of {whose} without an outcome")
     if summary.unknown_usd:
         parts.append(f"up to {usd(summary.unknown_usd)} for tries that never told what they cost")
     if not parts:

@@ -14,12 +14,18 @@ def damaged_path(segment: Path, damage: Damage) -> Path:
 def set_aside(segment: Path, damage: Damage) -> bool:
     """Whether this is news; the bytes are in a file of their own either way. Raises `OSError`."""
     aside = damaged_path(segment, damage)
-    if aside.exists():
-        return False
     with segment.open("rb") as file:
         file.seek(damage.offset)
-        replace_file(aside, file.read(damage.size), durable=True)
+        damaged = file.read(damage.size)
+    if aside.exists() and aside.read_bytes() == damaged:
+        return False
+    replace_file(aside, damaged, durable=True)
     return True
+
+
+def is_set_aside(segment: Path, damage: Damage) -> bool:
+    """Whether the next command has nothing to say of it any more."""
+    return damaged_path(segment, damage).exists()
 
 
 def damage_warning(segment: Path, damage: Damage) -> str:

@@ -8,7 +8,7 @@ from msgspec import Struct
 from batchrun.store.damage import damage_warning, set_aside
 from batchrun.store.disk import storing, sync_file
 from batchrun.store.journal import Damage, Frame, Torn, scan
-from batchrun.store.names import JOURNAL, RESPONSES, TOOL_CALLS, numbered, temporaries
+from batchrun.store.names import JOURNAL, RESPONSES, TOOL_CALLS, numbered, open_files, temporaries
 from batchrun.store.seal import finish
 
 _READ_BYTES = 1 << 20
@@ -33,6 +33,8 @@ def recover(folder: Path) -> Recovered:
         for place in (folder, journal, folder / RESPONSES, folder / TOOL_CALLS):
             for path in temporaries(place):
                 path.unlink()
+        for name in open_files(journal):
+            _mend(journal / name, warnings)
         for name in numbered(journal, ".log"):
             if _mend(journal / name, warnings):
                 segments.append(name)

@@ -248,7 +248,7 @@ class RunDir:
             write_whole(self._events, line)
 
     def finish(self) -> None:
-        """Everything kept is in parts and the journal is empty. Raises `StoreError`."""
+        """Everything kept is in parts, and the journal has unfinished rows alone. `StoreError`."""
         writer, self._writer = self._writer, None
         if writer is not None:
             self._leftover = ()
@@ -257,6 +257,7 @@ class RunDir:
             self.upgrade()
             leftover, self._leftover = self._leftover, ()
             seal(self.path, self.record, leftover)
+        self._unfinished.close()
 
     def close(self, *, seal: bool = False) -> None:
         """Everything is on disk, with `seal` in parts and the journal empty; the lock is free.
@@ -360,8 +361,9 @@ def _check_or_make(path: Path) -> tuple[Path, ...]:
             sync_folder(path.parent)
             return tuple(missing)
         except NotADirectoryError:
+            file = next(one for one in (path, *path.parents) if one.exists())
             raise JobError(
-                f"{path} is a file; give a directory for the results with --output"
+                f"{file} is a file; give a directory for the results with --output"
             ) from None
     foreign = sorted(name for name in names - _OURS if not name.endswith(".tmp"))
     if RUN_FILE not in names and foreign:

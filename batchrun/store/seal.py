@@ -15,10 +15,10 @@ from pathlib import Path
 
 from batchrun.errors import StoreError
 from batchrun.records import Outcome, RunRecord
-from batchrun.store.damage import damaged_path
+from batchrun.store.damage import is_set_aside
 from batchrun.store.disk import storing, sync_file, sync_folder
 from batchrun.store.intent import Intent, Rewrite, read_intent, write_intent
-from batchrun.store.journal import Damage, Torn, read_outcomes
+from batchrun.store.journal import Torn, read_outcomes
 from batchrun.store.keys import Keys
 from batchrun.store.names import JOURNAL, RESPONSES, FileId, id_of, intent_name
 from batchrun.store.parts import write_parts
@@ -165,10 +165,6 @@ def _last(segments: Sequence[str]) -> FileId:
     return last
 
 
-def _is_known(path: Path, piece: Damage | Torn) -> bool:
-    return isinstance(piece, Damage) and damaged_path(path, piece).exists()
-
-
 def _outcomes(folder: Path, segments: Sequence[str], replaced: Keys) -> Iterator[Outcome]:
     """All outcomes of the segments; `replaced` gets the keys of those that replace others.
 
@@ -182,7 +178,7 @@ def _outcomes(folder: Path, segments: Sequence[str], replaced: Keys) -> Iterator
                     if piece.replaces:
                         replaced.add(piece.request.key)
                     yield piece
-                elif not _is_known(path, piece):
+                elif isinstance(piece, Torn) or not is_set_aside(path, piece):
                     raise StoreError(
                         f"{path}: damaged at offset {piece.offset} since it was written; check the "
                         "disk, then run the same command again: the rows lost are sent again"

@@ -16,10 +16,10 @@ from msgspec.structs import replace
 
 from batchrun.errors import StoreError
 from batchrun.records import Outcome, RunRecord, Totals
-from batchrun.store.damage import damaged_path
+from batchrun.store.damage import is_set_aside
 from batchrun.store.disk import storing
 from batchrun.store.gone import GONE_FILE, read_gone
-from batchrun.store.journal import Damage, Torn, read_outcomes
+from batchrun.store.journal import Damage, Torn, read_outcomes, scan
 from batchrun.store.ledger import Ledger, calls_of
 from batchrun.store.missing import ENDED, missing_parts
 from batchrun.store.names import JOURNAL, RESPONSES, TOOL_CALLS, id_of, temporaries
@@ -137,7 +137,7 @@ def _check_journal(path: Path, now: Snapshot, ledger: Ledger, proof: Proof) -> i
                 case Outcome():
                     calls += calls_of(piece)
                     yield piece
-                case Damage(offset, size) if damaged_path(path / name, piece).exists():
+                case Damage(offset, size) if is_set_aside(path / name, piece):
                     proof.notes.append(
                         f"{name}: {size} bytes at offset {offset} were damaged and set aside"
                     )
@@ -210,9 +210,7 @@ def _check_leftovers(path: Path, proof: Proof) -> None:
         elif entry.suffix == ".log" and proof.state in ENDED:
             said.append(f"{entry.relative_to(path)}: its rows should be in parts by now")
         elif entry.suffix in (".open", ".started"):
-            proof.notes.append(
-                f"{entry.relative_to(path)}: what is known of rows that have no outcome yet"
-            )
+            _check_open(entry, entry.relative_to(path), proof)
         elif entry.name.startswith("damaged-"):
             proof.notes.append(
                 f"{entry.relative_to(path)}: damaged bytes set aside; their rows were sent again"
@@ -223,6 +221,19 @@ def _check_leftovers(path: Path, proof: Proof) -> None:
             for entry in sorted((path / table).glob("*.parquet"))
             if id_of(entry.name) is None
         ]
+
+
+def _check_open(path: Path, name: Path, proof: Proof) -> None:
+    """What is known of rows without an outcome can be read."""
+    with storing(path, "read"), path.open("rb") as file:
+        pieces = list(scan(file))
+    proof.problems += [
+        f"{name}: {piece.size} damaged bytes at offset {piece.offset}; the next command sets them "
+        "aside and sends the rows anew that they told of"
+        for piece in pieces
+        if isinstance(piece, Damage) and not is_set_aside(path, piece)
+    ]
+    proof.notes.append(f"{name}: what is known of rows that have no outcome yet")
 
 
 def _check_totals(now: Snapshot, record: RunRecord, proof: Proof) -> None:

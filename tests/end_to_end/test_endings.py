@@ -163,7 +163,7 @@ def test_a_second_ctrl_c_during_a_re_ask_keeps_the_answer_and_its_cost(
     assert shown.returncode == 0, shown.stderr
     assert "unfinished: this answer is asked for again" in shown.stdout
     assert run.returncode == 130, said
-    assert "for 1 answer to be asked for again" in said
+    assert "for an answer of a row without an outcome" in said
     row = json.loads(batchrun("show", "run", "one", "--json").stdout)
     assert (row["unfinished"], row["truncated"], len(row["attempts"])) == (True, True, 1)
     assert row["cost_usd"] > 0
@@ -267,17 +267,17 @@ def test_a_disk_that_fails_during_a_stop_takes_what_arrived_once_it_can(
 
 def test_of_two_commands_that_start_a_run_at_once_one_alone_sends(
     tmp_path: Path,
+    write_rows: Any,
+    questions: Any,
     begin: Begin,
     simulator: Any,
     stats: Stats,
     wait_until: Callable[..., None],
     totals: Callable[..., tuple[Any, ...]],
 ) -> None:
-    with (tmp_path / "prompts.jsonl").open("w") as file:
-        for number in range(60_000):
-            file.write(f'{{"question": "What is {number}?"}}\n')
-    base_url = simulator()
-    command = ("run", "prompts.jsonl", *_ASK, "--base-url", base_url)
+    source, base_url = write_rows(questions(3_000)), simulator()
+    endless = "{% for one in range(90000) %}{% endfor %}{{ question }}"  # seconds, for all rows
+    command = ("run", source, "--prompt", endless, *_ASK[2:], "--base-url", base_url)
     first = begin(*command, "--limit", "10")
     wait_until(lambda: tables.is_running(tmp_path / "run"), first)
     second = begin(*command, "--limit", "30")
@@ -420,3 +420,106 @@ def test_finished_with_rows_left_is_what_verify_finds(
     assert wrong.returncode == 1
     assert "the state is finished, yet 6 of 10 rows have no outcome" in wrong.stdout
     path.write_text(text)
+
+
+def _stopped_while_asking_again(tmp_path: Path, batchrun: Run, base_url: str) -> list[str]:
+    """The ids of rows without an outcome whose answer is on record."""
+    _write_job(tmp_path, _CUT, base_url)
+    assert batchrun("run", "job.toml").returncode == 3
+    return [one.key[0] for one in read_open(tmp_path / "run")]
+
+
+def test_damage_in_what_is_known_of_unfinished_rows_is_named_and_set_aside(
+    tmp_path: Path, write_rows: Any, questions: Any, batchrun: Run, simulator: Any
+) -> None:
+    write_rows(questions(40))
+    base_url = simulator("--quota", "40", "--latency", "0.02", "--output-tokens", "60")
+    waiting = _stopped_while_asking_again(tmp_path, batchrun, base_url)
+    path = tmp_path / "run" / "journal" / "w0.open"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    proved = batchrun("verify", "run")
+    assert proved.returncode == 1
+    assert "journal/w0.open: " in proved.stdout
+    assert "damaged bytes at offset" in proved.stdout
+    _write_job(tmp_path, _CUT, simulator("--output-tokens", "60"))
+    done = batchrun("run", "job.toml")
+    assert done.returncode in (0, 4), done.stderr
+    assert "warning: " in done.stderr
+    assert "damaged bytes at offset" in done.stderr
+    assert len(list((tmp_path / "run" / "journal").glob("damaged-w0.open-*"))) == 1
+    assert len(waiting) > 1
+    assert batchrun("verify", "run").returncode == 0
+
+
+def test_changed_rows_beyond_the_limit_are_left(
+    tmp_path: Path, write_rows: Any, questions: Any, batchrun: Run, simulator: Any, stats: Stats
+) -> None:
+    rows = [{"id": f"q{number}", **row} for number, row in enumerate(questions(10))]
+    base_url = simulator()
+    command = ("run", write_rows(rows), *_ASK, "--base-url", base_url)
+    assert batchrun(*command).returncode == 0
+    write_rows([{**row, "question": "How?"} if row["id"] in ("q3", "q7") else row for row in rows])
+    done = batchrun(*command, "--rerun-changed", "--limit", "5", "--json")
+    assert done.returncode == 0, done.stderr
+    summary, stand = json.loads(done.stdout), json.loads(batchrun("status", "run", "--json").stdout)
+    for said in (summary, stand):
+        assert (said["state"], said["left"], said["again"]) == ("limited", 1, 1)
+        assert said["next_command"].endswith("--rerun-changed --json")
+    assert batchrun("verify", "run").returncode == 0
+    assert batchrun(*command, "--rerun-changed").returncode == 0
+    assert stats(base_url)["requests"] == 12
+    assert _record(tmp_path / "run")["state"] == "finished"
+
+
+def test_status_says_of_an_interrupted_resend_what_its_end_said(
+    tmp_path: Path,
+    write_rows: Any,
+    questions: Any,
+    begin: Begin,
+    batchrun: Run,
+    simulator: Any,
+    stats: Stats,
+    wait_until: Callable[..., None],
+) -> None:
+    command = ("run", write_rows(questions(20)), *_ASK, "--concurrency", 2, "--json")
+    assert batchrun(*command, "--base-url", simulator("--fault", "422_detail=1")).returncode == 3
+    base_url = simulator("--latency", "0.4")
+    run = begin(*command, "--retry-failed", "--base-url", base_url)
+    wait_until(lambda: stats(base_url)["completions"] >= 4, run)
+    run.send_signal(signal.SIGINT)
+    out, said = run.communicate(timeout=60)
+    assert run.returncode == 130, said
+    end, stand = json.loads(out), json.loads(batchrun("status", "run", "--json").stdout)
+    live = json.loads((tmp_path / "run" / "live.json").read_bytes())
+    for name in ("state", "left", "again", "ok", "not_ok", "exit_code", "message", "next_command"):
+        assert end[name] == stand[name] == live[name], name
+    assert end["again"] > 0
+
+
+def test_a_run_that_failed_says_its_summary_too(
+    tmp_path: Path,
+    write_rows: Any,
+    questions: Any,
+    begin: Begin,
+    batchrun: Run,
+    simulator: Any,
+    stats: Stats,
+    wait_until: Callable[..., None],
+) -> None:
+    source = write_rows(questions(100))
+    base_url = simulator("--latency", "0.2")
+    run = begin("run", source, *_ASK, "--base-url", base_url, "--concurrency", 4, "--json")
+    wait_until(lambda: stats(base_url)["completions"] > 4, run)
+    resource.prlimit(run.pid, resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
+    time.sleep(1)
+    resource.prlimit(run.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+    out, said = run.communicate(timeout=60)
+    assert run.returncode == 1, said
+    end, stand = json.loads(out), json.loads(batchrun("status", "run", "--json").stdout)
+    live = json.loads((tmp_path / "run" / "live.json").read_bytes())
+    for name in ("state", "left", "ok", "exit_code", "message", "next_command"):
+        assert end[name] == stand[name] == live[name], name
+    assert (end["state"], end["exit_code"]) == ("failed", 1)
+    assert said.splitlines()[-1] == f"next: {end['next_command']}"

@@ -21,8 +21,8 @@ def test_after_some_failed_rows_the_same_command_sends_them_again() -> None:
 
 
 def test_the_option_is_named_once_and_without_kinds() -> None:
-    said = next_command(f"{COMMAND} --retry-failed=timeout --limit 5", RUN, 4, {"failed": 1}, "q1")
-    assert said == f"{COMMAND} --limit 5 --retry-failed"
+    said = next_command(f"{COMMAND} --retry-failed=timeout --json", RUN, 4, {"failed": 1}, "q1")
+    assert said == f"{COMMAND} --json --retry-failed"
     said = next_command("batchrun run -- prompts.jsonl", RUN, 4, {"failed": 1}, "q1")
     assert said == "batchrun run --retry-failed -- prompts.jsonl"
 
@@ -58,6 +58,18 @@ def test_after_the_first_rows_the_command_without_a_limit_goes_on() -> None:
     for said in (" --limit 5", " --limit=5"):
         assert next_command(COMMAND + said, RUN, 0, {}, None, left=3) == COMMAND
     assert next_command(f"{COMMAND} --limit 5", RUN, 0, {}, None, left=0) is None
+    failed = {"failed": 1}
+    assert next_command(f"{COMMAND} --limit 5", RUN, 4, failed, "q1", left=3) == COMMAND
+    # Without rows left, those that failed may stand beyond the limit.
+    again = f"{COMMAND} --retry-failed"
+    assert next_command(f"{COMMAND} --limit 5", RUN, 4, failed, "q1") == again
+
+
+def test_after_a_pilot_the_run_goes_on() -> None:
+    estimate = COMMAND.replace("batchrun run", "batchrun estimate") + " --pilot 5 --limit 9"
+    assert next_command(estimate, RUN, 0, {}, None, left=3) == f"{COMMAND} --limit 9"
+    assert next_command(estimate, RUN, 4, {"failed": 1}, "q", left=3) == f"{COMMAND} --limit 9"
+    assert next_command(estimate, RUN, 4, {"failed": 1}, "q") == f"{COMMAND} --retry-failed"
 
 
 @given(

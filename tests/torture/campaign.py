@@ -164,7 +164,7 @@ class Campaign:
             return False
         assert how is not None, f"{moment}: it ended by itself with {code}\n{said}"
         assert code in _EXIT_CODES[how], f"{moment}: {code} after {how}\n{said}"
-        if code > 2:
+        if code in (1, 130, 143):
             assert said.splitlines()[-1] == "next: batchrun run job.toml", said
         self._how = how
         self._figures.kills[how] += 1
@@ -177,7 +177,7 @@ class Campaign:
             code < 0 or code == 2 or "nothing was sent" in said
         ):  # run.json is that of an earlier command
             return
-        is_disk = "batchrun: " in said
+        is_disk = "\nfailed: " in said
         assert (code == 1) == is_disk, f"{code}: {said}"
         try:
             record = json.loads((self._run / "run.json").read_bytes())
