@@ -187,7 +187,11 @@ class Run:
 
     def _taken_up(self, requests: Iterator[Request | BadRow]) -> Iterator[Request | BadRow]:
         """The requests; those begun in background by an earlier command know their response."""
-        for request in self.keeper.with_earlier(requests):
+        requests = self.keeper.with_earlier(requests)
+        if not self.run_dir.has_unfinished:  # mostly so: a row is read with less
+            yield from requests
+            return
+        for request in requests:
             begun = self.run_dir.begun(request.key)
             if isinstance(request, Request) and begun is not None and begun.hash == request.hash:
                 yield replace(request, resume_id=begun.response_id)

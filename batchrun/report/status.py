@@ -19,13 +19,13 @@ from batchrun.report.terminal import (
     tries_in_words,
 )
 from batchrun.store import tables
-from batchrun.store.missing import ENDED
 
 
 def read_status(path: Path) -> Summary:
     """The live summary while it runs; else what the files hold. Raises `JobError`."""
     record = tables.read_record(path)
-    if tables.is_running(path):
+    is_running, is_planning = tables.is_running(path), tables.is_planning(path)
+    if is_running and not is_planning:
         live = tables.read_live(path)
         if live is not None:
             try:
@@ -33,22 +33,25 @@ def read_status(path: Path) -> Summary:
             except msgspec.ValidationError:
                 pass  # written by another version: count the files
     totals = tables.read_totals(path)
-    state = record.state
-    exit_code = record.exit_code
-    if state == "running" and not tables.is_running(path):
+    state, exit_code, message = record.state, record.exit_code, record.message
+    if is_planning:
+        state, exit_code, message = "planning", None, None
+    elif state == "running" and not is_running:
         state, exit_code = "killed", 137
     now_s = time.monotonic()
     example = tables.example_not_ok(path) if exit_code == 4 else None
     open_usd = tables.read_answered_usd(path)
-    again = record.again if state in ENDED else 0
+    again = 0 if state == "killed" else record.again  # what a kill left of it nobody has counted
     return Tally(totals, now_s, again).summary(
         run=str(path),
         state=state,
         rows=record.rows,
         now_s=now_s,
         exit_code=exit_code,
-        message=record.message,
-        next_command=next_command(
+        message=message,
+        next_command=None
+        if is_running
+        else next_command(
             record.command,
             path,
             exit_code or 0,

@@ -20,7 +20,9 @@ class Summary(Struct, frozen=True):
     """How a run stands: `live.json`, the final JSON, what the display shows."""
 
     run: str  # the run directory
-    state: str  # running, stopping; finished, limited, stopped, interrupted, failed, killed
+    state: (
+        str  # planning, running, stopping; finished, limited, stopped, interrupted, failed, killed
+    )
     rows: int  # asked for: all of the source, or the first `--limit`
     left: int  # of the source, not settled
     ok: int

@@ -20,11 +20,17 @@ from batchrun.records import (
 from batchrun.store.columns import response_batch, tool_call_batch
 from batchrun.store.disk import storing
 from batchrun.store.keys import KEY
+from batchrun.store.lock import NAME as LOCK
 from batchrun.store.lock import is_locked
 from batchrun.store.missing import missing_parts
 from batchrun.store.nested import with_flat
 from batchrun.store.part_files import opened, read_standing
-from batchrun.store.run_record import RUN_FILE, read_live_file, read_run_record
+from batchrun.store.run_record import (
+    LIVE_FILE,
+    RUN_FILE,
+    read_live_file,
+    read_run_record,
+)
 from batchrun.store.schema import (
     as_schema,
     new_names,
@@ -47,6 +53,8 @@ def read_record(path: Path) -> RunRecord:
     if record is None:
         what = f"it has no {RUN_FILE}" if path.is_dir() else "there is no such directory"
         what = "it is a file" if path.is_file() else what
+        if path.is_dir() and is_running(path):
+            what = "a command plans it, and has not begun to send"
         raise JobError(
             f"{path} is no run directory ({what}); give the directory that batchrun run wrote to"
         )
@@ -56,6 +64,17 @@ def read_record(path: Path) -> RunRecord:
 def read_live(path: Path) -> JsonObject | None:
     """The summary last written to `live.json`; null where there is none. Raises `StoreError`."""
     return read_live_file(path)
+
+
+def is_planning(path: Path) -> bool:
+    """Whether the process that has the directory has not begun to send. Raises `StoreError`."""
+    if not is_running(path):
+        return False
+    with storing(path, "read"):
+        try:
+            return (path / LIVE_FILE).stat().st_mtime_ns < (path / LOCK).stat().st_mtime_ns
+        except FileNotFoundError:  # it says how it stands as soon as it sends
+            return True
 
 
 def read_unknown_usd(path: Path, record: RunRecord) -> float:

@@ -270,25 +270,32 @@ def test_of_two_commands_that_start_a_run_at_once_one_alone_sends(
     write_rows: Any,
     questions: Any,
     begin: Begin,
+    batchrun: Run,
     simulator: Any,
     stats: Stats,
     wait_until: Callable[..., None],
     totals: Callable[..., tuple[Any, ...]],
 ) -> None:
-    source, base_url = write_rows(questions(3_000)), simulator()
+    source, base_url = write_rows(questions(6_000)), simulator()
     endless = "{% for one in range(90000) %}{% endfor %}{{ question }}"  # seconds, for all rows
     command = ("run", source, "--prompt", endless, *_ASK[2:], "--base-url", base_url)
     first = begin(*command, "--limit", "10")
     wait_until(lambda: tables.is_running(tmp_path / "run"), first)
     second = begin(*command, "--limit", "30")
     _, refused = second.communicate(timeout=60)
+    planned = batchrun("status", "run")
     assert first.poll() is None, "it should still plan"
     assert second.returncode == 2
     assert f"in use by process {first.pid}" in refused
+    assert "a command plans it, and has not begun to send" in planned.stderr
     _, said = first.communicate(timeout=60)
     assert first.returncode == 0, said
     assert totals() == (10, 10, 10)
     assert stats(base_url)["requests"] == 10
+    again = begin(*command)
+    wait_until(lambda: tables.is_running(tmp_path / "run"), again)
+    stand = json.loads(batchrun("status", "run", "--json").stdout)
+    assert (stand["state"], stand["exit_code"], stand["left"]) == ("planning", None, 5_990)
 
 
 def test_a_plan_that_finds_a_problem_leaves_no_directory_behind(
