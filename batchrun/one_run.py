@@ -90,11 +90,13 @@ class Run:
         """Every row that is not settled, to its outcome in the journal; `end` says what came."""
         try:
             await self._send(client, limit)
-        except StoreError as error:
-            self.causes.append(error)
         except asyncio.CancelledError:
             self._cancelled()
             raise
+        except Exception as error:  # noqa: BLE001 - judged at the end
+            self.causes.append(error)
+        if self._executor is not None:
+            self.causes += self._executor.causes
 
     def _cancelled(self) -> None:
         """Whoever called has broken off: what has arrived is stored, and `run.json` says so."""
@@ -157,7 +159,6 @@ class Run:
                     self._take(outcomes, watchers)
                 except Exception as bug:  # noqa: BLE001 - the others must land: judged at the end
                     self._stop(bug)
-        self.causes += executor.causes
         self._of_disk = await self.keeper.write_held(
             is_hurried=lambda: len(self.stop.asked) > 1,
             tell=lambda said: self.watch.summary(

@@ -188,7 +188,8 @@ class Campaign:
         complete = len(set(stored(self._run).rows))
         assert record["exit_code"] == code, f"{record['exit_code']} is not {code}: {said}"
         assert record["totals"]["rows"] == complete, said
-        assert (record["state"] == "finished") == (complete == self._shape.rows), said
+        if record["state"] == "finished":
+            assert complete == self._shape.rows, said
 
     def _signal(self, scene: Scene, moment: Moment) -> str:
         """Does what ends the process; its name."""
