@@ -41,7 +41,9 @@ def batch_line(row: JsonObject) -> bytes:
 
 def _mark(row: JsonObject) -> str:
     """The same for the same row each time, and for no other."""
-    return blake2b(f"{row['sample']} {row['custom_id']}".encode(), digest_size=16).hexdigest()
+    variant = "" if row["variant"] is None else f"{row['variant']} "  # no name holds a blank
+    key = f"{variant}{row['sample']} {row['custom_id']}"
+    return blake2b(key.encode(), digest_size=16).hexdigest()
 
 
 def _result(row: JsonObject) -> tuple[JsonObject | None, JsonObject | None]:

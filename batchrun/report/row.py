@@ -32,8 +32,9 @@ def render_row(row: JsonObject) -> str:
 
 
 def _head(row: JsonObject) -> Iterator[str]:
-    sample = f", sample {row['sample']}" if row["sample"] else ""
-    yield one_line(f"{row['custom_id']}: row {row['row']} of {row['source']}{sample}")
+    of = f", sample {row['sample']}" if row["sample"] else ""
+    of += f", variant {row['variant']}" if row["variant"] is not None else ""
+    yield one_line(f"{row['custom_id']}: row {row['row']} of {row['source']}{of}")
     for name, words in (
         ("outcome", _outcome(row)),
         ("model", _model(row)),

@@ -13,11 +13,12 @@ _TURNS = 6  # the last of a conversation
 
 _PICKED = """
     SELECT outcome, error_kind, unnest(arg_min(
-        {'row': "row", 'custom_id': custom_id, 'sample': sample}, hash(custom_id), ?))
+        {'row': "row", 'custom_id': custom_id, 'sample': sample, 'variant': variant},
+        hash(custom_id), ?))
     FROM answers GROUP BY outcome, error_kind ORDER BY outcome <> 'ok', count(*) DESC, 1, 2 LIMIT ?
 """
 _WHOLE = """
-    SELECT custom_id, sample, error_message, request, output
+    SELECT custom_id, sample, variant, error_message, request, output
     FROM responses WHERE "row" IN (SELECT unnest(?)) AND custom_id IN (SELECT unnest(?))
 """
 
@@ -38,12 +39,12 @@ def read_samples(database: duckdb.DuckDBPyConnection) -> tuple[Sample, ...]:
     picked = database.execute(_PICKED, [_OF_EACH, _MOST_KINDS * _OF_EACH]).fetchall()
     rows, ids = ([one[name] for _, _, one in picked] for name in ("row", "custom_id"))
     found = {
-        (custom_id, sample): rest
-        for custom_id, sample, *rest in database.execute(_WHOLE, [rows, ids]).fetchall()
+        (custom_id, sample, variant): rest
+        for custom_id, sample, variant, *rest in database.execute(_WHOLE, [rows, ids]).fetchall()
     }
     samples = []
     for outcome, kind, one in picked:
-        message, request, output = found[one["custom_id"], one["sample"]]
+        message, request, output = found[one["custom_id"], one["sample"], one["variant"]]
         turns = tuple(
             Turn(_cut(turn.who), _cut(turn.text)) for turn in turns_of(request, output)[-_TURNS:]
         )
