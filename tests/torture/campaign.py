@@ -5,6 +5,7 @@ Kills, stops, disks that fail, two commands at once: each is a round.
 
 import json
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -177,7 +178,7 @@ class Campaign:
             code < 0 or code == 2 or "nothing was sent" in said
         ):  # run.json is that of an earlier command
             return
-        is_disk = "\nfailed: " in said
+        is_disk = re.search(r"failed: [\d,]+ of ", said) is not None
         assert (code == 1) == is_disk, f"{code}: {said}"
         try:
             record = json.loads((self._run / "run.json").read_bytes())
