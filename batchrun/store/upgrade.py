@@ -11,9 +11,10 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from batchrun.records import Layout, RunRecord
-from batchrun.store.disk import storing, sync_file, sync_folder
+from batchrun.store.disk import make_folders, storing, sync_file, sync_folder
 from batchrun.store.intent import Intent, Rewrite, write_intent
 from batchrun.store.names import (
+    JOURNAL,
     RESPONSES,
     TOOL_CALLS,
     FileId,
@@ -59,6 +60,8 @@ def rewrite_parts(folder: Path, layout: Layout) -> None:
                 of = id_of(name)
                 if of is not None and _version(folder / table / name) < SCHEMA_VERSION:
                     older.setdefault(of, []).append(folder / table / name)
+        if older:  # a copy of a run directory may have lost its empty folders
+            make_folders(folder / JOURNAL)
     for of, paths in sorted(older.items()):
         with storing(paths[0].parent, "write parts"):
             _rewrite(folder, of, paths, layout)
