@@ -158,8 +158,10 @@ def _take_new_versions(
         source, target = folder / rewrite.source, folder / rewrite.to
         of_table = parts[target.parent.name]
         before = Path(rewrite.replaces or rewrite.to).name
-        if source in listing.temporaries and before in of_table:
-            of_table.pop(before)
+        # A loss of power may have taken the old version already, where its name is another one.
+        is_due = before in of_table or before != target.name
+        if source in listing.temporaries and is_due:
+            of_table.pop(before, None)
             of_table[target.name] = source
         elif before != target.name and target.name in of_table:
             of_table.pop(before, None)
