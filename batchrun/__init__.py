@@ -6,7 +6,7 @@
     summary = batchrun.run(job)                # in a notebook: await batchrun.run_async(job)
     print(summary.state, summary.ok, summary.left, summary.cost_usd)
     tables = batchrun.open_run(summary.run)
-    tables.responses.to_table(columns=["custom_id", "output_text"]).to_pandas()
+    reading.responses.to_table(columns=["custom_id", "output_text"]).to_pandas()
 
 Heavy libraries are imported when a function needs them, not with the package.
 """
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 
     import pyarrow.dataset
 
-    from batchrun.job import Job
-    from batchrun.job_file import load_job
+    from batchrun.job.job_file import load_job
+    from batchrun.job.sections import Job
+    from batchrun.progress.summary import Summary
     from batchrun.records import Resend
-    from batchrun.report.summary import Summary
-    from batchrun.stop_switch import StopSwitch
+    from batchrun.runner.ending import StopSwitch
 
 __version__ = VERSION
 
@@ -60,20 +60,20 @@ __all__ = [
 ]
 
 
-_ROOMS = {
-    "Job": "job",
+_HOMES = {
+    "Job": "job.sections",
     "Resend": "records",
-    "StopSwitch": "stop_switch",
-    "Summary": "report.summary",
-    "load_job": "job_file",
+    "StopSwitch": "runner.ending",
+    "Summary": "progress.summary",
+    "load_job": "job.job_file",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """The names above whose rooms are imported when they are first asked for."""
-    if name not in _ROOMS:
+    """The names above whose modules are imported when they are first asked for."""
+    if name not in _HOMES:
         raise AttributeError(f"module 'batchrun' has no attribute {name!r}")
-    return getattr(import_module(f"batchrun.{_ROOMS[name]}"), name)
+    return getattr(import_module(f"batchrun.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:
@@ -109,7 +109,7 @@ def run(
     """
     import asyncio  # noqa: PLC0415 - see above
 
-    from batchrun.runner import new_event_loop  # noqa: PLC0415
+    from batchrun.runner.start import new_event_loop  # noqa: PLC0415
 
     with suppress(RuntimeError):
         asyncio.get_running_loop()
@@ -145,9 +145,9 @@ async def run_async(
 
     Cancelling it, as Ctrl-C does to `run`, drops what is in flight; `stop` lets it land.
     """
-    from batchrun.one_run import Watch  # noqa: PLC0415 - see above
     from batchrun.records import NOTHING_SENT_AGAIN  # noqa: PLC0415 - see above
-    from batchrun.runner import run_job  # noqa: PLC0415
+    from batchrun.runner.engine import Watch  # noqa: PLC0415 - see above
+    from batchrun.runner.start import run_job  # noqa: PLC0415
 
     return await run_job(
         job,
@@ -183,6 +183,6 @@ def open_run(path: "str | Path") -> Tables:
     """The tables of a run directory, lazily. Raises `JobError` where it is none."""
     from pathlib import Path  # noqa: PLC0415 - see above
 
-    from batchrun.store import tables  # noqa: PLC0415 - see above
+    from batchrun.store import reading  # noqa: PLC0415 - see above
 
-    return Tables(tables.responses(Path(path)), tables.tool_calls(Path(path)))
+    return Tables(reading.responses(Path(path)), reading.tool_calls(Path(path)))

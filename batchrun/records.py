@@ -103,7 +103,7 @@ class Slot(Struct, frozen=True, gc=False):
     started_s: float  # on the gate's clock
 
 
-class ToldLimit(Struct, frozen=True):
+class AdvertisedLimit(Struct, frozen=True):
     """One limit as a server tells it in the headers of an answer."""
 
     header: str  # the name of the header that told it, as it is written there
@@ -126,7 +126,7 @@ class Finish(Struct, frozen=True, gc=False):
     hint_s: float | None = None  # how long the server asks to wait
     slow_down: bool = False  # the server says that the ramp is too steep
     error: str | None = None  # the message, for people
-    told: tuple[ToldLimit, ...] = ()
+    told: tuple[AdvertisedLimit, ...] = ()
     tokens: int | None = None  # used; null: not known, the reservation stands
     dollars: float | None = None  # spent; null: not known, the reservation stands
 
@@ -141,7 +141,7 @@ class Reply(Struct, frozen=True, gc=False):
     reported_cost_usd: float | None
     should_retry: bool | None = None  # what the server itself says about another try
     first_token_s: float | None = None  # stream mode: until the first non-empty delta
-    told: tuple[ToldLimit, ...] = ()
+    told: tuple[AdvertisedLimit, ...] = ()
 
 
 class Usage(Struct, frozen=True, array_like=True, gc=False):

@@ -11,27 +11,27 @@ from pathlib import Path
 import uvloop
 from msgspec.structs import replace
 
-from batchrun.dispatch.attempts import Dispatcher
+from batchrun.dialects.responses import parse_response
+from batchrun.dispatch.dispatcher import Dispatcher
 from batchrun.dispatch.gate import Gate
-from batchrun.endpoint.client import Client
 from batchrun.executors.local import LocalExecutor
-from batchrun.inputs.read import PromptSet, find_source
-from batchrun.job import Job
-from batchrun.job_file import load_job
-from batchrun.parse.response import parse_response
-from batchrun.plan import Plan, make_plan, make_record
-from batchrun.policy.concurrency import FirstAlone, InFlight
-from batchrun.policy.scopes import Scopes
+from batchrun.inputs.prompt_set import PromptSet, find_source
+from batchrun.job.job_file import load_job
+from batchrun.job.sections import Job
+from batchrun.limits.concurrency import FirstAlone, InFlight
+from batchrun.limits.scopes import Scopes
 from batchrun.pricing.prices import Prices
+from batchrun.progress.bottleneck import Pulse, binding
+from batchrun.progress.display import Progress
+from batchrun.progress.summary import Tally
 from batchrun.records import Finish, Need, Outcome, Reply, Request, Scope, Totals
-from batchrun.report.binding import Pulse, binding
-from batchrun.report.summary import Tally
-from batchrun.report.terminal import Progress
+from batchrun.runner.plan import Plan, make_plan, make_record
 from batchrun.store.columns import response_batch, tool_call_batch
+from batchrun.store.files import FileId
 from batchrun.store.journal import read_outcomes
-from batchrun.store.names import FileId
 from batchrun.store.parts import SLICE_ROWS, write_parts
 from batchrun.store.run_dir import RunDir
+from batchrun.transport.client import Client
 from benchmarks.lean_answers import BODY
 
 IN_FLIGHT = 64
@@ -145,7 +145,7 @@ async def _show(material: Material) -> None:
             in_flight=IN_FLIGHT,
             retries=dispatcher.retries(),
             is_held=True,
-            standings=gate.standings(),
+            statuses=gate.statuses(),
             oldest=dispatcher.oldest(3),
             now_s=asyncio.get_running_loop().time(),
         )

@@ -11,7 +11,7 @@ import random
 import statistics
 from typing import NamedTuple
 
-from batchrun.estimate.interval import sum_of_rest
+from batchrun.estimate.pilot import sum_of_rest
 
 ROWS = 1_319
 PILOT = 100

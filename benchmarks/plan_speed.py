@@ -15,8 +15,8 @@ from statistics import median
 import msgspec
 from msgspec import Struct
 
-from batchrun.job_file import load_job
-from batchrun.plan import dry_run
+from batchrun.job.job_file import load_job
+from batchrun.runner.plan import dry_run
 
 TEMPLATE = "{{ question }} ({{ topic }})"
 _TIMES = 5

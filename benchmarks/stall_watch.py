@@ -17,8 +17,8 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from batchrun import runner
 from batchrun.cli.main import main
+from batchrun.runner import start
 
 TOLD = "BATCHRUN_STALLS"
 _TICK_S = 0.001
@@ -98,14 +98,14 @@ class _Watch:
 
 def _run() -> None:
     watches: list[_Watch] = []
-    make = runner.new_event_loop
+    make = start.new_event_loop
 
     def watched_loop() -> asyncio.AbstractEventLoop:
         loop = make()
         watches.append(_Watch(loop))
         return loop
 
-    runner.new_event_loop = watched_loop
+    start.new_event_loop = watched_loop
     try:
         main()
     finally:

@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchrun.errors import InputError, JobError
-from batchrun.job_file import load_job
-from batchrun.plan import Plan, dry_run
+from batchrun.job.job_file import load_job
 from batchrun.records import BadRow, Request
+from batchrun.runner.plan import Plan, dry_run
 
 _EACH = 1_000
 _LOTS = range(10)

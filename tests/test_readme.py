@@ -17,12 +17,12 @@ import pytest
 
 from batchrun.cli.main import batchrun, find_command
 from batchrun.errors import ErrorKind
-from batchrun.job import Job, PriceJob
-from batchrun.job_file import load_job
-from batchrun.report.summary import Summary
+from batchrun.job.job_file import load_job
+from batchrun.job.sections import Job, PriceJob
+from batchrun.progress.summary import Summary
 from batchrun.simulator.kinds import Fault
 from batchrun.simulator.stats import Stats
-from batchrun.store import schema
+from batchrun.store import columns
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -225,13 +225,13 @@ def columns_told(table: str) -> list[str]:
 
 
 def test_each_column_is_in_the_readme_in_its_order() -> None:
-    assert columns_told("responses") == [*schema.IDENTITY, *schema.ANSWER]
-    assert columns_told("tool_calls") == schema.TOOL_CALLS.names
+    assert columns_told("responses") == [*columns.IDENTITY, *columns.ANSWER]
+    assert columns_told("tool_calls") == columns.TOOL_CALLS.names
 
 
 def test_the_fields_of_lists_are_in_the_readme() -> None:
     told = quoted(section("The columns"))
-    inner = [field.name for kind in (schema.ATTEMPT, schema.CITATION) for field in kind]
+    inner = [field.name for kind in (columns.ATTEMPT, columns.CITATION) for field in kind]
     assert not set(inner) - told
 
 

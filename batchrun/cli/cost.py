@@ -37,7 +37,7 @@ def cost(
     From the usage columns alone, at the prices known today, also while a run goes on. --model and
     --tier put the same tokens at other prices beside it.
     """
-    from batchrun.report.cost import read_costs
+    from batchrun.reports.cost import read_costs
 
     for path in run_paths:
         warn_of_missing_parts(path)
@@ -45,12 +45,12 @@ def cost(
     if as_json:
         from msgspec.json import encode
 
-        from batchrun.report.printable import printable_json
+        from batchrun.formats.printable import printable_json
 
         click.echo(printable_json(encode(costs).decode()))
         return
     import shutil
 
-    from batchrun.report.cost_text import render_costs
+    from batchrun.reports.cost_tables import render_costs
 
     click.echo(render_costs(costs, shutil.get_terminal_size().columns))

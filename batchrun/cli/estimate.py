@@ -13,7 +13,7 @@ from batchrun.cli.sending import say, send
 from batchrun.errors import Interrupted
 
 if TYPE_CHECKING:
-    from batchrun.job import Job
+    from batchrun.job.sections import Job
 
 _ENDED = (0, 4)  # exit codes of a run that came to its end
 
@@ -128,15 +128,15 @@ def estimate(
     if as_json:
         from msgspec.json import encode
 
-        from batchrun.report.printable import printable_json
+        from batchrun.formats.printable import printable_json
 
         click.echo(printable_json(encode(made).decode()))
     else:
-        from batchrun.estimate.terminal import show_estimate
+        from batchrun.estimate.estimate_text import show_estimate
 
         show_estimate(made, sys.stdout)
     if pilot and made.to_send:
-        from batchrun.report.next_command import run_command
+        from batchrun.progress.status import run_command
 
         say(f"next: {run_command(['batchrun', *sys.argv[1:]])}")
     sys.exit(exit_code)
@@ -153,9 +153,9 @@ def _send_pilot(
     insecure_http: bool,
 ) -> int:
     """The pilot's exit code; leaves the command where it did not come to its end."""
-    from batchrun.claim import run_path
     from batchrun.cli.signals import exit_on_signals, heard_signals
-    from batchrun.report.terminal import render_end
+    from batchrun.progress.display import render_end
+    from batchrun.runner.plan import run_path
 
     heard = heard_signals()
     try:

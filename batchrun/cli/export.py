@@ -25,9 +25,9 @@ def export(run_path: Path, target: Path, form: str | None) -> None:
     FILE is there whole or not at all; what it held before is replaced. In CSV, text that a
     spreadsheet would take for a formula gets an apostrophe before it.
     """
-    from batchrun.report.amounts import rows_in_words, size_in_words
-    from batchrun.report.export import export_run, format_of
-    from batchrun.report.printable import printable
+    from batchrun.formats.amounts import rows_in_words, size_in_words
+    from batchrun.formats.printable import printable
+    from batchrun.reports.export import export_run, format_of
 
     warn_of_missing_parts(run_path)
     done = export_run(run_path, target, form or format_of(target))

@@ -8,7 +8,7 @@ import click
 from batchrun.errors import JobError
 
 if TYPE_CHECKING:
-    from batchrun.job import Job
+    from batchrun.job.sections import Job
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -139,7 +139,7 @@ def job_options(command: Command) -> Command:
 
 def read_job(source: str, said: dict[str, Any]) -> "Job":
     """The job of a source with what the options say. Raises `JobError`."""
-    from batchrun.job_file import load_job
+    from batchrun.job.job_file import load_job
 
     settings = {
         key: said[name]

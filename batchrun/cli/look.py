@@ -19,8 +19,8 @@ def status(run_path: Path, *, as_json: bool) -> None:
 
     Works while the run goes on in another shell.
     """
-    from batchrun.report.printable import printable_json
-    from batchrun.report.status import read_status, render_status
+    from batchrun.formats.printable import printable_json
+    from batchrun.progress.status import read_status, render_status
 
     warn_of_missing_parts(run_path)
     stand = read_status(run_path)
@@ -43,9 +43,9 @@ def show(run_path: Path, custom_id: str, *, as_json: bool) -> None:
 
     ID is the row's custom_id, or its number where the input gives no ids.
     """
-    from batchrun.report.printable import printable_json
-    from batchrun.report.row import render_row
-    from batchrun.store.tables import find_answered, find_row
+    from batchrun.formats.printable import printable_json
+    from batchrun.reports.show import render_row
+    from batchrun.store.reading import find_answered, find_row
 
     warn_of_missing_parts(run_path)
     rows, unfinished = find_row(run_path, custom_id), find_answered(run_path, custom_id)

@@ -9,8 +9,8 @@ from importlib import import_module
 import click
 
 from batchrun.errors import BatchrunError
-from batchrun.lean_arrow import take_arrow_lean
-from batchrun.report.printable import printable
+from batchrun.formats.arrow_import import prepare_arrow_import
+from batchrun.formats.printable import printable
 from batchrun.version import VERSION
 
 # Each command's room below `batchrun.cli`, and what `batchrun --help` says of it.
@@ -69,7 +69,7 @@ def batchrun() -> None:
 
 def main() -> None:
     """Runs the command line and exits with its code; no traceback for foreseen errors."""
-    take_arrow_lean()
+    prepare_arrow_import()
     _open_standard_streams()
     try:
         batchrun.main(standalone_mode=False)

@@ -7,9 +7,9 @@ import click
 
 def warn_of_missing_parts(path: Path) -> None:
     """Said before what is read of the others. Raises `JobError`, `StoreError`."""
-    from batchrun.report.amounts import rows_in_words
-    from batchrun.report.printable import one_line
-    from batchrun.store.tables import read_missing_parts
+    from batchrun.formats.amounts import rows_in_words
+    from batchrun.formats.printable import one_line
+    from batchrun.store.reading import read_missing_parts
 
     missing = read_missing_parts(path)
     if not missing:

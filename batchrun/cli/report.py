@@ -25,17 +25,17 @@ def report(run_path: Path, page: Path | None) -> None:
 
     Works while the run goes on; rows in the journal are counted.
     """
-    from batchrun.report.questions import read_report
+    from batchrun.reports.report_queries import read_report
 
     warn_of_missing_parts(run_path)
     if page is None:
-        from batchrun.report.tables import show_report
+        from batchrun.reports.report_sections import show_report
 
         show_report(read_report(run_path), sys.stdout)
         return
-    from batchrun.report.amounts import size_in_words
-    from batchrun.report.page import write_page
-    from batchrun.report.printable import printable
+    from batchrun.formats.amounts import size_in_words
+    from batchrun.formats.printable import printable
+    from batchrun.reports.page import write_page
 
     size = write_page(run_path, page)
     click.echo(printable(f"{page}: {size_in_words(size)}"))

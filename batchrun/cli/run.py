@@ -13,7 +13,7 @@ from batchrun.cli.sending import say, say_plan, send
 from batchrun.errors import BatchrunError, Interrupted
 
 if TYPE_CHECKING:
-    from batchrun.job import Job
+    from batchrun.job.sections import Job
     from batchrun.records import Resend
 
 _EPILOG = """\b
@@ -77,8 +77,8 @@ def run(
     messages. Everything is checked before anything is sent. Answers land in RUN/responses and
     RUN/tool_calls as Parquet; the same command again resumes and never pays twice.
     """
+    from batchrun.progress.summary import Summary
     from batchrun.records import Resend
-    from batchrun.report.summary import Summary
 
     job = read_job(source, said)
     resend = Resend(retry_failed is not None, retry_failed or frozenset(), rerun_changed)
@@ -110,9 +110,9 @@ def run(
         if not isinstance(error.summary, Summary):
             raise
         summary = error.summary
-    from batchrun.claim import run_path
-    from batchrun.report.printable import printable_json
-    from batchrun.report.terminal import render_end
+    from batchrun.formats.printable import printable_json
+    from batchrun.progress.display import render_end
+    from batchrun.runner.plan import run_path
 
     say(render_end(summary, run_path(job, simulate=simulate)))
     if as_json:
@@ -134,11 +134,10 @@ def _dry_run(
 ) -> None:
     import json
 
-    from batchrun.claim import run_path
     from batchrun.cli.signals import exit_on_signals
-    from batchrun.job import key_in_words, refuse_plain_http, refuse_written_secrets
-    from batchrun.plan import dry_run
-    from batchrun.report.printable import printable_json
+    from batchrun.formats.printable import printable_json
+    from batchrun.job.sections import key_in_words, refuse_plain_http, refuse_written_secrets
+    from batchrun.runner.plan import dry_run, run_path
 
     exit_on_signals()  # so that a copy of standard input is not left behind
     refuse_written_secrets(job, command)

@@ -14,10 +14,10 @@ _OLD = 10, 1_000  # ... and how often until it looks at older ones. All of them 
 _TURN_S = 0.001  # a thread keeps the interpreter while another waits for it
 
 if TYPE_CHECKING:
-    from batchrun.job import Job
-    from batchrun.plan import Plan
+    from batchrun.job.sections import Job
+    from batchrun.progress.summary import Summary
     from batchrun.records import Resend
-    from batchrun.report.summary import Summary
+    from batchrun.runner.plan import Plan
 
 
 def send(
@@ -35,11 +35,11 @@ def send(
     import asyncio
 
     from batchrun.cli.signals import signals_ask
-    from batchrun.one_run import DRAIN_S, Watch
+    from batchrun.progress.display import Progress
     from batchrun.records import NOTHING_SENT_AGAIN
-    from batchrun.report.terminal import Progress
-    from batchrun.runner import new_event_loop, run_job
-    from batchrun.stop_switch import StopSwitch
+    from batchrun.runner.ending import StopSwitch
+    from batchrun.runner.engine import DRAIN_S, Watch
+    from batchrun.runner.start import new_event_loop, run_job
 
     progress = Progress(sys.stderr)
     stop = StopSwitch()
@@ -91,7 +91,7 @@ def _quick_interpreter() -> Iterator[None]:
 
 
 def say_plan(plan: "Plan", path: Path) -> None:
-    from batchrun.report.amounts import size_in_words
+    from batchrun.formats.amounts import size_in_words
 
     needed, free = size_in_words(plan.disk_bytes), size_in_words(plan.free_bytes)
     lines = [
@@ -110,7 +110,7 @@ def say_plan(plan: "Plan", path: Path) -> None:
 
 def say(text: str) -> None:
     """To standard error; that nobody reads it any more must not end a paid run."""
-    from batchrun.report.printable import printable
+    from batchrun.formats.printable import printable
 
     with suppress(OSError):
         click.echo(printable(text), err=True)

@@ -21,7 +21,7 @@ def verify(run_path: Path) -> None:
     every page and record can be read, nothing is left over. What does not hold is listed by file
     and row, exit 1. On a run that goes on, what can be checked is.
     """
-    from batchrun.report.printable import printable
+    from batchrun.formats.printable import printable
     from batchrun.store.verify import verify as prove
 
     proof = prove(run_path)

@@ -1,1 +1,1 @@
-"""One request to its outcome. The door is `attempts`; `gate` is the only place that waits."""
+"""One request to its outcome. The entry point is `dispatcher`; only `gate` waits."""

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from msgspec import Struct
 
 from batchrun.errors import RunStopped
-from batchrun.policy.verdicts import GO, Limit, Standing, Stop, Wait
+from batchrun.limits.verdicts import GO, Limit, LimitStatus, Stop, Wait
 from batchrun.records import Finish, Need, Scope, Slot
 
 
@@ -159,12 +159,12 @@ class Gate:
             self._closed.set_result(None)
         self._send_home(GateClosed())
 
-    def standings(self) -> list[Standing]:
+    def statuses(self) -> list[LimitStatus]:
         """How all limits stand, the one that holds up the first in line before the others."""
         now_s = self._loop.time()
         limits = [*self._shared, *(limit for one in self._scopes.values() for limit in one.limits)]
         limits.sort(key=lambda limit: limit is not self.held_by)
-        return [limit.standing(now_s) for limit in limits]
+        return [limit.status(now_s) for limit in limits]
 
     def _wake(self) -> None:
         """Lets in whoever may go, and sees to it that the others are asked again."""

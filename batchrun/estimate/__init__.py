@@ -1,1 +1,1 @@
-"""What a run will cost before it is sent; the door is `estimates.py`."""
+"""What a run will cost before it is sent; the entry point is `estimates`."""

@@ -10,27 +10,26 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from batchrun.claim import run_path
-from batchrun.estimate.cap import on_cap
-from batchrun.estimate.counts import Kind, TokenCounts
-from batchrun.estimate.figures import Answers, Estimate, InputTokens, PilotResult
-from batchrun.estimate.lines import (
+from batchrun.estimate.cost_lines import (
+    Answers,
     Assumption,
+    Estimate,
     Group,
+    InputTokens,
+    PilotResult,
     answers,
     assumptions,
     group,
     least_time,
     read_inputs,
 )
-from batchrun.estimate.notes import notes
-from batchrun.estimate.pilot import as_estimated, extrapolate
-from batchrun.estimate.tokens import is_installed
-from batchrun.job import Job
-from batchrun.plan import Plan, dry_run, known_prices
+from batchrun.estimate.estimate_text import notes, on_cap
+from batchrun.estimate.pilot import as_estimated, extrapolate, read_sampled
+from batchrun.estimate.tokens import Kind, TokenCounts, is_installed
+from batchrun.job.sections import Job
 from batchrun.pricing.prices import Prices
 from batchrun.records import NOTHING_SENT_AGAIN, Resend
-from batchrun.store.sampled import read_sampled
+from batchrun.runner.plan import Plan, dry_run, known_prices, run_path
 
 
 def make_estimate(

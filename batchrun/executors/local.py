@@ -11,9 +11,9 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Self
 
-from batchrun.dispatch.attempts import Dispatcher
+from batchrun.dispatch.dispatcher import Dispatcher
 from batchrun.dispatch.gate import Gate, GateClosed
-from batchrun.dispatch.row import Settled
+from batchrun.dispatch.row_attempts import Settled
 from batchrun.errors import ErrorKind
 from batchrun.records import BadRow, Failure, Outcome, Request
 

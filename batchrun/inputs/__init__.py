@@ -1,1 +1,1 @@
-"""Files to requests. The door is `read`."""
+"""Files to requests. The entry point is `prompt_set`."""

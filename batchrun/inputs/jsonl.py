@@ -12,8 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from batchrun.errors import InputError
-from batchrun.inputs.json_text import decode
-from batchrun.inputs.rows import Row, RowProblem
+from batchrun.inputs.rows import Row, RowProblem, decode
 from batchrun.inputs.sources import SourceFile, compression_of
 
 _BUFFER = 256 * 1024  # bytes; more would not stay in a core's own cache

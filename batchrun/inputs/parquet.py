@@ -13,10 +13,17 @@ import pyarrow.parquet as pq
 from msgspec import Struct
 
 from batchrun.errors import InputError
-from batchrun.inputs.fits import Misfit, arrow_fit, misfit
+from batchrun.inputs.carried import (
+    Misfit,
+    arrow_fit,
+    carried_type,
+    misfit,
+    own_type,
+    plain_values,
+    sendable,
+)
 from batchrun.inputs.rows import Row
 from batchrun.inputs.sources import SourceFile
-from batchrun.inputs.stored import carried_type, own_type, plain_values, sendable
 from batchrun.records import Column
 
 _BATCH_BYTES = 8 * 1024 * 1024  # about what a batch may take up once decoded

@@ -1,9 +1,16 @@
-"""One row as it was read, and the reason why a row can be no request."""
+"""One row as it was read, its JSON as real files hold it, and why a row can be no request.
+
+msgspec does the work; where it refuses, the standard library decides whether the text is JSON.
+"""
 
 import difflib
+import json
+import math
+import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NoReturn
 
+import msgspec
 from msgspec import Struct
 
 from batchrun.records import JsonObject
@@ -58,3 +65,107 @@ def nearest(word: str, known: Iterable[str]) -> str:
     shown = ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
     there = f"the columns are {shown}" if names else "there are no columns"
     return f"did you mean `{near[0]}`? ({there})" if near else there
+
+
+_SURROGATES = re.compile("[\ud800-\udfff]")
+_decode = msgspec.json.Decoder().decode
+
+
+class Unsendable:
+    """Stands for a value that JSON has no word for; a problem once it would be sent.
+
+    No struct or dataclass: those msgspec would encode.
+    """
+
+    __slots__ = ("what",)
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+    def __str__(self) -> str:
+        raise RowProblem(f"a value would be sent that is {self.what}; JSON has no word for it")
+
+
+def _refuse(value: Any) -> str:
+    if isinstance(value, Unsendable):
+        return str(value)
+    raise RowProblem(f"a value would be sent that is a {type(value).__name__}; JSON has none")
+
+
+# Keys in the row's order, for the wire.
+encode = msgspec.json.Encoder(decimal_format="number", enc_hook=_refuse).encode
+# Keys sorted, for the hash.
+encode_sorted = msgspec.json.Encoder(
+    decimal_format="number", enc_hook=_refuse, order="deterministic"
+).encode
+# Never refuses, null for what JSON has no word for: for what is carried, not sent.
+encode_anyhow = msgspec.json.Encoder(decimal_format="number", enc_hook=lambda _: None).encode
+
+
+def decode(data: bytes | str) -> Any:
+    """The value that the JSON stands for. Raises `RowProblem` with the reason."""
+    try:
+        return _decode(data)
+    except RecursionError:
+        raise RowProblem("nested too deeply") from None
+    except (msgspec.MsgspecError, UnicodeError):
+        return _decode_slowly(data)
+
+
+def clean(value: Any) -> Any:
+    """The value with each lone surrogate as U+FFFD."""
+    if isinstance(value, str):
+        return _SURROGATES.sub("\ufffd", value)
+    if isinstance(value, dict):
+        return {clean(key): clean(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [clean(inner) for inner in value]
+    return value
+
+
+def sent_text(value: Any) -> str:
+    """The value as compact JSON. Raises `RowProblem` for what JSON has no word for."""
+    return encode(value).decode()
+
+
+def json_text(value: Any) -> str:
+    """The value as compact JSON, null for what JSON has no word for. Raises `RowProblem`."""
+    try:
+        return encode_anyhow(value).decode()
+    except RecursionError:
+        raise RowProblem("nested too deeply") from None
+
+
+def _decode_slowly(data: bytes | str) -> Any:
+    try:
+        text = (data if isinstance(data, str) else data.decode()).rstrip()  # as places are told
+        value = json.loads(
+            text, parse_constant=_no_constant, parse_float=_finite, parse_int=_integer
+        )
+        return clean(value)
+    except UnicodeDecodeError as error:
+        raise RowProblem(f"not UTF-8 (byte {error.start + 1}); save the file as UTF-8") from None
+    except json.JSONDecodeError as error:
+        array = "; one object a line is wanted, not an array over many lines"
+        hint = array if data.strip() in (b"[", b"]") else ""
+        raise RowProblem(f"not JSON: {error.msg} (column {error.pos + 1}){hint}") from None
+    except RecursionError:
+        raise RowProblem("nested too deeply") from None
+
+
+def _no_constant(word: str) -> NoReturn:
+    raise RowProblem(f"not JSON: it holds {word}, which JSON does not know; write null")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise RowProblem(f"not JSON that can be kept: the number {text[:40]} is out of range")
+    return value
+
+
+def _integer(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:  # Python's limit on digits
+        raise RowProblem(f"not JSON that can be kept: an integer of {len(text):,} digits") from None

@@ -1,10 +1,13 @@
 """The one full pass over a source: everything is read and checked before anything is sent.
 
+Every walk reads the same bytes: a file that changes between walks, or during one, is an error.
+
 Memory: 18 bytes a row while it runs, 17 after it (hash and name of each row), 9 where rows are
 known by their number alone; one more where rows without a bound on their cost are marked. Bad rows
 are values here; what makes the whole source unusable raises.
 """
 
+import os
 from array import array
 from collections.abc import Callable, Iterator
 
@@ -12,7 +15,8 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from batchrun.errors import InputError
-from batchrun.inputs.drafts import Draft, bad_row, drafter
+from batchrun.inputs import jsonl, parquet
+from batchrun.inputs.column_tally import Tally
 from batchrun.inputs.identity import (
     BY_COLUMN,
     BY_CUSTOM_ID,
@@ -22,14 +26,65 @@ from batchrun.inputs.identity import (
     Identity,
     find_duplicate,
 )
-from batchrun.inputs.json_text import encode
 from batchrun.inputs.parquet import Wanted, read_facts
-from batchrun.inputs.requests import RequestMaker
-from batchrun.inputs.rows import Row
-from batchrun.inputs.tally import Tally
-from batchrun.inputs.walk import Walk
-from batchrun.policy.sizes import is_bounded
+from batchrun.inputs.requests import Draft, RequestMaker, bad_row, drafter
+from batchrun.inputs.rows import Row, encode
+from batchrun.inputs.sources import Source, SourceFile
+from batchrun.limits.answer_sizes import is_bounded
 from batchrun.records import BadRow, JsonObject, Layout, Request
+
+
+class Walk:
+    """Remembers each file's size, time and rows, so that later walks can trust and skip."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self._stamps: dict[int, tuple[int, int]] = {}
+        self._counts: dict[int, int] = {}  # rows of a file that was read to its end
+
+    def rows(
+        self, wanted: Wanted, settled: bytearray | None = None, limit: int | None = None
+    ) -> Iterator[Row]:
+        """Rows that `settled` does not mark, in order, up to `limit`. Raises `InputError`."""
+        row = 0
+        for index, file in enumerate(self.source.files):
+            if limit is not None and row >= limit:
+                return
+            end = row + self._counts.get(index, 0)
+            if row < end and settled is not None and settled.find(0, row, end) < 0:
+                row = end
+                continue
+            handle = self._open(file)
+            try:
+                self._compare(index, file, handle)
+                first = row
+                if file.kind == "parquet":
+                    row = yield from parquet.read_rows(file, row, settled, limit, wanted)
+                else:
+                    row = yield from jsonl.read_rows(file, row, settled, limit)
+                self._compare(index, file, handle)
+                if limit is None or row < limit:
+                    self._counts[index] = row - first
+            finally:
+                os.close(handle)
+
+    def _open(self, file: SourceFile) -> int:
+        try:
+            return os.open(file.path, os.O_RDONLY)
+        except OSError as error:
+            raise InputError(
+                f"{file.path}: cannot be read ({error.strerror}); check the path and its rights"
+            ) from error
+
+    def _compare(self, index: int, file: SourceFile, handle: int) -> None:
+        facts = os.fstat(handle)
+        stamp = (facts.st_size, facts.st_mtime_ns)
+        if self._stamps.setdefault(index, stamp) != stamp:
+            raise InputError(
+                f"{file.path}: changed while it was being read; leave the input as it is during a "
+                "run, then give the same command again"
+            )
+
 
 _STEP = 1_000  # rows between two calls of `on_rows`
 _SHOWN = 10

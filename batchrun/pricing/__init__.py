@@ -1,1 +1,1 @@
-"""What tokens cost; pure. The door is `prices.py`."""
+"""What tokens cost. No I/O."""

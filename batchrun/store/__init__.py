@@ -1,1 +1,1 @@
-"""A run directory: what was asked, and each outcome kept; `run_dir.py` is the door."""
+"""A run directory: what was asked, and each outcome stored; the entry point is `run_dir`."""

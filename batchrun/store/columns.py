@@ -1,19 +1,260 @@
-"""Outcomes as rows of the tables, and rows as Arrow: the one place where the two meet."""
+"""The columns of the tables: names, order, types, and how outcomes become Arrow.
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+Parts of schema 1 are read as they are; schema 2 has further columns, and carries columns whose
+names are its own under others.
+"""
+
+import base64
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import cache
+from typing import Any, TypeVar
 
 import msgspec
 import pyarrow as pa
+from msgspec.structs import replace
 
-from batchrun.records import Attempt, Failure, Layout, Outcome, Request, Response, Usage
-from batchrun.store.schema import (
-    SCHEMA_VERSION,
-    attempt_type,
-    carried_types,
-    response_schema,
-    tool_call_schema,
+from batchrun.records import Attempt, Column, Failure, Layout, Outcome, Request, Response, Usage
+
+OWN = (
+    *("row", "custom_id", "sample", "variant", "source"),
+    *("ok", "status", "truncated", "http_status", "error_kind", "error_code", "error_message"),
+    *("incomplete_reason", "response_id", "request_id", "model", "model_requested"),
+    *("service_tier", "endpoint", "via", "output_text", "refusal", "reasoning_summary"),
+    *("reasoning_text", "api", "endpoint_name", "embedding", "turn_count", "output"),
+    *("output_parsed_ok", "citations", "tool_call_count", "input_tokens", "cached_tokens"),
+    *("cache_write_tokens", "output_tokens", "reasoning_tokens", "total_tokens", "usage"),
+    *("cost_usd", "priced_as", "reported_cost_usd", "attempts", "started_at", "finished_at"),
+    *("latency_s", "first_token_s", "request", "request_hash"),
 )
+_NEW_IN_2 = ("reasoning_text", "api", "endpoint_name", "embedding", "turn_count")
+
+
+def own_columns(schema_version: int) -> tuple[str, ...]:
+    """Those that batchrun itself has in a schema; a carried column never has such a name."""
+    return OWN if schema_version > 1 else tuple(name for name in OWN if name not in _NEW_IN_2)
+
+
+def name_columns(columns: Sequence[str], own: Collection[str] = OWN) -> list[str]:
+    """The names in `responses` of carried columns, no two alike without regard to case.
+
+    A name that is one of `own` gets the suffix `_input`.
+    """
+    taken = set(own)
+    names = []
+    for column in columns:
+        base = f"{column}_input" if column.lower() in own else column or "unnamed"
+        name, count = base, 1
+        while name.lower() in taken:
+            count += 1
+            name = f"{base}_{count}"
+        taken.add(name.lower())
+        names.append(name)
+    return names
+
+
+SCHEMA_VERSION = 2
+_VERSION_KEY = b"batchrun.schema_version"
+
+_TIME = pa.timestamp("us", "UTC")
+
+CITATION = pa.struct(
+    {
+        "type": pa.string(),
+        "url": pa.string(),
+        "title": pa.string(),
+        "file_id": pa.string(),
+        "start_index": pa.int64(),
+        "end_index": pa.int64(),
+    }
+)
+
+ATTEMPT = pa.struct(
+    {
+        "started_at": _TIME,
+        "latency_s": pa.float64(),
+        "kind": pa.string(),
+        "http_status": pa.int16(),
+        "error_kind": pa.string(),
+        "error_message": pa.string(),
+        "request_id": pa.string(),
+        "client_request_id": pa.string(),
+        "response_id": pa.string(),
+        "input_tokens": pa.int64(),
+        "cached_tokens": pa.int64(),
+        "output_tokens": pa.int64(),
+        "cost_usd": pa.float64(),
+        "endpoint": pa.string(),
+    }
+)
+_ATTEMPT_1 = pa.struct([field for field in ATTEMPT if field.name != "endpoint"])
+
+IDENTITY = {
+    "row": pa.int64(),
+    "custom_id": pa.string(),
+    "sample": pa.int32(),
+    "variant": pa.string(),
+    "source": pa.string(),
+}
+
+ANSWER = {
+    "ok": pa.bool_(),
+    "status": pa.string(),
+    "truncated": pa.bool_(),
+    "http_status": pa.int16(),
+    "error_kind": pa.string(),
+    "error_code": pa.string(),
+    "error_message": pa.string(),
+    "incomplete_reason": pa.string(),
+    "response_id": pa.string(),
+    "request_id": pa.string(),
+    "model": pa.string(),
+    "model_requested": pa.string(),
+    "service_tier": pa.string(),
+    "endpoint": pa.string(),
+    "via": pa.string(),
+    "output_text": pa.string(),
+    "refusal": pa.string(),
+    "reasoning_summary": pa.string(),
+    "reasoning_text": pa.string(),
+    "api": pa.string(),
+    "endpoint_name": pa.string(),
+    "embedding": pa.list_(pa.float32()),
+    "turn_count": pa.int32(),
+    "output": pa.string(),
+    "output_parsed_ok": pa.bool_(),
+    "citations": pa.list_(CITATION),
+    "tool_call_count": pa.int32(),
+    "input_tokens": pa.int64(),
+    "cached_tokens": pa.int64(),
+    "cache_write_tokens": pa.int64(),
+    "output_tokens": pa.int64(),
+    "reasoning_tokens": pa.int64(),
+    "total_tokens": pa.int64(),
+    "usage": pa.string(),
+    "cost_usd": pa.float64(),
+    "priced_as": pa.string(),
+    "reported_cost_usd": pa.float64(),
+    "attempts": pa.list_(ATTEMPT),
+    "started_at": _TIME,
+    "finished_at": _TIME,
+    "latency_s": pa.float64(),
+    "first_token_s": pa.float64(),
+    "request": pa.string(),
+    "request_hash": pa.string(),
+}
+
+_CALL = {
+    "row": pa.int64(),
+    "custom_id": pa.string(),
+    "sample": pa.int32(),
+    "variant": pa.string(),
+    "response_id": pa.string(),
+    "position": pa.int32(),
+    "type": pa.string(),
+    "call_id": pa.string(),
+    "name": pa.string(),
+    "arguments": pa.string(),
+    "arguments_valid": pa.bool_(),
+    "status": pa.string(),
+    "item": pa.string(),
+    "turn": pa.int32(),
+    "result": pa.string(),
+    "result_error": pa.string(),
+    "result_latency_s": pa.float64(),
+}
+_NEW_OF_CALLS = ("turn", "result", "result_error", "result_latency_s")
+
+# Columns whose values repeat; a dictionary for the others is built only to be thrown away.
+REPEATING = (
+    *("variant", "source", "status", "error_kind", "error_code", "incomplete_reason", "model"),
+    *("model_requested", "service_tier", "endpoint", "via", "priced_as", "type", "name"),
+    *("attempts.list.element.kind", "attempts.list.element.error_kind"),
+    *("citations.list.element.type",),
+)
+
+
+def _metadata(version: int) -> dict[bytes, bytes]:
+    return {_VERSION_KEY: str(version).encode()}
+
+
+@cache
+def carried_types(column: Column) -> tuple[pa.DataType, pa.DataType]:
+    """The column's type in Parquet, and the type of the plain values it is cast from."""
+    pinned = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(column.arrow)))
+    return pinned.field("type").type, pinned.field("stored").type
+
+
+@cache
+def response_schema(layout: Layout, version: int = SCHEMA_VERSION) -> pa.Schema:
+    """The schema of `responses`: the carried columns stand after `source`.
+
+    `layout` names them as schema `version` does, but for parts of schema 1 of a run that has been
+    rewritten since: see `layout_of`.
+    """
+    carried = {column.name: carried_types(column)[0] for column in layout.columns}
+    own = own_columns(version)
+    answer = {name: kind for name, kind in ANSWER.items() if name in own}
+    answer["attempts"] = pa.list_(attempt_type(version))
+    return pa.schema({**IDENTITY, **carried, **answer}, metadata=_metadata(version))
+
+
+def attempt_type(version: int) -> pa.StructType:
+    return ATTEMPT if version > 1 else _ATTEMPT_1
+
+
+@cache
+def tool_call_schema(version: int = SCHEMA_VERSION) -> pa.Schema:
+    """The schema of `tool_calls`."""
+    columns = {n: kind for n, kind in _CALL.items() if version > 1 or n not in _NEW_OF_CALLS}
+    return pa.schema(columns, metadata=_metadata(version))
+
+
+TOOL_CALLS = tool_call_schema()
+
+
+def layout_of(layout: Layout, version: int) -> Layout:
+    """The layout with its columns under the names that they have in a schema."""
+    names = name_columns([column.column for column in layout.columns], own_columns(version))
+    return replace(
+        layout,
+        columns=tuple(replace(c, name=n) for c, n in zip(layout.columns, names, strict=True)),
+    )
+
+
+def version_of(schema: pa.Schema) -> int | None:
+    """Which schema a part says that it has; null where it does not say."""
+    said = (schema.metadata or {}).get(_VERSION_KEY, b"")
+    return int(said) if said.isdigit() else None
+
+
+def new_names(layout: Layout, version: int) -> Mapping[str, str]:
+    """Carried columns of a part that have another name in `layout`: theirs to the other one."""
+    if version >= SCHEMA_VERSION:
+        return {}
+    before = layout_of(layout, version)
+    pairs = zip(before.columns, layout.columns, strict=True)
+    return {old.name: new.name for old, new in pairs if old.name != new.name}
+
+
+_Rows = TypeVar("_Rows", pa.Table, pa.RecordBatch)
+
+
+def as_schema(rows: _Rows, schema: pa.Schema, names: Mapping[str, str]) -> _Rows:
+    """The rows with the columns of `schema`: what they lack is null.
+
+    `names`: columns of theirs that are called otherwise there.
+    """
+    if rows.schema.equals(schema):
+        return rows
+    there = {names.get(name, name): at for at, name in enumerate(rows.schema.names)}
+    arrays = [
+        rows.column(there[field.name]).cast(field.type)
+        if field.name in there
+        else pa.nulls(rows.num_rows, field.type)
+        for field in schema
+    ]
+    return type(rows).from_arrays(arrays, schema=schema)
+
 
 _as_tuple = msgspec.structs.astuple
 

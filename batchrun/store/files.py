@@ -1,79 +1,357 @@
-"""What a run holds at one instant as Parquet files: its parts, and the journal's rows besides."""
+"""The files of a run directory: their names, durable writes, and the lock.
 
-import tempfile
-from collections.abc import Callable
+Where the file system cannot lock, the name in the file is all there is: a process of this host that
+still lives counts as the owner, and whoever comes in is told that nothing keeps another host out.
+"""
+
+import errno
+import fcntl
+import os
+import re
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple
 
-import pyarrow as pa
 from msgspec import Struct
 
-from batchrun.records import Layout, RunRecord
-from batchrun.store.disk import storing
-from batchrun.store.keys import Keys
-from batchrun.store.names import RESPONSES, TOOL_CALLS, WRITER, FileId
-from batchrun.store.parts import write_parts
-from batchrun.store.schema import response_schema, tool_call_schema
-from batchrun.store.snapshot import Snapshot, read_snapshot
-from batchrun.store.tables import read_record
+from batchrun.errors import JobError, StoreError
 
-T = TypeVar("T")
+JOURNAL = "journal"
+RESPONSES = "responses"
+TOOL_CALLS = "tool_calls"
+INPUT = "input"
+WRITER = 0  # of a run in one process
 
-
-class TableFiles(Struct, frozen=True):
-    """One table: a row counts once, in a part or in what was the journal."""
-
-    parts: tuple[Path, ...]
-    journal: tuple[Path, ...]  # of this moment: none or one
-    replaced: Keys  # rows of the parts that stand in `journal` anew
-    schema: pa.Schema  # that all rows are read with
-    layout: Layout | None  # what they carry; null: nothing
+_NUMBERED = re.compile(
+    r"w(?P<writer>\d+)-(?P<number>\d{6,})(?P<ending>\.log|\.intent|(?P<kind>-not_ok|-other)?\.parquet)"
+)
+_OPEN = re.compile(r"w\d+\.(open|started)")
 
 
-class Files(Struct, frozen=True):
-    """Both tables, and a folder for whatever a reader must put aside."""
+class FileId(NamedTuple):
+    """What a segment, its intent, and the parts made of it have in common; in order of making."""
 
-    record: RunRecord
-    responses: TableFiles
-    tool_calls: TableFiles
-    aside: Path  # deleted afterwards
+    writer: int
+    number: int
+
+    def __str__(self) -> str:
+        return f"w{self.writer}-{self.number:06}"
 
 
-def read_files(path: Path, read: Callable[[Files], T]) -> T:
-    """What `read` makes of the run's files; it is called again where a seal replaced one meanwhile.
+def segment_name(of: FileId) -> str:
+    return f"{of}.log"
 
-    The journal's rows are written to a file outside the run directory, which is not changed.
-    Raises `JobError`, `StoreError` and what `read` raises.
+
+def intent_name(of: FileId) -> str:
+    return f"{of}.intent"
+
+
+def part_name(of: FileId, *, not_ok: bool = False) -> str:
+    """`not_ok`: of the rows that are not ok, so that sending them again rewrites little."""
+    return f"{of}{'-not_ok' if not_ok else ''}.parquet"
+
+
+def open_name(writer: int) -> str:
+    """The file of what is known of rows without an outcome."""
+    return f"w{writer}.open"
+
+
+def temporary_name(name: str) -> str:
+    """Never matched by `*.parquet`, `*.log` or `*.intent`."""
+    return f".{name}.tmp"
+
+
+def final_name(temporary: str) -> str:
+    return temporary.removeprefix(".").removesuffix(".tmp")
+
+
+def id_of(name: str) -> FileId | None:
+    """Whose file it is, by its name; null for a name that no writer gives."""
+    found = _NUMBERED.fullmatch(name)
+    return FileId(int(found["writer"]), int(found["number"])) if found else None
+
+
+def is_not_ok(name: str) -> bool:
+    """Whether a part's name says that its rows are not ok, `-other` in schema 1."""
+    found = _NUMBERED.fullmatch(name)
+    return found is not None and found["kind"] is not None
+
+
+def name_now(name: str) -> str:
+    """The name of a part as schema 2 has it."""
+    return name.replace("-other.parquet", "-not_ok.parquet")
+
+
+def name_before(name: str) -> str:
+    """The name of a part as schema 1 had it, if it was another one; else empty."""
+    before = name.replace("-not_ok.parquet", "-other.parquet")
+    return before if before != name else ""
+
+
+def numbered(folder: Path, ending: str) -> tuple[str, ...]:
+    """The names in `folder` that writers give, with this ending, in order. Raises `OSError`."""
+    found = []
+    for name in _entries(folder):
+        of = id_of(name) if name.endswith(ending) else None
+        if of is not None:
+            found.append((of, name))
+    return tuple(name for _, name in sorted(found))
+
+
+def open_files(folder: Path) -> tuple[str, ...]:
+    """The names in `folder` of files of unfinished rows, of all writers. Raises `OSError`.
+
+    Those of schema 1 come first: a kill may have left them beside the file that took them over.
     """
-    record = read_record(path)
-    return read_snapshot(path, lambda now: _read(now, record, read))
+    names = (name for name in _entries(folder) if _OPEN.fullmatch(name))
+    return tuple(sorted(names, key=lambda name: (name.endswith(".open"), name)))
 
 
-def _read(now: Snapshot, record: RunRecord, read: Callable[[Files], T]) -> T:
-    with tempfile.TemporaryDirectory(prefix="batchrun-") as name:
-        aside = Path(name)
-        with storing(aside, "write the journal's rows"):
-            written = write_parts(
-                aside,
-                FileId(WRITER, 0),
-                now.outcomes(),
-                record.layout,
-                store_request=record.store_request,
-                version=record.schema_version,
+def temporaries(folder: Path) -> tuple[Path, ...]:
+    """What an interrupted write left in `folder`. Raises `OSError`."""
+    names = sorted(name for name in _entries(folder) if name[0] == "." and name[-4:] == ".tmp")
+    return tuple(folder / name for name in names)
+
+
+def _entries(folder: Path) -> list[str]:
+    try:
+        return [entry.name for entry in folder.iterdir()]
+    except FileNotFoundError:
+        return []
+
+
+_ADVICE = {
+    errno.ENOSPC: "free space on this disk",
+    errno.EDQUOT: "free space or raise your disk quota",
+    errno.EFBIG: "raise the limit on file size (ulimit -f) or set a smaller output.part_bytes",
+    errno.EROFS: "the file system is read-only: make it writable",
+    errno.EACCES: "allow this user to read and write there",
+    errno.EPERM: "allow this user to read and write there",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.ENFILE: "the system has too many open files: close some",
+    errno.EIO: "the disk reports an error: check it, or move the run directory to another one",
+    errno.ENOENT: "it was moved or deleted: put it back",
+}
+
+
+def store_error(path: Path | str, doing: str, error: OSError) -> StoreError:
+    """What could not be done with `path`, why, and what to free or mend."""
+    reason = error.strerror or str(error)
+    # pyarrow raises its own OSErrors, with the number in the text alone
+    number = error.errno or _number_in(str(error))
+    advice = _ADVICE.get(number or 0, "check the disk and the rights on this folder")
+    return StoreError(
+        f"{path}: cannot {doing} ({reason}); {advice}, then run the same command again"
+    )
+
+
+@contextmanager
+def storing(path: Path | str, doing: str) -> Iterator[None]:
+    """Whatever the system refuses inside becomes a `StoreError` about `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise store_error(path, doing, error) from error
+
+
+# Where a system has no fdatasync (macOS), fsync does more than is needed, and all of it.
+_sync = getattr(os, "fdatasync", os.fsync)
+
+
+def sync_data(handle: int) -> None:
+    """What was written to the file is on disk when this returns. Raises `OSError`."""
+    _sync(handle)
+
+
+def sync_file(path: Path) -> None:
+    """The file's bytes are on disk when this returns. Raises `OSError`."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_folder(path: Path) -> None:
+    """The folder's names are on disk when this returns. Raises `OSError`."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def make_folders(*paths: Path) -> None:
+    """These folders of one folder are there, and their names on disk. Raises `OSError`.
+
+    Synced also where they were there before: whoever made them may have been killed in between.
+    """
+    for path in paths:
+        path.mkdir(mode=0o700, exist_ok=True)
+    sync_folder(paths[0].parent)
+
+
+def write_whole(handle: int, data: bytes | bytearray | memoryview) -> None:
+    """All of `data`, though the system may take it in pieces. Raises `OSError`."""
+    written = os.write(handle, data)
+    while written < len(data):
+        written += os.write(handle, memoryview(data)[written:])
+
+
+def replace_file(path: Path, data: bytes, *, durable: bool) -> None:
+    """`path` holds all of `data` or what it held before; on disk when `durable`. `OSError`."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            write_whole(handle, data)
+            if durable:
+                os.fsync(handle)
+        finally:
+            os.close(handle)
+        os.replace(temporary, path)  # noqa: PTH105 - as the other calls here
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    if durable:
+        sync_folder(path.parent)
+
+
+def _number_in(text: str) -> int | None:
+    _, found, rest = text.partition("[errno ")
+    digits = rest.partition("]")[0]
+    return int(digits) if found and digits.isdigit() else None
+
+
+NAME = "lock"
+_TRIES = 5  # `is_locked` holds the lock for an instant, which must not look like an owner; ...
+_MORE_TRIES = 500  # ... and the process that seals ends a moment after a run that was killed
+_BETWEEN_TRIES_S = 0.02
+# What file systems say that have no locks: NFS without its lock daemon, Lustre without `flock`, ...
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
+
+Flock = Callable[[int, int], None]
+
+
+class Lock(Struct, frozen=True):
+    """A directory that is ours until the handle is closed."""
+
+    handle: int
+    warning: str | None = None  # the file system cannot lock
+
+
+def take_lock(folder: Path, flock: Flock = fcntl.flock) -> Lock:
+    """The lock, held until its handle is closed.
+
+    Raises `JobError`, naming the holder, where another process has it; `StoreError`.
+    """
+    path = folder / NAME
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise store_error(path, "open the lock", error) from error
+    try:
+        warning = _locked(folder, handle, flock)
+        if not _is_at(path, handle):  # whoever had it took the directory away
+            os.close(handle)
+            return take_lock(folder, flock)
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"{socket.gethostname()} {os.getpid()}\n".encode(), 0)
+    except BlockingIOError:
+        holder = _in_words(_holder(handle))
+        os.close(handle)
+        raise JobError(
+            f"{folder} is in use by {holder}; wait for it, stop it, or give another directory "
+            f"with --output (batchrun status {folder} shows what it does)"
+        ) from None
+    except OSError as error:
+        os.close(handle)
+        raise store_error(path, "lock", error) from error
+    return Lock(handle, warning)
+
+
+def _is_at(path: Path, handle: int) -> bool:
+    """Whether this is the file of that name. Raises `OSError`."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def is_locked(folder: Path, flock: Flock = fcntl.flock) -> bool:
+    """Whether a process holds the lock. Raises `StoreError`."""
+    path = folder / NAME
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise store_error(path, "open the lock", error) from error
+    try:
+        flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            return bool(_lives(_holder(handle)))
+        raise store_error(path, "lock", error) from error
+    finally:
+        os.close(handle)
+    return False
+
+
+def _locked(folder: Path, handle: int, flock: Flock) -> str | None:
+    """What to warn of once the lock is ours. Raises `BlockingIOError` where another has it."""
+    tries = 0
+    while True:
+        try:
+            flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            tries += 1
+            if tries >= (_MORE_TRIES if _lives(_holder(handle)) is False else _TRIES):
+                raise
+            time.sleep(_BETWEEN_TRIES_S)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            before = _holder(handle)
+            if _lives(before):
+                raise BlockingIOError from error
+            last = "" if before is None else f" (the last was {_in_words(before)})"
+            return (
+                f"{folder} is on a file system that cannot lock ({error.strerror}): nothing keeps "
+                f"a process on another host out, so see that there is none{last}, or give a "
+                "directory on a local disk with --output"
             )
-        journal = [aside / source for source, _ in written]
-        version = record.schema_version
-        responses, tool_calls = (
-            TableFiles(
-                parts,
-                tuple(file for file in journal if file.parent.name == table),
-                now.replaced,
-                schema,
-                layout,
-            )
-            for table, parts, schema, layout in (
-                (RESPONSES, now.responses, response_schema(record.layout, version), record.layout),
-                (TOOL_CALLS, now.tool_calls, tool_call_schema(version), None),
-            )
-        )
-        return read(Files(record, responses, tool_calls, aside))
+        else:
+            return None
+
+
+def _holder(handle: int) -> tuple[str, int] | None:
+    """Host and process id of who wrote its name last; null where it cannot be read."""
+    text = os.pread(handle, 400, 0).decode("utf-8", "replace")
+    host, _, process = text.strip().rpartition(" ")
+    if not host or not (process.isascii() and process.isdigit()):
+        return None
+    return host, int(process)
+
+
+def _in_words(holder: tuple[str, int] | None) -> str:
+    return "another process" if holder is None else f"process {holder[1]} on {holder[0]}"
+
+
+def _lives(holder: tuple[str, int] | None) -> bool | None:
+    """Whether the process is still there; null for this one, one of another host, or none."""
+    if holder is None or holder[0] != socket.gethostname() or holder[1] == os.getpid():
+        return None
+    try:
+        os.kill(holder[1], 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True  # another user's
+    return True

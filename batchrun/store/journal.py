@@ -1,4 +1,4 @@
-"""The journal's format: frames with checksums, records complete in themselves.
+"""The journal: its format, a segment being written, damage set aside.
 
 A segment is a row of frames, the first of them a `Header`. A frame is
 magic (4 bytes), payload length (4), CRC-32 of the payload (4), CRC-32 of these twelve bytes
@@ -8,18 +8,22 @@ The offset in the seed is what keeps bytes that merely look like a frame, inside
 from being taken for one.
 """
 
+import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import BinaryIO
 
 import msgspec
 from msgspec import Struct
 
 from batchrun.errors import StoreError
+from batchrun.formats.json_text import storable
 from batchrun.records import Outcome
-from batchrun.store.schema import SCHEMA_VERSION
-from batchrun.store.storable import storable
+from batchrun.store.columns import SCHEMA_VERSION
+from batchrun.store.files import replace_file, store_error, sync_data, write_whole
 
 MAGIC = b"\xf6BR\xff"  # no UTF-8 text holds it
 HEAD_BYTES = 16
@@ -173,3 +177,106 @@ def _is_zeros(file: BinaryIO, offset: int) -> bool:
         if chunk.strip(b"\0"):
             return False
     return True
+
+
+def damaged_path(segment: Path, damage: Damage) -> Path:
+    """Where damaged bytes of a segment are set aside."""
+    return segment.with_name(f"damaged-{segment.name}-{damage.offset}")
+
+
+def set_aside(segment: Path, damage: Damage) -> bool:
+    """Whether this is news; the bytes are in a file of their own either way. Raises `OSError`."""
+    aside = damaged_path(segment, damage)
+    with segment.open("rb") as file:
+        file.seek(damage.offset)
+        damaged = file.read(damage.size)
+    if aside.exists() and aside.read_bytes() == damaged:
+        return False
+    replace_file(aside, damaged, durable=True)
+    return True
+
+
+def is_set_aside(segment: Path, damage: Damage) -> bool:
+    """Whether the next command has nothing to say of it any more."""
+    return damaged_path(segment, damage).exists()
+
+
+def damage_warning(segment: Path, damage: Damage) -> str:
+    return (
+        f"{segment}: {damage.size} damaged bytes at offset {damage.offset}, set aside in "
+        f"{damaged_path(segment, damage).name}; the rows they held are sent again. Check the disk"
+    )
+
+
+_WRITE_BYTES = 1 << 20  # what is in memory twice while it is written
+
+
+class Segment:
+    """The file outcomes are appended to. `append` may race with `sync`, never with itself."""
+
+    def __init__(self, path: Path, header: Header) -> None:
+        """Makes the file. Raises `StoreError`."""
+        self.path = path
+        self.rows = 0
+        self.bytes = 0
+        self._dirty = False
+        self._is_torn = False  # half a write stands behind its end
+        try:
+            self._handle = os.open(
+                path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600
+            )
+        except OSError as error:
+            raise store_error(path, "make this journal segment", error) from error
+        try:
+            self._write(frame_of(header, 0))
+        except BaseException:
+            os.close(self._handle)
+            with suppress(OSError):
+                path.unlink()
+            raise
+
+    def append(self, outcomes: Sequence[Outcome]) -> int:
+        """Takes as many as go into one write, at least one, and returns how many these are.
+
+        The system has them when this returns: they survive SIGKILL. Raises `StoreError`; the
+        segment then is as it was before, if the system lets itself be asked.
+        """
+        frames: list[bytes] = []
+        end = self.bytes
+        for outcome in outcomes:
+            frames.append(frame_of(outcome, end))
+            end += len(frames[-1])
+            if end - self.bytes > _WRITE_BYTES:
+                break
+        self._write(b"".join(frames))
+        self.rows += len(frames)
+        return len(frames)
+
+    def sync(self) -> None:
+        """What was appended so far is on disk when this returns. Raises `OSError`."""
+        if self._dirty:
+            self._dirty = False  # before the call: what is appended meanwhile counts as not synced
+            sync_data(self._handle)
+
+    @property
+    def deleted(self) -> bool:
+        """Whether somebody took the file away while it is written."""
+        return os.fstat(self._handle).st_nlink == 0
+
+    def close(self) -> None:
+        os.close(self._handle)
+
+    def _write(self, frames: bytes) -> None:
+        try:
+            if self._is_torn:  # a frame is known by its place: none may stand behind half a write
+                os.ftruncate(self._handle, self.bytes)
+            self._is_torn = True
+            write_whole(self._handle, frames)
+        except OSError as error:
+            with suppress(OSError):
+                os.ftruncate(self._handle, self.bytes)
+                self._is_torn = False
+            raise store_error(self.path, "write to the journal", error) from error
+        self._is_torn = False
+        self.bytes += len(frames)
+        self._dirty = True

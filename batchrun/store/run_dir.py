@@ -15,41 +15,55 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from batchrun.errors import JobError, StoreError
+from batchrun.formats.json_text import encode_json
 from batchrun.records import Answered, Begun, Outcome, Request, Resend, RowKey, RunRecord, Totals
-from batchrun.store.disk import make_folders, storing, sync_folder, write_whole
-from batchrun.store.events import EVENTS_FILE
-from batchrun.store.gone import GONE_FILE, read_gone, write_gone
-from batchrun.store.lock import NAME as LOCK
-from batchrun.store.lock import Lock, take_lock
-from batchrun.store.names import (
+from batchrun.store.columns import SCHEMA_VERSION
+from batchrun.store.complete_rows import (
+    GONE_FILE,
+    Settled,
+    names_at,
+    read_gone,
+    read_settled,
+    sum_totals,
+    write_gone,
+)
+from batchrun.store.files import (
     INPUT,
     JOURNAL,
     RESPONSES,
     TOOL_CALLS,
     WRITER,
     FileId,
+    Lock,
     id_of,
+    make_folders,
     numbered,
     open_files,
+    storing,
+    sync_folder,
+    take_lock,
+    write_whole,
 )
-from batchrun.store.orphans import drop_orphan_calls
-from batchrun.store.part_files import count_rows
-from batchrun.store.recover import Recovered, recover
-from batchrun.store.run_record import (
+from batchrun.store.files import NAME as LOCK
+from batchrun.store.reading import (
+    EVENTS_FILE,
     LIVE_FILE,
     RUN_FILE,
     read_run_record,
     write_live_file,
     write_run_record,
 )
-from batchrun.store.schema import SCHEMA_VERSION
-from batchrun.store.seal import seal
-from batchrun.store.settled import Settled, names_at, read_settled, sum_totals
-from batchrun.store.snapshot import snapshot
-from batchrun.store.storable import encode_json
+from batchrun.store.sealing import (
+    Recovered,
+    drop_orphan_calls,
+    recover,
+    rewrite_parts,
+    seal,
+    upgraded,
+)
+from batchrun.store.snapshot import count_rows, snapshot
 from batchrun.store.unfinished import UnfinishedRows
-from batchrun.store.upgrade import rewrite_parts, upgraded
-from batchrun.store.writer import Writer
+from batchrun.store.writing import JournalWriter
 
 __all__ = ["SCHEMA_VERSION", "RunDir", "Settled"]
 
@@ -83,7 +97,7 @@ class RunDir:
         self._leftover = found.segments
         self._events: int | None = None
         self._writer_id = writer
-        self._writer: Writer | None = None
+        self._writer: JournalWriter | None = None
         self._unfinished = UnfinishedRows(path, writer)
 
     @classmethod
@@ -202,7 +216,7 @@ class RunDir:
         self.upgrade()
         with storing(self.path / JOURNAL, "list"):
             first = self._next_name()
-        self._writer = Writer(
+        self._writer = JournalWriter(
             self.path,
             self.record,
             first,

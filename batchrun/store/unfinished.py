@@ -14,9 +14,14 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from batchrun.formats.json_text import storable_text
 from batchrun.records import Answered, Begun, Request, Response, RowKey
-from batchrun.store.disk import (
+from batchrun.store.columns import SCHEMA_VERSION
+from batchrun.store.files import (
+    JOURNAL,
     make_folders,
+    open_files,
+    open_name,
     replace_file,
     store_error,
     storing,
@@ -26,11 +31,7 @@ from batchrun.store.disk import (
 )
 from batchrun.store.journal import HEAD_BYTES, Frame, Header, frame_of, scan
 from batchrun.store.keys import KEY, Keys
-from batchrun.store.names import JOURNAL, open_files, open_name
-from batchrun.store.part_files import read_standing
-from batchrun.store.schema import SCHEMA_VERSION
-from batchrun.store.snapshot import Snapshot
-from batchrun.store.storable import storable_text
+from batchrun.store.snapshot import Snapshot, read_standing
 
 _COMPACT_BYTES = 16 << 20  # below this the file is not written anew while a run goes on; ...
 _DEAD_SHARE = 4  # ... nor while more than a fourth of it is still needed

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from batchrun.dispatch.gate import Gate, GateClosed
 from batchrun.errors import ErrorKind, RunStopped, StopCause
-from batchrun.policy.concurrency import FirstAlone, InFlight
-from batchrun.policy.verdicts import Limit, Stop, Verdict, Wait
+from batchrun.limits.concurrency import FirstAlone, InFlight
+from batchrun.limits.verdicts import Limit, Stop, Verdict, Wait
 from batchrun.records import Finish, Need, Scope, Slot
 
 SCOPE = Scope("http://127.0.0.1/v1", "KEY", "m")
@@ -186,7 +186,7 @@ async def test_the_limit_that_holds_up_the_first_in_line_stands_before_the_other
     await enter(gate)
     waits = asyncio.create_task(enter(gate))
     await asyncio.sleep(0)
-    assert [one.name for one in gate.standings()] == ["the first answer", "requests in flight"]
+    assert [one.name for one in gate.statuses()] == ["the first answer", "requests in flight"]
     gate.close()
     await asyncio.gather(waits, return_exceptions=True)
 

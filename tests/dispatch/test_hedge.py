@@ -6,18 +6,18 @@ from contextlib import asynccontextmanager
 
 from aiohttp import web
 
-from batchrun.dispatch.attempts import Dispatcher
+from batchrun.dispatch.dispatcher import Dispatcher
 from batchrun.dispatch.gate import Gate
-from batchrun.dispatch.row import Settled
-from batchrun.endpoint.client import Client
+from batchrun.dispatch.row_attempts import Settled
 from batchrun.errors import ErrorKind
-from batchrun.job import EndpointJob, PriceJob, RetryJob
-from batchrun.policy.budget import Budget
-from batchrun.policy.concurrency import InFlight
-from batchrun.policy.scopes import Scopes
-from batchrun.policy.verdicts import Limit
+from batchrun.job.sections import EndpointJob, PriceJob, RetryJob
+from batchrun.limits.budget import Budget
+from batchrun.limits.concurrency import InFlight
+from batchrun.limits.scopes import Scopes
+from batchrun.limits.verdicts import Limit
 from batchrun.pricing.prices import Prices
 from batchrun.records import Request
+from batchrun.transport.client import Client
 
 ANSWER: dict[str, object] = {
     "id": "resp_1",

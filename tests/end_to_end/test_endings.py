@@ -16,7 +16,7 @@ import pytest
 
 import batchrun as package
 from batchrun.records import Answered, Begun
-from batchrun.store import tables
+from batchrun.store import reading
 from batchrun.store.snapshot import snapshot
 from batchrun.store.unfinished import read_open
 
@@ -72,7 +72,7 @@ def _stored_keys(run: Path) -> list[str]:
     """The ids of all rows in parts and journal."""
     with snapshot(run) as now:
         names = [outcome.request.custom_id for outcome in now.outcomes()]
-    responses = tables.responses(run).to_table(columns=["custom_id"]) if run.exists() else None
+    responses = reading.responses(run).to_table(columns=["custom_id"]) if run.exists() else None
     return names + (responses["custom_id"].to_pylist() if responses is not None else [])
 
 
@@ -116,7 +116,7 @@ def test_a_quota_that_is_used_up_at_a_re_ask_stops_the_run(
     assert (stand["state"], stand["left"], stand["exit_code"]) == ("stopped", rows - complete, 3)
     assert batchrun("verify", "run").returncode == 0
     # Every answer that arrived is on disk: in a table, or to be asked for again.
-    attempts = tables.responses(tmp_path / "run").to_table(columns=["attempts"])["attempts"]
+    attempts = reading.responses(tmp_path / "run").to_table(columns=["attempts"])["attempts"]
     in_tables = sum(len(one) for one in attempts.to_pylist())
     waiting = {one.key: one for one in read_open(tmp_path / "run") if isinstance(one, Answered)}
     answered = sum(len(one.outcome.attempts) for one in waiting.values())
@@ -128,7 +128,7 @@ def test_a_quota_that_is_used_up_at_a_re_ask_stops_the_run(
     ended = batchrun("run", "job.toml")
     assert ended.returncode in (0, 4), ended.stderr
     assert _record(tmp_path / "run")["state"] == "finished"
-    found = tables.responses(tmp_path / "run").to_table(columns=["custom_id", "attempts"])
+    found = reading.responses(tmp_path / "run").to_table(columns=["custom_id", "attempts"])
     assert found.num_rows == len(set(found["custom_id"].to_pylist())) == rows
     attempts = sum(len(one) for one in found["attempts"].to_pylist())
     assert attempts == in_tables + answered + stats(rich)["completions"]
@@ -280,7 +280,7 @@ def test_of_two_commands_that_start_a_run_at_once_one_alone_sends(
     endless = "{% for one in range(90000) %}{% endfor %}{{ question }}"  # seconds, for all rows
     command = ("run", source, "--prompt", endless, *_ASK[2:], "--base-url", base_url)
     first = begin(*command, "--limit", "10")
-    wait_until(lambda: tables.is_running(tmp_path / "run"), first)
+    wait_until(lambda: reading.is_running(tmp_path / "run"), first)
     second = begin(*command, "--limit", "30")
     _, refused = second.communicate(timeout=60)
     planned = batchrun("status", "run")
@@ -293,7 +293,7 @@ def test_of_two_commands_that_start_a_run_at_once_one_alone_sends(
     assert totals() == (10, 10, 10)
     assert stats(base_url)["requests"] == 10
     again = begin(*command)
-    wait_until(lambda: tables.is_running(tmp_path / "run"), again)
+    wait_until(lambda: reading.is_running(tmp_path / "run"), again)
     stand = json.loads(batchrun("status", "run", "--json").stdout)
     assert (stand["state"], stand["exit_code"], stand["left"]) == ("planning", None, 5_990)
 
@@ -408,7 +408,7 @@ def test_an_answer_that_cannot_be_recorded_is_held_and_not_asked_for_again(
     assert "all answers that had arrived are kept" in said
     assert batchrun("run", "job.toml").returncode in (0, 4)
     assert batchrun("verify", "run").returncode == 0
-    found = tables.responses(tmp_path / "run").to_table(columns=["attempts"])["attempts"]
+    found = reading.responses(tmp_path / "run").to_table(columns=["attempts"])["attempts"]
     attempts = [len(one) for one in found.to_pylist()]
     assert sum(attempts) == stats(base_url)["completions"]  # none was asked for from the start
 

@@ -8,8 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchrun.errors import InputError
-from batchrun.estimate.counts import MESSAGE_TOKENS, REQUEST_TOKENS, Kind, TokenCounts
-from batchrun.estimate.tokens import CL100K, O200K, counter
+from batchrun.estimate.tokens import (
+    CL100K,
+    MESSAGE_TOKENS,
+    O200K,
+    REQUEST_TOKENS,
+    Kind,
+    TokenCounts,
+    counter,
+)
 
 TEXTS = st.lists(st.text(max_size=40), min_size=1, max_size=20)
 

@@ -9,20 +9,19 @@ import msgspec
 import pytest
 
 from batchrun.errors import InputError
-from batchrun.estimate.counts import MESSAGE_TOKENS, REQUEST_TOKENS
+from batchrun.estimate.cost_lines import Estimate
+from batchrun.estimate.estimate_text import show_estimate
 from batchrun.estimate.estimates import make_estimate
-from batchrun.estimate.figures import Estimate
 from batchrun.estimate.pilot import keep_estimated
-from batchrun.estimate.terminal import show_estimate
-from batchrun.estimate.tokens import O200K, counter
-from batchrun.job import Job
-from batchrun.job_file import load_job
-from batchrun.policy.budget import usd
+from batchrun.estimate.tokens import MESSAGE_TOKENS, O200K, REQUEST_TOKENS, counter
+from batchrun.job.job_file import load_job
+from batchrun.job.sections import Job
+from batchrun.limits.budget import usd
 from batchrun.records import Resend
-from batchrun.report.questions import read_report
-from batchrun.report.sections import remarks
-from batchrun.runner import run_job
-from batchrun.store.run_record import read_run_record
+from batchrun.reports.report_queries import read_report
+from batchrun.reports.report_sections import remarks
+from batchrun.runner.start import run_job
+from batchrun.store.reading import read_run_record
 
 FORM = MESSAGE_TOKENS + REQUEST_TOKENS
 QUESTIONS = [

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchrun.estimate.interval import Sum, sum_of_rest
+from batchrun.estimate.pilot import Sum, sum_of_rest
 from benchmarks.pilot_coverage import coverage
 
 SAMPLE = st.lists(st.floats(0, 1e6), min_size=1, max_size=30)

@@ -4,16 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from batchrun.estimate.counts import TokenCounts
-from batchrun.estimate.figures import PilotResult
-from batchrun.estimate.lines import group
-from batchrun.estimate.pilot import as_estimated, extrapolate, keep_estimated
-from batchrun.job import PriceJob
+from batchrun.estimate.cost_lines import PilotResult, group
+from batchrun.estimate.pilot import SampledRow, as_estimated, extrapolate, keep_estimated
+from batchrun.estimate.tokens import TokenCounts
+from batchrun.job.sections import PriceJob
 from batchrun.pricing.prices import Prices
 from batchrun.records import Estimated, Totals
+from batchrun.store.reading import read_run_record
 from batchrun.store.run_dir import RunDir
-from batchrun.store.run_record import read_run_record
-from batchrun.store.sampled import SampledRow
 from tests.runs import run_record
 
 USD = 1_000_000.0  # for a million tokens: a dollar each

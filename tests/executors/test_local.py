@@ -10,18 +10,18 @@ from contextlib import asynccontextmanager, closing, suppress
 
 import pytest
 
-from batchrun.dispatch.attempts import Dispatcher
+from batchrun.dispatch.dispatcher import Dispatcher
 from batchrun.dispatch.gate import Gate
-from batchrun.endpoint.client import Client
 from batchrun.errors import InputError, Interrupted, RunStopped, StopCause
 from batchrun.executors.local import LocalExecutor
-from batchrun.job import EndpointJob, RetryJob
-from batchrun.policy.concurrency import FirstAlone, InFlight
-from batchrun.policy.scopes import Scopes
+from batchrun.job.sections import EndpointJob, RetryJob
+from batchrun.limits.concurrency import FirstAlone, InFlight
+from batchrun.limits.scopes import Scopes
 from batchrun.pricing.prices import Prices
 from batchrun.records import BadRow, Failure, Request
 from batchrun.simulator.behavior import Behavior
 from batchrun.simulator.server import serve
+from batchrun.transport.client import Client
 
 _ANSWER = b'{"object":"response","id":"r","status":"completed","output":[],"usage":null}'
 

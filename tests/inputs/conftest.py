@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from batchrun.inputs.read import PromptSet, find_source
+from batchrun.inputs.prompt_set import PromptSet, find_source
 from batchrun.inputs.survey import Survey
-from batchrun.job import InputJob
+from batchrun.job.sections import InputJob
 from batchrun.records import BadRow, Layout, Request
 
 Rows = list[Request | BadRow]

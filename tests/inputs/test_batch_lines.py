@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchrun.inputs.batch_lines import batch_body, is_batch_line
-from batchrun.inputs.json_text import decode
-from batchrun.inputs.rows import RowProblem
+from batchrun.inputs.chat import batch_body, is_batch_line
+from batchrun.inputs.rows import RowProblem, decode
 
 Read = Callable[..., Any]
 Write = Callable[..., Path]

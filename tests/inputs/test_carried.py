@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from batchrun.errors import InputError, JobError
-from batchrun.inputs.read import PromptSet, find_source
-from batchrun.job import InputJob
+from batchrun.inputs.prompt_set import PromptSet, find_source
+from batchrun.job.sections import InputJob
 
 Read = Callable[..., Any]
 Write = Callable[..., Path]

@@ -3,10 +3,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchrun.column_names import OWN, name_columns
 from batchrun.errors import JobError
-from batchrun.inputs.columns import check_types, make_column, unite
-from batchrun.job import InputJob
+from batchrun.inputs.carried import check_types, make_column, unite
+from batchrun.job.sections import InputJob
+from batchrun.store.columns import OWN, name_columns
 
 
 @settings(deadline=None)

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from batchrun.errors import InputError
 from batchrun.inputs.identity import find_duplicate, repeated_hashes
-from batchrun.inputs.read import PromptSet, find_source
+from batchrun.inputs.prompt_set import PromptSet, find_source
 from batchrun.inputs.rows import Row
-from batchrun.job import InputJob
+from batchrun.job.sections import InputJob
 
 Read = Callable[..., Any]
 Write = Callable[..., Path]

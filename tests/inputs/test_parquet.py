@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchrun.errors import InputError
-from batchrun.inputs.read import PromptSet, find_source
-from batchrun.inputs.stored import stored_type, unpack
-from batchrun.job import InputJob
+from batchrun.inputs.carried import stored_type, unpack
+from batchrun.inputs.prompt_set import PromptSet, find_source
+from batchrun.job.sections import InputJob
 from batchrun.records import BadRow
 
 Read = Callable[..., Any]

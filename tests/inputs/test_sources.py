@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from batchrun.errors import InputError
-from batchrun.inputs.read import find_source
-from batchrun.job import InputJob
+from batchrun.inputs.prompt_set import find_source
+from batchrun.job.sections import InputJob
 
 
 def names(path: Path | str, **job: str) -> list[tuple[str, str]]:

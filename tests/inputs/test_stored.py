@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchrun.inputs.stored import (
+from batchrun.inputs.carried import (
     carried_type,
     own_type,
     pack,

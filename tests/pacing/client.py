@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from batchrun.dispatch.gate import Gate
-from batchrun.policy.concurrency import FirstAlone
-from batchrun.policy.pace import scope_limits, user_limits
-from batchrun.policy.verdicts import Limit
+from batchrun.limits.concurrency import FirstAlone
+from batchrun.limits.scopes import scope_limits, user_limits
+from batchrun.limits.verdicts import Limit
 from batchrun.records import Finish, Need, Scope, Slot
 from tests.pacing.server_model import Server
 from tests.pacing.virtual_loop import run

@@ -9,7 +9,7 @@ import random
 from dataclasses import dataclass, field
 
 from batchrun.errors import ErrorKind
-from batchrun.records import Finish, ToldLimit
+from batchrun.records import AdvertisedLimit, Finish
 
 HEADERS = "headers"  # x-ratelimit-*, and an exact hint with each refusal
 MESSAGE = "message"  # an exact hint with each refusal
@@ -83,14 +83,14 @@ class _Meter:
             return self.window_s - self.at_s % self.window_s
         return (min(amount, self.capacity) - self.level) / self.rate
 
-    def told(self) -> ToldLimit:
+    def told(self) -> AdvertisedLimit:
         if self.window_s is not None:
             reset_s = self.window_s - self.at_s % self.window_s
         else:
             reset_s = (self.capacity - self.level) / self.rate
         limit = float(round(self.rate * 60))
         remaining = float(max(0, int(self.level)))
-        return ToldLimit(f"x-ratelimit-limit-{self.of}", self.of, limit, remaining, reset_s)
+        return AdvertisedLimit(f"x-ratelimit-limit-{self.of}", self.of, limit, remaining, reset_s)
 
 
 class Server:
@@ -135,7 +135,7 @@ class Server:
         """What was let in has gone out."""
         self.now -= 1
 
-    def _told(self) -> tuple[ToldLimit, ...]:
+    def _told(self) -> tuple[AdvertisedLimit, ...]:
         if self.plan.hints != HEADERS:
             return ()
         return tuple(meter.told() for meter in self._meters)

@@ -10,16 +10,16 @@ from hypothesis import strategies as st
 
 from batchrun.dispatch.gate import Gate
 from batchrun.errors import ErrorKind
-from batchrun.policy.concurrency import FirstAlone, InFlight
-from batchrun.policy.pace import scope_limits
-from batchrun.policy.rate import MinuteLimit
-from batchrun.policy.verdicts import GO, Limit, Standing, Verdict
-from batchrun.records import Finish, Need, Scope, Slot, ToldLimit
+from batchrun.limits.concurrency import FirstAlone, InFlight
+from batchrun.limits.rate import MinuteLimit
+from batchrun.limits.scopes import scope_limits
+from batchrun.limits.verdicts import GO, Limit, LimitStatus, Verdict
+from batchrun.records import AdvertisedLimit, Finish, Need, Scope, Slot
 from tests.pacing.virtual_loop import run
 
 MINUTE_S = 60.0
 SCOPES = tuple(Scope("http://127.0.0.1/v1", "KEY", model) for model in ("a", "b"))
-TOLD = ToldLimit("x-ratelimit-limit-requests", "requests", 1200.0, 3.0, 0.2)
+TOLD = AdvertisedLimit("x-ratelimit-limit-requests", "requests", 1200.0, 3.0, 0.2)
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,8 @@ class Witness:
         if finish.tokens is not None:
             start.counts = finish.tokens
 
-    def standing(self, now_s: float) -> Standing:
-        return Standing("the witness")
+    def status(self, now_s: float) -> LimitStatus:
+        return LimitStatus("the witness")
 
 
 def finish_of(visit: Visit) -> Finish:
@@ -200,8 +200,8 @@ def test_a_minute_after_the_last_start_nothing_is_reserved_any_more(
         assert gate.in_flight == gate.waiting == 0
         await asyncio.sleep(MINUTE_S + 1)
         now_s = asyncio.get_running_loop().time()
-        assert [limit.standing(now_s).used for limit in schedule.minutes] == [0, 0]
-        assert [one.used for one in gate.standings() if one.name.endswith("in flight")] == [0] * (
+        assert [limit.status(now_s).used for limit in schedule.minutes] == [0, 0]
+        assert [one.used for one in gate.statuses() if one.name.endswith("in flight")] == [0] * (
             1 + len({visit.scope for visit in visits})
         )
 

@@ -14,11 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchrun.errors import JobError
-from batchrun.job import PriceJob
-from batchrun.job_file import load_job
+from batchrun.job.job_file import load_job
+from batchrun.job.sections import PriceJob
 from batchrun.pricing.price import Price, sum_costs
-from batchrun.pricing.price_list import DAY, daily_changes, steps, tier_of
-from batchrun.pricing.prices import Prices, check_prices
+from batchrun.pricing.prices import DAY, Prices, check_prices, daily_changes, steps, tier_of
 from batchrun.records import NO_SEARCHES, Searches, Usage
 
 AT = 1_790_000_000_000_000  # in September 2026
@@ -468,7 +467,7 @@ def test_a_wrong_price_is_told_by_its_key(tmp_path: Path, text: str, message: st
 
 def test_the_price_list_is_loaded_when_it_is_asked_and_not_before() -> None:
     said = (
-        "import sys, batchrun.cli, batchrun.runner, batchrun.pricing.prices as pricing\n"
+        "import sys, batchrun.cli, batchrun.runner.start, batchrun.pricing.prices as pricing\n"
         "assert 'genai_prices' not in sys.modules\n"
         "pricing.Prices({}).find('gpt-4.1', None, 0)\n"
         "assert 'genai_prices' in sys.modules\n"

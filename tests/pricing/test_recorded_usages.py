@@ -11,11 +11,10 @@ import pytest
 from genai_prices import calc_price, extract_usage
 from genai_prices.types import Usage as ListUsage
 
-from batchrun.dispatch.tries import Tried, came_to
+from batchrun.dispatch.attempt_result import AttemptResult, came_to
 from batchrun.pricing.prices import Prices
 from batchrun.records import Attempt, Outcome, Reply, Request, Response
-from batchrun.report.cost import read_costs
-from batchrun.report.cost_lines import Line
+from batchrun.reports.cost import Line, read_costs
 from batchrun.store.run_dir import RunDir
 from tests.runs import run_record
 
@@ -89,7 +88,7 @@ def _of_the_library(
     return float(cost.total_price)
 
 
-def _tried(body: dict[str, Any], model: str, via: str, row: int) -> tuple[Request, Tried]:
+def _tried(body: dict[str, Any], model: str, via: str, row: int) -> tuple[Request, AttemptResult]:
     request = Request(row, f"id-{row}", "a.jsonl", b"{}", f"{row:016x}", model, None, ())
     begun = Attempt(AT + row, 0.0, "first", client_request_id="c")
     reply = Reply(200, json.dumps(body).encode(), "req_1", None, None)

@@ -24,15 +24,15 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 
-from batchrun.dispatch.attempts import Dispatcher
+from batchrun.dispatch.dispatcher import Dispatcher
 from batchrun.dispatch.gate import Gate
-from batchrun.endpoint.background import forget
-from batchrun.endpoint.client import Client
-from batchrun.job import EndpointJob, RetryJob
-from batchrun.policy.concurrency import InFlight
-from batchrun.policy.scopes import Scopes
+from batchrun.job.sections import EndpointJob, RetryJob
+from batchrun.limits.concurrency import InFlight
+from batchrun.limits.scopes import Scopes
 from batchrun.pricing.prices import Prices
 from batchrun.records import Outcome, Reply, Request
+from batchrun.transport.client import Client
+from batchrun.transport.modes import forget
 from tests.raw_sockets import listening
 
 Step = dict[str, Any]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from batchrun.errors import EndpointError, ErrorKind
-from batchrun.job import RetryJob
+from batchrun.job.sections import RetryJob
 from batchrun.records import Failure, Request, Response
 
 Connect = Callable[..., Any]

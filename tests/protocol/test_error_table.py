@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from batchrun.errors import ErrorKind, RunStopped
-from batchrun.job import RetryJob
-from batchrun.policy.retry import Again, GiveUp, Halt, ScopeHealth, judge
+from batchrun.job.sections import RetryJob
 from batchrun.records import Failure
+from batchrun.retry.next_step import Again, GiveUp, Halt, ScopeHealth, judge
 
 Settle = Callable[..., Any]
 Make = Callable[..., dict[str, Any]]

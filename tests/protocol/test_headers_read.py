@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from batchrun.endpoint.headers import request_id, retry_after_s
 from batchrun.errors import ErrorKind, RunStopped
-from batchrun.policy.durations import duration_s
+from batchrun.formats.amounts import duration_s
+from batchrun.transport.headers import request_id, retry_after_s
 
 Settle = Callable[..., Any]
 Make = Callable[..., dict[str, Any]]

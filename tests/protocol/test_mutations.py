@@ -12,11 +12,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from batchrun.dispatch.tries import read_reply
-from batchrun.endpoint.sse import SseParser
-from batchrun.endpoint.stream import StreamAnswer
-from batchrun.policy.classify import hint_in
+from batchrun.dialects.responses import StreamAnswer
+from batchrun.dialects.sse import SseParser
+from batchrun.dispatch.attempt_result import read_reply
 from batchrun.records import Failure, Reply, Request, Response
+from batchrun.retry.error_kinds import hint_in
 
 CASES, SHARES = 100_000, 8
 

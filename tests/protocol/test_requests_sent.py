@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from batchrun.endpoint.client import Client
 from batchrun.errors import EndpointError, ErrorKind
-from batchrun.inputs.read import PromptSet, find_source
-from batchrun.job import EndpointJob, InputJob, header_values
-from batchrun.job_file import load_job
+from batchrun.inputs.prompt_set import PromptSet, find_source
+from batchrun.job.job_file import load_job
+from batchrun.job.sections import EndpointJob, InputJob, header_values
 from batchrun.records import Request
+from batchrun.transport.client import Client
 
 Connect = Callable[..., Any]
 Make = Callable[..., dict[str, Any]]

@@ -16,7 +16,7 @@ import duckdb
 import pyarrow.parquet as pq
 import pytest
 
-from batchrun.store import tables
+from batchrun.store import reading
 from tests.runs import standing_rows
 from tests.store.crashes import read_tree
 from tests.torture.server import Server
@@ -98,7 +98,7 @@ def test_it_is_read_reported_exported_and_verified_and_no_file_changes(
         shown = batchrun(folder, "show", "run", custom_id)
         assert shown.returncode == 0, shown.stderr
         assert shown.stdout.startswith(f"{custom_id}: row ")
-        (row,) = tables.find_row(folder / "run", custom_id)
+        (row,) = reading.find_row(folder / "run", custom_id)
         assert "reasoning_text" not in row  # the columns are those of its schema
     for form in ("jsonl", "csv", "batch"):
         done = batchrun(folder, "export", "run", f"out.{form}", "--format", form)

@@ -155,7 +155,9 @@ def seal_processes() -> Callable[[Path], list[int]]:
         for process in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
                 words = (process / "cmdline").read_bytes().split(b"\0")
-                if str(path).encode() in words and any(b"seal_process" in word for word in words):
+                if str(path).encode() in words and any(
+                    b"batchrun.store.writing" in word for word in words
+                ):
                     found.append(int(process.name))
         return found
 

@@ -23,9 +23,8 @@ from batchrun.records import (
     ToolCall,
     Usage,
 )
-from batchrun.store.columns import response_batch, tool_call_batch
+from batchrun.store.columns import TOOL_CALLS, response_batch, response_schema, tool_call_batch
 from batchrun.store.journal import frame_of, read_outcomes
-from batchrun.store.schema import TOOL_CALLS, response_schema
 
 MakeColumn = Callable[..., Column]
 Make = Callable[..., Outcome]

@@ -17,12 +17,10 @@ import pytest
 
 from batchrun.errors import BatchrunError, StoreError
 from batchrun.records import Outcome, RunRecord
-from batchrun.store.intent import read_intent
 from batchrun.store.journal import Frame, read_outcomes, scan
-from batchrun.store.part_files import read_part
-from batchrun.store.recover import recover
 from batchrun.store.run_dir import RunDir
-from batchrun.store.seal import delete_segments, prepare, rename_parts
+from batchrun.store.sealing import delete_segments, prepare, recover, rename_parts
+from batchrun.store.snapshot import read_intent, read_part
 from batchrun.store.unfinished import read_open
 from tests.store.crashes import Tree, read_tree, write_tree
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from batchrun.records import RunRecord
+from batchrun.store.reading import read_totals
 from batchrun.store.run_dir import RunDir
-from batchrun.store.tables import read_totals
 
 KEEP = """
 import resource, signal, sys

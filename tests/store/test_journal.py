@@ -10,18 +10,18 @@ from hypothesis import strategies as st
 
 from batchrun.errors import StoreError
 from batchrun.records import Outcome
+from batchrun.store.columns import SCHEMA_VERSION
 from batchrun.store.journal import (
     HEAD_BYTES,
     Damage,
     Frame,
     Header,
+    Segment,
     Torn,
     frame_of,
     read_outcomes,
     scan,
 )
-from batchrun.store.schema import SCHEMA_VERSION
-from batchrun.store.segment import Segment
 
 HEADER = Header(SCHEMA_VERSION, 1, ())
 Make = Callable[..., Outcome]

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from batchrun.records import RunRecord
+from batchrun.store.reading import read_totals
 from batchrun.store.run_dir import RunDir
-from batchrun.store.tables import read_totals
 
 # It goes on from the highest row settled, prints each row once `keep` has returned, and never ends.
 KEEP = """

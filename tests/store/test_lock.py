@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from batchrun.errors import JobError, StoreError
-from batchrun.store.lock import is_locked, take_lock
+from batchrun.store.files import is_locked, take_lock
 from batchrun.store.run_dir import RunDir
 
 HOLD = """

@@ -13,8 +13,8 @@ from batchrun.cli.export import export
 from batchrun.cli.look import show, status
 from batchrun.cli.report import report
 from batchrun.records import Outcome
+from batchrun.store.reading import read_missing_parts, read_totals
 from batchrun.store.run_dir import RunDir
-from batchrun.store.tables import read_missing_parts, read_totals
 
 PART = "responses/w0-000001.parquet"
 

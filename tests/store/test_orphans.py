@@ -8,8 +8,8 @@ import pytest
 from msgspec.structs import replace
 
 from batchrun.records import Outcome
+from batchrun.store.reading import read_totals
 from batchrun.store.run_dir import RunDir
-from batchrun.store.tables import read_totals
 from batchrun.store.verify import verify
 
 Make = Callable[..., Outcome]

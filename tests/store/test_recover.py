@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from batchrun.records import Outcome
+from batchrun.store.reading import read_totals
 from batchrun.store.run_dir import RunDir
-from batchrun.store.tables import read_totals
 
 Make = Callable[..., Outcome]
 Begin = Callable[..., RunDir]

@@ -18,13 +18,12 @@ from msgspec.structs import replace
 
 from batchrun.errors import StoreError
 from batchrun.records import Column, Layout, Outcome, Resend, RunRecord
-from batchrun.store.earlier import EarlierRows, Span, Wanted
-from batchrun.store.intent import read_intent, write_intent
-from batchrun.store.names import FileId
+from batchrun.store.complete_rows import EarlierRows, Span, Wanted
+from batchrun.store.files import FileId
+from batchrun.store.reading import find_row, read_totals, responses, tool_calls
 from batchrun.store.run_dir import RunDir
-from batchrun.store.seal import write_temporaries
-from batchrun.store.snapshot import snapshot
-from batchrun.store.tables import find_row, read_totals, responses, tool_calls
+from batchrun.store.sealing import write_temporaries
+from batchrun.store.snapshot import read_intent, snapshot, write_intent
 from batchrun.store.verify import verify
 
 Make = Callable[..., Outcome]
@@ -315,7 +314,7 @@ import random, sys
 from pathlib import Path
 from msgspec.structs import replace
 from batchrun.records import *
-from batchrun.store.earlier import EarlierRows, Span, Wanted
+from batchrun.store.complete_rows import EarlierRows, Span, Wanted
 from batchrun.store.run_dir import RunDir
 run_dir = RunDir.open(Path(sys.argv[1]))
 dice = random.Random(sys.argv[2])

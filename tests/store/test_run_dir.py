@@ -11,8 +11,8 @@ import pytest
 
 from batchrun.errors import JobError, StoreError
 from batchrun.records import Column, Layout, Outcome, RunRecord, Totals
+from batchrun.store.reading import read_totals
 from batchrun.store.run_dir import SCHEMA_VERSION, RunDir
-from batchrun.store.tables import read_totals
 
 Make = Callable[..., Outcome]
 Record = Callable[..., RunRecord]
@@ -295,7 +295,7 @@ def test_carried_values_are_kept(
     run_dir = begin(tmp_path / "run", layout)
     run_dir.keep(answered(0, ("why?", 42)))
     run_dir.close(seal=True)
-    from batchrun.store.tables import find_row
+    from batchrun.store.reading import find_row
 
     (row,) = find_row(tmp_path / "run", "id-0")
     assert (row["question"], row["n"]) == ("why?", 42)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import msgspec
 
+from batchrun.estimate.pilot import SampledRow, read_sampled
 from batchrun.records import Outcome
 from batchrun.store.run_dir import RunDir
-from batchrun.store.sampled import SampledRow, read_sampled
 
 Make = Callable[..., Outcome]
 

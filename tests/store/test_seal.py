@@ -8,11 +8,11 @@ import pytest
 
 from batchrun.errors import StoreError
 from batchrun.records import Outcome, RunRecord
-from batchrun.store.intent import read_intent, write_intent
-from batchrun.store.names import FileId
+from batchrun.store.files import FileId
+from batchrun.store.reading import find_row, read_totals, responses, tool_calls
 from batchrun.store.run_dir import RunDir
-from batchrun.store.seal import finish_or_seal, rename_parts, seal, write_temporaries
-from batchrun.store.tables import find_row, read_totals, responses, tool_calls
+from batchrun.store.sealing import finish_or_seal, rename_parts, seal, write_temporaries
+from batchrun.store.snapshot import read_intent, write_intent
 
 Make = Callable[..., Outcome]
 Record = Callable[..., RunRecord]

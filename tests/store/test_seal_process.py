@@ -11,8 +11,8 @@ import pytest
 
 from batchrun.errors import StoreError
 from batchrun.records import Outcome, RunRecord
+from batchrun.store.reading import read_totals
 from batchrun.store.run_dir import RunDir
-from batchrun.store.tables import read_totals
 
 Make = Callable[..., Outcome]
 Query = Callable[..., list[tuple[int, ...]]]

@@ -9,8 +9,8 @@ import pytest
 
 from batchrun.errors import JobError, StoreError
 from batchrun.records import Outcome
+from batchrun.reports.sql import ask
 from batchrun.store.run_dir import RunDir
-from batchrun.store.sql import ask
 
 Make = Callable[..., Outcome]
 

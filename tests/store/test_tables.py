@@ -14,9 +14,8 @@ import pytest
 
 from batchrun.errors import ErrorKind, JobError, StoreError
 from batchrun.records import Column, Failure, Layout, Outcome, RunRecord, Totals
-from batchrun.store.run_dir import RunDir
-from batchrun.store.schema import TOOL_CALLS, response_schema
-from batchrun.store.tables import (
+from batchrun.store.columns import TOOL_CALLS, response_schema
+from batchrun.store.reading import (
     find_row,
     is_running,
     read_live,
@@ -25,6 +24,7 @@ from batchrun.store.tables import (
     responses,
     tool_calls,
 )
+from batchrun.store.run_dir import RunDir
 
 Make = Callable[..., Outcome]
 Begin = Callable[..., RunDir]

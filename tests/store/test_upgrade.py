@@ -11,11 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchrun.records import RunRecord
-from batchrun.store.plain_rows import read_rows
+from batchrun.reports.ordered_rows import read_rows
+from batchrun.reports.sql import ask
+from batchrun.store.reading import find_row, read_run_record
 from batchrun.store.run_dir import RunDir
-from batchrun.store.run_record import read_run_record
-from batchrun.store.sql import ask
-from batchrun.store.tables import find_row
 from batchrun.store.verify import verify
 from tests.runs import standing_rows
 from tests.store.crashes import Disk, Loss, Tree, write_tree

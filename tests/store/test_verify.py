@@ -12,8 +12,8 @@ from msgspec.structs import replace
 
 from batchrun.errors import JobError
 from batchrun.records import Outcome
+from batchrun.store.reading import read_totals
 from batchrun.store.run_dir import RunDir
-from batchrun.store.tables import read_totals
 from batchrun.store.verify import Proof, verify
 
 Make = Callable[..., Outcome]

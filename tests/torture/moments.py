@@ -12,8 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from subprocess import Popen
 
-from batchrun.store.journal import HEAD_BYTES
-from batchrun.store.names import (
+from batchrun.store.files import (
     JOURNAL,
     RESPONSES,
     TOOL_CALLS,
@@ -22,6 +21,7 @@ from batchrun.store.names import (
     numbered,
     open_name,
 )
+from batchrun.store.journal import HEAD_BYTES
 from batchrun.store.unfinished import read_open
 from tests.torture.server import LIMIT_S, Server
 

@@ -1,0 +1,1 @@
+"""Request bodies, answers and streams of an API. No I/O."""

@@ -1,0 +1,159 @@
+"""How one attempt ended: understood, timed and priced. What follows is decided elsewhere."""
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from batchrun.dialects.output_items import count_searches
+from batchrun.dialects.responses import Unreadable, parse_response
+from batchrun.errors import EndpointError, ErrorKind
+from batchrun.pricing.prices import Prices, tier_of
+from batchrun.records import Attempt, Failure, Finish, Reply, Request, Response, Searches
+from batchrun.retry.error_kinds import ErrorBody, classify, hint_in, parse_error
+
+# Refused before any work was done: nothing is used up, nothing is billed.
+_NOT_BILLED = frozenset(
+    {
+        ErrorKind.QUOTA,
+        ErrorKind.UNAUTHORIZED,
+        ErrorKind.FORBIDDEN,
+        ErrorKind.NOT_FOUND,
+        ErrorKind.FIREWALL,
+        ErrorKind.REDIRECT,
+        ErrorKind.RATE_LIMIT,
+        ErrorKind.OVER_LIMIT,
+        ErrorKind.BUSY,
+        ErrorKind.OVERLOADED,
+        ErrorKind.TOO_LONG,
+        ErrorKind.CONTENT_POLICY,
+        ErrorKind.BAD_REQUEST,
+    }
+)
+_SLOW_DOWN = "slow_down"
+
+
+class AttemptResult(Struct, frozen=True, gc=False):
+    """One try, ended."""
+
+    result: Response | Failure
+    failure: Failure | None  # the result, or why the response has failed
+    attempt: Attempt
+    reply: Reply | None = None
+    priced_as: str | None = None
+
+    @property
+    def hint_s(self) -> float | None:
+        """How long the server asks to wait, in a header or in words."""
+        if self.reply is not None and self.reply.retry_after_s is not None:
+            return self.reply.retry_after_s
+        return None if self.failure is None else hint_in(self.failure.message)
+
+
+def came_to(
+    came: Reply | EndpointError,
+    request: Request,
+    begun: Attempt,
+    latency_s: float,
+    via: str,
+    prices: Prices,
+) -> AttemptResult:
+    """What became of the try that `begun` describes so far."""
+    reply: Reply | None = None
+    response_id: str | None = None
+    was_sent = True
+    result: Response | Failure
+    if isinstance(came, Reply):
+        reply, result = came, read_reply(came, request)
+    else:
+        result = Failure(came.kind, came.message, http_status=came.http_status)
+        response_id, was_sent = came.response_id, came.was_sent
+    if isinstance(result, Failure):
+        is_free = not was_sent or result.kind in _NOT_BILLED
+        attempt = replace(
+            begun,
+            latency_s=latency_s,
+            http_status=result.http_status,
+            error_kind=result.kind,
+            error_message=result.message,
+            request_id=reply.request_id if reply else None,
+            response_id=response_id,
+            cost_usd=0.0 if is_free else None,
+        )
+        return AttemptResult(result, result, attempt, reply)
+    failure, usage = result.failure, result.usage
+    tier = tier_of(result.service_tier, via)
+    price = prices.find(request.model, result.model, begun.started_at, tier)
+    attempt = Attempt(
+        started_at=begun.started_at,
+        latency_s=latency_s,
+        kind=begun.kind,
+        http_status=reply.http_status if reply else None,
+        error_kind=failure.kind if failure else None,
+        error_message=failure.message if failure else None,
+        request_id=reply.request_id if reply else None,
+        client_request_id=begun.client_request_id,
+        response_id=result.id,
+        input_tokens=usage.input_tokens,
+        cached_tokens=usage.cached_tokens,
+        output_tokens=usage.output_tokens,
+        cost_usd=None if price is None else price.cost(usage, _searches(result)),
+    )
+    return AttemptResult(result, failure, attempt, reply, price.priced_as if price else None)
+
+
+def _searches(answer: Response) -> Searches:
+    calls = [(call.type, call.status, call.item) for call in answer.tool_calls]
+    return count_searches(answer.usage_json, calls)
+
+
+def finish_of(tried: AttemptResult) -> Finish:
+    """What the try tells the limits."""
+    attempt, failure, reply = tried.attempt, tried.failure, tried.reply
+    tokens: int | None = None
+    if isinstance(tried.result, Response):
+        usage = tried.result.usage
+        tokens = usage.total_tokens
+        if tokens is None and usage.input_tokens is not None:
+            tokens = usage.input_tokens + (usage.output_tokens or 0)
+    elif attempt.cost_usd == 0:  # refused: nothing was used up
+        tokens = 0
+    if failure is None:
+        return Finish(
+            is_retry=attempt.kind == "retry",
+            told=reply.told if reply else (),
+            tokens=tokens,
+            dollars=attempt.cost_usd,
+        )
+    return Finish(
+        kind=failure.kind,
+        answered=reply is not None,
+        is_retry=attempt.kind == "retry",
+        hint_s=tried.hint_s,
+        slow_down=failure.code == _SLOW_DOWN,
+        error=failure.message,
+        told=reply.told if reply else (),
+        tokens=tokens,
+        dollars=attempt.cost_usd,
+    )
+
+
+def read_reply(reply: Reply, request: Request) -> Response | Failure:
+    """What a whole answer comes to: understood, and its error classified."""
+    status = reply.http_status
+    answer: Response | ErrorBody | Unreadable
+    if 200 <= status < 300:
+        answer = parse_response(reply.body, request, reply.reported_cost_usd)
+    else:
+        answer = parse_error(reply.body)
+    if isinstance(answer, Response):
+        failure = answer.failure
+        if failure is None:
+            return answer
+        kind = failure.kind
+        if kind is not ErrorKind.CANCELLED:
+            kind = classify(status, failure.code, None, failure.message)
+        return replace(answer, failure=replace(failure, kind=kind, http_status=status))
+    if isinstance(answer, Unreadable):
+        return Failure(ErrorKind.UNREADABLE, answer.message, http_status=status)
+    said = answer.message
+    kind = classify(status, answer.code, answer.type, said, is_html=answer.is_html)
+    return Failure(kind, said, answer.code, status)

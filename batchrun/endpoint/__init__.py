@@ -1,1 +1,0 @@
-"""The wire: bytes out, a `Reply` or an `EndpointError` back. The door is `client`."""

@@ -1,0 +1,71 @@
+"""Amounts as people and servers write them: sizes, counts, durations, dollars."""
+
+import re
+
+PART = r"\d{1,15}(?:\.\d{1,15})? ?(?:ms|us|µs|ns|hours?|minutes?|seconds?|[hms])"
+
+_whole = re.compile(rf"(?i)(?:{PART} ?)+")
+_part = re.compile(r"(\d+(?:\.\d+)?) ?([a-zµ]+)")
+_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def duration_s(text: str) -> float | None:
+    """Seconds; null where the text is no duration with units."""
+    if len(text) <= 16 and text[-1:] == "s" and text[:1].isdecimal():  # most are a number of s, ms
+        number, factor = (text[:-2], 0.001) if text[-2] == "m" else (text[:-1], 1.0)
+        if number[-1].isdecimal() and number.replace(".", "", 1).isdecimal():
+            return float(number) * factor
+    text = text.strip().lower()
+    if _whole.fullmatch(text) is None:
+        return None
+    return sum(float(number) * _factor(unit) for number, unit in _part.findall(text))
+
+
+def _factor(unit: str) -> float:
+    return _UNITS.get(unit) or _UNITS[unit[0]]
+
+
+def size_in_words(size: int) -> str:
+    """`312 kB`, `1.3 MB`."""
+    value = float(size)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if value >= 10 or unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `12:05`, `3:07:45`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def seconds(value: float) -> str:
+    """`0.012 s`, `1.24 s`, `12:05`."""
+    if value < 9.995:
+        return f"{value:.3f} s" if value < 0.9995 else f"{value:.2f} s"
+    return duration(value)
+
+
+def short_count(count: float) -> str:
+    """`42`, `7.5`, `1.2k`, `3.4M`."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.1f}{letter}"
+    if isinstance(count, int):
+        return str(count)
+    return f"{count:.1f}" if 0 < count < 100 else f"{count:.0f}"
+
+
+def rows_in_words(rows: int) -> str:
+    """`1 row`, `1,319 rows`."""
+    return "1 row" if rows == 1 else f"{rows:,} rows"
+
+
+def attempts_in_words(attempts: int) -> str:
+    """`1 attempt`, `1,319 attempts`."""
+    return "1 attempt" if attempts == 1 else f"{attempts:,} attempts"

@@ -1,0 +1,1 @@
+"""What is asked for: a job file and options, read, checked, frozen."""

@@ -1,0 +1,99 @@
+"""A cap on dollars, for a whole run. No I/O; its sums are exact.
+
+What is known to be spent, what may have been spent, and what is reserved for attempts in flight
+never exceed the cap when an attempt starts.
+"""
+
+import math
+
+from batchrun.errors import StopCause
+from batchrun.limits.verdicts import GO, LimitStatus, Stop, Verdict, Wait
+from batchrun.records import Finish, Need, Slot
+
+_PARTS = 10**12  # sums are whole picodollars, so that what was taken is given back exactly
+
+
+class Budget:
+    """Lets an attempt start while the cap holds even if it costs all that it reserves.
+
+    Where no room is left it waits for what is in flight, which may cost less than it reserved;
+    with nothing in flight it stops the run.
+    """
+
+    def __init__(self, cap_usd: float, spent_usd: float | None, unknown_usd: float = 0.0) -> None:
+        """`spent_usd` and `unknown_usd` by earlier commands; null: nothing is known to be spent."""
+        self.cap_usd = cap_usd
+        self.is_used_up = False  # it has stopped the run
+        self.refused_usd = 0.0  # what the request reserves that it stopped at
+        self._cap = int(min(cap_usd, 1e12) * _PARTS)  # a cap may be infinite
+        self._spent = _parts(spent_usd or 0.0)
+        self._unknown = _parts(unknown_usd)
+        self._reserved = 0
+        self._in_flight = 0  # attempts with a reservation
+
+    @property
+    def spent_usd(self) -> float:
+        """Known to be spent."""
+        return self._spent / _PARTS
+
+    @property
+    def unknown_usd(self) -> float:
+        """Reserved for attempts that have ended without saying what they cost."""
+        return self._unknown / _PARTS
+
+    @property
+    def reserved_usd(self) -> float:
+        """Reserved for attempts in flight."""
+        return self._reserved / _PARTS
+
+    def verdict(self, need: Need, now_s: float) -> Verdict:
+        if self._spent + self._unknown + self._reserved + _parts(need.dollars) <= self._cap:
+            return GO
+        if self._in_flight:
+            return Wait()
+        self.is_used_up, self.refused_usd = True, need.dollars
+        return Stop(self._reason(need.dollars), StopCause.BUDGET)
+
+    def started(self, need: Need, now_s: float) -> None:
+        if need.dollars > 0:
+            self._reserved += _parts(need.dollars)
+            self._in_flight += 1
+
+    def finished(self, slot: Slot, finish: Finish, now_s: float) -> None:
+        reserved = _parts(slot.need.dollars)
+        if reserved:
+            self._reserved -= reserved
+            self._in_flight -= 1
+        if finish.dollars is not None:
+            self._spent += _parts(finish.dollars)
+        else:
+            self._unknown += reserved
+
+    def status(self, now_s: float) -> LimitStatus:
+        used = (self._spent + self._unknown + self._reserved) / _PARTS
+        return LimitStatus("dollars (--max-cost)", used, self.cap_usd, of="dollars")
+
+    def _reason(self, dollars: float) -> str:
+        unknown = (
+            f", and up to {usd(self.unknown_usd)} more by tries that never told what they cost"
+            if self._unknown
+            else ""
+        )
+        return (
+            f"the budget is used up: {usd(self.spent_usd)} of {usd(self.cap_usd)} are spent"
+            f"{unknown}, and the next request may cost up to {usd(dollars)}; raise --max-cost "
+            "(limits.max_cost_usd) and run again to go on"
+        )
+
+
+def _parts(dollars: float) -> int:
+    """Whole picodollars, at least one where there is anything to pay."""
+    return math.ceil(dollars * _PARTS) if dollars > 0 else 0
+
+
+def usd(dollars: float) -> str:
+    """`$12.30`, `$0.0498`: cents, or three digits that say something."""
+    if not 0 < dollars < 0.1:
+        return f"${dollars:,.2f}"
+    digits = f"{dollars:.{min(12, 2 - math.floor(math.log10(dollars)))}f}".rstrip("0")
+    return f"${digits.ljust(4, '0')}"

@@ -1,0 +1,321 @@
+"""Requests and tokens a minute: what the user allows, and what the server says. No I/O.
+
+What is started is paid for afterwards: the next start comes when all before it are paid, so that
+a large one is never overtaken for ever by small ones. Late timers are made up for, a little.
+
+Both spread starts evenly. `MinuteLimit` is a promise to the user, kept in every sliding minute;
+`AdvertisedRate` follows the headers of the answers, both ways and at once.
+"""
+
+import math
+from collections import deque
+
+from batchrun.errors import ErrorKind
+from batchrun.limits.verdicts import GO, LimitStatus, Verdict, Wait
+from batchrun.records import AdvertisedLimit, Finish, Need, Slot
+
+LATE_S = 0.05  # loop clocks tick in milliseconds, and timers come late
+EARLY_S = 0.0005  # timers of less than that are none: the loop would spin
+
+
+class Spacing:
+    """When the next start may come."""
+
+    __slots__ = ("_returned_s", "_tolerance_s", "next_s", "rate")
+
+    def __init__(self, rate: float, tolerance_s: float = LATE_S) -> None:
+        self.rate = rate  # a second
+        self.next_s = 0.0  # from here on all that was started is paid for
+        self._tolerance_s = tolerance_s
+        self._returned_s = 0.0  # of what is behind `next_s`, returned and not idled away
+
+    def is_due(self, now_s: float) -> bool:
+        return self.next_s <= now_s + EARLY_S
+
+    def start(self, amount: float, now_s: float) -> None:
+        next_s = self.next_s
+        behind_s = now_s - self._tolerance_s - next_s
+        if behind_s <= 0:
+            self._returned_s = 0.0
+        else:  # time in which nobody came is gone, but for the tolerance and what was returned
+            self._returned_s = min(self._returned_s, behind_s)
+            next_s += behind_s - self._returned_s
+        self.next_s = next_s + amount / self.rate
+
+    def give_back(self, amount: float) -> None:
+        """Of what was started, so much was not needed; a negative amount takes more."""
+        share_s = amount / self.rate
+        self.next_s -= share_s
+        returned_s = self._returned_s + share_s
+        self._returned_s = returned_s if returned_s > 0 else 0.0
+
+    def hold_back(self, amount: float, until_s: float) -> None:
+        """What was saved up is gone; the next start comes at `until_s` and so much later."""
+        self.next_s = max(self.next_s, until_s) + amount / self.rate
+        self._returned_s = 0.0
+
+    def change(self, rate: float, now_s: float) -> None:
+        """What is not yet paid is paid at the new rate."""
+        if self.next_s > now_s:
+            self.next_s = now_s + (self.next_s - now_s) * (self.rate / rate)
+        self.rate = rate
+
+
+MINUTE_S = 60.0
+REQUESTS_MINUTE_S = 60.3  # so that a jittering network cannot push two minutes into one
+_MADE_UP_S = 2.0
+_ROUNDED_S = 1e-6  # quotients and sums of times are a little off
+_MERGED_S = 0.01  # starts within it are kept as one
+_BELOW = 0.995  # of what a server tells
+# Where the server says how much is left, what it holds is used too: from a little below the rate,
+# where nothing is left, to a little above it, where all is.
+_FROM = 0.99
+_STOCKED = 0.05
+_STOCK_LEAST = 20.0  # requests or tokens that a full one must hold, to say anything
+_STOCK_SHARE = 0.005  # and this share of the limit
+_MOST_HEADERS = 8
+_CUT = 0.97
+_STRIKES = 2  # refusals in spite of what is told are borne, ...
+_FORGIVEN = 60  # ... one for so many requests
+_OWN_UNIT_ANSWERS = 10  # that agree before a limit is taken for one by the second
+_OWN_UNIT_S = 3.0  # over which they must agree
+
+
+class MinuteLimit:
+    """At most so many requests or tokens (`of`) in any sliding minute; evenly spaced.
+
+    Tokens count from their start: as reserved while in flight, then as used. An attempt that
+    alone is above the limit goes when nothing else counts any more.
+    """
+
+    def __init__(self, of: str, most: float) -> None:
+        self._name = f"{of} a minute"
+        self._most = most
+        self._of_tokens = of == "tokens"
+        self._minute_s = MINUTE_S if self._of_tokens else REQUESTS_MINUTE_S
+        # A large need waits for room in the minute; what it held up is made up for.
+        self._spacing = Spacing(most / self._minute_s, _MADE_UP_S if self._of_tokens else LATE_S)
+        self._in_flight = 0
+        self._total = 0.0
+        self._log: deque[list[float]] = deque()  # [tick, amount], oldest first
+        self._by_tick: dict[int, list[float]] = {}
+
+    def verdict(self, need: Need, now_s: float) -> Verdict:
+        amount = need.tokens if self._of_tokens else 1
+        if self._total + amount > self._most:
+            self._forget(now_s)
+            if self._total + amount > self._most:
+                if self._log:
+                    return Wait(self._gone_s(self._log[0]))
+                if self._in_flight:  # above the limit alone: it goes when all others have ended
+                    return Wait()
+        if self._log and not self._spacing.is_due(now_s):
+            return Wait(self._spacing.next_s)
+        return GO
+
+    def started(self, need: Need, now_s: float) -> None:
+        self._forget(now_s)
+        amount = need.tokens if self._of_tokens else 1
+        if not self._log:
+            self._spacing.next_s = min(self._spacing.next_s, now_s)
+        self._spacing.start(amount, now_s)
+        self._in_flight += 1
+        self._total += amount
+        tick = math.floor(now_s / _MERGED_S)
+        entry = self._by_tick.get(tick)
+        if entry is None:
+            entry = self._by_tick[tick] = [tick, 0.0]
+            self._log.append(entry)
+        entry[1] += amount
+
+    def finished(self, slot: Slot, finish: Finish, now_s: float) -> None:
+        self._in_flight -= 1
+        if not self._of_tokens or finish.tokens is None:
+            return
+        entry = self._by_tick.get(math.floor(slot.started_s / _MERGED_S))
+        if entry is None:
+            return
+        unused = slot.need.tokens - finish.tokens
+        entry[1] -= unused
+        self._total -= unused
+        self._spacing.give_back(unused)
+
+    def status(self, now_s: float) -> LimitStatus:
+        self._forget(now_s)
+        until_s = self._spacing.next_s
+        return LimitStatus(
+            self._name,
+            self._total,
+            self._most,
+            until_s if until_s > now_s else None,
+            of="tokens" if self._of_tokens else "requests",
+            per_s=self._most / self._minute_s,
+        )
+
+    def _gone_s(self, entry: list[float]) -> float:
+        return (entry[0] + 1) * _MERGED_S + self._minute_s + _ROUNDED_S
+
+    def _forget(self, now_s: float) -> None:
+        while self._log and self._gone_s(self._log[0]) <= now_s:
+            tick, amount = self._log.popleft()
+            del self._by_tick[int(tick)]
+            self._total -= amount
+        if not self._log:
+            self._total = 0.0  # sums of fractions drift
+
+
+class _Told:
+    """What one header says."""
+
+    __slots__ = ("agree", "agree_from_s", "fullest", "limit", "stock", "unit_s")
+
+    def __init__(self) -> None:
+        self.limit = 0.0
+        self.unit_s = MINUTE_S
+        self.fullest = 0.0  # the most that was ever left
+        self.stock: float | None = None  # what is left of it; null where it says too little
+        self.agree = 0  # answers in a row that look like a limit by the second
+        self.agree_from_s = 0.0
+
+    def hear(self, told: AdvertisedLimit, limit: float, now_s: float) -> None:
+        if limit != self.limit:
+            self.limit, self.fullest, self.stock = limit, 0.0, None
+        if told.remaining is not None:
+            self.fullest = max(self.fullest, told.remaining)
+            if self.fullest >= max(_STOCK_LEAST, _STOCK_SHARE * limit):
+                self.stock = max(told.remaining, 0.0) / self.fullest
+        if told.remaining is None or told.reset_s is None or told.remaining >= limit:
+            return
+        # `reset` is when the bucket is full again, which gives the time a whole one takes.
+        share = (limit - max(told.remaining, 0.0)) / limit
+        whole_s = told.reset_s / share
+        if told.reset_s > 61 and whole_s > 90:
+            self.unit_s = math.inf  # by the hour or day: not to be spread evenly
+        elif self.unit_s == MINUTE_S and share < 0.5 and 0.5 < whole_s < 2:
+            if not self.agree:
+                self.agree_from_s = now_s
+            self.agree += 1
+            if self.agree >= _OWN_UNIT_ANSWERS and now_s - self.agree_from_s >= _OWN_UNIT_S:
+                self.unit_s = 1.0
+        elif whole_s > 20:
+            self.agree = 0
+            if self.unit_s == 1.0 and told.reset_s > 2:
+                self.unit_s = MINUTE_S
+
+    @property
+    def rate(self) -> float:
+        return self.limit / self.unit_s if self.unit_s < math.inf else math.inf
+
+    @property
+    def factor(self) -> float:
+        """Of the rate: so that what is left is used up slowly, and never all of it."""
+        return _BELOW if self.stock is None else _FROM + _STOCKED * self.stock
+
+
+class AdvertisedRate:
+    """The rate that the server's own headers tell for one scope; `of` is requests or tokens."""
+
+    def __init__(self, of: str) -> None:
+        self._of = of
+        self._of_tokens = of == "tokens"
+        self._headers: dict[str, _Told] = {}
+        self._binding: str | None = None  # the header of the tightest limit
+        self._spacing = Spacing(1.0)
+        self._heard_s = -math.inf  # when the last that told was sent
+        self._share = 1.0  # of what is told: less where refusals come all the same
+        self._pressed_s = -math.inf  # when somebody last had to wait
+        self._cut_s = -math.inf  # refusals of what was sent before are of one wave
+        self._strikes = 0.0
+        self._sent = 0
+        self._strike_sent = 0
+        self._grown_s = -math.inf
+
+    @property
+    def rate(self) -> float:
+        """A second, as told; infinite where nothing is."""
+        return self._headers[self._binding].rate if self._binding is not None else math.inf
+
+    def verdict(self, need: Need, now_s: float) -> Verdict:
+        if self._binding is None or self._spacing.next_s <= now_s + EARLY_S:
+            return GO
+        self._pressed_s = now_s
+        return Wait(self._spacing.next_s)
+
+    def started(self, need: Need, now_s: float) -> None:
+        if self._binding is not None:
+            self._sent += 1
+            self._spacing.start(need.tokens if self._of_tokens else 1, now_s)
+
+    def finished(self, slot: Slot, finish: Finish, now_s: float) -> None:
+        if finish.told and slot.started_s >= self._heard_s:  # else from before what is known
+            self._heard_s = slot.started_s
+            self._hear(finish.told, now_s)
+        if finish.kind is ErrorKind.RATE_LIMIT:
+            self._refused(slot, finish.hint_s or 0.0, now_s)
+        elif self._share < 1.0 and now_s - self._grown_s >= 1.0:
+            self._grown_s = now_s
+            self._share = min(1.0, self._share * (1.01 if now_s - self._cut_s < 5 else 1.05))
+        if self._of_tokens and self._binding is not None and finish.tokens is not None:
+            self._spacing.give_back(slot.need.tokens - finish.tokens)
+
+    def status(self, now_s: float) -> LimitStatus:
+        if self._binding is None:
+            return LimitStatus(f"told limit on {self._of}")
+        told = self._headers[self._binding]
+        until_s = self._spacing.next_s
+        return LimitStatus(
+            self._binding,
+            None,
+            told.limit,
+            until_s if until_s > now_s else None,
+            of=self._of,
+            per_s=told.rate,
+        )
+
+    def _amount(self, need: Need) -> int:
+        return need.tokens if self._of_tokens else 1
+
+    def _refused(self, slot: Slot, hint_s: float, now_s: float) -> None:
+        """A few refusals are chance; more say that it is less, or that others use it too."""
+        if slot.started_s <= self._cut_s or now_s - self._pressed_s > 1.0 or self._binding is None:
+            return
+        self._cut_s = now_s
+        # Nothing is left; after the hint's time there is for one more, and a large one may be next.
+        self._spacing.hold_back(self._amount(slot.need), now_s + hint_s)
+        passed = self._sent - self._strike_sent
+        self._strike_sent = self._sent
+        self._strikes = max(0.0, self._strikes - passed / _FORGIVEN) + 1
+        if self._strikes > _STRIKES:
+            self._share = max(self._share * _CUT, 0.01)
+            self._spacing.change(self._spacing.rate * _CUT, now_s)
+
+    def _hear(self, told: tuple[AdvertisedLimit, ...], now_s: float) -> None:
+        changed = False
+        for limit in told:
+            if limit.of != self._of or limit.limit is None or limit.limit <= 0:
+                continue
+            header = self._headers.get(limit.header)
+            if header is None:
+                if len(self._headers) >= _MOST_HEADERS:
+                    continue
+                header = self._headers[limit.header] = _Told()
+            before = header.rate
+            header.hear(limit, limit.limit, now_s)
+            changed = changed or header.rate != before
+        if not changed:
+            if self._binding is not None:
+                header = self._headers[self._binding]
+                self._spacing.change(header.rate * header.factor * self._share, now_s)
+            return
+        name, tightest = min(self._headers.items(), key=lambda item: item[1].rate)
+        if tightest.rate == math.inf:
+            self._binding = None
+            return
+        self._share, self._strikes, self._cut_s = 1.0, 0.0, now_s
+        rate = tightest.rate * tightest.factor
+        if self._binding is None:
+            self._spacing = Spacing(rate)
+            self._spacing.next_s = now_s
+        else:
+            self._spacing.change(rate, now_s)
+        self._binding = name

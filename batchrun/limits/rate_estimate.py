@@ -1,0 +1,304 @@
+"""A server's limit, estimated from what it refuses, if it is a limit that refuses. No I/O.
+
+Above a limit refusals come in waves, and below it there are none. So one refusal alone among many
+answers says nothing, unless a wave has shown not long ago that there is a limit; and refusals that
+go on though the limit was lowered again and again are a share of all, whatever is sent. Taking
+them for a limit would be worst where each stops all for a while: nothing grows meanwhile.
+
+A refusal says that the server had nothing left when the refused request was sent. So what was
+sent between two such instants and not refused, over the time between, is the limit, or less than
+it where the server could not keep what was not used. The rate at which it refused is the limit,
+or more than it where much had been saved up. Which of the two is nearer shows by what follows.
+"""
+
+import itertools
+import math
+from collections import deque
+
+from msgspec import Struct
+
+_TICK_S = 0.005  # what is sent within it is kept as one
+_TICKS = 2048
+
+
+class SentLog:
+    """Counts of requests by the time they were sent."""
+
+    def __init__(self) -> None:
+        self.sent = 0
+        self.refused = 0
+        self._ticks: deque[list[float]] = deque(maxlen=_TICKS)  # time, sent before, refused of it
+
+    def add(self, now_s: float) -> None:
+        if not self._ticks or now_s - self._ticks[-1][0] >= _TICK_S:
+            self._ticks.append([now_s, self.sent, 0])
+        self.sent += 1
+
+    def refuse(self, sent_s: float) -> None:
+        """One that was sent then came back refused."""
+        self.refused += 1
+        for tick in reversed(self._ticks):
+            if tick[0] <= sent_s:
+                tick[2] += 1
+                return
+
+    def until(self, known_s: float) -> tuple[int, int]:
+        """How many were sent until then, and how many refused of those sent later."""
+        sent, refused = self.sent, 0
+        for tick in reversed(self._ticks):
+            if tick[0] <= known_s:
+                break
+            sent = int(tick[1])
+            refused += int(tick[2])
+        return sent, refused
+
+
+_WAVE = 3  # refusals ...
+_WAVE_SENT = 12  # ... among so many attempts
+_PAIR_SENT = 20  # two among so many are enough to believe it for the moment
+_SURE_S = 600.0  # for how long a wave is remembered
+_IN_VAIN = 12  # times in a row that a limit was lowered and refusals came all the same
+_LOWER = 0.5  # what was lowered must have come down to this much of where it was
+_FALLS = 3  # or so many times, where ...
+_FALL = 0.8  # ... each came at so much of where the one before came, and ...
+_FEW = 0.3  # ... so few of all are refused. From so little ...
+_SPREAD = 2.0  # ... the share is known to a factor of 1 + this / the root of the refusals, ...
+_FEW_MOST = 0.4  # ... and it may not be more than this.
+_GAPS = 10  # chance leaves uneven gaps between refusals: where so many in a row are even, ...
+_EVEN = 0.25  # ... their deviation less than this share of their mean, a limit it is
+_RECENT_SENT = 60  # attempts over which a share is taken
+_TIMES = 2.5  # the usual share: then it is more than chance
+_MORE = 0.1  # or so much more
+_LEARN = 0.01  # how fast a usual share follows what is heard
+_MOST_BY_CHANCE = 0.9  # above that nothing is let in, and a limit it is
+_CHANCE_S = 60.0  # for how long a usual share is remembered
+_BARRED_S = 600.0  # for how long a mistake is not made again
+_HEARD = 64
+
+
+class Chance:
+    """Hears of each refusal."""
+
+    def __init__(self) -> None:
+        self._heard: deque[int] = deque(maxlen=_HEARD)  # attempts sent until each of the last ones
+        self._sure_s = -_SURE_S
+        self._in_vain = 0
+        self._in_vain_sent = 0  # when that began
+        self._in_vain_level = 0.0
+        self._falls = 0  # of them, those at far less than the fall before
+        self._fall_level = 0.0
+        self._usual: float | None = None  # the share that is refused by chance
+        self._most = 1.0  # a share above this is more than chance in any case
+        self._heard_s = 0.0
+        self._barred_s = 0.0
+
+    @property
+    def is_usual(self) -> bool:
+        """Whether refusals are known to be a share of all, whatever is sent."""
+        return self._usual is not None
+
+    def is_limit(self, sent: int, level: float, now_s: float, *, in_vain: bool | None) -> bool:
+        """Whether one more refusal is the limit's, when so many attempts were sent.
+
+        `level` is what was learnt of the limit so far, in any unit.
+        `in_vain`: the limit was lowered before, and nothing was tried beyond it since; null where
+        that says nothing, as for what was sent before the limit was lowered.
+        """
+        heard = self._heard
+        heard.append(sent)
+        if self._usual is not None and now_s - self._heard_s > _CHANCE_S:
+            self._usual = None
+        self._heard_s = now_s
+        if self._usual is not None:
+            share = self._share(sent)
+            most = min(max(_TIMES * self._usual, self._usual + _MORE), self._most)
+            if share <= most and not self._is_even():
+                self._usual += _LEARN * (share - self._usual)
+                return False
+            self._usual, self._in_vain, self._barred_s = None, 0, now_s + _BARRED_S
+            return True
+        if len(heard) >= _WAVE and sent - heard[-_WAVE] <= _WAVE_SENT:
+            self._sure_s = now_s
+        is_sure = now_s - self._sure_s < _SURE_S
+        if not is_sure and (len(heard) == 1 or sent - heard[-2] > _PAIR_SENT):
+            return False
+        if in_vain and self._is_usual_by_now(sent, level, now_s):
+            return False
+        if in_vain is False:
+            self._in_vain = max(0, self._in_vain - 1)
+        return True
+
+    def _is_usual_by_now(self, sent: int, level: float, now_s: float) -> bool:
+        if not self._in_vain:
+            self._in_vain_sent, self._in_vain_level = sent, level
+            self._falls, self._fall_level = 0, level
+        self._in_vain += 1
+        if level <= _FALL * self._fall_level:
+            self._falls, self._fall_level = self._falls + 1, level
+        share = self._in_vain / max(1, sent - self._in_vain_sent)
+        is_few = share <= _FEW
+        is_lower = level <= _LOWER * self._in_vain_level
+        is_enough = (self._in_vain >= _IN_VAIN and is_lower) or (self._falls >= _FALLS and is_few)
+        if not is_enough or now_s < self._barred_s:
+            return False
+        spread = 1 + _SPREAD / math.sqrt(self._in_vain)
+        self._in_vain = 0
+        if share > _MOST_BY_CHANCE:
+            return False
+        self._usual, self._most = (share * spread, _FEW_MOST) if is_few else (share, 1.0)
+        return True
+
+    def _share(self, sent: int) -> float:
+        return sum(sent - one < _RECENT_SENT for one in self._heard) / _RECENT_SENT
+
+    def _is_even(self) -> bool:
+        """Whether refusals come after as many attempts each time; a wave counts as one."""
+        waves = sorted(set(self._heard))[-_GAPS - 1 :]
+        if len(waves) <= _GAPS:
+            return False
+        mean = (waves[-1] - waves[0]) / _GAPS
+        gaps = (after - before for before, after in itertools.pairwise(waves))
+        return sum((gap - mean) ** 2 for gap in gaps) / _GAPS < (_EVEN * mean) ** 2
+
+
+_ENOUGH = 20  # requests between two refusals that make an estimate
+_ABOVE = 1.02  # an estimate is refused that far above it
+_UNSURE = 0.25  # of the time between two refusals: so much may be lost to rounded hints
+_TRUST = 0.5  # at first
+_TRUST_MOST = 0.85
+_MORE_TRUST = 0.15
+_DISTRUST = 0.34
+_LEAST = 0.02  # requests a second
+
+
+class Measured(Struct, frozen=True):
+    """What was let in from one refusal to the first of the next wave."""
+
+    rate: float  # at which the refused one was sent
+    count: int
+    span_s: float
+    mean: float
+    is_unsure: bool  # too much of the span may have gone unused
+    is_enough: bool  # to believe the mean
+    is_long: bool  # against what is under way
+    known_s: float  # the fate of all that was sent until then is known
+    end_s: float  # until when there was nothing
+    sent: int  # until `known_s`
+    refused: int  # of what was sent later
+
+
+class LimitEstimate:
+    """What is known of one limit; rates are in requests a second.
+
+    Each refusal that begins a wave is measured, and then told as the first of all, as one that
+    came early (on the plateau) or as one that a probe met; each gives the rate to go on with.
+    """
+
+    def __init__(self) -> None:
+        self.high = math.inf  # what was refused last, or is likely to be
+        self.is_blind = True  # nothing was measured yet
+        self._low = 0.0  # what the server surely takes
+        self._empty_s = -math.inf  # when the server was known to have nothing left
+        self._mark_s = -math.inf  # the same, or until when a hint said so
+        self._sent = 0  # until then
+        self._refused = 0  # of what was sent since then
+        self._unsure_s = 0.0  # of the time since then: it may have gone unused at the server
+        self._early = 0  # refusals in a row that came before a probe
+        self._trust = _TRUST  # in the rate at a refusal, against the mean since the one before
+        self._trusted = False  # the rate rests on it
+        self._doubts = False  # whether the limit rose
+
+    def refused(self, sent_s: float) -> None:
+        """One more refusal, of what was sent then."""
+        if sent_s > self._empty_s:
+            self._refused += 1
+
+    def unsure(self, span_s: float) -> None:
+        """For so long nothing was sent, though something might have been."""
+        self._unsure_s += span_s
+
+    def set(self, rate: float) -> None:
+        """Measured in another way."""
+        self._low, self.high = rate, max(rate * _ABOVE, _LEAST)
+
+    def measure(
+        self, log: SentLog, rate: float, sent_s: float, hint_s: float, lag_s: float, now_s: float
+    ) -> Measured:
+        """Until the refusal that begins a wave; refusals are back `lag_s` after they were sent."""
+        # The fate of what was sent since then is not known yet.
+        known_s = sent_s if hint_s else min(sent_s, now_s - 1.5 * lag_s)
+        sent, refused = log.until(known_s)
+        count = max(0, sent - self._sent - (self._refused - refused))
+        # A hint says until when there is nothing: from one such end to the next is exact too, and
+        # holds for windows that open at fixed times as well.
+        rounded_s = min(hint_s, 0.5) if hint_s == round(hint_s) else 0.0
+        end_s = now_s + hint_s - rounded_s if hint_s else known_s
+        span_s = max(end_s - self._mark_s, 1e-3)
+        return Measured(
+            rate=rate,
+            count=count,
+            span_s=span_s,
+            mean=count / (span_s - 0.5 * min(self._unsure_s, _UNSURE * span_s)),
+            is_unsure=self._unsure_s > _UNSURE * span_s,
+            is_enough=count >= _ENOUGH and max(0.3, 3 * lag_s) < span_s < math.inf,
+            is_long=span_s > 3 * lag_s,
+            known_s=known_s,
+            end_s=end_s,
+            sent=sent,
+            refused=refused,
+        )
+
+    def first(self, seen: Measured) -> float:
+        """After the first refusal of all: it was sent at far more than the limit."""
+        return self._settle(seen, 0.5 * seen.rate, seen.rate)
+
+    def early(self, seen: Measured) -> float:
+        """After a refusal on the plateau: that is above the limit, or the limit fell."""
+        rate, mean = seen.rate, seen.mean
+        self._early += 1
+        if self._trusted:
+            self._trust = max(0.0, self._trust - _DISTRUST)
+            self._trusted = False
+        doubts, self._doubts = self._doubts, False
+        if seen.is_enough and not seen.is_unsure:
+            self.is_blind = False
+            self._low = min(max(mean, 0.98 * rate), rate) if mean > 0.9 * rate else mean
+            return self._settle(seen, self._low, self._low * _ABOVE)
+        self.high = rate
+        if self._early <= 2 and self._low:
+            low = min(self._low, rate)
+            return math.sqrt(low * rate) if doubts else (low + rate) / 2
+        self._low = 0.0
+        estimate = rate * (0.6 if self.is_blind else 1 - 0.1 * min(self._early, 3))
+        if seen.is_long and not seen.is_unsure:
+            estimate = min(estimate, max((seen.count + 2) / seen.span_s, 0.3 * rate))
+        return estimate
+
+    def probed(self, seen: Measured) -> float:
+        """After a refusal that a probe met: somewhere between the mean and its rate."""
+        rate, mean = seen.rate, seen.mean
+        self._early, self.is_blind = 0, False
+        if rate > 0.97 * self.high:
+            self._trust = min(_TRUST_MOST, self._trust + _MORE_TRUST)
+        elif self._trusted:
+            self._trust = max(0.0, self._trust - _DISTRUST)
+        self._trusted = False
+        if rate > 1.2 * self.high:  # the limit rose, or much had been saved up
+            self._low = min(mean, rate) if seen.is_enough else 0.0
+            self._doubts = True
+            return self._settle(seen, math.sqrt(max(self._low, 0.3 * rate) * rate), rate)
+        if not seen.is_enough:
+            return self._settle(seen, 0.95 * rate, rate)
+        self._trusted = True
+        self._low = min(mean, rate)
+        estimate = mean + self._trust * max(rate - mean, 0.0)
+        estimate = min(estimate, mean * (1.4 if seen.is_unsure else 1.15))
+        return self._settle(seen, estimate, min(rate, estimate * _ABOVE))
+
+    def _settle(self, seen: Measured, estimate: float, high: float) -> float:
+        """The next measure begins where this one ended."""
+        self._empty_s, self._mark_s = seen.known_s, seen.end_s
+        self._sent, self._refused = seen.sent, seen.refused
+        self._unsure_s = 0.0
+        self.high = max(high, _LEAST)
+        return estimate

@@ -1,0 +1,77 @@
+"""What is known of each scope: its limits, its health, and what its answers need. No I/O."""
+
+from collections.abc import Mapping, Sequence
+
+from batchrun.limits.answer_sizes import NONE_BEFORE, AnswerSizes
+from batchrun.limits.concurrency import InferredConcurrency, InFlight
+from batchrun.limits.inferred_rate import InferredRate
+from batchrun.limits.pauses import Breaker, Cooldown
+from batchrun.limits.rate import AdvertisedRate, MinuteLimit
+from batchrun.limits.verdicts import Limit
+from batchrun.records import Largest, Scope
+from batchrun.retry.next_step import ScopeHealth
+
+
+def user_limits(
+    most_in_flight: int, requests_per_minute: float | None, tokens_per_minute: float | None
+) -> list[Limit]:
+    """For a whole run."""
+    limits: list[Limit] = [InFlight(most_in_flight)]
+    if requests_per_minute is not None:
+        limits.append(MinuteLimit("requests", requests_per_minute))
+    if tokens_per_minute is not None:
+        limits.append(MinuteLimit("tokens", tokens_per_minute))
+    return limits
+
+
+def scope_limits(most_in_flight: int) -> list[Limit]:
+    """For a new scope; `most_in_flight` bounds what is learnt."""
+    requests, tokens = AdvertisedRate("requests"), AdvertisedRate("tokens")
+    return [
+        Cooldown(),
+        requests,
+        tokens,
+        InferredConcurrency(most_in_flight),
+        InferredRate(requests, tokens),  # after those it asks
+    ]
+
+
+class ScopeState:
+    """One scope."""
+
+    def __init__(self, most_in_flight: int, give_up_after_s: float, largest: Largest) -> None:
+        self.health = ScopeHealth()
+        self.sizes = AnswerSizes(largest)
+        limits = scope_limits(most_in_flight)
+        learnt = next(limit for limit in limits if isinstance(limit, InferredConcurrency))
+        self.breaker = Breaker(give_up_after_s, learnt.restart)
+        self.limits: Sequence[Limit] = (self.breaker, *limits)
+
+
+class Scopes:
+    """All scopes of a run, each made when it is first seen."""
+
+    def __init__(
+        self,
+        most_in_flight: int,
+        give_up_after_s: float,
+        largest: Mapping[str, Largest] | None = None,
+    ) -> None:
+        """`largest`: by model, of the answers to earlier commands."""
+        self._largest = largest or {}
+        self.give_up_after_s = give_up_after_s
+        self._most_in_flight = most_in_flight
+        self._states: dict[Scope, ScopeState] = {}
+
+    def of(self, scope: Scope) -> ScopeState:
+        state = self._states.get(scope)
+        if state is None:
+            state = self._states[scope] = ScopeState(
+                self._most_in_flight,
+                self.give_up_after_s,
+                self._largest.get(scope.model, NONE_BEFORE),
+            )
+        return state
+
+    def limits(self, scope: Scope) -> Sequence[Limit]:
+        return self.of(scope).limits

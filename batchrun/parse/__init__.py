@@ -1,1 +1,0 @@
-"""Bodies to nouns, pure and total over any JSON. The door is `response`."""

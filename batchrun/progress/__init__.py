@@ -1,0 +1,1 @@
+"""How a run stands: counted, shown and read. Changes nothing."""

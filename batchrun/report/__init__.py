@@ -1,1 +1,0 @@
-"""What came of a run. `summary` counts, `terminal` shows; neither changes anything."""

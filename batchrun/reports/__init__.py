@@ -1,0 +1,1 @@
+"""The results of runs: report, cost, export, one row. Changes nothing."""

@@ -1,0 +1,170 @@
+"""Questions to a run's tables in SQL: parts and journal, as they stood at one instant."""
+
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import duckdb
+import pyarrow as pa
+from msgspec import Struct
+
+from batchrun.errors import StoreError
+from batchrun.records import Largest, Layout, RunRecord
+from batchrun.store.columns import new_names, response_schema, tool_call_schema, version_of
+from batchrun.store.files import RESPONSES, TOOL_CALLS, WRITER, FileId, storing
+from batchrun.store.keys import KEY, Keys
+from batchrun.store.parts import write_parts
+from batchrun.store.reading import read_record
+from batchrun.store.snapshot import Snapshot, opened, read_snapshot
+
+T = TypeVar("T")
+
+
+class TableFiles(Struct, frozen=True):
+    """One table: a row counts once, in a part or in what was the journal."""
+
+    parts: tuple[Path, ...]
+    journal: tuple[Path, ...]  # of this moment: none or one
+    replaced: Keys  # rows of the parts that stand in `journal` anew
+    schema: pa.Schema  # that all rows are read with
+    layout: Layout | None  # what they carry; null: nothing
+
+
+class Files(Struct, frozen=True):
+    """Both tables, and a folder for whatever a reader must put aside."""
+
+    record: RunRecord
+    responses: TableFiles
+    tool_calls: TableFiles
+    aside: Path  # deleted afterwards
+
+
+def read_files(path: Path, read: Callable[[Files], T]) -> T:
+    """What `read` makes of the run's files; it is called again where a seal replaced one meanwhile.
+
+    The journal's rows are written to a file outside the run directory, which is not changed.
+    Raises `JobError`, `StoreError` and what `read` raises.
+    """
+    record = read_record(path)
+    return read_snapshot(path, lambda now: _read(now, record, read))
+
+
+def _read(now: Snapshot, record: RunRecord, read: Callable[[Files], T]) -> T:
+    with tempfile.TemporaryDirectory(prefix="batchrun-") as name:
+        aside = Path(name)
+        with storing(aside, "write the journal's rows"):
+            written = write_parts(
+                aside,
+                FileId(WRITER, 0),
+                now.outcomes(),
+                record.layout,
+                store_request=record.store_request,
+                version=record.schema_version,
+            )
+        journal = [aside / source for source, _ in written]
+        version = record.schema_version
+        responses, tool_calls = (
+            TableFiles(
+                parts,
+                tuple(file for file in journal if file.parent.name == table),
+                now.replaced,
+                schema,
+                layout,
+            )
+            for table, parts, schema, layout in (
+                (RESPONSES, now.responses, response_schema(record.layout, version), record.layout),
+                (TOOL_CALLS, now.tool_calls, tool_call_schema(version), None),
+            )
+        )
+        return read(Files(record, responses, tool_calls, aside))
+
+
+_GLOB = str.maketrans({"[": "[[]", "*": "[*]", "?": "[?]"})  # a folder may be called anything
+_SETTINGS = {
+    "memory_limit": "1GB",  # what goes beyond is put aside on disk
+    "autoinstall_known_extensions": "false",  # nothing is ever fetched
+    "autoload_known_extensions": "false",
+}
+
+
+def ask(path: Path, answer: Callable[[duckdb.DuckDBPyConnection, Files], T]) -> T:
+    """What `answer` makes of the views `responses` and `tool_calls`, which hold each row once.
+
+    It may be called again, see `read_files`. Raises `JobError`, `StoreError`.
+    """
+    return read_files(path, lambda files: _asked(path, files, answer))
+
+
+def _asked(path: Path, files: Files, answer: Callable[[duckdb.DuckDBPyConnection, Files], T]) -> T:
+    settings = {**_SETTINGS, "temp_directory": str(files.aside)}
+    with duckdb.connect(config=settings) as database:  # type: ignore[arg-type] # all are text
+        try:
+            database.register("replaced", files.responses.replaced.table())
+            _add_view(database, "responses", files.responses)
+            _add_view(database, "tool_calls", files.tool_calls)
+            return answer(database, files)
+        except duckdb.Error as error:
+            reason = str(error).partition("\n")[0]  # below it stands the SQL
+            raise StoreError(
+                f"{path}: its tables cannot be read ({reason}); "
+                f"batchrun verify {path} says what is damaged"
+            ) from error
+
+
+def _add_view(database: duckdb.DuckDBPyConnection, name: str, files: TableFiles) -> None:
+    database.register(f"no_{name}", files.schema.empty_table())
+    pieces = [f"SELECT * FROM no_{name}"]  # noqa: S608 - all columns, also where parts lack some
+    for names, parts in _by_names(files):
+        renamed = ", ".join(f"{_quoted(old)} AS {_quoted(new)}" for old, new in names)
+        every = f"* RENAME ({renamed})" if renamed else "*"
+        pieces.append(f"SELECT {every} FROM {_scan(parts)} part {_anti(files)}")  # noqa: S608 - our own words
+    if files.journal:
+        pieces.append(f"SELECT * FROM {_scan(files.journal)}")  # noqa: S608 - the same
+    sql = " UNION ALL BY NAME ".join(pieces)
+    database.execute(f"CREATE TEMP VIEW {name} AS {sql}")
+
+
+def _by_names(files: TableFiles) -> list[tuple[tuple[tuple[str, str], ...], tuple[Path, ...]]]:
+    """The parts, those apart whose carried columns are called otherwise than in the schema."""
+    found: dict[tuple[tuple[str, str], ...], list[Path]] = {}
+    may_differ = files.layout is not None and bool(new_names(files.layout, 1))
+    for path in files.parts:
+        names: Mapping[str, str] = {}
+        if may_differ and files.layout is not None:
+            with opened(path) as part:
+                names = new_names(files.layout, version_of(part.schema_arrow) or 1)
+        found.setdefault(tuple(names.items()), []).append(path)
+    return [(names, tuple(paths)) for names, paths in found.items()]
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _anti(files: TableFiles) -> str:
+    """Leaves out the rows of parts that the journal holds anew; keys may hold nulls."""
+    same = (f"part.{name} IS NOT DISTINCT FROM replaced.{name}" for name in KEY)
+    return f"ANTI JOIN replaced ON {' AND '.join(same)}" if files.replaced else ""
+
+
+def _scan(paths: tuple[Path, ...]) -> str:
+    names = (str(path).translate(_GLOB).replace("'", "''") for path in paths)
+    return "read_parquet([" + ", ".join(f"'{name}'" for name in names) + "], union_by_name = true)"
+
+
+_BY_MODEL = """
+    SELECT coalesce(model_requested, ''), coalesce(max(input_tokens), 0),
+        coalesce(max(output_tokens), 0)
+    FROM responses GROUP BY ALL
+"""
+
+
+def read_largest(path: Path) -> Mapping[str, Largest]:
+    """By the model that was asked for, empty where none was. Raises `JobError`, `StoreError`."""
+
+    def read(database: duckdb.DuckDBPyConnection, _files: object) -> dict[str, Largest]:
+        rows = database.execute(_BY_MODEL).fetchall()
+        return {model: Largest(*most) for model, *most in rows}
+
+    return ask(path, read)

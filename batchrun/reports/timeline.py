@@ -1,0 +1,226 @@
+"""A run over the time it ran: throughput, requests in flight, errors, dollars, pauses.
+
+Times are microseconds since 1970. A killed command ends at the last thing that is known of it.
+
+Time between two commands, when nothing ran, is left out.
+"""
+
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+
+import duckdb
+from msgspec import Struct
+
+from batchrun.progress.bottleneck import PAUSES
+from batchrun.store.reading import read_events
+
+_MOST_GAPS = 1_000  # of more, the shortest count as work
+
+
+class Gap(Struct, frozen=True):
+    """Nothing ran from `first` to `last`, when the next command started."""
+
+    first: int
+    last: int
+
+
+class RunningTime(Struct, frozen=True):
+    """Counted from the first send."""
+
+    first: int
+    gaps: tuple[Gap, ...]  # one for each later command, in order
+
+    def of(self, at: int) -> int:
+        """Microseconds of running time at that moment."""
+        idle = sum(min(at, gap.last) - gap.first for gap in self.gaps if at > gap.first)
+        return max(0, at - self.first - idle)
+
+
+def read_running_time(database: duckdb.DuckDBPyConnection, path: Path) -> RunningTime | None:
+    """Null where nothing was sent. Asks the table `tries`; makes the macro `running(t)`."""
+    first = database.execute("SELECT min(start_us) FROM tries").fetchall()[0][0]
+    if first is None:
+        database.execute("CREATE OR REPLACE TEMP MACRO running(t) AS t")
+        return None
+    time = RunningTime(first, _gaps(database, path, first))
+    database.execute(f"CREATE OR REPLACE TEMP MACRO running(t) AS greatest(0, {running_sql(time)})")
+    return time
+
+
+def _gaps(database: duckdb.DuckDBPyConnection, path: Path, first: int) -> tuple[Gap, ...]:
+    starts = [(last, at) for last, at in _starts(path) if at > first]
+    if not starts:
+        return ()
+    times = sorted({at for _, at in starts})
+    ends = _last_ends(database, times, first)
+    gaps: list[Gap] = []
+    for last_event, at in starts:
+        # Answers may come after the last event; a clock may have been put back.
+        end = ends[bisect_right(times, at) - 1]
+        begin = max(last_event, end, gaps[-1].last if gaps else first)
+        gaps.append(Gap(min(begin, at), at) if not gaps or at > gaps[-1].last else gaps[-1])
+    longest = sorted(gaps, key=lambda gap: gap.first - gap.last)[:_MOST_GAPS]
+    return tuple(sorted(longest, key=lambda gap: gap.last))
+
+
+def _last_ends(database: duckdb.DuckDBPyConnection, times: Sequence[int], first: int) -> list[int]:
+    """When the last try had ended before each of these times, which ascend; else `first`."""
+    pieces = [(time, str(place)) for place, time in enumerate(times)]
+    last = dict(
+        database.execute(
+            f"SELECT {_halved([*pieces, (0, 'NULL')])} AS place, max(t) "  # noqa: S608 - numbers
+            "FROM (SELECT end_us AS t FROM tries) GROUP BY place"
+        ).fetchall()
+    )
+    return list(accumulate((last.get(place, first) for place in range(len(times))), max))
+
+
+def _starts(path: Path) -> list[tuple[int, int]]:
+    """Of each command but the first: the last event before it, and its start."""
+    starts = []
+    last: int | None = None
+    for at, event in read_events(path):
+        if event.get("event") == "started" and last is not None:
+            starts.append((last, at))
+        last = at
+    return starts
+
+
+def running_sql(time: RunningTime) -> str:
+    """`RunningTime.of` over `t`, which is found in its piece by halving."""
+    pieces = []
+    idle = 0
+    for gap in time.gaps:
+        pieces.append((gap.last, f"least(t, {gap.first}) - {time.first + idle}"))
+        idle += gap.last - gap.first
+    return _halved([*pieces, (0, f"t - {time.first + idle}")])
+
+
+def _halved(pieces: Sequence[tuple[int, str]]) -> str:
+    if len(pieces) == 1:
+        return pieces[0][1]
+    middle = len(pieces) // 2
+    before, after = _halved(pieces[:middle]), _halved(pieces[middle:])
+    return f"CASE WHEN t < {pieces[middle - 1][0]} THEN {before} ELSE {after} END"
+
+
+_MOST_MOMENTS = 120
+_MINUTE, _HOUR, _DAY = 60, 3_600, 86_400
+_WIDTHS_S = (
+    *(0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, _MINUTE, 2 * _MINUTE, 5 * _MINUTE, 10 * _MINUTE),
+    *(15 * _MINUTE, 30 * _MINUTE, _HOUR, 2 * _HOUR, 6 * _HOUR, 12 * _HOUR, _DAY, 7 * _DAY),
+)
+
+_ROWS = """
+    SELECT in_moment(running(epoch_us(finished_at))), count(*) FILTER (ok), count(*),
+           coalesce(sum(cost_usd), 0.0)
+    FROM responses WHERE finished_at IS NOT NULL GROUP BY 1
+"""
+_STARTS = """
+    SELECT in_moment(t), count(*), sum((in_moment(t) + 1) * ? - t)::DOUBLE
+    FROM (SELECT running({0}) AS t FROM tries) GROUP BY 1
+"""
+_ERRORS = """
+    SELECT in_moment(running(end_us)), error_kind, count(*)
+    FROM tries WHERE error_kind IS NOT NULL GROUP BY 1, 2
+"""
+
+
+class Moment(Struct, frozen=True):
+    """What happened within a stretch of `Timeline.width_s`."""
+
+    at_s: float  # its beginning, in running time
+    ok: int  # rows that ended so
+    not_ok: int
+    in_flight: float  # attempts under way, on average
+    cost_usd: float  # of the rows that ended up to here
+    errors: dict[str, int]  # `error_kind` to attempts that ended so
+
+
+class Pause(Struct, frozen=True):
+    """A time when all sending stood still."""
+
+    name: str  # cooldown, endpoint down
+    from_s: float
+    to_s: float
+
+
+class Timeline(Struct, frozen=True):
+    """Times are seconds of running time, from the first send."""
+
+    width_s: float
+    span_s: float
+    moments: tuple[Moment, ...]
+    pauses: tuple[Pause, ...]
+    resumed: tuple[float, ...]  # where a later command went on
+
+
+def read_timeline(
+    database: duckdb.DuckDBPyConnection, path: Path, time: RunningTime | None
+) -> Timeline | None:
+    """Null where nothing was sent. Asks the table `tries` and the view `responses`."""
+    if time is None:
+        return None
+    span = time.of(database.execute("SELECT max(end_us) FROM tries").fetchall()[0][0])
+    width_s = next((w for w in _WIDTHS_S if span / 1e6 / w < _MOST_MOMENTS), _WIDTHS_S[-1])
+    width = round(width_s * 1e6)
+    count = span // width + 1
+    database.execute(
+        f"CREATE OR REPLACE TEMP MACRO in_moment(t) AS least(t // {width}, {count - 1})"
+    )
+    pauses = (
+        Pause(name, time.of(begin) / 1e6, time.of(end) / 1e6) for name, begin, end in _spans(path)
+    )
+    resumed = tuple(time.of(gap.last) / 1e6 for gap in time.gaps)
+    return Timeline(
+        width_s,
+        span / 1e6,
+        _moments(database, width, count),
+        tuple(pause for pause in pauses if pause.to_s > pause.from_s),
+        resumed,
+    )
+
+
+def _moments(database: duckdb.DuckDBPyConnection, width: int, count: int) -> tuple[Moment, ...]:
+    rows = {at: rest for at, *rest in database.execute(_ROWS).fetchall()}
+    starts, ends = (
+        {at: rest for at, *rest in database.execute(_STARTS.format(name), [width]).fetchall()}
+        for name in ("start_us", "end_us")
+    )
+    errors: dict[int, dict[str, int]] = defaultdict(dict)
+    for at, kind, met in database.execute(_ERRORS).fetchall():
+        errors[at][kind] = met
+    moments = []
+    level, spent = 0, 0.0
+    for at in range(count):
+        begun, begun_us = starts.get(at, (0, 0.0))
+        ended, ended_us = ends.get(at, (0, 0.0))
+        ok, all_rows, cost = rows.get(at, (0, 0, 0.0))
+        spent += cost
+        in_flight = level + (begun_us - ended_us) / width
+        level += begun - ended
+        moments.append(
+            Moment(at * width / 1e6, ok, all_rows - ok, max(0.0, in_flight), spent, errors[at])
+        )
+    return tuple(moments)
+
+
+def _spans(path: Path) -> list[tuple[str, int, int]]:
+    """Pauses: name, from, to."""
+    spans: list[tuple[str, int, int]] = []
+    open_pause: tuple[str, int] | None = None
+    last: int | None = None
+    for at, event in read_events(path):
+        name = event.get("event")
+        if open_pause is not None and name != "tick":
+            spans.append((*open_pause, last if name == "started" and last is not None else at))
+            open_pause = None
+        if isinstance(name, str) and name in PAUSES:
+            open_pause = (name, at)
+        last = at
+    if open_pause is not None and last is not None:
+        spans.append((*open_pause, last))
+    return spans

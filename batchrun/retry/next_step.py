@@ -1,0 +1,256 @@
+"""What follows an attempt: one table by `ErrorKind`, and which answers are asked for again."""
+
+import re
+from collections.abc import Sequence
+from enum import Enum
+
+import msgspec
+from msgspec import Raw, Struct
+from msgspec.structs import replace
+
+from batchrun.errors import ErrorKind, StopCause
+from batchrun.job.sections import RetryJob
+from batchrun.records import Failure, Request, Response
+
+FIRST_WAIT_S = 0.5
+REFUSALS_IN_A_ROW = 20  # rows in a row whose key, model or path is refused stop the run
+
+
+class Cure(Enum):
+    """What may help against a kind of failure."""
+
+    WAIT = "again, and it never uses up a try"
+    AGAIN = "again, as often as max_attempts says"
+    ONCE_MORE = "one more try: each may be billed"
+    TWICE_MORE = "two more tries"
+    NONE = "the row fails"
+    MEND = "the run stops while nothing has succeeded, later the row fails"
+    PAY = "the run stops"
+
+
+CURES: dict[ErrorKind, Cure] = {
+    ErrorKind.QUOTA: Cure.PAY,
+    ErrorKind.UNAUTHORIZED: Cure.MEND,
+    ErrorKind.FORBIDDEN: Cure.MEND,
+    ErrorKind.NOT_FOUND: Cure.MEND,
+    ErrorKind.REDIRECT: Cure.MEND,
+    ErrorKind.RATE_LIMIT: Cure.WAIT,
+    ErrorKind.BUSY: Cure.AGAIN,
+    ErrorKind.GONE: Cure.WAIT,
+    ErrorKind.OVERLOADED: Cure.AGAIN,
+    ErrorKind.SERVER_ERROR: Cure.AGAIN,
+    ErrorKind.CONNECTION: Cure.AGAIN,
+    ErrorKind.CUT: Cure.AGAIN,
+    ErrorKind.FIREWALL: Cure.TWICE_MORE,
+    ErrorKind.UNREADABLE: Cure.TWICE_MORE,
+    ErrorKind.TIMEOUT: Cure.ONCE_MORE,
+    ErrorKind.GATEWAY_TIMEOUT: Cure.ONCE_MORE,
+    ErrorKind.OVER_LIMIT: Cure.NONE,
+    ErrorKind.TOO_LARGE: Cure.NONE,
+    ErrorKind.TOO_LONG: Cure.NONE,
+    ErrorKind.CONTENT_POLICY: Cure.NONE,
+    ErrorKind.BAD_REQUEST: Cure.NONE,
+    ErrorKind.CANCELLED: Cure.NONE,
+    ErrorKind.INVALID_ROW: Cure.NONE,
+}
+
+# A hint that comes with these holds up the whole scope, at the gate, and not the row alone.
+_COOLED = (ErrorKind.RATE_LIMIT, ErrorKind.OVERLOADED)
+
+_BELIEVED = 2  # hints in a row: after that a row's own backoff counts too
+SAME_ENDS = 3  # times that one error of a row may come back unchanged
+_DOWN = (
+    "",
+    "server_error",
+    "internal_server_error",
+    "internal_error",
+    "do_request_failed",
+    "bad_response_status_code",
+)
+# Some servers end each message with an id of its own.
+_ID = re.compile(r"(?i)\(request id:[^)]*\)|\breq_\w+")
+
+_MORE = {Cure.ONCE_MORE: 1, Cure.TWICE_MORE: 2}
+
+
+class Again(Struct, frozen=True):
+    """Try again after `wait_s` seconds."""
+
+    wait_s: float
+
+
+class GiveUp(Struct, frozen=True):
+    """The row ends without an answer."""
+
+    status: str  # the row's `status`: failed, or no_answer where another try might have helped
+    reason: str  # to be added to the message; empty where that says all
+
+
+class Halt(Struct, frozen=True):
+    """The run ends; the row stays unsettled."""
+
+    reason: str
+    cause: StopCause
+
+
+class ScopeHealth:
+    """Whether a scope ever answered, and how many rows in a row it has refused since."""
+
+    def __init__(self) -> None:
+        self.has_succeeded = False
+        self.refused_in_a_row = 0
+
+    def succeeded(self) -> None:
+        self.has_succeeded = True
+        self.refused_in_a_row = 0
+
+    def refused(self) -> None:
+        self.refused_in_a_row += 1
+
+
+def judge(
+    failures: Sequence[Failure],
+    *,
+    hint_s: float | None,
+    should_retry: bool | None,
+    elapsed_s: float,
+    settings: RetryJob,
+    give_up_after_s: float,
+    health: ScopeHealth,
+    jitter: float,
+    excused: Sequence[bool] | None = None,
+) -> Again | GiveUp | Halt:
+    """What follows the last of a row's `failures`; `jitter` is a random number from 0 to 1.
+
+    `excused` says which of them were an outage of the endpoint: they cost the row no try.
+    """
+    kind = failures[-1].kind
+    cure = CURES[kind]
+    kinds = [failure.kind for failure in failures]
+    if should_retry is True and cure is Cure.NONE:
+        cure = Cure.AGAIN
+    if cure is Cure.PAY:
+        return Halt(
+            "money or quota is used up; top up, then run the same command again", StopCause.QUOTA
+        )
+    if cure is Cure.MEND:
+        return _refused(kind, health)
+    if cure is Cure.NONE or should_retry is False:
+        return GiveUp("failed", "")
+    if _comes_back(failures):
+        return GiveUp("failed", f"the same {SAME_ENDS} times")
+    is_cooled = kind in _COOLED and hint_s is not None
+    if is_cooled and hint_s is not None and hint_s > give_up_after_s:
+        return Halt(
+            f"the server asks to wait {hint_s:.0f} s, longer than limits.give_up_after_s; "
+            "run the same command again then",
+            StopCause.ENDPOINT,
+        )
+    if excused is not None:
+        kinds = [other for other, is_excused in zip(kinds, excused, strict=True) if not is_excused]
+        if excused[-1]:
+            return Again(_wait_s(1, None, settings, jitter))
+    same = [other for other in kinds if CURES[other] is cure]
+    if len(same) > _MORE.get(cure, len(same)):
+        return GiveUp("no_answer", _advice(kind))
+    counted = sum(CURES[other] is not Cure.WAIT for other in kinds)
+    if cure is not Cure.WAIT and counted >= settings.max_attempts:
+        return GiveUp("no_answer", f"{counted} tries (retry.max_attempts)")
+    wait_s = _wait_s(len(same) if cure is Cure.WAIT else counted, hint_s, settings, jitter)
+    if is_cooled and len(same) <= _BELIEVED:
+        wait_s = 0.0  # the whole scope waits, at the gate
+    if elapsed_s + wait_s > settings.max_elapsed_s:
+        return GiveUp("no_answer", f"after {elapsed_s:.0f} s (retry.max_elapsed_s)")
+    return Again(wait_s)
+
+
+def _comes_back(failures: Sequence[Failure]) -> bool:
+    """An error of its own, come back unchanged: not the load, but the request is what it is about.
+
+    Errors without a code of their own are what servers say when they are down, and what comes with
+    502 and above is a gateway's word on what stands behind it.
+    """
+    last = failures[-1]
+    if (last.http_status or 0) > 500:
+        return False
+    code = (last.code or "").lower()
+    # A gateway's code that is nothing but a status says no more than the status.
+    if last.kind is not ErrorKind.SERVER_ERROR or code in _DOWN or code.isdigit():
+        return False
+    said = (last.code, _ID.sub("", last.message))
+    same = [other for other in failures if (other.code, _ID.sub("", other.message)) == said]
+    return len(same) >= SAME_ENDS
+
+
+def _refused(kind: ErrorKind, health: ScopeHealth) -> GiveUp | Halt:
+    if not health.has_succeeded:
+        return Halt(_MEND[kind], StopCause.KEY)
+    if health.refused_in_a_row + 1 >= REFUSALS_IN_A_ROW:
+        said = f"{REFUSALS_IN_A_ROW} rows in a row were refused; {_MEND[kind]}"
+        return Halt(said, StopCause.KEY)
+    return GiveUp("failed", "")
+
+
+_MEND = {
+    ErrorKind.UNAUTHORIZED: "the key is refused: check the environment variable that holds it",
+    ErrorKind.FORBIDDEN: "the key may not do this: check its rights, the model and the project",
+    ErrorKind.NOT_FOUND: "no such model or path: check --model and --base-url",
+    ErrorKind.REDIRECT: "the server sends elsewhere: check --base-url (https? /v1 at its end?)",
+}
+
+
+def _advice(kind: ErrorKind) -> str:
+    if CURES[kind] is Cure.ONCE_MORE:
+        return (
+            "not tried a third time, since each try may be billed; for long answers use stream or "
+            "background mode, or a longer --timeout"
+        )
+    return "tried three times"
+
+
+def _wait_s(nth: int, hint_s: float | None, settings: RetryJob, jitter: float) -> float:
+    """Seconds before the next try, after the `nth` failure of its kind."""
+    longest_s = min(FIRST_WAIT_S * 2.0 ** min(nth, 32), max(settings.max_wait_s, 0.0))
+    backoff_s = longest_s * (0.5 + 0.5 * jitter)
+    if hint_s is None:
+        return backoff_s
+    # A hint that was too short twice is not believed alone any more.
+    return hint_s if nth <= _BELIEVED else max(hint_s, backoff_s)
+
+
+MOST_RAISES = 2
+
+
+class Asks(Struct, frozen=True):
+    """How often a row was asked again, and why."""
+
+    for_length: int = 0
+    for_fit: int = 0
+
+
+def next_ask(
+    asked: Request, answer: Response, asks: Asks, settings: RetryJob
+) -> tuple[Request, Asks] | None:
+    """The request to send instead, or null where the answer stands.
+
+    A truncated answer is asked for with twice the limit, at most twice; one that does not fit its
+    schema is asked for as it was. The request keeps its identity: only its body is another.
+    """
+    if answer.truncated:
+        if settings.on_incomplete != "raise_limit" or asks.for_length >= MOST_RAISES:
+            return None
+        limit = asked.max_output_tokens or answer.usage.output_tokens
+        if not limit:
+            return None
+        raised = replace(asks, for_length=asks.for_length + 1)
+        return with_limit(asked, 2 * limit), raised
+    if answer.output_parsed_ok is False and asks.for_fit < settings.on_invalid_output:
+        return asked, replace(asks, for_fit=asks.for_fit + 1)
+    return None
+
+
+def with_limit(request: Request, limit: int) -> Request:
+    """The request with another `max_output_tokens`; it keeps its identity."""
+    fields = msgspec.json.decode(request.body, type=dict[str, Raw])
+    fields["max_output_tokens"] = Raw(str(limit).encode())
+    return replace(request, body=msgspec.json.encode(fields), max_output_tokens=limit)

@@ -1,0 +1,136 @@
+"""How a run ends: how it is asked to stop, and the one rule for how it ended.
+
+Causes are collected while the run goes on and judged once, at its end. The strongest one says what
+the run's state is, which exit code it has, and why; the order in which they came counts only among
+causes of one kind.
+
+    a disk that failed, a bug                    failed        1
+    quota, key, budget, endpoint, ...            stopped       3
+    signals                                      interrupted   128 + the signal's number
+    none, and rows that nobody asked for left    limited       0, or 4 where rows are not ok
+    none, and no row left                        finished      0, or 4 where rows are not ok
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable
+
+from msgspec import Struct
+
+from batchrun.errors import (
+    BatchrunError,
+    InputError,
+    Interrupted,
+    RunStopped,
+    StopCause,
+    StoreError,
+)
+
+_ASKED = 130  # the exit code of a run that its caller asked to stop, as of one that Ctrl-C did
+
+
+class StopSwitch:
+    """Asks a run to stop: the first time what is in flight lands, the second time it is dropped.
+
+    One switch serves one run. `ask` may be called from any thread, also before the run starts.
+    """
+
+    def __init__(self) -> None:
+        self.asked: list[Interrupted] = []
+        self._listener: Callable[[], None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def ask(self, message: str = "asked to stop", exit_code: int = _ASKED) -> None:
+        """`message` is the summary's, unless something stronger ends the run."""
+        self.asked.append(Interrupted(message, exit_code))
+        if self._listener is not None and self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._listener)
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """From now on `listener` is called, on the running loop, for each time it was asked."""
+        self._loop = asyncio.get_running_loop()
+        self._listener = listener
+        if self.asked:
+            listener()
+
+    @property
+    def is_sending(self) -> bool:
+        """Whether anything may be in flight."""
+        return self._listener is not None
+
+    def check(self, _rows: int = 0) -> None:
+        """Raises `Interrupted` once asked: for work that is not sending."""
+        if self.asked:
+            raise self.asked[0]
+
+
+_NOT_OK = 4
+_STOPPED = 3
+_FAILED = 1
+
+
+class End(Struct, frozen=True):
+    """How a run ended."""
+
+    state: str  # finished, limited, stopped, interrupted, failed
+    exit_code: int
+    cause: BaseException | None = None  # the strongest; null where nothing ended the run early
+    message: str | None = None
+
+
+def end_of(causes: Iterable[BaseException], *, remaining: int, not_asked: int, not_ok: int) -> End:
+    """How a run with these causes ended.
+
+    `remaining`: rows of the input without an outcome; `not_asked`: of them, those that this
+    command was not to send; `not_ok`: rows with an outcome that is not ok.
+    """
+    strongest = min(causes, key=_rank, default=None)
+    if strongest is None and remaining > not_asked:
+        missed = remaining - not_asked
+        rows = "1 row has" if missed == 1 else f"{missed:,} rows have"
+        strongest = BatchrunError(
+            f"{rows} no outcome though nothing stopped the run: a bug of batchrun. What has "
+            "arrived is stored, and the same command again sends the others; please report this"
+        )
+    match strongest:
+        case None:
+            state = "limited" if remaining else "finished"
+            return End(state, _NOT_OK if not_ok else 0)
+        case RunStopped() | InputError():  # the input changed: the run can go on later
+            return End("stopped", _STOPPED, strongest, str(strongest))
+        case Interrupted(exit_code=exit_code):
+            return End("interrupted", exit_code, strongest, str(strongest))
+        case BatchrunError():
+            return End("failed", _FAILED, strongest, str(strongest))
+    return End("failed", _FAILED, strongest, bug_in_words(strongest))
+
+
+def bug_in_words(error: BaseException) -> str:
+    """What a user is told of an error that nobody foresaw."""
+    return (
+        f"a bug of batchrun ended the run ({type(error).__name__}: {error}). What has arrived is "
+        "stored, and the same command again goes on; please report this"
+    )
+
+
+# The strongest first.
+_STOPS = (
+    StopCause.QUOTA,
+    StopCause.KEY,
+    StopCause.BUDGET,
+    StopCause.ENDPOINT,
+    StopCause.FAILURES,
+)
+
+
+def _rank(cause: BaseException) -> tuple[int, int]:
+    """The smaller, the stronger."""
+    match cause:
+        case StoreError():
+            return 0, 0
+        case RunStopped(cause=kind):
+            return 2, _STOPS.index(kind)
+        case InputError():
+            return 2, len(_STOPS)
+        case Interrupted(exit_code=exit_code):  # SIGTERM before SIGINT before SIGHUP
+            return 3, -exit_code
+    return 1, 0

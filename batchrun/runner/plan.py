@@ -1,0 +1,453 @@
+"""The run directory claimed, and the input read and checked once, before anything is sent.
+
+A problem in row 734,212 is a message after seconds, not after six hours.
+"""
+
+import contextlib
+import operator
+import os
+import platform
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from batchrun.errors import InputError, JobError
+from batchrun.formats.amounts import attempts_in_words, rows_in_words
+from batchrun.inputs.prompt_set import PromptSet, Source, find_source
+from batchrun.inputs.requests import HASH_RULE
+from batchrun.inputs.sources import check_input, keep_input
+from batchrun.inputs.survey import MOST_MODELS, OnBody, Survey
+from batchrun.job.price_sections import with_user_prices
+from batchrun.job.sections import STDIN, Job
+from batchrun.limits.budget import usd
+from batchrun.pricing.prices import Prices, check_prices
+from batchrun.records import NOTHING_SENT_AGAIN, Layout, Pilot, Request, Resend, RunRecord
+from batchrun.runner.resume import Resumed, tell_settled
+from batchrun.store.columns import layout_of
+from batchrun.store.reading import read_unknown_usd
+from batchrun.store.run_dir import SCHEMA_VERSION, RunDir
+from batchrun.version import VERSION
+
+
+def kept_input(
+    job: Job, run_dir: RunDir, check: Callable[[], None] | None = None
+) -> tuple[Source, str | None]:
+    """Standard input, kept in the run directory, and its hash. Raises what `check` raises."""
+    copy = run_dir.input_dir / "stdin.jsonl"
+    if run_dir.record is None:
+        return find_source(job.input, copy), keep_input(sys.stdin.buffer, copy, check)
+    if not sys.stdin.isatty():
+        check_input(sys.stdin.buffer, copy, run_dir.record.input_sha256, check)
+    return find_source(job.input, copy), run_dir.record.input_sha256
+
+
+def refuse_other_use(job: Job, run_dir: RunDir, *, simulate: bool) -> None:
+    """A run directory belongs to one source and one kind of endpoint. Raises `JobError`."""
+    record = run_dir.record
+    if record is None:
+        return
+    if record.simulated != simulate:
+        was, now = ("simulated", "real") if record.simulated else ("real", "simulated")
+        raise JobError(
+            f"{run_dir.path}: this run directory holds {was} answers, and the run asked for is "
+            f"{now}; choose another with -o"
+        )
+    if not _is_same_source(job, record, run_dir.path):
+        raise JobError(
+            f"{run_dir.path}: this run directory belongs to another source, {record.source} (as "
+            "seen from the directory); choose another with -o"
+        )
+    if record.hash_rule != HASH_RULE:
+        raise JobError(
+            f"{run_dir.path}: its requests were told apart by rule {record.hash_rule} of batchrun "
+            f"{record.batchrun}, and this version has rule {HASH_RULE}; go on with that one, or "
+            "choose another directory with -o"
+        )
+
+
+def _is_same_source(job: Job, record: RunRecord, run_path: Path) -> bool:
+    """Whether both were moved together, or the run directory alone."""
+    if record.source == source_name(job, run_path):
+        return True
+    return job.input.path != STDIN and record.source_path == as_utf8(
+        str(Path(job.input.path).resolve())
+    )
+
+
+def source_name(job: Job, run_path: Path) -> str:
+    """The source as seen from the run directory, so that both can be moved together."""
+    if job.input.path == STDIN:
+        return STDIN
+    try:
+        name = os.path.relpath(Path(job.input.path).resolve(), run_path.resolve())
+    except ValueError:  # another drive
+        name = str(Path(job.input.path).resolve())
+    return as_utf8(name)
+
+
+def as_utf8(path: str) -> str:
+    """A path may hold bytes that are no UTF-8, which no JSON can."""
+    return path.encode("utf-8", "replace").decode()
+
+
+def run_path(job: Job, *, simulate: bool = False) -> Path:
+    """The run directory. Raises `JobError` where the source gives no name that serves."""
+    path = job.output.path
+    if path is None:
+        if not job.name:
+            raise JobError("no run directory: standard input and globs have no name; give -o DIR")
+        path = f"runs/{job.name}-simulated" if simulate else f"runs/{job.name}"
+    if as_utf8(path) != path:
+        raise JobError("the run directory's name is not UTF-8, which Parquet needs; give -o DIR")
+    if "\0" in path:
+        raise JobError("output.path holds a NUL character, which no file name may; give -o DIR")
+    return Path(path)
+
+
+_SEED = 7_411
+
+
+def draw_pilot(
+    before: Pilot | None, rows: int, settled: Sequence[int], is_bad: Sequence[int]
+) -> Pilot:
+    """So many rows of those that can be sent and are not settled, or all of these.
+
+    `settled` and `is_bad` hold a mark for each row of the source, as far as it is asked for.
+    Rows that an earlier pilot over as many rows picked stay; more are picked besides.
+    """
+    of = len(settled)
+    kept = before.rows if before is not None and before.of == of else ()
+    missing = rows - len(kept)
+    if missing <= 0:
+        return Pilot(kept, of)
+    passed = set(kept)
+    free = [
+        row
+        for row, (is_settled, bad) in enumerate(zip(settled, is_bad, strict=True))
+        if not is_settled and not bad and row not in passed
+    ]
+    draw = random.Random(_SEED + len(kept))  # noqa: S311 - chance, not secrecy
+    return Pilot((*kept, *draw.sample(free, min(missing, len(free)))), of)
+
+
+_LARGE_BODY_BYTES = 64 * 1024  # bodies above this on average are not stored unless asked for
+_ANSWER_BYTES = 4 * 1024  # a guess at what an answer takes up, before any is known
+_SETTINGS = ("model", "temperature", "top_p", "max_output_tokens", "reasoning")
+
+
+class Plan(Struct, frozen=True):
+    """What a run will do."""
+
+    prompts: PromptSet
+    layout: Layout
+    rows: int  # in the source
+    resumed: Resumed  # what is settled, and what of it is sent again
+    pilot: Pilot | None  # rows that were picked to tell by what all will cost, now or earlier
+    to_settle: int  # rows that are not settled or sent again, `--limit` regarded
+    limited_to: str  # what this command is to settle at most, in words; empty: all rows
+    to_send: int  # of them, those that are not bad
+    bad_rows: int  # of the source; they become rows of status `invalid`
+    sent: tuple[str, ...]  # source columns
+    carried: tuple[str, ...]
+    first: Request | None  # that can be sent; of a dry run: that would be
+    warnings: tuple[str, ...]
+    store_request: bool
+    disk_bytes: int  # expected for what is still to be settled
+    free_bytes: int
+    unfinished_usd: float = 0.0  # spent on answers of rows that have no outcome yet
+
+    @property
+    def rows_in_all(self) -> int:
+        """Settled once this is carried out."""
+        return self.resumed.totals.rows - self.resumed.resent.rows + self.to_settle
+
+
+def dry_run(
+    job: Job,
+    *,
+    simulate: bool = False,
+    limit: int | None = None,
+    resend: Resend = NOTHING_SENT_AGAIN,
+    on_body: OnBody | None = None,
+    is_new: bool = False,
+) -> Plan:
+    """What a run would do; sends nothing and leaves nothing behind. Raises as `run_job`.
+
+    `is_new`: as if there were no run directory. `on_body`: see `PromptSet.survey`.
+    """
+    path = run_path(job, simulate=simulate).resolve()
+    with contextlib.ExitStack() as stack:
+        run_dir = None
+        if not is_new and (path / "run.json").exists():
+            run_dir = stack.enter_context(contextlib.closing(RunDir.open(path)))
+            refuse_other_use(job, run_dir, simulate=simulate)
+        if job.input.path != STDIN:
+            source = find_source(job.input)
+        elif run_dir is not None:
+            source, _ = kept_input(job, run_dir)
+        else:
+            copy = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "stdin.jsonl"
+            keep_input(sys.stdin.buffer, copy)
+            source = find_source(job.input, copy)
+        plan = make_plan(job, source, run_dir, path, limit=limit, resend=resend, on_body=on_body)
+        return msgspec.structs.replace(plan, first=_first_sent(plan, limit))
+
+
+def _first_sent(plan: Plan, limit: int | None) -> Request | None:
+    if not plan.to_send:
+        return None
+    rows = plan.prompts.requests(plan.layout, plan.resumed.settled, limit)
+    return next((row for row in rows if isinstance(row, Request)), None)
+
+
+def make_plan(
+    job: Job,
+    source: Source,
+    run_dir: RunDir | None,
+    path: Path,
+    *,
+    limit: int | None = None,
+    pilot: int = 0,
+    resend: Resend = NOTHING_SENT_AGAIN,
+    on_rows: Callable[[int], None] | None = None,
+    on_body: OnBody | None = None,
+    prices: Prices | None = None,
+) -> Plan:
+    """Reads everything once; `path` is where the run directory is or will be.
+
+    `pilot`: so many rows alone are sent, picked by chance and kept in mind.
+    `prices` (null: made here where a cap asks for them) know all models of the source afterwards.
+    Raises `JobError`, `InputError`, and what `on_rows` raises.
+    """
+    prompts = PromptSet(source, job.input, job.request)
+    record = run_dir.record if run_dir else None
+    cap_usd = job.limits.max_cost_usd
+    survey = prompts.survey(
+        record.layout if record else None,
+        on_rows,
+        mark_unbounded=cap_usd is not None,
+        on_body=on_body,
+    )
+    if survey.bad_rows and not job.input.skip_bad_rows:
+        raise InputError(_problems(survey))
+    if run_dir is not None and record is not None:
+        resumed = tell_settled(survey, run_dir, resend, limit)
+    else:
+        resumed = Resumed(bytearray(survey.rows), bytearray(survey.rows))
+    settled = resumed.settled
+    if cap_usd is not None:
+        _check_models(prices or known_prices(job), survey)
+    elif prices is not None:  # a look-up loads the list: better here than between two answers
+        for model in survey.models:
+            prices.find(model, None, time.time_ns() // 1000)
+    wanted = survey.rows if limit is None else min(limit, survey.rows)
+    picked = record.pilot if record else None
+    if pilot:
+        picked = draw_pilot(picked, pilot, settled[:wanted], survey.is_bad[:wanted])
+        settled = _all_but(picked.rows, settled)
+        resumed = msgspec.structs.replace(resumed, settled=settled)
+    to_settle = settled[:wanted].count(0)
+    bad = sum(map(operator.gt, survey.is_bad[:wanted], settled)) if survey.bad_rows else 0
+    marks = survey.is_unbounded
+    unbounded = sum(map(operator.gt, marks[:wanted], settled)) if marks else 0
+    store_request = _stores_request(job, survey, record.store_request if record else None)
+    row_bytes = survey.carried_bytes + (survey.body_bytes if store_request else 0)
+    return Plan(
+        prompts=prompts,
+        layout=survey.layout,
+        rows=survey.rows,
+        resumed=resumed,
+        pilot=picked,
+        to_settle=to_settle,
+        limited_to=_limited_to(limit, pilot, survey.rows),
+        to_send=to_settle - bad,
+        bad_rows=survey.bad_rows,
+        sent=survey.sent,
+        carried=survey.carried,
+        first=survey.first,
+        warnings=(
+            *(run_dir.warnings if run_dir else ()),
+            *survey.warnings,
+            *resumed.warnings,
+            *_unsent(survey),
+            *_past_the_cap(cap_usd, unbounded, to_settle - bad, resumed, record, path),
+        ),
+        store_request=store_request,
+        disk_bytes=to_settle * (row_bytes // survey.rows + _ANSWER_BYTES),
+        free_bytes=_free_bytes(path),
+        unfinished_usd=run_dir.unfinished_usd if run_dir is not None else 0.0,
+    )
+
+
+def _limited_to(limit: int | None, pilot: int, rows: int) -> str:
+    if pilot:
+        return f"pilot: {min(pilot, rows):,} of {rows_in_words(rows)}, drawn at random,"
+    if limit is not None and limit < rows:
+        return f"limit: first {limit:,} of {rows_in_words(rows)}"
+    return ""
+
+
+def _all_but(rows: Iterable[int], settled: bytearray) -> bytearray:
+    """Marks by which nothing but these rows is sent, as far as they are not settled."""
+    marks = bytearray(b"\1") * len(settled)
+    for row in rows:
+        marks[row] = settled[row]
+    return marks
+
+
+def known_prices(job: Job) -> Prices:
+    """The job's own prices, the user's and the price list. Raises `JobError`."""
+    given = with_user_prices(job.pricing, job.aliases)
+    return Prices(given.pricing, given.aliases)
+
+
+def _unsent(survey: Survey) -> list[str]:
+    """Columns that look like settings of the request and are not sent."""
+    names = [name for name in survey.carried if name in _SETTINGS and name not in survey.sent]
+    if not names:
+        return []
+    said = ", ".join(names)
+    return [f"{said}: carried, not sent; rows that set it themselves need it in [input] send"]
+
+
+def _check_models(prices: Prices, survey: Survey) -> None:
+    """Raises `JobError` where a cap on dollars cannot be kept."""
+    if len(survey.models) == MOST_MODELS:
+        raise JobError(
+            f"the rows ask for {MOST_MODELS:,} models or more, too many to keep a cap on dollars; "
+            "take limits.max_cost_usd (--max-cost) out, or split the source"
+        )
+    check_prices(prices, survey.models, time.time_ns() // 1000)
+
+
+def _past_the_cap(
+    cap_usd: float | None,
+    unbounded: int,
+    to_send: int,
+    resumed: Resumed,
+    record: RunRecord | None,
+    path: Path,
+) -> list[str]:
+    """How the dollars spent may pass the cap."""
+    if cap_usd is None:
+        return []
+    said = []
+    reserved = read_unknown_usd(path, record) if record is not None else 0.0
+    if unbounded:
+        said.append(
+            f"{rows_in_words(unbounded)} of {to_send:,} to send may cost more than is reserved for "
+            "them (no max_output_tokens, an input beyond text, hosted tools or stored context): "
+            f"the cap of {usd(cap_usd)} may be passed, by at most one answer for each request in "
+            "flight"
+        )
+    if resumed.totals.unknown_attempts:
+        attempts = attempts_in_words(resumed.totals.unknown_attempts)
+        counts = f"takes in {usd(reserved)} for them" if reserved else "leaves it out"
+        said.append(
+            f"what {attempts} of settled rows cost is not known; the cap of {usd(cap_usd)} {counts}"
+        )
+    if resumed.lost:
+        rows = rows_in_words(resumed.lost)
+        said.append(f"what {rows} cost that are not there any more is not in the cap either")
+    if record is not None and record.state == "running":
+        takes = (
+            f"takes in {usd(reserved)} for it, as it stood a second before at most"
+            if reserved
+            else "leaves it out"
+        )
+        said.append(
+            f"the last command was killed; what was in flight then may have been billed, and the "
+            f"cap of {usd(cap_usd)} {takes}"
+        )
+    return said
+
+
+def _free_bytes(path: Path) -> int:
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def _problems(survey: Survey) -> str:
+    is_all = survey.bad_rows == survey.rows  # then it is rarely the rows' fault
+    lines = []
+    for _, alike in groupby(survey.problems, lambda bad: bad.message if is_all else bad.row):
+        row, *others = alike
+        where = f"{row.source}:{row.line}" if row.line else f"{row.source}, row {row.row}"
+        lines.append(
+            f"  {where}{f' (and {len(others)} after it)' if others else ''}: {row.message}"
+        )
+    more = survey.bad_rows - len(survey.problems)
+    if more > 0:
+        lines.append(f"  and {more:,} more")
+    if is_all:
+        cure = "Mend the input or the options"
+    else:
+        cure = "Mend the input, or give --skip-bad-rows to keep them as rows of status invalid"
+    said = f"{rows_in_words(survey.bad_rows)} of {survey.rows:,} cannot be sent:"
+    return "\n".join([said, *lines, cure])
+
+
+def _stores_request(job: Job, survey: Survey, pinned: bool | None) -> bool:
+    if job.output.store_request is not None:
+        return job.output.store_request
+    if pinned is not None:
+        return pinned
+    return survey.body_bytes <= _LARGE_BODY_BYTES * survey.rows
+
+
+def make_record(
+    job: Job,
+    plan: Plan,
+    run_dir: RunDir,
+    simulate: bool,
+    command: str | None,
+    sha256: str | None,
+) -> RunRecord:
+    """What `run.json` says while the plan is carried out; never a secret."""
+    sections = msgspec.to_builtins(job)
+    sections["endpoint"]["headers"] = sorted(job.endpoint.headers)
+    now_at = time.time_ns() // 1000
+    schema_version = SCHEMA_VERSION if plan.to_settle else run_dir.writes_schema
+    return RunRecord(
+        schema_version=schema_version,
+        hash_rule=HASH_RULE,
+        batchrun=VERSION,
+        python=platform.python_version(),
+        state="running",
+        command=command,
+        simulated=simulate,
+        source=source_name(job, run_dir.path),
+        source_path=(
+            "" if job.input.path == STDIN else as_utf8(str(Path(job.input.path).resolve()))
+        ),
+        job=sections,
+        layout=layout_of(plan.layout, schema_version),
+        store_request=plan.store_request,
+        rows=plan.rows,
+        started_at=run_dir.record.started_at if run_dir.record else now_at,
+        updated_at=now_at,
+        input_sha256=sha256,
+        totals=plan.resumed.totals,
+        pilot=plan.pilot,
+        estimated=run_dir.record.estimated if run_dir.record else None,
+        gone=plan.resumed.gone,
+        parts=run_dir.parts(),
+        unknown_usd=read_unknown_usd(run_dir.path, run_dir.record) if run_dir.record else 0.0,
+        older_schema=_older_schema(run_dir.record, schema_version),
+    )
+
+
+def _older_schema(record: RunRecord | None, schema_version: int) -> int | None:
+    """The schema that parts may still have when `run.json` names `schema_version`."""
+    if record is None or record.schema_version == schema_version:
+        return record.older_schema if record is not None else None
+    return record.schema_version

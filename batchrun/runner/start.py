@@ -1,0 +1,140 @@
+"""A whole run on one page: claim the run directory, plan, send, end."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Iterator
+
+from msgspec.structs import replace
+
+from batchrun.errors import StoreError
+from batchrun.inputs.prompt_set import find_source
+from batchrun.job.sections import (
+    STDIN,
+    EndpointJob,
+    Job,
+    api_key,
+    header_values,
+    refuse_plain_http,
+    refuse_written_secrets,
+)
+from batchrun.progress.summary import Summary, Tally
+from batchrun.records import NOTHING_SENT_AGAIN, Resend
+from batchrun.runner.ending import StopSwitch
+from batchrun.runner.engine import Run, Watch
+from batchrun.runner.plan import (
+    kept_input,
+    known_prices,
+    make_plan,
+    make_record,
+    refuse_other_use,
+    run_path,
+)
+from batchrun.runner.resume import note_differences
+from batchrun.store.run_dir import RunDir
+from batchrun.transport.client import Client
+from batchrun.transport.connections import fit_in_flight
+from batchrun.version import VERSION
+
+
+def new_event_loop() -> asyncio.AbstractEventLoop:
+    """Uvloop where it runs: a quarter faster over a whole run."""
+    try:
+        import uvloop  # noqa: PLC0415 - it does not exist everywhere
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
+
+
+async def run_job(
+    job: Job,
+    *,
+    simulate: bool = False,
+    limit: int | None = None,
+    pilot: int = 0,
+    command: str | None = None,
+    stop: StopSwitch | None = None,
+    watch: Watch | None = None,
+    insecure_http: bool = False,
+    resend: Resend = NOTHING_SENT_AGAIN,
+) -> Summary:
+    """Runs or resumes; the summary's `exit_code` says how it ended: 0, 3, 4, or 128 + a signal.
+
+    `pilot`: so many rows alone, picked by chance; a later run without it goes on with the rest.
+    Raises `JobError` and `InputError` before anything is sent, `StoreError` where the disk fails.
+    """
+    stop, watch = stop or StopSwitch(), watch or Watch()
+    # First, since a wrong path is the first thing to hear of.
+    found = None if job.input.path == STDIN else find_source(job.input)
+    path = run_path(job, simulate=simulate)
+    refuse_written_secrets(job, command)
+    if not (simulate or insecure_http):
+        refuse_plain_http(job.endpoint)
+    key = None if simulate else api_key(job.endpoint)
+    headers = {} if simulate else header_values(job.endpoint)
+    with contextlib.ExitStack() as stack:
+        began_s = time.monotonic()
+
+        # Before anything is read: of two commands for one directory one alone goes on.
+        run_dir = stack.enter_context(_closing(RunDir.open(path)))
+        refuse_other_use(job, run_dir, simulate=simulate)
+        if found is None:
+            source, sha256 = await asyncio.to_thread(kept_input, job, run_dir, stop.check)
+        else:
+            source, sha256 = found, None
+        if resend.is_asked:  # what is sent again must stand in a part
+            await asyncio.to_thread(run_dir.finish)
+        prices = known_prices(job)
+        plan = await asyncio.to_thread(
+            make_plan,
+            job,
+            source,
+            run_dir,
+            path,
+            limit=limit,
+            pilot=pilot,
+            resend=resend,
+            on_rows=stop.check,
+            prices=prices,
+        )
+        stop.check()
+        most_in_flight, warning = fit_in_flight(job.limits, here=simulate)
+        if warning:
+            plan = replace(plan, warnings=(*plan.warnings, warning))
+        watch.plan(plan, path)
+        await asyncio.to_thread(note_differences, run_dir, plan.resumed)
+        record = make_record(job, plan, run_dir, simulate, command, sha256)
+        tally = Tally(record.totals, began_s, again=plan.resumed.resent.rows)
+        run = Run(job, run_dir, plan, record, tally, watch, stop, prices, most_in_flight)
+        if plan.to_settle:
+            async with contextlib.AsyncExitStack() as servers:
+                endpoint = job.endpoint
+                if simulate:
+                    endpoint = await servers.enter_async_context(_simulated(endpoint))
+                client = Client(endpoint, key, headers, VERSION, run.keeper.begin)
+                await servers.enter_async_context(client)
+                await run.send(client, limit)
+        return await run.end()
+
+
+@contextlib.contextmanager
+def _closing(run_dir: RunDir) -> Iterator[RunDir]:
+    """Closed at the end, whose own error says more than one of closing."""
+    try:
+        yield run_dir
+    except BaseException:
+        with contextlib.suppress(StoreError):
+            run_dir.close()
+        raise
+    run_dir.close()
+
+
+@contextlib.asynccontextmanager
+async def _simulated(endpoint: EndpointJob) -> AsyncIterator[EndpointJob]:
+    """The job's settings, but for a simulator that serves meanwhile."""
+    # aiohttp's server takes 40 ms to import.
+    from batchrun.simulator.behavior import Behavior  # noqa: PLC0415
+    from batchrun.simulator.server import serve  # noqa: PLC0415
+
+    async with serve(Behavior()) as base_url:
+        yield replace(endpoint, base_url=base_url, api_key_env="none", headers={}, query={})

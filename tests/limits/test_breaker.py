@@ -1,0 +1,204 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batchrun.errors import ErrorKind
+from batchrun.limits.pauses import (
+    FAILURES,
+    LEAST_S,
+    NEVER_ANSWERED_S,
+    PATIENCE_S,
+    SHARE,
+    Breaker,
+)
+from batchrun.limits.verdicts import Go, Stop, Wait
+from batchrun.records import Finish, Need, Scope, Slot
+
+NEED = Need(Scope("http://127.0.0.1/v1", "KEY", "m"))
+ANSWER = Finish()
+DOWN = Finish(ErrorKind.OVERLOADED, error="no server is ready")
+
+
+class Line:
+    """A breaker and a clock."""
+
+    def __init__(self, give_up_after_s: float = 1800.0, *, answered: bool = True) -> None:
+        self.recovered_s: list[float] = []
+        self.breaker = Breaker(give_up_after_s, self.recovered_s.append)
+        self.now_s = 1000.0
+        if answered:
+            self.ends(ANSWER)
+
+    def ends(self, finish: Finish, sent_s: float | None = None) -> None:
+        self.breaker.finished(
+            Slot(NEED, self.now_s if sent_s is None else sent_s), finish, self.now_s
+        )
+
+    def fails(self, count: int, over_s: float) -> None:
+        for _ in range(count):
+            self.ends(DOWN)
+            self.now_s += over_s / count
+
+    def may_go(self) -> bool:
+        return isinstance(self.breaker.verdict(NEED, self.now_s), Go)
+
+    def probe(self, finish: Finish, after_s: float = 0.01) -> None:
+        self.breaker.started(NEED, self.now_s)
+        sent_s = self.now_s
+        self.now_s += after_s
+        self.ends(finish, sent_s)
+
+
+def test_single_failures_between_answers_pause_nothing() -> None:
+    line = Line()
+    for _ in range(100):
+        line.fails(FAILURES - 1, 5.0)
+        line.ends(ANSWER)
+        assert line.may_go()
+    assert not line.recovered_s
+
+
+def test_a_burst_of_failures_within_a_moment_pauses_nothing() -> None:
+    line = Line()
+    line.fails(200, LEAST_S / 2)
+    assert line.may_go()
+
+
+def test_failures_of_the_row_are_none_of_the_endpoint() -> None:
+    line = Line()
+    for kind in (ErrorKind.BAD_REQUEST, ErrorKind.RATE_LIMIT, ErrorKind.CONTENT_POLICY):
+        for _ in range(50):
+            line.ends(Finish(kind))
+            line.now_s += 1
+    assert line.may_go()
+
+
+def test_an_outage_lets_one_probe_at_a_time_through_until_an_answer_comes() -> None:
+    line = Line()
+    line.fails(FAILURES, 1.0)
+    line.ends(DOWN)
+    assert line.breaker.is_open
+    assert not line.may_go()
+    verdict = line.breaker.verdict(NEED, line.now_s)
+    assert isinstance(verdict, Wait)
+    line.now_s = verdict.until_s
+    assert line.may_go()
+    line.breaker.started(NEED, line.now_s)
+    assert not line.may_go()  # one at a time
+    sent_s = line.now_s
+    line.now_s += 0.2
+    line.ends(DOWN, sent_s)
+    assert not line.may_go()
+    line.now_s += 60
+    line.probe(ANSWER)
+    assert line.may_go()
+    assert line.recovered_s == [line.now_s]
+
+
+def test_what_was_in_flight_before_the_outage_is_no_probe() -> None:
+    line = Line()
+    line.fails(FAILURES + 1, 1.0)
+    line.now_s += 1
+    line.breaker.started(NEED, line.now_s)
+    line.now_s += 0.1
+    line.ends(DOWN, sent_s=900.0)
+    assert not line.may_go()
+
+
+def test_a_probe_that_says_nothing_does_not_block_for_ever() -> None:
+    line = Line()
+    line.fails(FAILURES + 1, 1.0)
+    line.now_s += 1
+    line.breaker.started(NEED, line.now_s)
+    assert not line.may_go()
+    line.now_s += PATIENCE_S
+    assert line.may_go()
+
+
+@given(st.floats(0, 1500), st.floats(0.001, 5))
+def test_probes_come_at_most_a_twentieth_of_the_age_apart(age_s: float, probe_s: float) -> None:
+    line = Line()
+    line.fails(FAILURES + 1, 1.0)
+    began_s = 1000.0
+    line.now_s += age_s
+    line.probe(DOWN, probe_s)
+    verdict = line.breaker.verdict(NEED, line.now_s)
+    assert isinstance(verdict, Wait)
+    gap_s = verdict.until_s - line.now_s
+    assert gap_s <= max(LEAST_S, SHARE * (line.now_s - began_s)) + 1e-6
+    assert gap_s >= LEAST_S - 1e-6
+
+
+def test_an_outage_that_lasts_too_long_ends_the_run_with_words() -> None:
+    line = Line(give_up_after_s=100.0)
+    line.fails(FAILURES + 1, 1.0)
+    while line.now_s < 1100.0:
+        verdict = line.breaker.verdict(NEED, line.now_s)
+        if isinstance(verdict, Wait):
+            assert verdict.until_s <= 1100.0
+            line.now_s = verdict.until_s
+        else:
+            assert isinstance(verdict, Go)
+            line.probe(DOWN)
+    verdict = line.breaker.verdict(NEED, line.now_s)
+    assert isinstance(verdict, Stop)
+    assert "limits.give_up_after_s" in verdict.reason
+    assert "no server is ready" in verdict.reason
+
+
+def test_an_endpoint_that_never_answered_is_given_up_sooner() -> None:
+    line = Line(answered=False)
+    line.fails(FAILURES + 1, 1.0)
+    assert not line.may_go()
+    line.now_s = 1000.0 + NEVER_ANSWERED_S
+    verdict = line.breaker.verdict(NEED, line.now_s)
+    assert isinstance(verdict, Stop)
+    assert "--base-url" in verdict.reason
+
+
+def test_an_endpoint_that_hangs_from_the_start_is_the_rows_own_business() -> None:
+    line = Line(answered=False)
+    for _ in range(5 * FAILURES):
+        line.ends(Finish(ErrorKind.TIMEOUT, answered=False))
+        line.now_s += 1
+    assert line.may_go()
+
+
+def test_a_server_that_refuses_everything_for_too_long_ends_the_run() -> None:
+    line = Line(give_up_after_s=100.0)
+    refused = Finish(ErrorKind.RATE_LIMIT)
+    line.ends(refused)
+    line.now_s += 99
+    line.ends(refused)
+    assert line.may_go()
+    line.ends(ANSWER)
+    line.ends(refused)
+    line.now_s += 99
+    assert line.may_go()
+    line.now_s += 1
+    verdict = line.breaker.verdict(NEED, line.now_s)
+    assert isinstance(verdict, Stop)
+    assert "refused every request for 100 s" in verdict.reason
+
+
+def test_failures_of_an_outage_are_excused_and_others_are_not() -> None:
+    line = Line()
+    line.ends(DOWN)
+    line.ends(ANSWER)
+    single_s, line.now_s = line.now_s, line.now_s + 10
+    first_s = line.now_s
+    line.fails(FAILURES + 1, 1.0)
+    assert line.breaker.excuses(first_s)
+    assert line.breaker.excuses(line.now_s)
+    assert not line.breaker.excuses(single_s)
+    line.now_s += 30
+    line.probe(ANSWER)
+    assert line.breaker.excuses(first_s)
+    assert not line.breaker.excuses(line.now_s + 1)
+
+
+def test_what_batchrun_dropped_itself_says_nothing() -> None:
+    line = Line()
+    for _ in range(50):
+        line.ends(Finish(answered=False))
+        line.now_s += 1
+    assert line.may_go()

@@ -1,0 +1,120 @@
+import math
+
+import pytest
+
+from batchrun.errors import ErrorKind
+from batchrun.limits.inferred_rate import InferredRate
+from batchrun.limits.rate import AdvertisedRate, Spacing
+from batchrun.limits.rate_estimate import SentLog
+from batchrun.limits.verdicts import GO, Wait
+from batchrun.records import AdvertisedLimit, Finish, Need, Scope, Slot
+
+NEED = Need(Scope("http://127.0.0.1/v1", "KEY", "m"))
+REFUSED = Finish(ErrorKind.RATE_LIMIT)
+LAG_S = 0.05
+
+
+def play(limit: InferredRate, from_s: float, until_s: float, rate: float) -> tuple[int, int]:
+    """Let in and refused by a server that takes `rate` a second and holds a tenth of that."""
+    now_s, level, at_s = from_s, 0.1 * rate, from_s
+    let_in = refused = 0
+    back: list[float] = []
+    while now_s < until_s:
+        while back and back[0] + LAG_S <= now_s:
+            sent_s = back.pop(0)
+            limit.finished(Slot(NEED, sent_s), REFUSED, sent_s + LAG_S)
+        verdict = limit.verdict(NEED, now_s)
+        if verdict is not GO:
+            assert isinstance(verdict, Wait)
+            assert now_s < verdict.until_s < math.inf
+            now_s = min(verdict.until_s, back[0] + LAG_S if back else math.inf)
+            continue
+        limit.started(NEED, now_s)
+        level, at_s = min(0.1 * rate, level + (now_s - at_s) * rate), now_s
+        if level >= 1:
+            level, let_in = level - 1, let_in + 1
+        else:
+            back.append(now_s)
+            refused += 1
+    return let_in, refused
+
+
+@pytest.mark.parametrize("rate", [30.0, 200.0, 2000.0])
+def test_a_rate_is_found_kept_and_found_again(rate: float) -> None:
+    limit = InferredRate()
+    play(limit, 0.0, 10.0, rate)
+    for from_s, level in ((10.0, rate), (70.0, rate / 2), (130.0, rate)):
+        play(limit, from_s, from_s + 30, level)
+        let_in, refused = play(limit, from_s + 30, from_s + 60, level)
+        assert let_in >= 0.95 * 30 * level
+        assert refused <= 0.02 * let_in
+
+
+def test_where_nothing_is_refused_it_is_no_bottleneck_after_seconds() -> None:
+    limit = InferredRate()
+    play(limit, 0.0, 3.0, 1e9)
+    assert limit.rate > 50_000
+    assert limit.status(3.0).most is None
+
+
+def test_it_does_not_grow_where_it_is_not_used() -> None:
+    limit = InferredRate()
+    for second in range(100):
+        limit.started(NEED, float(second))
+    assert limit.rate < 100
+
+
+def test_other_errors_do_not_lower_it() -> None:
+    limit = InferredRate()
+    play(limit, 0.0, 1.0, 1e9)
+    before = limit.rate
+    for number in range(20):
+        limit.started(NEED, 1.0)
+        limit.finished(Slot(NEED, 1.0), Finish(ErrorKind.OVERLOADED), 1.1 + number)
+    assert limit.rate >= before
+
+
+def test_what_the_server_tells_comes_first() -> None:
+    told = AdvertisedRate("requests")
+    limit = InferredRate(told)
+    header = AdvertisedLimit("x-ratelimit-limit-requests", "requests", 6000.0)
+    slot = Slot(NEED, 0.0)
+    told.finished(slot, Finish(told=(header,)), 0.1)
+    limit.finished(slot, Finish(told=(header,)), 0.1)
+    assert limit.rate > 100.0
+    for number in range(20):
+        limit.finished(Slot(NEED, 0.2 + number), REFUSED, 0.3 + number)
+    assert limit.rate > 100.0
+
+
+def test_time_in_which_nobody_comes_is_not_saved_up() -> None:
+    spacing = Spacing(10.0)
+    spacing.start(1, 100.0)
+    spacing.start(1, 200.0)
+    assert 200.0 < spacing.next_s <= 200.1
+
+
+def test_what_was_given_back_is_not_lost() -> None:
+    spacing = Spacing(10.0)
+    spacing.next_s = 100.0
+    spacing.start(50, 100.0)
+    spacing.give_back(40)
+    spacing.start(1, 103.0)
+    assert spacing.next_s == pytest.approx(101.1)
+
+
+def test_a_debt_is_paid_at_the_new_rate() -> None:
+    spacing = Spacing(1.0)
+    spacing.next_s = 110.0
+    spacing.change(10.0, 100.0)
+    assert spacing.next_s == pytest.approx(101.0)
+
+
+def test_the_log_knows_what_was_sent_and_refused_later() -> None:
+    log = SentLog()
+    for number in range(100):
+        log.add(number * 0.1)
+    log.refuse(9.5)
+    log.refuse(2.0)
+    assert log.until(5.05) == (51, 1)
+    assert (log.sent, log.refused) == (100, 2)

@@ -1,0 +1,115 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from batchrun.errors import ErrorKind
+from batchrun.progress.status import higher_cap_usd, next_command
+from batchrun.progress.summary import Tally
+from batchrun.records import Attempt, Failure, Outcome, Request, Totals
+
+RUN = Path("runs/a b")
+COMMAND = "batchrun run prompts.jsonl --prompt '{{ question }}'"
+
+
+def test_after_some_failed_rows_the_same_command_sends_them_again() -> None:
+    for status in ("failed", "no_answer", "cancelled"):
+        said = next_command(COMMAND, RUN, 4, {status: 1}, "q1")
+        assert said == f"{COMMAND} --retry-failed"
+
+
+def test_the_option_is_named_once_and_without_kinds() -> None:
+    said = next_command(f"{COMMAND} --retry-failed=timeout --json", RUN, 4, {"failed": 1}, "q1")
+    assert said == f"{COMMAND} --json --retry-failed"
+    said = next_command("batchrun run -- prompts.jsonl", RUN, 4, {"failed": 1}, "q1")
+    assert said == "batchrun run --retry-failed -- prompts.jsonl"
+
+
+def test_where_it_would_send_nothing_a_row_is_shown() -> None:
+    statuses = {"completed": 3, "incomplete": 1, "invalid": 1, "failed": 0}
+    assert next_command(COMMAND, RUN, 4, statuses, "q 1") == "batchrun show 'runs/a b' 'q 1'"
+    assert next_command(None, RUN, 4, {"failed": 1}, None) == "batchrun show 'runs/a b' ID"
+
+
+def test_after_other_ends_the_same_command_goes_on() -> None:
+    statuses = {"completed": 2, "failed": 1}
+    assert next_command(COMMAND, RUN, 3, statuses, None) == COMMAND
+    assert next_command(COMMAND, RUN, 0, {}, None) is None
+
+
+def test_where_nothing_but_failures_came_of_it_they_are_sent_again() -> None:
+    statuses = {"completed": 0, "failed": 20}
+    assert next_command(COMMAND, RUN, 3, statuses, None) == f"{COMMAND} --retry-failed"
+    capped = next_command(COMMAND, RUN, 3, statuses, None, cap_usd=2.0)
+    assert capped == f"{COMMAND} --max-cost 2"
+
+
+@pytest.mark.parametrize("said", ["", " --max-cost 0.5", " --max-cost=0.5"])
+def test_after_the_budget_a_higher_cap_goes_on(said: str) -> None:
+    found = next_command(f"{COMMAND}{said} --json", RUN, 3, {}, None, cap_usd=1.3)
+    assert found == f"{COMMAND} --json --max-cost 1.3"
+    found = next_command("batchrun run --max-cost 1 -- a", RUN, 3, {}, None, cap_usd=0.00012)
+    assert found == "batchrun run --max-cost 0.00012 -- a"
+
+
+def test_after_the_first_rows_the_command_without_a_limit_goes_on() -> None:
+    for said in (" --limit 5", " --limit=5"):
+        assert next_command(COMMAND + said, RUN, 0, {}, None, left=3) == COMMAND
+    assert next_command(f"{COMMAND} --limit 5", RUN, 0, {}, None, left=0) is None
+    failed = {"failed": 1}
+    assert next_command(f"{COMMAND} --limit 5", RUN, 4, failed, "q1", left=3) == COMMAND
+    # Without rows left, those that failed may stand beyond the limit.
+    again = f"{COMMAND} --retry-failed"
+    assert next_command(f"{COMMAND} --limit 5", RUN, 4, failed, "q1") == again
+
+
+def test_after_a_pilot_the_run_goes_on() -> None:
+    estimate = COMMAND.replace("batchrun run", "batchrun estimate") + " --pilot 5 --limit 9"
+    assert next_command(estimate, RUN, 0, {}, None, left=3) == f"{COMMAND} --limit 9"
+    assert next_command(estimate, RUN, 4, {"failed": 1}, "q", left=3) == f"{COMMAND} --limit 9"
+    assert next_command(estimate, RUN, 4, {"failed": 1}, "q") == f"{COMMAND} --retry-failed"
+
+
+@given(
+    spent=st.floats(0, 1e6),
+    left=st.integers(1, 10**7),
+    mean=st.none() | st.floats(0, 10),
+    reserved=st.floats(1e-9, 10),
+)
+def test_a_higher_cap_has_room_for_the_rest_and_for_one_reservation(
+    spent: float, left: int, mean: float | None, reserved: float
+) -> None:
+    cost = None if mean is None else left * mean
+    cap = higher_cap_usd(spent, left, cost, reserved)
+    least = spent + reserved + (cost or 0.0)
+    assert cap >= least * (1 - 1e-9)
+    assert cap <= 1.11 * (spent + (left * reserved if cost is None else cost + reserved)) + 1e-11
+
+
+def test_a_row_sent_again_is_counted_once_and_left_until_it_is_settled() -> None:
+    request = Request(0, "a", "s", b"{}", "0" * 16, None, None, ())
+    failure = Failure(ErrorKind.TIMEOUT, "late", status="no_answer")
+    attempt = Attempt(0, 1.0, "first", cost_usd=0.5)
+    first = Outcome(request, failure, (attempt,), "e", "plain", cost_usd=0.5)
+    one = Totals(
+        rows=1,
+        statuses={"no_answer": 1},
+        error_kinds={"timeout": 1},
+        attempts=1,
+        attempt_kinds={"first": 1},
+        cost_usd=0.5,
+    )
+    tally = Tally(replace(one, rows=2, ok=1), 0.0, again=1)
+    assert (tally.left(2), tally.left(3)) == (1, 2)
+    summary = tally.summary(run="r", state="running", rows=2, now_s=1.0)
+    assert (summary.settled, summary.left, summary.again) == (1, 1, 1)
+    more = replace(first, attempts=(attempt, attempt), cost_usd=1.0, replaces=True)
+    tally.take_out(one)
+    tally.count((more,))
+    assert tally.totals() == replace(
+        one, rows=2, ok=1, attempts=2, attempt_kinds={"first": 2}, cost_usd=1.0
+    )
+    summary = tally.summary(run="r", state="running", rows=2, now_s=1.0)
+    assert (summary.settled, summary.left, summary.again) == (2, 0, 0)

@@ -1,0 +1,497 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+import pytest
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from batchrun.cli.cost import cost
+from batchrun.errors import ErrorKind, JobError
+from batchrun.pricing.prices import Prices, tier_of
+from batchrun.records import (
+    Attempt,
+    Failure,
+    Layout,
+    Outcome,
+    Request,
+    Response,
+    ToolCall,
+    Totals,
+    Usage,
+)
+from batchrun.reports import usage_sums
+from batchrun.reports.cost import Line, RunCost, read_costs
+from batchrun.reports.cost_tables import render_costs
+from batchrun.store.run_dir import RunDir
+from tests.runs import column, run_record
+
+AT = 1_795_000_000_000_000  # in November 2026
+
+
+SPLIT = Layout(None, (column("split", pa.string()), column("hard", pa.bool_())))
+
+
+def answered(
+    row: int,
+    usage: Usage,
+    *,
+    model: str | None = "gpt-4.1",
+    asked: str | None = "gpt-4.1",
+    tier: str | None = "default",
+    via: str = "plain",
+    carried: tuple[Any, ...] = ("train", True),
+    before: tuple[Attempt, ...] = (),
+    kind: str = "first",
+    calls: tuple[ToolCall, ...] = (),
+    named: bool = True,
+    **changes: Any,
+) -> Outcome:
+    response = Response(
+        id=f"resp_{row}" if named else None,
+        status="completed",
+        model=model,
+        service_tier=tier,
+        output="[]",
+        output_text="",
+        refusal=None,
+        reasoning_summary=None,
+        citations=(),
+        tool_calls=calls,
+        usage=usage,
+        usage_json="{}",
+        truncated=False,
+        incomplete_reason=None,
+    )
+    attempt = Attempt(
+        AT + row,
+        1.0,
+        kind,
+        200,
+        response_id=response.id,
+        input_tokens=usage.input_tokens,
+        cached_tokens=usage.cached_tokens,
+        output_tokens=usage.output_tokens,
+    )
+    request = Request(row, str(row), "a.jsonl", b"{}", f"{row:016x}", asked, None, carried)
+    result = msgspec.structs.replace(response, **changes)
+    return Outcome(request, result, (*before, attempt), "http://x", via)
+
+
+def failed(row: int, *attempts: Attempt, status: str = "failed") -> Outcome:
+    request = Request(row, str(row), "a.jsonl", b"{}", f"{row:016x}", "gpt-4.1", None, ())
+    failure = Failure(ErrorKind.TIMEOUT, "no", None, None, status)
+    return Outcome(request, failure, attempts, "http://x", "plain")
+
+
+def kept(
+    path: Path, *outcomes: Outcome, layout: Layout = SPLIT, part_rows: int = 4, **changes: Any
+) -> Path:
+    """A run directory of these outcomes, the last of them in the journal."""
+    run_dir = RunDir.open(path)
+    changes = {"state": "finished", "rows": len(outcomes), "started_at": AT, **changes}
+    run_dir.save(run_record(layout, **changes))
+    run_dir.start(part_rows=part_rows, part_bytes=1 << 26)
+    for outcome in outcomes:
+        run_dir.keep(outcome)
+    run_dir.close(seal=False)
+    return path
+
+
+def read(path: Path, **asked: Any) -> RunCost:
+    (run,) = read_costs([path], **asked).runs
+    return run
+
+
+def costs(lines: tuple[Line, ...]) -> dict[str | None, float | None]:
+    return {line.name: line.cost_usd for line in lines}
+
+
+REFUSED = Attempt(AT, 1.0, "first", 429, ErrorKind.RATE_LIMIT, cost_usd=0.0)
+LOST = Attempt(AT, 1.0, "first", None, ErrorKind.TIMEOUT)
+SPENT = Attempt(AT, 1.0, "first", 200, input_tokens=500_000, output_tokens=0, response_id="old")
+MILLION = Usage(1_000_000, output_tokens=1_000_000)  # $10 of gpt-4.1
+
+
+def test_each_attempt_is_paid_by_its_kind(tmp_path: Path) -> None:
+    run = read(
+        kept(
+            tmp_path / "run",
+            answered(0, MILLION),
+            answered(1, MILLION, before=(REFUSED,), kind="retry"),
+            answered(2, MILLION, before=(SPENT,), kind="reask"),
+            failed(3, LOST, status="no_answer"),
+            failed(4, REFUSED),
+            failed(5, status="invalid"),
+        )
+    )
+    assert costs(run.by["attempt"]) == {"first": 11.0, "retry": 10.0, "reask": 10.0}
+    assert costs(run.by["status"]) == {
+        "completed": 31.0,
+        "no_answer": None,
+        "failed": 0.0,
+        "invalid": 0.0,
+    }
+    assert (run.total.rows, run.total.attempts, run.total.unknown) == (6, 7, 1)
+    assert run.total.cost_usd == 31.0
+    assert [line.rows for line in run.by["status"]] == [3, 1, 1, 1]
+    assert "1 try ended without a count of tokens" in run.notes[0]
+
+
+def test_what_only_rows_say_is_that_of_the_answer_that_counted(tmp_path: Path) -> None:
+    usage = Usage(1_000_000, 250_000, 500_000, 0)
+    lost = Attempt(AT, 1.0, "first", 200, input_tokens=1_000_000, output_tokens=0)
+    own: dict[str, Any] = {"model": "gpt-5.6-sol", "asked": "gpt-5.6-sol"}
+    run = read(
+        kept(
+            tmp_path / "run",
+            answered(0, usage, before=(lost,), kind="reask", **own),
+            answered(1, usage, before=(lost,), kind="reask", named=False, **own),
+        )
+    )
+    price = Prices({}).find("gpt-5.6-sol", None, AT)
+    assert price is not None
+    alone, before = price.cost(usage), price.cost(Usage(1_000_000, output_tokens=0))
+    assert alone is not None
+    assert before is not None
+    assert run.total.cache_write_tokens == 1_000_000
+    assert costs(run.by["attempt"]) == {
+        "first": pytest.approx(2 * before),
+        "reask": pytest.approx(2 * alone),
+    }
+
+
+def test_any_carried_column_tells_lines_apart(tmp_path: Path) -> None:
+    path = kept(
+        tmp_path / "run",
+        answered(0, MILLION, carried=("train", True)),
+        answered(1, MILLION, carried=("test", False)),
+        answered(2, MILLION, carried=(None, True)),
+        answered(3, MILLION, carried=("train", None)),
+        answered(4, MILLION, carried=("train", True)),
+    )
+    assert costs(read(path, by="split").by["split"]) == {"train": 30.0, "test": 10.0, None: 10.0}
+    assert costs(read(path, by="hard").by["hard"]) == {"true": 30.0, "false": 10.0, None: 10.0}
+    assert costs(read(path, by="row").by["row"])["4"] == 10.0
+    assert costs(read(path, by="via").by["via"]) == {"plain": 50.0}
+    assert costs(read(path, by="status").by["status (column)"]) == {"completed": 50.0}
+
+
+def test_a_column_that_cannot_tell_lines_apart_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = kept(tmp_path / "run", *(answered(row, MILLION) for row in range(3)))
+    with pytest.raises(JobError, match="no column splt; carried columns are: split, hard"):
+        read(path, by="splt")
+    with pytest.raises(JobError, match="attempts holds list"):
+        read(path, by="attempts")
+    monkeypatch.setattr(usage_sums, "MOST_VALUES", 2)
+    with pytest.raises(JobError, match="custom_id has more than 2 different values"):
+        read(path, by="custom_id")
+
+
+def test_counts_that_cannot_be_do_not_spoil_the_sums(tmp_path: Path) -> None:
+    absurd = Usage(2**63 - 1, 2**63 - 1, 2**63 - 1, 2**63 - 1)
+    below = Usage(-5, -7, -1, -9)
+    run = read(kept(tmp_path / "run", *(answered(row, absurd) for row in range(9))))
+    assert run.total.cost_usd is not None
+    assert run.total.cost_usd > 1e6
+    assert run.total.output_tokens == 9 * 2**40
+    mended = read(kept(tmp_path / "other", answered(0, MILLION), answered(1, below)))
+    assert mended.total.cost_usd == 10.0
+
+
+def test_a_column_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    layout = Layout(None, (column("raw", pa.binary()),))
+    path = kept(tmp_path / "run", answered(0, MILLION, carried=(b"\xff",)), layout=layout)
+    with pytest.raises(JobError, match="raw holds binary, which is no text"):
+        read(path, by="raw")
+
+
+def test_tiers_are_those_of_the_answers_and_a_batch_is_one(tmp_path: Path) -> None:
+    o3: dict[str, Any] = {"model": "o3", "asked": "o3"}
+    run = read(
+        kept(
+            tmp_path / "run",
+            answered(0, MILLION, **o3),
+            answered(1, MILLION, tier="flex", **o3),
+            answered(2, MILLION, tier=None, **o3),
+            answered(3, MILLION, tier="default", via="batch", **o3),
+            answered(4, MILLION, tier="scale", **o3),
+        )
+    )
+    assert costs(run.by["tier"]) == {"standard": 20.0, "flex": 5.0, "batch": 5.0, "scale": 10.0}
+    assert run.notes == ("there is no scale price for o3: its standard one is taken",)
+
+
+def test_the_same_tokens_at_other_prices(tmp_path: Path) -> None:
+    path = kept(
+        tmp_path / "run",
+        answered(0, MILLION),
+        answered(1, MILLION, model="house-model", asked="house-model"),
+        failed(2, LOST),
+    )
+    found = read_costs([path], models=["o3", "gpt-4.1-mini", "o3"], tier="batch")
+    assert found.what_if == ("at batch", "o3 at batch", "gpt-4.1-mini at batch")
+    (run,) = found.runs
+    assert run.total.what_if_usd == pytest.approx((5.0, 10.0, 2.0))
+    assert found.caveat is not None
+    assert "Another model counts the same text in other tokens" in found.caveat
+    by_model = {line.name: line.what_if_usd for line in run.by["model"]}
+    assert by_model["house-model"] == (None, 5.0, 1.0)
+    assert read(path, models=["o3"]).total.what_if_usd == (20.0,)
+    assert read(path, tier="standard").total.what_if_usd == (10.0,)
+    assert read_costs([path]).caveat is None
+
+
+def test_what_to_compare_with_must_be_known(tmp_path: Path) -> None:
+    path = kept(tmp_path / "run", answered(0, MILLION))
+    with pytest.raises(JobError, match=r"no price is known for gpt-9; give \[pricing.\"gpt-9\"\]"):
+        read(path, models=["gpt-9"])
+    with pytest.raises(JobError, match="no tier bulk; known are standard, batch"):
+        read(path, tier="bulk")
+    with pytest.raises(JobError, match="no run directory"):
+        read(tmp_path)
+
+
+def test_long_inputs_and_prices_of_their_time_are_told_apart(tmp_path: Path) -> None:
+    night = AT - AT % 86_400_000_000
+    outcomes = []
+    expected = 0.0
+    for row in range(12):
+        model = ("gpt-5.4", "gemini-2.5-pro", "deepseek-chat")[row % 3]
+        usage = Usage((1_000, 199_999, 272_001, 300_000)[row % 4], 500, None, 1_000)
+        outcome = answered(row, usage, model=model, asked=None)
+        at = night + row * 7_200_000_000
+        attempt = msgspec.structs.replace(outcome.attempts[0], started_at=at)
+        outcomes.append(msgspec.structs.replace(outcome, attempts=(attempt,)))
+        price = Prices({}).find(None, model, at)
+        assert price is not None
+        expected += price.cost(usage) or 0.0
+    assert read(kept(tmp_path / "run", *outcomes)).total.cost_usd == pytest.approx(expected)
+
+
+def test_prices_given_later_price_what_was_run_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    path = kept(tmp_path / "run", answered(0, MILLION, model="house", asked="house"))
+    assert read(path).total.cost_usd is None
+    (tmp_path / "batchrun").mkdir()
+    file = tmp_path / "batchrun" / "prices.toml"
+    file.write_text('[aliases]\nhouse = "gpt-4.1"\n')
+    assert read(path).total.cost_usd == 10.0
+    assert read(path).by["model"][0].priced_as == ("gpt-4.1",)
+    file.write_text('[pricing."house"]\ninput = 1\noutput = 1\n')
+    assert read(path).total.cost_usd == 2.0
+    # What the run itself was asked for with comes first.
+    job = {"pricing": {"house": {"input": 3.0, "output": 3.0}}, "aliases": {}}
+    with_own = kept(tmp_path / "own", answered(0, MILLION, model="house", asked="house"), job=job)
+    assert read(with_own).total.cost_usd == 6.0
+
+
+def test_searches_are_paid_in_parts_and_in_the_journal(tmp_path: Path) -> None:
+    def call(position: int, kind: str, item: str) -> ToolCall:
+        return ToolCall(position, kind, None, None, None, None, "completed", item)
+
+    calls = (
+        call(0, "web_search_call", '{"action":{"type":"search"}}'),
+        call(1, "web_search_call", '{"action":{"type":"open_page"}}'),
+        call(2, "file_search_call", "{}"),
+        call(3, "function_call", "{}"),
+    )
+    outcomes = [answered(row, MILLION, calls=calls) for row in range(6)]
+    outcomes += [answered(9, MILLION, calls=calls, usage_json='{"tool_usage":{"web_search":{}}}')]
+    told = '{"tool_usage":{"web_search":{"num_requests":5}}}'
+    outcomes += [answered(10, MILLION, calls=calls, usage_json=told)]
+    run = read(kept(tmp_path / "run", *outcomes), models=["gpt-4.1-nano"])
+    assert (run.total.web_searches, run.total.file_searches) == (12, 8)
+    assert run.total.cost_usd == pytest.approx(80 + 12 * 0.01 + 8 * 0.0025)
+    own = {"pricing": {"gpt-4.1": {"input": 1.0, "output": 1.0}}}
+    unpaid = read(kept(tmp_path / "own", *outcomes, job=own))
+    assert unpaid.total.cost_usd == pytest.approx(16.0)
+    said = "there is no price for the searches that {} made: they are not in the sum"
+    assert unpaid.notes == (said.format("gpt-4.1"),)
+    assert run.notes == (said.format("gpt-4.1-nano"),)
+
+
+def test_rows_sent_again_and_rows_that_left_the_input_count_with_all_they_cost(
+    tmp_path: Path,
+) -> None:
+    path = kept(tmp_path / "run", failed(0, LOST), answered(1, MILLION))
+    run_dir = RunDir.open(path)
+    run_dir.finish()
+    record = run_dir.record
+    assert record is not None
+    run_dir.save(msgspec.structs.replace(record, gone=Totals(rows=1)))
+    run_dir.start(part_rows=4, part_bytes=1 << 26, replaces=True)
+    again = answered(0, MILLION, before=(LOST,), kind="retry")
+    run_dir.keep(msgspec.structs.replace(again, replaces=True))
+    live = read(path)
+    run_dir.close(seal=True)
+    for run in (live, read(path)):
+        assert (run.total.rows, run.total.attempts) == (2, 3)
+        assert costs(run.by["attempt"]) == {"first": 10.0, "retry": 10.0}
+        assert any("1 row that left the input" in note for note in run.notes)
+
+
+@pytest.mark.parametrize(
+    ("state", "note"), [("running", "its last command was killed"), ("finished", None)]
+)
+def test_a_run_that_was_killed_says_so(tmp_path: Path, state: str, note: str | None) -> None:
+    run = read(kept(tmp_path / "run", answered(0, MILLION), state=state))
+    assert run.state == ("killed" if note else state)
+    assert bool(run.notes) == bool(note)
+    assert run.total.cost_usd == 10.0
+
+
+def test_a_run_that_goes_on_is_read_as_far_as_it_is(tmp_path: Path) -> None:
+    path = kept(tmp_path / "run", answered(0, MILLION), state="running")
+    run_dir = RunDir.open(path)
+    run_dir.start(part_rows=4, part_bytes=1 << 26)
+    run_dir.keep(answered(1, MILLION))
+    run = read(path)
+    run_dir.close(seal=False)
+    assert (run.state, run.total.cost_usd) == ("running", 20.0)
+    assert run.notes[0].startswith("it goes on")
+
+
+def test_an_empty_run_has_cost_nothing(tmp_path: Path) -> None:
+    run = read(kept(tmp_path / "run"))
+    assert (run.total.cost_usd, run.total.rows, run.by["model"]) == (0.0, 0, ())
+    assert "$0.00" in render_costs(read_costs([tmp_path / "run"]))
+
+
+counts = st.none() | st.integers(0, 400_000)
+tokens = st.builds(Usage, counts, counts, counts, counts, counts)
+models = st.sampled_from(["gpt-4.1", "gpt-5.4-2026-03-05", "o3", "house-model", None])
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    rows=st.lists(
+        st.tuples(
+            models,
+            tokens,
+            st.sampled_from(["default", "flex", "priority", None]),
+            st.sampled_from(["plain", "batch"]),
+        ),
+        max_size=12,
+    )
+)
+def test_each_breakdown_adds_up_to_what_the_rows_cost_one_by_one(
+    tmp_path_factory: pytest.TempPathFactory,
+    rows: list[tuple[str | None, Usage, str | None, str]],
+) -> None:
+    outcomes = [
+        answered(row, usage, model=model, tier=tier, via=via, asked=model)
+        for row, (model, usage, tier, via) in enumerate(rows)
+    ]
+    prices = Prices({})
+    apart = [
+        price.cost(usage)
+        for model, usage, tier, via in rows
+        if (price := prices.find(model, model, AT, tier_of(tier, via)))
+    ]
+    run = read(kept(tmp_path_factory.mktemp("run") / "run", *outcomes), by="split")
+    expected = sum(cost for cost in apart if cost is not None)
+    for lines in (*run.by.values(), (run.total,)):
+        assert sum(line.cost_usd or 0.0 for line in lines) == pytest.approx(expected, rel=1e-9)
+        assert sum(line.attempts for line in lines) == len(rows)
+        assert sum(line.unknown + line.unpriced for line in lines) == len(rows) - sum(
+            cost is not None for cost in apart
+        )
+
+
+def test_the_table_is_at_most_as_wide_as_the_terminal_and_harmless(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evil = "\x1b[31mred\u202e" + "m" * 90
+    path = kept(
+        tmp_path / "run",
+        answered(0, MILLION, carried=("a\nb", True)),
+        answered(1, MILLION, model=evil, asked=evil),
+        answered(2, MILLION, model="gpt-4.1-2025-04-14"),
+        simulated=True,
+    )
+    monkeypatch.chdir(tmp_path)
+    path = Path("run")
+    told = read_costs([path], models=["gpt-5-mini", "o4-mini"], tier="flex", by="split")
+    text = render_costs(told, 80)
+    assert "\x1b" not in text
+    assert "\u202e" not in text
+    assert all(len(line) <= 80 for line in text.splitlines())
+    assert "simulated, so nothing was paid" in text
+    assert "$20.00, as far as it is known" in text
+    assert "no price for" in text
+    beside = render_costs(read_costs([path, path], models=["o3"]), 80)
+    assert all(len(line) <= 80 for line in beside.splitlines())
+    assert "run 1" in beside
+
+
+def test_the_command_prints_a_table_or_json(tmp_path: Path) -> None:
+    path = kept(tmp_path / "run", answered(0, MILLION))
+    other = kept(tmp_path / "other", answered(0, MILLION, model="o3"))
+    said = CliRunner().invoke(cost, [str(path), str(other), "--model", "o3", "--by", "split"])
+    assert said.exit_code == 0, said.output
+    assert "$10.00" in said.output
+    asked = [str(path), "--json", "--tier", "batch"]
+    told = json.loads(CliRunner().invoke(cost, asked).output)
+    (run,) = told["runs"]
+    assert told["what_if"] == ["at batch"]
+    assert (run["total"]["cost_usd"], run["total"]["what_if_usd"]) == (10.0, [5.0])
+    assert run["by"]["model"][0]["priced_as"] == ["gpt-4.1"]
+
+
+def test_what_tries_never_told_is_said_with_its_bound_and_marks_each_sum(tmp_path: Path) -> None:
+    path = kept(tmp_path / "run", answered(0, MILLION), unknown_usd=0.0539)
+    run = read(path, tier="batch")
+    assert run.unknown_usd == 0.0539
+    text = render_costs(read_costs([path], tier="batch"))
+    assert "cost: $10.00, as far as it is known" in text
+    assert "note: up to $0.0539 more for tries that never told what they cost" in text
+    assert [line.split()[-2] for line in text.splitlines() if "at batch   " in line] == ["$5.00+?"]
+    assert [line.split()[3] for line in text.splitlines() if "as it was" in line] == ["$10.00+?"]
+    both = render_costs(read_costs([path, path], tier="batch"))
+    assert both.count("$5.00+?") == 2
+
+
+def test_what_if_is_marked_where_tries_are_left_out_of_it(tmp_path: Path) -> None:
+    unpriced = answered(1, MILLION, model="mine", asked="mine")
+    lost = failed(2, LOST, status="no_answer")
+    one = read(kept(tmp_path / "one", answered(0, MILLION), unpriced), tier="batch", models=["o3"])
+    assert one.total.what_if_partly == (True, False)  # o3 has a price for the tokens of `mine`
+    two = read(kept(tmp_path / "two", answered(0, MILLION), lost), tier="batch", models=["o3"])
+    assert two.total.what_if_partly == (True, True)
+    assert {line.name: line.what_if_partly for line in two.by["status"]} == {
+        "completed": (False, False),
+        "no_answer": (True, True),
+    }
+
+
+def test_no_column_of_what_if_is_lost_however_narrow_the_terminal(tmp_path: Path) -> None:
+    path = kept(tmp_path / "run", *(answered(row, MILLION) for row in range(2)))
+    models = ["gpt-5-mini", "o3", "gpt-4.1-mini", "gpt-4.1-nano"]
+    told = read_costs([path], models=models, tier="batch", by="source")
+    for width in (60, 80, 200):
+        lines = render_costs(told, width).splitlines()
+        assert max(map(len, lines[1:])) <= width
+        heads = [line for line in lines if line.startswith("  by source")]
+        for name in told.what_if:
+            assert sum(f"  {name}" in head for head in heads) == 1
+        assert any("do not fit beside it" in line for line in lines) == (width < 200)
+        assert all("cost" in head for head in heads)
+
+
+def test_runs_are_headed_by_what_tells_them_apart(tmp_path: Path) -> None:
+    def heads(*names: str) -> list[str]:
+        paths = [kept(tmp_path / "-".join(names) / name, answered(0, MILLION)) for name in names]
+        text = render_costs(read_costs(paths))
+        (head,) = (line for line in text.splitlines() if "by model" in line)
+        return head.split("by model")[1].split()
+
+    assert heads("a", "g200-simulated") == ["a", "g200-simula…"]
+    assert heads("long-name-of-one", "long-name-of-two") == ["…name-of-one", "…name-of-two"]

@@ -1,0 +1,236 @@
+"""The figures of a report are those of its tables; the words are harmless and fit."""
+
+import io
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import msgspec
+import pytest
+from rich.console import Console
+
+from batchrun.errors import JobError
+from batchrun.limits.budget import usd
+from batchrun.records import Outcome
+from batchrun.reports.report_queries import ErrorRows, Report, read_report
+from batchrun.reports.report_sections import headline, remarks, sections, show_report, show_section
+from batchrun.reports.timeline import Gap, RunningTime, running_sql
+from batchrun.store.reading import read_record, write_run_record
+
+
+@pytest.fixture(scope="module")
+def report(whole: Path) -> Report:
+    return read_report(whole)
+
+
+def _asked(whole: Path, sql: str, table: str = "responses") -> list[tuple[Any, ...]]:
+    return duckdb.execute(sql, [f"{whole}/{table}/*.parquet"]).fetchall()
+
+
+def test_outcomes_and_sums_are_those_of_the_tables(report: Report, whole: Path) -> None:
+    sql = """SELECT count(*), count(*) FILTER (ok), count(*) FILTER (refusal IS NOT NULL),
+             count(*) FILTER (status = 'no_answer'), round(sum(cost_usd), 9), sum(input_tokens),
+             sum(reasoning_tokens),
+             sum(len(list_filter(attempts, lambda a: a.cost_usd IS NULL)))::BIGINT,
+             min(epoch_us(started_at))
+             FROM read_parquet(?)"""
+    of = {one.outcome: one.rows for one in report.outcomes}
+    cost = round(report.cost_usd or 0.0, 9)
+    assert _asked(whole, sql) == [
+        (
+            *(report.rows, of["ok"], of["refused"], of["no_answer"], cost),
+            *(report.tokens.input_tokens, report.tokens.reasoning_tokens),
+            *(report.unknown_attempts, report.started_at),
+        )
+    ]
+    assert sum(of.values()) == report.rows == 240
+    assert report.left == 10
+    assert report.state == "killed"
+    assert sum(one.rows for one in report.models) == 240
+
+
+def test_attempts_errors_tools_and_percentiles_are_those_of_the_tables(
+    report: Report, whole: Path
+) -> None:
+    unnested = "FROM (SELECT unnest(attempts) AS try FROM read_parquet(?))"
+    tries = _asked(whole, f"SELECT try.kind, count(*), count(try.error_kind) {unnested} GROUP BY 1")
+    assert {(one.kind, one.attempts, one.failed) for one in report.tries} == set(tries)
+    met = _asked(whole, f"SELECT try.error_kind, count(*) {unnested} GROUP BY 1")
+    assert {(one.kind, one.attempts) for one in report.errors} == {m for m in met if m[0]}
+    calls = _asked(
+        whole,
+        """SELECT name, count(*), count(*) FILTER (arguments_valid),
+           count(*) FILTER (NOT arguments_valid) FROM read_parquet(?) GROUP BY 1""",
+        "tool_calls",
+    )
+    assert {(one.name, one.calls, one.valid, one.invalid) for one in report.tools} == set(calls)
+    (latency,) = (one for one in report.spreads if one.name == "latency_s")
+    sql = "SELECT count(latency_s), quantile_disc(latency_s, 0.9), max(latency_s) "
+    found = _asked(whole, sql + "FROM read_parquet(?)")
+    assert found == [(latency.rows, latency.p90, latency.max)]
+    assert sum(one.rows for one in report.latency_bins) == latency.rows
+    assert report.latency_bins[0].low <= latency.p50 <= report.latency_bins[-1].high
+
+
+def test_slowest_and_dearest_are_sorted_and_the_timeline_adds_up(
+    report: Report, whole: Path
+) -> None:
+    costs = [one.cost_usd or 0.0 for one in report.dearest]
+    sql = "SELECT cost_usd FROM read_parquet(?) ORDER BY cost_usd DESC NULLS LAST LIMIT 10"
+    assert costs == [cost for (cost,) in _asked(whole, sql)]
+    times = [one.elapsed_s or 0.0 for one in report.slowest]
+    assert times == sorted(times, reverse=True)
+    line = report.timeline
+    assert line is not None
+    assert sum(one.ok + one.not_ok for one in line.moments) == 240
+    assert line.moments[-1].cost_usd == pytest.approx(report.cost_usd)
+    met = sum(sum(one.errors.values()) for one in line.moments)
+    assert met == sum(one.attempts for one in report.errors)
+    sql = "SELECT sum(try.latency_s) FROM (SELECT unnest(attempts) AS try FROM read_parquet(?))"
+    in_flight_s = sum(one.in_flight for one in line.moments) * line.width_s
+    assert in_flight_s == pytest.approx(_asked(whole, sql)[0][0], rel=1e-3)
+
+
+def test_rows_in_the_journal_count(report: Report, run: Path) -> None:
+    other = read_report(run)
+    counts = [(one.outcome, one.rows, one.output_tokens) for one in other.outcomes]
+    assert counts == [(one.outcome, one.rows, one.output_tokens) for one in report.outcomes]
+    assert other.cost_usd == pytest.approx(report.cost_usd)
+    assert other.tokens == report.tokens
+    assert other.tools == report.tools
+    assert {one.outcome for one in other.samples} == {one.outcome for one in other.outcomes}
+
+
+def test_the_terminals_page_fits_and_is_harmless(report: Report, hostile: str) -> None:
+    stream = io.StringIO()
+    show_report(report, stream)
+    text = stream.getvalue()
+    first, *lines = text.splitlines()
+    assert first == report.run
+    assert lines[0].startswith("  killed: 240 rows, ")
+    assert max(len(line.rstrip()) for line in lines) <= 80
+    assert "\x1b" not in text
+    assert hostile not in text
+    for title in ("Outcomes", "Models", "Tokens", "A row", "Attempts", "Errors", "Tool calls"):
+        assert any(line.startswith(title) for line in lines)
+
+
+def test_time_between_two_commands_is_left_out_and_pauses_are_known(
+    tmp_path: Path, write: Callable[..., Path], outcome: Callable[..., Outcome]
+) -> None:
+    path = write(tmp_path / "run", [outcome(0), outcome(1), outcome(100_000)])  # 5,000 s later
+    begun_s = 1_790_000_000
+
+    def event(at_s: float, name: str, **facts: object) -> str:
+        at = datetime.fromtimestamp(begun_s + at_s, UTC).isoformat(timespec="milliseconds")
+        return json.dumps({"at": at, "event": name, **facts}) + "\n"
+
+    events = [
+        event(-1, "started"),
+        event(0.5, "cooldown", binds="x"),
+        event(0.9, "tick"),
+        event(1.5, "over", of="cooldown"),
+        '{"torn',
+        "\n",
+        event(3, "interrupted"),
+        event(4_999, "started"),
+        event(5_003, "finished"),
+    ]
+    (path / "events.jsonl").write_text("".join(events))
+    line = read_report(path).timeline
+    assert line is not None
+    assert line.span_s < 20
+    assert [(one.name, one.from_s, one.to_s) for one in line.pauses] == [("cooldown", 0.5, 1.5)]
+    assert len(line.resumed) == 1
+    assert sum(one.ok + one.not_ok for one in line.moments) == 3
+
+
+def _events(*events: tuple[float, str]) -> str:
+    lines = []
+    for at_s, name in events:
+        at = datetime.fromtimestamp(1_790_000_000 + at_s, UTC).isoformat(timespec="milliseconds")
+        lines.append(json.dumps({"at": at, "event": name}) + "\n")
+    return "".join(lines)
+
+
+def test_waits_between_commands_are_no_work_however_short_and_no_time_of_a_row(
+    tmp_path: Path, write: Callable[..., Path], outcome: Callable[..., Outcome]
+) -> None:
+    """Three commands: 2 s, then 26 s of nothing, 2 s and a kill, 10 s of nothing, 3 s."""
+    begun = 1_790_000_000_000_000
+    told = outcome(0)
+    one = msgspec.structs.replace(told.attempts[0], latency_s=1.0)
+    later = msgspec.structs.replace(one, started_at=begun + 40_000_000)
+    rows = [
+        msgspec.structs.replace(told, attempts=(one,)),
+        # Failed in the first command, sent again by the third, where a second try was needed.
+        outcome(
+            1,
+            attempts=(
+                one,
+                later,
+                msgspec.structs.replace(later, kind="retry", started_at=begun + 41_000_000),
+            ),
+        ),
+        outcome(3, attempts=(msgspec.structs.replace(one, started_at=begun + 28_500_000),)),
+    ]
+    path = write(tmp_path / "run", rows)
+    events = [(0.0, "started"), (2.0, "finished"), (28.0, "started"), (29.0, "tick")]
+    events += [(39.5, "started"), (42.5, "finished")]
+    (path / "events.jsonl").write_text(_events(*events))
+    report = read_report(path)
+    line = report.timeline
+    assert line is not None
+    assert list(line.resumed) == pytest.approx([2.0, 3.5])  # killed with its last answer, at 29.5 s
+    assert line.span_s == pytest.approx(6.0)
+    assert [row.custom_id for row in report.slowest] == ["q1", "q0", "q3"]
+    assert [row.elapsed_s for row in report.slowest] == pytest.approx([3.0, 1.0, 1.0])
+    assert "resumed 2 times" in remarks(report)[0]
+
+
+def test_running_time_is_the_same_in_sql() -> None:
+    gaps = tuple(Gap(at, at + 7) for at in range(120, 400, 20))
+    time = RunningTime(100, gaps)
+    with duckdb.connect() as database:
+        database.execute(f"CREATE MACRO running(t) AS greatest(0, {running_sql(time)})")
+        found = database.execute("SELECT t, running(t) FROM range(90, 450) AS r(t)").fetchall()
+    assert found == [(at, time.of(at)) for at in range(90, 450)]
+
+
+def test_money_that_tries_never_told_of_is_in_the_head(
+    tmp_path: Path, write: Callable[..., Path], outcome: Callable[..., Outcome]
+) -> None:
+    path = write(tmp_path / "run", [outcome(0)])
+    record = read_record(path)
+    write_run_record(path, msgspec.structs.replace(record, unknown_usd=0.0539))
+    report = read_report(path)
+    assert report.unknown_usd == 0.0539
+    assert headline(report).endswith(f"; {usd(report.cost_usd or 0.0)}+?")
+    assert "up to $0.0539 more for tries that never told what they cost" in remarks(report)
+
+
+def test_the_kind_and_counts_of_an_error_are_whole_and_its_example_is_cut(report: Report) -> None:
+    long = ErrorRows("unreadable_response", 12_345, 678, "the answer had no body " * 9)
+    for width in ("80", "50"):
+        stream = io.StringIO()
+        section = sections(msgspec.structs.replace(report, errors=(long,)))
+        (errors,) = (one for one in section if one.name == "errors")
+        show_section(errors, Console(file=stream, width=int(width)))
+        head, row = stream.getvalue().splitlines()[-2:]
+        assert head.split() == ["kind", "attempts", "rows", "such", "as"]
+        assert row.startswith("unreadable_response    12,345   678  the answer")
+        assert row.endswith("…")
+        assert len(row) == int(width)
+
+
+def test_a_run_without_rows_has_a_report(tmp_path: Path, write: Callable[..., Path]) -> None:
+    report = read_report(write(tmp_path / "run", []))
+    assert (report.rows, report.left, report.timeline, report.outcomes) == (0, 250, None, ())
+    stream = io.StringIO()
+    show_report(report, stream)
+    assert "0 rows, 0 ok, 250 left" in stream.getvalue()
+    with pytest.raises(JobError, match="is no run directory"):
+        read_report(tmp_path)

@@ -1,0 +1,78 @@
+"""One rule for how a run ended: the same for any set of causes, in any order."""
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batchrun.errors import (
+    BatchrunError,
+    InputError,
+    Interrupted,
+    RunStopped,
+    StopCause,
+    StoreError,
+)
+from batchrun.runner.ending import End, end_of
+
+# The strongest first, with the state and the exit code that it gives.
+TABLE: list[tuple[BaseException, str, int]] = [
+    (StoreError("the disk is full"), "failed", 1),
+    (BatchrunError("a bug"), "failed", 1),
+    (RunStopped("no money", StopCause.QUOTA), "stopped", 3),
+    (RunStopped("wrong key", StopCause.KEY), "stopped", 3),
+    (RunStopped("the cap", StopCause.BUDGET), "stopped", 3),
+    (RunStopped("down", StopCause.ENDPOINT), "stopped", 3),
+    (RunStopped("too many", StopCause.FAILURES), "stopped", 3),
+    (InputError("the file changed"), "stopped", 3),
+    (Interrupted("SIGTERM came", 143), "interrupted", 143),
+    (Interrupted("SIGINT came", 130), "interrupted", 130),
+    (Interrupted("SIGHUP came", 129), "interrupted", 129),
+]
+SETS = st.sets(st.integers(0, len(TABLE) - 1), min_size=1)
+
+
+@given(SETS, st.randoms(use_true_random=False), st.integers(0, 5), st.integers(0, 5))
+def test_the_strongest_cause_says_how_a_run_ended_whatever_the_order(
+    causes: set[int], dice: random.Random, remaining: int, not_ok: int
+) -> None:
+    order = [TABLE[at][0] for at in sorted(causes)]
+    dice.shuffle(order)
+    cause, state, exit_code = TABLE[min(causes)]
+    end = end_of(order, remaining=remaining, not_asked=0, not_ok=not_ok)
+    assert end == End(state, exit_code, cause, str(cause))
+
+
+@given(SETS)
+def test_a_cause_that_comes_twice_changes_nothing(causes: set[int]) -> None:
+    once = [TABLE[at][0] for at in causes]
+    ends = [end_of(some, remaining=1, not_asked=1, not_ok=0) for some in (once, once + once[::-1])]
+    assert ends[0] == ends[1]
+
+
+@pytest.mark.parametrize("cause", StopCause)
+def test_each_reason_to_stop_has_its_place(cause: StopCause) -> None:
+    end = end_of([RunStopped("why", cause)], remaining=1, not_asked=0, not_ok=0)
+    assert (end.state, end.exit_code, end.message) == ("stopped", 3, "why")
+
+
+@given(st.integers(0, 100), st.integers(0, 100), st.integers(0, 3))
+def test_without_a_cause_finished_means_that_no_row_remains(
+    remaining: int, not_asked: int, not_ok: int
+) -> None:
+    end = end_of([], remaining=remaining, not_asked=not_asked, not_ok=not_ok)
+    if remaining > not_asked:
+        assert (end.state, end.exit_code) == ("failed", 1)
+        assert end.message is not None
+        assert f"{remaining - not_asked} row" in end.message
+    else:
+        assert end.exit_code == (4 if not_ok else 0)
+        assert end.state == ("limited" if remaining else "finished")
+
+
+def test_an_error_that_nobody_foresaw_is_a_bug_and_is_told_without_a_traceback() -> None:
+    end = end_of([KeyError("x"), Interrupted("", 130)], remaining=3, not_asked=0, not_ok=0)
+    assert (end.state, end.exit_code) == ("failed", 1)
+    assert end.message is not None
+    assert "a bug of batchrun ended the run (KeyError: 'x')" in end.message

@@ -1,0 +1,234 @@
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from multidict import CIMultiDict
+
+from batchrun.records import AdvertisedLimit
+from batchrun.transport.answer_reader import ResponseHeaders
+from batchrun.transport.headers import (
+    AdvertisedLimits,
+    advertised_limits,
+    reported_cost_usd,
+    request_id,
+    retry_after_s,
+)
+
+NOW_S = 1_445_412_470.0  # Wed, 21 Oct 2015 07:27:50 GMT
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({}, None),
+        ({"retry-after": "7"}, 7.0),
+        ({"retry-after": "0.25"}, 0.25),
+        ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, 10.0),
+        ({"retry-after": "Wed, 21 Oct 2015 07:00:00 GMT"}, 0.0),
+        ({"retry-after-ms": "150", "retry-after": "9"}, 0.15),
+        ({"llm_provider-retry-after": "3"}, 3.0),
+        ({"retry-after": "86400"}, 86400.0),
+        ({"retry-after": "-1"}, None),
+        ({"retry-after": "nan"}, None),
+        ({"retry-after": "soon"}, None),
+        ({"retry-after": "soon", "llm_provider-retry-after": "3"}, 3.0),
+    ],
+)
+def test_every_form_of_retry_after_is_read(headers: dict[str, str], seconds: float | None) -> None:
+    assert retry_after_s(headers, NOW_S) == seconds
+
+
+def test_the_id_to_quote_to_support_is_found_under_its_many_names() -> None:
+    assert request_id({"x-request-id": "a", "cf-ray": "b"}) == "a"
+    assert request_id({"apim-request-id": "c"}) == "c"
+    assert request_id({}) is None
+
+
+def test_a_gateways_cost_is_read() -> None:
+    assert reported_cost_usd({"x-litellm-response-cost": "0.0012"}) == 0.0012
+    assert reported_cost_usd({"x-litellm-response-cost": "None"}) is None
+
+
+def _limit(
+    header: str,
+    of: str,
+    limit: float | None = None,
+    remaining: float | None = None,
+    reset_s: float | None = None,
+) -> AdvertisedLimit:
+    return AdvertisedLimit(header, of, limit, remaining, reset_s)
+
+
+OPENAI = {
+    "x-ratelimit-limit-requests": "60",
+    "x-ratelimit-limit-tokens": "150000",
+    "x-ratelimit-remaining-requests": "59",
+    "x-ratelimit-remaining-tokens": "149984",
+    "x-ratelimit-reset-requests": "1s",
+    "x-ratelimit-reset-tokens": "6m0s",
+}
+
+
+@pytest.mark.parametrize(
+    ("headers", "told"),
+    [
+        ({}, []),
+        ({"x-request-id": "a", "openai-processing-ms": "12"}, []),
+        (
+            OPENAI,
+            [
+                _limit("x-ratelimit-limit-requests", "requests", 60, 59, 1),
+                _limit("x-ratelimit-limit-tokens", "tokens", 150_000, 149_984, 360),
+            ],
+        ),
+        (
+            {f"llm_provider-{name}": value for name, value in OPENAI.items()},
+            [
+                _limit("llm_provider-x-ratelimit-limit-requests", "requests", 60, 59, 1),
+                _limit("llm_provider-x-ratelimit-limit-tokens", "tokens", 150_000, 149_984, 360),
+            ],
+        ),
+        (
+            {
+                "x-ratelimit-limit-tokens": "1e6",
+                "x-ratelimit-limit-tokens_usage_based": "90000",
+                "x-ratelimit-remaining-tokens_usage_based": "7.5",
+                "x-ratelimit-limit-project-tokens": "1000",
+                "x-ratelimit-remaining-project-tokens": "0",
+                "x-ratelimit-reset-project-tokens": "59",
+            },
+            [
+                _limit("x-ratelimit-limit-tokens", "tokens", 1_000_000),
+                _limit("x-ratelimit-limit-tokens_usage_based", "tokens", 90_000, 7.5),
+                _limit("x-ratelimit-limit-project-tokens", "tokens", 1000, 0, 59),
+            ],
+        ),
+        (
+            {
+                "anthropic-ratelimit-requests-limit": "50",
+                "anthropic-ratelimit-requests-remaining": "49",
+                "anthropic-ratelimit-requests-reset": "2015-10-21T07:28:00Z",
+                "anthropic-ratelimit-tokens-limit": "100000",
+                "anthropic-ratelimit-tokens-reset": "2015-10-21T09:28:00.5+02:00",
+                "anthropic-ratelimit-input-tokens-limit": "80000",
+                "anthropic-ratelimit-output-tokens-limit": "20000",
+                "anthropic-ratelimit-output-tokens-remaining": "20000",
+            },
+            [
+                _limit("anthropic-ratelimit-requests-limit", "requests", 50, 49, 10),
+                _limit("anthropic-ratelimit-tokens-limit", "tokens", 100_000, None, 10.5),
+                _limit("anthropic-ratelimit-input-tokens-limit", "input tokens", 80_000),
+                _limit("anthropic-ratelimit-output-tokens-limit", "output tokens", 20_000, 20_000),
+            ],
+        ),
+        *(
+            (
+                {
+                    "X-RateLimit-Limit": "20",
+                    "X-RateLimit-Remaining": "3",
+                    "X-RateLimit-Reset": reset,
+                },
+                [_limit("X-RateLimit-Limit", "requests", 20, 3, reset_s)],
+            )
+            for reset, reset_s in (
+                ("1445412480000", 10),
+                ("1445412480", 10),
+                ("1445412000", 0),
+                ("10", 10),
+                ("Wed, 21 Oct 2015 07:28:00 GMT", 10),
+                ("2015-10-21T07:28:00", 10),
+                ("in a while", None),
+                ("", None),
+            )
+        ),
+        (
+            {
+                "ratelimit-limit": "100, 100;w=60",
+                "ratelimit-remaining": "9",
+                "ratelimit-reset": "5",
+            },
+            [_limit("ratelimit-limit", "requests", 100, 9, 5)],
+        ),
+        ({"RateLimit-Limit": "5000, 5000;w=3600", "RateLimit-Remaining": "9"}, []),
+        (
+            {"x-ratelimit-limit-tokens-minute": "9", "x-ratelimit-limit-tokens-day": "900"},
+            [_limit("x-ratelimit-limit-tokens-minute", "tokens", 9)],
+        ),
+        ({"x-ratelimit-limit-requests": "-1", "x-ratelimit-remaining-requests": "0"}, []),
+        ({"x-ratelimit-limit-requests": "0", "x-ratelimit-reset-requests": "0"}, []),
+        ({"x-ratelimit-limit-requests": "many", "x-ratelimit-remaining-requests": "nan"}, []),
+        (
+            {"x-ratelimit-limit-tokens": "8", "x-ratelimit-remaining-tokens": "-1"},
+            [_limit("x-ratelimit-limit-tokens", "tokens", 8)],
+        ),
+        (
+            {"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "12ms"},
+            [_limit("x-ratelimit-remaining-tokens", "tokens", None, 0, 0.012)],
+        ),
+        ({"x-ratelimit-limit-images": "5", "x-ratelimit-limit": "7"}, ["x-ratelimit-limit"]),
+    ],
+)
+def test_the_limits_that_a_server_tells_are_read_in_all_spellings(
+    headers: dict[str, str], told: list[AdvertisedLimit | str]
+) -> None:
+    found = advertised_limits(CIMultiDict(headers), NOW_S)
+    if told and isinstance(told[0], str):
+        assert [one.header for one in found] == told
+    else:
+        assert list(found) == told
+
+
+_parts = st.sampled_from(
+    [
+        "x",
+        "ratelimit",
+        "rate",
+        "limit",
+        "remaining",
+        "reset",
+        "requests",
+        "tokens",
+        "project",
+        "llm_provider",
+        "anthropic",
+        "input",
+        "output",
+        "minute",
+        "day",
+    ]
+)
+_names = st.lists(_parts, max_size=6).map("-".join) | st.sampled_from(list(OPENAI)) | st.text()
+_values = (
+    st.text()
+    | st.integers().map(str)
+    | st.floats().map(str)
+    | st.datetimes().map(str)
+    | st.from_regex(r"[0-9.]{0,4}(ms|s|m|h|Z|;w=60|, )?[0-9]{0,15}(ms|s)?", fullmatch=True)
+)
+
+
+@given(st.dictionaries(_names, _values), st.floats(0, 1e10))
+def test_any_headers_can_be_read(headers: dict[str, str], now_s: float) -> None:
+    told = advertised_limits(CIMultiDict({**headers, "x-ratelimit-limit": "1"}), now_s)
+    for one in told:
+        assert one.of in {"requests", "tokens", "input tokens", "output tokens"}
+        assert one.limit is not None or one.remaining is not None
+        assert all(
+            value is None or (value >= 0 and math.isfinite(value))
+            for value in (one.limit, one.remaining, one.reset_s)
+        )
+    assert any(one.header.lower() == "x-ratelimit-limit" for one in told)
+
+
+def test_of_answers_with_the_same_limits_a_hundred_a_second_are_read_and_errors_always() -> None:
+    limits = AdvertisedLimits()
+
+    def read(size: int, http_status: int, now_s: float) -> int:
+        headers = ResponseHeaders({b"X-RateLimit-Limit-Requests": str(size).encode()})
+        return len(limits.read(headers, http_status, now_s))
+
+    assert [read(60, 200, now_s) for now_s in (5.0, 5.004, 5.009, 5.011)] == [1, 0, 0, 1]
+    assert [read(30, 200, now_s) for now_s in (5.012, 5.013)] == [1, 0]
+    assert [read(60, 429, now_s) for now_s in (5.014, 5.015)] == [1, 1]
+    assert [read(size, 200, 5.016) for size in range(1000, 1200)] == [1] * 200
