@@ -8,7 +8,7 @@ SERVERS = .servers
 PEERS = .peers
 PEER_NAMES = lm-deluge async-batch-llm openai litellm
 
-.PHONY: demo test torture test-servers bench bench-peers bench-parts bench-pacing check docs format lock lock-peers clean
+.PHONY: demo test torture test-servers bench bench-peers bench-parts bench-pacing check docs docs-site format lock lock-peers clean
 
 # The main job against the embedded simulator: a prompt set with tools becomes two tables.
 demo: $(VENV)/installed
@@ -49,6 +49,11 @@ check: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python docs/check_links.py
+
+# The documentation as a web site in build/docs; a warning is an error.
+docs-site: $(VENV)/installed
+	$(BIN)/sphinx-build -W --keep-going --quiet docs build/docs
 
 # docs/protocol.md, made from the statements and the tests that hold them.
 docs: $(VENV)/installed

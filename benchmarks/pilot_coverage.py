@@ -59,7 +59,8 @@ def main() -> None:
     options.add_argument("--trials", type=int, default=TRIALS)
     options.add_argument("--seed", type=int, default=1)
     asked = options.parse_args()
-    print("| pilot | sigma | held | true cost above | width |\n| --- | --- | --- | --- | --- |")
+    print("| pilot | sigma | contained | true cost above | width |")
+    print("| --- | --- | --- | --- | --- |")
     for sigma in (0.5, 1.0, 1.5):
         found = coverage(sigma, asked.trials, asked.seed, pilot=asked.pilot)
         print(

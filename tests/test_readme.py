@@ -1,4 +1,4 @@
-"""The README is true: its walk-through happens, and it names all there is and nothing else."""
+"""README and docs are true: their examples happen, and they name all there is and nothing else."""
 
 import difflib
 import os
@@ -23,26 +23,39 @@ from batchrun.progress.summary import Summary
 from batchrun.simulator.kinds import Fault
 from batchrun.simulator.stats import Stats
 from batchrun.store import columns
+from docs import check_links, command_help
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCS = ROOT / "docs"
 LIMIT_S = 60
 
 
-def section(title: str) -> str:
-    found = re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", README, re.DOTALL | re.MULTILINE)
-    assert found, f"the README has no section {title!r}"
+def page(name: str) -> str:
+    """The text of a page in docs/, or of the README."""
+    path = ROOT / "README.md" if name == "README" else DOCS / f"{name}.md"
+    return path.read_text(encoding="utf-8")
+
+
+PAGES = {"README": page("README"), **{path.stem: page(path.stem) for path in DOCS.glob("*.md")}}
+# `protocol` is made from statements and has other rules.
+BY_HAND = "\n".join(text for name, text in PAGES.items() if name != "protocol")
+
+
+def section(name: str, title: str) -> str:
+    found = re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", page(name), re.DOTALL | re.MULTILINE)
+    assert found, f"the page {name} has no section {title!r}"
     return found[1]
 
 
-def block(title: str, language: str) -> str:
-    found = re.search(rf"^```{language}\n(.*?)^```", section(title), re.DOTALL | re.MULTILINE)
-    assert found, f"the section {title!r} has no block of {language}"
+def block(name: str, title: str, language: str) -> str:
+    text = section(name, title)
+    found = re.search(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    assert found, f"the section {title!r} of {name} has no block of {language}"
     return found[1]
 
 
 def quoted(text: str) -> set[str]:
-    """What stands between backticks."""
+    """What is between backticks."""
     return set(re.findall(r"`([^`\n]+)`", text))
 
 
@@ -50,8 +63,10 @@ def quoted(text: str) -> set[str]:
 def walked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
     """A folder where the walk-through's prompt set lies, and an environment to run in."""
     folder = tmp_path_factory.mktemp("walk")
-    (folder / "prompts.jsonl").write_text(block("A walk-through", "json"), encoding="utf-8")
-    for name in ("examples", "jobs"):  # the other sections are told from the project's folder
+    (folder / "prompts.jsonl").write_text(
+        block("README", "A walk-through", "json"), encoding="utf-8"
+    )
+    for name in ("examples", "jobs"):  # some sections are written for the project's folder
         (folder / name).symlink_to(ROOT / name)
     commands = folder / "bin"
     commands.mkdir()
@@ -71,9 +86,9 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, st
     return folder, environment
 
 
-def typed_and_shown(title: str) -> Iterator[tuple[str, str]]:
+def typed_and_shown(name: str, title: str) -> Iterator[tuple[str, str]]:
     """A section's commands, each with the output below it."""
-    lines = block(title, "console").splitlines()
+    lines = block(name, title, "console").splitlines()
     starts = [number for number, line in enumerate(lines) if line.startswith("$ ")]
     for start, end in pairwise([*starts, len(lines)]):
         yield lines[start].removeprefix("$ "), "\n".join(lines[start + 1 : end])
@@ -91,14 +106,14 @@ def settled(output: str) -> str:
 def test_the_walk_through_is_what_happens(walked: tuple[Path, dict[str, str]]) -> None:
     folder, environment = walked
     # The other sections go on from where the walk-through ends.
-    titles = (
-        "A walk-through",
-        "What it will cost",
-        "What it costs",
-        "In DuckDB, pandas and Polars",
-        "What came of it",
+    sections = (
+        ("README", "A walk-through"),
+        ("cost", "What a run will cost"),
+        ("cost", "What a run has cost"),
+        ("results", "In DuckDB, pandas and Polars"),
+        ("results", "A report of a run"),
     )
-    for command, shown in chain.from_iterable(map(typed_and_shown, titles)):
+    for command, shown in chain.from_iterable(typed_and_shown(*place) for place in sections):
         done = subprocess.run(
             ["/bin/sh", "-c", command],
             cwd=folder,
@@ -111,7 +126,7 @@ def test_the_walk_through_is_what_happens(walked: tuple[Path, dict[str, str]]) -
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}"
         difference = difflib.unified_diff(
-            settled(shown).splitlines(), settled(done.stdout).splitlines(), "README", command
+            settled(shown).splitlines(), settled(done.stdout).splitlines(), "docs", command
         )
         assert not list(difference), "\n".join([f"$ {command}", done.stdout])
 
@@ -119,7 +134,7 @@ def test_the_walk_through_is_what_happens(walked: tuple[Path, dict[str, str]]) -
 def test_the_library_example_runs(walked: tuple[Path, dict[str, str]]) -> None:
     folder, environment = walked
     done = subprocess.run(
-        [sys.executable, "-c", block("As a library", "python")],
+        [sys.executable, "-c", block("library", "A run in Python", "python")],
         cwd=folder,
         env=environment,
         capture_output=True,
@@ -143,30 +158,41 @@ def options(command: click.Command) -> set[str]:
     }
 
 
-def paragraphs_of(command: str) -> str:
-    """From where the command is first told to where the next one is."""
-    text = section("Commands")
-    start = text.index(f"`batchrun {command}")
-    ends = [found.start() for found in re.finditer(r"^`batchrun ", text, re.MULTILINE)]
-    return text[start : min((end for end in ends if end > start), default=len(text))]
-
-
 @pytest.mark.parametrize("name", sorted(commands()))
-def test_each_command_and_its_options_are_in_the_readme(name: str) -> None:
-    told = {word.split()[0].rstrip(",") for word in quoted(paragraphs_of(name))}
-    if name == "estimate":  # it says that it takes those of `run` too
-        told |= options(commands()["run"])
+def test_each_command_and_its_options_are_explained(name: str) -> None:
+    told = {word.split()[0].rstrip(",") for word in quoted(section("commands", f"batchrun {name}"))}
+    if name in {"run", "estimate"}:  # `estimate` says that it takes those of `run` too
+        table = section("job-file", "Options and job keys")
+        told |= {word.split()[0].split("=")[0] for word in quoted(table)}
+    told |= {"-h", "--help"} & quoted(page("commands"))
     assert not options(commands()[name]) - told
 
 
-def test_the_readme_names_no_option_that_there_is_not() -> None:
+def test_the_command_page_shows_the_help_of_each_command() -> None:
+    shown = re.findall(r"^```\{command\} (\w+)$", page("commands"), re.MULTILINE)
+    assert sorted(shown) == sorted(commands())
+
+
+@pytest.mark.parametrize("name", sorted(commands()))
+def test_the_help_on_the_command_page_names_each_option(name: str) -> None:
+    names = {
+        word.rstrip(",")
+        for head, _ in command_help.options_of(command_help.context_of(name))
+        for word in head.replace("|", " ").split()
+    }
+    assert not options(commands()[name]) - names
+
+
+def test_the_docs_name_no_option_that_does_not_exist() -> None:
     known = {"--version", "--help"}.union(*(options(command) for command in commands().values()))
-    told = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README))
+    told = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", BY_HAND))
     assert not told - known
 
 
-def test_the_readme_names_no_command_that_there_is_not() -> None:
-    told = set(re.findall(r"(?:`|\$ |^)batchrun ([a-z]+)", README, re.MULTILINE))
+def test_the_docs_name_no_command_that_does_not_exist() -> None:
+    shell = "".join(re.findall(r"^```(?:sh|console)\n(.*?)^```", BY_HAND, re.DOTALL | re.MULTILINE))
+    told = set(re.findall(r"^(?:\$ )?batchrun ([a-z]+)", shell, re.MULTILINE))
+    told |= set(re.findall(r"`batchrun ([a-z]+)", BY_HAND))
     assert told == set(commands())
 
 
@@ -179,8 +205,8 @@ def job_keys() -> set[str]:
     }
 
 
-def test_the_job_file_in_the_readme_is_read_and_holds_each_key(tmp_path: Path) -> None:
-    text = block("A job file", "toml")
+def test_the_job_file_in_the_docs_is_read_and_has_each_key(tmp_path: Path) -> None:
+    text = block("job-file", "The whole file", "toml")
     (tmp_path / "job.toml").write_text(text, encoding="utf-8")
     load_job(tmp_path / "job.toml")
     tree = tomllib.loads(text)
@@ -191,8 +217,10 @@ def test_the_job_file_in_the_readme_is_read_and_holds_each_key(tmp_path: Path) -
     assert told == job_keys()
 
 
-def test_the_defaults_in_the_readme_are_the_defaults(tmp_path: Path) -> None:
-    (tmp_path / "job.toml").write_text(block("A job file", "toml"), encoding="utf-8")
+def test_the_defaults_in_the_docs_are_the_defaults(tmp_path: Path) -> None:
+    (tmp_path / "job.toml").write_text(
+        block("job-file", "The whole file", "toml"), encoding="utf-8"
+    )
     told, made = load_job(tmp_path / "job.toml"), load_job("prompts.jsonl")
     for name in ("concurrency", "give_up_after_s", "hedge"):
         assert getattr(told.limits, name) == getattr(made.limits, name)
@@ -205,8 +233,8 @@ def test_the_defaults_in_the_readme_are_the_defaults(tmp_path: Path) -> None:
         assert getattr(told.output, name) == getattr(made.output, name)
 
 
-def test_the_azure_settings_in_the_readme_are_read(tmp_path: Path) -> None:
-    text = '[input]\npath = "x.jsonl"\n' + block("A real endpoint", "toml")
+def test_the_azure_settings_in_the_docs_are_read(tmp_path: Path) -> None:
+    text = '[input]\npath = "x.jsonl"\n' + block("endpoints", "Other servers", "toml")
     (tmp_path / "job.toml").write_text(text, encoding="utf-8")
     endpoint = load_job(tmp_path / "job.toml").endpoint
     assert endpoint.headers == {"api-key": "env:AZURE_OPENAI_API_KEY"}
@@ -214,7 +242,7 @@ def test_the_azure_settings_in_the_readme_are_read(tmp_path: Path) -> None:
 
 def columns_told(table: str) -> list[str]:
     """Names in the first cells of the table that follows the word."""
-    text = section("The columns").split(f"`{table}`, one row for each", 1)[1]
+    text = section("results", f"The table `{table}`").split(f"`{table}`, one row for each", 1)[1]
     names: list[str] = []
     for line in text.splitlines():
         if line.startswith("| "):
@@ -224,30 +252,44 @@ def columns_told(table: str) -> list[str]:
     return names
 
 
-def test_each_column_is_in_the_readme_in_its_order() -> None:
+def test_each_column_is_in_the_docs_in_its_order() -> None:
     assert columns_told("responses") == [*columns.IDENTITY, *columns.ANSWER]
     assert columns_told("tool_calls") == columns.TOOL_CALLS.names
 
 
-def test_the_fields_of_lists_are_in_the_readme() -> None:
-    told = quoted(section("The columns"))
+def test_the_fields_of_lists_are_in_the_docs() -> None:
+    told = quoted(section("results", "The table `responses`"))
     inner = [field.name for kind in (columns.ATTEMPT, columns.CITATION) for field in kind]
     assert not set(inner) - told
 
 
-def test_each_kind_of_error_is_in_the_readme() -> None:
-    told = quoted(section("Retry and stop"))
+def test_each_kind_of_error_is_in_the_docs() -> None:
+    told = quoted(section("errors", "What happens to a failed attempt"))
     assert not {kind.value for kind in ErrorKind} - told
 
 
-def test_the_files_that_the_readme_links_to_are_there() -> None:
-    links = re.findall(r"\]\(([^)#]+)\)", README)
-    assert links
-    assert not [link for link in links if "://" not in link and not (ROOT / link).exists()]
+def test_links_lead_to_files_and_headings_that_exist() -> None:
+    assert len(check_links.pages()) > len(PAGES)
+    assert sum(len(check_links.links_of(path)) for path in check_links.pages()) > 50
+    assert not [problem for path in check_links.pages() for problem in check_links.problems(path)]
+
+
+def test_a_link_without_a_file_or_a_heading_is_found(tmp_path: Path) -> None:
+    (tmp_path / "other.md").write_text("# A `b`: c\n\n## Again\n\n## Again\n", encoding="utf-8")
+    text = "[1](other.md#a-b-c) [2](other.md#again-1) [3](https://example.org/none) [4](none.md)\n"
+    text += "[5](other.md#none) [6](#none) ![7](none.png) `[8](code.md)`\n"
+    (tmp_path / "page.md").write_text(text, encoding="utf-8")
+    found = [problem.split(": ")[1] for problem in check_links.problems(tmp_path / "page.md")]
+    assert found == ["none.md", "other.md#none", "#none", "none.png"]
+
+
+def test_every_page_is_reached_from_the_readme_and_the_index() -> None:
+    for start in (ROOT / "README.md", DOCS / "index.md"):
+        assert not set(DOCS.glob("*.md")) - {DOCS / "index.md"} - check_links.reached(start)
 
 
 def test_the_simulator_page_names_each_option_fault_and_count() -> None:
-    told = quoted((ROOT / "docs" / "simulator.md").read_text(encoding="utf-8"))
+    told = quoted(page("simulator"))
     words = {word.split()[0] for word in told}
     assert not options(commands()["simulate"]) - words
     assert not set(Fault) - words
@@ -255,8 +297,7 @@ def test_the_simulator_page_names_each_option_fault_and_count() -> None:
 
 
 def test_the_summary_page_names_each_field_in_its_order() -> None:
-    text = (ROOT / "docs" / "summary.md").read_text(encoding="utf-8")
-    names = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    names = [line.split("|")[1] for line in page("summary").splitlines() if line[:3] == "| `"]
     assert re.findall(r"`(\w+)`", " ".join(names)) == list(Summary.__struct_fields__)
 
 
