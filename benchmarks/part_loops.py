@@ -23,7 +23,7 @@ from batchrun.limits.scopes import Scopes
 from batchrun.pricing.prices import Prices
 from batchrun.progress.bottleneck import Pulse, binding
 from batchrun.progress.display import Progress
-from batchrun.progress.summary import Tally
+from batchrun.progress.summary import RunCounters
 from batchrun.records import Finish, Need, Outcome, Reply, Request, Scope, Totals
 from batchrun.runner.plan import Plan, make_plan, make_record
 from batchrun.store.columns import response_batch, tool_call_batch
@@ -122,7 +122,7 @@ async def _execute(material: Material) -> None:
 
 
 def _count(material: Material) -> None:
-    tally = Tally(Totals(), 0.0)
+    tally = RunCounters(Totals(), 0.0)
     for first in range(0, len(material.outcomes), AT_ONCE):
         tally.count(material.outcomes[first : first + AT_ONCE])
 
@@ -137,7 +137,7 @@ async def _show(material: Material) -> None:
     gate, dispatcher = _dispatching(material)
     slot = await gate.enter(material.scope, lambda: Need(material.scope, 1500))
     gate.leave(slot, Finish(tokens=873, told=material.reply.told))
-    tally, progress = Tally(Totals(), 0.0), Progress(_Terminal())
+    tally, progress = RunCounters(Totals(), 0.0), Progress(_Terminal())
     outcomes = material.outcomes[:LOOKS]
     for look, outcome in enumerate(outcomes, 1):
         tally.count((outcome,))

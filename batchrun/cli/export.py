@@ -25,7 +25,7 @@ def export(run_path: Path, target: Path, form: str | None) -> None:
     FILE is there whole or not at all; what it held before is replaced. In CSV, text that a
     spreadsheet would take for a formula gets an apostrophe before it.
     """
-    from batchrun.formats.amounts import rows_in_words, size_in_words
+    from batchrun.formats.amounts import plural, size_in_words
     from batchrun.formats.printable import printable
     from batchrun.reports.export import export_run, format_of
 
@@ -33,5 +33,5 @@ def export(run_path: Path, target: Path, form: str | None) -> None:
     done = export_run(run_path, target, form or format_of(target))
     left = f"; {done.left:,} of the source have no outcome yet" if done.left else ""
     click.echo(
-        printable(f"{target}: {rows_in_words(done.rows)}, {size_in_words(done.bytes)}{left}")
+        printable(f"{target}: {plural(done.rows, 'row')}, {size_in_words(done.bytes)}{left}")
     )

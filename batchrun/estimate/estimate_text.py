@@ -28,9 +28,8 @@ from batchrun.estimate.tokens import (
     Kind,
     vocabulary_of,
 )
-from batchrun.formats.amounts import duration, rows_in_words, short_count
+from batchrun.formats.amounts import duration, plural, short_count, usd
 from batchrun.formats.printable import one_line
-from batchrun.limits.budget import usd
 from batchrun.pricing.prices import Prices, spellings
 from batchrun.records import Pilot
 from batchrun.reports.report_sections import Section, cut, show_section
@@ -112,7 +111,7 @@ def _on_result(pilot: PilotResult) -> Iterator[str]:
     left_out = pilot.rows - pilot.used
     if left_out:
         yield (
-            f"{left_out:,} of the pilot's {rows_in_words(pilot.rows)} ended without a count of "
+            f"{left_out:,} of the pilot's {plural(pilot.rows, 'row')} ended without a count of "
             "tokens and are left out"
         )
     if pilot.used < _FEW:
@@ -123,12 +122,12 @@ def _on_open_rows(picked: Pilot, settled: Sequence[int]) -> Iterator[str]:
     missing = sum(not settled[row] for row in picked.rows)
     if missing:
         yield (
-            f"{missing:,} of the pilot's {rows_in_words(len(picked.rows))} have no outcome yet, so "
+            f"{missing:,} of the pilot's {plural(len(picked.rows), 'row')} have no outcome yet, so "
             "nothing is told by them: give --pilot again to go on with it"
         )
     else:
         yield (
-            f"none of the pilot's {rows_in_words(len(picked.rows))} ended with a count of tokens, "
+            f"none of the pilot's {plural(len(picked.rows), 'row')} ended with a count of tokens, "
             "so nothing is told by them: batchrun report says why"
         )
 
@@ -158,13 +157,13 @@ def _on_kinds(kinds: Mapping[Kind, int]) -> Iterator[str]:
     unseen = sum(rows for kind, rows in kinds.items() if kind.unseen)
     if unseen:
         yield (
-            f"in {rows_in_words(unseen)} the model reads more than text (images, files, stored "
+            f"in {plural(unseen, 'row')} the model reads more than text (images, files, stored "
             "context, hosted tools): that is not counted"
         )
     hosted = sum(rows for kind, rows in kinds.items() if kind.hosted)
     if hosted:
         yield (
-            f"in {rows_in_words(hosted)} hosted tools may be used that are billed by the piece: "
+            f"in {plural(hosted, 'row')} hosted tools may be used that are billed by the piece: "
             "these fees are not counted"
         )
     tiers: Counter[str] = Counter()
@@ -172,7 +171,7 @@ def _on_kinds(kinds: Mapping[Kind, int]) -> Iterator[str]:
         if kind.service_tier not in (None, "auto", "default"):
             tiers[str(kind.service_tier)] += rows
     for tier, rows in tiers.items():
-        yield f"the service tier {tier} is asked for in {rows_in_words(rows)}"
+        yield f"the service tier {tier} is asked for in {plural(rows, 'row')}"
 
 
 def _on_reasoning(models: Sequence[str | None], kinds: Iterable[Kind]) -> Iterator[str]:
@@ -240,7 +239,7 @@ def show_estimate(estimate: Estimate, stream: TextIO) -> None:
 
 
 def _head(estimate: Estimate) -> Iterable[str]:
-    words = f"{rows_in_words(estimate.to_send)} to send of {estimate.rows:,}"
+    words = f"{plural(estimate.to_send, 'row')} to send of {estimate.rows:,}"
     if estimate.settled:
         words += f", {estimate.settled:,} settled"
         if estimate.spent_usd is not None:
@@ -334,7 +333,7 @@ def _pilot(pilot: PilotResult) -> Section:
     share = f"{pilot.share:.0%}"
     return Section(
         "pilot",
-        f"Pilot: {rows_in_words(pilot.rows)}, {pilot.ok:,} ok",
+        f"Pilot: {plural(pilot.rows, 'row')}, {pilot.ok:,} ok",
         ("", "so far", "in all", f"{share} between", "and"),
         rows,
     )

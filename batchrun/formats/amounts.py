@@ -1,5 +1,6 @@
 """Amounts as people and servers write them: sizes, counts, durations, dollars."""
 
+import math
 import re
 
 PART = r"\d{1,15}(?:\.\d{1,15})? ?(?:ms|us|µs|ns|hours?|minutes?|seconds?|[hms])"
@@ -61,11 +62,14 @@ def short_count(count: float) -> str:
     return f"{count:.1f}" if 0 < count < 100 else f"{count:.0f}"
 
 
-def rows_in_words(rows: int) -> str:
-    """`1 row`, `1,319 rows`."""
-    return "1 row" if rows == 1 else f"{rows:,} rows"
+def plural(count: int, what: str) -> str:
+    """`1 row`, `1,319 rows`; `what` is the word for one."""
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
 
 
-def attempts_in_words(attempts: int) -> str:
-    """`1 attempt`, `1,319 attempts`."""
-    return "1 attempt" if attempts == 1 else f"{attempts:,} attempts"
+def usd(dollars: float) -> str:
+    """`$12.30`, `$0.0498`: cents, or three digits that say something."""
+    if not 0 < dollars < 0.1:
+        return f"${dollars:,.2f}"
+    digits = f"{dollars:.{min(12, 2 - math.floor(math.log10(dollars)))}f}".rstrip("0")
+    return f"${digits.ljust(4, '0')}"

@@ -43,7 +43,7 @@ class _Seen(Struct):
     carried: bool = False  # some row has it, not null, and does not send it
 
 
-class Tally:
+class RunCounters:
     """Counts columns row by row. With a pinned layout, values are checked against it instead."""
 
     def __init__(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 from batchrun.errors import InputError
 from batchrun.inputs.carried import Carrier, check_types, unknown_column
-from batchrun.inputs.column_tally import Tally
+from batchrun.inputs.column_tally import RunCounters
 from batchrun.inputs.identity import FALLBACK, Identity
 from batchrun.inputs.parquet import Wanted
 from batchrun.inputs.requests import RequestMaker, bad_row, drafter, hash_text
@@ -57,7 +57,7 @@ class PromptSet:
         """
         identity = self._rule(pinned)
         self._check_types(pinned)
-        tally = Tally(self._job, identity.consumed, pinned.columns if pinned else None)
+        tally = RunCounters(self._job, identity.consumed, pinned.columns if pinned else None)
         wanted = Wanted(
             used=self._used, columns=tally.fixed, explicit=frozenset(self._job.types), whole=True
         )
@@ -151,7 +151,7 @@ class PromptSet:
                     "directory with -o"
                 )
 
-    def _check_columns(self, found: Found, tally: Tally) -> None:
+    def _check_columns(self, found: Found, tally: RunCounters) -> None:
         if not found.hashes:
             raise InputError(f"{self._source.spec}: no rows; the prompt set is empty")
         if not tally.objects:

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from batchrun.errors import InputError
 from batchrun.inputs import jsonl, parquet
-from batchrun.inputs.column_tally import Tally
+from batchrun.inputs.column_tally import RunCounters
 from batchrun.inputs.identity import (
     BY_COLUMN,
     BY_CUSTOM_ID,
@@ -141,7 +141,7 @@ def read_all(
     walk: Walk,
     maker: RequestMaker,
     identity: Identity,
-    tally: Tally,
+    tally: RunCounters,
     wanted: Wanted,
     on_rows: Callable[[int], None] | None,
     mark_unbounded: bool,

@@ -7,6 +7,7 @@ never exceed the cap when an attempt starts.
 import math
 
 from batchrun.errors import StopCause
+from batchrun.formats.amounts import usd
 from batchrun.limits.verdicts import GO, LimitStatus, Stop, Verdict, Wait
 from batchrun.records import Finish, Need, Slot
 
@@ -89,11 +90,3 @@ class Budget:
 def _parts(dollars: float) -> int:
     """Whole picodollars, at least one where there is anything to pay."""
     return math.ceil(dollars * _PARTS) if dollars > 0 else 0
-
-
-def usd(dollars: float) -> str:
-    """`$12.30`, `$0.0498`: cents, or three digits that say something."""
-    if not 0 < dollars < 0.1:
-        return f"${dollars:,.2f}"
-    digits = f"{dollars:.{min(12, 2 - math.floor(math.log10(dollars)))}f}".rstrip("0")
-    return f"${digits.ljust(4, '0')}"

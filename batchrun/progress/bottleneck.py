@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
-from batchrun.limits.budget import usd
+from batchrun.formats.amounts import usd
 from batchrun.limits.verdicts import LimitStatus
 
 _BUSY = 0.9  # of one core: this process itself is the limit

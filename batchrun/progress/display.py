@@ -17,14 +17,13 @@ from rich.table import Table
 from rich.text import Text
 
 from batchrun.formats.amounts import (
-    attempts_in_words,
     duration,
-    rows_in_words,
+    plural,
     seconds,
     short_count,
+    usd,
 )
 from batchrun.formats.printable import one_line, printable
-from batchrun.limits.budget import usd
 from batchrun.progress.summary import Summary
 from batchrun.records import FAILED
 
@@ -157,7 +156,7 @@ def cost_in_words(summary: Summary) -> str | None:
                 f'no price for {model}; batchrun cost reckons it once [pricing."{model}"] '
                 "stands in ~/.config/batchrun/prices.toml"
             )
-        which = f"{attempts_in_words(count)}{' of unknown cost' if parts else ''} ({why})"
+        which = f"{plural(count, 'attempt')}{' of unknown cost' if parts else ''} ({why})"
         parts.append(f"{'without' if parts else 'unknown for'} {which}")
     if summary.unfinished:
         answers = "an answer" if summary.unfinished == 1 else f"{summary.unfinished:,} answers"
@@ -247,7 +246,7 @@ def _at_most(now: float, most: float | None, unit: str) -> str:
 
 def oldest_in_words(summary: Summary) -> str:
     """`waiting for 3 rows, the oldest 412 s: id-7, id-9, id-12`."""
-    left = rows_in_words(summary.rows - summary.settled)
+    left = plural(summary.rows - summary.settled, "row")
     names = ", ".join(one_line(named[:_ID]) for named, _ in summary.oldest)
     return f"waiting for {left}, the oldest {summary.oldest[0][1]:.0f} s: {names}"
 

@@ -19,7 +19,7 @@ from batchrun.progress.display import (
     speed_in_words,
     tries_in_words,
 )
-from batchrun.progress.summary import Summary, Tally
+from batchrun.progress.summary import RunCounters, Summary
 from batchrun.records import FAILED
 from batchrun.store import reading
 
@@ -129,7 +129,7 @@ def read_status(path: Path) -> Summary:
     example = reading.example_not_ok(path) if exit_code == 4 else None
     open_usd = reading.read_answered_usd(path)
     again = 0 if state == "killed" else record.again  # what a kill left of it nobody has counted
-    return Tally(totals, now_s, again).summary(
+    return RunCounters(totals, now_s, again).summary(
         run=str(path),
         state=state,
         rows=record.rows,

@@ -8,7 +8,7 @@ from itertools import accumulate
 
 from msgspec import Struct
 
-from batchrun.limits.budget import usd
+from batchrun.formats.amounts import usd
 from batchrun.progress.bottleneck import Pulse, headroom, most_in_flight, most_per_s, paused_by
 from batchrun.records import Outcome, Response, Totals
 
@@ -113,7 +113,7 @@ class Summary(Struct, frozen=True):
         return self.ok + self.not_ok - self.again
 
 
-class Tally:
+class RunCounters:
     """What has been settled, in earlier commands and in this one."""
 
     def __init__(self, earlier: Totals, began_s: float, again: int = 0) -> None:

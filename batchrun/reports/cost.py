@@ -13,9 +13,9 @@ import msgspec
 from msgspec import Struct
 
 from batchrun.errors import JobError
+from batchrun.formats.amounts import usd
 from batchrun.job.price_sections import PriceBook, with_user_prices
 from batchrun.job.sections import PriceJob
-from batchrun.limits.budget import usd
 from batchrun.pricing.price import Price, sum_costs
 from batchrun.pricing.prices import TIERS, Prices, daily_changes, steps, tier_of
 from batchrun.records import RunRecord, Searches, Usage

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
-from batchrun.formats.amounts import short_count
+from batchrun.formats.amounts import short_count, usd
 from batchrun.formats.printable import one_line, printable
-from batchrun.limits.budget import usd
 from batchrun.reports.cost import Costs, Line, RunCost
 
 _NO_PRICE = "unknown"

@@ -10,9 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from batchrun.formats.amounts import attempts_in_words, duration, rows_in_words, seconds
+from batchrun.formats.amounts import duration, plural, seconds, usd
 from batchrun.formats.printable import one_line
-from batchrun.limits.budget import usd
 from batchrun.records import Estimated
 from batchrun.reports.report_queries import Report, Spread, TopRow
 
@@ -45,7 +44,7 @@ class Section(Struct, frozen=True):
 def headline(report: Report) -> str:
     """`finished: 3,000 rows, 2,990 ok, 10 left; $1.20`, in one line."""
     ok = sum(one.rows for one in report.outcomes if one.outcome == "ok")
-    words = f"{report.state}: {rows_in_words(report.rows)}, {ok:,} ok"
+    words = f"{report.state}: {plural(report.rows, 'row')}, {ok:,} ok"
     if report.left:
         words += f", {report.left:,} left"
     if report.cost_usd is not None:
@@ -66,7 +65,7 @@ def remarks(report: Report) -> list[str]:
         first, last = moment(report.started_at), moment(report.finished_at)
         lines.append(f"from {first} to {last} UTC; {duration(ran)} of work{pauses}")
     if report.unknown_attempts:
-        attempts = attempts_in_words(report.unknown_attempts)
+        attempts = plural(report.unknown_attempts, "attempt")
         why = "no price, or they ended without a count of tokens"
         lines.append(f"the cost of {attempts} is not known and in no sum: {why}")
     if report.unknown_usd:
@@ -83,7 +82,7 @@ def remarks(report: Report) -> list[str]:
 
 def _against_the_estimate(report: Report, told: Estimated) -> str:
     """What a pilot had told, and what it was."""
-    pilot = f"estimated for {rows_in_words(told.rows)} by a pilot of {told.pilot_rows:,}: "
+    pilot = f"estimated for {plural(told.rows, 'row')} by a pilot of {told.pilot_rows:,}: "
     if told.cost_usd is None or report.cost_usd is None:
         was = f"{report.tokens.output_tokens:,}"
         words = f"{pilot}{told.output_tokens:,} output tokens"
@@ -93,7 +92,7 @@ def _against_the_estimate(report: Report, told: Estimated) -> str:
         if told.low_usd is not None and told.high_usd is not None:
             words += f", between {usd(told.low_usd)} and {usd(told.high_usd)}"
     if report.rows != told.rows:
-        was += f" for {rows_in_words(report.rows)}"
+        was += f" for {plural(report.rows, 'row')}"
     return f"{words}; so far it is {was}" if report.left else f"{words}; it was {was}"
 
 

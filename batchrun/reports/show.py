@@ -5,9 +5,8 @@ from collections.abc import Iterator
 from datetime import datetime
 
 from batchrun.errors import ErrorKind
-from batchrun.formats.amounts import seconds
+from batchrun.formats.amounts import seconds, usd
 from batchrun.formats.printable import one_line, printable
-from batchrun.limits.budget import usd
 from batchrun.records import JsonObject
 from batchrun.reports.conversation import as_value, turns_of
 from batchrun.reports.report_sections import cut

@@ -28,7 +28,7 @@ from batchrun.pricing.prices import Prices
 from batchrun.progress.bottleneck import Pulse
 from batchrun.progress.live import Live
 from batchrun.progress.status import higher_cap_usd, next_command
-from batchrun.progress.summary import Summary, Tally, cost_of_left, left_in_words
+from batchrun.progress.summary import RunCounters, Summary, cost_of_left, left_in_words
 from batchrun.records import BadRow, Largest, Outcome, Request, RunRecord
 from batchrun.retry.failures import FirstRows, TooManyFailures
 from batchrun.runner.ending import End, StopSwitch, end_of
@@ -59,7 +59,7 @@ class Run:
         run_dir: RunDir,
         plan: Plan,
         record: RunRecord,
-        tally: Tally,
+        tally: RunCounters,
         watch: Watch,
         stop: StopSwitch,
         prices: Prices,

@@ -20,14 +20,13 @@ import msgspec
 from msgspec import Struct
 
 from batchrun.errors import InputError, JobError
-from batchrun.formats.amounts import attempts_in_words, rows_in_words
+from batchrun.formats.amounts import plural, usd
 from batchrun.inputs.prompt_set import PromptSet, Source, find_source
 from batchrun.inputs.requests import HASH_RULE
 from batchrun.inputs.sources import check_input, keep_input
 from batchrun.inputs.survey import MOST_MODELS, OnBody, Survey
 from batchrun.job.price_sections import with_user_prices
 from batchrun.job.sections import STDIN, Job
-from batchrun.limits.budget import usd
 from batchrun.pricing.prices import Prices, check_prices
 from batchrun.records import NOTHING_SENT_AGAIN, Layout, Pilot, Request, Resend, RunRecord
 from batchrun.runner.resume import Resumed, tell_settled
@@ -289,9 +288,9 @@ def make_plan(
 
 def _limited_to(limit: int | None, pilot: int, rows: int) -> str:
     if pilot:
-        return f"pilot: {min(pilot, rows):,} of {rows_in_words(rows)}, drawn at random,"
+        return f"pilot: {min(pilot, rows):,} of {plural(rows, 'row')}, drawn at random,"
     if limit is not None and limit < rows:
-        return f"limit: first {limit:,} of {rows_in_words(rows)}"
+        return f"limit: first {limit:,} of {plural(rows, 'row')}"
     return ""
 
 
@@ -343,19 +342,19 @@ def _past_the_cap(
     reserved = read_unknown_usd(path, record) if record is not None else 0.0
     if unbounded:
         said.append(
-            f"{rows_in_words(unbounded)} of {to_send:,} to send may cost more than is reserved for "
+            f"{plural(unbounded, 'row')} of {to_send:,} to send may cost more than is reserved for "
             "them (no max_output_tokens, an input beyond text, hosted tools or stored context): "
             f"the cap of {usd(cap_usd)} may be passed, by at most one answer for each request in "
             "flight"
         )
     if resumed.totals.unknown_attempts:
-        attempts = attempts_in_words(resumed.totals.unknown_attempts)
+        attempts = plural(resumed.totals.unknown_attempts, "attempt")
         counts = f"takes in {usd(reserved)} for them" if reserved else "leaves it out"
         said.append(
             f"what {attempts} of settled rows cost is not known; the cap of {usd(cap_usd)} {counts}"
         )
     if resumed.lost:
-        rows = rows_in_words(resumed.lost)
+        rows = plural(resumed.lost, "row")
         said.append(f"what {rows} cost that are not there any more is not in the cap either")
     if record is not None and record.state == "running":
         takes = (
@@ -392,7 +391,7 @@ def _problems(survey: Survey) -> str:
         cure = "Mend the input or the options"
     else:
         cure = "Mend the input, or give --skip-bad-rows to keep them as rows of status invalid"
-    said = f"{rows_in_words(survey.bad_rows)} of {survey.rows:,} cannot be sent:"
+    said = f"{plural(survey.bad_rows, 'row')} of {survey.rows:,} cannot be sent:"
     return "\n".join([said, *lines, cure])
 
 

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from batchrun.errors import StoreError
 from batchrun.formats.json_text import storable_text
-from batchrun.progress.summary import Tally
+from batchrun.progress.summary import RunCounters
 from batchrun.records import Answered, Attempt, BadRow, Earlier, Outcome, Request, RowKey
 from batchrun.runner.resume import Resumed, after_attempts, with_earlier
 from batchrun.store.complete_rows import EarlierRows, Wanted
@@ -32,7 +32,7 @@ class Recorder:
     def __init__(
         self,
         run_dir: RunDir,
-        tally: Tally,
+        tally: RunCounters,
         resumed: Resumed,
         endpoint: str,
         on_failure: Callable[[StoreError], None],

@@ -11,7 +11,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from batchrun.errors import InputError
-from batchrun.formats.amounts import rows_in_words
+from batchrun.formats.amounts import plural
 from batchrun.formats.printable import one_line
 from batchrun.inputs.survey import Survey
 from batchrun.pricing.price import sum_costs
@@ -175,7 +175,7 @@ def _lost(run_dir: RunDir, rows: int) -> tuple[int, dict[str, int]]:
 
 
 def _missing_in_words(missing: dict[str, int], run_dir: RunDir) -> str:
-    lines = [f"  {name} ({rows_in_words(rows)})" for name, rows in list(missing.items())[:_SHOWN]]
+    lines = [f"  {name} ({plural(rows, 'row')})" for name, rows in list(missing.items())[:_SHOWN]]
     lines += [f"  and {len(missing) - _SHOWN:,} more"] if len(missing) > _SHOWN else []
     return "\n".join([f"{run_dir.path}: parts that hold answers are missing:", *lines])
 

@@ -18,7 +18,7 @@ from batchrun.job.sections import (
     refuse_plain_http,
     refuse_written_secrets,
 )
-from batchrun.progress.summary import Summary, Tally
+from batchrun.progress.summary import RunCounters, Summary
 from batchrun.records import NOTHING_SENT_AGAIN, Resend
 from batchrun.runner.ending import StopSwitch
 from batchrun.runner.engine import Run, Watch
@@ -104,7 +104,7 @@ async def run_job(
         watch.plan(plan, path)
         await asyncio.to_thread(note_differences, run_dir, plan.resumed)
         record = make_record(job, plan, run_dir, simulate, command, sha256)
-        tally = Tally(record.totals, began_s, again=plan.resumed.resent.rows)
+        tally = RunCounters(record.totals, began_s, again=plan.resumed.resent.rows)
         run = Run(job, run_dir, plan, record, tally, watch, stop, prices, most_in_flight)
         if plan.to_settle:
             async with contextlib.AsyncExitStack() as servers:

@@ -14,9 +14,9 @@ from batchrun.estimate.estimate_text import show_estimate
 from batchrun.estimate.estimates import make_estimate
 from batchrun.estimate.pilot import keep_estimated
 from batchrun.estimate.tokens import MESSAGE_TOKENS, O200K, REQUEST_TOKENS, counter
+from batchrun.formats.amounts import usd
 from batchrun.job.job_file import load_job
 from batchrun.job.sections import Job
-from batchrun.limits.budget import usd
 from batchrun.records import Resend
 from batchrun.reports.report_queries import read_report
 from batchrun.reports.report_sections import remarks

@@ -1,6 +1,6 @@
 import pytest
 
-from batchrun.formats.amounts import attempts_in_words, seconds
+from batchrun.formats.amounts import plural, seconds
 
 
 @pytest.mark.parametrize(
@@ -18,4 +18,7 @@ def test_seconds_have_about_three_digits(value: float, said: str) -> None:
 
 
 def test_attempts_are_counted_in_words() -> None:
-    assert [attempts_in_words(count) for count in (1, 1319)] == ["1 attempt", "1,319 attempts"]
+    assert [plural(count, "attempt") for count in (1, 1319)] == [
+        "1 attempt",
+        "1,319 attempts",
+    ]

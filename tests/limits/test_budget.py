@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchrun.errors import ErrorKind
-from batchrun.limits.budget import Budget, usd
+from batchrun.formats.amounts import usd
+from batchrun.limits.budget import Budget
 from batchrun.limits.verdicts import GO, Stop, Wait
 from batchrun.records import Finish, Need, Scope, Slot
 

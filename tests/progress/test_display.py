@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from batchrun.limits.verdicts import LimitStatus
 from batchrun.progress.bottleneck import Pulse, binding
 from batchrun.progress.display import Progress
-from batchrun.progress.summary import Summary, Tally
+from batchrun.progress.summary import RunCounters, Summary
 from batchrun.records import Totals
 
 ROWS, ROWS_PER_S, LOOK_S = 1_000_000, 300, 0.25
@@ -63,7 +63,7 @@ def _looks() -> Iterator[tuple[float, Summary]]:
             statuses=_standings(now_s),
             now_s=now_s,
         )
-        said = Tally(totals, 0.0).summary(
+        said = RunCounters(totals, 0.0).summary(
             run="runs/million",
             state="running",
             rows=ROWS,
@@ -112,7 +112,7 @@ def test_no_state_is_said_twice_in_30_s_and_no_30_s_pass_in_silence(
 ) -> None:
     seen = Seen()
     progress = Progress(seen, clock=lambda: seen.now_s)
-    summary = Tally(Totals(), 0.0).summary(run="r", state="running", rows=9, now_s=1.0)
+    summary = RunCounters(Totals(), 0.0).summary(run="r", state="running", rows=9, now_s=1.0)
     said: dict[str | None, float] = {}
     last_s = None
     for after_s, paused_by in looks:

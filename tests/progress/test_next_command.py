@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from batchrun.errors import ErrorKind
 from batchrun.progress.status import higher_cap_usd, next_command
-from batchrun.progress.summary import Tally
+from batchrun.progress.summary import RunCounters
 from batchrun.records import Attempt, Failure, Outcome, Request, Totals
 
 RUN = Path("runs/a b")
@@ -101,7 +101,7 @@ def test_a_row_sent_again_is_counted_once_and_left_until_it_is_settled() -> None
         attempt_kinds={"first": 1},
         cost_usd=0.5,
     )
-    tally = Tally(replace(one, rows=2, ok=1), 0.0, again=1)
+    tally = RunCounters(replace(one, rows=2, ok=1), 0.0, again=1)
     assert (tally.left(2), tally.left(3)) == (1, 2)
     summary = tally.summary(run="r", state="running", rows=2, now_s=1.0)
     assert (summary.settled, summary.left, summary.again) == (1, 1, 1)

@@ -3,7 +3,7 @@
 import pytest
 
 from batchrun.progress.display import not_ok_in_words
-from batchrun.progress.summary import Tally
+from batchrun.progress.summary import RunCounters
 from batchrun.records import Totals
 
 
@@ -24,6 +24,8 @@ from batchrun.records import Totals
     ],
 )
 def test_all_rows_that_are_not_ok_are_counted(totals: Totals, said: list[str]) -> None:
-    summary = Tally(totals, 0.0).summary(run="r", state="finished", rows=totals.rows, now_s=1.0)
+    summary = RunCounters(totals, 0.0).summary(
+        run="r", state="finished", rows=totals.rows, now_s=1.0
+    )
     assert not_ok_in_words(summary) == said
     assert sum(int(words.split()[0]) for words in said) == summary.not_ok

@@ -1,7 +1,7 @@
 """How fast a run goes, and how long it takes from now on."""
 
 from batchrun.errors import ErrorKind
-from batchrun.progress.summary import Summary, Tally
+from batchrun.progress.summary import RunCounters, Summary
 from batchrun.records import Attempt, Failure, Outcome, Request, Totals
 
 
@@ -11,12 +11,12 @@ def _failed(row: int) -> Outcome:
     return Outcome(request, failure, (Attempt(0, 1.0, "first"),), "http://x", "plain", None)
 
 
-def _summary(tally: Tally, now_s: float) -> Summary:
+def _summary(tally: RunCounters, now_s: float) -> Summary:
     return tally.summary(run="run", state="running", rows=100, now_s=now_s)
 
 
 def test_the_time_before_the_first_answers_is_no_part_of_the_rate() -> None:
-    tally = Tally(Totals(), 0.0)
+    tally = RunCounters(Totals(), 0.0)
     for now_s in (1.0, 5.0, 60.0):  # the input is read
         assert _summary(tally, now_s).time_left_s is None
     tally.count([_failed(row) for row in range(20)])

@@ -7,7 +7,7 @@ import pytest
 from batchrun.errors import ErrorKind
 from batchrun.progress.display import render_end
 from batchrun.progress.status import render_status
-from batchrun.progress.summary import Summary, Tally, cost_of_left, left_in_words
+from batchrun.progress.summary import RunCounters, Summary, cost_of_left, left_in_words
 from batchrun.records import Attempt, Failure, Outcome, Request, Response, Totals, Usage
 
 RESPONSE = Response(
@@ -42,7 +42,7 @@ def ended(
 
 
 def summed(*outcomes: Outcome, simulated: bool = False, unknown_usd: float = 0.0) -> Summary:
-    tally = Tally(Totals(), 0.0)
+    tally = RunCounters(Totals(), 0.0)
     tally.count(outcomes)
     return tally.summary(
         run="run",
@@ -114,7 +114,7 @@ def test_a_model_s_name_does_not_reach_the_terminal_as_an_escape_sequence() -> N
 
 
 def test_costs_go_on_from_what_earlier_commands_spent() -> None:
-    tally = Tally(Totals(rows=2, cost_usd=1.5, unpriced=1, unpriced_model="first"), 0.0)
+    tally = RunCounters(Totals(rows=2, cost_usd=1.5, unpriced=1, unpriced_model="first"), 0.0)
     tally.count((ended(RESPONSE, 0.25, "m"), ended(RESPONSE, None, None, "second")))
     totals = tally.totals()
     assert (totals.cost_usd, totals.unpriced, totals.unpriced_model) == (1.75, 2, "first")

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from batchrun.errors import JobError
-from batchrun.limits.budget import usd
+from batchrun.formats.amounts import usd
 from batchrun.records import Outcome
 from batchrun.reports.report_queries import ErrorRows, Report, read_report
 from batchrun.reports.report_sections import headline, remarks, sections, show_report, show_section
