@@ -26,6 +26,49 @@ from batchrun.formats.json_text import beginning, count, decode, is_bool, mended
 from batchrun.records import Citation, Failure, Request, Response, ToolCall, Usage
 from batchrun.retry.error_kinds import ErrorBody, find_error
 
+# Request fields that the API knows (openai 3.54, ResponseCreateParams), each with what it takes,
+# as far as that says how to read it from a column: a structure may be JSON text there, an integer
+# a float.
+REQUEST_FIELDS = {
+    "access_programs": "structure",
+    "background": "other",
+    "background_options": "structure",
+    "context_management": "structure",
+    "conversation": "text or structure",
+    "image": "structure",
+    "include": "structure",
+    "input": "other",
+    "instructions": "other",
+    "max_output_tokens": "integer",
+    "max_tool_calls": "integer",
+    "metadata": "structure",
+    "model": "other",
+    "moderation": "structure",
+    "parallel_tool_calls": "other",
+    "previous_response_id": "other",
+    "prompt": "other",
+    "prompt_cache_key": "other",
+    "prompt_cache_options": "structure",
+    "prompt_cache_retention": "other",
+    "reasoning": "structure",
+    "safety_identifier": "other",
+    "service_tier": "other",
+    "store": "other",
+    "stream": "other",
+    "stream_options": "structure",
+    "temperature": "other",
+    "text": "structure",
+    "tool_choice": "text or structure",
+    "tools": "structure",
+    "top_logprobs": "integer",
+    "top_p": "other",
+    "truncation": "other",
+    "user": "other",
+}
+TRANSPORT_FIELDS = ("stream", "background")  # set by batchrun for each attempt
+# A request without input can be answered if it has one of these.
+INPUT_ALTERNATIVES = ("prompt", "previous_response_id", "conversation")
+
 _Count = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 from msgspec import Struct
 
+from batchrun.dialects.responses import TRANSPORT_FIELDS
 from batchrun.errors import InputError
 from batchrun.inputs.carried import (
     JSON,
@@ -22,7 +23,6 @@ from batchrun.inputs.carried import (
 )
 from batchrun.inputs.chat import COLUMNS as BATCH
 from batchrun.inputs.parquet import Facts
-from batchrun.inputs.requests import TRANSPORT
 from batchrun.inputs.rows import Row, RowProblem, json_text
 from batchrun.job.sections import InputJob
 from batchrun.records import Column
@@ -30,7 +30,7 @@ from batchrun.store.columns import name_columns
 
 _EXACT = 1 << 53  # below this a double holds every integer
 _LONG = 1 << 63
-_MACHINERY = (BATCH - {"body"}) | set(TRANSPORT)  # neither sent nor carried
+_MACHINERY = (BATCH - {"body"}) | set(TRANSPORT_FIELDS)  # neither sent nor carried
 
 
 class _Seen(Struct):

@@ -11,6 +11,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from batchrun.dialects.responses import INPUT_ALTERNATIVES, REQUEST_FIELDS, TRANSPORT_FIELDS
 from batchrun.inputs.chat import COLUMNS as BATCH
 from batchrun.inputs.chat import (
     SETTINGS,
@@ -41,67 +42,7 @@ from batchrun.records import BadRow, JsonObject
 # the body as JSON with sorted keys.
 HASH_RULE = 2
 
-# Request fields that the API knows (openai 3.54, ResponseCreateParams).
-FIELDS = frozenset(
-    {
-        "access_programs",
-        "background",
-        "background_options",
-        "context_management",
-        "conversation",
-        "image",
-        "include",
-        "input",
-        "instructions",
-        "max_output_tokens",
-        "max_tool_calls",
-        "metadata",
-        "model",
-        "moderation",
-        "parallel_tool_calls",
-        "previous_response_id",
-        "prompt",
-        "prompt_cache_key",
-        "prompt_cache_options",
-        "prompt_cache_retention",
-        "reasoning",
-        "safety_identifier",
-        "service_tier",
-        "store",
-        "stream",
-        "stream_options",
-        "temperature",
-        "text",
-        "tool_choice",
-        "tools",
-        "top_logprobs",
-        "top_p",
-        "truncation",
-        "user",
-    }
-)
-TRANSPORT = ("stream", "background")  # set by batchrun for each try
-_STRUCTURES = frozenset(
-    {
-        "access_programs",
-        "background_options",
-        "context_management",
-        "image",
-        "include",
-        "metadata",
-        "moderation",
-        "prompt_cache_options",
-        "reasoning",
-        "stream_options",
-        "text",
-        "tools",
-    }
-)
-_TEXT_OR_STRUCTURE = frozenset({"conversation", "tool_choice"})
-_INTEGERS = frozenset({"max_output_tokens", "max_tool_calls", "top_logprobs"})
-# A body without input can be answered if it has one of these.
-_OTHER_WAYS = ("prompt", "previous_response_id", "conversation")
-
+FIELDS = frozenset(REQUEST_FIELDS)
 Build = Callable[[JsonObject], JsonObject]
 
 
@@ -244,13 +185,14 @@ def _is_input(value: Any) -> bool:
 
 def _read(name: str, value: Any) -> Any:
     """The value of a request field as a column holds it: JSON as text becomes the structure."""
+    takes = REQUEST_FIELDS.get(name)
     if type(value) is str:
         start = value.lstrip()[:1]
-        if (start in ("{", "[") and name in _STRUCTURES) or (
-            start == "{" and name in _TEXT_OR_STRUCTURE
+        if (start in ("{", "[") and takes == "structure") or (
+            start == "{" and takes == "text or structure"
         ):
             return read_structure(value, name)
-    elif type(value) is float and name in _INTEGERS and value.is_integer():
+    elif type(value) is float and takes == "integer" and value.is_integer():
         return int(value)  # an integer column with nulls is one of floats to pandas
     return value
 
@@ -263,12 +205,12 @@ def _field(name: str, value: Any) -> Any:
 
 
 def _check(body: JsonObject, data: JsonObject) -> None:
-    for name in TRANSPORT:
+    for name in TRANSPORT_FIELDS:
         if name in body:
             del body[name]
     given = body.get("input")
     if given is None:
-        if all(body.get(name) is None for name in _OTHER_WAYS):
+        if all(body.get(name) is None for name in INPUT_ALTERNATIVES):
             hint = (
                 "; it has `messages`: for a chat request put them at the top level of the row"
                 if "messages" in body

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from batchrun.inputs.requests import FIELDS, canonical
+from batchrun.dialects.responses import REQUEST_FIELDS
+from batchrun.inputs.requests import canonical
 from batchrun.records import BadRow, Request
 
 Read = Callable[..., Any]
@@ -50,14 +51,14 @@ def test_of_a_responses_body_known_fields_are_sent_and_others_carried(
     write: Write, read: Read
 ) -> None:
     row: dict[str, Any] = dict.fromkeys(
-        sorted(FIELDS - {"prompt", "stream", "background"}), "value"
+        sorted(REQUEST_FIELDS.keys() - {"prompt", "stream", "background"}), "value"
     )
     row |= {"input": "x", "model": "own", "category": "maths", "level": 3}
     survey, rows = read(write(row))
     assert bodies(rows) == [{k: v for k, v in row.items() if k not in ("category", "level")}]
     assert rows[0].carried == ("maths", 3)
     assert survey.carried == ("category", "level")
-    assert set(survey.sent) == FIELDS - {"prompt", "stream", "background"}
+    assert set(survey.sent) == REQUEST_FIELDS.keys() - {"prompt", "stream", "background"}
 
 
 def test_nulls_that_were_written_are_sent_but_a_null_model_is_none(
