@@ -29,9 +29,9 @@ def context_of(name: str) -> click.Context:
 
 def options_of(context: click.Context) -> list[tuple[str, str]]:
     """Each option with its argument, and what the help says about it."""
-    records = (parameter.get_help_record(context) for parameter in context.command.params)
-    help_itself = ("-h, --help", "Show this message and exit.")
-    return [*(record for record in records if record), help_itself]
+    options = [each for each in context.command.params if isinstance(each, click.Option)]
+    records = [option.get_help_record(context) for option in options]
+    return [*filter(None, records), ("-h, --help", "Show this message and exit.")]
 
 
 def paragraphs_of(context: click.Context) -> Iterator[str]:

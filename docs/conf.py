@@ -18,6 +18,7 @@ project_copyright = "the batchrun authors"
 extensions = ["myst_parser", "command_help"]
 myst_heading_anchors = 3
 nitpicky = True
+smartquotes = False  # `--` stays as it is typed
 html_theme = "furo"
 html_title = "batchrun"
 html_static_path = ["_static"]

@@ -24,12 +24,12 @@ from rich.text import Text
 
 PICTURE = Path(__file__).with_name("_static") / "run.svg"
 COLUMNS = 100
-ROWS = 6_000
-SERVER = ("--port", "0", "--latency", "0.8", "--rpm", "24000", "--fault", "500_json=0.01")
-SHOWN, NEAR = 60, 15  # per cent done in the frame that is shown
+ROWS = 3_000
+SERVER = ("--port", "0", "--latency", "0.8", "--rpm", "9000", "--fault", "500_json=0.01")
+SHOWN = 60  # per cent done in the frame that is shown
 WORDS = (
     *("run", "prompts.jsonl", "--prompt", "{{ question }}", "--model", "gpt-6.1-terra"),
-    *("--set", "max_output_tokens=500", "--max-cost", "20"),
+    *("--set", "max_output_tokens=800", "--max-cost", "20"),
 )
 _REDRAWN = re.compile(r"(?:\x1b\[2K(?:\x1b\[1A)?){2,}")  # the display wipes its lines
 _PRIVATE = re.compile(r"\x1b\[\?\d+[hl]")  # cursor off and on
@@ -51,14 +51,13 @@ def main() -> None:
         finally:
             server.terminate()
             server.wait()
-    plan, *frames = _REDRAWN.split(_PRIVATE.sub("", output.replace("\r\n", "\n")))
+    plan, *frames = _REDRAWN.split(_PRIVATE.sub("", output.replace("\r", "")))
     plan = plan[: plan.index("\nrunning ")]
-    shown = [frame.strip("\n") for frame in frames if abs(_percent(frame) - SHOWN) <= NEAR]
-    frame = max(shown, key=lambda frame: frame.count("\n"))  # one that says what limits the run
+    frame = min(frames, key=lambda frame: abs(_percent(frame) - SHOWN)).strip("\n")
     console = Console(record=True, width=COLUMNS, file=open(os.devnull, "w"))  # noqa: PTH123, SIM115
     console.print(Text(f"$ {shlex.join(('batchrun', *WORDS))}", style="bold"))
     console.print(Text.from_ansi(f"{plan}\n{frame}"))
-    console.save_svg(str(PICTURE), title="batchrun", theme=MONOKAI)
+    console.save_svg(str(PICTURE), title="batchrun run", theme=MONOKAI)
 
 
 def _typed(folder: str, base_url: str) -> str:
