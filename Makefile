@@ -1,4 +1,4 @@
-# The whole set-up in two commands: `make demo` and `make test`. Each works alone, in a fresh clone.
+# The whole set-up in two commands: `make demo` and `make test`. Each works on its own in a fresh clone.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -16,7 +16,7 @@ demo: $(VENV)/installed
 	$(BIN)/batchrun run jobs/overnight_dataset.toml --simulate -o $(DEMO)
 	$(BIN)/python examples/read_tables.py $(DEMO)
 
-# What CI runs: lint, types, the plan of the house, tests.
+# What CI runs: lint, types, imports, links of the docs, tests.
 test: check
 	$(BIN)/pytest -q -n 4 --dist worksteal
 
@@ -24,12 +24,12 @@ test: check
 torture: $(VENV)/installed
 	$(BIN)/pytest -q -s -m torture tests/torture
 
-# 50 rows in each mode against two servers from elsewhere, on loopback; installs them, needs npm.
+# 50 rows in each mode against two servers of other projects, on loopback; installs them, needs npm.
 test-servers: $(VENV)/installed $(SERVERS)/litellm/installed $(SERVERS)/aimock/installed
 	$(BIN)/pytest -q -m servers tests/servers
 
-# Speed and memory beside a bare aiohttp loop and whichever peers are installed; some half hour, on a
-# machine that does nothing else.
+# Speed and memory beside a bare aiohttp loop and the peers that are installed; about half an hour, on
+# a machine that does nothing else.
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.speed
 
@@ -40,7 +40,7 @@ bench-peers: $(PEER_NAMES:%=$(PEERS)/%/installed)
 bench-parts: $(VENV)/installed
 	ARROW_DEFAULT_MEMORY_POOL=system $(BIN)/python -m benchmarks.parts
 
-# How batchrun finds limits that nobody told it, measured over a socket; some twenty minutes.
+# How batchrun finds hidden limits, measured over a socket; about twenty minutes.
 bench-pacing: $(VENV)/installed
 	$(BIN)/python -m benchmarks.pacing
 
@@ -55,7 +55,7 @@ check: $(VENV)/installed
 docs-site: $(VENV)/installed
 	$(BIN)/sphinx-build -W --keep-going --quiet docs build/docs
 
-# docs/protocol.md, made from the statements and the tests that hold them.
+# docs/protocol.md, made from the statements and their tests.
 docs: $(VENV)/installed
 	$(BIN)/python tests/protocol/make_docs.py
 

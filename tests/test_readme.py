@@ -301,10 +301,10 @@ def test_the_summary_page_names_each_field_in_its_order() -> None:
     assert re.findall(r"`(\w+)`", " ".join(names)) == list(Summary.__struct_fields__)
 
 
-def test_the_architecture_page_names_each_floor_and_no_room_that_there_is_not() -> None:
+def test_the_architecture_page_names_each_package_and_no_module_that_does_not_exist() -> None:
     text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
     told = {Path(name).name for name in re.findall(r"`([\w/]+\.py)`", text)}
     package = ROOT / "batchrun"
     assert not told - {path.name for path in package.rglob("*.py")}
-    floors = {path.stem for path in package.iterdir() if path.suffix in ("", ".py")}
-    assert not {name for name in floors if name[0] != "_"} - quoted(text)
+    packages = {path.stem for path in package.iterdir() if path.suffix in ("", ".py")}
+    assert not {name for name in packages if name[0] != "_"} - quoted(text)
