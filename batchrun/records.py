@@ -126,7 +126,7 @@ class Finish(Struct, frozen=True, gc=False):
     hint_s: float | None = None  # how long the server asks to wait
     slow_down: bool = False  # the server says that the ramp is too steep
     error: str | None = None  # the message, for people
-    told: tuple[AdvertisedLimit, ...] = ()
+    advertised: tuple[AdvertisedLimit, ...] = ()
     tokens: int | None = None  # used; null: not known, the reservation stands
     dollars: float | None = None  # spent; null: not known, the reservation stands
 
@@ -141,7 +141,7 @@ class Reply(Struct, frozen=True, gc=False):
     reported_cost_usd: float | None
     should_retry: bool | None = None  # what the server itself says about another try
     first_token_s: float | None = None  # stream mode: until the first non-empty delta
-    told: tuple[AdvertisedLimit, ...] = ()
+    advertised: tuple[AdvertisedLimit, ...] = ()
 
 
 class Usage(Struct, frozen=True, array_like=True, gc=False):

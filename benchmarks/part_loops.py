@@ -101,7 +101,10 @@ def _parse(material: Material) -> None:
 
 async def _gate(material: Material) -> None:
     gate, _ = _dispatching(material)
-    need, finish = Need(material.scope, 1500), Finish(tokens=873, told=material.reply.told)
+    need, finish = (
+        Need(material.scope, 1500),
+        Finish(tokens=873, advertised=material.reply.advertised),
+    )
     for _ in material.requests:
         gate.leave(await gate.enter(material.scope, lambda: need), finish)
 
@@ -109,7 +112,7 @@ async def _gate(material: Material) -> None:
 async def _settle(material: Material) -> None:
     gate, dispatcher = _dispatching(material)
     for request in material.requests:
-        settled = await dispatcher.settle(request)
+        settled = await dispatcher.complete(request)
         assert settled.slot is not None
         gate.leave(settled.slot, settled.finish)
 
@@ -136,7 +139,7 @@ async def _show(material: Material) -> None:
     """So many looks at a run that goes on, drawn on a terminal."""
     gate, dispatcher = _dispatching(material)
     slot = await gate.enter(material.scope, lambda: Need(material.scope, 1500))
-    gate.leave(slot, Finish(tokens=873, told=material.reply.told))
+    gate.leave(slot, Finish(tokens=873, advertised=material.reply.advertised))
     tally, progress = RunCounters(Totals(), 0.0), Progress(_Terminal())
     outcomes = material.outcomes[:LOOKS]
     for look, outcome in enumerate(outcomes, 1):
@@ -240,7 +243,7 @@ def make_material(lines: Path, url: str) -> Material:
     requests = [request for request in found if isinstance(request, Request)]
     reply = uvloop.run(_one_reply(job, url, requests[0]))
     # Of some thousand answers a second, a hundred are asked what limits they tell.
-    return Material(job, plan, requests, replace(reply, told=()))
+    return Material(job, plan, requests, replace(reply, advertised=()))
 
 
 def loops_over(material: Material, url: str) -> dict[str, Loop]:

@@ -7,7 +7,7 @@ from batchrun.dialects.output_items import count_searches
 from batchrun.dialects.responses import Unreadable, parse_response
 from batchrun.errors import EndpointError, ErrorKind
 from batchrun.pricing.prices import Prices, tier_of
-from batchrun.records import Attempt, Failure, Finish, Reply, Request, Response, Searches
+from batchrun.records import Attempt, Failure, Finish, Reply, Request, Response
 from batchrun.retry.error_kinds import ErrorBody, classify, hint_in, parse_error
 
 # Refused before any work was done: nothing is used up, nothing is billed.
@@ -32,7 +32,7 @@ _SLOW_DOWN = "slow_down"
 
 
 class AttemptResult(Struct, frozen=True, gc=False):
-    """One try, ended."""
+    """One attempt, ended."""
 
     result: Response | Failure
     failure: Failure | None  # the result, or why the response has failed
@@ -47,25 +47,53 @@ class AttemptResult(Struct, frozen=True, gc=False):
             return self.reply.retry_after_s
         return None if self.failure is None else hint_in(self.failure.message)
 
+    def finish(self) -> Finish:
+        """What the limits are to know of the attempt."""
+        attempt, failure, reply = self.attempt, self.failure, self.reply
+        tokens: int | None = None
+        if isinstance(self.result, Response):
+            usage = self.result.usage
+            tokens = usage.total_tokens
+            if tokens is None and usage.input_tokens is not None:
+                tokens = usage.input_tokens + (usage.output_tokens or 0)
+        elif attempt.cost_usd == 0:  # refused: nothing was used up
+            tokens = 0
+        is_retry, advertised = attempt.kind == "retry", reply.advertised if reply else ()
+        if failure is None:
+            return Finish(
+                is_retry=is_retry, advertised=advertised, tokens=tokens, dollars=attempt.cost_usd
+            )
+        return Finish(
+            kind=failure.kind,
+            answered=reply is not None,
+            is_retry=is_retry,
+            hint_s=self.hint_s,
+            slow_down=failure.code == _SLOW_DOWN,
+            error=failure.message,
+            advertised=advertised,
+            tokens=tokens,
+            dollars=attempt.cost_usd,
+        )
 
-def came_to(
-    came: Reply | EndpointError,
+
+def attempt_result(
+    end: Reply | EndpointError,
     request: Request,
     begun: Attempt,
     latency_s: float,
     via: str,
     prices: Prices,
 ) -> AttemptResult:
-    """What became of the try that `begun` describes so far."""
+    """The result of the attempt that `begun` describes so far and that ended with `end`."""
     reply: Reply | None = None
     response_id: str | None = None
     was_sent = True
     result: Response | Failure
-    if isinstance(came, Reply):
-        reply, result = came, read_reply(came, request)
+    if isinstance(end, Reply):
+        reply, result = end, read_reply(end, request)
     else:
-        result = Failure(came.kind, came.message, http_status=came.http_status)
-        response_id, was_sent = came.response_id, came.was_sent
+        result = Failure(end.kind, end.message, http_status=end.http_status)
+        response_id, was_sent = end.response_id, end.was_sent
     if isinstance(result, Failure):
         is_free = not was_sent or result.kind in _NOT_BILLED
         attempt = replace(
@@ -82,6 +110,7 @@ def came_to(
     failure, usage = result.failure, result.usage
     tier = tier_of(result.service_tier, via)
     price = prices.find(request.model, result.model, begun.started_at, tier)
+    calls = [(call.type, call.status, call.item) for call in result.tool_calls]
     attempt = Attempt(
         started_at=begun.started_at,
         latency_s=latency_s,
@@ -95,49 +124,15 @@ def came_to(
         input_tokens=usage.input_tokens,
         cached_tokens=usage.cached_tokens,
         output_tokens=usage.output_tokens,
-        cost_usd=None if price is None else price.cost(usage, _searches(result)),
+        cost_usd=(
+            None if price is None else price.cost(usage, count_searches(result.usage_json, calls))
+        ),
     )
     return AttemptResult(result, failure, attempt, reply, price.priced_as if price else None)
 
 
-def _searches(answer: Response) -> Searches:
-    calls = [(call.type, call.status, call.item) for call in answer.tool_calls]
-    return count_searches(answer.usage_json, calls)
-
-
-def finish_of(tried: AttemptResult) -> Finish:
-    """What the try tells the limits."""
-    attempt, failure, reply = tried.attempt, tried.failure, tried.reply
-    tokens: int | None = None
-    if isinstance(tried.result, Response):
-        usage = tried.result.usage
-        tokens = usage.total_tokens
-        if tokens is None and usage.input_tokens is not None:
-            tokens = usage.input_tokens + (usage.output_tokens or 0)
-    elif attempt.cost_usd == 0:  # refused: nothing was used up
-        tokens = 0
-    if failure is None:
-        return Finish(
-            is_retry=attempt.kind == "retry",
-            told=reply.told if reply else (),
-            tokens=tokens,
-            dollars=attempt.cost_usd,
-        )
-    return Finish(
-        kind=failure.kind,
-        answered=reply is not None,
-        is_retry=attempt.kind == "retry",
-        hint_s=tried.hint_s,
-        slow_down=failure.code == _SLOW_DOWN,
-        error=failure.message,
-        told=reply.told if reply else (),
-        tokens=tokens,
-        dollars=attempt.cost_usd,
-    )
-
-
 def read_reply(reply: Reply, request: Request) -> Response | Failure:
-    """What a whole answer comes to: understood, and its error classified."""
+    """A whole answer, understood, and its error classified."""
     status = reply.http_status
     answer: Response | ErrorBody | Unreadable
     if 200 <= status < 300:
@@ -154,6 +149,5 @@ def read_reply(reply: Reply, request: Request) -> Response | Failure:
         return replace(answer, failure=replace(failure, kind=kind, http_status=status))
     if isinstance(answer, Unreadable):
         return Failure(ErrorKind.UNREADABLE, answer.message, http_status=status)
-    said = answer.message
-    kind = classify(status, answer.code, answer.type, said, is_html=answer.is_html)
-    return Failure(kind, said, answer.code, status)
+    kind = classify(status, answer.code, answer.type, answer.message, is_html=answer.is_html)
+    return Failure(kind, answer.message, answer.code, status)

@@ -1,31 +1,80 @@
 """One request to its outcome: attempts until it is answered or nothing helps. The only tenacity.
 
-tenacity is entered when the first try has failed; a row that is answered at once pays nothing
-for it. What follows a failure is decided in `policy.retry`, and carried out here and in `row`.
+tenacity is entered when the first attempt has failed; a row that is answered at once pays nothing
+for it. What follows a failure is decided in `retry.next_step`, and carried out here.
 """
 
+import asyncio
+import random
 import time
 import uuid
+from collections.abc import Awaitable
+from typing import Protocol
 
+from msgspec import Struct
+from msgspec.structs import replace
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
+from batchrun.dispatch.attempt_result import AttemptResult, attempt_result
 from batchrun.dispatch.gate import Gate
-from batchrun.dispatch.row_attempts import (
-    Endpoint,
-    Hedge,
-    Means,
-    Row,
-    Settled,
-    TryAgain,
-    Unfinished,
-)
+from batchrun.dispatch.hedge import Hedge
+from batchrun.errors import EndpointError, RunStopped
 from batchrun.job.sections import RetryJob
+from batchrun.limits.answer_sizes import BodySize, measure, tier_asked
 from batchrun.limits.scopes import Scopes, ScopeState
+from batchrun.pricing.price import sum_costs
 from batchrun.pricing.prices import Prices
-from batchrun.records import Answered, Request, Scope
+from batchrun.records import (
+    Answered,
+    Attempt,
+    Failure,
+    Finish,
+    Need,
+    Outcome,
+    Reply,
+    Request,
+    Response,
+    Scope,
+    Slot,
+)
+from batchrun.retry.next_step import (
+    CURES,
+    Again,
+    Asks,
+    Cure,
+    GiveUp,
+    Halt,
+    judge,
+    next_ask,
+    with_limit,
+)
+
+_DROPPED = Finish(answered=False)
+_NONE_ASKED = Asks()
 
 
-class _Nowhere:
+class Endpoint(Protocol):
+    """Where requests go."""
+
+    @property
+    def base_url(self) -> str: ...
+    @property
+    def via(self) -> str: ...
+    def send(self, request: Request, client_request_id: str, left_s: float) -> Awaitable[Reply]:
+        """The whole answer. Raises `EndpointError`."""
+
+
+class Unfinished(Protocol):
+    """What is on disk of rows that have no outcome yet."""
+
+    def answered(self, request: Request, /) -> Answered | None:
+        """The answer that an earlier command was to ask for again. Raises `StoreError`."""
+
+    def ask_again(self, answered: Answered, /) -> None:
+        """The answer is on disk when this returns; where it cannot be, the gate is closed."""
+
+
+class _NothingUnfinished:
     """Knows nothing of earlier commands, and lets every answer be asked for again."""
 
     def answered(self, _request: Request) -> Answered | None:
@@ -35,13 +84,29 @@ class _Nowhere:
         return
 
 
+class Completed(Struct, frozen=True, gc=False):
+    """An outcome, and the slot that is held until it is stored (null: given back already)."""
+
+    outcome: Outcome
+    slot: Slot | None = None
+    finish: Finish = _DROPPED
+
+
+class RetryLater(Exception):  # noqa: N818 - a verdict on its way through tenacity
+    """The row gets another attempt after `wait_s` seconds."""
+
+    def __init__(self, wait_s: float) -> None:
+        super().__init__()
+        self.wait_s = wait_s
+
+
 def _wait_s(state: RetryCallState) -> float:
     verdict = state.outcome.exception() if state.outcome else None
-    return verdict.wait_s if isinstance(verdict, TryAgain) else 0.0
+    return verdict.wait_s if isinstance(verdict, RetryLater) else 0.0
 
 
 class Dispatcher:
-    """Settles requests against one endpoint."""
+    """Completes requests against one endpoint."""
 
     def __init__(
         self,
@@ -56,86 +121,294 @@ class Dispatcher:
         hedges: bool = False,
         unfinished: Unfinished | None = None,
     ) -> None:
-        """`unfinished`: null where nothing outlives this process."""
-        self.retrying = 0  # rows between two tries
-        self.no_more_rows = False  # all of the input has a place
-        self.endpoint = endpoint
-        self._gate = gate
-        self._means = Means(
-            endpoint=endpoint,
-            gate=gate,
-            scopes=scopes,
-            retry=retry,
-            prices=prices,
-            key_name=key_name,
-            has_budget=has_budget,
-            hedge=Hedge(self.is_tail) if hedges else None,
-            next_id=self._next_id,
-            unfinished=unfinished or _Nowhere(),
-        )
-        self._open: dict[int, Row] = {}  # rows sent and not settled, in order of their first send
+        """`has_budget`: dollars are capped. `unfinished`: null where this process stores none."""
+        self.retrying = 0  # rows between two attempts
+        self.no_more_rows = False  # all of the input is with a worker
+        self.endpoint, self.gate, self.scopes = endpoint, gate, scopes
+        self.retry, self.prices, self.has_budget = retry, prices, has_budget
+        self.hedge = Hedge(self.is_tail) if hedges else None
+        self.unfinished = unfinished or _NothingUnfinished()
+        self.open: dict[int, _RowAttempts] = {}  # rows sent and not complete, by their first send
+        self._key_name = key_name
         self._known: dict[str | None, tuple[Scope, ScopeState]] = {}  # by model
         self._run_id = uuid.uuid4().hex[:16]
         self._sent = 0
         # One configured object, copied for each row that fails: making it anew costs three times
         # as much, and a shared one is wrong under concurrency.
         self._retrying = AsyncRetrying(
-            retry=retry_if_exception_type(TryAgain),
+            retry=retry_if_exception_type(RetryLater),
             wait=_wait_s,
             sleep=gate.pause,
             reraise=True,
         )
 
-    async def settle(self, request: Request) -> Settled:
+    async def complete(self, request: Request) -> Completed:
         """The end of `request`.
 
         Raises `RunStopped` or `GateClosed`: the row has no outcome, and an answer that was asked
         for again is on disk. `StoreError` where such an answer cannot be read.
         """
         scope, state = self._known.get(request.model) or self._scope_of(request.model)
-        row = Row(self._means, request, request, scope, state, self._open)
-        answered = self._means.unfinished.answered(request)
-        if answered is not None and (settled := row.take_up(answered)) is not None:
-            return settled
+        row = _RowAttempts(self, request, request, scope, state)
+        answered = self.unfinished.answered(request)
+        if answered is not None and (completed := row.resume(answered)) is not None:
+            return completed
         try:
             while True:
                 try:
-                    settled = await row.attempt()
-                except TryAgain as first:
-                    settled = await self._tried_again(row, first)
-                if not row.asks_again(settled):
-                    return settled
+                    completed = await row.attempt()
+                except RetryLater as verdict:
+                    completed = await self._retried(row, verdict.wait_s)
+                if not row.asks_again(completed):
+                    return completed
         finally:
-            self._open.pop(request.row, None)
+            self.open.pop(request.row, None)
 
-    async def _tried_again(self, row: Row, first: TryAgain) -> Settled:
-        """Until it is answered or nothing helps."""
+    async def _retried(self, row: "_RowAttempts", wait_s: float) -> Completed:
+        """The row's end after a first failure. Raises as `complete`."""
         self.retrying += 1
         try:
-            return await self._retrying.copy()(row.after(first))
+            await self.gate.pause(wait_s)
+            return await self._retrying.copy()(row.attempt)
         finally:
             self.retrying -= 1
 
     def is_tail(self) -> bool:
-        """Whether every row that is left has been sent at least once."""
-        return self.no_more_rows and self._gate.waiting == 0
+        """Whether every remaining row has been sent at least once."""
+        return self.no_more_rows and self.gate.waiting == 0
 
     def oldest(self, most: int) -> list[tuple[str, float]]:
-        """Rows sent and not settled: id, and seconds since the first send; the oldest first."""
+        """Rows sent and not complete: id, and seconds since the first send; the oldest first."""
         now_s = time.perf_counter()
-        rows = list(self._open.values())[:most]
+        rows = list(self.open.values())[:most]
         return [(row.request.custom_id, now_s - row.first_sent_s) for row in rows]
 
     def retries(self) -> int:
-        """Attempts beyond the first of rows that are not settled yet."""
-        return sum(max(0, row.sent - 1) for row in self._open.values())
+        """Attempts beyond the first of rows that are not complete yet."""
+        return sum(max(0, row.sent - 1) for row in self.open.values())
 
-    def _scope_of(self, model: str | None) -> tuple[Scope, ScopeState]:
-        scope = Scope(self.endpoint.base_url, self._means.key_name, model or "")
-        known = self._known[model] = scope, self._means.scopes.of(scope)
-        return known
-
-    def _next_id(self) -> str:
+    def next_id(self) -> str:
         """A client request id, to be quoted to the provider's support."""
         self._sent += 1
         return f"{self._run_id}-{self._sent:x}"
+
+    def _scope_of(self, model: str | None) -> tuple[Scope, ScopeState]:
+        scope = Scope(self.endpoint.base_url, self._key_name, model or "")
+        known = self._known[model] = scope, self.scopes.of(scope)
+        return known
+
+
+class _Copy(Struct, frozen=True, gc=False):
+    """One attempt and the slot that it holds."""
+
+    slot: Slot
+    attempted: AttemptResult
+
+
+class _RowAttempts(Struct, eq=False):
+    """One row from its first attempt to its end."""
+
+    run: Dispatcher
+    request: Request  # as meant
+    asked: Request  # as sent: another limit, or background work that is resumed
+    scope: Scope
+    state: ScopeState
+    best: Outcome | None = None  # an answer that was asked for again
+    first_sent_s: float = 0.0
+    sent: int = 0
+    attempts: list[Attempt] = []
+    failures: list[tuple[Failure, float]] = []  # of this ask, and the loop's time
+    size: BodySize | None = None
+    asks: Asks = _NONE_ASKED
+    kind: str = "first"  # of the next attempt
+    spent_s: float = 0.0  # attempts and backoffs, waits at the gate left out
+    ended_s: float | None = None  # when the last attempt ended
+
+    async def attempt(self) -> Completed:
+        """One attempt. Raises `RetryLater`, `RunStopped` or `GateClosed`."""
+        run, gate, hedge = self.run, self.run.gate, self.run.hedge
+        if self.ended_s is not None:
+            self.spent_s += time.perf_counter() - self.ended_s
+        slot = await gate.enter(self.scope, self._need, again=self.sent > 0)
+        began_s = time.perf_counter()
+        if not self.sent:
+            self.first_sent_s = began_s
+            run.open[self.request.row] = self
+        kind, self.kind = self.kind, "retry"
+        if hedge is None:
+            attempted = await self._send(slot, kind)
+        else:
+            copy, *others = await hedge.race(
+                self._copy(slot, kind), self._second, lambda one: one.attempted.failure is None
+            )
+            for other in others:
+                gate.leave(other.slot, other.attempted.finish())
+            slot, attempted = copy.slot, copy.attempted
+        self.ended_s = time.perf_counter()
+        self.spent_s += self.ended_s - began_s
+        if self.asked.resume_id is not None:
+            self.asked = replace(self.asked, resume_id=None)
+        result, finish, state = attempted.result, attempted.finish(), self.state
+        if attempted.failure is None and isinstance(result, Response):
+            state.health.succeeded()
+            state.sizes.told(result.usage.output_tokens, result.usage.input_tokens)
+            if hedge is not None:
+                hedge.answered(attempted.attempt.latency_s)
+            return Completed(self._outcome(result, attempted), slot, finish)
+        assert attempted.failure is not None  # noqa: S101 - what is no response is one
+        self.failures.append((attempted.failure, asyncio.get_running_loop().time()))
+        try:
+            return Completed(self._ended(attempted, attempted.failure))
+        except RunStopped:
+            gate.close()  # before the slot is free: nobody may follow the row that ends the run
+            raise
+        finally:
+            gate.leave(slot, finish)
+
+    def _need(self) -> Need:
+        request, sizes = self.asked, self.state.sizes
+        tokens = len(request.body) // 4 + sizes.expected_output(request.max_output_tokens)
+        if not self.run.has_budget:
+            return Need(self.scope, tokens)
+        self.size = self.size or measure(request.body)
+        dollars = self.run.prices.bound(
+            request.model,
+            tier_asked(request.body),
+            time.time_ns() // 1000,
+            sizes.largest_input(self.size),
+            sizes.largest_output(request.max_output_tokens),
+        )
+        return Need(self.scope, tokens, dollars)
+
+    async def _send(self, slot: Slot, kind: str) -> AttemptResult:
+        """One attempt in its slot, which it gives back itself only where it is dropped."""
+        run = self.run
+        client_request_id = run.next_id()
+        begun = Attempt(
+            started_at=time.time_ns() // 1000,
+            latency_s=0.0,
+            kind=kind,
+            client_request_id=client_request_id,
+        )
+        began_s = time.perf_counter()
+        self.sent += 1
+        left_s = max(0.0, run.retry.max_elapsed_s - self.spent_s)
+        try:
+            end: Reply | EndpointError
+            try:
+                end = await run.endpoint.send(self.asked, client_request_id, left_s)
+            except EndpointError as error:
+                end = error
+            latency_s = time.perf_counter() - began_s
+            attempted = attempt_result(
+                end, self.asked, begun, latency_s, run.endpoint.via, run.prices
+            )
+        except BaseException:
+            run.gate.leave(slot, _DROPPED)
+            latency_s = time.perf_counter() - began_s
+            message = "cancelled: the other copy of the row was answered first"
+            self.attempts.append(replace(begun, latency_s=latency_s, error_message=message))
+            raise
+        self.attempts.append(attempted.attempt)
+        return attempted
+
+    async def _copy(self, slot: Slot, kind: str) -> _Copy:
+        return _Copy(slot, await self._send(slot, kind))
+
+    async def _second(self) -> _Copy:
+        slot = await self.run.gate.enter(self.scope, self._need, again=True)
+        return await self._copy(slot, "hedge")
+
+    def _ended(self, attempted: AttemptResult, failure: Failure) -> Outcome:
+        """The outcome of a failed attempt, if it is the end. Raises `RetryLater`, `RunStopped`."""
+        run, state, reply = self.run, self.state, attempted.reply
+        breaker = state.breaker
+        verdict = judge(
+            [failed for failed, _ in self.failures],
+            excused=[breaker.excuses(failed_s) for _, failed_s in self.failures],
+            hint_s=attempted.hint_s,
+            should_retry=reply.should_retry if reply else None,
+            elapsed_s=self.spent_s,
+            settings=run.retry,
+            give_up_after_s=run.scopes.give_up_after_s,
+            health=state.health,
+            jitter=random.random(),  # noqa: S311 - a backoff, no secret
+        )
+        match verdict:
+            case Again(wait_s):
+                raise RetryLater(wait_s)
+            case Halt(reason, cause):
+                raise RunStopped(f"{failure.message} ({_of(failure)}): {reason}", cause)
+            case GiveUp(status, reason):
+                if self.best is not None:  # the answer in hand, with the attempts since
+                    attempts, cost_usd = tuple(self.attempts), self._cost_usd()
+                    return replace(self.best, attempts=attempts, cost_usd=cost_usd)
+                if CURES[failure.kind] is Cure.MEND:
+                    state.health.refused()
+                if isinstance(attempted.result, Response) and status == "failed":
+                    return self._outcome(attempted.result, attempted)
+                message = f"{failure.message} ({reason})" if reason else failure.message
+                return self._outcome(replace(failure, message=message, status=status), attempted)
+
+    def _outcome(self, result: Response | Failure, attempted: AttemptResult) -> Outcome:
+        endpoint, reply = self.run.endpoint, attempted.reply
+        if len(self.attempts) > 1:
+            self.attempts.sort(key=lambda attempt: attempt.started_at)
+        return Outcome(
+            request=self.request,
+            result=result,
+            attempts=tuple(self.attempts),
+            endpoint=endpoint.base_url,
+            via=endpoint.via,
+            first_token_s=reply.first_token_s if reply else None,
+            cost_usd=self._cost_usd(),
+            priced_as=attempted.priced_as,
+            counted=self.attempts.index(attempted.attempt),
+        )
+
+    def _cost_usd(self) -> float | None:
+        return sum_costs([attempt.cost_usd for attempt in self.attempts])
+
+    def asks_again(self, completed: Completed) -> bool:
+        """Whether this answer is to be asked for once more; its slot is given back for that."""
+        outcome, asks = completed.outcome, self.asks
+        if completed.slot is None or not isinstance(outcome.result, Response):
+            return False
+        again = next_ask(self.asked, outcome.result, asks, self.run.retry)
+        if again is None:
+            return False
+        answered = Answered(
+            key=self.request.key,
+            turn=0,
+            outcome=outcome,
+            limit=self.asked.max_output_tokens,
+            raised=asks.for_length,
+            refitted=asks.for_fit,
+        )
+        self.run.unfinished.ask_again(answered)
+        self.asked, self.asks = again
+        self.best, self.kind, self.failures = outcome, "reask", []
+        self.run.gate.leave(completed.slot, completed.finish)
+        return True
+
+    def resume(self, answered: Answered) -> Completed | None:
+        """Goes on where an earlier command was; the outcome where nothing is asked any more."""
+        outcome = replace(answered.outcome, request=self.request)
+        assert isinstance(outcome.result, Response)  # noqa: S101 - answers alone are asked again
+        self.attempts, self.best, self.kind = list(outcome.attempts), outcome, "reask"
+        asked = self.request
+        if answered.limit is not None and answered.limit != asked.max_output_tokens:
+            asked = with_limit(asked, answered.limit)
+        asks = Asks(answered.raised, answered.refitted)
+        again = next_ask(asked, outcome.result, asks, self.run.retry)
+        if again is None:
+            return Completed(outcome)
+        self.asked, self.asks = again
+        return None
+
+
+def _of(failure: Failure) -> str:
+    """`HTTP 401, invalid_api_key`; a code that only repeats the status is left out."""
+    status = f"HTTP {failure.http_status}" if failure.http_status else failure.kind.value
+    is_said = failure.code is None or failure.code == str(failure.http_status)
+    return status if is_said else f"{status}, {failure.code}"

@@ -1,4 +1,4 @@
-"""Runs requests in this process: reads ahead, settles each row in a place, hands out outcomes.
+"""Runs requests in this process: reads ahead, workers complete the rows, outcomes are handed out.
 
 Outcomes come in batches, all that arrived in one turn of the event loop. They count as stored when
 the next batch is asked for: only then are their slots given back, so that what is in flight is
@@ -7,28 +7,73 @@ never more than the gate allows.
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Self
 
-from batchrun.dispatch.dispatcher import Dispatcher
+from batchrun.dispatch.dispatcher import Completed, Dispatcher, Endpoint, Unfinished
 from batchrun.dispatch.gate import Gate, GateClosed
-from batchrun.dispatch.row_attempts import Settled
 from batchrun.errors import ErrorKind
-from batchrun.records import BadRow, Failure, Outcome, Request
+from batchrun.job.sections import Job
+from batchrun.limits.budget import Budget
+from batchrun.limits.concurrency import FirstAlone
+from batchrun.limits.scopes import Scopes, user_limits
+from batchrun.limits.verdicts import Limit
+from batchrun.pricing.prices import Prices
+from batchrun.progress.bottleneck import Pulse
+from batchrun.records import BadRow, Failure, Largest, Outcome, Request
 
-PLACES_PER_SLOT = 4  # rows in memory, at most, for each request that may be in flight
-_SPARE = 8  # of them, rows that wait at the gate while all slots are taken: at least so many, ...
-_SPARE_SHARE = 8  # ... and one for so many slots. Those that wait long are cold in the CPU's caches
-# when their turn comes: with three for each slot a row took a tenth longer, at 256 and at 1,024.
-_READ_AHEAD = 64  # rows read at once, off the event loop, or as many as slots (with a quarter of
-# them, places found no row and ended: a new task for each row, a tenth of its time, at 256); ...
-_READ_BYTES = 4 << 20  # ... fewer where their bodies are large
+WORKERS_PER_SLOT = 4  # at most, for each request that may be in flight; each holds one row
+# Workers that wait at the gate while all slots are taken: at least _SPARE, or one for so many
+# slots. Rows that wait long are cold in the CPU's caches when their turn comes: with three for each
+# slot a row took a tenth longer, at 256 and at 1,024.
+_SPARE = 8
+_SPARE_SHARE = 8
+# Rows read at once, off the event loop, or as many as slots. With a quarter of them workers found
+# no row and ended: a new task for each row, a tenth of its time, at 256.
+_READ_AHEAD = 64
+_READ_BYTES = 4 << 20  # fewer rows at once where their bodies are large
 _MOST_AT_ONCE = 256  # outcomes in a batch: storing them holds up the event loop
+_OLDEST = 3  # rows named while the last ones are waited for
+
+
+def local_executor(
+    job: Job,
+    endpoint: Endpoint,
+    prices: Prices,
+    in_flight: int,
+    *,
+    budget: Budget | None,
+    largest: Mapping[str, Largest],
+    unfinished: Unfinished,
+) -> "LocalExecutor":
+    """The executor of a job; `largest`: by model, what answers of earlier commands needed."""
+    limits = job.limits
+    shared: list[Limit] = user_limits(
+        in_flight, limits.requests_per_minute, limits.tokens_per_minute
+    )
+    if budget is not None:
+        shared.append(budget)
+    scopes = Scopes(in_flight, limits.give_up_after_s, largest)
+    first = FirstAlone()
+    gate = Gate([first, *shared], scopes.limits)
+    first.on_open = lambda: gate.drop(first)
+    dispatcher = Dispatcher(
+        endpoint,
+        gate,
+        scopes,
+        job.retry,
+        prices,
+        key_name=job.endpoint.api_key_env,
+        has_budget=budget is not None,
+        hedges=limits.hedge,
+        unfinished=unfinished,
+    )
+    return LocalExecutor(dispatcher, gate, in_flight)
 
 
 class LocalExecutor:
-    """One run's rows, from read to stored."""
+    """One run's rows, from read to stored. Rows wait in `_rows` until a worker takes them."""
 
     def __init__(self, dispatcher: Dispatcher, gate: Gate, in_flight: int) -> None:
         self._dispatcher = dispatcher
@@ -38,18 +83,18 @@ class LocalExecutor:
         self._at_once = max(_READ_AHEAD, in_flight)
         # One turn of the event loop may take as many as are in flight.
         self._least_ahead = max(_READ_AHEAD // 2, in_flight)
-        # A place is a task that settles row after row, and ends where none is left to take.
-        self._places: set[asyncio.Task[None]] = set()
+        # A worker is a task that completes row after row, and ends where it finds none to take.
+        self._workers: set[asyncio.Task[None]] = set()
         self._starting = 0  # of them, those that have not taken a row yet
         self._rows: deque[Request | BadRow] = deque()  # read ahead
         self._wanted = asyncio.Event()  # more of them
         self._is_reading = False
-        self._done: deque[Settled] = deque()
-        self._handed_out: list[Settled] = []
+        self._done: deque[Completed] = deque()
+        self._handed_out: list[Completed] = []
         self._news = asyncio.Event()
         self._fed = False
         self.causes: list[BaseException] = []  # why nothing more is sent, in order
-        gate.on_left = self._fill_places
+        gate.on_left = self._start_workers
 
     @asynccontextmanager
     async def run(self, requests: Iterator[Request | BadRow]) -> AsyncIterator[Self]:
@@ -60,7 +105,7 @@ class LocalExecutor:
         finally:
             self.drop()
             feeder.cancel()
-            await asyncio.gather(feeder, *self._places, return_exceptions=True)
+            await asyncio.gather(feeder, *self._workers, return_exceptions=True)
 
     def __aiter__(self) -> Self:
         return self
@@ -72,21 +117,28 @@ class LocalExecutor:
         if self._done:
             await asyncio.sleep(0)  # whatever else waits for its turn
         while not self._done:
-            if self._fed and not self._places and (self.causes or not self._rows):
+            if self._fed and not self._workers and (self.causes or not self._rows):
                 raise StopAsyncIteration
             self._news.clear()
             await self._news.wait()
         count = min(len(self._done), _MOST_AT_ONCE)
         self._handed_out = [self._done.popleft() for _ in range(count)]
-        return [settled.outcome for settled in self._handed_out]
+        return [completed.outcome for completed in self._handed_out]
 
-    @property
-    def is_reading(self) -> bool:
-        """Whether the input is waited for, with places free."""
-        return self._is_reading and not self._rows and self._wanted_places() > 0
-
-    def is_stopped(self) -> bool:
-        return bool(self.causes)
+    def status(self) -> Pulse:
+        """How it stands, for the display."""
+        dispatcher, gate = self._dispatcher, self._gate
+        return Pulse(
+            is_stopping=bool(self.causes),
+            in_flight=gate.in_flight,
+            retrying=dispatcher.retrying,
+            retries=dispatcher.retries(),
+            is_held=gate.waiting > 0,
+            is_reading=self._is_reading and not self._rows and self._missing_workers() > 0,
+            statuses=gate.statuses(),
+            oldest=dispatcher.oldest(_OLDEST) if dispatcher.is_tail() else (),
+            now_s=asyncio.get_running_loop().time(),
+        )
 
     def stop(self, cause: BaseException) -> None:
         """Sends no more; what is in flight lands."""
@@ -99,18 +151,18 @@ class LocalExecutor:
         """Drops what is in flight."""
         self._gate.close()
         self._rows.clear()
-        for place in self._places:
-            place.cancel()
+        for worker in self._workers:
+            worker.cancel()
 
     def rest(self) -> list[Outcome]:
         """What has arrived and was not handed out, where the iteration was broken off."""
-        rest = [settled.outcome for settled in self._done]
+        rest = [completed.outcome for completed in self._done]
         self._done.clear()
         return rest
 
     async def _feed(self, requests: Iterator[Request | BadRow]) -> None:
         try:
-            while not self.is_stopped():
+            while not self.causes:
                 # Reading may wait for a disk or unpack a large batch: not on the event loop.
                 self._is_reading = True
                 rows = await asyncio.to_thread(_read_some, requests, self._at_once)
@@ -118,9 +170,9 @@ class LocalExecutor:
                 if not rows:
                     return
                 self._rows.extend(rows)
-                self._fill_places()
+                self._start_workers()
                 # A stop may have come while rows were read: nobody takes them any more.
-                if len(self._rows) > self._least_ahead and not self.is_stopped():
+                if len(self._rows) > self._least_ahead and not self.causes:
                     self._wanted.clear()
                     await self._wanted.wait()
         except Exception as error:  # noqa: BLE001 - judged where the run ends
@@ -131,58 +183,58 @@ class LocalExecutor:
             self._is_reading = False
             self._news.set()
 
-    async def _settle_rows(self) -> None:
-        """What happens in one place."""
-        rows, settle, done = self._rows, self._dispatcher.settle, self._done
+    async def _work(self) -> None:
+        """What one worker does."""
+        rows, complete, done, gate = self._rows, self._dispatcher.complete, self._done, self._gate
         self._starting -= 1
-        while rows and not self.causes and not self._is_one_too_many():
+        while rows and not self.causes:
+            if self._waiting_too_many() > 0 and gate.in_flight >= self._slots:
+                return
             row = rows.popleft()
             if len(rows) <= self._least_ahead:
                 self._wanted.set()
                 self._dispatcher.no_more_rows = self._fed and not rows
             if isinstance(row, BadRow):
-                done.append(Settled(self._never_sent(row)))
+                done.append(Completed(self._never_sent(row)))
                 self._news.set()
-                await asyncio.sleep(0)  # nothing else makes this place wait
+                await asyncio.sleep(0)  # nothing else makes this worker wait
                 continue
             try:
-                settled = await settle(row)
+                completed = await complete(row)
             except GateClosed:
                 return
             except Exception as error:  # noqa: BLE001 - a stop or a bug: what is in flight lands
                 self.stop(error)
                 return
-            done.append(settled)
+            done.append(completed)
             self._news.set()
 
-    def _wanted_places(self) -> int:
-        """How many more there should be.
+    def _missing_workers(self) -> int:
+        """How many more there should be; below zero where there are enough.
 
         With all slots taken, as few as will do. Else some limit holds rows back, perhaps of one
         scope only, and others may be let past them.
         """
         free = self._slots - self._gate.in_flight
-        ended = len(self._done) + len(self._handed_out)  # their slots are about to be free
-        wanted = free if free > 0 else self._spare + ended - self._gate.waiting
-        return min(wanted, PLACES_PER_SLOT * self._slots - len(self._places))
+        wanted = free if free > 0 else -self._waiting_too_many()
+        return min(wanted, WORKERS_PER_SLOT * self._slots - len(self._workers))
 
-    def _is_one_too_many(self) -> bool:
-        gate = self._gate
-        ended = len(self._done) + len(self._handed_out)  # their slots are about to be free
-        return gate.waiting > self._spare + ended and gate.in_flight >= self._slots
+    def _waiting_too_many(self) -> int:
+        """Workers at the gate beyond the spare ones and the slots that are about to be free."""
+        return self._gate.waiting - self._spare - len(self._done) - len(self._handed_out)
 
-    def _fill_places(self) -> None:
+    def _start_workers(self) -> None:
         if self.causes:
             return
-        for _ in range(min(len(self._rows), self._wanted_places()) - self._starting):
+        for _ in range(min(len(self._rows), self._missing_workers()) - self._starting):
             self._starting += 1
-            place = asyncio.create_task(self._settle_rows())
-            self._places.add(place)
-            place.add_done_callback(self._ended)
+            worker = asyncio.create_task(self._work())
+            self._workers.add(worker)
+            worker.add_done_callback(self._ended)
 
-    def _ended(self, place: asyncio.Task[None]) -> None:
-        self._places.discard(place)
-        self._fill_places()  # rows may have come since it saw that there were none
+    def _ended(self, worker: asyncio.Task[None]) -> None:
+        self._workers.discard(worker)
+        self._start_workers()  # rows may have come since it saw that there were none
         self._news.set()
 
     def _never_sent(self, row: BadRow) -> Outcome:

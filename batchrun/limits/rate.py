@@ -247,9 +247,9 @@ class AdvertisedRate:
             self._spacing.start(need.tokens if self._of_tokens else 1, now_s)
 
     def finished(self, slot: Slot, finish: Finish, now_s: float) -> None:
-        if finish.told and slot.started_s >= self._heard_s:  # else from before what is known
+        if finish.advertised and slot.started_s >= self._heard_s:  # else from before what is known
             self._heard_s = slot.started_s
-            self._hear(finish.told, now_s)
+            self._hear(finish.advertised, now_s)
         if finish.kind is ErrorKind.RATE_LIMIT:
             self._refused(slot, finish.hint_s or 0.0, now_s)
         elif self._share < 1.0 and now_s - self._grown_s >= 1.0:

@@ -15,15 +15,10 @@ from typing import NoReturn
 from msgspec import Struct
 from msgspec.structs import replace
 
-from batchrun.dispatch.dispatcher import Dispatcher
-from batchrun.dispatch.gate import Gate
 from batchrun.errors import BatchrunError, Interrupted, RunStopped, StopCause, StoreError
-from batchrun.executors.local import LocalExecutor
+from batchrun.executors.local import LocalExecutor, local_executor
 from batchrun.job.sections import Job
 from batchrun.limits.budget import Budget
-from batchrun.limits.concurrency import FirstAlone
-from batchrun.limits.scopes import Scopes, user_limits
-from batchrun.limits.verdicts import Limit
 from batchrun.pricing.prices import Prices
 from batchrun.progress.bottleneck import Pulse
 from batchrun.progress.live import Live
@@ -38,7 +33,6 @@ from batchrun.store.reading import example_not_ok
 from batchrun.store.run_dir import RunDir
 from batchrun.transport.client import Client
 
-OLDEST = 3  # rows named while the last ones are waited for
 DRAIN_S = 20.0  # what is in flight may take this long to land after the first signal
 
 
@@ -126,29 +120,22 @@ class Run:
             from batchrun.reports.sql import read_largest  # noqa: PLC0415 - duckdb takes 0.1 s
 
             largest = await asyncio.to_thread(read_largest, run_dir.path)
-        scopes = Scopes(self.most_in_flight, job.limits.give_up_after_s, largest)
-        first = FirstAlone()
-        gate = Gate([first, *self._shared_limits()], scopes.limits)
-        first.on_open = lambda: gate.drop(first)
-        dispatcher = Dispatcher(
+        executor = self._executor = local_executor(
+            job,
             client,
-            gate,
-            scopes,
-            job.retry,
             self.prices,
-            key_name=job.endpoint.api_key_env,
-            has_budget=job.limits.max_cost_usd is not None,
-            hedges=job.limits.hedge,
+            self.most_in_flight,
+            budget=self.budget,
+            largest=largest,
             unfinished=self.keeper,
         )
-        executor = self._executor = LocalExecutor(dispatcher, gate, self.most_in_flight)
         requests = self._taken_up(
             self.plan.prompts.requests(self.plan.layout, resumed.settled, limit)
         )
         watchers = (FirstRows(resumed.totals.without(resumed.resent)), TooManyFailures(job.limits))
         async with (
             executor.run(requests) as arriving,
-            self._watched(executor, gate, dispatcher),
+            self._watched(executor),
         ):
             self.stop.listen(lambda: self._interrupt(executor))
             self.watch.sending()
@@ -173,16 +160,6 @@ class Run:
             for outcome in outcomes:
                 if (reason := watcher.told(outcome)) is not None:
                     self._stop(RunStopped(reason, StopCause.FAILURES))
-
-    def _shared_limits(self) -> list[Limit]:
-        """What the user allows, over all scopes."""
-        limits = self.job.limits
-        shared = user_limits(
-            self.most_in_flight, limits.requests_per_minute, limits.tokens_per_minute
-        )
-        if self.budget is not None:
-            shared.append(self.budget)
-        return shared
 
     def _taken_up(self, requests: Iterator[Request | BadRow]) -> Iterator[Request | BadRow]:
         """The requests; those begun in background by an earlier command know their response."""
@@ -308,24 +285,11 @@ class Run:
             executor.stop(error)
 
     @contextlib.asynccontextmanager
-    async def _watched(
-        self, executor: LocalExecutor, gate: Gate, dispatcher: Dispatcher
-    ) -> AsyncIterator[None]:
+    async def _watched(self, executor: LocalExecutor) -> AsyncIterator[None]:
         """Shows and writes how the run stands while it is entered."""
 
         def pulse() -> Pulse:
-            return Pulse(
-                is_stopping=executor.is_stopped(),
-                in_flight=gate.in_flight,
-                retrying=dispatcher.retrying,
-                retries=dispatcher.retries(),
-                is_held=gate.waiting > 0,
-                is_reading=executor.is_reading,
-                statuses=gate.statuses(),
-                oldest=dispatcher.oldest(OLDEST) if dispatcher.is_tail() else (),
-                write_s=self.keeper.write_s,
-                now_s=asyncio.get_running_loop().time(),
-            )
+            return replace(executor.status(), write_s=self.keeper.write_s)
 
         live = Live(self.run_dir, pulse, self._summary, self.watch.summary)
         ticker = asyncio.create_task(live.watch())

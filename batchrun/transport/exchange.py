@@ -112,7 +112,7 @@ async def exchange(
         should_retry=hinted.should_retry,
         reported_cost_usd=hinted.reported_cost_usd,
         first_token_s=arriving.first_token_s,
-        told=wire.limits.read(headers, http_status, deadline.now_s()),
+        advertised=wire.limits.read(headers, http_status, deadline.now_s()),
     )
 
 

@@ -8,9 +8,8 @@ from contextlib import asynccontextmanager
 import pytest
 from aiohttp import web
 
-from batchrun.dispatch.dispatcher import Dispatcher
+from batchrun.dispatch.dispatcher import Completed, Dispatcher
 from batchrun.dispatch.gate import Gate, GateClosed, no_limits
-from batchrun.dispatch.row_attempts import Settled
 from batchrun.errors import ErrorKind, RunStopped, StopCause
 from batchrun.job.sections import EndpointJob, RetryJob
 from batchrun.limits.concurrency import InFlight
@@ -44,15 +43,15 @@ class Setup:
         self.gate = gate
         self.sent = 0
 
-    async def settle(self) -> Settled:
+    async def complete(self) -> Completed:
         async with asyncio.timeout(20):
-            return await self.dispatcher.settle(REQUEST)
+            return await self.dispatcher.complete(REQUEST)
 
     async def outcome(self) -> Outcome:
-        settled = await self.settle()
-        if settled.slot is not None:
-            self.gate.leave(settled.slot, settled.finish)
-        return settled.outcome
+        completed = await self.complete()
+        if completed.slot is not None:
+            self.gate.leave(completed.slot, completed.finish)
+        return completed.outcome
 
 
 @asynccontextmanager
@@ -94,12 +93,12 @@ async def _setup(
 
 async def test_a_first_answer_is_one_attempt_and_its_slot_is_held_until_it_is_stored() -> None:
     async with _setup([(200, ANSWER)]) as setup:
-        settled = await setup.settle()
+        completed = await setup.complete()
         assert setup.gate.in_flight == 1
-        assert settled.slot is not None
-        setup.gate.leave(settled.slot, settled.finish)
+        assert completed.slot is not None
+        setup.gate.leave(completed.slot, completed.finish)
         assert setup.gate.in_flight == 0
-    outcome = settled.outcome
+    outcome = completed.outcome
     assert outcome.ok
     assert [attempt.kind for attempt in outcome.attempts] == ["first"]
     assert outcome.attempts[0].input_tokens == 3
@@ -222,7 +221,7 @@ async def test_an_error_in_a_200_is_tried_again() -> None:
 async def test_a_row_that_backs_off_holds_no_slot_and_goes_home_when_the_gate_closes() -> None:
     script: list[Step] = [(503, _error(None), {"Retry-After": "600"})]
     async with _setup(script) as setup:
-        task = asyncio.create_task(setup.settle())
+        task = asyncio.create_task(setup.complete())
         while setup.dispatcher.retrying == 0:
             await asyncio.sleep(0.01)
         assert setup.gate.in_flight == 0
@@ -265,7 +264,7 @@ async def test_a_truncated_answer_is_asked_for_again_and_each_ask_stands_in_atte
 async def test_a_row_between_two_asks_keeps_its_slot() -> None:
     raise_limit = RetryJob(on_incomplete="raise_limit")
     async with _setup([(200, _cut(16)), (200, None)], raise_limit) as setup:
-        task = asyncio.create_task(setup.settle())
+        task = asyncio.create_task(setup.complete())
         while setup.sent < 2:
             assert setup.gate.in_flight <= 1
             await asyncio.sleep(0.005)

@@ -6,9 +6,8 @@ from contextlib import asynccontextmanager
 
 from aiohttp import web
 
-from batchrun.dispatch.dispatcher import Dispatcher
+from batchrun.dispatch.dispatcher import Completed, Dispatcher
 from batchrun.dispatch.gate import Gate
-from batchrun.dispatch.row_attempts import Settled
 from batchrun.errors import ErrorKind
 from batchrun.job.sections import EndpointJob, PriceJob, RetryJob
 from batchrun.limits.budget import Budget
@@ -39,12 +38,12 @@ class Setup:
     def __init__(self, dispatcher: Dispatcher, gate: Gate, seen: list[int]) -> None:
         self.dispatcher, self.gate, self.seen = dispatcher, gate, seen
 
-    async def settle(self, row: int) -> Settled:
+    async def complete(self, row: int) -> Completed:
         async with asyncio.timeout(20):
-            settled = await self.dispatcher.settle(_request(row))
-        if settled.slot is not None:
-            self.gate.leave(settled.slot, settled.finish)
-        return settled
+            completed = await self.dispatcher.complete(_request(row))
+        if completed.slot is not None:
+            self.gate.leave(completed.slot, completed.finish)
+        return completed
 
 
 @asynccontextmanager
@@ -94,16 +93,16 @@ async def _setup(
 
 async def _warm(setup: Setup) -> None:
     for row in range(WARM):
-        await setup.settle(row)
+        await setup.complete(row)
 
 
 async def test_a_second_copy_of_the_last_slow_row_is_answered_and_both_are_booked() -> None:
     async with _setup(lambda number: None if number == WARM else 200) as setup:
         await _warm(setup)
         setup.dispatcher.no_more_rows = True
-        settled = await setup.settle(WARM)
+        completed = await setup.complete(WARM)
         assert setup.gate.in_flight == 0
-    outcome = settled.outcome
+    outcome = completed.outcome
     assert outcome.ok
     assert [attempt.kind for attempt in outcome.attempts] == ["first", "hedge"]
     assert outcome.counted == 1
@@ -117,7 +116,7 @@ async def test_a_second_copy_of_the_last_slow_row_is_answered_and_both_are_booke
 async def test_no_second_copy_goes_while_fresh_rows_are_left() -> None:
     async with _setup(lambda number: None if number == WARM else 200) as setup:
         await _warm(setup)
-        slow = asyncio.create_task(setup.settle(WARM))
+        slow = asyncio.create_task(setup.complete(WARM))
         await asyncio.sleep(0.5)
         assert len(setup.seen) == WARM + 1
         setup.dispatcher.no_more_rows = True
@@ -129,7 +128,7 @@ async def test_without_hedging_no_second_copy_ever_goes() -> None:
     async with _setup(lambda number: None if number == WARM else 200, hedges=False) as setup:
         await _warm(setup)
         setup.dispatcher.no_more_rows = True
-        slow = asyncio.create_task(setup.settle(WARM))
+        slow = asyncio.create_task(setup.complete(WARM))
         await asyncio.sleep(0.5)
         assert len(setup.seen) == WARM + 1
         slow.cancel()
@@ -144,7 +143,7 @@ async def test_a_second_copy_that_fails_leaves_the_first_one_its_time() -> None:
     async with _setup(status_of) as setup:
         await _warm(setup)
         setup.dispatcher.no_more_rows = True
-        slow = asyncio.create_task(setup.settle(WARM))
+        slow = asyncio.create_task(setup.complete(WARM))
         while len(setup.seen) < WARM + 2:
             await asyncio.sleep(0.02)
         await asyncio.sleep(0.2)
@@ -161,10 +160,10 @@ async def test_two_copies_that_both_fail_cost_one_retry() -> None:
     async with _setup(status_of, timeout_s=1.0) as setup:
         await _warm(setup)
         setup.dispatcher.no_more_rows = True
-        settled = await setup.settle(WARM)
+        completed = await setup.complete(WARM)
         assert setup.gate.in_flight == 0
-    assert settled.outcome.ok
-    attempts = settled.outcome.attempts
+    assert completed.outcome.ok
+    attempts = completed.outcome.attempts
     assert [attempt.kind for attempt in attempts] == ["first", "hedge", "retry"]
     kinds = [attempt.error_kind for attempt in attempts]
     assert kinds == [ErrorKind.TIMEOUT, ErrorKind.SERVER_ERROR, None]
@@ -176,7 +175,7 @@ async def test_a_budget_without_room_for_it_sends_no_second_copy() -> None:
     async with _setup(lambda number: None if number == WARM else 200, [budget]) as setup:
         await _warm(setup)
         setup.dispatcher.no_more_rows = True
-        slow = asyncio.create_task(setup.settle(WARM))
+        slow = asyncio.create_task(setup.complete(WARM))
         await asyncio.sleep(0.5)
         assert len(setup.seen) == WARM + 1
         slow.cancel()

@@ -99,7 +99,7 @@ async def test_a_stop_while_rows_are_read_ends_the_run() -> None:
         stop = Interrupted("stop", 130)
         async with run.run(rows()) as outcomes, asyncio.timeout(15):
             async for _ in outcomes:
-                if is_read.is_set() and not run.is_stopped():
+                if is_read.is_set() and not run.causes:
                     run.stop(stop)
                     asyncio.get_running_loop().call_later(0.2, is_stopped.set)
     assert run.causes == [stop]

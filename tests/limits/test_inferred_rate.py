@@ -79,8 +79,8 @@ def test_what_the_server_tells_comes_first() -> None:
     limit = InferredRate(told)
     header = AdvertisedLimit("x-ratelimit-limit-requests", "requests", 6000.0)
     slot = Slot(NEED, 0.0)
-    told.finished(slot, Finish(told=(header,)), 0.1)
-    limit.finished(slot, Finish(told=(header,)), 0.1)
+    told.finished(slot, Finish(advertised=(header,)), 0.1)
+    limit.finished(slot, Finish(advertised=(header,)), 0.1)
     assert limit.rate > 100.0
     for number in range(20):
         limit.finished(Slot(NEED, 0.2 + number), REFUSED, 0.3 + number)

@@ -21,7 +21,7 @@ def told(
     of: str = "requests",
     header: str = "x-ratelimit-limit-requests",
 ) -> Finish:
-    return Finish(told=(AdvertisedLimit(header, of, limit, remaining, reset_s),))
+    return Finish(advertised=(AdvertisedLimit(header, of, limit, remaining, reset_s),))
 
 
 def hear(limit: AdvertisedRate, finish: Finish, now_s: float) -> None:
@@ -137,7 +137,7 @@ def test_the_tightest_of_several_headers_binds() -> None:
         AdvertisedLimit("x-ratelimit-limit-tokens-usage-based", "tokens", 6_000.0),
         AdvertisedLimit("x-ratelimit-limit-requests", "requests", 60.0),
     )
-    hear(limit, Finish(told=headers), 0.0)
+    hear(limit, Finish(advertised=headers), 0.0)
     assert limit.rate == 100.0
     assert limit.status(0.0).name == "x-ratelimit-limit-tokens-usage-based"
 
@@ -187,7 +187,7 @@ def test_refusals_that_come_in_spite_of_it_lower_the_rate_for_a_while() -> None:
         now_s += 0.1
         times = starts(limit, now_s, now_s + 0.05, ONE)
         limit.verdict(ONE, now_s + 0.05)
-        refusal = Finish(ErrorKind.RATE_LIMIT, told=told(6_000.0).told)
+        refusal = Finish(ErrorKind.RATE_LIMIT, advertised=told(6_000.0).advertised)
         limit.finished(Slot(ONE, times[-1] if times else now_s), refusal, now_s + 0.06)
     lowered = len(starts(limit, now_s + 1, now_s + 2, ONE))
     assert 5 <= lowered <= 80

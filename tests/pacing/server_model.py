@@ -129,7 +129,7 @@ class Server:
         latency_s = plan.latency_s * math.exp(self._random.gauss(0.0, plan.spread))
         self.answers += 1
         self.latencies_s += latency_s
-        return latency_s, Finish(told=self._told(), tokens=tokens)
+        return latency_s, Finish(advertised=self._told(), tokens=tokens)
 
     def answered(self) -> None:
         """What was let in has gone out."""
@@ -147,4 +147,4 @@ class Server:
         elif self.plan.hints == SECONDS:
             hint_s = max(1.0, float(math.ceil(wait_s)))
         latency_s = self.plan.refusal_s * math.exp(self._random.gauss(0.0, 0.2))
-        return latency_s, Finish(kind, hint_s=hint_s, told=self._told(), tokens=0)
+        return latency_s, Finish(kind, hint_s=hint_s, advertised=self._told(), tokens=0)

@@ -105,7 +105,7 @@ def finish_of(visit: Visit) -> Finish:
         case "answer":
             return Finish(tokens=visit.used)
         case "told":
-            return Finish(tokens=visit.used, told=(TOLD,))
+            return Finish(tokens=visit.used, advertised=(TOLD,))
         case "rate_limit":
             return Finish(ErrorKind.RATE_LIMIT, hint_s=visit.hint_s, tokens=visit.used)
         case "overloaded":

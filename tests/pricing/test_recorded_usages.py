@@ -11,7 +11,7 @@ import pytest
 from genai_prices import calc_price, extract_usage
 from genai_prices.types import Usage as ListUsage
 
-from batchrun.dispatch.attempt_result import AttemptResult, came_to
+from batchrun.dispatch.attempt_result import AttemptResult, attempt_result
 from batchrun.pricing.prices import Prices
 from batchrun.records import Attempt, Outcome, Reply, Request, Response
 from batchrun.reports.cost import Line, read_costs
@@ -92,7 +92,7 @@ def _tried(body: dict[str, Any], model: str, via: str, row: int) -> tuple[Reques
     request = Request(row, f"id-{row}", "a.jsonl", b"{}", f"{row:016x}", model, None, ())
     begun = Attempt(AT + row, 0.0, "first", client_request_id="c")
     reply = Reply(200, json.dumps(body).encode(), "req_1", None, None)
-    return request, came_to(reply, request, begun, 0.0, via, Prices({}))
+    return request, attempt_result(reply, request, begun, 0.0, via, Prices({}))
 
 
 def _kept(path: Path, outcomes: list[Outcome], *, sealed: bool) -> None:

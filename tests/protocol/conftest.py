@@ -157,11 +157,11 @@ class Endpoint:
     async def outcome(self, request: Request) -> Outcome:
         """The end of the request; its slot is given back as when it is stored."""
         async with asyncio.timeout(60):
-            settled = await self.dispatcher.settle(request)
-        if settled.slot is not None:
-            self.gate.leave(settled.slot, settled.finish)
+            completed = await self.dispatcher.complete(request)
+        if completed.slot is not None:
+            self.gate.leave(completed.slot, completed.finish)
         assert self.gate.in_flight == 0
-        return settled.outcome
+        return completed.outcome
 
 
 @pytest.fixture
@@ -188,17 +188,17 @@ def endpoint() -> Callable[..., AbstractAsyncContextManager[Any]]:
 
 
 @pytest.fixture
-def settle(
+def complete(
     endpoint: Callable[..., AbstractAsyncContextManager[Any]],
 ) -> Callable[..., Any]:
     """The outcome of one request against a script."""
 
-    async def settled(script: Sequence[Step], body: Any = None, **settings: Any) -> Outcome:
+    async def completed(script: Sequence[Step], body: Any = None, **settings: Any) -> Outcome:
         async with endpoint(script, **settings) as connected:
             outcome: Outcome = await connected.outcome(_request(body))
         return outcome
 
-    return settled
+    return completed
 
 
 def _request(body: Any = None, **fields: Any) -> Request:

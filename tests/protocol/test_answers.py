@@ -9,7 +9,7 @@ import pytest
 from batchrun.errors import ErrorKind, RunStopped
 from batchrun.records import Failure, Response, Usage
 
-Settle = Callable[..., Any]
+Complete = Callable[..., Any]
 Make = Callable[..., dict[str, Any]]
 
 
@@ -24,15 +24,15 @@ Make = Callable[..., dict[str, Any]]
     ],
 )
 async def test_an_answer_needs_no_more_than_to_call_itself_one(
-    settle: Settle, bare: dict[str, Any]
+    complete: Complete, bare: dict[str, Any]
 ) -> None:
-    outcome = await settle([{"body": bare}])
+    outcome = await complete([{"body": bare}])
     assert outcome.ok
     assert (outcome.result.output, outcome.result.usage) == ("[]", Usage())
 
 
 async def test_unknown_fields_and_echoes_that_do_not_match_are_borne(
-    settle: Settle, answer: Make
+    complete: Complete, answer: Make
 ) -> None:
     strange = answer(
         created_at=1_756_108_120.25,
@@ -43,21 +43,21 @@ async def test_unknown_fields_and_echoes_that_do_not_match_are_borne(
         cost="free",
         moderation={"x": [None]},
     )
-    outcome = await settle([{"body": strange}], {"model": "m", "input": "x", "tools": []})
+    outcome = await complete([{"body": strange}], {"model": "m", "input": "x", "tools": []})
     assert outcome.ok
     assert (outcome.result.model, outcome.request.model) == ("m-other", "m")
 
 
 @pytest.mark.parametrize("mode", ["plain", "stream"])
-async def test_an_error_in_a_200_is_a_failure(settle: Settle, answer: Make, mode: str) -> None:
+async def test_an_error_in_a_200_is_a_failure(complete: Complete, answer: Make, mode: str) -> None:
     error = {"error": {"message": "oops", "type": "upstream_error", "code": "503"}}
-    outcome = await settle([{"body": error}, {"body": answer()}], mode=mode)
+    outcome = await complete([{"body": error}, {"body": answer()}], mode=mode)
     first = outcome.attempts[0]
     assert (first.http_status, first.error_message) == (200, "oops")
     assert first.error_kind is ErrorKind.OVERLOADED  # as the status in its code says
     assert outcome.ok
     half = answer(error={"code": "invalid_prompt", "message": "no"})
-    outcome = await settle([{"body": half}], mode=mode)
+    outcome = await complete([{"body": half}], mode=mode)
     assert isinstance(outcome.result, Failure)
     assert outcome.result.kind is ErrorKind.CONTENT_POLICY
 
@@ -76,20 +76,22 @@ async def test_an_error_in_a_200_is_a_failure(settle: Settle, answer: Make, mode
     ],
 )
 async def test_what_is_no_answer_in_a_200_is_tried_twice_more(
-    settle: Settle, answer: Make, body: bytes
+    complete: Complete, answer: Make, body: bytes
 ) -> None:
-    outcome = await settle([{"body": body}, {"body": body}, {"body": answer()}])
+    outcome = await complete([{"body": body}, {"body": body}, {"body": answer()}])
     kinds = [attempt.error_kind for attempt in outcome.attempts]
     assert kinds == [ErrorKind.UNREADABLE, ErrorKind.UNREADABLE, None]
-    outcome = await settle([{"body": body}])
+    outcome = await complete([{"body": body}])
     assert outcome.result.status == "no_answer"
     assert len(outcome.attempts) == 3
 
 
-async def test_nan_and_lone_surrogates_do_not_lose_an_answer(settle: Settle, answer: Make) -> None:
+async def test_nan_and_lone_surrogates_do_not_lose_an_answer(
+    complete: Complete, answer: Make
+) -> None:
     body = json.dumps(answer("\ud83d!", top_p=float("nan"))).encode()
     for mode in ("plain", "stream"):
-        outcome = await settle([{"body": body}], mode=mode)
+        outcome = await complete([{"body": body}], mode=mode)
         assert outcome.result.output_text == "\ufffd!"
 
 
@@ -104,10 +106,10 @@ async def test_nan_and_lone_surrogates_do_not_lose_an_answer(settle: Settle, ans
     ],
 )
 async def test_an_incomplete_answer_is_kept_and_not_asked_for_again(
-    settle: Settle, answer: Make, reason: str, truncated: bool
+    complete: Complete, answer: Make, reason: str, truncated: bool
 ) -> None:
     cut = answer(status="incomplete", output=[], incomplete_details={"reason": reason})
-    outcome = await settle([{"body": cut}])
+    outcome = await complete([{"body": cut}])
     result = outcome.result
     assert (result.status, result.incomplete_reason, result.truncated) == (
         "incomplete",
@@ -120,10 +122,10 @@ async def test_an_incomplete_answer_is_kept_and_not_asked_for_again(
 
 @pytest.mark.parametrize(("most", "truncated"), [(17, True), (18, True), (19, False)])
 async def test_an_answer_as_long_as_its_limit_is_truncated_though_called_completed(
-    settle: Settle, answer: Make, most: int, truncated: bool
+    complete: Complete, answer: Make, most: int, truncated: bool
 ) -> None:
     body = {"model": "m", "input": "x", "max_output_tokens": most}
-    outcome = await settle([{"body": answer()}], body)
+    outcome = await complete([{"body": answer()}], body)
     assert outcome.result.status == "completed"
     assert outcome.result.truncated is truncated
     assert outcome.ok is not truncated
@@ -139,10 +141,10 @@ async def test_an_answer_as_long_as_its_limit_is_truncated_though_called_complet
     ],
 )
 async def test_a_failed_response_is_tried_again_where_that_may_help(
-    settle: Settle, answer: Make, code: str, kind: ErrorKind
+    complete: Complete, answer: Make, code: str, kind: ErrorKind
 ) -> None:
     failed = answer(status="failed", output=[], error={"code": code, "message": "oops"})
-    outcome = await settle([{"body": failed}, {"body": answer()}])
+    outcome = await complete([{"body": failed}, {"body": answer()}])
     assert outcome.ok
     assert outcome.attempts[0].error_kind is kind
     assert outcome.attempts[0].input_tokens == 62  # it may be billed
@@ -171,10 +173,10 @@ async def test_a_failed_response_is_tried_again_where_that_may_help(
     ],
 )
 async def test_a_failed_response_that_the_request_caused_is_not_tried_again(
-    settle: Settle, answer: Make, code: str
+    complete: Complete, answer: Make, code: str
 ) -> None:
     failed = answer(status="failed", output=[], error={"code": code, "message": "oops"})
-    outcome = await settle([{"body": failed}])
+    outcome = await complete([{"body": failed}])
     assert isinstance(outcome.result, Response)
     assert (outcome.result.status, len(outcome.attempts)) == ("failed", 1)
     failure = outcome.result.failure
@@ -184,35 +186,35 @@ async def test_a_failed_response_that_the_request_caused_is_not_tried_again(
 
 @pytest.mark.parametrize("error", [None, "oops", {"type": "oops"}, {"message": None}, 5])
 async def test_a_failed_response_without_a_code_is_tried_to_the_end(
-    settle: Settle, answer: Make, error: Any
+    complete: Complete, answer: Make, error: Any
 ) -> None:
     failed = answer(status="failed", output=[], error=error)
-    outcome = await settle([{"body": failed}, {"body": failed}, {"body": answer()}])
+    outcome = await complete([{"body": failed}, {"body": failed}, {"body": answer()}])
     assert outcome.ok
     assert len(outcome.attempts) == 3
 
 
-async def test_a_cancelled_response_is_an_end_of_its_own(settle: Settle, answer: Make) -> None:
-    outcome = await settle([{"body": answer(status="cancelled")}])
+async def test_a_cancelled_response_is_an_end_of_its_own(complete: Complete, answer: Make) -> None:
+    outcome = await complete([{"body": answer(status="cancelled")}])
     assert (outcome.result.status, len(outcome.attempts), outcome.ok) == ("cancelled", 1, False)
 
 
 async def test_the_type_of_a_failed_responses_error_counts_where_its_code_is_missing(
-    settle: Settle, answer: Make
+    complete: Complete, answer: Make
 ) -> None:
     error = {"code": None, "type": "insufficient_quota", "message": "no money"}
     with pytest.raises(RunStopped, match="no money"):
-        await settle([{"body": answer(status="failed", error=error)}])
+        await complete([{"body": answer(status="failed", error=error)}])
 
 
 async def test_the_text_that_some_servers_send_besides_is_not_doubled_nor_lost(
-    settle: Settle, answer: Make
+    complete: Complete, answer: Make
 ) -> None:
-    both = await settle([{"body": answer(output_text="forty-two")}])
+    both = await complete([{"body": answer(output_text="forty-two")}])
     assert both.result.output_text == "forty-two"
-    alone = await settle([{"body": answer(output=[], output_text="forty-two")}])
+    alone = await complete([{"body": answer(output=[], output_text="forty-two")}])
     assert alone.result.output_text == "forty-two"
-    none = await settle([{"body": answer(output=[], output_text="")}])
+    none = await complete([{"body": answer(output=[], output_text="")}])
     assert none.result.output_text is None
 
 
@@ -253,9 +255,9 @@ async def test_the_text_that_some_servers_send_besides_is_not_doubled_nor_lost(
     ],
 )
 async def test_usage_may_be_whole_in_part_or_missing(
-    settle: Settle, answer: Make, usage: Any, known: Usage
+    complete: Complete, answer: Make, usage: Any, known: Usage
 ) -> None:
-    outcome = await settle([{"body": answer(usage=usage)}])
+    outcome = await complete([{"body": answer(usage=usage)}])
     assert outcome.result.usage == known
     said = outcome.result.usage_json
     assert (None if said is None else json.loads(said)) == usage
@@ -263,10 +265,10 @@ async def test_usage_may_be_whole_in_part_or_missing(
 
 
 async def test_usage_of_hosted_tools_and_the_tier_really_used_are_kept(
-    settle: Settle, answer: Make
+    complete: Complete, answer: Make
 ) -> None:
     tools = {"web_search": {"num_requests": 3}, "image_gen": {"total_tokens": 9}}
     body = {"model": "m", "input": "x", "service_tier": "fast"}
-    outcome = await settle([{"body": answer(tool_usage=tools, service_tier="priority")}], body)
+    outcome = await complete([{"body": answer(tool_usage=tools, service_tier="priority")}], body)
     assert json.loads(outcome.result.usage_json)["tool_usage"] == tools
     assert outcome.result.service_tier == "priority"

@@ -9,7 +9,7 @@ import pytest
 from batchrun.errors import ErrorKind
 from batchrun.records import Failure
 
-Settle = Callable[..., Any]
+Complete = Callable[..., Any]
 
 _CLOUDFLARE = {
     "type": "https://developers.cloudflare.com/support/error-524/",
@@ -138,10 +138,10 @@ SHAPES: dict[str, tuple[int, Any, str, str, str | None]] = {
 @pytest.mark.parametrize("mode", ["plain", "stream", "background"])
 @pytest.mark.parametrize("shape", SHAPES)
 async def test_an_error_of_any_shape_is_told_in_its_own_words(
-    settle: Settle, shape: str, mode: str
+    complete: Complete, shape: str, mode: str
 ) -> None:
     status, body, kind, message, code = SHAPES[shape]
-    outcome = await settle([{"status": status, "body": body, "type": kind}], mode=mode)
+    outcome = await complete([{"status": status, "body": body, "type": kind}], mode=mode)
     assert isinstance(outcome.result, Failure)
     assert (outcome.result.message, outcome.result.code) == (message, code)
     assert (outcome.result.http_status, outcome.result.status) == (status, "failed")
@@ -157,9 +157,9 @@ _STRUCTURED = [
 
 
 @pytest.mark.parametrize("shape", _STRUCTURED)
-async def test_the_same_shapes_are_understood_within_a_200(settle: Settle, shape: str) -> None:
+async def test_the_same_shapes_are_understood_within_a_200(complete: Complete, shape: str) -> None:
     _, body, kind, message, _ = SHAPES[shape]
-    outcome = await settle([{"body": body, "type": kind}])
+    outcome = await complete([{"body": body, "type": kind}])
     assert isinstance(outcome.result, Failure)
     assert message in outcome.result.message
     assert outcome.attempts[0].http_status == 200
@@ -178,14 +178,14 @@ async def test_an_empty_429_waits_and_an_azure_429_says_how_long(
     assert outcome.ok
 
 
-async def test_a_message_that_sends_the_whole_input_back_is_cut(settle: Settle) -> None:
+async def test_a_message_that_sends_the_whole_input_back_is_cut(complete: Complete) -> None:
     for body in ({"error": {"message": "x" * 100_000}}, {"detail": "x" * 100_000}):
-        outcome = await settle([{"status": 400, "body": body}])
+        outcome = await complete([{"status": 400, "body": body}])
         assert outcome.result.message == "x" * 8_000
 
 
-async def test_a_body_that_is_no_text_at_all_is_told_too(settle: Settle) -> None:
+async def test_a_body_that_is_no_text_at_all_is_told_too(complete: Complete) -> None:
     for body in (b"\xff\xfe\x00", b"[[[[", json.dumps({"error": {"x": 1}}).encode(), b"{}"):
-        outcome = await settle([{"status": 400, "body": body}])
+        outcome = await complete([{"status": 400, "body": body}])
         assert outcome.result.message
         assert outcome.result.kind is ErrorKind.BAD_REQUEST

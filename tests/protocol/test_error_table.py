@@ -12,7 +12,7 @@ from batchrun.job.sections import RetryJob
 from batchrun.records import Failure
 from batchrun.retry.next_step import Again, GiveUp, Halt, ScopeHealth, judge
 
-Settle = Callable[..., Any]
+Complete = Callable[..., Any]
 Make = Callable[..., dict[str, Any]]
 
 K = ErrorKind
@@ -135,13 +135,15 @@ CASES: dict[str, Case] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-async def test_each_error_has_its_kind_and_its_number_of_tries(settle: Settle, name: str) -> None:
+async def test_each_error_has_its_kind_and_its_number_of_tries(
+    complete: Complete, name: str
+) -> None:
     case = CASES[name]
     if case.tries == STOPS:
         with pytest.raises(RunStopped):
-            await settle([case.step])
+            await complete([case.step])
         return
-    outcome = await settle([case.step])
+    outcome = await complete([case.step])
     kinds = [attempt.error_kind for attempt in outcome.attempts]
     assert kinds == [case.kind] * case.tries
     assert outcome.result.kind is case.kind
@@ -169,28 +171,28 @@ LIMITS: dict[str, tuple[int, Any, str | None, str]] = {
 
 @pytest.mark.parametrize("name", LIMITS)
 async def test_a_rate_limit_is_waited_out_and_uses_up_no_try(
-    settle: Settle, answer: Make, name: str
+    complete: Complete, answer: Make, name: str
 ) -> None:
     status, code, error_type, message = LIMITS[name]
     error = {"error": {"message": message or "slow", "type": error_type, "code": code}}
     limited = {"status": status, "body": error, "headers": {"retry-after-ms": "1"}}
     retry = RetryJob(max_attempts=1, max_wait_s=0.01)
-    outcome = await settle([limited, limited, limited, {"body": answer()}], retry=retry)
+    outcome = await complete([limited, limited, limited, {"body": answer()}], retry=retry)
     kinds = [attempt.error_kind for attempt in outcome.attempts]
     assert kinds == [K.RATE_LIMIT] * 3 + [None]
 
 
 async def test_a_request_above_the_whole_limit_fails_and_one_below_it_waits(
-    settle: Settle, answer: Make
+    complete: Complete, answer: Make
 ) -> None:
     def limited(requested: int) -> dict[str, Any]:
         message = f"Request too large for m (TPM): Limit 30000, Requested {requested}. See"
         error = {"message": message, "type": "tokens", "code": "rate_limit_exceeded"}
         return {"status": 429, "body": {"error": error}, "headers": {"retry-after-ms": "1"}}
 
-    outcome = await settle([limited(36278)])
+    outcome = await complete([limited(36278)])
     assert (outcome.result.kind, len(outcome.attempts)) == (K.OVER_LIMIT, 1)
-    assert (await settle([limited(546), {"body": answer()}])).ok
+    assert (await complete([limited(546), {"body": answer()}])).ok
 
 
 @pytest.mark.parametrize(
@@ -204,13 +206,13 @@ async def test_a_request_above_the_whole_limit_fails_and_one_below_it_waits(
     ],
 )
 async def test_an_answer_that_is_lost_on_the_way_is_tried_again(
-    settle: Settle, answer: Make, step: dict[str, Any], kind: ErrorKind
+    complete: Complete, answer: Make, step: dict[str, Any], kind: ErrorKind
 ) -> None:
-    outcome = await settle([step, {"body": answer()}])
+    outcome = await complete([step, {"body": answer()}])
     assert [attempt.error_kind for attempt in outcome.attempts] == [kind, None]
 
 
-async def test_no_address_no_tls_and_nobody_there_are_tried_again(settle: Settle) -> None:
+async def test_no_address_no_tls_and_nobody_there_are_tried_again(complete: Complete) -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         port = nobody.getsockname()[1]
@@ -227,30 +229,30 @@ async def test_no_address_no_tls_and_nobody_there_are_tried_again(settle: Settle
         f"https://127.0.0.1:{no_tls}/v1",
         f"http://127.0.0.1:{port}/v1",
     ):
-        outcome = await settle([{}], base_url=base_url, retry=retry)
+        outcome = await complete([{}], base_url=base_url, retry=retry)
         assert [attempt.error_kind for attempt in outcome.attempts] == [K.CONNECTION] * 2
         assert outcome.result.status == "no_answer"
     server.close()
 
 
 async def test_what_may_still_run_is_tried_once_more_and_the_message_advises(
-    settle: Settle,
+    complete: Complete,
 ) -> None:
     for status in (504, 524):
-        outcome = await settle([{"status": status, "body": PAGE}])
+        outcome = await complete([{"status": status, "body": PAGE}])
         assert len(outcome.attempts) == 2
         assert "use stream or background mode" in outcome.result.message
 
 
-async def test_a_redirect_is_not_followed_and_names_the_base_url(settle: Settle) -> None:
+async def test_a_redirect_is_not_followed_and_names_the_base_url(complete: Complete) -> None:
     step = {"status": 302, "headers": {"Location": "http://127.0.0.1:9/v1/responses"}}
     with pytest.raises(RunStopped, match="check --base-url"):
-        await settle([step])
+        await complete([step])
 
 
-async def test_code_goes_before_type_before_message_before_status(settle: Settle) -> None:
+async def test_code_goes_before_type_before_message_before_status(complete: Complete) -> None:
     def of(case: Case) -> Any:
-        return settle([case.step], retry=RetryJob(max_attempts=1, max_wait_s=0.01))
+        return complete([case.step], retry=RetryJob(max_attempts=1, max_wait_s=0.01))
 
     by_code = Case(500, K.CONTENT_POLICY, ONCE, "invalid_prompt", "server_error", '"code":"x"')
     by_type = Case(500, K.TOO_LONG, ONCE, "unknown", "exceed_context_size_error", "负载已饱和")

@@ -11,7 +11,7 @@ from batchrun.errors import ErrorKind, RunStopped
 from batchrun.formats.amounts import duration_s
 from batchrun.transport.headers import request_id, retry_after_s
 
-Settle = Callable[..., Any]
+Complete = Callable[..., Any]
 Make = Callable[..., dict[str, Any]]
 
 NOW_S = 1_445_412_470.0  # Wed, 21 Oct 2015 07:27:50 GMT
@@ -37,45 +37,45 @@ def _limited(**headers: str) -> dict[str, Any]:
     ],
 )
 async def test_a_wait_that_the_server_asks_for_is_waited(
-    settle: Settle, answer: Make, headers: dict[str, str], least_s: float
+    complete: Complete, answer: Make, headers: dict[str, str], least_s: float
 ) -> None:
     limited = {"status": 429, "body": b"", "headers": headers}
-    outcome = await settle([limited, {"body": answer()}])
+    outcome = await complete([limited, {"body": answer()}])
     first, second = outcome.attempts
     assert second.started_at - first.started_at >= least_s * 1e6
     assert outcome.ok
 
 
-async def test_a_date_to_wait_for_is_waited_for(settle: Settle, answer: Make) -> None:
+async def test_a_date_to_wait_for_is_waited_for(complete: Complete, answer: Make) -> None:
     until = datetime.now(UTC) + timedelta(seconds=2)  # the format has whole seconds
     limited = _limited(retry_after=format_datetime(until, usegmt=True))
-    outcome = await settle([limited, {"body": answer()}])
+    outcome = await complete([limited, {"body": answer()}])
     assert outcome.attempts[1].started_at >= int(until.timestamp()) * 1_000_000
 
 
-async def test_a_wait_longer_than_a_rows_whole_time_stops_the_run(settle: Settle) -> None:
+async def test_a_wait_longer_than_a_rows_whole_time_stops_the_run(complete: Complete) -> None:
     with pytest.raises(RunStopped, match="wait 86400 s"):
-        await settle([_limited(retry_after="86400")])
+        await complete([_limited(retry_after="86400")])
 
 
-async def test_a_huge_wait_of_a_server_in_trouble_ends_the_run(settle: Settle) -> None:
+async def test_a_huge_wait_of_a_server_in_trouble_ends_the_run(complete: Complete) -> None:
     step = {"status": 503, "body": b"", "headers": {"retry-after": "86400"}}
     with pytest.raises(RunStopped, match="86400 s, longer than limits"):
-        await settle([step])
+        await complete([step])
 
 
-async def test_a_huge_wait_that_is_about_one_row_ends_the_row(settle: Settle) -> None:
+async def test_a_huge_wait_that_is_about_one_row_ends_the_row(complete: Complete) -> None:
     step = {"status": 500, "body": b"", "headers": {"retry-after": "86400"}}
-    outcome = await settle([step])
+    outcome = await complete([step])
     assert (outcome.result.status, len(outcome.attempts)) == ("no_answer", 1)
 
 
 async def test_the_words_of_a_message_are_a_hint_where_no_header_is(
-    settle: Settle, answer: Make
+    complete: Complete, answer: Make
 ) -> None:
     for words, least_s in (("in 120ms", 0.12), ("in 0.2s.", 0.2), ("in 0m1s", 1.0)):
         error = {"error": {"message": f"Limit 3, Used 3. Please try again {words}", "code": "429"}}
-        outcome = await settle([{"status": 429, "body": error}, {"body": answer()}])
+        outcome = await complete([{"status": 429, "body": error}, {"body": answer()}])
         first, second = outcome.attempts
         assert second.started_at - first.started_at >= least_s * 1e6
 
@@ -92,11 +92,11 @@ async def test_the_words_of_a_message_are_a_hint_where_no_header_is(
     ],
 )
 async def test_when_a_limit_is_full_again_is_no_time_to_wait(
-    settle: Settle, answer: Make, headers: dict[str, str]
+    complete: Complete, answer: Make, headers: dict[str, str]
 ) -> None:
     assert retry_after_s(headers, NOW_S) is None
     limited = {"status": 429, "body": b"", "headers": headers}
-    assert (await settle([limited, {"body": answer()}])).ok
+    assert (await complete([limited, {"body": answer()}])).ok
 
 
 @pytest.mark.parametrize(
@@ -130,11 +130,11 @@ def test_durations_are_read_as_servers_write_them(text: str, seconds: float | No
     ("status", "said", "tries"), [(500, "false", 1), (429, "false", 1), (400, "true", 3)]
 )
 async def test_the_servers_own_word_about_another_try_is_obeyed(
-    settle: Settle, answer: Make, status: int, said: str, tries: int
+    complete: Complete, answer: Make, status: int, said: str, tries: int
 ) -> None:
     error = {"error": {"message": "m", "code": None, "type": "x"}}
     step = {"status": status, "body": error, "headers": {"X-Should-Retry": said}}
-    outcome = await settle([step, step, {"body": answer()}])
+    outcome = await complete([step, step, {"body": answer()}])
     assert len(outcome.attempts) == tries
     assert outcome.ok is (tries == 3)
 
@@ -152,26 +152,28 @@ async def test_the_servers_own_word_about_another_try_is_obeyed(
 )
 @pytest.mark.parametrize("status", [200, 400])
 async def test_the_id_to_quote_to_support_is_stored(
-    settle: Settle, answer: Make, name: str, status: int
+    complete: Complete, answer: Make, name: str, status: int
 ) -> None:
-    outcome = await settle([{"status": status, "body": answer(), "headers": {name: "id-7"}}])
+    outcome = await complete([{"status": status, "body": answer(), "headers": {name: "id-7"}}])
     assert outcome.attempts[0].request_id == "id-7"
     assert request_id({"x-request-id": "own", "cf-ray": "edge"}) == "own"
 
 
 @pytest.mark.parametrize("mode", ["plain", "stream"])
 async def test_what_a_gateway_says_an_answer_cost_is_kept(
-    settle: Settle, answer: Make, mode: str
+    complete: Complete, answer: Make, mode: str
 ) -> None:
     step = {"body": answer(), "headers": {"x-litellm-response-cost": "0.0125"}}
-    outcome = await settle([step], mode=mode)
+    outcome = await complete([step], mode=mode)
     assert outcome.result.reported_cost_usd == 0.0125
     inside = answer(usage={"input_tokens": 1, "cost": 0.5})
-    outcome = await settle([{"body": inside}], mode=mode)
+    outcome = await complete([{"body": inside}], mode=mode)
     assert outcome.result.reported_cost_usd == 0.5
 
 
-async def test_headers_that_are_missing_or_strange_are_borne(settle: Settle, answer: Make) -> None:
+async def test_headers_that_are_missing_or_strange_are_borne(
+    complete: Complete, answer: Make
+) -> None:
     strange = {
         "x-ratelimit-limit-requests": "-1",
         "x-ratelimit-remaining-tokens": "many",
@@ -181,7 +183,7 @@ async def test_headers_that_are_missing_or_strange_are_borne(settle: Settle, ans
         "Set-Cookie": "a=b; Domain=elsewhere",
         "Content-Security-Policy": "x" * 30_000,
     }
-    outcome = await settle([{"body": answer(), "headers": strange, "type": None}])
+    outcome = await complete([{"body": answer(), "headers": strange, "type": None}])
     assert outcome.ok
-    limited = await settle([{"status": 429, "headers": strange}, {"body": answer()}])
+    limited = await complete([{"status": 429, "headers": strange}, {"body": answer()}])
     assert [attempt.error_kind for attempt in limited.attempts] == [ErrorKind.RATE_LIMIT, None]

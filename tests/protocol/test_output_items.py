@@ -7,7 +7,7 @@ from typing import Any, get_args
 import pytest
 from openai.types.responses import ResponseOutputItem
 
-Settle = Callable[..., Any]
+Complete = Callable[..., Any]
 Make = Callable[..., dict[str, Any]]
 
 _SCREENSHOT = {"type": "computer_screenshot", "image_url": "data:image/png;base64,AA=="}
@@ -153,7 +153,7 @@ def test_no_kind_of_item_that_the_sdk_knows_is_missing_here() -> None:
 @pytest.mark.parametrize("mode", ["plain", "stream"])
 @pytest.mark.parametrize("kind", ITEMS)
 async def test_an_item_of_any_kind_is_kept_to_the_byte(
-    settle: Settle, answer: Make, kind: str, mode: str
+    complete: Complete, answer: Make, kind: str, mode: str
 ) -> None:
     item = {"type": kind, **ITEMS[kind]}
     before = {"type": "message", "content": []}
@@ -164,7 +164,7 @@ async def test_an_item_of_any_kind_is_kept_to_the_byte(
     if mode == "stream":
         event = f'{{"type":"response.completed","response":{body}}}'
         step = {"events": ["".join(f"data: {line}\n" for line in event.split("\n")).encode()]}
-    outcome = await settle([step], mode=mode)
+    outcome = await complete([step], mode=mode)
     assert outcome.result.output == written
     calls = outcome.result.tool_calls
     assert [call.type for call in calls] == ([kind] if kind in CALLS else [])
@@ -192,25 +192,25 @@ async def test_an_item_of_any_kind_is_kept_to_the_byte(
     ],
 )
 async def test_a_web_search_is_named_by_what_it_looked_for(
-    settle: Settle, answer: Make, action: dict[str, Any], name: str
+    complete: Complete, answer: Make, action: dict[str, Any], name: str
 ) -> None:
     for status in ("in_progress", "searching", "completed", "failed", "incomplete"):
         item = {"type": "web_search_call", "id": "ws_1", "status": status, "action": action}
-        (call,) = (await settle([{"body": answer(output=[item])}])).result.tool_calls
+        (call,) = (await complete([{"body": answer(output=[item])}])).result.tool_calls
         assert (call.name, call.status) == (name, status)
 
 
 async def test_a_computer_call_of_several_actions_is_named_by_the_first(
-    settle: Settle, answer: Make
+    complete: Complete, answer: Make
 ) -> None:
     actions = [{"type": "move", "x": 1}, {"type": "click"}]
     item = {"type": "computer_call", "call_id": "c", "actions": actions}
-    (call,) = (await settle([{"body": answer(output=[item])}])).result.tool_calls
+    (call,) = (await complete([{"body": answer(output=[item])}])).result.tool_calls
     assert call.name == "move"
     assert json.loads(call.arguments) == actions
 
 
-async def test_annotations_of_every_kind_are_citations(settle: Settle, answer: Make) -> None:
+async def test_annotations_of_every_kind_are_citations(complete: Complete, answer: Make) -> None:
     notes = [
         {"type": "url_citation", "url": "u", "title": "t", "start_index": 1, "end_index": 5},
         {"type": "file_citation", "file_id": "f", "filename": "n", "index": 3},
@@ -227,7 +227,7 @@ async def test_annotations_of_every_kind_are_citations(settle: Settle, answer: M
     ]
     part = {"type": "output_text", "text": "hello", "annotations": notes}
     item = {"type": "message", "content": [part]}
-    citations = (await settle([{"body": answer(output=[item])}])).result.citations
+    citations = (await complete([{"body": answer(output=[item])}])).result.citations
     assert [
         (note.type, note.url, note.title, note.file_id, note.start_index, note.end_index)
         for note in citations
@@ -240,14 +240,18 @@ async def test_annotations_of_every_kind_are_citations(settle: Settle, answer: M
     ]
 
 
-async def test_a_refusal_is_an_end_of_its_own_and_no_error(settle: Settle, answer: Make) -> None:
+async def test_a_refusal_is_an_end_of_its_own_and_no_error(
+    complete: Complete, answer: Make
+) -> None:
     part = {"type": "refusal", "refusal": "I will not."}
-    outcome = await settle([{"body": answer(output=[{"type": "message", "content": [part]}])}])
+    outcome = await complete([{"body": answer(output=[{"type": "message", "content": [part]}])}])
     assert (outcome.result.status, outcome.result.refusal) == ("completed", "I will not.")
     assert (outcome.ok, outcome.result.failure, len(outcome.attempts)) == (False, None, 1)
 
 
-async def test_text_and_summaries_are_joined_over_all_items(settle: Settle, answer: Make) -> None:
+async def test_text_and_summaries_are_joined_over_all_items(
+    complete: Complete, answer: Make
+) -> None:
     def message(*texts: str) -> dict[str, Any]:
         parts = [{"type": "output_text", "text": text} for text in texts]
         return {"type": "message", "content": parts}
@@ -255,13 +259,13 @@ async def test_text_and_summaries_are_joined_over_all_items(settle: Settle, answ
     summary = [{"type": "summary_text", "text": text} for text in ("a", "b")]
     thought = {"type": "reasoning", "summary": summary}
     output = [thought, message("1", "2"), thought, message("3")]
-    outcome = await settle([{"body": answer(output=output)}])
+    outcome = await complete([{"body": answer(output=output)}])
     assert outcome.result.output_text == "123"
     assert outcome.result.reasoning_summary == "a\n\nb\n\na\n\nb"
 
 
 async def test_arguments_are_checked_against_the_tool_of_their_name_and_namespace(
-    settle: Settle, answer: Make
+    complete: Complete, answer: Make
 ) -> None:
     def tool(kind: str) -> dict[str, Any]:
         schema = {"type": "object", "properties": {"a": {"type": kind}}, "required": ["a"]}
@@ -271,5 +275,5 @@ async def test_arguments_are_checked_against_the_tool_of_their_name_and_namespac
     call = {"type": "function_call", "name": "f", "call_id": "c", "arguments": '{"a": 1}'}
     output = [call, {**call, "namespace": "crm"}, {**call, "name": "unknown"}]
     body = {"model": "m", "input": "x", "tools": tools}
-    outcome = await settle([{"body": answer(output=output)}], body)
+    outcome = await complete([{"body": answer(output=output)}], body)
     assert [call.arguments_valid for call in outcome.result.tool_calls] == [False, True, True]

@@ -10,7 +10,7 @@ import pytest
 from batchrun.errors import EndpointError, ErrorKind
 from batchrun.records import Failure, Response
 
-Settle = Callable[..., Any]
+Complete = Callable[..., Any]
 Make = Callable[..., dict[str, Any]]
 Events = Callable[[dict[str, Any]], list[dict[str, Any]]]
 
@@ -60,25 +60,25 @@ _AZURE = {
     ],
 )
 async def test_errors_within_a_stream_are_told_in_any_of_their_shapes(
-    settle: Settle, answer: Make, events: Events, event: Any, kind: ErrorKind
+    complete: Complete, answer: Make, events: Events, event: Any, kind: ErrorKind
 ) -> None:
     said = events(answer())
     script = [{"events": [*said[:6], event]}, {"events": said}]
-    outcome = await settle(script, mode="stream")
+    outcome = await complete(script, mode="stream")
     assert outcome.attempts[0].error_kind is kind
     assert outcome.attempts[0].http_status == 200
     assert outcome.ok
 
 
 async def test_billing_within_a_stream_stops_the_run(
-    settle: Settle, answer: Make, events: Events
+    complete: Complete, answer: Make, events: Events
 ) -> None:
     with pytest.raises(Exception, match=r"no credit \(HTTP 200, credit_balance_exhausted\)"):
-        await settle([{"events": [*events(answer())[:6], _QUOTA]}], mode="stream")
+        await complete([{"events": [*events(answer())[:6], _QUOTA]}], mode="stream")
 
 
 async def test_a_failed_response_after_an_error_is_the_answer_and_keeps_its_tokens(
-    settle: Settle, answer: Make
+    complete: Complete, answer: Make
 ) -> None:
     error = {"code": "invalid_prompt", "message": "refused", "type": None}
     failed = answer(status="failed", output=[], error=error)
@@ -87,7 +87,7 @@ async def test_a_failed_response_after_an_error_is_the_answer_and_keeps_its_toke
             {"type": "error", "code": "invalid_prompt", "message": "refused"},
             {"type": "response.failed", "response": last},
         ]
-        outcome = await settle([{"events": said}], mode="stream")
+        outcome = await complete([{"events": said}], mode="stream")
         failure = outcome.result
         if isinstance(failure, Response):
             assert failure.usage.total_tokens == 80
@@ -100,11 +100,11 @@ async def test_a_failed_response_after_an_error_is_the_answer_and_keeps_its_toke
 
 @pytest.mark.parametrize("count", [0, 1, 5, -1])
 async def test_a_clean_end_without_a_last_event_is_tried_again(
-    settle: Settle, answer: Make, events: Events, count: int
+    complete: Complete, answer: Make, events: Events, count: int
 ) -> None:
     said = events(answer())
     script = [{"events": [*said[:count], b"data: [DONE]\n\n"]}, {"events": said}]
-    outcome = await settle(script, mode="stream")
+    outcome = await complete(script, mode="stream")
     assert outcome.attempts[0].error_kind is ErrorKind.CUT
     assert "without its last event" in outcome.attempts[0].error_message
     assert outcome.attempts[0].response_id == (None if count == 0 else "resp_1")
@@ -113,10 +113,10 @@ async def test_a_clean_end_without_a_last_event_is_tried_again(
 
 @pytest.mark.parametrize("end", ["cut", "reset"])
 async def test_a_stream_that_breaks_off_is_tried_again(
-    settle: Settle, answer: Make, events: Events, end: str
+    complete: Complete, answer: Make, events: Events, end: str
 ) -> None:
     said = events(answer())
-    outcome = await settle([{"events": said[:7], "end": end}, {"events": said}], mode="stream")
+    outcome = await complete([{"events": said[:7], "end": end}, {"events": said}], mode="stream")
     assert outcome.attempts[0].error_kind is ErrorKind.CUT
     assert outcome.attempts[0].response_id == "resp_1"
     assert outcome.ok
@@ -124,31 +124,31 @@ async def test_a_stream_that_breaks_off_is_tried_again(
 
 @pytest.mark.parametrize("end", ["cut", "reset", "open"])
 async def test_how_a_connection_ends_after_the_last_event_does_not_matter(
-    settle: Settle, answer: Make, events: Events, end: str
+    complete: Complete, answer: Make, events: Events, end: str
 ) -> None:
-    outcome = await settle([{"events": events(answer()), "end": end}], mode="stream")
+    outcome = await complete([{"events": events(answer()), "end": end}], mode="stream")
     assert outcome.ok
     assert len(outcome.attempts) == 1
 
 
 async def test_pings_after_the_last_event_do_not_keep_a_stream_open(
-    settle: Settle, answer: Make, events: Events
+    complete: Complete, answer: Make, events: Events
 ) -> None:
     pings = [piece for _ in range(200) for piece in (b": PING\n\n", 0.3)]
     said = b"".join(b"data: " + json.dumps(event).encode() + b"\n\n" for event in events(answer()))
     step = {"type": "text/event-stream", "pieces": [said, *pings]}
     async with asyncio.timeout(20):
-        assert (await settle([step], mode="stream")).ok
+        assert (await complete([step], mode="stream")).ok
 
 
-async def test_a_last_event_without_its_blank_line_counts(settle: Settle, answer: Make) -> None:
+async def test_a_last_event_without_its_blank_line_counts(complete: Complete, answer: Make) -> None:
     last = {"type": "response.completed", "response": answer()}
     line = b"data: " + json.dumps(last).encode()
-    assert (await settle([{"events": [line]}], mode="stream")).ok
+    assert (await complete([{"events": [line]}], mode="stream")).ok
 
 
 async def test_silence_before_the_first_delta_is_no_standstill(
-    settle: Settle, answer: Make, events: Events
+    complete: Complete, answer: Make, events: Events
 ) -> None:
     said = events(answer("x"))
     pieces: list[Any] = [0.3]
@@ -158,7 +158,7 @@ async def test_silence_before_the_first_delta_is_no_standstill(
     tool = b'data: {"type":"response.code_interpreter_call_code.delta","delta":"1"}\n\n'
     last = [b"data: " + json.dumps(event).encode() + b"\n\n" for event in said[4:]]
     step = {"type": "text/event-stream", "pieces": [*pieces, empty, 0.3, tool, 0.3, *last]}
-    outcome = await settle([step], mode="stream", idle_timeout_s=0.1)
+    outcome = await complete([step], mode="stream", idle_timeout_s=0.1)
     assert outcome.ok
     assert len(outcome.attempts) == 1
     # The deltas came after all the silences: seven, of 0.3 s.
@@ -197,10 +197,10 @@ async def test_a_stream_that_never_says_anything_ends_at_the_time_for_one_try(
     assert caught.value.kind is ErrorKind.TIMEOUT
 
 
-async def test_pings_keep_a_stream_that_has_begun_alive(settle: Settle, answer: Make) -> None:
+async def test_pings_keep_a_stream_that_has_begun_alive(complete: Complete, answer: Make) -> None:
     delta = b'data: {"type":"response.output_text.delta","delta":"x"}\n\n'
     pings = [piece for _ in range(12) for piece in (b": PING\n\n", 0.1)]
     last = {"type": "response.completed", "response": answer()}
     end = b"data: " + json.dumps(last).encode() + b"\n\n"
     step = {"type": "text/event-stream", "pieces": [delta, *pings, end]}
-    assert (await settle([step], mode="stream", idle_timeout_s=1.0)).ok
+    assert (await complete([step], mode="stream", idle_timeout_s=1.0)).ok

@@ -10,7 +10,7 @@ from openai.types.responses import ResponseStreamEvent
 from batchrun.errors import ErrorKind
 from batchrun.records import Failure, Response
 
-Settle = Callable[..., Any]
+Complete = Callable[..., Any]
 Make = Callable[..., dict[str, Any]]
 Events = Callable[[dict[str, Any]], list[dict[str, Any]]]
 
@@ -32,10 +32,10 @@ async def test_a_stream_is_asked_for_outright_and_its_last_event_is_the_answer(
 
 @pytest.mark.parametrize("cuts", [1, 2, 3, 5, 7, 64, 1021])
 async def test_a_stream_cut_into_pieces_of_any_size_is_the_same(
-    settle: Settle, answer: Make, events: Events, cuts: int
+    complete: Complete, answer: Make, events: Events, cuts: int
 ) -> None:
     whole = answer("grüße 中文 🙂")
-    outcome = await settle([{"events": events(whole), "cuts": cuts}], mode="stream")
+    outcome = await complete([{"events": events(whole), "cuts": cuts}], mode="stream")
     assert outcome.result.output_text == "grüße 中文 🙂"
     assert outcome.ok
 
@@ -43,84 +43,84 @@ async def test_a_stream_cut_into_pieces_of_any_size_is_the_same(
 @pytest.mark.parametrize("end", [b"\r\n", b"\r", b"\n"])
 @pytest.mark.parametrize("cuts", [1, 4096])
 async def test_lines_of_a_stream_may_end_in_any_way(
-    settle: Settle, answer: Make, events: Events, end: bytes, cuts: int
+    complete: Complete, answer: Make, events: Events, end: bytes, cuts: int
 ) -> None:
     framed = [
         b"event: %b%bdata: %b%b%b"
         % (event["type"].encode(), end, json.dumps(event).encode(), end, end)
         for event in events(answer())
     ]
-    outcome = await settle([{"events": framed, "cuts": cuts}], mode="stream")
+    outcome = await complete([{"events": framed, "cuts": cuts}], mode="stream")
     assert outcome.result.output_text == "forty-two"
 
 
 async def test_the_type_within_the_data_rules_where_no_event_line_is_sent(
-    settle: Settle, answer: Make, events: Events
+    complete: Complete, answer: Make, events: Events
 ) -> None:
-    outcome = await settle([{"events": events(answer()), "named": False}], mode="stream")
+    outcome = await complete([{"events": events(answer()), "named": False}], mode="stream")
     assert outcome.result.output_text == "forty-two"
 
 
 async def test_comments_done_marks_and_repeated_events_change_nothing(
-    settle: Settle, answer: Make, events: Events
+    complete: Complete, answer: Make, events: Events
 ) -> None:
     said: list[Any] = events(answer())
     noisy = [b": PING\n\n", *[said[0]] * 150, b": PING\n\n"]
     for event in said:
         noisy += [event, event, b": PING\n\n"]
-    outcome = await settle([{"events": [*noisy, b"data: [DONE]\n\n"]}], mode="stream")
+    outcome = await complete([{"events": [*noisy, b"data: [DONE]\n\n"]}], mode="stream")
     assert outcome.result.output_text == "forty-two"
     assert len(json.loads(outcome.result.output)) == 1
 
 
-async def test_several_data_lines_are_one_event(settle: Settle, answer: Make) -> None:
+async def test_several_data_lines_are_one_event(complete: Complete, answer: Make) -> None:
     lines = json.dumps({"type": "response.completed", "response": answer()}, indent=1).split("\n")
     event = "".join(f"data: {line}\n" for line in lines) + "\n"
-    outcome = await settle([{"events": [event.encode()]}], mode="stream")
+    outcome = await complete([{"events": [event.encode()]}], mode="stream")
     assert outcome.result.output_text == "forty-two"
 
 
 async def test_events_without_sequence_numbers_are_read_too(
-    settle: Settle, answer: Make, events: Events
+    complete: Complete, answer: Make, events: Events
 ) -> None:
     said = [
         {key: value for key, value in event.items() if key != "sequence_number"}
         for event in events(answer())
     ]
-    assert (await settle([{"events": said}], mode="stream")).ok
+    assert (await complete([{"events": said}], mode="stream")).ok
 
 
 async def test_an_event_of_several_megabytes_arrives_whole(
-    settle: Settle, answer: Make, events: Events
+    complete: Complete, answer: Make, events: Events
 ) -> None:
     image = {"type": "image_generation_call", "id": "ig_1", "result": "iVBO" * 1_500_000}
     whole = answer()
     whole["output"].append({**image, "status": "completed"})
-    outcome = await settle([{"events": events(whole), "cuts": 65_536}], mode="stream")
+    outcome = await complete([{"events": events(whole), "cuts": 65_536}], mode="stream")
     assert json.loads(outcome.result.output)[1]["result"] == image["result"]
     assert len(outcome.result.tool_calls[0].item) == 64 * 1024
 
 
 async def test_an_empty_output_in_the_last_event_is_filled_from_the_finished_items(
-    settle: Settle, answer: Make, events: Events
+    complete: Complete, answer: Make, events: Events
 ) -> None:
     said = events(answer())
     said[-1] = {"type": "response.completed", "response": answer(output=[])}
-    outcome = await settle([{"events": said}], mode="stream")
+    outcome = await complete([{"events": said}], mode="stream")
     assert (outcome.ok, outcome.result.output_text) == (True, "forty-two")
     said[-1] = {"type": "response.completed", "response": None}
-    outcome = await settle([{"events": said}], mode="stream")
+    outcome = await complete([{"events": said}], mode="stream")
     assert (outcome.ok, outcome.result.output_text) == (True, "forty-two")
 
 
 async def test_finished_items_without_a_place_or_without_an_item_are_borne(
-    settle: Settle, answer: Make
+    complete: Complete, answer: Make
 ) -> None:
     done = {"type": "response.output_item.done"}
     items = [{"type": "message", "n": 0}, {"type": "new_kind", "n": 1}]
     said = [done, *({**done, "item": item} for item in (*items, *items)), {**done, "item": None}]
     last = {"type": "response.completed", "response": answer(output=[])}
-    outcome = await settle([{"events": [*said, last]}], mode="stream")
+    outcome = await complete([{"events": [*said, last]}], mode="stream")
     assert json.loads(outcome.result.output) == items
 
 
@@ -135,12 +135,12 @@ async def test_finished_items_without_a_place_or_without_an_item_are_borne(
     ],
 )
 async def test_the_status_within_the_last_event_rules_where_it_is_an_end(
-    settle: Settle, answer: Make, name: str, within: str | None, status: str
+    complete: Complete, answer: Make, name: str, within: str | None, status: str
 ) -> None:
     error = {"code": "invalid_prompt", "message": "no"} if status == "failed" else None
     whole = answer(status=within, error=error, incomplete_details={"reason": "content_filter"})
     last = {"type": f"response.{name}", "response": whole}
-    outcome = await settle([{"events": [last]}], mode="stream")
+    outcome = await complete([{"events": [last]}], mode="stream")
     assert isinstance(outcome.result, Response)
     assert outcome.result.status == status
     assert outcome.result.usage.total_tokens == 80
@@ -158,7 +158,7 @@ def _known_events() -> list[str]:
 
 
 async def test_events_of_every_known_and_unknown_name_are_passed_over(
-    settle: Settle, answer: Make, events: Events
+    complete: Complete, answer: Make, events: Events
 ) -> None:
     whole = answer()
     said = events(whole)
@@ -167,23 +167,23 @@ async def test_events_of_every_known_and_unknown_name_are_passed_over(
         for name in [*_known_events(), "response.reasoning.delta", "response.some_new.delta"]
         if name not in _THAT_END and name != "response.output_item.done"
     ]
-    outcome = await settle([{"events": [*said[:-1], *others, said[-1]]}], mode="stream")
+    outcome = await complete([{"events": [*said[:-1], *others, said[-1]]}], mode="stream")
     assert json.loads(outcome.result.output) == whole["output"]
 
 
-async def test_padding_in_deltas_is_no_part_of_the_answer(settle: Settle, answer: Make) -> None:
+async def test_padding_in_deltas_is_no_part_of_the_answer(complete: Complete, answer: Make) -> None:
     said = [
         {"type": "response.output_text.delta", "delta": "hi", "obfuscation": "zzzzzzzz"},
         {"type": "response.completed", "response": answer("hi")},
     ]
-    assert (await settle([{"events": said}], mode="stream")).result.output_text == "hi"
+    assert (await complete([{"events": said}], mode="stream")).result.output_text == "hi"
 
 
 async def test_an_answer_whole_as_json_is_taken_where_a_stream_was_asked_for(
-    settle: Settle, answer: Make
+    complete: Complete, answer: Make
 ) -> None:
     for kind in ("application/json", "text/event-stream", "text/plain"):
-        outcome = await settle([{"body": answer(), "type": kind}], mode="stream")
+        outcome = await complete([{"body": answer(), "type": kind}], mode="stream")
         assert outcome.result.output_text == "forty-two"
         assert outcome.first_token_s is None
 
@@ -191,47 +191,47 @@ async def test_an_answer_whole_as_json_is_taken_where_a_stream_was_asked_for(
 @pytest.mark.parametrize("cuts", [1, 4096])
 @pytest.mark.parametrize("kind", ["text/event-stream", "application/json", "text/plain"])
 async def test_a_stream_is_taken_where_json_was_asked_for(
-    settle: Settle, answer: Make, events: Events, kind: str, cuts: int
+    complete: Complete, answer: Make, events: Events, kind: str, cuts: int
 ) -> None:
     step = {"events": [b": PING\n\n", *events(answer())], "type": kind, "cuts": cuts}
-    outcome = await settle([step])
+    outcome = await complete([step])
     assert outcome.result.output_text == "forty-two"
 
 
-async def test_blank_bytes_before_an_answer_keep_it_alive(settle: Settle, answer: Make) -> None:
+async def test_blank_bytes_before_an_answer_keep_it_alive(complete: Complete, answer: Make) -> None:
     pieces = [part for _ in range(12) for part in (b"\n", 0.1)]
     step = {"pieces": [*pieces, json.dumps(answer()).encode()]}
-    assert (await settle([step], idle_timeout_s=1.0)).ok
+    assert (await complete([step], idle_timeout_s=1.0)).ok
 
 
 async def test_an_error_as_json_is_taken_where_a_stream_was_asked_for(
-    settle: Settle, answer: Make, events: Events
+    complete: Complete, answer: Make, events: Events
 ) -> None:
     error = {"error": {"message": "slow down", "type": "requests", "code": "rate_limit_exceeded"}}
     for kind in ("application/json", "text/event-stream"):
         script = [{"status": 429, "body": error, "type": kind}, {"events": events(answer())}]
-        outcome = await settle(script, mode="stream")
+        outcome = await complete(script, mode="stream")
         assert outcome.ok
         assert outcome.attempts[0].error_kind is ErrorKind.RATE_LIMIT
 
 
 @pytest.mark.parametrize("body", [b"", b"Too Many Requests", b": PING\n\n"])
 async def test_an_error_status_tells_where_its_stream_says_nothing(
-    settle: Settle, answer: Make, body: bytes
+    complete: Complete, answer: Make, body: bytes
 ) -> None:
     limited = {"status": 429, "type": "text/event-stream", "body": body}
-    outcome = await settle([limited, {"body": answer()}], mode="stream")
+    outcome = await complete([limited, {"body": answer()}], mode="stream")
     assert outcome.attempts[0].error_kind is ErrorKind.RATE_LIMIT
     assert outcome.ok
 
 
-async def test_an_error_status_with_a_stream_that_holds_the_error(settle: Settle) -> None:
+async def test_an_error_status_with_a_stream_that_holds_the_error(complete: Complete) -> None:
     error = {"error": {"message": "bad tool", "type": "invalid_request_error", "code": "400"}}
     body = b"data: " + json.dumps(error).encode() + b"\n\ndata: [DONE]\n\n"
     step = {"status": 500, "type": "text/event-stream", "body": body}
-    outcome = await settle([{**step, "status": 400}])
+    outcome = await complete([{**step, "status": 400}])
     assert isinstance(outcome.result, Failure)
     assert outcome.result.message == "bad tool"
-    outcome = await settle([step], mode="stream")
+    outcome = await complete([step], mode="stream")
     assert [attempt.http_status for attempt in outcome.attempts] == [500] * 6
     assert "bad tool" in outcome.result.message
