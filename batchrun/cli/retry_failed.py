@@ -24,13 +24,11 @@ class Kinds(click.ParamType[frozenset[str]]):
         known = {*(kind.value for kind in ErrorKind), *ANSWERED} - {ErrorKind.INVALID_ROW.value}
         kinds = {word.strip() for word in str(value).split(",")} - {""}
         if unknown := sorted(kinds - known):
-            import difflib
+            from batchrun.formats.nearest import nearest
 
-            near = difflib.get_close_matches(unknown[0], sorted(known), n=1)
-            meant = f"did you mean {near[0]!r}? K" if near else "k"
             self.fail(
                 f"{', '.join(map(repr, unknown))} is no kind of failure that is sent again; "
-                f"{meant}nown are {', '.join(sorted(known))}",
+                f"{nearest(unknown[0], sorted(known))}",
                 param,
                 ctx,
             )

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchrun.errors import InputError, JobError
-from batchrun.inputs.rows import NOTHING, Row, RowProblem, Unsendable, json_text, nearest
+from batchrun.inputs.rows import NOTHING, Row, RowProblem, Unsendable, json_text
 from batchrun.job.sections import InputJob
 from batchrun.records import Column, Layout
 
@@ -279,11 +279,6 @@ def unite(kinds: list[pa.DataType | str]) -> pa.DataType | str | None:
         return pa.unify_schemas(schemas, promote_options="permissive").field("x").type
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
         return None
-
-
-def unknown_column(option: str, name: str, columns: list[str]) -> str:
-    """The message for a column that an option names and no row has."""
-    return f"{option} names the column `{name}`, which no row has; {nearest(name, columns)}"
 
 
 Fit = Callable[[Any], Any]

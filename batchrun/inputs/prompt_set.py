@@ -8,7 +8,8 @@ from array import array
 from collections.abc import Callable, Iterator
 
 from batchrun.errors import InputError
-from batchrun.inputs.carried import Carrier, check_types, unknown_column
+from batchrun.formats.nearest import nearest
+from batchrun.inputs.carried import Carrier, check_types
 from batchrun.inputs.column_tally import RunCounters
 from batchrun.inputs.identity import FALLBACK, Identity
 from batchrun.inputs.parquet import Wanted
@@ -164,7 +165,8 @@ class PromptSet:
         for option, name in asked:
             if name not in known:
                 raise InputError(
-                    f"{self._source.spec}: {unknown_column(option, name, tally.columns)}"
+                    f"{self._source.spec}: {option} names the column `{name}`, which no row has; "
+                    + nearest(name, tally.columns, "the columns")
                 )
 
     def _first(self, layout: Layout, found: Found) -> Request | None:

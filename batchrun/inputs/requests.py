@@ -12,6 +12,7 @@ from typing import Any
 from msgspec import Struct
 
 from batchrun.dialects.responses import INPUT_ALTERNATIVES, REQUEST_FIELDS, TRANSPORT_FIELDS
+from batchrun.formats.nearest import listed, nearest
 from batchrun.inputs.chat import COLUMNS as BATCH
 from batchrun.inputs.chat import (
     SETTINGS,
@@ -32,7 +33,6 @@ from batchrun.inputs.rows import (
     encode,
     encode_anyhow,
     encode_sorted,
-    nearest,
 )
 from batchrun.inputs.template import Defaults
 from batchrun.job.sections import InputJob
@@ -243,8 +243,7 @@ def _no_way(data: JsonObject, row: Row) -> str:
     empty = [name for name in ("body", "messages", "input", "prompt") if name in names]
     if empty:
         return f"no way to a request: `{empty[0]}` is null; fill it, or take the row out"
-    shown = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
-    there = f"its columns are {shown}" if names else "it is empty"
+    there = f"its columns are {listed(names)}" if names else "it is empty"
     return (
         f"no way to a request: it has none of body, messages, input and prompt ({there}); "
         "say how with a template: --prompt '{{ COLUMN }}'"
@@ -258,7 +257,9 @@ def _explained(missing: NoColumn, row: Row) -> str:
             f"the template's column `{column}` is null; give a value for that case: "
             f"{{{{ {column} | default('…') }}}}"
         )
-    return f"the template's column `{column}` is missing; {nearest(column, row.names)}"
+    return (
+        f"the template's column `{column}` is missing; {nearest(column, row.names, 'the columns')}"
+    )
 
 
 class Draft(Struct):

@@ -3,11 +3,9 @@
 msgspec does the work; where it refuses, the standard library decides whether the text is JSON.
 """
 
-import difflib
 import json
 import math
 import re
-from collections.abc import Iterable
 from typing import Any, NoReturn
 
 import msgspec
@@ -16,7 +14,6 @@ from msgspec import Struct
 from batchrun.records import JsonObject
 
 NOTHING: frozenset[str] = frozenset()
-_SHOWN = 12
 
 
 class RowProblem(Exception):  # noqa: N818 - a value in the making: it ends as a BadRow
@@ -56,15 +53,6 @@ class Row(Struct):
     def place(self) -> str:
         """Where the row stands, for messages."""
         return f"{self.source}:{self.line}" if self.line else f"{self.source}, row {self.row}"
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """Ends a message: the known word that may have been meant, and which there are."""
-    names = [str(name) for name in known]
-    near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
-    shown = ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
-    there = f"the columns are {shown}" if names else "there are no columns"
-    return f"did you mean `{near[0]}`? ({there})" if near else there
 
 
 _SURROGATES = re.compile("[\ud800-\udfff]")

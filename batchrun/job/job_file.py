@@ -14,10 +14,10 @@ import msgspec
 from msgspec import Struct
 
 from batchrun.errors import JobError
+from batchrun.formats.nearest import nearest
 from batchrun.job.price_sections import SECTIONS as PRICE_SECTIONS
 from batchrun.job.price_sections import (
     check_given,
-    nearest,
     read_toml,
     readable,
     refuse_unknown_prices,
@@ -143,13 +143,13 @@ def _refuse_unknown_keys(tree: dict[str, Any], where: str) -> None:
     known = (*_SECTIONS, "request", *PRICE_SECTIONS)
     for section, table in tree.items():
         if section not in known:
-            raise JobError(f"{where}: unknown section [{section}]{nearest(section, known)}")
+            raise JobError(f"{where}: unknown section [{section}]; {nearest(section, known)}")
         if section not in _SECTIONS or not isinstance(table, dict):
             continue
         names = _SECTIONS[section].__struct_fields__
         for key in table:
             if key not in names:
-                raise JobError(f"{where}: unknown key {section}.{key}{nearest(key, names)}")
+                raise JobError(f"{where}: unknown key {section}.{key}; {nearest(key, names)}")
     refuse_unknown_prices(tree, where)
 
 

@@ -4,7 +4,6 @@ The user's file is `~/.config/batchrun/prices.toml` (`XDG_CONFIG_HOME` is honour
 of a name wins over it.
 """
 
-import difflib
 import math
 import os
 import tomllib
@@ -16,6 +15,7 @@ import msgspec
 from msgspec import Struct, field
 
 from batchrun.errors import JobError
+from batchrun.formats.nearest import nearest
 from batchrun.job.sections import PriceJob
 
 
@@ -73,7 +73,7 @@ def with_user_prices(
     where = str(path)
     for section in tree:
         if section not in SECTIONS:
-            raise JobError(f"{where}: unknown section [{section}]{nearest(section, SECTIONS)}")
+            raise JobError(f"{where}: unknown section [{section}]; {nearest(section, SECTIONS)}")
     refuse_unknown_prices(tree, where)
     try:
         book = msgspec.convert(tree, PriceBook)
@@ -113,7 +113,7 @@ def refuse_unknown_prices(tree: Mapping[str, Any], where: str) -> None:
                 )
             if key not in names:
                 raise JobError(
-                    f'{where}: unknown key {key} in [pricing."{model}"]{nearest(key, names)}'
+                    f'{where}: unknown key {key} in [pricing."{model}"]; {nearest(key, names)}'
                 )
     for name, target in tree.get("aliases", {}).items():
         if isinstance(target, dict):
@@ -154,9 +154,3 @@ def _check_price(model: str, price: PriceJob, where: str) -> None:
         raise JobError(f"{table} has {given[0]} but no {missing}; give both, in USD for a million")
     if not given and (price.cached_input is not None or price.cache_write is not None):
         raise JobError(f"{table} has neither input nor output; give both, in USD for a million")
-
-
-def nearest(word: str, known: tuple[str, ...]) -> str:
-    """The end of a message about an unknown word."""
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.4)
-    return f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"

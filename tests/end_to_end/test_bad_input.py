@@ -136,12 +136,12 @@ _CASES: dict[str, tuple[dict[str, str | bytes], tuple[str, ...], str]] = {
     "a job file with an unknown key": (
         _job("[endpoint]\ntimeout = 5\n"),
         ("job.toml",),
-        "unknown key endpoint.timeout; did you mean timeout_s?",
+        "unknown key endpoint.timeout; did you mean `timeout_s`?",
     ),
     "a job file with an unknown section": (
         _job("[limit]\nconcurrency = 5\n"),
         ("job.toml",),
-        "unknown section [limit]; did you mean limits?",
+        "unknown section [limit]; did you mean `limits`?",
     ),
     "a job file with a mistyped key": (
         _job('[limits]\nconcurrency = "many"\n'),

@@ -157,7 +157,7 @@ def test_the_next_word_is_never_taken_for_a_kind(
         " ".join(wrong.stderr.split())
     )
     meant = batchrun("run", "--retry-failed=refused", *words)
-    assert "did you mean 'refusal'?" in " ".join(meant.stderr.split())
+    assert "did you mean `refusal`?" in " ".join(meant.stderr.split())
     assert "refusal" in wrong.stderr
     assert "invalid_row" not in wrong.stderr
 

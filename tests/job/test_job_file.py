@@ -42,8 +42,8 @@ def test_paths_are_relative_to_the_job_file_and_options_win(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[input]\npath='x'\n[limits]\nconcurrancy = 3", "did you mean concurrency"),
-        ("[input]\npath='x'\n[limit]\nconcurrency = 3", "did you mean limits"),
+        ("[input]\npath='x'\n[limits]\nconcurrancy = 3", "did you mean `concurrency`"),
+        ("[input]\npath='x'\n[limit]\nconcurrency = 3", "did you mean `limits`"),
         (
             "[input]\npath='x'\n[limits]\nconcurrency = 'many'",
             "limits.concurrency is 'many'; it is a number from 1, or 'auto'",

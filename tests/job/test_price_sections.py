@@ -77,7 +77,7 @@ def test_a_run_knows_the_user_s_prices(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[price]\n", r"unknown section \[price\]; did you mean pricing\?"),
+        ("[price]\n", r"unknown section \[price\]; did you mean `pricing`\?"),
         ("[input]\n", r"unknown section \[input\]"),
         ("aliases = 1\n", r"aliases must be a table: write \[aliases\]"),
         ("pricing = []\n", r"pricing must be a table: write \[pricing\]"),

@@ -453,7 +453,10 @@ def test_prices_stand_in_the_job_file(tmp_path: Path) -> None:
         ('[pricing."m"]\ninput = 1', r"has input but no output; give both"),
         ('[pricing."m"]\noutput = 1', r"has output but no input; give both"),
         ('[pricing."m"]\ncached_input = 1', r"neither input nor output"),
-        ('[pricing."m"]\ninputs = 1', r'unknown key inputs in \[pricing."m"\]; did you mean input'),
+        (
+            '[pricing."m"]\ninputs = 1',
+            r'unknown key inputs in \[pricing."m"\]; did you mean `input`',
+        ),
         ("[pricing.gpt-4.1]\ninput = 1\noutput = 1", r'in quotes, such as \[pricing."gpt-4.1"\]'),
         ("[pricing]\ninput = 1", r'pricing.input is no table; write \[pricing."MODEL"\]'),
         ("pricing = 1", r"pricing must be a table|unknown key input.pricing"),
