@@ -1,5 +1,6 @@
 """README and docs are true: their examples happen, and they name all there is and nothing else."""
 
+import asyncio
 import difflib
 import os
 import re
@@ -10,6 +11,7 @@ import tomllib
 from collections.abc import Iterator
 from itertools import chain, pairwise
 from pathlib import Path
+from typing import Any
 
 import click
 import msgspec
@@ -294,6 +296,24 @@ def test_the_simulator_page_names_each_option_fault_and_count() -> None:
     assert not options(commands()["simulate"]) - words
     assert not set(Fault) - words
     assert not Stats().totals().keys() - words
+
+
+def test_the_example_on_the_simulator_page_runs() -> None:
+    lines = block("simulator", "In your own tests", "python").replace(
+        "    ...", "    return base_url"
+    )
+    imports, _, body = lines.partition("\n\n")
+    namespace: dict[str, Any] = {}
+    indented = "".join(f"    {line}\n" for line in body.splitlines())
+    exec(f"{imports}\nasync def example():\n{indented}", namespace)  # noqa: S102 - ours
+    assert asyncio.run(namespace["example"]()).startswith("http://127.0.0.1:")
+
+
+@pytest.mark.parametrize("name", ["durability", "durability-tests"])
+def test_the_tests_that_the_docs_name_are_there(name: str) -> None:
+    told = re.findall(r"`(?:tests/)?([\w/]*test_\w+\.py)`", page(name))
+    assert told
+    assert not {path for path in told if not (ROOT / "tests" / path).is_file()}
 
 
 def test_the_summary_page_names_each_field_in_its_order() -> None:
