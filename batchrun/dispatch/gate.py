@@ -1,11 +1,11 @@
-"""The one place that waits before a send: rows go in first come first in, as limits allow.
+"""The one place that waits before a send: first come, first in, as limits allow.
 
-Attempts at rows that were let in before have a line of their own, of which one goes in after five
+Attempts at rows that were let in before have a queue of their own, of which one goes in after five
 fresh rows: retries mix with these, and do not pile up behind all of them.
 
 Some limits hold for the whole run, some for one scope. A scope that has to wait does not hold up
-another; a limit of the whole run holds up everybody, so that a large request is never overtaken
-for ever by small ones.
+another; a limit of the whole run holds up all attempts, so that small requests never overtake a
+large one for ever.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from batchrun.records import Finish, Need, Scope, Slot
 
 
 class GateClosed(Exception):  # noqa: N818 - the run is stopping; nothing went wrong
-    """No attempt goes in any more; whoever waited goes home with its row unsettled."""
+    """No attempt goes in any more; rows that wait get no outcome."""
 
 
 _FRESH = 5  # rows that were never let in, to one that was
@@ -33,34 +33,34 @@ class _Waiter(Struct, eq=False):
     turn: asyncio.Future[Slot]
 
 
-class _Scope:
-    """One scope's limits and its lines, which take turns."""
+class _Queues:
+    """One scope's limits and its two queues, which take turns."""
 
     __slots__ = ("again", "all", "finished", "fresh", "fresh_in_a_row", "limits", "started")
 
     def __init__(self, shared: Sequence[Limit], limits: Sequence[Limit]) -> None:
         self.limits = limits
-        self.share(shared)
+        self.set_shared(shared)
         self.again: deque[_Waiter] = deque()  # of rows that were let in before
         self.fresh: deque[_Waiter] = deque()
         self.fresh_in_a_row = 0
 
     @property
-    def line(self) -> deque[_Waiter]:
-        """Whose turn it is."""
+    def next(self) -> deque[_Waiter]:
+        """The queue whose turn it is."""
         is_fresh = self.fresh and (not self.again or self.fresh_in_a_row < _FRESH)
         return self.fresh if is_fresh else self.again
 
-    def share(self, shared: Sequence[Limit]) -> None:
-        """The limits of the whole run are these."""
+    def set_shared(self, shared: Sequence[Limit]) -> None:
+        """Sets the limits of the whole run."""
         self.all = (*shared, *self.limits)
         self.started = [limit.started for limit in self.all]
         self.finished = [limit.finished for limit in self.all]
 
-    def pop(self, line: deque[_Waiter]) -> _Waiter:
-        """The first of the line whose turn it is."""
-        self.fresh_in_a_row = self.fresh_in_a_row + 1 if line is self.fresh else 0
-        return line.popleft()
+    def pop(self, queue: deque[_Waiter]) -> _Waiter:
+        """The first of the queue whose turn it is."""
+        self.fresh_in_a_row = self.fresh_in_a_row + 1 if queue is self.fresh else 0
+        return queue.popleft()
 
 
 def no_limits(_scope: Scope) -> Sequence[Limit]:
@@ -81,11 +81,11 @@ class Gate:
     ) -> None:
         self.in_flight = 0
         self.waiting = 0
-        self.held_by: Limit | None = None  # what the first in line waits for
+        self.blocked_by: Limit | None = None  # what the first waiter waits for
         self.on_left: Callable[[], None] = lambda: None  # called when slots were given back
         self._shared = shared
         self._of_scope = of_scope
-        self._scopes: dict[Scope, _Scope] = {}
+        self._scopes: dict[Scope, _Queues] = {}
         self._loop = asyncio.get_running_loop()
         self._numbers = 0
         self._closed: asyncio.Future[None] = self._loop.create_future()
@@ -100,16 +100,16 @@ class Gate:
         """
         if self._closed.done():
             raise GateClosed
-        place = self._scopes.get(scope)
-        if place is None:
-            place = self._scopes[scope] = _Scope(self._shared, self._of_scope(scope))
+        queues = self._scopes.get(scope)
+        if queues is None:
+            queues = self._scopes[scope] = _Queues(self._shared, self._of_scope(scope))
         turn: asyncio.Future[Slot] = self._loop.create_future()
         self._numbers += 1
         waiter = _Waiter(self._numbers, need, turn)
-        queue = place.again if again else place.fresh
+        queue = queues.again if again else queues.fresh
         queue.append(waiter)
         self.waiting += 1
-        # Else the first in line waits already.
+        # Else the first waiter has been asked already.
         if self.waiting == 1 or again or len(self._scopes) > 1:
             self._wake()
         if turn.done():
@@ -122,7 +122,7 @@ class Gate:
             elif waiter in queue:
                 queue.remove(waiter)
                 self.waiting -= 1
-                self._wake()  # whoever was behind may need less
+                self._wake()  # the next one may need less
             raise
 
     def leave(self, slot: Slot, finish: Finish) -> None:
@@ -130,7 +130,7 @@ class Gate:
         self.leave_all(((slot, finish),))
 
     def leave_all(self, ended: Sequence[tuple[Slot, Finish]]) -> None:
-        """Gives slots back; whoever waits is asked once for all of them."""
+        """Gives slots back; the waiters are asked once for all of them."""
         self.in_flight -= len(ended)
         now_s = self._loop.time()
         for slot, finish in ended:
@@ -141,10 +141,10 @@ class Gate:
         self.on_left()
 
     def drop(self, shared: Limit) -> None:
-        """A limit of the whole run that has done its work is asked and told no more."""
+        """Takes out a limit of the whole run that has done its work."""
         self._shared = [limit for limit in self._shared if limit is not shared]
         for scope in self._scopes.values():
-            scope.share(self._shared)
+            scope.set_shared(self._shared)
 
     async def pause(self, seconds: float) -> None:
         """A backoff: holds no slot. Raises `GateClosed` as soon as the gate is closed."""
@@ -154,66 +154,66 @@ class Gate:
             raise GateClosed
 
     def close(self) -> None:
-        """Lets nobody in any more; what is in flight goes on."""
+        """Lets no attempt in any more; what is in flight goes on."""
         if not self._closed.done():
             self._closed.set_result(None)
-        self._send_home(GateClosed())
+        self._refuse_all(GateClosed())
 
     def statuses(self) -> list[LimitStatus]:
-        """How all limits stand, the one that holds up the first in line before the others."""
+        """The status of all limits, first of the one that the first waiter waits for."""
         now_s = self._loop.time()
         limits = [*self._shared, *(limit for one in self._scopes.values() for limit in one.limits)]
-        limits.sort(key=lambda limit: limit is not self.held_by)
+        limits.sort(key=lambda limit: limit is not self.blocked_by)
         return [limit.status(now_s) for limit in limits]
 
     def _wake(self) -> None:
-        """Lets in whoever may go, and sees to it that the others are asked again."""
+        """Lets in all that may go, and sees to it that the others are asked again."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self.held_by = None
+        self.blocked_by = None
         again_s, now_s = math.inf, self._loop.time()
-        queues = self._queues()
-        while queues:
-            for queue in queues:
-                line = queue.line
-                waiter = line[0]
+        scopes = self._waiting_scopes()
+        while scopes:
+            for queues in scopes:
+                queue = queues.next
+                waiter = queue[0]
                 if waiter.turn.done():  # cancelled while it waited
                     break
                 need = waiter.need()
-                if not _lets_in(queue.all, need, now_s):
+                if not _let_in(queues.all, need, now_s):
                     try:
-                        until_s = self._held(self._shared, need, now_s)
+                        until_s = self._wait_until(self._shared, need, now_s)
                         if until_s is not None:
                             self._wake_at(min(again_s, until_s))
                             return
-                        until_s = self._held(queue.limits, need, now_s)
+                        until_s = self._wait_until(queues.limits, need, now_s)
                     except RunStopped as stop:
-                        self._send_home(stop)
+                        self._refuse_all(stop)
                         return
                     if until_s is not None:
                         again_s = min(again_s, until_s)
                         continue
-                waiter.turn.set_result(self._start(queue, need, now_s))
+                waiter.turn.set_result(self._start(queues, need, now_s))
                 break
             else:
                 self._wake_at(again_s)
                 return
-            queue.pop(line)
+            queues.pop(queue)
             self.waiting -= 1
-            self.held_by, again_s = None, math.inf
-            if len(queues) > 1 or not line:
-                queues = self._queues()
+            self.blocked_by, again_s = None, math.inf
+            if len(scopes) > 1 or not queue:
+                scopes = self._waiting_scopes()
 
-    def _queues(self) -> list[_Scope]:
-        """Scopes in which somebody waits; who waits longest comes first."""
-        queues = [one for one in self._scopes.values() if one.fresh or one.again]
-        if len(queues) > 1:
-            queues.sort(key=lambda one: one.line[0].number)
-        return queues
+    def _waiting_scopes(self) -> list[_Queues]:
+        """Scopes with waiters, the one whose next waiter came first before the others."""
+        scopes = [one for one in self._scopes.values() if one.fresh or one.again]
+        if len(scopes) > 1:
+            scopes.sort(key=lambda one: one.next[0].number)
+        return scopes
 
-    def _held(self, limits: Sequence[Limit], need: Need, now_s: float) -> float | None:
-        """Until when; null where nothing holds. Raises `RunStopped`."""
+    def _wait_until(self, limits: Sequence[Limit], need: Need, now_s: float) -> float | None:
+        """Until when the limits make it wait; null where none does. Raises `RunStopped`."""
         latest_s: float | None = None
         for limit in limits:
             verdict = limit.verdict(need, now_s)
@@ -223,19 +223,19 @@ class Gate:
                 raise RunStopped(verdict.reason, verdict.cause)
             if isinstance(verdict, Wait) and (latest_s is None or verdict.until_s > latest_s):
                 latest_s = verdict.until_s
-                self.held_by = self.held_by or limit
+                self.blocked_by = self.blocked_by or limit
         return latest_s
 
-    def _start(self, queue: _Scope, need: Need, now_s: float) -> Slot:
+    def _start(self, queues: _Queues, need: Need, now_s: float) -> Slot:
         self.in_flight += 1
-        for started in queue.started:
+        for started in queues.started:
             started(need, now_s)
         return Slot(need, now_s)
 
-    def _send_home(self, error: Exception) -> None:
-        for queue in self._scopes.values():
-            while line := queue.line:
-                turn = queue.pop(line).turn
+    def _refuse_all(self, error: Exception) -> None:
+        for queues in self._scopes.values():
+            while queue := queues.next:
+                turn = queues.pop(queue).turn
                 if not turn.done():
                     turn.set_exception(error)
         self.waiting = 0
@@ -245,8 +245,8 @@ class Gate:
             self._timer = self._loop.call_at(until_s, self._wake)
 
 
-def _lets_in(limits: Sequence[Limit], need: Need, now_s: float) -> bool:
-    """Whether none of them holds: mostly so, and then nobody asks which one and until when."""
+def _let_in(limits: Sequence[Limit], need: Need, now_s: float) -> bool:
+    """Whether no limit makes it wait: mostly so, and then it is not asked which and until when."""
     for limit in limits:  # noqa: SIM110 - a generator is a second frame at each step
         if limit.verdict(need, now_s) is not GO:
             return False
