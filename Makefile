@@ -16,8 +16,8 @@ demo: $(VENV)/installed
 	$(BIN)/batchrun run jobs/overnight_dataset.toml --simulate -o $(DEMO)
 	$(BIN)/python examples/read_tables.py $(DEMO)
 
-# What CI runs: lint, types, imports, links of the docs, tests.
-test: check
+# What CI runs: lint, types, imports, links of the docs, the site of the docs, tests.
+test: check docs-site
 	$(BIN)/pytest -q -n 4 --dist worksteal
 
 # 1,000 kills of real runs (TORTURE_KILLS=N for another number); the figures land in runs/torture.md.
