@@ -1,24 +1,124 @@
-"""Arrow columns and types, however deep they nest."""
+"""Arrow types, however deep they nest, and the plain values that stand for those of a column.
 
+A carried column has two types: its own, and a stored one whose values are numbers, text, bytes,
+lists and objects, which msgpack and JSON can hold. `plain_values` casts to such values, and
+`pa.array(values, stored).cast(type)` makes the column again, exactly.
+"""
+
+import base64
 from collections.abc import Callable
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
+
+_DOUBLE_DIGITS = 15  # that a double holds exactly
+_is = pa.types
 
 
-def with_flat(kind: pa.DataType, flat: Callable[[pa.DataType], pa.DataType]) -> pa.DataType:
-    """The type, each flat type in it as `flat` gives it."""
+def is_list(kind: pa.DataType) -> bool:
+    """Whether it is a list of any kind, but for list views."""
+    return bool(_is.is_list(kind) or _is.is_large_list(kind) or _is.is_fixed_size_list(kind))
+
+
+def with_parts(kind: pa.DataType, made: Callable[[pa.DataType], pa.DataType]) -> pa.DataType:
+    """A nested type with its parts as `made` gives them; any other type as it is."""
 
     def field(one: pa.Field) -> pa.Field:
-        return one.with_type(with_flat(one.type, flat))
+        return one.with_type(made(one.type))
 
-    if pa.types.is_map(kind):
-        return pa.map_(with_flat(kind.key_type, flat), with_flat(kind.item_type, flat))
-    if pa.types.is_large_list(kind):
-        return pa.large_list(field(kind.value_field))
-    if pa.types.is_fixed_size_list(kind):
-        return pa.list_(field(kind.value_field), kind.list_size)
-    if pa.types.is_list(kind):
-        return pa.list_(field(kind.value_field))
-    if pa.types.is_struct(kind):
+    if _is.is_struct(kind):
         return pa.struct([field(one) for one in kind.fields])
-    return flat(kind)
+    if _is.is_map(kind):
+        return pa.map_(field(kind.key_field), field(kind.item_field))
+    if _is.is_fixed_size_list(kind):
+        return pa.list_(field(kind.value_field), kind.list_size)
+    if _is.is_large_list(kind) or _is.is_large_list_view(kind):
+        return pa.large_list(field(kind.value_field))
+    if _is.is_list(kind) or _is.is_list_view(kind):
+        return pa.list_(field(kind.value_field))
+    return kind
+
+
+def own_type(kind: pa.DataType, *, in_struct: bool = False) -> pa.DataType:
+    """The type that a column is carried with: without dictionaries, run lengths and views.
+
+    Decimals of more than 15 digits inside of structs become text: see `stored_type`.
+    """
+    if _is.is_dictionary(kind) or _is.is_run_end_encoded(kind):
+        return own_type(kind.value_type, in_struct=in_struct)
+    if _is.is_string_view(kind):
+        return pa.string()
+    if _is.is_binary_view(kind):
+        return pa.binary()
+    if in_struct and _is.is_decimal(kind) and kind.precision > _DOUBLE_DIGITS:
+        return pa.string()
+    inside = in_struct or _is.is_struct(kind)
+    return with_parts(kind, lambda part: own_type(part, in_struct=inside))
+
+
+def carried_type(kind: pa.DataType) -> pa.DataType:
+    """The type with text where nothing but nulls was seen: Arrow's casts break lists of nulls."""
+    return pa.string() if _is.is_null(kind) else with_parts(kind, carried_type)
+
+
+def stored_type(
+    kind: pa.DataType, *, in_struct: bool = False, with_pairs: bool = False
+) -> pa.DataType:
+    """The type of the plain values; `with_pairs`: maps are lists of objects, as they are read.
+
+    Arrow puts empty text below a struct that is null, which it then cannot cast to a decimal. So
+    decimals in structs are stored as doubles, which hold 15 digits exactly.
+    """
+
+    def part(one: pa.DataType) -> pa.DataType:
+        inside = in_struct or _is.is_struct(kind)
+        return stored_type(one, in_struct=inside, with_pairs=with_pairs)
+
+    if isinstance(kind, pa.BaseExtensionType):
+        return part(kind.storage_type)
+    if with_pairs and _is.is_map(kind):
+        key = pa.field("key", part(kind.key_type), nullable=False)
+        return pa.list_(pa.struct([key, pa.field("value", part(kind.item_type))]))
+    if _is.is_date32(kind) or _is.is_time32(kind):
+        return pa.int32()
+    if _is.is_temporal(kind):
+        return pa.int64()
+    if _is.is_decimal(kind):
+        return pa.float64() if in_struct else pa.string()
+    return pa.float64() if _is.is_float16(kind) else with_parts(kind, part)
+
+
+def plain_values(array: pa.Array, kind: pa.DataType | None = None) -> list[Any]:
+    """The stored values of the array, cast to the carried type `kind` first.
+
+    Raises `pa.ArrowException` where a value does not fit.
+    """
+    if _is.is_run_end_encoded(array.type):
+        array = pc.run_end_decode(array)
+    own = own_type(array.type)
+    if "list_view" in str(array.type):  # Arrow 26 casts these to lists with too few offsets
+        array = pa.array(array.to_pylist(), own)
+    try:
+        array = _cast(array, own)
+    except pa.ArrowIndexError:  # an empty dictionary below a null
+        array = pa.array(array.to_pylist(), own)
+    array = _cast(array, carried_type(own) if kind is None else kind)
+    values: list[Any] = _cast(array, stored_type(array.type, with_pairs=True)).to_pylist()
+    return values
+
+
+def _cast(array: pa.Array, kind: pa.DataType) -> pa.Array:
+    return array if array.type.equals(kind) else array.cast(kind)
+
+
+def pack(kind: pa.DataType) -> str:
+    """The type and its stored form as text, for `Column.arrow`."""
+    schema = pa.schema([("type", kind), ("stored", stored_type(kind))])
+    return base64.b64encode(schema.serialize().to_pybytes()).decode()
+
+
+def unpack(text: str) -> tuple[pa.DataType, pa.DataType]:
+    """The type that `pack` was given, and its stored form."""
+    schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))
+    return schema.field("type").type, schema.field("stored").type

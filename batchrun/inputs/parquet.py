@@ -3,9 +3,12 @@
 What may be sent becomes plain JSON values; what is carried keeps its exact stored values.
 """
 
+import datetime as dt
+import math
 import os
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
@@ -13,18 +16,14 @@ import pyarrow.parquet as pq
 from msgspec import Struct
 
 from batchrun.errors import InputError
-from batchrun.inputs.carried import (
-    Misfit,
-    arrow_fit,
-    carried_type,
-    misfit,
-    own_type,
-    plain_values,
-    sendable,
-)
-from batchrun.inputs.rows import Row
+from batchrun.formats.arrow import carried_type, is_list, own_type, plain_values, unpack
+from batchrun.inputs.carried import JSON, Misfit, as_json, as_text, misfit, unite
+from batchrun.inputs.rows import Row, Unsendable
 from batchrun.inputs.sources import SourceFile
 from batchrun.records import Column
+
+_PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
+_is = pa.types
 
 _BATCH_BYTES = 8 * 1024 * 1024  # about what a batch may take up once decoded
 _BATCH_ROWS = 512
@@ -152,13 +151,6 @@ class _View:
             raise misfit(self._file.name, column, what) from None
 
 
-def _plain(kind: pa.DataType) -> Values:
-    make = sendable(carried_type(own_type(kind)))
-    if make is None:
-        return plain_values
-    return lambda array: [None if value is None else make(value) for value in plain_values(array)]
-
-
 def _batches(
     parquet: pq.ParquetFile, group: int, size: int, columns: list[str] | None
 ) -> Iterator[pa.RecordBatch]:
@@ -208,3 +200,125 @@ def _unreadable(file: SourceFile, error: Exception) -> InputError:
         f"{file.path}: cannot be read as Parquet ({reason:.300}); it is cut short, damaged or of "
         "another format: make the file anew"
     )
+
+
+def arrow_fit(column: Column, kind: pa.DataType, *, explicit: bool) -> Callable[[pa.Array], Any]:
+    """From an array of the file's type `kind` to the list of stored values.
+
+    Raises `Misfit` where the type cannot be put into the pinned one; so may the fit.
+    """
+    own = carried_type(own_type(kind))
+    if column.type == JSON or (explicit and column.type == "string" and not _is_text(own)):
+        make = sendable(own)
+        text = as_json if column.type == JSON else as_text
+        return lambda array: [
+            None if value is None else text(make(value) if make else value)
+            for value in plain_values(array)
+        ]
+    pinned = unpack(column.arrow)[0]
+    united = unite([kind, pinned])
+    if not explicit and (isinstance(united, str) or united is None or not united.equals(pinned)):
+        raise Misfit(str(own))
+
+    def fit(array: pa.Array) -> list[Any]:
+        try:
+            return plain_values(array, pinned)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            raise Misfit(f"{own} ({error})") from error
+
+    return fit
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _plain(kind: pa.DataType) -> Values:
+    make = sendable(carried_type(own_type(kind)))
+    if make is None:
+        return plain_values
+    return lambda array: [None if value is None else make(value) for value in plain_values(array)]
+
+
+def sendable(kind: pa.DataType) -> Callable[[Any], Any] | None:
+    """From a stored value, not null, to one for JSON; null where they are the same.
+
+    Nulls in objects are left out, NaN is null, maps become objects, times ISO text, and decimals
+    numbers.
+    """
+    if isinstance(kind, pa.BaseExtensionType):
+        return sendable(kind.storage_type)
+    if _is.is_floating(kind):
+        return _number_or_null
+    if _is.is_decimal(kind):
+        return lambda value: Decimal(value) if type(value) is str else value
+    if _is.is_binary(kind) or _is.is_large_binary(kind) or _is.is_fixed_size_binary(kind):
+        return lambda _: Unsendable("binary")
+    if _is.is_temporal(kind):
+        return _as_iso(kind)
+    if _is.is_struct(kind):
+        return _object(kind)
+    if _is.is_map(kind):
+        item = sendable(kind.item_type) or _same
+        return lambda pairs: {
+            str(pair["key"]): item(pair["value"]) for pair in pairs if pair["value"] is not None
+        }
+    if is_list(kind):
+        each = sendable(kind.value_type)
+        return each and (lambda items: [None if item is None else each(item) for item in items])
+    return None
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _number_or_null(value: float) -> Any:
+    """NaN is how many tools write that there is no value; infinity is a value JSON cannot say."""
+    if math.isnan(value):
+        return None
+    return value if math.isfinite(value) else Unsendable(str(value))
+
+
+def _object(kind: pa.DataType) -> Callable[[Any], Any]:
+    makers = {field.name: made for field in kind.fields if (made := sendable(field.type))}
+
+    def make(value: dict[str, Any]) -> dict[str, Any]:
+        made = {
+            name: makers[name](inner) if name in makers and inner is not None else inner
+            for name, inner in value.items()
+        }
+        return {name: inner for name, inner in made.items() if inner is not None}
+
+    return make
+
+
+def _as_iso(kind: pa.DataType) -> Callable[[Any], Any]:
+    """Text without trailing zeros; times with a zone are told in UTC."""
+    if _is.is_date32(kind):
+        return lambda days: _iso_time(days * 86_400, "", "")[:-9]
+    if _is.is_date64(kind):
+        return lambda ms: _iso_time(ms // 1_000, "", "")[:-9]
+    per_second = _PER_SECOND[kind.unit]
+    digits = len(str(per_second)) - 1
+
+    def fraction(count: int) -> str:
+        parts = count % per_second
+        return f".{parts:0{digits}d}".rstrip("0") if parts else ""
+
+    if _is.is_timestamp(kind):
+        zone = "" if kind.tz is None else "+00:00"
+        return lambda count: _iso_time(count // per_second, fraction(count), zone)
+    if _is.is_duration(kind):
+        return lambda count: (
+            f"{'-' if count < 0 else ''}PT{abs(count) // per_second}{fraction(abs(count))}S"
+        )
+    return lambda count: _iso_time(count // per_second, fraction(count), "")[11:]
+
+
+def _iso_time(seconds: int, fraction: str, zone: str) -> str:
+    try:
+        moment = dt.datetime(1970, 1, 1) + dt.timedelta(seconds=seconds)  # noqa: DTZ001 - the zone is written by hand
+    except OverflowError:
+        return f"{seconds}{fraction} s since 1970"  # beyond the calendar
+    return moment.isoformat() + fraction + zone

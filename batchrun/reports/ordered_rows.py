@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from msgspec import Struct
 
 from batchrun.errors import StoreError
-from batchrun.formats.arrow import with_flat
+from batchrun.formats.arrow import with_parts
 from batchrun.records import JsonObject, RunRecord
 from batchrun.reports.sql import TableFiles, read_files
 from batchrun.store.columns import as_schema, new_names, response_schema, version_of
@@ -205,7 +205,7 @@ def plain_rows(table: pa.Table) -> Iterator[JsonObject]:
 
 def _plain_values(column: pa.ChunkedArray) -> list[Any]:
     kind = column.type
-    plain = with_flat(kind, _plain)
+    plain = _plain(kind)
     if not plain.equals(kind):
         column = column.cast(plain)
     if pa.types.is_timestamp(kind):
@@ -217,4 +217,6 @@ def _plain_values(column: pa.ChunkedArray) -> list[Any]:
 def _plain(kind: pa.DataType) -> pa.DataType:
     if pa.types.is_duration(kind):
         return pa.int64()  # in its own unit
-    return pa.string() if pa.types.is_temporal(kind) or pa.types.is_decimal(kind) else kind
+    if pa.types.is_temporal(kind) or pa.types.is_decimal(kind):
+        return pa.string()
+    return with_parts(kind, _plain)

@@ -4,7 +4,6 @@ Parts of schema 1 are read as they are; schema 2 has further columns, and carrie
 names are its own under others.
 """
 
-import base64
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any, TypeVar
@@ -13,6 +12,7 @@ import msgspec
 import pyarrow as pa
 from msgspec.structs import replace
 
+from batchrun.formats.arrow import unpack
 from batchrun.records import Attempt, Column, Failure, Layout, Outcome, Request, Response, Usage
 
 OWN = (
@@ -180,8 +180,7 @@ def _metadata(version: int) -> dict[bytes, bytes]:
 @cache
 def carried_types(column: Column) -> tuple[pa.DataType, pa.DataType]:
     """The column's type in Parquet, and the type of the plain values it is cast from."""
-    pinned = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(column.arrow)))
-    return pinned.field("type").type, pinned.field("stored").type
+    return unpack(column.arrow)
 
 
 @cache

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchrun.errors import JobError, StoreError
-from batchrun.formats.arrow import with_flat
+from batchrun.formats.arrow import with_parts
 from batchrun.formats.json_text import encode_json, storable_text
 from batchrun.records import (
     Answered,
@@ -372,7 +372,7 @@ def _filtered(
 def _plain_rows(table: pa.Table) -> list[dict[str, Any]]:
     """Rows as Python values, which know no nanoseconds."""
     fields = list(table.schema)
-    plain = pa.schema([one.with_type(with_flat(one.type, _without_nanoseconds)) for one in fields])
+    plain = pa.schema([one.with_type(_without_nanoseconds(one.type)) for one in fields])
     rows: list[dict[str, Any]]
     try:
         rows = table.cast(plain).to_pylist()
@@ -388,4 +388,4 @@ def _as_text(field: pa.Field) -> pa.Field:
 def _without_nanoseconds(kind: pa.DataType) -> pa.DataType:
     if pa.types.is_timestamp(kind) or pa.types.is_time64(kind) or pa.types.is_duration(kind):
         return pa.string() if kind.unit == "ns" else kind
-    return kind
+    return with_parts(kind, _without_nanoseconds)

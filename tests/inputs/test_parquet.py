@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchrun.errors import InputError
-from batchrun.inputs.carried import stored_type, unpack
+from batchrun.formats.arrow import own_type, plain_values, unpack
+from batchrun.inputs.parquet import sendable
 from batchrun.inputs.prompt_set import PromptSet, find_source
 from batchrun.job.sections import InputJob
 from batchrun.records import BadRow
@@ -170,8 +171,8 @@ def test_carried_columns_come_back_with_their_types(table: Table, read: Read) ->
     values = msgspec.msgpack.decode(msgspec.msgpack.encode([row.carried for row in rows]))
     source = pq.read_table(path)
     for at, column in enumerate(survey.layout.columns):
-        kind = unpack(column.arrow)
-        array = pa.array([row[at] for row in values], stored_type(kind)).cast(kind)
+        kind, stored = unpack(column.arrow)
+        array = pa.array([row[at] for row in values], stored).cast(kind)
         if column.name not in ("kind", "nothing"):
             assert kind == source.schema.field(column.name).type
         assert array.to_pylist() == source[column.name].cast(kind).to_pylist()
@@ -315,3 +316,32 @@ def test_only_the_columns_that_row_is_asked_for_are_said_to_be_sent(
     assert survey.sent == ("my question",)
     survey, _ = read(path, {"input": "{{ row | length }}", "model": "m"})
     assert survey.sent == ("my question", "secret")
+
+
+def sent(array: pa.Array) -> list[Any]:
+    make = sendable(own_type(array.type)) or (lambda value: value)
+    return [None if value is None else make(value) for value in plain_values(array)]
+
+
+@pytest.mark.parametrize(
+    ("array", "values"),
+    [
+        (pa.array([1_500_000_001], pa.timestamp("ns")), ["1970-01-01T00:00:01.500000001"]),
+        (pa.array([-1], pa.timestamp("ms", "Asia/Tokyo")), ["1969-12-31T23:59:59.999+00:00"]),
+        (pa.array([0], pa.timestamp("s")), ["1970-01-01T00:00:00"]),
+        (pa.array([dt.date(2026, 2, 3)]), ["2026-02-03"]),
+        (pa.array([dt.date(2026, 2, 3)], pa.date64()), ["2026-02-03"]),
+        (pa.array([dt.time(1, 2, 3, 500)]), ["01:02:03.0005"]),
+        (pa.array([dt.timedelta(seconds=-90.5)]), ["-PT90.5S"]),
+        (pa.array([Decimal("1.50")]), [Decimal("1.50")]),
+        (pa.array([[("a", 1), ("b", None)]], pa.map_(pa.string(), pa.int64())), [{"a": 1}]),
+        (pa.array([{"a": None, "b": [{"c": None}, None]}]), [{"b": [{}, None]}]),
+    ],
+)
+def test_values_are_sent_as_json_knows_them(array: pa.Array, values: list[Any]) -> None:
+    assert sent(array) == values
+
+
+def test_a_time_beyond_the_calendar_is_still_text() -> None:
+    (text,) = sent(pa.array([1 << 60], pa.timestamp("s")))
+    assert text == f"{1 << 60} s since 1970"
