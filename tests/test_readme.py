@@ -1,15 +1,12 @@
 """README and docs are true: their examples happen, and they name all there is and nothing else."""
 
 import asyncio
-import difflib
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
-from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,34 +23,11 @@ from batchrun.simulator.kinds import Fault
 from batchrun.simulator.stats import Stats
 from batchrun.store import columns
 from docs import check_links, command_help
-
-ROOT = Path(__file__).resolve().parent.parent
-DOCS = ROOT / "docs"
-LIMIT_S = 60
-
-
-def page(name: str) -> str:
-    """The text of a page in docs/, or of the README."""
-    path = ROOT / "README.md" if name == "README" else DOCS / f"{name}.md"
-    return path.read_text(encoding="utf-8")
-
+from tests.doc_examples import DOCS, LIMIT_S, ROOT, block, check_console, page, section
 
 PAGES = {"README": page("README"), **{path.stem: page(path.stem) for path in DOCS.glob("*.md")}}
 # `protocol` is made from statements and has other rules.
 BY_HAND = "\n".join(text for name, text in PAGES.items() if name != "protocol")
-
-
-def section(name: str, title: str) -> str:
-    found = re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", page(name), re.DOTALL | re.MULTILINE)
-    assert found, f"the page {name} has no section {title!r}"
-    return found[1]
-
-
-def block(name: str, title: str, language: str) -> str:
-    text = section(name, title)
-    found = re.search(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    assert found, f"the section {title!r} of {name} has no block of {language}"
-    return found[1]
 
 
 def quoted(text: str) -> set[str]:
@@ -88,23 +62,6 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, st
     return folder, environment
 
 
-def typed_and_shown(name: str, title: str) -> Iterator[tuple[str, str]]:
-    """A section's commands, each with the output below it."""
-    lines = block(name, title, "console").splitlines()
-    starts = [number for number, line in enumerate(lines) if line.startswith("$ ")]
-    for start, end in pairwise([*starts, len(lines)]):
-        yield lines[start].removeprefix("$ "), "\n".join(lines[start + 1 : end])
-
-
-def settled(output: str) -> str:
-    """The output without what differs from run to run: times, rates, free space, progress."""
-    kept = [line.rstrip() for line in output.splitlines() if not line.startswith("running: ")]
-    text = "\n".join(kept).strip()
-    text = re.sub(r"[\d.]+ [kMGT]?B free", "N free", text)
-    text = re.sub(r"from [\d: -]+ to [\d: -]+ UTC; [\d.:]+( s)?", "from N to N UTC; N s", text)
-    return re.sub(r"[\d,.]+ rows/s over [\d.:]+( s)?", "N rows/s over N s", text)
-
-
 def test_the_walk_through_is_what_happens(walked: tuple[Path, dict[str, str]]) -> None:
     folder, environment = walked
     # The other sections go on from where the walk-through ends.
@@ -115,22 +72,8 @@ def test_the_walk_through_is_what_happens(walked: tuple[Path, dict[str, str]]) -
         ("results", "In DuckDB, pandas and Polars"),
         ("results", "A report of a run"),
     )
-    for command, shown in chain.from_iterable(typed_and_shown(*place) for place in sections):
-        done = subprocess.run(
-            ["/bin/sh", "-c", command],
-            cwd=folder,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            encoding="utf-8",
-            timeout=LIMIT_S,
-            check=False,
-        )
-        assert done.returncode == 0, f"{command}\n{done.stdout}"
-        difference = difflib.unified_diff(
-            settled(shown).splitlines(), settled(done.stdout).splitlines(), "docs", command
-        )
-        assert not list(difference), "\n".join([f"$ {command}", done.stdout])
+    for name, title in sections:
+        check_console(name, title, folder, environment)
 
 
 def test_the_library_example_runs(walked: tuple[Path, dict[str, str]]) -> None:

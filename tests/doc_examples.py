@@ -1,0 +1,68 @@
+"""The examples of README and docs: what their pages hold, and whether it is what happens."""
+
+import difflib
+import re
+import subprocess
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+LIMIT_S = 60
+
+
+def page(name: str) -> str:
+    """The text of a page in docs/, or of the README."""
+    path = ROOT / "README.md" if name == "README" else DOCS / f"{name}.md"
+    return path.read_text(encoding="utf-8")
+
+
+def section(name: str, title: str) -> str:
+    found = re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", page(name), re.DOTALL | re.MULTILINE)
+    assert found, f"the page {name} has no section {title!r}"
+    return found[1]
+
+
+def block(name: str, title: str, language: str) -> str:
+    text = section(name, title)
+    found = re.search(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    assert found, f"the section {title!r} of {name} has no block of {language}"
+    return found[1]
+
+
+def typed_and_shown(name: str, title: str) -> Iterator[tuple[str, str]]:
+    """A section's commands, each with the output below it."""
+    lines = block(name, title, "console").splitlines()
+    starts = [number for number, line in enumerate(lines) if line.startswith("$ ")]
+    for start, end in pairwise([*starts, len(lines)]):
+        yield lines[start].removeprefix("$ "), "\n".join(lines[start + 1 : end])
+
+
+def settled(output: str) -> str:
+    """The output without what differs from run to run: times, rates, free space, progress."""
+    kept = [line.rstrip() for line in output.splitlines() if not line.startswith("running: ")]
+    text = "\n".join(kept).strip()
+    text = re.sub(r"[\d.]+ [kMGT]?B free", "N free", text)
+    text = re.sub(r"from [\d: -]+ to [\d: -]+ UTC; [\d.:]+( s)?", "from N to N UTC; N s", text)
+    return re.sub(r"[\d,.]+ rows/s over [\d.:]+( s)?", "N rows/s over N s", text)
+
+
+def check_console(name: str, title: str, folder: Path, environment: Mapping[str, str]) -> None:
+    """The commands of a section end well and print what the page shows."""
+    for command, shown in typed_and_shown(name, title):
+        done = subprocess.run(
+            ["/bin/sh", "-c", command],
+            cwd=folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            timeout=LIMIT_S,
+            check=False,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}"
+        difference = difflib.unified_diff(
+            settled(shown).splitlines(), settled(done.stdout).splitlines(), "docs", command
+        )
+        assert not list(difference), "\n".join([f"$ {command}", done.stdout])
