@@ -2,8 +2,8 @@
 
     python examples/functions_to_requests.py IN.jsonl OUT.jsonl
 
-IN holds rows as the Berkeley Function Calling Leaderboard has them: `id`, `question` (turns, each
-a list of messages) and `function` (schemas in the words of Python's types). OUT holds rows for
+IN has rows in the format of the Berkeley Function Calling Leaderboard: `id`, `question` (turns, each
+a list of messages) and `function` (schemas with the names of Python's types). OUT gets rows for
 `batchrun run`: `custom_id`, `input` and `tools`.
 """
 
@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-# Words of such schemas that JSON Schema does not know; `any` has no type at all.
+# Names of types that JSON Schema does not have; `any` becomes no type at all.
 TYPES = {
     "dict": "object",
     "float": "number",
@@ -30,7 +30,7 @@ ANY = "any"
 
 
 def json_schema(schema: Any) -> Any:
-    """The schema in the words of JSON Schema, at every depth."""
+    """The schema with the type names of JSON Schema, at every depth."""
     if not isinstance(schema, dict):
         return schema
     made: dict[str, Any] = {}
@@ -51,7 +51,7 @@ def json_schema(schema: Any) -> Any:
 
 
 def tool_name(name: str, taken: set[str]) -> str:
-    """The name in the letters that the API takes, no two alike within a row."""
+    """The name in the characters that the API accepts, unique within a row."""
     base = re.sub(r"[^a-zA-Z0-9_-]", "_", name)[:64] or "function"
     fitting, count = base, 1
     while fitting in taken:

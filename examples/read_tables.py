@@ -1,4 +1,4 @@
-"""Reads a run's tables with DuckDB, pandas and Polars; its cells run one by one in a notebook too.
+"""Reads the tables of a run with DuckDB, pandas and Polars; the cells can also run in a notebook.
 
     python examples/read_tables.py RUN
 
@@ -17,7 +17,7 @@ run = Path(sys.argv[1] if len(sys.argv) == 2 else "")
 if not (run / "responses").is_dir():
     sys.exit("usage: read_tables.py RUN, the directory of a run with answers")
 
-# %% DuckDB: rows by status, with the reason where there is one.
+# %% DuckDB: rows by status, with the reason if there is one.
 outcomes = duckdb.sql(
     """
     SELECT status, error_kind, count(*) AS "rows", sum(len(attempts)) AS attempts
@@ -27,7 +27,7 @@ outcomes = duckdb.sql(
 )
 print(f"outcomes (DuckDB)\n{outcomes}")
 
-# %% pandas: tokens in all and for a row, by model.
+# %% pandas: tokens by model, in total and for each row.
 columns = ["input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens"]
 responses = pd.read_parquet(run / "responses", columns=["model", *columns])
 by_model = responses.groupby("model")[columns]

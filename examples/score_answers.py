@@ -1,10 +1,10 @@
-"""Scores a run of questions whose right answers were carried along.
+"""Scores a run of questions whose correct answers were carried along.
 
     python examples/score_answers.py RUN [--answer answer] [--by topic]
 
-A row is right where the end of its `output_text` (what follows the last "Answer:", or its last
-line) agrees with the carried column: as a number where that is one, else word for word. A carried
-answer that works the sum out first (`... #### 42`) counts from its last `####`.
+A row is right if the end of its `output_text` (the text after the last "Answer:", or its last line)
+agrees with the carried column: as a number if that is one, and otherwise word for word. If a carried
+answer explains its steps first (`... #### 42`), only the text after its last `####` counts.
 """
 
 import argparse
@@ -19,13 +19,13 @@ _MARK = re.compile(r"####|answer\s*:", re.IGNORECASE)
 
 
 def end_of(text: str) -> str:
-    """What the text comes to."""
+    """The final answer that the text gives."""
     lines = _MARK.split(text)[-1].strip().splitlines()
     return lines[-1].strip() if lines else ""
 
 
 def is_right(output_text: str | None, answer: str) -> bool:
-    """Whether the text comes to the answer."""
+    """Whether the text gives this answer."""
     if not output_text:
         return False
     given, wanted = end_of(output_text), end_of(answer)
