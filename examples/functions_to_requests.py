@@ -2,9 +2,9 @@
 
     python examples/functions_to_requests.py IN.jsonl OUT.jsonl
 
-IN has rows in the format of the Berkeley Function Calling Leaderboard: `id`, `question` (turns, each
-a list of messages) and `function` (schemas with the names of Python's types). OUT gets rows for
-`batchrun run`: `custom_id`, `input` and `tools`.
+IN has rows in the format of the Berkeley Function Calling Leaderboard: `id`, `question` (turns,
+each a list of messages) and `function` (schemas with the names of Python's types). OUT gets rows
+for `batchrun run`: `custom_id`, `input` and `tools`.
 """
 
 import argparse

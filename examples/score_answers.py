@@ -3,8 +3,8 @@
     python examples/score_answers.py RUN [--answer answer] [--by topic]
 
 A row is right if the end of its `output_text` (the text after the last "Answer:", or its last line)
-agrees with the carried column: as a number if that is one, and otherwise word for word. If a carried
-answer explains its steps first (`... #### 42`), only the text after its last `####` counts.
+agrees with the carried column: as a number if that is one, and otherwise word for word. If a
+carried answer explains its steps first (`... #### 42`), only the text after its last `####` counts.
 """
 
 import argparse
