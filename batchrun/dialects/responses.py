@@ -2,7 +2,7 @@
 
 Nothing is validated strictly: fields of a wrong type count as absent, and unknown output items
 are kept verbatim (PROTOCOL 0.1, A.3, A.4). What JSON refuses but servers send (lone surrogates,
-NaN) is mended once and read again.
+NaN) is repaired once and read again.
 
 Finished means that a terminal event was seen, not that the connection ended (PROTOCOL 0.6).
 """
@@ -22,7 +22,7 @@ from batchrun.dialects.output_items import (
 )
 from batchrun.dialects.sse import Event
 from batchrun.errors import ErrorKind
-from batchrun.formats.json_text import beginning, count, decode, is_bool, mended, text
+from batchrun.formats.json_text import beginning, count, decode, is_bool, repaired, text
 from batchrun.records import Citation, Failure, Request, Response, ToolCall, Usage
 from batchrun.retry.error_kinds import ErrorBody, find_error
 
@@ -109,9 +109,9 @@ def parse_response(
     try:
         return _response(body, request, reported_cost_usd)
     except (ValueError, RecursionError):
-        pass  # once more, mended
+        pass  # once more, repaired
     try:
-        return _response(mended(body), request, reported_cost_usd)
+        return _response(repaired(body), request, reported_cost_usd)
     except (ValueError, RecursionError):
         return Unreadable(f"the answer is no JSON object: {beginning(body)}")
 
@@ -399,9 +399,9 @@ def _decoded(data: bytes) -> _Data | None:
     try:
         return _decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        pass  # once more, mended; `[DONE]` is no JSON either
+        pass  # once more, repaired; `[DONE]` is no JSON either
     try:
-        return _decoder.decode(mended(data))
+        return _decoder.decode(repaired(data))
     except (ValueError, RecursionError):
         return None
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import msgspec
 
-_BEGINNING = 300  # characters of a body that a message shows
-_MOST_DIGITS = 300  # of a number that is read; Python itself refuses some thousands
+_SHOWN = 300  # characters of a body that a message shows
+_MAX_DIGITS = 300  # of a number that is read; Python itself refuses some thousands
 _decoder = msgspec.json.Decoder()
 
 
@@ -16,45 +16,39 @@ def decode(body: bytes) -> Any:
     try:
         return _decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return _decoder.decode(mended(body))
+        return _decoder.decode(repaired(body))
 
 
-def mended(body: bytes) -> bytes:
+def repaired(body: bytes) -> bytes:
     """The body as JSON that any reader takes. Raises `ValueError` where it is none.
 
     Lone surrogates become U+FFFD; NaN, infinities and numbers of many pages null.
     """
     try:
-        value = json.loads(body.decode("utf-8-sig", errors="replace"), parse_int=_whole)
-        return json.dumps(_clean(value), ensure_ascii=False, allow_nan=False).encode()
+        value = json.loads(
+            body.decode("utf-8-sig", errors="replace"),
+            parse_int=lambda digits: int(digits) if len(digits) <= _MAX_DIGITS else None,
+            parse_float=_finite,
+            parse_constant=lambda _: None,
+        )
+        return json.dumps(with_valid_text(value), ensure_ascii=False).encode()
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
 
-def _whole(digits: str) -> int | None:
-    return int(digits) if len(digits) <= _MOST_DIGITS else None
-
-
-def _clean(value: Any) -> Any:
-    if isinstance(value, str):
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, list):
-        return [_clean(inner) for inner in value]
-    if isinstance(value, dict):
-        return {_clean(key): _clean(inner) for key, inner in value.items()}
-    return value
+def _finite(digits: str) -> float | None:
+    value = float(digits)
+    return value if math.isfinite(value) else None
 
 
 def beginning(body: bytes) -> str:
-    said = body[: 4 * _BEGINNING].decode(errors="replace").strip() or "(nothing)"
-    return said if len(said) <= _BEGINNING else said[:_BEGINNING] + "…"
+    said = body[: 4 * _SHOWN].decode(errors="replace").strip() or "(nothing)"
+    return said if len(said) <= _SHOWN else said[:_SHOWN] + "…"
 
 
 def compact(value: object) -> str:
     said = msgspec.json.encode(value).decode()
-    return said if len(said) <= _BEGINNING else said[:_BEGINNING] + "…"
+    return said if len(said) <= _SHOWN else said[:_SHOWN] + "…"
 
 
 def text(value: object, name: str | None = None) -> str | None:
@@ -77,22 +71,24 @@ def is_bool(value: object) -> bool:
     return isinstance(value, bool)
 
 
-def storable_text(text: str) -> str:
-    """The text with lone surrogates replaced by U+FFFD."""
+def valid_text(text: str) -> str:
+    """The text with surrogate pairs joined and lone surrogates replaced by U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def storable(value: Any) -> Any:
-    """The value, of plain types, with such text throughout and null for larger integers."""
+def with_valid_text(value: Any, max_int: float = math.inf) -> Any:
+    """The value, of plain types, with such text throughout; integers above `max_int` are null."""
     if isinstance(value, str):
-        return storable_text(value)
+        return valid_text(value)
     if isinstance(value, dict):
-        return {storable(key): storable(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [storable(inner) for inner in value]
-    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
-        return None
-    return value
+        return {
+            with_valid_text(key, max_int): with_valid_text(inner, max_int)
+            for key, inner in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [with_valid_text(inner, max_int) for inner in value]
+    too_large = isinstance(value, int) and not -max_int - 1 <= value <= max_int
+    return None if too_large else value
 
 
 def encode_json(value: object) -> bytes:
@@ -100,4 +96,4 @@ def encode_json(value: object) -> bytes:
     try:
         return msgspec.json.encode(value)
     except UnicodeEncodeError:  # a path or argument that is no UTF-8
-        return msgspec.json.encode(storable(msgspec.to_builtins(value)))
+        return msgspec.json.encode(with_valid_text(msgspec.to_builtins(value)))

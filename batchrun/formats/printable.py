@@ -1,31 +1,32 @@
-"""What comes from rows, models or servers, made harmless for a terminal. No I/O."""
+"""What comes from rows, models or servers, made harmless for a terminal. No I/O.
+
+Control characters are shown by their codes, and so are marks that turn the direction of writing
+and what else cannot be seen.
+"""
+
+from collections.abc import Callable
 
 
 def printable(text: str) -> str:
-    """The text with control characters shown by their codes; line breaks and tabs stay.
-
-    Marks that turn the direction of writing, and what else cannot be seen, are shown so too.
-    """
-    if text.isprintable():
-        return text
-    return "".join(
-        letter if letter.isprintable() or letter in "\n\t" else _code(letter) for letter in text
-    )
+    """Text of several lines: line breaks and tabs stay."""
+    return _shown(text, "\n\t", _code)
 
 
 def one_line(text: str) -> str:
-    """The same for a name or a message within a line: line breaks are shown by their codes too."""
-    if text.isprintable():
-        return text
-    return "".join(letter if letter.isprintable() else _code(letter) for letter in text)
+    """A name or a message within a line: line breaks are shown by their codes too."""
+    return _shown(text, "", _code)
 
 
 def printable_json(text: str) -> str:
     """JSON that means the same and is harmless."""
+    return _shown(text, "\n", _json_code)
+
+
+def _shown(text: str, harmless: str, code: Callable[[str], str]) -> str:
     if text.isprintable():
         return text
     return "".join(
-        letter if letter.isprintable() or letter == "\n" else _json_code(letter) for letter in text
+        letter if letter.isprintable() or letter in harmless else code(letter) for letter in text
     )
 
 

@@ -5,12 +5,12 @@ msgspec does the work; where it refuses, the standard library decides whether th
 
 import json
 import math
-import re
 from typing import Any, NoReturn
 
 import msgspec
 from msgspec import Struct
 
+from batchrun.formats.json_text import with_valid_text
 from batchrun.records import JsonObject
 
 NOTHING: frozenset[str] = frozenset()
@@ -55,7 +55,6 @@ class Row(Struct):
         return f"{self.source}:{self.line}" if self.line else f"{self.source}, row {self.row}"
 
 
-_SURROGATES = re.compile("[\ud800-\udfff]")
 _decode = msgspec.json.Decoder().decode
 
 
@@ -100,17 +99,6 @@ def decode(data: bytes | str) -> Any:
         return _decode_slowly(data)
 
 
-def clean(value: Any) -> Any:
-    """The value with each lone surrogate as U+FFFD."""
-    if isinstance(value, str):
-        return _SURROGATES.sub("\ufffd", value)
-    if isinstance(value, dict):
-        return {clean(key): clean(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [clean(inner) for inner in value]
-    return value
-
-
 def sent_text(value: Any) -> str:
     """The value as compact JSON. Raises `RowProblem` for what JSON has no word for."""
     return encode(value).decode()
@@ -130,7 +118,7 @@ def _decode_slowly(data: bytes | str) -> Any:
         value = json.loads(
             text, parse_constant=_no_constant, parse_float=_finite, parse_int=_integer
         )
-        return clean(value)
+        return with_valid_text(value)
     except UnicodeDecodeError as error:
         raise RowProblem(f"not UTF-8 (byte {error.start + 1}); save the file as UTF-8") from None
     except json.JSONDecodeError as error:

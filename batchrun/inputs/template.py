@@ -33,7 +33,8 @@ from jinja2.utils import missing
 from jinja2.visitor import NodeTransformer
 
 from batchrun.errors import JobError
-from batchrun.inputs.rows import NoColumn, RowProblem, Unsendable, clean
+from batchrun.formats.json_text import valid_text
+from batchrun.inputs.rows import NoColumn, RowProblem, Unsendable
 from batchrun.records import JsonObject
 
 MOST_STEPS = 1_000_000  # turns of loops, and calls, for one row
@@ -292,7 +293,9 @@ class Defaults:
 
     def _made(self, value: Any, *, as_text: bool) -> Fill | None:
         if isinstance(value, str):
-            return self._template(clean(value), as_text=as_text) if _is_template(value) else None
+            if "{{" not in value and "{%" not in value:
+                return None
+            return self._template(valid_text(value), as_text=as_text)
         if isinstance(value, dict):
             makers = {key: self._made(inner, as_text=False) for key, inner in value.items()}
             if not any(makers.values()):
@@ -327,10 +330,6 @@ class Defaults:
         target = nodes.Name(_RESULT, "store", lineno=1)
         tree = nodes.Template([nodes.Assign(target, expression, lineno=1)], lineno=1)
         return partial(_evaluate, self._environment.from_string(tree))
-
-
-def _is_template(text: str) -> bool:
-    return "{{" in text or "{%" in text
 
 
 def _single_expression(tree: nodes.Template) -> nodes.Expr | None:

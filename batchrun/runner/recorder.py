@@ -12,7 +12,7 @@ from itertools import islice
 from msgspec.structs import replace
 
 from batchrun.errors import StoreError
-from batchrun.formats.json_text import storable_text
+from batchrun.formats.json_text import valid_text
 from batchrun.progress.summary import RunCounters
 from batchrun.records import Answered, Attempt, BadRow, Earlier, Outcome, Request, RowKey
 from batchrun.runner.resume import Resumed, after_attempts, with_earlier
@@ -85,7 +85,7 @@ class Recorder:
         rows = EarlierRows(self._resumed.spans)
         while some := list(islice(requests, _ROWS_AT_ONCE)):
             wanted = [
-                Wanted(one.row, (storable_text(one.custom_id), *one.key[1:]))
+                Wanted(one.row, (valid_text(one.custom_id), *one.key[1:]))
                 for one in some
                 if again[one.row]
             ]

@@ -20,7 +20,7 @@ import msgspec
 from msgspec import Struct
 
 from batchrun.errors import StoreError
-from batchrun.formats.json_text import storable
+from batchrun.formats.json_text import with_valid_text
 from batchrun.records import Outcome
 from batchrun.store.columns import SCHEMA_VERSION
 from batchrun.store.files import replace_file, store_error, sync_data, write_whole
@@ -29,6 +29,7 @@ MAGIC = b"\xf6BR\xff"  # no UTF-8 text holds it
 HEAD_BYTES = 16
 _LOOK_BYTES = 1 << 20  # how much is searched at a time after a damaged frame
 _U32 = 0xFFFFFFFF
+_MAX_INT = 2**63 - 1  # that a column holds
 
 _pack_head = struct.Struct("<4sII").pack
 _unpack_head = struct.Struct("<4sIII").unpack
@@ -74,7 +75,7 @@ def frame_of(record: Struct, offset: int) -> bytes:
         payload = _encoder.encode(record)
     except (UnicodeEncodeError, OverflowError):
         plain = msgspec.to_builtins(record, builtin_types=(bytes,))
-        payload = _encoder.encode(storable(plain))
+        payload = _encoder.encode(with_valid_text(plain, max_int=_MAX_INT))
     head = _pack_head(MAGIC, len(payload), zlib.crc32(payload))
     return head + _pack_sum(zlib.crc32(head, offset & _U32)) + payload
 

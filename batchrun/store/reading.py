@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from batchrun.errors import JobError, StoreError
 from batchrun.formats.arrow import with_parts
-from batchrun.formats.json_text import encode_json, storable_text
+from batchrun.formats.json_text import encode_json, valid_text
 from batchrun.records import (
     Answered,
     JsonObject,
@@ -237,7 +237,7 @@ def find_row(path: Path, custom_id: str) -> list[JsonObject]:
     microsecond come as text. Raises `JobError`, `StoreError`.
     """
     record = read_record(path)
-    wanted = storable_text(custom_id)
+    wanted = valid_text(custom_id)
     rows, calls = read_snapshot(path, lambda now: _found(now, record, wanted))
     rows.sort(key=lambda row: (row["sample"], row["variant"] or ""))
     for row in rows:
@@ -270,7 +270,7 @@ def find_answered(path: Path, custom_id: str) -> list[JsonObject]:
     Raises `JobError`, `StoreError`.
     """
     record = read_record(path)
-    wanted = storable_text(custom_id)
+    wanted = valid_text(custom_id)
     last = {key: one for key, one in _answered(path).items() if key[0] == wanted}
     if not last:
         return []

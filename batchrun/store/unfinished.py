@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from batchrun.formats.json_text import storable_text
+from batchrun.formats.json_text import valid_text
 from batchrun.records import Answered, Begun, Request, Response, RowKey
 from batchrun.store.columns import SCHEMA_VERSION
 from batchrun.store.files import (
@@ -98,7 +98,7 @@ class UnfinishedRows:
     def begin(self, request: Request, endpoint: str, response_id: str) -> None:
         """Background work has begun; durable when it returns. Raises `StoreError`."""
         key = _storable(request.key)
-        record = Begun(key, request.hash, endpoint, storable_text(response_id))
+        record = Begun(key, request.hash, endpoint, valid_text(response_id))
         with self._lock:
             self._append(record)
             self._begun[key] = record
@@ -323,4 +323,4 @@ def _place(path: Path, offset: int, size: int, record: Begun | Answered) -> _Pla
 def _storable(key: RowKey) -> RowKey:
     """As it is read again."""
     custom_id, sample, variant = key
-    return storable_text(custom_id), sample, variant
+    return valid_text(custom_id), sample, variant

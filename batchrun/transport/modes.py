@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from batchrun.errors import EndpointError, ErrorKind
-from batchrun.formats.json_text import mended, text
+from batchrun.formats.json_text import repaired, text
 from batchrun.records import Reply, Request
 from batchrun.transport.exchange import Wire, exchange
 
@@ -150,9 +150,9 @@ def _standing(reply: Reply) -> _Standing:
     try:
         return _standing_decoder.decode(reply.body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        pass  # once more, mended
+        pass  # once more, repaired
     try:
-        return _standing_decoder.decode(mended(reply.body))
+        return _standing_decoder.decode(repaired(reply.body))
     except (ValueError, RecursionError):
         return _Standing()
 
