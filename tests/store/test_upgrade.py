@@ -17,7 +17,7 @@ from batchrun.store.reading import find_row, read_run_record
 from batchrun.store.run_dir import RunDir
 from batchrun.store.verify import verify
 from tests.runs import standing_rows
-from tests.store.crashes import Disk, Loss, Tree, write_tree
+from tests.store.crashes import Disk, Loss, Tree, read_tree, write_tree
 from tests.store.recording import Recording
 
 RELEASED = Path(__file__).parents[1] / "released" / "schema_1"
@@ -58,6 +58,7 @@ def test_a_crash_at_any_step_of_the_rewriting_loses_no_row(
     shutil.copytree(RELEASED / name / "run", path)
     rows = standing_rows(path)
     seen: list[Tree] = []
+    ends: list[Tree] = []  # each is looked at once; nearly always it is one
     for number, tree in enumerate(_crashes(path, loss)):
         if tree in seen:
             continue
@@ -68,14 +69,22 @@ def test_a_crash_at_any_step_of_the_rewriting_loses_no_row(
         if number % 5 == 0 and loss is Loss.NOTHING:
             _check_readers(crashed, name, len(rows))
         _rewrite(crashed)
-        assert standing_rows(crashed) == rows
-        for part in crashed.glob("*/*.parquet"):
-            assert pq.read_metadata(part).metadata[b"batchrun.schema_version"] == b"2"
-            assert not part.name.endswith("-other.parquet")
-        assert not [*crashed.glob("*/.*.tmp"), *crashed.glob("journal/*.intent")]
-        assert verify(crashed).problems == []
+        end = read_tree(crashed)
+        if end not in ends:
+            ends.append(end)
+            _check_end(crashed, rows)
         shutil.rmtree(crashed)
     assert len(seen) > 5
+
+
+def _check_end(path: Path, rows: dict[str, tuple[bool, int]]) -> None:
+    """All of the run is of this schema, and each row stands once."""
+    assert standing_rows(path) == rows
+    for part in path.glob("*/*.parquet"):
+        assert pq.read_metadata(part).metadata[b"batchrun.schema_version"] == b"2"
+        assert not part.name.endswith("-other.parquet")
+    assert not [*path.glob("*/.*.tmp"), *path.glob("journal/*.intent")]
+    assert verify(path).problems == []
 
 
 def _check_readers(path: Path, name: str, rows: int) -> None:
