@@ -200,7 +200,7 @@ def _journal(material: Material) -> float:
 
         def keep() -> None:
             for first in range(0, len(material.outcomes), AT_ONCE):
-                run_dir.keep_some(material.outcomes[first : first + AT_ONCE])
+                run_dir.store_some(material.outcomes[first : first + AT_ONCE])
 
         taken_s = _cpu_s(keep)
         run_dir.close()
@@ -211,7 +211,7 @@ def _read_back(material: Material) -> float:
     with tempfile.TemporaryDirectory() as folder:
         run_dir = _kept(material, Path(folder) / "run")
         for outcome in material.outcomes:
-            run_dir.keep(outcome)
+            run_dir.store(outcome)
         run_dir.close()
         (segment,) = (Path(folder) / "run" / "journal").glob("*.log")
         with segment.open("rb", buffering=1 << 20) as file:

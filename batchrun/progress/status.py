@@ -22,6 +22,7 @@ from batchrun.progress.display import (
 from batchrun.progress.summary import RunCounters, Summary
 from batchrun.records import FAILED
 from batchrun.store import reading
+from batchrun.store.files import is_locked
 
 ESTIMATE_ONLY = ("--pilot", "--expect-output", "--models")  # options that `run` does not have
 _DIGITS = 2  # of a cap: it is rounded up
@@ -111,7 +112,7 @@ def _without(words: list[str], name: str, *, has_value: bool) -> list[str]:
 def read_status(path: Path) -> Summary:
     """The live summary while it runs; else what the files hold. Raises `JobError`."""
     record = reading.read_record(path)
-    is_running, is_planning = reading.is_running(path), reading.is_planning(path)
+    is_running, is_planning = is_locked(path), reading.is_planning(path)
     if is_running and not is_planning:
         live = reading.read_live(path)
         if live is not None:

@@ -20,7 +20,8 @@ from batchrun.pricing.price import Price, sum_costs
 from batchrun.pricing.prices import TIERS, Prices, daily_changes, steps, tier_of
 from batchrun.records import RunRecord, Searches, Usage
 from batchrun.reports.usage_sums import Edges, UsageSum, sum_usage
-from batchrun.store.reading import is_running, read_answered_usd, read_record, read_unknown_usd
+from batchrun.store.files import is_locked
+from batchrun.store.reading import read_answered_usd, read_record, read_unknown_usd
 
 STANDARD = "standard"
 
@@ -274,7 +275,7 @@ def _read_run(path: Path, scenarios: Sequence[Scenario], edges: Edges, by: str |
         for title, name in names.items()
     }
     state = record.state
-    if state == "running" and not is_running(path):
+    if state == "running" and not is_locked(path):
         state = "killed"
     unknown_usd = read_unknown_usd(path, record)
     return RunCost(

@@ -12,6 +12,7 @@ from batchrun.reports.conversation import Turn, turns_of
 from batchrun.reports.sql import Files, ask
 from batchrun.reports.timeline import Timeline, read_running_time, read_timeline
 from batchrun.store import reading
+from batchrun.store.files import is_locked
 
 _OF_EACH = 3
 _MOST_KINDS = 12
@@ -268,7 +269,7 @@ def read_report(path: Path) -> Report:
     Raises `JobError`, `StoreError`.
     """
     state = reading.read_record(path).state
-    if state == "running" and not reading.is_running(path):
+    if state == "running" and not is_locked(path):
         state = "killed"
     return ask(path, lambda database, files: _report(database, files, path, state))
 

@@ -31,6 +31,7 @@ from batchrun.runner.plan import Plan
 from batchrun.runner.recorder import Recorder
 from batchrun.store.reading import example_not_ok
 from batchrun.store.run_dir import RunDir
+from batchrun.store.snapshot import count_rows
 from batchrun.transport.client import Client
 
 DRAIN_S = 20.0  # what is in flight may take this long to land after the first signal
@@ -64,7 +65,7 @@ class Run:
         self.prices, self.most_in_flight = prices, most_in_flight
         self.keeper = Recorder(run_dir, tally, plan.resumed, job.endpoint.base_url, self._stop)
         spent_usd = (record.totals.cost_usd or 0.0) + (record.gone.cost_usd or 0.0)
-        spent_usd += run_dir.unfinished_usd
+        spent_usd += run_dir.unfinished.cost_usd
         cap_usd = job.limits.max_cost_usd
         self.budget = None if cap_usd is None else Budget(cap_usd, spent_usd, record.unknown_usd)
         self.causes: list[BaseException] = []  # why nothing more is sent
@@ -98,7 +99,7 @@ class Run:
         end = end_of([Interrupted("cancelled", 130)], remaining=remaining, not_asked=0, not_ok=0)
         with contextlib.suppress(StoreError):
             self.run_dir.finish()
-            self._save_end(end, end.message, self.run_dir.parts(), None)
+            self._save_end(end, end.message, count_rows(self.run_dir.path), None)
 
     async def _send(self, client: Client, limit: int | None) -> None:
         job, run_dir = self.job, self.run_dir
@@ -112,7 +113,7 @@ class Run:
             part_rows=job.output.part_rows,
             part_bytes=job.output.part_bytes,
             replaces=resumed.resent.rows > 0,
-            apart=True,
+            seal_in_process=True,
         )
         run_dir.log_event("started", rows=self.plan.rows_in_all, to_send=self.plan.to_send)
         largest: Mapping[str, Largest] = {}
@@ -164,11 +165,11 @@ class Run:
     def _taken_up(self, requests: Iterator[Request | BadRow]) -> Iterator[Request | BadRow]:
         """The requests; those begun in background by an earlier command know their response."""
         requests = self.keeper.with_earlier(requests)
-        if not self.run_dir.has_unfinished:  # mostly so: a row is read with less
+        if not self.run_dir.unfinished:  # mostly so: a row is read with less
             yield from requests
             return
         for request in requests:
-            begun = self.run_dir.begun(request.key)
+            begun = self.run_dir.unfinished.begun(request.key)
             if isinstance(request, Request) and begun is not None and begun.hash == request.hash:
                 yield replace(request, resume_id=begun.response_id)
             else:
@@ -185,7 +186,7 @@ class Run:
         if not any(isinstance(cause, StoreError) for cause in causes):
             try:
                 await asyncio.to_thread(run_dir.finish)
-                parts = await asyncio.to_thread(run_dir.parts)
+                parts = await asyncio.to_thread(count_rows, run_dir.path)
                 example = example_not_ok(run_dir.path) if not_ok and not causes else None
             except StoreError as error:
                 causes.append(error)
@@ -324,8 +325,8 @@ class Run:
             next_command=next_command,
             simulated=self.record.simulated,
             unknown_usd=self.unknown_usd,
-            unfinished=self.run_dir.unfinished_answers,
-            unfinished_usd=self.run_dir.unfinished_usd,
+            unfinished=self.run_dir.unfinished.answers,
+            unfinished_usd=self.run_dir.unfinished.cost_usd,
             reserved_usd=self.budget.reserved_usd if self.budget is not None else 0.0,
             cap_usd=self.job.limits.max_cost_usd,
         )

@@ -33,6 +33,7 @@ from batchrun.runner.resume import Resumed, tell_settled
 from batchrun.store.columns import layout_of
 from batchrun.store.reading import read_unknown_usd
 from batchrun.store.run_dir import SCHEMA_VERSION, RunDir
+from batchrun.store.snapshot import count_rows
 from batchrun.version import VERSION
 
 
@@ -282,7 +283,7 @@ def make_plan(
         store_request=store_request,
         disk_bytes=to_settle * (row_bytes // survey.rows + _ANSWER_BYTES),
         free_bytes=_free_bytes(path),
-        unfinished_usd=run_dir.unfinished_usd if run_dir is not None else 0.0,
+        unfinished_usd=run_dir.unfinished.cost_usd if run_dir is not None else 0.0,
     )
 
 
@@ -439,7 +440,7 @@ def make_record(
         pilot=plan.pilot,
         estimated=run_dir.record.estimated if run_dir.record else None,
         gone=plan.resumed.gone,
-        parts=run_dir.parts(),
+        parts=count_rows(run_dir.path),
         unknown_usd=read_unknown_usd(run_dir.path, run_dir.record) if run_dir.record else 0.0,
         older_schema=_older_schema(run_dir.record, schema_version),
     )

@@ -16,7 +16,7 @@ from batchrun.formats.json_text import valid_text
 from batchrun.progress.summary import RunCounters
 from batchrun.records import Answered, Attempt, BadRow, Earlier, Outcome, Request, RowKey
 from batchrun.runner.resume import Resumed, after_attempts, with_earlier
-from batchrun.store.complete_rows import EarlierRows, Wanted
+from batchrun.store.complete_rows import EarlierRows
 from batchrun.store.run_dir import RunDir
 
 DISK_PATIENCE_S = 60.0  # for a disk that does not take what has arrived
@@ -49,7 +49,7 @@ class Recorder:
 
     def answered(self, request: Request) -> Answered | None:
         """The answer that an earlier command was to ask for again. Raises `StoreError`."""
-        answered = self._run_dir.answered(request.key)
+        answered = self._run_dir.unfinished.answered(request.key)
         if answered is not None and answered.outcome.request.hash != request.hash:
             self._abandoned[request.row] = answered.outcome.attempts
             return None
@@ -63,7 +63,7 @@ class Recorder:
             self._answered_held.append(answered)
             return
         try:
-            self._run_dir.ask_again(answered)
+            self._run_dir.unfinished.record(answered)
         except StoreError as error:
             self._answered_held.append(answered)
             self._on_failure(error)
@@ -71,7 +71,9 @@ class Recorder:
     async def begin(self, request: Request, response_id: str) -> None:
         """A background response has begun: on disk before it is waited for, or held."""
         try:
-            await asyncio.to_thread(self._run_dir.begin, request, self._endpoint, response_id)
+            await asyncio.to_thread(
+                self._run_dir.unfinished.begin, request, self._endpoint, response_id
+            )
         except StoreError as error:  # it is paid for: it is waited for as the others are
             self._begun_held[request.key] = request, response_id
             self._on_failure(error)
@@ -84,11 +86,9 @@ class Recorder:
             return
         rows = EarlierRows(self._resumed.spans)
         while some := list(islice(requests, _ROWS_AT_ONCE)):
-            wanted = [
-                Wanted(one.row, (valid_text(one.custom_id), *one.key[1:]))
-                for one in some
-                if again[one.row]
-            ]
+            wanted = {
+                (valid_text(one.custom_id), *one.key[1:]): one.row for one in some if again[one.row]
+            }
             if wanted:
                 self._earlier.update(rows.find(wanted))
             yield from some
@@ -106,7 +106,7 @@ class Recorder:
         kept = 0
         try:
             while kept < len(outcomes):
-                kept += self._run_dir.keep_some(outcomes[kept:])
+                kept += self._run_dir.store_some(outcomes[kept:])
         except StoreError as error:
             self._held.extend(outcomes[kept:])
             self._on_failure(error)
@@ -141,15 +141,17 @@ class Recorder:
     async def _write_one(self) -> None:
         """Of what is held, so that it is not held any more. Raises `StoreError`."""
         if self._held:
-            self._run_dir.keep(self._held[0], anyway=True)
+            self._run_dir.store(self._held[0], anyway=True)
             self._count((self._held.popleft(),))
             return
         if self._answered_held:
-            self._run_dir.ask_again(self._answered_held[0])
+            self._run_dir.unfinished.record(self._answered_held[0])
             self._answered_held.popleft()
             return
         key, (request, response_id) = next(iter(self._begun_held.items()))
-        await asyncio.to_thread(self._run_dir.begin, request, self._endpoint, response_id)
+        await asyncio.to_thread(
+            self._run_dir.unfinished.begin, request, self._endpoint, response_id
+        )
         del self._begun_held[key]
 
     def _held_in_words(self) -> str:

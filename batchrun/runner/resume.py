@@ -16,9 +16,17 @@ from batchrun.formats.printable import one_line
 from batchrun.inputs.survey import Survey
 from batchrun.pricing.price import sum_costs
 from batchrun.records import Attempt, Earlier, Outcome, Resend, Totals
-from batchrun.store.complete_rows import Span
+from batchrun.store.complete_rows import (
+    CompleteRows,
+    Span,
+    names_at,
+    read_removed_rows,
+    totals_at,
+    write_removed_rows,
+)
 from batchrun.store.reading import expected_rows, missing_parts
-from batchrun.store.run_dir import RunDir, Settled
+from batchrun.store.run_dir import RunDir
+from batchrun.store.sealing import drop_orphan_calls
 
 _SHOWN = 10
 _NAME = 80  # letters of a row's id
@@ -42,7 +50,7 @@ class Resumed(Struct, frozen=True):
     totals: Totals = Totals()  # of the settled rows that the source holds
     resent: Totals = Totals()  # of them, those sent again, as they stand
     gone: Totals = Totals()  # of settled rows that the source does not hold any more
-    gone_marks: bytearray = bytearray()  # 1 for each of these, in the order of `Settled`, if any
+    gone_marks: bytearray = bytearray()  # 1 for each of these, if any, as in `CompleteRows`
     lost: int = 0  # settled rows that are not there any more, and are sent again
     postponed: int = 0  # rows whose request changed, beyond the limit of this command
     warnings: tuple[str, ...] = ()
@@ -56,25 +64,25 @@ def tell_settled(
     Raises `InputError` where a settled row changed or is gone and `resend` does not say that this
     is meant; `StoreError`.
     """
-    before = run_dir.settled(resend if resend.is_asked else None)
+    before = run_dir.complete_rows(resend if resend.is_asked else None)
     found = _Found(survey, before, survey.rows if limit is None else min(limit, survey.rows))
     found.match()
     lost, missing = _lost(run_dir, before.totals.rows)
     if not resend.changed:
         if missing:
             raise InputError(_missing_in_words(missing, run_dir) + f"\n{_MEND_PARTS}")
-        known = run_dir.gone()
+        known = read_removed_rows(run_dir.path)
         left = [index for index in found.gone if not _holds(known, before.ids[index])]
         if found.changed or left:
             raise InputError(_differences(found.changed[::2], left, before, run_dir))
     found.send_changed()
-    resent = run_dir.totals_at(found.marks) if 1 in found.marks else Totals()
+    resent = totals_at(run_dir.path, found.marks) if 1 in found.marks else Totals()
     gone, marks = Totals(), bytearray()
     if found.gone:
         marks = bytearray(len(before.rows))
         for index in found.gone:
             marks[index] = 1
-        gone = run_dir.totals_at(marks)
+        gone = totals_at(run_dir.path, marks)
     return Resumed(
         settled=found.settled,
         again=found.again,
@@ -96,9 +104,9 @@ def tell_settled(
 
 
 class _Found:
-    """Settled rows found again in a source. An index is a place in `Settled`."""
+    """Settled rows found again in a source. An index is a place in `CompleteRows`."""
 
-    def __init__(self, survey: Survey, before: Settled, sent_rows: int) -> None:
+    def __init__(self, survey: Survey, before: CompleteRows, sent_rows: int) -> None:
         self.settled = bytearray(survey.rows)
         self.again = bytearray(survey.rows)
         self.marks = bytearray(len(before.rows))  # by index: 1 for each row sent again
@@ -192,12 +200,12 @@ def _lost_in_words(lost: int, missing: dict[str, int], run_dir: RunDir) -> tuple
 
 
 def _differences(
-    changed: Sequence[int], gone: Sequence[int], before: Settled, run_dir: RunDir
+    changed: Sequence[int], gone: Sequence[int], before: CompleteRows, run_dir: RunDir
 ) -> str:
     lines = []
     for indexes, said in ((changed, "its request is another one now"), (gone, "gone")):
         first = sorted(indexes, key=before.rows.__getitem__)[:_SHOWN]
-        names = run_dir.names_at(first)
+        names = names_at(run_dir.path, first)
         lines += [
             f"  {one_line(names[index][:_NAME])} (row {before.rows[index]}): {said}"
             for index in first
@@ -211,11 +219,11 @@ def _differences(
     )
 
 
-def _gone_in_words(found: _Found, before: Settled, run_dir: RunDir) -> tuple[str, ...]:
+def _gone_in_words(found: _Found, before: CompleteRows, run_dir: RunDir) -> tuple[str, ...]:
     if not found.gone:
         return ()
     first: Sequence[int] = sorted(found.gone, key=before.rows.__getitem__)[:_SHOWN]
-    names = run_dir.names_at(first)
+    names = names_at(run_dir.path, first)
     more = len(found.gone) - len(first)
     rows = "1 settled row is" if len(found.gone) == 1 else f"{len(found.gone):,} settled rows are"
     said = ", ".join(f"{names[index]} (row {before.rows[index]})" for index in first)
@@ -227,8 +235,8 @@ def _gone_in_words(found: _Found, before: Settled, run_dir: RunDir) -> tuple[str
 def note_differences(run_dir: RunDir, resumed: Resumed) -> None:
     """The run directory holds what was agreed to before anything is sent. Raises `StoreError`."""
     if resumed.lost:
-        run_dir.drop_orphan_calls()
-    run_dir.write_gone(resumed.gone_marks)
+        drop_orphan_calls(run_dir.path)
+    write_removed_rows(run_dir.path, resumed.gone_marks)
 
 
 def with_earlier(outcome: Outcome, earlier: Earlier) -> Outcome:

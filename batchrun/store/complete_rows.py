@@ -34,18 +34,18 @@ from batchrun.store.files import name_now, replace_file, storing
 from batchrun.store.keys import KEY, as_mask, hash_key, hash_keys
 from batchrun.store.snapshot import Snapshot, read_part, read_standing, read_standing_part, snapshot
 
-GONE_FILE = "gone.parquet"
+REMOVED_FILE = "gone.parquet"
 _COLUMNS = ("row", *KEY)
 _TYPES = (pa.int64(), pa.string(), pa.int32(), pa.string())
 _SCHEMA = pa.schema(list(zip(_COLUMNS, _TYPES, strict=True)))
 
 
-def write_gone(folder: Path, marks: bytearray) -> None:
-    """The file names the rows that `marks` marks, in the order of `read_settled`.
+def write_removed_rows(folder: Path, marks: bytearray) -> None:
+    """The file names the rows that `marks` marks, in the order of `read_complete_rows`.
 
     Without any, `marks` may be empty, and there is no file. Raises `StoreError`.
     """
-    path = folder / GONE_FILE
+    path = folder / REMOVED_FILE
     if 1 not in marks:  # nearly always: no part is opened for it
         with storing(path, "write"):
             path.unlink(missing_ok=True)
@@ -54,10 +54,10 @@ def write_gone(folder: Path, marks: bytearray) -> None:
         buffer, at = pa.BufferOutputStream(), 0
         with pq.ParquetWriter(buffer, _SCHEMA, compression="zstd") as file:
             for batch in read_standing(now, _COLUMNS):
-                gone = batch.filter(as_mask(marks[at : at + batch.num_rows]))
+                removed = batch.filter(as_mask(marks[at : at + batch.num_rows]))
                 at += batch.num_rows
-                if gone.num_rows:
-                    file.write_batch(gone.select(_COLUMNS).cast(_SCHEMA))
+                if removed.num_rows:
+                    file.write_batch(removed.select(_COLUMNS).cast(_SCHEMA))
             kept = [o.request for o, mark in zip(now.outcomes(), marks[at:], strict=True) if mark]
             rows = [(request.row, *request.key) for request in kept]
             if rows:
@@ -66,13 +66,13 @@ def write_gone(folder: Path, marks: bytearray) -> None:
         replace_file(path, buffer.getvalue().to_pybytes(), durable=True)
 
 
-def read_gone(folder: Path) -> "array[int]":
+def read_removed_rows(folder: Path) -> "array[int]":
     """This process's hash of each key in the file, in order; none where it is damaged.
 
     Then the rows are asked about anew. Raises `StoreError` where it cannot be read.
     """
     hashes: list[int] = []
-    path = folder / GONE_FILE
+    path = folder / REMOVED_FILE
     if path.exists():
         try:
             for batch in read_part(path, None):
@@ -93,7 +93,7 @@ COUNTED = (
 _ASKED = ("status", "error_kind", "refusal", "truncated")  # what `Resend` goes by
 
 
-class Settled(Struct, frozen=True):
+class CompleteRows(Struct, frozen=True):
     """The rows that have an outcome: 24 bytes for each, in three arrays of the same order."""
 
     rows: "array[int]"  # "q": place in the input
@@ -104,7 +104,7 @@ class Settled(Struct, frozen=True):
     parts: tuple[tuple[Path, int], ...]  # each, and how many rows there are up to its end
 
 
-def read_settled(now: Snapshot, resend: Resend | None = None) -> Settled:
+def read_complete_rows(now: Snapshot, resend: Resend | None = None) -> CompleteRows:
     """All settled rows, first those in parts. Raises `StoreError`."""
     rows, ids, hashes = array("q"), array("q"), array("Q")
     again = bytearray()
@@ -125,7 +125,7 @@ def read_settled(now: Snapshot, resend: Resend | None = None) -> Settled:
         hashes.append(int(outcome.request.hash, 16))
         if resend is not None and marks_again:
             again.append(_is_sent_again(outcome, resend))
-    return Settled(rows, ids, hashes, sum_totals(now), again, tuple(parts))
+    return CompleteRows(rows, ids, hashes, sum_totals(now), again, tuple(parts))
 
 
 def _as_numbers(marks: Sequence[str]) -> "array[int]":
@@ -139,7 +139,7 @@ def _as_numbers(marks: Sequence[str]) -> "array[int]":
 def sum_totals(now: Snapshot, marks: bytearray | None = None) -> Totals:
     """What settled rows add up to, as SQL over the tables would. Raises `StoreError`.
 
-    All of them, or those that `marks` marks in the order of `read_settled`.
+    All of them, or those that `marks` marks in the order of `read_complete_rows`.
     """
     count = _Count()
     at = 0
@@ -177,14 +177,24 @@ def row_totals(row: Mapping[str, Any], attempts: Sequence[Attempt]) -> Totals:
     )
 
 
-def names_at(now: Snapshot, wanted: set[int]) -> dict[int, str]:
-    """The custom_ids of rows by their places in `Settled`. Raises `StoreError`."""
-    found: dict[int, str] = {}
-    for at, name in enumerate(_names(now)):
-        if at in wanted:
-            found[at] = name
-            if len(found) == len(wanted):
-                break
+def totals_at(folder: Path, marks: bytearray) -> Totals:
+    """What the rows add up to that `marks` marks, in the order of `read_complete_rows`.
+
+    Raises `StoreError`.
+    """
+    with snapshot(folder) as now:
+        return sum_totals(now, marks)
+
+
+def names_at(folder: Path, places: Iterable[int]) -> dict[int, str]:
+    """The custom_ids of rows by their places in `CompleteRows`. Raises `StoreError`."""
+    wanted, found = set(places), dict[int, str]()
+    with snapshot(folder) as now:
+        for at, name in enumerate(_names(now)):
+            if at in wanted:
+                found[at] = name
+                if len(found) == len(wanted):
+                    break
     return found
 
 
@@ -342,13 +352,6 @@ class Span(Struct, frozen=True):
     last: int
 
 
-class Wanted(Struct, frozen=True):
-    """A row whose older outcome is asked for."""
-
-    row: int  # place in the input
-    key: RowKey
-
-
 class _Part(Struct, frozen=True):
     table: pa.Table
     places: dict[RowKey, int]
@@ -366,9 +369,9 @@ class EarlierRows:
         self._spans = [replace(s, path=s.path.with_name(name_now(s.path.name))) for s in spans]
         self._parts: OrderedDict[Path, _Part] = OrderedDict()
 
-    def find(self, wanted: Iterable[Wanted]) -> dict[int, Earlier]:
-        """By place in the input. Raises `StoreError`, also where one is not there."""
-        left = {row.key: row.row for row in wanted}
+    def find(self, wanted: Mapping[RowKey, int]) -> dict[int, Earlier]:
+        """By place in the input, as `wanted` says. Raises `StoreError` where one is not there."""
+        left = dict(wanted)
         found: dict[int, Earlier] = {}
         first, last = min(left.values(), default=0), max(left.values(), default=0)
         for span in self._spans:

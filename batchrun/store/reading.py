@@ -87,7 +87,7 @@ def write_live_file(folder: Path, summary: object) -> None:
         replace_file(path, encode_json(summary) + b"\n", durable=False)
 
 
-def read_live_file(folder: Path) -> JsonObject | None:
+def read_live(folder: Path) -> JsonObject | None:
     """The summary as last written; null where there is none or none that can be read."""
     path = folder / LIVE_FILE
     with storing(path, "read"):
@@ -126,7 +126,7 @@ def expected_rows(path: Path, record: RunRecord) -> int:
     """How many rows the commands so far have said to be settled. Raises `StoreError`."""
     rows = record.totals.rows
     if record.state == "running":  # killed: only the live summary knows what it came to
-        live = read_live_file(path) or {}
+        live = read_live(path) or {}
         ok, not_ok = live.get("ok"), live.get("not_ok")
         if isinstance(ok, int) and isinstance(not_ok, int):
             rows = max(rows, ok + not_ok)
@@ -168,7 +168,7 @@ def read_record(path: Path) -> RunRecord:
     if record is None:
         what = f"it has no {RUN_FILE}" if path.is_dir() else "there is no such directory"
         what = "it is a file" if path.is_file() else what
-        if path.is_dir() and is_running(path):
+        if path.is_dir() and is_locked(path):
             what = "a command plans it, and has not begun to send"
         raise JobError(
             f"{path} is no run directory ({what}); give the directory that batchrun run wrote to"
@@ -176,14 +176,9 @@ def read_record(path: Path) -> RunRecord:
     return record
 
 
-def read_live(path: Path) -> JsonObject | None:
-    """The summary last written to `live.json`; null where there is none. Raises `StoreError`."""
-    return read_live_file(path)
-
-
 def is_planning(path: Path) -> bool:
     """Whether the process that has the directory has not begun to send. Raises `StoreError`."""
-    if not is_running(path):
+    if not is_locked(path):
         return False
     with storing(path, "read"):
         try:
@@ -212,12 +207,7 @@ def read_missing_parts(path: Path) -> dict[str, int]:
     """
     record = read_record(path)
     missing = missing_parts(path, record, lambda: read_snapshot(path, sum_totals).rows)
-    return {} if missing and is_running(path) else missing
-
-
-def is_running(path: Path) -> bool:
-    """Whether a process has the directory open to write. Raises `StoreError`."""
-    return is_locked(path)
+    return {} if missing and is_locked(path) else missing
 
 
 def read_totals(path: Path) -> Totals:

@@ -6,8 +6,7 @@ asyncio here: `keep` and the small files are quick, the slow work has threads of
 """
 
 import os
-from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,16 +15,12 @@ from msgspec.structs import replace
 
 from batchrun.errors import JobError, StoreError
 from batchrun.formats.json_text import encode_json
-from batchrun.records import Answered, Begun, Outcome, Request, Resend, RowKey, RunRecord, Totals
+from batchrun.records import Outcome, Resend, RunRecord
 from batchrun.store.columns import SCHEMA_VERSION
 from batchrun.store.complete_rows import (
-    GONE_FILE,
-    Settled,
-    names_at,
-    read_gone,
-    read_settled,
-    sum_totals,
-    write_gone,
+    REMOVED_FILE,
+    CompleteRows,
+    read_complete_rows,
 )
 from batchrun.store.files import (
     INPUT,
@@ -55,20 +50,29 @@ from batchrun.store.reading import (
 )
 from batchrun.store.sealing import (
     Recovered,
-    drop_orphan_calls,
     recover,
     rewrite_parts,
     seal,
     upgraded,
 )
-from batchrun.store.snapshot import count_rows, snapshot
+from batchrun.store.snapshot import snapshot
 from batchrun.store.unfinished import UnfinishedRows
 from batchrun.store.writing import JournalWriter
 
-__all__ = ["SCHEMA_VERSION", "RunDir", "Settled"]
+__all__ = ["SCHEMA_VERSION", "CompleteRows", "RunDir"]
 
 _TRIES = 5  # to have a directory that others make and take away
-_OURS = {RUN_FILE, LIVE_FILE, EVENTS_FILE, GONE_FILE, LOCK, JOURNAL, RESPONSES, TOOL_CALLS, INPUT}
+_OURS = {
+    RUN_FILE,
+    LIVE_FILE,
+    EVENTS_FILE,
+    REMOVED_FILE,
+    LOCK,
+    JOURNAL,
+    RESPONSES,
+    TOOL_CALLS,
+    INPUT,
+}
 
 
 class RunDir:
@@ -98,7 +102,7 @@ class RunDir:
         self._events: int | None = None
         self._writer_id = writer
         self._writer: JournalWriter | None = None
-        self._unfinished = UnfinishedRows(path, writer)
+        self.unfinished = UnfinishedRows(path, writer)
 
     @classmethod
     def open(cls, path: Path) -> "RunDir":
@@ -130,86 +134,26 @@ class RunDir:
         write_run_record(self.path, record)
         self.record = record
 
-    def settled(self, resend: Resend | None = None) -> Settled:
+    def complete_rows(self, resend: Resend | None = None) -> CompleteRows:
         """What parts and journal hold, and what of it failed as asked. Raises `StoreError`."""
         with snapshot(self.path) as now:
-            settled = read_settled(now, resend)
-            self._unfinished.drop_known(now)
-        return settled
-
-    @property
-    def has_unfinished(self) -> bool:
-        """Whether anything is known of rows that have no outcome; right after `settled`."""
-        return bool(self._unfinished)
-
-    @property
-    def unfinished_answers(self) -> int:
-        """How many rows have an answer that is to be asked for again."""
-        return self._unfinished.answers
-
-    @property
-    def unfinished_usd(self) -> float:
-        """What is known to be spent on rows that have an answer and no outcome."""
-        return self._unfinished.cost_usd
-
-    def begun(self, key: RowKey) -> Begun | None:
-        """The background response that was begun of a row without an outcome."""
-        return self._unfinished.begun(key)
-
-    def answered(self, key: RowKey) -> Answered | None:
-        """The answer of such a row that is to be asked for again. Raises `StoreError`."""
-        return self._unfinished.answered(key)
-
-    def begin(self, request: Request, endpoint: str, response_id: str) -> None:
-        """A background response's id, durable when it returns. From any thread. `StoreError`."""
-        self._unfinished.begin(request, endpoint, response_id)
-
-    def ask_again(self, answered: Answered) -> None:
-        """An answer that is about to be asked for again survives SIGKILL when this returns.
-
-        Power loss within a second. Raises `StoreError`.
-        """
-        self._unfinished.record(answered)
-
-    def names_at(self, places: Iterable[int]) -> dict[int, str]:
-        """The custom_ids of rows by their places in `settled`, for messages: it reads all parts.
-
-        Raises `StoreError`.
-        """
-        with snapshot(self.path) as now:
-            return names_at(now, set(places))
-
-    def totals_at(self, marks: bytearray) -> Totals:
-        """What the rows add up to that are marked, in the order of `settled`. `StoreError`."""
-        with snapshot(self.path) as now:
-            return sum_totals(now, marks)
-
-    def gone(self) -> "array[int]":
-        """This process's hash of each row's custom_id that is known to have left the input.
-
-        In order. Raises `StoreError`.
-        """
-        return read_gone(self.path)
-
-    def write_gone(self, marks: bytearray) -> None:
-        """`gone.parquet` names the rows marked, in the order of `settled`. Raises `StoreError`."""
-        write_gone(self.path, marks)
-
-    def drop_orphan_calls(self) -> None:
-        """No tool call is without its row, though parts were deleted. Raises `StoreError`."""
-        drop_orphan_calls(self.path)
-
-    def parts(self) -> dict[str, int]:
-        """The parts of both tables and how many rows each holds. Raises `StoreError`."""
-        return count_rows(self.path)
+            rows = read_complete_rows(now, resend)
+            self.unfinished.drop_known(now)
+        return rows
 
     def start(
-        self, *, part_rows: int, part_bytes: int, replaces: bool = False, apart: bool = False
+        self,
+        *,
+        part_rows: int,
+        part_bytes: int,
+        replaces: bool = False,
+        seal_in_process: bool = False,
     ) -> None:
         """Opens the journal; a part is sealed at so many rows or bytes. Raises `StoreError`.
 
         `replaces`: outcomes will come of rows that stand in parts already; `finish` has sealed
-        what the journal held before. `apart`: a process of its own seals, not a thread.
+        what the journal held before. `seal_in_process`: a process of its own seals, not a
+        thread.
         """
         if self.record is None or self._writer is not None:
             raise RuntimeError("start() needs a saved record, and comes once")
@@ -224,25 +168,25 @@ class RunDir:
             part_rows=part_rows,
             part_bytes=part_bytes,
             replaces=replaces,
-            lock=self._lock if apart else None,
-            sync_also=self._unfinished.sync,
+            lock=self._lock if seal_in_process else None,
+            sync_also=self.unfinished.sync,
         )
 
-    def keep(self, outcome: Outcome, *, anyway: bool = False) -> None:
+    def store(self, outcome: Outcome, *, anyway: bool = False) -> None:
         """The outcome survives SIGKILL when this returns, power loss within a second.
 
         Raises `StoreError` if it does not or, unless `anyway`, if an earlier sync or seal failed.
         """
-        self.keep_some((outcome,), anyway=anyway)
+        self.store_some((outcome,), anyway=anyway)
 
-    def keep_some(self, outcomes: Sequence[Outcome], *, anyway: bool = False) -> int:
-        """`keep` for as many, from the first on, as go into one write: at least one; how many."""
+    def store_some(self, outcomes: Sequence[Outcome], *, anyway: bool = False) -> int:
+        """`store` for as many, from the first on, as go into one write: at least one; how many."""
         if self._writer is None:
-            raise RuntimeError("keep() comes between start() and close()")
+            raise RuntimeError("store() comes between start() and close()")
         taken = self._writer.keep(outcomes, anyway=anyway)
-        if self._unfinished:
+        if self.unfinished:
             for outcome in outcomes[:taken]:
-                self._unfinished.drop(outcome.request.key)
+                self.unfinished.drop(outcome.request.key)
         return taken
 
     def write_live(self, summary: object) -> None:
@@ -271,7 +215,7 @@ class RunDir:
             self.upgrade()
             leftover, self._leftover = self._leftover, ()
             seal(self.path, self.record, leftover)
-        self._unfinished.close()
+        self.unfinished.close()
 
     def close(self, *, seal: bool = False) -> None:
         """Everything is on disk, with `seal` in parts and the journal empty; the lock is free.
@@ -281,7 +225,7 @@ class RunDir:
         with ExitStack() as rest:
             rest.callback(self._release)
             if self._lock is not None:
-                rest.callback(self._unfinished.close)
+                rest.callback(self.unfinished.close)
             if seal and self._lock is not None:
                 self.finish()
             elif self._writer is not None:

@@ -22,14 +22,21 @@ from msgspec.structs import replace
 from batchrun.errors import StoreError
 from batchrun.records import Outcome, Response, RunRecord, Totals
 from batchrun.store.columns import layout_of, response_schema, tool_call_schema, version_of
-from batchrun.store.complete_rows import GONE_FILE, read_gone, sum_totals
-from batchrun.store.files import JOURNAL, RESPONSES, TOOL_CALLS, id_of, storing, temporaries
+from batchrun.store.complete_rows import REMOVED_FILE, read_removed_rows, sum_totals
+from batchrun.store.files import (
+    JOURNAL,
+    RESPONSES,
+    TOOL_CALLS,
+    id_of,
+    is_locked,
+    storing,
+    temporaries,
+)
 from batchrun.store.journal import Damage, Torn, is_set_aside, read_outcomes, scan
 from batchrun.store.keys import KEY
 from batchrun.store.reading import (
     ENDED,
     RUN_FILE,
-    is_running,
     missing_parts,
     read_record,
     read_run_record,
@@ -209,7 +216,7 @@ def verify(path: Path) -> Proof:
     except StoreError as error:
         return Proof("unknown", [str(error)], [])
     for left in reversed(range(_TRIES)):
-        state = "live" if is_running(path) else record.state
+        state = "live" if is_locked(path) else record.state
         proof = Proof(state, [], [])
         try:
             with snapshot(path) as now:
@@ -335,17 +342,17 @@ def _check_parts(path: Path, record: RunRecord, proof: Proof) -> None:
     proof.problems += [
         f"{name}: missing; it held {rows:,} rows. Put it back" for name, rows in missing.items()
     ]
-    if proof.state in ENDED and (gone := _gone_rows(path)) != record.gone.rows:
+    if proof.state in ENDED and (removed := _removed_rows(path)) != record.gone.rows:
         proof.problems.append(
-            f"{GONE_FILE}: names {gone:,} rows that left the input, and {RUN_FILE} counts "
+            f"{REMOVED_FILE}: names {removed:,} rows that left the input, and {RUN_FILE} counts "
             f"{record.gone.rows:,}"
         )
 
 
-def _gone_rows(path: Path) -> int:
+def _removed_rows(path: Path) -> int:
     """As far as the file can be read."""
     try:
-        return len(read_gone(path))
+        return len(read_removed_rows(path))
     except StoreError:
         return 0
 

@@ -17,6 +17,7 @@ import pytest
 import batchrun as package
 from batchrun.records import Answered, Begun
 from batchrun.store import reading
+from batchrun.store.files import is_locked
 from batchrun.store.snapshot import snapshot
 from batchrun.store.unfinished import read_open
 
@@ -280,7 +281,7 @@ def test_of_two_commands_that_start_a_run_at_once_one_alone_sends(
     endless = "{% for one in range(90000) %}{% endfor %}{{ question }}"  # seconds, for all rows
     command = ("run", source, "--prompt", endless, *_ASK[2:], "--base-url", base_url)
     first = begin(*command, "--limit", "10")
-    wait_until(lambda: reading.is_running(tmp_path / "run"), first)
+    wait_until(lambda: is_locked(tmp_path / "run"), first)
     second = begin(*command, "--limit", "30")
     _, refused = second.communicate(timeout=60)
     planned = batchrun("status", "run")
@@ -293,7 +294,7 @@ def test_of_two_commands_that_start_a_run_at_once_one_alone_sends(
     assert totals() == (10, 10, 10)
     assert stats(base_url)["requests"] == 10
     again = begin(*command)
-    wait_until(lambda: reading.is_running(tmp_path / "run"), again)
+    wait_until(lambda: is_locked(tmp_path / "run"), again)
     stand = json.loads(batchrun("status", "run", "--json").stdout)
     assert (stand["state"], stand["exit_code"], stand["left"]) == ("planning", None, 5_990)
 

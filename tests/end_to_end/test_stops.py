@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from batchrun.store import reading
+from batchrun.store.files import is_locked
 
 Run = Callable[..., CompletedProcess[str]]
 Begin = Callable[..., "Popen[str]"]
@@ -221,7 +221,7 @@ def test_a_signal_ends_a_plan_and_names_the_command_that_goes_on(
     with (tmp_path / source).open("a") as file:
         file.writelines(json.dumps(row) + "\n" for row in questions(3_000, first=_ROWS))
     process = begin(*first)
-    wait_until(lambda: reading.is_running(tmp_path / "run"), process)
+    wait_until(lambda: is_locked(tmp_path / "run"), process)
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == code, said
@@ -242,7 +242,7 @@ def test_a_plan_that_does_not_listen_ends_with_the_third_signal(
             json.dumps({"question": "?", "answer": "!", "level": 1}) + "\n" for _ in range(900)
         )
     process = begin(*command, loops + "{{ question }}")
-    wait_until(lambda: reading.is_running(tmp_path / "run"), process)
+    wait_until(lambda: is_locked(tmp_path / "run"), process)
     assert process.stderr is not None
     for said in ("stopping", "stopping: once more ends it at once"):
         process.send_signal(signal.SIGTERM)

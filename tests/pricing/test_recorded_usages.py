@@ -101,7 +101,7 @@ def _kept(path: Path, outcomes: list[Outcome], *, sealed: bool) -> None:
     run_dir.save(run_record(state="finished", rows=len(outcomes), started_at=AT))
     run_dir.start(part_rows=200, part_bytes=1 << 26)
     for outcome in outcomes:
-        run_dir.keep(outcome)
+        run_dir.store(outcome)
     run_dir.close(seal=sealed)
 
 

@@ -114,7 +114,7 @@ def write_run(path: Path, in_parts: Iterable[Outcome], in_journal: Iterable[Outc
         run_dir.start(part_rows=90, part_bytes=64 << 20)
         run_dir.log_event("started", rows=250, to_send=250)
         for outcome in outcomes:
-            run_dir.keep(outcome)
+            run_dir.store(outcome)
         if at == 0:
             run_dir.finish()
     run_dir.close()

@@ -96,7 +96,7 @@ def kept(
     run_dir.save(run_record(layout, **changes))
     run_dir.start(part_rows=part_rows, part_bytes=1 << 26)
     for outcome in outcomes:
-        run_dir.keep(outcome)
+        run_dir.store(outcome)
     run_dir.close(seal=False)
     return path
 
@@ -329,7 +329,7 @@ def test_rows_sent_again_and_rows_that_left_the_input_count_with_all_they_cost(
     run_dir.save(msgspec.structs.replace(record, gone=Totals(rows=1)))
     run_dir.start(part_rows=4, part_bytes=1 << 26, replaces=True)
     again = answered(0, MILLION, before=(LOST,), kind="retry")
-    run_dir.keep(msgspec.structs.replace(again, replaces=True))
+    run_dir.store(msgspec.structs.replace(again, replaces=True))
     live = read(path)
     run_dir.close(seal=True)
     for run in (live, read(path)):
@@ -352,7 +352,7 @@ def test_a_run_that_goes_on_is_read_as_far_as_it_is(tmp_path: Path) -> None:
     path = kept(tmp_path / "run", answered(0, MILLION), state="running")
     run_dir = RunDir.open(path)
     run_dir.start(part_rows=4, part_bytes=1 << 26)
-    run_dir.keep(answered(1, MILLION))
+    run_dir.store(answered(1, MILLION))
     run = read(path)
     run_dir.close(seal=False)
     assert (run.state, run.total.cost_usd) == ("running", 20.0)

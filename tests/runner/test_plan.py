@@ -81,7 +81,7 @@ def test_on_resume_only_the_rest_may_pass_the_cap(tmp_path: Path) -> None:
     for request in plan.prompts.requests(plan.layout, bytearray(5), 4):
         assert isinstance(request, Request)
         failure = Failure(ErrorKind.BAD_REQUEST, "no")
-        run_dir.keep(Outcome(request, failure, (), "http://x", "plain"))
+        run_dir.store(Outcome(request, failure, (), "http://x", "plain"))
     run_dir.close(seal=True)
     plan = dry_run(job)
     assert "1 row of 1 to send may cost" in _said(plan)
@@ -157,7 +157,7 @@ def test_settled_rows_of_unknown_cost_are_told_to_whoever_sets_a_cap(tmp_path: P
     for request in plan.prompts.requests(plan.layout, bytearray(3), 2):
         assert isinstance(request, Request)
         failure = Failure(ErrorKind.TIMEOUT, "too long", status="no_answer")
-        run_dir.keep(Outcome(request, failure, (Attempt(0, 1.0, "first"),), "http://x", "plain"))
+        run_dir.store(Outcome(request, failure, (Attempt(0, 1.0, "first"),), "http://x", "plain"))
     run_dir.close(seal=True)
     capped = dry_run(_job(tmp_path, [row] * 3, limits__max_cost_usd=5.0))
     assert "what 2 attempts of settled rows cost is not known" in _said(capped)

@@ -27,7 +27,7 @@ from batchrun.records import (
 )
 from batchrun.runner.plan import Plan, make_plan, make_record
 from batchrun.runner.resume import note_differences, with_earlier
-from batchrun.store.complete_rows import EarlierRows, Wanted
+from batchrun.store.complete_rows import EarlierRows
 from batchrun.store.run_dir import RunDir
 
 RETRY = Resend(failed=True)
@@ -70,7 +70,7 @@ def _settle(folder: Path, rows: Rows, failing: str = "", limit: int | None = Non
     run_dir.save(make_record(job, plan, run_dir, simulate=False, command=None, sha256=None))
     run_dir.start(part_rows=4, part_bytes=1 << 20)
     for request in plan.prompts.requests(plan.layout, plan.resumed.settled, limit):
-        run_dir.keep(_outcome(request, fails=request.custom_id in failing))
+        run_dir.store(_outcome(request, fails=request.custom_id in failing))
     run_dir.close(seal=True)
 
 
@@ -117,7 +117,7 @@ def test_older_outcomes_are_found_where_the_rows_stand_now(tmp_path: Path) -> No
     plan = _plan(tmp_path, _rows("jihgfedcba"), RETRY)
     assert _sent(plan) == "jigda"
     found = EarlierRows(plan.resumed.spans).find(
-        Wanted(row.row, row.key) for row in plan.prompts.requests(plan.layout, plan.resumed.settled)
+        {row.key: row.row for row in plan.prompts.requests(plan.layout, plan.resumed.settled)}
     )
     assert {row: earlier.attempts[0].started_at for row, earlier in found.items()} == {
         0: 9, 1: 8, 3: 6, 6: 3, 9: 0,
@@ -167,7 +167,7 @@ def test_a_bad_row_that_was_mended_is_sent(tmp_path: Path) -> None:
     _settle(tmp_path, [*_rows("ab"), {"id": "c", "nothing": 1}])
     plan = _plan(tmp_path, _rows("abc"), RERUN)
     assert (_sent(plan), _again(plan)) == ("c", [2])
-    found = EarlierRows(plan.resumed.spans).find([Wanted(2, ("c", 0, None))])
+    found = EarlierRows(plan.resumed.spans).find({("c", 0, None): 2})
     assert found[2].attempts == ()
     assert found[2].totals.statuses == {"invalid": 1}
 
@@ -322,7 +322,7 @@ def test_a_part_whose_rows_were_sent_again_is_not_missed(tmp_path: Path) -> None
     plan = make_plan(job, find_source(job.input), run_dir, run_dir.path, resend=RETRY)
     run_dir.start(part_rows=4, part_bytes=1 << 20, replaces=True)
     for request in plan.prompts.requests(plan.layout, plan.resumed.settled):
-        run_dir.keep(replace(_outcome(request, fails=False), replaces=True))
+        run_dir.store(replace(_outcome(request, fails=False), replaces=True))
     run_dir.close(seal=True)  # and killed before `run.json` could say so
     assert not (tmp_path / "run" / "responses" / "w0-000001-not_ok.parquet").exists()
     plan = _plan(tmp_path, _rows("abcd"), Resend())

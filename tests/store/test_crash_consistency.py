@@ -64,7 +64,7 @@ class Run:
     def keep(self, *rows: int, version: int = 0) -> None:
         for row in rows:
             self.recording.note("keeping", (row, version))
-            self.dir.keep(self._made[row][version])
+            self.dir.store(self._made[row][version])
             self.recording.note("kept", (row, version))
             self._kept.append((row, version))
 
@@ -239,7 +239,7 @@ def recovered(path: Path, tree: Tree, made: Made, *, is_death: bool, to_end: boo
     before = rows_of(path, made)
     assert read_tree(path) == tree
     run_dir = RunDir.open(path)
-    rows = list(run_dir.settled().rows)
+    rows = list(run_dir.complete_rows().rows)
     assert len(rows) == len(set(rows))
     found = rows_of(path, made)
     assert found == before

@@ -52,9 +52,9 @@ def unsealed(tmp_path_factory: pytest.TempPathFactory, made: list[Outcome], begi
     path = tmp_path_factory.mktemp("damage") / "run"
     run_dir = begin(path)
     for outcome in made:
-        run_dir.keep(outcome)
+        run_dir.store(outcome)
     for row in range(ROWS, ROWS + 3):
-        run_dir.begin(made[row - ROWS].request, "https://example.test/v1", f"resp_{row}")
+        run_dir.unfinished.begin(made[row - ROWS].request, "https://example.test/v1", f"resp_{row}")
     run_dir.close(seal=False)
     return read_tree(path)
 
@@ -159,7 +159,7 @@ def test_a_flipped_bit_in_an_intent_costs_nothing(
         shutil.rmtree(run)
         write_tree(tree | {INTENT: flipped}, run)
         run_dir = RunDir.open(run)
-        assert sorted(run_dir.settled().rows) == list(range(ROWS))
+        assert sorted(run_dir.complete_rows().rows) == list(range(ROWS))
         assert run_dir.warnings == ()
         run_dir.close(seal=False)
     rows = query("select row from read_parquet(?) order by row", run)
@@ -186,7 +186,7 @@ def test_a_flipped_bit_in_what_was_asked_never_surprises(unsealed: Tree, run: Pa
         (run / "run.json").write_bytes(flipped)
         with suppress(BatchrunError):
             run_dir = RunDir.open(run)
-            assert sorted(run_dir.settled().rows) == list(range(ROWS))
+            assert sorted(run_dir.complete_rows().rows) == list(range(ROWS))
             run_dir.close(seal=False)
 
 
@@ -215,7 +215,7 @@ def test_a_flipped_bit_in_a_part_is_reported_or_changes_no_row(
 def settled_rows(run: Path) -> tuple[Any, ...]:
     run_dir = RunDir.open(run)
     try:
-        settled = run_dir.settled()
+        settled = run_dir.complete_rows()
         return settled.rows, settled.ids, settled.hashes, settled.totals
     finally:
         run_dir.close(seal=False)

@@ -17,7 +17,7 @@ from batchrun.records import *
 from batchrun.store.run_dir import RunDir
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 run_dir = RunDir.open(Path(sys.argv[1]))
-first = len(run_dir.settled().rows)
+first = len(run_dir.complete_rows().rows)
 run_dir.start(part_rows=int(sys.argv[2]), part_bytes=1 << 30)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), -1))
 kept = 0
@@ -27,7 +27,7 @@ try:
         text = "".join(chr(33 + (row * i * i + i) % 90) for i in range(1000))
         result = Response(None, "completed", "m", None, "[]", text, None, None, (), (), Usage(),
                           None, False, None)
-        run_dir.keep(Outcome(request, result, (), "e", "plain"))
+        run_dir.store(Outcome(request, result, (), "e", "plain"))
         kept += 1
 except StoreError as error:
     print("keep:", error)
@@ -69,7 +69,7 @@ def test_a_journal_that_may_not_grow_says_what_to_do_and_loses_nothing(
     assert read_totals(path).rows == int(kept)
     run_dir = RunDir.open(path)
     assert run_dir.warnings == ()
-    assert list(run_dir.settled().rows) == list(range(int(kept)))
+    assert list(run_dir.complete_rows().rows) == list(range(int(kept)))
     run_dir.close(seal=True)
     assert read_totals(path).rows == int(kept)
 
@@ -88,7 +88,7 @@ def test_a_part_that_may_not_grow_leaves_the_journal_and_frees_the_rest(
     assert rows >= int(kept)
     assert not list(path.rglob("*.tmp"))
     run_dir = RunDir.open(path)
-    assert sorted(run_dir.settled().rows) == list(range(rows))
+    assert sorted(run_dir.complete_rows().rows) == list(range(rows))
     run_dir.close(seal=True)
     assert read_totals(path).rows == rows
     assert not list((path / "journal").iterdir())

@@ -24,7 +24,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 def _fill(run_dir: RunDir, outcomes: list[Outcome]) -> None:
     for outcome in outcomes:
-        run_dir.keep(outcome)
+        run_dir.store(outcome)
 
 
 @settings(max_examples=8, deadline=None)
@@ -64,7 +64,7 @@ def test_a_row_that_was_sent_again_comes_once_and_is_the_new_one(
     run_dir.close(seal=True)
     run_dir = RunDir.open(path)
     run_dir.start(part_rows=100, part_bytes=1 << 20, replaces=True)
-    run_dir.keep(msgspec.structs.replace(answered(1, calls=2), replaces=True))
+    run_dir.store(msgspec.structs.replace(answered(1, calls=2), replaces=True))
     rows = _rows(path)
     run_dir.close()
     assert [(row["row"], row["ok"], len(row["tool_calls"])) for row in rows] == [

@@ -21,11 +21,11 @@ from pathlib import Path
 from batchrun.records import *
 from batchrun.store.run_dir import RunDir
 run_dir = RunDir.open(Path(sys.argv[1]))
-settled = run_dir.settled()
+settled = run_dir.complete_rows()
 assert len(set(settled.rows)) == len(settled.rows), "doubled"
 assert sorted(settled.rows) == list(range(len(settled.rows))), "lost"
 assert run_dir.warnings == ()
-run_dir.start(part_rows=int(sys.argv[2]), part_bytes=1 << 26, apart=sys.argv[3] == "True")
+run_dir.start(part_rows=int(sys.argv[2]), part_bytes=1 << 26, seal_in_process=sys.argv[3] == "True")
 row = len(settled.rows)
 print("from", row, flush=True)
 while True:
@@ -35,7 +35,7 @@ while True:
                       (call,), Usage(), None, False, None)
     if row % 5 == 0:
         result = Failure("bad_request", "no")
-    run_dir.keep(Outcome(request, result, (), "e", "plain"))
+    run_dir.store(Outcome(request, result, (), "e", "plain"))
     print(row, flush=True)
     row += 1
 """

@@ -21,7 +21,7 @@ for row in range(200_000):
     request = Request(row, f"id-{row}", "s", b"x" * 200, f"{row:016x}", "m", None, ())
     result = Response(None, "completed", "m", None, "[]", "t" * 200, None, None, (), (), Usage(),
                       None, False, None)
-    run_dir.keep(Outcome(request, result, (), "e", "plain"))
+    run_dir.store(Outcome(request, result, (), "e", "plain"))
     if row == 50_000:
         before = most_kb()
 run_dir.close(seal=True)
@@ -32,7 +32,7 @@ import sys
 from pathlib import Path
 from batchrun.store.run_dir import RunDir
 run_dir = RunDir.open(Path(sys.argv[1]))
-print(len(run_dir.settled().rows))
+print(len(run_dir.complete_rows().rows))
 lines = Path("/proc/self/status").read_text().splitlines()
 print(next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")))
 """

@@ -15,6 +15,7 @@ from batchrun.cli.report import report
 from batchrun.records import Outcome
 from batchrun.store.reading import read_missing_parts, read_totals
 from batchrun.store.run_dir import RunDir
+from batchrun.store.snapshot import count_rows
 
 PART = "responses/w0-000001.parquet"
 
@@ -26,10 +27,10 @@ def run(
     """Ten rows in two parts, ended; its `run.json` names a third, whose rows stand elsewhere."""
     run_dir = begin(tmp_path / "run", part_rows=6)
     for row in range(10):
-        run_dir.keep(answered(row))
+        run_dir.store(answered(row))
     run_dir.finish()
     assert run_dir.record is not None
-    parts = run_dir.parts()
+    parts = count_rows(run_dir.path)
     totals = read_totals(run_dir.path)
     run_dir.save(replace(run_dir.record, state="finished", totals=totals, parts=parts))
     return run_dir.path, run_dir

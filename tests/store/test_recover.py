@@ -24,7 +24,7 @@ def unsealed(
     run_dir = begin(path)
     ends = [(path / "journal" / SEGMENT).stat().st_size]
     for row in range(4):
-        run_dir.keep(answered(row))
+        run_dir.store(answered(row))
         ends.append((path / "journal" / SEGMENT).stat().st_size)
     run_dir.close(seal=False)
     return path, ends
@@ -46,7 +46,7 @@ def test_a_torn_tail_is_dropped_at_every_position(
         whole = sum(end <= cut for end in ends[1:])
         assert read_totals(copy).rows == whole
         run_dir = RunDir.open(copy)
-        assert list(run_dir.settled().rows) == list(range(whole))
+        assert list(run_dir.complete_rows().rows) == list(range(whole))
         assert run_dir.warnings == ()
         run_dir.close(seal=False)
         segment = copy / "journal" / SEGMENT
@@ -69,7 +69,7 @@ def test_a_flipped_bit_costs_its_row_alone_and_is_named(
         copy = changed(path, tmp_path / str(turn), bytes(flipped))
         assert read_totals(copy).rows == 3
         run_dir = RunDir.open(copy)
-        assert list(run_dir.settled().rows) == [r for r in range(4) if r != row]
+        assert list(run_dir.complete_rows().rows) == [r for r in range(4) if r != row]
         (warning,) = run_dir.warnings
         assert (
             f"{SEGMENT}: {ends[row + 1] - ends[row]} damaged bytes at offset {ends[row]},"
@@ -93,9 +93,9 @@ def test_damage_is_told_once_and_outlives_the_seal(
     second = RunDir.open(copy)
     assert second.warnings == ()
     second.start(part_rows=100, part_bytes=1 << 20)
-    second.keep(answered(1))  # sent again
+    second.store(answered(1))  # sent again
     second.close(seal=True)
-    assert sorted(RunDir.open(copy).settled().rows) == [0, 1, 2, 3]
+    assert sorted(RunDir.open(copy).complete_rows().rows) == [0, 1, 2, 3]
     assert [p.name for p in (copy / "journal").iterdir()] == [f"damaged-{SEGMENT}-{ends[1]}"]
 
 
@@ -104,7 +104,7 @@ def test_a_damaged_header_costs_no_row(unsealed: tuple[Path, list[int]], tmp_pat
     data = bytearray((path / "journal" / SEGMENT).read_bytes())
     data[20] ^= 1
     run_dir = RunDir.open(changed(path, tmp_path / "run", bytes(data)))
-    assert list(run_dir.settled().rows) == [0, 1, 2, 3]
+    assert list(run_dir.complete_rows().rows) == [0, 1, 2, 3]
     run_dir.close(seal=True)
     assert read_totals(run_dir.path).rows == 4
 
@@ -113,7 +113,7 @@ def test_a_segment_of_garbage_is_set_aside_whole(
     unsealed: tuple[Path, list[int]], tmp_path: Path
 ) -> None:
     run_dir = RunDir.open(changed(unsealed[0], tmp_path / "run", b"garbage" * 100))
-    assert list(run_dir.settled().rows) == []
+    assert list(run_dir.complete_rows().rows) == []
     assert "700 damaged bytes at offset 0" in run_dir.warnings[0]
     run_dir.close(seal=True)
     assert [p.name for p in (run_dir.path / "journal").iterdir()] == [f"damaged-{SEGMENT}-0"]

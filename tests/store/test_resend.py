@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from batchrun.errors import StoreError
 from batchrun.records import Column, Layout, Outcome, Resend, RunRecord
-from batchrun.store.complete_rows import EarlierRows, Span, Wanted
+from batchrun.store.complete_rows import EarlierRows, Span, totals_at
 from batchrun.store.files import FileId
 from batchrun.store.reading import find_row, read_totals, responses, tool_calls
 from batchrun.store.run_dir import RunDir
@@ -56,13 +56,13 @@ def unsealed(
         run_dir = begin(path)
         for row in range(first, last):
             refusal = "no" if row == REFUSED else None
-            run_dir.keep(failed(row) if row in FAILED else answered(row, calls=2, refusal=refusal))
+            run_dir.store(failed(row) if row in FAILED else answered(row, calls=2, refusal=refusal))
         run_dir.close(seal=True)
     for rows in (AGAIN[:3], AGAIN[3:]):
         run_dir = RunDir.open(path)
         run_dir.start(part_rows=1_000, part_bytes=1 << 26, replaces=True)
         for row in rows:
-            run_dir.keep(again(answered(row, calls=1, text="new")))
+            run_dir.store(again(answered(row, calls=1, text="new")))
         run_dir.close(seal=False)
     assert names(path / "journal") == list(SEGMENTS)
     return path
@@ -154,7 +154,7 @@ def test_the_next_owner_finishes_or_rolls_back(
         intent.write_bytes(b"?" * 40)
         assert len(read_intent(path, intent.name).rewrites) <= 3
     run_dir = RunDir.open(path)
-    assert sorted(run_dir.settled().rows) == list(range(ROWS))
+    assert sorted(run_dir.complete_rows().rows) == list(range(ROWS))
     assert names(path / "journal") == ([] if steps >= 2 else list(SEGMENTS))
     run_dir.close(seal=True)
     assert_each_row_once(path, in_parquet=True)
@@ -229,12 +229,12 @@ def test_parts_made_anew_hold_the_same_values_and_types(
     run_dir.save(record(layout))
     run_dir.start(part_rows=100, part_bytes=1 << 20)
     for row in range(6):
-        run_dir.keep(failed(row, values))
+        run_dir.store(failed(row, values))
     run_dir.finish()
     part = tmp_path / "run" / "responses" / "w0-000001-not_ok.parquet"
     before = pq.read_table(part)
     run_dir.start(part_rows=100, part_bytes=1 << 20, replaces=True)
-    run_dir.keep(again(answered(2, values)))
+    run_dir.store(again(answered(2, values)))
     run_dir.close(seal=True)
     after = pq.read_table(part)
     assert after.schema.equals(before.schema, check_metadata=True)
@@ -247,26 +247,26 @@ def test_older_outcomes_are_read_while_seals_replace_their_parts(
     path = tmp_path / "run"
     run_dir = begin(path, part_rows=10)
     for row in range(40):
-        run_dir.keep(failed(row))
+        run_dir.store(failed(row))
     run_dir.finish()
-    settled = run_dir.settled(Resend(failed=True))
+    settled = run_dir.complete_rows(Resend(failed=True))
     assert settled.again == bytearray(b"\1" * 40)
     spans = [Span(part, end - 10, end - 1) for part, end in settled.parts]
     rows = EarlierRows(spans)
     run_dir.start(part_rows=10, part_bytes=1 << 20, replaces=True)
     for first in range(0, 40, 4):
-        found = rows.find([Wanted(row, (f"id-{row}", 0, None)) for row in range(first, first + 4)])
+        found = rows.find({(f"id-{row}", 0, None): row for row in range(first, first + 4)})
         assert sorted(found) == list(range(first, first + 4))
         for row, earlier in found.items():
             assert earlier.attempts == failed(row).attempts
             assert earlier.totals.statuses == {"failed": 1}
             assert earlier.totals.error_kinds == {"bad_request": 1}
-            run_dir.keep(again(answered(row)))
+            run_dir.store(again(answered(row)))
         time.sleep(0.02)
     run_dir.close(seal=True)
     assert read_totals(path).ok == 40
     with pytest.raises(StoreError, match=r"row 3 \(id-3\): its older outcome is in no part"):
-        EarlierRows(spans[1:]).find([Wanted(3, ("id-3", 0, None))])
+        EarlierRows(spans[1:]).find({("id-3", 0, None): 3})
 
 
 @pytest.mark.parametrize(
@@ -293,18 +293,18 @@ def test_the_rows_that_failed_are_told_by_kind(
 ) -> None:
     run_dir = begin(tmp_path / "run")
     for row, status in enumerate(("failed", "no_answer", "cancelled", "invalid")):
-        run_dir.keep(failed(row, status=status))
-    run_dir.keep(answered(4, refusal="no"))
-    run_dir.keep(answered(5, truncated=True))
-    run_dir.keep(answered(6, status="incomplete", truncated=True))
-    run_dir.keep(answered(7))
+        run_dir.store(failed(row, status=status))
+    run_dir.store(answered(4, refusal="no"))
+    run_dir.store(answered(5, truncated=True))
+    run_dir.store(answered(6, status="incomplete", truncated=True))
+    run_dir.store(answered(7))
     if seal:
         run_dir.finish()
-    settled = run_dir.settled(Resend(failed=True, kinds=frozenset(kinds)))
+    settled = run_dir.complete_rows(Resend(failed=True, kinds=frozenset(kinds)))
     marked = zip(settled.rows, settled.again, strict=True)
     assert {row for row, is_again in marked if is_again} == rows
     marks = bytearray(row in rows for row in settled.rows)
-    assert run_dir.totals_at(marks).rows == len(rows)
+    assert totals_at(run_dir.path, marks).rows == len(rows)
     run_dir.close()
 
 
@@ -314,13 +314,13 @@ import random, sys
 from pathlib import Path
 from msgspec.structs import replace
 from batchrun.records import *
-from batchrun.store.complete_rows import EarlierRows, Span, Wanted
+from batchrun.store.complete_rows import EarlierRows, Span
 from batchrun.store.run_dir import RunDir
 run_dir = RunDir.open(Path(sys.argv[1]))
 dice = random.Random(sys.argv[2])
 assert run_dir.warnings == ()
 run_dir.finish()
-settled = run_dir.settled(Resend(failed=True))
+settled = run_dir.complete_rows(Resend(failed=True))
 assert sorted(settled.rows) == list(range(int(sys.argv[3]))), "lost or doubled"
 rows = [row for row, again in zip(settled.rows, settled.again) if again]
 dice.shuffle(rows)
@@ -328,7 +328,7 @@ earlier = EarlierRows([Span(part, 0, 1 << 40) for part, _ in settled.parts])
 run_dir.start(part_rows=25, part_bytes=1 << 20, replaces=True)
 print("from", len(rows), flush=True)
 for row in rows:
-    before = earlier.find([Wanted(row, (f"id-{row}", 0, None))])[row]
+    before = earlier.find({(f"id-{row}", 0, None): row})[row]
     attempts = (*before.attempts, Attempt(0, 1.0, "first"))
     call = ToolCall(0, "function_call", "c", "n", "{}", True, None, "{}")
     request = Request(row, f"id-{row}", "s", b"{}", f"{row:016x}", "m", None, ())
@@ -336,7 +336,7 @@ for row in rows:
     if dice.random() < 0.5:
         result = Response(None, "completed", "m", None, "[]", "t" * 300, None, None, (),
                           (call,), Usage(), None, False, None)
-    run_dir.keep(Outcome(request, result, attempts, "e", "plain", replaces=True))
+    run_dir.store(Outcome(request, result, attempts, "e", "plain", replaces=True))
     print(row, len(attempts), flush=True)
 run_dir.finish()
 run_dir.save(replace(run_dir.record, state="running"))
@@ -367,7 +367,7 @@ def test_kills_while_rows_are_sent_again_lose_and_double_nothing(
     path, rows, attempts = tmp_path / "run", 300, dict[int, int]()
     run_dir = begin(path, part_rows=60)
     for row in range(rows):
-        run_dir.keep(failed(row))
+        run_dir.store(failed(row))
     run_dir.close(seal=True)
     dice = random.Random(4)
     for _ in range(8):

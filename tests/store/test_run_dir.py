@@ -11,6 +11,7 @@ import pytest
 
 from batchrun.errors import JobError, StoreError
 from batchrun.records import Column, Layout, Outcome, RunRecord, Totals
+from batchrun.store.complete_rows import names_at
 from batchrun.store.reading import read_totals
 from batchrun.store.run_dir import SCHEMA_VERSION, RunDir
 
@@ -27,7 +28,7 @@ def test_a_new_directory_is_for_its_owner_alone(tmp_path: Path) -> None:
     run_dir = RunDir.open(tmp_path / "runs" / "new")
     assert run_dir.record is None
     assert stat.S_IMODE(run_dir.path.stat().st_mode) == 0o700
-    assert len(run_dir.settled().rows) == 0
+    assert len(run_dir.complete_rows().rows) == 0
     run_dir.close(seal=True)
 
 
@@ -89,7 +90,7 @@ def test_outcomes_without_run_json_are_not_overwritten(
     for seal in (False, True):
         path = tmp_path / str(seal)
         run_dir = begin(path)
-        run_dir.keep(answered(0))
+        run_dir.store(answered(0))
         run_dir.close(seal=seal)
         (path / "run.json").unlink()
         with pytest.raises(StoreError, match=r"run\.json is missing though there are outcomes"):
@@ -102,7 +103,7 @@ def test_all_that_was_kept_is_settled(
     run_dir = begin(tmp_path / "run", part_rows=4)
     outcomes = [failed(row) if row % 3 == 0 else answered(row, calls=1) for row in range(10)]
     for outcome in outcomes:
-        run_dir.keep(outcome)
+        run_dir.store(outcome)
     run_dir.close(seal=True)
     assert names(tmp_path / "run" / "journal") == []
     assert names(tmp_path / "run" / "responses") == [
@@ -115,7 +116,7 @@ def test_all_that_was_kept_is_settled(
         "w0-000002.parquet",
         "w0-000003.parquet",
     ]
-    settled = RunDir.open(tmp_path / "run").settled()
+    settled = RunDir.open(tmp_path / "run").complete_rows()
     found = sorted(zip(settled.rows, settled.ids, settled.hashes, strict=True))
     assert found == [
         (o.request.row, hash(o.request.custom_id), int(o.request.hash, 16)) for o in outcomes
@@ -144,7 +145,7 @@ def test_a_part_is_sealed_when_it_has_bytes_enough(
     run_dir.save(record())
     run_dir.start(part_rows=1_000, part_bytes=100_000)
     for row in range(12):
-        run_dir.keep(answered(row, text="x" * 20_000))
+        run_dir.store(answered(row, text="x" * 20_000))
     run_dir.close(seal=False)
     assert names(tmp_path / "run" / "responses") == ["w0-000001.parquet", "w0-000002.parquet"]
     assert names(tmp_path / "run" / "journal") == ["w0-000003.log"]
@@ -157,14 +158,14 @@ def test_leftover_segments_go_with_the_next_seal(
     path = tmp_path / "run"
     for row in range(3):
         run_dir = begin(path)
-        assert list(run_dir.settled().rows) == list(range(row))
-        run_dir.keep(answered(row))
+        assert list(run_dir.complete_rows().rows) == list(range(row))
+        run_dir.store(answered(row))
         run_dir.close(seal=False)
     assert names(path / "journal") == [f"w0-00000{n}.log" for n in (1, 2, 3)]
     run_dir = begin(path, part_rows=5)
     for row in range(3, 8):
-        run_dir.keep(answered(row))
-    run_dir.keep(answered(8))
+        run_dir.store(answered(row))
+    run_dir.store(answered(8))
     run_dir.close(seal=False)
     assert names(path / "responses") == ["w0-000004.parquet"]
     assert names(path / "journal") == ["w0-000005.log"]
@@ -183,7 +184,7 @@ def test_a_run_that_kept_nothing_leaves_no_segment(tmp_path: Path, begin: Begin)
 
 def test_close_may_come_twice(tmp_path: Path, begin: Begin, answered: Make) -> None:
     run_dir = begin(tmp_path / "run")
-    run_dir.keep(answered(0))
+    run_dir.store(answered(0))
     run_dir.close(seal=True)
     run_dir.close(seal=True)
     run_dir.close(seal=False)
@@ -199,8 +200,8 @@ def test_ids_of_rows_are_found_in_parts_and_journal(
 ) -> None:
     run_dir = begin(tmp_path / "run", part_rows=3)
     for row in range(5):
-        run_dir.keep(answered(row))
-    assert run_dir.names_at([1, 4, 99]) == {1: "id-1", 4: "id-4"}
+        run_dir.store(answered(row))
+    assert names_at(run_dir.path, [1, 4, 99]) == {1: "id-1", 4: "id-4"}
     run_dir.close(seal=True)
 
 
@@ -242,12 +243,12 @@ def test_a_journal_deleted_while_it_is_written_ends_the_run(
     tmp_path: Path, begin: Begin, answered: Make
 ) -> None:
     run_dir = begin(tmp_path / "run")
-    run_dir.keep(answered(0))
+    run_dir.store(answered(0))
     (tmp_path / "run" / "journal" / "w0-000001.log").unlink()
     give_up_at = time.monotonic() + 60
     with pytest.raises(StoreError, match="deleted while it was written"):
         while time.monotonic() < give_up_at:
-            run_dir.keep(answered(1))
+            run_dir.store(answered(1))
             time.sleep(0.01)
     run_dir.close(seal=True)
 
@@ -257,7 +258,7 @@ def test_a_seal_that_fails_is_raised_once_and_keeps_the_rows(
 ) -> None:
     path = tmp_path / "run"
     run_dir = begin(path)
-    run_dir.keep(answered(0))
+    run_dir.store(answered(0))
     (path / "responses").write_text("a file where a folder must be")
     with pytest.raises(StoreError, match="cannot write parts"):
         run_dir.close(seal=True)
@@ -278,7 +279,7 @@ def test_an_earlier_seal_that_failed_is_raised_by_keep(
     kept = 0
     with pytest.raises(StoreError, match="cannot write parts"):
         while time.monotonic() < give_up_at:
-            run_dir.keep(answered(kept))
+            run_dir.store(answered(kept))
             kept += 1
             time.sleep(0.01)
     run_dir.close(seal=True)  # it was raised: not again
@@ -293,7 +294,7 @@ def test_carried_values_are_kept(
 
     layout = Layout(None, (column("question", pa.string()), column("n", pa.int64())))
     run_dir = begin(tmp_path / "run", layout)
-    run_dir.keep(answered(0, ("why?", 42)))
+    run_dir.store(answered(0, ("why?", 42)))
     run_dir.close(seal=True)
     from batchrun.store.reading import find_row
 
@@ -308,7 +309,7 @@ def test_outcomes_that_come_together_fill_parts_exactly(
     outcomes = [answered(row) for row in range(8)]
     taken: list[int] = []
     while sum(taken) < len(outcomes):
-        taken.append(run_dir.keep_some(outcomes[sum(taken) :]))
+        taken.append(run_dir.store_some(outcomes[sum(taken) :]))
     run_dir.close(seal=True)
     assert taken == [3, 3, 2]
     parts = sorted((tmp_path / "run" / "responses").glob("*.parquet"))
@@ -318,5 +319,5 @@ def test_outcomes_that_come_together_fill_parts_exactly(
 def test_what_goes_into_one_write_is_bounded(tmp_path: Path, begin: Begin, answered: Make) -> None:
     run_dir = begin(tmp_path / "run")
     outcomes = [answered(row, text="x" * 400_000) for row in range(5)]
-    assert run_dir.keep_some(outcomes) < 5
+    assert run_dir.store_some(outcomes) < 5
     run_dir.close()

@@ -16,13 +16,13 @@ def test_rows_are_read_from_parts_and_journal_in_their_order(
     tmp_path: Path, begin: Callable[..., RunDir], answered: Make, failed: Make
 ) -> None:
     run_dir = begin(tmp_path / "run")
-    run_dir.keep(msgspec.structs.replace(answered(3), cost_usd=0.5))
-    run_dir.keep(failed(1))
-    run_dir.keep(answered(2))
+    run_dir.store(msgspec.structs.replace(answered(3), cost_usd=0.5))
+    run_dir.store(failed(1))
+    run_dir.store(answered(2))
     run_dir.close(seal=True)
     run_dir = RunDir.open(tmp_path / "run")
     run_dir.start(part_rows=100, part_bytes=1 << 20)
-    run_dir.keep(answered(0))
+    run_dir.store(answered(0))
     found = read_sampled(tmp_path / "run", [3, 0, 1, 77])
     run_dir.close()
     assert [row.row for row in found] == [0, 1, 3]

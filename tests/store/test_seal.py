@@ -32,7 +32,7 @@ def unsealed(
     for first in range(0, ROWS, 3):
         run_dir = begin(path)
         for row in range(first, first + 3):
-            run_dir.keep(failed(row) if row % 4 == 0 else answered(row, calls=1))
+            run_dir.store(failed(row) if row % 4 == 0 else answered(row, calls=1))
         run_dir.close(seal=first == 0)
     assert names(path / "journal") == list(SEGMENTS)
     return path
@@ -109,7 +109,7 @@ def test_the_next_owner_finishes_or_rolls_back(
 ) -> None:
     path = crashed(unsealed, tmp_path / "run", record(), step)
     run_dir = RunDir.open(path)
-    assert sorted(run_dir.settled().rows) == list(range(ROWS))
+    assert sorted(run_dir.complete_rows().rows) == list(range(ROWS))
     assert names(path / "journal") == ([] if step >= 2 else list(SEGMENTS))
     run_dir.close(seal=True)
     assert_sealed(path, query)

@@ -26,7 +26,7 @@ PART_ROWS = 50
 def run_dir(tmp_path: Path, record: Callable[..., RunRecord]) -> RunDir:
     run_dir = RunDir.open(tmp_path / "run")
     run_dir.save(record())
-    run_dir.start(part_rows=PART_ROWS, part_bytes=64 << 20, apart=True)
+    run_dir.start(part_rows=PART_ROWS, part_bytes=64 << 20, seal_in_process=True)
     return run_dir
 
 
@@ -44,15 +44,15 @@ def check_rows(path: Path, query: Query, rows: int) -> None:
 def test_parts_are_made_by_a_process_while_rows_are_kept(
     run_dir: RunDir, answered: Make, query: Query, seal_processes: Find, wait_until: Wait
 ) -> None:
-    run_dir.keep_some([answered(row) for row in range(PART_ROWS - 1)])
+    run_dir.store_some([answered(row) for row in range(PART_ROWS - 1)])
     assert seal_processes(run_dir.path) == []  # not before there is something to seal
-    run_dir.keep(answered(PART_ROWS - 1))
+    run_dir.store(answered(PART_ROWS - 1))
     wait_until(lambda: seal_processes(run_dir.path))
     (process,) = seal_processes(run_dir.path)
     assert os.getpgid(process) == process  # Ctrl-C is not for it
     wait_until(lambda: parts(run_dir.path))
-    run_dir.keep_some([answered(row) for row in range(PART_ROWS, 2 * PART_ROWS)])
-    run_dir.keep_some([answered(row) for row in range(2 * PART_ROWS, 2 * PART_ROWS + 1)])
+    run_dir.store_some([answered(row) for row in range(PART_ROWS, 2 * PART_ROWS)])
+    run_dir.store_some([answered(row) for row in range(2 * PART_ROWS, 2 * PART_ROWS + 1)])
     run_dir.close(seal=True)
     assert seal_processes(run_dir.path) == []
     check_rows(run_dir.path, query, 2 * PART_ROWS + 1)
@@ -66,7 +66,7 @@ def test_what_is_left_when_all_was_sent_needs_no_process(
     instead.write_text(f"#!/bin/sh\ntouch '{called}'\n")
     instead.chmod(0o700)
     monkeypatch.setattr(sys, "executable", str(instead))
-    run_dir.keep_some([answered(row) for row in range(PART_ROWS - 1)])
+    run_dir.store_some([answered(row) for row in range(PART_ROWS - 1)])
     run_dir.close(seal=True)
     check_rows(run_dir.path, query, PART_ROWS - 1)
     assert not called.exists()
@@ -83,7 +83,7 @@ def test_where_no_process_runs_a_thread_seals(
 ) -> None:
     monkeypatch.setattr(sys, "executable", instead)
     for row in range(2 * PART_ROWS):
-        run_dir.keep(answered(row))
+        run_dir.store(answered(row))
     wait_until(lambda: len(parts(run_dir.path)) == 2)
     run_dir.close(seal=True)
     check_rows(run_dir.path, query, 2 * PART_ROWS)
@@ -99,13 +99,13 @@ def test_a_process_that_is_killed_costs_no_row(
     after_s: float,
 ) -> None:
     for row in range(20 * PART_ROWS):
-        run_dir.keep(answered(row, calls=1))
+        run_dir.store(answered(row, calls=1))
     wait_until(lambda: seal_processes(run_dir.path))
     time.sleep(after_s)
     for process in seal_processes(run_dir.path):
         os.kill(process, signal.SIGKILL)
     for row in range(20 * PART_ROWS, 21 * PART_ROWS + 7):
-        run_dir.keep(answered(row, calls=1))
+        run_dir.store(answered(row, calls=1))
     run_dir.close(seal=True)
     assert seal_processes(run_dir.path) == []
     check_rows(run_dir.path, query, 21 * PART_ROWS + 7)
@@ -121,7 +121,7 @@ def test_what_a_seal_over_there_fails_of_ends_the_run(
 
     with pytest.raises(StoreError, match=r"cannot write parts \(.*then run the same command again"):
         for row in range(10_000):
-            run_dir.keep(answered(row))
+            run_dir.store(answered(row))
             time.sleep(0.005)
     run_dir.close()
     assert seal_processes(run_dir.path) == []

@@ -25,12 +25,12 @@ def test_parts_and_journal_are_one_table_and_a_row_sent_again_counts_once(
 ) -> None:
     run_dir = begin(tmp_path / name)
     for outcome in (answered(0, calls=1), failed(1), answered(2)):
-        run_dir.keep(outcome)
+        run_dir.store(outcome)
     run_dir.close(seal=True)
     run_dir = RunDir.open(tmp_path / name)
     run_dir.start(part_rows=100, part_bytes=1 << 20, replaces=True)
-    run_dir.keep(msgspec.structs.replace(answered(1, calls=2), replaces=True))
-    run_dir.keep(answered(3))
+    run_dir.store(msgspec.structs.replace(answered(1, calls=2), replaces=True))
+    run_dir.store(answered(3))
     before = sorted((tmp_path / name).rglob("*"))
     rows = _ask(tmp_path / name, 'SELECT "row", ok FROM responses ORDER BY 1')
     calls = _ask(tmp_path / name, 'SELECT "row", count(*) FROM tool_calls GROUP BY 1 ORDER BY 1')
@@ -54,7 +54,7 @@ def test_what_cannot_be_read_is_said(
     with pytest.raises(JobError, match="is no run directory"):
         _ask(tmp_path, "SELECT 1")
     run_dir = begin(tmp_path / "run")
-    run_dir.keep(answered(0))
+    run_dir.store(answered(0))
     run_dir.close(seal=True)
     (part,) = (tmp_path / "run" / "responses").glob("*.parquet")
     part.write_bytes(b"PAR1" + bytes(100))

@@ -15,9 +15,9 @@ import pytest
 from batchrun.errors import ErrorKind, JobError, StoreError
 from batchrun.records import Column, Failure, Layout, Outcome, RunRecord, Totals
 from batchrun.store.columns import TOOL_CALLS, response_schema
+from batchrun.store.files import is_locked
 from batchrun.store.reading import (
     find_row,
-    is_running,
     read_live,
     read_record,
     read_totals,
@@ -89,7 +89,7 @@ def runs(
         for outcomes in commands:
             run_dir = begin(path, layout)
             for outcome in outcomes:
-                run_dir.keep(outcome)
+                run_dir.store(outcome)
             run_dir.close(seal=True)
     return paths
 
@@ -146,7 +146,7 @@ def test_totals_are_those_that_sql_gives(
     ]
     run_dir = begin(tmp_path / "run")
     for outcome in outcomes:
-        run_dir.keep(outcome)
+        run_dir.store(outcome)
     from_journal = read_totals(tmp_path / "run")
     run_dir.close(seal=True)
     totals = read_totals(tmp_path / "run")
@@ -181,7 +181,7 @@ def test_any_id_is_found_and_only_that(
     path = tmp_path / "run"
     run_dir = begin(path)
     for row, custom_id in enumerate(HOSTILE):
-        run_dir.keep(answered(row, custom_id=custom_id, calls=2))
+        run_dir.store(answered(row, custom_id=custom_id, calls=2))
     run_dir.close(seal=sealed)
     for row, custom_id in enumerate(HOSTILE):
         (found,) = find_row(path, custom_id)
@@ -197,7 +197,7 @@ def test_a_row_is_the_same_in_journal_and_part(
 ) -> None:
     layout = Layout(None, tuple(column(n, kind, s) for n, (kind, s, _) in WEIRD.items()))
     run_dir = begin(tmp_path / "run", layout)
-    run_dir.keep(answered(0, tuple(value for _, _, value in WEIRD.values()), calls=1))
+    run_dir.store(answered(0, tuple(value for _, _, value in WEIRD.values()), calls=1))
     before = find_row(tmp_path / "run", "id-0")
     run_dir.close(seal=True)
     assert find_row(tmp_path / "run", "id-0") == before
@@ -207,9 +207,9 @@ def test_a_row_is_the_same_in_journal_and_part(
 def test_a_run_without_rows_has_empty_tables(tmp_path: Path, record: Record) -> None:
     run_dir = RunDir.open(tmp_path)
     run_dir.save(record())
-    assert is_running(tmp_path)
+    assert is_locked(tmp_path)
     run_dir.close(seal=True)
-    assert not is_running(tmp_path)
+    assert not is_locked(tmp_path)
     assert responses(tmp_path).to_table().num_rows == 0
     assert tool_calls(tmp_path).to_table().schema == TOOL_CALLS
     assert read_totals(tmp_path) == Totals()
@@ -234,7 +234,7 @@ def test_a_live_file_that_is_damaged_is_none(tmp_path: Path) -> None:
 
 def test_a_damaged_part_is_named(tmp_path: Path, begin: Begin, answered: Make) -> None:
     run_dir = begin(tmp_path / "run")
-    run_dir.keep(answered(0))
+    run_dir.store(answered(0))
     run_dir.close(seal=True)
     part = tmp_path / "run" / "responses" / "w0-000001.parquet"
     part.write_bytes(part.read_bytes()[:-100])
@@ -256,7 +256,7 @@ for row in range(900):
                       False, None)
     if row % 7 == 0:
         result = Failure("bad_request", "no")
-    run_dir.keep(Outcome(request, result, (), "e", "plain"))
+    run_dir.store(Outcome(request, result, (), "e", "plain"))
     print(row, flush=True)
 run_dir.close(seal=True)
 """
@@ -290,11 +290,11 @@ def test_readers_beside_a_writer_that_seals_lose_and_double_no_row(
 
 def test_a_reader_never_waits_for_the_writer(tmp_path: Path, begin: Begin, answered: Make) -> None:
     run_dir = begin(tmp_path / "run")
-    run_dir.keep(answered(0))
+    run_dir.store(answered(0))
     with (tmp_path / "run" / "journal" / "w0-000001.log").open("ab") as file:
         file.write(b"\xf6BR")  # a frame being written
     assert read_totals(tmp_path / "run").rows == 1
-    assert is_running(tmp_path / "run")
+    assert is_locked(tmp_path / "run")
     run_dir.close(seal=False)
 
 
@@ -314,10 +314,10 @@ def test_what_rows_have_cost_is_summed_over_parts_and_journal(
     ]
     run_dir = begin(tmp_path / "run", part_rows=4)
     for outcome in outcomes:
-        run_dir.keep(outcome)
+        run_dir.store(outcome)
     begun = read_totals(tmp_path / "run")
     assert (begun.cost_usd, begun.unpriced, begun.unpriced_model) == (0.75, 2, None)
-    run_dir.keep(answered(6))  # no price
+    run_dir.store(answered(6))  # no price
     for _ in range(2):
         totals = read_totals(tmp_path / "run")
         assert (totals.cost_usd, totals.unpriced, totals.unpriced_model) == (0.75, 3, "m")
@@ -331,7 +331,7 @@ def test_where_no_cost_is_known_there_is_no_sum(
     tmp_path: Path, begin: Begin, answered: Make
 ) -> None:
     run_dir = begin(tmp_path / "run")
-    run_dir.keep(answered(0))
+    run_dir.store(answered(0))
     assert read_totals(tmp_path / "run").cost_usd is None
     run_dir.close(seal=True)
     assert read_totals(tmp_path / "run").cost_usd is None

@@ -197,20 +197,20 @@ def test_an_outcome_that_knows_the_answer_makes_its_record_past(
 
     run_dir = begin(tmp_path / "run")
     for row in range(3):
-        run_dir.ask_again(_answered(tried(row, f"client-{row}")))
+        run_dir.unfinished.record(_answered(tried(row, f"client-{row}")))
     run_dir.close()
     run_dir = RunDir.open(tmp_path / "run")
     assert run_dir.record is not None
     run_dir.start(part_rows=10, part_bytes=1 << 20)
-    run_dir._unfinished = UnfinishedRows(tmp_path / "nowhere", 0)
-    run_dir.keep(tried(0, "client-0"))
-    run_dir.keep(tried(1, "another"))  # an older outcome, which the answer is to replace
+    run_dir.unfinished = UnfinishedRows(tmp_path / "nowhere", 0)
+    run_dir.store(tried(0, "client-0"))
+    run_dir.store(tried(1, "another"))  # an older outcome, which the answer is to replace
     run_dir.close()
     run_dir = RunDir.open(tmp_path / "run")
-    assert run_dir.unfinished_answers == 3
-    run_dir.settled()
-    assert run_dir.answered(_key(0)) is None
-    assert run_dir.answered(_key(1)) is not None
-    assert run_dir.answered(_key(2)) is not None
+    assert run_dir.unfinished.answers == 3
+    run_dir.complete_rows()
+    assert run_dir.unfinished.answered(_key(0)) is None
+    assert run_dir.unfinished.answered(_key(1)) is not None
+    assert run_dir.unfinished.answered(_key(2)) is not None
     run_dir.close()
     assert [one.key for one in read_open(tmp_path / "run")] == [_key(1), _key(2)]

@@ -12,8 +12,10 @@ from msgspec.structs import replace
 
 from batchrun.errors import JobError
 from batchrun.records import Outcome
+from batchrun.store.complete_rows import totals_at, write_removed_rows
 from batchrun.store.reading import read_totals
 from batchrun.store.run_dir import RunDir
+from batchrun.store.snapshot import count_rows
 from batchrun.store.verify import Proof, verify
 
 Make = Callable[..., Outcome]
@@ -30,7 +32,7 @@ def ended(
     path = tmp_path_factory.mktemp("verify") / "run"
     run_dir = begin(path, part_rows=6)
     for row in range(10):
-        run_dir.keep(failed(row) if row % 4 == 0 else answered(row, calls=row % 3))
+        run_dir.store(failed(row) if row % 4 == 0 else answered(row, calls=row % 3))
     run_dir.finish()
     assert run_dir.record is not None
     run_dir.save(replace(run_dir.record, state="finished", totals=read_totals(path)))
@@ -68,7 +70,7 @@ def test_a_run_that_ended_is_proved(ended: Path) -> None:
 def test_rows_in_the_journal_count(tmp_path: Path, begin: Begin, answered: Make) -> None:
     run_dir = begin(tmp_path / "run", part_rows=4)
     for row in range(6):
-        run_dir.keep(answered(row, calls=1))
+        run_dir.store(answered(row, calls=1))
     run_dir.close()
     proof = verify(tmp_path / "run")
     assert (proof.rows_in_parts, proof.rows_in_journal, proof.tool_calls) == (4, 2, 6)
@@ -78,7 +80,7 @@ def test_rows_in_the_journal_count(tmp_path: Path, begin: Begin, answered: Make)
 
 def test_a_run_that_goes_on_is_called_live(tmp_path: Path, begin: Begin, answered: Make) -> None:
     run_dir = begin(tmp_path / "run")
-    run_dir.keep(answered(0))
+    run_dir.store(answered(0))
     proof = verify(tmp_path / "run")
     assert (proof.state, proof.problems, proof.rows_in_journal) == ("live", [], 1)
     run_dir.close(seal=True)
@@ -187,7 +189,7 @@ def test_damage_in_the_journal_is_named_by_offset(
 ) -> None:
     run_dir = begin(tmp_path / "run")
     for row in range(3):
-        run_dir.keep(answered(row))
+        run_dir.store(answered(row))
     run_dir.close()
     segment = tmp_path / "run" / "journal" / "w0-000001.log"
     data = bytearray(segment.read_bytes())
@@ -204,7 +206,7 @@ def test_damage_in_the_journal_is_named_by_offset(
 def test_a_torn_end_is_no_problem(tmp_path: Path, begin: Begin, answered: Make) -> None:
     run_dir = begin(tmp_path / "run")
     for row in range(3):
-        run_dir.keep(answered(row))
+        run_dir.store(answered(row))
     run_dir.close()
     segment = tmp_path / "run" / "journal" / "w0-000001.log"
     segment.write_bytes(segment.read_bytes()[:-5])
@@ -242,12 +244,12 @@ def test_after_a_kill_leftovers_are_told_and_no_problem(copy: Path) -> None:
 def test_rows_that_left_the_input_are_out_of_the_totals(copy: Path) -> None:
     run_dir = RunDir.open(copy)
     assert run_dir.record is not None
-    settled = run_dir.settled()
+    settled = run_dir.complete_rows()
     marks = bytearray(row in (2, 4) for row in settled.rows)
-    gone = run_dir.totals_at(marks)
+    gone = totals_at(copy, marks)
     assert (gone.rows, gone.ok, gone.statuses) == (2, 1, {"completed": 1, "failed": 1})
     left = settled.totals.without(gone)
-    run_dir.write_gone(marks)
+    write_removed_rows(copy, marks)
     run_dir.save(replace(run_dir.record, rows=8, totals=left, gone=gone))
     run_dir.close()
     assert verify(copy).problems == []
@@ -262,7 +264,7 @@ def test_rows_that_left_the_input_are_out_of_the_totals(copy: Path) -> None:
 def test_a_part_that_was_deleted_is_named(copy: Path, table: str) -> None:
     run_dir = RunDir.open(copy)
     assert run_dir.record is not None
-    parts = run_dir.parts()
+    parts = count_rows(copy)
     run_dir.save(replace(run_dir.record, parts=parts))
     run_dir.close()
     (copy / table / PART).unlink()
@@ -273,7 +275,7 @@ def test_a_part_that_was_deleted_is_named(copy: Path, table: str) -> None:
 def test_after_a_kill_a_part_is_missed_where_rows_are(copy: Path) -> None:
     run_dir = RunDir.open(copy)
     assert run_dir.record is not None
-    parts = {**run_dir.parts(), "responses/w0-000009.parquet": 3}
+    parts = {**count_rows(copy), "responses/w0-000009.parquet": 3}
     run_dir.save(replace(run_dir.record, state="running", parts=parts))
     run_dir.close()
     assert verify(copy).problems == []  # its rows were sent again and stand elsewhere
