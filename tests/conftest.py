@@ -2,15 +2,13 @@
 
 import os
 import signal
-import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-_LIMIT_S = 60.0  # for a state to come about
-_LOOK_EVERY_S = 0.002
+from tests import waiting
+
 _CHECKOUT = Path(__file__).parents[1]
 
 # Every process that a test starts runs this checkout, whatever else is installed.
@@ -45,12 +43,4 @@ def _signals_are_heard() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def wait_until() -> Callable[..., None]:
     """Waits for a state to come about, while a process runs where one is named."""
-
-    def wait(holds: Callable[[], object], process: subprocess.Popen[str] | None = None) -> None:
-        end_s = time.monotonic() + _LIMIT_S
-        while not holds():
-            assert process is None or process.poll() is None, "the process ended before"
-            assert time.monotonic() < end_s, "it never came about"
-            time.sleep(_LOOK_EVERY_S)
-
-    return wait
+    return waiting.wait_until

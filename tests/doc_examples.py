@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 
+from tests.waiting import HANG_S
+
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
-LIMIT_S = 60
 
 
 def page(name: str) -> str:
@@ -58,7 +59,7 @@ def check_console(name: str, title: str, folder: Path, environment: Mapping[str,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             encoding="utf-8",
-            timeout=LIMIT_S,
+            timeout=HANG_S,
             check=False,
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}"

@@ -14,10 +14,11 @@ import duckdb
 import jsonschema  # type: ignore[import-untyped] # it ships no types
 import pytest
 
+from tests.waiting import HANG_S
+
 ROOT = Path(__file__).resolve().parent.parent
 JOBS, EXAMPLES = ROOT / "jobs", ROOT / "examples"
 FUNCTION_CALLS = ROOT.parent / "shared" / "data" / "bfcl_parallel.jsonl"
-LIMIT_S = 60
 NULL_FOR_NOW = ("variant",)
 
 
@@ -38,7 +39,7 @@ def run(folder: Path, *command: str | Path) -> subprocess.CompletedProcess[str]:
         env=environment(),
         capture_output=True,
         encoding="utf-8",
-        timeout=LIMIT_S,
+        timeout=HANG_S,
         check=False,
     )
 

@@ -14,6 +14,7 @@ import pytest
 
 import batchrun
 from batchrun.store.verify import verify
+from tests.waiting import HANG_S
 
 
 def _write(path: Path, count: int) -> None:
@@ -106,7 +107,7 @@ def test_importing_the_package_and_asking_for_help_import_nothing_heavy() -> Non
         "sys.exit(', '.join(heavy) or 0)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=HANG_S
     )
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -132,7 +133,7 @@ def test_the_command_takes_arrows_memory_from_the_system_unless_told_otherwise(
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=HANG_S,
     )
     assert done.stdout.splitlines()[-1] == (chosen or "system")
 
@@ -145,7 +146,7 @@ def test_help_is_as_wide_as_the_terminal_up_to_a_readable_width(columns: str, wi
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=HANG_S,
     )
     lines = done.stdout.partition("Options:")[2].partition("Examples:")[0].splitlines()
     assert widest - 10 < max(map(len, lines)) <= widest

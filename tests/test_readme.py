@@ -23,7 +23,8 @@ from batchrun.simulator.kinds import Fault
 from batchrun.simulator.stats import Stats
 from batchrun.store import columns
 from docs import check_links, command_help
-from tests.doc_examples import DOCS, LIMIT_S, ROOT, block, check_console, page, section
+from tests.doc_examples import DOCS, ROOT, block, check_console, page, section
+from tests.waiting import HANG_S
 
 PAGES = {"README": page("README"), **{path.stem: page(path.stem) for path in DOCS.glob("*.md")}}
 # `protocol` is made from statements and has other rules.
@@ -84,7 +85,7 @@ def test_the_library_example_runs(walked: tuple[Path, dict[str, str]]) -> None:
         env=environment,
         capture_output=True,
         encoding="utf-8",
-        timeout=LIMIT_S,
+        timeout=HANG_S,
         check=False,
     )
     assert (done.returncode, done.stdout) == (0, "0 3 0\n"), done.stderr

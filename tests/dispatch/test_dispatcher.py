@@ -17,6 +17,7 @@ from batchrun.limits.scopes import Scopes
 from batchrun.pricing.prices import Prices
 from batchrun.records import Failure, Outcome, Request, Response
 from batchrun.transport.client import Client
+from tests.waiting import HANG_S
 
 REQUEST = Request(0, "0", "file", b'{"model":"m","input":"x"}', "0" * 16, "m", None, ())
 ANSWER: dict[str, object] = {
@@ -44,7 +45,7 @@ class Setup:
         self.sent = 0
 
     async def complete(self) -> Completed:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(HANG_S):
             return await self.dispatcher.complete(REQUEST)
 
     async def outcome(self) -> Outcome:

@@ -9,6 +9,7 @@ from batchrun.errors import ErrorKind, RunStopped, StopCause
 from batchrun.limits.concurrency import FirstAlone, InFlight
 from batchrun.limits.verdicts import Limit, Stop, Verdict, Wait
 from batchrun.records import Finish, Need, Scope, Slot
+from tests.waiting import HANG_S
 
 SCOPE = Scope("http://127.0.0.1/v1", "KEY", "m")
 OTHER = Scope("http://127.0.0.1/v1", "KEY", "n")
@@ -128,7 +129,7 @@ async def test_a_limit_that_stops_ends_the_run_for_all_who_wait(*, is_shared: bo
 async def test_a_wait_with_an_end_needs_no_other_attempt_to_end() -> None:
     loop = asyncio.get_running_loop()
     gate = Gate([_OpensAt(loop.time() + 0.05)])
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(HANG_S):
         await asyncio.gather(*(enter(gate) for _ in range(5)))
     assert gate.in_flight == 5
 
@@ -140,7 +141,7 @@ async def test_the_first_goes_alone_and_the_others_follow_its_answer() -> None:
     await asyncio.sleep(0.01)
     assert gate.in_flight == 1
     gate.leave(first, ANSWER)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(HANG_S):
         await asyncio.gather(*others)
     assert gate.in_flight == 4
 
@@ -150,7 +151,7 @@ async def test_a_scope_that_waits_does_not_hold_up_another() -> None:
     await enter(gate)
     waits = asyncio.create_task(enter(gate))
     await asyncio.sleep(0)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(HANG_S):
         await asyncio.gather(*(enter(gate, OTHER) for _ in range(5)))
     assert not waits.done()
     gate.close()
@@ -176,7 +177,7 @@ async def test_where_the_first_in_line_goes_away_the_next_one_does_not_wait_for_
     small = asyncio.create_task(enter(gate, SCOPE, 1))
     await asyncio.sleep(0)
     large.cancel()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(HANG_S):
         assert (await small).need.tokens == 1
     assert gate.waiting == 0
 
@@ -239,7 +240,7 @@ def test_whoever_is_cancelled_no_slot_is_lost_and_the_limit_holds(
             await asyncio.sleep(0)
             if is_cancelled:
                 tasks[len(tasks) // 2].cancel()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(HANG_S):
             await asyncio.gather(*tasks, return_exceptions=True)
         assert gate.in_flight == 0
         assert gate.waiting == 0

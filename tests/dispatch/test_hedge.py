@@ -17,6 +17,7 @@ from batchrun.limits.verdicts import Limit
 from batchrun.pricing.prices import Prices
 from batchrun.records import Request
 from batchrun.transport.client import Client
+from tests.waiting import HANG_S
 
 ANSWER: dict[str, object] = {
     "id": "resp_1",
@@ -39,7 +40,7 @@ class Setup:
         self.dispatcher, self.gate, self.seen = dispatcher, gate, seen
 
     async def complete(self, row: int) -> Completed:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(HANG_S):
             completed = await self.dispatcher.complete(_request(row))
         if completed.slot is not None:
             self.gate.leave(completed.slot, completed.finish)

@@ -21,8 +21,9 @@ from typing import Any
 import duckdb
 import pytest
 
+from tests.waiting import HANG_S
+
 _COMMAND = [sys.executable, "-m", "batchrun"]
-_LIMIT_S = 60.0  # for a command
 _OURS = ("OPENAI_", "FORCE_COLOR", "NO_COLOR", "TTY_", "COLUMNS", "LINES")
 
 
@@ -54,7 +55,7 @@ def processes() -> Iterator[list[subprocess.Popen[str]]]:
     yield started
     for process in started:
         process.kill()
-        process.wait(_LIMIT_S)
+        process.wait(HANG_S)
         for stream in (process.stdin, process.stdout, process.stderr):
             if stream is not None:
                 stream.close()
@@ -106,7 +107,7 @@ def batchrun(
             capture_output=True,
             text=True,
             check=False,
-            timeout=_LIMIT_S,
+            timeout=HANG_S,
             **source,
         )
         assert "Traceback" not in done.stderr, done.stderr
@@ -128,7 +129,7 @@ def simulator(begin: Callable[..., subprocess.Popen[str]]) -> Callable[..., str]
         assert process.stdout is not None
         line: str = process.stdout.readline().strip()
         if not line:
-            raise AssertionError(process.communicate(timeout=_LIMIT_S)[1])
+            raise AssertionError(process.communicate(timeout=HANG_S)[1])
         return line
 
     return start
@@ -141,7 +142,7 @@ def stats() -> Callable[..., dict[str, Any]]:
     def fetch(base_url: str, by: str = "") -> dict[str, Any]:
         address = base_url.removesuffix("/v1") + "/stats" + (f"?by={by}" if by else "")
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(address, timeout=_LIMIT_S) as answer:
+        with opener.open(address, timeout=HANG_S) as answer:
             counts: dict[str, Any] = json.load(answer)
             return counts
 
@@ -223,7 +224,7 @@ def on_terminal(begin: Callable[..., subprocess.Popen[str]]) -> Callable[..., st
             pass
         finally:
             os.close(screen)
-        assert process.wait(_LIMIT_S) == code
+        assert process.wait(HANG_S) == code
         return b"".join(pieces).decode()
 
     return watch

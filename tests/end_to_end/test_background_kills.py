@@ -9,7 +9,6 @@ from subprocess import DEVNULL, CompletedProcess, Popen
 from typing import Any
 
 import msgspec
-import pytest
 
 from batchrun.store.snapshot import snapshot
 from batchrun.store.unfinished import read_open
@@ -38,7 +37,6 @@ def _begun(run: Path) -> set[str]:
     return {one.key[0] for one in read_open(run)} - settled
 
 
-@pytest.mark.timeout(180)
 def test_twenty_kills_create_no_response_again_whose_id_was_on_disk(
     tmp_path: Path,
     write_rows: Any,
@@ -83,7 +81,6 @@ def test_twenty_kills_create_no_response_again_whose_id_was_on_disk(
     assert json.loads((run / "run.json").read_text())["state"] == "finished"
 
 
-@pytest.mark.timeout(180)
 def test_hundreds_of_responses_begun_at_once_are_all_taken_down(
     tmp_path: Path,
     write_rows: Any,

@@ -20,6 +20,7 @@ from batchrun.store import reading
 from batchrun.store.files import is_locked
 from batchrun.store.snapshot import snapshot
 from batchrun.store.unfinished import read_open
+from tests.waiting import HANG_S
 
 Run = Callable[..., CompletedProcess[str]]
 Begin = Callable[..., "Popen[str]"]
@@ -85,7 +86,7 @@ def test_the_tests_run_this_checkout(tmp_path: Path, environment: dict[str, str]
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=HANG_S,
     )
     checkout = Path(__file__).parents[2] / "batchrun" / "__init__.py"
     assert Path(done.stdout.strip()) == Path(package.__file__) == checkout
@@ -159,7 +160,7 @@ def test_a_second_ctrl_c_during_a_re_ask_keeps_the_answer_and_its_cost(
     while "once more drops it" not in run.stderr.readline():  # two at once may come as one
         pass
     run.send_signal(signal.SIGINT)
-    _, said = run.communicate(timeout=60)
+    _, said = run.communicate(timeout=HANG_S)
     shown = batchrun("show", "live", "one")  # while the run goes on
     assert shown.returncode == 0, shown.stderr
     assert "unfinished: this answer is asked for again" in shown.stdout
@@ -202,7 +203,7 @@ def test_a_kill_while_an_answer_is_asked_for_again_in_background_pays_for_nothin
 
     wait_until(lambda: len(records()) > wanted, run)
     run.kill()
-    run.wait(60)
+    run.wait(HANG_S)
     assert batchrun("run", "job.toml").returncode in (0, 4)
     said = "SELECT list_transform(attempts, lambda a: a.response_id) FROM read_parquet(?)"
     (ids,) = query(said)[0]
@@ -254,7 +255,7 @@ def test_a_disk_that_fails_during_a_stop_takes_what_arrived_once_it_can(
     resource.prlimit(run.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
     time.sleep(1.5)
     resource.prlimit(run.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
-    _, said = run.communicate(timeout=60)
+    _, said = run.communicate(timeout=HANG_S)
     assert run.returncode == 1, said
     assert "all answers that had arrived are kept" in said
     assert _record(tmp_path / "run")["state"] == "failed"
@@ -283,13 +284,13 @@ def test_of_two_commands_that_start_a_run_at_once_one_alone_sends(
     first = begin(*command, "--limit", "10")
     wait_until(lambda: is_locked(tmp_path / "run"), first)
     second = begin(*command, "--limit", "30")
-    _, refused = second.communicate(timeout=60)
+    _, refused = second.communicate(timeout=HANG_S)
     planned = batchrun("status", "run")
     assert first.poll() is None, "it should still plan"
     assert second.returncode == 2
     assert f"in use by process {first.pid}" in refused
     assert "a command plans it, and has not begun to send" in planned.stderr
-    _, said = first.communicate(timeout=60)
+    _, said = first.communicate(timeout=HANG_S)
     assert first.returncode == 0, said
     assert totals() == (10, 10, 10)
     assert stats(base_url)["requests"] == 10
@@ -337,7 +338,7 @@ def test_a_segment_that_cannot_be_made_writes_no_row_twice(
     lowest_free = min(set(range(len(taken) + 1)) - taken)
     hard = resource.prlimit(run.pid, resource.RLIMIT_NOFILE)[1]
     resource.prlimit(run.pid, resource.RLIMIT_NOFILE, (lowest_free, hard))
-    _, said = run.communicate(timeout=60)
+    _, said = run.communicate(timeout=HANG_S)
     assert run.returncode == 1, said
     assert "raise the limit on open files" in said
     stored = _stored_keys(tmp_path / "run")
@@ -375,7 +376,7 @@ def test_a_response_begun_whose_id_the_disk_does_not_take_is_waited_for(
     base_url = simulator("--latency", "1.5", "--latency-spread", "0")
     command = ("run", source, *_ASK, "--base-url", base_url, "--mode", "background")
     run = begin(*command, command=_failing("w0.open", 1.0))
-    _, said = run.communicate(timeout=60)
+    _, said = run.communicate(timeout=HANG_S)
     assert run.returncode == 1, said
     assert "w0.open: cannot write" in said
     assert "Traceback" not in said
@@ -398,7 +399,7 @@ def test_an_answer_that_cannot_be_recorded_is_held_and_not_asked_for_again(
     base_url = simulator("--latency", "0.05", "--output-tokens", "60")
     _write_job(tmp_path, _CUT, base_url)
     run = begin("run", "job.toml", command=_failing("w0.open", 1.0))
-    _, said = run.communicate(timeout=60)
+    _, said = run.communicate(timeout=HANG_S)
     assert run.returncode == 1, said
     assert "w0.open: cannot write" in said
     with snapshot(tmp_path / "run") as now:
@@ -497,7 +498,7 @@ def test_status_says_of_an_interrupted_resend_what_its_end_said(
     run = begin(*command, "--retry-failed", "--base-url", base_url)
     wait_until(lambda: stats(base_url)["completions"] >= 4, run)
     run.send_signal(signal.SIGINT)
-    out, said = run.communicate(timeout=60)
+    out, said = run.communicate(timeout=HANG_S)
     assert run.returncode == 130, said
     end, stand = json.loads(out), json.loads(batchrun("status", "run", "--json").stdout)
     live = json.loads((tmp_path / "run" / "live.json").read_bytes())
@@ -523,7 +524,7 @@ def test_a_run_that_failed_says_its_summary_too(
     resource.prlimit(run.pid, resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
     time.sleep(1)
     resource.prlimit(run.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
-    out, said = run.communicate(timeout=60)
+    out, said = run.communicate(timeout=HANG_S)
     assert run.returncode == 1, said
     end, stand = json.loads(out), json.loads(batchrun("status", "run", "--json").stdout)
     live = json.loads((tmp_path / "run" / "live.json").read_bytes())

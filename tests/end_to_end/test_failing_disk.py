@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from batchrun.store.journal import Frame, scan
+from tests.waiting import HANG_S
 
 Run = Callable[..., CompletedProcess[str]]
 Begin = Callable[..., "Popen[str]"]
@@ -56,7 +57,7 @@ def test_a_full_disk_stops_sending_and_what_was_in_flight_is_kept_when_space_ret
     said = _said_until(run, _WAITS)
     sent = stats(base_url)["requests"]
     resource.prlimit(run.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
-    _, rest = run.communicate(timeout=60)
+    _, rest = run.communicate(timeout=HANG_S)
     assert run.returncode == 1, said + rest
     assert "raise the limit on file size" in rest
     assert "all answers that had arrived are kept" in rest
@@ -94,7 +95,7 @@ def test_a_small_disk_that_fills_up_is_said_and_more_space_lets_the_run_end(
     said = _said_until(run, _WAITS)
     assert "free space on this disk" in said
     subprocess.run(["/bin/mount", "-o", "remount,size=60m", small_disk], check=True)
-    _, rest = run.communicate(timeout=60)
+    _, rest = run.communicate(timeout=HANG_S)
     assert run.returncode == 1, said + rest
     assert "all answers that had arrived are kept" in rest
     again = batchrun(*command)
@@ -145,7 +146,7 @@ def test_a_disk_that_stays_full_ends_the_run_with_words_and_it_resumes(
     said = _said_until(run, _WAITS)
     run.send_signal(signal.SIGINT)  # nobody wants to wait for a minute here
     run.send_signal(signal.SIGTERM)
-    _, rest = run.communicate(timeout=60)
+    _, rest = run.communicate(timeout=HANG_S)
     assert run.returncode == 1, said + rest
     assert "could not be kept" in rest
     assert "Traceback" not in said + rest
@@ -161,7 +162,7 @@ def test_a_run_directory_deleted_under_the_run_ends_it_soon(
     run = begin("run", source, *_ASK, "--base-url", base_url)
     wait_until((tmp_path / "run" / "live.json").exists, run)
     shutil.rmtree(tmp_path / "run")
-    _, said = run.communicate(timeout=60)
+    _, said = run.communicate(timeout=HANG_S)
     assert run.returncode == 1, said
     assert "deleted" in said
     assert stats(base_url)["requests"] < _ROWS
@@ -175,7 +176,7 @@ def test_a_folder_gone_read_only_stops_the_run(
     wait_until((tmp_path / "run" / "live.json").exists, run)
     (tmp_path / "run").chmod(0o500)
     try:
-        _, said = run.communicate(timeout=60)
+        _, said = run.communicate(timeout=HANG_S)
     finally:
         (tmp_path / "run").chmod(0o700)
     assert run.returncode == 1, said

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from tests.waiting import HANG_S
+
 Run = Callable[..., CompletedProcess[str]]
 Begin = Callable[..., "Popen[str]"]
 Query = Callable[..., list[tuple[Any, ...]]]
@@ -68,12 +70,12 @@ def test_an_outage_in_the_middle_costs_no_row_and_no_try(
     live = tmp_path / "run" / "live.json"
     wait_until(lambda: live.exists() and json.loads(live.read_text())["ok"] >= 20, run)
     server.kill()
-    server.wait(30)
+    server.wait(HANG_S)
     wait_until(lambda: "endpoint down" in (tmp_path / "run" / "events.jsonl").read_text(), run)
     time.sleep(4)  # longer than three tries of a row would take by themselves
     assert run.poll() is None
     _serve(begin, port)
-    _, said = run.communicate(timeout=60)
+    _, said = run.communicate(timeout=HANG_S)
     assert run.returncode == 0, said
     assert totals() == (rows, rows, rows)
     sql = "SELECT max(n) FROM (SELECT len(attempts) AS n FROM read_parquet(?))"
@@ -221,7 +223,7 @@ def test_the_summary_says_what_binds(
     status = batchrun("status", "run")
     assert "requests in flight: 2 of 2" in status.stdout
     run.send_signal(signal.SIGINT)
-    run.communicate(timeout=60)
+    run.communicate(timeout=HANG_S)
     assert run.returncode == 130
     ticks = [event for event in _events(tmp_path) if event["event"] == "tick"]
     assert all(tick["binds"] for tick in ticks)
@@ -240,4 +242,4 @@ def test_the_last_rows_are_named_while_they_are_waited_for(
     assert age_s >= 0
     run.send_signal(signal.SIGINT)
     run.send_signal(signal.SIGINT)
-    run.communicate(timeout=60)
+    run.communicate(timeout=HANG_S)

@@ -200,7 +200,6 @@ def test_a_budget_counts_what_older_attempts_cost_once(
     assert proved.returncode == 0, proved.stdout
 
 
-@pytest.mark.timeout(240)
 def test_kills_while_rows_are_sent_again_keep_each_row_once(
     tmp_path: Path,
     write_rows: Any,

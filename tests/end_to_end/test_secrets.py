@@ -15,6 +15,8 @@ from urllib.parse import quote
 import pyarrow.parquet as pq
 import pytest
 
+from tests.waiting import HANG_S
+
 Run = Callable[..., CompletedProcess[str]]
 Begin = Callable[..., "Popen[str]"]
 
@@ -228,7 +230,7 @@ def test_a_key_is_in_nothing_that_a_kill_or_a_lost_server_leaves(
     process = begin("run", job(base_url), env=_ENV)
     wait_until(lambda: seen, process)
     process.kill()
-    left = "".join(process.communicate(timeout=30))
+    left = "".join(process.communicate(timeout=HANG_S))
     _search(tmp_path, left)
     gone = batchrun("run", job("http://127.0.0.1:9/v1"), env=_ENV)
     assert gone.returncode in (3, 4)

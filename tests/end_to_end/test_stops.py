@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from batchrun.store.files import is_locked
+from tests.waiting import HANG_S
 
 Run = Callable[..., CompletedProcess[str]]
 Begin = Callable[..., "Popen[str]"]
@@ -127,10 +128,10 @@ def test_twenty_refusals_in_a_row_stop_a_run_that_went_well(
     process = begin(*command)
     wait_until(lambda: stats(base_url)["completions"] > 5, process)
     server.terminate()
-    server.wait(20)
+    server.wait(HANG_S)
     key = {"THE_KEY": "another-key"}
     assert simulator("--port", port, "--require-key-env", "THE_KEY", env=key) == base_url
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=HANG_S)
     assert process.returncode == 3, said
     assert "20 rows in a row were refused" in said
     assert stats(base_url)["requests"] == 20
@@ -157,7 +158,7 @@ def test_the_first_signal_lets_what_is_in_flight_land(
     process = begin("run", source, *_ASK, "--base-url", base_url, "--concurrency", _IN_FLIGHT)
     wait_until(lambda: stats(base_url)["in_flight"] == _IN_FLIGHT, process)
     process.send_signal(number)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=HANG_S)
     assert process.returncode == code, said
     assert "waiting for what is in flight" in said
     assert "Traceback" not in said
@@ -193,7 +194,7 @@ def test_the_second_signal_drops_what_never_ends(
     while " s left; Ctrl-C again drops them" not in said:
         said += process.stderr.readline()
     process.send_signal(number)
-    rest = process.communicate(timeout=15)[1]  # the drain alone would take 20
+    rest = process.communicate(timeout=HANG_S)[1]  # the drain alone would take 20
     assert process.returncode == code
     assert "dropping it" in rest
     assert re.search(r"stopping: [1-9][0-9]* in flight, (20|1[0-9]) s left; Ctrl-C again", said)
@@ -223,7 +224,7 @@ def test_a_signal_ends_a_plan_and_names_the_command_that_goes_on(
     process = begin(*first)
     wait_until(lambda: is_locked(tmp_path / "run"), process)
     process.send_signal(number)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=HANG_S)
     assert process.returncode == code, said
     assert "plan:" not in said
     assert "Traceback" not in said
@@ -248,7 +249,7 @@ def test_a_plan_that_does_not_listen_ends_with_the_third_signal(
         process.send_signal(signal.SIGTERM)
         assert process.stderr.readline().strip() == said
     process.send_signal(signal.SIGTERM)
-    assert process.wait(10) == 143
+    assert process.wait(HANG_S) == 143
     assert batchrun(*command, "{{ question }}", "--limit", "1").returncode == 0
 
 
@@ -270,7 +271,7 @@ def test_a_signal_ends_the_wait_for_standard_input(
     process.stdin.flush()
     wait_until((tmp_path / "run/input/.stdin.jsonl.unfinished").exists, process)
     process.send_signal(number)
-    process.wait(30)
+    process.wait(HANG_S)
     assert process.stderr is not None
     said = process.stderr.read()
     assert process.returncode == code, said
@@ -306,7 +307,7 @@ def test_a_signal_ends_backoffs_at_once(
 
     wait_until(backs_off, process)
     process.send_signal(number)
-    _, said = process.communicate(timeout=15)  # the drain alone would take 20
+    _, said = process.communicate(timeout=HANG_S)  # the drain alone would take 20
     assert process.returncode == code, said
     assert "Traceback" not in said
     paid = stats(base_url)["completions"]
@@ -335,12 +336,12 @@ def test_signals_without_end_neither_hang_a_run_nor_break_its_seals(
     base_url = simulator("--latency", "0.1")
     process = begin("run", "job.toml", "--base-url", base_url, "--concurrency", _IN_FLIGHT)
     wait_until(lambda: any((tmp_path / "run").glob("responses/*.parquet")), process)
-    end_s = time.monotonic() + 30
+    end_s = time.monotonic() + HANG_S
     while process.poll() is None:
         assert time.monotonic() < end_s
         process.send_signal(number)
         time.sleep(0.002)
-    said = process.communicate(timeout=15)[1]
+    said = process.communicate(timeout=HANG_S)[1]
     assert process.returncode == code, said
     assert "Traceback" not in said
     settled = totals()
@@ -372,7 +373,7 @@ def test_a_terminal_that_goes_away_leaves_a_run_that_resumes(
     os.close(terminal)
     wait_until(lambda: stats(base_url)["completions"] > 2, process)
     os.close(screen)
-    assert process.wait(30) == 129
+    assert process.wait(HANG_S) == 129
     stand = json.loads(batchrun("status", "run", "--json").stdout)
     assert (stand["state"], stand["exit_code"]) == ("interrupted", 129)
     _resumes(batchrun, f"next: {stand['next_command']}", simulator())
@@ -397,7 +398,7 @@ def test_a_signal_that_was_ignored_at_the_start_stays_ignored(
     )
     wait_until(lambda: stats(base_url)["completions"] > 2, process)
     process.send_signal(number)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=HANG_S)
     assert process.returncode == 0, said
     assert "stopping" not in said
     assert totals() == (_ROWS, _ROWS, _ROWS)

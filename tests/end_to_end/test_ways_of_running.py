@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from tests.waiting import HANG_S
+
 Run = Callable[..., CompletedProcess[str]]
 Query = Callable[..., list[tuple[Any, ...]]]
 
@@ -60,7 +62,7 @@ def test_the_lines_that_the_end_offers_read_the_tables(
             capture_output=True,
             text=True,
             check=True,
-            timeout=60,
+            timeout=HANG_S,
         ).stdout
         for line in lines
     ]
@@ -273,7 +275,7 @@ def test_a_closed_standard_stream_is_no_socket(
             env=environment,
             capture_output=True,
             check=False,
-            timeout=60,
+            timeout=HANG_S,
         )
         assert done.returncode == 0, (closed, done.stderr)
 
@@ -291,7 +293,7 @@ def test_a_full_standard_output_is_said_and_no_traceback(
             stderr=subprocess.PIPE,
             text=True,
             check=False,
-            timeout=60,
+            timeout=HANG_S,
         )
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
@@ -330,7 +332,7 @@ def test_a_limit_on_open_files_that_is_too_low_is_said_and_kept_to(
         "run", source, *asked, "--base-url", base_url, "-o", "run",
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100)),
     )  # fmt: skip
-    _, said = run.communicate(timeout=60)
+    _, said = run.communicate(timeout=HANG_S)
     assert run.returncode == 0, said
     warned = re.search(r"warning: the limit on open files allows (\d+) requests in flight", said)
     assert warned is not None, said

@@ -22,6 +22,7 @@ from batchrun.records import BadRow, Failure, Request
 from batchrun.simulator.behavior import Behavior
 from batchrun.simulator.server import serve
 from batchrun.transport.client import Client
+from tests.waiting import HANG_S
 
 _ANSWER = b'{"object":"response","id":"r","status":"completed","output":[],"usage":null}'
 
@@ -92,12 +93,12 @@ async def test_a_stop_while_rows_are_read_ends_the_run() -> None:
         for request in _requests(1_000):
             if request.row == 100:  # of the second time that some are read
                 is_read.set()
-                assert is_stopped.wait(10)
+                assert is_stopped.wait(HANG_S)
             yield request
 
     async with _executor(Behavior(latency_s=0.001)) as (run, _):
         stop = Interrupted("stop", 130)
-        async with run.run(rows()) as outcomes, asyncio.timeout(15):
+        async with run.run(rows()) as outcomes, asyncio.timeout(HANG_S):
             async for _ in outcomes:
                 if is_read.is_set() and not run.causes:
                     run.stop(stop)
@@ -121,7 +122,7 @@ async def test_a_drop_ends_what_never_ends() -> None:
     behavior = Behavior(latency_s=0.001, fault_rates={"no_headers": 1.0})
     async with _executor(behavior) as (run, _):
         stop = Interrupted("a test", 130)
-        async with asyncio.timeout(20), run.run(_requests(10)) as outcomes:
+        async with asyncio.timeout(HANG_S), run.run(_requests(10)) as outcomes:
             asyncio.get_running_loop().call_later(0.2, run.stop, stop)
             asyncio.get_running_loop().call_later(0.4, run.drop)
             async for _ in outcomes:
@@ -182,7 +183,7 @@ async def test_rows_that_wait_for_another_try_keep_no_slot_from_those_behind_the
         gate = Gate([InFlight(2)], scopes.limits)
         dispatcher = Dispatcher(client, gate, scopes, RetryJob(), Prices({}), key_name="KEY")
         run = LocalExecutor(dispatcher, gate, 2)
-        async with asyncio.timeout(30), run.run(_requests(30)) as outcomes:
+        async with asyncio.timeout(HANG_S), run.run(_requests(30)) as outcomes:
             rows = [one.request.row async for some in outcomes for one in some]
     await asyncio.gather(*answering)
     assert sorted(rows) == list(range(30))
@@ -223,7 +224,7 @@ async def test_no_row_is_left_behind_however_the_input_comes(in_flight: int) -> 
             yield BadRow(row, str(row), "file", 7, "no", "0" * 16) if is_bad else request
 
     async with _executor(Behavior(latency_s=0.0), in_flight=in_flight) as (run, gate):
-        async with asyncio.timeout(60), run.run(rows()) as outcomes:
+        async with asyncio.timeout(HANG_S), run.run(rows()) as outcomes:
             settled = [one.request.row async for some in outcomes for one in some]
         assert sorted(settled) == list(range(count))
         assert gate.in_flight == 0

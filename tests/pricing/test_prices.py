@@ -19,6 +19,7 @@ from batchrun.job.sections import PriceJob
 from batchrun.pricing.price import Price, sum_costs
 from batchrun.pricing.prices import DAY, Prices, check_prices, daily_changes, steps, tier_of
 from batchrun.records import NO_SEARCHES, Searches, Usage
+from tests.waiting import HANG_S
 
 AT = 1_790_000_000_000_000  # in September 2026
 USAGE = Usage(input_tokens=1_000_000, output_tokens=1_000_000)
@@ -475,4 +476,4 @@ def test_the_price_list_is_loaded_when_it_is_asked_and_not_before() -> None:
         "pricing.Prices({}).find('gpt-4.1', None, 0)\n"
         "assert 'genai_prices' in sys.modules\n"
     )
-    subprocess.run([sys.executable, "-c", said], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", said], check=True, timeout=HANG_S)

@@ -34,6 +34,7 @@ from batchrun.records import Outcome, Reply, Request
 from batchrun.transport.client import Client
 from batchrun.transport.modes import forget
 from tests.raw_sockets import listening
+from tests.waiting import HANG_S
 
 Step = dict[str, Any]
 _REASONS = {200: "OK"}
@@ -151,12 +152,12 @@ class Endpoint:
         self._client = client
 
     async def send(self, request: Request, left_s: float = 3600.0) -> Reply:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(HANG_S):
             return await self._client.send(request, "client-1", left_s)
 
     async def outcome(self, request: Request) -> Outcome:
         """The end of the request; its slot is given back as when it is stored."""
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(HANG_S):
             completed = await self.dispatcher.complete(request)
         if completed.slot is not None:
             self.gate.leave(completed.slot, completed.finish)

@@ -11,6 +11,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from tests.waiting import HANG_S
+
 Make = Callable[..., dict[str, Any]]
 
 
@@ -39,7 +41,7 @@ async def _killed_and_resumed(
     (folder / "prompts.jsonl").write_text('{"input": "x"}\n', encoding="utf-8")
     async with serve(script) as server:
         process = await _begun(folder, server.base_url)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(HANG_S):
             while len(server.requests) < 2:  # the first poll: the id is on disk
                 await asyncio.sleep(0.01)
         process.kill()

@@ -16,6 +16,7 @@ from batchrun.job.job_file import load_job
 from batchrun.job.sections import EndpointJob, InputJob, header_values
 from batchrun.records import Request
 from batchrun.transport.client import Client
+from tests.waiting import HANG_S
 
 Connect = Callable[..., Any]
 Make = Callable[..., dict[str, Any]]
@@ -201,7 +202,7 @@ def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def _sent(base_url: str, request: Request) -> bytes:
     async with Client(EndpointJob(base_url=base_url), "k-1", {}, "test") as client:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(HANG_S):
             return (await client.send(request, "client-1", 60.0)).body
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from batchrun.errors import EndpointError, ErrorKind
 from batchrun.records import Failure, Response
+from tests.waiting import HANG_S
 
 Complete = Callable[..., Any]
 Make = Callable[..., dict[str, Any]]
@@ -137,7 +138,7 @@ async def test_pings_after_the_last_event_do_not_keep_a_stream_open(
     pings = [piece for _ in range(200) for piece in (b": PING\n\n", 0.3)]
     said = b"".join(b"data: " + json.dumps(event).encode() + b"\n\n" for event in events(answer()))
     step = {"type": "text/event-stream", "pieces": [said, *pings]}
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(HANG_S):
         assert (await complete([step], mode="stream")).ok
 
 

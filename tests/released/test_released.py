@@ -20,6 +20,7 @@ from batchrun.store import reading
 from tests.runs import standing_rows
 from tests.store.crashes import read_tree
 from tests.torture.server import Server
+from tests.waiting import HANG_S
 
 RELEASED = Path(__file__).parent / "schema_1"
 FACTS: dict[str, dict[str, Any]] = json.loads((RELEASED / "facts.json").read_text())
@@ -29,7 +30,6 @@ RENAMED = {
     "embedding_input": "embedding_input_2",
     "Turn_Count": "Turn_Count_input",
 }
-_LIMIT_S = 60.0
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -57,7 +57,7 @@ def batchrun() -> Run:
             capture_output=True,
             text=True,
             check=False,
-            timeout=_LIMIT_S,
+            timeout=HANG_S,
         )
         assert "Traceback" not in done.stderr, done.stderr
         return done

@@ -10,6 +10,7 @@ from openai import AsyncOpenAI
 
 from batchrun.simulator.behavior import Behavior
 from batchrun.simulator.server import serve
+from tests.waiting import HANG_S
 
 Start = Callable[..., Awaitable[str]]
 Stats = Callable[[str], Awaitable[dict[str, Any]]]
@@ -40,7 +41,9 @@ async def sdk() -> AsyncIterator[Callable[[str], AsyncOpenAI]]:
     async with AsyncExitStack() as stack:
 
         def make(base_url: str) -> AsyncOpenAI:
-            client = AsyncOpenAI(base_url=base_url, api_key="made-up", max_retries=0, timeout=20)
+            client = AsyncOpenAI(
+                base_url=base_url, api_key="made-up", max_retries=0, timeout=HANG_S
+            )
             stack.push_async_callback(client.close)
             return client
 

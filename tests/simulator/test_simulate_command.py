@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from batchrun.simulator.kinds import Fault, Quirk
+from tests.waiting import HANG_S
 
 _RUN = [sys.executable, "-c", "from batchrun.cli.simulate import simulate; simulate()"]
 
@@ -50,7 +51,7 @@ def _post(base_url: str, key: str = "x", **fields: object) -> bytes:
         data=json.dumps({"model": "gpt-4.1", "input": "hello", **fields}).encode(),
         headers={"Authorization": f"Bearer {key}"},
     )
-    with urllib.request.urlopen(request, timeout=20) as response:  # noqa: S310 - the same
+    with urllib.request.urlopen(request, timeout=HANG_S) as response:  # noqa: S310 - the same
         body: bytes = response.read()
         return body
 
@@ -62,7 +63,7 @@ def test_it_prints_its_address_answers_and_ends_with_0_at_a_signal(number: signa
         assert base_url.endswith("/v1")
         assert json.loads(_post(base_url))["object"] == "response"
         process.send_signal(number)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=HANG_S)
         assert (process.returncode, out, err) == (0, "", "")
 
 
@@ -73,12 +74,12 @@ def test_it_ends_though_answers_never_do() -> None:
             urllib.request.Request(  # noqa: S310 - the same
                 f"{base_url}/responses", data=b'{"model":"m","input":"x"}'
             ),
-            timeout=20,
+            timeout=HANG_S,
         ) as response,
     ):
         assert response.read(1) == b"{"
         process.terminate()
-        assert process.wait(timeout=20) == 0
+        assert process.wait(timeout=HANG_S) == 0
 
 
 @pytest.mark.parametrize("kind", ["reset_before", "reset_within"])
@@ -87,7 +88,7 @@ def test_a_connection_is_reset_by_its_faster_loop_too(kind: str) -> None:
         with pytest.raises(OSError, match=r"reset by peer"):
             _post(base_url)
         counts = urllib.request.urlopen(  # noqa: S310 - the server under test
-            base_url.removesuffix("/v1") + "/stats", timeout=20
+            base_url.removesuffix("/v1") + "/stats", timeout=HANG_S
         )
         with counts:
             assert json.load(counts)["destroyed"] == (kind == "reset_within")
@@ -105,7 +106,7 @@ def test_a_connection_can_hang() -> None:
     with _running("--never-accept") as (process, base_url):
         assert base_url.startswith("http://127.0.0.1:")
         process.terminate()
-        assert process.wait(timeout=20) == 0
+        assert process.wait(timeout=HANG_S) == 0
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from batchrun.records import Column, Layout, Outcome, RunRecord, Totals
 from batchrun.store.complete_rows import names_at
 from batchrun.store.reading import read_totals
 from batchrun.store.run_dir import SCHEMA_VERSION, RunDir
+from tests.waiting import HANG_S
 
 Make = Callable[..., Outcome]
 Record = Callable[..., RunRecord]
@@ -245,7 +246,7 @@ def test_a_journal_deleted_while_it_is_written_ends_the_run(
     run_dir = begin(tmp_path / "run")
     run_dir.store(answered(0))
     (tmp_path / "run" / "journal" / "w0-000001.log").unlink()
-    give_up_at = time.monotonic() + 60
+    give_up_at = time.monotonic() + HANG_S
     with pytest.raises(StoreError, match="deleted while it was written"):
         while time.monotonic() < give_up_at:
             run_dir.store(answered(1))
@@ -275,7 +276,7 @@ def test_an_earlier_seal_that_failed_is_raised_by_keep(
     path = tmp_path / "run"
     run_dir = begin(path, part_rows=1)
     (path / "responses").write_text("a file where a folder must be")
-    give_up_at = time.monotonic() + 60
+    give_up_at = time.monotonic() + HANG_S
     kept = 0
     with pytest.raises(StoreError, match="cannot write parts"):
         while time.monotonic() < give_up_at:

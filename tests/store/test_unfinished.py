@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
-import pytest
 
 from batchrun.records import Answered, Begun, Outcome, Request
 from batchrun.store.journal import frame_of
@@ -160,7 +159,6 @@ def test_what_schema_1_kept_is_read_and_goes_into_the_new_file(tmp_path: Path) -
     assert begun.response_id == "resp_newer"
 
 
-@pytest.mark.timeout(60)
 def test_many_threads_at_once_lose_nothing(tmp_path: Path) -> None:
     """Begun in threads, dropped in one, written anew meanwhile: as with a thousand in flight."""
     rows = UnfinishedRows(tmp_path, 0)

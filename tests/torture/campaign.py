@@ -34,8 +34,9 @@ from tests.torture.moments import (
 )
 from tests.torture.prompts import Prompts
 from tests.torture.purse import Purse
-from tests.torture.server import LIMIT_S, Counts, Server
+from tests.torture.server import Counts, Server
 from tests.torture.shapes import Shape
+from tests.waiting import HANG_S
 
 _COMMAND = (sys.executable, "-m", "batchrun")
 _SIGNALS = ("SIGKILL", "SIGKILL", "SIGTERM", "SIGINT twice")
@@ -154,10 +155,10 @@ class Campaign:
             how = None
             if come_about(moment, scene, self._dice):
                 how = self._signal(scene, moment)
-            process.wait(LIMIT_S)
+            process.wait(HANG_S)
         finally:
             process.kill()
-            process.wait(LIMIT_S)
+            process.wait(HANG_S)
         said, code = errors.read_text(), process.returncode
         assert "Traceback" not in said, f"{moment}: {said}"
         self._check_words(code, said)
@@ -251,7 +252,7 @@ class Campaign:
             capture_output=True,
             text=True,
             check=False,
-            timeout=LIMIT_S,
+            timeout=HANG_S,
         )
         if before:
             assert other.returncode == 2, other.stderr
@@ -313,7 +314,7 @@ class Campaign:
             capture_output=True,
             text=True,
             check=False,
-            timeout=LIMIT_S,
+            timeout=HANG_S,
         )
         assert "Traceback" not in done.stderr, done.stderr
         return done

@@ -23,7 +23,8 @@ from batchrun.store.files import (
 )
 from batchrun.store.journal import HEAD_BYTES
 from batchrun.store.unfinished import read_open
-from tests.torture.server import LIMIT_S, Server
+from tests.torture.server import Server
+from tests.waiting import HANG_S
 
 _LOOK_EVERY_S = 0.0005
 _SPENT_S = 0.4  # about what a process needs until it plans
@@ -119,7 +120,7 @@ def is_sealing(run: Path) -> bool:
 
 def _wait(holds: Callable[[], object], scene: Scene) -> bool:
     """Whether it came to hold while the process ran."""
-    end_s = time.monotonic() + LIMIT_S
+    end_s = time.monotonic() + HANG_S
     while not holds():
         if scene.process.poll() is not None:
             return False

@@ -14,8 +14,9 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tests.torture.server import LIMIT_S, Server
+from tests.torture.server import Server
 from tests.torture.shapes import STRUCK, Shape
+from tests.waiting import HANG_S
 
 _PLAN_TURNS = 3_000_000  # turns of a template's loop, over all rows: the plan takes its time
 _JOB = """
@@ -87,7 +88,7 @@ class Prompts:
                 cwd=folder,
                 env=environment,
                 check=True,
-                timeout=LIMIT_S,
+                timeout=HANG_S,
             )
             bodies = server.requests_by_body()
         finally:

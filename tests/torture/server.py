@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-LIMIT_S = 300.0  # for a process, or for a state to come about, on a machine that has more to do
+from tests.waiting import HANG_S
+
 _ALIKE = 3  # looks in a row that must see the same
 _LOOK_EVERY_S = 0.01
 _ANSWERED = ("reset_within", "truncated_json")  # faults that destroy an answer that was made
@@ -50,7 +51,7 @@ class Server:
 
     def close(self) -> None:
         self._process.kill()
-        self._process.wait(LIMIT_S)
+        self._process.wait(HANG_S)
         assert self._process.stdout is not None
         self._process.stdout.close()
 
@@ -75,7 +76,7 @@ class Server:
 
         An answer whose client hung up is counted when it would have been ready.
         """
-        end_s = time.monotonic() + LIMIT_S
+        end_s = time.monotonic() + HANG_S
         seen: list[Counts] = []
         while len(seen) < _ALIKE:
             counts = self.counts()
@@ -93,6 +94,6 @@ class Server:
 
     def _stats(self, query: str) -> dict[str, Any]:
         address = f"{self.base_url.removesuffix('/v1')}/stats{query}"
-        with self._opener.open(address, timeout=LIMIT_S) as answer:
+        with self._opener.open(address, timeout=HANG_S) as answer:
             stats: dict[str, Any] = json.load(answer)
             return stats

@@ -41,7 +41,6 @@ def environment() -> Mapping[str, str]:
     }
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("shape", SHORT, ids=lambda shape: shape.name)
 def test_a_few_kills_lose_nothing_and_pay_for_nothing_twice(
     tmp_path: Path, environment: Mapping[str, str], shape: Shape

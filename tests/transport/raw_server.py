@@ -11,6 +11,7 @@ from batchrun.job.sections import EndpointJob
 from batchrun.records import Reply, Request
 from batchrun.transport.client import Client
 from tests.raw_sockets import Answer, listening
+from tests.waiting import HANG_S
 
 REQUEST = Request(0, "0", "file", b'{"model":"m","input":"x"}', "0" * 16, "m", None, ())
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
@@ -31,7 +32,7 @@ async def serving(answer: Answer) -> AsyncIterator[str]:
 
 async def send(base_url: str, **settings: float) -> Reply:
     job = EndpointJob(base_url=base_url, **settings)  # type: ignore[arg-type]
-    async with asyncio.timeout(30), Client(job, None, {}, "test") as client:
+    async with asyncio.timeout(HANG_S), Client(job, None, {}, "test") as client:
         return await client.send(REQUEST, "id-1", 3600.0)
 
 

@@ -13,6 +13,7 @@ from batchrun.records import Reply
 from batchrun.transport.client import Client
 from tests.raw_sockets import Answer, listening
 from tests.transport.raw_server import OK, REQUEST, failure, says, send, serving
+from tests.waiting import HANG_S
 
 CLOSED = b"Connection: close\r\n\r\n"
 
@@ -29,7 +30,7 @@ def _packed(body: bytes, window: int) -> bytes:
 
 async def _send_all(answer: Answer, requests: int) -> list[Reply]:
     """One after the other, so that a connection that may be kept is used again."""
-    async with serving(answer) as base_url, asyncio.timeout(30):
+    async with serving(answer) as base_url, asyncio.timeout(HANG_S):
         async with Client(EndpointJob(base_url=base_url), None, {}, "test") as client:
             replies = []
             for _ in range(requests):

@@ -13,6 +13,7 @@ from batchrun.job.sections import EndpointJob
 from batchrun.records import Request
 from batchrun.transport.client import Client
 from batchrun.transport.exchange_limits import BufferShare, ResponseBufferBudget
+from tests.waiting import HANG_S
 
 _PIECE = 1_000
 _LARGEST_READ = 512 * 1024  # bytes that one read may bring, well above what aiohttp buffers
@@ -46,7 +47,7 @@ async def test_no_answer_is_forgotten_and_the_budget_is_kept(seed: int) -> None:
 
     watcher = asyncio.create_task(watch())
     reading: list[asyncio.Task[None]] = []
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(HANG_S):
         for _ in range(200):
             while sum(not task.done() for task in reading) >= readers:
                 await asyncio.sleep(0)
@@ -81,7 +82,7 @@ async def test_large_answers_over_sockets_wait_for_room_and_lose_nothing() -> No
     job = EndpointJob(base_url=f"http://{host}:{port}/v1", idle_timeout_s=20.0)
     room = ResponseBufferBudget(4_000_000)
     most = 0
-    async with server, asyncio.timeout(60), Client(job, None, {}, "test", room=room) as client:
+    async with server, asyncio.timeout(HANG_S), Client(job, None, {}, "test", room=room) as client:
 
         async def send(number: int) -> int:
             nonlocal most
@@ -115,7 +116,7 @@ async def test_time_spent_waiting_for_room_ends_no_answer() -> None:
     first = BufferShare(room)
     assert first.grow(room.size + 1)
     await first.wait()  # reads on, beyond the budget
-    async with server, asyncio.timeout(30), Client(job, None, {}, "test", room=room) as client:
+    async with server, asyncio.timeout(HANG_S), Client(job, None, {}, "test", room=room) as client:
         waiting = asyncio.create_task(client.send(request, "1", 3600.0))
         await asyncio.sleep(1.2)
         assert not waiting.done()
@@ -146,7 +147,7 @@ async def test_a_compressed_bomb_ends_at_the_limit_and_does_not_fill_memory(enco
     request = Request(1, "1", "file", b'{"input":"x"}', "0" * 16, "m", None, ())
     tracemalloc.start()
     try:
-        async with server, asyncio.timeout(30), Client(job, None, {}, "test") as client:
+        async with server, asyncio.timeout(HANG_S), Client(job, None, {}, "test") as client:
             with pytest.raises(EndpointError) as caught:
                 await client.send(request, "1", 3600.0)
         _, most = tracemalloc.get_traced_memory()

@@ -10,6 +10,7 @@ from batchrun.errors import EndpointError, ErrorKind
 from batchrun.job.sections import EndpointJob
 from batchrun.transport.client import Client
 from tests.transport.raw_server import OK, REQUEST, failure, says, send, serving
+from tests.waiting import HANG_S
 
 
 async def test_an_answer_comes_back_whole_with_the_headers_that_matter() -> None:
@@ -38,7 +39,7 @@ async def test_a_connection_carries_one_request_after_the_other() -> None:
 
     async with serving(twice) as base_url:
         async with Client(EndpointJob(base_url=base_url), None, {}, "test") as client:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(HANG_S):
                 for _ in range(2):
                     assert (await client.send(REQUEST, "id", 60)).body == b"{}"
     assert len(ports) == 2
