@@ -19,7 +19,7 @@ from batchrun.errors import ErrorKind
 from batchrun.job.job_file import load_job
 from batchrun.job.sections import Job, PriceJob
 from batchrun.progress.summary import Summary
-from batchrun.simulator.kinds import Fault
+from batchrun.simulator.settings import Fault
 from batchrun.simulator.stats import Stats
 from batchrun.store import columns
 from docs import check_links, command_help

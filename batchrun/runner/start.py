@@ -133,8 +133,8 @@ def _closing(run_dir: RunDir) -> Iterator[RunDir]:
 async def _simulated(endpoint: EndpointJob) -> AsyncIterator[EndpointJob]:
     """The job's settings, but for a simulator that serves meanwhile."""
     # aiohttp's server takes 40 ms to import.
-    from batchrun.simulator.behavior import Behavior  # noqa: PLC0415
     from batchrun.simulator.server import serve  # noqa: PLC0415
+    from batchrun.simulator.settings import SimulatorSettings  # noqa: PLC0415
 
-    async with serve(Behavior()) as base_url:
+    async with serve(SimulatorSettings()) as base_url:
         yield replace(endpoint, base_url=base_url, api_key_env="none", headers={}, query={})

@@ -1,1 +1,1 @@
-"""A server that answers as the Responses API does, and fails as told; the door is `server`."""
+"""A server that answers as the Responses API does, with faults on request; see `server`."""

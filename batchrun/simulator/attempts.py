@@ -1,192 +1,327 @@
-"""What becomes of a request that was let in: an error, an answer in one piece, a stream.
+"""What happens to a request that was admitted: an error, an answer in one piece, a stream.
 
-What was asked for in background is begun here; `service` tells how it stands.
+Background responses are begun here; `server` says how they are later.
 """
 
 import asyncio
+import os
+import socket
+import struct
 import time
+from typing import Any, NoReturn
 
+import msgspec
 from aiohttp import web
 
-from batchrun.simulator import bending, draws, faults, sse, standing, streaming, wire
-from batchrun.simulator.background import Works
-from batchrun.simulator.behavior import Behavior
-from batchrun.simulator.delivery import Delivery
-from batchrun.simulator.gateway_errors import JSON, ErrorAnswer
-from batchrun.simulator.headers import Headers
-from batchrun.simulator.kinds import NEVER_ENDING, Fault, Quirk
-from batchrun.simulator.limits import Limits
-from batchrun.simulator.replies import Answer, make_answer
-from batchrun.simulator.requests import Asked
+from batchrun.simulator import faults, random_values, streaming
+from batchrun.simulator.errors import JSON, GatewayError, fault_error
+from batchrun.simulator.rate_limits import ModelRateLimits
+from batchrun.simulator.replies import SimulatedAnswer, make_answer
+from batchrun.simulator.requests import CheckedRequest
+from batchrun.simulator.settings import NEVER_ENDING, Fault, Quirk, SimulatorSettings
 from batchrun.simulator.stats import Stats
 
+Item = dict[str, Any]
 _WITHOUT_ANSWER = (Fault.RESET_BEFORE, Fault.NO_HEADERS)
-_BREAKS_OFF = NEVER_ENDING | {Fault.RESET_WITHIN}
-_NOT_BILLED = frozenset(
-    {
-        Fault.FAILED,
-        Fault.FAILED_PROMPT,
-        *(fault for fault in Fault if fault.startswith("stream_error_")),
-    }
-)
+_BREAKS_OFF = NEVER_ENDING | {Fault.RESET_WITHIN, Fault.STREAM_RESET}
+_EXTRA_HEADERS = {"x-litellm-response-cost": "0.00042", "x-litellm-model-id": "simulated"}
+_MOST_IN_BACKGROUND = 200_000  # responses remembered; the oldest are forgotten first
+_QUEUED = 0.2  # of the time of a background response
+_PIECE_EVERY_S = 0.05  # of a body that never ends
+_BEFORE_RESET_S = 0.02  # so that what was sent is read before the reset overtakes it
+_NO_LINGER = struct.pack("ii", 1, 0)  # closing sends RST and drops what is unsent
 
 
-class Attempts:
-    """Answers requests that were let in."""
+class Delivery:
+    """One request in flight and the answer made for it: each counted once, however it ends."""
+
+    def __init__(self, stats: Stats, key: bytes) -> None:
+        self.key = key
+        self._stats = stats
+        self.end = stats.begun()  # no longer in flight; later calls do nothing
+        self.billed: SimulatedAnswer | None = None
+
+    def count(self, destroyed_by: str | None = None) -> None:
+        """The answer is made, and billed; later calls count nothing."""
+        answer, self.billed = self.billed, None
+        if answer is not None:
+            self._stats.completed(self.key, answer.tokens, time.time(), destroyed_by)
+
+    def finish(self, destroyed_by: str | None = None) -> None:
+        """The answer is made, and no longer in flight."""
+        self.count(destroyed_by)
+        self.end()
+
+
+class BackgroundResponse:
+    """One response made in background. Times are those of the event loop."""
 
     def __init__(
-        self, behavior: Behavior, stats: Stats, limits: Limits, headers: Headers, works: Works
+        self, delivery: Delivery, response: Item, latency_s: float, destroyed_by: str | None
     ) -> None:
-        self._behavior = behavior
-        self._quirks = behavior.quirks
-        self._stats = stats
-        self._limits = limits
-        self._headers = headers
-        self._works = works
+        """Its work ends by itself; `destroyed_by` is what keeps its id from the client."""
+        loop = asyncio.get_running_loop()
+        self.key = delivery.key
+        self.polls = 0
+        self._response = response
+        self._delivery = delivery
+        self._begun_s = loop.time()
+        self._due_s = self._begun_s + latency_s
+        self._timer = loop.call_at(self._due_s, delivery.finish, destroyed_by)
 
-    def reserved(self, asked: Asked) -> float:
-        """Tokens counted at the door: the most that the answer may take, where that is known."""
-        most = asked.fields.get("max_output_tokens")
-        return asked.input_tokens + (most or self._behavior.output_tokens)
+    def cancel(self, now_s: float) -> bool:
+        """Whether it was still to be done; what is done stays so."""
+        if self._timer.cancelled() or now_s >= self._due_s:
+            return False
+        self._timer.cancel()
+        self._delivery.billed = None
+        self._delivery.end()
+        return True
 
-    async def respond(
-        self, request: web.BaseRequest, asked: Asked, turn: int, fault: Fault | None
-    ) -> web.StreamResponse:
-        """Whatever the request gets, in the way that it asks for."""
-        end = self._stats.begun()
-        behind = asked.fields.get("background") and Quirk.AT_ONCE not in self._quirks
-        streams = not behind and self._streams(asked)
+    def at(self, now_s: float) -> Item:
+        """The response: queued, in progress, cancelled, or done."""
+        if self._timer.cancelled():
+            return faults.unfinished(self._response, "cancelled")
+        if now_s >= self._due_s:
+            self._delivery.finish()  # timers may be late; what is sent as done is counted
+            return self._response
+        is_queued = now_s < self._begun_s + (self._due_s - self._begun_s) * _QUEUED
+        return faults.unfinished(self._response, "queued" if is_queued else "in_progress")
+
+
+class ServerState:
+    """What one server is set to, remembers and counts."""
+
+    def __init__(self, settings: SimulatorSettings) -> None:
+        self.settings = settings
+        self.stats = Stats()
+        self.limits = ModelRateLimits(settings)
+        self.sampler = faults.FaultSampler(settings)
+        self.background: dict[str, BackgroundResponse] = {}
+        self._extra_headers = _EXTRA_HEADERS if Quirk.EXTRAS in settings.quirks else {}
+        is_other = Quirk.OTHER_REQUEST_ID in settings.quirks
+        self._id_header = "x-oneapi-request-id" if is_other else "x-request-id"
+
+    def reserved_tokens(self, request: CheckedRequest) -> float:
+        """Counted when a request is admitted: the most that it may take, where that is known."""
+        most = request.fields.get("max_output_tokens")
+        return request.input_tokens + (most or self.settings.output_tokens)
+
+    def request_id(self) -> dict[str, str]:
+        """A header with a new id."""
+        return {self._id_header: f"req_{os.urandom(16).hex()}"}
+
+    def answer_headers(self, model: str, latency_s: float) -> dict[str, str]:
+        return {
+            **self.request_id(),
+            **self.limits.headers(model, time.monotonic()),
+            **self._extra_headers,
+            "openai-processing-ms": str(round(latency_s * 1000)),
+        }
+
+
+class Attempt:
+    """Answers one request."""
+
+    def __init__(
+        self, state: ServerState, http_request: web.BaseRequest, request: CheckedRequest
+    ) -> None:
+        settings = state.settings
+        self._state = state
+        self._quirks = settings.quirks
+        self._http_request = http_request
+        self._request = request
+        self._number = state.stats.admitted(request.key)
+        self._in_background = bool(request.fields.get("background")) and (
+            Quirk.AT_ONCE not in self._quirks
+        )
+        self._streams = not self._in_background and self._is_stream()
+        fault = state.sampler.draw(request.key, self._number)
         if fault is not None:
-            fault = faults.as_struck(fault, streams=streams)
-        latency_s = self._latency_s(asked, turn)
+            state.stats.faulted(fault)
+            fault = faults.equivalent_fault(fault, streams=self._streams)
+        self._fault = fault
+        share = random_values.uniform(settings.seed, request.key, "latency", self._number)
+        self._latency_s = random_values.lognormal(
+            share, settings.latency_s, settings.latency_spread
+        )
+        self._delivery = Delivery(state.stats, request.key)
+
+    async def respond(self) -> web.StreamResponse:
+        """Whatever the request gets, in the mode that it asks for."""
+        is_begun = False  # in background: then it is in flight until its work is done
         try:
+            fault = self._fault
             if fault is not None:
-                error = faults.error_answer(fault, self._behavior.retry_after_s)
+                error = fault_error(fault, self._state.settings.retry_after_s)
                 if error is not None or fault in _WITHOUT_ANSWER:
-                    if faults.takes_work(fault) and not behind:
-                        await asyncio.sleep(latency_s)
-                    return await self._fail(request, asked, error, fault)
-            answer = self._answer(asked, turn, latency_s, fault)
-            delivery = Delivery(self._stats, asked, answer, end, is_billed=fault not in _NOT_BILLED)
-            if behind:
-                end = _nothing  # the work goes on after this request, in flight until it is done
-                return await self._begin(request, asked, answer, delivery, latency_s, fault)
-            due_s = asyncio.get_running_loop().time() + latency_s
+                    if faults.takes_work(fault) and not self._in_background:
+                        await asyncio.sleep(self._latency_s)
+                    return await self._fail(error)
+            answer = self._make_answer()
+            if self._in_background:
+                is_begun = True
+                return await self._begin(answer)
+            loop = asyncio.get_running_loop()
+            due_s = loop.time() + self._latency_s
             try:
-                if streams:
-                    return await self._stream(request, asked, answer, delivery, latency_s, fault)
-                return await self._send(request, asked, answer, delivery, latency_s, fault)
-            except asyncio.CancelledError:
-                delivery.go_on_alone(due_s)
+                return await (self._stream(answer) if self._streams else self._send(answer))
+            except (asyncio.CancelledError, ConnectionError) as error:
+                # the client has hung up; the work goes on until it is due, and is billed then
+                loop.call_at(due_s, self._delivery.count, "disconnect")
+                if isinstance(error, ConnectionError):
+                    return web.Response()
                 raise
-            except ConnectionError:  # the client was faster
-                delivery.go_on_alone(due_s)
-                return web.Response()
         finally:
             # The last bytes are written after this, so that no client which has its answer and
             # sends the next request is counted twice.
-            end()
+            if not is_begun:
+                self._delivery.end()
 
-    def _streams(self, asked: Asked) -> bool:
-        if asked.fields.get("stream"):
+    def _is_stream(self) -> bool:
+        if self._request.fields.get("stream"):
             return not {Quirk.JSON_FOR_SSE, Quirk.JSON_AS_SSE}.intersection(self._quirks)
         return Quirk.SSE_FOR_JSON in self._quirks
 
-    def _latency_s(self, asked: Asked, turn: int) -> float:
-        behavior = self._behavior
-        share = draws.uniform(behavior.seed, asked.key, "latency", turn)
-        return draws.lognormal(share, behavior.latency_s, behavior.latency_spread)
-
-    def _answer(self, asked: Asked, turn: int, latency_s: float, fault: Fault | None) -> Answer:
-        """What the model says, as a fault and gateways leave it."""
-        answer = make_answer(asked, self._behavior, turn, time.time(), latency_s)
-        self._limits.settle(
-            asked.model, self.reserved(asked), answer.input_tokens + answer.output_tokens
-        )
-        if not self._quirks and fault not in standing.OUTCOMES:
-            return answer
+    def _make_answer(self) -> SimulatedAnswer:
+        """The answer as the fault and the quirks leave it, and what it is billed for."""
+        state, request = self._state, self._request
+        answer = make_answer(request, state.settings, self._number, time.time(), self._latency_s)
+        used = answer.tokens[0] + answer.tokens[1]
+        state.limits.settle(request.model, state.reserved_tokens(request), used)
+        if self._fault not in faults.NOT_BILLED:
+            self._delivery.billed = answer
         response = answer.response
-        if fault is not None and fault in standing.OUTCOMES:
-            response = standing.ended_by(response, fault)
-        response = bending.bend(response, self._quirks)
-        return answer.with_response(response, bending.encode(response, self._quirks))
+        if self._fault in faults.RESPONSE_FAULTS:
+            response = faults.end_response(response, self._fault)
+            self._fault = None  # nothing else is wrong with it
+        elif not self._quirks:
+            return answer
+        response = faults.change_response(response, self._quirks)
+        body = faults.encode(response, self._quirks)
+        return msgspec.structs.replace(answer, response=response, body=body)
 
-    async def _fail(
-        self, request: web.BaseRequest, asked: Asked, error: ErrorAnswer | None, fault: Fault
-    ) -> web.StreamResponse:
+    async def _fail(self, error: GatewayError | None) -> web.StreamResponse:
         if error is None:
-            if fault is Fault.RESET_BEFORE:
-                wire.reset(request)
-            return await wire.hang()
+            if self._fault is Fault.RESET_BEFORE:
+                _reset(self._http_request)
+            return await wait_forever()
         headers = dict(error.headers)
         if error.content_type == JSON:
-            headers |= self._headers.request_id()
-        if error.tells_limits:
-            headers |= self._headers.limits(asked.model)
-        return wire.answer(error.body, error.status, headers, error.content_type)
+            headers |= self._state.request_id()
+        if error.has_limit_headers:
+            headers |= self._state.limits.headers(self._request.model, time.monotonic())
+        return whole_answer(error.body, error.status, headers, error.content_type)
 
-    async def _send(
-        self,
-        request: web.BaseRequest,
-        asked: Asked,
-        answer: Answer,
-        delivery: Delivery,
-        latency_s: float,
-        fault: Fault | None,
-    ) -> web.StreamResponse:
-        if latency_s:
-            await asyncio.sleep(latency_s)
-        headers = self._headers.of_answer(asked.model, latency_s)
-        if fault is not None and fault in _BREAKS_OFF:
-            delivery.count(fault)
-            return await wire.break_off(request, answer.body, headers, fault)
-        is_cut = fault is Fault.TRUNCATED_JSON
-        delivery.leave(request, fault if is_cut else None)
-        type_ = JSON
-        if Quirk.JSON_AS_SSE in self._quirks and asked.fields.get("stream"):
-            type_ = sse.CONTENT_TYPE
-        body = answer.body[: len(answer.body) * 3 // 5] if is_cut else answer.body
-        return wire.answer(body, headers=headers, type_=type_)
+    async def _send(self, answer: SimulatedAnswer) -> web.StreamResponse:
+        if self._latency_s:
+            await asyncio.sleep(self._latency_s)
+        self._count()
+        is_stream = Quirk.JSON_AS_SSE in self._quirks and self._request.fields.get("stream")
+        content_type = streaming.CONTENT_TYPE if is_stream else JSON
+        return await self._send_body(answer.body, self._latency_s, content_type)
 
-    async def _stream(
-        self,
-        request: web.BaseRequest,
-        asked: Asked,
-        answer: Answer,
-        delivery: Delivery,
-        latency_s: float,
-        fault: Fault | None,
-    ) -> web.StreamResponse:
-        if fault in standing.OUTCOMES:
-            fault = None  # the terminal event tells it
-        frames = streaming.render_stream(asked, answer.response, self._quirks, fault)
-        headers = self._headers.of_answer(asked.model, latency_s)
-        return await streaming.send_stream(
-            request, frames, headers, latency_s, delivery, self._quirks, fault
-        )
-
-    async def _begin(
-        self,
-        request: web.BaseRequest,
-        asked: Asked,
-        answer: Answer,
-        delivery: Delivery,
-        latency_s: float,
-        fault: Fault | None,
-    ) -> web.StreamResponse:
+    async def _begin(self, answer: SimulatedAnswer) -> web.StreamResponse:
         """The answer to a create call; the work is done at its time whoever asks for it."""
-        if fault in standing.OUTCOMES:
-            fault = None
-        self._stats.created(asked.key)
-        created = self._works.begin(asked.key, answer, delivery, latency_s, fault)
-        if fault is not None:
-            delivery.end()  # to the client it is over, as where it hangs up
-        body = bending.encode(created, self._quirks)
-        headers = self._headers.of_answer(asked.model, 0.0)
-        if fault is not None and fault in _BREAKS_OFF:
-            return await wire.break_off(request, body, headers, fault)
-        return wire.answer(body if fault is None else body[: len(body) * 3 // 5], headers=headers)
+        state = self._state
+        state.stats.created(self._request.key)
+        state.background[answer.response["id"]] = BackgroundResponse(
+            self._delivery, answer.response, self._latency_s, self._fault
+        )
+        if len(state.background) > _MOST_IN_BACKGROUND:
+            del state.background[next(iter(state.background))]
+        if self._fault is not None:
+            self._delivery.end()  # to the client it is over, as where it hangs up
+        created = faults.unfinished(answer.response, "queued")
+        return await self._send_body(faults.encode(created, self._quirks), 0.0)
+
+    async def _send_body(
+        self, body: bytes, latency_s: float, content_type: str = JSON
+    ) -> web.StreamResponse:
+        """The body whole, truncated, or only its first half before the connection goes wrong."""
+        headers = self._state.answer_headers(self._request.model, latency_s)
+        if self._fault not in _BREAKS_OFF:
+            if self._fault is Fault.TRUNCATED_JSON:
+                body = body[: len(body) * 3 // 5]
+            return whole_answer(body, headers=headers, content_type=content_type)
+        response = web.StreamResponse(headers={"Content-Type": JSON, **headers})
+        if self._fault is not Fault.ENDLESS_BODY:
+            response.content_length = len(body)
+        try:
+            await response.prepare(self._http_request)
+            await response.write(body[: len(body) // 2])
+            await self._break_off(response, b" ")
+        except ConnectionError:  # the client was faster
+            pass
+        return response
+
+    async def _stream(self, answer: SimulatedAnswer) -> web.StreamResponse:
+        """Counts the answer before its last bytes are sent, as plain answers are."""
+        options = self._request.fields.get("stream_options", {})
+        events = streaming.render_stream(answer.response, options, self._quirks, self._fault)
+        headers = self._state.answer_headers(self._request.model, self._latency_s)
+        response = web.StreamResponse(headers={"Content-Type": streaming.CONTENT_TYPE, **headers})
+        cuts = Quirk.CUT_BYTES in self._quirks
+        rng = random_values.random_source(0, events[-1], "cuts") if cuts else None
+        loop = asyncio.get_running_loop()
+        begun_s = loop.time()
+        for at_s, data, is_last in streaming.bursts(events, self._latency_s):
+            wait_s = begun_s + at_s - loop.time()
+            if wait_s > 0:
+                await asyncio.sleep(wait_s)
+            if not response.prepared:
+                await response.prepare(self._http_request)
+            if is_last:
+                self._count()
+                if self._fault not in _BREAKS_OFF:
+                    self._delivery.end()
+            for piece in (data,) if rng is None else streaming.cut_anywhere(data, rng):
+                await response.write(piece)
+                if rng is not None:
+                    await asyncio.sleep(0)  # a piece by itself, so far as sockets allow
+        if self._fault in _BREAKS_OFF:
+            await self._break_off(response, streaming.PING)
+        if Quirk.STAYS_OPEN in self._quirks:
+            await wait_forever()
+        return response
+
+    def _count(self) -> None:
+        """The answer is made and sent now; the client may be gone."""
+        transport = self._http_request.transport
+        is_gone = transport is None or transport.is_closing()
+        self._delivery.count(self._fault or ("disconnect" if is_gone else None))
+
+    async def _break_off(self, response: web.StreamResponse, piece: bytes) -> None:
+        """What follows a first piece: a reset, a piece now and then without end, or silence."""
+        while self._fault is Fault.ENDLESS_BODY:
+            await asyncio.sleep(_PIECE_EVERY_S)
+            await response.write(piece)
+        if self._fault in (Fault.RESET_WITHIN, Fault.STREAM_RESET):
+            await asyncio.sleep(_BEFORE_RESET_S)
+            _reset(self._http_request)
+        await wait_forever()
 
 
-def _nothing() -> None:
-    """In the place of what another has to do."""
+def whole_answer(
+    body: bytes, status: int = 200, headers: dict[str, str] | None = None, content_type: str = JSON
+) -> web.Response:
+    """An answer in one piece; no Content-Type where that is empty."""
+    if content_type:
+        headers = {"Content-Type": content_type, **(headers or {})}
+    return web.Response(body=body, status=status, headers=headers)
+
+
+async def wait_forever() -> NoReturn:
+    """Never returns: a lost connection, or the server's end, cancels it."""
+    await asyncio.Event().wait()
+    raise AssertionError("nobody sets the event")
+
+
+def _reset(http_request: web.BaseRequest) -> None:
+    transport = http_request.transport
+    if transport is None:
+        return
+    connection = transport.get_extra_info("socket")
+    if connection is not None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+    transport.abort()

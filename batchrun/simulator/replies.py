@@ -1,249 +1,369 @@
 """The answer to a request: reasoning, calls, searches, text or a refusal, and its usage.
 
-Pure: what an answer says is drawn from the seed and the body alone; only its ids and times differ
+No I/O. What an answer says is drawn from the seed and the body alone; only its ids and times differ
 from one attempt to the next.
 """
 
+import sys
 from random import Random
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
-from batchrun.simulator import draws, fitting, search, texts
-from batchrun.simulator.behavior import Behavior
-from batchrun.simulator.echo import whole_response
-from batchrun.simulator.requests import Asked
-from batchrun.simulator.tools import Choice, choose
+from batchrun.simulator import random_values
+from batchrun.simulator.requests import CheckedRequest
+from batchrun.simulator.schema_values import make_invalid, make_value
+from batchrun.simulator.settings import SimulatorSettings
+from batchrun.simulator.tools import ToolChoice, choose_functions
 
 Item = dict[str, Any]
 _encode = msgspec.json.Encoder().encode
-_CALL_TOKENS = 4  # what a call takes besides its name and arguments
+_CALL_TOKENS = 4  # of a call, besides its name and arguments
 _LONGEST = 32_000  # tokens of an answer, however the draw falls
-_THOUGHT_STEP = 64  # reasoning tokens come in these
+_REASONING_STEP = 64  # reasoning tokens come in multiples of this
 _EFFORTS = {"minimal": 0.0, "low": 96.0, "high": 1_000.0, "xhigh": 2_500.0, "max": 5_000.0}
 _EFFORT = 320.0  # median of reasoning tokens where no effort, or medium, is asked for
 _CACHED_FROM = 1_024  # the shortest input that is cached, and the step beyond it:
 _CACHED_STEP = 128
-_ABOUT_JSON = ("id", "title", "count", "note", "done")
+_OBJECT_KEYS = ("id", "title", "count", "note", "done")
+_TOOL_DEFAULTS = {"description": None, "strict": True, "parameters": None}
+_ITEM_TYPES = {"call": ("fc", "function_call"), "search": ("ws", "web_search_call")}
+_SERVICE_TIERS = {"auto": "default", "fast": "priority"}
+_SOURCES = "web_search_call.action.sources"  # sent only where `include` names them
+_SEARCH_SHARE = 0.8  # of the requests that leave it to the model
+_OPEN_SHARE = 0.4
+_CITE_EVERY = 2  # sentences
 
 
-class Answer(Struct, frozen=True):
-    """A response, the same as it goes over the wire, and what it is billed for."""
+class SimulatedAnswer(Struct, frozen=True):
+    """A response, the same as bytes, and what it is billed for."""
 
     response: Item
     body: bytes
-    input_tokens: int
-    output_tokens: int
-    reasoning_tokens: int
-
-    def with_response(self, response: Item, body: bytes) -> "Answer":
-        """Told otherwise, billed the same."""
-        return Answer(response, body, self.input_tokens, self.output_tokens, self.reasoning_tokens)
+    tokens: tuple[int, int, int]  # of input, output and reasoning
 
 
 def make_answer(
-    asked: Asked, behavior: Behavior, turn: int, now_s: float, latency_s: float = 0.0
-) -> Answer:
-    """The response to a request; `turn` tells attempts at the same body apart, in ids alone."""
-    rng = draws.source(behavior.seed, asked.key, "answer")
-    thoughts = _reasoning_tokens(asked, behavior, rng) if asked.reasons else 0
-    parts = _parts(asked, behavior, rng)
-    room = asked.fields.get("max_output_tokens")
-    ids = draws.source(behavior.seed, asked.key, f"ids {turn}")
-    items: list[Item] = []
-    left = room
-    if asked.reasons:
-        if left is not None:
-            thoughts = min(thoughts, left)
-            left -= thoughts
-        items.append(_reasoning_item(asked, ids, rng))
-    spent, whole = thoughts, True
+    request: CheckedRequest,
+    settings: SimulatorSettings,
+    attempt: int,
+    now_s: float,
+    latency_s: float = 0.0,
+) -> SimulatedAnswer:
+    """The response to a request; `attempt` counts those at the same body and changes only ids."""
+    rng = random_values.random_source(settings.seed, request.key, "answer")
+    reasoning_tokens = _reasoning_tokens(request, settings, rng) if request.reasons else 0
+    parts = _parts(request, settings, rng)
+    ids = random_values.random_source(settings.seed, request.key, f"ids {attempt}")
+    limit: int = request.fields.get("max_output_tokens", sys.maxsize)
+    items, is_whole = [], True
+    if request.reasons:
+        reasoning_tokens = min(reasoning_tokens, limit)
+        items.append(_reasoning_item(request, ids, rng))
+    left = limit - reasoning_tokens
     for part in parts:
-        item, tokens, whole = _item(part, left, ids)
-        if item is not None:
-            items.append(item)
-        spent += tokens
-        if not whole:
+        item, tokens, is_whole = _make_item(part, left, ids)
+        items += [item] if item is not None else []
+        left -= tokens
+        if not is_whole:
+            left = 0
             break
-        if left is not None:
-            left -= tokens
-    if not whole and room is not None:
-        spent = room
-    cached = _cached_tokens(asked.input_tokens, rng)
+    spent = limit - left
     usage = {
-        "input_tokens": asked.input_tokens,
-        "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},
+        "input_tokens": request.input_tokens,
+        "input_tokens_details": {
+            "cached_tokens": _cached_tokens(request.input_tokens, rng),
+            "cache_write_tokens": 0,
+        },
         "output_tokens": spent,
-        "output_tokens_details": {"reasoning_tokens": thoughts},
-        "total_tokens": asked.input_tokens + spent,
+        "output_tokens_details": {"reasoning_tokens": reasoning_tokens},
+        "total_tokens": request.input_tokens + spent,
     }
     times = (int(now_s), int(now_s + latency_s))
-    response = whole_response(asked, items, usage, whole, _new_id("resp", ids), times)
-    return Answer(response, _encode(response), asked.input_tokens, spent, thoughts)
+    response = _response(request, items, usage, is_whole, _new_id("resp", ids), times)
+    billed = (request.input_tokens, spent, reasoning_tokens)
+    return SimulatedAnswer(response, _encode(response), billed)
 
 
-def _parts(asked: Asked, behavior: Behavior, rng: Random) -> list[Item]:
-    """What the model says after its thoughts: parts of type refusal, text, call or search."""
+def _response(
+    request: CheckedRequest,
+    items: list[Item],
+    usage: Item,
+    is_whole: bool,
+    id_: str,
+    times: tuple[int, int],
+) -> Item:
+    """The response object: the request's fields echoed as the API does, defaults filled in.
+
+    `is_whole` is false where the answer was cut; `times` are those of creation and completion.
+    """
+    given = request.fields
+    tier = given.get("service_tier", "default")
+    response = {
+        "id": id_,
+        "object": "response",
+        "created_at": times[0],
+        "status": "completed" if is_whole else "incomplete",
+        "background": given.get("background", False),
+        "completed_at": times[1] if is_whole else None,
+        "error": None,
+        "incomplete_details": None if is_whole else {"reason": "max_output_tokens"},
+        "instructions": given.get("instructions"),
+        "max_output_tokens": given.get("max_output_tokens"),
+        "max_tool_calls": given.get("max_tool_calls"),
+        "model": request.model,
+        "output": items,
+        "parallel_tool_calls": given.get("parallel_tool_calls", True),
+        "previous_response_id": given.get("previous_response_id"),
+        "prompt_cache_key": given.get("prompt_cache_key"),
+        "prompt_cache_retention": given.get("prompt_cache_retention"),
+        "reasoning": {"effort": None, "summary": None, **given.get("reasoning", {})},
+        "safety_identifier": given.get("safety_identifier"),
+        "service_tier": _SERVICE_TIERS.get(tier, tier),
+        "store": given.get("store", True),
+        "temperature": float(given.get("temperature", 1)),
+        "text": {"verbosity": "medium", **given.get("text", {}), "format": _format(given)},
+        "tool_choice": given.get("tool_choice", "auto"),
+        "tools": [
+            {**_TOOL_DEFAULTS, **tool} if tool["type"] == "function" else tool
+            for tool in given.get("tools", [])
+        ],
+        "top_logprobs": given.get("top_logprobs", 0),
+        "top_p": float(given.get("top_p", 1)),
+        "truncation": given.get("truncation", "disabled"),
+        "usage": usage,
+        "user": given.get("user"),
+        "metadata": given.get("metadata", {}),
+    }
+    conversation = given.get("conversation")
+    if conversation:
+        is_id = isinstance(conversation, str)
+        response["conversation"] = {"id": conversation} if is_id else conversation
+    if _offers_search(given):
+        response["tool_usage"] = _tool_usage(items)
+    return response
+
+
+def _format(fields: Item) -> Item:
+    """What `text.format` asks for, defaults filled in."""
+    format_: Item = fields.get("text", {}).get("format") or {"type": "text"}
+    if format_["type"] == "json_schema":
+        return {"description": None, "strict": False, **format_}
+    return format_
+
+
+def _parts(request: CheckedRequest, settings: SimulatorSettings, rng: Random) -> list[Item]:
+    """What the model says after its reasoning: parts of type refusal, output_text, call, search."""
+    fields = request.fields
     refuses, calls_none, speaks_first = rng.random(), rng.random(), rng.random()
-    if refuses < behavior.refusals:
-        return [{"type": "refusal", "text": texts.refusal(rng)}]
-    choice = choose(asked.fields)
+    if refuses < settings.refusals:
+        return [{"type": "refusal", "text": rng.choice(random_values.REFUSALS)}]
+    choice = choose_functions(fields)
     if choice.functions and (
-        choice.must or (calls_none < 0.9 and not _has_result(asked.fields.get("input")))
+        choice.must or (calls_none < 0.9 and not _ends_with_result(fields.get("input")))
     ):
         said = [{"type": "output_text", "text": "Let me look that up."}]
         first = said if speaks_first < 0.1 and not choice.must else []
-        return first + _calls(choice, behavior, rng)
-    if search.is_offered(asked.fields) and search.is_used(asked.fields, rng.random()):
-        return _searched(asked, behavior, rng)
-    return [{"type": "output_text", "text": _text(asked, behavior, rng)}]
+        return first + _calls(choice, settings, rng)
+    actions, pages = _search(fields, rng) if _searches(fields, rng) else ([], [])
+    text: Item = {"type": "output_text", "text": _text(request, settings, rng)}
+    if actions and _format(fields)["type"] == "text":  # structured output cites nothing
+        text["text"], text["annotations"] = cite_pages(text["text"], pages, rng)
+    return [*({"type": "search", "action": action} for action in actions), text]
 
 
-def _searched(asked: Asked, behavior: Behavior, rng: Random) -> list[Item]:
-    """Searches, and a text that cites what they found; structured output has no room for that."""
-    actions, pages = search.look_up(asked.fields, rng)
-    said: Item = {"type": "output_text", "text": _text(asked, behavior, rng)}
-    if _format(asked)["type"] == "text":
-        said["text"], said["annotations"] = search.cite(said["text"], pages, rng)
-    return [*({"type": "search", "action": action} for action in actions), said]
-
-
-def _has_result(given: Any) -> bool:
-    """The last item is what a function gave: now is the time for words."""
+def _ends_with_result(given: Any) -> bool:
+    """The last item is what a function returned: the model now answers in words."""
     return (
         isinstance(given, list) and bool(given) and given[-1].get("type") == "function_call_output"
     )
 
 
-def _calls(choice: Choice, behavior: Behavior, rng: Random) -> list[Item]:
+def _calls(choice: ToolChoice, settings: SimulatorSettings, rng: Random) -> list[Item]:
     count = 1 if choice.single else rng.choices((1, 2, 3, 4), (35, 30, 20, 15))[0]
     calls = []
     for _ in range(count):
         function = rng.choice(choice.functions)
         schema = function.get("parameters") or {"type": "object", "properties": {}}
-        arguments = _structured(schema, behavior.bad_arguments, rng)
+        arguments = _structured(schema, settings.bad_arguments, rng)
         calls.append({"type": "call", "name": function["name"], "text": arguments})
     return calls
 
 
-def _text(asked: Asked, behavior: Behavior, rng: Random) -> str:
-    length = draws.lognormal(rng.random() or 0.5, behavior.output_tokens, behavior.output_spread)
-    format_ = _format(asked)
+def _text(request: CheckedRequest, settings: SimulatorSettings, rng: Random) -> str:
+    length = random_values.lognormal(
+        rng.random() or 0.5, settings.output_tokens, settings.output_spread
+    )
+    length = min(length, _LONGEST)
+    format_ = _format(request.fields)
     if format_["type"] == "json_schema":
-        return _structured(format_["schema"], behavior.bad_output, rng)
+        return _structured(format_["schema"], settings.bad_output, rng)
     if format_["type"] == "json_object":
-        made = {name: texts.words(rng) for name in _ABOUT_JSON[: rng.randint(1, 5)]}
-        made["text"] = texts.prose("A simulated answer.", min(length, _LONGEST), rng)
-        return _malformed_or(_json(made), behavior.bad_output, rng)
-    opening = f"Simulated answer {asked.key.hex()[:8]}."
-    return texts.prose(opening, min(length, _LONGEST), rng)
-
-
-def _format(asked: Asked) -> Item:
-    format_: Item = (asked.fields.get("text") or {}).get("format") or {"type": "text"}
-    return format_
+        made = {name: random_values.words(rng) for name in _OBJECT_KEYS[: rng.randint(1, 5)]}
+        made["text"] = random_values.prose("A simulated answer.", length, rng)
+        text = _encode(made).decode()
+        return _malformed(text, rng) if rng.random() < settings.bad_output else text
+    return random_values.prose(f"Simulated answer {request.key.hex()[:8]}.", length, rng)
 
 
 def _structured(schema: dict[str, Any], bad: float, rng: Random) -> str:
-    """JSON that fits; at the rate given, half of it is malformed and half does not fit."""
-    value = fitting.fit(schema, rng)
+    """JSON that fits; at the rate `bad`, half of it is malformed and half does not fit."""
+    value = make_value(schema, rng)
     share = rng.random()
     if bad / 2 <= share < bad:
-        spoilt = fitting.spoil(schema, value, rng)
-        if spoilt is not None:
-            return _json(spoilt)
+        wrong = make_invalid(schema, value, rng)
+        if wrong is not None:
+            return _encode(wrong).decode()
         share = 0.0
-    return _malformed(_json(value), rng) if share < bad else _json(value)
-
-
-def _malformed_or(text: str, bad: float, rng: Random) -> str:
-    return _malformed(text, rng) if rng.random() < bad else text
+    text = _encode(value).decode()
+    return _malformed(text, rng) if share < bad else text
 
 
 def _malformed(text: str, rng: Random) -> str:
     return rng.choice((text[:-1], text[: len(text) // 2], f"{text}}}", f"```json\n{text}\n```"))
 
 
-def _json(value: Any) -> str:
-    return _encode(value).decode()
-
-
-def _reasoning_tokens(asked: Asked, behavior: Behavior, rng: Random) -> int:
-    effort = (asked.fields.get("reasoning") or {}).get("effort") or "medium"
+def _reasoning_tokens(request: CheckedRequest, settings: SimulatorSettings, rng: Random) -> int:
+    effort = request.fields.get("reasoning", {}).get("effort")
     median = _EFFORTS.get(effort, _EFFORT)
     share = rng.random() or 0.5
     if not median:
         return 0
-    tokens = min(draws.lognormal(share, median, behavior.output_spread), _LONGEST)
-    return max(round(tokens / _THOUGHT_STEP), 1) * _THOUGHT_STEP
+    tokens = min(random_values.lognormal(share, median, settings.output_spread), _LONGEST)
+    return max(round(tokens / _REASONING_STEP), 1) * _REASONING_STEP
 
 
 def _cached_tokens(input_tokens: int, rng: Random) -> int:
-    hit = rng.random() < 0.5
-    if input_tokens < _CACHED_FROM or not hit:
+    is_cached = rng.random() < 0.5
+    if input_tokens < _CACHED_FROM or not is_cached:
         return 0
     steps = (input_tokens - _CACHED_FROM) // _CACHED_STEP
     return _CACHED_FROM + _CACHED_STEP * rng.randint(0, steps)
 
 
-def _reasoning_item(asked: Asked, ids: Random, rng: Random) -> Item:
-    wishes = asked.fields.get("reasoning") or {}
+def _reasoning_item(request: CheckedRequest, ids: Random, rng: Random) -> Item:
     summary = []
-    if wishes.get("summary"):
-        summary = [{"type": "summary_text", "text": texts.thought(rng)}]
+    if request.fields.get("reasoning", {}).get("summary"):
+        summary = [{"type": "summary_text", "text": rng.choice(random_values.REASONING)}]
     item = {"id": _new_id("rs", ids), "type": "reasoning", "summary": summary}
-    if "reasoning.encrypted_content" in (asked.fields.get("include") or ()):
+    if "reasoning.encrypted_content" in request.fields.get("include", ()):
         item["encrypted_content"] = f"{ids.getrandbits(1024):0256x}"
     return item
 
 
-def _item(part: Item, room: int | None, ids: Random) -> tuple[Item | None, int, bool]:
-    """A part as an output item, cut where there is no room; its tokens; whether it is whole."""
-    if part["type"] == "search":
-        made = {"id": _new_id("ws", ids), "type": "web_search_call", "status": "completed"}
-        return {**made, "action": part["action"]}, 0, True
-    is_call = part["type"] == "call"
-    besides = _CALL_TOKENS + texts.token_count(part["name"]) if is_call else 0
-    tokens = besides + texts.token_count(part["text"])
-    whole = room is None or tokens <= room
-    if not whole and room is not None:
-        if room <= besides:
+def _make_item(part: Item, left: int, ids: Random) -> tuple[Item | None, int, bool]:
+    """A part as an output item, cut after the tokens left; its tokens; whether it is whole."""
+    kind, text, name = part["type"], part.get("text", ""), part.get("name")
+    extra = _CALL_TOKENS + random_values.token_count(name) if name else 0
+    tokens = extra + random_values.token_count(text)
+    is_whole = tokens <= left
+    if not is_whole:
+        if left <= extra:
             return None, 0, False
-        part = {**part, "text": texts.cut(part["text"], room - besides)}
-    status = "completed" if whole else "incomplete"
-    if is_call:
-        item = {
-            "id": _new_id("fc", ids),
-            "type": "function_call",
-            "status": status,
-            "arguments": part["text"],
-            "call_id": f"call_{ids.getrandbits(96):024x}",
-            "name": part["name"],
-        }
-        return item, tokens, whole
-    if part["type"] == "refusal":
-        content = {"type": "refusal", "refusal": part["text"]}
+        text = random_values.first_tokens(text, left - extra)
+    prefix, type_ = _ITEM_TYPES.get(kind, ("msg", "message"))
+    status = "completed" if is_whole else "incomplete"
+    item: Item = {"id": _new_id(prefix, ids), "type": type_, "status": status}
+    if kind == "search":
+        item["action"] = part["action"]
+    elif kind == "call":
+        call_id = f"call_{ids.getrandbits(96):024x}"
+        item |= {"arguments": text, "call_id": call_id, "name": name}
+    elif kind == "refusal":
+        item |= {"content": [{"type": kind, "refusal": text}], "role": "assistant"}
     else:
-        content = {
-            "type": "output_text",
-            "annotations": [
-                mark
-                for mark in part.get("annotations", ())
-                if mark["end_index"] <= len(part["text"])
-            ],
-            "logprobs": [],
-            "text": part["text"],
-        }
-    item = {
-        "id": _new_id("msg", ids),
-        "type": "message",
-        "status": status,
-        "content": [content],
-        "role": "assistant",
-    }
-    return item, tokens, whole
+        marks = [mark for mark in part.get("annotations", ()) if mark["end_index"] <= len(text)]
+        content = {"type": kind, "annotations": marks, "logprobs": [], "text": text}
+        item |= {"content": [content], "role": "assistant"}
+    return item, tokens, is_whole
 
 
 def _new_id(kind: str, ids: Random) -> str:
     return f"{kind}_{ids.getrandbits(192):048x}"
+
+
+def _is_search(type_: Any) -> bool:
+    """The tool is web search, of any date."""
+    return isinstance(type_, str) and type_.startswith("web_search")
+
+
+def _offers_search(fields: Item) -> bool:
+    return any(_is_search(tool.get("type")) for tool in fields.get("tools", []))
+
+
+def _searches(fields: Item, rng: Random) -> bool:
+    """The model searches the web."""
+    if not _offers_search(fields):
+        return False
+    share = rng.random()  # for where the choice is its own
+    choice = fields.get("tool_choice", "auto")
+    if isinstance(choice, dict):
+        if choice.get("type") == "allowed_tools":
+            return any(_is_search(tool.get("type")) for tool in choice["tools"])
+        return _is_search(choice.get("type"))
+    return choice == "required" or (choice == "auto" and share < _SEARCH_SHARE)
+
+
+def _search(fields: Item, rng: Random) -> tuple[list[Item], list[Item]]:
+    """The actions taken, and the pages found: a search first, then perhaps more."""
+    pages = [_page(rng) for _ in range(rng.randint(2, 5))]
+    queries = [random_values.words(rng) for _ in range(rng.randint(1, 3))]
+    search: Item = {"type": "search", "query": queries[0], "queries": queries}
+    if _SOURCES in fields.get("include", ()):
+        search["sources"] = [{"type": "url", "url": page["url"]} for page in pages]
+    actions, url = [search], pages[0]["url"]
+    if rng.random() < _OPEN_SHARE:
+        actions.append({"type": "open_page", "url": url})
+        if rng.random() < _OPEN_SHARE:
+            pattern = random_values.word(rng)
+            actions.append({"type": "find_in_page", "url": url, "pattern": pattern})
+    return actions, pages
+
+
+def _page(rng: Random) -> Item:
+    title = random_values.words(rng)
+    where = random_values.word(rng)
+    ending = f" | {where} 🙂" if rng.random() < 0.2 else ""
+    return {
+        "url": f"https://{where}.example.com/{title.replace(' ', '-')}?utm_source=openai",
+        "title": title.capitalize() + ending,
+    }
+
+
+def cite_pages(text: str, pages: list[Item], rng: Random) -> tuple[str, list[Item]]:
+    """The text with links to pages in it, and the annotations that say where each is.
+
+    Indexes count characters; `text[start_index:end_index]` is the link.
+    """
+    sentences = text.split(". ")
+    made, annotations = "", []
+    for index, sentence in enumerate(sentences):
+        made += sentence + (". " if index < len(sentences) - 1 else "")
+        if index % _CITE_EVERY:
+            continue
+        page = rng.choice(pages)
+        link = f"([{page['title']}]({page['url']}))"
+        start = len(made)
+        place = {"start_index": start, "end_index": start + len(link)}
+        annotations.append({"type": "url_citation", **place, **page})
+        made += link + " "
+    return made.rstrip(" "), annotations
+
+
+def _tool_usage(items: list[Item]) -> Item:
+    """Searches are billed, opening and reading a page is not."""
+    count = sum(
+        item["type"] == "web_search_call" and item["action"]["type"] == "search" for item in items
+    )
+    none = {"image_tokens": 0, "text_tokens": 0}
+    return {
+        "image_gen": {
+            "input_tokens": 0,
+            "input_tokens_details": none,
+            "output_tokens": 0,
+            "output_tokens_details": none,
+            "total_tokens": 0,
+        },
+        "web_search": {"num_requests": count},
+    }

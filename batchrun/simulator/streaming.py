@@ -1,72 +1,178 @@
-"""A response as server-sent events, spread over its latency, sent on a connection."""
+"""A response as server-sent events: which events, as which bytes, sent when.
 
-import asyncio
+No I/O. The terminal event carries the response as it is; all events before it follow from it.
+"""
+
+import re
+from collections.abc import Iterator
 from random import Random
+from typing import Any
 
-from aiohttp import web
+from batchrun.simulator.faults import change_events, encode, unfinished
+from batchrun.simulator.settings import Fault, Quirk
 
-from batchrun.simulator import bending, draws, events, sse, wire
-from batchrun.simulator.delivery import Delivery
-from batchrun.simulator.kinds import Fault, Quirk
-from batchrun.simulator.requests import Asked
-
-_BREAKS_OFF = (Fault.STREAM_RESET, Fault.STALLED_BODY, Fault.ENDLESS_BODY)
+Item = dict[str, Any]
+CONTENT_TYPE = "text/event-stream; charset=utf-8"
+PING = b": PING\n\n"
+_DONE = b"data: [DONE]\n\n"
+_OPENING = 2  # events that come at once: the request is accepted
+_PIECE = re.compile(r"\s*\S{1,12}|\s+")  # about a word
+_PADDED_TO = 16  # characters of a delta and its padding
+_PADDING = "hT3sQ9vLx0aRk7Wd"
+_SEARCH_STEPS = ("in_progress", "searching", "completed")
+_MOST_BURSTS = 20
+_LEAST_BURST_S = 0.01  # shorter steps are not worth a timer
+_LONGEST_CUT = 60
 
 
 def render_stream(
-    asked: Asked, response: bending.Item, quirks: tuple[Quirk, ...], fault: Fault | None
+    response: Item, options: Item, quirks: tuple[Quirk, ...], fault: Fault | None
 ) -> list[bytes]:
-    """The bytes of each event, in order. Pure."""
-    options = asked.fields.get("stream_options") or {}
-    told = events.make_events(response, padded=options.get("include_obfuscation") is not False)
+    """The bytes of each event, in order; `options` are the `stream_options` of the request."""
+    events = make_events(response, padded=options.get("include_obfuscation") is not False)
     if quirks or fault is not None:
-        told = bending.bend_events(told, response, quirks, fault)
-    return sse.frames(told, quirks, is_whole=fault is None)
+        events = change_events(events, quirks, fault)
+    return render_events(events, quirks, is_whole=fault is None)
 
 
-async def send_stream(
-    request: web.BaseRequest,
-    frames: list[bytes],
-    headers: dict[str, str],
-    latency_s: float,
-    delivery: Delivery,
-    quirks: tuple[Quirk, ...],
-    fault: Fault | None,
-) -> web.StreamResponse:
-    """Counts the answer before its last bytes go out, as plain answers are."""
-    response = web.StreamResponse(headers={"Content-Type": sse.CONTENT_TYPE, **headers})
-    rng = draws.source(0, frames[-1], "cuts") if Quirk.CUT_BYTES in quirks else None
-    begun_s = asyncio.get_running_loop().time()
-    *before, last = sse.bursts(frames, events.OPENING, latency_s)
-    for at_s, data in before:
-        await _until(begun_s + at_s)
-        if not response.prepared:
-            await response.prepare(request)
-        await _write(response, data, rng)
-    await _until(begun_s + last[0])
-    if not response.prepared:
-        await response.prepare(request)
-    delivery.leave(request, fault)
-    if fault is None or fault not in _BREAKS_OFF:
-        delivery.end()
-    await _write(response, last[1], rng)
-    if fault is not None and fault in _BREAKS_OFF:
-        await wire.go_wrong(request, response, fault, sse.PING)
-    if Quirk.STAYS_OPEN in quirks:
-        await wire.hang()
-    return response
+def make_events(response: Item, *, padded: bool = True) -> list[Item]:
+    """All events in order; `padded` adds `obfuscation` to deltas, as the API does unasked."""
+    events = list(_events(response, padded=padded))
+    for number, event in enumerate(events):
+        event["sequence_number"] = number
+    return events
 
 
-async def _until(at_s: float) -> None:
-    wait_s = at_s - asyncio.get_running_loop().time()
-    if wait_s > 0:
-        await asyncio.sleep(wait_s)
+def split_text(text: str) -> list[str]:
+    """The text in deltas; joined they are the text."""
+    return _PIECE.findall(text)
 
 
-async def _write(response: web.StreamResponse, data: bytes, rng: Random | None) -> None:
-    if rng is None:
-        await response.write(data)
+def render_events(
+    events: list[Item], quirks: tuple[Quirk, ...], *, is_whole: bool = True
+) -> list[bytes]:
+    """The bytes of each event, in order; what ends a whole stream goes with the last."""
+    made = [_render_event(event, quirks) for event in events]
+    if not quirks:
+        return made
+    if is_whole and Quirk.NO_LAST_BLANK in quirks:
+        made[-1] = made[-1][:-1]
+    elif is_whole and Quirk.DONE in quirks:
+        made[-1] += _DONE
+    if Quirk.PINGS in quirks:
+        made = [PING + data for data in made]
+    if Quirk.CRLF in quirks:
+        made = [data.replace(b"\n", b"\r\n") for data in made]  # JSON escapes its own line ends
+    return made
+
+
+def bursts(
+    events: list[bytes], latency_s: float, opening: int = _OPENING
+) -> Iterator[tuple[float, bytes, bool]]:
+    """What is sent, in how many seconds from the start, and whether it is the last.
+
+    The opening comes at once, the last burst with the latency.
+    """
+    rest = events[opening:]
+    count = min(len(rest), _MOST_BURSTS, int(latency_s / _LEAST_BURST_S))
+    if count < 2:
+        yield latency_s, b"".join(events), True
         return
-    for piece in sse.cuts(data, rng):
-        await response.write(piece)
-        await asyncio.sleep(0)  # a piece by itself, so far as sockets allow
+    yield 0.0, b"".join(events[:opening]), False
+    for number in range(1, count + 1):
+        first, last = (number - 1) * len(rest) // count, number * len(rest) // count
+        yield latency_s * (number / count), b"".join(rest[first:last]), number == count
+
+
+def cut_anywhere(data: bytes, rng: Random) -> Iterator[bytes]:
+    """The bytes in short pieces that end anywhere."""
+    at = 0
+    while at < len(data):
+        size = rng.randint(1, _LONGEST_CUT)
+        yield data[at : at + size]
+        at += size
+
+
+def _render_event(event: Item, quirks: tuple[Quirk, ...]) -> bytes:
+    data = encode(event, quirks)
+    field = b"data:" if Quirk.NO_SPACE in quirks else b"data: "
+    if Quirk.SPLIT_DATA in quirks:
+        parts = (data[:1], data[1:-1], data[-1:])  # between two tokens a line may end
+        lines = b"".join(field + part + b"\n" for part in parts)
+    else:
+        lines = field + data + b"\n"
+    if Quirk.NO_EVENT_LINES in quirks:
+        return lines + b"\n"
+    return b"event: %b\n%b\n" % (event["type"].encode(), lines)
+
+
+def _events(response: Item, *, padded: bool) -> Iterator[Item]:
+    begun = unfinished(response, "in_progress")
+    yield {"type": "response.created", "response": begun}
+    yield {"type": "response.in_progress", "response": begun}
+    for index, item in enumerate(response["output"]):
+        begun = {"output_index": index, "item": _begun_item(item)}
+        yield {"type": "response.output_item.added", **begun}
+        yield from _item_events(item, {"item_id": item.get("id"), "output_index": index}, padded)
+        yield {"type": "response.output_item.done", "output_index": index, "item": item}
+    yield {"type": f"response.{response['status']}", "response": response}
+
+
+def _begun_item(item: Item) -> Item:
+    """The item when it begins."""
+    empty = {"content": [], "summary": [], "arguments": "", "status": "in_progress"}
+    return {**item, **{name: value for name, value in empty.items() if name in item}}
+
+
+def _item_events(item: Item, at: Item, padded: bool) -> Iterator[Item]:
+    """What comes between the beginning and the end of an item; `at` says where it is."""
+    match item["type"]:
+        case "message":
+            for index, part in enumerate(item["content"]):
+                yield from _content_events(part, {**at, "content_index": index}, padded)
+        case "reasoning":
+            kind = "response.reasoning_summary"
+            for index, part in enumerate(item["summary"]):
+                here = {**at, "summary_index": index}
+                yield {"type": f"{kind}_part.added", **here, "part": {**part, "text": ""}}
+                yield from _deltas(f"{kind}_text", part["text"], here, padded)
+                yield {"type": f"{kind}_text.done", **here, "text": part["text"]}
+                yield {"type": f"{kind}_part.done", **here, "part": part}
+        case "function_call":
+            kind = "response.function_call_arguments"
+            yield from _deltas(kind, item["arguments"], at, padded)
+            done = {"arguments": item["arguments"], "name": item["name"]}
+            yield {"type": f"{kind}.done", **at, **done}
+        case "web_search_call":
+            for step in _SEARCH_STEPS:
+                yield {"type": f"response.web_search_call.{step}", **at}
+
+
+def _content_events(part: Item, at: Item, padded: bool) -> Iterator[Item]:
+    empty: Item
+    extra: Item
+    if part["type"] == "refusal":
+        name, kind, empty, extra = "refusal", "response.refusal", {"refusal": ""}, {}
+    else:
+        name, kind = "text", "response.output_text"
+        empty, extra = {"text": "", "annotations": []}, {"logprobs": []}
+    yield {"type": "response.content_part.added", **at, "part": {**part, **empty}}
+    marks = list(enumerate(part.get("annotations", ())))
+    sent = 0
+    for event in _deltas(kind, part[name], {**at, **extra}, padded):
+        yield event
+        sent += len(event["delta"])
+        while marks and marks[0][1]["end_index"] <= sent:
+            index, mark = marks.pop(0)
+            added = {"annotation_index": index, "annotation": mark}
+            yield {"type": "response.output_text.annotation.added", **at, **added}
+    yield {"type": f"{kind}.done", **at, **extra, name: part[name]}
+    yield {"type": "response.content_part.done", **at, "part": part}
+
+
+def _deltas(kind: str, text: str, at: Item, padded: bool) -> Iterator[Item]:
+    for piece in split_text(text):
+        event: Item = {"type": f"{kind}.delta", **at, "delta": piece}
+        if padded:
+            event["obfuscation"] = _PADDING[: _PADDED_TO - len(piece) % _PADDED_TO]
+        yield event

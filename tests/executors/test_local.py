@@ -19,8 +19,8 @@ from batchrun.limits.concurrency import FirstAlone, InFlight
 from batchrun.limits.scopes import Scopes
 from batchrun.pricing.prices import Prices
 from batchrun.records import BadRow, Failure, Request
-from batchrun.simulator.behavior import Behavior
 from batchrun.simulator.server import serve
+from batchrun.simulator.settings import SimulatorSettings
 from batchrun.transport.client import Client
 from tests.waiting import HANG_S
 
@@ -35,7 +35,7 @@ def _requests(count: int) -> Iterator[Request | BadRow]:
 
 @asynccontextmanager
 async def _executor(
-    behavior: Behavior, in_flight: int = 8, retry: RetryJob | None = None
+    behavior: SimulatorSettings, in_flight: int = 8, retry: RetryJob | None = None
 ) -> AsyncIterator[tuple[LocalExecutor, Gate]]:
     async with serve(behavior) as base_url:
         settings = EndpointJob(base_url=base_url, timeout_s=20)
@@ -50,7 +50,7 @@ async def _executor(
 
 
 async def test_every_request_gets_one_outcome_under_any_faults() -> None:
-    behavior = Behavior(latency_s=0.001, faults=0.3, retry_after_s=0.01, seed=3)
+    behavior = SimulatorSettings(latency_s=0.001, faults=0.3, retry_after_s=0.01, seed=3)
     async with _executor(behavior, retry=RetryJob(max_wait_s=0.01, max_attempts=30)) as (run, gate):
         rows = []
         async with run.run(_requests(80)) as outcomes:
@@ -62,7 +62,7 @@ async def test_every_request_gets_one_outcome_under_any_faults() -> None:
 
 
 async def test_a_slot_is_given_back_only_when_the_next_outcome_is_asked_for() -> None:
-    async with _executor(Behavior(latency_s=0.001), in_flight=2) as (run, gate):
+    async with _executor(SimulatorSettings(latency_s=0.001), in_flight=2) as (run, gate):
         async with run.run(_requests(20)) as outcomes:
             (first,) = await anext(outcomes)
             await asyncio.sleep(0.1)
@@ -77,7 +77,7 @@ async def test_bad_rows_come_back_as_outcomes_that_were_never_sent() -> None:
         yield BadRow(0, "0", "file", 7, "not JSON", "0" * 16)
         yield from list(_requests(3))[1:]
 
-    async with _executor(Behavior(latency_s=0.001)) as (run, _):
+    async with _executor(SimulatorSettings(latency_s=0.001)) as (run, _):
         async with run.run(rows()) as outcomes:
             results = {one.request.row: one async for some in outcomes for one in some}
     assert isinstance(results[0].result, Failure)
@@ -96,7 +96,7 @@ async def test_a_stop_while_rows_are_read_ends_the_run() -> None:
                 assert is_stopped.wait(HANG_S)
             yield request
 
-    async with _executor(Behavior(latency_s=0.001)) as (run, _):
+    async with _executor(SimulatorSettings(latency_s=0.001)) as (run, _):
         stop = Interrupted("stop", 130)
         async with run.run(rows()) as outcomes, asyncio.timeout(HANG_S):
             async for _ in outcomes:
@@ -107,7 +107,7 @@ async def test_a_stop_while_rows_are_read_ends_the_run() -> None:
 
 
 async def test_a_stop_lets_what_is_in_flight_land() -> None:
-    async with _executor(Behavior(latency_s=0.05), in_flight=4) as (run, _):
+    async with _executor(SimulatorSettings(latency_s=0.05), in_flight=4) as (run, _):
         rows = []
         async with run.run(_requests(1000)) as outcomes:
             async for some in outcomes:
@@ -119,7 +119,7 @@ async def test_a_stop_lets_what_is_in_flight_land() -> None:
 
 
 async def test_a_drop_ends_what_never_ends() -> None:
-    behavior = Behavior(latency_s=0.001, fault_rates={"no_headers": 1.0})
+    behavior = SimulatorSettings(latency_s=0.001, fault_rates={"no_headers": 1.0})
     async with _executor(behavior) as (run, _):
         stop = Interrupted("a test", 130)
         async with asyncio.timeout(HANG_S), run.run(_requests(10)) as outcomes:
@@ -131,7 +131,7 @@ async def test_a_drop_ends_what_never_ends() -> None:
 
 
 async def test_used_up_quota_stops_the_run_and_keeps_what_was_answered() -> None:
-    async with _executor(Behavior(latency_s=0.001, quota=50)) as (run, _):
+    async with _executor(SimulatorSettings(latency_s=0.001, quota=50)) as (run, _):
         rows = set()
         async with run.run(_requests(500)) as outcomes:
             async for some in outcomes:
@@ -149,7 +149,7 @@ async def test_an_error_of_the_input_ends_the_run_after_what_is_in_flight() -> N
         yield from _requests(30)
         raise InputError("the file changed")
 
-    async with _executor(Behavior(latency_s=0.01)) as (run, _):
+    async with _executor(SimulatorSettings(latency_s=0.01)) as (run, _):
         count = 0
         async with run.run(rows()) as outcomes:
             async for some in outcomes:
@@ -200,7 +200,7 @@ async def test_rows_that_cannot_be_sent_leave_the_loop_its_turns() -> None:
             turns += 1
             await asyncio.sleep(0)
 
-    async with _executor(Behavior(latency_s=0.001), in_flight=2) as (run, _):
+    async with _executor(SimulatorSettings(latency_s=0.001), in_flight=2) as (run, _):
         async with run.run(iter(bad)) as outcomes:
             counting = asyncio.create_task(count_turns())
             batches = [len(some) async for some in outcomes]
@@ -223,7 +223,7 @@ async def test_no_row_is_left_behind_however_the_input_comes(in_flight: int) -> 
             row = request.row
             yield BadRow(row, str(row), "file", 7, "no", "0" * 16) if is_bad else request
 
-    async with _executor(Behavior(latency_s=0.0), in_flight=in_flight) as (run, gate):
+    async with _executor(SimulatorSettings(latency_s=0.0), in_flight=in_flight) as (run, gate):
         async with asyncio.timeout(HANG_S), run.run(rows()) as outcomes:
             settled = [one.request.row async for some in outcomes for one in some]
         assert sorted(settled) == list(range(count))

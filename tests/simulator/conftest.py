@@ -8,8 +8,8 @@ import aiohttp
 import pytest
 from openai import AsyncOpenAI
 
-from batchrun.simulator.behavior import Behavior
 from batchrun.simulator.server import serve
+from batchrun.simulator.settings import SimulatorSettings
 from tests.waiting import HANG_S
 
 Start = Callable[..., Awaitable[str]]
@@ -18,11 +18,11 @@ Stats = Callable[[str], Awaitable[dict[str, Any]]]
 
 @pytest.fixture
 async def start() -> AsyncIterator[Start]:
-    """Starts servers that end with the test; they answer at once unless told otherwise."""
+    """Starts servers that end with the test; they answer at once unless set otherwise."""
     async with AsyncExitStack() as stack:
 
         async def start_one(**settings: Any) -> str:
-            behavior = Behavior(**{"latency_s": 0.0, **settings})
+            behavior = SimulatorSettings(**{"latency_s": 0.0, **settings})
             return await stack.enter_async_context(serve(behavior))
 
         yield start_one

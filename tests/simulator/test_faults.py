@@ -3,45 +3,47 @@ from collections import Counter
 
 import pytest
 
-from batchrun.simulator.behavior import Behavior
-from batchrun.simulator.faults import Drawer, as_struck, error_answer, takes_work
-from batchrun.simulator.kinds import SPREAD, Fault
+from batchrun.simulator.errors import fault_error
+from batchrun.simulator.faults import FaultSampler, equivalent_fault, takes_work
+from batchrun.simulator.settings import SPREAD, Fault, SimulatorSettings
 
 
-def _drawn(behavior: Behavior, bodies: int = 4_000, turn: int = 0) -> Counter[Fault | None]:
-    drawer = Drawer(behavior)
-    return Counter(drawer.draw(str(body).encode(), turn) for body in range(bodies))
+def _drawn(
+    behavior: SimulatorSettings, bodies: int = 4_000, attempt: int = 0
+) -> Counter[Fault | None]:
+    sampler = FaultSampler(behavior)
+    return Counter(sampler.draw(str(body).encode(), attempt) for body in range(bodies))
 
 
 def test_no_fault_is_met_where_none_is_asked_for() -> None:
-    assert _drawn(Behavior()) == {None: 4_000}
+    assert _drawn(SimulatorSettings()) == {None: 4_000}
 
 
 def test_faults_come_at_their_rates() -> None:
-    drawn = _drawn(Behavior(faults=0.3, fault_rates={"quota": 0.1}))
+    drawn = _drawn(SimulatorSettings(faults=0.3, fault_rates={"quota": 0.1}))
     assert 2_300 < drawn[None] < 2_500
     assert 340 < drawn[Fault.QUOTA] < 460
     assert all(50 < drawn[fault] < 115 for fault in SPREAD)
 
 
 def test_rates_that_add_up_to_1_leave_nothing_whole() -> None:
-    assert None not in _drawn(Behavior(faults=1))
+    assert None not in _drawn(SimulatorSettings(faults=1))
 
 
 def test_the_same_attempt_meets_the_same_fault_and_a_retry_draws_anew() -> None:
-    drawer = Drawer(Behavior(faults=0.5))
-    first = [drawer.draw(b"body", turn) for turn in range(50)]
-    assert first == [drawer.draw(b"body", turn) for turn in range(50)]
+    sampler = FaultSampler(SimulatorSettings(faults=0.5))
+    first = [sampler.draw(b"body", attempt) for attempt in range(50)]
+    assert first == [sampler.draw(b"body", attempt) for attempt in range(50)]
     assert len(set(first)) > 5
-    other = Drawer(Behavior(faults=0.5, seed=1))
-    assert first != [other.draw(b"body", turn) for turn in range(50)]
+    other = FaultSampler(SimulatorSettings(faults=0.5, seed=1))
+    assert first != [other.draw(b"body", attempt) for attempt in range(50)]
 
 
 @pytest.mark.parametrize("status", [500, 502, 503])
 def test_server_errors_come_as_json_html_and_nothing(status: int) -> None:
-    as_json = error_answer(Fault(f"{status}_json"), 1)
-    as_html = error_answer(Fault(f"{status}_html"), 1)
-    empty = error_answer(Fault(f"{status}_empty"), 1)
+    as_json = fault_error(Fault(f"{status}_json"), 1)
+    as_html = fault_error(Fault(f"{status}_html"), 1)
+    empty = fault_error(Fault(f"{status}_empty"), 1)
     assert as_json
     assert as_html
     assert empty
@@ -53,7 +55,7 @@ def test_server_errors_come_as_json_html_and_nothing(status: int) -> None:
 
 
 def test_a_429_says_when_to_come_back_or_does_not() -> None:
-    hinting, bare = error_answer(Fault.RATE_LIMIT_HINT, 2.5), error_answer(Fault("429_bare"), 2.5)
+    hinting, bare = fault_error(Fault.RATE_LIMIT_HINT, 2.5), fault_error(Fault("429_bare"), 2.5)
     assert hinting
     assert bare
     assert hinting.headers == {"Retry-After": "3", "retry-after-ms": "2500"}
@@ -63,7 +65,7 @@ def test_a_429_says_when_to_come_back_or_does_not() -> None:
 
 
 def test_used_up_quota_and_an_error_with_200_are_said_in_the_body() -> None:
-    quota, error = error_answer(Fault.QUOTA, 1), error_answer(Fault.ERROR_200, 1)
+    quota, error = fault_error(Fault.QUOTA, 1), fault_error(Fault.ERROR_200, 1)
     assert quota
     assert error
     assert (quota.status, json.loads(quota.body)["error"]["code"]) == (429, "insufficient_quota")
@@ -71,7 +73,7 @@ def test_used_up_quota_and_an_error_with_200_are_said_in_the_body() -> None:
 
 
 def test_every_kind_is_an_error_or_strikes_the_wire_or_the_answer() -> None:
-    strikes = [fault for fault in Fault if error_answer(fault, 1) is None]
+    strikes = [fault for fault in Fault if fault_error(fault, 1) is None]
     assert {fault for fault in strikes if not fault.startswith("stream_")} == {
         Fault.RESET_BEFORE,
         Fault.RESET_WITHIN,
@@ -87,7 +89,7 @@ def test_every_kind_is_an_error_or_strikes_the_wire_or_the_answer() -> None:
 
 def test_each_error_has_the_status_that_it_is_named_after() -> None:
     for fault in Fault:
-        answer = error_answer(fault, 1)
+        answer = fault_error(fault, 1)
         if answer is not None and fault[:3].isdigit():
             assert answer.status == int(fault[:3])
 
@@ -99,9 +101,9 @@ def test_a_refusal_takes_no_work() -> None:
 
 
 def test_a_fault_comes_to_the_same_whether_streamed_or_not() -> None:
-    assert as_struck(Fault.RESET_WITHIN, streams=True) is Fault.STREAM_RESET
-    assert as_struck(Fault.TRUNCATED_JSON, streams=True) is Fault.STREAM_END
+    assert equivalent_fault(Fault.RESET_WITHIN, streams=True) is Fault.STREAM_RESET
+    assert equivalent_fault(Fault.TRUNCATED_JSON, streams=True) is Fault.STREAM_END
     for fault in Fault:
-        assert not as_struck(fault, streams=False).startswith("stream_")
+        assert not equivalent_fault(fault, streams=False).startswith("stream_")
         if not fault.startswith("stream_"):
-            assert as_struck(fault, streams=False) is fault
+            assert equivalent_fault(fault, streams=False) is fault

@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 from openai import AsyncOpenAI
 
-from batchrun.simulator.kinds import Quirk
+from batchrun.simulator.settings import Quirk
 
 Start = Callable[..., Awaitable[str]]
 Stats = Callable[..., Awaitable[dict[str, Any]]]

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai.types.responses import Response
 
-from batchrun.simulator.behavior import Behavior
 from batchrun.simulator.replies import make_answer
-from batchrun.simulator.requests import judge, read_body
+from batchrun.simulator.requests import check_request, read_body
+from batchrun.simulator.settings import SimulatorSettings
 
 _WEATHER: dict[str, Any] = {
     "type": "function",
@@ -42,15 +42,17 @@ _SCHEMA: dict[str, Any] = {
 _FORMAT = {"format": {"type": "json_schema", "name": "solution", "schema": _SCHEMA, "strict": True}}
 
 
-def _raw(behavior: Behavior | None = None, turn: int = 0, **fields: Any) -> bytes:
+def _raw(behavior: SimulatorSettings | None = None, attempt: int = 0, **fields: Any) -> bytes:
     body = {"model": "gpt-4.1", "input": "hello", **fields}
-    asked = judge(read_body(json.dumps(body).encode()))
-    return make_answer(asked, behavior or Behavior(), turn, 1_700_000_000.5, 0.7).body
+    asked = check_request(read_body(json.dumps(body).encode()))
+    return make_answer(asked, behavior or SimulatorSettings(), attempt, 1_700_000_000.5, 0.7).body
 
 
-def _answer(behavior: Behavior | None = None, turn: int = 0, **fields: Any) -> dict[str, Any]:
+def _answer(
+    behavior: SimulatorSettings | None = None, attempt: int = 0, **fields: Any
+) -> dict[str, Any]:
     """The answer, which must first pass the SDK's own model strictly."""
-    raw = _raw(behavior, turn, **fields)
+    raw = _raw(behavior, attempt, **fields)
     Response.model_validate_json(raw, strict=True)
     answer: dict[str, Any] = json.loads(raw)
     usage = answer["usage"]
@@ -60,7 +62,7 @@ def _answer(behavior: Behavior | None = None, turn: int = 0, **fields: Any) -> d
     return answer
 
 
-def _answers(behavior: Behavior | None = None, rows: int = 60, **fields: Any) -> list[Any]:
+def _answers(behavior: SimulatorSettings | None = None, rows: int = 60, **fields: Any) -> list[Any]:
     return [_answer(behavior, **{"input": f"row {row}", **fields}) for row in range(rows)]
 
 
@@ -90,7 +92,7 @@ def test_an_answer_in_text_has_every_field_of_the_api() -> None:
 
 
 def test_the_same_request_gives_the_same_answer_but_other_ids() -> None:
-    first, again = _answer(turn=0), _answer(turn=1)
+    first, again = _answer(attempt=0), _answer(attempt=1)
     assert _said(first) == _said(again)
     assert first["usage"] == again["usage"]
     assert first["id"] != again["id"]
@@ -98,7 +100,7 @@ def test_the_same_request_gives_the_same_answer_but_other_ids() -> None:
 
 
 def test_another_seed_or_another_body_gives_another_answer() -> None:
-    assert _said(_answer(Behavior(seed=1))) != _said(_answer())
+    assert _said(_answer(SimulatorSettings(seed=1))) != _said(_answer())
     assert _said(_answer(input="hullo")) != _said(_answer())
 
 
@@ -106,7 +108,7 @@ def test_lengths_are_long_tailed_around_their_median() -> None:
     lengths = [answer["usage"]["output_tokens"] for answer in _answers(rows=400)]
     assert 40 < statistics.median(lengths) < 80
     assert max(lengths) > 4 * statistics.median(lengths)
-    longer = _answers(Behavior(output_tokens=600), rows=100)
+    longer = _answers(SimulatorSettings(output_tokens=600), rows=100)
     assert statistics.median(one["usage"]["output_tokens"] for one in longer) > 300
 
 
@@ -192,7 +194,7 @@ def test_what_a_function_gave_is_answered_in_words() -> None:
 
 def test_bad_arguments_come_at_their_rate_half_malformed_and_half_not_fitting() -> None:
     validator = jsonschema.Draft202012Validator(_WEATHER["parameters"])
-    behavior = Behavior(bad_arguments=0.4)
+    behavior = SimulatorSettings(bad_arguments=0.4)
     calls = malformed = unfit = 0
     for answer in _answers(behavior, rows=300, tools=[_WEATHER], tool_choice="required"):
         for call in _calls(answer):
@@ -217,7 +219,7 @@ def test_structured_output_fits_its_schema() -> None:
 def test_bad_output_comes_at_its_rate() -> None:
     validator = jsonschema.Draft202012Validator(_SCHEMA)
     malformed = unfit = 0
-    for answer in _answers(Behavior(bad_output=0.4), rows=300, text=_FORMAT):
+    for answer in _answers(SimulatorSettings(bad_output=0.4), rows=300, text=_FORMAT):
         try:
             unfit += not validator.is_valid(json.loads(_said(answer)))
         except json.JSONDecodeError:
@@ -226,20 +228,20 @@ def test_bad_output_comes_at_its_rate() -> None:
     assert 35 < unfit < 85
 
 
-def test_a_json_object_is_one_unless_told_otherwise() -> None:
+def test_a_json_object_is_one_unless_set_otherwise() -> None:
     fields: dict[str, Any] = {
         "text": {"format": {"type": "json_object"}},
         "instructions": "Answer in JSON.",
     }
     assert all(isinstance(json.loads(_said(one)), dict) for one in _answers(rows=20, **fields))
-    for answer in _answers(Behavior(bad_output=1), rows=20, **fields):
+    for answer in _answers(SimulatorSettings(bad_output=1), rows=20, **fields):
         with pytest.raises(json.JSONDecodeError):
             json.loads(_said(answer))
 
 
 def test_refusals_come_at_their_rate_as_completed_answers() -> None:
     refused = 0
-    for answer in _answers(Behavior(refusals=0.25), rows=200, text=_FORMAT):
+    for answer in _answers(SimulatorSettings(refusals=0.25), rows=200, text=_FORMAT):
         assert answer["status"] == "completed"
         refused += answer["output"][0]["content"][0]["type"] == "refusal"
     assert 30 < refused < 75
@@ -337,7 +339,7 @@ def test_every_answer_passes_the_sdk_s_model_and_keeps_to_its_limit(
     format_: dict[str, Any] | None,
     bad: float,
 ) -> None:
-    behavior = Behavior(bad_arguments=bad, bad_output=bad, refusals=bad / 4)
+    behavior = SimulatorSettings(bad_arguments=bad, bad_output=bad, refusals=bad / 4)
     answer = _answer(
         behavior, input=text, model=model, max_output_tokens=most, tools=tools, text=format_
     )

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchrun.simulator.api_errors import ApiError
-from batchrun.simulator.requests import judge, read_body
+from batchrun.simulator.errors import ApiError
+from batchrun.simulator.requests import check_request, read_body
 
 _FUNCTION = {
     "type": "function",
@@ -24,7 +24,7 @@ def _body(**fields: Any) -> bytes:
 
 def _refused(**fields: Any) -> ApiError:
     with pytest.raises(ApiError) as caught:
-        judge(read_body(_body(**fields)))
+        check_request(read_body(_body(**fields)))
     return caught.value
 
 
@@ -216,7 +216,7 @@ def test_a_deep_schema_is_taken_or_refused(levels: int) -> None:
     tool = f'{{"type":"function","name":"f","parameters":{schema}}}'
     body = f'{{"model":"m","input":"x","tools":[{tool}]}}'
     with suppress(ApiError):
-        assert judge(read_body(body.encode())).model == "m"
+        assert check_request(read_body(body.encode())).model == "m"
 
 
 def test_properties_may_be_called_as_keywords_are() -> None:
@@ -224,26 +224,28 @@ def test_properties_may_be_called_as_keywords_are() -> None:
         "type": "object",
         "properties": {"type": {"type": "string"}, "required": {"enum": [{"type": "dict"}]}},
     }
-    judge(read_body(_body(tools=[{"type": "function", "name": "f", "parameters": schema}])))
+    check_request(read_body(_body(tools=[{"type": "function", "name": "f", "parameters": schema}])))
 
 
 def test_an_unknown_model_is_404_where_the_models_are_known() -> None:
     body = read_body(_body(model="gpt-9"))
-    assert judge(body).model == "gpt-9"
+    assert check_request(body).model == "gpt-9"
     with pytest.raises(ApiError) as caught:
-        judge(body, models=("gpt-4.1",))
+        check_request(body, models=("gpt-4.1",))
     assert (caught.value.status, caught.value.code) == (404, "model_not_found")
 
 
 def test_stored_context_takes_the_place_of_an_input() -> None:
     for fields in ({"prompt": {"id": "pmpt_1"}}, {"previous_response_id": "resp_1"}):
-        judge(read_body(_body(input=None, **fields)))
+        check_request(read_body(_body(input=None, **fields)))
 
 
 def test_nulls_and_hosted_tools_are_taken() -> None:
     nothing = dict.fromkeys(("stream", "background", "tools", "text", "temperature", "metadata"))
-    judge(read_body(_body(**nothing)))
-    judge(read_body(_body(tools=[{"type": "web_search"}], tool_choice={"type": "web_search"})))
+    check_request(read_body(_body(**nothing)))
+    check_request(
+        read_body(_body(tools=[{"type": "web_search"}], tool_choice={"type": "web_search"}))
+    )
 
 
 @pytest.mark.parametrize(
@@ -263,12 +265,12 @@ def test_nulls_and_hosted_tools_are_taken() -> None:
 def test_a_model_reasons_by_wish_or_by_name(
     model: str, reasoning: dict[str, Any] | None, reasons: bool
 ) -> None:
-    assert judge(read_body(_body(model=model, reasoning=reasoning))).reasons is reasons
+    assert check_request(read_body(_body(model=model, reasoning=reasoning))).reasons is reasons
 
 
 def test_input_tokens_grow_with_the_input() -> None:
-    short = judge(read_body(_body(input="x" * 10))).input_tokens
-    assert judge(read_body(_body(input="x" * 4_010))).input_tokens == short + 1_000
+    short = check_request(read_body(_body(input="x" * 10))).input_tokens
+    assert check_request(read_body(_body(input="x" * 4_010))).input_tokens == short + 1_000
 
 
 @given(
@@ -283,4 +285,4 @@ def test_input_tokens_grow_with_the_input() -> None:
 def test_any_json_in_a_parameter_is_taken_or_refused(value: Any, name: str) -> None:
     body = msgspec.json.encode({"model": "m", "input": "x", name: value})
     with suppress(ApiError):
-        assert judge(read_body(body)).model == "m"
+        assert check_request(read_body(body)).model == "m"

@@ -15,8 +15,9 @@ import pytest
 from openai import AsyncOpenAI
 from openai.types.responses import Response
 
-from batchrun.simulator.behavior import Behavior
-from batchrun.simulator.server import serve
+from batchrun.simulator.errors import ApiError
+from batchrun.simulator.server import Route, find_route, serve
+from batchrun.simulator.settings import SimulatorSettings
 
 Start = Callable[..., Awaitable[str]]
 Stats = Callable[..., Awaitable[dict[str, Any]]]
@@ -201,7 +202,7 @@ async def test_a_body_of_many_megabytes_is_read(start: Start, http: Http) -> Non
         assert (await response.json())["usage"]["input_tokens"] > 2_000_000
 
 
-async def test_limits_are_told_in_headers_and_refuse_with_a_hint(
+async def test_limits_are_sent_in_headers_and_refuse_with_a_hint(
     start: Start, http: Http, stats: Stats
 ) -> None:
     base_url = await start(requests_per_minute=2, tokens_per_minute=10_000)
@@ -301,11 +302,11 @@ async def test_the_tokens_billed_are_those_that_answers_tell(
 ) -> None:
     base_url = await start()
     answers = [(await _post(http, base_url, model="o3", input=str(row)))[2] for row in range(5)]
-    told = [answer["usage"] for answer in answers]
+    usages = [answer["usage"] for answer in answers]
     assert (await stats(base_url))["tokens"] == {
-        "input": sum(usage["input_tokens"] for usage in told),
-        "output": sum(usage["output_tokens"] for usage in told),
-        "reasoning": sum(usage["output_tokens_details"]["reasoning_tokens"] for usage in told),
+        "input": sum(usage["input_tokens"] for usage in usages),
+        "output": sum(usage["output_tokens"] for usage in usages),
+        "reasoning": sum(usage["output_tokens_details"]["reasoning_tokens"] for usage in usages),
     }
 
 
@@ -313,7 +314,7 @@ async def test_latencies_differ_from_attempt_to_attempt_and_repeat_with_the_seed
     http: Http,
 ) -> None:
     async def times() -> list[str]:
-        async with serve(Behavior(latency_s=0.01, latency_spread=1)) as base_url:
+        async with serve(SimulatorSettings(latency_s=0.01, latency_spread=1)) as base_url:
             answers = [await _post(http, base_url) for _ in range(5)]
             return [headers["openai-processing-ms"] for _, headers, _ in answers]
 
@@ -340,7 +341,7 @@ async def test_an_answer_whose_client_has_gone_counts_as_completed_and_destroyed
 
 
 async def test_leaving_drops_what_is_in_flight(http: Http) -> None:
-    async with serve(Behavior(latency_s=3_600)) as base_url:
+    async with serve(SimulatorSettings(latency_s=3_600)) as base_url:
         waiting = [asyncio.create_task(_post(http, base_url, input=str(row))) for row in range(5)]
         await asyncio.sleep(0.1)
     for outcome in await asyncio.gather(*waiting, return_exceptions=True):
@@ -351,8 +352,42 @@ async def test_two_servers_do_not_share_a_port(start: Start) -> None:
     base_url = await start()
     port = int(base_url.rsplit(":", 1)[1].removesuffix("/v1"))
     with pytest.raises(OSError, match="address already in use"):
-        async with serve(Behavior(), port=port):
+        async with serve(SimulatorSettings(), port=port):
             pass
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "found"),
+    [
+        ("POST", "/v1/responses", (Route.RESPOND, "")),
+        ("POST", "/v1/responses/", (Route.RESPOND, "")),
+        ("POST", "/v1/responses/input_tokens", (Route.COUNT, "")),
+        ("GET", "/v1/responses/resp_1", (Route.RETRIEVE, "resp_1")),
+        ("POST", "/v1/responses/resp_1/cancel", (Route.CANCEL, "resp_1")),
+        ("GET", "/v1/models", (Route.MODELS, "")),
+        ("GET", "/v1/models/vendor/b", (Route.MODELS, "vendor/b")),
+        ("GET", "/stats", (Route.STATS, "")),
+    ],
+)
+def test_each_path_is_known_by_its_method(method: str, path: str, found: tuple[Route, str]) -> None:
+    assert find_route(method, path) == found
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/v1/responses", 405),
+        ("DELETE", "/v1/responses/resp_1", 405),
+        ("GET", "/v1/responses/resp_1/cancel", 405),
+        ("GET", "/v1/responses/resp_1/input_items", 404),
+        ("POST", "/v1/chat/completions", 404),
+        ("GET", "/", 404),
+    ],
+)
+def test_other_paths_and_methods_are_refused(method: str, path: str, status: int) -> None:
+    with pytest.raises(ApiError) as caught:
+        find_route(method, path)
+    assert caught.value.status == status
 
 
 def _tool(function: dict[str, Any]) -> dict[str, Any]:

@@ -8,9 +8,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from batchrun.simulator.behavior import Behavior
-from batchrun.simulator.kinds import SPREAD, Fault
 from batchrun.simulator.server import serve
+from batchrun.simulator.settings import SPREAD, Fault, SimulatorSettings
 
 Start = Callable[..., Awaitable[str]]
 Stats = Callable[..., Awaitable[dict[str, Any]]]
@@ -153,14 +152,14 @@ async def test_a_body_may_go_on_without_end(start: Start, http: Http, stats: Sta
 
 
 async def test_a_connection_may_never_come_about() -> None:
-    async with serve(Behavior(accepts=False)) as base_url:
+    async with serve(SimulatorSettings(accepts=False)) as base_url:
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(_open(base_url), 0.5)
 
 
 @pytest.mark.parametrize("kind", ["no_headers", "stalled_body", "endless_body"])
 async def test_a_server_ends_though_an_answer_never_does(kind: str, http: Http) -> None:
-    async with serve(Behavior(latency_s=0, fault_rates={kind: 1})) as base_url:
+    async with serve(SimulatorSettings(latency_s=0, fault_rates={kind: 1})) as base_url:
         sent = asyncio.create_task(_send(http, base_url))
         await asyncio.sleep(0.1)
     with pytest.raises(aiohttp.ClientError):
@@ -170,7 +169,7 @@ async def test_a_server_ends_though_an_answer_never_does(kind: str, http: Http) 
 async def _fates(http: Http, order: list[int]) -> tuple[dict[int, list[str]], dict[str, Any]]:
     """What each attempt at each body met, sent in the order given, each until it is whole."""
     fates: dict[int, list[str]] = {}
-    async with serve(Behavior(latency_s=0, faults=0.5, retry_after_s=0)) as base_url:
+    async with serve(SimulatorSettings(latency_s=0, faults=0.5, retry_after_s=0)) as base_url:
         for row in order:
             body = json.dumps({"model": "m", "input": f"row {row}"}).encode()
             met = fates.setdefault(row, [])

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from batchrun.simulator.kinds import Fault, Quirk
+from batchrun.simulator.settings import Fault, Quirk
 from tests.waiting import HANG_S
 
 _RUN = [sys.executable, "-c", "from batchrun.cli.simulate import simulate; simulate()"]
@@ -144,8 +144,8 @@ def test_help_has_examples_and_names_every_kind_of_fault_and_quirk() -> None:
 def test_the_page_on_the_simulator_names_every_kind_of_fault_and_quirk() -> None:
     page = Path(__file__).parents[2] / "docs" / "simulator.md"
     text = re.sub(r"(?s)```.*?```", "", page.read_text(encoding="utf-8"))
-    told = set(re.findall(r"`([^`]+)`", text))
-    assert not {*Fault, *Quirk} - told
+    named = set(re.findall(r"`([^`]+)`", text))
+    assert not {*Fault, *Quirk} - named
 
 
 def test_quirks_and_faults_are_asked_for_by_name() -> None:

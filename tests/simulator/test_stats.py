@@ -7,14 +7,14 @@ def test_counts_add_up() -> None:
     stats = Stats()
     for now_s in (100.2, 100.9, 101.0):
         stats.arrived(now_s)
-        stats.asked(b"\x01" * 32)
+        stats.read(b"\x01" * 32)
         end = stats.begun()
     assert [stats.admitted(b"\x01" * 32) for _ in range(3)] == [0, 1, 2]
     stats.completed(b"\x01" * 32, (10, 20, 5), 101.5)
     stats.completed(b"\x01" * 32, (1, 2, 0), 101.5, "reset_within")
     stats.refused("requests", 101.5)
     stats.rejected(400)
-    stats.met("reset_within")
+    stats.faulted("reset_within")
     end()
     end()
     for count in (stats.created, stats.polled, stats.polled, stats.cancelled):

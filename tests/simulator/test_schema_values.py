@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchrun.simulator.fitting import fit, spoil
+from batchrun.simulator.schema_values import make_invalid, make_text, make_value
 
 _SCHEMAS: dict[str, dict[str, Any]] = {
     "nothing": {"type": "object", "properties": {}},
@@ -191,27 +191,27 @@ def test_a_made_value_fits(name: str) -> None:
         schema, format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER
     )
     for seed in _SEEDS:
-        validator.validate(fit(schema, Random(seed)))
+        validator.validate(make_value(schema, Random(seed)))
 
 
 @pytest.mark.parametrize("name", _SCHEMAS)
-def test_a_spoilt_value_never_fits(name: str) -> None:
+def test_an_invalid_value_never_fits(name: str) -> None:
     schema = _SCHEMAS[name]
     validator = jsonschema.Draft202012Validator(schema)
     for seed in _SEEDS:
         rng = Random(seed)
-        spoilt = spoil(schema, fit(schema, rng), rng)
-        assert spoilt is not None
-        assert not validator.is_valid(spoilt)
+        wrong = make_invalid(schema, make_value(schema, rng), rng)
+        assert wrong is not None
+        assert not validator.is_valid(wrong)
 
 
-def test_a_schema_that_takes_anything_cannot_be_spoilt_against() -> None:
-    assert spoil({}, {"a": 1}, Random(1)) is None
+def test_no_value_is_invalid_for_a_schema_that_takes_anything() -> None:
+    assert make_invalid({}, {"a": 1}, Random(1)) is None
 
 
 def test_optional_properties_come_and_go() -> None:
     schema = {"type": "object", "properties": {"a": {"type": "string"}}}
-    assert {len(fit(schema, Random(seed))) for seed in _SEEDS} == {0, 1}
+    assert {len(make_value(schema, Random(seed))) for seed in _SEEDS} == {0, 1}
 
 
 def test_a_schema_that_must_recur_has_an_end() -> None:
@@ -220,7 +220,7 @@ def test_a_schema_that_must_recur_has_an_end() -> None:
         "properties": {"again": {"$ref": "#"}, "loop": {"$ref": "#/properties/loop"}},
         "required": ["again"],
     }
-    assert isinstance(fit(schema, Random(1)), dict)
+    assert isinstance(make_value(schema, Random(1)), dict)
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_a_schema_that_must_recur_has_an_end() -> None:
 )
 def test_absurd_wishes_have_an_end(inner: dict[str, Any]) -> None:
     schema = {"type": "object", "properties": {"a": inner}, "required": ["a"]}
-    assert set(fit(schema, Random(1))) == {"a"}
+    assert set(make_value(schema, Random(1))) == {"a"}
 
 
 def test_draft_4_bounds_and_lists_are_understood() -> None:
@@ -251,9 +251,18 @@ def test_draft_4_bounds_and_lists_are_understood() -> None:
         "required": ["a", "b"],
     }
     for seed in _SEEDS:
-        value = fit(schema, Random(seed))
+        value = make_value(schema, Random(seed))
         assert value["a"] == 2
         jsonschema.Draft4Validator(schema).validate(value)
+
+
+def test_a_default_helps_where_a_pattern_is_beyond_us() -> None:
+    schema = {"type": "string", "pattern": "^(?=b)b$", "default": "b"}
+    assert make_text(schema, Random(1)) == "b"
+
+
+def test_a_pattern_that_is_none_does_no_harm() -> None:
+    assert make_text({"pattern": "[a-", "default": "b"}, Random(1))
 
 
 _LEAVES = st.sampled_from(
@@ -299,4 +308,4 @@ def _any_of(branches: list[Any]) -> dict[str, Any]:
 @settings(max_examples=200)
 @given(st.recursive(_LEAVES, _grown, max_leaves=8), st.integers(0, 1_000))
 def test_a_value_fits_whatever_the_schema(schema: dict[str, Any], seed: int) -> None:
-    jsonschema.Draft202012Validator(schema).validate(fit(schema, Random(seed)))
+    jsonschema.Draft202012Validator(schema).validate(make_value(schema, Random(seed)))

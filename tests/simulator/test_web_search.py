@@ -9,18 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openai.types.responses import Response
 
-from batchrun.simulator import search
-from batchrun.simulator.behavior import Behavior
-from batchrun.simulator.replies import make_answer
-from batchrun.simulator.requests import judge, read_body
+from batchrun.simulator.replies import cite_pages, make_answer
+from batchrun.simulator.requests import check_request, read_body
+from batchrun.simulator.settings import SimulatorSettings
 
 _TOOL = {"type": "web_search"}
 
 
 def _answer(**fields: Any) -> dict[str, Any]:
     body = {"model": "gpt-4.1", "input": "hello", "tools": [_TOOL], **fields}
-    asked = judge(read_body(json.dumps(body).encode()))
-    raw = make_answer(asked, Behavior(), 0, 1_700_000_000.5, 0.7).body
+    asked = check_request(read_body(json.dumps(body).encode()))
+    raw = make_answer(asked, SimulatorSettings(), 0, 1_700_000_000.5, 0.7).body
     Response.model_validate_json(raw, strict=True)
     answer: dict[str, Any] = json.loads(raw)
     return answer
@@ -59,7 +58,7 @@ def test_searches_are_billed_and_opening_a_page_is_not() -> None:
     assert "tool_usage" not in _answer(tools=[])
 
 
-def test_sources_are_told_where_they_are_asked_for() -> None:
+def test_sources_are_sent_where_they_are_asked_for() -> None:
     assert "sources" not in _searches(_answer(tool_choice="required"))[0]["action"]
     action = _searches(_answer(tool_choice="required", include=["web_search_call.action.sources"]))[
         0
@@ -96,7 +95,7 @@ def test_a_cut_text_keeps_the_citations_that_it_still_holds() -> None:
 @given(st.text(), st.integers(0, 99))
 def test_indexes_count_characters_of_any_text(text: str, seed: int) -> None:
     pages = [{"url": "https://a.example/1", "title": "Ein Café 🙂"}]
-    made, marks = search.cite(text, pages, Random(seed))
+    made, marks = cite_pages(text, pages, Random(seed))
     for mark in marks:
         link = made[mark["start_index"] : mark["end_index"]]
         assert link == "([Ein Café 🙂](https://a.example/1))"

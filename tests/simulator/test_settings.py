@@ -2,19 +2,18 @@ from typing import Any
 
 import pytest
 
-from batchrun.simulator.behavior import Behavior
-from batchrun.simulator.kinds import SPREAD, Fault, Quirk
+from batchrun.simulator.settings import SPREAD, Fault, Quirk, SimulatorSettings
 
 
 def test_a_total_rate_is_spread_in_equal_parts_over_fifteen_kinds_that_end() -> None:
-    rates = Behavior(faults=0.15).rates()
+    rates = SimulatorSettings(faults=0.15).rates()
     assert list(rates) == list(SPREAD)
     assert len(SPREAD) == 15
     assert set(rates.values()) == {0.15 / len(SPREAD)}
 
 
 def test_a_kind_by_name_wins_over_the_total_rate() -> None:
-    rates = Behavior(faults=0.15, fault_rates={"500_html": 0, "stalled_body": 0.5}).rates()
+    rates = SimulatorSettings(faults=0.15, fault_rates={"500_html": 0, "stalled_body": 0.5}).rates()
     assert Fault.SERVER_ERROR_HTML not in rates
     assert rates[Fault.STALLED_BODY] == 0.5
     assert rates[Fault.RESET_WITHIN] == pytest.approx(0.01)
@@ -37,14 +36,14 @@ def test_a_kind_by_name_wins_over_the_total_rate() -> None:
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Behavior(**settings)  # type: ignore[arg-type] # what the test is about
+        SimulatorSettings(**settings)  # type: ignore[arg-type] # what the test is about
 
 
 def test_quirks_may_be_named_as_text() -> None:
     quirks: Any = ("crlf", "nan")
-    assert Behavior(quirks=quirks).quirks == (Quirk.CRLF, Quirk.NAN)
-    assert all(isinstance(quirk, Quirk) for quirk in Behavior(quirks=quirks).quirks)
+    assert SimulatorSettings(quirks=quirks).quirks == (Quirk.CRLF, Quirk.NAN)
+    assert all(isinstance(quirk, Quirk) for quirk in SimulatorSettings(quirks=quirks).quirks)
 
 
 def test_the_key_is_not_shown() -> None:
-    assert "secret" not in repr(Behavior(api_key="secret"))
+    assert "secret" not in repr(SimulatorSettings(api_key="secret"))

@@ -2,8 +2,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchrun.simulator.behavior import Behavior
-from batchrun.simulator.limits import Limits, Refusal, render_duration, retry_headers
+from batchrun.simulator.errors import render_duration, retry_headers
+from batchrun.simulator.rate_limits import LimitExceeded, ModelRateLimits
+from batchrun.simulator.settings import SimulatorSettings
 
 
 @given(
@@ -14,7 +15,7 @@ from batchrun.simulator.limits import Limits, Refusal, render_duration, retry_he
 def test_no_span_of_time_lets_more_in_than_a_full_bucket_and_what_flows_in(
     rate: float, burst_s: float, pauses: list[float]
 ) -> None:
-    limits = Limits(Behavior(requests_per_minute=rate, burst_s=burst_s))
+    limits = ModelRateLimits(SimulatorSettings(requests_per_minute=rate, burst_s=burst_s))
     now_s, let_in = 0.0, []
     for pause in pauses:
         now_s += pause
@@ -27,8 +28,8 @@ def test_no_span_of_time_lets_more_in_than_a_full_bucket_and_what_flows_in(
 
 
 @given(st.floats(min_value=1, max_value=6_000), st.integers(min_value=1, max_value=50))
-def test_a_refused_request_comes_in_after_the_wait_it_was_told(rate: float, sent: int) -> None:
-    limits = Limits(Behavior(requests_per_minute=rate, burst_s=1))
+def test_a_refused_request_comes_in_after_the_wait_it_was_given(rate: float, sent: int) -> None:
+    limits = ModelRateLimits(SimulatorSettings(requests_per_minute=rate, burst_s=1))
     refusals = [limits.admit("m", 1, 0.0) for _ in range(sent)]
     refusal = next((one for one in refusals if one is not None), None)
     if refusal is not None:
@@ -37,14 +38,14 @@ def test_a_refused_request_comes_in_after_the_wait_it_was_told(rate: float, sent
 
 
 def test_each_model_has_its_own_limit() -> None:
-    limits = Limits(Behavior(requests_per_minute=1))
+    limits = ModelRateLimits(SimulatorSettings(requests_per_minute=1))
     assert limits.admit("a", 1, 0.0) is None
     assert limits.admit("a", 1, 0.0) is not None
     assert limits.admit("b", 1, 0.0) is None
 
 
 def test_a_request_larger_than_the_whole_limit_never_fits() -> None:
-    refusal = Limits(Behavior(tokens_per_minute=100)).admit("m", 101, 0.0)
+    refusal = ModelRateLimits(SimulatorSettings(tokens_per_minute=100)).admit("m", 101, 0.0)
     assert refusal is not None
     assert refusal.wait_s is None
     assert refusal.error("m", hints=True).message == (
@@ -53,7 +54,7 @@ def test_a_request_larger_than_the_whole_limit_never_fits() -> None:
 
 
 def test_what_was_reserved_and_not_used_is_given_back() -> None:
-    limits = Limits(Behavior(tokens_per_minute=100))
+    limits = ModelRateLimits(SimulatorSettings(tokens_per_minute=100))
     assert limits.admit("m", 90, 0.0) is None
     assert limits.headers("m", 0.0)["x-ratelimit-remaining-tokens"] == "10"
     limits.settle("m", 90, 20)
@@ -63,7 +64,7 @@ def test_what_was_reserved_and_not_used_is_given_back() -> None:
 
 
 def test_headers_tell_the_limit_what_is_left_and_when_it_is_full_again() -> None:
-    limits = Limits(Behavior(requests_per_minute=60, tokens_per_minute=600))
+    limits = ModelRateLimits(SimulatorSettings(requests_per_minute=60, tokens_per_minute=600))
     assert limits.admit("m", 100, 0.0) is None
     assert limits.headers("m", 0.0) == {
         "x-ratelimit-limit-requests": "60",
@@ -73,17 +74,17 @@ def test_headers_tell_the_limit_what_is_left_and_when_it_is_full_again() -> None
         "x-ratelimit-remaining-tokens": "500",
         "x-ratelimit-reset-tokens": "10s",
     }
-    assert Limits(Behavior()).headers("m", 0.0) == {}
+    assert ModelRateLimits(SimulatorSettings()).headers("m", 0.0) == {}
 
 
 def test_a_refusal_says_what_is_used_and_when_to_come_back_unless_it_may_not() -> None:
-    error = Refusal("requests", 3, 3, 1, 20.0).error("gpt-4.1", hints=True)
+    error = LimitExceeded("requests", 3, 3, 1, 20.0).error("gpt-4.1", hints=True)
     assert (error.status, error.type, error.code) == (429, "requests", "rate_limit_exceeded")
     assert error.message == (
         "Rate limit reached for gpt-4.1 on requests per min (RPM): Limit 3, Used 3, Requested 1. "
         "Please try again in 20s."
     )
-    bare = Refusal("tokens", 3, 3, 1, 20.0).error("gpt-4.1", hints=False)
+    bare = LimitExceeded("tokens", 3, 3, 1, 20.0).error("gpt-4.1", hints=False)
     assert bare.message == "Rate limit reached."
 
 

@@ -9,18 +9,18 @@ from typing import Any
 import aiohttp
 import pytest
 
-from batchrun.simulator.gateway_errors import ErrorAnswer, gateway_error
-from batchrun.simulator.kinds import SPREAD, Fault
+from batchrun.simulator.errors import GATEWAY_FAULTS, GatewayError, fault_error
+from batchrun.simulator.settings import SPREAD, Fault
 
 Start = Callable[..., Awaitable[str]]
 Stats = Callable[..., Awaitable[dict[str, Any]]]
 Http = aiohttp.ClientSession
 
-_KINDS = [fault for fault in Fault if gateway_error(fault, 1.0) is not None]
+_KINDS = [fault for fault in Fault if fault in GATEWAY_FAULTS]
 
 
-def _answer(fault: Fault, retry_after_s: float = 1.0) -> ErrorAnswer:
-    answer = gateway_error(fault, retry_after_s)
+def _answer(fault: Fault, retry_after_s: float = 1.0) -> GatewayError:
+    answer = fault_error(fault, retry_after_s)
     assert answer
     return answer
 
@@ -70,7 +70,7 @@ def test_a_quota_may_be_hidden_in_a_flattened_message() -> None:
     assert '"code": "insufficient_quota"' in error["message"]
 
 
-def test_a_quota_may_be_told_in_chinese_alone() -> None:
+def test_a_quota_may_be_stated_in_chinese_alone() -> None:
     error = _error(Fault.KEY_QUOTA)
     assert error["code"] == ""
     assert "额度已用尽" in error["message"]
