@@ -6,9 +6,13 @@ BIN = $(VENV)/bin
 DEMO = runs/demo
 SERVERS = .servers
 PEERS = .peers
+NEWEST = .newest
+LOWEST = .lowest
+TOOLS = .tools
+UV = $(TOOLS)/bin/uv
 PEER_NAMES = lm-deluge async-batch-llm openai litellm
 
-.PHONY: demo test torture test-servers bench bench-peers bench-parts bench-pacing check docs docs-site format lock lock-peers clean
+.PHONY: demo test test-newest test-lowest test-wheel torture test-servers bench bench-peers bench-parts bench-pacing check docs docs-site format lock lock-peers clean
 
 # The main job against the embedded simulator: a prompt set with tools becomes two tables.
 demo: $(VENV)/installed
@@ -19,6 +23,23 @@ demo: $(VENV)/installed
 # What CI runs: lint, types, imports, links of the docs, the site of the docs, tests.
 test: check docs-site
 	$(BIN)/pytest -q -n 4 --dist worksteal
+
+# The tests with the newest version of every dependency, which is what `pip install .` installs today.
+test-newest:
+	$(PYTHON) -m venv --clear $(NEWEST)
+	$(NEWEST)/bin/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(NEWEST)/bin/pytest -q -n 4 --dist worksteal
+
+# The tests with the lowest version of every dependency that pyproject.toml allows.
+test-lowest: $(TOOLS)/installed
+	$(UV) venv --quiet --clear --python $(PYTHON) $(LOWEST)
+	$(UV) pip install --quiet --python $(LOWEST) --resolution lowest-direct -e '.[dev]'
+	$(LOWEST)/bin/pytest -q -n 4 --dist worksteal
+
+# Builds the wheel and the sdist, installs them with pip and with uv in empty environments, with and
+# without each extra, and runs the walk-through of the README there; about five minutes.
+test-wheel: $(VENV)/installed $(TOOLS)/installed
+	$(BIN)/pytest -q -m wheel tests/wheel
 
 # 1,000 kills of real runs (TORTURE_KILLS=N for another number); the figures land in runs/torture.md.
 torture: $(VENV)/installed
@@ -63,26 +84,32 @@ format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The pinned versions, renewed (needs uv).
-lock:
-	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
+# The pinned versions, renewed.
+lock: $(TOOLS)/installed
+	$(UV) pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
 		--generate-hashes --no-header --no-annotate -o requirements.lock
 
 # The same for the peers of `make bench`.
-lock-peers:
+lock-peers: $(TOOLS)/installed
 	for name in $(PEER_NAMES); do \
-		uv pip compile benchmarks/peers/$$name.in --universal --python-version 3.11 --upgrade \
+		$(UV) pip compile benchmarks/peers/$$name.in --universal --python-version 3.11 --upgrade \
 			--generate-hashes --no-header --no-annotate -o benchmarks/peers/$$name.lock || exit 1; \
 	done
 
 clean:
-	rm -rf $(VENV) $(SERVERS) $(PEERS) runs .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(SERVERS) $(PEERS) $(NEWEST) $(LOWEST) $(TOOLS) build runs .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 $(VENV)/installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "batchrun needs Python 3.11 or later; say make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+# uv, and what checks the metadata of a release.
+$(TOOLS)/installed: tests/wheel/tools.lock
+	$(PYTHON) -m venv --clear $(TOOLS)
+	$(TOOLS)/bin/pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r $<
 	touch $@
 
 $(PEERS)/%/installed: benchmarks/peers/%.lock

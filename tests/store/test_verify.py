@@ -160,8 +160,13 @@ def test_ok_that_is_not_so_is_named(copy: Path) -> None:
 
 def test_a_flipped_bit_in_a_part_is_found(copy: Path) -> None:
     part = copy / "responses" / PART
+    group = pq.read_metadata(part).row_group(0)
+    at = [group.column(i).path_in_schema for i in range(group.num_columns)].index("output_text")
+    pages = group.column(at)
     data = bytearray(part.read_bytes())
-    data[len(data) // 8] ^= 1
+    data[
+        (pages.dictionary_page_offset or pages.data_page_offset) + pages.total_compressed_size - 1
+    ] ^= 1
     part.write_bytes(data)
     problems = verify(copy).problems
     assert f"responses/{PART}: " in problems[0]
