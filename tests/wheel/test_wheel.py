@@ -160,7 +160,7 @@ def test_the_readme_can_be_shown_as_a_page(tmp_path: Path) -> None:
     page = tmp_path / "readme.html"
     succeed(TOOLS / "python", "-m", "readme_renderer", ROOT / "README.md", "-o", page)
     html = page.read_text(encoding="utf-8")
-    assert "<h2>A walk-through</h2>" in html
+    assert ">A walk-through<" in html
     assert "<table>" in html
 
 
