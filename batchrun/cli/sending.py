@@ -103,7 +103,7 @@ def say_plan(plan: "Plan", path: Path) -> None:
     lines += [f"  warning: {warning}" for warning in plan.warnings]
     if plan.disk_bytes > plan.free_bytes:
         lines.append("  warning: the disk may fill up; free space or choose another -o")
-    if not plan.to_settle:
+    if not plan.to_complete:
         lines.append("nothing left to send")
     say("\n".join(lines))
 

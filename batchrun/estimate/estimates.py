@@ -82,7 +82,7 @@ def make_estimate(
         notes=tuple(
             notes(
                 plan.pilot if plan.pilot is not None and plan.pilot.of == made.wanted else None,
-                plan.resumed.settled,
+                plan.resumed.complete,
                 pilot,
                 made.counted(models[0] if models else None),
                 models,
@@ -127,7 +127,7 @@ class _Making:
         found = self._of_model.get(model)
         if found is None:
             vocabulary = self.counts.vocabulary(model) if model else ""
-            settled = self.plan.resumed.settled
+            settled = self.plan.resumed.complete
             found = self.counts.of_rows(settled, self.wanted, vocabulary)
             self._of_model[model] = found
         return found
@@ -150,7 +150,7 @@ class _Making:
 
     def pilot(self, path: Path) -> PilotResult | None:
         """What the rows picked for a pilot tell of those that are left, once all are settled."""
-        picked, settled = self.plan.pilot, self.plan.resumed.settled
+        picked, settled = self.plan.pilot, self.plan.resumed.complete
         groups = self.groups(None)
         if picked is None or picked.of != self.wanted or not groups:
             return None

@@ -12,12 +12,13 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from batchrun.errors import InputError, JobError
 from batchrun.formats.amounts import plural, usd
@@ -29,7 +30,7 @@ from batchrun.job.price_sections import with_user_prices
 from batchrun.job.sections import STDIN, Job
 from batchrun.pricing.prices import Prices, check_prices
 from batchrun.records import NOTHING_SENT_AGAIN, Layout, Pilot, Request, Resend, RunRecord
-from batchrun.runner.resume import Resumed, tell_settled
+from batchrun.runner.resume import Resumed, match_rows
 from batchrun.store.columns import layout_of
 from batchrun.store.reading import read_unknown_usd
 from batchrun.store.run_dir import SCHEMA_VERSION, RunDir
@@ -40,7 +41,7 @@ from batchrun.version import VERSION
 def kept_input(
     job: Job, run_dir: RunDir, check: Callable[[], None] | None = None
 ) -> tuple[Source, str | None]:
-    """Standard input, kept in the run directory, and its hash. Raises what `check` raises."""
+    """Standard input, stored in the run directory, and its hash. Raises what `check` raises."""
     copy = run_dir.input_dir / "stdin.jsonl"
     if run_dir.record is None:
         return find_source(job.input, copy), keep_input(sys.stdin.buffer, copy, check)
@@ -67,7 +68,7 @@ def refuse_other_use(job: Job, run_dir: RunDir, *, simulate: bool) -> None:
         )
     if record.hash_rule != HASH_RULE:
         raise JobError(
-            f"{run_dir.path}: its requests were told apart by rule {record.hash_rule} of batchrun "
+            f"{run_dir.path}: its requests were hashed by rule {record.hash_rule} of batchrun "
             f"{record.batchrun}, and this version has rule {HASH_RULE}; go on with that one, or "
             "choose another directory with -o"
         )
@@ -112,32 +113,7 @@ def run_path(job: Job, *, simulate: bool = False) -> Path:
     return Path(path)
 
 
-_SEED = 7_411
-
-
-def draw_pilot(
-    before: Pilot | None, rows: int, settled: Sequence[int], is_bad: Sequence[int]
-) -> Pilot:
-    """So many rows of those that can be sent and are not settled, or all of these.
-
-    `settled` and `is_bad` hold a mark for each row of the source, as far as it is asked for.
-    Rows that an earlier pilot over as many rows picked stay; more are picked besides.
-    """
-    of = len(settled)
-    kept = before.rows if before is not None and before.of == of else ()
-    missing = rows - len(kept)
-    if missing <= 0:
-        return Pilot(kept, of)
-    passed = set(kept)
-    free = [
-        row
-        for row, (is_settled, bad) in enumerate(zip(settled, is_bad, strict=True))
-        if not is_settled and not bad and row not in passed
-    ]
-    draw = random.Random(_SEED + len(kept))  # noqa: S311 - chance, not secrecy
-    return Pilot((*kept, *draw.sample(free, min(missing, len(free)))), of)
-
-
+_PILOT_SEED = 7_411
 _LARGE_BODY_BYTES = 64 * 1024  # bodies above this on average are not stored unless asked for
 _ANSWER_BYTES = 4 * 1024  # a guess at what an answer takes up, before any is known
 _SETTINGS = ("model", "temperature", "top_p", "max_output_tokens", "reasoning")
@@ -149,10 +125,10 @@ class Plan(Struct, frozen=True):
     prompts: PromptSet
     layout: Layout
     rows: int  # in the source
-    resumed: Resumed  # what is settled, and what of it is sent again
-    pilot: Pilot | None  # rows that were picked to tell by what all will cost, now or earlier
-    to_settle: int  # rows that are not settled or sent again, `--limit` regarded
-    limited_to: str  # what this command is to settle at most, in words; empty: all rows
+    resumed: Resumed  # what is complete, and what of it is sent again
+    pilot: Pilot | None  # random rows, drawn now or earlier to estimate what all will cost
+    to_complete: int  # rows that have no outcome or are sent again, within `--limit`
+    limited_to: str  # the rows that this command asks for, in words; empty: all
     to_send: int  # of them, those that are not bad
     bad_rows: int  # of the source; they become rows of status `invalid`
     sent: tuple[str, ...]  # source columns
@@ -160,14 +136,14 @@ class Plan(Struct, frozen=True):
     first: Request | None  # that can be sent; of a dry run: that would be
     warnings: tuple[str, ...]
     store_request: bool
-    disk_bytes: int  # expected for what is still to be settled
+    disk_bytes: int  # expected for what is still to be completed
     free_bytes: int
     unfinished_usd: float = 0.0  # spent on answers of rows that have no outcome yet
 
     @property
     def rows_in_all(self) -> int:
-        """Settled once this is carried out."""
-        return self.resumed.totals.rows - self.resumed.resent.rows + self.to_settle
+        """Complete once this is carried out."""
+        return self.resumed.totals.rows - self.resumed.resent.rows + self.to_complete
 
 
 def dry_run(
@@ -198,14 +174,10 @@ def dry_run(
             keep_input(sys.stdin.buffer, copy)
             source = find_source(job.input, copy)
         plan = make_plan(job, source, run_dir, path, limit=limit, resend=resend, on_body=on_body)
-        return msgspec.structs.replace(plan, first=_first_sent(plan, limit))
-
-
-def _first_sent(plan: Plan, limit: int | None) -> Request | None:
-    if not plan.to_send:
-        return None
-    rows = plan.prompts.requests(plan.layout, plan.resumed.settled, limit)
-    return next((row for row in rows if isinstance(row, Request)), None)
+        if not plan.to_send:
+            return replace(plan, first=None)
+        rows = plan.prompts.requests(plan.layout, plan.resumed.complete, limit)
+        return replace(plan, first=next((row for row in rows if isinstance(row, Request)), None))
 
 
 def make_plan(
@@ -223,7 +195,7 @@ def make_plan(
 ) -> Plan:
     """Reads everything once; `path` is where the run directory is or will be.
 
-    `pilot`: so many rows alone are sent, picked by chance and kept in mind.
+    `pilot`: so many random rows alone are sent; the record remembers them.
     `prices` (null: made here where a cap asks for them) know all models of the source afterwards.
     Raises `JobError`, `InputError`, and what `on_rows` raises.
     """
@@ -239,25 +211,27 @@ def make_plan(
     if survey.bad_rows and not job.input.skip_bad_rows:
         raise InputError(_problems(survey))
     if run_dir is not None and record is not None:
-        resumed = tell_settled(survey, run_dir, resend, limit)
+        resumed = match_rows(survey, run_dir, resend, limit)
     else:
         resumed = Resumed(bytearray(survey.rows), bytearray(survey.rows))
-    settled = resumed.settled
+    complete = resumed.complete
     if cap_usd is not None:
         _check_models(prices or known_prices(job), survey)
     elif prices is not None:  # a look-up loads the list: better here than between two answers
         for model in survey.models:
             prices.find(model, None, time.time_ns() // 1000)
     wanted = survey.rows if limit is None else min(limit, survey.rows)
-    picked = record.pilot if record else None
+    drawn = record.pilot if record else None
     if pilot:
-        picked = draw_pilot(picked, pilot, settled[:wanted], survey.is_bad[:wanted])
-        settled = _all_but(picked.rows, settled)
-        resumed = msgspec.structs.replace(resumed, settled=settled)
-    to_settle = settled[:wanted].count(0)
-    bad = sum(map(operator.gt, survey.is_bad[:wanted], settled)) if survey.bad_rows else 0
-    marks = survey.is_unbounded
-    unbounded = sum(map(operator.gt, marks[:wanted], settled)) if marks else 0
+        drawn = draw_pilot(drawn, pilot, complete[:wanted], survey.is_bad[:wanted])
+        marks = bytearray(b"\1") * survey.rows  # nothing but these rows is sent
+        for row in drawn.rows:
+            marks[row] = complete[row]
+        complete, resumed = marks, replace(resumed, complete=marks)
+    to_complete = complete[:wanted].count(0)
+    bad = sum(map(operator.gt, survey.is_bad[:wanted], complete)) if survey.bad_rows else 0
+    bounds = survey.is_unbounded
+    unbounded = sum(map(operator.gt, bounds[:wanted], complete)) if bounds else 0
     store_request = _stores_request(job, survey, record.store_request if record else None)
     row_bytes = survey.carried_bytes + (survey.body_bytes if store_request else 0)
     return Plan(
@@ -265,10 +239,10 @@ def make_plan(
         layout=survey.layout,
         rows=survey.rows,
         resumed=resumed,
-        pilot=picked,
-        to_settle=to_settle,
+        pilot=drawn,
+        to_complete=to_complete,
         limited_to=_limited_to(limit, pilot, survey.rows),
-        to_send=to_settle - bad,
+        to_send=to_complete - bad,
         bad_rows=survey.bad_rows,
         sent=survey.sent,
         carried=survey.carried,
@@ -278,13 +252,33 @@ def make_plan(
             *survey.warnings,
             *resumed.warnings,
             *_unsent(survey),
-            *_past_the_cap(cap_usd, unbounded, to_settle - bad, resumed, record, path),
+            *_past_the_cap(cap_usd, unbounded, to_complete - bad, resumed, record, path),
         ),
         store_request=store_request,
-        disk_bytes=to_settle * (row_bytes // survey.rows + _ANSWER_BYTES),
+        disk_bytes=to_complete * (row_bytes // survey.rows + _ANSWER_BYTES),
         free_bytes=_free_bytes(path),
         unfinished_usd=run_dir.unfinished.cost_usd if run_dir is not None else 0.0,
     )
+
+
+def draw_pilot(
+    before: Pilot | None, rows: int, complete: Sequence[int], is_bad: Sequence[int]
+) -> Pilot:
+    """So many random rows of those that can be sent and are not complete, or all of these.
+
+    `complete` and `is_bad` hold a mark for each row of the source, as far as it is asked for.
+    Rows that an earlier pilot over as many rows drew stay; more are drawn besides.
+    """
+    of = len(complete)
+    drawn = before.rows if before is not None and before.of == of else ()
+    missing = rows - len(drawn)
+    if missing <= 0:
+        return Pilot(drawn, of)
+    known = set(drawn)
+    marks = enumerate(zip(complete, is_bad, strict=True))
+    free = [row for row, (done, bad) in marks if not done and not bad and row not in known]
+    draw = random.Random(_PILOT_SEED + len(drawn))  # noqa: S311 - a sample, no secret
+    return Pilot((*drawn, *draw.sample(free, min(missing, len(free)))), of)
 
 
 def _limited_to(limit: int | None, pilot: int, rows: int) -> str:
@@ -293,14 +287,6 @@ def _limited_to(limit: int | None, pilot: int, rows: int) -> str:
     if limit is not None and limit < rows:
         return f"limit: first {limit:,} of {plural(rows, 'row')}"
     return ""
-
-
-def _all_but(rows: Iterable[int], settled: bytearray) -> bytearray:
-    """Marks by which nothing but these rows is sent, as far as they are not settled."""
-    marks = bytearray(b"\1") * len(settled)
-    for row in rows:
-        marks[row] = settled[row]
-    return marks
 
 
 def known_prices(job: Job) -> Prices:
@@ -336,38 +322,34 @@ def _past_the_cap(
     record: RunRecord | None,
     path: Path,
 ) -> list[str]:
-    """How the dollars spent may pass the cap."""
+    """Why the dollars spent may exceed the cap."""
     if cap_usd is None:
         return []
-    said = []
+    warnings = []
     reserved = read_unknown_usd(path, record) if record is not None else 0.0
+    cap, counts = f"the cap of {usd(cap_usd)}", f"counts {usd(reserved)}" if reserved else ""
     if unbounded:
-        said.append(
+        warnings.append(
             f"{plural(unbounded, 'row')} of {to_send:,} to send may cost more than is reserved for "
             "them (no max_output_tokens, an input beyond text, hosted tools or stored context): "
-            f"the cap of {usd(cap_usd)} may be passed, by at most one answer for each request in "
-            "flight"
+            f"{cap} may be exceeded by at most one answer for each request in flight"
         )
     if resumed.totals.unknown_attempts:
         attempts = plural(resumed.totals.unknown_attempts, "attempt")
-        counts = f"takes in {usd(reserved)} for them" if reserved else "leaves it out"
-        said.append(
-            f"what {attempts} of settled rows cost is not known; the cap of {usd(cap_usd)} {counts}"
+        warnings.append(
+            f"the cost of {attempts} of complete rows is not known; {cap} "
+            + (f"{counts} for them" if counts else "does not count it")
         )
     if resumed.lost:
         rows = plural(resumed.lost, "row")
-        said.append(f"what {rows} cost that are not there any more is not in the cap either")
+        warnings.append(f"{cap} does not count what {rows} cost that are not on disk any more")
     if record is not None and record.state == "running":
-        takes = (
-            f"takes in {usd(reserved)} for it, as it stood a second before at most"
-            if reserved
-            else "leaves it out"
+        warnings.append(
+            "the last command was killed; what was in flight then may have been billed, and "
+            f"{cap} {counts or 'does not count it'}"
+            + (" for it, as reserved within the last second before" if counts else "")
         )
-        said.append(
-            f"the last command was killed; what was in flight then may have been billed, and the "
-            f"cap of {usd(cap_usd)} {takes}"
-        )
-    return said
+    return warnings
 
 
 def _free_bytes(path: Path) -> int:
@@ -389,11 +371,11 @@ def _problems(survey: Survey) -> str:
     if more > 0:
         lines.append(f"  and {more:,} more")
     if is_all:
-        cure = "Mend the input or the options"
+        fix = "Fix the input or the options"
     else:
-        cure = "Mend the input, or give --skip-bad-rows to keep them as rows of status invalid"
-    said = f"{plural(survey.bad_rows, 'row')} of {survey.rows:,} cannot be sent:"
-    return "\n".join([said, *lines, cure])
+        fix = "Fix the input, or give --skip-bad-rows to store them as rows of status invalid"
+    summary = f"{plural(survey.bad_rows, 'row')} of {survey.rows:,} cannot be sent:"
+    return "\n".join([summary, *lines, fix])
 
 
 def _stores_request(job: Job, survey: Survey, pinned: bool | None) -> bool:
@@ -416,7 +398,7 @@ def make_record(
     sections = msgspec.to_builtins(job)
     sections["endpoint"]["headers"] = sorted(job.endpoint.headers)
     now_at = time.time_ns() // 1000
-    schema_version = SCHEMA_VERSION if plan.to_settle else run_dir.writes_schema
+    schema_version = SCHEMA_VERSION if plan.to_complete else run_dir.writes_schema
     return RunRecord(
         schema_version=schema_version,
         hash_rule=HASH_RULE,
@@ -439,7 +421,7 @@ def make_record(
         totals=plan.resumed.totals,
         pilot=plan.pilot,
         estimated=run_dir.record.estimated if run_dir.record else None,
-        gone=plan.resumed.gone,
+        gone=plan.resumed.removed,
         parts=count_rows(run_dir.path),
         unknown_usd=read_unknown_usd(run_dir.path, run_dir.record) if run_dir.record else 0.0,
         older_schema=_older_schema(run_dir.record, schema_version),

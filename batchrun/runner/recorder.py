@@ -6,25 +6,22 @@ What a failing disk does not take is held in memory, and written if it takes it 
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Sequence
 
 from msgspec.structs import replace
 
 from batchrun.errors import StoreError
-from batchrun.formats.json_text import valid_text
+from batchrun.formats.amounts import plural
 from batchrun.progress.summary import RunCounters
-from batchrun.records import Answered, Attempt, BadRow, Earlier, Outcome, Request, RowKey
-from batchrun.runner.resume import Resumed, after_attempts, with_earlier
-from batchrun.store.complete_rows import EarlierRows
+from batchrun.records import Answered, Attempt, Outcome, Request, RowKey
+from batchrun.runner.resume import EarlierOutcomes, after_attempts
 from batchrun.store.run_dir import RunDir
 
 DISK_PATIENCE_S = 60.0  # for a disk that does not take what has arrived
-_ROWS_AT_ONCE = 64  # whose older outcomes are read together
 
 
 class Recorder:
-    """Keeps a run's outcomes; one that replaces an older outcome takes its attempts along.
+    """Stores a run's outcomes, and what is known of rows that have none yet.
 
     What a disk does not take is held, and `on_failure` is told.
     """
@@ -32,14 +29,13 @@ class Recorder:
     def __init__(
         self,
         run_dir: RunDir,
-        tally: RunCounters,
-        resumed: Resumed,
+        counters: RunCounters,
+        earlier: EarlierOutcomes,
         endpoint: str,
         on_failure: Callable[[StoreError], None],
     ) -> None:
-        self._run_dir, self._tally, self._resumed = run_dir, tally, resumed
+        self._run_dir, self._counters, self._earlier = run_dir, counters, earlier
         self._endpoint, self._on_failure = endpoint, on_failure
-        self._earlier: dict[int, Earlier] = {}  # by row: of those read and sent again
         # By row: attempts of an earlier command at a request that the row does not make any more.
         self._abandoned: dict[int, tuple[Attempt, ...]] = {}
         self._held: deque[Outcome] = deque()  # what the disk did not take
@@ -78,92 +74,70 @@ class Recorder:
             self._begun_held[request.key] = request, response_id
             self._on_failure(error)
 
-    def with_earlier(self, requests: Iterator[Request | BadRow]) -> Iterator[Request | BadRow]:
-        """The requests, once the older outcomes of those sent again are read. `StoreError`."""
-        again = self._resumed.again
-        if not self._resumed.resent.rows:
-            yield from requests
-            return
-        rows = EarlierRows(self._resumed.spans)
-        while some := list(islice(requests, _ROWS_AT_ONCE)):
-            wanted = {
-                (valid_text(one.custom_id), *one.key[1:]): one.row for one in some if again[one.row]
-            }
-            if wanted:
-                self._earlier.update(rows.find(wanted))
-            yield from some
-
-    def keep(self, outcomes: Sequence[Outcome]) -> None:
+    def record(self, outcomes: Sequence[Outcome]) -> None:
         """They survive a kill when this returns, but for what the disk refuses."""
         if self._earlier or self._abandoned:
-            outcomes = [self._with_earlier(outcome) for outcome in outcomes]
+            outcomes = [self._after_earlier(outcome) for outcome in outcomes]
         for outcome in outcomes if self._begun_held else ():
             self._begun_held.pop(outcome.request.key, None)
         if self._held:
             self._held.extend(outcomes)
             return
         began_s = time.perf_counter()
-        kept = 0
+        stored = 0
         try:
-            while kept < len(outcomes):
-                kept += self._run_dir.store_some(outcomes[kept:])
+            while stored < len(outcomes):
+                stored += self._run_dir.store_some(outcomes[stored:])
         except StoreError as error:
-            self._held.extend(outcomes[kept:])
+            self._held.extend(outcomes[stored:])
             self._on_failure(error)
         finally:
             self.write_s += time.perf_counter() - began_s
-            self._count(outcomes[:kept])
+            self._count(outcomes[:stored])
 
-    def _with_earlier(self, outcome: Outcome) -> Outcome:
-        row = outcome.request.row
-        if attempts := self._abandoned.pop(row, ()):
+    def _after_earlier(self, outcome: Outcome) -> Outcome:
+        if attempts := self._abandoned.pop(outcome.request.row, ()):
             outcome = after_attempts(outcome, attempts)
-        earlier = self._earlier.get(row)
-        return outcome if earlier is None else with_earlier(outcome, earlier)
+        return self._earlier.join(outcome)
 
     async def write_held(self, is_hurried: Callable[[], bool], tell: Callable[[str], None]) -> str:
-        """Writes what is held, if the disk takes it within a minute; what came of it, in words."""
+        """Writes what is held, if the disk takes it within a minute; in words whether it did."""
         until_s = time.monotonic() + DISK_PATIENCE_S
-        landed = len(self._held) + len(self._answered_held)
+        has_held = bool(self._held or self._answered_held)
         while self._is_holding:
             try:
                 await self._write_one()
             except StoreError as error:
                 left_s = until_s - time.monotonic()
                 if left_s <= 0 or is_hurried():
-                    break
+                    return f" ({self._held_in_words()} that had arrived could not be stored)"
                 tell(f"{error}. Held for {left_s:.0f} s more: {self._held_in_words()}")
                 await asyncio.sleep(min(1.0, left_s))
-        if self._is_holding:
-            return f" ({self._held_in_words()} that had arrived could not be kept)"
-        return " (all answers that had arrived are kept)" if landed else ""
+        return " (all answers that had arrived are stored)" if has_held else ""
 
     async def _write_one(self) -> None:
         """Of what is held, so that it is not held any more. Raises `StoreError`."""
         if self._held:
             self._run_dir.store(self._held[0], anyway=True)
             self._count((self._held.popleft(),))
-            return
-        if self._answered_held:
+        elif self._answered_held:
             self._run_dir.unfinished.record(self._answered_held[0])
             self._answered_held.popleft()
-            return
-        key, (request, response_id) = next(iter(self._begun_held.items()))
-        await asyncio.to_thread(
-            self._run_dir.unfinished.begin, request, self._endpoint, response_id
-        )
-        del self._begun_held[key]
+        else:
+            key, (request, response_id) = next(iter(self._begun_held.items()))
+            await asyncio.to_thread(
+                self._run_dir.unfinished.begin, request, self._endpoint, response_id
+            )
+            del self._begun_held[key]
 
     def _held_in_words(self) -> str:
         """`3 answers`, `1 answer, 2 ids of background responses`."""
-        answers = len(self._held) + len(self._answered_held)
-        counts = {"answer": answers, "id of background responses": len(self._begun_held)}
-        plural = {"answer": "answers", "id of background responses": "ids of background responses"}
-        return ", ".join(
-            f"{count:,} {what if count == 1 else plural[what]}"
-            for what, count in counts.items()
-            if count
-        )
+        words = []
+        if answers := len(self._held) + len(self._answered_held):
+            words.append(plural(answers, "answer"))
+        if begun := len(self._begun_held):
+            words.append(f"{plural(begun, 'id')} of background responses")
+        return ", ".join(words)
 
     @property
     def _is_holding(self) -> bool:
@@ -173,7 +147,6 @@ class Recorder:
     def _count(self, outcomes: Sequence[Outcome]) -> None:
         if self._earlier:
             for outcome in outcomes:
-                earlier = self._earlier.pop(outcome.request.row, None)
-                if earlier is not None:
-                    self._tally.take_out(earlier.totals)
-        self._tally.count(outcomes)
+                if (totals := self._earlier.replaced(outcome)) is not None:
+                    self._counters.take_out(totals)
+        self._counters.count(outcomes)

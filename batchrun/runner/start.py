@@ -104,14 +104,14 @@ async def run_job(
         watch.plan(plan, path)
         await asyncio.to_thread(note_differences, run_dir, plan.resumed)
         record = make_record(job, plan, run_dir, simulate, command, sha256)
-        tally = RunCounters(record.totals, began_s, again=plan.resumed.resent.rows)
-        run = Run(job, run_dir, plan, record, tally, watch, stop, prices, most_in_flight)
-        if plan.to_settle:
+        counters = RunCounters(record.totals, began_s, again=plan.resumed.resent.rows)
+        run = Run(job, run_dir, plan, record, counters, watch, stop, prices, most_in_flight)
+        if plan.to_complete:
             async with contextlib.AsyncExitStack() as servers:
                 endpoint = job.endpoint
                 if simulate:
                     endpoint = await servers.enter_async_context(_simulated(endpoint))
-                client = Client(endpoint, key, headers, VERSION, run.keeper.begin)
+                client = Client(endpoint, key, headers, VERSION, run.recorder.begin)
                 await servers.enter_async_context(client)
                 await run.send(client, limit)
         return await run.end()

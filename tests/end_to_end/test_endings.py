@@ -257,7 +257,7 @@ def test_a_disk_that_fails_during_a_stop_takes_what_arrived_once_it_can(
     resource.prlimit(run.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
     _, said = run.communicate(timeout=HANG_S)
     assert run.returncode == 1, said
-    assert "all answers that had arrived are kept" in said
+    assert "all answers that had arrived are stored" in said
     assert _record(tmp_path / "run")["state"] == "failed"
     paid = stats(base_url)["completions"]
     assert stats(base_url)["destroyed"] == 0
@@ -407,7 +407,7 @@ def test_an_answer_that_cannot_be_recorded_is_held_and_not_asked_for_again(
     waiting = {one.key: one for one in read_open(tmp_path / "run") if isinstance(one, Answered)}
     on_disk = sum(stored) + sum(len(one.outcome.attempts) for one in waiting.values())
     assert on_disk == stats(base_url)["completions"]
-    assert "all answers that had arrived are kept" in said
+    assert "all answers that had arrived are stored" in said
     assert batchrun("run", "job.toml").returncode in (0, 4)
     assert batchrun("verify", "run").returncode == 0
     found = reading.responses(tmp_path / "run").to_table(columns=["attempts"])["attempts"]

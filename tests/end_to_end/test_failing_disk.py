@@ -60,7 +60,7 @@ def test_a_full_disk_stops_sending_and_what_was_in_flight_is_kept_when_space_ret
     _, rest = run.communicate(timeout=HANG_S)
     assert run.returncode == 1, said + rest
     assert "raise the limit on file size" in rest
-    assert "all answers that had arrived are kept" in rest
+    assert "all answers that had arrived are stored" in rest
     assert sent < _ROWS
     assert stats(base_url)["requests"] == sent
     again = batchrun(*command)
@@ -97,7 +97,7 @@ def test_a_small_disk_that_fills_up_is_said_and_more_space_lets_the_run_end(
     subprocess.run(["/bin/mount", "-o", "remount,size=60m", small_disk], check=True)
     _, rest = run.communicate(timeout=HANG_S)
     assert run.returncode == 1, said + rest
-    assert "all answers that had arrived are kept" in rest
+    assert "all answers that had arrived are stored" in rest
     again = batchrun(*command)
     assert again.returncode == 0, again.stderr
     assert stats(base_url)["completions"] == _ROWS  # nothing was paid for twice
@@ -148,7 +148,7 @@ def test_a_disk_that_stays_full_ends_the_run_with_words_and_it_resumes(
     run.send_signal(signal.SIGTERM)
     _, rest = run.communicate(timeout=HANG_S)
     assert run.returncode == 1, said + rest
-    assert "could not be kept" in rest
+    assert "could not be stored" in rest
     assert "Traceback" not in said + rest
     again = batchrun(*command)
     assert again.returncode == 0, again.stderr

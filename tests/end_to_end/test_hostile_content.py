@@ -231,7 +231,7 @@ def test_no_id_touches_a_file_name_or_a_terminal(
     write_rows(rows[:3])
     gone = batchrun("run", source, *_ASK, "--base-url", hostile)
     assert gone.returncode == 2
-    assert "  batchrun: all is well\\n (row 3): gone" in gone.stderr
+    assert "  batchrun: all is well\\n (row 3): removed" in gone.stderr
     assert "\nbatchrun: all is well" not in gone.stderr
     assert "x" * 100 not in gone.stderr
     _assert_harmless(*outputs, twice.stderr, gone.stderr, batchrun("show", "run", _ESCAPES).stdout)

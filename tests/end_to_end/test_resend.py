@@ -298,12 +298,12 @@ def test_changed_rows_are_sent_again_and_gone_rows_leave_the_totals(
     write_rows([*kept, {"id": "new", **rows[0]} | {"id": "new"}])
     refused = batchrun(*words)
     assert refused.returncode == 2
-    assert "q5 (row 5): its request is another one now" in refused.stderr
-    assert "q0 (row 0): gone" in refused.stderr
+    assert "q5 (row 5): its request has changed" in refused.stderr
+    assert "q0 (row 0): removed" in refused.stderr
     assert "--rerun-changed" in refused.stderr
     done = batchrun(*words, "--rerun-changed")
     assert done.returncode == 0, done.stderr
-    assert "3 settled rows are not in the input any more" in done.stderr
+    assert "3 complete rows are not in the input any more" in done.stderr
     assert "q0 (row 0), q1 (row 1), q2 (row 2)" in done.stderr
     assert "done: 10 of 10 rows, 10 ok" in done.stderr
     found = query(

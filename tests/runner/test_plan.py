@@ -65,7 +65,7 @@ def test_how_far_the_cap_may_be_passed_is_said_at_the_start(tmp_path: Path) -> N
     rows = [bounded, {"input": "b", "model": "gpt-4.1"}, {**bounded, "tools": [{"type": "mcp"}]}]
     said = _said(dry_run(_job(tmp_path, rows, limits__max_cost_usd=5.0)))
     assert "2 rows of 3 to send may cost more than is reserved for them" in said
-    assert "the cap of $5.00 may be passed, by at most one answer for each request" in said
+    assert "the cap of $5.00 may be exceeded by at most one answer for each request" in said
     assert "cap" not in _said(dry_run(_job(tmp_path, rows)))
     assert "cap" not in _said(dry_run(_job(tmp_path, [bounded], limits__max_cost_usd=5.0)))
     default = _job(tmp_path, rows[:2], limits__max_cost_usd=5.0, request__max_output_tokens=50)
@@ -140,7 +140,7 @@ def test_after_a_kill_what_was_in_flight_counts_as_spent(tmp_path: Path) -> None
     run_dir = _begun(job, tmp_path)
     run_dir.write_live({"unknown_usd": 0.5, "reserved_usd": 0.25})
     run_dir.close()
-    assert "takes in $0.75 for it" in _said(dry_run(job))
+    assert "counts $0.75 for it" in _said(dry_run(job))
     run_dir = _begun(job, tmp_path, state="stopped")
     assert run_dir.record is not None
     assert run_dir.record.unknown_usd == 0.75
@@ -160,7 +160,7 @@ def test_settled_rows_of_unknown_cost_are_told_to_whoever_sets_a_cap(tmp_path: P
         run_dir.store(Outcome(request, failure, (Attempt(0, 1.0, "first"),), "http://x", "plain"))
     run_dir.close(seal=True)
     capped = dry_run(_job(tmp_path, [row] * 3, limits__max_cost_usd=5.0))
-    assert "what 2 attempts of settled rows cost is not known" in _said(capped)
+    assert "the cost of 2 attempts of complete rows is not known" in _said(capped)
     assert capped.to_send == 1
 
 

@@ -69,7 +69,7 @@ def _settle(folder: Path, rows: Rows, failing: str = "", limit: int | None = Non
     plan = make_plan(job, find_source(job.input), run_dir, run_dir.path, limit=limit)
     run_dir.save(make_record(job, plan, run_dir, simulate=False, command=None, sha256=None))
     run_dir.start(part_rows=4, part_bytes=1 << 20)
-    for request in plan.prompts.requests(plan.layout, plan.resumed.settled, limit):
+    for request in plan.prompts.requests(plan.layout, plan.resumed.complete, limit):
         run_dir.store(_outcome(request, fails=request.custom_id in failing))
     run_dir.close(seal=True)
 
@@ -86,7 +86,7 @@ def _plan(folder: Path, rows: Rows, resend: Resend, limit: int | None = None) ->
 
 
 def _sent(plan: Plan, limit: int | None = None) -> str:
-    rows = plan.prompts.requests(plan.layout, plan.resumed.settled, limit)
+    rows = plan.prompts.requests(plan.layout, plan.resumed.complete, limit)
     return "".join(row.custom_id for row in rows)
 
 
@@ -116,9 +116,8 @@ def test_older_outcomes_are_found_where_the_rows_stand_now(tmp_path: Path) -> No
     _settle(tmp_path, _rows("abcdefghij"), failing="adgij")
     plan = _plan(tmp_path, _rows("jihgfedcba"), RETRY)
     assert _sent(plan) == "jigda"
-    found = EarlierRows(plan.resumed.spans).find(
-        {row.key: row.row for row in plan.prompts.requests(plan.layout, plan.resumed.settled)}
-    )
+    requests = plan.prompts.requests(plan.layout, plan.resumed.complete)
+    found = EarlierRows(plan.resumed.spans).find({row.key: row.row for row in requests})
     assert {row: earlier.attempts[0].started_at for row, earlier in found.items()} == {
         0: 9, 1: 8, 3: 6, 6: 3, 9: 0,
     }  # fmt: skip
@@ -148,9 +147,9 @@ def test_a_row_that_was_never_sent_is_not_sent_again(tmp_path: Path) -> None:
 def test_changed_rows_stop_the_plan_and_name_the_option(tmp_path: Path) -> None:
     _settle(tmp_path, _rows("abcd"), failing="b")
     for resend in (Resend(), RETRY):
-        with pytest.raises(InputError, match="2 settled rows do") as raised:
+        with pytest.raises(InputError, match="2 complete rows do") as raised:
             _plan(tmp_path, _rows("aBcD"), resend)
-        assert "b (row 1): its request is another one now" in str(raised.value)
+        assert "b (row 1): its request has changed" in str(raised.value)
         assert "--rerun-changed" in str(raised.value)
         assert raised.value.exit_code == 2
 
@@ -158,7 +157,7 @@ def test_changed_rows_stop_the_plan_and_name_the_option(tmp_path: Path) -> None:
 def test_changed_rows_are_sent_again_where_that_is_meant(tmp_path: Path) -> None:
     _settle(tmp_path, _rows("abcd"), failing="c")
     plan = _plan(tmp_path, _rows("DaBc"), RERUN)
-    assert (_sent(plan), _again(plan), plan.resumed.gone.rows) == ("db", [0, 2], 0)
+    assert (_sent(plan), _again(plan), plan.resumed.removed.rows) == ("db", [0, 2], 0)
     both = Resend(failed=True, changed=True)
     assert _sent(_plan(tmp_path, _rows("DaBc"), both)) == "dbc"
 
@@ -174,16 +173,16 @@ def test_a_bad_row_that_was_mended_is_sent(tmp_path: Path) -> None:
 
 def test_rows_that_left_the_input_are_named_and_left_out_of_the_totals(tmp_path: Path) -> None:
     _settle(tmp_path, _rows("abcdefghijklmn"), failing="b")
-    with pytest.raises(InputError, match="13 settled rows do") as raised:
+    with pytest.raises(InputError, match="13 complete rows do") as raised:
         _plan(tmp_path, _rows("n"), Resend())
-    assert "a (row 0): gone" in str(raised.value)
+    assert "a (row 0): removed" in str(raised.value)
     plan = _plan(tmp_path, _rows("nz"), RERUN)
     assert _sent(plan) == "z"
     assert plan.resumed.totals.rows == plan.resumed.totals.ok == 1
-    assert plan.resumed.gone.rows == 13
-    assert plan.resumed.gone.statuses == {"completed": 12, "no_answer": 1}
+    assert plan.resumed.removed.rows == 13
+    assert plan.resumed.removed.statuses == {"completed": 12, "no_answer": 1}
     (warning,) = plan.resumed.warnings
-    assert "13 settled rows are not in the input any more" in warning
+    assert "13 complete rows are not in the input any more" in warning
     assert warning.endswith("i (row 8), j (row 9) and 3 more")
     assert plan.rows_in_all == 2
 
@@ -192,13 +191,13 @@ def test_rows_known_by_number_that_are_cut_off_are_gone(tmp_path: Path) -> None:
     rows = [{"input": letter} for letter in "abcd"]
     _settle(tmp_path, rows)
     plan = _plan(tmp_path, [*rows[:1], {"input": "B"}, rows[2]], RERUN)
-    assert (_again(plan), plan.resumed.gone.rows, _sent(plan)) == ([1], 1, "1")
+    assert (_again(plan), plan.resumed.removed.rows, _sent(plan)) == ([1], 1, "1")
 
 
 def test_a_row_that_lost_its_name_is_gone_and_new(tmp_path: Path) -> None:
     _settle(tmp_path, [{"custom_id": "a", "input": "a"}])
     plan = _plan(tmp_path, [{"input": "A"}], RERUN)
-    assert (_again(plan), plan.resumed.gone.rows, _sent(plan)) == ([], 1, "0")
+    assert (_again(plan), plan.resumed.removed.rows, _sent(plan)) == ([], 1, "0")
 
 
 Case = tuple[float | None, float | None, float | None]
@@ -270,14 +269,14 @@ def test_rows_once_accepted_as_gone_are_not_asked_about_again(tmp_path: Path) ->
         ("f", 5, 0),
     }
     plan = _plan(tmp_path, _rows("xabce"), Resend())
-    assert (_sent(plan), plan.resumed.gone.rows) == ("x", 2)
+    assert (_sent(plan), plan.resumed.removed.rows) == ("x", 2)
     assert "d (row 3), f (row 5)" in " ".join(plan.warnings)
-    with pytest.raises(InputError, match="1 settled row does") as raised:
+    with pytest.raises(InputError, match="1 complete row does") as raised:
         _plan(tmp_path, _rows("xabc"), Resend())
-    assert "e (row 4): gone" in str(raised.value)
+    assert "e (row 4): removed" in str(raised.value)
     assert "d (row 3)" not in str(raised.value)
     _accept(tmp_path, _rows("xabcde"), Resend())  # one has come back
-    with pytest.raises(InputError, match="1 settled row does"):
+    with pytest.raises(InputError, match="1 complete row does"):
         _plan(tmp_path, _rows("xabce"), Resend())
     _accept(tmp_path, _rows("xabcdef"), Resend())
     assert not (tmp_path / "run" / "gone.parquet").exists()
@@ -311,7 +310,9 @@ def test_what_a_killed_run_had_and_lost_is_told_before_it_is_sent_again(tmp_path
     (tmp_path / "run" / "responses" / "w0-000001.parquet").unlink()
     plan = _plan(tmp_path, _rows("abcdefgh"), Resend())
     assert _sent(plan) == "abcd"
-    assert plan.warnings[0].startswith("4 settled rows are not there any more, to be sent again:")
+    assert plan.warnings[0].startswith(
+        "4 complete rows are not on disk any more, to be sent again:"
+    )
 
 
 def test_a_part_whose_rows_were_sent_again_is_not_missed(tmp_path: Path) -> None:
@@ -321,7 +322,7 @@ def test_a_part_whose_rows_were_sent_again_is_not_missed(tmp_path: Path) -> None
     run_dir = RunDir.open(tmp_path / "run")
     plan = make_plan(job, find_source(job.input), run_dir, run_dir.path, resend=RETRY)
     run_dir.start(part_rows=4, part_bytes=1 << 20, replaces=True)
-    for request in plan.prompts.requests(plan.layout, plan.resumed.settled):
+    for request in plan.prompts.requests(plan.layout, plan.resumed.complete):
         run_dir.store(replace(_outcome(request, fails=False), replaces=True))
     run_dir.close(seal=True)  # and killed before `run.json` could say so
     assert not (tmp_path / "run" / "responses" / "w0-000001-not_ok.parquet").exists()
