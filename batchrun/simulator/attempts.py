@@ -1,6 +1,6 @@
 """What happens to a request that was admitted: an error, an answer in one piece, a stream.
 
-Background responses are begun here; `server` says how they are later.
+Background responses begin here; `server` answers the requests that ask for them later.
 """
 
 import asyncio
@@ -8,6 +8,7 @@ import os
 import socket
 import struct
 import time
+from contextlib import suppress
 from typing import Any, NoReturn
 
 import msgspec
@@ -59,7 +60,7 @@ class BackgroundResponse:
     def __init__(
         self, delivery: Delivery, response: Item, latency_s: float, destroyed_by: str | None
     ) -> None:
-        """Its work ends by itself; `destroyed_by` is what keeps its id from the client."""
+        """Its work ends by itself; `destroyed_by` is the fault by which its id is lost."""
         loop = asyncio.get_running_loop()
         self.key = delivery.key
         self.polls = 0
@@ -103,7 +104,7 @@ class ServerState:
         self._id_header = "x-oneapi-request-id" if is_other else "x-request-id"
 
     def reserved_tokens(self, request: CheckedRequest) -> float:
-        """Counted when a request is admitted: the most that it may take, where that is known."""
+        """What is reserved when a request is admitted: its maximum, where that is known."""
         most = request.fields.get("max_output_tokens")
         return request.input_tokens + (most or self.settings.output_tokens)
 
@@ -148,7 +149,7 @@ class Attempt:
         self._delivery = Delivery(state.stats, request.key)
 
     async def respond(self) -> web.StreamResponse:
-        """Whatever the request gets, in the mode that it asks for."""
+        """An error or an answer, in the mode that the request asks for."""
         is_begun = False  # in background: then it is in flight until its work is done
         try:
             fault = self._fault
@@ -194,7 +195,7 @@ class Attempt:
         response = answer.response
         if self._fault in faults.RESPONSE_FAULTS:
             response = faults.end_response(response, self._fault)
-            self._fault = None  # nothing else is wrong with it
+            self._fault = None  # it changes nothing else
         elif not self._quirks:
             return answer
         response = faults.change_response(response, self._quirks)
@@ -247,12 +248,10 @@ class Attempt:
         response = web.StreamResponse(headers={"Content-Type": JSON, **headers})
         if self._fault is not Fault.ENDLESS_BODY:
             response.content_length = len(body)
-        try:
+        with suppress(ConnectionError):  # where the client was faster
             await response.prepare(self._http_request)
             await response.write(body[: len(body) // 2])
             await self._break_off(response, b" ")
-        except ConnectionError:  # the client was faster
-            pass
         return response
 
     async def _stream(self, answer: SimulatedAnswer) -> web.StreamResponse:
@@ -292,7 +291,7 @@ class Attempt:
         self._delivery.count(self._fault or ("disconnect" if is_gone else None))
 
     async def _break_off(self, response: web.StreamResponse, piece: bytes) -> None:
-        """What follows a first piece: a reset, a piece now and then without end, or silence."""
+        """What follows a first piece: a reset, small pieces without end, or silence."""
         while self._fault is Fault.ENDLESS_BODY:
             await asyncio.sleep(_PIECE_EVERY_S)
             await response.write(piece)

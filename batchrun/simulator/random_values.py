@@ -1,6 +1,6 @@
 """Numbers, words, sentences and texts for a pattern, drawn at random from a seed.
 
-The same seed, body and purpose give the same value, in any order: nothing here keeps state, so
+The same seed, body and purpose give the same value, in any order: nothing here has state, so
 what one request draws never depends on another.
 """
 
@@ -234,7 +234,7 @@ def _one_of(letters: str) -> _Make:
 
 
 def _letters(text: str) -> str:
-    """The letters that one letter or escape stands for."""
+    """The letters that one letter or escape means."""
     if text[0] != "\\":
         return text
     letter, code = text[1], text[2:]
@@ -247,7 +247,7 @@ def _letters(text: str) -> str:
 
 
 def _class_members(inside: str) -> str:
-    """The letters of a class, given what stands between its brackets."""
+    """The letters of a class, given the text between its brackets."""
     members = ""
     for shorthand, first, last in _MEMBER.findall(inside.removeprefix("^")):
         if not last:

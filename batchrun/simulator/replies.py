@@ -64,25 +64,26 @@ def make_answer(
     left = limit - reasoning_tokens
     for part in parts:
         item, tokens, is_whole = _make_item(part, left, ids)
-        items += [item] if item is not None else []
+        if item is not None:
+            items.append(item)
         left -= tokens
         if not is_whole:
             left = 0
             break
-    spent = limit - left
+    output_tokens = limit - left
     usage = {
         "input_tokens": request.input_tokens,
         "input_tokens_details": {
             "cached_tokens": _cached_tokens(request.input_tokens, rng),
             "cache_write_tokens": 0,
         },
-        "output_tokens": spent,
+        "output_tokens": output_tokens,
         "output_tokens_details": {"reasoning_tokens": reasoning_tokens},
-        "total_tokens": request.input_tokens + spent,
+        "total_tokens": request.input_tokens + output_tokens,
     }
     times = (int(now_s), int(now_s + latency_s))
     response = _response(request, items, usage, is_whole, _new_id("resp", ids), times)
-    billed = (request.input_tokens, spent, reasoning_tokens)
+    billed = (request.input_tokens, output_tokens, reasoning_tokens)
     return SimulatedAnswer(response, _encode(response), billed)
 
 
@@ -175,9 +176,8 @@ def _parts(request: CheckedRequest, settings: SimulatorSettings, rng: Random) ->
 
 def _ends_with_result(given: Any) -> bool:
     """The last item is what a function returned: the model now answers in words."""
-    return (
-        isinstance(given, list) and bool(given) and given[-1].get("type") == "function_call_output"
-    )
+    last = given[-1] if isinstance(given, list) and given else {}
+    return bool(last.get("type") == "function_call_output")
 
 
 def _calls(choice: ToolChoice, settings: SimulatorSettings, rng: Random) -> list[Item]:
@@ -345,8 +345,8 @@ def cite_pages(text: str, pages: list[Item], rng: Random) -> tuple[str, list[Ite
         page = rng.choice(pages)
         link = f"([{page['title']}]({page['url']}))"
         start = len(made)
-        place = {"start_index": start, "end_index": start + len(link)}
-        annotations.append({"type": "url_citation", **place, **page})
+        span = {"start_index": start, "end_index": start + len(link)}
+        annotations.append({"type": "url_citation", **span, **page})
         made += link + " "
     return made.rstrip(" "), annotations
 

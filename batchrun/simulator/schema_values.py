@@ -62,7 +62,7 @@ def make_value(schema: Schema, rng: Random) -> Any:
 
 
 def make_invalid(schema: Schema, value: Any, rng: Random) -> Any:
-    """The value changed so that the schema surely refuses it; None where it refuses nothing."""
+    """The value changed so that the schema surely refuses it; None where it accepts everything."""
     wrong: list[Any] = []
     if isinstance(value, dict):
         wrong += [_without(value, name) for name in schema.get("required", ()) if name in value]

@@ -1,4 +1,4 @@
-"""The simulated server: a port that listens as long as it is wanted, and who answers each request.
+"""The simulated server: a port that listens, the routes, and what admits each request.
 
 Paths: `POST /v1/responses`, `GET /v1/responses/ID` and `POST /v1/responses/ID/cancel` for what was
 begun in background, `POST /v1/responses/input_tokens`, `GET /v1/models` and `/v1/models/NAME`,
@@ -79,7 +79,7 @@ def _base_url(host: str, port: int) -> str:
 
 @contextmanager
 def _never_accepting(host: str, port: int) -> Iterator[str]:
-    """A port where no connection is made: its queue is full, and nobody takes from it."""
+    """A port where no connection is made: its queue is full, and nothing accepts from it."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sockets = [socket.socket(family) for _ in range(8)]
     listener, *waiting = sockets
@@ -153,7 +153,7 @@ class Service:
         return self._json({"id": name, **about})
 
     def _stored(self, id_: str, *, cancels: bool) -> web.Response:
-        """A background response as it is now, after it was cancelled if so asked."""
+        """A background response as it is now, or as it is after being cancelled."""
         found, stats = self._state.background.get(id_), self._state.stats
         if found is None:
             raise errors.unknown_response(id_)

@@ -1,6 +1,6 @@
 """How a simulated server behaves: its settings, and the faults and quirks that it can have.
 
-A fault strikes single attempts at a rate; a quirk is in every answer. `batchrun simulate` makes
+A fault affects single attempts, at a rate; a quirk affects every answer. `batchrun simulate` makes
 its options from the fields of `SimulatorSettings`.
 """
 
@@ -267,10 +267,8 @@ class SimulatorSettings:
     accepts: bool = _flag("--never-accept", "Accept no connection: attempts to connect hang.")
 
     def __post_init__(self) -> None:
-        for what, names, kinds in (
-            ("fault", self.fault_rates, Fault),
-            ("quirk", self.quirks, Quirk),
-        ):
+        named: Any = {"fault": (self.fault_rates, Fault), "quirk": (self.quirks, Quirk)}
+        for what, (names, kinds) in named.items():
             for name in names:
                 if name not in set(kinds):
                     raise ValueError(f"no {what} is called {name!r}; there are {', '.join(kinds)}")

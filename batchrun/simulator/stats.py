@@ -1,7 +1,7 @@
 """What a simulated server has done, counted: by body, by second, and in all.
 
-A completion is an answer that was made and would be billed, whether or not it arrived; one that a
-fault or a lost connection kept from arriving whole is also counted as destroyed.
+A completion is an answer that was made and would be billed, whether or not it arrived; one that did
+not arrive whole, because of a fault or a lost connection, is also counted as destroyed.
 """
 
 from collections import Counter, defaultdict
@@ -61,7 +61,7 @@ class Stats:
         self._rejected[str(status)] += 1
 
     def refused(self, limit: str, now_s: float) -> None:
-        """A limit kept it out: requests, tokens, in_flight or quota."""
+        """A limit refused it: requests, tokens, in_flight or quota."""
         self._refused[limit] += 1
         self._seconds[int(now_s)].refusals += 1
 
