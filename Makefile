@@ -37,7 +37,7 @@ test-lowest: $(TOOLS)/installed
 	$(LOWEST)/bin/pytest -q -n 4 --dist worksteal
 
 # Builds the wheel and the sdist, installs them with pip and with uv in empty environments, with and
-# without each extra, and runs the walk-through of the README there; about five minutes.
+# without each extra, and runs the walk-through of the README there; a few minutes.
 test-wheel: $(VENV)/installed $(TOOLS)/installed
 	$(BIN)/pytest -q -m wheel tests/wheel
 
