@@ -100,10 +100,10 @@ def run(
     """Runs or resumes `job` to its end; for code without a running event loop.
 
     The summary's `exit_code` says how it ended: 0 every row ok, 3 stopped early, 4 some rows not
-    ok, 130 asked to stop by `stop.ask()`, which any thread may call. `progress` is told how the run
-    stands, four times a second and at its end, on the run's thread; what it raises becomes a
-    warning. `resend` says which settled rows to send again. `insecure_http` allows a key over plain
-    http to another machine. Nothing of the process is changed: no signal handler, no setting of the
+    ok, 130 asked to stop by `stop.ask()`, which any thread may call. `progress` gets the summary
+    of the run, four times a second and at its end, on the run's thread; what it raises becomes a
+    warning. `resend` says which complete rows to send again. `insecure_http` allows a key over
+    plain http to another machine. Nothing of the process is changed: no signal handler, no setting of the
     interpreter. Raises `JobError` and `InputError` before anything is sent, `Interrupted` where it
     was asked to stop by then, `StoreError` where the disk fails.
     """

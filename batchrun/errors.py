@@ -27,7 +27,7 @@ class InputError(BatchrunError):
 
 
 class StoreError(BatchrunError):
-    """The run directory cannot be written or read; the run resumes once that is mended."""
+    """The run directory cannot be written or read; the run resumes once that is fixed."""
 
 
 class StopCause(StrEnum):
@@ -73,7 +73,7 @@ class ErrorKind(StrEnum):
     OVERLOADED = "overloaded"  # the server says that it has too much to do
     SERVER_ERROR = "server_error"  # other 5xx, and errors that the API calls its own
     GATEWAY_TIMEOUT = "gateway_timeout"  # 504, 524: the work may go on and be billed
-    TIMEOUT = "timeout"  # our own limit on one try; the work may go on and be billed
+    TIMEOUT = "timeout"  # our own limit on one attempt; the work may go on and be billed
     CONNECTION = "connection"  # no connection, or it was lost before an answer
     CUT = "cut"  # the answer broke off on the wire
     UNREADABLE = "unreadable"  # a complete answer that is no response

@@ -1,8 +1,8 @@
-"""The nouns of a run, frozen. They hold facts and decide nothing.
+"""The data of a run, frozen. It holds facts and decides nothing.
 
 Times named `_at` are microseconds since 1970 (UTC), as integers; times named `_s` are seconds.
 msgspec structs, since a row makes several of them. Those that the journal writes are `array_like`:
-fields are known by their places, so that new ones come last. A row's hold no cycles (`gc=False`).
+fields are known by their positions, so that new ones come last. A row's hold no cycles (`gc=False`).
 """
 
 from typing import Any
@@ -63,7 +63,7 @@ class BadRow(Struct, frozen=True):
     source: str
     line: int | None  # from 1; null where the source has no lines
     message: str
-    hash: str  # 16 hex digits over the row as it stands
+    hash: str  # 16 hex digits over the row as it was read
     carried: tuple[Any, ...] = ()  # empty: nothing is carried of a row that could not be read
     sample: int = 0
     variant: str | None = None
@@ -104,9 +104,9 @@ class Slot(Struct, frozen=True, gc=False):
 
 
 class AdvertisedLimit(Struct, frozen=True):
-    """One limit as a server tells it in the headers of an answer."""
+    """One limit as a server advertises it in the headers of an answer."""
 
-    header: str  # the name of the header that told it, as it is written there
+    header: str  # the name of its header, as the server writes it
     of: str  # requests or tokens
     limit: float | None = None
     remaining: float | None = None
@@ -127,8 +127,8 @@ class Finish(Struct, frozen=True, gc=False):
     slow_down: bool = False  # the server says that the ramp is too steep
     error: str | None = None  # the message, for people
     advertised: tuple[AdvertisedLimit, ...] = ()
-    tokens: int | None = None  # used; null: not known, the reservation stands
-    dollars: float | None = None  # spent; null: not known, the reservation stands
+    tokens: int | None = None  # used; null: not known, the reservation stays
+    dollars: float | None = None  # spent; null: not known, the reservation stays
 
 
 class Reply(Struct, frozen=True, gc=False):
@@ -139,7 +139,7 @@ class Reply(Struct, frozen=True, gc=False):
     request_id: str | None
     retry_after_s: float | None
     reported_cost_usd: float | None
-    should_retry: bool | None = None  # what the server itself says about another try
+    should_retry: bool | None = None  # what the server itself says about another attempt
     first_token_s: float | None = None  # stream mode: until the first non-empty delta
     advertised: tuple[AdvertisedLimit, ...] = ()
 
@@ -227,7 +227,7 @@ class Response(Struct, frozen=True, array_like=True, gc=False, tag="response"):
 
 
 class Attempt(Struct, frozen=True, array_like=True, gc=False):
-    """One try at a row."""
+    """One attempt at a row."""
 
     started_at: int
     latency_s: float
@@ -302,7 +302,7 @@ class Answered(Struct, frozen=True, array_like=True, tag="answered"):
 
 
 class Totals(Struct, frozen=True):
-    """What a run's settled rows add up to."""
+    """What a run's complete rows add up to."""
 
     rows: int = 0
     ok: int = 0
@@ -324,7 +324,7 @@ class Totals(Struct, frozen=True):
     unpriced_model: str | None = None  # one of the models that have no price
 
     def without(self, some: "Totals") -> "Totals":
-        """What is left when rows that are counted in these are taken out."""
+        """The totals without rows that are counted in `some`."""
         if not some.rows:
             return self
         sums = {
@@ -357,7 +357,7 @@ class Earlier(Struct, frozen=True):
 
     attempts: tuple[Attempt, ...]
     cost_usd: float | None
-    totals: Totals  # what it adds to the totals while it stands
+    totals: Totals  # what it adds to the totals until it is replaced
 
 
 FAILED = ("failed", "no_answer", "cancelled")  # statuses of rows without an answer that were sent
@@ -365,7 +365,7 @@ ANSWERED = ("refusal", "truncated", "incomplete")  # answered, not ok, sent agai
 
 
 class Resend(Struct, frozen=True):
-    """Which settled rows are sent again."""
+    """Which complete rows are sent again."""
 
     failed: bool = False
     kinds: frozenset[str] = frozenset()  # of these alone: error kinds, words of `ANSWERED`
@@ -380,18 +380,18 @@ NOTHING_SENT_AGAIN = Resend()
 
 
 class Pilot(Struct, frozen=True):
-    """Rows that were picked by chance, to tell by them what all will cost."""
+    """Random rows, drawn to estimate by them what all will cost."""
 
-    rows: tuple[int, ...]  # places in the input, in the order they were picked
+    rows: tuple[int, ...]  # places in the input, in the order they were drawn
     of: int  # rows that the source had then
 
 
 class Estimated(Struct, frozen=True):
-    """What a pilot said of the whole run, dollars of settled rows included."""
+    """A pilot's estimate of the whole run, dollars of complete rows included."""
 
     at: int
-    pilot_rows: int  # that it was told by
-    rows: int  # that it was told of
+    pilot_rows: int  # that it is based on
+    rows: int  # that it is for
     output_tokens: int
     cost_usd: float | None  # null where a price is missing
     low_usd: float | None  # nine of ten times it is between these
@@ -399,7 +399,7 @@ class Estimated(Struct, frozen=True):
 
 
 class RunRecord(Struct, frozen=True):
-    """`run.json`: what was asked, and where the run stands. Never a secret."""
+    """`run.json`: what was asked, and how far the run has come. Never a secret."""
 
     schema_version: int
     hash_rule: int  # the version of the rule behind `request_hash`
@@ -420,11 +420,13 @@ class RunRecord(Struct, frozen=True):
     source_path: str = ""  # the prompt set in full; empty for standard input
     input_sha256: str | None = None  # of what came from standard input
     totals: Totals = Totals()
-    unknown_usd: float = 0.0  # reserved under a cap for tries that never told what they cost
-    gone: Totals = Totals()  # rows of the tables that left the input; not in `totals`
+    unknown_usd: float = 0.0  # reserved under a cap for attempts that reported no usage
+    gone: Totals = Totals()  # rows of the tables that were removed from the input; not in `totals`
     pilot: Pilot | None = None
     estimated: Estimated | None = None
     parts: dict[str, int] = field(default_factory=dict)  # of both tables, to their rows
-    higher_cap_usd: float | None = None  # with room for what is left, where the budget ended it
+    higher_cap_usd: float | None = (
+        None  # one that lets the remaining rows be sent, where the budget ended it
+    )
     older_schema: int | None = None  # that some parts may still have; null: none has
-    again: int = 0  # rows whose outcome stands until they are sent again, as the command asked
+    again: int = 0  # rows that have an outcome and are still to be sent again, as the command asked

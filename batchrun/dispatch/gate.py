@@ -82,7 +82,7 @@ class Gate:
         self.in_flight = 0
         self.waiting = 0
         self.blocked_by: Limit | None = None  # what the first waiter waits for
-        self.on_left: Callable[[], None] = lambda: None  # called when slots were given back
+        self.on_free: Callable[[], None] = lambda: None  # called when slots were given back
         self._shared = shared
         self._of_scope = of_scope
         self._scopes: dict[Scope, _Queues] = {}
@@ -138,7 +138,7 @@ class Gate:
                 finished(slot, finish, now_s)
         if self.waiting and ended:
             self._wake()
-        self.on_left()
+        self.on_free()
 
     def drop(self, shared: Limit) -> None:
         """Takes out a limit of the whole run that has done its work."""

@@ -94,7 +94,7 @@ class LocalExecutor:
         self._news = asyncio.Event()
         self._fed = False
         self.causes: list[BaseException] = []  # why nothing more is sent, in order
-        gate.on_left = self._start_workers
+        gate.on_free = self._start_workers
 
     @asynccontextmanager
     async def run(self, requests: Iterator[Request | BadRow]) -> AsyncIterator[Self]:

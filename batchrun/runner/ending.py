@@ -7,8 +7,8 @@ causes of one kind.
     a disk that failed, a bug                    failed        1
     quota, key, budget, endpoint, ...            stopped       3
     signals                                      interrupted   128 + the signal's number
-    none, and rows that nobody asked for left    limited       0, or 4 where rows are not ok
-    none, and no row left                        finished      0, or 4 where rows are not ok
+    none, and rows not asked for remain          limited       0, or 4 where rows are not ok
+    none, and no row remains                     finished      0, or 4 where rows are not ok
 """
 
 import asyncio

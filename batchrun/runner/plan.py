@@ -38,7 +38,7 @@ from batchrun.store.snapshot import count_rows
 from batchrun.version import VERSION
 
 
-def kept_input(
+def stored_input(
     job: Job, run_dir: RunDir, check: Callable[[], None] | None = None
 ) -> tuple[Source, str | None]:
     """Standard input, stored in the run directory, and its hash. Raises what `check` raises."""
@@ -168,7 +168,7 @@ def dry_run(
         if job.input.path != STDIN:
             source = find_source(job.input)
         elif run_dir is not None:
-            source, _ = kept_input(job, run_dir)
+            source, _ = stored_input(job, run_dir)
         else:
             copy = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "stdin.jsonl"
             keep_input(sys.stdin.buffer, copy)

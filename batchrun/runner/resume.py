@@ -1,4 +1,4 @@
-"""What earlier commands have completed, told from what is still to be sent, or sent again.
+"""Which rows earlier commands have completed, and which are still to be sent, or sent again.
 
 A row is known by its name, its request by a hash. In memory it takes 2 bytes for each row.
 """
@@ -225,7 +225,9 @@ def _removed_in_words(
     names = _names(removed, before, run_dir)
     tail = f" and {len(removed) - len(names):,} more" if len(removed) > len(names) else ""
     rows = "1 complete row is" if len(removed) == 1 else f"{len(removed):,} complete rows are"
-    warning = f"{rows} not in the input any more, kept in the tables and left out of the totals"
+    warning = (
+        f"{rows} not in the input any more, stored in the tables and not counted in the totals"
+    )
     return (f"{warning}: {', '.join(names)}{tail}",)
 
 

@@ -23,7 +23,7 @@ from batchrun.records import NOTHING_SENT_AGAIN, Resend
 from batchrun.runner.ending import StopSwitch
 from batchrun.runner.engine import Run, Watch
 from batchrun.runner.plan import (
-    kept_input,
+    stored_input,
     known_prices,
     make_plan,
     make_record,
@@ -60,7 +60,7 @@ async def run_job(
 ) -> Summary:
     """Runs or resumes; the summary's `exit_code` says how it ended: 0, 3, 4, or 128 + a signal.
 
-    `pilot`: so many rows alone, picked by chance; a later run without it goes on with the rest.
+    `pilot`: so many random rows alone; a later run without it goes on with the rest.
     Raises `JobError` and `InputError` before anything is sent, `StoreError` where the disk fails.
     """
     stop, watch = stop or StopSwitch(), watch or Watch()
@@ -79,7 +79,7 @@ async def run_job(
         run_dir = stack.enter_context(_closing(RunDir.open(path)))
         refuse_other_use(job, run_dir, simulate=simulate)
         if found is None:
-            source, sha256 = await asyncio.to_thread(kept_input, job, run_dir, stop.check)
+            source, sha256 = await asyncio.to_thread(stored_input, job, run_dir, stop.check)
         else:
             source, sha256 = found, None
         if resend.is_asked:  # what is sent again must stand in a part
