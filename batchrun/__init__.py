@@ -103,9 +103,9 @@ def run(
     ok, 130 asked to stop by `stop.ask()`, which any thread may call. `progress` gets the summary
     of the run, four times a second and at its end, on the run's thread; what it raises becomes a
     warning. `resend` says which complete rows to send again. `insecure_http` allows a key over
-    plain http to another machine. Nothing of the process is changed: no signal handler, no setting of the
-    interpreter. Raises `JobError` and `InputError` before anything is sent, `Interrupted` where it
-    was asked to stop by then, `StoreError` where the disk fails.
+    plain http to another machine. Nothing of the process is changed: no signal handler, no setting
+    of the interpreter. Raises `JobError` and `InputError` before anything is sent, `Interrupted`
+    where it was asked to stop by then, `StoreError` where the disk fails.
     """
     import asyncio  # noqa: PLC0415 - see above
 

@@ -2,7 +2,7 @@
 
 Times named `_at` are microseconds since 1970 (UTC), as integers; times named `_s` are seconds.
 msgspec structs, since a row makes several of them. Those that the journal writes are `array_like`:
-fields are known by their positions, so that new ones come last. A row's hold no cycles (`gc=False`).
+fields are known by their positions, so new ones come last. A row's hold no cycles (`gc=False`).
 """
 
 from typing import Any

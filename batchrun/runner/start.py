@@ -23,12 +23,12 @@ from batchrun.records import NOTHING_SENT_AGAIN, Resend
 from batchrun.runner.ending import StopSwitch
 from batchrun.runner.engine import Run, Watch
 from batchrun.runner.plan import (
-    stored_input,
     known_prices,
     make_plan,
     make_record,
     refuse_other_use,
     run_path,
+    stored_input,
 )
 from batchrun.runner.resume import note_differences
 from batchrun.store.run_dir import RunDir
