@@ -21,7 +21,7 @@ from batchrun.job.sections import Job
 from batchrun.limits.concurrency import FirstAlone, InFlight
 from batchrun.limits.scopes import Scopes
 from batchrun.pricing.prices import Prices
-from batchrun.progress.bottleneck import Pulse, binding
+from batchrun.progress.bottleneck import Activity, bottleneck
 from batchrun.progress.display import Progress
 from batchrun.progress.summary import RunCounters
 from batchrun.records import Finish, Need, Outcome, Reply, Request, Scope, Totals
@@ -144,11 +144,11 @@ async def _show(material: Material) -> None:
     outcomes = material.outcomes[:LOOKS]
     for look, outcome in enumerate(outcomes, 1):
         tally.count((outcome,))
-        pulse = Pulse(
+        activity = Activity(
             in_flight=IN_FLIGHT,
             retries=dispatcher.retries(),
-            is_held=True,
-            statuses=gate.statuses(),
+            is_limited=True,
+            limits=gate.statuses(),
             oldest=dispatcher.oldest(3),
             now_s=asyncio.get_running_loop().time(),
         )
@@ -157,8 +157,8 @@ async def _show(material: Material) -> None:
             state="running",
             rows=len(material.outcomes),
             now_s=look / LOOKS_PER_S,
-            pulse=pulse,
-            binds=binding(pulse, 0.5, 0.0),
+            activity=activity,
+            binds=bottleneck(activity, 0.5, 0.0),
         )
         progress.show(summary)
     progress.close()

@@ -154,7 +154,7 @@ def _send_pilot(
 ) -> int:
     """The pilot's exit code; leaves the command where it did not come to its end."""
     from batchrun.cli.signals import exit_on_signals, heard_signals
-    from batchrun.progress.display import render_end
+    from batchrun.progress.summary_text import render_end
     from batchrun.runner.plan import run_path
 
     heard = heard_signals()

@@ -20,7 +20,8 @@ def status(run_path: Path, *, as_json: bool) -> None:
     Works while the run goes on in another shell.
     """
     from batchrun.formats.printable import printable_json
-    from batchrun.progress.status import read_status, render_status
+    from batchrun.progress.status import read_status
+    from batchrun.progress.summary_text import render_status
 
     warn_of_missing_parts(run_path)
     stand = read_status(run_path)

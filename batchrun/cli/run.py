@@ -111,7 +111,7 @@ def run(
             raise
         summary = error.summary
     from batchrun.formats.printable import printable_json
-    from batchrun.progress.display import render_end
+    from batchrun.progress.summary_text import render_end
     from batchrun.runner.plan import run_path
 
     say(render_end(summary, run_path(job, simulate=simulate)))

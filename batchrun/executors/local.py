@@ -20,7 +20,7 @@ from batchrun.limits.concurrency import FirstAlone
 from batchrun.limits.scopes import Scopes, user_limits
 from batchrun.limits.verdicts import Limit
 from batchrun.pricing.prices import Prices
-from batchrun.progress.bottleneck import Pulse
+from batchrun.progress.bottleneck import Activity
 from batchrun.records import BadRow, Failure, Largest, Outcome, Request
 
 WORKERS_PER_SLOT = 4  # at most, for each request that may be in flight; each holds one row
@@ -125,17 +125,17 @@ class LocalExecutor:
         self._handed_out = [self._done.popleft() for _ in range(count)]
         return [completed.outcome for completed in self._handed_out]
 
-    def status(self) -> Pulse:
+    def status(self) -> Activity:
         """How it stands, for the display."""
         dispatcher, gate = self._dispatcher, self._gate
-        return Pulse(
+        return Activity(
             is_stopping=bool(self.causes),
             in_flight=gate.in_flight,
             retrying=dispatcher.retrying,
             retries=dispatcher.retries(),
-            is_held=gate.waiting > 0,
+            is_limited=gate.waiting > 0,
             is_reading=self._is_reading and not self._rows and self._missing_workers() > 0,
-            statuses=gate.statuses(),
+            limits=gate.statuses(),
             oldest=dispatcher.oldest(_OLDEST) if dispatcher.is_tail() else (),
             now_s=asyncio.get_running_loop().time(),
         )

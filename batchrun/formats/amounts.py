@@ -62,9 +62,9 @@ def short_count(count: float) -> str:
     return f"{count:.1f}" if 0 < count < 100 else f"{count:.0f}"
 
 
-def plural(count: int, what: str) -> str:
-    """`1 row`, `1,319 rows`; `what` is the word for one."""
-    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
+def plural(count: int, one: str, several: str = "") -> str:
+    """`1 row`, `1,319 rows`; the words for one and, unless it is that with an s, for several."""
+    return f"{count:,} {one if count == 1 else several or f'{one}s'}"
 
 
 def usd(dollars: float) -> str:

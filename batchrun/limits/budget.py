@@ -72,7 +72,7 @@ class Budget:
 
     def status(self, now_s: float) -> LimitStatus:
         used = (self._spent + self._unknown + self._reserved) / _PARTS
-        return LimitStatus("dollars (--max-cost)", used, self.cap_usd, of="dollars")
+        return LimitStatus("--max-cost", used, self.cap_usd, of="dollars")
 
     def _reason(self, dollars: float) -> str:
         unknown = (

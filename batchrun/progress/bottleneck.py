@@ -8,91 +8,89 @@ from msgspec import Struct
 from batchrun.formats.amounts import usd
 from batchrun.limits.verdicts import LimitStatus
 
-_BUSY = 0.9  # of one core: this process itself is the limit
-PAUSES = ("cooldown", "endpoint down")
-_SOON_S = 0.1  # what comes sooner is not worth a number
-_DISK = 0.5  # of the time: writing is
+PAUSES = ("cooldown", "endpoint down")  # limits that stop all sending
+_BUSY_CPU = 0.9  # of one core: this process is the limit
+_BUSY_DISK = 0.5  # of the time: writing is the limit
+_SOON_S = 0.1  # a shorter wait is not worth a number
 
 
-class Pulse(Struct, frozen=True):
-    """How a run stands at one moment, as its parts say."""
+class Activity(Struct, frozen=True):
+    """What a run is doing at one moment."""
 
     is_stopping: bool = False
     in_flight: int = 0
-    retrying: int = 0  # rows between two tries
-    retries: int = 0  # of rows that are not settled yet
-    is_held: bool = False  # somebody waits at the gate; the first of `statuses` is what for
-    is_reading: bool = False  # places are free, and no row is there yet
-    statuses: Sequence[LimitStatus] = ()
+    retrying: int = 0  # rows that wait for a retry
+    retries: int = 0  # of rows without an outcome
+    is_limited: bool = False  # requests wait at the gate, for the first of `limits`
+    is_reading: bool = False  # slots are free, and no row is read yet
+    limits: Sequence[LimitStatus] = ()
     oldest: Sequence[tuple[str, float]] = ()  # rows in flight: id, and seconds since the first send
     write_s: float = 0.0  # spent in writing outcomes, since the start
-    now_s: float = 0.0  # on the clock of the statuses
+    now_s: float = 0.0  # on the clock of the limits
 
 
-def paused_by(pulse: Pulse) -> str | None:
-    """The limit that stops all sending; null where none does.
+def bottleneck(activity: Activity, cpu_share: float, disk_share: float) -> str:
+    """What the run waits for; shares are of the time since the last look."""
+    if cpu_share >= _BUSY_CPU:
+        return f"CPU ({cpu_share:.0%} of a core)"
+    if disk_share >= _BUSY_DISK:
+        return f"the disk ({disk_share:.0%} of the time is spent writing outcomes)"
+    if activity.is_limited and activity.limits:
+        return limit_in_words(activity.limits[0], activity.now_s)
+    if activity.is_reading:
+        return "reading the input"
+    if activity.in_flight:
+        return "the answers to requests in flight"
+    return "rows waiting for a retry" if activity.retrying else "nothing"
 
-    An endpoint that is down stays so while it is probed, and while nobody waits to send.
+
+def paused_by(activity: Activity) -> str | None:
+    """The limit that stops all sending, if one does.
+
+    An endpoint that is down stays so while it is probed, and while nothing waits to be sent.
     """
-    down = [one.until_s is not None for one in pulse.statuses if one.name == "endpoint down"]
+    down = [one.until_s is not None for one in activity.limits if one.name == "endpoint down"]
     if down and all(down):
         return "endpoint down"
-    first = pulse.statuses[0] if pulse.is_held and pulse.statuses else None
-    return first.name if first is not None and first.name in PAUSES else None
+    first = activity.limits[0].name if activity.is_limited and activity.limits else None
+    return first if first in PAUSES else None
 
 
-def binding(pulse: Pulse, cpu_share: float, disk_share: float) -> str:
-    """What the run waits for; shares are of the time since the last look."""
-    if cpu_share >= _BUSY:
-        return f"CPU: {cpu_share:.0%} of a core"
-    if disk_share >= _DISK:
-        return f"the disk: {disk_share:.0%} of the time is spent writing outcomes"
-    if pulse.is_held and pulse.statuses:
-        return told(pulse.statuses[0], pulse.now_s)
-    if pulse.is_reading:
-        return "reading the input"
-    if pulse.in_flight:
-        return "the answers to what is in flight"
-    return "rows between two tries" if pulse.retrying else "nothing"
-
-
-def most_in_flight(pulse: Pulse) -> int | None:
-    """The lowest of the limits on requests in flight."""
-    limits = [one.most for one in pulse.statuses if one.of == "in flight" and one.most is not None]
-    return int(min(limits)) if limits else None
-
-
-def most_per_s(pulse: Pulse, of: str) -> float | None:
-    """The lowest of the rates that requests or tokens are limited to; null where none is."""
-    rates = [one.per_s for one in pulse.statuses if one.of == of and one.per_s is not None]
-    return min(rates, default=None)
-
-
-def headroom(pulse: Pulse) -> list[str]:
-    """Each limit that has anything to say."""
-    return [
-        told(one, pulse.now_s)
-        for one in pulse.statuses
-        if one.most is not None or (one.until_s or 0.0) > pulse.now_s
+def lowest_limit(activity: Activity, of: str) -> float | None:
+    """The lowest limit on requests in flight, or on the rate a second of requests or tokens."""
+    limits = [
+        one.most if of == "in flight" else one.per_s for one in activity.limits if one.of == of
     ]
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
-def told(standing: LimitStatus, now_s: float) -> str:
-    """One limit in words, with its headroom."""
-    words = standing.name
-    if "ratelimit" in words:
-        words = f"the server's {words}"
-    if standing.most is not None:
-        in_words = usd if standing.of == "dollars" else _number
-        used = "" if standing.used is None else f"{in_words(standing.used)} of "
-        words += f": {used}{in_words(standing.most)}"
-        if standing.of == "dollars":
-            words += ", with what is reserved"
-        a_minute = standing.per_s is not None and math.isclose(standing.most, 60 * standing.per_s)
-        if a_minute and standing.of not in standing.name:
-            words += f" {standing.of} a minute"
-    if standing.until_s is not None and standing.until_s - now_s >= _SOON_S:
-        words += f", next in {standing.until_s - now_s:.1f} s"
+def limits_in_words(activity: Activity) -> tuple[str, ...]:
+    """Each limit that is set or that is waited for."""
+    now_s = activity.now_s
+    return tuple(
+        limit_in_words(one, now_s)
+        for one in activity.limits
+        if one.most is not None or (one.until_s or 0.0) > now_s
+    )
+
+
+def limit_in_words(limit: LimitStatus, now_s: float) -> str:
+    """`requests in flight (64 of 64)`; how much of the limit is used, and when it opens."""
+    words = f"the server's {limit.name}" if "ratelimit" in limit.name else limit.name
+    if limit.most is not None:
+        is_cost = limit.of == "dollars"
+        number = usd if is_cost else _number
+        amount = number(limit.most)
+        if limit.used is not None:
+            amount = f"{number(limit.used)} of {amount}"
+        if is_cost:
+            amount += ", reservations included"
+        is_per_minute = limit.per_s is not None and math.isclose(limit.most, 60 * limit.per_s)
+        if is_per_minute and limit.of not in limit.name:
+            amount += f" {limit.of} a minute"
+        words += f" ({amount})"
+    if limit.until_s is not None and limit.until_s - now_s >= _SOON_S:
+        words += f", next request in {limit.until_s - now_s:.1f} s"
     return words
 
 

@@ -1,61 +1,36 @@
-"""Counts outcomes, and says at any time how the run stands. Watchers pull a `Summary`."""
+"""How a run is doing: its outcomes counted, and at any time a `Summary` of it."""
 
 import math
 from bisect import bisect_left
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import Any
 
 from msgspec import Struct
 
-from batchrun.formats.amounts import usd
-from batchrun.progress.bottleneck import Pulse, headroom, most_in_flight, most_per_s, paused_by
-from batchrun.records import Outcome, Response, Totals
+from batchrun.formats.amounts import plural, usd
+from batchrun.progress.bottleneck import Activity, limits_in_words, lowest_limit, paused_by
+from batchrun.records import Outcome, Totals
+from batchrun.store.totals import TotalsBuilder
 
-_A_FACTOR = 50.0  # buckets for each factor of e: each is two per cent wide
-_LEAST_S = 1e-4
-_MOST_S = 1e6
-_BUCKETS = int(math.log(_MOST_S / _LEAST_S) * _A_FACTOR) + 1
-
-
-class Latencies:
-    """Counts of latencies by their logarithm."""
-
-    def __init__(self) -> None:
-        self._counts = [0] * _BUCKETS
-        self._count = 0
-
-    def add(self, latencies: Sequence[float]) -> None:
-        """So many more, in seconds."""
-        counts, log = self._counts, math.log
-        for seconds in latencies:
-            within = _LEAST_S if seconds < _LEAST_S else min(seconds, _MOST_S)
-            counts[int(log(within / _LEAST_S) * _A_FACTOR)] += 1
-        self._count += len(latencies)
-
-    def quantile(self, share: float) -> float | None:
-        """Seconds that so large a share of all stayed within; null where there are none."""
-        if not self._count:
-            return None
-        bucket = bisect_left(list(accumulate(self._counts)), share * self._count)
-        return _LEAST_S * math.exp((bucket + 0.5) / _A_FACTOR)
-
-
-_Mark = tuple[float, int, int, int]  # what was counted by when: time, rows, requests, tokens
 _MARK_S = 0.25
-
 _WINDOW_S = 30.0  # the rate is that of the last seconds
+_USD_DIGITS = 9  # sums in another order differ in the last digits
+
+_PER_FACTOR = 50.0  # buckets for each factor of e: each is two per cent wide
+_LEAST_S, _MOST_S = 1e-4, 1e6
+_BUCKETS = int(math.log(_MOST_S / _LEAST_S) * _PER_FACTOR) + 1
 
 
 class Summary(Struct, frozen=True):
-    """How a run stands: `live.json`, the final JSON, what the display shows."""
+    """`live.json`, the final JSON, and what the display shows."""
 
     run: str  # the run directory
-    state: (
-        str  # planning, running, stopping; finished, limited, stopped, interrupted, failed, killed
-    )
+    # planning, running, stopping; finished, limited, stopped, interrupted, failed, killed
+    state: str
     rows: int  # asked for: all of the source, or the first `--limit`
-    left: int  # of the source, not settled
+    left: int  # of the source, remaining
     ok: int
     not_ok: int
     truncated: int
@@ -64,14 +39,14 @@ class Summary(Struct, frozen=True):
     error_kinds: dict[str, int]
     error_examples: dict[str, str]  # `error_kind` to the first message of it in this command
     in_flight: int
-    retrying: int  # rows between two tries
-    attempts: int  # of settled rows
-    unknown_attempts: int  # of them, those whose cost is not known: it is in no sum
-    retries: int  # of them, tries after a failure
-    reasks: int  # of them, answers asked for once more
-    hedges: int  # of them, second copies
-    resent: int  # of them, first tries of rows that had an outcome
-    more_tries: int  # beyond the first, of rows that are not settled yet
+    retrying: int  # rows that wait for a retry
+    attempts: int  # of complete rows, as the five below
+    unknown_attempts: int  # those whose cost is not known: it is in no sum
+    retries: int  # those after a failure
+    reasks: int  # those that asked for an answer once more
+    hedges: int  # second copies
+    resent: int  # first attempts of rows that had an outcome
+    more_tries: int  # beyond the first, of rows that are not complete
     tool_calls: int
     input_tokens: int
     cached_tokens: int
@@ -88,254 +63,196 @@ class Summary(Struct, frozen=True):
     most_tokens_per_s: float | None = None
     p50_s: float | None = None  # latency of the answers of this command
     p99_s: float | None = None
-    binds: str | None = None  # what holds the run up at the moment
+    binds: str | None = None  # what limits the run at the moment
     paused_by: str | None = None  # what stops all sending at the moment: cooldown, endpoint down
-    limits: tuple[str, ...] = ()  # how each limit stands
-    again: int = 0  # of those left, rows whose older outcome stands until they are settled again
+    limits: tuple[str, ...] = ()  # each limit in words
+    again: int = (
+        0  # of those left, rows with an older outcome that counts until the new one is there
+    )
     oldest: tuple[tuple[str, float], ...] = ()  # the last rows: id, seconds since the first send
     exit_code: int | None = None
     message: str | None = None  # why it stopped
     next_command: str | None = None
     simulated: bool = False  # nothing is paid
-    cost_usd: float | None = None  # spent in the run directory so far; null where nothing is known
+    cost_usd: float | None = None  # spent in the run directory so far; null where none is known
     projected_usd: float | None = None  # in all, at the mean cost of the rows so far
     cap_usd: float | None = None
     unpriced: int = 0  # rows with attempts of which no cost is known
     unpriced_model: str | None = None  # one of the models that have no price
-    unknown_usd: float = 0.0  # under a cap: reserved for tries that never told what they cost
+    unknown_usd: float = 0.0  # under a cap: reserved for attempts that reported no usage
     reserved_usd: float = 0.0  # under a cap: for what is in flight
     source_rows: int = 0  # of the input
-    unfinished: int = 0  # rows that have an answer which is to be asked for again, and no outcome
+    unfinished: int = 0  # rows without an outcome whose answer is to be asked for again
     unfinished_usd: float = 0.0  # what these have cost so far, in no other sum
 
     @property
     def settled(self) -> int:
+        """Complete rows."""
         return self.ok + self.not_ok - self.again
 
 
+_IN_BOTH = set(Totals.__struct_fields__) & set(Summary.__struct_fields__)
+_IN_BOTH -= {"rows", "cost_usd"}
+_Mark = tuple[float, int, int, int]  # what was counted by when: time, rows, requests, tokens
+
+
 class RunCounters:
-    """What has been settled, in earlier commands and in this one."""
+    """Counts the outcomes of earlier commands and of this one."""
 
     def __init__(self, earlier: Totals, began_s: float, again: int = 0) -> None:
         """`again`: how many of the earlier rows are sent again by this command."""
         self.began_s = began_s
-        self.again = again  # of these, those that are not yet
-        self.settled_now = 0  # rows settled by this command
-        self._totals = {
-            name: getattr(earlier, name) for name in Totals.__struct_fields__ if name not in _MAPS
-        }
-        self._statuses = Counter(earlier.statuses)
-        self._error_kinds = Counter(earlier.error_kinds)
-        self._attempt_kinds = Counter(earlier.attempt_kinds)
-        self._error_examples: dict[str, str] = {}
+        self.again = again  # of these, those that are not complete yet
+        self._sums = TotalsBuilder(earlier)
+        self._completed = 0  # rows, by this command
         self._sent_rows = earlier.rows - earlier.statuses.get("invalid", 0)
         self._latencies = Latencies()
         self._first: _Mark = (began_s, 0, self._requests(0), self._tokens())
         self._marks: deque[_Mark] = deque([self._first])
 
     def count(self, outcomes: Sequence[Outcome]) -> None:
-        """Some at once: a sum over many costs each of them half of what one alone takes."""
-        totals = self._totals
-        totals["rows"] += len(outcomes)
-        self.settled_now += len(outcomes)
+        self._sums.add(outcomes)
+        self._completed += len(outcomes)
         sent = [outcome for outcome in outcomes if outcome.attempts]
         self._sent_rows += len(sent)
         self._latencies.add([outcome.attempts[outcome.counted].latency_s for outcome in sent])
-        attempts = [attempt for outcome in sent for attempt in outcome.attempts]
-        totals["attempts"] += len(attempts)
-        totals["unknown_attempts"] += sum([attempt.cost_usd is None for attempt in attempts])
-        self._attempt_kinds.update([attempt.kind for attempt in attempts])
-        costs = [outcome.cost_usd for outcome in outcomes if outcome.cost_usd is not None]
-        if costs:
-            totals["cost_usd"] = (totals["cost_usd"] or 0.0) + sum(costs)
-        if len(costs) < len(outcomes):
-            unpriced = [outcome for outcome in sent if outcome.is_unpriced]
-            totals["unpriced"] += len(unpriced)
-            models = [outcome.unpriced_model for outcome in unpriced]
-            totals["unpriced_model"] = totals["unpriced_model"] or next(filter(None, models), None)
-        results = [outcome.result for outcome in outcomes]
-        self._statuses.update([result.status for result in results])
-        self._count_answers([result for result in results if isinstance(result, Response)])
-        for outcome in outcomes:
-            failure = outcome.failure
-            if failure is not None:
-                self._error_kinds[failure.kind.value] += 1
-                self._error_examples.setdefault(failure.kind.value, failure.message)
-
-    def _count_answers(self, answers: Sequence[Response]) -> None:
-        totals, usages = self._totals, [answer.usage for answer in answers]
-        totals["ok"] += sum([answer.ok for answer in answers])
-        totals["truncated"] += sum([answer.truncated for answer in answers])
-        totals["refused"] += sum([answer.refusal is not None for answer in answers])
-        totals["tool_calls"] += sum([len(answer.tool_calls) for answer in answers])
-        totals["input_tokens"] += sum([usage.input_tokens or 0 for usage in usages])
-        totals["cached_tokens"] += sum([usage.cached_tokens or 0 for usage in usages])
-        totals["output_tokens"] += sum([usage.output_tokens or 0 for usage in usages])
-        totals["reasoning_tokens"] += sum([usage.reasoning_tokens or 0 for usage in usages])
-        totals["total_tokens"] += sum([usage.total_tokens or 0 for usage in usages])
 
     def take_out(self, replaced: Totals) -> None:
-        """What the older outcome of a row that was sent again adds up to."""
-        left = self.totals().without(replaced)
-        self._totals = {name: getattr(left, name) for name in self._totals}
-        self._statuses, self._error_kinds = Counter(left.statuses), Counter(left.error_kinds)
-        self._attempt_kinds = Counter(left.attempt_kinds)
+        """Subtracts the older outcome of a row that was sent again."""
+        self._sums.set_to(self.totals().without(replaced))
         self._sent_rows -= bool(replaced.attempts)
         self.again -= 1
 
-    def left(self, rows: int) -> int:
-        """How many of so many rows are still to be settled, or to be settled again."""
-        return max(0, rows - int(self._totals["rows"])) + self.again
+    def remaining(self, rows: int) -> int:
+        """How many of so many rows have no outcome yet, or are being sent again."""
+        return max(0, rows - self._sums.sums["rows"]) + self.again
 
     def totals(self) -> Totals:
-        return Totals(
-            **self._totals,
-            statuses=dict(self._statuses),
-            error_kinds=dict(self._error_kinds),
-            attempt_kinds=dict(self._attempt_kinds),
-        )
+        return self._sums.totals()
 
     def summary(
         self,
         *,
-        run: str,
-        state: str,
         rows: int,
         now_s: float,
-        pulse: Pulse | None = None,
-        binds: str | None = None,
+        activity: Activity | None = None,
         exit_code: int | None = None,
-        message: str | None = None,
-        next_command: str | None = None,
-        simulated: bool = False,
-        unknown_usd: float = 0.0,
-        reserved_usd: float = 0.0,
-        cap_usd: float | None = None,
         source_rows: int | None = None,
         postponed: int = 0,
-        unfinished: int = 0,
-        unfinished_usd: float = 0.0,
+        **facts: Any,
     ) -> Summary:
-        """`rows` will be settled once the command is done, of `source_rows` (null: of as many).
+        """`rows` will be complete once the command is done, of `source_rows` (None: of as many).
 
         `postponed`: rows whose outcome is that of another request, and which it does not send.
+        `facts`: fields of the summary that are not counted here.
         """
-        totals, pulse = self.totals(), pulse or Pulse()
-        kinds = totals.attempt_kinds
+        totals, activity = self.totals(), activity or Activity()
+        kinds, cost_usd, remaining = totals.attempt_kinds, totals.cost_usd, self.remaining(rows)
         source_rows = rows if source_rows is None else source_rows
-        to_come = self.left(rows)
-        elapsed_s = now_s - self.began_s
-        rate, requests_per_s, tokens_per_s = self._rates(
-            now_s, pulse.retries, over=exit_code is not None
+        rows_per_s, requests_per_s, tokens_per_s = self._rates(
+            now_s, activity.retries, is_over=exit_code is not None
         )
-        cost_usd = totals.cost_usd
-        to_come_usd = cost_of_left(totals, to_come) if cost_usd is not None else None
+        most_in_flight = lowest_limit(activity, "in flight")
+        more_usd = cost_of_remaining(totals, remaining)
         return Summary(
-            run=run,
-            state=state,
+            **{name: getattr(totals, name) for name in _IN_BOTH},
             rows=rows,
-            left=self.left(source_rows) + postponed,
-            ok=totals.ok,
+            source_rows=source_rows,
+            left=self.remaining(source_rows) + postponed,
             not_ok=totals.rows - totals.ok,
             again=self.again + postponed,
-            truncated=totals.truncated,
-            refused=totals.refused,
-            statuses=totals.statuses,
-            error_kinds=totals.error_kinds,
-            error_examples=dict(self._error_examples),
-            in_flight=pulse.in_flight,
-            retrying=pulse.retrying,
-            attempts=totals.attempts,
-            unknown_attempts=totals.unknown_attempts,
+            error_examples=dict(self._sums.error_examples),
+            in_flight=activity.in_flight,
+            retrying=activity.retrying,
             retries=kinds.get("retry", 0),
             reasks=kinds.get("reask", 0),
             hedges=kinds.get("hedge", 0),
             resent=max(0, kinds.get("first", 0) - self._sent_rows),
-            more_tries=pulse.retries,
-            tool_calls=totals.tool_calls,
-            input_tokens=totals.input_tokens,
-            cached_tokens=totals.cached_tokens,
-            output_tokens=totals.output_tokens,
-            reasoning_tokens=totals.reasoning_tokens,
-            total_tokens=totals.total_tokens,
-            elapsed_s=elapsed_s,
-            rows_per_s=rate,
+            more_tries=activity.retries,
+            elapsed_s=now_s - self.began_s,
+            rows_per_s=rows_per_s,
             requests_per_s=requests_per_s,
             tokens_per_s=tokens_per_s,
-            most_in_flight=most_in_flight(pulse),
-            most_requests_per_s=most_per_s(pulse, "requests"),
-            most_tokens_per_s=most_per_s(pulse, "tokens"),
+            most_in_flight=None if most_in_flight is None else int(most_in_flight),
+            most_requests_per_s=lowest_limit(activity, "requests"),
+            most_tokens_per_s=lowest_limit(activity, "tokens"),
             p50_s=self._latencies.quantile(0.5),
             p99_s=self._latencies.quantile(0.99),
-            time_left_s=to_come / rate if rate > 0 and exit_code is None else None,
-            binds=binds,
-            paused_by=paused_by(pulse),
-            limits=tuple(headroom(pulse)),
-            oldest=tuple(pulse.oldest),
+            time_left_s=remaining / rows_per_s if rows_per_s > 0 and exit_code is None else None,
+            paused_by=paused_by(activity),
+            limits=limits_in_words(activity),
+            oldest=tuple(activity.oldest),
             exit_code=exit_code,
-            message=message,
-            next_command=next_command,
-            simulated=simulated,
-            # Sums in another order differ in the last digits.
-            cost_usd=None if cost_usd is None else round(cost_usd, 9),
+            cost_usd=None if cost_usd is None else round(cost_usd, _USD_DIGITS),
             projected_usd=None
-            if cost_usd is None or to_come_usd is None
-            else round(cost_usd + to_come_usd, 9),
-            cap_usd=cap_usd,
-            unpriced=totals.unpriced,
-            unpriced_model=totals.unpriced_model,
-            unknown_usd=unknown_usd,
-            reserved_usd=reserved_usd,
-            source_rows=source_rows,
-            unfinished=unfinished,
-            unfinished_usd=round(unfinished_usd, 9),
+            if more_usd is None
+            else round((cost_usd or 0.0) + more_usd, _USD_DIGITS),
+            **facts,
         )
 
-    def _rates(self, now_s: float, retries: int, *, over: bool) -> tuple[float, float, float]:
+    def _rates(self, now_s: float, retries: int, *, is_over: bool) -> tuple[float, float, float]:
         """Rows, requests and tokens a second, over the last half minute or the whole command."""
         marks = self._marks
-        now = (now_s, self.settled_now, self._requests(retries), self._tokens())
+        now = (now_s, self._completed, self._requests(retries), self._tokens())
         if len(marks) == 1 and now[1:] == marks[0][1:]:
-            marks[0] = now  # nothing has come yet: reading the input is no part of the rate
+            marks[0] = now  # reading the input, before the first outcome, is no part of the rate
         elif now_s - marks[-1][0] >= _MARK_S:
             marks.append(now)
         while len(marks) > 2 and now_s - marks[1][0] > _WINDOW_S:
             marks.popleft()
-        then = self._first if over else marks[0]
+        then = self._first if is_over else marks[0]
         passed_s = now_s - then[0]
         if passed_s <= 0:
             return 0.0, 0.0, 0.0
         rows, requests, tokens = (
-            max(0, one - other) for one, other in zip(now[1:], then[1:], strict=True)
+            max(0, one - other) / passed_s for one, other in zip(now[1:], then[1:], strict=True)
         )
-        return rows / passed_s, requests / passed_s, tokens / passed_s
+        return rows, requests, tokens
 
     def _requests(self, retries: int) -> int:
-        """Those of settled rows, and the retries of others."""
-        return int(self._totals["attempts"]) + retries
+        """Those of complete rows, and the retries of others."""
+        return self._sums.sums["attempts"] + retries
 
     def _tokens(self) -> int:
-        return int(self._totals["input_tokens"]) + int(self._totals["output_tokens"])
+        return self._sums.sums["input_tokens"] + self._sums.sums["output_tokens"]
 
 
-_MAPS = ("statuses", "error_kinds", "attempt_kinds")
-
-
-def cost_of_left(totals: Totals, left: int) -> float | None:
-    """USD that so many more rows would cost at the mean of those so far; null where none is known.
+def cost_of_remaining(totals: Totals, rows: int) -> float | None:
+    """USD that so many more rows would cost at the mean of those so far; None without a mean.
 
     Rows whose cost is not known are left out of the mean.
     """
     known = totals.rows - totals.statuses.get("invalid", 0) - totals.unpriced
     if totals.cost_usd is None or known <= 0:
         return None
-    return left * totals.cost_usd / known
+    return rows * totals.cost_usd / known
 
 
-def left_in_words(totals: Totals, left: int) -> str:
-    """`1,234 rows are left; ...`, to follow the reason why a budget stopped a run."""
-    rows = "1 row is left" if left == 1 else f"{left:,} rows are left"
-    cost = cost_of_left(totals, left)
-    if not cost:
-        return rows
-    return f"{rows}, about {usd(cost)} at the mean cost of the rows so far"
+def remaining_in_words(totals: Totals, rows: int) -> str:
+    """`1,234 rows remain, ...`, to follow the reason why a budget stopped a run."""
+    cost = cost_of_remaining(totals, rows)
+    words = f"{plural(rows, 'row')} {'remains' if rows == 1 else 'remain'}"
+    return f"{words}, about {usd(cost)} at the mean cost of the rows so far" if cost else words
+
+
+class Latencies:
+    """Counts of latencies by their logarithm."""
+
+    def __init__(self) -> None:
+        self._counts = [0] * _BUCKETS
+        self._count = 0
+
+    def add(self, latencies: Sequence[float]) -> None:
+        """So many more, in seconds."""
+        counts, log = self._counts, math.log
+        for seconds in latencies:
+            within = _LEAST_S if seconds < _LEAST_S else min(seconds, _MOST_S)
+            counts[int(log(within / _LEAST_S) * _PER_FACTOR)] += 1
+        self._count += len(latencies)
+
+    def quantile(self, share: float) -> float | None:
+        """Seconds that so large a share of all stayed within; None where there are none."""
+        if not self._count:
+            return None
+        bucket = bisect_left(list(accumulate(self._counts)), share * self._count)
+        return _LEAST_S * math.exp((bucket + 0.5) / _PER_FACTOR)

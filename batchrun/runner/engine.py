@@ -22,10 +22,15 @@ from batchrun.executors.local import local_executor
 from batchrun.job.sections import Job
 from batchrun.limits.budget import Budget
 from batchrun.pricing.prices import Prices
-from batchrun.progress.bottleneck import Pulse
-from batchrun.progress.live import Live
+from batchrun.progress.bottleneck import Activity
+from batchrun.progress.live import watch_run
 from batchrun.progress.status import higher_cap_usd, next_command
-from batchrun.progress.summary import RunCounters, Summary, cost_of_left, left_in_words
+from batchrun.progress.summary import (
+    RunCounters,
+    Summary,
+    cost_of_remaining,
+    remaining_in_words,
+)
 from batchrun.records import BadRow, Largest, Outcome, Request, RunRecord
 from batchrun.retry.failures import FirstRows, TooManyFailures
 from batchrun.runner.ending import End, StopSwitch, end_of
@@ -67,7 +72,7 @@ class Executor(Protocol):
     def rest(self) -> list[Outcome]:
         """What has arrived and was not handed out, where the iteration was broken off."""
 
-    def status(self) -> Pulse:
+    def status(self) -> Activity:
         """How it stands, for the display."""
 
 
@@ -125,7 +130,7 @@ class Run:
         """The caller has broken off: what has arrived is stored, and `run.json` says so."""
         if self._executor is not None:
             self.recorder.record(self._executor.rest())
-        remaining = self.counters.left(self.plan.rows)
+        remaining = self.counters.remaining(self.plan.rows)
         end = end_of([Interrupted("cancelled", 130)], remaining=remaining, not_asked=0, not_ok=0)
         with contextlib.suppress(StoreError):
             self.run_dir.finish()
@@ -195,15 +200,15 @@ class Run:
     async def _watched(self, executor: Executor) -> AsyncIterator[None]:
         """Shows and writes how the run stands while it is entered."""
 
-        def pulse() -> Pulse:
+        def activity() -> Activity:
             return replace(executor.status(), write_s=self.recorder.write_s)
 
         def stop_on_error(task: asyncio.Task[None]) -> None:
             if not task.cancelled() and (error := task.exception()) is not None:
                 executor.stop(error)
 
-        live = Live(self.run_dir, pulse, self._summary, self.watch.summary)
-        ticker = asyncio.create_task(live.watch())
+        watching = watch_run(self.run_dir, activity, self._summary, self.watch.summary)
+        ticker = asyncio.create_task(watching)
         ticker.add_done_callback(stop_on_error)
         try:
             yield
@@ -239,7 +244,7 @@ class Run:
             except StoreError as error:
                 causes.append(error)
         postponed = self.plan.resumed.postponed
-        remaining = self.counters.left(self.plan.rows) + postponed
+        remaining = self.counters.remaining(self.plan.rows) + postponed
         not_asked = self.plan.rows - self.plan.rows_in_all + postponed
         end = end_of(causes, remaining=remaining, not_asked=not_asked, not_ok=not_ok)
         message, cap_usd = end.message, None
@@ -248,7 +253,7 @@ class Run:
         elif end.state == "failed":
             message = f"{message}{self._about_disk}"
         elif isinstance(end.cause, RunStopped) and end.cause.cause is StopCause.BUDGET:
-            message = f"{message}; {left_in_words(totals, remaining - not_asked)}"
+            message = f"{message}; {remaining_in_words(totals, remaining - not_asked)}"
             cap_usd = self._higher_cap_usd()
         summary = self._summary(
             end.state,
@@ -261,7 +266,7 @@ class Run:
                 totals.statuses,
                 example,
                 cap_usd=cap_usd,
-                left=remaining,
+                remaining=remaining,
             ),
         )
         has_failed = end.state == "failed"
@@ -300,18 +305,18 @@ class Run:
     def _higher_cap_usd(self) -> float | None:
         if self.budget is None:
             return None
-        left = self.counters.left(self.plan.rows_in_all)
+        left = self.counters.remaining(self.plan.rows_in_all)
         return higher_cap_usd(
             self.budget.spent_usd + self.budget.unknown_usd,
             left,
-            cost_of_left(self.counters.totals(), left),
+            cost_of_remaining(self.counters.totals(), left),
             self.budget.refused_usd,
         )
 
     def _summary(
         self,
         state: str,
-        pulse: Pulse | None = None,
+        activity: Activity | None = None,
         binds: str | None = None,
         *,
         exit_code: int | None = None,
@@ -325,7 +330,7 @@ class Run:
             source_rows=self.plan.rows,
             postponed=self.plan.resumed.postponed,
             now_s=time.monotonic(),
-            pulse=pulse,
+            activity=activity,
             binds=binds,
             exit_code=exit_code,
             message=message,

@@ -5,11 +5,10 @@ It is what the user has agreed to leave out, and what other tools can leave out 
 
 import sys
 from array import array
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate, islice, pairwise
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -33,6 +32,7 @@ from batchrun.store.columns import ATTEMPT
 from batchrun.store.files import name_now, replace_file, storing
 from batchrun.store.keys import KEY, as_mask, hash_key, hash_keys
 from batchrun.store.snapshot import Snapshot, read_part, read_standing, read_standing_part, snapshot
+from batchrun.store.totals import COUNTED, TotalsBuilder, row_totals
 
 REMOVED_FILE = "gone.parquet"
 _COLUMNS = ("row", *KEY)
@@ -84,12 +84,7 @@ def read_removed_rows(folder: Path) -> "array[int]":
     return array("q", sorted(hashes))
 
 
-_SUMS = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "total_tokens")
-COUNTED = (
-    *("ok", "truncated", "refusal", "status", "error_kind", "tool_call_count"),
-    *("attempts.list.element.kind", "attempts.list.element.cost_usd", *_SUMS),
-    *("cost_usd", "priced_as", "model_requested"),
-)
+_OUTCOMES_AT_ONCE = 1_024
 _ASKED = ("status", "error_kind", "refusal", "truncated")  # what `Resend` goes by
 
 
@@ -141,7 +136,7 @@ def sum_totals(now: Snapshot, marks: bytearray | None = None) -> Totals:
 
     All of them, or those that `marks` marks in the order of `read_complete_rows`.
     """
-    count = _Count()
+    sums = TotalsBuilder()
     at = 0
     for batch in read_standing(now, COUNTED):
         wanted = batch
@@ -149,32 +144,11 @@ def sum_totals(now: Snapshot, marks: bytearray | None = None) -> Totals:
             wanted = batch.filter(as_mask(marks[at : at + batch.num_rows]))
             at += batch.num_rows
         if wanted.num_rows:
-            count.add_batch(wanted)
-    for outcome in now.outcomes():
-        if marks is None or marks[at]:
-            count.add_outcome(outcome)
-        at += 1
-    return count.totals()
-
-
-def row_totals(row: Mapping[str, Any], attempts: Sequence[Attempt]) -> Totals:
-    """What one row with these attempts adds up to, read with the columns `COUNTED`."""
-    return Totals(
-        rows=1,
-        ok=int(row["ok"]),
-        truncated=int(row["truncated"]),
-        refused=int(row["refusal"] is not None),
-        statuses={row["status"]: 1},
-        error_kinds={row["error_kind"]: 1} if row["error_kind"] else {},
-        tool_calls=row["tool_call_count"] or 0,
-        attempts=len(attempts),
-        attempt_kinds=Counter(attempt.kind for attempt in attempts),
-        unknown_attempts=sum(attempt.cost_usd is None for attempt in attempts),
-        cost_usd=row["cost_usd"],
-        unpriced=int(row["cost_usd"] is None and bool(attempts)),
-        unpriced_model=None,
-        **{name: int(row[name] or 0) for name in _SUMS},
-    )
+            sums.add_batch(wanted)
+    outcomes = (one for at, one in enumerate(now.outcomes(), at) if marks is None or marks[at])
+    while some := list(islice(outcomes, _OUTCOMES_AT_ONCE)):
+        sums.add(some)
+    return sums.totals()
 
 
 def totals_at(folder: Path, marks: bytearray) -> Totals:
@@ -236,94 +210,6 @@ def _is_sent_again(outcome: Outcome, resend: Resend) -> bool:
         or ("truncated" in kinds and result.truncated)
         or ("incomplete" in kinds and result.status == "incomplete")
     )
-
-
-class _Count:
-    """Sums that grow, batch by batch and row by row."""
-
-    def __init__(self) -> None:
-        self._sums: Counter[str] = Counter()
-        self._statuses: Counter[str] = Counter()
-        self._error_kinds: Counter[str] = Counter()
-        self._attempt_kinds: Counter[str] = Counter()
-        self._cost_usd: float | None = None
-        self._unpriced_model: str | None = None
-
-    def add_batch(self, batch: pa.RecordBatch) -> None:
-        sums = self._sums
-        sums["rows"] += batch.num_rows
-        sums["ok"] += _sum(batch["ok"])
-        sums["truncated"] += _sum(batch["truncated"])
-        sums["refused"] += batch.num_rows - batch["refusal"].null_count
-        sums["tool_calls"] += _sum(batch["tool_call_count"])
-        tries = pc.list_value_length(batch["attempts"])
-        sums["attempts"] += _sum(tries)
-        kinds, tried_usd = (
-            pc.struct_field(pc.list_flatten(batch["attempts"]), name)
-            for name in ("kind", "cost_usd")
-        )
-        self._attempt_kinds.update(_tally(kinds))
-        sums["unknown_attempts"] += tried_usd.null_count
-        costs = batch["cost_usd"]
-        if costs.null_count < batch.num_rows:
-            self._cost_usd = (self._cost_usd or 0.0) + pc.sum(costs).as_py()
-        if costs.null_count:
-            unknown = pc.and_(pc.is_null(costs), pc.greater(tries, 0))
-            sums["unpriced"] += _sum(unknown)
-            if self._unpriced_model is None:
-                is_answer = pc.is_valid(batch["tool_call_count"])
-                no_price = pc.and_(pc.and_(unknown, is_answer), pc.is_null(batch["priced_as"]))
-                models = batch["model_requested"].filter(no_price).drop_null()
-                self._unpriced_model = models[0].as_py() if len(models) else None
-        for name in _SUMS:
-            sums[name] += _sum(batch[name])
-        self._statuses.update(_tally(batch["status"]))
-        self._error_kinds.update(_tally(batch["error_kind"]))
-
-    def add_outcome(self, outcome: Outcome) -> None:
-        sums, result = self._sums, outcome.result
-        sums["rows"] += 1
-        sums["ok"] += outcome.ok
-        sums["attempts"] += len(outcome.attempts)
-        for attempt in outcome.attempts:
-            self._attempt_kinds[attempt.kind] += 1
-            sums["unknown_attempts"] += attempt.cost_usd is None
-        if outcome.cost_usd is not None:
-            self._cost_usd = (self._cost_usd or 0.0) + outcome.cost_usd
-        sums["unpriced"] += outcome.is_unpriced
-        self._unpriced_model = self._unpriced_model or outcome.unpriced_model
-        self._statuses[result.status] += 1
-        failure = outcome.failure
-        if failure is not None:
-            self._error_kinds[str(failure.kind)] += 1
-        if isinstance(result, Response):
-            sums["truncated"] += result.truncated
-            sums["refused"] += result.refusal is not None
-            sums["tool_calls"] += len(result.tool_calls)
-            for name in _SUMS:
-                sums[name] += getattr(result.usage, name) or 0
-
-    def totals(self) -> Totals:
-        return Totals(
-            statuses=dict(sorted(self._statuses.items())),
-            error_kinds=dict(sorted(self._error_kinds.items())),
-            attempt_kinds=dict(sorted(self._attempt_kinds.items())),
-            cost_usd=self._cost_usd,
-            unpriced_model=self._unpriced_model,
-            **self._sums,
-        )
-
-
-def _sum(values: pa.Array) -> int:
-    return pc.sum(values).as_py() or 0
-
-
-def _tally(values: pa.Array) -> dict[str, int]:
-    return {
-        pair["values"]: pair["counts"]
-        for pair in pc.value_counts(values).to_pylist()
-        if pair["values"] is not None
-    }
 
 
 _KEPT_BYTES = 32 << 20  # of parts that were read lately; one is kept in any case

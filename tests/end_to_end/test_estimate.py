@@ -34,7 +34,7 @@ def test_an_estimate_then_a_pilot_then_the_rest(
     assert "pilot" not in following
 
     assert batchrun("run", source, *ask, "--quiet").returncode == 0
-    assert "left:       0" in batchrun("status", "run").stdout
+    assert "remaining:  0" in batchrun("status", "run").stdout
     assert "; it was $" in " ".join(batchrun("report", "run").stdout.split())
 
 

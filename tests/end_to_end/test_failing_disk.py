@@ -123,7 +123,7 @@ def test_a_slow_disk_slows_the_sending_and_memory_does_not_fill(
     assert totals() == (_ROWS, _ROWS, _ROWS)
     # What has arrived and is not stored keeps its place: nothing more is sent instead.
     assert 0 < most <= 2 * 8
-    assert any(said and said.startswith("the disk: ") for said in binds), binds
+    assert any(said and said.startswith("the disk (") for said in binds), binds
 
 
 def _kept(run: Path) -> int | None:

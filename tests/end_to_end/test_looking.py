@@ -111,7 +111,7 @@ def test_a_terminal_shows_a_bar_whose_lines_fit_and_are_gone_at_the_end(
     bars = [line for line in _drawn(shown) if "━" in line]
     assert len(bars) > 2
     assert any(re.search(r"running ━+.* \d+%", line) for line in bars)
-    assert any("in flight" in line and "tried again" in line for line in _drawn(shown))
+    assert any("in flight" in line and "extra attempts" in line for line in _drawn(shown))
     drawn = [line for line in _drawn(shown) if "━" in line or "in flight" in line]
     assert max(map(len, drawn)) <= columns
     rows = _screen(shown, columns)

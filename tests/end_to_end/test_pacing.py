@@ -221,7 +221,7 @@ def test_the_summary_says_what_binds(
 
     wait_until(lambda: "requests in flight" in binds(), run)
     status = batchrun("status", "run")
-    assert "requests in flight: 2 of 2" in status.stdout
+    assert "requests in flight (2 of 2)" in status.stdout
     run.send_signal(signal.SIGINT)
     run.communicate(timeout=HANG_S)
     assert run.returncode == 130

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from batchrun.limits.verdicts import LimitStatus
-from batchrun.progress.bottleneck import Pulse, binding
+from batchrun.progress.bottleneck import Activity, bottleneck
 from batchrun.progress.display import Progress
 from batchrun.progress.summary import RunCounters, Summary
 from batchrun.records import Totals
@@ -31,7 +31,7 @@ class Seen(io.StringIO):
         return super().write(text)
 
 
-def _standings(now_s: float) -> tuple[LimitStatus, ...]:
+def _limits(now_s: float) -> tuple[LimitStatus, ...]:
     """A cooldown of 2 s in every 7; an outage of 40 s in every ten minutes."""
     down = LimitStatus("endpoint down", 12, until_s=now_s + 3 if now_s % 600 < 40 else None)
     cooling = now_s % 7 < 2
@@ -55,12 +55,12 @@ def _looks() -> Iterator[tuple[float, Summary]]:
             output_tokens=320 * rows,
             cost_usd=0.0049 * rows,
         )
-        pulse = Pulse(
+        activity = Activity(
             in_flight=1_000,
             retrying=120,
             retries=240,
-            is_held=True,
-            statuses=_standings(now_s),
+            is_limited=True,
+            limits=_limits(now_s),
             now_s=now_s,
         )
         said = RunCounters(totals, 0.0).summary(
@@ -68,8 +68,8 @@ def _looks() -> Iterator[tuple[float, Summary]]:
             state="running",
             rows=ROWS,
             now_s=now_s,
-            pulse=pulse,
-            binds=binding(pulse, 0.3, 0.0),
+            activity=activity,
+            binds=bottleneck(activity, 0.3, 0.0),
             cap_usd=6_000.0,
         )
         yield (

@@ -1,3 +1,5 @@
+"""The words that the end of a run and `status` share: costs, attempts, rows that are not ok."""
+
 import re
 from pathlib import Path
 
@@ -5,9 +7,8 @@ import msgspec
 import pytest
 
 from batchrun.errors import ErrorKind
-from batchrun.progress.display import render_end
-from batchrun.progress.status import render_status
-from batchrun.progress.summary import RunCounters, Summary, cost_of_left, left_in_words
+from batchrun.progress.summary import RunCounters, Summary, cost_of_remaining, remaining_in_words
+from batchrun.progress.summary_text import not_ok_in_words, render_end, render_status
 from batchrun.records import Attempt, Failure, Outcome, Request, Response, Totals, Usage
 
 RESPONSE = Response(
@@ -42,9 +43,9 @@ def ended(
 
 
 def summed(*outcomes: Outcome, simulated: bool = False, unknown_usd: float = 0.0) -> Summary:
-    tally = RunCounters(Totals(), 0.0)
-    tally.count(outcomes)
-    return tally.summary(
+    counters = RunCounters(Totals(), 0.0)
+    counters.count(outcomes)
+    return counters.summary(
         run="run",
         state="finished",
         rows=len(outcomes),
@@ -74,29 +75,26 @@ def test_a_model_without_a_price_is_said_and_never_costs_nothing() -> None:
     summary = summed(*[unpriced] * 3)
     assert summary.cost_usd is None
     words = (
-        '(no price for my-model; batchrun cost reckons it once [pricing."my-model"] stands in '
-        "~/.config/batchrun/prices.toml)"
+        '(add [pricing."my-model"] to ~/.config/batchrun/prices.toml, then batchrun cost '
+        "recalculates it)"
     )
-    assert said(summary) == f"unknown for 3 attempts {words}"
+    assert said(summary) == f"unknown; no price for 3 attempts {words}"
     some = summed(ended(RESPONSE, 0.5, "m"), unpriced, unpriced)
-    assert said(some) == f"$0.50, without 2 attempts of unknown cost {words}"
+    assert said(some) == f"$0.50 known; no price for 2 attempts {words}"
 
 
-def test_attempts_that_ended_without_a_count_of_tokens_are_said_whatever_became_of_the_row() -> (
-    None
-):
-    why = "of unknown cost (they ended without a count of tokens)"
+def test_attempts_that_reported_no_usage_are_counted_however_the_row_ended() -> None:
     late = Attempt(0, 9.0, "first", None, ErrorKind.TIMEOUT)
     refused = Attempt(0, 0.1, "first", 429, ErrorKind.RATE_LIMIT, cost_usd=0.0)
     summary = summed(ended(RESPONSE, 0.5, "m"), ended(FAILURE, None, None))
-    assert said(summary) == f"$0.50, without 1 attempt {why}"
+    assert said(summary) == "$0.50 known; 1 attempt reported no usage"
     summary = summed(ended(RESPONSE, 0.5, "m", before=(late, refused, late)))
-    assert said(summary) == f"$0.50, without 2 attempts {why}"
+    assert said(summary) == "$0.50 known; 2 attempts reported no usage"
 
 
-def test_what_tries_may_have_cost_is_said() -> None:
+def test_what_attempts_without_usage_may_have_cost_is_said() -> None:
     summary = summed(ended(RESPONSE, 0.5, "m"), unknown_usd=0.25)
-    assert said(summary) == "$0.50, up to $0.25 for tries that never told what they cost"
+    assert said(summary) == "$0.50 known, at most $0.25 more; some attempts reported no usage"
 
 
 def test_a_simulated_run_says_that_nothing_is_paid() -> None:
@@ -114,48 +112,72 @@ def test_a_model_s_name_does_not_reach_the_terminal_as_an_escape_sequence() -> N
 
 
 def test_costs_go_on_from_what_earlier_commands_spent() -> None:
-    tally = RunCounters(Totals(rows=2, cost_usd=1.5, unpriced=1, unpriced_model="first"), 0.0)
-    tally.count((ended(RESPONSE, 0.25, "m"), ended(RESPONSE, None, None, "second")))
-    totals = tally.totals()
+    counters = RunCounters(Totals(rows=2, cost_usd=1.5, unpriced=1, unpriced_model="first"), 0.0)
+    counters.count((ended(RESPONSE, 0.25, "m"), ended(RESPONSE, None, None, "second")))
+    totals = counters.totals()
     assert (totals.cost_usd, totals.unpriced, totals.unpriced_model) == (1.75, 2, "first")
 
 
 @pytest.mark.parametrize(
     ("totals", "cost", "words"),
     [
-        (Totals(rows=4, cost_usd=1.0), 2.5, "10 rows are left, about $2.50 at the mean cost"),
-        (Totals(rows=5, cost_usd=1.0, unpriced=1), 2.5, "10 rows are left, about $2.50"),
-        (Totals(rows=5, cost_usd=1.0, statuses={"invalid": 1}), 2.5, "10 rows are left, about"),
-        (Totals(), None, "10 rows are left"),
-        (Totals(rows=4, unpriced=4), None, "10 rows are left"),
+        (Totals(rows=4, cost_usd=1.0), 2.5, "10 rows remain, about $2.50 at the mean cost"),
+        (Totals(rows=5, cost_usd=1.0, unpriced=1), 2.5, "10 rows remain, about $2.50"),
+        (Totals(rows=5, cost_usd=1.0, statuses={"invalid": 1}), 2.5, "10 rows remain, about"),
+        (Totals(), None, "10 rows remain"),
+        (Totals(rows=4, unpriced=4), None, "10 rows remain"),
     ],
 )
-def test_what_is_left_is_told_at_the_mean_cost_of_what_is_done(
+def test_what_remains_is_estimated_at_the_mean_cost_of_what_is_done(
     totals: Totals, cost: float | None, words: str
 ) -> None:
-    assert cost_of_left(totals, 10) == cost
-    assert left_in_words(totals, 10).startswith(words)
-    assert left_in_words(Totals(), 1) == "1 row is left"
+    assert cost_of_remaining(totals, 10) == cost
+    assert remaining_in_words(totals, 10).startswith(words)
+    assert remaining_in_words(Totals(), 1) == "1 row remains"
 
 
-def test_tries_beyond_the_first_are_told_apart_by_their_kind() -> None:
-    def tried(*kinds: str) -> Outcome:
+def test_attempts_beyond_the_first_are_told_apart_by_their_kind() -> None:
+    def sent(*kinds: str) -> Outcome:
         outcome = ended(RESPONSE, 0.5, "m")
         return msgspec.structs.replace(
             outcome, attempts=tuple(Attempt(0, 1.0, kind, cost_usd=0.5) for kind in kinds)
         )
 
-    assert "attempts: 2, of them 1 retries;" in render_end(
-        summed(tried("first", "retry")), Path("run")
+    assert "attempts: 2, of them 1 retry;" in render_end(
+        summed(sent("first", "retry")), Path("run")
     )
-    summary = summed(tried("first", "retry", "reask"), tried("first", "hedge"), tried("first"))
-    again = summed(tried("first", "retry", "first"))
+    summary = summed(sent("first", "retry", "reask"), sent("first", "hedge"), sent("first"))
+    again = summed(sent("first", "retry", "first"))
     assert (again.attempts, again.retries, again.resent) == (3, 1, 1)
     for render in (render_end, render_status):
-        assert "of the answers that count" in render(again, Path("run"))
-        assert "that count" not in render(summed(tried("first", "retry")), Path("run"))
+        assert "of the final answers" in render(again, Path("run"))
+        assert "final answers" not in render(summed(sent("first", "retry")), Path("run"))
     summary = msgspec.structs.replace(summary, left=3, more_tries=4)
     assert (
-        "6 of settled rows, of them 1 retries, 1 reasks, 1 hedges; 4 more by rows not settled yet"
+        "6 of complete rows, of them 1 retry, 1 reask, 1 hedge; 4 more of rows without an outcome"
         in render_status(summary, Path("run"))
     )
+
+
+@pytest.mark.parametrize(
+    ("totals", "said"),
+    [
+        (Totals(rows=9, ok=9, statuses={"completed": 9}), []),
+        (
+            Totals(
+                rows=300,
+                ok=164,
+                truncated=53,
+                refused=27,
+                statuses={"completed": 191, "incomplete": 67, "failed": 40, "no_answer": 2},
+            ),
+            ["53 truncated", "27 refused", "14 incomplete", "40 failed", "2 no_answer"],
+        ),
+    ],
+)
+def test_all_rows_that_are_not_ok_are_counted(totals: Totals, said: list[str]) -> None:
+    summary = RunCounters(totals, 0.0).summary(
+        run="r", state="finished", rows=totals.rows, now_s=1.0
+    )
+    assert not_ok_in_words(summary) == said
+    assert sum(int(words.split()[0]) for words in said) == summary.not_ok

@@ -3,12 +3,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from msgspec.structs import replace
 
-from batchrun.errors import ErrorKind
 from batchrun.progress.status import higher_cap_usd, next_command
-from batchrun.progress.summary import RunCounters
-from batchrun.records import Attempt, Failure, Outcome, Request, Totals
 
 RUN = Path("runs/a b")
 COMMAND = "batchrun run prompts.jsonl --prompt '{{ question }}'"
@@ -56,10 +52,10 @@ def test_after_the_budget_a_higher_cap_goes_on(said: str) -> None:
 
 def test_after_the_first_rows_the_command_without_a_limit_goes_on() -> None:
     for said in (" --limit 5", " --limit=5"):
-        assert next_command(COMMAND + said, RUN, 0, {}, None, left=3) == COMMAND
-    assert next_command(f"{COMMAND} --limit 5", RUN, 0, {}, None, left=0) is None
+        assert next_command(COMMAND + said, RUN, 0, {}, None, remaining=3) == COMMAND
+    assert next_command(f"{COMMAND} --limit 5", RUN, 0, {}, None, remaining=0) is None
     failed = {"failed": 1}
-    assert next_command(f"{COMMAND} --limit 5", RUN, 4, failed, "q1", left=3) == COMMAND
+    assert next_command(f"{COMMAND} --limit 5", RUN, 4, failed, "q1", remaining=3) == COMMAND
     # Without rows left, those that failed may stand beyond the limit.
     again = f"{COMMAND} --retry-failed"
     assert next_command(f"{COMMAND} --limit 5", RUN, 4, failed, "q1") == again
@@ -67,8 +63,8 @@ def test_after_the_first_rows_the_command_without_a_limit_goes_on() -> None:
 
 def test_after_a_pilot_the_run_goes_on() -> None:
     estimate = COMMAND.replace("batchrun run", "batchrun estimate") + " --pilot 5 --limit 9"
-    assert next_command(estimate, RUN, 0, {}, None, left=3) == f"{COMMAND} --limit 9"
-    assert next_command(estimate, RUN, 4, {"failed": 1}, "q", left=3) == f"{COMMAND} --limit 9"
+    assert next_command(estimate, RUN, 0, {}, None, remaining=3) == f"{COMMAND} --limit 9"
+    assert next_command(estimate, RUN, 4, {"failed": 1}, "q", remaining=3) == f"{COMMAND} --limit 9"
     assert next_command(estimate, RUN, 4, {"failed": 1}, "q") == f"{COMMAND} --retry-failed"
 
 
@@ -86,30 +82,3 @@ def test_a_higher_cap_has_room_for_the_rest_and_for_one_reservation(
     least = spent + reserved + (cost or 0.0)
     assert cap >= least * (1 - 1e-9)
     assert cap <= 1.11 * (spent + (left * reserved if cost is None else cost + reserved)) + 1e-11
-
-
-def test_a_row_sent_again_is_counted_once_and_left_until_it_is_settled() -> None:
-    request = Request(0, "a", "s", b"{}", "0" * 16, None, None, ())
-    failure = Failure(ErrorKind.TIMEOUT, "late", status="no_answer")
-    attempt = Attempt(0, 1.0, "first", cost_usd=0.5)
-    first = Outcome(request, failure, (attempt,), "e", "plain", cost_usd=0.5)
-    one = Totals(
-        rows=1,
-        statuses={"no_answer": 1},
-        error_kinds={"timeout": 1},
-        attempts=1,
-        attempt_kinds={"first": 1},
-        cost_usd=0.5,
-    )
-    tally = RunCounters(replace(one, rows=2, ok=1), 0.0, again=1)
-    assert (tally.left(2), tally.left(3)) == (1, 2)
-    summary = tally.summary(run="r", state="running", rows=2, now_s=1.0)
-    assert (summary.settled, summary.left, summary.again) == (1, 1, 1)
-    more = replace(first, attempts=(attempt, attempt), cost_usd=1.0, replaces=True)
-    tally.take_out(one)
-    tally.count((more,))
-    assert tally.totals() == replace(
-        one, rows=2, ok=1, attempts=2, attempt_kinds={"first": 2}, cost_usd=1.0
-    )
-    summary = tally.summary(run="r", state="running", rows=2, now_s=1.0)
-    assert (summary.settled, summary.left, summary.again) == (2, 0, 0)

@@ -1,0 +1,176 @@
+"""A summary as text: the end of a run, `status`, and the words that progress shares with them.
+
+What comes from rows or servers is made printable: no escape sequence of theirs reaches a terminal.
+"""
+
+import shlex
+from collections import Counter
+from pathlib import Path
+
+from batchrun.formats.amounts import duration, plural, seconds, short_count, usd
+from batchrun.formats.printable import one_line, printable
+from batchrun.progress.summary import Summary
+from batchrun.records import FAILED
+
+_EXAMPLE = 200  # characters of a message
+_ID = 60  # characters of a row's id
+
+
+def render_end(summary: Summary, path: Path) -> str:
+    """The results, where the tables are and how to read them, and the next command."""
+    state = {"finished": "done", "stopped": "stopped early"}.get(summary.state, summary.state)
+    rows = plural(max(summary.rows, summary.source_rows), "row")
+    counts = [f"{summary.settled:,} of {rows}", f"{summary.ok:,} ok", *not_ok_in_words(summary)]
+    lines = [f"{state}: {', '.join(counts)}"]
+    for kind, count in Counter(summary.error_kinds).most_common():
+        example = " ".join(summary.error_examples.get(kind, "").split())
+        lines.append(f"  {kind} {count:,}" + (f": {example[:_EXAMPLE]}" if example else ""))
+    speed = f"; {summary.rows_per_s:,.1f} rows/s over {duration(summary.elapsed_s)}"
+    lines.append(
+        f"  tokens: {summary.input_tokens:,} in ({summary.cached_tokens:,} cached), "
+        f"{summary.output_tokens:,} out ({summary.reasoning_tokens:,} reasoning)"
+        f"{_of_final_answers(summary)}; {plural(summary.tool_calls, 'tool call')}"
+    )
+    lines.append(f"  attempts: {_attempts(summary)}{speed if summary.rows_per_s else ''}")
+    if (cost := _cost(summary)) is not None:
+        lines.append(f"  cost: {cost}")
+    if summary.settled:
+        responses = (path / "responses").as_posix()
+        lines += [
+            f"tables: {responses}/*.parquet, {(path / 'tool_calls').as_posix()}/*.parquet",
+            f"  python -c \"import duckdb; print(duckdb.read_parquet('{responses}/*.parquet'))\"",
+            f"  python -c \"import pandas; print(pandas.read_parquet('{responses}'))\"",
+        ]
+    if summary.message:
+        is_limit = summary.state == "limited"
+        lines.append(summary.message if is_limit else f"why: {summary.message}")
+    if summary.next_command:
+        lines += [f"next step: {_next_step(summary)}", f"next: {summary.next_command}"]
+    return printable("\n".join(lines))
+
+
+def render_status(summary: Summary, path: Path) -> str:
+    """The summary as lines of names and words."""
+    kinds = Counter(summary.error_kinds).most_common()
+    errors = ", ".join(f"{kind} {count:,}" for kind, count in kinds)
+    not_ok = "; ".join(filter(None, (", ".join(not_ok_in_words(summary)), errors)))
+    words: dict[str, str] = {
+        "state": summary.state,
+        "rows": f"{summary.rows:,}",
+        "ok": f"{summary.ok:,}",
+        "not ok": f"{summary.not_ok:,}" + (f" ({not_ok})" if not_ok else ""),
+        "remaining": f"{summary.left:,}",
+    }
+    if summary.exit_code is None:
+        words["in flight"] = f"{summary.in_flight:,}, {summary.retrying:,} waiting for a retry"
+        words["rate"] = ", ".join([f"{summary.rows_per_s:,.1f} rows/s", *speed_in_words(summary)])
+        if summary.binds:
+            words["limited by"] = one_line(summary.binds)
+        words["limits"] = "; ".join(map(one_line, summary.limits)) or "-"
+        if summary.oldest:
+            words["oldest"] = oldest_in_words(summary)
+        if summary.time_left_s is not None:
+            words["time left"] = duration(summary.time_left_s)
+    words["attempts"] = _attempts(summary)
+    tokens = f"{summary.input_tokens:,} in, {summary.output_tokens:,} out"
+    words["tokens"] = tokens + _of_final_answers(summary)
+    if (cost := _cost(summary)) is not None:
+        words["cost"] = cost
+    words["tool calls"] = f"{summary.tool_calls:,}"
+    if summary.message and summary.state == "limited":
+        name, _, text = summary.message.partition(": ")
+        words[name] = text
+    elif summary.message:
+        words["why"] = summary.message
+    if summary.next_command:
+        words |= {"next step": _next_step(summary), "next": summary.next_command}
+    lines = [str(path), *(f"  {name + ':':<12}{text}" for name, text in words.items())]
+    return printable("\n".join(lines))
+
+
+def not_ok_in_words(summary: Summary) -> list[str]:
+    """`53 truncated`, `27 refused`, `14 incomplete`, `42 failed`: all rows that are not ok."""
+    statuses = {status: summary.statuses.get(status, 0) for status in (*FAILED, "invalid")}
+    # Cut off for another reason than their length, as by a content filter.
+    rest = summary.not_ok - summary.truncated - summary.refused - sum(statuses.values())
+    counts = {"truncated": summary.truncated, "refused": summary.refused, "incomplete": rest}
+    return [f"{count:,} {what}" for what, count in {**counts, **statuses}.items() if count > 0]
+
+
+def speed_in_words(summary: Summary) -> list[str]:
+    """How fast it goes, and how fast limits would let it go."""
+
+    def rate(now: float, most: float | None, unit: str) -> str:
+        return f"{short_count(now)}{'' if most is None else f' of {short_count(most)}'} {unit}"
+
+    words = [
+        rate(summary.requests_per_s, summary.most_requests_per_s, "requests/s"),
+        rate(summary.tokens_per_s, summary.most_tokens_per_s, "tokens/s"),
+    ]
+    if summary.p50_s is not None and summary.p99_s is not None:
+        words.append(f"p50 {seconds(summary.p50_s)}, p99 {seconds(summary.p99_s)}")
+    return words
+
+
+def oldest_in_words(summary: Summary) -> str:
+    """`waiting for 3 rows, the oldest for 412 s (id-7, id-9, id-12)`."""
+    rows = plural(summary.rows - summary.settled, "row")
+    names = ", ".join(one_line(named[:_ID]) for named, _ in summary.oldest)
+    return f"waiting for {rows}, the oldest for {summary.oldest[0][1]:.0f} s ({names})"
+
+
+def _attempts(summary: Summary) -> str:
+    """`1,319, of them 12 retries, 3 reasks`; while rows remain, those of complete rows alone."""
+    kinds = {"reask": summary.reasks, "hedge": summary.hedges}
+    named = [plural(summary.retries, "retry", "retries")]
+    named += [plural(count, kind) for kind, count in kinds.items() if count]
+    named += [f"{summary.resent:,} resent"] if summary.resent else []
+    whose = " of complete rows" if summary.left else ""
+    more = f"; {summary.more_tries:,} more of rows without an outcome" if summary.more_tries else ""
+    return f"{summary.attempts:,}{whose}, of them {', '.join(named)}{more}"
+
+
+def _of_final_answers(summary: Summary) -> str:
+    """What tokens are counted of, where the cost includes other answers."""
+    others = summary.reasks + summary.hedges + summary.resent
+    return ", of the final answers" if others else ""
+
+
+def _cost(summary: Summary) -> str | None:
+    """What the run directory has cost, and what is not known of it; None before the first send."""
+    count, most_usd = summary.unknown_attempts, summary.unknown_usd
+    parts = []
+    if count or most_usd:
+        known = "unknown" if summary.cost_usd is None else f"{usd(summary.cost_usd)} known"
+        parts.append(known + (f", at most {usd(most_usd)} more" if most_usd else ""))
+        attempts = plural(count, "attempt") if count else "some attempts"
+        if summary.unpriced_model is None:
+            parts.append(f"{attempts} reported no usage")
+        else:
+            parts.append(
+                f'no price for {attempts} (add [pricing."{one_line(summary.unpriced_model)}"] to '
+                "~/.config/batchrun/prices.toml, then batchrun cost recalculates it)"
+            )
+    elif summary.cost_usd is not None:
+        parts.append(usd(summary.cost_usd))
+    if summary.unfinished:
+        answers = plural(summary.unfinished, "answer")
+        plus = "plus " if parts else ""
+        parts.append(
+            f"{plus}{usd(summary.unfinished_usd)} for {answers} of rows without an outcome"
+        )
+    if parts and summary.simulated:
+        parts.append("simulated, so nothing is paid")
+    return "; ".join(parts) or None
+
+
+def _next_step(summary: Summary) -> str:
+    """What the next command does."""
+    words = shlex.split(summary.next_command or "")
+    failed = sum(summary.statuses.get(status, 0) for status in FAILED)
+    if words[1:2] == ["show"]:
+        return "look at a row that is not ok"
+    if not summary.left:
+        return f"send the {plural(failed, 'failed row')} again"
+    again = ", and the failed ones again" if "--retry-failed" in words else ""
+    return f"go on with the {plural(summary.left, 'remaining row')}{again}"

@@ -1,0 +1,146 @@
+"""What complete rows add up to: `Totals` of outcomes, and of the rows of parts."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from batchrun.records import Attempt, Outcome, Response, Totals
+
+_TOKENS = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "total_tokens")
+COUNTED = (  # the columns that are added up
+    *("ok", "status", "truncated", "refusal", "error_kind", "tool_call_count", "cost_usd"),
+    *("attempts.list.element.kind", "attempts.list.element.cost_usd", *_TOKENS),
+    *("priced_as", "model_requested"),
+)
+_MAPS = ("statuses", "error_kinds", "attempt_kinds")
+_NOT_ADDED = (*_MAPS, "cost_usd", "unpriced_model")
+_SUMS = [name for name in Totals.__struct_fields__ if name not in _NOT_ADDED]
+
+
+class TotalsBuilder:
+    """Sums that grow by outcomes and by batches of rows."""
+
+    def __init__(self, start: Totals | None = None) -> None:
+        self.error_examples: dict[str, str] = {}  # `error_kind` to the first message of an outcome
+        self.set_to(start or Totals())
+
+    def set_to(self, start: Totals) -> None:
+        """Goes on from these."""
+        self.sums: dict[str, int] = {name: getattr(start, name) for name in _SUMS}
+        self._statuses = Counter(start.statuses)
+        self._error_kinds = Counter(start.error_kinds)
+        self._attempt_kinds = Counter(start.attempt_kinds)
+        self._cost_usd = start.cost_usd
+        self._unpriced_model = start.unpriced_model
+
+    def totals(self) -> Totals:
+        return Totals(
+            statuses=dict(sorted(self._statuses.items())),
+            error_kinds=dict(sorted(self._error_kinds.items())),
+            attempt_kinds=dict(sorted(self._attempt_kinds.items())),
+            cost_usd=self._cost_usd,
+            unpriced_model=self._unpriced_model,
+            **self.sums,
+        )
+
+    def add(self, outcomes: Sequence[Outcome]) -> None:
+        """Takes many at once, which halves the time for each."""
+        sums = self.sums
+        sums["rows"] += len(outcomes)
+        attempts = [attempt for outcome in outcomes for attempt in outcome.attempts]
+        sums["attempts"] += len(attempts)
+        sums["unknown_attempts"] += sum([attempt.cost_usd is None for attempt in attempts])
+        self._attempt_kinds.update([attempt.kind for attempt in attempts])
+        costs = [outcome.cost_usd for outcome in outcomes if outcome.cost_usd is not None]
+        if costs:
+            self._cost_usd = (self._cost_usd or 0.0) + sum(costs)
+        if len(costs) < len(outcomes):
+            unpriced = [outcome for outcome in outcomes if outcome.is_unpriced]
+            sums["unpriced"] += len(unpriced)
+            models = [outcome.unpriced_model for outcome in unpriced]
+            self._unpriced_model = self._unpriced_model or next(filter(None, models), None)
+        results = [outcome.result for outcome in outcomes]
+        self._statuses.update([result.status for result in results])
+        answers = [result for result in results if isinstance(result, Response)]
+        usages = [answer.usage for answer in answers]
+        sums["ok"] += sum([answer.ok for answer in answers])
+        sums["truncated"] += sum([answer.truncated for answer in answers])
+        sums["refused"] += sum([answer.refusal is not None for answer in answers])
+        sums["tool_calls"] += sum([len(answer.tool_calls) for answer in answers])
+        sums["input_tokens"] += sum([usage.input_tokens or 0 for usage in usages])
+        sums["cached_tokens"] += sum([usage.cached_tokens or 0 for usage in usages])
+        sums["output_tokens"] += sum([usage.output_tokens or 0 for usage in usages])
+        sums["reasoning_tokens"] += sum([usage.reasoning_tokens or 0 for usage in usages])
+        sums["total_tokens"] += sum([usage.total_tokens or 0 for usage in usages])
+        for outcome in outcomes:
+            failure = outcome.failure
+            if failure is not None:
+                self._error_kinds[failure.kind.value] += 1
+                self.error_examples.setdefault(failure.kind.value, failure.message)
+
+    def add_batch(self, batch: pa.RecordBatch) -> None:
+        """Rows of `responses`, at least one, with the columns `COUNTED`."""
+        sums = self.sums
+        sums["rows"] += batch.num_rows
+        sums["ok"] += _sum(batch["ok"])
+        sums["truncated"] += _sum(batch["truncated"])
+        sums["refused"] += batch.num_rows - batch["refusal"].null_count
+        sums["tool_calls"] += _sum(batch["tool_call_count"])
+        lengths = pc.list_value_length(batch["attempts"])
+        sums["attempts"] += _sum(lengths)
+        kinds, attempt_usd = (
+            pc.struct_field(pc.list_flatten(batch["attempts"]), name)
+            for name in ("kind", "cost_usd")
+        )
+        self._attempt_kinds.update(_counts(kinds))
+        sums["unknown_attempts"] += attempt_usd.null_count
+        costs = batch["cost_usd"]
+        if costs.null_count < batch.num_rows:
+            self._cost_usd = (self._cost_usd or 0.0) + pc.sum(costs).as_py()
+        if costs.null_count:
+            unknown = pc.and_(pc.is_null(costs), pc.greater(lengths, 0))
+            sums["unpriced"] += _sum(unknown)
+            if self._unpriced_model is None:
+                is_answer = pc.is_valid(batch["tool_call_count"])
+                no_price = pc.and_(pc.and_(unknown, is_answer), pc.is_null(batch["priced_as"]))
+                models = batch["model_requested"].filter(no_price).drop_null()
+                self._unpriced_model = models[0].as_py() if len(models) else None
+        for name in _TOKENS:
+            sums[name] += _sum(batch[name])
+        self._statuses.update(_counts(batch["status"]))
+        self._error_kinds.update(_counts(batch["error_kind"]))
+
+
+def row_totals(row: Mapping[str, Any], attempts: Sequence[Attempt]) -> Totals:
+    """What one row with these attempts adds up to, read with the columns `COUNTED`."""
+    return Totals(
+        rows=1,
+        ok=int(row["ok"]),
+        truncated=int(row["truncated"]),
+        refused=int(row["refusal"] is not None),
+        statuses={row["status"]: 1},
+        error_kinds={row["error_kind"]: 1} if row["error_kind"] else {},
+        tool_calls=row["tool_call_count"] or 0,
+        attempts=len(attempts),
+        attempt_kinds=Counter(attempt.kind for attempt in attempts),
+        unknown_attempts=sum(attempt.cost_usd is None for attempt in attempts),
+        cost_usd=row["cost_usd"],
+        unpriced=int(row["cost_usd"] is None and bool(attempts)),
+        unpriced_model=None,
+        **{name: int(row[name] or 0) for name in _TOKENS},
+    )
+
+
+def _sum(values: pa.Array) -> int:
+    return pc.sum(values).as_py() or 0
+
+
+def _counts(values: pa.Array) -> dict[str, int]:
+    return {
+        pair["values"]: pair["counts"]
+        for pair in pc.value_counts(values).to_pylist()
+        if pair["values"] is not None
+    }
