@@ -2,12 +2,14 @@
 
 import os
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests import waiting
+from tests.processes import ForkServer, clean_environment
 
 _CHECKOUT = Path(__file__).parents[1]
 
@@ -44,3 +46,30 @@ def _signals_are_heard() -> Iterator[None]:
 def wait_until() -> Callable[..., None]:
     """Waits for a state to come about, while a process runs where one is named."""
     return waiting.wait_until
+
+
+@pytest.fixture(scope="session")
+def environment() -> dict[str, str]:
+    """Ours, without what would change what batchrun does."""
+    return clean_environment()
+
+
+@pytest.fixture(scope="session")
+def fork_server() -> Iterator[ForkServer]:
+    server = ForkServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def batchrun(
+    tmp_path: Path, environment: dict[str, str], fork_server: ForkServer
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`batchrun ...` in `tmp_path`, to its end; nothing it may do ends with a traceback."""
+
+    def run(
+        *words: object, env: dict[str, str] | None = None, text: str = ""
+    ) -> subprocess.CompletedProcess[str]:
+        return fork_server.run(tmp_path, {**environment, **(env or {})}, *words, text=text)
+
+    return run

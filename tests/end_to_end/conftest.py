@@ -10,7 +10,6 @@ import os
 import pty
 import struct
 import subprocess
-import sys
 import termios
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,20 +20,8 @@ from typing import Any
 import duckdb
 import pytest
 
+from tests.processes import COMMAND
 from tests.waiting import HANG_S
-
-_COMMAND = [sys.executable, "-m", "batchrun"]
-_OURS = ("OPENAI_", "FORCE_COLOR", "NO_COLOR", "TTY_", "COLUMNS", "LINES")
-
-
-@pytest.fixture(scope="session")
-def environment() -> dict[str, str]:
-    """Ours, without what would change what batchrun does."""
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(_OURS) and not name.lower().endswith("_proxy")
-    }
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +58,7 @@ def begin(
         *words: object,
         env: dict[str, str] | None = None,
         before: tuple[str, ...] = (),
-        command: Sequence[str] = _COMMAND,
+        command: Sequence[str] = COMMAND,
         **options: Any,
     ) -> subprocess.Popen[str]:
         settings = {
@@ -88,32 +75,6 @@ def begin(
         return process
 
     return start
-
-
-@pytest.fixture
-def batchrun(
-    tmp_path: Path, environment: dict[str, str]
-) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """`batchrun ...` in `tmp_path`, to its end; nothing it may do ends with a traceback."""
-
-    def run(
-        *words: object, env: dict[str, str] | None = None, text: str | None = None
-    ) -> subprocess.CompletedProcess[str]:
-        source: dict[str, Any] = {"stdin": subprocess.DEVNULL} if text is None else {"input": text}
-        done = subprocess.run(
-            [*_COMMAND, *map(str, words)],
-            cwd=tmp_path,
-            env={**environment, **(env or {})},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=HANG_S,
-            **source,
-        )
-        assert "Traceback" not in done.stderr, done.stderr
-        return done
-
-    return run
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from urllib.parse import quote
 import pyarrow.parquet as pq
 import pytest
 
+from tests.processes import run_batchrun
 from tests.waiting import HANG_S
 
 Run = Callable[..., CompletedProcess[str]]
@@ -306,7 +307,7 @@ def test_a_run_directory_is_for_its_owner_alone(tmp_path: Path, job: Any, batchr
 
 @pytest.mark.skipif(_OPENSSL is None, reason="openssl makes the certificate")
 def test_certificates_are_verified_and_an_authority_of_ones_own_can_be_named(
-    tmp_path: Path, job: Any, echo: Any, batchrun: Run
+    tmp_path: Path, job: Any, echo: Any, environment: dict[str, str]
 ) -> None:
     assert _OPENSSL is not None
     folder = tmp_path / "authority"
@@ -319,13 +320,15 @@ def test_certificates_are_verified_and_an_authority_of_ones_own_can_be_named(
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(folder / "c.pem", folder / "k.pem")
     base_url, seen = echo("ok", context)
-    refused = batchrun("run", job(base_url), env=_ENV)
+    # Certificates are read as aiohttp is imported, which no fork does once more.
+    refused = run_batchrun(tmp_path, {**environment, **_ENV}, "run", job(base_url))
     assert refused.returncode in (3, 4), refused.stderr
     assert "certificate cannot be verified" in refused.stderr
     assert "SSL_CERT_FILE" in refused.stderr
     assert not seen
     _search(tmp_path, refused.stderr)
     shutil.rmtree(tmp_path / "run")
-    trusted = batchrun("run", job(base_url), env={**_ENV, "SSL_CERT_FILE": str(folder / "c.pem")})
+    known = {**environment, **_ENV, "SSL_CERT_FILE": str(folder / "c.pem")}
+    trusted = run_batchrun(tmp_path, known, "run", job(base_url))
     assert trusted.returncode == 0, trusted.stderr
     assert len(seen) == _ROWS

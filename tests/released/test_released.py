@@ -2,10 +2,8 @@
 
 import contextlib
 import json
-import os
 import shutil
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,10 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchrun.store import reading
+from tests.processes import ForkServer
 from tests.runs import standing_rows
 from tests.store.crashes import read_tree
 from tests.torture.server import Server
-from tests.waiting import HANG_S
 
 RELEASED = Path(__file__).parent / "schema_1"
 FACTS: dict[str, dict[str, Any]] = json.loads((RELEASED / "facts.json").read_text())
@@ -46,28 +44,14 @@ def copy(tmp_path: Path) -> Callable[[str], Path]:
 
 
 @pytest.fixture
-def batchrun() -> Run:
+def batchrun(fork_server: ForkServer, environment: dict[str, str]) -> Run:
     """`batchrun ...` in a folder, to its end."""
-
-    def run(folder: Path, *words: object) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "batchrun", *map(str, words)],
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=HANG_S,
-        )
-        assert "Traceback" not in done.stderr, done.stderr
-        return done
-
-    return run
+    return lambda folder, *words: fork_server.run(folder, environment, *words)
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    one = Server(tmp_path, os.environ, "--latency", "0")
+def server(tmp_path: Path, environment: dict[str, str]) -> Iterator[Server]:
+    one = Server(tmp_path, environment, "--latency", "0")
     yield one
     one.close()
 

@@ -9,7 +9,6 @@ import re
 import resource
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -22,6 +21,7 @@ import pyarrow.parquet as pq
 from batchrun.records import Answered
 from batchrun.store.snapshot import snapshot
 from batchrun.store.unfinished import read_open
+from tests.processes import COMMAND, run_batchrun
 from tests.torture.figures import Figures
 from tests.torture.moments import (
     Moment,
@@ -38,7 +38,6 @@ from tests.torture.server import Counts, Server
 from tests.torture.shapes import Shape
 from tests.waiting import HANG_S
 
-_COMMAND = (sys.executable, "-m", "batchrun")
 _SIGNALS = ("SIGKILL", "SIGKILL", "SIGTERM", "SIGINT twice")
 _EXIT_CODES = {
     "SIGKILL": {-signal.SIGKILL},
@@ -141,7 +140,7 @@ class Campaign:
         highest, began_at = newest(self._run), time.time()
         with errors.open("w") as stderr:
             process = subprocess.Popen(
-                [*_COMMAND, "run", "job.toml"],
+                [*COMMAND, "run", "job.toml"],
                 cwd=self._folder,
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
@@ -244,16 +243,7 @@ class Campaign:
     def _start_another(self, scene: Scene) -> None:
         """One of the two has the directory, and the other sends nothing."""
         before = is_holder(scene)
-        other = subprocess.run(
-            [*_COMMAND, "run", "job.toml", "--limit", "1"],
-            cwd=self._folder,
-            env=self._environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=HANG_S,
-        )
+        other = run_batchrun(self._folder, self._environment, "run", "job.toml", "--limit", "1")
         if before:
             assert other.returncode == 2, other.stderr
             assert f"in use by process {scene.process.pid}" in other.stderr
@@ -293,28 +283,14 @@ class Campaign:
 
     def _end(self, server: Server) -> None:
         """Runs on to the end, and looks at everything that is left."""
-        done = self._batchrun("run", "job.toml")
+        done = run_batchrun(self._folder, self._environment, "run", "job.toml")
         assert done.returncode == 0, done.stderr
         now = server.at_rest()
         self._nothing_sent_again(server, "at the end")
         assert now.most_in_flight <= self._shape.concurrency
-        checked = self._batchrun("verify", "run")
+        checked = run_batchrun(self._folder, self._environment, "verify", "run")
         assert checked.returncode == 0, checked.stderr + checked.stdout
         self._prompts.check(self._run)
         self._figures.requests, self._figures.completions = now.requests, now.completions
         self._figures.destroyed = now.destroyed
         self._figures.starts += 1
-
-    def _batchrun(self, *words: str) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [*_COMMAND, *words],
-            cwd=self._folder,
-            env=self._environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=HANG_S,
-        )
-        assert "Traceback" not in done.stderr, done.stderr
-        return done

@@ -3,8 +3,6 @@
 import gzip
 import hashlib
 import json
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +12,9 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tests.processes import run_batchrun
 from tests.torture.server import Server
 from tests.torture.shapes import STRUCK, Shape
-from tests.waiting import HANG_S
 
 _PLAN_TURNS = 3_000_000  # turns of a template's loop, over all rows: the plan takes its time
 _JOB = """
@@ -82,14 +80,8 @@ class Prompts:
         server = Server(folder, environment, "--latency", "0", *answers)
         try:
             self.write(folder, server.base_url)
-            subprocess.run(
-                [sys.executable, "-m", "batchrun", "run", "job.toml", "--quiet"],
-                stderr=subprocess.DEVNULL,
-                cwd=folder,
-                env=environment,
-                check=True,
-                timeout=HANG_S,
-            )
+            done = run_batchrun(folder, environment, "run", "job.toml", "--quiet")
+            assert done.returncode == 0, done.stderr
             bodies = server.requests_by_body()
         finally:
             server.close()

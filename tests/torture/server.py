@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 import time
 import urllib.request
 from collections import Counter
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.processes import COMMAND
 from tests.waiting import HANG_S
 
 _ALIKE = 3  # looks in a row that must see the same
@@ -35,7 +35,7 @@ class Server:
     """Listens from the start until `close`."""
 
     def __init__(self, folder: Path, environment: Mapping[str, str], *options: str) -> None:
-        command = [sys.executable, "-m", "batchrun", "simulate", "--port", "0", *options]
+        command = [*COMMAND, "simulate", "--port", "0", *options]
         self._process = subprocess.Popen(
             command,
             cwd=folder,

@@ -31,16 +31,6 @@ _FEW = {
 _WEIGHTS = {Moment.STEADY: 4, Moment.SEALING: 4, Moment.RESUMING: 2, Moment.ASKING_AGAIN: 4}
 
 
-@pytest.fixture(scope="session")
-def environment() -> Mapping[str, str]:
-    """Ours, without what would change what batchrun does."""
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith("OPENAI_") and not name.lower().endswith("_proxy")
-    }
-
-
 @pytest.mark.parametrize("shape", SHORT, ids=lambda shape: shape.name)
 def test_a_few_kills_lose_nothing_and_pay_for_nothing_twice(
     tmp_path: Path, environment: Mapping[str, str], shape: Shape
