@@ -28,7 +28,7 @@ class RowProblem(Exception):  # noqa: N818 - a value in the making: it ends as a
 class NoColumn(RowProblem):
     """A template asks for a column that the row has not, or has as null."""
 
-    def __init__(self, column: str) -> None:
+    def __init__(self, column: str, _message: str = "") -> None:
         super().__init__(f"the template's column `{column}` is missing")
         self.column = column
 

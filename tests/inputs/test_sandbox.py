@@ -75,6 +75,21 @@ _GROWS = "{% set ns = namespace(x='a') %}{% for _ in range(60) %}GROW{% endfor %
         _GROWS.replace("GROW", "{% set ns.x = ''.join([ns.x, ns.x]) %}"),
         _GROWS.replace("GROW", "{% set ns.x = '%s%s' % (ns.x, ns.x) %}"),
         _GROWS.replace("GROW", "{% set ns.x = '{0}{0}'.format(ns.x) %}"),
+        _GROWS.replace("GROW", "{% set ns.x = [ns.x, ns.x] %}"),
+        _GROWS.replace("GROW", "{% set ns.x = [ns.x, ns.x] | string %}"),
+        _GROWS.replace("GROW", "{% set ns.x = [ns.x, ns.x] ~ '' %}"),
+        _GROWS.replace("GROW", "{% set ns.x = cycler(ns.x, ns.x).items %}"),
+        "".join("{% for _ in '0123456789' %}" for _ in range(12)) + "{% endfor %}" * 12,
+        (
+            "{% for _ in range(999) recursive %}{% if loop.depth < 9 %}{{ loop(range(999)) }}"
+            "{% endif %}{% endfor %}"
+        ),
+        "{{ 1 | round(-(10**9)) }}",
+        "{{ (5).to_bytes(10**10, 'big') | length }}",
+        "{{ ('a' * 10**6).translate({97: 'x' * 10**6}) }}",
+        "{{ words | tojson(indent=10**10) }}",
+        "{% set t = 'a' * 10**7 %}{% for _ in range(99999) %}{{ 'b' in t }}{% endfor %}",
+        "{% set t = 'a' * 10**7 %}{% for _ in range(99999) %}{% set y = t[1:] %}{% endfor %}",
     ],
 )
 def test_what_would_never_end_is_a_problem_of_the_row(template: str) -> None:
