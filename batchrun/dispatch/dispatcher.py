@@ -251,7 +251,7 @@ class _RowAttempts(Struct, eq=False):
         result, finish, state = attempted.result, attempted.finish(), self.state
         if attempted.failure is None and isinstance(result, Response):
             state.health.succeeded()
-            state.sizes.told(result.usage.output_tokens, result.usage.input_tokens)
+            state.sizes.record(result.usage.output_tokens, result.usage.input_tokens)
             if hedge is not None:
                 hedge.answered(attempted.attempt.latency_s)
             return Completed(self._outcome(result, attempted), slot, finish)
@@ -343,7 +343,7 @@ class _RowAttempts(Struct, eq=False):
                 if self.best is not None:  # the answer in hand, with the attempts since
                     attempts, cost_usd = tuple(self.attempts), self._cost_usd()
                     return replace(self.best, attempts=attempts, cost_usd=cost_usd)
-                if CURES[failure.kind] is Cure.MEND:
+                if CURES[failure.kind] is Cure.FIX:
                     state.health.refused()
                 if isinstance(attempted.result, Response) and status == "failed":
                     return self._outcome(attempted.result, attempted)

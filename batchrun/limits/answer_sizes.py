@@ -10,15 +10,10 @@ from collections import deque
 import msgspec
 from msgspec import Struct
 
+from batchrun.limits import tuning
 from batchrun.records import Largest
 
-FIRST_OUTPUT = 256  # tokens expected before any answer
-FIRST_MOST_OUTPUT = 4_096  # tokens reserved before any answer, where nothing bounds it
-FIRST_UNSEEN_INPUT = 2_048  # tokens reserved for what the body only refers to, before any answer
-_KEPT = 256  # the last answers of a scope
-_SHARE = 0.95
-
-# What of an input is billed by other rules than its text, or is kept by the server.
+# What of an input is billed by other rules than its text, or is stored by the server.
 _BEYOND_TEXT = (
     b'"input_image"',
     b'"input_file"',
@@ -60,7 +55,7 @@ class BodySize(Struct, frozen=True):
     """What a body says of the input that is billed."""
 
     text_bytes: int
-    is_whole: bool  # all that the model reads stands there as text; where in doubt, false
+    is_whole: bool  # all that the model reads is in it as text; where in doubt, false
 
 
 def measure(body: bytes) -> BodySize:
@@ -126,7 +121,7 @@ class AnswerSizes:
         self._most_input = before.input_tokens
         self._most_output = before.output_tokens
 
-    def told(self, output_tokens: int | None, input_tokens: int | None = None) -> None:
+    def record(self, output_tokens: int | None, input_tokens: int | None = None) -> None:
         """One more answer; null where the server did not count."""
         if input_tokens is not None and input_tokens > self._most_input:
             self._most_input = input_tokens
@@ -137,7 +132,7 @@ class AnswerSizes:
         elif output_tokens < 0:
             output_tokens = 0
         by_size = self._by_size
-        if len(by_size) == _KEPT:
+        if len(by_size) == tuning.LATEST:
             del by_size[bisect_left(by_size, self._latest.popleft())]
         self._latest.append(output_tokens)
         insort(by_size, output_tokens)
@@ -146,18 +141,18 @@ class AnswerSizes:
         """Tokens that 95 % of the last answers stayed within, bounded by the request."""
         by_size = self._by_size
         if not by_size:
-            return FIRST_OUTPUT if max_output_tokens is None else max(0, max_output_tokens)
-        expected = by_size[math.ceil(_SHARE * len(by_size)) - 1]
+            return tuning.FIRST_OUTPUT if max_output_tokens is None else max(0, max_output_tokens)
+        expected = by_size[math.ceil(tuning.SHARE * len(by_size)) - 1]
         return expected if max_output_tokens is None else min(expected, max(0, max_output_tokens))
 
     def largest_output(self, max_output_tokens: int | None) -> int:
         """Output tokens to reserve dollars for: the request's bound, else the most seen so far."""
         if max_output_tokens is not None:
             return max(0, max_output_tokens)
-        return self._most_output or FIRST_MOST_OUTPUT
+        return self._most_output or tuning.FIRST_MOST_OUTPUT
 
     def largest_input(self, size: BodySize) -> int:
         """Input tokens to reserve dollars for: a bound where the body is all that is read."""
         if size.is_whole:
             return size.text_bytes
-        return max(size.text_bytes, self._most_input or FIRST_UNSEEN_INPUT)
+        return max(size.text_bytes, self._most_input or tuning.FIRST_UNSEEN_INPUT)

@@ -11,13 +11,13 @@ from batchrun.formats.amounts import usd
 from batchrun.limits.verdicts import GO, LimitStatus, Stop, Verdict, Wait
 from batchrun.records import Finish, Need, Slot
 
-_PARTS = 10**12  # sums are whole picodollars, so that what was taken is given back exactly
+_PARTS = 10**12  # sums are whole picodollars, so that what was reserved is returned exactly
 
 
 class Budget:
     """Lets an attempt start while the cap holds even if it costs all that it reserves.
 
-    Where no room is left it waits for what is in flight, which may cost less than it reserved;
+    Where nothing is left it waits for what is in flight, which may cost less than it reserved;
     with nothing in flight it stops the run.
     """
 
@@ -39,7 +39,7 @@ class Budget:
 
     @property
     def unknown_usd(self) -> float:
-        """Reserved for attempts that have ended without saying what they cost."""
+        """Reserved for attempts that reported no usage."""
         return self._unknown / _PARTS
 
     @property
@@ -76,7 +76,7 @@ class Budget:
 
     def _reason(self, dollars: float) -> str:
         unknown = (
-            f", and up to {usd(self.unknown_usd)} more by tries that never told what they cost"
+            f", and at most {usd(self.unknown_usd)} more by attempts that reported no usage"
             if self._unknown
             else ""
         )

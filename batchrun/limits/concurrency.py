@@ -5,24 +5,10 @@ from collections import deque
 from collections.abc import Callable
 
 from batchrun.errors import ErrorKind
-from batchrun.limits.rate_estimate import Chance
+from batchrun.limits import tuning
+from batchrun.limits.rate_estimate import RandomRefusals
 from batchrun.limits.verdicts import GO, LimitStatus, Verdict, Wait
 from batchrun.records import Finish, Need, Slot
-
-_FIRST = 16  # in flight to begin with
-_STEP = 1.15  # every `_STEP_S` while nothing resists: twice as many in a quarter of a second
-_STEP_S = 0.05  # sooner ...
-_STEP_LEAST_S = 0.01
-_STEP_ANSWERS = 3.0  # ... where this many times the quickest answer is less
-_STEP_AMID_S = 0.3  # where refusals are taken for chance: that may turn out wrong
-_PROBE_ANSWERS = 150  # before one more is tried, so that refusals stay rare
-_PROBE_S = 3.0
-_SOON_S = 2.0  # a second refusal within it cuts by a factor
-_CUT = 0.8
-_COST = 30.0  # times what a refusal's hint costs, between two probes, at first
-_COST_MOST = 45.0
-_COST_BLIND = 5.0  # after a cut by a factor
-_STARTS = 256  # the last ones are known by their time
 
 
 class InFlight:
@@ -56,7 +42,7 @@ class FirstAlone:
         self._first_s = math.inf
         self._in_flight = 0
         self._open = False
-        self.on_open: Callable[[], None] = lambda: None  # it has done its work
+        self.on_open: Callable[[], None] = lambda: None  # called once it lets all in
 
     def verdict(self, need: Need, now_s: float) -> Verdict:
         if self._open or self._in_flight == 0:
@@ -79,40 +65,40 @@ class FirstAlone:
 
 
 class InferredConcurrency:
-    """How many attempts of one scope the server takes at a time, learnt from what it refuses.
+    """How many attempts of one scope the server takes at a time, inferred from what it refuses.
 
     Doubles while nothing is refused and all of it is used. When a request is refused for load,
-    what is left in flight without the refused ones is what fits; from time to time one more is
-    tried, and more the longer nothing resists.
+    what is still in flight without the refused ones is what fits; from time to time one more is
+    tried, and more the longer nothing is refused.
     """
 
     def __init__(self, most: int) -> None:
         self.most = most
         self.now = 0
-        self._fits = float(min(most, _FIRST))
+        self._fits = float(min(most, tuning.CONCURRENCY_FIRST))
         self._searches = True
         self._grow_s = -math.inf  # when it may grow again
-        self._step_s = _STEP_S
+        self._step_s = tuning.CONCURRENCY_STEP_S
         self._step = 1.0
         self._cut_s = -math.inf
         self._base = 0  # in flight at the cut
         self._refused = 0  # of these
         self._answered = 0  # since the cut or the last probe
-        self._good = math.inf  # what fitted before refusals came in a row
+        self._fitted = math.inf  # what fitted before refusals came in a row
         self._probed_s = math.inf  # when one more was tried
         self._cost_s = 0.0  # what a refusal costs
-        self._cost = _COST
+        self._cost = tuning.CONCURRENCY_COST
         self._soon = 0  # refusals in a row that came soon after a cut
         self._until_s = -math.inf  # of the last hint
         self._lag_s = 0.1  # until a refusal is back
-        self._starts: deque[tuple[float, int]] = deque(maxlen=_STARTS)
+        self._starts: deque[tuple[float, int]] = deque(maxlen=tuning.CONCURRENCY_STARTS)
         self._sent = 0
-        self._chance = Chance()
+        self._random = RandomRefusals()
 
     def restart(self, now_s: float) -> None:
         """After an outage: what was refused meanwhile said nothing about a limit."""
-        self._fits = float(min(self.most, _FIRST))
-        self._searches, self._step, self._good = True, 1.0, math.inf
+        self._fits = float(min(self.most, tuning.CONCURRENCY_FIRST))
+        self._searches, self._step, self._fitted = True, 1.0, math.inf
         self._grow_s, self._cut_s, self._answered = now_s, now_s, 0
 
     def verdict(self, need: Need, now_s: float) -> Verdict:
@@ -136,64 +122,72 @@ class InferredConcurrency:
         if finish.kind is ErrorKind.OVERLOADED:
             probed = not self._searches and slot.started_s >= self._probed_s
             in_vain = None if slot.started_s <= self._cut_s else not self._searches and not probed
-            is_limit = self._chance.is_limit(self._sent, self._fits, now_s, in_vain=in_vain)
-            if self._chance.is_usual:
+            is_limit = self._random.is_limit(self._sent, self._fits, now_s, in_vain=in_vain)
+            if self._random.is_usual:
                 self._searches = True
             elif is_limit or probed:
-                self._hear(slot.started_s, finish.hint_s or 0.0, now_s)
+                self._refuse(slot.started_s, finish.hint_s or 0.0, now_s)
         elif finish.answered and finish.kind is None:
             if slot.started_s > self._cut_s:
                 self._answered += not finish.is_retry
-            quick_s = _STEP_ANSWERS * (now_s - slot.started_s)
+            quick_s = tuning.CONCURRENCY_STEP_ANSWERS * (now_s - slot.started_s)
             if quick_s < self._step_s:
-                self._step_s = max(_STEP_LEAST_S, quick_s)
+                self._step_s = max(tuning.CONCURRENCY_STEP_LEAST_S, quick_s)
         self.now -= 1
 
     def status(self, now_s: float) -> LimitStatus:
-        return LimitStatus("learnt requests in flight", self.now, int(self._fits), of="in flight")
+        return LimitStatus(
+            "inferred limit on requests in flight", self.now, int(self._fits), of="in flight"
+        )
 
     def _may_grow(self, now_s: float) -> bool:
-        if self._searches or self._fits < 0.9 * self._good:
+        if self._searches or self._fits < 0.9 * self._fitted:
             return True
-        return self._answered >= _PROBE_ANSWERS or self._step > 1
+        return self._answered >= tuning.CONCURRENCY_PROBE_ANSWERS or self._step > 1
 
     def _grow(self, now_s: float) -> None:
-        if self._searches or self._fits < 0.9 * self._good:
-            self._fits = max(self._fits * _STEP, self._fits + 1)
-            self._grow_s = now_s + (_STEP_AMID_S if self._chance.is_usual else self._step_s)
+        if self._searches or self._fits < 0.9 * self._fitted:
+            self._fits = max(self._fits * tuning.CONCURRENCY_STEP, self._fits + 1)
+            self._grow_s = now_s + (
+                tuning.CONCURRENCY_STEP_RANDOM_S if self._random.is_usual else self._step_s
+            )
         else:
             self._fits += self._step
-            self._good = self._fits
+            self._fitted = self._fits
             self._step = min(2 * self._step, max(1.0, 0.15 * self._fits))
             self._answered = 0
             self._probed_s = now_s
             self._grow_s = now_s + max(0.5, 2 * self._lag_s)
         self._fits = min(self._fits, float(self.most))
 
-    def _hear(self, sent_s: float, hint_s: float, now_s: float) -> None:
+    def _refuse(self, sent_s: float, hint_s: float, now_s: float) -> None:
         self._lag_s += 0.2 * (now_s - sent_s - self._lag_s)
         if sent_s <= self._cut_s:  # one more of the wave
             self._refused += 1
             self._fits = max(1.0, min(self._fits, float(self._base - self._refused)))
-            self._good = min(self._good, max(self._fits, 1.0))
+            self._fitted = min(self._fitted, max(self._fits, 1.0))
             return
         before = self._fits
-        is_soon = now_s - max(self._cut_s, self._until_s) < _SOON_S
+        is_soon = now_s - max(self._cut_s, self._until_s) < tuning.CONCURRENCY_SOON_S
         self._soon = self._soon + 1 if is_soon and not self._searches else 0
         self._searches = False
         self._cut_s = now_s
         at_sent = max((count for time_s, count in self._starts if time_s == sent_s), default=0)
         self._base, self._refused, self._answered = max(self.now, at_sent), 1, 0
         steady = abs(self._fits - self._base) <= max(2.0, 0.1 * self._fits)
-        self._cost = min(_COST_MOST, self._cost * 1.5) if steady else _COST
+        self._cost = (
+            min(tuning.CONCURRENCY_COST_MOST, self._cost * 1.5)
+            if steady
+            else tuning.CONCURRENCY_COST
+        )
         self._fits = max(1.0, min(self._fits, self._base - 1.0))
-        is_blind = self._soon > 1  # what is left in flight is not what fits
+        is_blind = self._soon > 1  # what is still in flight is not what fits
         if is_blind:
-            self._fits = max(1.0, min(self._fits, _CUT * before))
-        if self._fits >= self._good / 4:
-            self._good = self._fits
+            self._fits = max(1.0, min(self._fits, tuning.CONCURRENCY_CUT * before))
+        if self._fits >= self._fitted / 4:
+            self._fitted = self._fits
         self._step, self._probed_s = 1.0, math.inf
         self._cost_s += (0.3 if self._cost_s else 1.0) * (hint_s - self._cost_s)
         self._until_s = now_s + hint_s
-        cost = _COST_BLIND if is_blind else self._cost
-        self._grow_s = self._until_s + max(_PROBE_S, cost * self._cost_s)
+        cost = tuning.CONCURRENCY_COST_BLIND if is_blind else self._cost
+        self._grow_s = self._until_s + max(tuning.CONCURRENCY_PROBE_S, cost * self._cost_s)

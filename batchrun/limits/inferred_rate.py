@@ -1,71 +1,49 @@
-"""A rate that a server takes without saying so, inferred from what it refuses. No I/O.
+"""A rate that a server takes without advertising it, inferred from what it refuses. No I/O.
 
 While nothing is refused it doubles. Then it holds just below what was measured; from time to time
-it rises a little, and faster the longer nothing resists. Where the server tells its limits, those
-bind, and this one stands aside.
+it rises a little, and faster the longer nothing is refused. Where the server advertises its
+limits, those bind, and this one lets all pass.
 """
 
 import math
 
 from batchrun.errors import ErrorKind
-from batchrun.limits.rate import EARLY_S, AdvertisedRate, Spacing
-from batchrun.limits.rate_estimate import Chance, LimitEstimate, SentLog
+from batchrun.limits import tuning
+from batchrun.limits.rate import AdvertisedRate, Spacing
+from batchrun.limits.rate_estimate import LimitEstimate, RandomRefusals, SentLog
 from batchrun.limits.verdicts import GO, LimitStatus, Verdict, Wait
 from batchrun.records import Finish, Need, Slot
-
-_FIRST = 30.0  # requests a second to begin with
-_DOUBLES_S = 0.2  # while nothing is refused at all; sooner ...
-_DOUBLES_LEAST_S = 0.04
-_DOUBLES_ANSWERS = 10.0  # ... where this many times the quickest answer is less
-_DOUBLES_AMID_S = 1.4  # where refusals are taken for chance: that may turn out wrong
-_MOST = 1e6
-_HANDFUL = 60  # requests: before that the rate does not fall below ...
-_HANDFUL_RATE = 5.0  # ... so many a second
-_LEAST = 0.02
-_ABOVE_TOLD = 1.05
-_USED_S = 0.25  # somebody had to wait for the rate so recently: it is used, and may grow
-_HOLD = 0.99  # of the estimate
-_HOLD_REQUESTS = 130  # between two probes, so that refusals stay rare
-_HOLD_LEAST_S = 3.0
-_HOLD_MOST_S = 25.0
-_ENOUGH = 20  # requests between two openings that make an estimate
-_COST = 20.0  # times what a refusal's hint costs: the time between two probes, at first, ...
-_COST_MOST = 40.0  # ... and where the limit has stayed the same; ...
-_COST_MOST_S = 60.0  # ... more than that only ...
-_COST_LEAST = 3.0  # ... for the longest hints
-_SLOPE = 0.008  # a second, near the rate that was refused last
-_NEAR = 0.03
-_CLOSES_S = 2.0  # from far below it
-_GROWS = 0.5  # a second, beyond
 
 
 class InferredRate:
     """Slow start, then plateaus just below the limit with probes between."""
 
-    def __init__(self, *told: AdvertisedRate) -> None:
-        self._told = told  # what the server tells of requests comes first
-        self._told_rate = math.inf  # of requests, as last heard
-        self._spacing = Spacing(_FIRST)
+    def __init__(self, *advertised: AdvertisedRate) -> None:
+        self._advertised = advertised  # that of requests comes first
+        self._advertised_rate = math.inf  # of requests, as last seen
+        self._spacing = Spacing(tuning.RATE_FIRST)
         self._estimate = LimitEstimate()
         self._log = SentLog()
-        self._chance = Chance()
+        self._random = RandomRefusals()
         self._searches = True  # nothing was refused yet
         self._updated_s = -math.inf
-        self._pressed_s = -math.inf  # when somebody last had to wait
+        self._pressed_s = -math.inf  # when an attempt last had to wait
         self._rise_s = math.inf  # when the probe begins
         self._cut_s = -math.inf  # refusals of what was sent before are of one wave
         self._until_s = -math.inf  # of the last hint
-        self._doubles_s = _DOUBLES_S
+        self._doubles_s = tuning.RATE_DOUBLES_S
         self._cost_s = 0.0  # what a refusal costs
-        self._cost = _COST
+        self._cost = tuning.RATE_COST
         self._lag_s = 0.1  # until a refusal is back
         self._misses = 0  # refusals in a row of the very first sent after a cut
-        self._shut_s: float | None = None  # since when nothing is let in at all
+        self._shut_s: float | None = None  # since when the server lets nothing in
         self._shut_refused = 0  # since then
         self._ask_s = 0.0  # when it may be asked again whether something is
         self._asked = False
         self._asked_s = 0.0  # when the last was sent that was refused
-        self._open: tuple[float, int] | None = None  # when it opened last: time, let in until then
+        self._open: tuple[float, int] | None = (
+            None  # when it let in again last: time, let in until then
+        )
 
     @property
     def rate(self) -> float:
@@ -74,7 +52,7 @@ class InferredRate:
 
     def verdict(self, need: Need, now_s: float) -> Verdict:
         until_s = self._spacing.next_s if self._shut_s is None else self._ask_s
-        if until_s <= now_s + EARLY_S:
+        if until_s <= now_s + tuning.EARLY_S:
             return GO
         self._pressed_s = now_s
         return Wait(until_s)
@@ -87,70 +65,72 @@ class InferredRate:
         self._spacing.start(1.0, now_s)
 
     def finished(self, slot: Slot, finish: Finish, now_s: float) -> None:
-        if finish.kind is ErrorKind.RATE_LIMIT and not self._is_told():
-            self._hear(slot.started_s, finish.hint_s or 0.0, now_s)
+        if finish.kind is ErrorKind.RATE_LIMIT and not self._is_advertised():
+            self._refuse(slot.started_s, finish.hint_s or 0.0, now_s)
         elif self._searches and finish.kind is None and finish.answered:
-            quick_s = _DOUBLES_ANSWERS * (now_s - slot.started_s)
+            quick_s = tuning.RATE_DOUBLES_ANSWERS * (now_s - slot.started_s)
             if quick_s < self._doubles_s:
-                self._doubles_s = max(_DOUBLES_LEAST_S, quick_s)
-        if self._told and self._told[0].rate != self._told_rate:
-            self._jump(self._told[0].rate, now_s)
+                self._doubles_s = max(tuning.RATE_DOUBLES_LEAST_S, quick_s)
+        if self._advertised and self._advertised[0].rate != self._advertised_rate:
+            self._jump(self._advertised[0].rate, now_s)
 
     def status(self, now_s: float) -> LimitStatus:
         if self._searches:
-            return LimitStatus("learnt rate")
+            return LimitStatus("inferred rate")
         rate = self._spacing.rate
-        return LimitStatus("learnt rate", None, rate * 60, of="requests", per_s=rate)
+        return LimitStatus("inferred rate", None, rate * 60, of="requests", per_s=rate)
 
-    def _is_told(self) -> bool:
-        return any(told.rate < math.inf for told in self._told)
+    def _is_advertised(self) -> bool:
+        return any(one.rate < math.inf for one in self._advertised)
 
     def _jump(self, rate: float, now_s: float) -> None:
-        """To what the server tells; that is then what binds."""
-        self._told_rate = rate
+        """To what the server advertises; that is then what binds."""
+        self._advertised_rate = rate
         if rate == math.inf:
             return
         self._searches = False
         self._cut_s = now_s
-        self._estimate.high = rate * _ABOVE_TOLD
-        self._rise_s = now_s + _HOLD_LEAST_S
+        self._estimate.high = rate * tuning.ABOVE_ADVERTISED
+        self._rise_s = now_s + tuning.HOLD_LEAST_S
         self._spacing.change(self._estimate.high, now_s)
 
     def _grow(self, now_s: float) -> None:
         if now_s == self._updated_s:  # the loop's clock stands still while one turn lasts
             return
-        since_s = min(now_s - self._updated_s, _USED_S)
+        since_s = min(now_s - self._updated_s, tuning.USED_S)
         self._updated_s = now_s
         rate = self._spacing.rate
-        if now_s - self._pressed_s > _USED_S + 1 / rate or now_s < self._until_s:
+        if now_s - self._pressed_s > tuning.USED_S + 1 / rate or now_s < self._until_s:
             return
         if self._searches:
-            is_amid = self._chance.is_usual
-            rate *= math.exp2(since_s / (_DOUBLES_AMID_S if is_amid else self._doubles_s))
+            is_random = self._random.is_usual
+            rate *= math.exp2(
+                since_s / (tuning.RATE_DOUBLES_RANDOM_S if is_random else self._doubles_s)
+            )
         elif now_s >= self._rise_s:
             rate *= math.exp(self._slope(rate) * since_s)
         else:
             return
-        self._spacing.change(min(rate, _MOST), now_s)
+        self._spacing.change(min(rate, tuning.RATE_MOST), now_s)
 
     def _slope(self, rate: float) -> float:
         """Fast from far below what was refused, slow near it, and ever faster beyond."""
         beyond = math.log(rate / self._estimate.high)
-        if beyond < -_NEAR:
-            return _SLOPE + (-_NEAR - beyond) / _CLOSES_S
-        if beyond < _NEAR:
-            return _SLOPE
-        return _SLOPE + min(_GROWS, max(0.15, rate / 20)) * (beyond - _NEAR)
+        if beyond < -tuning.NEAR:
+            return tuning.SLOPE + (-tuning.NEAR - beyond) / tuning.CLOSES_S
+        if beyond < tuning.NEAR:
+            return tuning.SLOPE
+        return tuning.SLOPE + min(tuning.GROWS, max(0.15, rate / 20)) * (beyond - tuning.NEAR)
 
-    def _hear(self, sent_s: float, hint_s: float, now_s: float) -> None:
+    def _refuse(self, sent_s: float, hint_s: float, now_s: float) -> None:
         self._lag_s += 0.2 * (now_s - sent_s - self._lag_s)
         self._log.refuse(sent_s)
         self._estimate.refused(sent_s)
         probes = not self._searches and now_s >= self._rise_s
         is_old = sent_s <= self._cut_s or self._shut_s is not None
         in_vain = None if is_old else not self._searches and not probes
-        is_limit = self._chance.is_limit(self._log.sent, self.rate, now_s, in_vain=in_vain)
-        if self._chance.is_usual:
+        is_limit = self._random.is_limit(self._log.sent, self.rate, now_s, in_vain=in_vain)
+        if self._random.is_usual:
             self._searches = True
             return
         if (not is_limit and not probes) or sent_s <= self._cut_s:
@@ -163,7 +143,7 @@ class InferredRate:
         rate = self._spacing.rate
         missed = sent_s - opened_s < max(0.5 * self._lag_s, 1.5 / rate)
         self._misses = self._misses + 1 if missed else 0
-        if self._misses >= 2 and not hint_s and self._log.sent >= _HANDFUL:
+        if self._misses >= 2 and not hint_s and self._log.sent >= tuning.HANDFUL:
             self._shut(sent_s, now_s)
             return
         estimate = self._estimate
@@ -173,21 +153,28 @@ class InferredRate:
             found = estimate.first(seen)
         elif probes:
             is_steady = abs(rate / estimate.high - 1) < 0.1
-            self._cost = min(_COST_MOST, self._cost * 1.5) if is_steady else _COST
+            self._cost = (
+                min(tuning.RATE_COST_MOST, self._cost * 1.5) if is_steady else tuning.RATE_COST
+            )
             found = estimate.probed(seen)
         else:
             found = estimate.early(seen)
-        self._plateau(min(found, rate) * _HOLD, hint_s, now_s)
+        self._plateau(min(found, rate) * tuning.HOLD, hint_s, now_s)
 
     def _plateau(self, rate: float, hint_s: float, now_s: float) -> None:
         # After a handful nothing is known, and a small run should not wait for it.
-        rate = max(rate, _LEAST if self._log.sent >= _HANDFUL else _HANDFUL_RATE)
+        rate = max(
+            rate, tuning.RATE_LEAST if self._log.sent >= tuning.HANDFUL else tuning.HANDFUL_RATE
+        )
         self._cost_s += (0.3 if self._cost_s else 1.0) * (hint_s - self._cost_s)
-        requests_s = min(_HOLD_REQUESTS / rate, _HOLD_MOST_S)
-        cost_s = max(min(self._cost * self._cost_s, _COST_MOST_S), _COST_LEAST * self._cost_s)
-        hold_s = max(_HOLD_LEAST_S, requests_s, cost_s)
+        requests_s = min(tuning.HOLD_REQUESTS / rate, tuning.HOLD_MOST_S)
+        cost_s = max(
+            min(self._cost * self._cost_s, tuning.RATE_COST_MOST_S),
+            tuning.RATE_COST_LEAST * self._cost_s,
+        )
+        hold_s = max(tuning.HOLD_LEAST_S, requests_s, cost_s)
         if rate < 0.9 * self._estimate.high:
-            least_s = 1.0 if self._estimate.is_blind else _HOLD_LEAST_S
+            least_s = 1.0 if self._estimate.is_blind else tuning.HOLD_LEAST_S
             hold_s = min(hold_s, max(least_s, 30 / rate))
         if hint_s == round(hint_s):  # rounded up: so much of the stop may be for nothing
             self._estimate.unsure(min(hint_s, 1.0))
@@ -222,10 +209,10 @@ class InferredRate:
         let_in = self._log.sent - self._log.refused
         if self._open is not None:
             since_s, before = now_s - self._open[0], self._open[1]
-            if let_in - before < _ENOUGH:
+            if let_in - before < tuning.ENOUGH:
                 return
             mean = (let_in - before) / since_s
             if mean < self._spacing.rate:
                 self._estimate.set(mean)
-                self._plateau(mean * _HOLD, 0.0, now_s)
+                self._plateau(mean * tuning.HOLD, 0.0, now_s)
         self._open = now_s, let_in

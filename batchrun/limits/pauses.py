@@ -4,7 +4,7 @@ However many refusals of one wave report it, the stop is one. Afterwards starts 
 below where they were; where the server finds the ramp too steep, it rises slowly.
 
 Single failures are the rows' own business. When answers fail one after the other, whatever the
-row, the rows would only use up their tries: then one probe at a time goes out, at intervals that
+row, the rows would only use up their attempts: then one probe at a time goes out, at intervals that
 grow with the outage's age, until the endpoint answers again.
 """
 
@@ -12,18 +12,13 @@ import math
 from collections.abc import Callable
 
 from batchrun.errors import ErrorKind, StopCause
-from batchrun.limits.rate import EARLY_S
+from batchrun.limits import tuning
 from batchrun.limits.verdicts import GO, LimitStatus, Stop, Verdict, Wait
 from batchrun.records import Finish, Need, Slot
 
 REFUSALS = frozenset((ErrorKind.RATE_LIMIT, ErrorKind.OVERLOADED))
 
-_LONG_S = 2.0  # after stops at least so long the ramp begins at ...
-_BELOW = 0.7  # ... this share of where it was, after shorter ones nearer to it
-_DOUBLES_S = 0.5  # in which the ramp doubles
-_MEASURED_S = 1.0  # over which starts are counted
-_SLOW_DOWN_S = 60.0  # for how long the word `slow_down` holds
-_SLOWLY = math.log(1.5) / 15  # at most +50 % in 15 s
+_SLOWLY = math.log(tuning.SLOW_RAMP) / tuning.SLOW_RAMP_S
 
 
 class Cooldown:
@@ -49,7 +44,7 @@ class Cooldown:
         if allowed == math.inf:
             return GO
         next_s = self._last_s + 1 / allowed
-        return GO if next_s <= now_s + EARLY_S else Wait(min(next_s, now_s + 0.25))
+        return GO if next_s <= now_s + tuning.EARLY_S else Wait(min(next_s, now_s + 0.25))
 
     def started(self, need: Need, now_s: float) -> None:
         if self._ramp_from_s < math.inf:
@@ -58,7 +53,7 @@ class Cooldown:
             self._last_s = max(due_s, now_s - 0.02)
         else:
             self._last_s = now_s
-        if now_s - self._span_s >= _MEASURED_S:
+        if now_s - self._span_s >= tuning.MEASURED_S:
             self._measure(now_s)
         self._counted += 1
 
@@ -67,7 +62,7 @@ class Cooldown:
             self._slow_down(now_s)
         if finish.kind not in REFUSALS or finish.hint_s is None or finish.hint_s <= 0:
             return
-        if slot.started_s <= self._stopped_s:  # one more word of the wave that began this stop
+        if slot.started_s <= self._stopped_s:  # one more of the wave that began this stop
             until_s = slot.started_s + finish.hint_s
             if until_s > self._until_s > now_s:
                 self._until_s = until_s
@@ -84,20 +79,22 @@ class Cooldown:
         if hint_s < 0.1 and now_s >= self._slow_until_s:
             return  # too short to have lost the step
         self._ramp_from_s = self._until_s
-        self._ramp_rate = max(rate * (1 - (1 - _BELOW) * min(1.0, hint_s / _LONG_S)), 0.1)
+        self._ramp_rate = max(
+            rate * (1 - (1 - tuning.BELOW) * min(1.0, hint_s / tuning.LONG_S)), 0.1
+        )
 
     def _slow_down(self, now_s: float) -> None:
         if now_s >= self._slow_until_s:
             self._ramp_rate = max(self._measure(now_s), 0.1)
             self._ramp_from_s = max(now_s, self._until_s)
-        self._slow_until_s = now_s + _SLOW_DOWN_S
+        self._slow_until_s = now_s + tuning.SLOW_DOWN_S
 
     def _allowed(self, now_s: float) -> float:
         """Starts a second."""
         since_s = max(0.0, now_s - self._ramp_from_s)
         if now_s < self._slow_until_s:
             return self._ramp_rate * math.exp(since_s * _SLOWLY)
-        doublings = since_s / _DOUBLES_S
+        doublings = since_s / tuning.DOUBLES_S
         if doublings > 4:
             self._ramp_from_s = math.inf
             return math.inf
@@ -106,7 +103,7 @@ class Cooldown:
     def _measure(self, now_s: float) -> float:
         """The rate of starts in the span that ends here; a new one begins where it was long."""
         span_s = now_s - self._span_s
-        if span_s >= _MEASURED_S:
+        if span_s >= tuning.MEASURED_S:
             if span_s < math.inf:
                 self._rate = self._counted / span_s
             self._counted, self._span_s = 0, now_s
@@ -127,11 +124,6 @@ STORM = frozenset(
 )
 # Where nothing ever answered, these say more about the requests or the time-outs asked for.
 _LATE = frozenset({ErrorKind.GATEWAY_TIMEOUT, ErrorKind.TIMEOUT, ErrorKind.CUT})
-FAILURES = 10  # in a row, without any answer between them
-LEAST_S = 0.5  # that the failures go on, and between two probes
-SHARE = 0.05  # of the outage's age: the interval between two probes
-PATIENCE_S = 30.0  # for a probe that says nothing, before another one goes
-NEVER_ANSWERED_S = 60.0  # an endpoint that never answered is given up sooner: a wrong URL
 
 
 class Breaker:
@@ -154,7 +146,7 @@ class Breaker:
         self.is_open = False
 
     def excuses(self, failed_s: float) -> bool:
-        """Whether a failure at that time was the endpoint's and costs the row no try."""
+        """Whether a failure at that time was the endpoint's and costs the row no attempt."""
         if self.is_open and failed_s >= self._began_s:
             return True
         return self._last_began_s <= failed_s <= self._over_s
@@ -173,7 +165,7 @@ class Breaker:
             return Stop(self._reason(now_s - self._began_s), StopCause.ENDPOINT)
         until_s = self._next_s
         if self._probe_s is not None:
-            until_s = max(until_s, self._probe_s + PATIENCE_S)
+            until_s = max(until_s, self._probe_s + tuning.PROBE_PATIENCE_S)
         return GO if now_s >= until_s else Wait(min(until_s, end_s))
 
     def started(self, need: Need, now_s: float) -> None:
@@ -208,14 +200,16 @@ class Breaker:
         self._failures += 1
         self._error = finish.error or str(finish.kind)
         age_s = now_s - self._began_s
-        if self.is_open or (self._failures >= FAILURES and age_s >= LEAST_S):
+        if self.is_open or (
+            self._failures >= tuning.OUTAGE_FAILURES and age_s >= tuning.OUTAGE_LEAST_S
+        ):
             self.is_open = True
-            self._next_s = now_s + max(LEAST_S, SHARE * age_s)
+            self._next_s = now_s + max(tuning.OUTAGE_LEAST_S, tuning.OUTAGE_SHARE * age_s)
 
     def _patience_s(self) -> float:
         if self._has_answered:
             return self._give_up_after_s
-        return min(self._give_up_after_s, NEVER_ANSWERED_S)
+        return min(self._give_up_after_s, tuning.NEVER_ANSWERED_S)
 
     def _reason(self, age_s: float) -> str:
         if not self._has_answered:

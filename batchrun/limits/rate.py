@@ -1,9 +1,9 @@
 """Requests and tokens a minute: what the user allows, and what the server says. No I/O.
 
 What is started is paid for afterwards: the next start comes when all before it are paid, so that
-a large one is never overtaken for ever by small ones. Late timers are made up for, a little.
+small ones never overtake a large one for ever. Late timers are made up for, a little.
 
-Both spread starts evenly. `MinuteLimit` is a promise to the user, kept in every sliding minute;
+Both spread starts evenly. `MinuteLimit` is a promise to the user: it holds in any sliding minute;
 `AdvertisedRate` follows the headers of the answers, both ways and at once.
 """
 
@@ -11,11 +11,9 @@ import math
 from collections import deque
 
 from batchrun.errors import ErrorKind
+from batchrun.limits import tuning
 from batchrun.limits.verdicts import GO, LimitStatus, Verdict, Wait
 from batchrun.records import AdvertisedLimit, Finish, Need, Slot
-
-LATE_S = 0.05  # loop clocks tick in milliseconds, and timers come late
-EARLY_S = 0.0005  # timers of less than that are none: the loop would spin
 
 
 class Spacing:
@@ -23,21 +21,21 @@ class Spacing:
 
     __slots__ = ("_returned_s", "_tolerance_s", "next_s", "rate")
 
-    def __init__(self, rate: float, tolerance_s: float = LATE_S) -> None:
+    def __init__(self, rate: float, tolerance_s: float = tuning.LATE_S) -> None:
         self.rate = rate  # a second
         self.next_s = 0.0  # from here on all that was started is paid for
         self._tolerance_s = tolerance_s
         self._returned_s = 0.0  # of what is behind `next_s`, returned and not idled away
 
     def is_due(self, now_s: float) -> bool:
-        return self.next_s <= now_s + EARLY_S
+        return self.next_s <= now_s + tuning.EARLY_S
 
     def start(self, amount: float, now_s: float) -> None:
         next_s = self.next_s
         behind_s = now_s - self._tolerance_s - next_s
         if behind_s <= 0:
             self._returned_s = 0.0
-        else:  # time in which nobody came is gone, but for the tolerance and what was returned
+        else:  # unused time is lost, but for the tolerance and what was returned
             self._returned_s = min(self._returned_s, behind_s)
             next_s += behind_s - self._returned_s
         self.next_s = next_s + amount / self.rate
@@ -50,7 +48,7 @@ class Spacing:
         self._returned_s = returned_s if returned_s > 0 else 0.0
 
     def hold_back(self, amount: float, until_s: float) -> None:
-        """What was saved up is gone; the next start comes at `until_s` and so much later."""
+        """Drops what was saved up; the next start comes at `until_s` and so much later."""
         self.next_s = max(self.next_s, until_s) + amount / self.rate
         self._returned_s = 0.0
 
@@ -59,26 +57,6 @@ class Spacing:
         if self.next_s > now_s:
             self.next_s = now_s + (self.next_s - now_s) * (self.rate / rate)
         self.rate = rate
-
-
-MINUTE_S = 60.0
-REQUESTS_MINUTE_S = 60.3  # so that a jittering network cannot push two minutes into one
-_MADE_UP_S = 2.0
-_ROUNDED_S = 1e-6  # quotients and sums of times are a little off
-_MERGED_S = 0.01  # starts within it are kept as one
-_BELOW = 0.995  # of what a server tells
-# Where the server says how much is left, what it holds is used too: from a little below the rate,
-# where nothing is left, to a little above it, where all is.
-_FROM = 0.99
-_STOCKED = 0.05
-_STOCK_LEAST = 20.0  # requests or tokens that a full one must hold, to say anything
-_STOCK_SHARE = 0.005  # and this share of the limit
-_MOST_HEADERS = 8
-_CUT = 0.97
-_STRIKES = 2  # refusals in spite of what is told are borne, ...
-_FORGIVEN = 60  # ... one for so many requests
-_OWN_UNIT_ANSWERS = 10  # that agree before a limit is taken for one by the second
-_OWN_UNIT_S = 3.0  # over which they must agree
 
 
 class MinuteLimit:
@@ -92,9 +70,11 @@ class MinuteLimit:
         self._name = f"{of} a minute"
         self._most = most
         self._of_tokens = of == "tokens"
-        self._minute_s = MINUTE_S if self._of_tokens else REQUESTS_MINUTE_S
-        # A large need waits for room in the minute; what it held up is made up for.
-        self._spacing = Spacing(most / self._minute_s, _MADE_UP_S if self._of_tokens else LATE_S)
+        self._minute_s = tuning.MINUTE_S if self._of_tokens else tuning.REQUESTS_MINUTE_S
+        # A large need waits until the minute has room; what waited behind it is made up for.
+        self._spacing = Spacing(
+            most / self._minute_s, tuning.TOKENS_LATE_S if self._of_tokens else tuning.LATE_S
+        )
         self._in_flight = 0
         self._total = 0.0
         self._log: deque[list[float]] = deque()  # [tick, amount], oldest first
@@ -106,7 +86,7 @@ class MinuteLimit:
             self._forget(now_s)
             if self._total + amount > self._most:
                 if self._log:
-                    return Wait(self._gone_s(self._log[0]))
+                    return Wait(self._expires_s(self._log[0]))
                 if self._in_flight:  # above the limit alone: it goes when all others have ended
                     return Wait()
         if self._log and not self._spacing.is_due(now_s):
@@ -121,7 +101,7 @@ class MinuteLimit:
         self._spacing.start(amount, now_s)
         self._in_flight += 1
         self._total += amount
-        tick = math.floor(now_s / _MERGED_S)
+        tick = math.floor(now_s / tuning.MERGED_S)
         entry = self._by_tick.get(tick)
         if entry is None:
             entry = self._by_tick[tick] = [tick, 0.0]
@@ -132,7 +112,7 @@ class MinuteLimit:
         self._in_flight -= 1
         if not self._of_tokens or finish.tokens is None:
             return
-        entry = self._by_tick.get(math.floor(slot.started_s / _MERGED_S))
+        entry = self._by_tick.get(math.floor(slot.started_s / tuning.MERGED_S))
         if entry is None:
             return
         unused = slot.need.tokens - finish.tokens
@@ -152,11 +132,11 @@ class MinuteLimit:
             per_s=self._most / self._minute_s,
         )
 
-    def _gone_s(self, entry: list[float]) -> float:
-        return (entry[0] + 1) * _MERGED_S + self._minute_s + _ROUNDED_S
+    def _expires_s(self, entry: list[float]) -> float:
+        return (entry[0] + 1) * tuning.MERGED_S + self._minute_s + tuning.ROUNDED_S
 
     def _forget(self, now_s: float) -> None:
-        while self._log and self._gone_s(self._log[0]) <= now_s:
+        while self._log and self._expires_s(self._log[0]) <= now_s:
             tick, amount = self._log.popleft()
             del self._by_tick[int(tick)]
             self._total -= amount
@@ -164,43 +144,48 @@ class MinuteLimit:
             self._total = 0.0  # sums of fractions drift
 
 
-class _Told:
-    """What one header says."""
+class _Header:
+    """The limit that one header advertises."""
 
     __slots__ = ("agree", "agree_from_s", "fullest", "limit", "stock", "unit_s")
 
     def __init__(self) -> None:
         self.limit = 0.0
-        self.unit_s = MINUTE_S
-        self.fullest = 0.0  # the most that was ever left
-        self.stock: float | None = None  # what is left of it; null where it says too little
+        self.unit_s = tuning.MINUTE_S
+        self.fullest = 0.0  # the most that ever remained
+        self.stock: float | None = (
+            None  # the share of it that remains; null where it says too little
+        )
         self.agree = 0  # answers in a row that look like a limit by the second
         self.agree_from_s = 0.0
 
-    def hear(self, told: AdvertisedLimit, limit: float, now_s: float) -> None:
+    def update(self, said: AdvertisedLimit, limit: float, now_s: float) -> None:
         if limit != self.limit:
             self.limit, self.fullest, self.stock = limit, 0.0, None
-        if told.remaining is not None:
-            self.fullest = max(self.fullest, told.remaining)
-            if self.fullest >= max(_STOCK_LEAST, _STOCK_SHARE * limit):
-                self.stock = max(told.remaining, 0.0) / self.fullest
-        if told.remaining is None or told.reset_s is None or told.remaining >= limit:
+        if said.remaining is not None:
+            self.fullest = max(self.fullest, said.remaining)
+            if self.fullest >= max(tuning.FULL_LEAST, tuning.FULL_SHARE * limit):
+                self.stock = max(said.remaining, 0.0) / self.fullest
+        if said.remaining is None or said.reset_s is None or said.remaining >= limit:
             return
         # `reset` is when the bucket is full again, which gives the time a whole one takes.
-        share = (limit - max(told.remaining, 0.0)) / limit
-        whole_s = told.reset_s / share
-        if told.reset_s > 61 and whole_s > 90:
+        share = (limit - max(said.remaining, 0.0)) / limit
+        whole_s = said.reset_s / share
+        if said.reset_s > 61 and whole_s > 90:
             self.unit_s = math.inf  # by the hour or day: not to be spread evenly
-        elif self.unit_s == MINUTE_S and share < 0.5 and 0.5 < whole_s < 2:
+        elif self.unit_s == tuning.MINUTE_S and share < 0.5 and 0.5 < whole_s < 2:
             if not self.agree:
                 self.agree_from_s = now_s
             self.agree += 1
-            if self.agree >= _OWN_UNIT_ANSWERS and now_s - self.agree_from_s >= _OWN_UNIT_S:
+            if (
+                self.agree >= tuning.PER_SECOND_ANSWERS
+                and now_s - self.agree_from_s >= tuning.PER_SECOND_S
+            ):
                 self.unit_s = 1.0
         elif whole_s > 20:
             self.agree = 0
-            if self.unit_s == 1.0 and told.reset_s > 2:
-                self.unit_s = MINUTE_S
+            if self.unit_s == 1.0 and said.reset_s > 2:
+                self.unit_s = tuning.MINUTE_S
 
     @property
     def rate(self) -> float:
@@ -208,22 +193,26 @@ class _Told:
 
     @property
     def factor(self) -> float:
-        """Of the rate: so that what is left is used up slowly, and never all of it."""
-        return _BELOW if self.stock is None else _FROM + _STOCKED * self.stock
+        """Of the rate: so that what remains is used up slowly, and never all of it."""
+        return (
+            tuning.BELOW_ADVERTISED
+            if self.stock is None
+            else tuning.EMPTY_FACTOR + tuning.FULL_FACTOR * self.stock
+        )
 
 
 class AdvertisedRate:
-    """The rate that the server's own headers tell for one scope; `of` is requests or tokens."""
+    """The rate that the server's headers advertise for one scope; `of` is requests or tokens."""
 
     def __init__(self, of: str) -> None:
         self._of = of
         self._of_tokens = of == "tokens"
-        self._headers: dict[str, _Told] = {}
-        self._binding: str | None = None  # the header of the tightest limit
+        self._headers: dict[str, _Header] = {}
+        self._binding: str | None = None  # the header of the lowest limit
         self._spacing = Spacing(1.0)
-        self._heard_s = -math.inf  # when the last that told was sent
-        self._share = 1.0  # of what is told: less where refusals come all the same
-        self._pressed_s = -math.inf  # when somebody last had to wait
+        self._updated_s = -math.inf  # when the attempt was sent whose headers were last used
+        self._share = 1.0  # of the advertised rate: less where refusals come all the same
+        self._pressed_s = -math.inf  # when an attempt last had to wait
         self._cut_s = -math.inf  # refusals of what was sent before are of one wave
         self._strikes = 0.0
         self._sent = 0
@@ -232,11 +221,11 @@ class AdvertisedRate:
 
     @property
     def rate(self) -> float:
-        """A second, as told; infinite where nothing is."""
+        """A second, as advertised; infinite where nothing is."""
         return self._headers[self._binding].rate if self._binding is not None else math.inf
 
     def verdict(self, need: Need, now_s: float) -> Verdict:
-        if self._binding is None or self._spacing.next_s <= now_s + EARLY_S:
+        if self._binding is None or self._spacing.next_s <= now_s + tuning.EARLY_S:
             return GO
         self._pressed_s = now_s
         return Wait(self._spacing.next_s)
@@ -247,9 +236,9 @@ class AdvertisedRate:
             self._spacing.start(need.tokens if self._of_tokens else 1, now_s)
 
     def finished(self, slot: Slot, finish: Finish, now_s: float) -> None:
-        if finish.advertised and slot.started_s >= self._heard_s:  # else from before what is known
-            self._heard_s = slot.started_s
-            self._hear(finish.advertised, now_s)
+        if finish.advertised and slot.started_s >= self._updated_s:  # else older than what is known
+            self._updated_s = slot.started_s
+            self._update(finish.advertised, now_s)
         if finish.kind is ErrorKind.RATE_LIMIT:
             self._refused(slot, finish.hint_s or 0.0, now_s)
         elif self._share < 1.0 and now_s - self._grown_s >= 1.0:
@@ -260,59 +249,59 @@ class AdvertisedRate:
 
     def status(self, now_s: float) -> LimitStatus:
         if self._binding is None:
-            return LimitStatus(f"told limit on {self._of}")
-        told = self._headers[self._binding]
+            return LimitStatus(f"advertised limit on {self._of}")
+        header = self._headers[self._binding]
         until_s = self._spacing.next_s
         return LimitStatus(
             self._binding,
             None,
-            told.limit,
+            header.limit,
             until_s if until_s > now_s else None,
             of=self._of,
-            per_s=told.rate,
+            per_s=header.rate,
         )
 
     def _amount(self, need: Need) -> int:
         return need.tokens if self._of_tokens else 1
 
     def _refused(self, slot: Slot, hint_s: float, now_s: float) -> None:
-        """A few refusals are chance; more say that it is less, or that others use it too."""
+        """A few refusals are random; more say that it is less, or that others use it too."""
         if slot.started_s <= self._cut_s or now_s - self._pressed_s > 1.0 or self._binding is None:
             return
         self._cut_s = now_s
-        # Nothing is left; after the hint's time there is for one more, and a large one may be next.
+        # Nothing remains; after the hint's time there is enough for one more, maybe a large one.
         self._spacing.hold_back(self._amount(slot.need), now_s + hint_s)
         passed = self._sent - self._strike_sent
         self._strike_sent = self._sent
-        self._strikes = max(0.0, self._strikes - passed / _FORGIVEN) + 1
-        if self._strikes > _STRIKES:
-            self._share = max(self._share * _CUT, 0.01)
-            self._spacing.change(self._spacing.rate * _CUT, now_s)
+        self._strikes = max(0.0, self._strikes - passed / tuning.STRIKE_REQUESTS) + 1
+        if self._strikes > tuning.STRIKES:
+            self._share = max(self._share * tuning.STRIKE_CUT, 0.01)
+            self._spacing.change(self._spacing.rate * tuning.STRIKE_CUT, now_s)
 
-    def _hear(self, told: tuple[AdvertisedLimit, ...], now_s: float) -> None:
+    def _update(self, advertised: tuple[AdvertisedLimit, ...], now_s: float) -> None:
         changed = False
-        for limit in told:
+        for limit in advertised:
             if limit.of != self._of or limit.limit is None or limit.limit <= 0:
                 continue
             header = self._headers.get(limit.header)
             if header is None:
-                if len(self._headers) >= _MOST_HEADERS:
+                if len(self._headers) >= tuning.MOST_HEADERS:
                     continue
-                header = self._headers[limit.header] = _Told()
+                header = self._headers[limit.header] = _Header()
             before = header.rate
-            header.hear(limit, limit.limit, now_s)
+            header.update(limit, limit.limit, now_s)
             changed = changed or header.rate != before
         if not changed:
             if self._binding is not None:
                 header = self._headers[self._binding]
                 self._spacing.change(header.rate * header.factor * self._share, now_s)
             return
-        name, tightest = min(self._headers.items(), key=lambda item: item[1].rate)
-        if tightest.rate == math.inf:
+        name, lowest = min(self._headers.items(), key=lambda item: item[1].rate)
+        if lowest.rate == math.inf:
             self._binding = None
             return
         self._share, self._strikes, self._cut_s = 1.0, 0.0, now_s
-        rate = tightest.rate * tightest.factor
+        rate = lowest.rate * lowest.factor
         if self._binding is None:
             self._spacing = Spacing(rate)
             self._spacing.next_s = now_s

@@ -17,8 +17,7 @@ from collections import deque
 
 from msgspec import Struct
 
-_TICK_S = 0.005  # what is sent within it is kept as one
-_TICKS = 2048
+from batchrun.limits import tuning
 
 
 class SentLog:
@@ -27,10 +26,12 @@ class SentLog:
     def __init__(self) -> None:
         self.sent = 0
         self.refused = 0
-        self._ticks: deque[list[float]] = deque(maxlen=_TICKS)  # time, sent before, refused of it
+        self._ticks: deque[list[float]] = deque(
+            maxlen=tuning.TICKS
+        )  # time, sent before, refused of it
 
     def add(self, now_s: float) -> None:
-        if not self._ticks or now_s - self._ticks[-1][0] >= _TICK_S:
+        if not self._ticks or now_s - self._ticks[-1][0] >= tuning.TICK_S:
             self._ticks.append([now_s, self.sent, 0])
         self.sent += 1
 
@@ -53,43 +54,22 @@ class SentLog:
         return sent, refused
 
 
-_WAVE = 3  # refusals ...
-_WAVE_SENT = 12  # ... among so many attempts
-_PAIR_SENT = 20  # two among so many are enough to believe it for the moment
-_SURE_S = 600.0  # for how long a wave is remembered
-_IN_VAIN = 12  # times in a row that a limit was lowered and refusals came all the same
-_LOWER = 0.5  # what was lowered must have come down to this much of where it was
-_FALLS = 3  # or so many times, where ...
-_FALL = 0.8  # ... each came at so much of where the one before came, and ...
-_FEW = 0.3  # ... so few of all are refused. From so little ...
-_SPREAD = 2.0  # ... the share is known to a factor of 1 + this / the root of the refusals, ...
-_FEW_MOST = 0.4  # ... and it may not be more than this.
-_GAPS = 10  # chance leaves uneven gaps between refusals: where so many in a row are even, ...
-_EVEN = 0.25  # ... their deviation less than this share of their mean, a limit it is
-_RECENT_SENT = 60  # attempts over which a share is taken
-_TIMES = 2.5  # the usual share: then it is more than chance
-_MORE = 0.1  # or so much more
-_LEARN = 0.01  # how fast a usual share follows what is heard
-_MOST_BY_CHANCE = 0.9  # above that nothing is let in, and a limit it is
-_CHANCE_S = 60.0  # for how long a usual share is remembered
-_BARRED_S = 600.0  # for how long a mistake is not made again
-_HEARD = 64
-
-
-class Chance:
-    """Hears of each refusal."""
+class RandomRefusals:
+    """Tells random refusals from those of a limit; it is called at each refusal."""
 
     def __init__(self) -> None:
-        self._heard: deque[int] = deque(maxlen=_HEARD)  # attempts sent until each of the last ones
-        self._sure_s = -_SURE_S
+        self._recent: deque[int] = deque(
+            maxlen=tuning.HEARD
+        )  # attempts sent until each of the last ones
+        self._sure_s = -tuning.SURE_S
         self._in_vain = 0
         self._in_vain_sent = 0  # when that began
         self._in_vain_level = 0.0
         self._falls = 0  # of them, those at far less than the fall before
         self._fall_level = 0.0
-        self._usual: float | None = None  # the share that is refused by chance
-        self._most = 1.0  # a share above this is more than chance in any case
-        self._heard_s = 0.0
+        self._usual: float | None = None  # the share that is refused at random
+        self._most = 1.0  # a share above this is a limit in any case
+        self._last_s = 0.0
         self._barred_s = 0.0
 
     @property
@@ -100,27 +80,27 @@ class Chance:
     def is_limit(self, sent: int, level: float, now_s: float, *, in_vain: bool | None) -> bool:
         """Whether one more refusal is the limit's, when so many attempts were sent.
 
-        `level` is what was learnt of the limit so far, in any unit.
+        `level` is the limit as inferred so far, in any unit.
         `in_vain`: the limit was lowered before, and nothing was tried beyond it since; null where
         that says nothing, as for what was sent before the limit was lowered.
         """
-        heard = self._heard
-        heard.append(sent)
-        if self._usual is not None and now_s - self._heard_s > _CHANCE_S:
+        recent = self._recent
+        recent.append(sent)
+        if self._usual is not None and now_s - self._last_s > tuning.RANDOM_S:
             self._usual = None
-        self._heard_s = now_s
+        self._last_s = now_s
         if self._usual is not None:
             share = self._share(sent)
-            most = min(max(_TIMES * self._usual, self._usual + _MORE), self._most)
+            most = min(max(tuning.TIMES * self._usual, self._usual + tuning.MORE), self._most)
             if share <= most and not self._is_even():
-                self._usual += _LEARN * (share - self._usual)
+                self._usual += tuning.LEARN * (share - self._usual)
                 return False
-            self._usual, self._in_vain, self._barred_s = None, 0, now_s + _BARRED_S
+            self._usual, self._in_vain, self._barred_s = None, 0, now_s + tuning.BARRED_S
             return True
-        if len(heard) >= _WAVE and sent - heard[-_WAVE] <= _WAVE_SENT:
+        if len(recent) >= tuning.WAVE and sent - recent[-tuning.WAVE] <= tuning.WAVE_SENT:
             self._sure_s = now_s
-        is_sure = now_s - self._sure_s < _SURE_S
-        if not is_sure and (len(heard) == 1 or sent - heard[-2] > _PAIR_SENT):
+        is_sure = now_s - self._sure_s < tuning.SURE_S
+        if not is_sure and (len(recent) == 1 or sent - recent[-2] > tuning.PAIR_SENT):
             return False
         if in_vain and self._is_usual_by_now(sent, level, now_s):
             return False
@@ -133,42 +113,34 @@ class Chance:
             self._in_vain_sent, self._in_vain_level = sent, level
             self._falls, self._fall_level = 0, level
         self._in_vain += 1
-        if level <= _FALL * self._fall_level:
+        if level <= tuning.FALL * self._fall_level:
             self._falls, self._fall_level = self._falls + 1, level
         share = self._in_vain / max(1, sent - self._in_vain_sent)
-        is_few = share <= _FEW
-        is_lower = level <= _LOWER * self._in_vain_level
-        is_enough = (self._in_vain >= _IN_VAIN and is_lower) or (self._falls >= _FALLS and is_few)
+        is_few = share <= tuning.FEW
+        is_lower = level <= tuning.LOWER * self._in_vain_level
+        is_enough = (self._in_vain >= tuning.IN_VAIN and is_lower) or (
+            self._falls >= tuning.FALLS and is_few
+        )
         if not is_enough or now_s < self._barred_s:
             return False
-        spread = 1 + _SPREAD / math.sqrt(self._in_vain)
+        spread = 1 + tuning.SPREAD / math.sqrt(self._in_vain)
         self._in_vain = 0
-        if share > _MOST_BY_CHANCE:
+        if share > tuning.MOST_RANDOM:
             return False
-        self._usual, self._most = (share * spread, _FEW_MOST) if is_few else (share, 1.0)
+        self._usual, self._most = (share * spread, tuning.FEW_MOST) if is_few else (share, 1.0)
         return True
 
     def _share(self, sent: int) -> float:
-        return sum(sent - one < _RECENT_SENT for one in self._heard) / _RECENT_SENT
+        return sum(sent - one < tuning.RECENT_SENT for one in self._recent) / tuning.RECENT_SENT
 
     def _is_even(self) -> bool:
         """Whether refusals come after as many attempts each time; a wave counts as one."""
-        waves = sorted(set(self._heard))[-_GAPS - 1 :]
-        if len(waves) <= _GAPS:
+        waves = sorted(set(self._recent))[-tuning.GAPS - 1 :]
+        if len(waves) <= tuning.GAPS:
             return False
-        mean = (waves[-1] - waves[0]) / _GAPS
+        mean = (waves[-1] - waves[0]) / tuning.GAPS
         gaps = (after - before for before, after in itertools.pairwise(waves))
-        return sum((gap - mean) ** 2 for gap in gaps) / _GAPS < (_EVEN * mean) ** 2
-
-
-_ENOUGH = 20  # requests between two refusals that make an estimate
-_ABOVE = 1.02  # an estimate is refused that far above it
-_UNSURE = 0.25  # of the time between two refusals: so much may be lost to rounded hints
-_TRUST = 0.5  # at first
-_TRUST_MOST = 0.85
-_MORE_TRUST = 0.15
-_DISTRUST = 0.34
-_LEAST = 0.02  # requests a second
+        return sum((gap - mean) ** 2 for gap in gaps) / tuning.GAPS < (tuning.EVEN * mean) ** 2
 
 
 class Measured(Struct, frozen=True):
@@ -181,7 +153,7 @@ class Measured(Struct, frozen=True):
     is_unsure: bool  # too much of the span may have gone unused
     is_enough: bool  # to believe the mean
     is_long: bool  # against what is under way
-    known_s: float  # the fate of all that was sent until then is known
+    known_s: float  # of all that was sent until then it is known whether it was refused
     end_s: float  # until when there was nothing
     sent: int  # until `known_s`
     refused: int  # of what was sent later
@@ -190,7 +162,7 @@ class Measured(Struct, frozen=True):
 class LimitEstimate:
     """What is known of one limit; rates are in requests a second.
 
-    Each refusal that begins a wave is measured, and then told as the first of all, as one that
+    Each refusal that begins a wave is measured, and then reported as the first of all, as one that
     came early (on the plateau) or as one that a probe met; each gives the rate to go on with.
     """
 
@@ -204,7 +176,9 @@ class LimitEstimate:
         self._refused = 0  # of what was sent since then
         self._unsure_s = 0.0  # of the time since then: it may have gone unused at the server
         self._early = 0  # refusals in a row that came before a probe
-        self._trust = _TRUST  # in the rate at a refusal, against the mean since the one before
+        self._trust = (
+            tuning.TRUST
+        )  # in the rate at a refusal, against the mean since the one before
         self._trusted = False  # the rate rests on it
         self._doubts = False  # whether the limit rose
 
@@ -219,13 +193,13 @@ class LimitEstimate:
 
     def set(self, rate: float) -> None:
         """Measured in another way."""
-        self._low, self.high = rate, max(rate * _ABOVE, _LEAST)
+        self._low, self.high = rate, max(rate * tuning.ABOVE, tuning.RATE_LEAST)
 
     def measure(
         self, log: SentLog, rate: float, sent_s: float, hint_s: float, lag_s: float, now_s: float
     ) -> Measured:
         """Until the refusal that begins a wave; refusals are back `lag_s` after they were sent."""
-        # The fate of what was sent since then is not known yet.
+        # Whether what was sent since then is refused is not known yet.
         known_s = sent_s if hint_s else min(sent_s, now_s - 1.5 * lag_s)
         sent, refused = log.until(known_s)
         count = max(0, sent - self._sent - (self._refused - refused))
@@ -238,9 +212,9 @@ class LimitEstimate:
             rate=rate,
             count=count,
             span_s=span_s,
-            mean=count / (span_s - 0.5 * min(self._unsure_s, _UNSURE * span_s)),
-            is_unsure=self._unsure_s > _UNSURE * span_s,
-            is_enough=count >= _ENOUGH and max(0.3, 3 * lag_s) < span_s < math.inf,
+            mean=count / (span_s - 0.5 * min(self._unsure_s, tuning.UNSURE * span_s)),
+            is_unsure=self._unsure_s > tuning.UNSURE * span_s,
+            is_enough=count >= tuning.ENOUGH and max(0.3, 3 * lag_s) < span_s < math.inf,
             is_long=span_s > 3 * lag_s,
             known_s=known_s,
             end_s=end_s,
@@ -250,20 +224,20 @@ class LimitEstimate:
 
     def first(self, seen: Measured) -> float:
         """After the first refusal of all: it was sent at far more than the limit."""
-        return self._settle(seen, 0.5 * seen.rate, seen.rate)
+        return self._begin_anew(seen, 0.5 * seen.rate, seen.rate)
 
     def early(self, seen: Measured) -> float:
         """After a refusal on the plateau: that is above the limit, or the limit fell."""
         rate, mean = seen.rate, seen.mean
         self._early += 1
         if self._trusted:
-            self._trust = max(0.0, self._trust - _DISTRUST)
+            self._trust = max(0.0, self._trust - tuning.DISTRUST)
             self._trusted = False
         doubts, self._doubts = self._doubts, False
         if seen.is_enough and not seen.is_unsure:
             self.is_blind = False
             self._low = min(max(mean, 0.98 * rate), rate) if mean > 0.9 * rate else mean
-            return self._settle(seen, self._low, self._low * _ABOVE)
+            return self._begin_anew(seen, self._low, self._low * tuning.ABOVE)
         self.high = rate
         if self._early <= 2 and self._low:
             low = min(self._low, rate)
@@ -279,26 +253,26 @@ class LimitEstimate:
         rate, mean = seen.rate, seen.mean
         self._early, self.is_blind = 0, False
         if rate > 0.97 * self.high:
-            self._trust = min(_TRUST_MOST, self._trust + _MORE_TRUST)
+            self._trust = min(tuning.TRUST_MOST, self._trust + tuning.MORE_TRUST)
         elif self._trusted:
-            self._trust = max(0.0, self._trust - _DISTRUST)
+            self._trust = max(0.0, self._trust - tuning.DISTRUST)
         self._trusted = False
         if rate > 1.2 * self.high:  # the limit rose, or much had been saved up
             self._low = min(mean, rate) if seen.is_enough else 0.0
             self._doubts = True
-            return self._settle(seen, math.sqrt(max(self._low, 0.3 * rate) * rate), rate)
+            return self._begin_anew(seen, math.sqrt(max(self._low, 0.3 * rate) * rate), rate)
         if not seen.is_enough:
-            return self._settle(seen, 0.95 * rate, rate)
+            return self._begin_anew(seen, 0.95 * rate, rate)
         self._trusted = True
         self._low = min(mean, rate)
         estimate = mean + self._trust * max(rate - mean, 0.0)
         estimate = min(estimate, mean * (1.4 if seen.is_unsure else 1.15))
-        return self._settle(seen, estimate, min(rate, estimate * _ABOVE))
+        return self._begin_anew(seen, estimate, min(rate, estimate * tuning.ABOVE))
 
-    def _settle(self, seen: Measured, estimate: float, high: float) -> float:
-        """The next measure begins where this one ended."""
+    def _begin_anew(self, seen: Measured, estimate: float, high: float) -> float:
+        """The next measure begins where this one ended; gives `estimate`."""
         self._empty_s, self._mark_s = seen.known_s, seen.end_s
         self._sent, self._refused = seen.sent, seen.refused
         self._unsure_s = 0.0
-        self.high = max(high, _LEAST)
+        self.high = max(high, tuning.RATE_LEAST)
         return estimate

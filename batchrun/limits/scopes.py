@@ -25,14 +25,14 @@ def user_limits(
 
 
 def scope_limits(most_in_flight: int) -> list[Limit]:
-    """For a new scope; `most_in_flight` bounds what is learnt."""
+    """For a new scope; `most_in_flight` bounds what is inferred."""
     requests, tokens = AdvertisedRate("requests"), AdvertisedRate("tokens")
     return [
         Cooldown(),
         requests,
         tokens,
         InferredConcurrency(most_in_flight),
-        InferredRate(requests, tokens),  # after those it asks
+        InferredRate(requests, tokens),  # after those that it looks at
     ]
 
 
@@ -43,8 +43,8 @@ class ScopeState:
         self.health = ScopeHealth()
         self.sizes = AnswerSizes(largest)
         limits = scope_limits(most_in_flight)
-        learnt = next(limit for limit in limits if isinstance(limit, InferredConcurrency))
-        self.breaker = Breaker(give_up_after_s, learnt.restart)
+        inferred = next(limit for limit in limits if isinstance(limit, InferredConcurrency))
+        self.breaker = Breaker(give_up_after_s, inferred.restart)
         self.limits: Sequence[Limit] = (self.breaker, *limits)
 
 

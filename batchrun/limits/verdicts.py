@@ -31,7 +31,7 @@ GO = Go()
 
 
 class LimitStatus(Struct, frozen=True):
-    """How a limit stands, for people."""
+    """The status of a limit, for people."""
 
     name: str  # what it is: `requests in flight`, `x-ratelimit-limit-tokens`, `cooldown`
     used: float | None = None  # in the unit of the name
@@ -42,7 +42,7 @@ class LimitStatus(Struct, frozen=True):
 
 
 class Limit(Protocol):
-    """One bound on starting attempts; it is told of each start and finish."""
+    """One bound on starting attempts; it is called at each start and finish."""
 
     def verdict(self, need: Need, now_s: float) -> Verdict: ...
     def started(self, need: Need, now_s: float) -> None: ...

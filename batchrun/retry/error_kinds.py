@@ -58,25 +58,22 @@ def find_error(value: object) -> ErrorBody | None:
         code = _code(inner.get("code")) or outer[1]
         return ErrorBody(message[:_LONGEST], code, text(inner, "type") or outer[2])
     for name in ("error", "detail", "message", "msg", "error_msg", "title"):
-        said = value.get(name)
-        if said:
-            return ErrorBody(_said(said)[:_LONGEST], *outer[1:])
+        if words := value.get(name):
+            return ErrorBody(_message(words)[:_LONGEST], *outer[1:])
     return None
 
 
-def _said(value: object) -> str:
+def _message(value: object) -> str:
     """Text as it is; a list of problems (FastAPI's) as the places and what is wrong there."""
     if isinstance(value, str):
         return value
     problems = []
     for problem in value if isinstance(value, list) else ():
-        place, what = (
-            problem.get("loc") if isinstance(problem, dict) else None,
-            text(problem, "msg"),
-        )
+        what = text(problem, "msg")
         if what is None:
             return compact(value)
-        where = ".".join(str(step) for step in place) if isinstance(place, list) else ""
+        steps = problem.get("loc")
+        where = ".".join(str(step) for step in steps) if isinstance(steps, list) else ""
         problems.append(f"{where}: {what}" if where else what)
     return beginning("; ".join(problems).encode()) if problems else compact(value)
 
@@ -143,7 +140,7 @@ _WORDS: dict[str, ErrorKind] = {
     "permission_error": ErrorKind.FORBIDDEN,
     "unsupported_country_region_territory": ErrorKind.FORBIDDEN,
     "api_not_implemented": ErrorKind.NOT_FOUND,
-    # 500s of a gateway that come back the same however often they are tried:
+    # 500s of a gateway that come back the same at every attempt:
     "invalid_request": ErrorKind.BAD_REQUEST,
     "count_token_failed": ErrorKind.BAD_REQUEST,
     "model_price_error": ErrorKind.BAD_REQUEST,
@@ -197,8 +194,8 @@ _INNER = re.compile(
     r"""\\*["'](?:code|type)\\*["']\s*:\s*\\*["']([A-Za-z_]{1,60})\\*["']""",
 )
 
-# What gateways say in words alone.
-_SAYINGS = (
+# What gateways say without a code.
+_PHRASES = (
     ("负载已饱和", ErrorKind.RATE_LIMIT),
     ("请求数限制", ErrorKind.RATE_LIMIT),
     ("rate limit reached", ErrorKind.RATE_LIMIT),
@@ -221,7 +218,7 @@ def classify(
         return ErrorKind.QUOTA
     kind = _of_words(http_status, (code, error_type, *_INNER.findall(message)))
     if kind is None:
-        kind = next((kind for said, kind in _SAYINGS if said in facts), None)
+        kind = next((kind for phrase, kind in _PHRASES if phrase in facts), None)
     if kind is None:
         status = _status_meant(http_status, code)
         # A word that says no more than "error" gives way to a status that says more.

@@ -27,7 +27,7 @@ class FirstRows:
         self._is_over = earlier.ok > 0 or failed < earlier.rows or len(self._kinds) > 1
         self._rows = failed if failed < FIRST_ROWS else 0
 
-    def told(self, outcome: Outcome) -> str | None:
+    def count(self, outcome: Outcome) -> str | None:
         """Why the run should stop, after this outcome; null where it should not."""
         if self._is_over or not outcome.attempts:
             return None
@@ -40,8 +40,8 @@ class FirstRows:
             return None
         return (
             f"the first {FIRST_ROWS} rows all failed the same way ({failure.kind}): "
-            f"{failure.message}; mend the cause and run again with --retry-failed; where the "
-            "request itself was mended, with --rerun-changed"
+            f"{failure.message}; fix the cause and run again with --retry-failed; where the "
+            "request itself was fixed, with --rerun-changed"
         )
 
 
@@ -54,7 +54,7 @@ class TooManyFailures:
         self._failed = 0
         self._window: deque[bool] = deque(maxlen=WINDOW_ROWS)
 
-    def told(self, outcome: Outcome) -> str | None:
+    def count(self, outcome: Outcome) -> str | None:
         """Why the run should stop, after this outcome; null where it should not."""
         if self._most is None or not outcome.attempts:
             return None
@@ -63,15 +63,15 @@ class TooManyFailures:
         if self._share is None:
             if failure is None or self._failed < int(self._most):
                 return None
-            said = f"{self._failed:,} rows failed"
+            what = f"{self._failed:,} rows failed"
         else:
             self._window.append(failure is not None)
             failed = sum(self._window) if failure is not None else 0
             if len(self._window) < WINDOW_ROWS or failed <= self._share * WINDOW_ROWS:
                 return None
-            said = f"{failed} of the last {WINDOW_ROWS} rows failed"
+            what = f"{failed} of the last {WINDOW_ROWS} rows failed"
         assert failure is not None  # noqa: S101 - a row that did not fail never stops a run
         return (
-            f"{said} (limits.max_failures = {self._most}), the last with {failure.kind}: "
-            f"{failure.message}; mend the cause, or allow more with --max-failures, and run again"
+            f"{what} (limits.max_failures = {self._most}), the last with {failure.kind}: "
+            f"{failure.message}; fix the cause, or allow more with --max-failures, and run again"
         )

@@ -19,21 +19,21 @@ REFUSALS_IN_A_ROW = 20  # rows in a row whose key, model or path is refused stop
 class Cure(Enum):
     """What may help against a kind of failure."""
 
-    WAIT = "again, and it never uses up a try"
+    WAIT = "again, and it never uses up an attempt"
     AGAIN = "again, as often as max_attempts says"
-    ONCE_MORE = "one more try: each may be billed"
-    TWICE_MORE = "two more tries"
+    ONCE_MORE = "one more attempt: each may be billed"
+    TWICE_MORE = "two more attempts"
     NONE = "the row fails"
-    MEND = "the run stops while nothing has succeeded, later the row fails"
+    FIX = "the run stops while nothing has succeeded, later the row fails"
     PAY = "the run stops"
 
 
 CURES: dict[ErrorKind, Cure] = {
     ErrorKind.QUOTA: Cure.PAY,
-    ErrorKind.UNAUTHORIZED: Cure.MEND,
-    ErrorKind.FORBIDDEN: Cure.MEND,
-    ErrorKind.NOT_FOUND: Cure.MEND,
-    ErrorKind.REDIRECT: Cure.MEND,
+    ErrorKind.UNAUTHORIZED: Cure.FIX,
+    ErrorKind.FORBIDDEN: Cure.FIX,
+    ErrorKind.NOT_FOUND: Cure.FIX,
+    ErrorKind.REDIRECT: Cure.FIX,
     ErrorKind.RATE_LIMIT: Cure.WAIT,
     ErrorKind.BUSY: Cure.AGAIN,
     ErrorKind.GONE: Cure.WAIT,
@@ -74,7 +74,7 @@ _MORE = {Cure.ONCE_MORE: 1, Cure.TWICE_MORE: 2}
 
 
 class Again(Struct, frozen=True):
-    """Try again after `wait_s` seconds."""
+    """Another attempt after `wait_s` seconds."""
 
     wait_s: float
 
@@ -82,12 +82,12 @@ class Again(Struct, frozen=True):
 class GiveUp(Struct, frozen=True):
     """The row ends without an answer."""
 
-    status: str  # the row's `status`: failed, or no_answer where another try might have helped
+    status: str  # the row's `status`: failed, or no_answer where another attempt might have helped
     reason: str  # to be added to the message; empty where that says all
 
 
 class Halt(Struct, frozen=True):
-    """The run ends; the row stays unsettled."""
+    """The run ends; the row gets no outcome."""
 
     reason: str
     cause: StopCause
@@ -122,7 +122,7 @@ def judge(
 ) -> Again | GiveUp | Halt:
     """What follows the last of a row's `failures`; `jitter` is a random number from 0 to 1.
 
-    `excused` says which of them were an outage of the endpoint: they cost the row no try.
+    `excused` says which of them were an outage of the endpoint: they cost the row no attempt.
     """
     kind = failures[-1].kind
     cure = CURES[kind]
@@ -133,7 +133,7 @@ def judge(
         return Halt(
             "money or quota is used up; top up, then run the same command again", StopCause.QUOTA
         )
-    if cure is Cure.MEND:
+    if cure is Cure.FIX:
         return _refused(kind, health)
     if cure is Cure.NONE or should_retry is False:
         return GiveUp("failed", "")
@@ -155,7 +155,7 @@ def judge(
         return GiveUp("no_answer", _advice(kind))
     counted = sum(CURES[other] is not Cure.WAIT for other in kinds)
     if cure is not Cure.WAIT and counted >= settings.max_attempts:
-        return GiveUp("no_answer", f"{counted} tries (retry.max_attempts)")
+        return GiveUp("no_answer", f"{counted} attempts (retry.max_attempts)")
     wait_s = _wait_s(len(same) if cure is Cure.WAIT else counted, hint_s, settings, jitter)
     if is_cooled and len(same) <= _BELIEVED:
         wait_s = 0.0  # the whole scope waits, at the gate
@@ -168,7 +168,7 @@ def _comes_back(failures: Sequence[Failure]) -> bool:
     """An error of its own, come back unchanged: not the load, but the request is what it is about.
 
     Errors without a code of their own are what servers say when they are down, and what comes with
-    502 and above is a gateway's word on what stands behind it.
+    502 and above is a gateway's word about the server behind it.
     """
     last = failures[-1]
     if (last.http_status or 0) > 500:
@@ -184,14 +184,14 @@ def _comes_back(failures: Sequence[Failure]) -> bool:
 
 def _refused(kind: ErrorKind, health: ScopeHealth) -> GiveUp | Halt:
     if not health.has_succeeded:
-        return Halt(_MEND[kind], StopCause.KEY)
+        return Halt(_FIX[kind], StopCause.KEY)
     if health.refused_in_a_row + 1 >= REFUSALS_IN_A_ROW:
-        said = f"{REFUSALS_IN_A_ROW} rows in a row were refused; {_MEND[kind]}"
+        said = f"{REFUSALS_IN_A_ROW} rows in a row were refused; {_FIX[kind]}"
         return Halt(said, StopCause.KEY)
     return GiveUp("failed", "")
 
 
-_MEND = {
+_FIX = {
     ErrorKind.UNAUTHORIZED: "the key is refused: check the environment variable that holds it",
     ErrorKind.FORBIDDEN: "the key may not do this: check its rights, the model and the project",
     ErrorKind.NOT_FOUND: "no such model or path: check --model and --base-url",
@@ -202,14 +202,14 @@ _MEND = {
 def _advice(kind: ErrorKind) -> str:
     if CURES[kind] is Cure.ONCE_MORE:
         return (
-            "not tried a third time, since each try may be billed; for long answers use stream or "
+            "no third attempt, since each may be billed; for long answers use stream or "
             "background mode, or a longer --timeout"
         )
-    return "tried three times"
+    return "three attempts"
 
 
 def _wait_s(nth: int, hint_s: float | None, settings: RetryJob, jitter: float) -> float:
-    """Seconds before the next try, after the `nth` failure of its kind."""
+    """Seconds before the next attempt, after the `nth` failure of its kind."""
     longest_s = min(FIRST_WAIT_S * 2.0 ** min(nth, 32), max(settings.max_wait_s, 0.0))
     backoff_s = longest_s * (0.5 + 0.5 * jitter)
     if hint_s is None:
@@ -231,7 +231,7 @@ class Asks(Struct, frozen=True):
 def next_ask(
     asked: Request, answer: Response, asks: Asks, settings: RetryJob
 ) -> tuple[Request, Asks] | None:
-    """The request to send instead, or null where the answer stands.
+    """The request to send instead, or null where the answer is final.
 
     A truncated answer is asked for with twice the limit, at most twice; one that does not fit its
     schema is asked for as it was. The request keeps its identity: only its body is another.

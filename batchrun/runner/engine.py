@@ -185,7 +185,7 @@ class Run:
                     self.recorder.record(outcomes)
                     for watcher in watchers:
                         for outcome in outcomes:
-                            if (reason := watcher.told(outcome)) is not None:
+                            if (reason := watcher.count(outcome)) is not None:
                                 executor.stop(RunStopped(reason, StopCause.FAILURES))
                 except Exception as bug:  # noqa: BLE001 - the others must land: judged at the end
                     executor.stop(bug)

@@ -124,7 +124,7 @@ async def test_tries_run_out_and_the_row_has_no_answer() -> None:
     assert setup.sent == 3
     assert isinstance(outcome.result, Failure)
     assert outcome.result.status == "no_answer"
-    assert "3 tries (retry.max_attempts)" in outcome.result.message
+    assert "3 attempts (retry.max_attempts)" in outcome.result.message
 
 
 async def test_rate_limits_use_up_no_try() -> None:

@@ -118,10 +118,10 @@ def test_a_429_never_uses_up_a_try(
 @pytest.mark.parametrize(
     ("fault", "retry", "kind", "attempts", "says"),
     [
-        ("500_json", "max_attempts = 3", "server_error", 3, "3 tries (retry.max_attempts)"),
-        ("502_html", "max_attempts = 2", "server_error", 2, "2 tries (retry.max_attempts)"),
-        ("503_empty", "max_attempts = 2", "overloaded", 2, "2 tries (retry.max_attempts)"),
-        ("reset_before", "max_attempts = 2", "connection", 2, "2 tries"),
+        ("500_json", "max_attempts = 3", "server_error", 3, "3 attempts (retry.max_attempts)"),
+        ("502_html", "max_attempts = 2", "server_error", 2, "2 attempts (retry.max_attempts)"),
+        ("503_empty", "max_attempts = 2", "overloaded", 2, "2 attempts (retry.max_attempts)"),
+        ("reset_before", "max_attempts = 2", "connection", 2, "2 attempts"),
         ("reset_within", "max_attempts = 2", "cut", 2, "the answer broke off"),
         ("truncated_json", "", "unreadable", 3, '{"id":"resp_'),
         ("error_200", "max_attempts = 2", "server_error", 2, "The upstream answered with an error"),

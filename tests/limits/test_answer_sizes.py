@@ -7,10 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from batchrun.limits import tuning
 from batchrun.limits.answer_sizes import (
-    FIRST_MOST_OUTPUT,
-    FIRST_OUTPUT,
-    FIRST_UNSEEN_INPUT,
     AnswerSizes,
     is_bounded,
     measure,
@@ -29,9 +27,9 @@ def item(**part: Any) -> list[dict[str, Any]]:
 
 def test_before_any_answer_the_request_s_bound_is_expected_or_a_stated_number() -> None:
     sizes = AnswerSizes()
-    assert sizes.expected_output(None) == FIRST_OUTPUT
+    assert sizes.expected_output(None) == tuning.FIRST_OUTPUT
     assert sizes.expected_output(1_000) == 1_000
-    assert sizes.largest_output(None) == FIRST_MOST_OUTPUT
+    assert sizes.largest_output(None) == tuning.FIRST_MOST_OUTPUT
     assert sizes.largest_output(1_000) == 1_000
 
 
@@ -39,20 +37,20 @@ def test_before_any_answer_the_request_s_bound_is_expected_or_a_stated_number() 
 def test_the_expectation_is_a_high_quantile_of_the_last_answers(outputs: list[int]) -> None:
     sizes = AnswerSizes()
     for tokens in outputs:
-        sizes.told(tokens)
+        sizes.record(tokens)
     last = sorted(outputs[-256:])
     expected = sizes.expected_output(None)
     assert expected == last[math.ceil(0.95 * len(last)) - 1]
     assert sizes.expected_output(100) == min(100, expected)
-    assert sizes.largest_output(None) == (max(outputs) or FIRST_MOST_OUTPUT)
+    assert sizes.largest_output(None) == (max(outputs) or tuning.FIRST_MOST_OUTPUT)
     assert sizes.largest_output(100) == 100
 
 
 def test_an_answer_without_a_count_changes_nothing() -> None:
     sizes = AnswerSizes()
-    sizes.told(None)
-    assert sizes.expected_output(None) == FIRST_OUTPUT
-    sizes.told(-5)
+    sizes.record(None)
+    assert sizes.expected_output(None) == tuning.FIRST_OUTPUT
+    sizes.record(-5)
     assert sizes.expected_output(None) == 0
 
 
@@ -112,12 +110,12 @@ def test_answers_to_earlier_commands_count_in_what_is_reserved_alone() -> None:
     sizes = AnswerSizes(Largest(input_tokens=700, output_tokens=90))
     assert sizes.largest_output(None) == 90
     assert sizes.largest_input(measure(body(input=item(type="input_image")))) >= 700
-    assert sizes.expected_output(None) == FIRST_OUTPUT
+    assert sizes.expected_output(None) == tuning.FIRST_OUTPUT
 
 
 def test_the_input_reserved_for_is_the_bytes_where_they_bound_it() -> None:
     sizes = AnswerSizes()
-    sizes.told(10, 50_000)
+    sizes.record(10, 50_000)
     assert sizes.largest_input(measure(body())) == len(body())
 
 
@@ -126,9 +124,9 @@ def test_the_input_reserved_for_is_what_answers_took_where_bytes_say_nothing() -
     picture = "data:image/png;base64," + "A" * 100_000
     size = measure(body(input=item(type="input_image", image_url=picture)))
     assert size.text_bytes < 300
-    assert sizes.largest_input(size) == FIRST_UNSEEN_INPUT
-    sizes.told(10, 1_500)
-    sizes.told(10, 900)
+    assert sizes.largest_input(size) == tuning.FIRST_UNSEEN_INPUT
+    sizes.record(10, 1_500)
+    sizes.record(10, 900)
     assert sizes.largest_input(size) == 1_500
     long = measure(body(input="x" * 9_000, tools=[{"type": "web_search"}]))
     assert sizes.largest_input(long) == long.text_bytes > 9_000

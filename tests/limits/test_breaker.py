@@ -2,14 +2,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchrun.errors import ErrorKind
-from batchrun.limits.pauses import (
-    FAILURES,
-    LEAST_S,
-    NEVER_ANSWERED_S,
-    PATIENCE_S,
-    SHARE,
-    Breaker,
-)
+from batchrun.limits import tuning
+from batchrun.limits.pauses import Breaker
 from batchrun.limits.verdicts import Go, Stop, Wait
 from batchrun.records import Finish, Need, Scope, Slot
 
@@ -51,7 +45,7 @@ class Line:
 def test_single_failures_between_answers_pause_nothing() -> None:
     line = Line()
     for _ in range(100):
-        line.fails(FAILURES - 1, 5.0)
+        line.fails(tuning.OUTAGE_FAILURES - 1, 5.0)
         line.ends(ANSWER)
         assert line.may_go()
     assert not line.recovered_s
@@ -59,7 +53,7 @@ def test_single_failures_between_answers_pause_nothing() -> None:
 
 def test_a_burst_of_failures_within_a_moment_pauses_nothing() -> None:
     line = Line()
-    line.fails(200, LEAST_S / 2)
+    line.fails(200, tuning.OUTAGE_LEAST_S / 2)
     assert line.may_go()
 
 
@@ -74,7 +68,7 @@ def test_failures_of_the_row_are_none_of_the_endpoint() -> None:
 
 def test_an_outage_lets_one_probe_at_a_time_through_until_an_answer_comes() -> None:
     line = Line()
-    line.fails(FAILURES, 1.0)
+    line.fails(tuning.OUTAGE_FAILURES, 1.0)
     line.ends(DOWN)
     assert line.breaker.is_open
     assert not line.may_go()
@@ -96,7 +90,7 @@ def test_an_outage_lets_one_probe_at_a_time_through_until_an_answer_comes() -> N
 
 def test_what_was_in_flight_before_the_outage_is_no_probe() -> None:
     line = Line()
-    line.fails(FAILURES + 1, 1.0)
+    line.fails(tuning.OUTAGE_FAILURES + 1, 1.0)
     line.now_s += 1
     line.breaker.started(NEED, line.now_s)
     line.now_s += 0.1
@@ -106,31 +100,31 @@ def test_what_was_in_flight_before_the_outage_is_no_probe() -> None:
 
 def test_a_probe_that_says_nothing_does_not_block_for_ever() -> None:
     line = Line()
-    line.fails(FAILURES + 1, 1.0)
+    line.fails(tuning.OUTAGE_FAILURES + 1, 1.0)
     line.now_s += 1
     line.breaker.started(NEED, line.now_s)
     assert not line.may_go()
-    line.now_s += PATIENCE_S
+    line.now_s += tuning.PROBE_PATIENCE_S
     assert line.may_go()
 
 
 @given(st.floats(0, 1500), st.floats(0.001, 5))
 def test_probes_come_at_most_a_twentieth_of_the_age_apart(age_s: float, probe_s: float) -> None:
     line = Line()
-    line.fails(FAILURES + 1, 1.0)
+    line.fails(tuning.OUTAGE_FAILURES + 1, 1.0)
     began_s = 1000.0
     line.now_s += age_s
     line.probe(DOWN, probe_s)
     verdict = line.breaker.verdict(NEED, line.now_s)
     assert isinstance(verdict, Wait)
     gap_s = verdict.until_s - line.now_s
-    assert gap_s <= max(LEAST_S, SHARE * (line.now_s - began_s)) + 1e-6
-    assert gap_s >= LEAST_S - 1e-6
+    assert gap_s <= max(tuning.OUTAGE_LEAST_S, tuning.OUTAGE_SHARE * (line.now_s - began_s)) + 1e-6
+    assert gap_s >= tuning.OUTAGE_LEAST_S - 1e-6
 
 
 def test_an_outage_that_lasts_too_long_ends_the_run_with_words() -> None:
     line = Line(give_up_after_s=100.0)
-    line.fails(FAILURES + 1, 1.0)
+    line.fails(tuning.OUTAGE_FAILURES + 1, 1.0)
     while line.now_s < 1100.0:
         verdict = line.breaker.verdict(NEED, line.now_s)
         if isinstance(verdict, Wait):
@@ -147,9 +141,9 @@ def test_an_outage_that_lasts_too_long_ends_the_run_with_words() -> None:
 
 def test_an_endpoint_that_never_answered_is_given_up_sooner() -> None:
     line = Line(answered=False)
-    line.fails(FAILURES + 1, 1.0)
+    line.fails(tuning.OUTAGE_FAILURES + 1, 1.0)
     assert not line.may_go()
-    line.now_s = 1000.0 + NEVER_ANSWERED_S
+    line.now_s = 1000.0 + tuning.NEVER_ANSWERED_S
     verdict = line.breaker.verdict(NEED, line.now_s)
     assert isinstance(verdict, Stop)
     assert "--base-url" in verdict.reason
@@ -157,7 +151,7 @@ def test_an_endpoint_that_never_answered_is_given_up_sooner() -> None:
 
 def test_an_endpoint_that_hangs_from_the_start_is_the_rows_own_business() -> None:
     line = Line(answered=False)
-    for _ in range(5 * FAILURES):
+    for _ in range(5 * tuning.OUTAGE_FAILURES):
         line.ends(Finish(ErrorKind.TIMEOUT, answered=False))
         line.now_s += 1
     assert line.may_go()
@@ -186,7 +180,7 @@ def test_failures_of_an_outage_are_excused_and_others_are_not() -> None:
     line.ends(ANSWER)
     single_s, line.now_s = line.now_s, line.now_s + 10
     first_s = line.now_s
-    line.fails(FAILURES + 1, 1.0)
+    line.fails(tuning.OUTAGE_FAILURES + 1, 1.0)
     assert line.breaker.excuses(first_s)
     assert line.breaker.excuses(line.now_s)
     assert not line.breaker.excuses(single_s)

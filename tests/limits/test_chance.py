@@ -1,9 +1,9 @@
 import random
 
-from batchrun.limits.rate_estimate import Chance
+from batchrun.limits.rate_estimate import RandomRefusals
 
 
-def _refuse_by_chance(chance: Chance, share: float, attempts: int) -> list[bool]:
+def _refuse_by_chance(chance: RandomRefusals, share: float, attempts: int) -> list[bool]:
     """What is said of each refusal, where a share is refused however little is sent."""
     draw = random.Random(3)
     return [
@@ -14,13 +14,13 @@ def _refuse_by_chance(chance: Chance, share: float, attempts: int) -> list[bool]
 
 
 def test_one_refusal_among_many_answers_is_chance() -> None:
-    chance = Chance()
+    chance = RandomRefusals()
     heard = [chance.is_limit(sent, 9.0, sent / 100, in_vain=False) for sent in range(0, 10_000, 80)]
     assert not any(heard)
 
 
 def test_two_close_together_are_believed_and_three_are_remembered() -> None:
-    chance = Chance()
+    chance = RandomRefusals()
     assert not chance.is_limit(100, 9.0, 1.0, in_vain=False)
     assert chance.is_limit(110, 9.0, 1.1, in_vain=False)
     assert not chance.is_limit(1000, 9.0, 10.0, in_vain=False)
@@ -31,13 +31,13 @@ def test_two_close_together_are_believed_and_three_are_remembered() -> None:
 
 
 def test_a_limit_of_one_attempt_at_a_time_is_seen_at_once() -> None:
-    chance = Chance()
+    chance = RandomRefusals()
     heard = [chance.is_limit(sent, 9.0, 0.1 * sent, in_vain=False) for sent in range(1, 5)]
     assert heard == [False, True, True, True]
 
 
 def test_a_share_that_is_refused_however_little_is_sent_is_chance_after_a_few() -> None:
-    chance = Chance()
+    chance = RandomRefusals()
     believed = _refuse_by_chance(chance, 0.1, 3_000)
     assert chance.is_usual
     assert sum(believed) < 15
@@ -45,7 +45,7 @@ def test_a_share_that_is_refused_however_little_is_sent_is_chance_after_a_few() 
 
 
 def test_more_than_the_usual_share_is_a_limit_again() -> None:
-    chance = Chance()
+    chance = RandomRefusals()
     _refuse_by_chance(chance, 0.05, 2_000)
     assert chance.is_usual
     heard = [
@@ -56,7 +56,7 @@ def test_more_than_the_usual_share_is_a_limit_again() -> None:
 
 
 def test_a_usual_share_is_forgotten_when_nothing_is_refused_any_more() -> None:
-    chance = Chance()
+    chance = RandomRefusals()
     _refuse_by_chance(chance, 0.1, 200)
     assert chance.is_usual
     assert not chance.is_limit(50_000, 9.0, 500.0, in_vain=False)
@@ -64,14 +64,14 @@ def test_a_usual_share_is_forgotten_when_nothing_is_refused_any_more() -> None:
 
 
 def test_a_limit_that_is_not_lowered_much_is_never_taken_for_chance() -> None:
-    chance = Chance()
+    chance = RandomRefusals()
     believed = [chance.is_limit(sent, 9.0, sent / 5, in_vain=True) for sent in range(0, 600, 3)]
     assert all(believed[2:])
     assert not chance.is_usual
 
 
 def test_few_refusals_that_come_at_ever_less_are_chance_after_three_falls() -> None:
-    chance = Chance()
+    chance = RandomRefusals()
     for sent, level in ((95, 10.0), (100, 10.0), (105, 9.0), (140, 7.0), (170, 5.0)):
         chance.is_limit(sent, level, sent / 50, in_vain=True)
         assert not chance.is_usual
@@ -80,7 +80,7 @@ def test_few_refusals_that_come_at_ever_less_are_chance_after_three_falls() -> N
 
 
 def test_refusals_at_even_distances_are_a_limit_after_all_and_not_chance_again_soon() -> None:
-    chance = Chance()
+    chance = RandomRefusals()
     _refuse_by_chance(chance, 0.1, 400)
     assert chance.is_usual
     heard = [

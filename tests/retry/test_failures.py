@@ -36,7 +36,7 @@ def _outcome(kind: ErrorKind | None, status: str = "failed") -> Outcome:
 
 
 def _told(rule: FirstRows, *kinds: ErrorKind | None) -> list[str | None]:
-    return [rule.told(_outcome(kind)) for kind in kinds]
+    return [rule.count(_outcome(kind)) for kind in kinds]
 
 
 def test_twenty_first_rows_that_fail_the_same_way_stop_the_run() -> None:
@@ -73,14 +73,14 @@ def test_one_answer_or_one_other_failure_among_the_first_lets_the_run_go_on() ->
 def test_rows_that_were_never_sent_do_not_count_among_the_first() -> None:
     rule = FirstRows(Totals())
     never_sent = _outcome(ErrorKind.INVALID_ROW, "invalid")
-    assert [rule.told(never_sent) for _ in range(30)] == [None] * 30
+    assert [rule.count(never_sent) for _ in range(30)] == [None] * 30
 
 
 def _stops_at(most: int | str | None, *kinds: ErrorKind | None) -> int | None:
     """Which of the rows, from 1, stops the run."""
     rule = TooManyFailures(LimitsJob(max_failures=most))
     for number, kind in enumerate(kinds, 1):
-        if rule.told(_outcome(kind)) is not None:
+        if rule.count(_outcome(kind)) is not None:
             return number
     return None
 
@@ -101,11 +101,11 @@ def test_a_share_is_taken_over_the_last_rows_and_never_over_fewer() -> None:
 
 def test_rows_that_were_never_sent_do_not_count_as_failed() -> None:
     rule = TooManyFailures(LimitsJob(max_failures=1))
-    assert rule.told(_outcome(ErrorKind.INVALID_ROW, "invalid")) is None
+    assert rule.count(_outcome(ErrorKind.INVALID_ROW, "invalid")) is None
 
 
 def test_the_reason_says_how_many_and_what_and_what_to_do() -> None:
-    said = TooManyFailures(LimitsJob(max_failures=1)).told(_outcome(BAD))
+    said = TooManyFailures(LimitsJob(max_failures=1)).count(_outcome(BAD))
     assert said is not None
     for word in ("1 rows failed", "limits.max_failures = 1", "bad_request", "--max-failures"):
         assert word in said
