@@ -107,7 +107,7 @@ class RunCounters:
         self._completed = 0  # rows, by this command
         self._sent_rows = earlier.rows - earlier.statuses.get("invalid", 0)
         self._latencies = Latencies()
-        self._first: _Mark = (began_s, 0, self._requests(0), self._tokens())
+        self._first = self._mark(began_s, earlier, 0)
         self._marks: deque[_Mark] = deque([self._first])
 
     def count(self, outcomes: Sequence[Outcome]) -> None:
@@ -149,9 +149,8 @@ class RunCounters:
         totals, activity = self.totals(), activity or Activity()
         kinds, cost_usd, remaining = totals.attempt_kinds, totals.cost_usd, self.remaining(rows)
         source_rows = rows if source_rows is None else source_rows
-        rows_per_s, requests_per_s, tokens_per_s = self._rates(
-            now_s, activity.retries, is_over=exit_code is not None
-        )
+        now = self._mark(now_s, totals, activity.retries)
+        rows_per_s, requests_per_s, tokens_per_s = self._rates(now, is_over=exit_code is not None)
         most_in_flight = lowest_limit(activity, "in flight")
         more_usd = cost_of_remaining(totals, remaining)
         return Summary(
@@ -190,10 +189,14 @@ class RunCounters:
             **facts,
         )
 
-    def _rates(self, now_s: float, retries: int, *, is_over: bool) -> tuple[float, float, float]:
+    def _mark(self, at_s: float, totals: Totals, retries: int) -> _Mark:
+        """`retries`: of rows that are not complete."""
+        tokens = totals.input_tokens + totals.output_tokens
+        return at_s, self._completed, totals.attempts + retries, tokens
+
+    def _rates(self, now: _Mark, *, is_over: bool) -> tuple[float, float, float]:
         """Rows, requests and tokens a second, over the last half minute or the whole command."""
-        marks = self._marks
-        now = (now_s, self._completed, self._requests(retries), self._tokens())
+        marks, now_s = self._marks, now[0]
         if len(marks) == 1 and now[1:] == marks[0][1:]:
             marks[0] = now  # reading the input, before the first outcome, is no part of the rate
         elif now_s - marks[-1][0] >= _MARK_S:
@@ -208,13 +211,6 @@ class RunCounters:
             max(0, one - other) / passed_s for one, other in zip(now[1:], then[1:], strict=True)
         )
         return rows, requests, tokens
-
-    def _requests(self, retries: int) -> int:
-        """Those of complete rows, and the retries of others."""
-        return self._sums.sums["attempts"] + retries
-
-    def _tokens(self) -> int:
-        return self._sums.sums["input_tokens"] + self._sums.sums["output_tokens"]
 
 
 def cost_of_remaining(totals: Totals, rows: int) -> float | None:

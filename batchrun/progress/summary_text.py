@@ -154,11 +154,8 @@ def _cost(summary: Summary) -> str | None:
     elif summary.cost_usd is not None:
         parts.append(usd(summary.cost_usd))
     if summary.unfinished:
-        answers = plural(summary.unfinished, "answer")
-        plus = "plus " if parts else ""
-        parts.append(
-            f"{plus}{usd(summary.unfinished_usd)} for {answers} of rows without an outcome"
-        )
+        paid = f"{'plus ' if parts else ''}{usd(summary.unfinished_usd)}"
+        parts.append(f"{paid} for the answers of {plural(summary.unfinished, 'unfinished row')}")
     if parts and summary.simulated:
         parts.append("simulated, so nothing is paid")
     return "; ".join(parts) or None

@@ -165,7 +165,7 @@ def test_a_second_ctrl_c_during_a_re_ask_keeps_the_answer_and_its_cost(
     assert shown.returncode == 0, shown.stderr
     assert "unfinished: this answer is asked for again" in shown.stdout
     assert run.returncode == 130, said
-    assert "for an answer of a row without an outcome" in said
+    assert "for the answers of 1 unfinished row" in said
     row = json.loads(batchrun("show", "run", "one", "--json").stdout)
     assert (row["unfinished"], row["truncated"], len(row["attempts"])) == (True, True, 1)
     assert row["cost_usd"] > 0
