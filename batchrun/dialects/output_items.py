@@ -234,7 +234,7 @@ def _odd_parts(value: object) -> list[Part]:
 
 # Types of output items that may be billed by the piece.
 SEARCHING = ("web_search_call", "file_search_call")
-_LOOKING = ("open_page", "find_in_page", "find")  # a page is read, nothing is searched
+PAGE_ACTIONS = ("open_page", "find_in_page", "find")  # a page is read, nothing is searched
 
 
 class _Action(Struct):
@@ -287,7 +287,7 @@ def _has_searched(item: str) -> bool:
         action = _decode_search_item(item).action
     except (msgspec.MsgspecError, UnicodeError, RecursionError):  # cut, or of an unknown shape
         return True
-    return action is None or action.type not in _LOOKING
+    return action is None or action.type not in PAGE_ACTIONS
 
 
 def _said(usage_json: str) -> int | None:

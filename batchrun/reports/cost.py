@@ -1,32 +1,41 @@
 """What runs cost, and what the same tokens would cost elsewhere, from the usage columns alone.
 
-Each attempt whose tokens are known is priced as it is while a run goes on (`batchrun.pricing`), at
-the time it was sent, with the prices that are given today. What has no price is null and counted.
+Each attempt whose tokens are known is priced as it is during the run (`batchrun.pricing`), at the
+time it was sent, with the prices that are given today. What has no price is null and counted.
 """
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import groupby
 from pathlib import Path
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from batchrun.errors import JobError
-from batchrun.formats.amounts import usd
+from batchrun.formats.amounts import plural, usd
 from batchrun.job.price_sections import PriceBook, with_user_prices
 from batchrun.job.sections import PriceJob
 from batchrun.pricing.price import Price, sum_costs
-from batchrun.pricing.prices import TIERS, Prices, daily_changes, steps, tier_of
+from batchrun.pricing.prices import TIERS, Prices, tier_of
 from batchrun.records import RunRecord, Searches, Usage
-from batchrun.reports.usage_sums import Edges, UsageSum, sum_usage
+from batchrun.reports.cost_queries import UsageSum, read_usage
 from batchrun.store.files import is_locked
 from batchrun.store.reading import read_answered_usd, read_record, read_unknown_usd
 
 STANDARD = "standard"
+CAVEAT = (
+    "what if: the same counts of tokens at today's prices. Another model counts the same text in "
+    "other tokens and answers at another length"
+)
+_DIGITS = 12  # sums in another order differ in the last ones
+_COUNTS = (
+    *("rows", "attempts", "input_tokens", "cached_tokens", "cache_write_tokens", "output_tokens"),
+    *("reasoning_tokens", "web_searches", "file_searches", "unknown"),
+)
 
 
-class Line(Struct, frozen=True):
+class CostLine(Struct, frozen=True):
     """Rows or attempts that are alike, and what they cost."""
 
     name: str | None  # null: the column is null
@@ -41,168 +50,10 @@ class Line(Struct, frozen=True):
     file_searches: int
     cost_usd: float | None  # of the attempts that have a price; null where none has
     unpriced: int  # attempts whose tokens are known, of models without a price
-    unknown: int  # attempts that may be billed, whose tokens nobody told
+    unknown: int  # attempts that may be billed and reported no usage
     what_if_usd: tuple[float | None, ...]  # of the attempts whose tokens are known
     what_if_partly: tuple[bool, ...]  # whether there are others, or some that have no price
     priced_as: tuple[str, ...] = ()  # the names of the prices behind `cost_usd`
-
-
-class Scenario(Struct, frozen=True):
-    name: str
-    model: str | None  # null: the model of each attempt
-    tier: str | None  # null: the tier of each attempt
-    tier_asked: bool
-
-
-def tier_name(each: UsageSum) -> str:
-    """The tier that an answer names, or `standard`."""
-    if each.via == "batch":
-        return each.via
-    named = each.service_tier
-    return STANDARD if named in (None, "default", "auto") else str(named)
-
-
-class Priced:
-    """Sums of usage to lines with dollars; remembers what could not be priced as asked."""
-
-    def __init__(self, prices: Prices, scenarios: Sequence[Scenario], now_at: int) -> None:
-        """Raises `JobError` where a model to compare with has no price."""
-        self._prices, self._scenarios, self._now_at = prices, scenarios, now_at
-        self.tierless: dict[tuple[str, str], None] = {}  # the price, the tier that it is not of
-        self.searchless: dict[str, None] = {}  # prices that have none for the searches made
-        for model in dict.fromkeys(one.model for one in scenarios if one.model is not None):
-            if prices.find(model, None, now_at) is None:
-                raise JobError(
-                    f'no price is known for {model}; give [pricing."{model}"] or an alias in '
-                    "~/.config/batchrun/prices.toml"
-                )
-
-    def line(self, each: UsageSum) -> Line:
-        tier = tier_of(each.service_tier, each.via)
-        price = None
-        if each.counted:
-            price = self._prices.find(each.model_requested, each.model, each.at, tier)
-        if price is not None:
-            self._note(price, tier_name(each), each)
-        cost = _cost(price, each)
-        if cost is None and not each.counted and not each.unknown:
-            cost = 0.0  # rows, and refusals
-        what_if = tuple(self._what_if(each, tier, one) for one in self._scenarios)
-        return Line(
-            name=None,
-            rows=each.rows,
-            attempts=each.attempts,
-            input_tokens=each.input_tokens,
-            cached_tokens=each.cached_tokens,
-            cache_write_tokens=each.cache_write_tokens,
-            output_tokens=each.output_tokens,
-            reasoning_tokens=each.reasoning_tokens,
-            web_searches=each.web,
-            file_searches=each.file,
-            cost_usd=cost,
-            unpriced=each.counted if price is None else 0,
-            unknown=each.unknown,
-            what_if_usd=what_if,
-            what_if_partly=tuple(
-                bool(each.unknown or (each.counted and usd is None)) for usd in what_if
-            ),
-            priced_as=(price.priced_as,) if price is not None else (),
-        )
-
-    def _what_if(self, each: UsageSum, tier: str | None, what: Scenario) -> float | None:
-        if not each.counted:
-            return None if each.unknown else 0.0  # rows, and refusals
-        tier = what.tier if what.tier_asked else tier
-        asked, answered = (each.model_requested, each.model)
-        if what.model is not None:
-            asked, answered = what.model, None
-        price = self._prices.find(asked, answered, self._now_at, tier)
-        if price is not None:
-            self._note(price, tier or STANDARD, each)
-        return _cost(price, each)
-
-    def _note(self, price: Price, tier: str, each: UsageSum) -> None:
-        if tier not in (STANDARD, price.tier):
-            self.tierless[price.priced_as, tier] = None
-        if (each.web and not price.web_search) or (each.file and not price.file_search):
-            self.searchless[price.priced_as] = None
-
-
-def _cost(price: Price | None, each: UsageSum) -> float | None:
-    if price is None or not each.counted:
-        return None
-    usage = Usage(
-        input_tokens=each.input_tokens,
-        cached_tokens=each.cached_tokens,
-        cache_write_tokens=each.cache_write_tokens,
-        output_tokens=each.output_tokens,
-    )
-    return price.cost_of_many(usage, each.above, Searches(each.web, each.file), each.counted)
-
-
-def lines_by(
-    pairs: Iterable[tuple[UsageSum, Line]], name: Callable[[UsageSum], str | None]
-) -> tuple[Line, ...]:
-    """One line for each name, the dearest first."""
-    named = sorted(((name(each), line) for each, line in pairs), key=_by_name)
-    lines = [
-        added(called, [line for _, line in group], len(group[0][1].what_if_usd))
-        for called, group in ((key, list(found)) for key, found in groupby(named, _first))
-    ]
-    lines.sort(key=lambda line: (-(line.cost_usd or 0.0), -line.attempts, line.name or ""))
-    return tuple(lines)
-
-
-def _first(named: tuple[str | None, Line]) -> str | None:
-    return named[0]
-
-
-def _by_name(named: tuple[str | None, Line]) -> tuple[bool, str]:
-    return (named[0] is None, named[0] or "")
-
-
-def added(name: str | None, lines: Sequence[Line], scenarios: int) -> Line:
-    def total(field: str) -> int:
-        return sum(getattr(line, field) for line in lines)
-
-    sums = {field: total(field) for field in _COUNTS}
-    prices = dict.fromkeys(priced_as for line in lines for priced_as in line.priced_as)
-    return Line(
-        name=name,
-        cost_usd=_dollars([line.cost_usd for line in lines]),
-        what_if_usd=tuple(
-            _dollars([line.what_if_usd[at] for line in lines]) for at in range(scenarios)
-        ),
-        what_if_partly=tuple(
-            any(line.what_if_partly[at] for line in lines) for at in range(scenarios)
-        ),
-        priced_as=tuple(sorted(prices)),
-        **sums,
-    )
-
-
-_DIGITS = 12  # sums in another order differ in the last ones
-_COUNTS = (
-    *("rows", "attempts", "input_tokens", "cached_tokens", "cache_write_tokens", "output_tokens"),
-    *("reasoning_tokens", "web_searches", "file_searches", "unpriced", "unknown"),
-)
-
-
-def _dollars(costs: Sequence[float | None]) -> float | None:
-    """As far as it is known; null where only what cost nothing is."""
-    total = sum_costs(costs) if costs else 0.0
-    return total if total is None else round(total, _DIGITS)
-
-
-def sum_known(costs: Sequence[float | None]) -> float | None:
-    known = [cost for cost in costs if cost is not None]
-    return round(sum(known), _DIGITS) if known else None
-
-
-CAVEAT = (
-    "what if: the same counts of tokens at today's prices. Another model counts the same text in "
-    "other tokens and answers at another length"
-)
 
 
 class RunCost(Struct, frozen=True):
@@ -211,11 +62,11 @@ class RunCost(Struct, frozen=True):
     run: str
     state: str  # as `run.json` says; running, killed
     simulated: bool  # nothing was paid
-    total: Line
-    by: dict[str, tuple[Line, ...]]  # model, tier, status, attempt, the column asked for
-    recorded_usd: float | None  # what was reckoned while it ran, at the prices given then
+    total: CostLine
+    by: dict[str, tuple[CostLine, ...]]  # model, tier, status, attempt, the column asked for
+    recorded_usd: float | None  # as calculated during the run, at the prices given then
     reported_usd: float | None  # what the gateway said
-    unknown_usd: float = 0.0  # at most so much more, for tries that never told what they cost
+    unknown_usd: float = 0.0  # at most so much more, for attempts that reported no usage
     notes: tuple[str, ...] = ()
 
 
@@ -227,6 +78,23 @@ class Costs(Struct, frozen=True):
     caveat: str | None = None
 
 
+class Scenario(Struct, frozen=True):
+    """What the same tokens are priced at, too."""
+
+    name: str
+    model: str | None  # null: the model of each attempt
+    tier: str | None  # null: the tier of each attempt
+
+
+class PricedUsage(Struct, frozen=True):
+    """A sum of usage at its own price, and then at that of each scenario."""
+
+    usage: UsageSum
+    prices: tuple[Price | None, ...]  # null: none is known
+    tiers: tuple[str, ...]  # that each price was asked for
+    costs_usd: tuple[float | None, ...]
+
+
 def read_costs(
     paths: Sequence[Path],
     *,
@@ -234,109 +102,63 @@ def read_costs(
     tier: str | None = None,
     by: str | None = None,
 ) -> Costs:
-    """What each of these runs cost, also while it goes on.
+    """What each of these runs cost, also during the run.
 
     `models` and `tier` (one of `TIERS`, or `standard`) are what to compare with; `by` is a column
     of `responses`. Raises `JobError`, `StoreError`.
     """
     if tier not in (None, STANDARD, *TIERS):
         raise JobError(f"there is no tier {tier}; known are {', '.join((STANDARD, *TIERS))}")
-    scenarios = _scenarios(models, tier)
-    edges = Edges(steps(), daily_changes())
-    runs = tuple(_read_run(path, scenarios, edges, by) for path in paths)
+    at = "" if tier is None else f" at {tier}"
+    scenarios = [] if tier is None else [Scenario(at.strip(), None, tier)]
+    scenarios += [Scenario(model + at, model, tier) for model in dict.fromkeys(models)]
+    runs = tuple(_read_run(path, scenarios, by) for path in paths)
     names = tuple(scenario.name for scenario in scenarios)
     return Costs(runs, names, CAVEAT if scenarios else None)
 
 
-def _scenarios(models: Sequence[str], tier: str | None) -> tuple[Scenario, ...]:
-    meant = None if tier == STANDARD else tier
-    own = [] if tier is None else [Scenario(f"at {tier}", None, meant, tier_asked=True)]
-    at = "" if tier is None else f" at {tier}"
-    named = dict.fromkeys(models)
-    return (*own, *(Scenario(model + at, model, meant, tier is not None) for model in named))
-
-
-def _read_run(path: Path, scenarios: Sequence[Scenario], edges: Edges, by: str | None) -> RunCost:
+def _read_run(path: Path, scenarios: Sequence[Scenario], by: str | None) -> RunCost:
     record = read_record(path)
-    given = _given(path, record)
-    sums = sum_usage(path, record, edges, by)
-    priced = Priced(Prices(given.pricing, given.aliases), scenarios, time.time_ns() // 1000)
-    pairs = [(each, priced.line(each)) for each in sums]
+    given = _given_prices(path, record)
+    prices, now_at = Prices(given.pricing, given.aliases), time.time_ns() // 1000
+    for model in dict.fromkeys(one.model for one in scenarios if one.model is not None):
+        if prices.find(model, None, now_at) is None:
+            raise JobError(
+                f'no price is known for {model}; give [pricing."{model}"] or an alias in '
+                "~/.config/batchrun/prices.toml"
+            )
+    sums = read_usage(path, by)
+    priced = [_priced(usage, scenarios, prices, now_at) for usage in sums]
     names: dict[str, Callable[[UsageSum], str | None]] = {
-        "model": lambda each: each.model or each.model_requested,
+        "model": lambda usage: usage.model or usage.model_requested,
         "tier": tier_name,
-        "status": lambda each: each.status,
-        "attempt": lambda each: each.kind,
+        "status": lambda usage: usage.status,
+        "attempt": lambda usage: usage.kind,
     }
     if by is not None:
-        names[f"{by} (column)" if by in names else by] = lambda each: each.value
+        names[f"{by} (column)" if by in names else by] = lambda usage: usage.value
     tables = {
-        title: lines_by((p for p in pairs if title != "attempt" or p[0].attempts), name)
+        title: _lines((one for one in priced if title != "attempt" or one.usage.attempts), name)
         for title, name in names.items()
     }
     state = record.state
     if state == "running" and not is_locked(path):
         state = "killed"
-    unknown_usd = read_unknown_usd(path, record)
-    return RunCost(
+    run = RunCost(
         run=str(path),
         state=state,
         simulated=record.simulated,
-        total=added(None, [line for _, line in pairs], len(scenarios)),
+        total=_line(None, priced, 1 + len(scenarios)),
         by=tables,
-        recorded_usd=sum_known([each.recorded_usd for each in sums]),
-        reported_usd=sum_known([each.reported_usd for each in sums]),
-        unknown_usd=unknown_usd,
-        notes=(
-            *_notes(record, state, priced, tables["model"], unknown_usd),
-            *_of_unfinished(read_answered_usd(path)),
-        ),
+        recorded_usd=_sum_known(usage.recorded_usd for usage in sums),
+        reported_usd=_sum_known(usage.reported_usd for usage in sums),
+        unknown_usd=read_unknown_usd(path, record),
     )
+    notes = (*_notes(run, record, priced), *_on_unfinished(read_answered_usd(path)))
+    return replace(run, notes=notes)
 
 
-def _notes(
-    record: RunRecord, state: str, priced: Priced, models: Sequence[Line], unknown_usd: float
-) -> Iterator[str]:
-    """What the dollars leave out or take in."""
-    if state in ("running", "killed"):
-        goes_on = "it goes on" if state == "running" else "its last command was killed"
-        yield f"{goes_on}: this is what is settled so far"
-    for line in models:
-        if line.unpriced:
-            yield (
-                f"no price for {line.name}: what {_count(line.unpriced, 'try', 'tries')} cost is "
-                f'not in the sum; give [pricing."{line.name}"], or an alias, in '
-                "~/.config/batchrun/prices.toml"
-            )
-    unknown = sum(line.unknown for line in models)
-    if unknown:
-        tries = _count(unknown, "try", "tries")
-        yield f"{tries} ended without a count of tokens: what they cost is not known"
-    if unknown_usd:
-        yield f"up to {usd(unknown_usd)} more for tries that never told what they cost"
-    for priced_as in priced.searchless:
-        yield f"there is no price for the searches that {priced_as} made: they are not in the sum"
-    for priced_as, tier in priced.tierless:
-        yield f"there is no {tier} price for {priced_as}: its standard one is taken"
-    if record.gone.rows:
-        rows = _count(record.gone.rows, "row", "rows")
-        yield f"{rows} that left the input count too: they were paid"
-
-
-def _of_unfinished(spent_usd: Sequence[float]) -> Iterator[str]:
-    if spent_usd:
-        answers = _count(len(spent_usd), "answer", "answers")
-        yield (
-            f"{usd(sum(spent_usd))} more, in no sum here, for {answers} of rows without an "
-            "outcome: they are asked for again"
-        )
-
-
-def _count(number: int, one: str, many: str) -> str:
-    return f"1 {one}" if number == 1 else f"{number:,} {many}"
-
-
-def _given(path: Path, record: RunRecord) -> PriceBook:
+def _given_prices(path: Path, record: RunRecord) -> PriceBook:
     """The prices that the run was asked for with, and the user's of today."""
     try:
         pricing = msgspec.convert(record.job.get("pricing", {}), dict[str, PriceJob])
@@ -344,3 +166,131 @@ def _given(path: Path, record: RunRecord) -> PriceBook:
     except msgspec.ValidationError as error:
         raise JobError(f"{path}/run.json: its prices cannot be read ({error})") from error
     return with_user_prices(pricing, aliases)
+
+
+def tier_name(usage: UsageSum) -> str:
+    """The tier that an answer names, or `standard`."""
+    if usage.via == "batch":
+        return usage.via
+    named = usage.service_tier
+    return STANDARD if named in (None, "default", "auto") else str(named)
+
+
+def _priced(
+    usage: UsageSum, scenarios: Sequence[Scenario], prices: Prices, now_at: int
+) -> PricedUsage:
+    count = 1 + len(scenarios)
+    if not usage.counted:  # rows, and attempts that were refused, cost nothing
+        cost_usd = None if usage.unknown else 0.0
+        return PricedUsage(usage, (None,) * count, (STANDARD,) * count, (cost_usd,) * count)
+    own_tier = tier_of(usage.service_tier, usage.via)
+    found = [prices.find(usage.model_requested, usage.model, usage.at, own_tier)]
+    tiers = [tier_name(usage)]
+    for one in scenarios:
+        tier = own_tier if one.tier is None else None if one.tier == STANDARD else one.tier
+        models = (usage.model_requested, usage.model) if one.model is None else (one.model, None)
+        found.append(prices.find(*models, now_at, tier))
+        tiers.append(tier or STANDARD)
+    tokens = Usage(
+        input_tokens=usage.input_tokens,
+        cached_tokens=usage.cached_tokens,
+        cache_write_tokens=usage.cache_write_tokens,
+        output_tokens=usage.output_tokens,
+    )
+    searches = Searches(usage.web_searches, usage.file_searches)
+    costs_usd = tuple(
+        None if price is None else price.cost_of_many(tokens, usage.above, searches, usage.counted)
+        for price in found
+    )
+    return PricedUsage(usage, tuple(found), tuple(tiers), costs_usd)
+
+
+def _lines(
+    priced: Iterable[PricedUsage], name: Callable[[UsageSum], str | None]
+) -> tuple[CostLine, ...]:
+    """One line for each name, the most expensive first."""
+    groups: dict[str | None, list[PricedUsage]] = {}
+    for one in priced:
+        groups.setdefault(name(one.usage), []).append(one)
+    lines = [_line(called, group, len(group[0].prices)) for called, group in groups.items()]
+    lines.sort(key=lambda line: (-(line.cost_usd or 0.0), -line.attempts, line.name or ""))
+    return tuple(lines)
+
+
+def _line(name: str | None, priced: Sequence[PricedUsage], prices: int) -> CostLine:
+    """`prices`: how many each has."""
+    counts = {field: sum(getattr(one.usage, field) for one in priced) for field in _COUNTS}
+    unpriced = [
+        sum(one.usage.counted for one in priced if one.prices[at] is None) for at in range(prices)
+    ]
+    cost_usd, *what_if_usd = (
+        _sum_costs([one.costs_usd[at] for one in priced]) for at in range(prices)
+    )
+    own_prices = {price.priced_as for one in priced if (price := one.prices[0]) is not None}
+    return CostLine(
+        name=name,
+        cost_usd=cost_usd,
+        unpriced=unpriced[0],
+        what_if_usd=tuple(what_if_usd),
+        what_if_partly=tuple(bool(counts["unknown"] or count) for count in unpriced[1:]),
+        priced_as=tuple(sorted(own_prices)),
+        **counts,
+    )
+
+
+def _sum_costs(costs: Sequence[float | None]) -> float | None:
+    """As far as they are known; None where only what cost nothing is."""
+    total = sum_costs(costs) if costs else 0.0
+    return None if total is None else round(total, _DIGITS)
+
+
+def _sum_known(costs: Iterable[float | None]) -> float | None:
+    known = [cost for cost in costs if cost is not None]
+    return round(sum(known), _DIGITS) if known else None
+
+
+def _notes(run: RunCost, record: RunRecord, priced: Sequence[PricedUsage]) -> Iterator[str]:
+    """What the dollars leave out or include."""
+    if run.state in ("running", "killed"):
+        why = "it is still running" if run.state == "running" else "its last command was killed"
+        yield f"{why}, so these are the rows that are complete so far"
+    for line in run.by["model"]:
+        if line.unpriced:
+            yield (
+                f"no price for {line.name}, so {plural(line.unpriced, 'attempt')} are not in the "
+                f'sum; give [pricing."{line.name}"], or an alias, in '
+                "~/.config/batchrun/prices.toml"
+            )
+    if run.total.unknown:
+        attempts = plural(run.total.unknown, "attempt")
+        yield f"{attempts} reported no usage, so what they cost is not known"
+    if run.unknown_usd:
+        yield f"at most {usd(run.unknown_usd)} more for attempts that reported no usage"
+    used = [
+        (price, tier, one.usage)
+        for one in priced
+        for price, tier in zip(one.prices, one.tiers, strict=True)
+        if price is not None
+    ]
+    for name in dict.fromkeys(
+        price.priced_as
+        for price, _, usage in used
+        if (usage.web_searches and not price.web_search)
+        or (usage.file_searches and not price.file_search)
+    ):
+        yield f"there is no price for the searches that {name} made, so they are not in the sum"
+    for name, tier in dict.fromkeys(
+        (price.priced_as, tier) for price, tier, _ in used if tier not in (STANDARD, price.tier)
+    ):
+        yield f"there is no {tier} price for {name}, so its standard one is used"
+    if record.gone.rows:
+        rows = plural(record.gone.rows, "row")
+        yield f"the sum includes {rows} no longer in the input, since they were paid for"
+
+
+def _on_unfinished(paid_usd: Sequence[float]) -> Iterator[str]:
+    if paid_usd:
+        yield (
+            f"{usd(sum(paid_usd))} more, in no sum here, for the answers of "
+            f"{plural(len(paid_usd), 'unfinished row')}, which are asked for again"
+        )

@@ -7,7 +7,7 @@ from msgspec import Struct
 
 from batchrun.formats.amounts import short_count, usd
 from batchrun.formats.printable import one_line, printable
-from batchrun.reports.cost import Costs, Line, RunCost
+from batchrun.reports.cost import CostLine, Costs, RunCost
 
 _NO_PRICE = "unknown"
 _MOST_LINES = 20  # of a breakdown; all of them are in the JSON
@@ -126,7 +126,7 @@ def _same(one: float, other: float | None) -> bool:
     return other is not None and abs(one - other) <= 1e-6 * max(abs(one), abs(other), 1e-6)
 
 
-def _breakdown(title: str, breakdown: Sequence[Line], what_if: Sequence[str]) -> _Table:
+def _breakdown(title: str, breakdown: Sequence[CostLine], what_if: Sequence[str]) -> _Table:
     """With the dollars of `what_if` where it names any."""
     has_rows = title != "attempt"
     rows = [
@@ -218,15 +218,15 @@ def _short_names(paths: Sequence[str]) -> list[str]:
     return [f"run {number}" for number in range(1, len(paths) + 1)]
 
 
-def _name(line: Line) -> str:
+def _name(line: CostLine) -> str:
     return "(null)" if line.name is None else one_line(line.name)
 
 
-def _cost(line: Line) -> str:
+def _cost(line: CostLine) -> str:
     return _dollars(line.cost_usd, is_partly=_is_partly(line))
 
 
-def _cost_if(line: Line, at: int) -> str:
+def _cost_if(line: CostLine, at: int) -> str:
     return _dollars(line.what_if_usd[at], is_partly=line.what_if_partly[at])
 
 
@@ -245,7 +245,7 @@ def _dollars(cost: float | None, *, is_partly: bool) -> str:
     return _NO_PRICE if cost is None else usd(cost) + ("+?" if is_partly else "")
 
 
-def _is_partly(line: Line) -> bool:
+def _is_partly(line: CostLine) -> bool:
     return bool(line.unpriced or line.unknown)
 
 
@@ -258,7 +258,7 @@ def _simulated(run: RunCost) -> str:
     return "; simulated, so nothing was paid" if run.simulated else ""
 
 
-def _change(cost: float | None, total: Line) -> str:
+def _change(cost: float | None, total: CostLine) -> str:
     """Nothing where the two do not tell of the same tokens."""
     if cost is None or not total.cost_usd or total.unpriced:
         return ""

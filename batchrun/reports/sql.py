@@ -1,12 +1,13 @@
 """Questions to a run's tables in SQL: parts and journal, as they stood at one instant."""
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 from msgspec import Struct
 
 from batchrun.errors import StoreError
@@ -22,28 +23,28 @@ T = TypeVar("T")
 
 
 class TableFiles(Struct, frozen=True):
-    """One table: a row counts once, in a part or in what was the journal."""
+    """One table: each row is in one part, or in one file made of the journal."""
 
     parts: tuple[Path, ...]
-    journal: tuple[Path, ...]  # of this moment: none or one
-    replaced: Keys  # rows of the parts that stand in `journal` anew
+    journal: tuple[Path, ...]  # at least one, if an empty one, with all columns
+    replaced: Keys  # rows of the parts that `journal` holds anew
     schema: pa.Schema  # that all rows are read with
-    layout: Layout | None  # what they carry; null: nothing
+    layout: Layout | None  # what they carry; None: nothing
 
 
 class Files(Struct, frozen=True):
-    """Both tables, and a folder for whatever a reader must put aside."""
+    """Both tables, and a folder for temporary files."""
 
     record: RunRecord
     responses: TableFiles
     tool_calls: TableFiles
-    aside: Path  # deleted afterwards
+    temporary: Path  # deleted afterwards
 
 
 def read_files(path: Path, read: Callable[[Files], T]) -> T:
-    """What `read` makes of the run's files; it is called again where a seal replaced one meanwhile.
+    """What `read` returns for the run's files; it is called again where a seal replaced one.
 
-    The journal's rows are written to a file outside the run directory, which is not changed.
+    The journal's rows are written to files outside the run directory, which is not changed.
     Raises `JobError`, `StoreError` and what `read` raises.
     """
     record = read_record(path)
@@ -51,45 +52,42 @@ def read_files(path: Path, read: Callable[[Files], T]) -> T:
 
 
 def _read(now: Snapshot, record: RunRecord, read: Callable[[Files], T]) -> T:
+    layout, version = record.layout, record.schema_version
     with tempfile.TemporaryDirectory(prefix="batchrun-") as name:
-        aside = Path(name)
-        with storing(aside, "write the journal's rows"):
-            written = write_parts(
-                aside,
+        folder = Path(name)
+
+        def table(name: str, parts: tuple[Path, ...], schema: pa.Schema) -> TableFiles:
+            empty = folder / name / "empty.parquet"
+            pq.write_table(schema.empty_table(), empty)
+            journal = (*(path for path in written if path.parent.name == name), empty)
+            carried = layout if name == RESPONSES else None
+            return TableFiles(parts, journal, now.replaced, schema, carried)
+
+        with storing(folder, "write the journal's rows"):
+            renames = write_parts(
+                folder,
                 FileId(WRITER, 0),
                 now.outcomes(),
-                record.layout,
-                store_request=record.store_request,
-                version=record.schema_version,
-            )
-        journal = [aside / source for source, _ in written]
-        version = record.schema_version
-        responses, tool_calls = (
-            TableFiles(
-                parts,
-                tuple(file for file in journal if file.parent.name == table),
-                now.replaced,
-                schema,
                 layout,
+                store_request=record.store_request,
+                version=version,
             )
-            for table, parts, schema, layout in (
-                (RESPONSES, now.responses, response_schema(record.layout, version), record.layout),
-                (TOOL_CALLS, now.tool_calls, tool_call_schema(version), None),
-            )
-        )
-        return read(Files(record, responses, tool_calls, aside))
+            written = [folder / source for source, _ in renames]
+            responses = table(RESPONSES, now.responses, response_schema(layout, version))
+            tool_calls = table(TOOL_CALLS, now.tool_calls, tool_call_schema(version))
+        return read(Files(record, responses, tool_calls, folder))
 
 
 _GLOB = str.maketrans({"[": "[[]", "*": "[*]", "?": "[?]"})  # a folder may be called anything
 _SETTINGS = {
-    "memory_limit": "1GB",  # what goes beyond is put aside on disk
+    "memory_limit": "1GB",  # what goes beyond is written to disk
     "autoinstall_known_extensions": "false",  # nothing is ever fetched
     "autoload_known_extensions": "false",
 }
 
 
 def ask(path: Path, answer: Callable[[duckdb.DuckDBPyConnection, Files], T]) -> T:
-    """What `answer` makes of the views `responses` and `tool_calls`, which hold each row once.
+    """What `answer` returns for the views `responses` and `tool_calls`, which hold each row once.
 
     It may be called again, see `read_files`. Raises `JobError`, `StoreError`.
     """
@@ -97,7 +95,7 @@ def ask(path: Path, answer: Callable[[duckdb.DuckDBPyConnection, Files], T]) -> 
 
 
 def _asked(path: Path, files: Files, answer: Callable[[duckdb.DuckDBPyConnection, Files], T]) -> T:
-    settings = {**_SETTINGS, "temp_directory": str(files.aside)}
+    settings = {**_SETTINGS, "temp_directory": str(files.temporary)}
     with duckdb.connect(config=settings) as database:  # type: ignore[arg-type] # all are text
         try:
             database.register("replaced", files.responses.replaced.table())
@@ -113,32 +111,28 @@ def _asked(path: Path, files: Files, answer: Callable[[duckdb.DuckDBPyConnection
 
 
 def _add_view(database: duckdb.DuckDBPyConnection, name: str, files: TableFiles) -> None:
-    database.register(f"no_{name}", files.schema.empty_table())
-    pieces = [f"SELECT * FROM no_{name}"]  # noqa: S608 - all columns, also where parts lack some
-    for names, parts in _by_names(files):
-        renamed = ", ".join(f"{_quoted(old)} AS {_quoted(new)}" for old, new in names)
+    pieces = [f"SELECT * FROM {_scan(files.journal)}"]  # noqa: S608 - our own words, as below
+    for names, parts in _by_names(files).items():
+        renamed = ", ".join(f"{quoted(old)} AS {quoted(new)}" for old, new in names)
         every = f"* RENAME ({renamed})" if renamed else "*"
-        pieces.append(f"SELECT {every} FROM {_scan(parts)} part {_anti(files)}")  # noqa: S608 - our own words
-    if files.journal:
-        pieces.append(f"SELECT * FROM {_scan(files.journal)}")  # noqa: S608 - the same
+        pieces.append(f"SELECT {every} FROM {_scan(parts)} part {_anti(files)}")  # noqa: S608
     sql = " UNION ALL BY NAME ".join(pieces)
     database.execute(f"CREATE TEMP VIEW {name} AS {sql}")
 
 
-def _by_names(files: TableFiles) -> list[tuple[tuple[tuple[str, str], ...], tuple[Path, ...]]]:
-    """The parts, those apart whose carried columns are called otherwise than in the schema."""
+def _by_names(files: TableFiles) -> dict[tuple[tuple[str, str], ...], list[Path]]:
+    """The parts by those of their carried columns that the schema calls otherwise."""
     found: dict[tuple[tuple[str, str], ...], list[Path]] = {}
-    may_differ = files.layout is not None and bool(new_names(files.layout, 1))
     for path in files.parts:
         names: Mapping[str, str] = {}
-        if may_differ and files.layout is not None:
+        if files.layout is not None and new_names(files.layout, 1):
             with opened(path) as part:
                 names = new_names(files.layout, version_of(part.schema_arrow) or 1)
         found.setdefault(tuple(names.items()), []).append(path)
-    return [(names, tuple(paths)) for names, paths in found.items()]
+    return found
 
 
-def _quoted(name: str) -> str:
+def quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
@@ -148,7 +142,7 @@ def _anti(files: TableFiles) -> str:
     return f"ANTI JOIN replaced ON {' AND '.join(same)}" if files.replaced else ""
 
 
-def _scan(paths: tuple[Path, ...]) -> str:
+def _scan(paths: Sequence[Path]) -> str:
     names = (str(path).translate(_GLOB).replace("'", "''") for path in paths)
     return "read_parquet([" + ", ".join(f"'{name}'" for name in names) + "], union_by_name = true)"
 

@@ -14,7 +14,7 @@ from genai_prices.types import Usage as ListUsage
 from batchrun.dispatch.attempt_result import AttemptResult, attempt_result
 from batchrun.pricing.prices import Prices
 from batchrun.records import Attempt, Outcome, Reply, Request, Response
-from batchrun.reports.cost import Line, read_costs
+from batchrun.reports.cost import CostLine, read_costs
 from batchrun.store.run_dir import RunDir
 from tests.runs import run_record
 
@@ -159,8 +159,8 @@ async def test_an_answer_of_an_unknown_model_has_no_price_and_is_counted(tmp_pat
     (run,) = read_costs([tmp_path / "run"]).runs
     assert run.total.unpriced == 2
     assert _costs(run.by["model"])["house-model"] is None
-    assert any("no price for house-model" in note and "2 tries" in note for note in run.notes)
+    assert any("no price for house-model" in note and "2 attempts" in note for note in run.notes)
 
 
-def _costs(lines: tuple[Line, ...]) -> dict[str | None, float | None]:
+def _costs(lines: tuple[CostLine, ...]) -> dict[str | None, float | None]:
     return {line.name: line.cost_usd for line in lines}

@@ -23,8 +23,8 @@ from batchrun.records import (
     Totals,
     Usage,
 )
-from batchrun.reports import usage_sums
-from batchrun.reports.cost import Line, RunCost, read_costs
+from batchrun.reports import cost_queries
+from batchrun.reports.cost import CostLine, RunCost, read_costs
 from batchrun.reports.cost_tables import render_costs
 from batchrun.store.run_dir import RunDir
 from tests.runs import column, run_record
@@ -106,7 +106,7 @@ def read(path: Path, **asked: Any) -> RunCost:
     return run
 
 
-def costs(lines: tuple[Line, ...]) -> dict[str | None, float | None]:
+def costs(lines: tuple[CostLine, ...]) -> dict[str | None, float | None]:
     return {line.name: line.cost_usd for line in lines}
 
 
@@ -138,7 +138,7 @@ def test_each_attempt_is_paid_by_its_kind(tmp_path: Path) -> None:
     assert (run.total.rows, run.total.attempts, run.total.unknown) == (6, 7, 1)
     assert run.total.cost_usd == 31.0
     assert [line.rows for line in run.by["status"]] == [3, 1, 1, 1]
-    assert "1 try ended without a count of tokens" in run.notes[0]
+    assert "1 attempt reported no usage" in run.notes[0]
 
 
 def test_what_only_rows_say_is_that_of_the_answer_that_counted(tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_a_column_that_cannot_tell_lines_apart_is_refused(
         read(path, by="splt")
     with pytest.raises(JobError, match="attempts holds list"):
         read(path, by="attempts")
-    monkeypatch.setattr(usage_sums, "MOST_VALUES", 2)
+    monkeypatch.setattr(cost_queries, "MOST_VALUES", 2)
     with pytest.raises(JobError, match="custom_id has more than 2 different values"):
         read(path, by="custom_id")
 
@@ -224,7 +224,7 @@ def test_tiers_are_those_of_the_answers_and_a_batch_is_one(tmp_path: Path) -> No
         )
     )
     assert costs(run.by["tier"]) == {"standard": 20.0, "flex": 5.0, "batch": 5.0, "scale": 10.0}
-    assert run.notes == ("there is no scale price for o3: its standard one is taken",)
+    assert run.notes == ("there is no scale price for o3, so its standard one is used",)
 
 
 def test_the_same_tokens_at_other_prices(tmp_path: Path) -> None:
@@ -313,7 +313,7 @@ def test_searches_are_paid_in_parts_and_in_the_journal(tmp_path: Path) -> None:
     own = {"pricing": {"gpt-4.1": {"input": 1.0, "output": 1.0}}}
     unpaid = read(kept(tmp_path / "own", *outcomes, job=own))
     assert unpaid.total.cost_usd == pytest.approx(16.0)
-    said = "there is no price for the searches that {} made: they are not in the sum"
+    said = "there is no price for the searches that {} made, so they are not in the sum"
     assert unpaid.notes == (said.format("gpt-4.1"),)
     assert run.notes == (said.format("gpt-4.1-nano"),)
 
@@ -335,7 +335,7 @@ def test_rows_sent_again_and_rows_that_left_the_input_count_with_all_they_cost(
     for run in (live, read(path)):
         assert (run.total.rows, run.total.attempts) == (2, 3)
         assert costs(run.by["attempt"]) == {"first": 10.0, "retry": 10.0}
-        assert any("1 row that left the input" in note for note in run.notes)
+        assert any("1 row no longer in the input" in note for note in run.notes)
 
 
 @pytest.mark.parametrize(
@@ -356,7 +356,7 @@ def test_a_run_that_goes_on_is_read_as_far_as_it_is(tmp_path: Path) -> None:
     run = read(path)
     run_dir.close(seal=False)
     assert (run.state, run.total.cost_usd) == ("running", 20.0)
-    assert run.notes[0].startswith("it goes on")
+    assert run.notes[0].startswith("it is still running")
 
 
 def test_an_empty_run_has_cost_nothing(tmp_path: Path) -> None:
@@ -452,7 +452,7 @@ def test_what_tries_never_told_is_said_with_its_bound_and_marks_each_sum(tmp_pat
     assert run.unknown_usd == 0.0539
     text = render_costs(read_costs([path], tier="batch"))
     assert "cost: $10.00, as far as it is known" in text
-    assert "note: up to $0.0539 more for tries that never told what they cost" in text
+    assert "note: at most $0.0539 more for attempts that reported no usage" in text
     assert [line.split()[-2] for line in text.splitlines() if "at batch   " in line] == ["$5.00+?"]
     assert [line.split()[3] for line in text.splitlines() if "as it was" in line] == ["$10.00+?"]
     both = render_costs(read_costs([path, path], tier="batch"))
