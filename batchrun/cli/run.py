@@ -136,7 +136,7 @@ def _dry_run(
 
     from batchrun.cli.signals import exit_on_signals
     from batchrun.formats.printable import printable_json
-    from batchrun.job.sections import key_in_words, refuse_plain_http, refuse_written_secrets
+    from batchrun.job.credentials import key_in_words, refuse_plain_http, refuse_written_secrets
     from batchrun.runner.plan import dry_run, run_path
 
     exit_on_signals()  # so that a copy of standard input is not left behind

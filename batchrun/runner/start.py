@@ -9,15 +9,13 @@ from msgspec.structs import replace
 
 from batchrun.errors import StoreError
 from batchrun.inputs.prompt_set import find_source
-from batchrun.job.sections import (
-    STDIN,
-    EndpointJob,
-    Job,
+from batchrun.job.credentials import (
     api_key,
     header_values,
     refuse_plain_http,
     refuse_written_secrets,
 )
+from batchrun.job.sections import STDIN, EndpointJob, Job
 from batchrun.progress.summary import RunCounters, Summary
 from batchrun.records import NOTHING_SENT_AGAIN, Resend
 from batchrun.runner.ending import StopSwitch

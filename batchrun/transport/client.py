@@ -7,7 +7,8 @@ from typing import Any, Self
 
 from yarl import URL
 
-from batchrun.job.sections import FROM_ENVIRONMENT, EndpointJob
+from batchrun.job.credentials import FROM_ENVIRONMENT
+from batchrun.job.sections import EndpointJob
 from batchrun.records import Reply, Request
 from batchrun.transport.answer_reader import ACCEPTED
 from batchrun.transport.connections import Connections

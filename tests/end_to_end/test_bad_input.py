@@ -151,7 +151,7 @@ _CASES: dict[str, tuple[dict[str, str | bytes], tuple[str, ...], str]] = {
     "a job file with a number out of range": (
         _job("[retry]\nmax_attempts = 0\n"),
         ("job.toml",),
-        "retry.max_attempts is 0; it must be at least 1",
+        "retry.max_attempts is 0; it must be a number from 1 up",
     ),
     "a key written into the job file": (
         _job('[endpoint]\napi_key = "sk-made-up-and-long-enough"\n'),

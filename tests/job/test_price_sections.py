@@ -42,7 +42,7 @@ def test_the_user_s_file_has_the_shape_of_a_job_s_sections(tmp_path: Path) -> No
     assert (loaded.pricing, loaded.aliases) == (book.pricing, book.aliases)
 
 
-def test_what_the_job_says_of_a_name_wins(tmp_path: Path) -> None:
+def test_for_a_name_that_the_job_mentions_the_job_wins(tmp_path: Path) -> None:
     file = write(tmp_path, SHAPE)
     own = PriceJob(input=1.0, output=1.0)
     book = with_user_prices({"o3": own, "gpt-4.1-prod": own}, {"house-model": "o3"}, file)
@@ -81,21 +81,27 @@ def test_a_run_knows_the_user_s_prices(tmp_path: Path, monkeypatch: pytest.Monke
         ("[input]\n", r"unknown section \[input\]"),
         ("aliases = 1\n", r"aliases must be a table: write \[aliases\]"),
         ("pricing = []\n", r"pricing must be a table: write \[pricing\]"),
-        ('[pricing."m"]\ninput = 1\n', r'\[pricing."m"\] has input but no output'),
-        ('[pricing."m"]\nfactor = -1\n', r'\[pricing."m"\] factor is -1'),
-        ('[pricing."m"]\ninputs = 1\n', r'unknown key inputs in \[pricing."m"\]'),
-        ('[pricing."m"]\ninput = "1"\noutput = 1\n', r"pricing.*Expected `float"),
+        ('[pricing."m"]\ninput = 1\n', r'\[pricing."m"\]: has input but no output'),
+        (
+            '[pricing."m"]\nfactor = -1\n',
+            r'\[pricing."m"\]: factor is -1; it must be a number from 0 up',
+        ),
+        ('[pricing."m"]\ninputs = 1\n', r'\[pricing."m"\]: unknown key inputs'),
+        (
+            '[pricing."m"]\ninput = "1"\noutput = 1\n',
+            r"""\[pricing."m"\]: input is '1'; it must be a number from 0""",
+        ),
         ('[aliases]\n"m" = 4\n', r'\[aliases\] "m" is 4; it must be the name of a model'),
-        ('[aliases]\n"m" = ""\n', r'\[aliases\] "m" is empty'),
-        ("[aliases]\ngpt-4.1 = 'o3'\n", r'gpt-4.1: a name stands in quotes, such as "gpt-4.1"'),
+        ('[aliases]\n"m" = ""\n', r"\[aliases\] \"m\" is ''; it must be the name of a model"),
+        ("[aliases]\ngpt-4.1 = 'o3'\n", r'gpt-4.1: put the name in quotes, such as "gpt-4.1"'),
         (
             '[pricing."m"]\ninput = 1\noutput = 1\n[aliases]\n"m" = "o3"\n',
-            r'"m" has a price in \[pricing\] and an alias',
+            r'"m" has a price and an alias',
         ),
         ("[pricing\n", r"not TOML: .*line 1"),
     ],
 )
-def test_what_is_wrong_is_told_by_file_and_key(tmp_path: Path, text: str, message: str) -> None:
+def test_what_is_wrong_is_named_by_file_and_key(tmp_path: Path, text: str, message: str) -> None:
     file = write(tmp_path, text)
     with pytest.raises(JobError, match=message) as raised:
         with_user_prices({}, {}, file)
@@ -108,7 +114,7 @@ def test_what_is_wrong_is_told_by_file_and_key(tmp_path: Path, text: str, messag
             load_job(job, {"input.path": "a.jsonl"})
 
 
-def test_there_need_be_no_file(tmp_path: Path) -> None:
+def test_the_file_may_be_missing(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for path in (tmp_path / "none" / "prices.toml", tmp_path / "file" / "prices.toml"):
         assert with_user_prices({}, {"a": "b"}, path).aliases == {"a": "b"}

@@ -447,24 +447,27 @@ def test_prices_stand_in_the_job_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('[pricing."m"]\ninput = -1\noutput = 1', r'\[pricing."m"\] input is -1'),
-        ('[pricing."m"]\ninput = nan\noutput = 1', r'\[pricing."m"\] input is nan'),
-        ('[pricing."m"]\ninput = 1\noutput = inf', r'\[pricing."m"\] output is inf'),
+        ('[pricing."m"]\ninput = -1\noutput = 1', r'\[pricing."m"\]: input is -1'),
+        ('[pricing."m"]\ninput = nan\noutput = 1', r'\[pricing."m"\]: input is nan'),
+        ('[pricing."m"]\ninput = 1\noutput = inf', r'\[pricing."m"\]: output is inf'),
         ('[pricing."m"]\nfactor = -0.5', r"factor is -0.5; it must be a number from 0 up"),
         ('[pricing."m"]\ninput = 1', r"has input but no output; give both"),
         ('[pricing."m"]\noutput = 1', r"has output but no input; give both"),
         ('[pricing."m"]\ncached_input = 1', r"neither input nor output"),
         (
             '[pricing."m"]\ninputs = 1',
-            r'unknown key inputs in \[pricing."m"\]; did you mean `input`',
+            r'\[pricing."m"\]: unknown key inputs; did you mean `input`',
         ),
         ("[pricing.gpt-4.1]\ninput = 1\noutput = 1", r'in quotes, such as \[pricing."gpt-4.1"\]'),
         ("[pricing]\ninput = 1", r'pricing.input is no table; write \[pricing."MODEL"\]'),
         ("pricing = 1", r"pricing must be a table|unknown key input.pricing"),
-        ('[pricing."m"]\ninput = "1"\noutput = 1', r"(?i)pricing.*expected `float"),
+        (
+            '[pricing."m"]\ninput = "1"\noutput = 1',
+            r"""\[pricing."m"\]: input is '1'; it must be a number from 0""",
+        ),
     ],
 )
-def test_a_wrong_price_is_told_by_its_key(tmp_path: Path, text: str, message: str) -> None:
+def test_a_wrong_price_is_named_by_its_key(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(JobError, match=message):
         _load(tmp_path, text + "\n")
 

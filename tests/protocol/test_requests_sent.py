@@ -12,8 +12,9 @@ import pytest
 
 from batchrun.errors import EndpointError, ErrorKind
 from batchrun.inputs.prompt_set import PromptSet, find_source
+from batchrun.job.credentials import header_values
 from batchrun.job.job_file import load_job
-from batchrun.job.sections import EndpointJob, InputJob, header_values
+from batchrun.job.sections import EndpointJob, InputJob
 from batchrun.records import Request
 from batchrun.transport.client import Client
 from tests.waiting import HANG_S

@@ -1,0 +1,136 @@
+"""API keys and secret headers: read from the environment, refused in files and on command lines."""
+
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+from batchrun.errors import JobError
+from batchrun.job.sections import DEFAULT_KEY_ENV, EndpointJob, Job
+
+FROM_ENVIRONMENT = "env:"  # before the variable that holds a header's value
+_SECRET_LENGTH = 8  # what is shorter is a placeholder, such as EMPTY
+_HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_SECRET_HEADERS = {"authorization", "proxy-authorization", "api-key", "x-api-key", "cookie"}
+_SECRET_NAMES = re.compile(r"(?i)(^|[-_.])(key|apikey|api_key|token|secret|password|sig)$")
+# With a digit: words of a path or a sentence may begin so too.
+_SECRET_VALUE = re.compile(r"\b(sk|rk|pk|gsk|xai|hf)[-_](?=[A-Za-z_-]*[0-9])[A-Za-z0-9_-]{16,}")
+
+
+def api_key(endpoint: EndpointJob) -> str | None:
+    """The key from the environment; null where none is needed. Raises `JobError` if missing."""
+    key = _variable(endpoint.api_key_env)
+    if not key and _needs_key(endpoint):
+        raise JobError(
+            f"no API key: the environment variable {endpoint.api_key_env} is not set "
+            f"(for {endpoint.base_url}). Set it, name another with --api-key-env NAME, use "
+            "--api-key-env none for a server without keys, or try --simulate first"
+        )
+    if key and not (key.isascii() and key.isprintable()):
+        raise JobError(f"the key in {endpoint.api_key_env} holds characters that no header may")
+    return key or None
+
+
+def key_in_words(endpoint: EndpointJob) -> str:
+    """Where the key comes from, and whether it is there."""
+    if _variable(endpoint.api_key_env):
+        return f"key from ${endpoint.api_key_env}"
+    if _needs_key(endpoint):
+        return f"key from ${endpoint.api_key_env}, which is not set: a run needs it"
+    return "without a key"
+
+
+def _variable(name: str) -> str:
+    return "" if name == "none" else os.environ.get(name, "").strip()
+
+
+def _needs_key(endpoint: EndpointJob) -> bool:
+    own = endpoint.api_key_env != DEFAULT_KEY_ENV
+    return endpoint.api_key_env != "none" and (own or not endpoint.is_loopback)
+
+
+def header_values(endpoint: EndpointJob) -> dict[str, str]:
+    """Extra headers with `env:NAME` read from the environment. Raises `JobError` if not set."""
+    variables, values = _header_variables(endpoint), dict(endpoint.headers)
+    for name, variable in variables.items():
+        if variable not in os.environ:
+            raise JobError(f"header {name}: the environment variable {variable} is not set; set it")
+        values[name] = os.environ[variable].strip()
+    for name, value in values.items():
+        if not _HEADER.fullmatch(name):
+            raise JobError(f"endpoint.headers: {name!r} is no name of a header; fix it")
+        if not (value.isprintable() or value.replace("\t", " ").isprintable()):
+            source = (
+                f"the environment variable {variables[name]}" if name in variables else "its value"
+            )
+            raise JobError(f"header {name}: {source} holds characters that no header may")
+    return values
+
+
+def _header_variables(endpoint: EndpointJob) -> dict[str, str]:
+    """The headers whose values are secret, and the variables that hold them."""
+    return {
+        name: value.removeprefix(FROM_ENVIRONMENT)
+        for name, value in endpoint.headers.items()
+        if value.startswith(FROM_ENVIRONMENT)
+    }
+
+
+def refuse_plain_http(endpoint: EndpointJob) -> None:
+    """Raises `JobError` where a key would go through the net for all to read."""
+    if endpoint.is_loopback or urlsplit(endpoint.base_url).scheme != "http":
+        return
+    secrets = [f"the header {name}" for name in _header_variables(endpoint)]
+    if endpoint.api_key_env != "none":
+        secrets.insert(0, f"the key in {endpoint.api_key_env}")
+    if secrets:
+        raise JobError(
+            f"{endpoint.base_url} is plain http: anybody on the way could read {secrets[0]}. Use "
+            "https, or --api-key-env none for a server without keys, or allow it with "
+            "--insecure-http"
+        )
+
+
+def refuse_written_secrets(job: Job, command: str | None) -> None:
+    """Raises `JobError` where the value of a secret variable would be written to disk by a run."""
+    written = {**msgspec.to_builtins(job), "the command line": command}
+    for variable in (job.endpoint.api_key_env, *_header_variables(job.endpoint).values()):
+        secret = os.environ.get(variable, "").strip()
+        for section, text in written.items():
+            if len(secret) >= _SECRET_LENGTH and secret in str(text):
+                raise JobError(
+                    f"{section} holds the very value of the environment variable {variable}, which "
+                    "is a secret and would be written into the run directory; take it out"
+                )
+
+
+def refuse_keys(tree: dict[str, Any], where: str) -> None:
+    """Raises `JobError` where a setting looks like a key; it names the setting, not the value."""
+    for path, value in _strings(tree):
+        *tables, last = path
+        is_named = last.lower() in _SECRET_HEADERS or _SECRET_NAMES.search(last) is not None
+        in_headers = tables == ["endpoint", "headers"] and not value.startswith(FROM_ENVIRONMENT)
+        in_endpoint = tables in (["endpoint"], ["endpoint", "query"]) and last != "api_key_env"
+        is_path = path[0] in ("input", "output") and last == "path"
+        # A path may hold anything, but no file is called like a key and nothing more.
+        find = _SECRET_VALUE.fullmatch if is_path else _SECRET_VALUE.search
+        if (is_named and (in_headers or in_endpoint)) or find(value) is not None:
+            raise JobError(
+                f"{where}: {'.'.join(path)} holds what looks like a key. Files and command lines "
+                "are seen by others, so keys come from the environment only: name the variable in "
+                'endpoint.api_key_env, or write a header as "env:NAME"'
+            )
+
+
+def _strings(value: object, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _strings(inner, (*path, key))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _strings(inner, path)
