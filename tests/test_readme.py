@@ -276,4 +276,5 @@ def test_the_architecture_page_names_each_package_and_no_module_that_does_not_ex
         name for name in with_folder if not any((at / name).is_file() for at in (ROOT, package))
     ]
     packages = {path.stem for path in package.iterdir() if path.suffix in ("", ".py")}
-    assert not {name for name in packages if name[0] != "_"} - quoted(text)
+    named = {name.removesuffix(".py") for name in quoted(text)}
+    assert not {name for name in packages if name[0] != "_"} - named
