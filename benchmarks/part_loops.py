@@ -29,7 +29,7 @@ from batchrun.runner.plan import Plan, make_plan, make_record
 from batchrun.store.columns import response_batch, tool_call_batch
 from batchrun.store.files import FileId
 from batchrun.store.journal import read_outcomes
-from batchrun.store.parts import SLICE_ROWS, write_parts
+from batchrun.store.parts import SLICE_ROWS, new_files, write_parts
 from batchrun.store.run_dir import RunDir
 from batchrun.transport.client import Client
 from benchmarks.lean_answers import BODY
@@ -180,9 +180,9 @@ def _columns(material: Material) -> None:
 
 
 def _parquet(material: Material) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        layout = material.plan.layout
-        write_parts(Path(folder), FileId(0, 1), material.outcomes, layout, store_request=True)
+    with tempfile.TemporaryDirectory() as folder, new_files() as files:
+        layout, of = material.plan.layout, FileId(0, 1)
+        write_parts(files, Path(folder), of, material.outcomes, layout, store_request=True)
 
 
 def _kept(material: Material, folder: Path) -> RunDir:

@@ -40,6 +40,35 @@ def with_parts(kind: pa.DataType, made: Callable[[pa.DataType], pa.DataType]) ->
     return kind
 
 
+def has_map(kind: pa.DataType) -> bool:
+    """Whether it is a map or holds one."""
+    parts = [kind.field(at).type for at in range(kind.num_fields)]
+    return bool(_is.is_map(kind)) or any(map(has_map, parts))
+
+
+def map_plain(value: Any, kind: pa.DataType, flat: Callable[[Any, pa.DataType], Any]) -> Any:
+    """A plain value of a type, each flat value in it as `flat` gives it.
+
+    Pairs of maps, which may be lists or objects, become the tuples that Arrow asks for.
+    """
+    if value is None:
+        return None
+    if _is.is_map(kind):
+        pairs = (pair.values() if isinstance(pair, dict) else pair for pair in value)
+        types = (kind.key_type, kind.item_type)
+        return [tuple(map(map_plain, pair, types, (flat, flat))) for pair in pairs]
+    if is_list(kind):
+        return [map_plain(one, kind.value_type, flat) for one in value]
+    if _is.is_struct(kind):
+        names = [field.name for field in kind.fields]
+        values = map(value.get, names) if isinstance(value, dict) else value
+        parts = [
+            map_plain(one, field.type, flat) for one, field in zip(values, kind.fields, strict=True)
+        ]
+        return dict(zip(names, parts, strict=True)) if isinstance(value, dict) else tuple(parts)
+    return flat(value, kind)
+
+
 def own_type(kind: pa.DataType, *, in_struct: bool = False) -> pa.DataType:
     """The type that a column is carried with: without dictionaries, run lengths and views.
 

@@ -8,7 +8,7 @@ Times, dates and decimals are text, times as ISO 8601; bytes stay bytes.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,11 +19,10 @@ from msgspec import Struct
 
 from batchrun.errors import StoreError
 from batchrun.formats.arrow import with_parts
-from batchrun.records import JsonObject, RunRecord
+from batchrun.records import JsonObject, Layout, RunRecord
 from batchrun.reports.sql import TableFiles, read_files
-from batchrun.store.columns import as_schema, new_names, response_schema, version_of
-from batchrun.store.keys import KEY, Keys
-from batchrun.store.snapshot import opened
+from batchrun.store.columns import KEY, as_schema, response_schema
+from batchrun.store.parts import Keys, opened
 
 _KEPT_BYTES = 64 << 20  # of row groups in memory, but for one
 _WINDOW_BYTES = 4 << 20
@@ -41,7 +40,7 @@ class _Group(Struct, frozen=True):
     bytes: int
     replaced: Keys
     schema: pa.Schema  # that its rows are read with
-    names: Mapping[str, str]  # of columns that are called otherwise there
+    layout: Layout  # of the carried columns in `schema`
 
 
 class _Groups:
@@ -118,8 +117,6 @@ def _groups(files: TableFiles) -> Iterator[_Group]:
         for path in paths:
             with opened(path) as part:
                 at = part.schema_arrow.names.index("row")
-                version = version_of(part.schema_arrow) or 1
-                names = new_names(files.layout, version) if files.layout is not None else {}
                 for number in range(part.num_row_groups):
                     about = part.metadata.row_group(number)
                     told = about.column(at).statistics
@@ -132,16 +129,16 @@ def _groups(files: TableFiles) -> Iterator[_Group]:
                         )
                     size = about.total_byte_size
                     yield _Group(
-                        path, number, told.min, told.max, size, replaced, files.schema, names
+                        path, number, told.min, told.max, size, replaced, files.schema, files.layout
                     )
 
 
 def _read_group(group: _Group) -> pa.Table:
     with opened(group.path) as part:
-        table = as_schema(part.read_row_group(group.number), group.schema, group.names)
+        table = as_schema(part.read_row_group(group.number), group.schema, group.layout)
     if not group.replaced:
         return table
-    batches = [group.replaced.left_of(batch) for batch in table.to_batches()]
+    batches = [group.replaced.left_out(batch) for batch in table.to_batches()]
     return pa.Table.from_batches(batches, table.schema)
 
 

@@ -10,12 +10,15 @@ from batchrun.formats.printable import one_line, printable
 from batchrun.records import JsonObject
 from batchrun.reports.conversation import as_value, turns_of
 from batchrun.reports.report_sections import cut
-from batchrun.store.columns import OWN
+from batchrun.store.columns import own_columns
 
 _SAID = ("model", "input", "instructions", "prompt")
 _ASKED = 200  # characters of one field
 _BAR = 24  # characters of the time line
-_TOLD = {*OWN, "tool_calls"}  # by the head, the conversation or the attempts; the rest is carried
+_TOLD = {
+    *own_columns(),
+    "tool_calls",
+}  # by the head, the conversation or the attempts; the rest is carried
 
 
 def render_row(row: JsonObject) -> str:

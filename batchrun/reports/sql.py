@@ -12,12 +12,18 @@ from msgspec import Struct
 
 from batchrun.errors import StoreError
 from batchrun.records import Largest, Layout, RunRecord
-from batchrun.store.columns import new_names, response_schema, tool_call_schema, version_of
+from batchrun.store.columns import (
+    KEY,
+    NO_COLUMNS,
+    layout_of,
+    new_names,
+    response_schema,
+    tool_call_schema,
+)
 from batchrun.store.files import RESPONSES, TOOL_CALLS, WRITER, FileId, storing
-from batchrun.store.keys import KEY, Keys
-from batchrun.store.parts import write_parts
+from batchrun.store.parts import Keys, new_files, opened, write_parts
 from batchrun.store.reading import read_record
-from batchrun.store.snapshot import Snapshot, opened, read_snapshot
+from batchrun.store.snapshot import Snapshot, read_snapshot
 
 T = TypeVar("T")
 
@@ -29,7 +35,7 @@ class TableFiles(Struct, frozen=True):
     journal: tuple[Path, ...]  # at least one, if an empty one, with all columns
     replaced: Keys  # rows of the parts that `journal` holds anew
     schema: pa.Schema  # that all rows are read with
-    layout: Layout | None  # what they carry; None: nothing
+    layout: Layout  # what they carry
 
 
 class Files(Struct, frozen=True):
@@ -60,11 +66,12 @@ def _read(now: Snapshot, record: RunRecord, read: Callable[[Files], T]) -> T:
             empty = folder / name / "empty.parquet"
             pq.write_table(schema.empty_table(), empty)
             journal = (*(path for path in written if path.parent.name == name), empty)
-            carried = layout if name == RESPONSES else None
+            carried = layout if name == RESPONSES else NO_COLUMNS
             return TableFiles(parts, journal, now.replaced, schema, carried)
 
-        with storing(folder, "write the journal's rows"):
+        with storing(folder, "write the journal's rows"), new_files() as new:
             renames = write_parts(
+                new,
                 folder,
                 FileId(WRITER, 0),
                 now.outcomes(),
@@ -125,9 +132,9 @@ def _by_names(files: TableFiles) -> dict[tuple[tuple[str, str], ...], list[Path]
     found: dict[tuple[tuple[str, str], ...], list[Path]] = {}
     for path in files.parts:
         names: Mapping[str, str] = {}
-        if files.layout is not None and new_names(files.layout, 1):
+        if layout_of(files.layout, 1) != files.layout:
             with opened(path) as part:
-                names = new_names(files.layout, version_of(part.schema_arrow) or 1)
+                names = new_names(part.schema_arrow, files.layout)
         found.setdefault(tuple(names.items()), []).append(path)
     return found
 

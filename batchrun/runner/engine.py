@@ -37,9 +37,9 @@ from batchrun.runner.ending import End, StopSwitch, end_of
 from batchrun.runner.plan import Plan
 from batchrun.runner.recorder import Recorder
 from batchrun.runner.resume import EarlierOutcomes, with_background_ids
+from batchrun.store.parts import count_rows
 from batchrun.store.reading import example_not_ok
 from batchrun.store.run_dir import RunDir
-from batchrun.store.snapshot import count_rows
 from batchrun.transport.client import Client
 
 DRAIN_S = 20.0  # what is in flight may take this long to land after the first signal

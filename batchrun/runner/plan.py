@@ -32,9 +32,9 @@ from batchrun.pricing.prices import Prices, check_prices
 from batchrun.records import NOTHING_SENT_AGAIN, Layout, Pilot, Request, Resend, RunRecord
 from batchrun.runner.resume import Resumed, match_rows
 from batchrun.store.columns import layout_of
+from batchrun.store.parts import count_rows
 from batchrun.store.reading import read_unknown_usd
 from batchrun.store.run_dir import SCHEMA_VERSION, RunDir
-from batchrun.store.snapshot import count_rows
 from batchrun.version import VERSION
 
 

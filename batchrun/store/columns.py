@@ -1,44 +1,181 @@
-"""The columns of the tables: names, order, types, and how outcomes become Arrow.
+"""The columns of the tables: each is declared once, and schemas, names and batches follow.
 
-Parts of schema 1 are read as they are; schema 2 has further columns, and carries columns whose
+Parts of schema 1 are read as they are. Schema 2 has further columns, and carries columns whose
 names are its own under others.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
-from typing import Any, TypeVar
+from itertools import chain
+from operator import attrgetter
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import pyarrow as pa
 from msgspec.structs import replace
 
-from batchrun.formats.arrow import unpack
-from batchrun.records import Attempt, Column, Failure, Layout, Outcome, Request, Response, Usage
+from batchrun.formats.arrow import has_map, map_plain, unpack
+from batchrun.records import Attempt, Column, Failure, Layout, Outcome, Response, Usage
 
-OWN = (
-    *("row", "custom_id", "sample", "variant", "source"),
-    *("ok", "status", "truncated", "http_status", "error_kind", "error_code", "error_message"),
-    *("incomplete_reason", "response_id", "request_id", "model", "model_requested"),
-    *("service_tier", "endpoint", "via", "output_text", "refusal", "reasoning_summary"),
-    *("reasoning_text", "api", "endpoint_name", "embedding", "turn_count", "output"),
-    *("output_parsed_ok", "citations", "tool_call_count", "input_tokens", "cached_tokens"),
-    *("cache_write_tokens", "output_tokens", "reasoning_tokens", "total_tokens", "usage"),
-    *("cost_usd", "priced_as", "reported_cost_usd", "attempts", "started_at", "finished_at"),
-    *("latency_s", "first_token_s", "request", "request_hash"),
+SCHEMA_VERSION = 2
+KEY = ("custom_id", "sample", "variant")  # the columns of a `RowKey`
+_VERSION_KEY = b"batchrun.schema_version"
+_TIME = pa.timestamp("us", "UTC")
+
+# What a source names: of each outcome (or tool call) one struct of each kind.
+_Structs = Mapping[str, Sequence[Any]]
+
+
+def _finished_at(structs: _Structs) -> list[int | None]:
+    attempts = structs["last_attempt"]
+    return [
+        None if one is _NO_ATTEMPT else one.started_at + round(one.latency_s * 1e6)
+        for one in attempts
+    ]
+
+
+def _tool_call_count(structs: _Structs) -> list[int | None]:
+    answers = structs["answer"]
+    return [None if one is _NO_ANSWER else len(one.tool_calls) for one in answers]
+
+
+def _request(structs: _Structs) -> list[bytes | None]:
+    return [one.body or None for one in structs["request"]]
+
+
+class Own(NamedTuple):
+    """A column that batchrun itself fills, or a field of the structs in one."""
+
+    name: str
+    type: "pa.DataType | tuple[Own, ...]"  # a tuple: a list of structs with these fields
+    source: str | Callable[[_Structs], Sequence[Any]] = ""  # `struct.field`; empty: always null
+    since: int = 1  # schema version
+    repeats: bool = False  # few different values: a dictionary in Parquet is worth its making
+
+
+# Fields of `Citation` and of `Attempt`, in their order.
+_CITATION = (
+    Own("type", pa.string(), repeats=True),
+    Own("url", pa.string()),
+    Own("title", pa.string()),
+    Own("file_id", pa.string()),
+    Own("start_index", pa.int64()),
+    Own("end_index", pa.int64()),
 )
-_NEW_IN_2 = ("reasoning_text", "api", "endpoint_name", "embedding", "turn_count")
+_ATTEMPT = (
+    Own("started_at", _TIME),
+    Own("latency_s", pa.float64()),
+    Own("kind", pa.string(), repeats=True),
+    Own("http_status", pa.int16()),
+    Own("error_kind", pa.string(), repeats=True),
+    Own("error_message", pa.string()),
+    Own("request_id", pa.string()),
+    Own("client_request_id", pa.string()),
+    Own("response_id", pa.string()),
+    Own("input_tokens", pa.int64()),
+    Own("cached_tokens", pa.int64()),
+    Own("output_tokens", pa.int64()),
+    Own("cost_usd", pa.float64()),
+    Own("endpoint", pa.string(), since=2),
+)
+_ROW = (
+    Own("row", pa.int64(), "request.row"),
+    Own("custom_id", pa.string(), "request.custom_id"),
+    Own("sample", pa.int32(), "request.sample"),
+    Own("variant", pa.string(), "request.variant", repeats=True),
+)
+_BEFORE_CARRIED = (*_ROW, Own("source", pa.string(), "request.source", repeats=True))
+_AFTER_CARRIED = (
+    Own("ok", pa.bool_(), "outcome.ok"),
+    Own("status", pa.string(), "result.status", repeats=True),
+    Own("truncated", pa.bool_(), "answer.truncated"),
+    Own("http_status", pa.int16(), "attempt.http_status"),
+    Own("error_kind", pa.string(), "failure.kind", repeats=True),
+    Own("error_code", pa.string(), "failure.code", repeats=True),
+    Own("error_message", pa.string(), "failure.message"),
+    Own("incomplete_reason", pa.string(), "answer.incomplete_reason", repeats=True),
+    Own("response_id", pa.string(), "answer.id"),
+    Own("request_id", pa.string(), "attempt.request_id"),
+    Own("model", pa.string(), "answer.model", repeats=True),
+    Own("model_requested", pa.string(), "request.model", repeats=True),
+    Own("service_tier", pa.string(), "answer.service_tier", repeats=True),
+    Own("endpoint", pa.string(), "outcome.endpoint", repeats=True),
+    Own("via", pa.string(), "outcome.via", repeats=True),
+    Own("output_text", pa.string(), "answer.output_text"),
+    Own("refusal", pa.string(), "answer.refusal"),
+    Own("reasoning_summary", pa.string(), "answer.reasoning_summary"),
+    Own("reasoning_text", pa.string(), "answer.reasoning_text", since=2),
+    Own("api", pa.string(), since=2),
+    Own("endpoint_name", pa.string(), since=2),
+    Own("embedding", pa.list_(pa.float32()), since=2),
+    Own("turn_count", pa.int32(), since=2),
+    Own("output", pa.string(), "answer.output"),
+    Own("output_parsed_ok", pa.bool_(), "answer.output_parsed_ok"),
+    Own("citations", _CITATION, "answer.citations"),
+    Own("tool_call_count", pa.int32(), _tool_call_count),
+    Own("input_tokens", pa.int64(), "usage.input_tokens"),
+    Own("cached_tokens", pa.int64(), "usage.cached_tokens"),
+    Own("cache_write_tokens", pa.int64(), "usage.cache_write_tokens"),
+    Own("output_tokens", pa.int64(), "usage.output_tokens"),
+    Own("reasoning_tokens", pa.int64(), "usage.reasoning_tokens"),
+    Own("total_tokens", pa.int64(), "usage.total_tokens"),
+    Own("usage", pa.string(), "answer.usage_json"),
+    Own("cost_usd", pa.float64(), "outcome.cost_usd"),
+    Own("priced_as", pa.string(), "outcome.priced_as", repeats=True),
+    Own("reported_cost_usd", pa.float64(), "answer.reported_cost_usd"),
+    Own("attempts", _ATTEMPT, "outcome.attempts"),
+    Own("started_at", _TIME, "first_attempt.started_at"),
+    Own("finished_at", _TIME, _finished_at),
+    Own("latency_s", pa.float64(), "attempt.latency_s"),
+    Own("first_token_s", pa.float64(), "outcome.first_token_s"),
+    Own("request", pa.string(), _request),
+    Own("request_hash", pa.string(), "request.hash"),
+)
+_TOOL_CALL = (
+    *_ROW,
+    Own("response_id", pa.string(), "answer.id"),
+    Own("position", pa.int32(), "call.position"),
+    Own("type", pa.string(), "call.type", repeats=True),
+    Own("call_id", pa.string(), "call.call_id"),
+    Own("name", pa.string(), "call.name", repeats=True),
+    Own("arguments", pa.string(), "call.arguments"),
+    Own("arguments_valid", pa.bool_(), "call.arguments_valid"),
+    Own("status", pa.string(), "call.status", repeats=True),
+    Own("item", pa.string(), "call.item"),
+    Own("turn", pa.int32(), since=2),
+    Own("result", pa.string(), since=2),
+    Own("result_error", pa.string(), since=2),
+    Own("result_latency_s", pa.float64(), since=2),
+)
+_OF_RESPONSES = {own.name: own for own in (*_BEFORE_CARRIED, *_AFTER_CARRIED)}
+_OF_TOOL_CALLS = {own.name: own for own in _TOOL_CALL}
 
 
-def own_columns(schema_version: int) -> tuple[str, ...]:
-    """Those that batchrun itself has in a schema; a carried column never has such a name."""
-    return OWN if schema_version > 1 else tuple(name for name in OWN if name not in _NEW_IN_2)
+def own_columns(version: int = SCHEMA_VERSION) -> tuple[str, ...]:
+    """Those of `responses` in a schema; a carried column never has such a name."""
+    return tuple(own.name for own in _OF_RESPONSES.values() if own.since <= version)
 
 
-def name_columns(columns: Sequence[str], own: Collection[str] = OWN) -> list[str]:
+def repeating_columns(schema: pa.Schema) -> list[str]:
+    """The paths of columns whose values repeat.
+
+    A dictionary for the others would be built only to be thrown away.
+    """
+    found = []
+    for own in chain(_OF_RESPONSES.values(), _OF_TOOL_CALLS.values()):
+        fields = own.type if isinstance(own.type, tuple) else ()
+        nested = [f"{own.name}.list.element.{field.name}" for field in fields if field.repeats]
+        if own.name in schema.names:
+            found += [own.name, *nested] if own.repeats else nested
+    return found
+
+
+def name_columns(columns: Sequence[str], own: Collection[str] | None = None) -> list[str]:
     """The names in `responses` of carried columns, no two alike without regard to case.
 
-    A name that is one of `own` gets the suffix `_input`.
+    A name that is one of `own` (null: of this schema's) gets the suffix `_input`.
     """
+    own = own_columns() if own is None else own
     taken = set(own)
     names = []
     for column in columns:
@@ -52,172 +189,35 @@ def name_columns(columns: Sequence[str], own: Collection[str] = OWN) -> list[str
     return names
 
 
-SCHEMA_VERSION = 2
-_VERSION_KEY = b"batchrun.schema_version"
-
-_TIME = pa.timestamp("us", "UTC")
-
-CITATION = pa.struct(
-    {
-        "type": pa.string(),
-        "url": pa.string(),
-        "title": pa.string(),
-        "file_id": pa.string(),
-        "start_index": pa.int64(),
-        "end_index": pa.int64(),
-    }
-)
-
-ATTEMPT = pa.struct(
-    {
-        "started_at": _TIME,
-        "latency_s": pa.float64(),
-        "kind": pa.string(),
-        "http_status": pa.int16(),
-        "error_kind": pa.string(),
-        "error_message": pa.string(),
-        "request_id": pa.string(),
-        "client_request_id": pa.string(),
-        "response_id": pa.string(),
-        "input_tokens": pa.int64(),
-        "cached_tokens": pa.int64(),
-        "output_tokens": pa.int64(),
-        "cost_usd": pa.float64(),
-        "endpoint": pa.string(),
-    }
-)
-_ATTEMPT_1 = pa.struct([field for field in ATTEMPT if field.name != "endpoint"])
-
-IDENTITY = {
-    "row": pa.int64(),
-    "custom_id": pa.string(),
-    "sample": pa.int32(),
-    "variant": pa.string(),
-    "source": pa.string(),
-}
-
-ANSWER = {
-    "ok": pa.bool_(),
-    "status": pa.string(),
-    "truncated": pa.bool_(),
-    "http_status": pa.int16(),
-    "error_kind": pa.string(),
-    "error_code": pa.string(),
-    "error_message": pa.string(),
-    "incomplete_reason": pa.string(),
-    "response_id": pa.string(),
-    "request_id": pa.string(),
-    "model": pa.string(),
-    "model_requested": pa.string(),
-    "service_tier": pa.string(),
-    "endpoint": pa.string(),
-    "via": pa.string(),
-    "output_text": pa.string(),
-    "refusal": pa.string(),
-    "reasoning_summary": pa.string(),
-    "reasoning_text": pa.string(),
-    "api": pa.string(),
-    "endpoint_name": pa.string(),
-    "embedding": pa.list_(pa.float32()),
-    "turn_count": pa.int32(),
-    "output": pa.string(),
-    "output_parsed_ok": pa.bool_(),
-    "citations": pa.list_(CITATION),
-    "tool_call_count": pa.int32(),
-    "input_tokens": pa.int64(),
-    "cached_tokens": pa.int64(),
-    "cache_write_tokens": pa.int64(),
-    "output_tokens": pa.int64(),
-    "reasoning_tokens": pa.int64(),
-    "total_tokens": pa.int64(),
-    "usage": pa.string(),
-    "cost_usd": pa.float64(),
-    "priced_as": pa.string(),
-    "reported_cost_usd": pa.float64(),
-    "attempts": pa.list_(ATTEMPT),
-    "started_at": _TIME,
-    "finished_at": _TIME,
-    "latency_s": pa.float64(),
-    "first_token_s": pa.float64(),
-    "request": pa.string(),
-    "request_hash": pa.string(),
-}
-
-_CALL = {
-    "row": pa.int64(),
-    "custom_id": pa.string(),
-    "sample": pa.int32(),
-    "variant": pa.string(),
-    "response_id": pa.string(),
-    "position": pa.int32(),
-    "type": pa.string(),
-    "call_id": pa.string(),
-    "name": pa.string(),
-    "arguments": pa.string(),
-    "arguments_valid": pa.bool_(),
-    "status": pa.string(),
-    "item": pa.string(),
-    "turn": pa.int32(),
-    "result": pa.string(),
-    "result_error": pa.string(),
-    "result_latency_s": pa.float64(),
-}
-_NEW_OF_CALLS = ("turn", "result", "result_error", "result_latency_s")
-
-# Columns whose values repeat; a dictionary for the others is built only to be thrown away.
-REPEATING = (
-    *("variant", "source", "status", "error_kind", "error_code", "incomplete_reason", "model"),
-    *("model_requested", "service_tier", "endpoint", "via", "priced_as", "type", "name"),
-    *("attempts.list.element.kind", "attempts.list.element.error_kind"),
-    *("citations.list.element.type",),
-)
-
-
-def _metadata(version: int) -> dict[bytes, bytes]:
-    return {_VERSION_KEY: str(version).encode()}
-
-
-@cache
-def carried_types(column: Column) -> tuple[pa.DataType, pa.DataType]:
-    """The column's type in Parquet, and the type of the plain values it is cast from."""
-    return unpack(column.arrow)
-
-
 @cache
 def response_schema(layout: Layout, version: int = SCHEMA_VERSION) -> pa.Schema:
-    """The schema of `responses`: the carried columns stand after `source`.
+    """The schema of `responses`: the carried columns are after `source`.
 
     `layout` names them as schema `version` does, but for parts of schema 1 of a run that has been
     rewritten since: see `layout_of`.
     """
-    carried = {column.name: carried_types(column)[0] for column in layout.columns}
-    own = own_columns(version)
-    answer = {name: kind for name, kind in ANSWER.items() if name in own}
-    answer["attempts"] = pa.list_(attempt_type(version))
-    return pa.schema({**IDENTITY, **carried, **answer}, metadata=_metadata(version))
-
-
-def attempt_type(version: int) -> pa.StructType:
-    return ATTEMPT if version > 1 else _ATTEMPT_1
+    carried = [(column.name, unpack(column.arrow)[0]) for column in layout.columns]
+    fields = (*_fields(_BEFORE_CARRIED, version), *carried, *_fields(_AFTER_CARRIED, version))
+    return pa.schema(fields, metadata={_VERSION_KEY: str(version)})
 
 
 @cache
 def tool_call_schema(version: int = SCHEMA_VERSION) -> pa.Schema:
     """The schema of `tool_calls`."""
-    columns = {n: kind for n, kind in _CALL.items() if version > 1 or n not in _NEW_OF_CALLS}
-    return pa.schema(columns, metadata=_metadata(version))
+    return pa.schema(_fields(_TOOL_CALL, version), metadata={_VERSION_KEY: str(version)})
 
 
-TOOL_CALLS = tool_call_schema()
-
-
-def layout_of(layout: Layout, version: int) -> Layout:
-    """The layout with its columns under the names that they have in a schema."""
-    names = name_columns([column.column for column in layout.columns], own_columns(version))
-    return replace(
-        layout,
-        columns=tuple(replace(c, name=n) for c, n in zip(layout.columns, names, strict=True)),
-    )
+def _fields(columns: Sequence[Own], version: int) -> list[tuple[str, pa.DataType]]:
+    return [
+        (
+            own.name,
+            pa.list_(pa.struct(_fields(own.type, version)))
+            if isinstance(own.type, tuple)
+            else own.type,
+        )
+        for own in columns
+        if own.since <= version
+    ]
 
 
 def version_of(schema: pa.Schema) -> int | None:
@@ -226,228 +226,152 @@ def version_of(schema: pa.Schema) -> int | None:
     return int(said) if said.isdigit() else None
 
 
-def new_names(layout: Layout, version: int) -> Mapping[str, str]:
-    """Carried columns of a part that have another name in `layout`: theirs to the other one."""
+def layout_of(layout: Layout, version: int) -> Layout:
+    """The layout with its columns under the names that they have in a schema."""
+    names = name_columns([column.column for column in layout.columns], own_columns(version))
+    columns = zip(layout.columns, names, strict=True)
+    return replace(layout, columns=tuple(replace(one, name=name) for one, name in columns))
+
+
+def new_names(part: pa.Schema, layout: Layout) -> dict[str, str]:
+    """Carried columns of a part that have another name in `layout`: the part's to the other one."""
+    version = version_of(part) or 1
     if version >= SCHEMA_VERSION:
         return {}
-    before = layout_of(layout, version)
-    pairs = zip(before.columns, layout.columns, strict=True)
+    pairs = zip(layout_of(layout, version).columns, layout.columns, strict=True)
     return {old.name: new.name for old, new in pairs if old.name != new.name}
 
 
 _Rows = TypeVar("_Rows", pa.Table, pa.RecordBatch)
 
 
-def as_schema(rows: _Rows, schema: pa.Schema, names: Mapping[str, str]) -> _Rows:
-    """The rows with the columns of `schema`: what they lack is null.
+def as_schema(rows: _Rows, schema: pa.Schema, layout: Layout) -> _Rows:
+    """Rows of a part with the columns of `schema`: what they lack is null.
 
-    `names`: columns of theirs that are called otherwise there.
+    `layout`: the carried columns under the names that they have in `schema`.
     """
     if rows.schema.equals(schema):
         return rows
-    there = {names.get(name, name): at for at, name in enumerate(rows.schema.names)}
+    names = new_names(rows.schema, layout)
+    places = {names.get(name, name): at for at, name in enumerate(rows.schema.names)}
     arrays = [
-        rows.column(there[field.name]).cast(field.type)
-        if field.name in there
+        rows.column(places[field.name]).cast(field.type)
+        if field.name in places
         else pa.nulls(rows.num_rows, field.type)
         for field in schema
     ]
     return type(rows).from_arrays(arrays, schema=schema)
 
 
-_as_tuple = msgspec.structs.astuple
-
-
-def _empty(kind: Any, **known: Any) -> Any:
-    """One of a kind of which nothing is there."""
-    return kind(**{**dict.fromkeys(kind.__struct_fields__), **known})
-
-
-# Columns of schema 2 that nothing fills yet.
-_LATER = ("api", "endpoint_name", "embedding", "turn_count")
-_LATER_OF_CALLS = (None,) * 4  # turn, result, result_error, result_latency_s
-
-_NO_ANSWER = _empty(Response, truncated=False, usage=Usage())
-_NO_FAILURE = _empty(Failure)
-_NO_ATTEMPT = _empty(Attempt)
-
-
-def _columns(structs: Iterable[Any], kind: Any) -> dict[str, Sequence[Any]]:
-    """The fields of structs of one kind, at least one, by name."""
-    columns = zip(*map(_as_tuple, structs), strict=True)
-    return dict(zip(kind.__struct_fields__, columns, strict=True))
-
-
-def _response_columns(
-    outcomes: Sequence[Outcome], *, store_request: bool
-) -> dict[str, Sequence[Any]]:
-    """All columns of `responses` but `attempts` and the carried ones."""
-    results = [outcome.result for outcome in outcomes]
-    ends = _columns(outcomes, Outcome)
-    requests = _columns(ends["request"], Request)
-    answers = _columns(
-        [result if isinstance(result, Response) else _NO_ANSWER for result in results], Response
-    )
-    failures = _columns([outcome.failure or _NO_FAILURE for outcome in outcomes], Failure)
-    counted = _columns(
-        [one.attempts[one.counted] if one.attempts else _NO_ATTEMPT for one in outcomes], Attempt
-    )
-    bodies = requests["body"] if store_request else [b""] * len(outcomes)
-    return {
-        "row": requests["row"],
-        "custom_id": requests["custom_id"],
-        "sample": requests["sample"],
-        "variant": requests["variant"],
-        "source": requests["source"],
-        "ok": [outcome.ok for outcome in outcomes],
-        "status": [result.status for result in results],
-        "truncated": answers["truncated"],
-        "http_status": counted["http_status"],
-        "error_kind": failures["kind"],
-        "error_code": failures["code"],
-        "error_message": failures["message"],
-        "incomplete_reason": answers["incomplete_reason"],
-        "response_id": answers["id"],
-        "request_id": counted["request_id"],
-        "model": answers["model"],
-        "model_requested": requests["model"],
-        "service_tier": answers["service_tier"],
-        "endpoint": ends["endpoint"],
-        "via": ends["via"],
-        "output_text": answers["output_text"],
-        "refusal": answers["refusal"],
-        "reasoning_summary": answers["reasoning_summary"],
-        "reasoning_text": answers["reasoning_text"],
-        **dict.fromkeys(_LATER, [None] * len(outcomes)),
-        "output": answers["output"],
-        "output_parsed_ok": answers["output_parsed_ok"],
-        "citations": [notes and list(map(_as_tuple, notes)) for notes in answers["citations"]],
-        "tool_call_count": [None if some is None else len(some) for some in answers["tool_calls"]],
-        **_columns(answers["usage"], Usage),
-        "usage": answers["usage_json"],
-        "cost_usd": ends["cost_usd"],
-        "priced_as": ends["priced_as"],
-        "reported_cost_usd": answers["reported_cost_usd"],
-        "started_at": [some[0].started_at if some else None for some in ends["attempts"]],
-        "finished_at": [_ended_at(some[-1]) if some else None for some in ends["attempts"]],
-        "latency_s": counted["latency_s"],
-        "first_token_s": ends["first_token_s"],
-        "request": [body or None for body in bodies],
-        "request_hash": requests["hash"],
-    }
-
-
-def _attempts(outcomes: Sequence[Outcome], fields: int) -> list[list[tuple[Any, ...]]]:
-    """Of each, so many of its fields: the last ones are new."""
-    return [[_as_tuple(attempt)[:fields] for attempt in one.attempts] for one in outcomes]
-
-
-def _ended_at(attempt: Attempt) -> int:
-    return attempt.started_at + round(attempt.latency_s * 1e6)
-
-
-def tool_call_rows(outcome: Outcome) -> list[tuple[Any, ...]]:
-    """The outcome's rows of `tool_calls`, in the order of the columns."""
-    result = outcome.result
-    if not isinstance(result, Response):
-        return []
-    request = outcome.request
-    key = (request.row, request.custom_id, request.sample, request.variant, result.id)
-    return [(*key, *_as_tuple(call), *_LATER_OF_CALLS) for call in result.tool_calls]
+NO_COLUMNS = Layout(None, ())  # of rows that carry nothing
 
 
 def response_batch(
     outcomes: Sequence[Outcome],
-    layout: Layout,
+    layout: Layout = NO_COLUMNS,
     *,
-    store_request: bool,
+    store_request: bool = False,
     version: int = SCHEMA_VERSION,
+    names: Collection[str] | None = None,
 ) -> pa.RecordBatch:
-    """The outcomes' rows of `responses`, always with all columns of the schema."""
+    """The outcomes' rows of `responses`: all columns of the schema, or those named."""
     schema = response_schema(layout, version)
-    if not outcomes:
-        return pa.RecordBatch.from_arrays(
-            [pa.array([], kind) for kind in schema.types], schema=schema
-        )
-    columns = _response_columns(outcomes, store_request=store_request)
-    columns["attempts"] = _attempts(outcomes, len(attempt_type(version)))
-    # A row that carries nothing has nulls there.
-    nothing = (None,) * len(layout.columns)
-    carried = zip(*(outcome.request.carried or nothing for outcome in outcomes), strict=True)
-    of_carried = {
-        column.name: _carried_array(values, *carried_types(column))
-        for column, values in zip(layout.columns, carried, strict=True)
+    if names is not None:
+        schema = pa.schema([schema.field(name) for name in names])
+    answers = [one.result if isinstance(one.result, Response) else _NO_ANSWER for one in outcomes]
+    structs = {
+        "outcome": outcomes,
+        "request": [one.request for one in outcomes],
+        "result": [one.result for one in outcomes],
+        "answer": answers,
+        "usage": [one.usage for one in answers],
+        "failure": [one.failure or _NO_FAILURE for one in outcomes],
+        "attempt": [one.attempts[one.counted] if one.attempts else _NO_ATTEMPT for one in outcomes],
+        "first_attempt": [one.attempts[0] if one.attempts else _NO_ATTEMPT for one in outcomes],
+        "last_attempt": [one.attempts[-1] if one.attempts else _NO_ATTEMPT for one in outcomes],
     }
-    arrays = [
-        of_carried[name] if name in of_carried else _array(columns[name], kind)
-        for name, kind in zip(schema.names, schema.types, strict=True)
-    ]
+    carried = {column.name: at for at, column in enumerate(layout.columns)}
+    arrays = []
+    for field in schema:
+        if field.name in carried:
+            at = carried[field.name]
+            # A row that carries nothing has nulls there.
+            rows = [one.request.carried for one in outcomes]
+            values = [row[at] if row else None for row in rows]
+            arrays.append(_carried_array(values, layout.columns[at]))
+        elif field.name == "request" and not store_request:
+            arrays.append(pa.nulls(len(outcomes), field.type))
+        else:
+            arrays.append(_array(_OF_RESPONSES[field.name], structs, field.type))
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
 def tool_call_batch(outcomes: Sequence[Outcome], version: int = SCHEMA_VERSION) -> pa.RecordBatch:
     """The outcomes' rows of `tool_calls`, always with all columns of the schema."""
+    answered = [
+        (one.request, one.result, call)
+        for one in outcomes
+        if isinstance(one.result, Response)
+        for call in one.result.tool_calls
+    ]
+    structs = {name: [one[at] for one in answered] for at, name in enumerate(_OF_CALL)}
     schema = tool_call_schema(version)
-    rows = [row for outcome in outcomes for row in tool_call_rows(outcome)]
-    columns: list[Sequence[Any]] = list(zip(*rows, strict=True)) if rows else [()] * len(schema)
-    arrays = [_array(values, kind) for values, kind in zip(columns, schema.types, strict=False)]
+    arrays = [_array(_OF_TOOL_CALLS[field.name], structs, field.type) for field in schema]
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
-def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+_OF_CALL = ("request", "answer", "call")
+
+
+def _without_values(kind: Any, **known: Any) -> Any:
+    """One of a kind of which nothing is there."""
+    return kind(**{**dict.fromkeys(kind.__struct_fields__), **known})
+
+
+_NO_ANSWER = _without_values(Response, truncated=False, usage=Usage())
+_NO_FAILURE = _without_values(Failure)
+_NO_ATTEMPT = _without_values(Attempt)
+_as_tuple = msgspec.structs.astuple
+_MISFITS = (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError)
+
+
+def _array(own: Own, structs: _Structs, kind: pa.DataType) -> pa.Array:
+    """The column, with null for values that do not fit."""
+    if callable(own.source):
+        values = own.source(structs)
+    elif own.source:
+        struct, _, field = own.source.partition(".")
+        values = list(map(attrgetter(field), structs[struct]))
+    else:
+        return pa.nulls(len(structs["request"]), kind)
+    if isinstance(own.type, tuple):
+        fields = kind.value_type.num_fields  # the last ones are new
+        values = [some and [_as_tuple(one)[:fields] for one in some] for some in values]
     try:
         return pa.array(values, kind)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
-        return pa.array([_fitting(value, kind) for value in values], kind)
+    except _MISFITS:
+        return pa.array([map_plain(value, kind, _fitting) for value in values], kind)
 
 
 def _fitting(value: Any, kind: pa.DataType) -> Any:
     """The value, or null: a number a server made up must not stop a paid run."""
     if isinstance(value, bytes):  # a request, of which something is no UTF-8
         return value.decode("utf-8", "replace")
-    if isinstance(value, list):
-        return [_fitting(item, kind.value_type) for item in value]
-    if isinstance(value, tuple):
-        return tuple(
-            _fitting(item, field.type) for item, field in zip(value, kind.fields, strict=True)
-        )
     try:
         pa.scalar(value, kind)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+    except _MISFITS:
         return None
     return value
 
 
-def _carried_array(values: Sequence[Any], kind: pa.DataType, stored: pa.DataType) -> pa.Array:
-    with_pairs = _pairs_in(stored)
-    if with_pairs is not None:
-        values = [with_pairs(value) for value in values]
+def _carried_array(values: list[Any], column: Column) -> pa.Array:
+    kind, stored = _carried_types(column)
+    if has_map(stored):  # the journal has lists for the pairs, for which Arrow wants tuples
+        values = [map_plain(value, stored, lambda flat, _: flat) for value in values]
     array = pa.array(values, stored)
     return array if kind.equals(stored) else array.cast(kind)
 
 
-def _pairs_in(kind: pa.DataType) -> Callable[[Any], Any] | None:
-    """What makes the journal's lists the pairs that Arrow wants in maps; null where none is."""
-    if pa.types.is_map(kind):
-        of_key, of_item = _pairs_in(kind.key_type) or _same, _pairs_in(kind.item_type) or _same
-        return lambda value: (
-            value
-            and [
-                (of_key(key), of_item(item))
-                for key, item in (p.values() if isinstance(p, dict) else p for p in value)
-            ]
-        )
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        inner = _pairs_in(kind.value_type)
-        return inner and (lambda value: value and [inner(item) for item in value])
-    if pa.types.is_struct(kind):
-        named = {field.name: of for field in kind.fields if (of := _pairs_in(field.type))}
-        if named:
-            return lambda value: (
-                value and {name: named.get(name, _same)(item) for name, item in value.items()}
-            )
-    return None
-
-
-def _same(value: Any) -> Any:
-    return value
+@cache
+def _carried_types(column: Column) -> tuple[pa.DataType, pa.DataType]:
+    return unpack(column.arrow)

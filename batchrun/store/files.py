@@ -1,7 +1,8 @@
 """The files of a run directory: their names, durable writes, and the lock.
 
-Where the file system cannot lock, the name in the file is all there is: a process of this host that
-still lives counts as the owner, and whoever comes in is told that nothing keeps another host out.
+Where the file system cannot lock, the lock file holds nothing but the owner's name: a process of
+this host that is still alive counts as the owner, and the next one is warned that nothing keeps a
+process of another host out.
 """
 
 import errno
@@ -23,6 +24,7 @@ JOURNAL = "journal"
 RESPONSES = "responses"
 TOOL_CALLS = "tool_calls"
 INPUT = "input"
+LOCK = "lock"
 WRITER = 0  # of a run in one process
 
 _NUMBERED = re.compile(
@@ -40,18 +42,45 @@ class FileId(NamedTuple):
     def __str__(self) -> str:
         return f"w{self.writer}-{self.number:06}"
 
+    @property
+    def segment(self) -> str:
+        return f"{self}.log"
 
-def segment_name(of: FileId) -> str:
-    return f"{of}.log"
+    @property
+    def intent(self) -> str:
+        return f"{self}.intent"
+
+    def part(self, *, not_ok: bool = False) -> str:
+        """`not_ok`: of the rows that are not ok, so that sending them again rewrites little."""
+        return f"{self}{'-not_ok' if not_ok else ''}.parquet"
 
 
-def intent_name(of: FileId) -> str:
-    return f"{of}.intent"
+def is_numbered(name: str) -> bool:
+    """Whether a writer gives such names."""
+    return _NUMBERED.fullmatch(name) is not None
 
 
-def part_name(of: FileId, *, not_ok: bool = False) -> str:
-    """`not_ok`: of the rows that are not ok, so that sending them again rewrites little."""
-    return f"{of}{'-not_ok' if not_ok else ''}.parquet"
+def id_of(name: str) -> FileId:
+    """Whose file it is. Raises `ValueError` for a name that no writer gives."""
+    if found := _NUMBERED.fullmatch(name):
+        return FileId(int(found["writer"]), int(found["number"]))
+    raise ValueError(name)
+
+
+def is_not_ok(name: str) -> bool:
+    """Whether a part's name says that its rows are not ok, `-other` in schema 1."""
+    found = _NUMBERED.fullmatch(name)
+    return found is not None and found["kind"] is not None
+
+
+def current_name(name: str) -> str:
+    """The name of a part as schema 2 has it."""
+    return name.replace("-other.parquet", "-not_ok.parquet")
+
+
+def name_in_schema_1(name: str) -> str:
+    """The name of a part as schema 1 had it."""
+    return name.replace("-not_ok.parquet", "-other.parquet")
 
 
 def open_name(writer: int) -> str:
@@ -68,37 +97,10 @@ def final_name(temporary: str) -> str:
     return temporary.removeprefix(".").removesuffix(".tmp")
 
 
-def id_of(name: str) -> FileId | None:
-    """Whose file it is, by its name; null for a name that no writer gives."""
-    found = _NUMBERED.fullmatch(name)
-    return FileId(int(found["writer"]), int(found["number"])) if found else None
-
-
-def is_not_ok(name: str) -> bool:
-    """Whether a part's name says that its rows are not ok, `-other` in schema 1."""
-    found = _NUMBERED.fullmatch(name)
-    return found is not None and found["kind"] is not None
-
-
-def name_now(name: str) -> str:
-    """The name of a part as schema 2 has it."""
-    return name.replace("-other.parquet", "-not_ok.parquet")
-
-
-def name_before(name: str) -> str:
-    """The name of a part as schema 1 had it, if it was another one; else empty."""
-    before = name.replace("-not_ok.parquet", "-other.parquet")
-    return before if before != name else ""
-
-
 def numbered(folder: Path, ending: str) -> tuple[str, ...]:
     """The names in `folder` that writers give, with this ending, in order. Raises `OSError`."""
-    found = []
-    for name in _entries(folder):
-        of = id_of(name) if name.endswith(ending) else None
-        if of is not None:
-            found.append((of, name))
-    return tuple(name for _, name in sorted(found))
+    names = (name for name in _entries(folder) if name.endswith(ending) and is_numbered(name))
+    return tuple(sorted(names, key=lambda name: (id_of(name), name)))
 
 
 def open_files(folder: Path) -> tuple[str, ...]:
@@ -138,10 +140,11 @@ _ADVICE = {
 
 
 def store_error(path: Path | str, doing: str, error: OSError) -> StoreError:
-    """What could not be done with `path`, why, and what to free or mend."""
+    """What could not be done with `path`, why, and what to free or fix."""
     reason = error.strerror or str(error)
-    # pyarrow raises its own OSErrors, with the number in the text alone
-    number = error.errno or _number_in(str(error))
+    number = error.errno
+    if number is None and (found := re.search(r"\[errno ([0-9]+)\]", str(error))):
+        number = int(found[1])  # pyarrow raises its own OSErrors, with the number in the text alone
     advice = _ADVICE.get(number or 0, "check the disk and the rights on this folder")
     return StoreError(
         f"{path}: cannot {doing} ({reason}); {advice}, then run the same command again"
@@ -166,18 +169,9 @@ def sync_data(handle: int) -> None:
     _sync(handle)
 
 
-def sync_file(path: Path) -> None:
-    """The file's bytes are on disk when this returns. Raises `OSError`."""
+def sync_path(path: Path) -> None:
+    """The bytes of a file, or the names in a folder, are on disk when this returns. `OSError`."""
     handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def sync_folder(path: Path) -> None:
-    """The folder's names are on disk when this returns. Raises `OSError`."""
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
     finally:
@@ -191,7 +185,7 @@ def make_folders(*paths: Path) -> None:
     """
     for path in paths:
         path.mkdir(mode=0o700, exist_ok=True)
-    sync_folder(paths[0].parent)
+    sync_path(paths[0].parent)
 
 
 def write_whole(handle: int, data: bytes | bytearray | memoryview) -> None:
@@ -203,7 +197,7 @@ def write_whole(handle: int, data: bytes | bytearray | memoryview) -> None:
 
 def replace_file(path: Path, data: bytes, *, durable: bool) -> None:
     """`path` holds all of `data` or what it held before; on disk when `durable`. `OSError`."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(temporary_name(path.name))
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         try:
@@ -218,19 +212,12 @@ def replace_file(path: Path, data: bytes, *, durable: bool) -> None:
             temporary.unlink()
         raise
     if durable:
-        sync_folder(path.parent)
+        sync_path(path.parent)
 
 
-def _number_in(text: str) -> int | None:
-    _, found, rest = text.partition("[errno ")
-    digits = rest.partition("]")[0]
-    return int(digits) if found and digits.isdigit() else None
-
-
-NAME = "lock"
-_TRIES = 5  # `is_locked` holds the lock for an instant, which must not look like an owner; ...
-_MORE_TRIES = 500  # ... and the process that seals ends a moment after a run that was killed
-_BETWEEN_TRIES_S = 0.02
+_ATTEMPTS = 5  # `is_locked` holds the lock for an instant, which must not look like an owner; ...
+_MORE_ATTEMPTS = 500  # ... and the process that seals ends a moment after a run that was killed
+_PAUSE_S = 0.02  # between two attempts
 # What file systems say that have no locks: NFS without its lock daemon, Lustre without `flock`, ...
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 
@@ -247,25 +234,23 @@ class Lock(Struct, frozen=True):
 def take_lock(folder: Path, flock: Flock = fcntl.flock) -> Lock:
     """The lock, held until its handle is closed.
 
-    Raises `JobError`, naming the holder, where another process has it; `StoreError`.
+    Raises `JobError`, naming the owner, where another process has it; `StoreError`.
     """
-    path = folder / NAME
-    try:
+    path = folder / LOCK
+    with storing(path, "open the lock"):
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise store_error(path, "open the lock", error) from error
     try:
-        warning = _locked(folder, handle, flock)
-        if not _is_at(path, handle):  # whoever had it took the directory away
+        warning = _lock_or_warn(folder, handle, flock)
+        if not _is_at(path, handle):  # its last owner removed the directory
             os.close(handle)
             return take_lock(folder, flock)
         os.ftruncate(handle, 0)
         os.pwrite(handle, f"{socket.gethostname()} {os.getpid()}\n".encode(), 0)
     except BlockingIOError:
-        holder = _in_words(_holder(handle))
+        owner = _in_words(_owner(handle))
         os.close(handle)
         raise JobError(
-            f"{folder} is in use by {holder}; wait for it, stop it, or give another directory "
+            f"{folder} is in use by {owner}; wait for it, stop it, or give another directory "
             f"with --output (batchrun status {folder} shows what it does)"
         ) from None
     except OSError as error:
@@ -283,43 +268,43 @@ def _is_at(path: Path, handle: int) -> bool:
 
 
 def is_locked(folder: Path, flock: Flock = fcntl.flock) -> bool:
-    """Whether a process holds the lock. Raises `StoreError`."""
-    path = folder / NAME
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        raise store_error(path, "open the lock", error) from error
+    """Whether a process has the directory open to write. Raises `StoreError`."""
+    path = folder / LOCK
+    with storing(path, "open the lock"):
+        try:
+            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
     try:
         flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError as error:
         if error.errno in _NO_LOCKS:
-            return bool(_lives(_holder(handle)))
+            return bool(_is_alive(_owner(handle)))
         raise store_error(path, "lock", error) from error
     finally:
         os.close(handle)
     return False
 
 
-def _locked(folder: Path, handle: int, flock: Flock) -> str | None:
+def _lock_or_warn(folder: Path, handle: int, flock: Flock) -> str | None:
     """What to warn of once the lock is ours. Raises `BlockingIOError` where another has it."""
-    tries = 0
+    attempts = 0
     while True:
         try:
             flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            tries += 1
-            if tries >= (_MORE_TRIES if _lives(_holder(handle)) is False else _TRIES):
+            attempts += 1
+            is_orphaned = _is_alive(_owner(handle)) is False
+            if attempts >= (_MORE_ATTEMPTS if is_orphaned else _ATTEMPTS):
                 raise
-            time.sleep(_BETWEEN_TRIES_S)
+            time.sleep(_PAUSE_S)
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
-            before = _holder(handle)
-            if _lives(before):
+            before = _owner(handle)
+            if _is_alive(before):
                 raise BlockingIOError from error
             last = "" if before is None else f" (the last was {_in_words(before)})"
             return (
@@ -331,25 +316,23 @@ def _locked(folder: Path, handle: int, flock: Flock) -> str | None:
             return None
 
 
-def _holder(handle: int) -> tuple[str, int] | None:
-    """Host and process id of who wrote its name last; null where it cannot be read."""
+def _owner(handle: int) -> tuple[str, int] | None:
+    """Host and process id that the lock file names; null where it cannot be read."""
     text = os.pread(handle, 400, 0).decode("utf-8", "replace")
-    host, _, process = text.strip().rpartition(" ")
-    if not host or not (process.isascii() and process.isdigit()):
-        return None
-    return host, int(process)
+    found = re.fullmatch(r"(.+) ([0-9]+)", text.strip())
+    return (found[1], int(found[2])) if found else None
 
 
-def _in_words(holder: tuple[str, int] | None) -> str:
-    return "another process" if holder is None else f"process {holder[1]} on {holder[0]}"
+def _in_words(owner: tuple[str, int] | None) -> str:
+    return "another process" if owner is None else f"process {owner[1]} on {owner[0]}"
 
 
-def _lives(holder: tuple[str, int] | None) -> bool | None:
-    """Whether the process is still there; null for this one, one of another host, or none."""
-    if holder is None or holder[0] != socket.gethostname() or holder[1] == os.getpid():
+def _is_alive(owner: tuple[str, int] | None) -> bool | None:
+    """Whether the process still runs; null for this one, one of another host, or none."""
+    if owner is None or owner[0] != socket.gethostname() or owner[1] == os.getpid():
         return None
     try:
-        os.kill(holder[1], 0)
+        os.kill(owner[1], 0)
     except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:

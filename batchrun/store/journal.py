@@ -1,4 +1,4 @@
-"""The journal: its format, a segment being written, damage set aside.
+"""The journal's format, a segment being written, and damaged bytes set aside.
 
 A segment is a row of frames, the first of them a `Header`. A frame is
 magic (4 bytes), payload length (4), CRC-32 of the payload (4), CRC-32 of these twelve bytes
@@ -23,13 +23,15 @@ from batchrun.errors import StoreError
 from batchrun.formats.json_text import with_valid_text
 from batchrun.records import Outcome
 from batchrun.store.columns import SCHEMA_VERSION
-from batchrun.store.files import replace_file, store_error, sync_data, write_whole
+from batchrun.store.files import replace_file, store_error, storing, sync_data, write_whole
 
 MAGIC = b"\xf6BR\xff"  # no UTF-8 text holds it
 HEAD_BYTES = 16
-_LOOK_BYTES = 1 << 20  # how much is searched at a time after a damaged frame
+READ_BYTES = 1 << 20  # buffered, of a segment that is read
+_SEARCH_BYTES = 1 << 20  # how much is searched at a time after a damaged frame
+_WRITE_BYTES = 1 << 20  # what is in memory twice while it is written
 _U32 = 0xFFFFFFFF
-_MAX_INT = 2**63 - 1  # that a column holds
+_MAX_INT = 2**63 - 1
 
 _pack_head = struct.Struct("<4sII").pack
 _unpack_head = struct.Struct("<4sIII").unpack
@@ -42,7 +44,7 @@ class Header(Struct, frozen=True, array_like=True, tag="header"):
     schema_version: int
     hash_rule: int
     columns: tuple[str, ...]  # names of the carried columns
-    replaces: bool = False  # whether rows of it may stand in a part too, as they were before
+    replaces: bool = False  # whether a part may hold rows of it too, as they were before
 
 
 class Frame(Struct, frozen=True):
@@ -75,9 +77,112 @@ def frame_of(record: Struct, offset: int) -> bytes:
         payload = _encoder.encode(record)
     except (UnicodeEncodeError, OverflowError):
         plain = msgspec.to_builtins(record, builtin_types=(bytes,))
-        payload = _encoder.encode(with_valid_text(plain, max_int=_MAX_INT))
+        payload = _encoder.encode(with_valid_text(plain, _MAX_INT))
     head = _pack_head(MAGIC, len(payload), zlib.crc32(payload))
     return head + _pack_sum(zlib.crc32(head, offset & _U32)) + payload
+
+
+class Segment:
+    """The file outcomes are appended to. `append` may race with `sync`, never with itself."""
+
+    def __init__(self, path: Path, header: Header) -> None:
+        """Makes the file. Raises `StoreError`."""
+        self.path = path
+        self.rows = 0
+        self.bytes = 0
+        self._is_dirty = False  # written, not synced
+        self._is_torn = False  # half a write follows what counts
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
+        with storing(path, "make this journal segment"):
+            self._handle = os.open(path, flags, 0o600)
+        try:
+            self._write(frame_of(header, 0))
+        except BaseException:
+            os.close(self._handle)
+            with suppress(OSError):
+                path.unlink()
+            raise
+
+    def append(self, outcomes: Sequence[Outcome]) -> int:
+        """Takes as many as go into one write, at least one, and returns how many these are.
+
+        The system has them when this returns: they survive SIGKILL. Raises `StoreError`; the
+        segment then is as it was before, if the system can still cut it.
+        """
+        frames: list[bytes] = []
+        end = self.bytes
+        for outcome in outcomes:
+            frames.append(frame_of(outcome, end))
+            end += len(frames[-1])
+            if end - self.bytes > _WRITE_BYTES:
+                break
+        self._write(b"".join(frames))
+        self.rows += len(frames)
+        return len(frames)
+
+    def sync(self) -> None:
+        """What was appended so far is on disk when this returns. Raises `OSError`."""
+        if self._is_dirty:
+            self._is_dirty = False  # before the call: what is appended meanwhile is not synced
+            sync_data(self._handle)
+
+    @property
+    def is_deleted(self) -> bool:
+        """Whether somebody deleted the file while it is written."""
+        return os.fstat(self._handle).st_nlink == 0
+
+    def close(self) -> None:
+        os.close(self._handle)
+
+    def _write(self, frames: bytes) -> None:
+        try:
+            if self._is_torn:  # a frame is known by its offset: none may follow half a write
+                os.ftruncate(self._handle, self.bytes)
+            self._is_torn = True
+            write_whole(self._handle, frames)
+        except OSError as error:
+            with suppress(OSError):
+                os.ftruncate(self._handle, self.bytes)
+                self._is_torn = False
+            raise store_error(self.path, "write to the journal", error) from error
+        self._is_torn = False
+        self.bytes += len(frames)
+        self._is_dirty = True
+
+
+def read_outcomes(file: BinaryIO) -> Iterator[Outcome | Damage | Torn]:
+    """What a segment holds, decoded. Raises `OSError`, or `StoreError` for another version's."""
+    for piece in scan(file):
+        if not isinstance(piece, Frame):
+            yield piece
+            continue
+        try:
+            record = _decoder.decode(piece.payload)
+        except msgspec.MsgspecError as error:
+            raise _other_version(file, piece.offset, str(error)) from error
+        if isinstance(record, Outcome):
+            yield record
+        elif record.schema_version > SCHEMA_VERSION:
+            raise _other_version(file, piece.offset, f"schema {record.schema_version}")
+
+
+def may_replace(file: BinaryIO) -> bool:
+    """Whether a part may hold rows of this segment too. Raises `OSError`."""
+    first = next(scan(file), None)
+    if not isinstance(first, Frame):
+        return isinstance(first, Damage)
+    try:
+        record = _decoder.decode(first.payload)
+    except msgspec.MsgspecError:
+        return True  # another version's: whoever reads its outcomes says so
+    return not isinstance(record, Header) or record.replaces
+
+
+def _other_version(file: BinaryIO, offset: int, what: str) -> StoreError:
+    return StoreError(
+        f"{file.name}, byte {offset}: a record that this version of batchrun cannot read ({what}); "
+        "go on with the version that wrote it"
+    )
 
 
 def scan(file: BinaryIO) -> Iterator[Frame | Damage | Torn]:
@@ -111,41 +216,6 @@ def scan(file: BinaryIO) -> Iterator[Frame | Damage | Torn]:
         offset += HEAD_BYTES + length
 
 
-def read_outcomes(file: BinaryIO) -> Iterator[Outcome | Damage | Torn]:
-    """What a segment holds, understood. Raises `OSError`, or `StoreError` for another version's."""
-    for piece in scan(file):
-        if not isinstance(piece, Frame):
-            yield piece
-            continue
-        try:
-            record = _decoder.decode(piece.payload)
-        except msgspec.MsgspecError as error:
-            raise _other_version(file, piece.offset, str(error)) from error
-        if isinstance(record, Outcome):
-            yield record
-        elif record.schema_version > SCHEMA_VERSION:
-            raise _other_version(file, piece.offset, f"schema {record.schema_version}")
-
-
-def may_replace(file: BinaryIO) -> bool:
-    """Whether rows of this segment may stand in a part too. Raises `OSError`."""
-    first = next(scan(file), None)
-    if not isinstance(first, Frame):
-        return isinstance(first, Damage)
-    try:
-        record = _decoder.decode(first.payload)
-    except msgspec.MsgspecError:
-        return True  # another version's: whoever reads its outcomes says so
-    return not isinstance(record, Header) or record.replaces
-
-
-def _other_version(file: BinaryIO, offset: int, what: str) -> StoreError:
-    return StoreError(
-        f"{file.name}, byte {offset}: a record that this version of batchrun cannot read ({what}); "
-        "go on with the version that wrote it"
-    )
-
-
 def _payload_length(head: bytes, offset: int) -> int | None:
     """What a frame's head says of its payload; null where it is no head for this offset."""
     magic, length, _, check = _unpack_head(head)
@@ -158,126 +228,43 @@ def _next_frame(file: BinaryIO, start: int) -> int | None:
     """The offset of the first head at or after `start`."""
     file.seek(start)
     window = b""
-    while chunk := file.read(_LOOK_BYTES):
+    while chunk := file.read(_SEARCH_BYTES):
         window += chunk
         at = window.find(MAGIC)
         while at >= 0 and at + HEAD_BYTES <= len(window):
             if _payload_length(window[at : at + HEAD_BYTES], start + at) is not None:
                 return start + at
             at = window.find(MAGIC, at + 1)
-        keep = HEAD_BYTES - 1  # a head may lie across two pieces
-        start += max(0, len(window) - keep)
-        window = window[-keep:]
+        kept = HEAD_BYTES - 1  # a head may lie across two pieces
+        start += max(0, len(window) - kept)
+        window = window[-kept:]
     return None
 
 
 def _is_zeros(file: BinaryIO, offset: int) -> bool:
     """Whether only zeros follow: a loss of power can leave a file longer than what it holds."""
     file.seek(offset)
-    while chunk := file.read(_LOOK_BYTES):
+    while chunk := file.read(_SEARCH_BYTES):
         if chunk.strip(b"\0"):
             return False
     return True
 
 
 def damaged_path(segment: Path, damage: Damage) -> Path:
-    """Where damaged bytes of a segment are set aside."""
+    """Where damaged bytes of a segment are set aside; the next command no longer warns of them."""
     return segment.with_name(f"damaged-{segment.name}-{damage.offset}")
 
 
-def set_aside(segment: Path, damage: Damage) -> bool:
-    """Whether this is news; the bytes are in a file of their own either way. Raises `OSError`."""
+def set_aside(segment: Path, damage: Damage) -> str | None:
+    """What to warn of; null where it was set aside before. Raises `OSError`."""
     aside = damaged_path(segment, damage)
     with segment.open("rb") as file:
         file.seek(damage.offset)
         damaged = file.read(damage.size)
     if aside.exists() and aside.read_bytes() == damaged:
-        return False
+        return None
     replace_file(aside, damaged, durable=True)
-    return True
-
-
-def is_set_aside(segment: Path, damage: Damage) -> bool:
-    """Whether the next command has nothing to say of it any more."""
-    return damaged_path(segment, damage).exists()
-
-
-def damage_warning(segment: Path, damage: Damage) -> str:
     return (
         f"{segment}: {damage.size} damaged bytes at offset {damage.offset}, set aside in "
-        f"{damaged_path(segment, damage).name}; the rows they held are sent again. Check the disk"
+        f"{aside.name}; the rows they held are sent again. Check the disk"
     )
-
-
-_WRITE_BYTES = 1 << 20  # what is in memory twice while it is written
-
-
-class Segment:
-    """The file outcomes are appended to. `append` may race with `sync`, never with itself."""
-
-    def __init__(self, path: Path, header: Header) -> None:
-        """Makes the file. Raises `StoreError`."""
-        self.path = path
-        self.rows = 0
-        self.bytes = 0
-        self._dirty = False
-        self._is_torn = False  # half a write stands behind its end
-        try:
-            self._handle = os.open(
-                path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600
-            )
-        except OSError as error:
-            raise store_error(path, "make this journal segment", error) from error
-        try:
-            self._write(frame_of(header, 0))
-        except BaseException:
-            os.close(self._handle)
-            with suppress(OSError):
-                path.unlink()
-            raise
-
-    def append(self, outcomes: Sequence[Outcome]) -> int:
-        """Takes as many as go into one write, at least one, and returns how many these are.
-
-        The system has them when this returns: they survive SIGKILL. Raises `StoreError`; the
-        segment then is as it was before, if the system lets itself be asked.
-        """
-        frames: list[bytes] = []
-        end = self.bytes
-        for outcome in outcomes:
-            frames.append(frame_of(outcome, end))
-            end += len(frames[-1])
-            if end - self.bytes > _WRITE_BYTES:
-                break
-        self._write(b"".join(frames))
-        self.rows += len(frames)
-        return len(frames)
-
-    def sync(self) -> None:
-        """What was appended so far is on disk when this returns. Raises `OSError`."""
-        if self._dirty:
-            self._dirty = False  # before the call: what is appended meanwhile counts as not synced
-            sync_data(self._handle)
-
-    @property
-    def deleted(self) -> bool:
-        """Whether somebody took the file away while it is written."""
-        return os.fstat(self._handle).st_nlink == 0
-
-    def close(self) -> None:
-        os.close(self._handle)
-
-    def _write(self, frames: bytes) -> None:
-        try:
-            if self._is_torn:  # a frame is known by its place: none may stand behind half a write
-                os.ftruncate(self._handle, self.bytes)
-            self._is_torn = True
-            write_whole(self._handle, frames)
-        except OSError as error:
-            with suppress(OSError):
-                os.ftruncate(self._handle, self.bytes)
-                self._is_torn = False
-            raise store_error(self.path, "write to the journal", error) from error
-        self._is_torn = False
-        self.bytes += len(frames)
-        self._dirty = True

@@ -11,155 +11,37 @@ import pyarrow.compute as pc
 
 from batchrun.errors import JobError, StoreError
 from batchrun.formats.arrow import with_parts
-from batchrun.formats.json_text import encode_json, valid_text
-from batchrun.records import (
-    Answered,
-    JsonObject,
-    Layout,
-    Outcome,
-    RowKey,
-    RunRecord,
-    Totals,
-)
+from batchrun.formats.json_text import valid_text
+from batchrun.records import JsonObject, Layout, Outcome, RunRecord, Totals
 from batchrun.store.columns import (
+    KEY,
+    NO_COLUMNS,
     SCHEMA_VERSION,
     as_schema,
-    new_names,
     response_batch,
     response_schema,
     tool_call_batch,
     tool_call_schema,
-    version_of,
 )
 from batchrun.store.complete_rows import sum_totals
-from batchrun.store.files import NAME as LOCK
-from batchrun.store.files import is_locked, name_now, replace_file, storing
-from batchrun.store.keys import KEY
-from batchrun.store.snapshot import Snapshot, opened, read_snapshot, read_standing, snapshot
-from batchrun.store.unfinished import known_in, read_open
+from batchrun.store.files import LOCK, current_name, is_locked, storing
+from batchrun.store.parts import opened
+from batchrun.store.snapshot import Snapshot, read_snapshot, snapshot
+from batchrun.store.unfinished import read_answered
+
+if TYPE_CHECKING:
+    import pyarrow.dataset as ds
 
 RUN_FILE = "run.json"
 LIVE_FILE = "live.json"
+EVENTS_FILE = "events.jsonl"
+ENDED = ("finished", "limited", "stopped", "interrupted")  # states whose files are put in order
+
+_decode_object = msgspec.json.Decoder(JsonObject).decode
 
 
 class _Version(msgspec.Struct):
     schema_version: int
-
-
-def read_run_record(folder: Path) -> RunRecord | None:
-    """What `run.json` says; null where there is none.
-
-    Raises `StoreError` where it is damaged, `JobError` where a newer batchrun wrote it.
-    """
-    path = folder / RUN_FILE
-    with storing(path, "read"):
-        try:
-            text = path.read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-    try:
-        version = msgspec.json.decode(text, type=_Version).schema_version
-        if version > SCHEMA_VERSION:
-            raise JobError(
-                f"{path}: written by a newer batchrun (schema {version}, this one knows "
-                f"{SCHEMA_VERSION}); upgrade, or give another directory with --output"
-            )
-        return msgspec.json.decode(text, type=RunRecord)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise StoreError(
-            f"{path}: damaged ({error}); put back a copy of it, or give another directory with "
-            "--output. The tables beside it can still be read"
-        ) from error
-
-
-def write_run_record(folder: Path, record: RunRecord) -> None:
-    """On disk when this returns. Raises `StoreError`."""
-    text = msgspec.json.format(encode_json(record), indent=2) + b"\n"
-    path = folder / RUN_FILE
-    with storing(path, "write"):
-        replace_file(path, text, durable=True)
-
-
-def write_live_file(folder: Path, summary: object) -> None:
-    """Never seen half written; not synced, since the next one comes in a second. `StoreError`."""
-    path = folder / LIVE_FILE
-    with storing(path, "write"):
-        replace_file(path, encode_json(summary) + b"\n", durable=False)
-
-
-def read_live(folder: Path) -> JsonObject | None:
-    """The summary as last written; null where there is none or none that can be read."""
-    path = folder / LIVE_FILE
-    with storing(path, "read"):
-        try:
-            text = path.read_bytes()
-        except FileNotFoundError:
-            return None
-    try:
-        summary = msgspec.json.decode(text, type=JsonObject)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        return None  # a loss of power may leave it empty; nothing hangs on it
-    return summary
-
-
-ENDED = ("finished", "limited", "stopped", "interrupted")  # states whose files are put in order
-
-
-def missing_parts(path: Path, record: RunRecord, rows: Callable[[], int]) -> dict[str, int]:
-    """The missing parts of both tables and the rows they held; for a run that does not go on.
-
-    After a kill a part may also have gone by itself: its rows were sent again, and stand in
-    another one. So they are missed only where there are fewer `rows` than there should be.
-    Raises `StoreError` and what `rows` raises.
-    """
-    missing = {
-        name: held
-        for name, held in record.parts.items()
-        if held and not any((path / now).exists() for now in (name, name_now(name)))
-    }
-    if missing and record.state not in ENDED and rows() >= expected_rows(path, record):
-        return {}
-    return missing
-
-
-def expected_rows(path: Path, record: RunRecord) -> int:
-    """How many rows the commands so far have said to be settled. Raises `StoreError`."""
-    rows = record.totals.rows
-    if record.state == "running":  # killed: only the live summary knows what it came to
-        live = read_live(path) or {}
-        ok, not_ok = live.get("ok"), live.get("not_ok")
-        if isinstance(ok, int) and isinstance(not_ok, int):
-            rows = max(rows, ok + not_ok)
-    return rows + record.gone.rows
-
-
-EVENTS_FILE = "events.jsonl"
-_decode = msgspec.json.Decoder(JsonObject).decode
-
-
-def read_events(folder: Path) -> Iterator[tuple[int, JsonObject]]:
-    """Each event and its time in microseconds since 1970; none where there is no file.
-
-    A line that is being written or was cut by a kill is left out. Raises `StoreError`.
-    """
-    path = folder / EVENTS_FILE
-    with storing(path, "read"):
-        try:
-            file = path.open("rb")
-        except FileNotFoundError:
-            return
-        with file:
-            for line in file:
-                try:
-                    event = _decode(line)
-                    at = datetime.fromisoformat(str(event.get("at")))
-                except (ValueError, RecursionError):
-                    continue
-                yield round(at.timestamp() * 1e6), event
-
-
-if TYPE_CHECKING:
-    import pyarrow.dataset as ds
 
 
 def read_record(path: Path) -> RunRecord:
@@ -176,6 +58,70 @@ def read_record(path: Path) -> RunRecord:
     return record
 
 
+def read_run_record(folder: Path) -> RunRecord | None:
+    """What `run.json` says; null where there is none.
+
+    Raises `StoreError` where it is damaged, `JobError` where a newer batchrun wrote it.
+    """
+    path = folder / RUN_FILE
+    text = _read_file(path)
+    if text is None:
+        return None
+    try:
+        version = msgspec.json.decode(text, type=_Version).schema_version
+        if version > SCHEMA_VERSION:
+            raise JobError(
+                f"{path}: written by a newer batchrun (schema {version}, this one knows "
+                f"{SCHEMA_VERSION}); upgrade, or give another directory with --output"
+            )
+        return msgspec.json.decode(text, type=RunRecord)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise StoreError(
+            f"{path}: damaged ({error}); put back a copy of it, or give another directory with "
+            "--output. The tables beside it can still be read"
+        ) from error
+
+
+def read_live(folder: Path) -> JsonObject | None:
+    """The summary last written to `live.json`; null where there is none that can be read.
+
+    A loss of power may leave it empty: nothing depends on it. Raises `StoreError`.
+    """
+    try:
+        return _decode_object(_read_file(folder / LIVE_FILE) or b"")
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+
+
+def _read_file(path: Path) -> bytes | None:
+    with storing(path, "read"):
+        try:
+            return path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+
+def read_events(folder: Path) -> Iterator[tuple[int, JsonObject]]:
+    """Each event and its time in microseconds since 1970; none where there is no file.
+
+    A line that is being written or was cut by a kill is left out. Raises `StoreError`.
+    """
+    path = folder / EVENTS_FILE
+    with storing(path, "read"):
+        try:
+            file = path.open("rb")
+        except FileNotFoundError:
+            return
+        with file:
+            for line in file:
+                try:
+                    event = _decode_object(line)
+                    at = datetime.fromisoformat(str(event.get("at")))
+                except (ValueError, RecursionError):
+                    continue
+                yield round(at.timestamp() * 1e6), event
+
+
 def is_planning(path: Path) -> bool:
     """Whether the process that has the directory has not begun to send. Raises `StoreError`."""
     if not is_locked(path):
@@ -183,14 +129,21 @@ def is_planning(path: Path) -> bool:
     with storing(path, "read"):
         try:
             return (path / LIVE_FILE).stat().st_mtime_ns < (path / LOCK).stat().st_mtime_ns
-        except FileNotFoundError:  # it says how it stands as soon as it sends
+        except FileNotFoundError:  # it is written as soon as anything is sent
             return True
 
 
-def read_unknown_usd(path: Path, record: RunRecord) -> float:
-    """USD reserved for tries of all commands that never told what they cost.
+def read_totals(path: Path) -> Totals:
+    """What all complete rows add up to but for those removed from the input. `StoreError`."""
+    record = read_run_record(path)
+    totals = read_snapshot(path, sum_totals)
+    return totals if record is None else totals.without(record.gone)
 
-    After a kill `live.json` knows it, and what was in flight a second before at most.
+
+def read_unknown_usd(path: Path, record: RunRecord) -> float:
+    """USD reserved for attempts of all commands that reported no usage.
+
+    After a kill `live.json` says it, and what was in flight at most a second before.
     Raises `StoreError`.
     """
     live = read_live(path) or {}
@@ -210,14 +163,45 @@ def read_missing_parts(path: Path) -> dict[str, int]:
     return {} if missing and is_locked(path) else missing
 
 
-def read_totals(path: Path) -> Totals:
-    """What all settled rows add up to, in parts and journal, but for those that left the input.
+def missing_parts(path: Path, record: RunRecord, rows: Callable[[], int]) -> dict[str, int]:
+    """The missing parts of both tables and the rows they held; for a run that does not go on.
 
-    Raises `StoreError`.
+    After a kill a part may also be missing by right: its rows were sent again, and are in another
+    one. So it counts only where there are fewer `rows` than there should be. Raises `StoreError`
+    and what `rows` raises.
     """
-    record = read_run_record(path)
-    totals = read_snapshot(path, sum_totals)
-    return totals if record is None else totals.without(record.gone)
+    missing = {
+        name: held
+        for name, held in record.parts.items()
+        if held and not any((path / one).exists() for one in (name, current_name(name)))
+    }
+    if missing and record.state not in ENDED and rows() >= expected_rows(path, record):
+        return {}
+    return missing
+
+
+def expected_rows(path: Path, record: RunRecord) -> int:
+    """How many rows were complete according to the commands so far. Raises `StoreError`."""
+    rows = record.totals.rows
+    if record.state == "running":  # killed: only the live summary knows how many it was
+        live = read_live(path) or {}
+        ok, not_ok = live.get("ok"), live.get("not_ok")
+        if isinstance(ok, int) and isinstance(not_ok, int):
+            rows = max(rows, ok + not_ok)
+    return rows + record.gone.rows
+
+
+def example_not_ok(path: Path) -> str | None:
+    """The custom_id of some row that is not ok; null where all are. Raises `StoreError`."""
+
+    def read(now: Snapshot) -> str | None:
+        for batch in now.batches(("custom_id", "ok")):
+            names = batch["custom_id"].filter(pc.invert(batch["ok"]))
+            if len(names):
+                return str(names[0].as_py())
+        return None
+
+    return read_snapshot(path, read)
 
 
 def find_row(path: Path, custom_id: str) -> list[JsonObject]:
@@ -226,9 +210,26 @@ def find_row(path: Path, custom_id: str) -> list[JsonObject]:
     Rows still in the journal too; empty where nothing has that id. Times finer than a
     microsecond come as text. Raises `JobError`, `StoreError`.
     """
-    record = read_record(path)
-    wanted = valid_text(custom_id)
-    rows, calls = read_snapshot(path, lambda now: _found(now, record, wanted))
+    record, wanted = read_record(path), valid_text(custom_id)
+    return _with_calls(*read_snapshot(path, lambda now: _found(now, record, wanted)))
+
+
+def find_answered(path: Path, custom_id: str) -> list[JsonObject]:
+    """The same of rows of this id without an outcome: their answers that are asked for again.
+
+    Raises `JobError`, `StoreError`.
+    """
+    record, wanted = read_record(path), valid_text(custom_id)
+    outcomes = [one.outcome for one in read_answered(path) if one.key[0] == wanted]
+    return _with_calls(*_outcome_rows(outcomes, record))
+
+
+def read_answered_usd(path: Path) -> list[float]:
+    """What each row without an outcome is known to have cost that has an answer. `StoreError`."""
+    return [one.outcome.cost_usd or 0.0 for one in read_answered(path)]
+
+
+def _with_calls(rows: list[JsonObject], calls: list[JsonObject]) -> list[JsonObject]:
     rows.sort(key=lambda row: (row["sample"], row["variant"] or ""))
     for row in rows:
         row["tool_calls"] = [call for call in calls if all(call[name] == row[name] for name in KEY)]
@@ -241,141 +242,80 @@ def _found(
     """The rows of this id in both tables. Raises `StoreError`."""
     layout, version = record.layout, record.schema_version
     rows = _filtered(now.responses, custom_id, response_schema(layout, version), layout)
-    calls = _filtered(now.tool_calls, custom_id, tool_call_schema(version), None) if rows else []
+    calls: list[JsonObject] = []
+    if rows:
+        calls = _filtered(now.tool_calls, custom_id, tool_call_schema(version), NO_COLUMNS)
     rows, calls = (
         [row for row in found if tuple(row[name] for name in KEY) not in now.replaced]
         for found in (rows, calls)
     )
-    kept = [outcome for outcome in now.outcomes() if outcome.request.custom_id == custom_id]
-    if kept:
-        new_rows, new_calls = outcome_rows(kept, record)
-        rows += new_rows
-        calls += new_calls
-    return rows, calls
-
-
-def find_answered(path: Path, custom_id: str) -> list[JsonObject]:
-    """The same of rows of this id without an outcome: their answers that are asked for again.
-
-    Raises `JobError`, `StoreError`.
-    """
-    record = read_record(path)
-    wanted = valid_text(custom_id)
-    last = {key: one for key, one in _answered(path).items() if key[0] == wanted}
-    if not last:
-        return []
-    done = read_snapshot(path, lambda now: known_in(now, last))
-    open_ones = [one.outcome for key, one in last.items() if key not in done]
-    if not open_ones:
-        return []
-    rows, calls = outcome_rows(open_ones, record)
-    for row in rows:
-        row["tool_calls"] = [call for call in calls if all(call[n] == row[n] for n in KEY)]
-    return rows
-
-
-def read_answered_usd(path: Path) -> list[float]:
-    """What each row without an outcome is known to have cost that has an answer. `StoreError`."""
-    last = _answered(path)
-    if not last:
-        return []
-    done = read_snapshot(path, lambda now: known_in(now, last))
-    return [one.outcome.cost_usd or 0.0 for key, one in last.items() if key not in done]
-
-
-def _answered(path: Path) -> dict[RowKey, Answered]:
-    return {one.key: one for one in read_open(path) if isinstance(one, Answered)}
-
-
-def outcome_rows(
-    outcomes: Sequence[Outcome], record: RunRecord
-) -> tuple[list[JsonObject], list[JsonObject]]:
-    """Rows of both tables as they will be once these outcomes, at least one, are in parts."""
-    version = record.schema_version
-    batch = response_batch(
-        outcomes, record.layout, store_request=record.store_request, version=version
-    )
-    tables = (pa.Table.from_batches([one]) for one in (batch, tool_call_batch(outcomes, version)))
-    rows, calls = map(_plain_rows, tables)
-    return rows, calls
-
-
-def example_not_ok(path: Path) -> str | None:
-    """The custom_id of some row that is not ok; null where all are. Raises `StoreError`."""
-    return read_snapshot(path, _example_not_ok)
-
-
-def _example_not_ok(now: Snapshot) -> str | None:
-    for batch in read_standing(now, ("custom_id", "ok")):
-        names = batch["custom_id"].filter(pc.invert(batch["ok"]))
-        if len(names):
-            return str(names[0].as_py())
-    for outcome in now.outcomes():
-        if not outcome.ok:
-            return outcome.request.custom_id
-    return None
-
-
-def responses(path: Path) -> "ds.Dataset":
-    """The `responses` table as committed so far, lazily. Raises `JobError`, `StoreError`."""
-    record = read_record(path)
-    schema = response_schema(record.layout, record.schema_version)
-    with snapshot(path) as now:
-        return _dataset(now.responses, schema)
-
-
-def tool_calls(path: Path) -> "ds.Dataset":
-    """The `tool_calls` table as committed so far, lazily. Raises `JobError`, `StoreError`."""
-    schema = tool_call_schema(read_record(path).schema_version)
-    with snapshot(path) as now:
-        return _dataset(now.tool_calls, schema)
-
-
-def _dataset(parts: tuple[Path, ...], schema: pa.Schema) -> "ds.Dataset":
-    import pyarrow.dataset as ds  # noqa: PLC0415 - imports pandas where it is installed: 0.3 s
-
-    return ds.dataset([str(part) for part in parts], schema=schema, format="parquet")
+    outcomes = [outcome for outcome in now.outcomes() if outcome.request.custom_id == custom_id]
+    new_rows, new_calls = _outcome_rows(outcomes, record)
+    return rows + new_rows, calls + new_calls
 
 
 def _filtered(
-    parts: tuple[Path, ...], custom_id: str, schema: pa.Schema, layout: Layout | None
-) -> list[dict[str, Any]]:
+    parts: tuple[Path, ...], custom_id: str, schema: pa.Schema, layout: Layout
+) -> list[JsonObject]:
     """The rows of this id, with the columns of `schema`; `layout` names what they carry."""
     same_id = pc.field("custom_id") == pa.scalar(custom_id, pa.string())
     rows = []
     for path in parts:
         with opened(path) as part:
-            own = part.schema_arrow
-        with storing(path, "read"):
-            try:
-                found = _dataset((path,), own).to_table(filter=same_id)
-            except pa.ArrowException as error:
-                raise StoreError(
-                    f"{path}: damaged ({error}); put back a copy, or start a new run directory"
-                ) from error
+            found = _dataset((path,), part.schema_arrow).to_table(filter=same_id)
         if found.num_rows:
-            names = new_names(layout, version_of(own) or 1) if layout is not None else {}
-            rows += _plain_rows(as_schema(found, schema, names))
+            rows += _plain_rows(as_schema(found, schema, layout))
     return rows
+
+
+def _outcome_rows(
+    outcomes: Sequence[Outcome], record: RunRecord
+) -> tuple[list[JsonObject], list[JsonObject]]:
+    """Rows of both tables as they will be once these outcomes are in parts."""
+    version, store_request = record.schema_version, record.store_request
+    rows = response_batch(outcomes, record.layout, store_request=store_request, version=version)
+    calls = tool_call_batch(outcomes, version)
+    return (
+        _plain_rows(pa.Table.from_batches([rows])),
+        _plain_rows(pa.Table.from_batches([calls])),
+    )
 
 
 def _plain_rows(table: pa.Table) -> list[dict[str, Any]]:
     """Rows as Python values, which know no nanoseconds."""
-    fields = list(table.schema)
-    plain = pa.schema([one.with_type(_without_nanoseconds(one.type)) for one in fields])
+    plain = pa.schema([one.with_type(_without_nanoseconds(one.type)) for one in table.schema])
     rows: list[dict[str, Any]]
     try:
         rows = table.cast(plain).to_pylist()
     except (OverflowError, ValueError):  # a date that Python has no object for
-        rows = table.cast(pa.schema([_as_text(field) for field in plain])).to_pylist()
+        text = [
+            one.with_type(pa.string()) if pa.types.is_temporal(one.type) else one for one in plain
+        ]
+        rows = table.cast(pa.schema(text)).to_pylist()
     return rows
-
-
-def _as_text(field: pa.Field) -> pa.Field:
-    return field.with_type(pa.string()) if pa.types.is_temporal(field.type) else field
 
 
 def _without_nanoseconds(kind: pa.DataType) -> pa.DataType:
     if pa.types.is_timestamp(kind) or pa.types.is_time64(kind) or pa.types.is_duration(kind):
         return pa.string() if kind.unit == "ns" else kind
     return with_parts(kind, _without_nanoseconds)
+
+
+def responses(path: Path) -> "ds.Dataset":
+    """The `responses` table as committed so far, lazily. Raises `JobError`, `StoreError`."""
+    record = read_record(path)
+    with snapshot(path) as now:
+        return _dataset(now.responses, response_schema(record.layout, record.schema_version))
+
+
+def tool_calls(path: Path) -> "ds.Dataset":
+    """The `tool_calls` table as committed so far, lazily. Raises `JobError`, `StoreError`."""
+    record = read_record(path)
+    with snapshot(path) as now:
+        return _dataset(now.tool_calls, tool_call_schema(record.schema_version))
+
+
+def _dataset(parts: tuple[Path, ...], schema: pa.Schema) -> "ds.Dataset":
+    import pyarrow.dataset as ds  # noqa: PLC0415 - imports pandas where it is installed: 0.3 s
+
+    return ds.dataset([str(part) for part in parts], schema=schema, format="parquet")

@@ -1,8 +1,8 @@
-"""A run directory in the hands of the one process that owns it: the door of this family.
+"""A run directory in the hands of the one process that owns it: the entry point of this package.
 
-An outcome is in the journal before `keep` returns, on disk within a second, and later in exactly
+An outcome is in the journal before `store` returns, on disk within a second, and later in exactly
 one part; whatever moment the process is killed at, the next `open` finds each of them once. No
-asyncio here: `keep` and the small files are quick, the slow work has threads of its own.
+asyncio here: `store` and the small files are quick, the slow work has threads of its own.
 """
 
 import os
@@ -11,20 +11,18 @@ from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
 from msgspec.structs import replace
 
 from batchrun.errors import JobError, StoreError
 from batchrun.formats.json_text import encode_json
 from batchrun.records import Outcome, Resend, RunRecord
 from batchrun.store.columns import SCHEMA_VERSION
-from batchrun.store.complete_rows import (
-    REMOVED_FILE,
-    CompleteRows,
-    read_complete_rows,
-)
+from batchrun.store.complete_rows import REMOVED_FILE, CompleteRows, read_complete_rows
 from batchrun.store.files import (
     INPUT,
     JOURNAL,
+    LOCK,
     RESPONSES,
     TOOL_CALLS,
     WRITER,
@@ -34,45 +32,23 @@ from batchrun.store.files import (
     make_folders,
     numbered,
     open_files,
+    replace_file,
     storing,
-    sync_folder,
+    sync_path,
     take_lock,
     write_whole,
 )
-from batchrun.store.files import NAME as LOCK
-from batchrun.store.reading import (
-    EVENTS_FILE,
-    LIVE_FILE,
-    RUN_FILE,
-    read_run_record,
-    write_live_file,
-    write_run_record,
-)
-from batchrun.store.sealing import (
-    Recovered,
-    recover,
-    rewrite_parts,
-    seal,
-    upgraded,
-)
+from batchrun.store.reading import EVENTS_FILE, LIVE_FILE, RUN_FILE, read_run_record
+from batchrun.store.sealing import Recovered, recover, rewrite_parts, seal, upgraded
 from batchrun.store.snapshot import snapshot
 from batchrun.store.unfinished import UnfinishedRows
 from batchrun.store.writing import JournalWriter
 
-__all__ = ["SCHEMA_VERSION", "CompleteRows", "RunDir"]
+__all__ = ["SCHEMA_VERSION", "RunDir"]
 
-_TRIES = 5  # to have a directory that others make and take away
-_OURS = {
-    RUN_FILE,
-    LIVE_FILE,
-    EVENTS_FILE,
-    REMOVED_FILE,
-    LOCK,
-    JOURNAL,
-    RESPONSES,
-    TOOL_CALLS,
-    INPUT,
-}
+_ATTEMPTS = 5  # to have a directory that others make and delete
+_FILES = (RUN_FILE, LIVE_FILE, EVENTS_FILE, REMOVED_FILE, LOCK)
+_OURS = {*_FILES, JOURNAL, RESPONSES, TOOL_CALLS, INPUT}
 
 
 class RunDir:
@@ -84,29 +60,26 @@ class RunDir:
         lock: Lock,
         record: RunRecord | None,
         found: Recovered,
-        made: tuple[Path, ...] = (),
-        writer: int = WRITER,
+        made: tuple[Path, ...],
     ) -> None:
         """Of a directory that is locked and recovered; `open` does both.
 
-        `made`: the folders that were not there before, the innermost first. Files are written under
-        the name of `writer`.
+        `made`: the folders that were not there before, the innermost first.
         """
         self.path = path
         self.record = record  # `run.json` as found or saved; null for a new directory
         # What was damaged and set aside, or stands in the way of safety.
         self.warnings = (*found.warnings, *([lock.warning] if lock.warning else ()))
+        self.unfinished = UnfinishedRows(path, WRITER)
         self._lock: int | None = lock.handle
         self._made = made
         self._leftover = found.segments
         self._events: int | None = None
-        self._writer_id = writer
         self._writer: JournalWriter | None = None
-        self.unfinished = UnfinishedRows(path, writer)
 
     @classmethod
     def open(cls, path: Path) -> "RunDir":
-        """The directory, made if absent, locked, and put right after whatever befell it.
+        """The directory, made if absent, locked, and recovered whatever happened to it.
 
         Raises `JobError` where another process has it, or where it is some other folder;
         `StoreError`.
@@ -123,7 +96,7 @@ class RunDir:
 
     @property
     def input_dir(self) -> Path:
-        """Where standard input is kept; made on demand. Raises `StoreError`."""
+        """Where standard input is stored; made on demand. Raises `StoreError`."""
         folder = self.path / INPUT
         with storing(folder, "make this folder"):
             make_folders(folder)
@@ -131,8 +104,25 @@ class RunDir:
 
     def save(self, record: RunRecord) -> None:
         """`run.json` says this, on disk, when it returns. Raises `StoreError`."""
-        write_run_record(self.path, record)
+        text = msgspec.json.format(encode_json(record), indent=2) + b"\n"
+        with storing(self.path / RUN_FILE, "write"):
+            replace_file(self.path / RUN_FILE, text, durable=True)
         self.record = record
+
+    def write_live(self, summary: object) -> None:
+        """`live.json` says this: never seen half written, and not synced. Raises `StoreError`."""
+        with storing(self.path / LIVE_FILE, "write"):
+            replace_file(self.path / LIVE_FILE, encode_json(summary) + b"\n", durable=False)
+
+    def log_event(self, name: str, **facts: object) -> None:
+        """One more line in `events.jsonl`. Raises `StoreError`."""
+        at = datetime.now(UTC).isoformat(timespec="milliseconds")
+        line = encode_json({"at": at, "event": name, **facts}) + b"\n"
+        path, flags = self.path / EVENTS_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        with storing(path, "write"):
+            if self._events is None:
+                self._events = os.open(path, flags, 0o600)
+            write_whole(self._events, line)
 
     def complete_rows(self, resend: Resend | None = None) -> CompleteRows:
         """What parts and journal hold, and what of it failed as asked. Raises `StoreError`."""
@@ -151,15 +141,14 @@ class RunDir:
     ) -> None:
         """Opens the journal; a part is sealed at so many rows or bytes. Raises `StoreError`.
 
-        `replaces`: outcomes will come of rows that stand in parts already; `finish` has sealed
-        what the journal held before. `seal_in_process`: a process of its own seals, not a
-        thread.
+        `replaces`: outcomes will come of rows that parts hold already; `finish` has sealed what
+        the journal held before. `seal_in_process`: a process of its own seals, not a thread.
         """
         if self.record is None or self._writer is not None:
             raise RuntimeError("start() needs a saved record, and comes once")
         self.upgrade()
         with storing(self.path / JOURNAL, "list"):
-            first = self._next_name()
+            first = self._next_id()
         self._writer = JournalWriter(
             self.path,
             self.record,
@@ -183,30 +172,14 @@ class RunDir:
         """`store` for as many, from the first on, as go into one write: at least one; how many."""
         if self._writer is None:
             raise RuntimeError("store() comes between start() and close()")
-        taken = self._writer.keep(outcomes, anyway=anyway)
+        taken = self._writer.append(outcomes, anyway=anyway)
         if self.unfinished:
             for outcome in outcomes[:taken]:
                 self.unfinished.drop(outcome.request.key)
         return taken
 
-    def write_live(self, summary: object) -> None:
-        """`live.json` says this. Raises `StoreError`."""
-        write_live_file(self.path, summary)
-
-    def log_event(self, name: str, **facts: object) -> None:
-        """One more line in `events.jsonl`. Raises `StoreError`."""
-        at = datetime.now(UTC).isoformat(timespec="milliseconds")
-        line = encode_json({"at": at, "event": name, **facts}) + b"\n"
-        path = self.path / EVENTS_FILE
-        with storing(path, "write"):
-            if self._events is None:
-                self._events = os.open(
-                    path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
-                )
-            write_whole(self._events, line)
-
     def finish(self) -> None:
-        """Everything kept is in parts, and the journal has unfinished rows alone. `StoreError`."""
+        """All outcomes are in parts, and the journal has unfinished rows alone. `StoreError`."""
         writer, self._writer = self._writer, None
         if writer is not None:
             self._leftover = ()
@@ -251,37 +224,34 @@ class RunDir:
             rewrite_parts(self.path, self.record.layout)
             self.save(replace(self.record, older_schema=None))
 
-    def _next_name(self) -> FileId:
+    def _next_id(self) -> FileId:
         """The first that is free for a segment."""
-        names = (
-            *numbered(self.path / JOURNAL, ".log"),
-            *numbered(self.path / RESPONSES, ".parquet"),
-            *numbered(self.path / TOOL_CALLS, ".parquet"),
-        )
-        mine = [of.number for of in map(id_of, names) if of and of.writer == self._writer_id]
-        return FileId(self._writer_id, max(mine, default=0) + 1)
-
-    def _take_away(self) -> None:
-        """What was made for a command that saved nothing is gone: the plan found a problem."""
-        if self.record is not None or self._lock is None:
-            return
-        with suppress(OSError):  # it may hold what somebody else has put there
-            input_dir = self.path / INPUT
-            if input_dir.is_dir():
-                for left in input_dir.iterdir():
-                    left.unlink()
-                input_dir.rmdir()
-            (self.path / LOCK).unlink()
-            for made in self._made:
-                made.rmdir()
+        folders = ((JOURNAL, ".log"), (RESPONSES, ".parquet"), (TOOL_CALLS, ".parquet"))
+        names = [name for at, ending in folders for name in numbered(self.path / at, ending)]
+        mine = [of.number for of in map(id_of, names) if of.writer == WRITER]
+        return FileId(WRITER, max(mine, default=0) + 1)
 
     def _release(self) -> None:
-        self._take_away()
+        self._delete_unused()
         handles = (self._events, self._lock)
         self._events = self._lock = None
         for handle in handles:
             if handle is not None:
                 os.close(handle)
+
+    def _delete_unused(self) -> None:
+        """Deletes what was made for a command that saved nothing: the plan found a problem."""
+        if self.record is not None or self._lock is None:
+            return
+        with suppress(OSError):  # it may hold what somebody else has put there
+            input_dir = self.path / INPUT
+            if input_dir.is_dir():
+                for file in input_dir.iterdir():
+                    file.unlink()
+                input_dir.rmdir()
+            (self.path / LOCK).unlink()
+            for made in self._made:
+                made.rmdir()
 
 
 def _check_complete(path: Path, record: RunRecord | None, found: Recovered) -> None:
@@ -294,11 +264,11 @@ def _check_complete(path: Path, record: RunRecord | None, found: Recovered) -> N
 
 def _made_and_locked(path: Path) -> tuple[tuple[Path, ...], Lock]:
     """The folders that were made, and the lock. Raises as `RunDir.open`."""
-    for _ in range(_TRIES):
+    for _ in range(_ATTEMPTS):
         made = _check_or_make(path)
         try:
             return made, take_lock(path)
-        except StoreError as error:  # another command made it, found a problem, and took it away
+        except StoreError as error:  # another command made it, found a problem, and deleted it
             if not isinstance(error.__cause__, FileNotFoundError):
                 raise
     return _check_or_make(path), take_lock(path)
@@ -316,7 +286,7 @@ def _check_or_make(path: Path) -> tuple[Path, ...]:
             missing = [path, *(above for above in path.parents if not above.exists())]
             path.parent.mkdir(parents=True, exist_ok=True)
             path.mkdir(mode=0o700, exist_ok=True)  # another command may make it, too
-            sync_folder(path.parent)
+            sync_path(path.parent)
             return tuple(missing)
         except NotADirectoryError:
             file = next(one for one in (path, *path.parents) if one.exists())

@@ -4,18 +4,21 @@
 parts that hold their older outcomes, without these. 2. A synced intent names the renames and the
 segments. 3. The renames: `tool_calls` first, then `responses`. 4. The segments are deleted, in
 order. 5. Parts written anew replace the old ones. 6. The intent is deleted. A crash before 2 is
-rolled back (temporaries go, the segments are still there); after it, `finish` does what is left.
-The first deletion is the commit: before it an older outcome stands in its part and the new one in
-a segment, which wins; after it the new parts count, and of a part to be replaced the new version.
+rolled back (temporaries are deleted, the segments are still there); after it, `finish` does the
+remaining steps. The first deletion is the commit: before it an older outcome is in its part and
+the new one in a segment, which wins; after it the new parts count, and of a part to be replaced
+the new version.
 
-`run.json` says so first, so that an older batchrun leaves the directory alone. Each part, with
-its tool calls, is written anew under a temporary name; an intent then replaces the old one. After
-a crash the next command goes on with the parts that are still of schema 1.
+A run of schema 1 is rewritten part by part. `run.json` says so first, so that an older batchrun
+leaves the directory alone. Each part, with its tool calls, is written anew under a temporary name;
+an intent then replaces the old one. After a crash the next command goes on with the parts that are
+still of schema 1.
 """
 
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -25,9 +28,10 @@ from msgspec.structs import replace
 from batchrun.errors import StoreError
 from batchrun.records import Layout, Outcome, RowKey, RunRecord
 from batchrun.store.columns import (
+    KEY,
+    NO_COLUMNS,
     SCHEMA_VERSION,
     layout_of,
-    new_names,
     response_schema,
     tool_call_schema,
     version_of,
@@ -38,148 +42,137 @@ from batchrun.store.files import (
     TOOL_CALLS,
     FileId,
     id_of,
-    intent_name,
     make_folders,
-    name_now,
     numbered,
     open_files,
     storing,
-    sync_file,
-    sync_folder,
+    sync_path,
     temporaries,
 )
 from batchrun.store.journal import (
+    READ_BYTES,
     Damage,
     Frame,
     Torn,
-    damage_warning,
-    is_set_aside,
+    damaged_path,
     read_outcomes,
     scan,
     set_aside,
 )
-from batchrun.store.keys import KEY, Keys
-from batchrun.store.parts import rewritten, write_parts, write_rewrites
-from batchrun.store.snapshot import Intent, Rewrite, opened, read_intent, read_part, write_intent
-
-_READ_BYTES = 1 << 20
+from batchrun.store.parts import (
+    Keys,
+    Rewrite,
+    keys_of,
+    new_files,
+    opened,
+    read_part,
+    rewrite_part,
+    rewrite_without,
+    write_parts,
+)
+from batchrun.store.snapshot import Intent, read_intent, write_intent
 
 
 def seal(folder: Path, record: RunRecord, segments: Sequence[str]) -> None:
     """The segments' outcomes are in parts, on disk, when this returns. Raises `StoreError`."""
-    finish(folder, intent_name(prepare(folder, record, segments)))
+    last = id_of(segments[-1])
+    with storing(folder / RESPONSES, "write parts"):
+        intent = write_temporaries(folder, record, segments)
+        for name in segments:  # they count until one is deleted: after a loss of power too
+            sync_path(folder / JOURNAL / name)
+        sync_path(folder / JOURNAL)
+        write_intent(folder, last, intent)
+    finish(folder, last.intent)
 
 
 def finish_or_seal(folder: Path, record: RunRecord, segments: Sequence[str]) -> None:
     """`seal`, where another process may have begun it, or done it all. Raises `StoreError`."""
-    intent = intent_name(_last(segments))
+    intent = id_of(segments[-1]).intent
     if (folder / JOURNAL / intent).exists():
         finish(folder, intent)
     if (folder / JOURNAL / segments[-1]).exists():
         seal(folder, record, segments)
 
 
-def prepare(folder: Path, record: RunRecord, segments: Sequence[str]) -> FileId:
-    """Steps 1 and 2: parts under temporary names, and the intent. What they are called by.
-
-    Raises `StoreError`.
-    """
-    last = _last(segments)
-    with storing(folder / RESPONSES, "write parts"):
-        intent = write_temporaries(folder, record, segments)
-        for name in segments:  # they count until one is gone: after a loss of power too
-            sync_file(folder / JOURNAL / name)
-        sync_folder(folder / JOURNAL)
-        write_intent(folder, last, intent)
-    return last
-
-
 def write_temporaries(folder: Path, record: RunRecord, segments: Sequence[str]) -> Intent:
     """Step 1, and what is still to be done. Raises `OSError`, `StoreError`."""
     replaced = Keys()
-    renames = write_parts(
-        folder,
-        _last(segments),
-        _outcomes(folder, segments, replaced),
-        record.layout,
-        store_request=record.store_request,
-    )
-    try:
-        rewrites = write_rewrites(folder, replaced, record.layout)
-    except BaseException:
-        for source, _ in renames:
-            with suppress(OSError):
-                (folder / source).unlink()
-        raise
+    outcomes = _outcomes(folder, segments, replaced)
+    with new_files() as files:
+        renames = write_parts(
+            files,
+            folder,
+            id_of(segments[-1]),
+            outcomes,
+            record.layout,
+            store_request=record.store_request,
+        )
+        rewrites = rewrite_without(files, folder, replaced, record.layout)
     return Intent(tuple(segments), renames, rewrites)
+
+
+def _outcomes(folder: Path, segments: Sequence[str], replaced: Keys) -> Iterator[Outcome]:
+    """All outcomes of the segments; `replaced` gets the keys of those that replace others.
+
+    Raises `StoreError` at damage that nobody was warned of.
+    """
+    for name in segments:
+        path = folder / JOURNAL / name
+        with path.open("rb", buffering=READ_BYTES) as file:
+            for piece in read_outcomes(file):
+                if isinstance(piece, Outcome):
+                    if piece.replaces:
+                        replaced.add(piece.request.key)
+                    yield piece
+                elif isinstance(piece, Torn) or not damaged_path(path, piece).exists():
+                    raise StoreError(
+                        f"{path}: damaged at offset {piece.offset} since it was written; check the "
+                        "disk, then run the same command again: the rows lost are sent again"
+                    )
 
 
 def finish(folder: Path, name: str) -> None:
     """Steps 3 to 6 of the intent of this name, as far as they are not done. Raises `StoreError`."""
     with storing(folder / JOURNAL / name, "finish a seal"):
         intent = read_intent(folder, name)
-        if not intent.segments:  # where a new version is gone, the old one stands
-            there = [new for new in intent.rewrites if _is_at_hand(folder, new, is_committed=True)]
-            intent = Intent((), intent.renames, tuple(there))
+        if not intent.segments:  # where a new version is missing, the old one counts
+            there = [new for new in intent.rewrites if _exists(folder, new, is_committed=True)]
+            intent = replace(intent, rewrites=tuple(there))
         if rename_parts(folder, intent):
             delete_segments(folder, intent)
-            replace_parts(folder, intent)
+            replace_parts(folder, intent.rewrites)
         (folder / JOURNAL / name).unlink()
-        sync_folder(folder / JOURNAL)
+        sync_path(folder / JOURNAL)
 
 
 def rename_parts(folder: Path, intent: Intent) -> bool:
     """Step 3; whether the parts are all in place. If they cannot be, none is, nor is one lost.
 
-    Raises `OSError`; `StoreError` where a part is gone that no segment can replace.
+    Raises `OSError`; `StoreError` where a part is missing that no segment can replace.
     """
-    journal = folder / JOURNAL
+    journal, renames, rewrites = folder / JOURNAL, intent.renames, intent.rewrites
     is_committed = intent.is_committed([n for n in intent.segments if (journal / n).exists()])
-    gone = [to for source, to in intent.renames if not _either(folder, source, to)]
-    gone += [
-        new.to for new in intent.rewrites if not _is_at_hand(folder, new, is_committed=is_committed)
+    missing = [
+        *(to for source, to in renames if not any((folder / one).exists() for one in (source, to))),
+        *(new.to for new in rewrites if not _exists(folder, new, is_committed=is_committed)),
     ]
-    if gone:
-        if is_committed:
-            raise StoreError(
-                f"{folder / gone[0]}: this part is missing, and its journal was already removed; "
-                "put the file back"
-            )
-        for source, to in intent.renames:  # the segments still hold every row: start over
-            for path in (folder / source, folder / to):
-                path.unlink(missing_ok=True)
-        for new in intent.rewrites:
-            (folder / new.source).unlink(missing_ok=True)
-        _sync_tables(folder, intent)
-        return False
-    for source, to in intent.renames:
-        with suppress(FileNotFoundError):  # done before the crash
-            (folder / source).rename(folder / to)
-    _sync_tables(folder, intent)
-    return True
+    if missing and is_committed:
+        raise StoreError(
+            f"{folder / missing[0]}: this part is missing, and its journal was already removed; "
+            "put the file back"
+        )
+    if missing:  # the segments still hold every row: start over
+        for name in (*chain(*renames), *(new.source for new in rewrites)):
+            (folder / name).unlink(missing_ok=True)
+    else:
+        for source, to in renames:
+            with suppress(FileNotFoundError):  # done before the crash
+                (folder / source).rename(folder / to)
+    _sync_tables(folder, [to for _, to in renames])
+    return not missing
 
 
-def delete_segments(folder: Path, intent: Intent) -> None:
-    """Step 4. Synced before the intent goes: else a loss of power could bring rows twice."""
-    for name in intent.segments:
-        (folder / JOURNAL / name).unlink(missing_ok=True)
-    sync_folder(folder / JOURNAL)
-
-
-def replace_parts(folder: Path, intent: Intent) -> None:
-    """Step 5. Synced before the intent goes, for the same reason. Raises `OSError`."""
-    for new in intent.rewrites:
-        with suppress(FileNotFoundError):  # done before the crash
-            (folder / new.source).rename(folder / new.to)
-        if new.replaces is not None:
-            (folder / new.replaces).unlink(missing_ok=True)
-        if new.rows == 0:
-            (folder / new.to).unlink(missing_ok=True)
-    for table in sorted({(folder / new.to).parent for new in intent.rewrites}):
-        sync_folder(table)
-
-
-def _is_at_hand(folder: Path, new: Rewrite, *, is_committed: bool) -> bool:
+def _exists(folder: Path, new: Rewrite, *, is_committed: bool) -> bool:
     """Whether the new version of a part waits, or already has the part's name."""
     if (folder / new.source).exists():
         return True
@@ -187,80 +180,28 @@ def _is_at_hand(folder: Path, new: Rewrite, *, is_committed: bool) -> bool:
     return is_committed and (part.stat().st_size == new.bytes if part.exists() else new.rows == 0)
 
 
-def _either(folder: Path, source: str, to: str) -> bool:
-    return (folder / source).exists() or (folder / to).exists()
+def delete_segments(folder: Path, intent: Intent) -> None:
+    """Step 4. Synced before the intent goes: else a loss of power could bring rows twice."""
+    for name in intent.segments:
+        (folder / JOURNAL / name).unlink(missing_ok=True)
+    sync_path(folder / JOURNAL)
 
 
-def _sync_tables(folder: Path, intent: Intent) -> None:
-    for table in sorted({(folder / to).parent for _, to in intent.renames}):
-        sync_folder(table)
+def replace_parts(folder: Path, rewrites: Sequence[Rewrite]) -> None:
+    """Step 5. Synced before the intent goes, for the same reason. Raises `OSError`."""
+    for new in rewrites:
+        with suppress(FileNotFoundError):  # done before the crash
+            (folder / new.source).rename(folder / new.to)
+        if new.replaces is not None:
+            (folder / new.replaces).unlink(missing_ok=True)
+        if new.rows == 0:
+            (folder / new.to).unlink(missing_ok=True)
+    _sync_tables(folder, [new.to for new in rewrites])
 
 
-def _last(segments: Sequence[str]) -> FileId:
-    """What a seal is called by."""
-    last = id_of(segments[-1])
-    assert last is not None  # noqa: S101 - segments are listed by such names
-    return last
-
-
-def _outcomes(folder: Path, segments: Sequence[str], replaced: Keys) -> Iterator[Outcome]:
-    """All outcomes of the segments; `replaced` gets the keys of those that replace others.
-
-    Raises `StoreError` at damage that nobody was told of.
-    """
-    for name in segments:
-        path = folder / JOURNAL / name
-        with path.open("rb", buffering=_READ_BYTES) as file:
-            for piece in read_outcomes(file):
-                if isinstance(piece, Outcome):
-                    if piece.replaces:
-                        replaced.add(piece.request.key)
-                    yield piece
-                elif isinstance(piece, Torn) or not is_set_aside(path, piece):
-                    raise StoreError(
-                        f"{path}: damaged at offset {piece.offset} since it was written; check the "
-                        "disk, then run the same command again: the rows lost are sent again"
-                    )
-
-
-def drop_orphan_calls(folder: Path) -> None:
-    """No tool call in a part is without its row when this returns. Raises `StoreError`.
-
-    Each file is replaced as a whole; after a crash it may be done again.
-    """
-    with storing(folder / TOOL_CALLS, "write"):
-        rewrites = []
-        for name in numbered(folder / TOOL_CALLS, ".parquet"):
-            orphans = _orphans(folder, name)
-            if orphans:
-                path = folder / TOOL_CALLS / name
-                rewrites.append(rewritten(path, orphans, pq.read_schema(path)))
-        for rewrite in rewrites:
-            sync_file(folder / rewrite.source)
-        replace_parts(folder, Intent((), (), tuple(rewrites)))
-
-
-def _orphans(folder: Path, calls: str) -> Keys:
-    """Of one part; a seal gives the calls of its rows its own name."""
-    rows: set[RowKey] = set()
-    for name in numbered(folder / RESPONSES, ".parquet"):
-        if id_of(name) == id_of(calls):
-            rows.update(_keys(folder / RESPONSES / name))
-    orphans = Keys()
-    for key in _keys(folder / TOOL_CALLS / calls) - rows:
-        orphans.add(key)
-    return orphans
-
-
-def _keys(path: Path) -> set[RowKey]:
-    return {
-        key
-        for batch in read_part(path, KEY)
-        for key in zip(*(batch[name].to_pylist() for name in KEY), strict=True)
-    }
-
-
-_READ_BYTES = 1 << 20
+def _sync_tables(folder: Path, parts: Sequence[str]) -> None:
+    for table in sorted({(folder / part).parent for part in parts}):
+        sync_path(table)
 
 
 class Recovered(Struct, frozen=True):
@@ -272,7 +213,7 @@ class Recovered(Struct, frozen=True):
 
 
 def recover(folder: Path) -> Recovered:
-    """Finishes or rolls back interrupted seals, then mends each segment. Raises `StoreError`."""
+    """Finishes or rolls back interrupted seals, then repairs each segment. Raises `StoreError`."""
     journal = folder / JOURNAL
     warnings: list[str] = []
     segments = []
@@ -283,9 +224,9 @@ def recover(folder: Path) -> Recovered:
             for path in temporaries(place):
                 path.unlink()
         for name in open_files(journal):
-            _mend(journal / name, warnings)
+            _repair(journal / name, warnings)
         for name in numbered(journal, ".log"):
-            if _mend(journal / name, warnings):
+            if _repair(journal / name, warnings):
                 segments.append(name)
             else:
                 (journal / name).unlink()
@@ -293,23 +234,20 @@ def recover(folder: Path) -> Recovered:
     return Recovered(tuple(segments), parts, tuple(warnings))
 
 
-def _mend(path: Path, warnings: list[str]) -> int:
-    """Cuts a torn tail, sets damaged bytes aside; how many rows are left. Raises `OSError`."""
+def _repair(path: Path, warnings: list[str]) -> int:
+    """Cuts a torn end, sets damaged bytes aside; how many rows remain. Raises `OSError`."""
     rows = 0
-    cut_at = None
-    with path.open("rb", buffering=_READ_BYTES) as file:
+    with path.open("rb", buffering=READ_BYTES) as file:
         for piece in scan(file):
             match piece:
-                case Frame():
-                    rows += piece.offset > 0  # the header stands at 0
+                case Frame(offset):
+                    rows += offset > 0  # the header is at 0
                 case Damage():
-                    if set_aside(path, piece):
-                        warnings.append(damage_warning(path, piece))
-                case Torn():
-                    cut_at = piece.offset
-    if cut_at is not None:
-        os.truncate(path, cut_at)
-        sync_file(path)
+                    if warning := set_aside(path, piece):
+                        warnings.append(warning)
+                case Torn(offset):
+                    os.truncate(path, offset)
+                    sync_path(path)
     return rows
 
 
@@ -332,41 +270,49 @@ def rewrite_parts(folder: Path, layout: Layout) -> None:
     """All parts are of this schema when this returns. Raises `StoreError`."""
     older: dict[FileId, list[Path]] = {}
     with storing(folder, "list"):
-        for table in (TOOL_CALLS, RESPONSES):
-            for name in numbered(folder / table, ".parquet"):
-                of = id_of(name)
-                if of is not None and _version(folder / table / name) < SCHEMA_VERSION:
-                    older.setdefault(of, []).append(folder / table / name)
+        for path in _parts(folder, TOOL_CALLS, RESPONSES):
+            with opened(path) as part:
+                version = version_of(part.schema_arrow) or 1
+            if version < SCHEMA_VERSION:
+                older.setdefault(id_of(path.name), []).append(path)
         if older:  # a copy of a run directory may have lost its empty folders
             make_folders(folder / JOURNAL)
+    kinds = {
+        TOOL_CALLS: (tool_call_schema(), NO_COLUMNS),
+        RESPONSES: (response_schema(layout), layout),
+    }
     for of, paths in sorted(older.items()):
         with storing(paths[0].parent, "write parts"):
-            _rewrite(folder, of, paths, layout)
+            with new_files() as files:
+                rewrites = [rewrite_part(files, one, *kinds[one.parent.name]) for one in paths]
+            write_intent(folder, of, Intent((), (), tuple(rewrites)))
+        finish(folder, of.intent)
 
 
-def _rewrite(folder: Path, of: FileId, paths: list[Path], layout: Layout) -> None:
-    """The parts of one seal. Raises `OSError`, `StoreError`."""
-    rewrites: list[Rewrite] = []
-    try:
-        for path in paths:
-            version = _version(path)
-            is_calls = path.parent.name == TOOL_CALLS
-            schema = tool_call_schema() if is_calls else response_schema(layout)
-            names = {} if is_calls else new_names(layout, version)
-            new = rewritten(path, None, schema, name=name_now(path.name), names=names)
-            rewrites.append(new)
-            sync_file(folder / new.source)
-        for table in {path.parent for path in paths}:
-            sync_folder(table)
-        write_intent(folder, of, Intent((), (), tuple(rewrites)))
-    except BaseException:
-        for new in rewrites:
-            with suppress(OSError):
-                (folder / new.source).unlink()
-        raise
-    finish(folder, intent_name(of))
+def drop_orphan_calls(folder: Path) -> None:
+    """No tool call in a part is without its row when this returns. Raises `StoreError`.
+
+    Each file is replaced as a whole; after a crash it may be done again.
+    """
+    with storing(folder / TOOL_CALLS, "write"):
+        with new_files() as files:
+            rewrites = [
+                rewrite_part(files, path, pq.read_schema(path), without=orphans)
+                for path in _parts(folder, TOOL_CALLS)
+                if (orphans := _orphans(folder, path))
+            ]
+        replace_parts(folder, rewrites)
 
 
-def _version(path: Path) -> int:
-    with opened(path) as part:
-        return version_of(part.schema_arrow) or 1
+def _orphans(folder: Path, calls: Path) -> Keys:
+    """Of one part; a seal gives the calls of its rows its own name."""
+    rows = (path for path in _parts(folder, RESPONSES) if id_of(path.name) == id_of(calls.name))
+    return Keys(_keys(calls).difference(*map(_keys, rows)))
+
+
+def _parts(folder: Path, *tables: str) -> list[Path]:
+    return [folder / one / name for one in tables for name in numbered(folder / one, ".parquet")]
+
+
+def _keys(path: Path) -> set[RowKey]:
+    return {key for batch in read_part(path, KEY) for key in keys_of(batch)}

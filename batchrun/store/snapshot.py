@@ -1,124 +1,52 @@
 """What a run directory holds at one instant, for readers that race with a writer.
 
-While all the segments that it names are there they count, and its parts do not; once one of
-them is gone its parts count, and what is left of the segments does not. Then the parts that it
-replaces count as they will be, under their temporary names until they have their own.
-An intent that names no segments, of parts that are rewritten to this schema, counts at once.
+A seal that has begun has an intent. While all the segments that it names are there they count,
+and its parts do not; once one of them is deleted its parts count, and the remaining segments do
+not. Then the parts that it replaces count as they will be, under their temporary names until they
+have their own. An intent that names no segments, of parts that are rewritten to this schema,
+counts at once.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO, NamedTuple, TypeVar
 
 import msgspec
 import pyarrow as pa
-import pyarrow.parquet as pq
 from msgspec import Struct
+from msgspec.structs import replace
 
 from batchrun.errors import StoreError
 from batchrun.records import Outcome
+from batchrun.store.columns import KEY, response_batch
 from batchrun.store.files import (
     JOURNAL,
     RESPONSES,
     TOOL_CALLS,
     FileId,
+    current_name,
     final_name,
     id_of,
-    intent_name,
-    name_before,
-    name_now,
+    is_numbered,
+    name_in_schema_1,
     numbered,
     replace_file,
     storing,
     temporaries,
 )
-from batchrun.store.journal import Frame, frame_of, may_replace, read_outcomes, scan
-from batchrun.store.keys import KEY, Keys
+from batchrun.store.journal import READ_BYTES, Frame, frame_of, may_replace, read_outcomes, scan
+from batchrun.store.parts import SLICE_ROWS, Keys, Rewrite, read_part
 
-
-class Rewrite(Struct, frozen=True):
-    """A part that is to be replaced by a new version of itself."""
-
-    source: str  # its new version
-    to: str
-    bytes: int  # of the new version: how it is told from the old one once it is renamed
-    rows: int | None  # of the new version; without any, the part goes; null: not known
-    replaces: str | None = None  # the old version, where it has another name than the new one
-
-
-class Intent(Struct, frozen=True):
-    """A seal whose temporary files are whole and on disk. Paths are relative to the folder."""
-
-    segments: tuple[str, ...]  # names, in order of deletion
-    renames: tuple[tuple[str, str], ...]  # from, to, in order
-    rewrites: tuple[Rewrite, ...] = ()
-
-    def targets(self, table: str) -> set[str]:
-        """The names of the parts of a table that this intent makes."""
-        return {Path(to).name for _, to in self.renames if Path(to).parent.name == table}
-
-    def is_committed(self, segments: Collection[str]) -> bool:
-        """Whether its parts count, where these segments are there."""
-        return not self.segments or any(name not in segments for name in self.segments)
-
-
-_decoder = msgspec.msgpack.Decoder(Intent)
-
-
-def write_intent(folder: Path, of: FileId, intent: Intent) -> None:
-    """On disk when this returns. Raises `OSError`."""
-    path = folder / JOURNAL / intent_name(of)
-    replace_file(path, frame_of(intent, 0), durable=True)
-
-
-def read_intent(folder: Path, name: str) -> Intent:
-    """The intent, taken from the names of the files around it where it is damaged. `OSError`."""
-    with (folder / JOURNAL / name).open("rb") as file:
-        frame = next(scan(file), None)
-    if isinstance(frame, Frame):
-        return _decoder.decode(frame.payload)
-    of = id_of(name)
-    assert of is not None  # noqa: S101 - it is listed by such names
-    return _intent_by_names(folder, of)
-
-
-def _intent_by_names(folder: Path, of: FileId) -> Intent:
-    """An intent is there, so its temporaries were whole: what is left of them shows the rest."""
-    renames: list[tuple[str, str]] = []
-    rewrites = []
-    for table in (TOOL_CALLS, RESPONSES):
-        waiting = {final_name(path.name): path for path in temporaries(folder / table)}
-        there = set(numbered(folder / table, ".parquet"))
-        for name in sorted(waiting.keys() | there):
-            source, to = f"{table}/.{name}.tmp", f"{table}/{name}"
-            if id_of(name) != of:
-                if name in waiting and name in there:
-                    rewrites.append(Rewrite(source, to, waiting[name].stat().st_size, None))
-            elif (was := name_before(name)) in there:
-                size = (waiting.get(name) or folder / to).stat().st_size
-                rewrites.append(Rewrite(source, to, size, None, f"{table}/{was}"))
-            elif name_now(name) == name or name_now(name) not in waiting.keys() | there:
-                renames.append((source, to))
-    segments = numbered(folder / JOURNAL, ".log")
-    older = (name for name in segments if _is_up_to(id_of(name), of))
-    return Intent(tuple(older), tuple(renames), tuple(rewrites))
-
-
-def _is_up_to(one: FileId | None, last: FileId) -> bool:
-    return one is not None and one.writer == last.writer and one.number <= last.number
-
-
-_TRIES = 1_000  # each failed one means that a seal took a step meanwhile
-_READ_BYTES = 1 << 20
+_ATTEMPTS = 1_000  # each failed one means that a seal took a step meanwhile
 
 T = TypeVar("T")
 Stamp = tuple[int, int, int]  # inode, size, time: another file has another one
 
 
 class Snapshot(Struct, frozen=True):
-    """Each row is in exactly one of these, however a seal stands or goes on.
+    """Each row is in exactly one of these, whatever step a seal has reached.
 
     A row that was sent again and is not sealed yet is in a segment, and its older outcome in a
     part: `replaced` has its key, and the segment is what counts.
@@ -126,8 +54,8 @@ class Snapshot(Struct, frozen=True):
 
     responses: tuple[Path, ...]  # parts
     tool_calls: tuple[Path, ...]
-    segments: tuple[BinaryIO, ...]  # open, so that a seal may delete them
-    counts: tuple[int | None, ...]  # how many outcomes of each segment count; null: all
+    # Open, so that a seal may delete them; with how many outcomes of each count, null: all.
+    segments: tuple[tuple[BinaryIO, int | None], ...]
     replaced: Keys
     stamps: tuple[Stamp, ...]  # of the parts of both tables
 
@@ -136,12 +64,30 @@ class Snapshot(Struct, frozen=True):
 
         Raises `StoreError`.
         """
-        for file, count in zip(self.segments, self.counts, strict=True):
+        for file, count in self.segments:
             with storing(file.name, "read"):
                 found = (piece for piece in read_outcomes(file) if isinstance(piece, Outcome))
-                yield from found if count is None else islice(found, count)
+                yield from islice(found, count)
 
-    def holds(self) -> bool:
+    def batches(self, columns: Collection[str]) -> Iterator[pa.RecordBatch]:
+        """Columns of all rows of `responses`, first those in parts. Raises `StoreError`."""
+        for path in self.responses:
+            yield from self.part_batches(path, columns)
+        yield from self.journal_batches(columns)
+
+    def part_batches(self, path: Path, columns: Collection[str]) -> Iterator[pa.RecordBatch]:
+        """The same of one part of `responses`; its rows that the journal replaces are left out."""
+        wanted = dict.fromkeys((*columns, *KEY) if self.replaced else columns)
+        for batch in read_part(path, list(wanted)):
+            yield self.replaced.left_out(batch)
+
+    def journal_batches(self, columns: Collection[str]) -> Iterator[pa.RecordBatch]:
+        """The same of the journal; of columns that are named by paths the whole columns."""
+        outcomes, names = self.outcomes(), dict.fromkeys(name.partition(".")[0] for name in columns)
+        while some := list(islice(outcomes, SLICE_ROWS)):
+            yield response_batch(some, names=names)
+
+    def is_current(self) -> bool:
         """Whether no seal has replaced a part since; paths read before were those meant."""
         try:
             return self.stamps == _stamps((*self.responses, *self.tool_calls))
@@ -149,39 +95,25 @@ class Snapshot(Struct, frozen=True):
             return False
 
 
-class _Listing(Struct, frozen=True):
-    intents: tuple[str, ...]
-    segments: tuple[str, ...]
-    tool_calls: tuple[str, ...]
-    responses: tuple[str, ...]
-    temporaries: tuple[Path, ...]
-
-
 @contextmanager
 def snapshot(folder: Path) -> Iterator[Snapshot]:
     """What counts now. Raises `StoreError`.
 
     Two listings in a row that agree were true together: names come and go, but never come back
-    while the same intent stands.
+    while the same intent is there.
     """
     with ExitStack() as files:
         with storing(folder, "list"):
-            before = _list(folder)
-            for _ in range(_TRIES):
-                opened = ExitStack()
-                try:
-                    taken = _take(folder, before, opened)
-                    after = _list(folder)
-                    if after == before:
-                        files.push(opened)
+            for _ in range(_ATTEMPTS):
+                listing = _list(folder)
+                with ExitStack() as opened, suppress(FileNotFoundError):
+                    taken = _take(folder, listing, opened)
+                    if _list(folder) == listing:
+                        files.push(opened.pop_all())
                         break
-                    before = after
-                except FileNotFoundError:
-                    before = _list(folder)
-                opened.close()
             else:
                 raise _too_fast(folder)
-        yield _without_replaced(taken)
+        yield _with_replaced(taken)
 
 
 def read_snapshot(folder: Path, read: Callable[[Snapshot], T]) -> T:
@@ -189,21 +121,29 @@ def read_snapshot(folder: Path, read: Callable[[Snapshot], T]) -> T:
 
     It is called again where a seal replaced a part meanwhile.
     """
-    for _ in range(_TRIES):
+    for _ in range(_ATTEMPTS):
         with snapshot(folder) as now:
             try:
                 found = read(now)
             except StoreError:
-                if now.holds():
+                if now.is_current():
                     raise
                 continue
-            if now.holds():
+            if now.is_current():
                 return found
     raise _too_fast(folder)
 
 
 def _too_fast(folder: Path) -> StoreError:
     return StoreError(f"{folder}: its files change faster than they can be read; try again")
+
+
+class _Listing(NamedTuple):
+    intents: tuple[str, ...]
+    segments: tuple[str, ...]
+    tool_calls: tuple[str, ...]
+    responses: tuple[str, ...]
+    temporaries: tuple[Path, ...]
 
 
 def _list(folder: Path) -> _Listing:
@@ -225,27 +165,22 @@ def _take(folder: Path, listing: _Listing, opened: ExitStack) -> Snapshot:
     }
     for name in listing.intents:
         intent = read_intent(folder, name)
-        if not intent.is_committed(segments):
-            for table, paths in parts.items():
-                for target in intent.targets(table):
-                    paths.pop(target, None)
-        else:
+        if intent.is_committed(segments):
             segments -= set(intent.segments)
             _take_new_versions(folder, intent, listing, parts)
+        else:
+            for _, to in intent.renames:
+                table, _, target = to.partition("/")
+                parts[table].pop(target, None)
     responses, tool_calls = (tuple(parts[table].values()) for table in (RESPONSES, TOOL_CALLS))
-    files = tuple(
-        opened.enter_context((folder / JOURNAL / n).open("rb", buffering=_READ_BYTES))
-        for n in listing.segments
-        if n in segments
-    )
-    counts = (None,) * len(files)
-    return Snapshot(
-        responses, tool_calls, files, counts, Keys(), _stamps((*responses, *tool_calls))
-    )
+    paths = [folder / JOURNAL / name for name in listing.segments if name in segments]
+    files = [opened.enter_context(path.open("rb", buffering=READ_BYTES)) for path in paths]
+    stamps = _stamps((*responses, *tool_calls))
+    return Snapshot(responses, tool_calls, tuple((one, None) for one in files), Keys(), stamps)
 
 
 def _take_new_versions(
-    folder: Path, intent: Intent, listing: _Listing, parts: dict[str, dict[str, Path]]
+    folder: Path, intent: "Intent", listing: _Listing, parts: dict[str, dict[str, Path]]
 ) -> None:
     """Parts that the intent replaces count as they will be."""
     for rewrite in intent.rewrites:
@@ -261,11 +196,11 @@ def _take_new_versions(
             of_table.pop(before, None)
 
 
-def _without_replaced(taken: Snapshot) -> Snapshot:
-    """The same, knowing which rows the journal holds anew. Raises `StoreError`."""
+def _with_replaced(taken: Snapshot) -> Snapshot:
+    """The same, with the keys of the rows that the journal replaces. Raises `StoreError`."""
     replaced = Keys()
-    counts: list[int | None] = []
-    for file in taken.segments:
+    segments: list[tuple[BinaryIO, int | None]] = []
+    for file, _ in taken.segments:
         count = None
         with storing(file.name, "read"):
             if may_replace(file):
@@ -275,10 +210,8 @@ def _without_replaced(taken: Snapshot) -> Snapshot:
                         count += 1  # what is appended from now on is not known to replace a row
                         if piece.replaces:
                             replaced.add(piece.request.key)
-        counts.append(count)
-    return Snapshot(
-        taken.responses, taken.tool_calls, taken.segments, tuple(counts), replaced, taken.stamps
-    )
+        segments.append((file, count))
+    return replace(taken, segments=tuple(segments), replaced=replaced)
 
 
 def _stamps(paths: tuple[Path, ...]) -> tuple[Stamp, ...]:
@@ -286,81 +219,54 @@ def _stamps(paths: tuple[Path, ...]) -> tuple[Stamp, ...]:
     return tuple((stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in found)
 
 
-BATCH_ROWS = 16_384
-TABLES = (RESPONSES, TOOL_CALLS)
-# What pyarrow raises where a file does not hold what it should; a name may be no UTF-8 any more.
-DAMAGED = (pa.ArrowException, OSError, UnicodeDecodeError)
+class Intent(Struct, frozen=True):
+    """A seal whose temporary files are whole and on disk. Paths are relative to the folder."""
+
+    segments: tuple[str, ...]  # names, in order of deletion
+    renames: tuple[tuple[str, str], ...]  # from, to, in order
+    rewrites: tuple[Rewrite, ...] = ()
+
+    def is_committed(self, segments: Collection[str]) -> bool:
+        """Whether its parts count, where these segments are there."""
+        return not self.segments or any(name not in segments for name in self.segments)
 
 
-def read_part(
-    path: Path, columns: tuple[str, ...] | None, batch_rows: int = BATCH_ROWS
-) -> Iterator[pa.RecordBatch]:
-    """A part's rows, these columns alone (null: all). Raises `StoreError`."""
-    with opened(path) as part:
-        wanted = None if columns is None else list(columns)
-        _check_columns(part, wanted or ())
-        rows = 0
-        for batch in part.iter_batches(batch_rows, columns=wanted):
-            rows += batch.num_rows
-            yield batch
-        if rows != part.metadata.num_rows:
-            raise pa.ArrowInvalid(f"it holds {rows} of {part.metadata.num_rows} rows")
+_decoder = msgspec.msgpack.Decoder(Intent)
 
 
-@contextmanager
-def opened(path: Path) -> Iterator[pq.ParquetFile]:
-    """A part; what goes wrong inside becomes a `StoreError` about it."""
-    with storing(path, "read"):
-        try:
-            with pq.ParquetFile(path, page_checksum_verification=True) as part:
-                yield part
-        except DAMAGED as error:
-            if is_from_system(error):
-                raise
-            raise StoreError(
-                f"{path}: damaged ({error}); put back a copy of it, or start a new run directory"
-            ) from error
+def write_intent(folder: Path, of: FileId, intent: Intent) -> None:
+    """On disk when this returns. Raises `OSError`."""
+    replace_file(folder / JOURNAL / of.intent, frame_of(intent, 0), durable=True)
 
 
-def count_rows(folder: Path) -> dict[str, int]:
-    """The parts of both tables, with their folder, and how many rows each holds. `StoreError`."""
-    rows = {}
-    with storing(folder, "list"):
-        parts = [
-            folder / table / n for table in TABLES for n in numbered(folder / table, ".parquet")
-        ]
-    for path in parts:
-        with opened(path) as part:
-            rows[f"{path.parent.name}/{path.name}"] = part.metadata.num_rows
-    return rows
+def read_intent(folder: Path, name: str) -> Intent:
+    """The intent, taken from the names of the files around it where it is damaged. `OSError`."""
+    with (folder / JOURNAL / name).open("rb") as file:
+        frame = next(scan(file), None)
+    if isinstance(frame, Frame):
+        return _decoder.decode(frame.payload)
+    return _intent_by_names(folder, id_of(name))
 
 
-def _check_columns(part: pq.ParquetFile, wanted: Sequence[str]) -> None:
-    """Raises `ArrowInvalid` where a column is gone; pyarrow would leave it out without a word."""
-    leaves = {part.schema.column(at).path for at in range(len(part.schema))}
-    there = leaves.union(part.schema_arrow.names)
-    for name in wanted:
-        if name not in there:
-            raise pa.ArrowInvalid(f"it has no column {name}")
-
-
-def is_from_system(error: Exception) -> bool:
-    """Whether the file could not be read, rather than what it holds. pyarrow raises both alike."""
-    return isinstance(error, OSError) and (error.errno is not None or "[errno " in str(error))
-
-
-def read_standing(now: Snapshot, columns: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
-    """These columns of all rows of `responses` that stand in parts. Raises `StoreError`."""
-    for path in now.responses:
-        yield from read_standing_part(now, path, columns)
-
-
-def read_standing_part(
-    now: Snapshot, path: Path, columns: tuple[str, ...]
-) -> Iterator[pa.RecordBatch]:
-    """The same of one part of `now`."""
-    if not now.replaced:
-        yield from read_part(path, columns)
-        return
-    for batch in read_part(path, tuple(dict.fromkeys((*columns, *KEY)))):
-        yield now.replaced.left_of(batch)
+def _intent_by_names(folder: Path, of: FileId) -> Intent:
+    """An intent is there, so its temporaries were whole: those that remain show the rest."""
+    renames: list[tuple[str, str]] = []
+    rewrites = []
+    for table in (TOOL_CALLS, RESPONSES):
+        found = {final_name(path.name): path for path in temporaries(folder / table)}
+        waiting = {name: path for name, path in found.items() if is_numbered(name)}
+        there = set(numbered(folder / table, ".parquet"))
+        for name in sorted(waiting.keys() | there):
+            source, to = f"{table}/.{name}.tmp", f"{table}/{name}"
+            before, now = name_in_schema_1(name), current_name(name)
+            if id_of(name) != of:
+                if name in waiting and name in there:
+                    rewrites.append(Rewrite(source, to, waiting[name].stat().st_size, None))
+            elif before != name and before in there:
+                size = (waiting.get(name) or folder / to).stat().st_size
+                rewrites.append(Rewrite(source, to, size, None, f"{table}/{before}"))
+            elif now == name or now not in waiting.keys() | there:
+                renames.append((source, to))
+    ids = {name: id_of(name) for name in numbered(folder / JOURNAL, ".log")}
+    older = (name for name, one in ids.items() if one.writer == of.writer and one <= of)
+    return Intent(tuple(older), tuple(renames), tuple(rewrites))

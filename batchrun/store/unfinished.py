@@ -15,8 +15,8 @@ import msgspec
 from msgspec import Struct
 
 from batchrun.formats.json_text import valid_text
-from batchrun.records import Answered, Begun, Request, Response, RowKey
-from batchrun.store.columns import SCHEMA_VERSION
+from batchrun.records import Answered, Begun, Request, RowKey
+from batchrun.store.columns import KEY, SCHEMA_VERSION
 from batchrun.store.files import (
     JOURNAL,
     make_folders,
@@ -26,29 +26,20 @@ from batchrun.store.files import (
     store_error,
     storing,
     sync_data,
-    sync_folder,
+    sync_path,
     write_whole,
 )
 from batchrun.store.journal import HEAD_BYTES, Frame, Header, frame_of, scan
-from batchrun.store.keys import KEY, Keys
-from batchrun.store.snapshot import Snapshot, read_standing
+from batchrun.store.parts import Keys
+from batchrun.store.snapshot import Snapshot, read_snapshot
 
 _COMPACT_BYTES = 16 << 20  # below this the file is not written anew while a run goes on; ...
 _DEAD_SHARE = 4  # ... nor while more than a fourth of it is still needed
 _HEADER = Header(SCHEMA_VERSION, 0, ())
 
 
-class _Started(Struct):
-    """What schema 1 kept of background work, in `wN.started`."""
-
-    row: int
-    custom_id: str
-    hash: str
-    response_id: str
-
-
-class _Place(Struct, frozen=True):
-    """Where an `Answered` stands in a file."""
+class _Location(Struct, frozen=True):
+    """Where an `Answered` is in a file."""
 
     path: Path
     offset: int  # of its payload
@@ -56,9 +47,11 @@ class _Place(Struct, frozen=True):
     attempt: str | None  # the last one's client request id
     cost_usd: float
 
-
-_decoder = msgspec.msgpack.Decoder(Header | Begun | Answered)
-_decoder_1 = msgspec.msgpack.Decoder(_Started)
+    def read(self) -> Answered:
+        """Raises `OSError`."""
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            return msgspec.msgpack.decode(file.read(self.bytes), type=Answered)
 
 
 class UnfinishedRows:
@@ -74,12 +67,9 @@ class UnfinishedRows:
         self._is_dirty = False  # written, not synced
         self._is_changed = False  # the files hold something else than what is open
         self._begun: dict[RowKey, Begun] = {}
-        self._answered: dict[RowKey, _Place] = {}
-        for record, place in _read_all(self._folder):
-            if isinstance(record, Begun):
-                self._begun[record.key] = record
-            else:
-                self._put(place, record.key)
+        self._answered: dict[RowKey, _Location] = {}
+        for record, path, offset, size in _read_all(self._folder):
+            self._take(record, path, offset, size)
 
     def __bool__(self) -> bool:
         return bool(self._begun or self._answered)
@@ -93,47 +83,41 @@ class UnfinishedRows:
     def cost_usd(self) -> float:
         """What these answers and the attempts before them are known to have cost."""
         with self._lock:
-            return sum(place.cost_usd for place in self._answered.values())
+            return sum(location.cost_usd for location in self._answered.values())
 
     def begin(self, request: Request, endpoint: str, response_id: str) -> None:
         """Background work has begun; durable when it returns. Raises `StoreError`."""
-        key = _storable(request.key)
-        record = Begun(key, request.hash, endpoint, valid_text(response_id))
+        key = _valid(request.key)
         with self._lock:
-            self._append(record)
-            self._begun[key] = record
+            self._append(Begun(key, request.hash, endpoint, valid_text(response_id)))
         self.sync(always=True)
 
     def record(self, answered: Answered) -> None:
         """An answer is about to be asked for again; it survives SIGKILL when this returns.
 
-        Raises `StoreError`.
+        Power loss within a second. Raises `StoreError`.
         """
-        key = _storable(answered.key)
         with self._lock:
-            self._put(self._append(answered), key)
+            self._append(answered)
 
     def begun(self, key: RowKey) -> Begun | None:
-        """What was begun of a row."""
-        return self._begun.get(_storable(key)) if self._begun else None
+        """The background response that was begun of a row."""
+        return self._begun.get(_valid(key)) if self._begun else None
 
     def answered(self, key: RowKey) -> Answered | None:
         """The answer of a row that is to be asked for again. Raises `StoreError`."""
         if not self._answered:
             return None
         with self._lock:
-            place = self._answered.get(_storable(key))
-            if place is None:
+            location = self._answered.get(_valid(key))
+            if location is None:
                 return None
-            with storing(place.path, "read"), place.path.open("rb") as file:
-                file.seek(place.offset)
-                record = _decoder.decode(file.read(place.bytes))
-        assert isinstance(record, Answered)  # noqa: S101 - the place is one of such a record
-        return record
+            with storing(location.path, "read"):
+                return location.read()
 
     def drop(self, key: RowKey) -> None:
         """The row's outcome is in the journal."""
-        key = _storable(key)
+        key = _valid(key)
         with self._lock:
             if key in self._begun or key in self._answered:
                 self._begun.pop(key, None)
@@ -142,12 +126,10 @@ class UnfinishedRows:
 
     def drop_known(self, now: Snapshot) -> None:
         """Drops what is part of an outcome: a kill came between the two. Raises `StoreError`."""
-        ids: dict[RowKey, set[str | None]] = {
-            key: {place.attempt} for key, place in self._answered.items()
-        }
+        ids = {key: {location.attempt} for key, location in self._answered.items()}
         for key, begun in self._begun.items():
             ids.setdefault(key, set()).add(begun.response_id)
-        for key in _known(now, ids):
+        for key in _rows_that_know(now, ids):
             self.drop(key)
 
     def sync(self, *, always: bool = False) -> None:
@@ -167,140 +149,141 @@ class UnfinishedRows:
                 os.close(handle)
 
     def close(self) -> None:
-        """The file holds what is open, or is gone. Raises `StoreError`."""
+        """The file holds what is open, or there is none. Raises `StoreError`."""
         with self._lock, storing(self._path, "write"):
             if self._is_changed:
-                self._rewrite()
-            if self._handle is not None:
-                os.close(self._handle)
-                self._handle = None
+                self._rewrite(is_needed=bool(self))
+            self._close_file()
 
-    def _put(self, place: _Place, key: RowKey) -> None:
-        """An answer is on record: what was begun before it has come to this."""
-        self._answered[key] = place
-        self._begun.pop(key, None)
+    def _take(self, record: Begun | Answered, path: Path, offset: int, size: int) -> None:
+        """The last record of a row is the one that counts."""
+        key = _valid(record.key)
+        if isinstance(record, Begun):
+            self._begun[key] = record
+            return
+        cost_usd = record.outcome.cost_usd or 0.0
+        self._answered[key] = _Location(path, offset, size, _last_attempt(record), cost_usd)
+        self._begun.pop(key, None)  # what was begun before it has ended in this answer
 
-    def _append(self, record: Begun | Answered) -> _Place:
+    def _append(self, record: Begun | Answered) -> None:
         """Raises `StoreError`; the file then is as it was before."""
         try:
             if self._handle is None or self._is_mostly_dead():
-                self._rewrite_open()
-            assert self._handle is not None  # noqa: S101 - it was opened just now
+                self._close_file()
+                make_folders(self._folder)
+                self._rewrite(is_needed=True)
+                self._handle = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
             frame = frame_of(record, self._size)
             try:
                 write_whole(self._handle, frame)
             except OSError:
-                os.close(self._handle)  # whatever was written is cut off before the next record
-                self._handle = None
+                self._close_file()  # whatever was written is cut off before the next record
                 raise
         except OSError as error:
             raise store_error(self._path, "write", error) from error
-        place = _place(self._path, self._size, len(frame) - HEAD_BYTES, record)
+        self._take(record, self._path, self._size + HEAD_BYTES, len(frame) - HEAD_BYTES)
         self._size += len(frame)
         self._is_dirty = self._is_changed = True
-        return place
 
     def _is_mostly_dead(self) -> bool:
         if self._size <= _COMPACT_BYTES:
             return False
-        live = sum(place.bytes for place in self._answered.values())
+        live = sum(location.bytes for location in self._answered.values())
         return self._size > _COMPACT_BYTES + _DEAD_SHARE * live
 
-    def _rewrite_open(self) -> None:
-        """The file holds what is open, and is open to be written. Raises `OSError`."""
+    def _close_file(self) -> None:
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None
-        make_folders(self._folder)
-        self._rewrite(keep=True)
-        self._handle = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
 
-    def _rewrite(self, *, keep: bool = False) -> None:
+    def _rewrite(self, *, is_needed: bool) -> None:
         """One file holds what is open, the first time instead of those that others left.
 
-        Without anything open there is none, unless it is to be kept. Raises `OSError`.
+        There is none unless `is_needed`. Raises `OSError`.
         """
         whole = bytearray(frame_of(_HEADER, 0))
-        places: dict[RowKey, _Place] = {}
-        for key, place in self._answered.items():
-            with place.path.open("rb") as file:
-                file.seek(place.offset)
-                record = _decoder.decode(file.read(place.bytes))
-            frame = frame_of(record, len(whole))
-            places[key] = msgspec.structs.replace(
-                place,
-                path=self._path,
-                offset=len(whole) + HEAD_BYTES,
-                bytes=len(frame) - HEAD_BYTES,
+        answered: dict[RowKey, _Location] = {}
+        for key, location in self._answered.items():
+            frame = frame_of(location.read(), len(whole))
+            offset, size = len(whole) + HEAD_BYTES, len(frame) - HEAD_BYTES
+            answered[key] = msgspec.structs.replace(
+                location, path=self._path, offset=offset, bytes=size
             )
             whole += frame
-        for begun in self._begun.values():  # last: each stands for an answer that is still to come
+        for begun in self._begun.values():  # last: each is to end in an answer that comes later
             whole += frame_of(begun, len(whole))
-        if self or keep:
+        if is_needed:
             replace_file(self._path, bytes(whole), durable=True)
         for name in open_files(self._folder):
-            path = self._folder / name
-            if path != self._path or not (self or keep):
-                path.unlink()
-        sync_folder(self._folder)
-        self._answered, self._size, self._is_changed = places, len(whole), False
+            if name != self._path.name or not is_needed:
+                (self._folder / name).unlink()
+        sync_path(self._folder)
+        self._answered, self._size, self._is_changed = answered, len(whole), False
 
 
-def known_in(now: Snapshot, answered: Mapping[RowKey, Answered]) -> set[RowKey]:
-    """The rows whose outcome knows the answer on record: it is past. Raises `StoreError`."""
-    return _known(now, {key: {_last_id(one)} for key, one in answered.items()})
+def read_open(folder: Path) -> Iterator[Begun | Answered]:
+    """All records as they are now, for readers: a row's last one counts. Raises `StoreError`."""
+    for record, *_ in _read_all(folder / JOURNAL):
+        yield record
 
 
-def _known(now: Snapshot, ids: Mapping[RowKey, set[str | None]]) -> set[RowKey]:
+def read_answered(folder: Path) -> list[Answered]:
+    """The answers of rows without an outcome, which are asked for again. Raises `StoreError`."""
+    last = {one.key: one for one in read_open(folder) if isinstance(one, Answered)}
+    if not last:
+        return []
+    ids = {key: {_last_attempt(one)} for key, one in last.items()}
+    done = read_snapshot(folder, lambda now: _rows_that_know(now, ids))
+    return [one for key, one in last.items() if key not in done]
+
+
+_IDS = tuple(f"attempts.list.element.{name}" for name in ("response_id", "client_request_id"))
+
+
+def _rows_that_know(now: Snapshot, ids: Mapping[RowKey, set[str | None]]) -> set[RowKey]:
     """The rows whose outcome knows all of these: ids of responses and of client requests."""
-    wanted, known = Keys(), set()
-    for key in ids:
-        wanted.add(key)
-    for batch in read_standing(now, (*KEY, "response_id", *_IDS)) if ids else ():
+    wanted, known = Keys(ids), set()
+    for batch in now.batches((*KEY, "response_id", *_IDS)) if ids else ():
         found = wanted.found_in(batch)
         for row in batch.filter(found).to_pylist() if found is not None else ():
-            tries = row["attempts"] or ()
-            there = {row["response_id"], *(one[name] for one in tries for name in _OF_TRY)}
+            there = {row["response_id"]}
+            for attempt in row["attempts"] or ():
+                there |= {attempt["response_id"], attempt["client_request_id"]}
             key = (row["custom_id"], row["sample"], row["variant"])
-            if ids[key] <= there:
-                known.add(key)
-    for outcome in now.outcomes() if ids else ():
-        if (key := outcome.request.key) in wanted:
-            result, tries = outcome.result, outcome.attempts
-            there = {getattr(one, name) for one in tries for name in _OF_TRY}
-            there.add(result.id if isinstance(result, Response) else None)
             if ids[key] <= there:
                 known.add(key)
     return known
 
 
-def _last_id(answered: Answered) -> str | None:
+def _last_attempt(answered: Answered) -> str | None:
+    """Its client request id."""
     attempts = answered.outcome.attempts
     return attempts[-1].client_request_id if attempts else None
 
 
-_OF_TRY = ("response_id", "client_request_id")
-_IDS = tuple(f"attempts.list.element.{name}" for name in _OF_TRY)
+class _Started(Struct):
+    """What schema 1 stored of background work, in `wN.started`."""
+
+    row: int
+    custom_id: str
+    hash: str
+    response_id: str
 
 
-def read_open(folder: Path) -> Iterator[Begun | Answered]:
-    """All records as they stand now, for readers: a row's last one counts. Raises `StoreError`."""
-    for record, _ in _read_all(folder / JOURNAL):
-        yield record
+_decoder = msgspec.msgpack.Decoder(Header | Begun | Answered)
+_decoder_of_schema_1 = msgspec.msgpack.Decoder(_Started)
 
 
-def _read_all(folder: Path) -> Iterator[tuple[Begun | Answered, _Place]]:
-    """The last record of a row is the one that counts. Raises `StoreError`."""
+def _read_all(folder: Path) -> Iterator[tuple[Begun | Answered, Path, int, int]]:
+    """Each record, with its file, and the offset and size of its payload. Raises `StoreError`."""
     with storing(folder, "list"):
         names = open_files(folder)
     for name in names:
         path = folder / name
         with storing(path, "read"), suppress(FileNotFoundError), path.open("rb") as file:
             for piece in scan(file):
-                if isinstance(piece, Frame):
-                    record = _decoded(piece.payload)
-                    if record is not None:
-                        yield record, _place(path, piece.offset, len(piece.payload), record)
+                if isinstance(piece, Frame) and (record := _decoded(piece.payload)):
+                    yield record, path, piece.offset + HEAD_BYTES, len(piece.payload)
 
 
 def _decoded(payload: bytes) -> Begun | Answered | None:
@@ -308,19 +291,12 @@ def _decoded(payload: bytes) -> Begun | Answered | None:
         record = _decoder.decode(payload)
         return None if isinstance(record, Header) else record
     with suppress(msgspec.MsgspecError):
-        old = _decoder_1.decode(payload)
+        old = _decoder_of_schema_1.decode(payload)
         return Begun((old.custom_id, 0, None), old.hash, "", old.response_id)
     return None
 
 
-def _place(path: Path, offset: int, size: int, record: Begun | Answered) -> _Place:
-    if isinstance(record, Begun):
-        return _Place(path, 0, 0, None, 0.0)
-    cost_usd = record.outcome.cost_usd or 0.0
-    return _Place(path, offset + HEAD_BYTES, size, _last_id(record), cost_usd)
-
-
-def _storable(key: RowKey) -> RowKey:
+def _valid(key: RowKey) -> RowKey:
     """As it is read again."""
     custom_id, sample, variant = key
     return valid_text(custom_id), sample, variant

@@ -1,11 +1,11 @@
 """The journal being written, with the threads and the process that sync and seal it.
 
-The two talk over the child's standard streams, a line of JSON each: the record of the run, then
-for each seal the segments' names, answered by null or by what went wrong. The child holds the
-directory's lock too, and ends as soon as nobody is left to ask: with the run's end or its kill.
+`JournalWriter.append` is called on the event loop and waits for neither. What goes wrong in a
+thread is raised by the next `append` or by `close`.
 
-`keep` is called on the event loop and waits for neither. What goes wrong in a thread is raised
-by the next `keep` or by `close`.
+The run and its seal process talk over the child's standard streams, a line of JSON each: the record
+of the run, then for each seal the segments' names, answered by null or by what went wrong. The
+child holds the directory's lock too, and ends with the run, or when that is killed.
 """
 
 import gc
@@ -24,119 +24,9 @@ from batchrun.errors import StoreError
 from batchrun.formats.json_text import encode_json
 from batchrun.records import Outcome, RunRecord
 from batchrun.store.columns import SCHEMA_VERSION
-from batchrun.store.files import (
-    JOURNAL,
-    FileId,
-    make_folders,
-    segment_name,
-    store_error,
-    storing,
-    sync_folder,
-)
+from batchrun.store.files import JOURNAL, FileId, make_folders, store_error, storing, sync_path
 from batchrun.store.journal import Header, Segment
 from batchrun.store.sealing import finish_or_seal, seal
-
-_MAIN = (
-    "from batchrun.formats.arrow_import import prepare_arrow_import; prepare_arrow_import(); "
-    "from batchrun.store.writing import serve; serve()"
-)
-# Where the two share one core, the event loop's longest stall is 12 ms so, and 18 with 0.
-_NICE = 5
-_YOUNG = 50_000  # objects made before the garbage collector looks at them: a tenth of a seal's CPU
-
-
-class ProcessEnded(Exception):  # noqa: N818 - what to do then is the caller's to say
-    """The process is gone, and what it had begun may be done, half done or not begun."""
-
-
-class SealProcess:
-    """The process, as the run's own sees it; for one thread."""
-
-    def __init__(self, folder: Path, record: RunRecord, lock: int) -> None:
-        """Starts it. Raises `OSError`."""
-        self._process = subprocess.Popen(  # noqa: S603 - this interpreter, and this code
-            [sys.executable, "-P", "-c", _MAIN, str(folder)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, sys.path))},
-            pass_fds=(lock,),
-            process_group=0,  # what the terminal sends is for the run's process
-        )
-        with suppress(BrokenPipeError):  # the first seal will tell
-            self._say(encode_json(record))
-
-    def seal(self, segments: Sequence[str]) -> None:
-        """`seal`, done over there. Raises `StoreError` and `ProcessEnded`."""
-        assert self._process.stdout is not None  # noqa: S101 - a pipe was asked for
-        try:
-            self._say(encode_json(segments))
-            answer = self._process.stdout.readline()
-        except BrokenPipeError:
-            answer = b""
-        if not answer.endswith(b"\n"):
-            self.close()
-            raise ProcessEnded
-        message = msgspec.json.decode(answer, type=str | None)
-        if message is not None:
-            raise StoreError(message)
-
-    def close(self) -> None:
-        """The process has ended when this returns."""
-        assert self._process.stdin is not None  # noqa: S101
-        assert self._process.stdout is not None  # noqa: S101
-        with suppress(BrokenPipeError):
-            self._process.stdin.close()
-        self._process.stdout.close()
-        self._process.wait()
-
-    def _say(self, line: bytes) -> None:
-        assert self._process.stdin is not None  # noqa: S101 - a pipe was asked for
-        self._process.stdin.write(line + b"\n")
-        self._process.stdin.flush()
-
-
-def serve() -> None:
-    """The process itself: seals what it is told, and never returns."""
-    os.nice(_NICE)
-    gc.freeze()
-    gc.set_threshold(_YOUNG)
-    folder = Path(sys.argv[1])
-    record = msgspec.json.decode(sys.stdin.buffer.readline(), type=RunRecord)
-    asked: SimpleQueue[list[str]] = SimpleQueue()
-    threading.Thread(target=_listen, args=(asked,), daemon=True).start()
-    while True:
-        message = _seal(folder, record, asked.get())
-        try:
-            sys.stdout.buffer.write(encode_json(message) + b"\n")
-            sys.stdout.buffer.flush()
-        except BrokenPipeError:  # the run was killed: nobody is there to be told
-            os._exit(0)
-
-
-def _listen(asked: "SimpleQueue[list[str]]") -> None:
-    for line in sys.stdin.buffer:
-        asked.put(msgspec.json.decode(line, type=list[str]))
-    os._exit(0)  # whatever is half done, the next command finishes
-
-
-def _seal(folder: Path, record: RunRecord, segments: Sequence[str]) -> str | None:
-    """What went wrong; null if nothing did."""
-    try:
-        seal(folder, record, segments)
-    except StoreError as error:
-        return str(error)
-    except Exception as error:  # noqa: BLE001 - a bug must end the run, not hide
-        return in_words(error, folder, segments)
-    return None
-
-
-def in_words(bug: Exception, folder: Path, segments: Sequence[str]) -> str:
-    """What a user is told of a bug in a seal."""
-    return (
-        f"{folder}: sealing {segments[-1]} failed ({type(bug).__name__}: {bug});"
-        " the journal still holds its rows. Please report this"
-    )
-
 
 _SYNC_EVERY_S = 0.5  # and the sync itself takes its time: within a second of the write
 
@@ -153,35 +43,25 @@ class JournalWriter:
         *,
         part_rows: int,
         part_bytes: int,
-        replaces: bool = False,
-        lock: int | None = None,
-        sync_also: Callable[[], None] = lambda: None,
+        replaces: bool,
+        lock: int | None,
+        sync_also: Callable[[], None],
     ) -> None:
-        """`first` is the first name that is free.
+        """`first` is the first id that is free.
 
-        `leftover` are older segments, sealed with the first new one.
+        `leftover`: older segments, sealed with the first new one.
         `lock`: the folder's, for a process that seals; without it a thread of this one does.
         `sync_also`: what is synced as often as the journal is. Raises `StoreError`.
-
-        Raises `StoreError`.
         """
-        self._folder = folder
-        self._record = record
-        self._next = first
-        self._sync_also = sync_also
+        self._folder, self._record, self._next = folder, record, first
+        self._part_rows, self._part_bytes = part_rows, part_bytes
+        self._lock, self._sync_also = lock, sync_also
         self._waiting = list(leftover)  # segments for the next seal, besides the current one
-        self._part_rows = part_rows
-        self._part_bytes = part_bytes
-        self._lock = lock
+        names = tuple(column.name for column in record.layout.columns)
+        self._header = Header(SCHEMA_VERSION, record.hash_rule, names, replaces)
         self._process: SealProcess | None = None
-        self._header = Header(
-            SCHEMA_VERSION,
-            record.hash_rule,
-            tuple(c.name for c in record.layout.columns),
-            replaces,
-        )
         self._failure: StoreError | None = None
-        self._raised = False
+        self._is_raised = False
         self._full: SimpleQueue[Segment] = SimpleQueue()  # written, not yet synced and closed
         self._seals: SimpleQueue[list[str] | None] = SimpleQueue()
         self._stop = threading.Event()
@@ -189,11 +69,11 @@ class JournalWriter:
             make_folders(folder / JOURNAL)
         self._segment = self._new_segment()
         self._syncing = threading.Thread(target=self._sync_until_stopped, daemon=True)
-        self._sealing = threading.Thread(target=self._seal_until_told, daemon=True)
+        self._sealing = threading.Thread(target=self._seal_until_stopped, daemon=True)
         self._syncing.start()
         self._sealing.start()
 
-    def keep(self, outcomes: Sequence[Outcome], *, anyway: bool = False) -> int:
+    def append(self, outcomes: Sequence[Outcome], *, anyway: bool = False) -> int:
         """How many were taken, from the first on: at least one, as many as go into one write.
 
         They survive SIGKILL when this returns, power loss within a second.
@@ -201,7 +81,7 @@ class JournalWriter:
         Raises `StoreError`; unless `anyway`, also for an earlier failure of a thread.
         """
         if self._failure is not None and not anyway:
-            self._raised = True
+            self._is_raised = True
             raise self._failure
         segment = self._segment
         taken = segment.append(outcomes[: max(1, self._part_rows - segment.rows)])
@@ -216,7 +96,7 @@ class JournalWriter:
     def close(self, *, seal_rest: bool) -> None:
         """Ends the threads; everything is synced, and with `seal_rest` in parts.
 
-        Raises `StoreError` if something failed that no `keep` has raised yet.
+        Raises `StoreError` if something failed that no `append` has raised yet.
         """
         self._stop.set()
         self._syncing.join()
@@ -231,12 +111,12 @@ class JournalWriter:
         if not self._segment.rows:
             with suppress(OSError):  # an empty segment does no harm
                 self._segment.path.unlink(missing_ok=True)
-        if self._failure is not None and not self._raised:
-            self._raised = True
+        if self._failure is not None and not self._is_raised:
+            self._is_raised = True
             raise self._failure
 
     def _new_segment(self) -> Segment:
-        segment = Segment(self._folder / JOURNAL / segment_name(self._next), self._header)
+        segment = Segment(self._folder / JOURNAL / self._next.segment, self._header)
         self._name_is_new = True
         return segment
 
@@ -251,7 +131,7 @@ class JournalWriter:
     def _sync_until_stopped(self) -> None:
         while not self._stop.wait(_SYNC_EVERY_S):
             self._sync()
-            if self._segment.deleted:
+            if self._segment.is_deleted:
                 self._fail(
                     StoreError(
                         f"{self._segment.path}: deleted while it was written; "
@@ -269,14 +149,14 @@ class JournalWriter:
             current.sync()
             if self._name_is_new:
                 self._name_is_new = False
-                sync_folder(self._folder / JOURNAL)
+                sync_path(self._folder / JOURNAL)
             self._sync_also()
         except OSError as error:
             self._fail(store_error(self._folder / JOURNAL, "sync the journal", error))
         except StoreError as error:
             self._fail(error)
 
-    def _seal_until_told(self) -> None:
+    def _seal_until_stopped(self) -> None:
         while (names := self._seals.get()) is not None:
             if self._failure is not None:
                 continue
@@ -285,7 +165,7 @@ class JournalWriter:
             except StoreError as error:
                 self._fail(error)
             except Exception as error:  # noqa: BLE001 - a thread's bug must end the run, not hide
-                failure = StoreError(in_words(error, self._folder, names))
+                failure = StoreError(_bug_in_words(error, self._folder, names))
                 failure.__cause__ = error
                 self._fail(failure)
         if self._process is not None:
@@ -293,7 +173,7 @@ class JournalWriter:
 
     def _seal(self, names: Sequence[str]) -> None:
         """By the process while rows are sent; here where there is none, or none any more."""
-        # Not worth its start for what is left when all was sent.
+        # Not worth its start for the rest, when all was sent.
         if self._process is None and self._lock is not None and not self._stop.is_set():
             try:
                 self._process = SealProcess(self._folder, self._record, self._lock)
@@ -304,9 +184,104 @@ class JournalWriter:
             return
         try:
             self._process.seal(names)
-        except ProcessEnded:  # killed, or out of memory
+        except _ProcessEnded:  # killed, or out of memory
             self._process = self._lock = None
             finish_or_seal(self._folder, self._record, names)
 
     def _fail(self, failure: StoreError) -> None:
         self._failure = self._failure or failure
+
+
+def _bug_in_words(bug: Exception, folder: Path, segments: Sequence[str]) -> str:
+    return (
+        f"{folder}: sealing {segments[-1]} failed ({type(bug).__name__}: {bug});"
+        " the journal still holds its rows. Please report this"
+    )
+
+
+class _ProcessEnded(Exception):  # noqa: N818 - what to do then is the caller's to say
+    """The process has ended, and what it had begun may be done, half done or not begun."""
+
+
+_MAIN = (
+    "from batchrun.formats.arrow_import import prepare_arrow_import; prepare_arrow_import(); "
+    "from batchrun.store.writing import serve; serve()"
+)
+# Where the two share one core, the event loop's longest stall is 12 ms so, and 18 with 0.
+_NICE = 5
+_YOUNG = 50_000  # objects made before the garbage collector looks at them: a tenth of a seal's CPU
+
+
+class SealProcess:
+    """The process, as the run's own sees it; for one thread."""
+
+    def __init__(self, folder: Path, record: RunRecord, lock: int) -> None:
+        """Starts it. Raises `OSError`."""
+        self._process = subprocess.Popen(  # noqa: S603 - this interpreter, and this code
+            [sys.executable, "-P", "-c", _MAIN, str(folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, sys.path))},
+            pass_fds=(lock,),
+            process_group=0,  # what the terminal sends is for the run's process
+        )
+        assert self._process.stdin is not None  # noqa: S101 - pipes were asked for
+        assert self._process.stdout is not None  # noqa: S101 - the same
+        self._to, self._from = self._process.stdin, self._process.stdout
+        with suppress(BrokenPipeError):  # the first seal finds out
+            self._send(record)
+
+    def seal(self, segments: Sequence[str]) -> None:
+        """`seal`, done over there. Raises `StoreError` and `_ProcessEnded`."""
+        try:
+            self._send(segments)
+            answer = self._from.readline()
+        except BrokenPipeError:
+            answer = b""
+        if not answer.endswith(b"\n"):
+            self.close()
+            raise _ProcessEnded
+        message = msgspec.json.decode(answer, type=str | None)
+        if message is not None:
+            raise StoreError(message)
+
+    def close(self) -> None:
+        """The process has ended when this returns."""
+        with suppress(BrokenPipeError):
+            self._to.close()
+        self._from.close()
+        self._process.wait()
+
+    def _send(self, value: object) -> None:
+        self._to.write(encode_json(value) + b"\n")
+        self._to.flush()
+
+
+def serve() -> None:
+    """The process itself: seals what it is asked to, and never returns."""
+    os.nice(_NICE)
+    gc.freeze()
+    gc.set_threshold(_YOUNG)
+    folder = Path(sys.argv[1])
+    record = msgspec.json.decode(sys.stdin.buffer.readline(), type=RunRecord)
+    asked: SimpleQueue[list[str]] = SimpleQueue()
+    threading.Thread(target=_listen, args=(asked,), daemon=True).start()
+    while True:
+        segments, message = asked.get(), None
+        try:
+            seal(folder, record, segments)
+        except StoreError as error:
+            message = str(error)
+        except Exception as error:  # noqa: BLE001 - a bug must end the run, not hide
+            message = _bug_in_words(error, folder, segments)
+        try:
+            sys.stdout.buffer.write(encode_json(message) + b"\n")
+            sys.stdout.buffer.flush()
+        except BrokenPipeError:  # the run was killed: nobody reads the answer
+            os._exit(0)
+
+
+def _listen(asked: "SimpleQueue[list[str]]") -> None:
+    for line in sys.stdin.buffer:
+        asked.put(msgspec.json.decode(line, type=list[str]))
+    os._exit(0)  # whatever is half done, the next command finishes

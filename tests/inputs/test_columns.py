@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from batchrun.errors import JobError
 from batchrun.inputs.carried import check_types, make_column, unite
 from batchrun.job.sections import InputJob
-from batchrun.store.columns import OWN, name_columns
+from batchrun.store.columns import name_columns, own_columns
 
 
 @settings(deadline=None)
@@ -14,7 +14,7 @@ from batchrun.store.columns import OWN, name_columns
 def test_no_two_names_are_alike_without_regard_to_case(columns: list[str]) -> None:
     names = [name.lower() for name in name_columns(columns)]
     assert len(set(names)) == len(columns)
-    assert not set(names) & set(OWN)
+    assert not set(names) & set(own_columns())
     assert all(names)
 
 

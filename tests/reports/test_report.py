@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from batchrun.records import Outcome
 from batchrun.reports.report_queries import ErrorRows, Report, read_report
 from batchrun.reports.report_sections import headline, remarks, sections, show_report, show_section
 from batchrun.reports.timeline import Gap, RunningTime, running_sql
-from batchrun.store.reading import read_record, write_run_record
+from batchrun.store.reading import read_record
+from batchrun.store.run_dir import RunDir
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +207,8 @@ def test_money_that_tries_never_told_of_is_in_the_head(
 ) -> None:
     path = write(tmp_path / "run", [outcome(0)])
     record = read_record(path)
-    write_run_record(path, msgspec.structs.replace(record, unknown_usd=0.0539))
+    with closing(RunDir.open(path)) as run_dir:
+        run_dir.save(msgspec.structs.replace(record, unknown_usd=0.0539))
     report = read_report(path)
     assert report.unknown_usd == 0.0539
     assert headline(report).endswith(f"; {usd(report.cost_usd or 0.0)}+?")

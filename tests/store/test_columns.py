@@ -23,7 +23,12 @@ from batchrun.records import (
     ToolCall,
     Usage,
 )
-from batchrun.store.columns import TOOL_CALLS, response_batch, response_schema, tool_call_batch
+from batchrun.store.columns import (
+    response_batch,
+    response_schema,
+    tool_call_batch,
+    tool_call_schema,
+)
 from batchrun.store.journal import frame_of, read_outcomes
 
 MakeColumn = Callable[..., Column]
@@ -263,7 +268,7 @@ def test_the_columns_stand_as_documented() -> None:
         "reported_cost_usd attempts started_at finished_at latency_s first_token_s request "
         "request_hash"
     )
-    assert " ".join(TOOL_CALLS.names) == (
+    assert " ".join(tool_call_schema().names) == (
         "row custom_id sample variant response_id position type call_id name arguments "
         "arguments_valid status item turn result result_error result_latency_s"
     )

@@ -17,10 +17,12 @@ import pytest
 
 from batchrun.errors import BatchrunError, StoreError
 from batchrun.records import Outcome, RunRecord
+from batchrun.store.files import FileId
 from batchrun.store.journal import Frame, read_outcomes, scan
+from batchrun.store.parts import read_part
 from batchrun.store.run_dir import RunDir
-from batchrun.store.sealing import delete_segments, prepare, recover, rename_parts
-from batchrun.store.snapshot import read_intent, read_part
+from batchrun.store.sealing import delete_segments, recover, rename_parts, write_temporaries
+from batchrun.store.snapshot import read_intent, write_intent
 from batchrun.store.unfinished import read_open
 from tests.store.crashes import Tree, read_tree, write_tree
 
@@ -139,7 +141,8 @@ def half_sealed(
     """A seal that stopped after its intent, after its renames, after its deletions."""
     path = tmp_path_factory.mktemp("half_sealed") / "run"
     write_tree(unsealed, path)
-    prepare(path, record(), [Path(SEGMENT).name])
+    intent = write_temporaries(path, record(), [Path(SEGMENT).name])
+    write_intent(path, FileId(0, 1), intent)
     trees = [read_tree(path)]
     intent = read_intent(path, Path(INTENT).name)
     assert rename_parts(path, intent)

@@ -13,9 +13,9 @@ from batchrun.cli.export import export
 from batchrun.cli.look import show, status
 from batchrun.cli.report import report
 from batchrun.records import Outcome
+from batchrun.store.parts import count_rows
 from batchrun.store.reading import read_missing_parts, read_totals
 from batchrun.store.run_dir import RunDir
-from batchrun.store.snapshot import count_rows
 
 PART = "responses/w0-000001.parquet"
 

@@ -14,7 +14,7 @@ import pytest
 
 from batchrun.errors import ErrorKind, JobError, StoreError
 from batchrun.records import Column, Failure, Layout, Outcome, RunRecord, Totals
-from batchrun.store.columns import TOOL_CALLS, response_schema
+from batchrun.store.columns import response_schema, tool_call_schema
 from batchrun.store.files import is_locked
 from batchrun.store.reading import (
     find_row,
@@ -107,7 +107,7 @@ def test_the_datasets_have_the_documented_schema(runs: dict[str, Path]) -> None:
     for path in runs.values():
         schema = response_schema(read_record(path).layout)
         assert responses(path).schema == schema
-        assert tool_calls(path).schema == TOOL_CALLS
+        assert tool_calls(path).schema == tool_call_schema()
         assert responses(path).to_table().schema == schema
         for part in path.glob("responses/*.parquet"):
             assert pq.read_schema(part).equals(schema)
@@ -211,7 +211,7 @@ def test_a_run_without_rows_has_empty_tables(tmp_path: Path, record: Record) -> 
     run_dir.close(seal=True)
     assert not is_locked(tmp_path)
     assert responses(tmp_path).to_table().num_rows == 0
-    assert tool_calls(tmp_path).to_table().schema == TOOL_CALLS
+    assert tool_calls(tmp_path).to_table().schema == tool_call_schema()
     assert read_totals(tmp_path) == Totals()
     assert find_row(tmp_path, "id-0") == []
     assert read_live(tmp_path) is None

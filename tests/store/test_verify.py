@@ -13,9 +13,9 @@ from msgspec.structs import replace
 from batchrun.errors import JobError
 from batchrun.records import Outcome
 from batchrun.store.complete_rows import totals_at, write_removed_rows
+from batchrun.store.parts import count_rows
 from batchrun.store.reading import read_totals
 from batchrun.store.run_dir import RunDir
-from batchrun.store.snapshot import count_rows
 from batchrun.store.verify import Proof, verify
 
 Make = Callable[..., Outcome]
@@ -106,7 +106,7 @@ def test_a_row_that_stands_twice_is_named(copy: Path) -> None:
     source, target = copy / "responses" / PART, copy / "responses" / "w0-000009.parquet"
     pq.write_table(pq.read_table(source).slice(1, 1), target)
     said = the_problem(copy)
-    assert said.startswith("responses/w0-000009.parquet, row 0 of it: row 2 (id-2): it stands 2")
+    assert said.startswith("responses/w0-000009.parquet, row 0 of it: row 2 (id-2): it is stored 2")
     assert f"first in responses/{PART} (row 1 of it)" in said
 
 
@@ -116,7 +116,7 @@ def test_only_the_first_ten_are_named(copy: Path) -> None:
             number = int(part.name[3:9]) + 10
             shutil.copy(part, part.with_name(f"w0-{number:06}{part.name[9:]}"))
     problems = verify(copy).problems
-    assert sum("it stands 2 times" in problem for problem in problems) == 10
+    assert sum("it is stored 2 times" in problem for problem in problems) == 10
     assert sum("tool calls of this row have the position" in one for one in problems) == 6
 
 
@@ -261,7 +261,7 @@ def test_rows_that_left_the_input_are_out_of_the_totals(copy: Path) -> None:
     assert verify(copy).rows_in_parts == 10
     assert read_totals(copy) == left
     (copy / "gone.parquet").unlink()
-    said = "gone.parquet: names 0 rows that left the input, and run.json counts 2"
+    said = "gone.parquet: names 0 rows that were removed from the input, and run.json counts 2"
     assert the_problem(copy) == said
 
 

@@ -65,7 +65,7 @@ def newest(run: Path) -> int:
     """The highest number that a segment or a part has; 0 where there is none."""
     places = ((JOURNAL, ".log"), (TOOL_CALLS, ".parquet"), (RESPONSES, ".parquet"))
     last = [names[-1] for place, ending in places if (names := numbered(run / place, ending))]
-    return max((of.number for of in map(id_of, last) if of), default=0)
+    return max((of.number for of in map(id_of, last)), default=0)
 
 
 def come_about(moment: Moment, scene: Scene, dice: random.Random) -> bool:
