@@ -7,7 +7,7 @@ NaN) is repaired once and read again.
 Finished means that a terminal event was seen, not that the connection ended (PROTOCOL 0.6).
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import Meta, Raw, Struct
@@ -66,6 +66,9 @@ REQUEST_FIELDS = {
     "user": "other",
 }
 TRANSPORT_FIELDS = ("stream", "background")  # set by batchrun for each attempt
+PATH = "/responses"  # after the base URL
+RUNNING = ("queued", "in_progress")  # statuses of a response whose work goes on
+END_STATUSES = ("completed", "incomplete", "failed", "cancelled")
 # A request without input can be answered if it has one of these.
 INPUT_ALTERNATIVES = ("prompt", "previous_response_id", "conversation")
 
@@ -100,6 +103,42 @@ class _Usage(Struct):
 
 _raws_decoder = msgspec.json.Decoder(list[Raw])
 _usage_decoder = msgspec.json.Decoder(_Usage)
+
+
+def plain_body(body: bytes) -> bytes:
+    """The request as sent. Some servers stream where `stream` is absent."""
+    return _with_fields(body, b'"stream":false')
+
+
+def stream_body(body: bytes) -> bytes:
+    return _with_fields(body, b'"stream":true')
+
+
+def background_body(body: bytes) -> bytes:
+    """`store` is set: without it a server may forget the answer within minutes."""
+    if b'"store"' in body:
+        fields = msgspec.json.decode(body, type=dict[str, Raw])
+        fields.pop("store", None)
+        body = msgspec.json.encode(fields)
+    return _with_fields(body, b'"stream":false,"background":true,"store":true')
+
+
+def _with_fields(body: bytes, fields: bytes) -> bytes:
+    return b"%b%b%b}" % (body[:-1], b"," if len(body) > 2 else b"", fields)
+
+
+class _BackgroundState(Struct):
+    id: Any = None
+    status: Any = None
+
+
+_state_decoder = msgspec.json.Decoder(_BackgroundState)
+
+
+def background_state(body: bytes) -> tuple[str | None, str | None]:
+    """Id and status of a response whose work may go on; null where the body does not say."""
+    state = _decoded(body, _state_decoder) or _BackgroundState()
+    return text(state.id), text(state.status)
 
 
 def parse_response(
@@ -308,6 +347,9 @@ _ABSENT = (b"", b"null")
 _ENDS = frozenset(b'"' + status.encode() + b'"' for status in _TERMINAL.values())
 
 
+Decoded = TypeVar("Decoded")
+
+
 class _Data(Struct):
     type: Any = None
     response: Raw = _NOTHING
@@ -343,7 +385,7 @@ class StreamAnswer:
 
     def take(self, event: Event) -> None:
         """One more event; what cannot be read is passed over."""
-        data = _decoded(event.data)
+        data = _decoded(event.data, _decoder)
         if data is None:
             return
         # The `type` in the data rules: some servers send no `event:` line (PROTOCOL 0.7).
@@ -395,13 +437,13 @@ class StreamAnswer:
         return msgspec.json.encode(fields)
 
 
-def _decoded(data: bytes) -> _Data | None:
+def _decoded(data: bytes, decoder: "msgspec.json.Decoder[Decoded]") -> Decoded | None:
     try:
-        return _decoder.decode(data)
+        return decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         pass  # once more, repaired; `[DONE]` is no JSON either
     try:
-        return _decoder.decode(repaired(data))
+        return decoder.decode(repaired(data))
     except (ValueError, RecursionError):
         return None
 

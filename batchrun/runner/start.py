@@ -30,8 +30,8 @@ from batchrun.runner.plan import (
 )
 from batchrun.runner.resume import note_differences
 from batchrun.store.run_dir import RunDir
-from batchrun.transport.client import Client
-from batchrun.transport.connections import fit_in_flight
+from batchrun.transport.aiohttp_check import choose_connections
+from batchrun.transport.client import Client, fit_in_flight
 from batchrun.version import VERSION
 
 
@@ -96,9 +96,10 @@ async def run_job(
             prices=prices,
         )
         stop.check()
-        most_in_flight, warning = fit_in_flight(job.limits, here=simulate)
-        if warning:
-            plan = replace(plan, warnings=(*plan.warnings, warning))
+        most_in_flight, too_few_files = fit_in_flight(job.limits, here=simulate)
+        _, fallback = await choose_connections() if plan.to_complete else (None, None)
+        warnings = [warning for warning in (too_few_files, fallback) if warning]
+        plan = replace(plan, warnings=(*plan.warnings, *warnings))
         watch.plan(plan, path)
         await asyncio.to_thread(note_differences, run_dir, plan.resumed)
         record = make_record(job, plan, run_dir, simulate, command, sha256)

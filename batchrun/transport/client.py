@@ -1,4 +1,4 @@
-"""The door to an endpoint: its connections, its headers, and how each request is made."""
+"""The entry point: an endpoint that requests can be sent to."""
 
 import urllib.request
 from collections.abc import Coroutine, Mapping
@@ -7,25 +7,29 @@ from typing import Any, Self
 
 from yarl import URL
 
+from batchrun.dialects.responses import PATH, plain_body, stream_body
 from batchrun.job.credentials import FROM_ENVIRONMENT
-from batchrun.job.sections import EndpointJob
+from batchrun.job.sections import EndpointJob, LimitsJob
 from batchrun.records import Reply, Request
-from batchrun.transport.answer_reader import ACCEPTED
-from batchrun.transport.connections import Connections
-from batchrun.transport.exchange import Wire
+from batchrun.transport.aiohttp_check import choose_connections
+from batchrun.transport.background import OnBegun, send_background
+from batchrun.transport.decompression import ACCEPTED
+from batchrun.transport.exchange import Wire, exchange
 from batchrun.transport.exchange_limits import DeadlineWatch, ResponseBufferBudget
 from batchrun.transport.headers import AdvertisedLimits
-from batchrun.transport.modes import Sink, forget, send_background, send_plain, send_stream
 from batchrun.transport.redaction import Redactor
 
-_SWEEPS = 20  # a limit is overrun by at most a twentieth of it
+_SWEEPS = 20  # a limit is exceeded by at most a twentieth of it
 _SLOWEST_SWEEP_S = 0.5
+_PER_REQUEST = ("content-length", "transfer-encoding", "x-client-request-id")
+AUTO_IN_FLIGHT = 1_000  # the most that `--concurrency auto` goes up to
+_OTHER_FILES = 64  # descriptors for files, the terminal, the event loop
 
 
 class Client:
     """An endpoint that requests can be sent to while it is entered.
 
-    `sink` is told of each background response that has begun, before it is waited for.
+    `on_begun` is awaited for each background response that has begun, before the first poll.
     """
 
     def __init__(
@@ -34,43 +38,46 @@ class Client:
         key: str | None,
         headers: Mapping[str, str],
         version: str,
-        sink: Sink = forget,
-        room: ResponseBufferBudget | None = None,
+        on_begun: OnBegun | None = None,
+        budget: ResponseBufferBudget | None = None,
     ) -> None:
         self.base_url = settings.base_url
         self.via = settings.mode
-        self._sink = sink
-        self._room = room or ResponseBufferBudget()
+        self._on_begun = on_begun
+        self._budget = budget or ResponseBufferBudget()
         self._settings = settings
-        self._headers = {
+        ours = {
             "Content-Type": "application/json",
             "Accept": "text/event-stream" if settings.mode == "stream" else "application/json",
             "Accept-Encoding": ACCEPTED,
             "User-Agent": f"batchrun/{version}",
         }
+        self._secrets = [
+            value
+            for name, value in headers.items()
+            if settings.headers.get(name, "").startswith(FROM_ENVIRONMENT)
+        ]
         if key is not None:
-            self._headers["Authorization"] = f"Bearer {key}"
-        self._secrets = [*([] if key is None else [key]), *_from_environment(settings, headers)]
+            ours["Authorization"] = f"Bearer {key}"
+            self._secrets.append(key)
         given = {name.lower() for name in headers}
-        for name in [name for name in self._headers if name.lower() in given]:
-            del self._headers[name]
-        self._headers.update(headers)
+        self._headers = {name: value for name, value in ours.items() if name.lower() not in given}
+        self._headers |= {
+            name: value for name, value in headers.items() if name.lower() not in _PER_REQUEST
+        }
 
     async def __aenter__(self) -> Self:
         settings = self._settings
-        url = URL(f"{settings.base_url}/responses").update_query(settings.query)
-        # Looked up once; `trust_env` would do it, and read .netrc, for each request. Loopback
-        # needs none, and no proxy could reach it: the embedded simulator is there.
+        url = URL(settings.base_url + PATH).update_query(settings.query)
         proxy = None if settings.is_loopback else _proxy(url)
-        connections = Connections(url, self._headers, proxy, settings.connect_timeout_s)
+        connect, _ = await choose_connections()
+        connections = connect(url, self._headers, proxy, settings.connect_timeout_s)
         shortest_s = min(settings.timeout_s, settings.idle_timeout_s)
         watch = DeadlineWatch(min(_SLOWEST_SWEEP_S, shortest_s / _SWEEPS))
-        secrets = self._secrets
-        if proxy is not None and (password := URL(proxy).password):
-            secrets = [*secrets, password]
-        self._wire = Wire(
-            connections, url, settings, watch, AdvertisedLimits(), self._room, Redactor(secrets)
-        )
+        password = () if proxy is None or not proxy.password else (proxy.password,)
+        redactor = Redactor((*self._secrets, *password))
+        limits = AdvertisedLimits()
+        self._wire = Wire(connections, url, settings, watch, limits, self._budget, redactor)
         return self
 
     async def __aexit__(
@@ -80,31 +87,60 @@ class Client:
         await self._wire.connections.close()
 
     def send(
-        self, request: Request, client_request_id: str, left_s: float
+        self, request: Request, client_request_id: str, remaining_s: float
     ) -> Coroutine[Any, Any, Reply]:
-        """The whole answer. Raises `EndpointError`. `left_s` is what is left of the row's time.
+        """The whole answer. Raises `EndpointError`. `remaining_s` remains of the row's time.
 
         No coroutine of its own: each in the chain costs at every step of an answer.
         """
+        wire = self._wire
         if self.via == "background" or request.resume_id is not None:
-            return send_background(self._wire, request, client_request_id, left_s, self._sink)
-        if self.via == "stream":
-            return send_stream(self._wire, request, client_request_id)
-        return send_plain(self._wire, request, client_request_id)
+            return send_background(wire, request, client_request_id, remaining_s, self._on_begun)
+        body = stream_body(request.body) if self.via == "stream" else plain_body(request.body)
+        return exchange(wire, "POST", wire.url, body, client_request_id)
 
 
-def _from_environment(settings: EndpointJob, headers: Mapping[str, str]) -> list[str]:
-    """Header values that no file may show."""
-    return [
-        value
-        for name, value in headers.items()
-        if settings.headers.get(name, "").startswith(FROM_ENVIRONMENT)
-    ]
+def _proxy(url: URL) -> URL | None:
+    """The proxy that the environment names for this address (HTTPS_PROXY, NO_PROXY, ...).
 
-
-def _proxy(url: URL) -> str | None:
-    """The proxy that the environment names for this address (HTTPS_PROXY, NO_PROXY, ...)."""
-    host = url.host or ""
-    if urllib.request.proxy_bypass(host):
+    Looked up once: aiohttp's `trust_env` does it, and reads .netrc, for each request. Not for
+    loopback, which no proxy could reach.
+    """
+    if urllib.request.proxy_bypass(url.host or ""):
         return None
-    return urllib.request.getproxies().get(url.scheme)
+    proxy = urllib.request.getproxies().get(url.scheme)
+    return None if proxy is None else URL(proxy)
+
+
+def fit_in_flight(limits: LimitsJob, *, here: bool = False) -> tuple[int, str | None]:
+    """Requests that may be in flight, and a warning where that is less than asked for.
+
+    `here`: the server is in this process too. The limit on open files is raised where possible.
+    """
+    is_auto = isinstance(limits.concurrency, str)
+    wanted = AUTO_IN_FLIGHT if isinstance(limits.concurrency, str) else limits.concurrency
+    allowed = _allow_connections(wanted, each=2 if here else 1)
+    if is_auto or allowed == wanted:
+        return allowed, None
+    return allowed, (
+        f"the limit on open files allows {allowed:,} requests in flight, not {wanted:,}; raise it "
+        "with ulimit -n"
+    )
+
+
+def _allow_connections(wanted: int, *, each: int) -> int:
+    """As many of the `wanted` as the system allows; each takes so many descriptors."""
+    try:
+        import resource  # noqa: PLC0415 - Windows has no such limit
+    except ImportError:
+        return wanted
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = wanted * each + _OTHER_FILES
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return wanted
+    most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    except (ValueError, OSError):  # refused: the limit is as before
+        most = soft
+    return max(1, min(wanted, (most - _OTHER_FILES) // each))

@@ -1,12 +1,13 @@
 """What bounds an exchange: deadlines, and the bytes that arriving answers may hold.
 
 Over the budget one answer at a time is read on, the one that waited longest; the others stay with
-the server, held back by TCP, until there is room again.
+the server, held back by TCP, until bytes are free again.
 
-A timer for each try costs some 9 µs of a row's CPU, a place in this list 0.1.
+A timer for each attempt costs some 9 µs of a row's CPU, an entry in `DeadlineWatch` 0.1.
 """
 
 import asyncio
+import math
 from collections import deque
 from contextlib import suppress
 from types import TracebackType
@@ -14,23 +15,23 @@ from typing import Self
 
 from msgspec import Struct
 
-ANSWER_BYTES = 256 * 1024 * 1024
+BUFFER_BYTES = 256 * 1024 * 1024
 
 
 class ResponseBufferBudget:
-    """What all answers of an endpoint hold while they are read."""
+    """What all answers of an endpoint may hold while they are read."""
 
-    def __init__(self, size: int = ANSWER_BYTES) -> None:
+    def __init__(self, size: int = BUFFER_BYTES) -> None:
         self.size = size  # bytes
         self.held = 0
-        self._reads_on: BufferShare | None = None  # the one that may go beyond the budget
+        self._exempt: BufferShare | None = None  # the one that may exceed the budget
         self._waiting: deque[tuple[BufferShare, asyncio.Future[None]]] = deque()
 
     async def wait(self, share: "BufferShare") -> None:
         """Returns once this answer may be read on."""
-        if self._reads_on is None:
-            self._reads_on = share
-        if self._reads_on is share:
+        if self._exempt is None:
+            self._exempt = share
+        if self._exempt is share:
             return
         entry = (share, asyncio.get_running_loop().create_future())
         self._waiting.append(entry)
@@ -41,45 +42,46 @@ class ResponseBufferBudget:
                 self._waiting.remove(entry)
             raise
 
-    def left(self, share: "BufferShare") -> None:
+    def release(self, share: "BufferShare") -> None:
         self.held -= share.held
-        if self._reads_on is share:
-            self._reads_on = None
-        self._next()
-
-    def _next(self) -> None:
-        while self._waiting and (self.held <= self.size or self._reads_on is None):
-            share, turn = self._waiting.popleft()
+        if self._exempt is share:
+            self._exempt = None
+        while self._waiting and (self.held <= self.size or self._exempt is None):
+            waiting, turn = self._waiting.popleft()
             if turn.cancelled():
                 continue
             if self.held > self.size:
-                self._reads_on = share
+                self._exempt = waiting
             turn.set_result(None)
 
 
 class BufferShare(Struct, eq=False):
-    """What one answer holds of a room."""
+    """What one answer holds of the budget."""
 
-    room: ResponseBufferBudget
+    budget: ResponseBufferBudget
     held: int = 0  # bytes
 
     def grow(self, size: int) -> bool:
-        """Counts bytes that have arrived; true where there is no room for more."""
+        """Counts bytes that have arrived; true where the budget is exceeded."""
         self.held += size
-        self.room.held += size
-        return self.room.held > self.room.size
+        self.budget.held += size
+        return self.budget.held > self.budget.size
 
-    async def wait(self) -> None:
-        """Returns once more may be read."""
-        await self.room.wait(self)
+    async def wait(self, deadline: "Deadline") -> None:
+        """Returns once more may be read. The server is not charged for that time."""
+        began_s, total_s, idle_s = deadline.now_s(), deadline.total_s, deadline.idle_s
+        deadline.total_s = deadline.idle_s = math.inf
+        await self.budget.wait(self)
+        waited_s = deadline.now_s() - began_s
+        deadline.total_s, deadline.idle_s = total_s + waited_s, idle_s + waited_s
 
-    def leave(self) -> None:
+    def release(self) -> None:
         if self.held:
-            self.room.left(self)
+            self.budget.release(self)
 
 
 class Deadline:
-    """One try's limits, watched while it is entered; raises `TimeoutError` when one is over."""
+    """One attempt's limits, watched while it is entered; raises `TimeoutError` when one is over."""
 
     __slots__ = ("_task", "_watch", "expired", "idle_s", "now_s", "total_s")
 
@@ -91,7 +93,7 @@ class Deadline:
         self.expired = False
 
     def __enter__(self) -> Self:
-        # Told which loop: to ask for the running one is a system call in Python 3.11.
+        # The loop is given: to ask for the running one is a system call in Python 3.11.
         self._task = asyncio.current_task(self._watch.loop)
         self._watch.add(self)
         return self
@@ -100,19 +102,19 @@ class Deadline:
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
         self._watch.remove(self)
-        if not self.expired or self._task is None:
-            return
-        # As asyncio.timeout does: a cancellation of our own ends here, another one goes on.
-        if self._task.uncancel() == 0 and kind is asyncio.CancelledError:
+        # As asyncio.timeout does: our own cancellation ends here, another one goes on.
+        if self.expired and self._uncancel() and kind is asyncio.CancelledError:
             raise TimeoutError from error
 
     def forgive(self) -> bool:
-        """Takes back a cancellation of our own; false where it was another's."""
-        if not self.expired or self._task is None:
-            return False
+        """Takes our own cancellation back; false where it was another's."""
+        is_ours = self._uncancel()
         self.expired = False
-        self.idle_s = self.total_s  # else the next sweep would cancel what is left to do
-        return self._task.uncancel() == 0
+        self.idle_s = self.total_s  # else the next sweep would cancel what is still to do
+        return is_ours
+
+    def _uncancel(self) -> bool:
+        return self.expired and self._task is not None and self._task.uncancel() == 0
 
     def expire(self) -> None:
         if self._task is not None:

@@ -1,21 +1,75 @@
-"""Headers that matter, in the spellings that servers and gateways use (PROTOCOL B.4). No I/O.
+"""Response headers that matter, in the spellings of servers and gateways (PROTOCOL B.4). No I/O.
 
-ResponseHeaders are looked up by their names in lower case.
+Where a header is looked up by its name, the name is in lower case.
 """
 
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
+from typing import Any
 
 from msgspec import Struct
 
 from batchrun.formats.amounts import duration_s
 from batchrun.records import AdvertisedLimit
-from batchrun.transport.answer_reader import ResponseHeaders
+
+
+class ResponseHeaders(Mapping[str, str]):
+    """By name in lower case; the first of a name counts.
+
+    Of some twenty headers a handful is looked at: all of them in a multidict took 4.3 µs of a row,
+    this 0.7 and 0.1 for each one looked at.
+    """
+
+    __slots__ = ("_indexes", "_values")
+
+    def __init__(self, lines: Mapping[bytes, bytes]) -> None:
+        self._indexes = _indexes(tuple(lines))
+        self._values = tuple(lines.values())
+
+    def __getitem__(self, name: str) -> str:
+        return self._values[self._indexes[name]].decode("utf-8", "surrogateescape")
+
+    def get(self, name: str, /, default: Any = None) -> Any:  # Mapping's raises and catches
+        index = self._indexes.get(name)
+        return default if index is None else self._values[index].decode("utf-8", "surrogateescape")
+
+    def raw_pair(self, one: str, other: str) -> tuple[bytes | None, bytes | None]:
+        """Two values as they arrived."""
+        first, second = self._indexes.get(one), self._indexes.get(other)
+        values = self._values
+        return None if first is None else values[first], None if second is None else values[second]
+
+    def has_any(self, names: frozenset[str]) -> bool:
+        return not self._indexes.keys().isdisjoint(names)
+
+    def content_encoding(self) -> str:
+        """In lower case; empty where the body is not compressed."""
+        encoding: str = self.get("content-encoding", "").strip().lower()
+        return "" if encoding == "identity" else encoding
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._indexes
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._indexes)
+
+    def __len__(self) -> int:
+        return len(self._indexes)
+
+
+@lru_cache(maxsize=64)
+def _indexes(names: tuple[bytes, ...]) -> dict[str, int]:
+    """Each name to its position. A server's answers have the same few sets of names."""
+    indexes: dict[str, int] = {}
+    for index, name in enumerate(names):
+        indexes.setdefault(name.decode("latin-1").lower(), index)
+    return indexes
+
 
 _REQUEST_IDS = (
     "x-request-id",
@@ -25,12 +79,59 @@ _REQUEST_IDS = (
     "x-litellm-call-id",
     "cf-ray",
 )
+
+
+def request_id(headers: Mapping[str, str]) -> str | None:
+    """What to quote to the provider's support."""
+    for name in _REQUEST_IDS:
+        value = headers.get(name)
+        if value:
+            return value
+    return None
+
+
 _RETRY_AFTER_MS = "retry-after-ms"
 _RETRY_AFTER = ("retry-after", "llm_provider-retry-after")
 _SHOULD_RETRY, _COST = "x-should-retry", "x-litellm-response-cost"
-_HINTS = frozenset({_RETRY_AFTER_MS, *_RETRY_AFTER, _SHOULD_RETRY, _COST})
+# Few answers have any: this look saves 140 of a row's 4,900 instructions.
+HINTS = frozenset({_RETRY_AFTER_MS, *_RETRY_AFTER, _SHOULD_RETRY, _COST})
+
+
+def retry_after_s(headers: Mapping[str, str], now_s: float | None = None) -> float | None:
+    """Seconds that the server asks to wait; null where it says nothing that can be read.
+
+    `retry-after-ms`, then `retry-after` as seconds, as a decimal, as an HTTP date or as a duration
+    (`6m0s`), then the name it has behind a gateway. When a limit is full again (`...-reset-...`) is
+    not when a request may be sent, so those headers are no hints. `now_s` is Unix time.
+    """
+    milliseconds = _number(headers.get(_RETRY_AFTER_MS))
+    if milliseconds is not None:
+        return milliseconds / 1000
+    for name in _RETRY_AFTER:
+        value = headers.get(name)
+        if value is None:
+            continue
+        for read in (_number, duration_s):
+            if (seconds := read(value)) is not None:
+                return seconds
+        if (seconds := _seconds_until(value, time.time() if now_s is None else now_s)) is not None:
+            return seconds
+    return None
+
+
+def should_retry(headers: Mapping[str, str]) -> bool | None:
+    """What the server itself says about another attempt; null where it says nothing."""
+    return {"true": True, "false": False}.get(headers.get(_SHOULD_RETRY, "").lower())
+
+
+def reported_cost_usd(headers: Mapping[str, str]) -> float | None:
+    """What a gateway says that this answer cost."""
+    return _number(headers.get(_COST))
+
+
 _LIMIT_NAME = re.compile(r"(?i)(?:llm_provider-)?(?:x-|anthropic-)?rate-?limit-(.+)", re.DOTALL)
-_EVIDENCE = (
+# One of these is there wherever limits are advertised.
+_LIMIT_SIGNS = (
     "x-ratelimit-limit-requests",
     "x-ratelimit-limit-tokens",
     "x-ratelimit-remaining-requests",
@@ -48,120 +149,30 @@ _EVIDENCE = (
     "x-rate-limit-limit",
     "ratelimit-limit",
 )
+_SIZES = _LIMIT_SIGNS[:2]
 _EVERY_S = 0.01  # between two answers that are read
 _ERRORS = 300  # and above
-_SIZES = _EVIDENCE[:2]
 _MOST_SIZES = 64
-_YES_OR_NO = {"true": True, "false": False}
 _OTHER_WINDOWS = {"second", "hour", "day", "week", "month"}  # limits are those of a minute
 _EPOCH_S = 1e8  # a reset from here on is a point in time; in milliseconds from the next on
 _EPOCH_MS = 1e11
 
 
-def request_id(headers: Mapping[str, str]) -> str | None:
-    """What to quote to the provider's support."""
-    for name in _REQUEST_IDS:
-        value = headers.get(name)
-        if value:
-            return value
-    return None
-
-
-def retry_after_s(headers: Mapping[str, str], now_s: float | None = None) -> float | None:
-    """Seconds that the server asks to wait; null where it says nothing that can be read.
-
-    `retry-after-ms`, then `retry-after` as seconds, as a decimal, as an HTTP date or as a duration
-    (`6m0s`), then the name it has behind a gateway. When a limit is full again (`...-reset-...`) is
-    not when a request may go, so those headers are no hints. `now_s` is Unix time.
-    """
-    milliseconds = _number(headers.get(_RETRY_AFTER_MS))
-    if milliseconds is not None:
-        return milliseconds / 1000
-    for name in _RETRY_AFTER:
-        value = headers.get(name)
-        if value is None:
-            continue
-        seconds = _number(value)
-        if seconds is None:
-            seconds = duration_s(value)
-        if seconds is None:
-            seconds = _seconds_until(value, time.time() if now_s is None else now_s)
-        if seconds is not None:
-            return seconds
-    return None
-
-
-def should_retry(headers: Mapping[str, str]) -> bool | None:
-    """What the server itself says about another try; null where it says nothing."""
-    said = headers.get(_SHOULD_RETRY)
-    return None if said is None else _YES_OR_NO.get(said.lower())
-
-
-def reported_cost_usd(headers: Mapping[str, str]) -> float | None:
-    """What a gateway says that this answer cost."""
-    return _number(headers.get(_COST))
-
-
-class Hints(Struct, frozen=True):
-    """What few answers say: about another try, and about money."""
-
-    retry_after_s: float | None = None
-    should_retry: bool | None = None
-    reported_cost_usd: float | None = None
-
-
-_NO_HINTS = Hints()
-
-
-def hints(headers: ResponseHeaders) -> Hints:
-    """Those of one answer."""
-    if not headers.tells_any(_HINTS):  # 140 instructions fewer than five looks, of a row's 4,900
-        return _NO_HINTS
-    return Hints(retry_after_s(headers), should_retry(headers), reported_cost_usd(headers))
-
-
-class _Spoken(Struct, frozen=True):
-    """Names of the headers that tell one limit."""
-
-    of: str
-    limit: str | None = None
-    remaining: str | None = None
-    reset: str | None = None
-
-
-def advertised_limits(
-    headers: Mapping[str, str], now_s: float | None = None
-) -> tuple[AdvertisedLimit, ...]:
-    """The limits of a minute that an answer tells, in the order of their headers.
-
-    `of` is `requests` or `tokens`, or `input tokens` or `output tokens` where these have limits of
-    their own. What cannot be read is null; a limit is left out where its size says "not told"
-    (Azure's -1 and 0) or cannot be read, or where it has neither size nor rest. `now_s` is Unix
-    time.
-    """
-    # Going through all names costs a microsecond or two, and most servers tell nothing.
-    if not any(map(headers.__contains__, _EVIDENCE)):
-        return ()
-    # A server's answers have the same few sets of names: what they mean is worked out once.
-    spoken = _spoken(tuple(headers))
-    return tuple([one for names in spoken if (one := _told(names, headers, now_s)) is not None])
-
-
 class AdvertisedLimits:
-    """The limits that answers tell; of those that tell the same sizes, a hundred a second are read.
+    """The limits that answers advertise; of those with the same sizes, a hundred a second are read.
 
-    What is left of a limit changes with each answer, and a row's share of reading it is 12 of
+    What remains of a limit changes with each answer, and a row's share of reading it is 12 of
     180 µs. Another model, or a limit that was changed, has other sizes and is read at once.
     """
 
     def __init__(self) -> None:
-        self._read_s: dict[tuple[bytes | None, ...], float] = {}  # by sizes
+        self._read_s: dict[tuple[bytes | None, bytes | None], float] = {}  # by sizes
 
     def read(
         self, headers: ResponseHeaders, http_status: int, now_s: float
     ) -> tuple[AdvertisedLimit, ...]:
         """Those of one answer; of an error always."""
-        sizes = headers.pair(*_SIZES)
+        sizes = headers.raw_pair(*_SIZES)
         if http_status < _ERRORS and now_s < self._read_s.get(sizes, -math.inf) + _EVERY_S:
             return ()
         if len(self._read_s) >= _MOST_SIZES:
@@ -170,10 +181,36 @@ class AdvertisedLimits:
         return advertised_limits(headers)
 
 
+def advertised_limits(
+    headers: Mapping[str, str], now_s: float | None = None
+) -> tuple[AdvertisedLimit, ...]:
+    """The limits of a minute that an answer advertises, in the order of their headers.
+
+    `of` is `requests` or `tokens`, or `input tokens` or `output tokens` where these have limits of
+    their own. What cannot be read is null; a limit is left out where its size means "no limit"
+    (Azure's -1 and 0) or cannot be read, or where neither size nor remaining is given. `now_s` is
+    Unix time.
+    """
+    # Going through all names costs a microsecond or two, and most servers advertise nothing.
+    if not any(map(headers.__contains__, _LIMIT_SIGNS)):
+        return ()
+    read = [_read_limit(names, headers, now_s) for names in _limit_headers(tuple(headers))]
+    return tuple([limit for limit in read if limit is not None])
+
+
+class _LimitHeaders(Struct, frozen=True):
+    """Names of the headers that describe one limit."""
+
+    of: str
+    limit: str | None = None
+    remaining: str | None = None
+    reset: str | None = None
+
+
 @lru_cache(maxsize=64)
-def _spoken(names: tuple[str, ...]) -> tuple[_Spoken, ...]:
-    """Which names tell of limits; each limit's headers together."""
-    groups: dict[tuple[str, ...], dict[str, str]] = {}
+def _limit_headers(names: tuple[str, ...]) -> tuple[_LimitHeaders, ...]:
+    """Which names describe limits, by limit. A server's answers have the same few sets of names."""
+    limits: dict[tuple[str, ...], dict[str, str]] = {}
     for name in names:
         match = _LIMIT_NAME.fullmatch(name)
         if match is None:
@@ -183,10 +220,12 @@ def _spoken(names: tuple[str, ...]) -> tuple[_Spoken, ...]:
             if field in parts:
                 parts.remove(field)
                 prefix = name[: match.start(1)].lower()
-                groups.setdefault((prefix, *parts), {}).setdefault(field, name)
+                limits.setdefault((prefix, *parts), {}).setdefault(field, name)
                 break
     return tuple(
-        _Spoken(of, **found) for (_, *parts), found in groups.items() if (of := _dimension(parts))
+        _LimitHeaders(of, **found)
+        for (_, *parts), found in limits.items()
+        if (of := _dimension(parts))
     )
 
 
@@ -201,21 +240,18 @@ def _dimension(parts: list[str]) -> str | None:
     return None
 
 
-def _told(
-    names: _Spoken, headers: Mapping[str, str], now_s: float | None
+def _read_limit(
+    names: _LimitHeaders, headers: Mapping[str, str], now_s: float | None
 ) -> AdvertisedLimit | None:
-    limit = remaining = reset_s = None
+    limit = None if names.limit is None else _count(headers.get(names.limit))
+    if names.limit is not None and not limit:  # what remains of no limit says nothing
+        return None
+    remaining = None if names.remaining is None else _count(headers.get(names.remaining))
     header = names.limit or names.remaining
-    if names.limit is not None:
-        limit = _count(headers.get(names.limit))
-        if not limit:  # a rest of a limit that is not told is no rest
-            return None
-    if names.remaining is not None:
-        remaining = _count(headers.get(names.remaining))
     if header is None or (limit is None and remaining is None):
         return None
-    if names.reset is not None and (text := headers.get(names.reset)) is not None:
-        reset_s = _reset_s(text, now_s)
+    reset = None if names.reset is None else headers.get(names.reset)
+    reset_s = None if reset is None else _reset_s(reset, now_s)
     return AdvertisedLimit(header, names.of, limit, remaining, reset_s)
 
 
@@ -230,7 +266,7 @@ def _count(value: str | None) -> float | None:
 
 
 def _reset_s(text: str, now_s: float | None) -> float | None:
-    """Seconds from now: told as such, as a duration, as a date or as seconds or ms since 1970."""
+    """Seconds from now: given as such, as a duration, a date, or seconds or ms since 1970."""
     seconds = _number(text) if text[-1:].isdecimal() else duration_s(text)
     if seconds is not None and seconds < _EPOCH_S:
         return seconds

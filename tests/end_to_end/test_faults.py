@@ -157,8 +157,8 @@ def test_what_never_passes_ends_as_no_answer_with_its_reason(
     [
         (("--never-accept",), 30, "connection", "no connection within 0.6 s"),
         (("--fault", "no_headers=1"), 0.5, "timeout", "no answer within 0.5 s"),
-        (("--fault", "endless_body=1"), 0.5, "timeout", "not whole within 0.5 s"),
-        (("--fault", "stalled_body=1"), 30, "timeout", "stood still for 0.4 s"),
+        (("--fault", "endless_body=1"), 0.5, "timeout", "not complete within 0.5 s"),
+        (("--fault", "stalled_body=1"), 30, "timeout", "stalled for 0.4 s"),
     ],
     ids=["never accepts", "headers never", "body never ends", "stalls within"],
 )

@@ -220,7 +220,7 @@ def test_a_key_that_a_server_gives_back_is_nowhere(
     if how == "error":
         assert "Incorrect API key provided: Bearer *** and ***." in done.stderr
     if how == "redirect":
-        assert "the server sends to http://127.0.0.1:9/Bearer%20***" in done.stderr
+        assert "the server redirects to http://127.0.0.1:9/Bearer%20***" in done.stderr
         assert len(seen) == 1
 
 

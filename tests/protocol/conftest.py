@@ -32,10 +32,11 @@ from batchrun.limits.scopes import Scopes
 from batchrun.pricing.prices import Prices
 from batchrun.records import Outcome, Reply, Request
 from batchrun.transport.client import Client
-from batchrun.transport.modes import forget
+from tests.both_transports import transport
 from tests.raw_sockets import listening
 from tests.waiting import HANG_S
 
+__all__ = ["transport"]
 Step = dict[str, Any]
 _REASONS = {200: "OK"}
 
@@ -167,7 +168,7 @@ class Endpoint:
 
 @pytest.fixture
 def endpoint() -> Callable[..., AbstractAsyncContextManager[Any]]:
-    """`endpoint(script, mode=..., key=..., headers=..., retry=..., sink=..., **settings)`."""
+    """`endpoint(script, mode=..., key=..., headers=..., retry=..., on_begun=..., **settings)`."""
 
     @contextlib.asynccontextmanager
     async def connect(
@@ -176,13 +177,13 @@ def endpoint() -> Callable[..., AbstractAsyncContextManager[Any]]:
         key: str | None = None,
         headers: dict[str, str] | None = None,
         retry: RetryJob | None = None,
-        sink: Callable[..., Any] = forget,
+        on_begun: Callable[..., Any] | None = None,
         **settings: Any,
     ) -> AsyncIterator[Endpoint]:
         async with _served(script) as server:
             fields: dict[str, Any] = {"base_url": server.base_url, **settings}
             job = EndpointJob(**fields)
-            async with Client(job, key, headers or {}, "test", sink) as client:
+            async with Client(job, key, headers or {}, "test", on_begun) as client:
                 yield Endpoint(server, client, retry or RetryJob(max_wait_s=0.01))
 
     return connect

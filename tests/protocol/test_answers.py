@@ -9,6 +9,8 @@ import pytest
 from batchrun.errors import ErrorKind, RunStopped
 from batchrun.records import Failure, Response, Usage
 
+pytestmark = pytest.mark.usefixtures("transport")
+
 Complete = Callable[..., Any]
 Make = Callable[..., dict[str, Any]]
 

@@ -13,6 +13,8 @@ from batchrun.errors import EndpointError, ErrorKind
 from batchrun.job.sections import RetryJob
 from batchrun.records import Failure, Request, Response
 
+pytestmark = pytest.mark.usefixtures("transport")
+
 Connect = Callable[..., Any]
 Make = Callable[..., dict[str, Any]]
 
@@ -29,7 +31,7 @@ async def test_work_is_created_once_and_asked_about_until_it_ends(
 ) -> None:
     told: list[tuple[str, str, int]] = []
 
-    async def sink(request: Request, response_id: str) -> None:
+    async def on_begun(request: Request, response_id: str) -> None:
         told.append((request.custom_id, response_id, len(connected.server.requests)))
 
     script = [
@@ -39,7 +41,7 @@ async def test_work_is_created_once_and_asked_about_until_it_ends(
     ]
     body = {"model": "m", "store": False, "input": "x", "unknown": [1.50]}
     async with endpoint(
-        script, mode="background", sink=sink, query={"api-version": "1"}
+        script, mode="background", on_begun=on_begun, query={"api-version": "1"}
     ) as connected:
         outcome = await connected.outcome(request_of(body))
     assert connected.server.asked == [

@@ -11,6 +11,8 @@ from batchrun.errors import ErrorKind, RunStopped
 from batchrun.formats.amounts import duration_s
 from batchrun.transport.headers import request_id, retry_after_s
 
+pytestmark = pytest.mark.usefixtures("transport")
+
 Complete = Callable[..., Any]
 Make = Callable[..., dict[str, Any]]
 

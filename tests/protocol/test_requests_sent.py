@@ -19,6 +19,8 @@ from batchrun.records import Request
 from batchrun.transport.client import Client
 from tests.waiting import HANG_S
 
+pytestmark = pytest.mark.usefixtures("transport")
+
 Connect = Callable[..., Any]
 Make = Callable[..., dict[str, Any]]
 RequestOf = Callable[..., Request]

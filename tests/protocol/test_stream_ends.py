@@ -11,6 +11,8 @@ from batchrun.errors import EndpointError, ErrorKind
 from batchrun.records import Failure, Response
 from tests.waiting import HANG_S
 
+pytestmark = pytest.mark.usefixtures("transport")
+
 Complete = Callable[..., Any]
 Make = Callable[..., dict[str, Any]]
 Events = Callable[[dict[str, Any]], list[dict[str, Any]]]
@@ -184,7 +186,7 @@ async def test_silence_after_the_first_delta_is_a_standstill(
     said = {"type": f"response.{what}.delta", "delta": "x"}
     step = {"events": [said], "end": "open"}
     async with endpoint([step], mode="stream", idle_timeout_s=0.2) as connected:
-        with pytest.raises(EndpointError, match=r"stood still .*endpoint.idle_timeout_s"):
+        with pytest.raises(EndpointError, match=r"stalled .*endpoint.idle_timeout_s"):
             await connected.send(request_of())
 
 
@@ -193,7 +195,7 @@ async def test_a_stream_that_never_says_anything_ends_at_the_time_for_one_try(
 ) -> None:
     step = {"events": [b": PING\n\n"], "end": "open"}
     async with endpoint([step], mode="stream", idle_timeout_s=0.1, timeout_s=0.5) as connected:
-        with pytest.raises(EndpointError, match=r"not whole within 0.5 s") as caught:
+        with pytest.raises(EndpointError, match=r"not complete within 0.5 s") as caught:
             await connected.send(request_of())
     assert caught.value.kind is ErrorKind.TIMEOUT
 

@@ -10,6 +10,8 @@ from openai.types.responses import ResponseStreamEvent
 from batchrun.errors import ErrorKind
 from batchrun.records import Failure, Response
 
+pytestmark = pytest.mark.usefixtures("transport")
+
 Complete = Callable[..., Any]
 Make = Callable[..., dict[str, Any]]
 Events = Callable[[dict[str, Any]], list[dict[str, Any]]]

@@ -3,9 +3,11 @@
 import asyncio
 import random
 import zlib
+from inspect import signature
 from itertools import pairwise
 
 import pytest
+from aiohttp import ClientSession
 
 from batchrun.errors import ErrorKind
 from batchrun.job.sections import EndpointJob
@@ -15,6 +17,7 @@ from tests.raw_sockets import Answer, listening
 from tests.transport.raw_server import OK, REQUEST, failure, says, send, serving
 from tests.waiting import HANG_S
 
+pytestmark = pytest.mark.usefixtures("transport")
 CLOSED = b"Connection: close\r\n\r\n"
 
 
@@ -52,6 +55,21 @@ def _conversation(*answers: tuple[bytes, ...]) -> Answer:
             await reader.readuntil(b'"stream":false}')  # the next one
 
     return answer
+
+
+def _at_once(transport: str, *pieces: bytes) -> Answer:
+    """An answer that arrives whole; for the fallback apart.
+
+    aiohttp's parser drops what came before a broken frame in the same read.
+    """
+
+    async def apart(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for piece in pieces:
+            writer.write(piece)
+            await writer.drain()
+            await asyncio.sleep(0.2)
+
+    return says(b"".join(pieces)) if transport == "fast" else apart
 
 
 def _framed(body: bytes, dice: random.Random) -> bytes:
@@ -105,11 +123,11 @@ async def test_a_connection_that_was_closed_while_nobody_used_it_is_replaced() -
     assert [one.body for one in reply] == [b"{}"] * 3
 
 
-@pytest.mark.parametrize(("kept_s", "connections"), [(15.0, 1), (0.0, 3)])
+@pytest.mark.parametrize(("idle_s", "connections"), [(15.0, 1), (0.0, 3)])
 async def test_a_connection_that_was_idle_for_long_is_replaced(
-    kept_s: float, connections: int, monkeypatch: pytest.MonkeyPatch
+    idle_s: float, connections: int, transport: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("batchrun.transport.connections._KEPT_S", kept_s)
+    monkeypatch.setattr("batchrun.transport.connections._MAX_IDLE_S", idle_s)
     ports = set()
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -119,7 +137,7 @@ async def test_a_connection_that_was_idle_for_long_is_replaced(
             await reader.readuntil(b'"stream":false}')
 
     await _send_all(answer, 3)
-    assert len(ports) == connections
+    assert len(ports) == (connections if transport == "fast" else 3)  # the fallback keeps none
 
 
 @pytest.mark.parametrize("is_at_once", [True, False])
@@ -168,19 +186,22 @@ async def test_a_chunked_body_is_cut_however_its_header_is_spelled(transfer: byt
     assert (await failure(says(head, b'5\r\n{"a":\r\n'))).kind is ErrorKind.CUT
 
 
-async def test_a_frame_that_breaks_is_cut() -> None:
+async def test_a_frame_that_breaks_is_cut(transport: str) -> None:
     head = OK + b"Transfer-Encoding: chunked\r\n\r\n"
-    error = await failure(says(head, b"2\r\n{}\r\nno chunk\r\n"))
-    assert (error.kind, error.http_status) == (ErrorKind.CUT, 200)
+    answer = _at_once(transport, head, b"2\r\n{}\r\n", b"no chunk\r\n")
+    error = await failure(answer, idle_timeout_s=0.5)
+    # aiohttp's parser does not tell the reader of the body; the idle time ends it.
+    kind = ErrorKind.CUT if transport == "fast" else ErrorKind.TIMEOUT
+    assert (error.kind, error.http_status) == (kind, 200)
 
 
-async def test_a_stream_that_has_said_all_is_whole_whatever_follows_it() -> None:
+async def test_a_stream_that_has_said_all_is_whole_whatever_follows_it(transport: str) -> None:
     event = b'data: {"type":"response.completed","response":{"id":"r","object":"response"}}\n\n'
     head = OK.replace(b"application/json", b"text/event-stream")
     head += b"Transfer-Encoding: chunked\r\n\r\n"
-    replies = await _send_all(
-        says(head, b"%x\r\n%b\r\n<html>not a chunk</html>\r\n" % (len(event), event)), 1
-    )
+    chunk = b"%x\r\n%b\r\n" % (len(event), event)
+    answer = _at_once(transport, head, chunk, b"<html>not a chunk</html>\r\n")
+    replies = await _send_all(answer, 1)
     assert replies[0].body.startswith(b'{"id":"r","object":"response"')
 
 
@@ -209,23 +230,31 @@ async def _for_ever(writer: asyncio.StreamWriter, piece: bytes) -> None:
         await writer.drain()
 
 
-async def test_headers_without_end_end_the_attempt() -> None:
+async def test_headers_without_end_end_the_attempt(transport: str) -> None:
+    if transport == "session" and "max_headers" not in signature(ClientSession).parameters:
+        pytest.skip("this aiohttp reads any number of headers")
+
     async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(OK)
         await _for_ever(writer, b"X-More: " + b"x" * 1000 + b"\r\n")
 
     error = await failure(answer)
     assert error.kind is ErrorKind.CONNECTION
-    assert "no end" in str(error)
+    assert ("no end" if transport == "fast" else "headers") in str(error)
 
 
 @pytest.mark.parametrize("start", [b"0\r\n", b"2\r\n{}\r\n0\r\nX-One: ", b"2;"])
-async def test_what_never_ends_behind_or_beside_a_body_ends_the_attempt(start: bytes) -> None:
+async def test_what_never_ends_behind_or_beside_a_body_ends_the_attempt(
+    start: bytes, transport: str
+) -> None:
     async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(OK + b"Transfer-Encoding: chunked\r\n\r\n" + start)
         await _for_ever(writer, b"x" * 1000)
 
-    assert (await failure(answer)).kind is ErrorKind.CUT
+    if transport == "fast":
+        assert (await failure(answer)).kind is ErrorKind.CUT
+    else:  # aiohttp's parser goes on; the idle time ends it
+        assert (await failure(answer, idle_timeout_s=0.5)).kind is ErrorKind.TIMEOUT
 
 
 async def test_a_body_packed_in_several_members_is_unpacked_whole() -> None:

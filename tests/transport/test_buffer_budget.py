@@ -25,24 +25,24 @@ async def _read(share: BufferShare, size: int, pieces: random.Random) -> None:
         for _ in range(size // _PIECE):
             await asyncio.sleep(0)
             if share.grow(_PIECE):
-                await share.wait()
+                await share.budget.wait(share)
             if pieces.random() < 0.001:
                 return
     finally:
-        share.leave()
+        share.release()
 
 
 @pytest.mark.parametrize("seed", range(20))
 async def test_no_answer_is_forgotten_and_the_budget_is_kept(seed: int) -> None:
     dice = random.Random(seed)
-    room = ResponseBufferBudget(100 * _PIECE)
+    budget = ResponseBufferBudget(100 * _PIECE)
     largest, readers = 150, 40
     most = 0
 
     async def watch() -> None:
         nonlocal most
         while True:
-            most = max(most, room.held)
+            most = max(most, budget.held)
             await asyncio.sleep(0)
 
     watcher = asyncio.create_task(watch())
@@ -52,18 +52,19 @@ async def test_no_answer_is_forgotten_and_the_budget_is_kept(seed: int) -> None:
             while sum(not task.done() for task in reading) >= readers:
                 await asyncio.sleep(0)
             size = dice.randrange(1, largest) * _PIECE
-            reading.append(asyncio.create_task(_read(BufferShare(room), size, dice)))
+            reading.append(asyncio.create_task(_read(BufferShare(budget), size, dice)))
             if dice.random() < 0.1:
                 dice.choice(reading).cancel()
         ends = await asyncio.gather(*reading, return_exceptions=True)
     watcher.cancel()
     assert all(end is None or isinstance(end, asyncio.CancelledError) for end in ends)
-    assert room.held == 0
+    assert budget.held == 0
     # One answer may go beyond it, and each reader has a piece in its hand.
-    assert most <= room.size + (largest + readers) * _PIECE
+    assert most <= budget.size + (largest + readers) * _PIECE
 
 
-async def test_large_answers_over_sockets_wait_for_room_and_lose_nothing() -> None:
+@pytest.mark.usefixtures("transport")
+async def test_large_answers_over_sockets_wait_for_the_budget_and_lose_nothing() -> None:
     size, answers = 3_000_000, 30
     head = (
         f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {size + 2}\r\n\r\n"
@@ -78,11 +79,15 @@ async def test_large_answers_over_sockets_wait_for_room_and_lose_nothing() -> No
 
     server = await asyncio.start_server(answer, "127.0.0.1", 0, limit=1 << 20)
     host, port = server.sockets[0].getsockname()[:2]
-    # Answers that wait for room do not stand still: the server is not to blame.
+    # Answers that wait for the budget do not stall: the server is not to blame.
     job = EndpointJob(base_url=f"http://{host}:{port}/v1", idle_timeout_s=20.0)
-    room = ResponseBufferBudget(4_000_000)
+    budget = ResponseBufferBudget(4_000_000)
     most = 0
-    async with server, asyncio.timeout(HANG_S), Client(job, None, {}, "test", room=room) as client:
+    async with (
+        server,
+        asyncio.timeout(HANG_S),
+        Client(job, None, {}, "test", budget=budget) as client,
+    ):
 
         async def send(number: int) -> int:
             nonlocal most
@@ -90,15 +95,16 @@ async def test_large_answers_over_sockets_wait_for_room_and_lose_nothing() -> No
                 number, str(number), "file", b'{"input":"x"}', "0" * 16, "m", None, ()
             )
             reply = await client.send(request, str(number), 3600.0)
-            most = max(most, room.held)
+            most = max(most, budget.held)
             return len(reply.body)
 
         assert await asyncio.gather(*map(send, range(answers))) == [size + 2] * answers
-    assert room.held == 0
-    assert room.size < most <= room.size + size + answers * _LARGEST_READ
+    assert budget.held == 0
+    assert budget.size < most <= budget.size + size + answers * _LARGEST_READ
 
 
-async def test_time_spent_waiting_for_room_ends_no_answer() -> None:
+@pytest.mark.usefixtures("transport")
+async def test_time_spent_waiting_for_the_budget_ends_no_answer() -> None:
     size = 2_000_000
     head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {size}\r\n\r\n"
 
@@ -112,18 +118,23 @@ async def test_time_spent_waiting_for_room_ends_no_answer() -> None:
     host, port = server.sockets[0].getsockname()[:2]
     job = EndpointJob(base_url=f"http://{host}:{port}/v1", idle_timeout_s=0.2, timeout_s=0.5)
     request = Request(1, "1", "file", b'{"input":"x"}', "0" * 16, "m", None, ())
-    room = ResponseBufferBudget(1_000_000)
-    first = BufferShare(room)
-    assert first.grow(room.size + 1)
-    await first.wait()  # reads on, beyond the budget
-    async with server, asyncio.timeout(HANG_S), Client(job, None, {}, "test", room=room) as client:
+    budget = ResponseBufferBudget(1_000_000)
+    first = BufferShare(budget)
+    assert first.grow(budget.size + 1)
+    await first.budget.wait(first)  # reads on, beyond the budget
+    async with (
+        server,
+        asyncio.timeout(HANG_S),
+        Client(job, None, {}, "test", budget=budget) as client,
+    ):
         waiting = asyncio.create_task(client.send(request, "1", 3600.0))
         await asyncio.sleep(1.2)
         assert not waiting.done()
-        first.leave()
+        first.release()
         assert len((await waiting).body) == size
 
 
+@pytest.mark.usefixtures("transport")
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
 async def test_a_compressed_bomb_ends_at_the_limit_and_does_not_fill_memory(encoding: str) -> None:
     """200 kB on the wire, 200 MB unpacked; what is held of it is counted after unpacking."""

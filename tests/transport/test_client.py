@@ -12,6 +12,8 @@ from batchrun.transport.client import Client
 from tests.transport.raw_server import OK, REQUEST, failure, says, send, serving
 from tests.waiting import HANG_S
 
+pytestmark = pytest.mark.usefixtures("transport")
+
 
 async def test_an_answer_comes_back_whole_with_the_headers_that_matter() -> None:
     head = OK + b"X-Request-Id: req_1\r\nRetry-After: 1.5\r\nContent-Length: 6\r\n\r\n"
@@ -28,7 +30,7 @@ async def test_what_a_server_says_before_its_answer_is_passed_over() -> None:
     assert (reply.http_status, reply.body) == (200, b"{}")
 
 
-async def test_a_connection_carries_one_request_after_the_other() -> None:
+async def test_a_connection_carries_one_request_after_the_other(transport: str) -> None:
     ports = []
 
     async def twice(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -43,7 +45,7 @@ async def test_a_connection_carries_one_request_after_the_other() -> None:
                 for _ in range(2):
                     assert (await client.send(REQUEST, "id", 60)).body == b"{}"
     assert len(ports) == 2
-    assert len(set(ports)) == 1
+    assert len(set(ports)) == (1 if transport == "fast" else 2)  # the fallback keeps none
 
 
 async def test_a_server_that_never_sends_headers_ends_at_the_time_for_one_try() -> None:
@@ -75,7 +77,7 @@ async def test_a_body_that_trickles_for_ever_ends_at_the_time_for_one_try() -> N
 
     error = await failure(trickle, timeout_s=0.5, idle_timeout_s=20)
     assert error.kind is ErrorKind.TIMEOUT
-    assert "not whole" in str(error)
+    assert "not complete" in str(error)
 
 
 async def test_an_address_that_never_answers_the_connection_ends_at_the_connect_time() -> None:

@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict
 
 from batchrun.records import AdvertisedLimit
-from batchrun.transport.answer_reader import ResponseHeaders
 from batchrun.transport.headers import (
     AdvertisedLimits,
+    ResponseHeaders,
     advertised_limits,
     reported_cost_usd,
     request_id,

@@ -1,0 +1,3 @@
+from tests.both_transports import transport
+
+__all__ = ["transport"]
