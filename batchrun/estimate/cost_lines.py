@@ -13,7 +13,8 @@ from msgspec import Struct
 from batchrun.estimate.tokens import BYTES, Kind, vocabulary_of
 from batchrun.job.sections import LimitsJob
 from batchrun.pricing.price import Price
-from batchrun.pricing.prices import Prices, steps
+from batchrun.pricing.price_list import steps
+from batchrun.pricing.prices import Prices
 from batchrun.records import NO_SEARCHES, Estimated, Usage
 
 

@@ -30,7 +30,8 @@ from batchrun.estimate.tokens import (
 )
 from batchrun.formats.amounts import duration, plural, short_count, usd
 from batchrun.formats.printable import one_line
-from batchrun.pricing.prices import Prices, spellings
+from batchrun.pricing.price_list import spellings
+from batchrun.pricing.prices import Prices
 from batchrun.records import Pilot
 from batchrun.reports.report_sections import Section, cut, show_section
 

@@ -23,7 +23,7 @@ from msgspec import Struct, field
 
 from batchrun.errors import InputError
 from batchrun.inputs.rows import encode
-from batchrun.pricing.prices import spellings
+from batchrun.pricing.price_list import spellings
 from batchrun.records import JsonObject
 
 _TEXTS = ("text", "refusal")  # of a part of a message

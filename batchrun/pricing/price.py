@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from msgspec import Struct
-from msgspec.structs import replace
+from msgspec.structs import astuple, replace
 
 from batchrun.records import NO_SEARCHES, Searches, Usage
 
@@ -68,39 +68,24 @@ class Price(Struct, frozen=True):
 
     def bound(self, input_tokens: int, output_tokens: int) -> float:
         """USD that so many tokens cost at most, whatever of them is cached or written."""
-        dearest = max(
+        most = max(
             input_tokens * max(rates.input, rates.cached_input, rates.cache_write)
             + output_tokens * rates.output
             for rates in self.rates
             if input_tokens > rates.above
         )
-        return dearest + self.request
+        return most + self.request
 
     def _fees(self, searches: Searches) -> float:
         return searches.web * self.web_search + searches.file * self.file_search
 
-
-def scaled(price: Price, factor: float) -> Price:
-    """The same, all of it times `factor`."""
-    if factor == 1.0:
-        return price
-    rates = tuple(
-        Rates(
-            above=rates.above,
-            input=rates.input * factor,
-            cached_input=rates.cached_input * factor,
-            cache_write=rates.cache_write * factor,
-            output=rates.output * factor,
+    def times(self, factor: float) -> "Price":
+        """The same price, all of it times `factor`."""
+        rates = tuple(
+            Rates(each.above, *(rate * factor for rate in astuple(each)[1:])) for each in self.rates
         )
-        for rates in price.rates
-    )
-    return replace(
-        price,
-        rates=rates,
-        web_search=price.web_search * factor,
-        file_search=price.file_search * factor,
-        request=price.request * factor,
-    )
+        fees = (fee * factor for fee in (self.web_search, self.file_search, self.request))
+        return Price(self.priced_as, rates, self.tier, *fees)
 
 
 def sum_costs(costs: Sequence[float | None]) -> float | None:

@@ -17,7 +17,8 @@ from batchrun.formats.amounts import plural, usd
 from batchrun.job.price_sections import PriceBook, with_user_prices
 from batchrun.job.sections import PriceJob
 from batchrun.pricing.price import Price, sum_costs
-from batchrun.pricing.prices import TIERS, Prices, tier_of
+from batchrun.pricing.price_list import TIERS
+from batchrun.pricing.prices import Prices, tier_of
 from batchrun.records import RunRecord, Searches, Usage
 from batchrun.reports.cost_queries import UsageSum, read_usage
 from batchrun.store.files import is_locked

@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from batchrun.dialects.output_items import PAGE_ACTIONS, SEARCHING
 from batchrun.errors import JobError
-from batchrun.pricing.prices import DAY, daily_changes, steps
+from batchrun.pricing.price_list import DAY, daily_changes, steps
 from batchrun.records import RunRecord
 from batchrun.reports.sql import ask, quoted
 from batchrun.store.columns import response_schema

@@ -44,7 +44,11 @@ _M = ("--model", "gpt-4.1")
 # What files there are, what is asked for, what is said.
 _CASES: dict[str, tuple[dict[str, str | bytes], tuple[str, ...], str]] = {
     "a missing file": ({}, ("prompts.jsonl", *_P, *_M), "prompts.jsonl: no such file"),
-    "a missing job file": ({}, ("job.toml",), "job.toml: cannot be read (No such file or directory); check the path"),
+    "a missing job file": (
+        {},
+        ("job.toml",),
+        "job.toml: cannot be read (No such file or directory); check the path",
+    ),
     "an empty file": ({"a.jsonl": ""}, ("a.jsonl", *_P, *_M), "a.jsonl"),
     "blank lines alone": ({"a.jsonl": "\n \r\n\n"}, ("a.jsonl", *_P, *_M), "a.jsonl"),
     "an unknown ending": ({"a.csv": "a,b\n"}, ("a.csv", *_P, *_M), "a.csv: the ending"),

@@ -17,7 +17,8 @@ from batchrun.errors import JobError
 from batchrun.job.job_file import load_job
 from batchrun.job.sections import PriceJob
 from batchrun.pricing.price import Price, sum_costs
-from batchrun.pricing.prices import DAY, Prices, check_prices, daily_changes, steps, tier_of
+from batchrun.pricing.price_list import DAY, daily_changes, steps
+from batchrun.pricing.prices import Prices, check_prices, tier_of
 from batchrun.records import NO_SEARCHES, Searches, Usage
 from tests.waiting import HANG_S
 
@@ -180,7 +181,7 @@ def test_every_step_of_the_list_is_known() -> None:
     ],
 )
 @pytest.mark.parametrize("at", [1_735_700_000_000_000, AT, AT + 12 * 3_600_000_000])
-def test_steps_dates_and_hours_of_the_list_are_kept(name: str, at: int) -> None:
+def test_steps_dates_and_hours_of_the_list_are_followed(name: str, at: int) -> None:
     price = Prices({}).find(name, None, at)
     assert price is not None
     for tokens in (0, 1, 199_999, 200_000, 200_001, 272_000, 272_001):
@@ -333,7 +334,7 @@ def test_searches_are_paid_besides_where_the_list_has_their_price() -> None:
     assert price.cost(Usage(), Searches(web=3)) is None
 
 
-def test_the_reservation_is_that_of_the_dearest_tier_that_may_be_given() -> None:
+def test_the_reservation_is_that_of_the_most_expensive_tier_that_may_be_given() -> None:
     prices, at = Prices({}), AT + 4_000_000_000_000
     standard = prices.bound("gpt-4.1", None, at, 1_000_000, 1_000_000)
     assert standard == 10.0

@@ -95,7 +95,7 @@ def _tried(body: dict[str, Any], model: str, via: str, row: int) -> tuple[Reques
     return request, attempt_result(reply, request, begun, 0.0, via, Prices({}))
 
 
-def _kept(path: Path, outcomes: list[Outcome], *, sealed: bool) -> None:
+def _store(path: Path, outcomes: list[Outcome], *, sealed: bool) -> None:
     """A run directory of these outcomes, some in parts and, unless sealed, some in the journal."""
     run_dir = RunDir.open(path)
     run_dir.save(run_record(state="finished", rows=len(outcomes), started_at=AT))
@@ -131,7 +131,7 @@ async def test_500_recorded_usages_cost_what_the_library_says(tmp_path: Path) ->
     assert len(outcomes) == 500
     for sealed in (False, True):
         path = tmp_path / f"run-{sealed}"
-        _kept(path, outcomes, sealed=sealed)
+        _store(path, outcomes, sealed=sealed)
         (run,) = read_costs([path]).runs
         assert run.total.cost_usd == pytest.approx(sum(by_model.values()), rel=1e-9)
         assert run.total.cost_usd == pytest.approx(run.recorded_usd, rel=1e-9)
@@ -155,7 +155,7 @@ async def test_an_answer_of_an_unknown_model_has_no_price_and_is_counted(tmp_pat
                 outcome, cost_usd=tried.attempt.cost_usd, priced_as=tried.priced_as
             )
         )
-    _kept(tmp_path / "run", outcomes, sealed=True)
+    _store(tmp_path / "run", outcomes, sealed=True)
     (run,) = read_costs([tmp_path / "run"]).runs
     assert run.total.unpriced == 2
     assert _costs(run.by["model"])["house-model"] is None
