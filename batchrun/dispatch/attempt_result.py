@@ -9,25 +9,8 @@ from batchrun.errors import EndpointError, ErrorKind
 from batchrun.pricing.prices import Prices, tier_of
 from batchrun.records import Attempt, Failure, Finish, Reply, Request, Response
 from batchrun.retry.error_kinds import ErrorBody, classify, hint_in, parse_error
+from batchrun.retry.next_step import FACTS
 
-# Refused before any work was done: nothing is used up, nothing is billed.
-_NOT_BILLED = frozenset(
-    {
-        ErrorKind.QUOTA,
-        ErrorKind.UNAUTHORIZED,
-        ErrorKind.FORBIDDEN,
-        ErrorKind.NOT_FOUND,
-        ErrorKind.FIREWALL,
-        ErrorKind.REDIRECT,
-        ErrorKind.RATE_LIMIT,
-        ErrorKind.OVER_LIMIT,
-        ErrorKind.BUSY,
-        ErrorKind.OVERLOADED,
-        ErrorKind.TOO_LONG,
-        ErrorKind.CONTENT_POLICY,
-        ErrorKind.BAD_REQUEST,
-    }
-)
 _SLOW_DOWN = "slow_down"
 
 
@@ -95,7 +78,7 @@ def attempt_result(
         result = Failure(end.kind, end.message, http_status=end.http_status)
         response_id, was_sent = end.response_id, end.was_sent
     if isinstance(result, Failure):
-        is_free = not was_sent or result.kind in _NOT_BILLED
+        is_free = not was_sent or FACTS[result.kind].is_free
         attempt = replace(
             begun,
             latency_s=latency_s,

@@ -38,7 +38,7 @@ from batchrun.records import (
     Slot,
 )
 from batchrun.retry.next_step import (
-    CURES,
+    FACTS,
     Again,
     Asks,
     Cure,
@@ -343,7 +343,7 @@ class _RowAttempts(Struct, eq=False):
                 if self.best is not None:  # the answer in hand, with the attempts since
                     attempts, cost_usd = tuple(self.attempts), self._cost_usd()
                     return replace(self.best, attempts=attempts, cost_usd=cost_usd)
-                if CURES[failure.kind] is Cure.FIX:
+                if FACTS[failure.kind].cure is Cure.FIX:
                     state.health.refused()
                 if isinstance(attempted.result, Response) and status == "failed":
                     return self._outcome(attempted.result, attempted)

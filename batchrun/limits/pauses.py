@@ -15,8 +15,7 @@ from batchrun.errors import ErrorKind, StopCause
 from batchrun.limits import tuning
 from batchrun.limits.verdicts import GO, LimitStatus, Stop, Verdict, Wait
 from batchrun.records import Finish, Need, Slot
-
-REFUSALS = frozenset((ErrorKind.RATE_LIMIT, ErrorKind.OVERLOADED))
+from batchrun.retry.next_step import FACTS, REFUSALS
 
 _SLOWLY = math.log(tuning.SLOW_RAMP) / tuning.SLOW_RAMP_S
 
@@ -112,16 +111,6 @@ class Cooldown:
         return self._rate
 
 
-STORM = frozenset(
-    {
-        ErrorKind.OVERLOADED,
-        ErrorKind.SERVER_ERROR,
-        ErrorKind.GATEWAY_TIMEOUT,
-        ErrorKind.TIMEOUT,
-        ErrorKind.CONNECTION,
-        ErrorKind.CUT,
-    }
-)
 # Where nothing ever answered, these say more about the requests or the time-outs asked for.
 _LATE = frozenset({ErrorKind.GATEWAY_TIMEOUT, ErrorKind.TIMEOUT, ErrorKind.CUT})
 
@@ -179,7 +168,7 @@ class Breaker:
             self._refused_s = min(self._refused_s, now_s)
         elif finish.answered:
             self._refused_s = math.inf
-        if finish.kind in STORM:
+        if finish.kind is not None and FACTS[finish.kind].is_outage:
             if self._has_answered or finish.kind not in _LATE:
                 self._failed(finish, now_s)
         elif finish.answered:  # whatever it said: the endpoint is there

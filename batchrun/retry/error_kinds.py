@@ -93,72 +93,38 @@ def _code(value: object) -> str | None:
 
 
 # Found anywhere in code, type or message: money or quota is used up, and waiting does not help.
-_BILLING = (
-    "insufficient_quota",
-    "credit_balance_exhausted",
-    "organization_spend_limit_exceeded",
-    "project_spend_limit_exceeded",
-    "organization_usage_limit_exceeded",
-    "enforced_spend_limit_reached",
-    "billing_hard_limit_reached",
-    "billing_not_active",
-    "account_deactivated",
-    "insufficient_user_quota",
-    "pre_consume_token_quota_failed",
-    "额度不足",
-    "额度已用尽",
-    "预扣费",
+_BILLING = re.compile(
+    "insufficient_quota|credit_balance_exhausted|organization_spend_limit_exceeded|"
+    "project_spend_limit_exceeded|organization_usage_limit_exceeded|enforced_spend_limit_reached|"
+    "billing_hard_limit_reached|billing_not_active|account_deactivated|insufficient_user_quota|"
+    "pre_consume_token_quota_failed|额度不足|额度已用尽|预扣费"
 )
 
-_WORDS: dict[str, ErrorKind] = {
-    "rate_limit_exceeded": ErrorKind.RATE_LIMIT,
-    "rate_limit_error": ErrorKind.RATE_LIMIT,
-    "too_many_requests": ErrorKind.RATE_LIMIT,
-    "throttling_error": ErrorKind.RATE_LIMIT,
-    "ratelimitreached": ErrorKind.RATE_LIMIT,
-    "slow_down": ErrorKind.RATE_LIMIT,
-    "server_is_overloaded": ErrorKind.OVERLOADED,
-    "service_unavailable_error": ErrorKind.OVERLOADED,
-    "overloaded_error": ErrorKind.OVERLOADED,
-    "vector_store_timeout": ErrorKind.SERVER_ERROR,
-    "failed_to_download_image": ErrorKind.SERVER_ERROR,
-    "do_request_failed": ErrorKind.SERVER_ERROR,
-    "bad_response_body": ErrorKind.UNREADABLE,
-    "context_length_exceeded": ErrorKind.TOO_LONG,
-    "exceed_context_size_error": ErrorKind.TOO_LONG,
-    "string_above_max_length": ErrorKind.TOO_LONG,
-    "invalid_prompt": ErrorKind.CONTENT_POLICY,
-    "content_policy_violation": ErrorKind.CONTENT_POLICY,
-    "image_content_policy_violation": ErrorKind.CONTENT_POLICY,
-    "misalignment_policy_violation": ErrorKind.CONTENT_POLICY,
-    "content_filter": ErrorKind.CONTENT_POLICY,
-    "sensitive_words_detected": ErrorKind.CONTENT_POLICY,
-    "prompt_blocked": ErrorKind.CONTENT_POLICY,
-    "bio_policy": ErrorKind.CONTENT_POLICY,
-    "invalid_api_key": ErrorKind.UNAUTHORIZED,
-    "authentication_error": ErrorKind.UNAUTHORIZED,
-    "permission_error": ErrorKind.FORBIDDEN,
-    "unsupported_country_region_territory": ErrorKind.FORBIDDEN,
-    "api_not_implemented": ErrorKind.NOT_FOUND,
-    # 500s of a gateway that come back the same at every attempt:
-    "invalid_request": ErrorKind.BAD_REQUEST,
-    "count_token_failed": ErrorKind.BAD_REQUEST,
-    "model_price_error": ErrorKind.BAD_REQUEST,
-    "convert_request_failed": ErrorKind.BAD_REQUEST,
-    # Reasons of a `failed` response, within a 200, that are about the request:
-    "data_residency_mismatch": ErrorKind.BAD_REQUEST,
-    "invalid_image": ErrorKind.BAD_REQUEST,
-    "invalid_image_format": ErrorKind.BAD_REQUEST,
-    "invalid_base64_image": ErrorKind.BAD_REQUEST,
-    "invalid_image_url": ErrorKind.BAD_REQUEST,
-    "invalid_image_mode": ErrorKind.BAD_REQUEST,
-    "image_too_large": ErrorKind.BAD_REQUEST,
-    "image_too_small": ErrorKind.BAD_REQUEST,
-    "image_parse_error": ErrorKind.BAD_REQUEST,
-    "image_file_too_large": ErrorKind.BAD_REQUEST,
-    "image_file_not_found": ErrorKind.BAD_REQUEST,
-    "unsupported_image_media_type": ErrorKind.BAD_REQUEST,
-    "empty_image_file": ErrorKind.BAD_REQUEST,
+_WORDS = {
+    word: kind
+    for kind, words in {
+        ErrorKind.RATE_LIMIT: "rate_limit_exceeded rate_limit_error too_many_requests "
+        "throttling_error ratelimitreached slow_down",
+        ErrorKind.OVERLOADED: "server_is_overloaded service_unavailable_error overloaded_error",
+        ErrorKind.SERVER_ERROR: "vector_store_timeout failed_to_download_image do_request_failed",
+        ErrorKind.UNREADABLE: "bad_response_body",
+        ErrorKind.TOO_LONG: "context_length_exceeded exceed_context_size_error "
+        "string_above_max_length",
+        ErrorKind.CONTENT_POLICY: "invalid_prompt content_policy_violation "
+        "image_content_policy_violation misalignment_policy_violation content_filter "
+        "sensitive_words_detected prompt_blocked bio_policy",
+        ErrorKind.UNAUTHORIZED: "invalid_api_key authentication_error",
+        ErrorKind.FORBIDDEN: "permission_error unsupported_country_region_territory",
+        ErrorKind.NOT_FOUND: "api_not_implemented",
+        # First 500s of a gateway that come back the same at every attempt, then reasons of a
+        # `failed` response, within a 200, that are about the request.
+        ErrorKind.BAD_REQUEST: "invalid_request count_token_failed model_price_error "
+        "convert_request_failed "
+        "data_residency_mismatch invalid_image invalid_image_format invalid_base64_image "
+        "invalid_image_url invalid_image_mode image_too_large image_too_small image_parse_error "
+        "image_file_too_large image_file_not_found unsupported_image_media_type empty_image_file",
+    }.items()
+    for word in words.split()
 }
 
 _HTTP_STATUS = re.compile(r"[45][0-9][0-9]")
@@ -214,13 +180,15 @@ def classify(
 ) -> ErrorKind:
     """The kind of an error answer; `http_status` may be 2xx where the body is an error."""
     facts = f"{code or ''} {error_type or ''} {message}".lower()
-    if any(word in facts for word in _BILLING):
+    if _BILLING.search(facts):
         return ErrorKind.QUOTA
     kind = _of_words(http_status, (code, error_type, *_INNER.findall(message)))
     if kind is None:
         kind = next((kind for phrase, kind in _PHRASES if phrase in facts), None)
     if kind is None:
-        status = _status_meant(http_status, code)
+        # A 2xx whose error carries a status as its code means that status.
+        is_status = http_status < 300 and code is not None and _HTTP_STATUS.fullmatch(code)
+        status = int(code or 0) if is_status else http_status
         # A word that says no more than "error" gives way to a status that says more.
         if status not in _STATUSES and not _GENERIC.isdisjoint((code, error_type)):
             return ErrorKind.SERVER_ERROR
@@ -250,13 +218,6 @@ def _of_words(http_status: int, words: Iterable[str | None]) -> ErrorKind | None
         if kind is not None:
             return kind
     return None
-
-
-def _status_meant(http_status: int, code: str | None) -> int:
-    """A 2xx whose error carries a status as its code means that status."""
-    if http_status < 300 and code is not None and _HTTP_STATUS.fullmatch(code):
-        return int(code)
-    return http_status
 
 
 def _of_status(status: int, error_type: str | None, *, is_html: bool) -> ErrorKind:

@@ -28,34 +28,42 @@ class Cure(Enum):
     PAY = "the run stops"
 
 
-CURES: dict[ErrorKind, Cure] = {
-    ErrorKind.QUOTA: Cure.PAY,
-    ErrorKind.UNAUTHORIZED: Cure.FIX,
-    ErrorKind.FORBIDDEN: Cure.FIX,
-    ErrorKind.NOT_FOUND: Cure.FIX,
-    ErrorKind.REDIRECT: Cure.FIX,
-    ErrorKind.RATE_LIMIT: Cure.WAIT,
-    ErrorKind.BUSY: Cure.AGAIN,
-    ErrorKind.GONE: Cure.WAIT,
-    ErrorKind.OVERLOADED: Cure.AGAIN,
-    ErrorKind.SERVER_ERROR: Cure.AGAIN,
-    ErrorKind.CONNECTION: Cure.AGAIN,
-    ErrorKind.CUT: Cure.AGAIN,
-    ErrorKind.FIREWALL: Cure.TWICE_MORE,
-    ErrorKind.UNREADABLE: Cure.TWICE_MORE,
-    ErrorKind.TIMEOUT: Cure.ONCE_MORE,
-    ErrorKind.GATEWAY_TIMEOUT: Cure.ONCE_MORE,
-    ErrorKind.OVER_LIMIT: Cure.NONE,
-    ErrorKind.TOO_LARGE: Cure.NONE,
-    ErrorKind.TOO_LONG: Cure.NONE,
-    ErrorKind.CONTENT_POLICY: Cure.NONE,
-    ErrorKind.BAD_REQUEST: Cure.NONE,
-    ErrorKind.CANCELLED: Cure.NONE,
-    ErrorKind.INVALID_ROW: Cure.NONE,
+class KindFacts(Struct, frozen=True):
+    """What is known of a kind of failure."""
+
+    cure: Cure
+    is_free: bool = False  # refused before any work was done: nothing is used up or billed
+    is_outage: bool = False  # many in a row, of whatever rows, mean that the endpoint is down
+
+
+FACTS: dict[ErrorKind, KindFacts] = {
+    ErrorKind.QUOTA: KindFacts(Cure.PAY, is_free=True),
+    ErrorKind.UNAUTHORIZED: KindFacts(Cure.FIX, is_free=True),
+    ErrorKind.FORBIDDEN: KindFacts(Cure.FIX, is_free=True),
+    ErrorKind.NOT_FOUND: KindFacts(Cure.FIX, is_free=True),
+    ErrorKind.REDIRECT: KindFacts(Cure.FIX, is_free=True),
+    ErrorKind.RATE_LIMIT: KindFacts(Cure.WAIT, is_free=True),
+    ErrorKind.BUSY: KindFacts(Cure.AGAIN, is_free=True),
+    ErrorKind.GONE: KindFacts(Cure.WAIT),
+    ErrorKind.OVERLOADED: KindFacts(Cure.AGAIN, is_free=True, is_outage=True),
+    ErrorKind.SERVER_ERROR: KindFacts(Cure.AGAIN, is_outage=True),
+    ErrorKind.CONNECTION: KindFacts(Cure.AGAIN, is_outage=True),
+    ErrorKind.CUT: KindFacts(Cure.AGAIN, is_outage=True),
+    ErrorKind.FIREWALL: KindFacts(Cure.TWICE_MORE, is_free=True),
+    ErrorKind.UNREADABLE: KindFacts(Cure.TWICE_MORE),
+    ErrorKind.TIMEOUT: KindFacts(Cure.ONCE_MORE, is_outage=True),
+    ErrorKind.GATEWAY_TIMEOUT: KindFacts(Cure.ONCE_MORE, is_outage=True),
+    ErrorKind.OVER_LIMIT: KindFacts(Cure.NONE, is_free=True),
+    ErrorKind.TOO_LARGE: KindFacts(Cure.NONE),
+    ErrorKind.TOO_LONG: KindFacts(Cure.NONE, is_free=True),
+    ErrorKind.CONTENT_POLICY: KindFacts(Cure.NONE, is_free=True),
+    ErrorKind.BAD_REQUEST: KindFacts(Cure.NONE, is_free=True),
+    ErrorKind.CANCELLED: KindFacts(Cure.NONE),
+    ErrorKind.INVALID_ROW: KindFacts(Cure.NONE),
 }
 
-# A hint that comes with these holds up the whole scope, at the gate, and not the row alone.
-_COOLED = (ErrorKind.RATE_LIMIT, ErrorKind.OVERLOADED)
+# A hint that comes with these pauses the whole scope, at the gate, and not the row alone.
+REFUSALS = (ErrorKind.RATE_LIMIT, ErrorKind.OVERLOADED)
 
 _BELIEVED = 2  # hints in a row: after that a row's own backoff counts too
 SAME_ENDS = 3  # times that one error of a row may come back unchanged
@@ -70,7 +78,17 @@ _DOWN = (
 # Some servers end each message with an id of its own.
 _ID = re.compile(r"(?i)\(request id:[^)]*\)|\breq_\w+")
 
-_MORE = {Cure.ONCE_MORE: 1, Cure.TWICE_MORE: 2}
+# How many more attempts there are, and what is said when they are used up.
+_MORE = {
+    Cure.ONCE_MORE: (
+        1,
+        (
+            "no third attempt, since each may be billed; for long answers use stream or "
+            "background mode, or a longer --timeout"
+        ),
+    ),
+    Cure.TWICE_MORE: (2, "three attempts"),
+}
 
 
 class Again(Struct, frozen=True):
@@ -125,7 +143,7 @@ def judge(
     `excused` says which of them were an outage of the endpoint: they cost the row no attempt.
     """
     kind = failures[-1].kind
-    cure = CURES[kind]
+    cure = FACTS[kind].cure
     kinds = [failure.kind for failure in failures]
     if should_retry is True and cure is Cure.NONE:
         cure = Cure.AGAIN
@@ -139,8 +157,8 @@ def judge(
         return GiveUp("failed", "")
     if _comes_back(failures):
         return GiveUp("failed", f"the same {SAME_ENDS} times")
-    is_cooled = kind in _COOLED and hint_s is not None
-    if is_cooled and hint_s is not None and hint_s > give_up_after_s:
+    pauses_scope = kind in REFUSALS and hint_s is not None
+    if pauses_scope and hint_s is not None and hint_s > give_up_after_s:
         return Halt(
             f"the server asks to wait {hint_s:.0f} s, longer than limits.give_up_after_s; "
             "run the same command again then",
@@ -150,14 +168,15 @@ def judge(
         kinds = [other for other, is_excused in zip(kinds, excused, strict=True) if not is_excused]
         if excused[-1]:
             return Again(_wait_s(1, None, settings, jitter))
-    same = [other for other in kinds if CURES[other] is cure]
-    if len(same) > _MORE.get(cure, len(same)):
-        return GiveUp("no_answer", _advice(kind))
-    counted = sum(CURES[other] is not Cure.WAIT for other in kinds)
+    same = [other for other in kinds if FACTS[other].cure is cure]
+    most, reason = _MORE.get(cure, (len(same), ""))
+    if len(same) > most:
+        return GiveUp("no_answer", reason)
+    counted = sum(FACTS[other].cure is not Cure.WAIT for other in kinds)
     if cure is not Cure.WAIT and counted >= settings.max_attempts:
         return GiveUp("no_answer", f"{counted} attempts (retry.max_attempts)")
     wait_s = _wait_s(len(same) if cure is Cure.WAIT else counted, hint_s, settings, jitter)
-    if is_cooled and len(same) <= _BELIEVED:
+    if pauses_scope and len(same) <= _BELIEVED:
         wait_s = 0.0  # the whole scope waits, at the gate
     if elapsed_s + wait_s > settings.max_elapsed_s:
         return GiveUp("no_answer", f"after {elapsed_s:.0f} s (retry.max_elapsed_s)")
@@ -197,15 +216,6 @@ _FIX = {
     ErrorKind.NOT_FOUND: "no such model or path: check --model and --base-url",
     ErrorKind.REDIRECT: "the server sends elsewhere: check --base-url (https? /v1 at its end?)",
 }
-
-
-def _advice(kind: ErrorKind) -> str:
-    if CURES[kind] is Cure.ONCE_MORE:
-        return (
-            "no third attempt, since each may be billed; for long answers use stream or "
-            "background mode, or a longer --timeout"
-        )
-    return "three attempts"
 
 
 def _wait_s(nth: int, hint_s: float | None, settings: RetryJob, jitter: float) -> float:

@@ -5,7 +5,7 @@ from batchrun.errors import ErrorKind
 from batchrun.job.sections import RetryJob
 from batchrun.records import Failure
 from batchrun.retry.next_step import (
-    CURES,
+    FACTS,
     REFUSALS_IN_A_ROW,
     Again,
     Cure,
@@ -42,7 +42,7 @@ def _judge(
 
 
 def test_every_kind_has_a_cure() -> None:
-    assert set(CURES) == set(ErrorKind)
+    assert set(FACTS) == set(ErrorKind)
 
 
 def test_a_server_error_gets_six_tries() -> None:
@@ -145,8 +145,8 @@ def test_without_a_hint_the_wait_is_between_half_a_second_and_the_longest(
     if isinstance(verdict, Again):
         assert 0.5 <= verdict.wait_s <= SETTINGS.max_wait_s
         assert elapsed_s + verdict.wait_s <= SETTINGS.max_elapsed_s
-        counted = sum(CURES[kind] is not Cure.WAIT for kind in failures)
-        assert counted < SETTINGS.max_attempts or CURES[failures[-1]] is Cure.WAIT
+        counted = sum(FACTS[kind].cure is not Cure.WAIT for kind in failures)
+        assert counted < SETTINGS.max_attempts or FACTS[failures[-1]].cure is Cure.WAIT
 
 
 def test_the_servers_own_word_about_another_try_is_obeyed() -> None:
