@@ -198,13 +198,6 @@ class Dispatcher:
         return known
 
 
-class _Copy(Struct, frozen=True, gc=False):
-    """One attempt and the slot that it holds."""
-
-    slot: Slot
-    attempted: AttemptResult
-
-
 class _RowAttempts(Struct, eq=False):
     """One row from its first attempt to its end."""
 
@@ -236,14 +229,13 @@ class _RowAttempts(Struct, eq=False):
             run.open[self.request.row] = self
         kind, self.kind = self.kind, "retry"
         if hedge is None:
-            attempted = await self._send(slot, kind)
+            attempted = (await self._send(slot, kind))[1]
         else:
-            copy, *others = await hedge.race(
-                self._copy(slot, kind), self._second, lambda one: one.attempted.failure is None
+            (slot, attempted), *others = await hedge.race(
+                self._send(slot, kind), self._second, lambda copy: copy[1].failure is None
             )
-            for other in others:
-                gate.leave(other.slot, other.attempted.finish())
-            slot, attempted = copy.slot, copy.attempted
+            for other_slot, other in others:
+                gate.leave(other_slot, other.finish())
         self.ended_s = time.perf_counter()
         self.spent_s += self.ended_s - began_s
         if self.asked.resume_id is not None:
@@ -280,8 +272,8 @@ class _RowAttempts(Struct, eq=False):
         )
         return Need(self.scope, tokens, dollars)
 
-    async def _send(self, slot: Slot, kind: str) -> AttemptResult:
-        """One attempt in its slot, which it gives back itself only where it is dropped."""
+    async def _send(self, slot: Slot, kind: str) -> tuple[Slot, AttemptResult]:
+        """One attempt and its slot, which it gives back itself only where it is dropped."""
         run = self.run
         client_request_id = run.next_id()
         begun = Attempt(
@@ -310,14 +302,11 @@ class _RowAttempts(Struct, eq=False):
             self.attempts.append(replace(begun, latency_s=latency_s, error_message=message))
             raise
         self.attempts.append(attempted.attempt)
-        return attempted
+        return slot, attempted
 
-    async def _copy(self, slot: Slot, kind: str) -> _Copy:
-        return _Copy(slot, await self._send(slot, kind))
-
-    async def _second(self) -> _Copy:
+    async def _second(self) -> tuple[Slot, AttemptResult]:
         slot = await self.run.gate.enter(self.scope, self._need, again=True)
-        return await self._copy(slot, "hedge")
+        return await self._send(slot, "hedge")
 
     def _ended(self, attempted: AttemptResult, failure: Failure) -> Outcome:
         """The outcome of a failed attempt, if it is the end. Raises `RetryLater`, `RunStopped`."""

@@ -37,7 +37,7 @@ class FirstAlone:
     The others follow when the server has answered, or after `patience_s` without an answer.
     """
 
-    def __init__(self, patience_s: float = 10.0) -> None:
+    def __init__(self, patience_s: float = tuning.FIRST_ALONE_S) -> None:
         self._patience_s = patience_s
         self._first_s = math.inf
         self._in_flight = 0

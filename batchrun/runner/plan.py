@@ -61,7 +61,9 @@ def refuse_other_use(job: Job, run_dir: RunDir, *, simulate: bool) -> None:
             f"{run_dir.path}: this run directory holds {was} answers, and the run asked for is "
             f"{now}; choose another with -o"
         )
-    if not _is_same_source(job, record, run_dir.path):
+    path = _full_source(job)  # the same source, where both were moved together or the run alone
+    is_same = record.source == source_name(job, run_dir.path) or path == record.source_path != ""
+    if not is_same:
         raise JobError(
             f"{run_dir.path}: this run directory belongs to another source, {record.source} (as "
             "seen from the directory); choose another with -o"
@@ -74,15 +76,6 @@ def refuse_other_use(job: Job, run_dir: RunDir, *, simulate: bool) -> None:
         )
 
 
-def _is_same_source(job: Job, record: RunRecord, run_path: Path) -> bool:
-    """Whether both were moved together, or the run directory alone."""
-    if record.source == source_name(job, run_path):
-        return True
-    return job.input.path != STDIN and record.source_path == as_utf8(
-        str(Path(job.input.path).resolve())
-    )
-
-
 def source_name(job: Job, run_path: Path) -> str:
     """The source as seen from the run directory, so that both can be moved together."""
     if job.input.path == STDIN:
@@ -92,6 +85,11 @@ def source_name(job: Job, run_path: Path) -> str:
     except ValueError:  # another drive
         name = str(Path(job.input.path).resolve())
     return as_utf8(name)
+
+
+def _full_source(job: Job) -> str:
+    """Empty for standard input."""
+    return "" if job.input.path == STDIN else as_utf8(str(Path(job.input.path).resolve()))
 
 
 def as_utf8(path: str) -> str:
@@ -232,7 +230,10 @@ def make_plan(
     bad = sum(map(operator.gt, survey.is_bad[:wanted], complete)) if survey.bad_rows else 0
     bounds = survey.is_unbounded
     unbounded = sum(map(operator.gt, bounds[:wanted], complete)) if bounds else 0
-    store_request = _stores_request(job, survey, record.store_request if record else None)
+    store_request = job.output.store_request
+    if store_request is None:
+        fits = survey.body_bytes <= _LARGE_BODY_BYTES * survey.rows
+        store_request = record.store_request if record else fits
     row_bytes = survey.carried_bytes + (survey.body_bytes if store_request else 0)
     return Plan(
         prompts=prompts,
@@ -378,14 +379,6 @@ def _problems(survey: Survey) -> str:
     return "\n".join([summary, *lines, fix])
 
 
-def _stores_request(job: Job, survey: Survey, pinned: bool | None) -> bool:
-    if job.output.store_request is not None:
-        return job.output.store_request
-    if pinned is not None:
-        return pinned
-    return survey.body_bytes <= _LARGE_BODY_BYTES * survey.rows
-
-
 def make_record(
     job: Job,
     plan: Plan,
@@ -399,6 +392,10 @@ def make_record(
     sections["endpoint"]["headers"] = sorted(job.endpoint.headers)
     now_at = time.time_ns() // 1000
     schema_version = SCHEMA_VERSION if plan.to_complete else run_dir.writes_schema
+    before = run_dir.record
+    older = before.older_schema if before else None  # that parts may still have
+    if before and before.schema_version != schema_version:
+        older = before.schema_version
     return RunRecord(
         schema_version=schema_version,
         hash_rule=HASH_RULE,
@@ -408,28 +405,19 @@ def make_record(
         command=command,
         simulated=simulate,
         source=source_name(job, run_dir.path),
-        source_path=(
-            "" if job.input.path == STDIN else as_utf8(str(Path(job.input.path).resolve()))
-        ),
+        source_path=_full_source(job),
         job=sections,
         layout=layout_of(plan.layout, schema_version),
         store_request=plan.store_request,
         rows=plan.rows,
-        started_at=run_dir.record.started_at if run_dir.record else now_at,
+        started_at=before.started_at if before else now_at,
         updated_at=now_at,
         input_sha256=sha256,
         totals=plan.resumed.totals,
         pilot=plan.pilot,
-        estimated=run_dir.record.estimated if run_dir.record else None,
+        estimated=before.estimated if before else None,
         gone=plan.resumed.removed,
         parts=count_rows(run_dir.path),
-        unknown_usd=read_unknown_usd(run_dir.path, run_dir.record) if run_dir.record else 0.0,
-        older_schema=_older_schema(run_dir.record, schema_version),
+        unknown_usd=read_unknown_usd(run_dir.path, before) if before else 0.0,
+        older_schema=older,
     )
-
-
-def _older_schema(record: RunRecord | None, schema_version: int) -> int | None:
-    """The schema that parts may still have when `run.json` names `schema_version`."""
-    if record is None or record.schema_version == schema_version:
-        return record.older_schema if record is not None else None
-    return record.schema_version
