@@ -1,10 +1,13 @@
-"""The Responses API: its answers and its streams, total over any JSON. No I/O.
+"""The Responses API: its requests, its answers and its streams, total over any JSON. No I/O.
 
 Nothing is validated strictly: fields of a wrong type count as absent, and unknown output items
 are kept verbatim (PROTOCOL 0.1, A.3, A.4). What JSON refuses but servers send (lone surrogates,
 NaN) is repaired once and read again.
 
-Finished means that a terminal event was seen, not that the connection ended (PROTOCOL 0.6).
+A dialect is a module with this content: the path; the fields of a request, those that batchrun
+sets, and the limit of an answer's length; a body as each mode sends it; what a body says of work
+in the background; `parse_response`; and `StreamAnswer`, which makes of a stream's events the body
+that a plain request would have brought.
 """
 
 from typing import Annotated, Any, TypeVar
@@ -12,20 +15,16 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-from batchrun.dialects.output_items import (
-    Item,
-    ResponseBody,
-    output_fits,
-    read_body,
-    read_items,
-    read_tool_call,
-)
+from batchrun.dialects.output_items import fitting, output_fits, read_items
 from batchrun.dialects.sse import Event
 from batchrun.errors import ErrorKind
-from batchrun.formats.json_text import beginning, count, decode, is_bool, repaired, text
-from batchrun.records import Citation, Failure, Request, Response, ToolCall, Usage
+from batchrun.formats.json_text import beginning, decode, repaired, text
+from batchrun.records import Failure, Request, Response, Usage
 from batchrun.retry.error_kinds import ErrorBody, find_error
 
+Decoded = TypeVar("Decoded")
+
+PATH = "/responses"  # after the base URL
 # Request fields that the API knows (openai 3.54, ResponseCreateParams), each with what it takes,
 # as far as that says how to read it from a column: a structure may be JSON text there, an integer
 # a float.
@@ -66,43 +65,11 @@ REQUEST_FIELDS = {
     "user": "other",
 }
 TRANSPORT_FIELDS = ("stream", "background")  # set by batchrun for each attempt
-PATH = "/responses"  # after the base URL
-RUNNING = ("queued", "in_progress")  # statuses of a response whose work goes on
-END_STATUSES = ("completed", "incomplete", "failed", "cancelled")
 # A request without input can be answered if it has one of these.
 INPUT_ALTERNATIVES = ("prompt", "previous_response_id", "conversation")
-
-_Count = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None
-
-
-class Unreadable(Struct, frozen=True):
-    """A complete body that is neither a response nor an error."""
-
-    message: str
-
-
-class _Details(Struct):
-    cached_tokens: _Count = None
-    cache_write_tokens: _Count = None
-    reasoning_tokens: _Count = None
-
-
-_NO_DETAILS = _Details()
-
-
-class _Usage(Struct):
-    """Usage as it should be."""
-
-    input_tokens: _Count = None
-    output_tokens: _Count = None
-    total_tokens: _Count = None
-    input_tokens_details: _Details | None = None
-    output_tokens_details: _Details | None = None
-    cost: float | None = None
-
-
-_raws_decoder = msgspec.json.Decoder(list[Raw])
-_usage_decoder = msgspec.json.Decoder(_Usage)
+OUTPUT_LIMIT = "max_output_tokens"  # the field, and the reason of an answer that it cut
+RUNNING = ("queued", "in_progress")  # statuses of a response whose work goes on
+END_STATUSES = ("completed", "incomplete", "failed", "cancelled")
 
 
 def plain_body(body: bytes) -> bytes:
@@ -117,7 +84,7 @@ def stream_body(body: bytes) -> bytes:
 def background_body(body: bytes) -> bytes:
     """`store` is set: without it a server may forget the answer within minutes."""
     if b'"store"' in body:
-        fields = msgspec.json.decode(body, type=dict[str, Raw])
+        fields = _fields_decoder.decode(body)
         fields.pop("store", None)
         body = msgspec.json.encode(fields)
     return _with_fields(body, b'"stream":false,"background":true,"store":true')
@@ -127,18 +94,81 @@ def _with_fields(body: bytes, fields: bytes) -> bytes:
     return b"%b%b%b}" % (body[:-1], b"," if len(body) > 2 else b"", fields)
 
 
-class _BackgroundState(Struct):
+class _State(Struct):
     id: Any = None
     status: Any = None
 
 
-_state_decoder = msgspec.json.Decoder(_BackgroundState)
+_NULL = Raw(b"null")
+_state_decoder = msgspec.json.Decoder(_State)
+_fields_decoder = msgspec.json.Decoder(dict[str, Raw])
 
 
 def background_state(body: bytes) -> tuple[str | None, str | None]:
     """Id and status of a response whose work may go on; null where the body does not say."""
-    state = _decoded(body, _state_decoder) or _BackgroundState()
+    state = _decoded(body, _state_decoder) or _State()
     return text(state.id), text(state.status)
+
+
+def _decoded(data: bytes, decoder: "msgspec.json.Decoder[Decoded]") -> Decoded | None:
+    """Null where it is no JSON of that shape, even once it is repaired."""
+    try:
+        return decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pass
+    try:
+        return decoder.decode(repaired(data))
+    except (ValueError, RecursionError):
+        return None
+
+
+class Unreadable(Struct, frozen=True):
+    """A complete body that is neither a response nor an error."""
+
+    message: str
+
+
+class _Incomplete(Struct):
+    reason: str | None = None
+
+
+class _Body(Struct):
+    """A body as it should be: its fields are checked while they are decoded, in one pass."""
+
+    object: str | None = None
+    id: str | None = None
+    status: str | None = None
+    model: str | None = None
+    service_tier: str | None = None
+    error: Any = None
+    incomplete_details: _Incomplete | None = None
+    output: Raw = _NULL
+    output_text: str | None = None  # some servers send the SDK's property besides
+    usage: Raw = _NULL
+    tool_usage: Raw = _NULL
+
+
+_Count = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None
+
+
+class _Details(Struct):
+    cached_tokens: _Count = None
+    cache_write_tokens: _Count = None
+    reasoning_tokens: _Count = None
+
+
+class _Usage(Struct):
+    input_tokens: _Count = None
+    output_tokens: _Count = None
+    total_tokens: _Count = None
+    input_tokens_details: _Details | None = None
+    output_tokens_details: _Details | None = None
+    cost: float | None = None  # a gateway's own
+
+
+_NO_DETAILS = _Details()
+_body_decoder = msgspec.json.Decoder(_Body)
+_usage_decoder = msgspec.json.Decoder(_Usage)
 
 
 def parse_response(
@@ -148,7 +178,7 @@ def parse_response(
     try:
         return _response(body, request, reported_cost_usd)
     except (ValueError, RecursionError):
-        pass  # once more, repaired
+        pass
     try:
         return _response(repaired(body), request, reported_cost_usd)
     except (ValueError, RecursionError):
@@ -158,7 +188,10 @@ def parse_response(
 def _response(
     body: bytes, request: Request, reported_cost_usd: float | None
 ) -> Response | ErrorBody | Unreadable:
-    answer = read_body(body)
+    try:
+        answer = _body_decoder.decode(body)
+    except msgspec.ValidationError:
+        answer = fitting(_fields_decoder.decode(body), _Body)
     output = bytes(answer.output)
     has_items = output[:1] == b"["
     if not has_items:
@@ -166,14 +199,14 @@ def _response(
     is_response = answer.object == "response" or has_items
     status = answer.status or ("completed" if has_items else None)
     if not is_response or (answer.error and status not in ("failed", "cancelled")):
-        said = find_error(decode(body)) if answer.error or not is_response else None
-        return said or Unreadable(f"the answer is no response: {beginning(body)}")
-    if status not in ("completed", "incomplete", "failed", "cancelled"):
-        return Unreadable(f"the answer's status is {status}, which is no end")
+        error = find_error(decode(body)) if answer.error or not is_response else None
+        return error or Unreadable(f"the answer is no response: {beginning(body)}")
+    if status not in END_STATUSES:
+        return Unreadable(f"the answer's status is {status}, which is not final")
     usage, cost_usd = _usage(answer.usage)
     reason = answer.incomplete_details.reason if answer.incomplete_details else None
-    parts = _parts(output, request)
-    output_text = "".join(parts.texts) if parts.texts else answer.output_text or None
+    items = read_items(output, request)
+    output_text = "".join(items.texts) if items.texts else answer.output_text or None
     return Response(
         id=answer.id,
         status=status,
@@ -181,10 +214,10 @@ def _response(
         service_tier=answer.service_tier,
         output=output.decode(),
         output_text=output_text,
-        refusal="".join(parts.refusals) if parts.refusals else None,
-        reasoning_summary="\n\n".join(parts.summaries) if parts.summaries else None,
-        citations=tuple(parts.citations),
-        tool_calls=tuple(parts.tool_calls),
+        refusal="".join(items.refusals) if items.refusals else None,
+        reasoning_summary="\n\n".join(items.summaries) if items.summaries else None,
+        citations=tuple(items.citations),
+        tool_calls=tuple(items.tool_calls),
         usage=usage,
         usage_json=_usage_json(answer),
         truncated=_is_truncated(status, reason, usage, request.max_output_tokens),
@@ -198,7 +231,7 @@ def _response(
 def _is_truncated(status: str, reason: str | None, usage: Usage, most: int | None) -> bool:
     """Some servers say completed when the limit cut the answer (PROTOCOL A.3)."""
     if status == "incomplete":
-        return reason in (None, "max_output_tokens")
+        return reason in (None, OUTPUT_LIMIT)
     return (
         status == "completed"
         and most is not None
@@ -211,149 +244,57 @@ def _failure(status: str, error: object) -> Failure | None:
     if status not in ("failed", "cancelled"):
         return None
     kind = ErrorKind.CANCELLED if status == "cancelled" else ErrorKind.SERVER_ERROR
-    said = find_error({"error": error}) if error else None
-    if said is None:
+    found = find_error({"error": error}) if error else None
+    if found is None:
         return Failure(kind, f"the response is {status}")
-    return Failure(kind, said.message, said.code or said.type)
-
-
-class _Parts(Struct):
-    """What the output items hold, gathered."""
-
-    texts: list[str] = []
-    refusals: list[str] = []
-    summaries: list[str] = []
-    citations: list[Citation] = []
-    tool_calls: list[ToolCall] = []
-
-
-def _parts(output: bytes, request: Request) -> _Parts:
-    parts = _Parts()
-    raws: list[Raw] = []  # the items once more, verbatim: hardly any answer needs them
-    for position, item in enumerate(read_items(output)):
-        kind = item.type or ""
-        if kind == "message":
-            _read_message(item, parts)
-        elif kind == "reasoning":
-            parts.summaries += [part.text for part in item.summary or () if part.text]
-        elif kind.endswith("_call"):
-            raws = raws or _raws_decoder.decode(output)
-            call = read_tool_call(position, kind, bytes(raws[position]), request)
-            parts.tool_calls.append(call)
-    return parts
-
-
-def _read_message(item: Item, parts: _Parts) -> None:
-    content = item.content
-    if isinstance(content, str):
-        parts.texts.append(content)
-        return
-    for part in content or ():
-        kind = part.type
-        if kind in ("output_text", "text"):
-            parts.texts.append(part.text or "")
-            for note in part.annotations or ():
-                if isinstance(note, dict):
-                    parts.citations.append(_citation(note))
-        elif kind == "refusal":
-            parts.refusals.append(part.refusal or "")
-
-
-def _citation(note: dict[str, Any]) -> Citation:
-    return Citation(
-        type=text(note, "type") or "unknown",
-        url=text(note, "url"),
-        title=text(note, "title") or text(note, "filename"),
-        file_id=text(note, "file_id"),
-        start_index=count(note.get("start_index", note.get("index"))),
-        end_index=count(note.get("end_index")),
-    )
+    return Failure(kind, found.message, found.code or found.type)
 
 
 def _usage(raw: Raw) -> tuple[Usage, float | None]:
-    """Any count may be missing or null (PROTOCOL A.3); the cost is a gateway's own."""
+    """Any count may be missing or null (PROTOCOL A.3); the cost in dollars too."""
     try:
-        said = _usage_decoder.decode(raw)
+        usage = _usage_decoder.decode(raw)
     except msgspec.ValidationError:
-        return _odd_usage(raw)
-    inputs = said.input_tokens_details or _NO_DETAILS
-    outputs = said.output_tokens_details or _NO_DETAILS
-    known = Usage(
-        said.input_tokens,
+        usage = fitting(raw, _Usage) or _Usage()
+    inputs = usage.input_tokens_details or _NO_DETAILS
+    outputs = usage.output_tokens_details or _NO_DETAILS
+    tokens = Usage(
+        usage.input_tokens,
         inputs.cached_tokens,
         inputs.cache_write_tokens,
-        said.output_tokens,
+        usage.output_tokens,
         outputs.reasoning_tokens,
-        said.total_tokens,
+        usage.total_tokens,
     )
-    return known, said.cost
+    return tokens, usage.cost
 
 
-def _odd_usage(raw: Raw) -> tuple[Usage, float | None]:
-    """Usage of which something is of a wrong type: that counts as absent."""
-    usage = decode(bytes(raw))
-    if not isinstance(usage, dict):
-        return Usage(), None
-    inputs = usage.get("input_tokens_details")
-    outputs = usage.get("output_tokens_details")
-    inputs = inputs if isinstance(inputs, dict) else {}
-    outputs = outputs if isinstance(outputs, dict) else {}
-    cost = usage.get("cost")
-    known = Usage(
-        input_tokens=count(usage.get("input_tokens")),
-        cached_tokens=count(inputs.get("cached_tokens")),
-        cache_write_tokens=count(inputs.get("cache_write_tokens")),
-        output_tokens=count(usage.get("output_tokens")),
-        reasoning_tokens=count(outputs.get("reasoning_tokens")),
-        total_tokens=count(usage.get("total_tokens")),
-    )
-    return known, float(cost) if isinstance(cost, int | float) and not is_bool(cost) else None
-
-
-def _usage_json(answer: ResponseBody) -> str | None:
+def _usage_json(answer: _Body) -> str | None:
+    """The usage verbatim, with `tool_usage` as a further field of it."""
     usage, tool_usage = bytes(answer.usage).strip(), bytes(answer.tool_usage).strip()
     if tool_usage == b"null":
         return None if usage == b"null" else usage.decode()
-    if usage[:1] == b"{":
-        inner = usage[1:-1].strip()
-        return (
-            b"{" + inner + (b"," if inner else b"") + b'"tool_usage":' + tool_usage + b"}"
-        ).decode()
-    return (b'{"tool_usage":' + tool_usage + b"}").decode()
+    inner = usage[1:-1].strip() if usage[:1] == b"{" else b""
+    return (b'{%b%b"tool_usage":%b}' % (inner, b"," if inner else b"", tool_usage)).decode()
 
 
-_TERMINAL = {
-    "response.completed": "completed",
-    "response.incomplete": "incomplete",
-    "response.failed": "failed",
-    "response.cancelled": "cancelled",
-}
-_ERRORS = ("error", "response.error")
-# Deltas of what the model says or thinks; those of hosted tools' own work are none of it.
-_SPOKEN = frozenset(
+_FINAL_EVENTS = {f"response.{status}": status for status in END_STATUSES}
+_ERROR_EVENTS = ("error", "response.error")
+# Deltas of what the model writes or thinks; those of hosted tools' own work are none of it.
+_MODEL_DELTAS = frozenset(
     f"response.{what}.delta"
     for what in (
-        "output_text",
-        "refusal",
-        "function_call_arguments",
-        "custom_tool_call_input",
-        "reasoning_text",
-        "reasoning_summary_text",
-        "reasoning",
+        *("output_text", "refusal", "function_call_arguments", "custom_tool_call_input"),
+        *("reasoning_text", "reasoning_summary_text", "reasoning"),
     )
 )
-_NOTHING = Raw(b"")
-_ABSENT = (b"", b"null")
-_ENDS = frozenset(b'"' + status.encode() + b'"' for status in _TERMINAL.values())
+_QUOTED_ENDS = frozenset(f'"{status}"'.encode() for status in END_STATUSES)
 
 
-Decoded = TypeVar("Decoded")
-
-
-class _Data(Struct):
+class _EventData(Struct):
     type: Any = None
-    response: Raw = _NOTHING
-    item: Raw = _NOTHING
+    response: Raw = _NULL
+    item: Raw = _NULL
     output_index: Any = None
     delta: Any = None
     error: Any = None
@@ -361,22 +302,20 @@ class _Data(Struct):
     message: Any = None
 
 
-class _Id(Struct):
-    id: Any = None
-
-
-_decoder = msgspec.json.Decoder(_Data)
-_object_decoder = msgspec.json.Decoder(dict[str, Raw])
+_event_decoder = msgspec.json.Decoder(_EventData)
 
 
 class StreamAnswer:
-    """What a stream has said so far."""
+    """The answer as far as a stream's events have brought it.
+
+    It is finished when a terminal event was seen, not when the connection ended (PROTOCOL 0.6).
+    """
 
     def __init__(self) -> None:
         self.has_begun = False  # a first non-empty delta, of text, arguments or reasoning
         self.response_id: str | None = None
-        self._items: dict[int, bytes] = {}  # finished output items by their place
-        self._final: tuple[str, bytes] | None = None  # status and object of the terminal event
+        self._items: dict[int, bytes] = {}  # finished output items by their index
+        self._final: tuple[str, bytes] | None = None  # status and response of the terminal event
         self._error: bytes | None = None
 
     @property
@@ -384,86 +323,63 @@ class StreamAnswer:
         return self._final is not None or self._error is not None
 
     def take(self, event: Event) -> None:
-        """One more event; what cannot be read is passed over."""
-        data = _decoded(event.data, _decoder)
+        """One more event; what cannot be read, such as `[DONE]`, is passed over."""
+        data = _decoded(event.data, _event_decoder)
         if data is None:
             return
-        # The `type` in the data rules: some servers send no `event:` line (PROTOCOL 0.7).
+        # The `type` in the data counts: some servers send no `event:` line (PROTOCOL 0.7).
         kind = text(data.type) or event.name
-        if kind in _TERMINAL:
-            self._final = (_TERMINAL[kind], bytes(data.response))
+        response = bytes(data.response)
+        if kind in _FINAL_EVENTS:
+            self._final = (_FINAL_EVENTS[kind], response)
         elif kind == "response.output_item.done":
-            self._keep(data.output_index, bytes(data.item))
-        elif kind in _SPOKEN:
+            self._add_item(data.output_index, bytes(data.item))
+        elif kind in _MODEL_DELTAS:
             self.has_begun = self.has_begun or (isinstance(data.delta, str) and data.delta != "")
-        elif _is_error(kind, event.name, data):
-            self._error = event.data if data.error else _nested(data)
-        elif self.response_id is None and bytes(data.response) not in _ABSENT:
-            self.response_id = _id_in(bytes(data.response))
+        elif (
+            kind in _ERROR_EVENTS
+            or event.name in _ERROR_EVENTS
+            or (data.error and response == b"null")
+        ):
+            self._error = event.data if data.error else _error_body(data)
+        elif self.response_id is None and response != b"null":
+            self.response_id, _ = background_state(response)
 
-    def _keep(self, place: object, item: bytes) -> None:
-        if item in _ABSENT:
+    def _add_item(self, index: object, item: bytes) -> None:
+        if item == b"null":
             return
-        if isinstance(place, int):
-            self._items[place] = item
+        if isinstance(index, int):
+            self._items[index] = item
         elif item not in self._items.values():  # sent twice
             self._items[len(self._items)] = item
 
     def body(self) -> bytes | None:
         """The answer as a plain request would have brought it; null while none is complete."""
-        if self._final is not None:
-            status, response = self._final
-            return self._completed(status, response)
-        return self._error
-
-    def _completed(self, status: str, response: bytes) -> bytes | None:
-        try:
-            fields = _object_decoder.decode(b"{}" if response in _ABSENT else response)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        if self._final is None:
+            return self._error
+        status, response = self._final
+        fields = _decoded(b"{}" if response == b"null" else response, _fields_decoder)
+        if fields is None:
             return response
-        said = bytes(fields.get("error", b"null"))
-        if status == "failed" and said == b"null" and self._error is not None:
+        has_error = bytes(fields.get("error", _NULL)) != b"null"
+        if status == "failed" and not has_error and self._error is not None:
             return self._error  # the event before said more
-        has_output = bytes(fields.get("output", b"[]")) not in (b"[]", b"null")
-        has_ended = bytes(fields.get("status", b"")) in _ENDS
+        has_output = bytes(fields.get("output", _NULL)) not in (b"[]", b"null")
+        has_ended = bytes(fields.get("status", _NULL)) in _QUOTED_ENDS
         if has_output and has_ended:
             return response
         if not has_output:
             items = b",".join(item for _, item in sorted(self._items.items()))
-            fields["output"] = Raw(b"[" + items + b"]")
+            fields["output"] = Raw(b"[%b]" % items)
         if not has_ended:
-            fields["status"] = Raw(b'"' + status.encode() + b'"')
+            fields["status"] = Raw(f'"{status}"'.encode())
         fields.setdefault("object", Raw(b'"response"'))
         return msgspec.json.encode(fields)
 
 
-def _decoded(data: bytes, decoder: "msgspec.json.Decoder[Decoded]") -> Decoded | None:
-    try:
-        return decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        pass  # once more, repaired; `[DONE]` is no JSON either
-    try:
-        return decoder.decode(repaired(data))
-    except (ValueError, RecursionError):
-        return None
-
-
-def _is_error(kind: str, name: str, data: _Data) -> bool:
-    if kind in _ERRORS or name in _ERRORS:
-        return True
-    return bool(data.error) and bytes(data.response) in _ABSENT
-
-
-def _nested(data: _Data) -> bytes:
+def _error_body(data: _EventData) -> bytes:
     """A flat error in the shape that plain answers have."""
-    said = {"code": data.code, "message": data.message}
-    if data.type not in _ERRORS:
-        said["type"] = data.type
-    return msgspec.json.encode({"error": said})
-
-
-def _id_in(response: bytes) -> str | None:
-    try:
-        return text(msgspec.json.decode(response, type=_Id).id)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None
+    error = {"code": data.code, "message": data.message}
+    if data.type not in _ERROR_EVENTS:
+        error["type"] = data.type
+    return msgspec.json.encode({"error": error})
