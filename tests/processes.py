@@ -2,12 +2,14 @@
 
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.waiting import HANG_S
@@ -41,6 +43,46 @@ def run_batchrun(
     )
     assert "Traceback" not in done.stderr, done.stderr
     return done
+
+
+def read_until(process: subprocess.Popen[str], words: str) -> str:
+    """What it says on standard error until these words come."""
+    said = ""
+    assert process.stderr is not None
+    for line in process.stderr:
+        said += line
+        if words in line:
+            return said
+    raise AssertionError(said)
+
+
+def read_rest(process: subprocess.Popen[str]) -> str:
+    """What it says on standard error from here to its end."""
+    assert process.stderr is not None
+    said = process.stderr.read()
+    process.wait(HANG_S)
+    return said
+
+
+@contextmanager
+def frozen(process: subprocess.Popen[str]) -> Iterator[None]:
+    """The process does nothing meanwhile, so that nothing depends on who is faster."""
+    process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+    assert process.poll() is None, "the process ended before"
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGCONT)
+
+
+def free_port() -> int:
+    """Of the ports that a system gives to nobody unasked, so that it stays free."""
+    while True:
+        port = secrets.choice(range(20_000, 32_000))
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class ForkServer:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from batchrun.store.journal import Frame, scan
+from tests.processes import read_rest, read_until
 from tests.waiting import HANG_S
 
 Run = Callable[..., CompletedProcess[str]]
@@ -37,27 +38,16 @@ def _limit_files() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (_LIMIT, resource.RLIM_INFINITY))
 
 
-def _said_until(run: "Popen[str]", words: str) -> str:
-    """What it says on standard error until these words come."""
-    said = ""
-    assert run.stderr is not None
-    for line in run.stderr:
-        said += line
-        if words in line:
-            return said
-    raise AssertionError(said)
-
-
 def test_a_full_disk_stops_sending_and_what_was_in_flight_is_kept_when_space_returns(
     source: Path, begin: Begin, batchrun: Run, simulator: Any, stats: Any, totals: Any
 ) -> None:
     base_url = simulator("--latency", "0.02")
     command = ("run", source, *_ASK, "--base-url", base_url)
     run = begin(*command, preexec_fn=_limit_files)
-    said = _said_until(run, _WAITS)
+    said = read_until(run, _WAITS)
     sent = stats(base_url)["requests"]
     resource.prlimit(run.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
-    _, rest = run.communicate(timeout=HANG_S)
+    rest = read_rest(run)
     assert run.returncode == 1, said + rest
     assert "raise the limit on file size" in rest
     assert "all answers that had arrived are stored" in rest
@@ -92,10 +82,10 @@ def test_a_small_disk_that_fills_up_is_said_and_more_space_lets_the_run_end(
     run_dir = small_disk / "run"
     command = ("run", source, *_ASK, "-o", run_dir, "--base-url", base_url)
     run = begin(*command)
-    said = _said_until(run, _WAITS)
+    said = read_until(run, _WAITS)
     assert "free space on this disk" in said
     subprocess.run(["/bin/mount", "-o", "remount,size=60m", small_disk], check=True)
-    _, rest = run.communicate(timeout=HANG_S)
+    rest = read_rest(run)
     assert run.returncode == 1, said + rest
     assert "all answers that had arrived are stored" in rest
     again = batchrun(*command)
@@ -143,10 +133,10 @@ def test_a_disk_that_stays_full_ends_the_run_with_words_and_it_resumes(
 ) -> None:
     command = ("run", source, *_ASK, "--base-url", simulator("--latency", "0.02"))
     run = begin(*command, preexec_fn=_limit_files)
-    said = _said_until(run, _WAITS)
+    said = read_until(run, _WAITS)
     run.send_signal(signal.SIGINT)  # nobody wants to wait for a minute here
     run.send_signal(signal.SIGTERM)
-    _, rest = run.communicate(timeout=HANG_S)
+    rest = read_rest(run)
     assert run.returncode == 1, said + rest
     assert "could not be stored" in rest
     assert "Traceback" not in said + rest

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from tests.waiting import HANG_S
+
 Run = Callable[..., CompletedProcess[str]]
 Query = Callable[..., list[tuple[Any, ...]]]
 
@@ -34,8 +36,8 @@ input = "{{ question }}"
 RETRY
 [endpoint]
 timeout_s = TIMEOUT
-connect_timeout_s = 0.6
-idle_timeout_s = 0.4
+connect_timeout_s = CONNECT
+idle_timeout_s = IDLE
 [output]
 path = "run"
 """
@@ -48,13 +50,19 @@ def run_few(
     """Runs few rows that are tried so often, with short waits."""
 
     def run(
-        base_url: str, retry: str, rows: int = _FEW, timeout_s: float = 30, *more: str
+        base_url: str,
+        retry: str,
+        rows: int = _FEW,
+        *,
+        timeout_s: float = HANG_S,
+        connect_timeout_s: float = HANG_S,
+        idle_timeout_s: float = HANG_S,
     ) -> CompletedProcess[str]:
         write_rows(questions(rows))
-        retry = f"max_wait_s = 0.02\n{retry}"
-        text = _JOB.replace("RETRY", retry).replace("TIMEOUT", str(timeout_s))
-        (tmp_path / "job.toml").write_text(text)
-        return batchrun("run", "job.toml", "--base-url", base_url, *more)
+        text = _JOB.replace("RETRY", f"max_wait_s = 0.02\n{retry}")
+        text = text.replace("TIMEOUT", str(timeout_s)).replace("IDLE", str(idle_timeout_s))
+        (tmp_path / "job.toml").write_text(text.replace("CONNECT", str(connect_timeout_s)))
+        return batchrun("run", "job.toml", "--base-url", base_url)
 
     return run
 
@@ -153,18 +161,28 @@ def test_what_never_passes_ends_as_no_answer_with_its_reason(
 
 
 @pytest.mark.parametrize(
-    ("behavior", "timeout_s", "kind", "says"),
+    ("behavior", "limits", "kind", "says"),
     [
-        (("--never-accept",), 30, "connection", "no connection within 0.6 s"),
-        (("--fault", "no_headers=1"), 0.5, "timeout", "no answer within 0.5 s"),
-        (("--fault", "endless_body=1"), 0.5, "timeout", "not complete within 0.5 s"),
-        (("--fault", "stalled_body=1"), 30, "timeout", "stalled for 0.4 s"),
+        (
+            ("--never-accept",),
+            {"connect_timeout_s": 0.6},
+            "connection",
+            "no connection within 0.6 s",
+        ),
+        (("--fault", "no_headers=1"), {"timeout_s": 0.5}, "timeout", "no answer within 0.5 s"),
+        (("--fault", "endless_body=1"), {"timeout_s": 3.0}, "timeout", "not complete within 3 s"),
+        (
+            ("--fault", "stalled_body=1"),
+            {"idle_timeout_s": 0.4},
+            "timeout",
+            "stalled for 0.4 s",
+        ),
     ],
     ids=["never accepts", "headers never", "body never ends", "stalls within"],
 )
 def test_a_dead_server_ends_each_row_within_its_limits(
     behavior: tuple[str, ...],
-    timeout_s: float,
+    limits: dict[str, float],
     kind: str,
     says: str,
     run_few: Callable[..., CompletedProcess[str]],
@@ -172,7 +190,7 @@ def test_a_dead_server_ends_each_row_within_its_limits(
     query: Query,
 ) -> None:
     base_url = simulator(*behavior)
-    done = run_few(base_url, "max_attempts = 2", 3, timeout_s)
+    done = run_few(base_url, "max_attempts = 2", 3, **limits)
     assert done.returncode == 4, done.stderr
     rows = query("SELECT status, error_kind, error_message, len(attempts) FROM read_parquet(?)")
     assert len(rows) == 3
@@ -190,7 +208,7 @@ def test_requests_that_never_end_hold_up_no_others(
 ) -> None:
     never = ("no_headers=0.04", "endless_body=0.04", "stalled_body=0.04")
     base_url = simulator(*(word for kind in never for word in ("--fault", kind)), "--seed", "2")
-    done = run_few(base_url, "", 100, 1.0)
+    done = run_few(base_url, "", 100, timeout_s=3.0, idle_timeout_s=1.0)
     assert done.returncode in (0, 4), done.stderr
     rows, different, ok = totals()
     assert (rows, different) == (100, 100)

@@ -5,7 +5,6 @@ import json
 import re
 import shlex
 import signal
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.processes import free_port
 from tests.waiting import HANG_S
 
 Run = Callable[..., CompletedProcess[str]]
@@ -35,13 +35,6 @@ def _events(tmp_path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def _serve(begin: Begin, port: int) -> "Popen[str]":
     words = ("--port", port, "--latency", "0.1", "--latency-spread", "0")
     process = begin("simulate", *words)
@@ -61,7 +54,7 @@ def test_an_outage_in_the_middle_costs_no_row_and_no_try(
 ) -> None:
     rows = 600
     source = write_rows(questions(rows))
-    port = _free_port()
+    port = free_port()
     server = _serve(begin, port)
     run = begin(
         "run", source, *_ASK, "--base-url", f"http://127.0.0.1:{port}/v1", "--concurrency", "8",
@@ -87,7 +80,7 @@ def test_an_outage_in_the_middle_costs_no_row_and_no_try(
 def test_an_endpoint_that_stays_down_ends_the_run_and_keeps_every_row(
     source: Path, tmp_path: Path, batchrun: Run, simulator: Any, totals: Any
 ) -> None:
-    port = _free_port()
+    port = free_port()
     dead = f"http://127.0.0.1:{port}/v1"
     done = batchrun("run", source, *_ASK, "--base-url", dead, "--give-up-after", "3")
     assert done.returncode == 3, done.stderr
