@@ -311,7 +311,7 @@ def test_a_run_directory_belongs_to_one_source_and_one_kind_of_endpoint(
     record.write_text(record.read_text().replace('"hash_rule": 2', '"hash_rule": 1'))
     older = batchrun(*command, "--simulate")
     assert older.returncode == 2
-    assert "told apart by rule 1 of batchrun" in older.stderr
+    assert "hashed by rule 1 of batchrun" in older.stderr
 
 
 def test_no_arguments_show_help_and_wrong_ones_the_way_to_it(batchrun: Run) -> None:

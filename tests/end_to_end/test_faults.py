@@ -150,7 +150,7 @@ def test_what_never_passes_ends_as_no_answer_with_its_reason(
     base_url = simulator("--fault", f"{fault}=1")
     done = run_few(base_url, retry)
     assert done.returncode == 4, done.stderr
-    assert f"{kind}: {_FEW}, such as: " in done.stderr
+    assert f"{kind} {_FEW}: " in done.stderr
     rows = query("SELECT ok, status, error_kind, error_message, len(attempts) FROM read_parquet(?)")
     assert len(rows) == _FEW
     for ok, status, error_kind, message, tries in rows:

@@ -112,7 +112,7 @@ def test_the_cap_is_never_passed_and_a_higher_one_goes_on(
     assert "--max-cost" in first.stderr
     settled = totals()[0]
     assert settled == stats(base_url)["completions"]
-    left = f"{_ROWS - settled} rows are left"
+    left = f"{_ROWS - settled} rows remain"
     assert left in first.stderr
     nothing = batchrun(*command, "--max-cost", "0.01")
     assert nothing.returncode == 3

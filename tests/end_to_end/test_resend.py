@@ -191,7 +191,7 @@ def test_a_budget_counts_what_older_attempts_cost_once(
     assert query("SELECT max(len(attempts)) FROM read_parquet(?)") == [(1,)]
     some = batchrun(*words, *again, spent + 0.0045)
     assert some.returncode == 3
-    assert "rows are left, about $" in some.stderr
+    assert "rows remain, about $" in some.stderr
     (sums,) = query("SELECT sum(cost_usd), max(len(attempts)) FROM read_parquet(?)")
     assert spent < sums[0] <= spent + 0.0045
     assert sums[1] == 2
