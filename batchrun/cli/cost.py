@@ -1,5 +1,6 @@
 """`batchrun cost`: what runs cost, and what the same tokens would cost elsewhere."""
 
+import sys
 from pathlib import Path
 
 import click
@@ -49,8 +50,6 @@ def cost(
 
         click.echo(printable_json(encode(costs).decode()))
         return
-    import shutil
+    from batchrun.reports.cost_tables import show_costs
 
-    from batchrun.reports.cost_tables import render_costs
-
-    click.echo(render_costs(costs, shutil.get_terminal_size().columns))
+    show_costs(costs, sys.stdout)

@@ -29,11 +29,11 @@ from batchrun.estimate.tokens import (
     vocabulary_of,
 )
 from batchrun.formats.amounts import duration, plural, short_count, usd
-from batchrun.formats.printable import one_line
+from batchrun.formats.printable import brief, one_line
 from batchrun.pricing.price_list import spellings
 from batchrun.pricing.prices import Prices
 from batchrun.records import Pilot
-from batchrun.reports.report_sections import Section, cut, show_section
+from batchrun.reports.text_tables import Section, show_section
 
 
 def on_cap(
@@ -341,7 +341,7 @@ def _pilot(pilot: PilotResult) -> Section:
 
 
 def _model(name: str | None) -> str:
-    return "(none)" if name is None else cut(name, _NAME)
+    return "(none)" if name is None else brief(name, _NAME)
 
 
 def _usd(value: float | None, *, standard: float | None) -> str:

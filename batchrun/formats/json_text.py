@@ -6,6 +6,8 @@ from typing import Any
 
 import msgspec
 
+from batchrun.formats.printable import cut
+
 _SHOWN = 300  # characters of a body that a message shows
 _MAX_DIGITS = 300  # of a number that is read; Python itself refuses some thousands
 _decoder = msgspec.json.Decoder()
@@ -42,13 +44,11 @@ def _finite(digits: str) -> float | None:
 
 
 def beginning(body: bytes) -> str:
-    said = body[: 4 * _SHOWN].decode(errors="replace").strip() or "(nothing)"
-    return said if len(said) <= _SHOWN else said[:_SHOWN] + "…"
+    return cut(body[: 4 * _SHOWN].decode(errors="replace").strip() or "(nothing)", _SHOWN)
 
 
 def compact(value: object) -> str:
-    said = msgspec.json.encode(value).decode()
-    return said if len(said) <= _SHOWN else said[:_SHOWN] + "…"
+    return cut(msgspec.json.encode(value).decode(), _SHOWN)
 
 
 def text(value: object, name: str | None = None) -> str | None:

@@ -22,6 +22,16 @@ def printable_json(text: str) -> str:
     return _shown(text, "\n", _json_code)
 
 
+def cut(text: str, most: int) -> str:
+    """At most so many characters; where there were more, the last is an ellipsis."""
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def brief(text: str, most: int) -> str:
+    """The text in one line of at most so many characters, white space as single blanks."""
+    return cut(one_line(" ".join(text[: 4 * most].split())), most)
+
+
 def _shown(text: str, harmless: str, code: Callable[[str], str]) -> str:
     if text.isprintable():
         return text

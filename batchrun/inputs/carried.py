@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from batchrun.errors import InputError, JobError
 from batchrun.formats.arrow import carried_type, own_type, pack, unpack
+from batchrun.formats.printable import cut
 from batchrun.inputs.rows import NOTHING, Row, RowProblem, json_text
 from batchrun.job.sections import InputJob
 from batchrun.records import Column, Layout
@@ -155,8 +156,7 @@ def _refuse(value: Any) -> Any:
 
 
 def _shown(value: Any) -> str:
-    text = as_json(value)
-    return text if len(text) <= 60 else f"{text[:60]}…"
+    return cut(as_json(value), 60)
 
 
 class Carrier:

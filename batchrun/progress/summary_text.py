@@ -29,7 +29,7 @@ def render_end(summary: Summary, path: Path) -> str:
     lines.append(
         f"  tokens: {summary.input_tokens:,} in ({summary.cached_tokens:,} cached), "
         f"{summary.output_tokens:,} out ({summary.reasoning_tokens:,} reasoning)"
-        f"{_of_final_answers(summary)}; {plural(summary.tool_calls, 'tool call')}"
+        f"{_of_counted_answers(summary)}; {plural(summary.tool_calls, 'tool call')}"
     )
     lines.append(f"  attempts: {_attempts(summary)}{speed if summary.rows_per_s else ''}")
     if (cost := _cost(summary)) is not None:
@@ -73,7 +73,7 @@ def render_status(summary: Summary, path: Path) -> str:
             words["time left"] = duration(summary.time_left_s)
     words["attempts"] = _attempts(summary)
     tokens = f"{summary.input_tokens:,} in, {summary.output_tokens:,} out"
-    words["tokens"] = tokens + _of_final_answers(summary)
+    words["tokens"] = tokens + _of_counted_answers(summary)
     if (cost := _cost(summary)) is not None:
         words["cost"] = cost
     words["tool calls"] = f"{summary.tool_calls:,}"
@@ -130,10 +130,10 @@ def _attempts(summary: Summary) -> str:
     return f"{summary.attempts:,}{whose}, of them {', '.join(named)}{more}"
 
 
-def _of_final_answers(summary: Summary) -> str:
+def _of_counted_answers(summary: Summary) -> str:
     """What tokens are counted of, where the cost includes other answers."""
     others = summary.reasks + summary.hedges + summary.resent
-    return ", of the final answers" if others else ""
+    return ", of the answers that counted" if others else ""
 
 
 def _cost(summary: Summary) -> str | None:

@@ -17,11 +17,11 @@ from msgspec import Struct
 
 from batchrun.errors import JobError
 from batchrun.formats.amounts import seconds
-from batchrun.formats.printable import one_line
+from batchrun.formats.printable import brief, one_line
 from batchrun.records import JsonObject
 from batchrun.reports.export import check_target
 from batchrun.reports.report_queries import Bin, Report, read_report
-from batchrun.reports.report_sections import cut, headline, remarks, sections
+from batchrun.reports.report_sections import headline, remarks, sections
 from batchrun.reports.timeline import Moment, Timeline
 from batchrun.store.files import storing
 from batchrun.version import VERSION
@@ -357,7 +357,7 @@ def _tokens(report: Report) -> JsonObject:
 def _tools(report: Report) -> JsonObject:
     values = []
     shown = report.tools[:_MOST_TOOLS]
-    names = [_unlike(cut(tool.name, 24), at, shown) for at, tool in enumerate(shown)]
+    names = [_unlike(brief(tool.name, 24), at, shown) for at, tool in enumerate(shown)]
     for name, tool in zip(names, shown, strict=True):
         rest = tool.calls - tool.valid - tool.invalid
         values += [
@@ -377,7 +377,7 @@ def _tools(report: Report) -> JsonObject:
 
 def _unlike(name: str, at: int, shown: Iterable[Any]) -> str:
     """Two long names may look alike once they are cut."""
-    alike = [other for other, tool in enumerate(shown) if cut(tool.name, 24) == name]
+    alike = [other for other, tool in enumerate(shown) if brief(tool.name, 24) == name]
     return f"{name} ({alike.index(at) + 1})" if len(alike) > 1 else name
 
 

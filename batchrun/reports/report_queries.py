@@ -1,74 +1,34 @@
 """A run's report, asked of its tables in SQL: a million rows in seconds."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import duckdb
 from msgspec import Struct
 
 from batchrun.formats.printable import printable
-from batchrun.records import Estimated, JsonObject
+from batchrun.records import Estimated
 from batchrun.reports.conversation import Turn, turns_of
 from batchrun.reports.sql import Files, ask
 from batchrun.reports.timeline import Timeline, read_running_time, read_timeline
 from batchrun.store import reading
 from batchrun.store.files import is_locked
 
-_OF_EACH = 3
-_MOST_KINDS = 12
+T = TypeVar("T")
+_TOP = 10  # rows of the slowest and of the most expensive
+_MOST = 50  # lines of a table whose names come from answers
+_BINS = 32
+_LEAST_S = 1e-3  # the first bin holds what took less, too
+_SAMPLES_OF_EACH, _MOST_KINDS = 3, 12  # kinds of outcome
 _SHOWN = 1_000  # characters of one turn
 _TURNS = 6  # the last of a conversation
-
-_PICKED = """
-    SELECT outcome, error_kind, unnest(arg_min(
-        {'row': "row", 'custom_id': custom_id, 'sample': sample, 'variant': variant},
-        hash(custom_id), ?))
-    FROM answers GROUP BY outcome, error_kind ORDER BY outcome <> 'ok', count(*) DESC, 1, 2 LIMIT ?
-"""
-_WHOLE = """
-    SELECT custom_id, sample, variant, error_message, request, output
-    FROM responses WHERE "row" IN (SELECT unnest(?)) AND custom_id IN (SELECT unnest(?))
-"""
-
-
-class Sample(Struct, frozen=True):
-    """One row, its texts cut to what a page can hold."""
-
-    outcome: str
-    error_kind: str | None
-    row: int
-    custom_id: str
-    message: str | None  # why it is not ok
-    turns: tuple[Turn, ...]
-
-
-def read_samples(database: duckdb.DuckDBPyConnection) -> tuple[Sample, ...]:
-    """By outcome and kind of error, the most frequent first, `ok` before all."""
-    picked = database.execute(_PICKED, [_OF_EACH, _MOST_KINDS * _OF_EACH]).fetchall()
-    rows, ids = ([one[name] for _, _, one in picked] for name in ("row", "custom_id"))
-    found = {
-        (custom_id, sample, variant): rest
-        for custom_id, sample, variant, *rest in database.execute(_WHOLE, [rows, ids]).fetchall()
-    }
-    samples = []
-    for outcome, kind, one in picked:
-        message, request, output = found[one["custom_id"], one["sample"], one["variant"]]
-        turns = tuple(
-            Turn(_cut(turn.who), _cut(turn.text)) for turn in turns_of(request, output)[-_TURNS:]
-        )
-        name, why = _cut(one["custom_id"]), message and _cut(message)
-        samples.append(Sample(outcome, kind, one["row"], name, why, turns))
-    return tuple(samples)
-
-
-def _cut(text: str) -> str:
-    """The beginning, harmless, and how much more there is."""
-    shown = printable(text[:_SHOWN])[:_SHOWN]  # codes are longer than what they stand for
-    return shown if len(text) <= _SHOWN else f"{shown} … ({len(text) - _SHOWN:,} more characters)"
+_SPREADS = ("latency_s", "first_token_s", "elapsed_s", "input_tokens", "output_tokens", "cost_usd")
 
 
 class OutcomeRows(Struct, frozen=True):
-    """Rows that came to the same."""
+    """Rows with the same outcome."""
 
     outcome: str  # ok, truncated, refused, else the row's `status`
     rows: int
@@ -89,7 +49,7 @@ class ModelRows(Struct, frozen=True):
 
 
 class Tokens(Struct, frozen=True):
-    """Sums over the answers that counted; parts of input and output are in them."""
+    """Sums over the answers that counted; parts of input and output are included in them."""
 
     input_tokens: int
     cached_tokens: int
@@ -110,7 +70,7 @@ class Spread(Struct, frozen=True):
     max: float
 
 
-class TryKind(Struct, frozen=True):
+class AttemptKind(Struct, frozen=True):
     """Attempts of one kind."""
 
     kind: str  # first, retry, reask, hedge
@@ -134,7 +94,7 @@ class ToolRows(Struct, frozen=True):
     name: str  # its type where it has no name
     calls: int
     valid: int
-    invalid: int  # arguments that are no JSON or do not fit the schema; the rest nobody can judge
+    invalid: int  # arguments that are no JSON or do not fit the schema; others cannot be judged
 
 
 class TopRow(Struct, frozen=True):
@@ -156,51 +116,57 @@ class Bin(Struct, frozen=True):
     rows: int
 
 
+class Sample(Struct, frozen=True):
+    """One row, its texts cut to what a page can hold."""
+
+    outcome: str
+    error_kind: str | None
+    row: int
+    custom_id: str
+    message: str | None  # why it is not ok
+    turns: tuple[Turn, ...]
+
+
 class Report(Struct, frozen=True):
-    """All that the terminal's page and the HTML page show."""
+    """All that the terminal's report and the HTML page show."""
 
     run: str
     state: str  # as `status` says it
     simulated: bool
     source: str
     rows: int  # in the tables
-    gone: int  # of them, rows that left the input
+    not_in_input: int  # of them, rows that are no longer in the input
     left: int  # rows of the source without an outcome
     started_at: int | None  # the first send
     finished_at: int | None  # the last end
     cost_usd: float | None
     reported_cost_usd: float | None
     unknown_attempts: int  # those whose cost is not known: it is in no sum
-    unknown_usd: float  # at most so much more, for tries that never told what they cost
+    unknown_usd: float  # at most so much more, for attempts that reported no usage
     estimated: Estimated | None  # by a pilot, before the rest was sent
     outcomes: tuple[OutcomeRows, ...]
     models: tuple[ModelRows, ...]
     tokens: Tokens
     spreads: tuple[Spread, ...]
-    tries: tuple[TryKind, ...]
+    attempts: tuple[AttemptKind, ...]
     errors: tuple[ErrorRows, ...]
     tools: tuple[ToolRows, ...]
     slowest: tuple[TopRow, ...]
-    dearest: tuple[TopRow, ...]
+    most_expensive: tuple[TopRow, ...]
     latency_bins: tuple[Bin, ...]
     first_token_bins: tuple[Bin, ...]
     timeline: Timeline | None  # null where nothing was sent
     samples: tuple[Sample, ...]
 
 
-_TOP = 10
-_MOST = 50  # lines of a table whose names come from answers
-_BINS = 32
-_LEAST_S = 1e-3  # what took less stands in the first bin
-
 _PREPARE = """
     CREATE TEMP MACRO in_us(seconds) AS CAST(round(seconds * 1e6) AS BIGINT);
-    CREATE TEMP TABLE tries AS
-        SELECT epoch_us(try.started_at) AS start_us,
-               epoch_us(try.started_at) + in_us(try.latency_s) AS end_us,
-               try.kind AS kind, try.error_kind AS error_kind, try.cost_usd AS cost_usd,
-               try.error_message[:300] AS error_message
-        FROM (SELECT unnest(attempts) AS try FROM responses);
+    CREATE TEMP TABLE all_attempts AS
+        SELECT epoch_us(one.started_at) AS start_us,
+               epoch_us(one.started_at) + in_us(one.latency_s) AS end_us,
+               one.kind AS kind, one.error_kind AS error_kind, one.cost_usd AS cost_usd,
+               one.error_message[:300] AS error_message
+        FROM (SELECT unnest(attempts) AS one FROM responses);
 """
 _ANSWERS = """
     CREATE TEMP VIEW answers AS SELECT *,
@@ -211,7 +177,7 @@ _ANSWERS = """
         END AS elapsed_s
     FROM responses;
 """
-# Of a row that a later command sent again: from its last try before to its next first one.
+# Of a row that a later command sent again: from its last attempt before to its next first one.
 _WAITED = """
     coalesce(list_sum(list_transform(range(2, len(attempts) + 1), lambda n:
         CASE WHEN attempts[n].kind = 'first' THEN greatest(0,
@@ -221,7 +187,7 @@ _WAITED = """
 """
 _SUMS = """
     SELECT count(*) AS rows, sum(cost_usd) AS cost_usd, sum(reported_cost_usd) AS reported_cost_usd,
-           (SELECT count(*) FROM tries WHERE cost_usd IS NULL) AS unknown_attempts,
+           (SELECT count(*) FROM all_attempts WHERE cost_usd IS NULL) AS unknown_attempts,
            min(epoch_us(started_at)) AS started_at, max(epoch_us(finished_at)) AS finished_at
     FROM responses
 """
@@ -241,15 +207,14 @@ _TOKENS = """
            coalesce(sum(reasoning_tokens), 0)::BIGINT, coalesce(sum(total_tokens), 0)::BIGINT
     FROM responses
 """
-_SPREADS = ("latency_s", "first_token_s", "elapsed_s", "input_tokens", "output_tokens", "cost_usd")
-_TRIES = """
+_ATTEMPTS = """
     SELECT kind, count(*), count(error_kind), sum(cost_usd)
-    FROM tries GROUP BY kind ORDER BY count(*) DESC, kind
+    FROM all_attempts GROUP BY kind ORDER BY count(*) DESC, kind
 """
 _ERRORS = """
     WITH met AS (SELECT error_kind AS kind, count(*) AS attempts,
                         arg_min(error_message, start_us) AS example
-                 FROM tries WHERE error_kind IS NOT NULL GROUP BY error_kind),
+                 FROM all_attempts WHERE error_kind IS NOT NULL GROUP BY error_kind),
          ended AS (SELECT error_kind AS kind, count(*) AS rows,
                           arg_min(error_message[:300], "row") AS example
                    FROM responses WHERE error_kind IS NOT NULL GROUP BY error_kind)
@@ -260,6 +225,29 @@ _TOOLS = """
     SELECT coalesce(name, type), count(*), count(*) FILTER (arguments_valid),
            count(*) FILTER (NOT arguments_valid)
     FROM tool_calls GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT ?
+"""
+# Percentiles are values that a row really has.
+_SPREAD = """
+    SELECT '{0}', count({0}), quantile_disc({0}, 0.5), quantile_disc({0}, 0.9),
+           quantile_disc({0}, 0.99), max({0})
+    FROM answers HAVING count({0}) > 0
+"""
+# Ties in the order of the input.
+_TOP_ROWS = """
+    SELECT custom_id, outcome, len(attempts), elapsed_s, output_tokens, cost_usd
+    FROM answers WHERE {0} > 0 ORDER BY {0} DESC, "row" LIMIT ?
+"""
+_SAMPLES = """
+    WITH picked AS (
+        SELECT outcome, error_kind, count(*) AS rows,
+               unnest(arg_min({{'row': "row", 'id': custom_id, 'sample': sample,
+                                'variant': variant}}, hash(custom_id), {of_each})) AS one
+        FROM answers GROUP BY outcome, error_kind
+        ORDER BY outcome <> 'ok', rows DESC, outcome, error_kind LIMIT {most})
+    SELECT outcome, picked.error_kind, "row", custom_id, error_message, request, output
+    FROM picked JOIN responses ON "row" = one.row AND custom_id = one.id AND sample = one.sample
+        AND variant IS NOT DISTINCT FROM one.variant
+    ORDER BY outcome <> 'ok', rows DESC, outcome, picked.error_kind, hash(custom_id)
 """
 
 
@@ -279,7 +267,18 @@ def _report(database: duckdb.DuckDBPyConnection, files: Files, path: Path, state
     database.execute(_PREPARE)
     time = read_running_time(database, path)
     database.execute(_ANSWERS.format(_WAITED if time is not None and time.gaps else 0))
-    sums = _sums(database)
+
+    def found(kind: Callable[..., T], sql: str, *parameters: object) -> tuple[T, ...]:
+        rows = database.execute(sql, parameters).fetchall()
+        return tuple(kind(*row) for row in rows)
+
+    def top(column: str) -> tuple[TopRow, ...]:
+        return found(TopRow, _TOP_ROWS.format(column), _TOP)
+
+    samples = _SAMPLES.format(of_each=_SAMPLES_OF_EACH, most=_MOST_KINDS * _SAMPLES_OF_EACH)
+    asked = database.execute(_SUMS)
+    names = [column[0] for column in asked.description or ()]
+    sums = dict(zip(names, asked.fetchall()[0], strict=True))
     rows: int = sums.pop("rows")
     return Report(
         run=str(path),
@@ -287,50 +286,25 @@ def _report(database: duckdb.DuckDBPyConnection, files: Files, path: Path, state
         simulated=record.simulated,
         source=record.source_path or record.source,
         rows=rows,
-        gone=record.gone.rows,
+        not_in_input=record.gone.rows,
         left=max(0, record.rows - (rows - record.gone.rows)),
         **sums,
         unknown_usd=reading.read_unknown_usd(path, record),
         estimated=record.estimated,
-        outcomes=tuple(OutcomeRows(*row) for row in database.execute(_OUTCOMES).fetchall()),
-        models=tuple(ModelRows(*row) for row in database.execute(_MODELS, [_MOST]).fetchall()),
-        tokens=Tokens(*database.execute(_TOKENS).fetchall()[0]),
-        spreads=tuple(spread for name in _SPREADS if (spread := _spread(database, name))),
-        tries=tuple(TryKind(*row) for row in database.execute(_TRIES).fetchall()),
-        errors=tuple(ErrorRows(*row) for row in database.execute(_ERRORS).fetchall()),
-        tools=tuple(ToolRows(*row) for row in database.execute(_TOOLS, [_MOST]).fetchall()),
-        slowest=_top(database, "elapsed_s"),
-        dearest=_top(database, "cost_usd"),
+        outcomes=found(OutcomeRows, _OUTCOMES),
+        models=found(ModelRows, _MODELS, _MOST),
+        tokens=found(Tokens, _TOKENS)[0],
+        spreads=sum((found(Spread, _SPREAD.format(name)) for name in _SPREADS), ()),
+        attempts=found(AttemptKind, _ATTEMPTS),
+        errors=found(ErrorRows, _ERRORS),
+        tools=found(ToolRows, _TOOLS, _MOST),
+        slowest=top("elapsed_s"),
+        most_expensive=top("cost_usd"),
         latency_bins=_bins(database, "latency_s"),
         first_token_bins=_bins(database, "first_token_s"),
         timeline=read_timeline(database, path, time),
-        samples=read_samples(database),
+        samples=found(_sample, samples),
     )
-
-
-def _sums(database: duckdb.DuckDBPyConnection) -> JsonObject:
-    found = database.execute(_SUMS)
-    names = [column[0] for column in found.description or ()]
-    return dict(zip(names, found.fetchall()[0], strict=True))
-
-
-def _spread(database: duckdb.DuckDBPyConnection, name: str) -> Spread | None:
-    """Null where no row has the column. Percentiles are values that a row really has."""
-    count, marks, most = database.execute(
-        f"SELECT count({name}), quantile_disc({name}, [0.5, 0.9, 0.99]), max({name}) "  # noqa: S608
-        "FROM answers"
-    ).fetchall()[0]
-    return Spread(name, count, marks[0], marks[1], marks[2], most) if count else None
-
-
-def _top(database: duckdb.DuckDBPyConnection, name: str) -> tuple[TopRow, ...]:
-    """The rows with the most of it; ties in the order of the input."""
-    rows = database.execute(
-        f"""SELECT custom_id, outcome, len(attempts), elapsed_s, output_tokens, cost_usd
-            FROM answers WHERE {name} > 0 ORDER BY {name} DESC, "row" LIMIT ?""",  # noqa: S608
-        [_TOP],
-    ).fetchall()
-    return tuple(TopRow(*row) for row in rows)
 
 
 def _bins(database: duckdb.DuckDBPyConnection, name: str) -> tuple[Bin, ...]:
@@ -355,3 +329,17 @@ def _bins(database: duckdb.DuckDBPyConnection, name: str) -> tuple[Bin, ...]:
     return tuple(
         Bin(low * factor**at, low * factor ** (at + 1), counts.get(at, 0)) for at in range(_BINS)
     )
+
+
+def _sample(outcome: str, error_kind: str | None, row: int, *texts: Any) -> Sample:
+    custom_id, message, request, output = texts
+    last = turns_of(request, output)[-_TURNS:]
+    turns = tuple(Turn(_beginning(turn.who), _beginning(turn.text)) for turn in last)
+    why = message and _beginning(message)
+    return Sample(outcome, error_kind, row, _beginning(custom_id), why, turns)
+
+
+def _beginning(text: str) -> str:
+    """Printable, and how much more there is."""
+    shown = printable(text[:_SHOWN])[:_SHOWN]  # codes are longer than what they stand for
+    return shown if len(text) <= _SHOWN else f"{shown} … ({len(text) - _SHOWN:,} more characters)"

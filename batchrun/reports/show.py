@@ -6,10 +6,9 @@ from datetime import datetime
 
 from batchrun.errors import ErrorKind
 from batchrun.formats.amounts import seconds, usd
-from batchrun.formats.printable import one_line, printable
+from batchrun.formats.printable import brief, one_line, printable
 from batchrun.records import JsonObject
 from batchrun.reports.conversation import as_value, turns_of
-from batchrun.reports.report_sections import cut
 from batchrun.store.columns import own_columns
 
 _SAID = ("model", "input", "instructions", "prompt")
@@ -93,7 +92,7 @@ def _asked(request: str | None) -> str:
             named = [_tool(tool) for tool in value if isinstance(tool, dict)]
             words.append(f"tools {', '.join(named)}")
         elif name not in _SAID:
-            words.append(f"{name} {cut(json.dumps(value, ensure_ascii=False), _ASKED)}")
+            words.append(f"{name} {brief(json.dumps(value, ensure_ascii=False), _ASKED)}")
     return "; ".join(words)
 
 

@@ -40,8 +40,8 @@ class RunningTime(Struct, frozen=True):
 
 
 def read_running_time(database: duckdb.DuckDBPyConnection, path: Path) -> RunningTime | None:
-    """Null where nothing was sent. Asks the table `tries`; makes the macro `running(t)`."""
-    first = database.execute("SELECT min(start_us) FROM tries").fetchall()[0][0]
+    """Null where nothing was sent. Asks the table `all_attempts`; makes the macro `running(t)`."""
+    first = database.execute("SELECT min(start_us) FROM all_attempts").fetchall()[0][0]
     if first is None:
         database.execute("CREATE OR REPLACE TEMP MACRO running(t) AS t")
         return None
@@ -72,7 +72,7 @@ def _last_ends(database: duckdb.DuckDBPyConnection, times: Sequence[int], first:
     last = dict(
         database.execute(
             f"SELECT {_halved([*pieces, (0, 'NULL')])} AS place, max(t) "  # noqa: S608 - numbers
-            "FROM (SELECT end_us AS t FROM tries) GROUP BY place"
+            "FROM (SELECT end_us AS t FROM all_attempts) GROUP BY place"
         ).fetchall()
     )
     return list(accumulate((last.get(place, first) for place in range(len(times))), max))
@@ -121,11 +121,11 @@ _ROWS = """
 """
 _STARTS = """
     SELECT in_moment(t), count(*), sum((in_moment(t) + 1) * ? - t)::DOUBLE
-    FROM (SELECT running({0}) AS t FROM tries) GROUP BY 1
+    FROM (SELECT running({0}) AS t FROM all_attempts) GROUP BY 1
 """
 _ERRORS = """
     SELECT in_moment(running(end_us)), error_kind, count(*)
-    FROM tries WHERE error_kind IS NOT NULL GROUP BY 1, 2
+    FROM all_attempts WHERE error_kind IS NOT NULL GROUP BY 1, 2
 """
 
 
@@ -161,10 +161,10 @@ class Timeline(Struct, frozen=True):
 def read_timeline(
     database: duckdb.DuckDBPyConnection, path: Path, time: RunningTime | None
 ) -> Timeline | None:
-    """Null where nothing was sent. Asks the table `tries` and the view `responses`."""
+    """Null where nothing was sent. Asks the table `all_attempts` and the view `responses`."""
     if time is None:
         return None
-    span = time.of(database.execute("SELECT max(end_us) FROM tries").fetchall()[0][0])
+    span = time.of(database.execute("SELECT max(end_us) FROM all_attempts").fetchall()[0][0])
     width_s = next((w for w in _WIDTHS_S if span / 1e6 / w < _MOST_MOMENTS), _WIDTHS_S[-1])
     width = round(width_s * 1e6)
     count = span // width + 1

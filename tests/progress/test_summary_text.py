@@ -150,8 +150,8 @@ def test_attempts_beyond_the_first_are_told_apart_by_their_kind() -> None:
     again = summed(sent("first", "retry", "first"))
     assert (again.attempts, again.retries, again.resent) == (3, 1, 1)
     for render in (render_end, render_status):
-        assert "of the final answers" in render(again, Path("run"))
-        assert "final answers" not in render(summed(sent("first", "retry")), Path("run"))
+        assert "of the answers that counted" in render(again, Path("run"))
+        assert "that counted" not in render(summed(sent("first", "retry")), Path("run"))
     summary = msgspec.structs.replace(summary, left=3, more_tries=4)
     assert (
         "6 of complete rows, of them 1 retry, 1 reask, 1 hedge; 4 more of rows without an outcome"

@@ -1,3 +1,4 @@
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,8 @@ from batchrun.records import (
     Usage,
 )
 from batchrun.reports import cost_queries
-from batchrun.reports.cost import CostLine, RunCost, read_costs
-from batchrun.reports.cost_tables import render_costs
+from batchrun.reports.cost import CostLine, Costs, RunCost, read_costs
+from batchrun.reports.cost_tables import show_costs
 from batchrun.store.run_dir import RunDir
 from tests.runs import column, run_record
 
@@ -108,6 +109,14 @@ def read(path: Path, **asked: Any) -> RunCost:
 
 def costs(lines: tuple[CostLine, ...]) -> dict[str | None, float | None]:
     return {line.name: line.cost_usd for line in lines}
+
+
+def _shown(told: Costs, width: int = 80) -> str:
+    stream = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", str(width))
+        show_costs(told, stream)
+    return stream.getvalue()
 
 
 REFUSED = Attempt(AT, 1.0, "first", 429, ErrorKind.RATE_LIMIT, cost_usd=0.0)
@@ -362,7 +371,7 @@ def test_a_run_that_goes_on_is_read_as_far_as_it_is(tmp_path: Path) -> None:
 def test_an_empty_run_has_cost_nothing(tmp_path: Path) -> None:
     run = read(kept(tmp_path / "run"))
     assert (run.total.cost_usd, run.total.rows, run.by["model"]) == (0.0, 0, ())
-    assert "$0.00" in render_costs(read_costs([tmp_path / "run"]))
+    assert "$0.00" in _shown(read_costs([tmp_path / "run"]))
 
 
 counts = st.none() | st.integers(0, 400_000)
@@ -420,14 +429,14 @@ def test_the_table_is_at_most_as_wide_as_the_terminal_and_harmless(
     monkeypatch.chdir(tmp_path)
     path = Path("run")
     told = read_costs([path], models=["gpt-5-mini", "o4-mini"], tier="flex", by="split")
-    text = render_costs(told, 80)
+    text = _shown(told, 80)
     assert "\x1b" not in text
     assert "\u202e" not in text
     assert all(len(line) <= 80 for line in text.splitlines())
     assert "simulated, so nothing was paid" in text
     assert "$20.00, as far as it is known" in text
     assert "no price for" in text
-    beside = render_costs(read_costs([path, path], models=["o3"]), 80)
+    beside = _shown(read_costs([path, path], models=["o3"]), 80)
     assert all(len(line) <= 80 for line in beside.splitlines())
     assert "run 1" in beside
 
@@ -450,12 +459,12 @@ def test_what_tries_never_told_is_said_with_its_bound_and_marks_each_sum(tmp_pat
     path = kept(tmp_path / "run", answered(0, MILLION), unknown_usd=0.0539)
     run = read(path, tier="batch")
     assert run.unknown_usd == 0.0539
-    text = render_costs(read_costs([path], tier="batch"))
+    text = _shown(read_costs([path], tier="batch"))
     assert "cost: $10.00, as far as it is known" in text
     assert "note: at most $0.0539 more for attempts that reported no usage" in text
     assert [line.split()[-2] for line in text.splitlines() if "at batch   " in line] == ["$5.00+?"]
-    assert [line.split()[3] for line in text.splitlines() if "as it was" in line] == ["$10.00+?"]
-    both = render_costs(read_costs([path, path], tier="batch"))
+    assert [line.split()[2] for line in text.splitlines() if "as run" in line] == ["$10.00+?"]
+    both = _shown(read_costs([path, path], tier="batch"))
     assert both.count("$5.00+?") == 2
 
 
@@ -477,9 +486,9 @@ def test_no_column_of_what_if_is_lost_however_narrow_the_terminal(tmp_path: Path
     models = ["gpt-5-mini", "o3", "gpt-4.1-mini", "gpt-4.1-nano"]
     told = read_costs([path], models=models, tier="batch", by="source")
     for width in (60, 80, 200):
-        lines = render_costs(told, width).splitlines()
+        lines = _shown(told, width).splitlines()
         assert max(map(len, lines[1:])) <= width
-        heads = [line for line in lines if line.startswith("  by source")]
+        heads = [lines[at + 1] for at, line in enumerate(lines) if line.startswith("By source")]
         for name in told.what_if:
             assert sum(f"  {name}" in head for head in heads) == 1
         assert any("do not fit beside it" in line for line in lines) == (width < 200)
@@ -489,9 +498,10 @@ def test_no_column_of_what_if_is_lost_however_narrow_the_terminal(tmp_path: Path
 def test_runs_are_headed_by_what_tells_them_apart(tmp_path: Path) -> None:
     def heads(*names: str) -> list[str]:
         paths = [kept(tmp_path / "-".join(names) / name, answered(0, MILLION)) for name in names]
-        text = render_costs(read_costs(paths))
-        (head,) = (line for line in text.splitlines() if "by model" in line)
-        return head.split("by model")[1].split()
+        text = _shown(read_costs(paths))
+        lines = text.splitlines()
+        (head,) = (lines[at + 1] for at, line in enumerate(lines) if line == "By model")
+        return head.split()
 
     assert heads("a", "g200-simulated") == ["a", "g200-simula…"]
     assert heads("long-name-of-one", "long-name-of-two") == ["…name-of-one", "…name-of-two"]

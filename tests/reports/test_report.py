@@ -17,7 +17,8 @@ from batchrun.errors import JobError
 from batchrun.formats.amounts import usd
 from batchrun.records import Outcome
 from batchrun.reports.report_queries import ErrorRows, Report, read_report
-from batchrun.reports.report_sections import headline, remarks, sections, show_report, show_section
+from batchrun.reports.report_sections import headline, remarks, sections, show_report
+from batchrun.reports.text_tables import show_section
 from batchrun.reports.timeline import Gap, RunningTime, running_sql
 from batchrun.store.reading import read_record
 from batchrun.store.run_dir import RunDir
@@ -59,7 +60,7 @@ def test_attempts_errors_tools_and_percentiles_are_those_of_the_tables(
 ) -> None:
     unnested = "FROM (SELECT unnest(attempts) AS try FROM read_parquet(?))"
     tries = _asked(whole, f"SELECT try.kind, count(*), count(try.error_kind) {unnested} GROUP BY 1")
-    assert {(one.kind, one.attempts, one.failed) for one in report.tries} == set(tries)
+    assert {(one.kind, one.attempts, one.failed) for one in report.attempts} == set(tries)
     met = _asked(whole, f"SELECT try.error_kind, count(*) {unnested} GROUP BY 1")
     assert {(one.kind, one.attempts) for one in report.errors} == {m for m in met if m[0]}
     calls = _asked(
@@ -77,10 +78,10 @@ def test_attempts_errors_tools_and_percentiles_are_those_of_the_tables(
     assert report.latency_bins[0].low <= latency.p50 <= report.latency_bins[-1].high
 
 
-def test_slowest_and_dearest_are_sorted_and_the_timeline_adds_up(
+def test_slowest_and_most_expensive_rows_are_sorted_and_the_timeline_adds_up(
     report: Report, whole: Path
 ) -> None:
-    costs = [one.cost_usd or 0.0 for one in report.dearest]
+    costs = [one.cost_usd or 0.0 for one in report.most_expensive]
     sql = "SELECT cost_usd FROM read_parquet(?) ORDER BY cost_usd DESC NULLS LAST LIMIT 10"
     assert costs == [cost for (cost,) in _asked(whole, sql)]
     times = [one.elapsed_s or 0.0 for one in report.slowest]
@@ -202,7 +203,7 @@ def test_running_time_is_the_same_in_sql() -> None:
     assert found == [(at, time.of(at)) for at in range(90, 450)]
 
 
-def test_money_that_tries_never_told_of_is_in_the_head(
+def test_what_attempts_without_usage_may_have_cost_is_in_the_head(
     tmp_path: Path, write: Callable[..., Path], outcome: Callable[..., Outcome]
 ) -> None:
     path = write(tmp_path / "run", [outcome(0)])
@@ -212,7 +213,7 @@ def test_money_that_tries_never_told_of_is_in_the_head(
     report = read_report(path)
     assert report.unknown_usd == 0.0539
     assert headline(report).endswith(f"; {usd(report.cost_usd or 0.0)}+?")
-    assert "up to $0.0539 more for tries that never told what they cost" in remarks(report)
+    assert "at most $0.0539 more for attempts that reported no usage" in remarks(report)
 
 
 def test_the_kind_and_counts_of_an_error_are_whole_and_its_example_is_cut(report: Report) -> None:
@@ -223,7 +224,7 @@ def test_the_kind_and_counts_of_an_error_are_whole_and_its_example_is_cut(report
         (errors,) = (one for one in section if one.name == "errors")
         show_section(errors, Console(file=stream, width=int(width)))
         head, row = stream.getvalue().splitlines()[-2:]
-        assert head.split() == ["kind", "attempts", "rows", "such", "as"]
+        assert head.split() == ["kind", "attempts", "rows", "example"]
         assert row.startswith("unreadable_response    12,345   678  the answer")
         assert row.endswith("…")
         assert len(row) == int(width)
