@@ -1,3 +1,3 @@
-"""The commands: parse, call one function, print, exit. The door is `main`."""
+"""The commands: parse, call one function, print, exit. The entry point is `main`."""
 
 from batchrun.cli.main import main as main

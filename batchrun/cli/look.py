@@ -5,46 +5,38 @@ from pathlib import Path
 
 import click
 
-from batchrun.cli.missing import warn_of_missing_parts
+from batchrun.cli.output import print_json, warn_of_missing_parts
 from batchrun.errors import JobError
 
 
-@click.command(
-    epilog="\b\nExample:\n  batchrun status runs/prompts",
-)
+@click.command(epilog="\b\nExample:\n  batchrun status runs/prompts")
 @click.argument("run_path", metavar="RUN", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def status(run_path: Path, *, as_json: bool) -> None:
-    """Say what is done, failed and left of a run, and the command that goes on.
+    """Show how many rows are complete, failed and remaining, and the next command.
 
     Works while the run goes on in another shell.
     """
-    from batchrun.formats.printable import printable_json
     from batchrun.progress.status import read_status
     from batchrun.progress.summary_text import render_status
 
     warn_of_missing_parts(run_path)
-    stand = read_status(run_path)
+    summary = read_status(run_path)
     if as_json:
-        from msgspec.json import encode
-
-        click.echo(printable_json(encode(stand).decode()))
-        return
-    click.echo(render_status(stand, run_path))
+        print_json(summary)
+    else:
+        click.echo(render_status(summary, run_path))
 
 
-@click.command(
-    epilog="\b\nExample:\n  batchrun show runs/prompts 17",
-)
+@click.command(epilog="\b\nExample:\n  batchrun show runs/prompts 17")
 @click.argument("run_path", metavar="RUN", type=click.Path(path_type=Path))
 @click.argument("custom_id", metavar="ID")
-@click.option("--json", "as_json", is_flag=True, help="All columns and calls, as a JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print all columns and tool calls as JSON.")
 def show(run_path: Path, custom_id: str, *, as_json: bool) -> None:
     """Show one row: the conversation, the tool calls, and each attempt on a time line.
 
-    ID is the row's custom_id, or its number where the input gives no ids.
+    ID is the row's custom_id, or its number where the input has no ids.
     """
-    from batchrun.formats.printable import printable_json
     from batchrun.reports.show import render_row
     from batchrun.store.reading import find_answered, find_row
 
@@ -52,18 +44,15 @@ def show(run_path: Path, custom_id: str, *, as_json: bool) -> None:
     rows, unfinished = find_row(run_path, custom_id), find_answered(run_path, custom_id)
     if not rows and not unfinished:
         raise JobError(
-            f"{run_path}: no settled row has the id {custom_id!r}; "
-            f"batchrun status {run_path} says what is settled"
+            f"{run_path}: no complete row has the id {custom_id!r}; "
+            f"batchrun status {run_path} says how many are complete"
         )
     for row in (*rows, *unfinished):
         is_open = row in unfinished
         if as_json:
-            from msgspec.json import encode
-
-            shown = {**row, "unfinished": True} if is_open else row
-            click.echo(printable_json(encode(shown).decode()))
-        else:
-            if is_open:
-                click.echo("unfinished: this answer is asked for again; the row has no outcome yet")
-            click.echo(render_row(row))
+            print_json({**row, "unfinished": True} if is_open else row)
+            continue
+        if is_open:
+            click.echo("unfinished: this answer is asked for again; the row has no outcome yet")
+        click.echo(render_row(row))
     sys.stdout.flush()

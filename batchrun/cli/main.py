@@ -3,33 +3,32 @@
 import errno
 import os
 import sys
-from contextlib import suppress
 from importlib import import_module
 
 import click
 
+from batchrun.cli.output import say
 from batchrun.errors import BatchrunError
 from batchrun.formats.arrow_import import prepare_arrow_import
-from batchrun.formats.printable import printable
 from batchrun.version import VERSION
 
-# Each command's room below `batchrun.cli`, and what `batchrun --help` says of it.
+# The module of each command, and what `batchrun --help` says of it.
 _COMMANDS = {
-    "run": ("run", "Run a prompt set, or go on with it."),
-    "estimate": ("estimate", "Say what a run will cost, before it is sent."),
-    "status": ("look", "Say how a run stands, and what goes on with it."),
-    "show": ("look", "Show one row as a person reads it."),
-    "cost": ("cost", "Say what runs cost, or would have cost elsewhere."),
-    "report": ("report", "Say what came of a run, in tables or as an HTML page."),
-    "export": ("export", "Write all rows into one file: JSON Lines, CSV, Batch lines."),
-    "verify": ("verify", "Prove a run from its files alone."),
-    "simulate": ("simulate", "Serve made-up answers in the way of the Responses API."),
+    "run": ("run", "Run a prompt set, or resume it."),
+    "estimate": ("estimate", "Estimate what a run will cost before it is sent."),
+    "status": ("look", "Show the state of a run and the next command."),
+    "show": ("look", "Show one row in readable form."),
+    "cost": ("cost", "Show what runs cost, or would have cost elsewhere."),
+    "report": ("report", "Summarise a run, in tables or as an HTML page."),
+    "export": ("export", "Write all rows into one file: JSON Lines, CSV, Batch."),
+    "verify": ("verify", "Prove from its files that a run is complete."),
+    "simulate": ("simulate", "Serve simulated answers of the Responses API."),
 }
 _EXAMPLES = """\b
 Examples:
-  batchrun run prompts.jsonl --prompt '{{ question }}' --model gpt-4.1 --simulate
-  batchrun run prompts.jsonl --prompt '{{ question }}' --model gpt-4.1
+  batchrun run prompts.jsonl --prompt '{{ question }}' --model gpt-6-luna
   batchrun run jobs/overnight.toml --dry-run
+  batchrun run jobs/overnight.toml --simulate
   batchrun status runs/prompts
   batchrun show runs/prompts 17
   batchrun report runs/prompts --html report.html
@@ -38,8 +37,8 @@ Examples:
 
 def find_command(name: str) -> click.Command:
     """The command of this name, imported."""
-    room, _ = _COMMANDS[name]
-    found: click.Command = getattr(import_module(f"batchrun.cli.{room}"), name)
+    module, _ = _COMMANDS[name]
+    found: click.Command = getattr(import_module(f"batchrun.cli.{module}"), name)
     return found
 
 
@@ -55,7 +54,7 @@ class _Commands(click.Group):
 
 @click.group(
     cls=_Commands,
-    commands=[click.Command(name, short_help=says) for name, (_, says) in _COMMANDS.items()],
+    commands=[click.Command(name, short_help=text) for name, (_, text) in _COMMANDS.items()],
     epilog=_EXAMPLES,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
@@ -63,7 +62,7 @@ class _Commands(click.Group):
 def batchrun() -> None:
     """Run a prompt set against an OpenAI-style Responses API, and get Parquet tables.
 
-    The same command again resumes: what is answered is never sent, nor paid for, twice.
+    The same command again resumes: what is answered is never sent or paid for twice.
     """
 
 
@@ -81,23 +80,22 @@ def main() -> None:
     except click.Abort:
         sys.exit(130)
     except BatchrunError as error:
-        with suppress(OSError):  # nobody may be there to read it: the terminal was closed
-            click.echo(f"batchrun: {printable(str(error))}", err=True)
+        say(f"batchrun: {error}")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
     except OSError as error:
         if error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EIO):
             raise
-        # Standard output cannot be written; Python must not try again when it ends.
+        # Standard output cannot be written; Python must not do so again when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         if error.errno == errno.ENOSPC:
-            click.echo(f"batchrun: the output cannot be written ({error.strerror})", err=True)
+            say(f"batchrun: the output cannot be written ({error.strerror})")
         sys.exit(1)
 
 
 def _open_standard_streams() -> None:
-    """A closed standard stream is opened on nothing: else a socket would get its number."""
+    """Opens a closed standard stream on the null device: else a socket would get its number."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)

@@ -1,41 +1,44 @@
-"""`batchrun report`: what came of a run."""
+"""`batchrun report`: the results of a run, summarised."""
 
 import sys
 from pathlib import Path
 
 import click
 
-from batchrun.cli.missing import warn_of_missing_parts
+from batchrun.cli.output import warn_of_missing_parts
+
+_EPILOG = """\b
+Examples:
+  batchrun report runs/prompts
+  batchrun report runs/prompts --html report.html
+"""
 
 
-@click.command(
-    epilog="\b\nExamples:\n  batchrun report runs/prompts\n"
-    "  batchrun report runs/prompts --html report.html",
-)
+@click.command(epilog=_EPILOG)
 @click.argument("run_path", metavar="RUN", type=click.Path(path_type=Path))
 @click.option(
     "--html",
     "page",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="Write one page with charts and samples instead; needs the extra `report`.",
+    help="Write a page with charts and samples instead; needs the extra `report`.",
 )
 def report(run_path: Path, page: Path | None) -> None:
-    """Say what came of a run: outcomes, tokens, cost, times, errors, tool calls, the worst rows.
+    """Summarise a run: outcomes, tokens, cost, times, errors, tool calls, the worst rows.
 
     Works while the run goes on; rows in the journal are counted.
     """
-    from batchrun.reports.report_queries import read_report
-
-    warn_of_missing_parts(run_path)
-    if page is None:
-        from batchrun.reports.report_sections import show_report
-
-        show_report(read_report(run_path), sys.stdout)
-        return
     from batchrun.formats.amounts import size_in_words
     from batchrun.formats.printable import printable
-    from batchrun.reports.page import write_page
 
-    size = write_page(run_path, page)
-    click.echo(printable(f"{page}: {size_in_words(size)}"))
+    warn_of_missing_parts(run_path)
+    if page is not None:
+        from batchrun.reports.page import write_page
+
+        size = write_page(run_path, page)
+        click.echo(printable(f"{page}: {size_in_words(size)}"))
+        return
+    from batchrun.reports.report_queries import read_report
+    from batchrun.reports.report_sections import show_report
+
+    show_report(read_report(run_path), sys.stdout)

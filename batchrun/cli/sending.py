@@ -1,134 +1,176 @@
-"""A run carried out from a command: its signals, its plan and progress on standard error."""
+"""A run carried out by a command: its plan and progress on standard error, and its signals.
+
+A signal that was ignored at the start stays ignored. No moment is a bad one: files bear a kill, so
+what does not listen may be ended at once.
+"""
 
 import gc
+import os
+import signal
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
+from batchrun.cli.options import RunOptions
+from batchrun.cli.output import say
+from batchrun.errors import BatchrunError, Interrupted
+
+if TYPE_CHECKING:
+    from batchrun.progress.display import Progress
+    from batchrun.progress.summary import Summary
+    from batchrun.runner.ending import StopSwitch
+    from batchrun.runner.plan import Plan
 
 _YOUNG = 50_000  # objects made before the garbage collector looks at them; ...
 _OLD = 10, 1_000  # ... and how often until it looks at older ones. All of them take it 60 ms
-_TURN_S = 0.001  # a thread keeps the interpreter while another waits for it
+_SWITCH_S = 0.001  # a thread holds the interpreter so long while another waits for it
+_SIGNALS = {
+    signal.SIGHUP: "interrupted, since the terminal was closed (SIGHUP)",
+    signal.SIGINT: "interrupted by Ctrl-C",
+    signal.SIGTERM: "interrupted by SIGTERM",
+}
 
-if TYPE_CHECKING:
-    from batchrun.job.sections import Job
-    from batchrun.progress.summary import Summary
-    from batchrun.records import Resend
-    from batchrun.runner.plan import Plan
 
+def send(options: RunOptions, *, pilot: int = 0) -> "Summary":
+    """The summary of a run, or of a pilot of so many rows. Raises as `run_job`.
 
-def send(
-    job: "Job",
-    command: str,
-    *,
-    simulate: bool,
-    limit: int | None,
-    quiet: bool,
-    insecure_http: bool,
-    resend: "Resend | None" = None,
-    pilot: int = 0,
-) -> "Summary":
-    """The summary of a run, or of a pilot of so many rows. Raises as `run_job`."""
+    Interrupted before anything was sent, it ends the process.
+    """
     import asyncio
 
-    from batchrun.cli.signals import signals_ask
     from batchrun.progress.display import Progress
-    from batchrun.records import NOTHING_SENT_AGAIN
+    from batchrun.progress.summary import Summary
     from batchrun.runner.ending import StopSwitch
-    from batchrun.runner.engine import DRAIN_S, Watch
+    from batchrun.runner.engine import Watch
     from batchrun.runner.start import new_event_loop, run_job
 
-    progress = Progress(sys.stderr)
-    stop = StopSwitch()
+    progress, stop = Progress(sys.stderr), StopSwitch()
     interpreter = ExitStack()
-    watch = Watch(sending=lambda: interpreter.enter_context(_quick_interpreter()))
-    if not quiet:
+    watch = Watch(sending=lambda: interpreter.enter_context(_tuned_interpreter()))
+    if not options.quiet:
         watch.plan, watch.summary = say_plan, progress.show
 
     async def main() -> "Summary":
-        with signals_ask(stop, progress, DRAIN_S, say):
+        with _stopping_on_signals(stop, progress):
             return await run_job(
-                job,
-                simulate=simulate,
-                limit=limit,
-                command=command,
+                options.job,
+                simulate=options.simulate,
+                limit=options.limit,
+                pilot=pilot,
+                command=options.command,
                 stop=stop,
                 watch=watch,
-                insecure_http=insecure_http,
-                resend=resend or NOTHING_SENT_AGAIN,
-                pilot=pilot,
+                insecure_http=options.insecure_http,
+                resend=options.resend,
             )
 
     try:
         with interpreter, asyncio.Runner(loop_factory=new_event_loop) as loop:
             return loop.run(main())
+    except Interrupted as end:  # before anything was sent: later it is a summary's `exit_code`
+        say(f"{end}; nothing was sent\nnext: {options.command}")
+        sys.exit(end.exit_code)
+    except BatchrunError as error:
+        if not isinstance(error.summary, Summary):
+            raise
+        return error.summary
     finally:
         progress.close()
 
 
 @contextmanager
-def _quick_interpreter() -> Iterator[None]:
+def _tuned_interpreter() -> Iterator[None]:
     """The interpreter as a run wants it, in a process that does nothing else.
 
-    What stands already is left alone by the collector, and new objects are looked at rarely: few
-    are in cycles. Worth a tenth of a run's CPU, far more with hundreds in flight. A thread that
-    reads rows gives the interpreter back to the event loop after a millisecond, not five.
+    The collector leaves the objects that exist alone and looks at new ones rarely: few are in
+    cycles. Worth a tenth of a run's CPU, far more with hundreds in flight. A thread that reads rows
+    lets the event loop go on after a millisecond, not five.
     """
     threshold, interval_s = gc.get_threshold(), sys.getswitchinterval()
     gc.collect()
     gc.freeze()
     gc.set_threshold(_YOUNG, *_OLD)
-    sys.setswitchinterval(_TURN_S)
+    sys.setswitchinterval(_SWITCH_S)
     try:
         yield
-    finally:  # libraries look for what is left of theirs when the process ends
+    finally:  # libraries clean up their objects when the process ends
         sys.setswitchinterval(interval_s)
         gc.set_threshold(*threshold)
         gc.unfreeze()
 
 
-def say_plan(plan: "Plan", path: Path) -> None:
-    from batchrun.formats.amounts import size_in_words
+@contextmanager
+def _stopping_on_signals(stop: "StopSwitch", progress: "Progress") -> Iterator[None]:
+    """Signals ask the run to stop, on the running loop; once it is over they are ignored."""
+    import asyncio
 
+    from batchrun.runner.engine import DRAIN_S
+
+    loop = asyncio.get_running_loop()
+
+    def ask(number: signal.Signals) -> None:
+        stop.ask(_SIGNALS[number], 128 + number)
+        progress.close()
+        times = len(stop.asked)
+        if not stop.is_sending:
+            if times > 2:
+                os._exit(128 + number)
+            say("stopping" if times == 1 else "stopping: the next Ctrl-C ends it at once")
+        elif times == 1:
+            progress.count_down(DRAIN_S)
+            wait = f"waiting up to {DRAIN_S:.0f} s for requests in flight"
+            say(f"stopping: {wait}; Ctrl-C again drops them")
+        else:
+            dropping = "dropping requests in flight"
+            say(f"stopping: {dropping if times == 2 else 'writing the tables'}")
+
+    numbers = heard_signals()
+    for number in numbers:
+        loop.add_signal_handler(number, ask, number)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN)  # printing the results takes a moment
+
+
+def heard_signals() -> list[signal.Signals]:
+    """Those that are not ignored."""
+    return [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+
+
+def exit_on_signals(numbers: Sequence[signal.Signals] | None = None) -> None:
+    """For work that is no run, such as reading standard input: it is undone on the way out.
+
+    `numbers`: what was heard before a run, since nothing is heard after it.
+    """
+    for number in heard_signals() if numbers is None else numbers:
+        signal.signal(number, lambda number, _frame: sys.exit(128 + number))
+
+
+def say_plan(plan: "Plan", path: Path) -> None:
+    from batchrun.formats.amounts import plural, size_in_words
+
+    resent = f" ({plan.resumed.resent.rows:,} of them again)" if plan.resumed.resent.rows else ""
+    counts = f"{plan.to_send:,} to send{resent}, {plan.bad_rows:,} bad"
+    complete = f"{plan.resumed.totals.rows:,} complete"
     needed, free = size_in_words(plan.disk_bytes), size_in_words(plan.free_bytes)
-    lines = [
-        _plan_counts(plan, path),
-        f"  sent: {', '.join(plan.sent) or 'no column of the rows'}",
-        f"  carried: {_carried(plan)}",
-        f"  disk: about {needed} needed, {free} free",
+    carried = [
+        column.column if column.name == column.column else f"{column.column} (as {column.name})"
+        for column in plan.layout.columns
     ]
-    lines += [f"  warning: {warning}" for warning in plan.warnings]
+    lines = [
+        f"plan: {plural(plan.rows, 'row')}, {complete}, {counts}; run directory {path}",
+        f"  sent: {', '.join(plan.sent) or 'no column of the rows'}",
+        f"  carried: {', '.join(carried) or 'no column'}",
+        f"  disk: about {needed} needed, {free} free",
+        *(f"  warning: {warning}" for warning in plan.warnings),
+    ]
     if plan.disk_bytes > plan.free_bytes:
         lines.append("  warning: the disk may fill up; free space or choose another -o")
     if not plan.to_complete:
         lines.append("nothing left to send")
     say("\n".join(lines))
-
-
-def say(text: str) -> None:
-    """To standard error; that nobody reads it any more must not end a paid run."""
-    from batchrun.formats.printable import printable
-
-    with suppress(OSError):
-        click.echo(printable(text), err=True)
-
-
-def _carried(plan: "Plan") -> str:
-    """Source columns, with the name that they have in `responses` where that is another one."""
-    named = [
-        column.column if column.name == column.column else f"{column.column} (as {column.name})"
-        for column in plan.layout.columns
-    ]
-    return ", ".join(named) or "nothing"
-
-
-def _plan_counts(plan: "Plan", path: Path) -> str:
-    again = plan.resumed.resent.rows
-    sent = f"{plan.to_send:,} to send" + (f" ({again:,} of them again)" if again else "")
-    return (
-        f"plan: {plan.rows:,} rows, {plan.resumed.totals.rows:,} settled, {sent}, "
-        f"{plan.bad_rows:,} bad; run directory {path}"
-    )

@@ -24,7 +24,7 @@ from batchrun.estimate.cost_lines import (
     read_inputs,
 )
 from batchrun.estimate.estimate_text import notes, on_cap
-from batchrun.estimate.pilot import as_estimated, extrapolate, read_sampled
+from batchrun.estimate.pilot import as_estimated, extrapolate, keep_estimated, read_sampled
 from batchrun.estimate.tokens import Kind, TokenCounts, is_installed
 from batchrun.job.sections import Job
 from batchrun.pricing.prices import Prices
@@ -41,6 +41,7 @@ def make_estimate(
     models: Sequence[str] = (),
     expect_output: int | None = None,
     by_bytes: bool | None = None,
+    store: bool = False,
 ) -> Estimate:
     """What the rows that a run would send will cost; `models`: all rows with each of these.
 
@@ -67,7 +68,7 @@ def make_estimate(
         measured = made.measured(pilot)
         lines = [(inputs, measured) for inputs, _ in lines]
     totals = plan.resumed.totals
-    return Estimate(
+    made_of = Estimate(
         run=str(path),
         simulated=simulate,
         rows=plan.rows,
@@ -102,6 +103,9 @@ def make_estimate(
             ),
         ),
     )
+    if store and made_of.estimated is not None and made_of.to_send:
+        keep_estimated(path, made_of.estimated)
+    return made_of
 
 
 def _spent(plan: Plan) -> float | None:

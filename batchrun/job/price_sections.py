@@ -69,12 +69,12 @@ def read_prices(tree: Mapping[str, Any], where: str) -> PriceBook:
         if isinstance(target, dict):
             whole = f"{name}.{next(iter(target), 'NAME')}"
             raise JobError(
-                f'{where}: [aliases] {whole}: put the name in quotes, such as "{whole}" = "gpt-4.1"'
+                f'{where}: [aliases] {whole}: put the name in quotes, such as "{whole}" = "gpt-6-luna"'
             )
         if not isinstance(target, str) or not target.strip():
             raise JobError(
                 f'{where}: [aliases] "{name}" is {target!r}; it must be the name of a model in the '
-                'price list, such as "gpt-4.1"'
+                'price list, such as "gpt-6-luna"'
             )
         if name in pricing:
             raise JobError(f'{where}: "{name}" has a price and an alias; take one out')

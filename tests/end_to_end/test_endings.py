@@ -159,7 +159,7 @@ def test_a_second_ctrl_c_during_a_re_ask_keeps_the_answer_and_its_cost(
     with frozen(server):
         shutil.copytree(tmp_path / "run", tmp_path / "live")
         run.send_signal(signal.SIGINT)
-        read_until(run, "once more drops it")  # two at once may come as one
+        read_until(run, "Ctrl-C again drops them")  # two at once may come as one
         run.send_signal(signal.SIGINT)
         said = read_rest(run)
     shown = batchrun("show", "live", "one")  # while the run went on

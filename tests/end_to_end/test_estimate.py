@@ -45,7 +45,7 @@ def test_a_pilot_stops_at_the_cap_and_says_how_to_go_on(
     ask = ("--prompt", "{{ question }}", "--model", "gpt-4.1", "-o", "run", "--simulate")
     done = batchrun("estimate", source, *ask, "--pilot", "40", "--max-cost", "0.0001", "--quiet")
     assert done.returncode == 3
-    assert "the pilot did not come to its end" in done.stderr
+    assert "the pilot did not end, so there is no estimate yet" in done.stderr
     assert done.stdout == ""
     (named,) = [line for line in done.stderr.splitlines() if line.startswith("next: ")]
     assert named.startswith("next: batchrun estimate ")

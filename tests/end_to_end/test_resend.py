@@ -350,7 +350,7 @@ def test_what_does_not_hold_is_listed_and_ends_with_one(
     part.with_name("w0-000002.parquet").write_bytes(part.read_bytes())
     wrong = batchrun("verify", "run")
     assert wrong.returncode == 1
-    assert "5 things do not hold" in wrong.stdout
+    assert "5 problems" in wrong.stdout
     assert "responses/w0-000002.parquet, row 0 of it: row" in wrong.stdout
     assert batchrun("verify", "nowhere").returncode == 2
 

@@ -253,7 +253,7 @@ def test_a_plan_that_does_not_listen_ends_with_the_third_signal(
     process = begin(*command, loops + "{{ question }}")
     wait_until(lambda: is_locked(tmp_path / "run"), process)
     assert process.stderr is not None
-    for said in ("stopping", "stopping: once more ends it at once"):
+    for said in ("stopping", "stopping: the next Ctrl-C ends it at once"):
         process.send_signal(signal.SIGTERM)
         assert process.stderr.readline().strip() == said
     process.send_signal(signal.SIGTERM)

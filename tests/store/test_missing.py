@@ -50,7 +50,7 @@ def test_each_command_that_reads_a_run_warns_in_one_line_of_a_part_that_was_dele
     assert whole.stderr == ""
     (path / PART).unlink()
     found = CliRunner().invoke(command, [str(path), *more], catch_exceptions=False)
-    said = f"warning: {path}: {PART} (6 rows) is missing and left out here; put back what "
+    said = f"warning: {path}: {PART} (6 rows) is missing and left out here; restore what "
     assert found.stderr == f"{said}batchrun verify {path} names\n"
     assert found.exit_code == 0
 

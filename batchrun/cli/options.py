@@ -1,0 +1,177 @@
+"""The options that `run` and `estimate` have in common, each declared once."""
+
+import json
+import shlex
+import sys
+from typing import Any, NamedTuple, get_type_hints
+
+import click
+from msgspec.structs import fields
+
+from batchrun.errors import ErrorKind, JobError
+from batchrun.formats.nearest import nearest
+from batchrun.job.job_file import load_job
+from batchrun.job.sections import Job
+from batchrun.job.tables import read_setting
+from batchrun.records import ANSWERED, Resend
+
+_RETRY_FAILED = "--retry-failed"
+# Option, job key, argument, help. Types, bounds and defaults are those of the field of the key.
+_JOB_OPTIONS = (
+    ("-o,--output", "output.path", "DIR", "Run directory; runs/NAME unless given."),
+    ("--model", "request.model", "NAME", "Model for rows that name none."),
+    ("--prompt", "request.input", "TEXT", "Jinja2 template that makes the input of each row."),
+    ("--instructions", "request.instructions", "TEXT", "Instructions; may be a template too."),
+    ("--base-url", "endpoint.base_url", "URL", "Base URL; $OPENAI_BASE_URL, or OpenAI's."),
+    ("--mode", "endpoint.mode", "plain|stream|background", "How each request is made."),
+    ("--api-key-env", "endpoint.api_key_env", "NAME", "Variable with the API key, or none."),
+    ("--concurrency", "limits.concurrency", "N", "Most requests in flight; auto adapts it."),
+    (
+        "--rpm",
+        "limits.requests_per_minute",
+        "N",
+        "Most requests a minute; by default adapted.",
+    ),
+    ("--tpm", "limits.tokens_per_minute", "N", "Most tokens a minute; by default adapted."),
+    ("--max-cost", "limits.max_cost_usd", "USD", "Stop before the run directory costs more."),
+    (
+        "--max-failures",
+        "limits.max_failures",
+        "N|P%",
+        "Stop after N failed rows, or when P% of the last rows failed.",
+    ),
+    ("--give-up-after", "limits.give_up_after_s", "S", "Seconds the endpoint may be down."),
+    ("--hedge", "limits.hedge", None, "Send second copies of the last slow rows."),
+    ("--max-attempts", "retry.max_attempts", "N", "Most attempts for a row."),
+    ("--timeout", "endpoint.timeout_s", "S", "Seconds for one attempt."),
+    ("--skip-bad-rows", "input.skip_bad_rows", None, "Store bad rows with status invalid."),
+)
+
+
+class RunOptions(NamedTuple):
+    """What a command asks for."""
+
+    job: Job
+    command: str  # this one
+    limit: int | None
+    resend: Resend
+    simulate: bool
+    insecure_http: bool
+    quiet: bool
+
+
+class SourceCommand(click.Command):
+    """A command for a SOURCE with these options; its function hands them to `read_options`."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.params += [click.Argument(["source"]), *_options()]
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """`--retry-failed prompts.jsonl` is an option and a source: it never takes a word."""
+        end = args.index("--") if "--" in args else len(args)
+        given = [f"{word}=" if word == _RETRY_FAILED else word for word in args[:end]]
+        return super().parse_args(ctx, [*given, *args[end:]])
+
+
+def read_options(given: dict[str, Any]) -> RunOptions:
+    """What the options say. Raises `JobError`."""
+    settings = dict(given["set"])
+    for option, key, _, _ in _JOB_OPTIONS:
+        value = given[option.rpartition("--")[2].replace("-", "_")]
+        if value is not None and value is not False:
+            settings[key] = value
+    kinds: frozenset[str] | None = given["retry_failed"]
+    return RunOptions(
+        load_job(given["source"], settings),
+        shlex.join(["batchrun", *sys.argv[1:]]),
+        given["limit"],
+        Resend(kinds is not None, kinds or frozenset(), given["rerun_changed"]),
+        *(given[name] for name in ("simulate", "insecure_http", "quiet")),
+    )
+
+
+def _options() -> list[click.Option]:
+    return [
+        *(_job_option(*each) for each in _JOB_OPTIONS),
+        click.Option(
+            ["--set"],
+            multiple=True,
+            callback=_body_fields,
+            metavar="KEY=VALUE",
+            help="Any other body field, such as reasoning.effort=low.",
+        ),
+        click.Option(
+            ["--limit"], type=click.IntRange(1), metavar="N", help="Only the first N rows."
+        ),
+        click.Option(
+            [_RETRY_FAILED],
+            callback=_kinds,
+            metavar="[=KIND,…]",
+            help="Send again failed rows; after =, only these error kinds, refusal, truncated or incomplete.",
+        ),
+        click.Option(
+            ["--rerun-changed"],
+            is_flag=True,
+            help="Send again rows whose request changed or whose part was deleted.",
+        ),
+        click.Option(
+            ["--simulate"], is_flag=True, help="Use the embedded simulator: no key, no cost."
+        ),
+        click.Option(
+            ["--insecure-http"], is_flag=True, help="Allow a key over plain http to other hosts."
+        ),
+        click.Option(["--quiet"], is_flag=True, help="Show no progress."),
+        click.Option(["--json", "as_json"], is_flag=True, help="Print the result as JSON."),
+    ]
+
+
+def _job_option(names: str, key: str, metavar: str | None, text: str) -> click.Option:
+    section, _, name = key.partition(".")
+    if section == "request":
+        return click.Option(names.split(","), metavar=metavar, help=text)
+    if metavar is None:
+        return click.Option(names.split(","), is_flag=True, help=text)
+    defaults = {field.name: field.default for field in fields(get_type_hints(Job)[section])}
+    if isinstance(defaults[name], str | int | float):
+        text += f"  [default: {defaults[name]}]".replace(".0]", "]")
+
+    def read(_context: click.Context, _option: click.Parameter, value: str | None) -> object:
+        try:
+            return None if value is None else read_setting(Job, key, value)
+        except JobError as error:
+            raise click.BadParameter(str(error)) from None
+
+    return click.Option(names.split(","), metavar=metavar, help=text, callback=read)
+
+
+def _body_fields(
+    _context: click.Context, _option: click.Parameter, texts: tuple[str, ...]
+) -> dict[str, Any]:
+    """Body fields by their job key; a value is read as JSON where it is JSON."""
+    settings: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise click.BadParameter(f"{text}: write KEY=VALUE, such as reasoning.effort=low")
+        try:
+            settings[f"request.{key}"] = json.loads(value)
+        except ValueError:
+            settings[f"request.{key}"] = value
+    return settings
+
+
+def _kinds(
+    _context: click.Context, _option: click.Parameter, text: str | None
+) -> frozenset[str] | None:
+    """Kinds of failure with commas between them; empty text: all rows that failed."""
+    if text is None:
+        return None
+    kinds = {word.strip() for word in text.split(",")} - {""}
+    known = {*(kind.value for kind in ErrorKind), *ANSWERED} - {ErrorKind.INVALID_ROW.value}
+    if unknown := sorted(kinds - known):
+        raise click.BadParameter(
+            f"{', '.join(map(repr, unknown))} is no kind of failure that is sent again; "
+            f"{nearest(unknown[0], sorted(known))}"
+        )
+    return frozenset(kinds)
