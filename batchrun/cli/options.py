@@ -108,7 +108,7 @@ def _options() -> list[click.Option]:
             [_RETRY_FAILED],
             callback=_kinds,
             metavar="[=KIND,…]",
-            help="Send again failed rows; after =, only these error kinds, refusal, truncated or incomplete.",
+            help="Send failed rows again: all, or error kinds, refusal, truncated, incomplete.",
         ),
         click.Option(
             ["--rerun-changed"],

@@ -68,9 +68,8 @@ def read_prices(tree: Mapping[str, Any], where: str) -> PriceBook:
     for name, target in aliases.items():
         if isinstance(target, dict):
             whole = f"{name}.{next(iter(target), 'NAME')}"
-            raise JobError(
-                f'{where}: [aliases] {whole}: put the name in quotes, such as "{whole}" = "gpt-6-luna"'
-            )
+            example = f'"{whole}" = "gpt-6-luna"'
+            raise JobError(f"{where}: [aliases] {whole}: put the name in quotes, such as {example}")
         if not isinstance(target, str) or not target.strip():
             raise JobError(
                 f'{where}: [aliases] "{name}" is {target!r}; it must be the name of a model in the '

@@ -171,7 +171,7 @@ def test_what_no_option_sends_again_is_shown(
     assert done.returncode == 4
     assert _next(done)[:2] == ["show", "run"]
     dry = batchrun(*_RUN, "--base-url", base_url, "--retry-failed=refusal", "--dry-run")
-    assert "10 rows, 10 settled, 10 to send (10 of them again)" in dry.stderr
+    assert "10 rows, 10 complete, 10 to send (10 of them again)" in dry.stderr
     again = batchrun(*_RUN, "--base-url", simulator(), "--retry-failed=refusal")
     assert again.returncode == 0, again.stderr
     assert totals() == (10, 10, 10)

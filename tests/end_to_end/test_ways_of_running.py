@@ -105,7 +105,7 @@ def test_a_dry_run_of_a_run_begun_changes_no_file_of_it(
     before = files()
     done = batchrun("run", source, *_ASK, "--simulate", "--dry-run")
     assert done.returncode == 0
-    assert "50 settled, 150 to send" in done.stderr
+    assert "50 complete, 150 to send" in done.stderr
     assert files() == before
 
 
@@ -320,7 +320,7 @@ def test_a_run_directory_that_was_moved_still_knows_its_source(
     ask = [word if word != "run" else "deep/er/run" for word in _ASK]
     done = batchrun("run", source, *ask, "--simulate")
     assert done.returncode == 0
-    assert "50 settled, 150 to send" in done.stderr
+    assert "50 complete, 150 to send" in done.stderr
 
 
 def test_a_limit_on_open_files_that_is_too_low_is_said_and_kept_to(
