@@ -1,0 +1,311 @@
+"""The charts of a report as Vega-Lite specifications. No I/O."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from msgspec import Struct
+
+from batchrun.formats.amounts import seconds
+from batchrun.formats.printable import brief
+from batchrun.records import JsonObject
+from batchrun.reports.report_queries import Bin, Report, ToolRows
+from batchrun.reports.timeline import Moment, Timeline
+
+_MOST_KINDS = 7  # colours that can be told apart; the rest is one kind more
+_COLOURS = [f"var(--c{number})" for number in range(1, _MOST_KINDS + 2)]
+_GOOD, _BAD, _LINE = "var(--good)", "var(--bad)", "var(--line)"
+_MOST_TOOLS, _TOOL_NAME = 12, 24  # lines, and characters of a name
+_UNITS = ((86_400, "day"), (3_600, "hour"), (60, "minute"), (1, "second"))
+_CONFIG = json.loads("""{
+    "background": null, "font": "system-ui, sans-serif", "view": {"stroke": null},
+    "axis": {
+        "labelColor": "var(--quiet)", "titleColor": "var(--quiet)", "domainColor": "var(--line)",
+        "tickColor": "var(--line)", "gridColor": "var(--line)", "titleFontWeight": "normal",
+        "labelFontSize": 11, "titleFontSize": 11, "labelLimit": 150
+    },
+    "axisX": {"grid": false},
+    "axisY": {"domain": false, "ticks": false, "tickCount": 4},
+    "legend": {
+        "orient": "top", "title": null, "labelColor": "var(--ink)", "labelFontSize": 11,
+        "symbolType": "square", "columns": 4, "labelLimit": 120
+    }
+}""")
+_Read = Callable[[Moment], float]
+
+
+class Chart(Struct, frozen=True):
+    """One chart."""
+
+    name: str
+    title: str
+    spec: JsonObject
+
+
+def charts(report: Report) -> list[Chart]:
+    """Those that have something to show."""
+    found = [] if report.timeline is None else _over_time(report.timeline)
+    for name, title, bins in (
+        ("latency", "Latency of the attempt that counted", report.latency_bins),
+        ("first_token", "Until the first token", report.first_token_bins),
+    ):
+        if bins:
+            found.append(Chart(name, title, _histogram(bins)))
+    if report.tokens.input_tokens or report.tokens.output_tokens:
+        found.append(Chart("tokens", "Tokens by kind", _tokens(report)))
+    if report.tools:
+        tools = _tools(report.tools[:_MOST_TOOLS])
+        found.append(Chart("tool_calls", "Tool calls by their arguments", tools))
+    return found
+
+
+def _over_time(line: Timeline) -> list[Chart]:
+    most = max(one.ok + one.not_ok for one in line.moments) / line.width_s
+    # Rows a second, or a longer time where that would be fractions.
+    size, unit = next((s, u) for s, u in reversed(_UNITS) if most * s >= 1 or u == "day")
+    per = size / line.width_s
+    rows: dict[str, _Read] = {
+        "ok": lambda one: one.ok * per,
+        "not ok": lambda one: one.not_ok * per,
+    }
+    throughput = _bars_over_time(line, rows, [_GOOD, _BAD], "rows")
+    in_flight: dict[str, _Read] = {"in flight": lambda one: one.in_flight}
+    found = [
+        Chart("throughput", f"Rows a{'n' if unit == 'hour' else ''} {unit}", throughput),
+        Chart(
+            "in_flight",
+            "Requests in flight",
+            _bars_over_time(line, in_flight, _COLOURS, "requests", has_legend=False),
+        ),
+    ]
+    if any(one.errors for one in line.moments):
+        found.append(Chart("errors_over_time", "Failed attempts", _errors(line)))
+    if line.moments[-1].cost_usd:
+        found.append(Chart("cost", "Cost so far, USD", _cost(line)))
+    return found
+
+
+def _errors(line: Timeline) -> JsonObject:
+    counts: Counter[str] = Counter()
+    for one in line.moments:
+        counts.update(one.errors)
+    kinds = [kind for kind, _ in counts.most_common()]
+    shown = {kind: _errors_of([kind]) for kind in kinds[:_MOST_KINDS]}
+    if kinds[_MOST_KINDS:]:
+        shown["others"] = _errors_of(kinds[_MOST_KINDS:])
+    size, unit = next((s, u) for s, u in _UNITS if line.width_s >= s or u == "second")
+    count = line.width_s / size
+    width = f"{count:g} {unit}{'' if count == 1 else 's'}"
+    return _bars_over_time(line, shown, _COLOURS, f"in {width}")
+
+
+def _errors_of(kinds: Sequence[str]) -> _Read:
+    return lambda one: sum(one.errors.get(kind, 0) for kind in kinds)
+
+
+def _cost(line: Timeline) -> JsonObject:
+    """A sum that grows from 0, at each moment's end."""
+    unit, _ = _axis_unit(line)
+    points = [{"x": 0.0, "value": 0.0}]
+    points += [
+        {"x": (one.at_s + line.width_s) / unit, "value": one.cost_usd} for one in line.moments
+    ]
+    colour = "var(--c1)"
+    area = {
+        "data": {"values": points},
+        "mark": {"type": "area", "line": {"color": colour}, "opacity": 0.25, "color": colour},
+        "encoding": {"x": {**_time_axis(line), "bin": None}, "y": _amount("USD", ".2~f")},
+    }
+    return _with_pauses(line, area)
+
+
+def _bars_over_time(
+    line: Timeline,
+    kinds: Mapping[str, _Read],
+    colours: Sequence[str],
+    what: str,
+    *,
+    has_legend: bool = True,
+) -> JsonObject:
+    """Bars that stand on each other, one for each kind and moment; `kinds` read a moment."""
+    unit, name = _axis_unit(line)
+    values = [
+        {
+            "x": one.at_s / unit,
+            "x2": (one.at_s + line.width_s) / unit,
+            "value": value,
+            "kind": kind,
+            "order": at,
+            "words": f"{one.at_s / unit:,.4g} {name}: {value:,.4g} {what}, {kind}",
+        }
+        for one in line.moments
+        for at, (kind, read) in enumerate(kinds.items())
+        if (value := read(one))
+    ]
+    bars = {
+        "data": {"values": values},
+        "mark": {"type": "bar", "binSpacing": 0},
+        "encoding": {
+            "x": _time_axis(line),
+            "x2": {"field": "x2"},
+            "y": {**_amount(what), "stack": "zero"},
+            "color": _colour(list(kinds), colours, has_legend=has_legend),
+            "order": {"field": "order", "type": "quantitative"},
+            "description": {"field": "words"},
+        },
+    }
+    return _with_pauses(line, bars)
+
+
+def _with_pauses(line: Timeline, chart: JsonObject) -> JsonObject:
+    """Shades behind the figures where all sending stopped; a rule where a later command began."""
+    unit, _ = _axis_unit(line)
+    x = {"x": {"field": "x", "type": "quantitative"}, "description": {"field": "words"}}
+    pauses = [
+        {
+            "x": pause.from_s / unit,
+            "x2": pause.to_s / unit,
+            "words": f"{pause.name}, {seconds(pause.to_s - pause.from_s)}",
+        }
+        for pause in line.pauses
+    ]
+    resumed = [{"x": at / unit, "words": "resumed"} for at in line.resumed]
+    shade = {"type": "rect", "color": "var(--pause)", "opacity": 0.5}
+    rule = {"type": "rule", "color": "var(--ink)", "strokeDash": [3, 3], "strokeWidth": 1}
+    layers = [chart]
+    if pauses:
+        encoding = {**x, "x2": {"field": "x2"}}
+        layers.insert(0, {"data": {"values": pauses}, "mark": shade, "encoding": encoding})
+    if resumed:
+        layers.append({"data": {"values": resumed}, "mark": rule, "encoding": x})
+    return _spec({"layer": layers})
+
+
+def _histogram(bins: Sequence[Bin]) -> JsonObject:
+    values = [
+        {
+            "x": one.low,
+            "x2": one.high,
+            "value": one.rows,
+            "words": f"{seconds(one.low)} to {seconds(one.high)}: {one.rows:,} rows",
+        }
+        for one in bins
+        if one.rows
+    ]
+    x = {
+        "field": "x",
+        "type": "quantitative",
+        "bin": "binned",
+        "scale": {"type": "log", "domain": [bins[0].low, bins[-1].high], "nice": False},
+        "axis": {
+            "format": "~r",
+            "tickCount": 6,
+            "labelOverlap": True,
+            "title": "seconds, on a log scale",
+        },
+    }
+    encoding = {
+        "x": x,
+        "x2": {"field": "x2"},
+        "y": _amount("rows"),
+        "description": {"field": "words"},
+    }
+    mark = {"type": "bar", "color": "var(--c1)", "binSpacing": 1}
+    return _spec({"data": {"values": values}, "mark": mark, "encoding": encoding})
+
+
+def _tokens(report: Report) -> JsonObject:
+    tokens = report.tokens
+    kinds = {
+        "input": tokens.input_tokens - tokens.cached_tokens,
+        "cached input": tokens.cached_tokens,
+        "output": tokens.output_tokens - tokens.reasoning_tokens,
+        "reasoning": tokens.reasoning_tokens,
+    }
+    bars = [(name, name, max(0, count)) for name, count in kinds.items()]
+    return _horizontal_bars(bars, list(kinds), _COLOURS, "tokens", has_legend=False)
+
+
+def _tools(tools: Sequence[ToolRows]) -> JsonObject:
+    bars: list[tuple[str, str, int]] = []
+    names: Counter[str] = Counter()
+    for tool in tools:
+        name = brief(tool.name, _TOOL_NAME)
+        names[name] += 1
+        if names[name] > 1:  # two long names may look alike once they are cut
+            name = f"{brief(tool.name, _TOOL_NAME - 4)} ({names[name]})"
+        kinds = {
+            "valid": tool.valid,
+            "invalid": tool.invalid,
+            "not judged": tool.calls - tool.valid - tool.invalid,
+        }
+        bars += [(name, kind, count) for kind, count in kinds.items() if count]
+    colours = [_GOOD, _BAD, _LINE]
+    return _horizontal_bars(bars, ["valid", "invalid", "not judged"], colours, "calls")
+
+
+def _horizontal_bars(
+    bars: Sequence[tuple[str, str, int]],
+    kinds: Sequence[str],
+    colours: Sequence[str],
+    what: str,
+    *,
+    has_legend: bool = True,
+) -> JsonObject:
+    """One for each name, in this order; `bars` are name, kind and count."""
+    values = [
+        {"name": name, "kind": kind, "value": count, "words": _words(name, kind, count, what)}
+        for name, kind, count in bars
+    ]
+    y = {
+        "field": "name",
+        "type": "nominal",
+        "sort": list(dict.fromkeys(name for name, _, _ in bars)),
+        "axis": {"title": None, "ticks": False, "domain": False},
+    }
+    encoding = {
+        "y": y,
+        "x": {**_amount(what, ticks=5), "stack": "zero"},
+        "color": _colour(kinds, colours, has_legend=has_legend),
+        "description": {"field": "words"},
+    }
+    mark = {"type": "bar", "height": {"band": 0.7}}
+    data: JsonObject = {"data": {"values": values}, "mark": mark, "encoding": encoding}
+    return _spec({"height": {"step": 26}, **data})
+
+
+def _words(name: str, kind: str, count: int, what: str) -> str:
+    return f"{name}: {count:,} {what if kind == name else kind}"
+
+
+def _axis_unit(line: Timeline) -> tuple[int, str]:
+    """What the axis counts in, so that its figures are short."""
+    return next((s, f"{u}s") for s, u in _UNITS if line.span_s >= 3 * s or u == "second")
+
+
+def _time_axis(line: Timeline) -> JsonObject:
+    unit, name = _axis_unit(line)
+    end = (line.moments[-1].at_s + line.width_s) / unit
+    return {
+        "field": "x",
+        "type": "quantitative",
+        "bin": "binned",  # from x to x2: else Vega-Lite draws horizontal bars
+        "scale": {"domain": [0, end], "nice": False},
+        "axis": {"title": f"{name} of work", "tickCount": 8},
+    }
+
+
+def _amount(what: str, form: str = "~s", ticks: int = 4) -> JsonObject:
+    axis = {"title": what, "format": form, "tickCount": ticks}
+    return {"field": "value", "type": "quantitative", "axis": axis}
+
+
+def _colour(kinds: Sequence[str], colours: Sequence[str], *, has_legend: bool) -> JsonObject:
+    scale = {"domain": list(kinds), "range": list(colours[: len(kinds)])}
+    legend: dict[str, Any] | None = {} if has_legend else None
+    return {"field": "kind", "type": "nominal", "scale": scale, "legend": legend}
+
+
+def _spec(body: JsonObject) -> JsonObject:
+    return {"width": 430, "height": 170, "padding": 4, "config": _CONFIG, **body}
