@@ -1,4 +1,4 @@
-"""What was said in a row: its request and its answer as turns. Total over any JSON; no I/O."""
+"""What was said in a row: its request and its answer as turns. Takes any JSON; no I/O."""
 
 import json
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from batchrun.formats.json_text import decode
 from batchrun.records import JsonObject
 
 _PARTS = {"input_text": "text", "output_text": "text", "text": "text", "refusal": "refusal"}
-_IN_FULL = 200  # characters of a URL or of data in a part that is no text
+_SHOWN = 200  # characters of a URL or of data in a part that is no text
 
 
 class Turn(Struct, frozen=True):
@@ -22,12 +22,21 @@ class Turn(Struct, frozen=True):
 
 def turns_of(request: str | None, output: str | None) -> list[Turn]:
     """The whole conversation, the answer last; both are JSON as the tables hold it."""
-    asked = as_value(request)
-    turns = list(_asked(asked)) if isinstance(asked, dict) else []
-    items = as_value(output)
+    body, items = as_value(request), as_value(output)
+    turns = list(_asked(body)) if isinstance(body, dict) else []
     for item in items if isinstance(items, list) else []:
         turns += _item(item)
     return turns
+
+
+def as_value(text: str | None) -> Any:
+    """What JSON text means; the text itself where it is none."""
+    if text is None:
+        return None
+    try:
+        return decode(text.encode())
+    except (ValueError, RecursionError):
+        return text
 
 
 def _asked(body: JsonObject) -> Iterator[Turn]:
@@ -52,12 +61,12 @@ def _item(item: Any, role: str = "assistant") -> Iterator[Turn]:
         yield from _message(item, role)
     elif kind == "reasoning":
         said = [*_listed(item.get("summary")), *_listed(item.get("content"))]
-        text = "\n\n".join(filter(None, (_content([part]) for part in said)))
-        if text:
+        if text := "\n\n".join(filter(None, (_content([part]) for part in said))):
             yield Turn("reasoning", text)
     elif kind in ("function_call", "custom_tool_call"):
-        given = item.get("arguments", item.get("input"))
-        yield Turn(f"assistant calls {_name(item)}", _content(given))
+        call_id = item.get("call_id")
+        name = f"{item.get('name')}" + (f" ({call_id})" if call_id else "")
+        yield Turn(f"assistant calls {name}", _content(item.get("arguments", item.get("input"))))
     elif kind in ("function_call_output", "custom_tool_call_output"):
         yield Turn(f"result of {item.get('call_id')}", _content(item.get("output")))
     else:
@@ -75,11 +84,6 @@ def _message(item: JsonObject, role: str) -> Iterator[Turn]:
         yield Turn(f"{who} refuses", _content(refused))
 
 
-def _name(item: JsonObject) -> str:
-    call_id = item.get("call_id")
-    return f"{item.get('name')}" + (f" ({call_id})" if call_id else "")
-
-
 def _content(content: Any) -> str:
     """Text as it is, parts that are none as JSON."""
     if isinstance(content, str):
@@ -94,18 +98,16 @@ def _part(part: Any) -> str:
         return part
     if isinstance(part, dict):
         kind = part.get("type")
-        field = _PARTS.get(kind) if isinstance(kind, str) else None
-        if field is None and isinstance(part.get("text"), str):
-            field = "text"
-        if field is not None and isinstance(part.get(field), str):
+        field = _PARTS.get(kind, "text") if isinstance(kind, str) else "text"
+        if isinstance(part.get(field), str):
             return str(part[field])
     return f"[{_json(_short(part))}]"
 
 
 def _short(value: Any) -> Any:
     """The same with an end to texts, which may be images of a megabyte."""
-    if isinstance(value, str) and len(value) > _IN_FULL:
-        return f"{value[:_IN_FULL]}… ({len(value):,} characters)"
+    if isinstance(value, str) and len(value) > _SHOWN:
+        return f"{value[:_SHOWN]}… ({len(value):,} characters)"
     if isinstance(value, dict):
         return {name: _short(inner) for name, inner in value.items()}
     if isinstance(value, list):
@@ -119,13 +121,3 @@ def _listed(value: Any) -> list[Any]:
 
 def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
-
-
-def as_value(text: str | None) -> Any:
-    """What JSON text means; the text itself where it is none."""
-    if text is None:
-        return None
-    try:
-        return decode(text.encode())
-    except (ValueError, RecursionError):
-        return text

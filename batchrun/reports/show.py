@@ -5,50 +5,50 @@ from collections.abc import Iterator
 from datetime import datetime
 
 from batchrun.errors import ErrorKind
-from batchrun.formats.amounts import seconds, usd
+from batchrun.formats.amounts import plural, seconds, usd
 from batchrun.formats.printable import brief, one_line, printable
 from batchrun.records import JsonObject
 from batchrun.reports.conversation import as_value, turns_of
 from batchrun.store.columns import own_columns
 
-_SAID = ("model", "input", "instructions", "prompt")
-_ASKED = 200  # characters of one field
+_IN_CONVERSATION = ("model", "input", "instructions", "prompt")
+_FIELD = 200  # characters of one field of the request
 _BAR = 24  # characters of the time line
-_TOLD = {
-    *own_columns(),
-    "tool_calls",
-}  # by the head, the conversation or the attempts; the rest is carried
+_NOT_CARRIED = {*own_columns(), "tool_calls"}
+_TOKENS = {
+    "input_tokens": "in",
+    "cached_tokens": "of it cached",
+    "cache_write_tokens": "of it written to the cache",
+    "output_tokens": "out",
+    "reasoning_tokens": "of it reasoning",
+}
 
 
 def render_row(row: JsonObject) -> str:
-    """The row as lines of text; `row` is as `tables.find_row` gives it."""
-    return "\n".join(
-        [
-            *_head(row),
-            *_conversation(row),
-            *_calls(row),
-            *_attempts(row["attempts"] or []),
-        ]
-    )
+    """The row as lines of text; `row` is as `reading.find_row` gives it."""
+    return "\n".join([*_head(row), *_conversation(row), *_calls(row), *_attempts(row)])
 
 
 def _head(row: JsonObject) -> Iterator[str]:
     of = f", sample {row['sample']}" if row["sample"] else ""
     of += f", variant {row['variant']}" if row["variant"] is not None else ""
     yield one_line(f"{row['custom_id']}: row {row['row']} of {row['source']}{of}")
-    for name, words in (
-        ("outcome", _outcome(row)),
-        ("model", _model(row)),
-        ("asked", _asked(row["request"])),
-        ("tokens", _tokens(row)),
-        ("cost", _cost(row)),
-        ("times", _times(row)),
-        ("ids", _ids(row)),
-        ("endpoint", f"{row['endpoint']}, {row['via']}"),
-    ):
+    ids = {"response": row["response_id"], "request": row["request_id"]}
+    for name, words in {
+        "outcome": _outcome(row),
+        "error": _error(row),
+        "message": row["error_message"],
+        "model": _model(row),
+        "asked": _asked(row["request"]),
+        "tokens": _tokens(row),
+        "cost": _cost(row),
+        "times": _times(row),
+        "ids": ", ".join(f"{name} {value}" for name, value in ids.items() if value),
+        "endpoint": f"{row['endpoint']}, {row['via']}",
+    }.items():
         if words:
             yield f"  {name + ':':<10}{one_line(words)}"
-    carried = {name: value for name, value in row.items() if name not in _TOLD}
+    carried = {name: value for name, value in row.items() if name not in _NOT_CARRIED}
     if carried:
         yield "  carried:"
     for name, value in carried.items():
@@ -56,65 +56,58 @@ def _head(row: JsonObject) -> Iterator[str]:
 
 
 def _outcome(row: JsonObject) -> str:
-    words = [str(row["status"])]
-    if row["ok"]:
-        words.append("ok")
-    if row["truncated"]:
-        words.append("truncated")
-    if row["incomplete_reason"]:
-        words.append(row["incomplete_reason"])
-    if row["refusal"] is not None:
-        words.append("refused")
-    if row["output_parsed_ok"] is not None:
-        words.append("fits its schema" if row["output_parsed_ok"] else "does not fit its schema")
-    said = ", ".join(words)
-    if row["error_kind"] is None:
-        return said
-    code = f" ({row['error_code']})" if row["error_code"] else ""
-    http = f" http {row['http_status']}" if row["http_status"] else ""
-    return f"{said}: {row['error_kind']}{code}{http}: {row['error_message']}"
+    fits = {True: "fits its schema", False: "does not fit its schema"}
+    words = (
+        str(row["status"]),
+        "ok" if row["ok"] else "",
+        "truncated" if row["truncated"] else "",
+        row["incomplete_reason"],
+        "refused" if row["refusal"] is not None else "",
+        fits.get(row["output_parsed_ok"]),
+    )
+    return ", ".join(filter(None, words))
+
+
+def _error(row: JsonObject) -> str:
+    facts = (row["error_code"], row["http_status"] and f"http {row['http_status']}")
+    about = ", ".join(filter(None, facts))
+    return (row["error_kind"] or "") and row["error_kind"] + (f" ({about})" if about else "")
 
 
 def _model(row: JsonObject) -> str:
-    model, asked = row["model"] or row["model_requested"], row["model_requested"]
-    words = [str(model)] + ([f"asked for as {asked}"] if asked not in (model, None) else [])
-    if row["service_tier"]:
+    requested = row["model_requested"]
+    model = row["model"] or requested
+    words = [str(model)] if model else []
+    if model and requested not in (model, None):
+        words.append(f"asked for as {requested}")
+    if model and row["service_tier"]:
         words.append(f"tier {row['service_tier']}")
-    return ", ".join(words) if model else ""
+    return ", ".join(words)
 
 
 def _asked(request: str | None) -> str:
-    """What the request says besides what was said: tools by name, other fields as JSON."""
+    """What the request says besides the conversation: tools by name, other fields as JSON."""
     body = as_value(request)
     words = []
     for name, value in body.items() if isinstance(body, dict) else ():
         if name == "tools" and isinstance(value, list):
-            named = [_tool(tool) for tool in value if isinstance(tool, dict)]
-            words.append(f"tools {', '.join(named)}")
-        elif name not in _SAID:
-            words.append(f"{name} {brief(json.dumps(value, ensure_ascii=False), _ASKED)}")
+            tools = [str(t.get("name") or t.get("type")) for t in value if isinstance(t, dict)]
+            words.append(f"tools {', '.join(tools)}")
+        elif name not in _IN_CONVERSATION:
+            words.append(f"{name} {brief(json.dumps(value, ensure_ascii=False), _FIELD)}")
     return "; ".join(words)
 
 
-def _tool(tool: JsonObject) -> str:
-    return str(tool.get("name") or tool.get("type"))
-
-
 def _tokens(row: JsonObject) -> str:
-    if row["input_tokens"] is None and row["output_tokens"] is None:
+    """Empty where the server said nothing; zeros are shown of input and output alone."""
+    shown = {name: row[name] for name in _TOKENS if row[name] is not None}
+    if "input_tokens" not in shown and "output_tokens" not in shown:
         return ""
-    kinds = [
-        f"{row[name]:,} {word}"
-        for name, word in (
-            ("input_tokens", "in"),
-            ("cached_tokens", "of it cached"),
-            ("cache_write_tokens", "of it written to the cache"),
-            ("output_tokens", "out"),
-            ("reasoning_tokens", "of it reasoning"),
-        )
-        if row[name] or (row[name] == 0 and word in ("in", "out"))
-    ]
-    return ", ".join(kinds)
+    return ", ".join(
+        f"{count:,} {_TOKENS[name]}"
+        for name, count in shown.items()
+        if count or name in ("input_tokens", "output_tokens")
+    )
 
 
 def _cost(row: JsonObject) -> str:
@@ -123,14 +116,15 @@ def _cost(row: JsonObject) -> str:
         by = f", priced as {row['priced_as']}" if row["priced_as"] is not None else ""
         words.append(usd(row["cost_usd"]) + by)
     if row["reported_cost_usd"] is not None:
-        words.append(f"{usd(row['reported_cost_usd'])} as the gateway says")
+        words.append(f"{usd(row['reported_cost_usd'])} according to the gateway")
     return "; ".join(words)
 
 
 def _times(row: JsonObject) -> str:
-    if row["started_at"] is None:
+    at = row["started_at"]
+    if at is None:
         return ""
-    words = [f"from {_when(row['started_at'])} UTC"]
+    words = [f"from {at:%Y-%m-%d %H:%M:%S} UTC" if isinstance(at, datetime) else f"from {at} UTC"]
     if row["latency_s"] is not None:
         words.append(f"answered in {seconds(row['latency_s'])}")
     if row["first_token_s"] is not None:
@@ -138,20 +132,11 @@ def _times(row: JsonObject) -> str:
     return ", ".join(words)
 
 
-def _ids(row: JsonObject) -> str:
-    named = (("response", row["response_id"]), ("request", row["request_id"]))
-    return ", ".join(f"{name} {value}" for name, value in named if value)
-
-
-def _when(time: object) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S") if isinstance(time, datetime) else str(time)
-
-
 def _conversation(row: JsonObject) -> Iterator[str]:
     for turn in turns_of(row["request"], row["output"]):
-        yield ""
-        yield f"{one_line(turn.who)}:"
-        yield from _indented(turn.text)
+        yield from ("", f"{one_line(turn.who)}:")
+        for line in printable(turn.text).split("\n"):
+            yield f"  {line}" if line else ""
     if row["request"] is None:
         yield ""
         if row["error_kind"] == ErrorKind.INVALID_ROW:
@@ -161,47 +146,36 @@ def _conversation(row: JsonObject) -> Iterator[str]:
 
 
 def _calls(row: JsonObject) -> Iterator[str]:
-    wrong = [call for call in row["tool_calls"] if call["arguments_valid"] is False]
-    if not row["tool_calls"]:
+    calls = row["tool_calls"]
+    if not calls:
         return
-    yield ""
-    count = len(row["tool_calls"])
-    yield f"{count} tool call{'s' if count > 1 else ''}" + (
-        f", {len(wrong)} with arguments that are no JSON or do not fit:" if wrong else ":"
-    )
-    for call in row["tool_calls"]:
-        valid = {True: "valid", False: "INVALID"}.get(
-            call["arguments_valid"], call["status"] or "-"
-        )
+    wrong = sum(call["arguments_valid"] is False for call in calls)
+    which = f", {wrong} with arguments that are no JSON or do not fit" if wrong else ""
+    yield from ("", f"{plural(len(calls), 'tool call')}{which}:")
+    for call in calls:
+        words = {True: "valid", False: "INVALID", None: call["status"] or "-"}
         name = call["name"] or call["type"]
         said = one_line(f"{name}({call['arguments'] or ''})")
-        yield f"  {valid:<9}{said}"
+        yield f"  {words[call['arguments_valid']]:<9}{said}"
 
 
-def _attempts(attempts: list[JsonObject]) -> Iterator[str]:
+def _attempts(row: JsonObject) -> Iterator[str]:
+    attempts = row["attempts"]
+    yield ""
     if not attempts:
-        yield ""
         yield "never sent"
         return
     first = attempts[0]["started_at"]
     begins = [(attempt["started_at"] - first).total_seconds() for attempt in attempts]
     end = max(at + attempt["latency_s"] for at, attempt in zip(begins, attempts, strict=True))
-    yield ""
-    count = f"{len(attempts)} attempts" if len(attempts) > 1 else "1 attempt"
-    yield f"{count} in {seconds(end)}:"
+    yield f"{plural(len(attempts), 'attempt')} in {seconds(end)}:"
     for at, attempt in zip(begins, attempts, strict=True):
-        bar = _bar(at, attempt["latency_s"], end)
-        yield f"  {bar}  {one_line(_attempt(at, attempt))}"
-
-
-def _attempt(at: float, attempt: JsonObject) -> str:
-    when = f" at {seconds(at)}" if at else ""
-    words = f"{attempt['kind']}{when}, {seconds(attempt['latency_s'])}"
-    status = attempt["http_status"]
-    words += f", {status}" if status else ""
-    if attempt["error_kind"]:
-        words += f" {attempt['error_kind']}: {' '.join((attempt['error_message'] or '').split())}"
-    return words
+        lasted, status, kind = attempt["latency_s"], attempt["http_status"], attempt["error_kind"]
+        words = f"{attempt['kind']}{f' at {seconds(at)}' if at else ''}, {seconds(lasted)}"
+        words += f", {status}" if status else ""
+        if kind:
+            words += f" {kind}: {' '.join((attempt['error_message'] or '').split())}"
+        yield f"  {_bar(at, lasted, end)}  {one_line(words)}"
 
 
 def _bar(at: float, lasted: float, end: float) -> str:
@@ -210,8 +184,3 @@ def _bar(at: float, lasted: float, end: float) -> str:
     begin = min(int(at * scale), _BAR - 1)
     size = max(1, min(round(lasted * scale), _BAR - begin))
     return "·" * begin + "━" * size + "·" * (_BAR - begin - size)
-
-
-def _indented(text: str) -> Iterator[str]:
-    for line in printable(text).split("\n"):
-        yield f"  {line}" if line else ""
