@@ -7,6 +7,22 @@ make one event (WHATWG HTML, section 9.2). Events of any size take linear time.
 from msgspec import Struct
 
 _BOM = b"\xef\xbb\xbf"
+_FIELDS = (b"retry:", b"event:", b"data:", b"id:", b":")  # what a line begins with
+
+
+def begins_stream(content: bytes, *, says_stream: bool) -> bool | None:
+    """Whether a body that begins so is a stream; null while that is not known.
+
+    `says_stream`: its content type says so, which counts where the bytes are no JSON and no page.
+    """
+    start = content.lstrip(_BOM + b" \t\r\n")[: len(_FIELDS[0])]
+    if not start:
+        return None
+    if start[:1] in (b"{", b"[", b"<"):
+        return False
+    if says_stream or start.startswith(_FIELDS):
+        return True
+    return None if any(field.startswith(start) for field in _FIELDS) else False
 
 
 class Event(Struct, frozen=True):

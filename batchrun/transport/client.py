@@ -22,7 +22,7 @@ from batchrun.transport.redaction import Redactor
 _SWEEPS = 20  # a limit is exceeded by at most a twentieth of it
 _SLOWEST_SWEEP_S = 0.5
 _PER_REQUEST = ("content-length", "transfer-encoding", "x-client-request-id")
-AUTO_IN_FLIGHT = 1_000  # the most that `--concurrency auto` goes up to
+_AUTO_IN_FLIGHT = 1_000  # the most that `--concurrency auto` goes up to
 _OTHER_FILES = 64  # descriptors for files, the terminal, the event loop
 
 
@@ -117,10 +117,10 @@ def fit_in_flight(limits: LimitsJob, *, here: bool = False) -> tuple[int, str | 
 
     `here`: the server is in this process too. The limit on open files is raised where possible.
     """
-    is_auto = isinstance(limits.concurrency, str)
-    wanted = AUTO_IN_FLIGHT if isinstance(limits.concurrency, str) else limits.concurrency
+    asked = limits.concurrency
+    wanted = _AUTO_IN_FLIGHT if isinstance(asked, str) else asked
     allowed = _allow_connections(wanted, each=2 if here else 1)
-    if is_auto or allowed == wanted:
+    if isinstance(asked, str) or allowed == wanted:
         return allowed, None
     return allowed, (
         f"the limit on open files allows {allowed:,} requests in flight, not {wanted:,}; raise it "

@@ -16,7 +16,7 @@ from msgspec import Struct
 from yarl import URL
 
 from batchrun.dialects.responses import StreamAnswer
-from batchrun.dialects.sse import SseParser
+from batchrun.dialects.sse import SseParser, begins_stream
 from batchrun.errors import EndpointError, ErrorKind
 from batchrun.job.sections import EndpointJob
 from batchrun.records import Reply
@@ -102,8 +102,6 @@ class _Arriving(Struct):
 _REDIRECTS = (301, 302, 303, 307, 308)
 _LONGEST_URL = 300  # characters of a redirect's target that a message shows
 _LINGER_S = 1.0  # for the end of a connection whose stream has sent its last event
-_BLANK = b"\xef\xbb\xbf \t\r\n"
-_FIELDS = (b"retry:", b"event:", b"data:", b"id:", b":")  # what a line of a stream begins with
 
 
 async def exchange(
@@ -161,7 +159,7 @@ async def _read(answer: HttpAnswer, content: bytes, arriving: _Arriving) -> byte
     _count(len(content), arriving)
     # A reasoning model may be silent for minutes before its stream begins.
     deadline.idle_s = deadline.total_s if says_stream else deadline.now_s() + idle_timeout_s
-    while (is_stream := _is_stream(content, says_stream)) is None:
+    while (is_stream := begins_stream(content, says_stream=says_stream)) is None:
         piece = await _next_piece(answer, arriving)
         if not piece:
             break
@@ -180,18 +178,6 @@ async def _read(answer: HttpAnswer, content: bytes, arriving: _Arriving) -> byte
 @lru_cache(maxsize=64)
 def _says_stream(content_type: str) -> bool:
     return content_type.partition(";")[0].strip().lower() == "text/event-stream"
-
-
-def _is_stream(content: bytes, says_stream: bool) -> bool | None:
-    """Whether a body that begins so is a stream; null while that is not known."""
-    start = content.lstrip(_BLANK)[: len(_FIELDS[0])]
-    if not start:
-        return None
-    if start[:1] in (b"{", b"[", b"<"):
-        return False
-    if says_stream or start.startswith(_FIELDS):
-        return True
-    return None if any(field.startswith(start) for field in _FIELDS) else False
 
 
 async def _read_stream(answer: HttpAnswer, content: bytes, arriving: _Arriving) -> bytes:

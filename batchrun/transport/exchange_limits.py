@@ -95,13 +95,13 @@ class Deadline:
     def __enter__(self) -> Self:
         # The loop is given: to ask for the running one is a system call in Python 3.11.
         self._task = asyncio.current_task(self._watch.loop)
-        self._watch.add(self)
+        self._watch.open.add(self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
-        self._watch.remove(self)
+        self._watch.open.discard(self)
         # As asyncio.timeout does: our own cancellation ends here, another one goes on.
         if self.expired and self._uncancel() and kind is asyncio.CancelledError:
             raise TimeoutError from error
@@ -126,26 +126,17 @@ class DeadlineWatch:
     """Looks over all open deadlines a few times a second."""
 
     def __init__(self, every_s: float) -> None:
-        self._every_s = every_s
-        self._open: set[Deadline] = set()
+        self.open: set[Deadline] = set()
         self.loop = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle | None = None
-
-    def add(self, deadline: Deadline) -> None:
-        self._open.add(deadline)
-        if self._timer is None:
-            self._timer = self.loop.call_later(self._every_s, self._sweep)
-
-    def remove(self, deadline: Deadline) -> None:
-        self._open.discard(deadline)
+        self._every_s = every_s
+        self._sweep()
 
     def close(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        self._timer.cancel()
 
     def _sweep(self) -> None:
         now_s = self.loop.time()
-        for deadline in self._open:
+        for deadline in self.open:
             if not deadline.expired and min(deadline.total_s, deadline.idle_s) <= now_s:
                 deadline.expire()
-        self._timer = self.loop.call_later(self._every_s, self._sweep) if self._open else None
+        self._timer = self.loop.call_later(self._every_s, self._sweep)

@@ -12,8 +12,6 @@ from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from typing import Any
 
-from msgspec import Struct
-
 from batchrun.formats.amounts import duration_s
 from batchrun.records import AdvertisedLimit
 
@@ -194,22 +192,17 @@ def advertised_limits(
     # Going through all names costs a microsecond or two, and most servers advertise nothing.
     if not any(map(headers.__contains__, _LIMIT_SIGNS)):
         return ()
-    read = [_read_limit(names, headers, now_s) for names in _limit_headers(tuple(headers))]
+    found = _limit_headers(tuple(headers))
+    read = [_read_limit(of, names, headers, now_s) for of, names in found]
     return tuple([limit for limit in read if limit is not None])
 
 
-class _LimitHeaders(Struct, frozen=True):
-    """Names of the headers that describe one limit."""
-
-    of: str
-    limit: str | None = None
-    remaining: str | None = None
-    reset: str | None = None
-
-
 @lru_cache(maxsize=64)
-def _limit_headers(names: tuple[str, ...]) -> tuple[_LimitHeaders, ...]:
-    """Which names describe limits, by limit. A server's answers have the same few sets of names."""
+def _limit_headers(names: tuple[str, ...]) -> tuple[tuple[str, dict[str, str]], ...]:
+    """What each limit is of, and its headers: `limit`, `remaining`, `reset` to their names.
+
+    A server's answers have the same few sets of names.
+    """
     limits: dict[tuple[str, ...], dict[str, str]] = {}
     for name in names:
         match = _LIMIT_NAME.fullmatch(name)
@@ -222,11 +215,7 @@ def _limit_headers(names: tuple[str, ...]) -> tuple[_LimitHeaders, ...]:
                 prefix = name[: match.start(1)].lower()
                 limits.setdefault((prefix, *parts), {}).setdefault(field, name)
                 break
-    return tuple(
-        _LimitHeaders(of, **found)
-        for (_, *parts), found in limits.items()
-        if (of := _dimension(parts))
-    )
+    return tuple((of, found) for (_, *parts), found in limits.items() if (of := _dimension(parts)))
 
 
 def _dimension(parts: list[str]) -> str | None:
@@ -241,18 +230,18 @@ def _dimension(parts: list[str]) -> str | None:
 
 
 def _read_limit(
-    names: _LimitHeaders, headers: Mapping[str, str], now_s: float | None
+    of: str, names: dict[str, str], headers: Mapping[str, str], now_s: float | None
 ) -> AdvertisedLimit | None:
-    limit = None if names.limit is None else _count(headers.get(names.limit))
-    if names.limit is not None and not limit:  # what remains of no limit says nothing
+    values = {field: headers.get(name) for field, name in names.items()}
+    limit, remaining = _count(values.get("limit")), _count(values.get("remaining"))
+    if "limit" in names and not limit:  # what remains of no limit says nothing
         return None
-    remaining = None if names.remaining is None else _count(headers.get(names.remaining))
-    header = names.limit or names.remaining
-    if header is None or (limit is None and remaining is None):
+    if limit is None and remaining is None:
         return None
-    reset = None if names.reset is None else headers.get(names.reset)
+    reset = values.get("reset")
     reset_s = None if reset is None else _reset_s(reset, now_s)
-    return AdvertisedLimit(header, names.of, limit, remaining, reset_s)
+    header = names.get("limit") or names["remaining"]
+    return AdvertisedLimit(header, of, limit, remaining, reset_s)
 
 
 def _count(value: str | None) -> float | None:
