@@ -78,8 +78,9 @@ def _read_message(content: list[_Part] | str | None, found: OutputItems) -> None
         kind = part.type
         if kind in ("output_text", "text"):
             found.texts.append(part.text or "")
-            notes = [note for note in part.annotations or () if isinstance(note, dict)]
-            found.citations += [_citation(note) for note in notes]
+            for note in part.annotations or ():
+                if isinstance(note, dict):
+                    found.citations.append(_citation(note))
         elif kind == "refusal":
             found.refusals.append(part.refusal or "")
 

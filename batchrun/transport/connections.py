@@ -58,8 +58,12 @@ class Connections:
         ).encode()
         if body is not None and len(body) <= _COPIED_BYTES:
             head, body = head + body, None
-        reader = self._kept()
-        if reader is None:
+        while self._idle:
+            reader = self._idle.pop()
+            if self._now_s() - reader.idle_since_s <= _MAX_IDLE_S and reader.is_connected():
+                break
+            self.drop(reader)
+        else:
             reader = await self._open()
         try:
             await reader.send(head, body)
@@ -67,14 +71,6 @@ class Connections:
             self.drop(reader)
             raise
         return reader
-
-    def _kept(self) -> AnswerReader | None:
-        while self._idle:
-            reader = self._idle.pop()
-            if self._now_s() - reader.idle_since_s <= _MAX_IDLE_S and reader.is_connected():
-                return reader
-            self.drop(reader)
-        return None
 
     async def _open(self) -> AnswerReader:
         connection = await self._connector.connect(self._request, [], self._timeout)

@@ -232,7 +232,7 @@ async def _next_piece(answer: HttpAnswer, arriving: _Arriving) -> bytes:
                 break
             decompressor.add(packed)
     _count(len(piece), arriving)
-    is_last = decompressor is None and answer.at_end()
+    is_last = not piece or (decompressor is None and answer.at_end())
     if not is_last and arriving.share.grow(len(piece)):
         await arriving.share.wait(arriving.deadline)
     return piece
