@@ -12,7 +12,7 @@ TOOLS = .tools
 UV = $(TOOLS)/bin/uv
 PEER_NAMES = lm-deluge async-batch-llm openai litellm
 
-.PHONY: demo test test-newest test-lowest test-wheel torture test-servers bench bench-peers bench-parts bench-pacing check docs docs-site format lock lock-peers clean
+.PHONY: demo test test-long test-newest test-lowest test-wheel torture test-servers bench bench-peers bench-parts bench-pacing check docs docs-site format lock lock-peers clean
 
 # The main job against the embedded simulator: a prompt set with tools becomes two tables.
 demo: $(VENV)/installed
@@ -23,6 +23,10 @@ demo: $(VENV)/installed
 # What CI runs: lint, types, imports, links of the docs, the site of the docs, tests.
 test: check docs-site
 	$(BIN)/pytest -q -n 4 --dist worksteal
+
+# The longer forms of tests of which `make test` runs a short one; a few minutes.
+test-long: $(VENV)/installed
+	$(BIN)/pytest -q -n 4 --dist worksteal -m long
 
 # The tests with the newest version of every dependency, which is what `pip install .` installs today.
 test-newest:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 # For one process to end, or one state to come about. It says that something hangs, never that
 # something is slow. `timeout` in pyproject.toml is the same for a whole test.
 HANG_S = 300.0
-_LOOK_EVERY_S = 0.002
+_LOOK_EVERY_S = 0.005
 
 
 def wait_until(holds: Callable[[], object], process: subprocess.Popen[str] | None = None) -> None:

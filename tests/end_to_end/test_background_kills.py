@@ -9,12 +9,11 @@ from subprocess import DEVNULL, CompletedProcess, Popen
 from typing import Any
 
 import msgspec
+import pytest
 
 from batchrun.store.snapshot import snapshot
 from batchrun.store.unfinished import read_open
 
-_KILLS = 20
-_ROWS = 400
 _IN_FLIGHT = 24
 _COMMAND = (
     *("run", "prompts.jsonl", "--prompt", "{{ question }}", "--model", "gpt-4.1", "-o", "run"),
@@ -37,7 +36,12 @@ def _begun(run: Path) -> set[str]:
     return {one.key[0] for one in read_open(run)} - settled
 
 
-def test_twenty_kills_create_no_response_again_whose_id_was_on_disk(
+@pytest.mark.parametrize(
+    ("kills", "count"), [(4, 100), pytest.param(20, 400, marks=pytest.mark.long)]
+)
+def test_kills_create_no_response_again_whose_id_was_on_disk(
+    kills: int,
+    count: int,
     tmp_path: Path,
     write_rows: Any,
     questions: Any,
@@ -48,14 +52,14 @@ def test_twenty_kills_create_no_response_again_whose_id_was_on_disk(
     wait_until: Callable[..., None],
     totals: Callable[..., tuple[Any, ...]],
 ) -> None:
-    rows = list(questions(_ROWS))
+    rows = list(questions(count))
     write_rows(rows)
     by_id = {str(row.get("id", number)): row["question"] for number, row in enumerate(rows)}
-    base_url: str = simulator("--latency", "3", "--latency-spread", "0.3")
+    base_url: str = simulator("--latency", "6", "--latency-spread", "0.3")
     run = tmp_path / "run"
     created: dict[str, int] = {}  # of what was begun at some kill: times created then
     taken_up = 0
-    for kill in range(_KILLS):
+    for kill in range(kills):
         before = stats(base_url)["background"]
         process = begin(*_COMMAND, "--base-url", base_url, stdout=DEVNULL, stderr=DEVNULL)
         what = "created" if kill % 2 else "polls"
@@ -70,13 +74,13 @@ def test_twenty_kills_create_no_response_again_whose_id_was_on_disk(
         taken_up += len(begun & created.keys())
         created.update((key, bodies[key]["background"]["created"]) for key in begun)
     assert taken_up > 0
-    done = batchrun(*_COMMAND, "--concurrency", _ROWS, "--base-url", base_url)
+    done = batchrun(*_COMMAND, "--concurrency", count, "--base-url", base_url)
     assert done.returncode == 0, done.stderr
-    assert totals()[0] == _ROWS
+    assert totals()[0] == count
     bodies = stats(base_url, by="body")
     for key, times in created.items():
         assert bodies[key]["background"]["created"] == times
-    assert len(bodies) == _ROWS
+    assert len(bodies) == count
     assert not list((run / "journal").iterdir())
     assert json.loads((run / "run.json").read_text())["state"] == "finished"
 

@@ -4,9 +4,16 @@ from tests.pacing.random_servers import draw_case, measure
 
 SERVERS = 200
 _PARTS = 20  # so that the processes share them
+_SHORT = 4  # parts in the short form
 
 
-@pytest.mark.parametrize("part", range(_PARTS))
+@pytest.mark.parametrize(
+    "part",
+    [
+        *range(_SHORT),
+        *(pytest.param(part, marks=pytest.mark.long) for part in range(_SHORT, _PARTS)),
+    ],
+)
 def test_a_run_fills_what_a_server_allows_and_wastes_little_on_refusals(part: int) -> None:
     measured = 0
     for seed in range(part, SERVERS, _PARTS):
