@@ -225,10 +225,10 @@ def test_a_signal_ends_a_plan_and_names_the_command_that_goes_on(
     base_url = simulator()
     slow = "{% for one in range(LOOPS) %}{% endfor %}{{ question }}"
     command = ("run", source, "--model", "gpt-4.1", "-o", "run", "--base-url", base_url)
-    first = (*command, "--prompt", slow.replace("LOOPS", "30000"))
+    first = (*command, "--prompt", slow.replace("LOOPS", "3000"))
     assert batchrun(*first, "--limit", "3").returncode == 0
     with (tmp_path / source).open("a") as file:
-        file.writelines(json.dumps(row) + "\n" for row in questions(3_000, first=_ROWS))
+        file.writelines(json.dumps(row) + "\n" for row in questions(9_000, first=_ROWS))
     process = begin(*first)
     wait_until(lambda: is_locked(tmp_path / "run"), process)
     process.send_signal(number)

@@ -16,7 +16,7 @@ from tests.processes import run_batchrun
 from tests.torture.server import Server
 from tests.torture.shapes import STRUCK, Shape
 
-_PLAN_TURNS = 3_000_000  # turns of a template's loop, over all rows: the plan takes its time
+_PLAN_TURNS = 1_000_000  # turns of a template's loop, over all rows: the plan takes its time
 _JOB = """
 [input]
 path = "{source}"
