@@ -267,16 +267,23 @@ def test_the_summary_page_names_each_field_in_its_order() -> None:
     assert re.findall(r"`(\w+)`", " ".join(names)) == list(Summary.__struct_fields__)
 
 
-def test_the_architecture_page_names_each_package_and_no_module_that_does_not_exist() -> None:
-    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", ["ARCHITECTURE.md", "CONTRIBUTING.md"])
+def test_the_modules_that_the_pages_about_the_code_name_exist(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
     told = set(re.findall(r"`([\w/]+\.py)`", text)) - {"inputs/FORMAT.py"}  # one to be written
-    package = ROOT / "batchrun"
-    there = {path.name for path in package.rglob("*.py")}
-    assert not {Path(name).name for name in told if not name.startswith("tests/")} - there
-    with_folder = {name for name in told if "/" in name}
-    assert not [
-        name for name in with_folder if not any((at / name).is_file() for at in (ROOT, package))
-    ]
-    packages = {path.stem for path in package.iterdir() if path.suffix in ("", ".py")}
-    named = {name.removesuffix(".py") for name in quoted(text)}
-    assert not {name for name in packages if name[0] != "_"} - named
+    there = {
+        path.name for folder in ("batchrun", "tests") for path in (ROOT / folder).rglob("*.py")
+    }
+    assert not {Path(module).name for module in told} - there
+    folders = (ROOT, ROOT / "batchrun")
+    paths = {module for module in told if "/" in module}
+    assert not {path for path in paths if not any((at / path).is_file() for at in folders)}
+
+
+def test_the_architecture_page_names_each_package() -> None:
+    named = {
+        name.removesuffix(".py")
+        for name in quoted((ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8"))
+    }
+    there = {path.stem for path in (ROOT / "batchrun").iterdir() if path.suffix in ("", ".py")}
+    assert not {name for name in there if name[0] != "_"} - named
