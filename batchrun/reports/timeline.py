@@ -1,14 +1,11 @@
 """A run over the time it ran: throughput, requests in flight, errors, dollars, pauses.
 
-Times are microseconds since 1970. A killed command ends at the last thing that is known of it.
-
-Time between two commands, when nothing ran, is left out.
+Times are microseconds since 1970. Time between two commands, when nothing ran, is left out; a
+killed command ends at the last thing that is known of it.
 """
 
-from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Sequence
-from itertools import accumulate
 from pathlib import Path
 
 import duckdb
@@ -18,6 +15,30 @@ from batchrun.progress.bottleneck import PAUSES
 from batchrun.store.reading import read_events
 
 _MOST_GAPS = 1_000  # of more, the shortest count as work
+_MOST_MOMENTS = 120
+_MINUTE, _HOUR, _DAY = 60, 3_600, 86_400
+_WIDTHS_S = (
+    *(0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, _MINUTE, 2 * _MINUTE, 5 * _MINUTE, 10 * _MINUTE),
+    *(15 * _MINUTE, 30 * _MINUTE, _HOUR, 2 * _HOUR, 6 * _HOUR, 12 * _HOUR, _DAY, 7 * _DAY),
+)
+
+_ROWS = """
+    SELECT in_moment(running(epoch_us(finished_at))), count(*) FILTER (ok), count(*),
+           coalesce(sum(cost_usd), 0.0)
+    FROM responses WHERE finished_at IS NOT NULL GROUP BY 1
+"""
+_STARTS = """
+    SELECT in_moment(t), count(*), sum((in_moment(t) + 1) * ? - t)::DOUBLE
+    FROM (SELECT running({0}) AS t FROM all_attempts) GROUP BY 1
+"""
+_ERRORS = """
+    SELECT in_moment(running(end_us)), error_kind, count(*)
+    FROM all_attempts WHERE error_kind IS NOT NULL GROUP BY 1, 2
+"""
+_LAST_ENDS = """
+    SELECT begin_us, end_us FROM (SELECT unnest(?) AS begin_us)
+    ASOF LEFT JOIN (SELECT end_us FROM all_attempts) ON begin_us > end_us
+"""
 
 
 class Gap(Struct, frozen=True):
@@ -39,8 +60,37 @@ class RunningTime(Struct, frozen=True):
         return max(0, at - self.first - idle)
 
 
+class Moment(Struct, frozen=True):
+    """What happened within a stretch of `Timeline.width_s`."""
+
+    at_s: float  # its beginning, in running time
+    ok: int  # rows that ended so
+    not_ok: int
+    in_flight: float  # attempts under way, on average
+    cost_usd: float  # of the rows that ended up to here
+    errors: dict[str, int]  # `error_kind` to attempts that ended so
+
+
+class Pause(Struct, frozen=True):
+    """A time when all sending stopped."""
+
+    name: str  # cooldown, endpoint down
+    from_s: float
+    to_s: float
+
+
+class Timeline(Struct, frozen=True):
+    """Times are seconds of running time, from the first send."""
+
+    width_s: float
+    span_s: float
+    moments: tuple[Moment, ...]
+    pauses: tuple[Pause, ...]
+    resumed: tuple[float, ...]  # where a later command went on
+
+
 def read_running_time(database: duckdb.DuckDBPyConnection, path: Path) -> RunningTime | None:
-    """Null where nothing was sent. Asks the table `all_attempts`; makes the macro `running(t)`."""
+    """None where nothing was sent. Asks the table `all_attempts`; makes the macro `running(t)`."""
     first = database.execute("SELECT min(start_us) FROM all_attempts").fetchall()[0][0]
     if first is None:
         database.execute("CREATE OR REPLACE TEMP MACRO running(t) AS t")
@@ -51,42 +101,24 @@ def read_running_time(database: duckdb.DuckDBPyConnection, path: Path) -> Runnin
 
 
 def _gaps(database: duckdb.DuckDBPyConnection, path: Path, first: int) -> tuple[Gap, ...]:
-    starts = [(last, at) for last, at in _starts(path) if at > first]
+    """One for each command that started after `first`, up to the longest ones."""
+    starts: list[tuple[int, int]] = []  # the last event before a command, and its start
+    last: int | None = None
+    for at, event in read_events(path):
+        if event.get("event") == "started" and last is not None and at > first:
+            starts.append((last, at))
+        last = at
     if not starts:
         return ()
-    times = sorted({at for _, at in starts})
-    ends = _last_ends(database, times, first)
+    # When the last attempt before each start had ended.
+    ends = dict(database.execute(_LAST_ENDS, [[at for _, at in starts]]).fetchall())
     gaps: list[Gap] = []
     for last_event, at in starts:
         # Answers may come after the last event; a clock may have been put back.
-        end = ends[bisect_right(times, at) - 1]
-        begin = max(last_event, end, gaps[-1].last if gaps else first)
+        begin = max(last_event, ends[at] or first, gaps[-1].last if gaps else first)
         gaps.append(Gap(min(begin, at), at) if not gaps or at > gaps[-1].last else gaps[-1])
     longest = sorted(gaps, key=lambda gap: gap.first - gap.last)[:_MOST_GAPS]
     return tuple(sorted(longest, key=lambda gap: gap.last))
-
-
-def _last_ends(database: duckdb.DuckDBPyConnection, times: Sequence[int], first: int) -> list[int]:
-    """When the last try had ended before each of these times, which ascend; else `first`."""
-    pieces = [(time, str(place)) for place, time in enumerate(times)]
-    last = dict(
-        database.execute(
-            f"SELECT {_halved([*pieces, (0, 'NULL')])} AS place, max(t) "  # noqa: S608 - numbers
-            "FROM (SELECT end_us AS t FROM all_attempts) GROUP BY place"
-        ).fetchall()
-    )
-    return list(accumulate((last.get(place, first) for place in range(len(times))), max))
-
-
-def _starts(path: Path) -> list[tuple[int, int]]:
-    """Of each command but the first: the last event before it, and its start."""
-    starts = []
-    last: int | None = None
-    for at, event in read_events(path):
-        if event.get("event") == "started" and last is not None:
-            starts.append((last, at))
-        last = at
-    return starts
 
 
 def running_sql(time: RunningTime) -> str:
@@ -107,61 +139,10 @@ def _halved(pieces: Sequence[tuple[int, str]]) -> str:
     return f"CASE WHEN t < {pieces[middle - 1][0]} THEN {before} ELSE {after} END"
 
 
-_MOST_MOMENTS = 120
-_MINUTE, _HOUR, _DAY = 60, 3_600, 86_400
-_WIDTHS_S = (
-    *(0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, _MINUTE, 2 * _MINUTE, 5 * _MINUTE, 10 * _MINUTE),
-    *(15 * _MINUTE, 30 * _MINUTE, _HOUR, 2 * _HOUR, 6 * _HOUR, 12 * _HOUR, _DAY, 7 * _DAY),
-)
-
-_ROWS = """
-    SELECT in_moment(running(epoch_us(finished_at))), count(*) FILTER (ok), count(*),
-           coalesce(sum(cost_usd), 0.0)
-    FROM responses WHERE finished_at IS NOT NULL GROUP BY 1
-"""
-_STARTS = """
-    SELECT in_moment(t), count(*), sum((in_moment(t) + 1) * ? - t)::DOUBLE
-    FROM (SELECT running({0}) AS t FROM all_attempts) GROUP BY 1
-"""
-_ERRORS = """
-    SELECT in_moment(running(end_us)), error_kind, count(*)
-    FROM all_attempts WHERE error_kind IS NOT NULL GROUP BY 1, 2
-"""
-
-
-class Moment(Struct, frozen=True):
-    """What happened within a stretch of `Timeline.width_s`."""
-
-    at_s: float  # its beginning, in running time
-    ok: int  # rows that ended so
-    not_ok: int
-    in_flight: float  # attempts under way, on average
-    cost_usd: float  # of the rows that ended up to here
-    errors: dict[str, int]  # `error_kind` to attempts that ended so
-
-
-class Pause(Struct, frozen=True):
-    """A time when all sending stood still."""
-
-    name: str  # cooldown, endpoint down
-    from_s: float
-    to_s: float
-
-
-class Timeline(Struct, frozen=True):
-    """Times are seconds of running time, from the first send."""
-
-    width_s: float
-    span_s: float
-    moments: tuple[Moment, ...]
-    pauses: tuple[Pause, ...]
-    resumed: tuple[float, ...]  # where a later command went on
-
-
 def read_timeline(
     database: duckdb.DuckDBPyConnection, path: Path, time: RunningTime | None
 ) -> Timeline | None:
-    """Null where nothing was sent. Asks the table `all_attempts` and the view `responses`."""
+    """None where nothing was sent. Asks the table `all_attempts` and the view `responses`."""
     if time is None:
         return None
     span = time.of(database.execute("SELECT max(end_us) FROM all_attempts").fetchall()[0][0])
