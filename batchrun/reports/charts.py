@@ -10,7 +10,7 @@ from msgspec import Struct
 from batchrun.formats.amounts import seconds
 from batchrun.formats.printable import brief
 from batchrun.records import JsonObject
-from batchrun.reports.report_queries import Bin, Report, ToolRows
+from batchrun.reports.report_queries import Bin, Report
 from batchrun.reports.timeline import Moment, Timeline
 
 _MOST_KINDS = 7  # colours that can be told apart; the rest is one kind more
@@ -54,9 +54,8 @@ def charts(report: Report) -> list[Chart]:
             found.append(Chart(name, title, _histogram(bins)))
     if report.tokens.input_tokens or report.tokens.output_tokens:
         found.append(Chart("tokens", "Tokens by kind", _tokens(report)))
-    if report.tools:
-        tools = _tools(report.tools[:_MOST_TOOLS])
-        found.append(Chart("tool_calls", "Tool calls by their arguments", tools))
+    if tools := report.tables["tools"][:_MOST_TOOLS]:
+        found.append(Chart("tool_calls", "Tool calls by their arguments", _tools(tools)))
     return found
 
 
@@ -227,19 +226,16 @@ def _tokens(report: Report) -> JsonObject:
     return _horizontal_bars(bars, list(kinds), _COLOURS, "tokens", has_legend=False)
 
 
-def _tools(tools: Sequence[ToolRows]) -> JsonObject:
+def _tools(tools: Sequence[Mapping[str, Any]]) -> JsonObject:
     bars: list[tuple[str, str, int]] = []
     names: Counter[str] = Counter()
     for tool in tools:
-        name = brief(tool.name, _TOOL_NAME)
+        name = brief(tool["tool"], _TOOL_NAME)
         names[name] += 1
         if names[name] > 1:  # two long names may look alike once they are cut
-            name = f"{brief(tool.name, _TOOL_NAME - 4)} ({names[name]})"
-        kinds = {
-            "valid": tool.valid,
-            "invalid": tool.invalid,
-            "not judged": tool.calls - tool.valid - tool.invalid,
-        }
+            name = f"{name[: _TOOL_NAME - 4]} ({names[name]})"
+        kinds = {"valid": tool["valid"], "invalid": tool["invalid"]}
+        kinds["not judged"] = tool["calls"] - sum(kinds.values())
         bars += [(name, kind, count) for kind, count in kinds.items() if count]
     colours = [_GOOD, _BAD, _LINE]
     return _horizontal_bars(bars, ["valid", "invalid", "not judged"], colours, "calls")

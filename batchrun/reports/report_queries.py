@@ -17,8 +17,6 @@ from batchrun.store import reading
 from batchrun.store.files import is_locked
 
 T = TypeVar("T")
-_TOP = 10  # rows of the slowest and of the most expensive
-_MOST = 50  # lines of a table whose names come from answers
 _BINS = 32
 _LEAST_S = 1e-3  # the first bin holds what took less, too
 _SAMPLES_OF_EACH, _MOST_KINDS = 3, 12  # kinds of outcome
@@ -27,25 +25,80 @@ _TURNS = 6  # the last of a conversation
 _SPREADS = ("latency_s", "first_token_s", "elapsed_s", "input_tokens", "output_tokens", "cost_usd")
 
 
-class OutcomeRows(Struct, frozen=True):
-    """Rows with the same outcome."""
+class ReportTable(Struct, frozen=True):
+    """A table of the report: the names of its query's columns are its heads."""
 
-    outcome: str  # ok, truncated, refused, else the row's `status`
-    rows: int
-    output_tokens: int
-    cost_usd: float | None
+    name: str
+    title: str
+    query: str
+    words: int = 1  # the first columns are words, the others figures
+    note: str | None = None
+    message: bool = False  # the last column is a message
 
 
-class ModelRows(Struct, frozen=True):
-    """Rows that one model answered, at one tier."""
-
-    model: str | None  # as the server says; where none answered, as asked for
-    service_tier: str | None
-    rows: int
-    input_tokens: int
-    cached_tokens: int
-    output_tokens: int
-    cost_usd: float | None
+_TOP_ROWS = """
+    SELECT custom_id AS id, outcome, len(attempts) AS attempts, elapsed_s AS time,
+           output_tokens AS "output tokens", cost_usd AS cost
+    FROM answers WHERE {0} > 0 ORDER BY {0} DESC, "row" LIMIT 10
+"""
+TABLES = (
+    ReportTable(
+        "outcomes",  # ok, truncated, refused, else the row's `status`
+        "Outcomes",
+        """SELECT outcome, count(*) AS rows, count(*) / sum(count(*)) OVER () AS share,
+                  coalesce(sum(output_tokens), 0)::BIGINT AS "output tokens", sum(cost_usd) AS cost
+           FROM answers GROUP BY outcome ORDER BY outcome <> 'ok', rows DESC, outcome""",
+    ),
+    ReportTable(
+        "models",  # as the server says; where none answered, as asked for
+        "Models",
+        """SELECT coalesce(model, model_requested) AS model, service_tier AS tier,
+                   count(*) AS rows, coalesce(sum(input_tokens), 0)::BIGINT AS input,
+                   coalesce(sum(cached_tokens), 0)::BIGINT AS cached,
+                   coalesce(sum(output_tokens), 0)::BIGINT AS output, sum(cost_usd) AS cost
+            FROM responses GROUP BY 1, 2 ORDER BY rows DESC, 1, 2 LIMIT 50""",
+        words=2,
+    ),
+    ReportTable(
+        "attempts",
+        "Attempts",
+        """SELECT kind, count(*) AS attempts, count(error_kind) AS failed, sum(cost_usd) AS cost
+           FROM all_attempts GROUP BY kind ORDER BY attempts DESC, kind""",
+    ),
+    ReportTable(
+        "errors",
+        "Errors",
+        """WITH met AS (SELECT error_kind AS kind, count(*) AS attempts,
+                               arg_min(error_message, start_us) AS example
+                        FROM all_attempts WHERE error_kind IS NOT NULL GROUP BY error_kind),
+                ended AS (SELECT error_kind AS kind, count(*) AS rows,
+                                 arg_min(error_message[:300], "row") AS example
+                          FROM responses WHERE error_kind IS NOT NULL GROUP BY error_kind)
+           SELECT kind, coalesce(attempts, 0) AS attempts, coalesce(rows, 0) AS rows,
+                  coalesce(ended.example, met.example, '') AS example
+           FROM met FULL JOIN ended USING (kind) ORDER BY 2 DESC, 3 DESC, kind""",
+        note="attempts that met it, and rows that ended with it",
+        message=True,
+    ),
+    ReportTable(
+        "tools",
+        "Tool calls",
+        """SELECT coalesce(name, type) AS tool, count(*) AS calls,
+                   count(*) FILTER (arguments_valid) AS valid,
+                   count(*) FILTER (NOT arguments_valid) AS invalid,
+                   valid / nullif(valid + invalid, 0) AS "share valid"
+            FROM tool_calls GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT 50""",
+        note="arguments that are JSON and fit the tool's schema",
+    ),
+    ReportTable(
+        "slowest",
+        "Slowest rows",
+        _TOP_ROWS.format("elapsed_s"),
+        words=2,
+        note="from first send to end, without waits between commands",
+    ),
+    ReportTable("most_expensive", "Most expensive rows", _TOP_ROWS.format("cost_usd"), words=2),
+)
 
 
 class Tokens(Struct, frozen=True):
@@ -68,44 +121,6 @@ class Spread(Struct, frozen=True):
     p90: float
     p99: float
     max: float
-
-
-class AttemptKind(Struct, frozen=True):
-    """Attempts of one kind."""
-
-    kind: str  # first, retry, reask, hedge
-    attempts: int
-    failed: int
-    cost_usd: float | None
-
-
-class ErrorRows(Struct, frozen=True):
-    """One kind of error: how many attempts met it, and how many rows ended with it."""
-
-    kind: str
-    attempts: int
-    rows: int
-    example: str
-
-
-class ToolRows(Struct, frozen=True):
-    """Calls of one tool."""
-
-    name: str  # its type where it has no name
-    calls: int
-    valid: int
-    invalid: int  # arguments that are no JSON or do not fit the schema; others cannot be judged
-
-
-class TopRow(Struct, frozen=True):
-    """A row that took long, or cost much."""
-
-    custom_id: str
-    outcome: str
-    attempts: int
-    elapsed_s: float | None  # from its first send to its end, without waits between commands
-    output_tokens: int | None
-    cost_usd: float | None
 
 
 class Bin(Struct, frozen=True):
@@ -144,15 +159,9 @@ class Report(Struct, frozen=True):
     unknown_attempts: int  # those whose cost is not known: it is in no sum
     unknown_usd: float  # at most so much more, for attempts that reported no usage
     estimated: Estimated | None  # by a pilot, before the rest was sent
-    outcomes: tuple[OutcomeRows, ...]
-    models: tuple[ModelRows, ...]
+    tables: dict[str, list[dict[str, Any]]]  # of `TABLES`, by name: rows by their heads
     tokens: Tokens
     spreads: tuple[Spread, ...]
-    attempts: tuple[AttemptKind, ...]
-    errors: tuple[ErrorRows, ...]
-    tools: tuple[ToolRows, ...]
-    slowest: tuple[TopRow, ...]
-    most_expensive: tuple[TopRow, ...]
     latency_bins: tuple[Bin, ...]
     first_token_bins: tuple[Bin, ...]
     timeline: Timeline | None  # null where nothing was sent
@@ -191,51 +200,17 @@ _SUMS = """
            min(epoch_us(started_at)) AS started_at, max(epoch_us(finished_at)) AS finished_at
     FROM responses
 """
-_OUTCOMES = """
-    SELECT outcome, count(*), coalesce(sum(output_tokens), 0)::BIGINT, sum(cost_usd)
-    FROM answers GROUP BY outcome ORDER BY outcome <> 'ok', count(*) DESC, outcome
-"""
-_MODELS = """
-    SELECT coalesce(model, model_requested) AS name, service_tier, count(*),
-           coalesce(sum(input_tokens), 0)::BIGINT, coalesce(sum(cached_tokens), 0)::BIGINT,
-           coalesce(sum(output_tokens), 0)::BIGINT, sum(cost_usd)
-    FROM responses GROUP BY name, service_tier ORDER BY count(*) DESC, name, service_tier LIMIT ?
-"""
 _TOKENS = """
     SELECT coalesce(sum(input_tokens), 0)::BIGINT, coalesce(sum(cached_tokens), 0)::BIGINT,
            coalesce(sum(cache_write_tokens), 0)::BIGINT, coalesce(sum(output_tokens), 0)::BIGINT,
            coalesce(sum(reasoning_tokens), 0)::BIGINT, coalesce(sum(total_tokens), 0)::BIGINT
     FROM responses
 """
-_ATTEMPTS = """
-    SELECT kind, count(*), count(error_kind), sum(cost_usd)
-    FROM all_attempts GROUP BY kind ORDER BY count(*) DESC, kind
-"""
-_ERRORS = """
-    WITH met AS (SELECT error_kind AS kind, count(*) AS attempts,
-                        arg_min(error_message, start_us) AS example
-                 FROM all_attempts WHERE error_kind IS NOT NULL GROUP BY error_kind),
-         ended AS (SELECT error_kind AS kind, count(*) AS rows,
-                          arg_min(error_message[:300], "row") AS example
-                   FROM responses WHERE error_kind IS NOT NULL GROUP BY error_kind)
-    SELECT kind, coalesce(attempts, 0), coalesce(rows, 0), coalesce(ended.example, met.example, '')
-    FROM met FULL JOIN ended USING (kind) ORDER BY 2 DESC, 3 DESC, kind
-"""
-_TOOLS = """
-    SELECT coalesce(name, type), count(*), count(*) FILTER (arguments_valid),
-           count(*) FILTER (NOT arguments_valid)
-    FROM tool_calls GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT ?
-"""
 # Percentiles are values that a row really has.
 _SPREAD = """
     SELECT '{0}', count({0}), quantile_disc({0}, 0.5), quantile_disc({0}, 0.9),
            quantile_disc({0}, 0.99), max({0})
     FROM answers HAVING count({0}) > 0
-"""
-# Ties in the order of the input.
-_TOP_ROWS = """
-    SELECT custom_id, outcome, len(attempts), elapsed_s, output_tokens, cost_usd
-    FROM answers WHERE {0} > 0 ORDER BY {0} DESC, "row" LIMIT ?
 """
 _SAMPLES = """
     WITH picked AS (
@@ -268,42 +243,33 @@ def _report(database: duckdb.DuckDBPyConnection, files: Files, path: Path, state
     time = read_running_time(database, path)
     database.execute(_ANSWERS.format(_WAITED if time is not None and time.gaps else 0))
 
-    def found(kind: Callable[..., T], sql: str, *parameters: object) -> tuple[T, ...]:
-        rows = database.execute(sql, parameters).fetchall()
-        return tuple(kind(*row) for row in rows)
+    def rows_of(query: str) -> list[dict[str, Any]]:
+        found = database.execute(query)
+        names = [column[0] for column in found.description or ()]
+        return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
 
-    def top(column: str) -> tuple[TopRow, ...]:
-        return found(TopRow, _TOP_ROWS.format(column), _TOP)
+    def made(kind: Callable[..., T], query: str) -> tuple[T, ...]:
+        return tuple(kind(*row) for row in database.execute(query).fetchall())
 
-    samples = _SAMPLES.format(of_each=_SAMPLES_OF_EACH, most=_MOST_KINDS * _SAMPLES_OF_EACH)
-    asked = database.execute(_SUMS)
-    names = [column[0] for column in asked.description or ()]
-    sums = dict(zip(names, asked.fetchall()[0], strict=True))
-    rows: int = sums.pop("rows")
+    (sums,) = rows_of(_SUMS)
+    most = _MOST_KINDS * _SAMPLES_OF_EACH
     return Report(
         run=str(path),
         state=state,
         simulated=record.simulated,
         source=record.source_path or record.source,
-        rows=rows,
         not_in_input=record.gone.rows,
-        left=max(0, record.rows - (rows - record.gone.rows)),
+        left=max(0, record.rows - (sums["rows"] - record.gone.rows)),
         **sums,
         unknown_usd=reading.read_unknown_usd(path, record),
         estimated=record.estimated,
-        outcomes=found(OutcomeRows, _OUTCOMES),
-        models=found(ModelRows, _MODELS, _MOST),
-        tokens=found(Tokens, _TOKENS)[0],
-        spreads=sum((found(Spread, _SPREAD.format(name)) for name in _SPREADS), ()),
-        attempts=found(AttemptKind, _ATTEMPTS),
-        errors=found(ErrorRows, _ERRORS),
-        tools=found(ToolRows, _TOOLS, _MOST),
-        slowest=top("elapsed_s"),
-        most_expensive=top("cost_usd"),
+        tables={table.name: rows_of(table.query) for table in TABLES},
+        tokens=made(Tokens, _TOKENS)[0],
+        spreads=sum((made(Spread, _SPREAD.format(name)) for name in _SPREADS), ()),
         latency_bins=_bins(database, "latency_s"),
         first_token_bins=_bins(database, "first_token_s"),
         timeline=read_timeline(database, path, time),
-        samples=found(_sample, samples),
+        samples=made(_sample, _SAMPLES.format(of_each=_SAMPLES_OF_EACH, most=most)),
     )
 
 

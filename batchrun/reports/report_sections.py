@@ -1,17 +1,16 @@
 """A report as tables of words, the same for the terminal and for the page."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
-from msgspec.structs import astuple
 from rich.console import Console
 from rich.text import Text
 
 from batchrun.formats.amounts import duration, plural, seconds, usd
 from batchrun.formats.printable import brief, one_line
 from batchrun.records import Estimated
-from batchrun.reports.report_queries import Report, Spread
+from batchrun.reports.report_queries import TABLES, Report, ReportTable, Spread, Tokens
 from batchrun.reports.text_tables import Section, show_section, show_text
 
 _LONGEST = {"id": 40, "example": 160}  # characters of what rows or servers made
@@ -24,7 +23,10 @@ _SPREADS = {
     "output_tokens": "output tokens",
     "cost_usd": "cost",
 }
-_TOP = ("id", "outcome", "attempts", "time", "output tokens", "cost")
+_ORDER = (
+    *("outcomes", "models", "tokens", "spreads", "attempts", "errors", "tools", "slowest"),
+    "most_expensive",
+)
 
 
 def show_report(report: Report, stream: TextIO) -> None:
@@ -39,7 +41,7 @@ def show_report(report: Report, stream: TextIO) -> None:
 
 def headline(report: Report) -> str:
     """`finished: 3,000 rows, 2,990 ok, 10 left; $1.20`, in one line."""
-    ok = sum(one.rows for one in report.outcomes if one.outcome == "ok")
+    ok = sum(row["rows"] for row in report.tables["outcomes"] if row["outcome"] == "ok")
     words = f"{report.state}: {plural(report.rows, 'row')}, {ok:,} ok"
     if report.left:
         words += f", {report.left:,} left"
@@ -95,91 +97,17 @@ def _against_the_estimate(report: Report, estimated: Estimated) -> str:
 
 def sections(report: Report) -> list[Section]:
     """Those that have rows."""
-    tokens = report.tokens
-    both = tokens.input_tokens + tokens.output_tokens
-    kinds = (
-        ("input", tokens.input_tokens),
-        ("  of it cached", tokens.cached_tokens),
-        ("  of it written to the cache", tokens.cache_write_tokens),
-        ("output", tokens.output_tokens),
-        ("  of it reasoning", tokens.reasoning_tokens),
+    found = {table.name: _section(table, report.tables[table.name]) for table in TABLES}
+    found |= {"tokens": _tokens(report.tokens), "spreads": _spreads(report.spreads)}
+    return [found[name] for name in _ORDER if found[name].rows]
+
+
+def _section(table: ReportTable, rows: Sequence[Mapping[str, Any]]) -> Section:
+    heads = tuple(rows[0]) if rows else ()
+    cells = tuple(tuple(_cell(head, value) for head, value in row.items()) for row in rows)
+    return Section(
+        table.name, table.title, heads, cells, table.words, table.note, message=table.message
     )
-    found = [
-        _section(
-            "outcomes",
-            "Outcomes",
-            ("", "rows", "share", "output tokens", "cost"),
-            (
-                (one.outcome, one.rows, _share(one.rows, report.rows), *astuple(one)[2:])
-                for one in report.outcomes
-            ),
-        ),
-        _section(
-            "models",
-            "Models",
-            ("model", "tier", "rows", "input", "cached", "output", "cost"),
-            map(astuple, report.models),
-            words=2,
-        ),
-        Section(
-            "tokens",
-            "Tokens",
-            ("", "tokens", "share"),
-            tuple((name, f"{count:,}", _share(count, both)) for name, count in kinds if both),
-            note="of the answers that counted",
-        ),
-        _section(
-            "spreads",
-            "A row",
-            ("", "rows", "median", "p90", "p99", "most"),
-            ((_SPREADS[one.name], one.rows, *_percentiles(one)) for one in report.spreads),
-            note="latency and first token of the attempt that counted",
-        ),
-        _section(
-            "attempts",
-            "Attempts",
-            ("kind", "attempts", "failed", "cost"),
-            map(astuple, report.attempts),
-        ),
-        _section(
-            "errors",
-            "Errors",
-            ("kind", "attempts", "rows", "example"),
-            map(astuple, report.errors),
-            note="attempts that met it, and rows that ended with it",
-            message=True,
-        ),
-        _section(
-            "tools",
-            "Tool calls",
-            ("tool", "calls", "valid", "invalid", "share valid"),
-            ((*astuple(one), _share(one.valid, one.valid + one.invalid)) for one in report.tools),
-            note="arguments that are JSON and fit the tool's schema",
-        ),
-        _section(
-            "slowest",
-            "Slowest rows",
-            _TOP,
-            map(astuple, report.slowest),
-            words=2,
-            note="from first send to end, without waits between commands",
-        ),
-        _section(
-            "most_expensive",
-            "Most expensive rows",
-            _TOP,
-            map(astuple, report.most_expensive),
-            words=2,
-        ),
-    ]
-    return [section for section in found if section.rows]
-
-
-def _section(
-    name: str, title: str, heads: tuple[str, ...], rows: Iterable[tuple[Any, ...]], **more: Any
-) -> Section:
-    cells = tuple(tuple(map(_cell, heads, row)) for row in rows)
-    return Section(name, title, heads, cells, **more)
 
 
 def _cell(head: str, value: str | float | None) -> str:
@@ -190,7 +118,32 @@ def _cell(head: str, value: str | float | None) -> str:
         return brief(value, _LONGEST.get(head, _LONGEST_NAME))
     if isinstance(value, int):
         return f"{value:,}"
+    if head.startswith("share"):
+        return _share(value)
     return usd(value) if head == "cost" else seconds(value)
+
+
+def _tokens(tokens: Tokens) -> Section:
+    both = tokens.input_tokens + tokens.output_tokens
+    kinds = {
+        "input": tokens.input_tokens,
+        "  of it cached": tokens.cached_tokens,
+        "  of it written to the cache": tokens.cache_write_tokens,
+        "output": tokens.output_tokens,
+        "  of it reasoning": tokens.reasoning_tokens,
+    }
+    rows = tuple(
+        (name, f"{count:,}", _share(count / both)) for name, count in kinds.items() if both
+    )
+    note = "of the answers that counted"
+    return Section("tokens", "Tokens", ("", "tokens", "share"), rows, note=note)
+
+
+def _spreads(spreads: Iterable[Spread]) -> Section:
+    rows = tuple((_SPREADS[one.name], f"{one.rows:,}", *_percentiles(one)) for one in spreads)
+    heads = ("", "rows", "median", "p90", "p99", "most")
+    note = "latency and first token of the attempt that counted"
+    return Section("spreads", "A row", heads, rows, note=note)
 
 
 def _percentiles(spread: Spread) -> Iterable[str]:
@@ -202,16 +155,11 @@ def _percentiles(spread: Spread) -> Iterable[str]:
     return (f"{value:,.0f}" for value in values)
 
 
-def _share(part: int, whole: int) -> str:
+def _share(share: float) -> str:
     """Never 100 % or 0 % where that is not so."""
-    if not whole:
-        return "-"
-    share = 100 * part / whole
-    if part and share < 0.05:
+    if 0 < share < 0.0005:
         return "< 0.1 %"
-    if part < whole and share >= 99.95:
-        return "> 99.9 %"
-    return f"{share:.1f} %"
+    return "> 99.9 %" if 0.9995 <= share < 1 else f"{share:.1%}".replace("%", " %")
 
 
 def moment(at: int) -> str:

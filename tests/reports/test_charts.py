@@ -38,14 +38,14 @@ def test_bars_add_up_to_the_figures(report: Report, specs: dict[str, JsonObject]
     rows = sum(value["value"] for value in _values(specs["throughput"])) * line.width_s
     assert rows == pytest.approx(240)
     failed = sum(value["value"] for value in _values(specs["errors_over_time"]))
-    assert failed == sum(one.attempts for one in report.errors)
+    assert failed == sum(one["attempts"] for one in report.tables["errors"])
     assert _values(specs["cost"])[-1]["value"] == pytest.approx(report.cost_usd)
     latencies = sum(value["value"] for value in _values(specs["latency"]))
     assert latencies == sum(one.rows for one in report.spreads if one.name == "latency_s")
     both = report.tokens.input_tokens + report.tokens.output_tokens
     assert sum(value["value"] for value in _values(specs["tokens"])) == both
     calls = sum(value["value"] for value in _values(specs["tool_calls"]))
-    assert calls == sum(one.calls for one in report.tools)
+    assert calls == sum(one["calls"] for one in report.tables["tools"])
 
 
 def test_names_that_models_made_are_harmless_and_short(

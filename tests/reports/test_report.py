@@ -16,7 +16,7 @@ from rich.console import Console
 from batchrun.errors import JobError
 from batchrun.formats.amounts import usd
 from batchrun.records import Outcome
-from batchrun.reports.report_queries import ErrorRows, Report, read_report
+from batchrun.reports.report_queries import Report, read_report
 from batchrun.reports.report_sections import headline, remarks, sections, show_report
 from batchrun.reports.text_tables import show_section
 from batchrun.reports.timeline import Gap, RunningTime, running_sql
@@ -33,6 +33,16 @@ def _asked(whole: Path, sql: str, table: str = "responses") -> list[tuple[Any, .
     return duckdb.execute(sql, [f"{whole}/{table}/*.parquet"]).fetchall()
 
 
+def _taken(report: Report, table: str, *heads: str) -> set[tuple[Any, ...]]:
+    """The rows of a table, with these columns."""
+    return {tuple(row[head] for head in heads) for row in report.tables[table]}
+
+
+def _counted(report: Report) -> list[tuple[str, int, int]]:
+    rows = report.tables["outcomes"]
+    return [(row["outcome"], row["rows"], row["output tokens"]) for row in rows]
+
+
 def test_outcomes_and_sums_are_those_of_the_tables(report: Report, whole: Path) -> None:
     sql = """SELECT count(*), count(*) FILTER (ok), count(*) FILTER (refusal IS NOT NULL),
              count(*) FILTER (status = 'no_answer'), round(sum(cost_usd), 9), sum(input_tokens),
@@ -40,7 +50,7 @@ def test_outcomes_and_sums_are_those_of_the_tables(report: Report, whole: Path) 
              sum(len(list_filter(attempts, lambda a: a.cost_usd IS NULL)))::BIGINT,
              min(epoch_us(started_at))
              FROM read_parquet(?)"""
-    of = {one.outcome: one.rows for one in report.outcomes}
+    of = {one["outcome"]: one["rows"] for one in report.tables["outcomes"]}
     cost = round(report.cost_usd or 0.0, 9)
     assert _asked(whole, sql) == [
         (
@@ -52,7 +62,7 @@ def test_outcomes_and_sums_are_those_of_the_tables(report: Report, whole: Path) 
     assert sum(of.values()) == report.rows == 240
     assert report.left == 10
     assert report.state == "killed"
-    assert sum(one.rows for one in report.models) == 240
+    assert sum(one["rows"] for one in report.tables["models"]) == 240
 
 
 def test_attempts_errors_tools_and_percentiles_are_those_of_the_tables(
@@ -60,16 +70,16 @@ def test_attempts_errors_tools_and_percentiles_are_those_of_the_tables(
 ) -> None:
     unnested = "FROM (SELECT unnest(attempts) AS try FROM read_parquet(?))"
     tries = _asked(whole, f"SELECT try.kind, count(*), count(try.error_kind) {unnested} GROUP BY 1")
-    assert {(one.kind, one.attempts, one.failed) for one in report.attempts} == set(tries)
+    assert _taken(report, "attempts", "kind", "attempts", "failed") == set(tries)
     met = _asked(whole, f"SELECT try.error_kind, count(*) {unnested} GROUP BY 1")
-    assert {(one.kind, one.attempts) for one in report.errors} == {m for m in met if m[0]}
+    assert _taken(report, "errors", "kind", "attempts") == {m for m in met if m[0]}
     calls = _asked(
         whole,
         """SELECT name, count(*), count(*) FILTER (arguments_valid),
            count(*) FILTER (NOT arguments_valid) FROM read_parquet(?) GROUP BY 1""",
         "tool_calls",
     )
-    assert {(one.name, one.calls, one.valid, one.invalid) for one in report.tools} == set(calls)
+    assert _taken(report, "tools", "tool", "calls", "valid", "invalid") == set(calls)
     (latency,) = (one for one in report.spreads if one.name == "latency_s")
     sql = "SELECT count(latency_s), quantile_disc(latency_s, 0.9), max(latency_s) "
     found = _asked(whole, sql + "FROM read_parquet(?)")
@@ -81,17 +91,17 @@ def test_attempts_errors_tools_and_percentiles_are_those_of_the_tables(
 def test_slowest_and_most_expensive_rows_are_sorted_and_the_timeline_adds_up(
     report: Report, whole: Path
 ) -> None:
-    costs = [one.cost_usd or 0.0 for one in report.most_expensive]
+    costs = [one["cost"] or 0.0 for one in report.tables["most_expensive"]]
     sql = "SELECT cost_usd FROM read_parquet(?) ORDER BY cost_usd DESC NULLS LAST LIMIT 10"
     assert costs == [cost for (cost,) in _asked(whole, sql)]
-    times = [one.elapsed_s or 0.0 for one in report.slowest]
+    times = [one["time"] or 0.0 for one in report.tables["slowest"]]
     assert times == sorted(times, reverse=True)
     line = report.timeline
     assert line is not None
     assert sum(one.ok + one.not_ok for one in line.moments) == 240
     assert line.moments[-1].cost_usd == pytest.approx(report.cost_usd)
     met = sum(sum(one.errors.values()) for one in line.moments)
-    assert met == sum(one.attempts for one in report.errors)
+    assert met == sum(one["attempts"] for one in report.tables["errors"])
     sql = "SELECT sum(try.latency_s) FROM (SELECT unnest(attempts) AS try FROM read_parquet(?))"
     in_flight_s = sum(one.in_flight for one in line.moments) * line.width_s
     assert in_flight_s == pytest.approx(_asked(whole, sql)[0][0], rel=1e-3)
@@ -99,12 +109,11 @@ def test_slowest_and_most_expensive_rows_are_sorted_and_the_timeline_adds_up(
 
 def test_rows_in_the_journal_count(report: Report, run: Path) -> None:
     other = read_report(run)
-    counts = [(one.outcome, one.rows, one.output_tokens) for one in other.outcomes]
-    assert counts == [(one.outcome, one.rows, one.output_tokens) for one in report.outcomes]
+    assert _counted(other) == _counted(report)
     assert other.cost_usd == pytest.approx(report.cost_usd)
     assert other.tokens == report.tokens
-    assert other.tools == report.tools
-    assert {one.outcome for one in other.samples} == {one.outcome for one in other.outcomes}
+    assert other.tables["tools"] == report.tables["tools"]
+    assert {one.outcome for one in other.samples} == {name for name, _, _ in _counted(other)}
 
 
 def test_the_terminals_page_fits_and_is_harmless(report: Report, hostile: str) -> None:
@@ -189,8 +198,9 @@ def test_waits_between_commands_are_no_work_however_short_and_no_time_of_a_row(
     assert line is not None
     assert list(line.resumed) == pytest.approx([2.0, 3.5])  # killed with its last answer, at 29.5 s
     assert line.span_s == pytest.approx(6.0)
-    assert [row.custom_id for row in report.slowest] == ["q1", "q0", "q3"]
-    assert [row.elapsed_s for row in report.slowest] == pytest.approx([3.0, 1.0, 1.0])
+    assert [row["id"] for row in report.tables["slowest"]] == ["q1", "q0", "q3"]
+    times = [row["time"] for row in report.tables["slowest"]]
+    assert times == pytest.approx([3.0, 1.0, 1.0])
     assert "resumed 2 times" in remarks(report)[0]
 
 
@@ -217,10 +227,13 @@ def test_what_attempts_without_usage_may_have_cost_is_in_the_head(
 
 
 def test_the_kind_and_counts_of_an_error_are_whole_and_its_example_is_cut(report: Report) -> None:
-    long = ErrorRows("unreadable_response", 12_345, 678, "the answer had no body " * 9)
+    example = "the answer had no body " * 9
+    long = {"kind": "unreadable_response", "attempts": 12_345, "rows": 678, "example": example}
     for width in ("80", "50"):
         stream = io.StringIO()
-        section = sections(msgspec.structs.replace(report, errors=(long,)))
+        section = sections(
+            msgspec.structs.replace(report, tables={**report.tables, "errors": [long]})
+        )
         (errors,) = (one for one in section if one.name == "errors")
         show_section(errors, Console(file=stream, width=int(width)))
         head, row = stream.getvalue().splitlines()[-2:]
@@ -232,7 +245,8 @@ def test_the_kind_and_counts_of_an_error_are_whole_and_its_example_is_cut(report
 
 def test_a_run_without_rows_has_a_report(tmp_path: Path, write: Callable[..., Path]) -> None:
     report = read_report(write(tmp_path / "run", []))
-    assert (report.rows, report.left, report.timeline, report.outcomes) == (0, 250, None, ())
+    assert (report.rows, report.left, report.timeline) == (0, 250, None)
+    assert report.tables["outcomes"] == []
     stream = io.StringIO()
     show_report(report, stream)
     assert "0 rows, 0 ok, 250 left" in stream.getvalue()
