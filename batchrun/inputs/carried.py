@@ -4,7 +4,8 @@ A value that does not fit ends the run before it starts: a column has one type i
 """
 
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -12,7 +13,7 @@ import pyarrow as pa
 from batchrun.errors import InputError, JobError
 from batchrun.formats.arrow import carried_type, own_type, pack, unpack
 from batchrun.formats.printable import cut
-from batchrun.inputs.rows import NOTHING, Row, RowProblem, json_text
+from batchrun.inputs.rows import NO_COLUMNS, RowProblem, SourceRow, to_json_text
 from batchrun.job.sections import InputJob
 from batchrun.records import Column, Layout
 
@@ -25,6 +26,50 @@ NAMED_TYPES = {
     JSON: pa.string(),
 }
 _NAMES = {kind: name for name, kind in NAMED_TYPES.items() if name != JSON}
+_is = pa.types
+
+Fit = Callable[[Any], Any]
+
+
+class Misfit(Exception):  # noqa: N818 - becomes an error where the row is known
+    """A value that does not fit; what it is stands in the message."""
+
+
+class Carrier:
+    """Takes from a row what it carries, in the order of the layout."""
+
+    def __init__(self, layout: Layout, input_job: InputJob) -> None:
+        self.explicit = frozenset(input_job.types)
+        self._always = input_job.carry is not None  # also what is sent
+        self._columns = tuple(
+            (column.column, json_fit(column, explicit=column.column in self.explicit), column)
+            for column in layout.columns
+        )
+        self._names = frozenset(name for name, _, _ in self._columns)
+
+    def values(self, row: SourceRow, consumed: frozenset[str]) -> tuple[Any, ...]:
+        """Null where the row lacks a column or sends it. Raises `InputError` for a misfit."""
+        if self._always or consumed.isdisjoint(self._names):
+            consumed = NO_COLUMNS
+        if row.columns:
+            if not consumed:
+                return row.carried
+            return tuple(
+                None if name in consumed else value
+                for (name, _, _), value in zip(self._columns, row.carried, strict=True)
+            )
+        data = row.data or {}
+        values: list[Any] = []
+        for name, fit, column in self._columns:
+            value = data.get(name)
+            if value is None or name in consumed:
+                values.append(None)
+                continue
+            try:
+                values.append(fit(value))
+            except Misfit as what:
+                raise misfit(row.where, column, what) from None
+        return tuple(values)
 
 
 def check_types(input_job: InputJob) -> None:
@@ -60,11 +105,13 @@ def unite(kinds: list[pa.DataType | str]) -> pa.DataType | str | None:
         return None
 
 
-Fit = Callable[[Any], Any]
-
-
-class Misfit(Exception):  # noqa: N818 - told where the row is known
-    """A value that does not fit; what it is stands in the message."""
+def misfit(where: str, column: Column, what: object) -> InputError:
+    """The error for a value that does not fit."""
+    return InputError(
+        f"{where}: column `{column.column}` holds {what}, but it is carried as {column.type}. Fix "
+        f"the value; or say [input] types = {{ {column.column} = 'json' }} (or 'string') and start "
+        "a new run directory with -o; or leave the column out with [input] carry"
+    )
 
 
 def json_fit(column: Column, *, explicit: bool) -> Fit:
@@ -72,58 +119,46 @@ def json_fit(column: Column, *, explicit: bool) -> Fit:
 
     `explicit`: `[input] types` asks for this type, so that text takes any value, as JSON.
     """
+    kind = unpack(column.arrow)[0]
     if column.type == JSON:
         return as_json
-    kind = unpack(column.arrow)[0]
-    if pa.types.is_boolean(kind):
-        return _as_bool
-    if pa.types.is_integer(kind):
-        return _integers(kind)
-    if pa.types.is_floating(kind):
+    if _is.is_string(kind) or _is.is_large_string(kind):
+        return as_any_text if explicit else partial(_exactly, str)
+    if _is.is_integer(kind):
+        sign_bits = int(_is.is_signed_integer(kind))
+        most = (1 << (kind.bit_width - sign_bits)) - 1
+        return partial(_as_integer, -(most + 1) * sign_bits, most)
+    if _is.is_floating(kind):
         return _as_float
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return as_text if explicit else _only_text
-    return _refuse
+    return partial(_exactly, bool if _is.is_boolean(kind) else None)
 
 
-def misfit(place: str, column: Column, what: object) -> InputError:
-    """The error for a value at `place` that does not fit."""
-    return InputError(
-        f"{place}: column `{column.column}` holds {what}, but it is carried as {column.type}. Mend "
-        f"the value; or say [input] types = {{ {column.column} = 'json' }} (or 'string') and start "
-        "a new run directory with -o; or leave the column out with [input] carry"
-    )
+def as_json(value: Any) -> str:
+    """The value as JSON text. Raises `Misfit`."""
+    try:
+        return to_json_text(value, leniently=True)
+    except RowProblem as problem:
+        raise Misfit(f"a value {problem.message}") from None
 
 
-def not_pinned(place: str, name: str, known: Iterable[str]) -> InputError:
-    """The error for a column that came up after the run had begun."""
-    there = ", ".join(known) or "none"
-    return InputError(
-        f"{place}: column `{name}` is new; this run carries {there} since it began, and its "
-        "columns are fixed. List the columns to keep in [input] carry, or start a new run "
-        "directory with -o"
-    )
+def as_any_text(value: Any) -> str:
+    """Text as it is, any other value as JSON. Raises `Misfit`."""
+    return value if type(value) is str else as_json(value)
 
 
-def _as_bool(value: Any) -> bool:
-    if type(value) is bool:
+def _exactly(kind: type | None, value: Any) -> Any:
+    """A value of one type of JSON; null: of none."""
+    if type(value) is kind:
         return value
-    raise Misfit(_shown(value))
+    raise _misfit_of(value)
 
 
-def _integers(kind: pa.DataType) -> Fit:
-    signed = pa.types.is_signed_integer(kind)
-    least = -(1 << (kind.bit_width - 1)) if signed else 0
-    most = (1 << (kind.bit_width - signed)) - 1
-
-    def fit(value: Any) -> int:
-        if type(value) is float and value.is_integer():
-            value = int(value)
-        if type(value) is int and least <= value <= most:
-            return value
-        raise Misfit(_shown(value))
-
-    return fit
+def _as_integer(least: int, most: int, value: Any) -> int:
+    if type(value) is float and value.is_integer():
+        value = int(value)
+    if type(value) is int and least <= value <= most:
+        return value
+    raise _misfit_of(value)
 
 
 def _as_float(value: Any) -> float:
@@ -131,66 +166,8 @@ def _as_float(value: Any) -> float:
         return value
     if type(value) is int and abs(value) <= 1 << 53:
         return float(value)
-    raise Misfit(_shown(value))
+    raise _misfit_of(value)
 
 
-def _only_text(value: Any) -> str:
-    if type(value) is str:
-        return value
-    raise Misfit(_shown(value))
-
-
-def as_json(value: Any) -> str:
-    try:
-        return json_text(value)
-    except RowProblem as problem:
-        raise Misfit(f"a value {problem.message}") from None
-
-
-def as_text(value: Any) -> str:
-    return value if type(value) is str else as_json(value)
-
-
-def _refuse(value: Any) -> Any:
-    raise Misfit(_shown(value))
-
-
-def _shown(value: Any) -> str:
-    return cut(as_json(value), 60)
-
-
-class Carrier:
-    """Takes from a row what it carries, in the order of the layout."""
-
-    def __init__(self, layout: Layout, input_job: InputJob) -> None:
-        self.explicit = frozenset(input_job.types)
-        self._always = input_job.carry is not None  # also what is sent
-        self._columns = tuple(
-            (column.column, json_fit(column, explicit=column.column in self.explicit), column)
-            for column in layout.columns
-        )
-        self._names = frozenset(name for name, _, _ in self._columns)
-
-    def values(self, row: Row, consumed: frozenset[str]) -> tuple[Any, ...]:
-        """Null where the row lacks a column or sends it. Raises `InputError` for a misfit."""
-        if self._always or consumed.isdisjoint(self._names):
-            consumed = NOTHING
-        if row.columns:
-            if not consumed:
-                return row.carried
-            return tuple(
-                None if name in consumed else value
-                for (name, _, _), value in zip(self._columns, row.carried, strict=True)
-            )
-        data = row.data or {}
-        values: list[Any] = []
-        for name, fit, column in self._columns:
-            value = data.get(name)
-            if value is None or name in consumed:
-                values.append(None)
-                continue
-            try:
-                values.append(fit(value))
-            except Misfit as what:
-                raise misfit(row.place, column, what) from None
-        return tuple(values)
+def _misfit_of(value: Any) -> Misfit:
+    return Misfit(cut(as_json(value), 60))

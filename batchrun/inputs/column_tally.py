@@ -1,4 +1,4 @@
-"""What one pass learns of columns: which are sent, which carried, and the types they need.
+"""What one pass finds out about columns: which are sent, which carried, and the types they need.
 
 Nothing here grows with the rows, only with the columns.
 """
@@ -11,39 +11,44 @@ from msgspec import Struct
 
 from batchrun.dialects.responses import TRANSPORT_FIELDS
 from batchrun.errors import InputError
-from batchrun.inputs.carried import (
-    JSON,
-    Fit,
-    Misfit,
-    json_fit,
-    make_column,
-    misfit,
-    not_pinned,
-    unite,
-)
-from batchrun.inputs.chat import COLUMNS as BATCH
-from batchrun.inputs.parquet import Facts
-from batchrun.inputs.rows import Row, RowProblem, json_text
+from batchrun.inputs.carried import JSON, Fit, Misfit, json_fit, make_column, misfit, unite
+from batchrun.inputs.chat import BATCH_COLUMNS
+from batchrun.inputs.parquet import FileColumns
+from batchrun.inputs.rows import RowProblem, SourceRow, to_json_text
 from batchrun.job.sections import InputJob
 from batchrun.records import Column
 from batchrun.store.columns import name_columns
 
 _EXACT = 1 << 53  # below this a double holds every integer
 _LONG = 1 << 63
-_MACHINERY = (BATCH - {"body"}) | set(TRANSPORT_FIELDS)  # neither sent nor carried
+_TYPE_NAMES = {str: "string", bool: "bool", float: "double"}
+# Columns that steer how a row is read: neither sent nor carried.
+_CONTROLS = (BATCH_COLUMNS - {"body"}) | set(TRANSPORT_FIELDS)
 
 
 class _Seen(Struct):
-    """The values of one carried column so far."""
+    """The values of one column so far."""
 
     kinds: set[type]  # of JSON values
+    arrow: list[pa.DataType]  # one for each Parquet file that has the column
     least: int = 0
     most: int = 0
-    arrow: list[pa.DataType] = []  # one for each Parquet file that has the column
     carried: bool = False  # some row has it, not null, and does not send it
 
+    def json_type(self) -> str | None:
+        """The narrowest of the named types that holds every JSON value; null: all are null."""
+        kinds, least, most = self.kinds, self.least, self.most
+        if kinds == {int}:
+            return "int64" if least >= -_LONG and most < _LONG else JSON
+        if kinds == {int, float}:
+            return "double" if least >= -_EXACT and most <= _EXACT else JSON
+        if len(kinds) == 1:
+            (kind,) = kinds
+            return _TYPE_NAMES.get(kind, JSON)
+        return JSON if kinds else None
 
-class RunCounters:
+
+class ColumnTally:
     """Counts columns row by row. With a pinned layout, values are checked against it instead."""
 
     def __init__(
@@ -53,23 +58,18 @@ class RunCounters:
         self._types = input_job.types
         self._identity = identity
         self._pinned = None if pinned is None else {column.column: column for column in pinned}
-        self._fits: dict[str, tuple[Column, Fit]] = {}
-        for column in self.fixed:
-            explicit = column.column in input_job.types
-            self._fits[column.column] = (column, json_fit(column, explicit=explicit))
+        if pinned is None:
+            pinned = tuple(make_column(name, name, kind) for name, kind in self._types.items())
+        self.fixed = pinned  # columns whose type is known before the pass
+        self._fits: dict[str, tuple[Column, Fit]] = {
+            one.column: (one, json_fit(one, explicit=one.column in self._types)) for one in pinned
+        }
         self._columns: dict[str, _Seen] = {}
         self._sent: dict[str, None] = {}
         self._sizes: dict[str, int] = {}  # Parquet: bytes of each column
         self._bytes = 0
         self._file: tuple[str, ...] | None = None  # columns of the Parquet file last seen
         self.objects = 0  # rows that could be decoded
-
-    @property
-    def fixed(self) -> tuple[Column, ...]:
-        """Columns whose type is known before the pass."""
-        if self._pinned is not None:
-            return tuple(self._pinned.values())
-        return tuple(make_column(name, name, kind) for name, kind in self._types.items())
 
     @property
     def columns(self) -> list[str]:
@@ -80,32 +80,32 @@ class RunCounters:
     def carried_bytes(self) -> int:
         return self._bytes + sum(self._sizes.get(name, 0) for name in self.carried())
 
-    def add_file(self, facts: Facts, source: str) -> None:
+    def add_file(self, columns: FileColumns, source: str) -> None:
         """Counts the columns of a Parquet file in."""
-        for name, kind in facts.types.items():
+        for name, kind in columns.types.items():
             seen = self._seen(name)
             seen.arrow.append(kind)
-            self._sizes[name] = self._sizes.get(name, 0) + facts.sizes.get(name, 0)
+            self._sizes[name] = self._sizes.get(name, 0) + columns.sizes.get(name, 0)
             if self._carry is not None and name in self._carry:
                 self._note(name, seen, source)
 
-    def add_parquet(self, row: Row, consumed: frozenset[str], used: frozenset[str] | None) -> None:
+    def add_parquet(
+        self, row: SourceRow, consumed: frozenset[str], used: frozenset[str] | None
+    ) -> None:
         """Counts a row of Parquet in; columns outside of `used` are never sent."""
         self.objects += 1
-        data = row.data or {}
-        for name in data:
+        for name in row.data or ():
             if name in consumed:
-                if name not in self._sent:
-                    self._sent[name] = None
+                self._sent[name] = None
             elif self._carry is None and not self._columns[name].carried:
-                self._note(name, self._columns[name], row.place)
+                self._note(name, self._columns[name], row.where)
         if row.columns is not self._file:
             self._file = row.columns
             for name in row.columns:
                 if used is not None and name not in used and self._carry is None:
-                    self._note(name, self._columns[name], row.place)
+                    self._note(name, self._columns[name], row.where)
 
-    def add_json(self, row: Row, consumed: frozenset[str]) -> None:
+    def add_json(self, row: SourceRow, consumed: frozenset[str]) -> None:
         """Counts a row of JSON Lines in. Raises `InputError` where a value does not fit."""
         self.objects += 1
         columns, carry = self._columns, self._carry
@@ -121,9 +121,13 @@ class RunCounters:
             if value is None or name in self._identity:
                 continue
             if not seen.carried:
-                self._note(name, seen, row.place)
+                self._note(name, seen, row.where)
             if name in self._fits:
-                self._check(row, name, value)
+                column, fit = self._fits[name]
+                try:
+                    fit(value)
+                except Misfit as what:
+                    raise misfit(row.where, column, what) from None
             kind = type(value)
             if kind is str:
                 self._bytes += len(value)
@@ -139,7 +143,7 @@ class RunCounters:
 
     def sent(self, in_templates: set[str]) -> tuple[str, ...]:
         """The source columns of which something is sent."""
-        hidden = self._identity | _MACHINERY
+        hidden = self._identity | _CONTROLS
         return tuple(
             name
             for name in self._columns
@@ -159,7 +163,7 @@ class RunCounters:
     def layout(self) -> tuple[Column, ...]:
         """The carried columns with the types that hold all values. Raises `InputError`."""
         if self._pinned is not None:
-            return tuple(self._pinned.values())
+            return self.fixed
         names = self.carried()
         return tuple(
             make_column(name, column, self._type(column))
@@ -167,41 +171,32 @@ class RunCounters:
         )
 
     def _seen(self, name: str) -> _Seen:
-        seen = self._columns.get(name)
-        if seen is None:
-            seen = self._columns[name] = _Seen(kinds=set(), arrow=[])
-        return seen
+        return self._columns.setdefault(name, _Seen(kinds=set(), arrow=[]))
 
-    def _note(self, name: str, seen: _Seen, place: str) -> None:
+    def _note(self, name: str, seen: _Seen, where: str) -> None:
         """The column is carried; a run that has begun must know it."""
         if name in self._identity:
             return
         if self._pinned is not None and name not in self._pinned:
-            raise not_pinned(place, name, self._pinned)
+            raise InputError(
+                f"{where}: column `{name}` is new; this run carries "
+                f"{', '.join(self._pinned) or 'none'} since it began, and its columns are fixed. "
+                "List the columns to carry in [input] carry, or start a new run directory with -o"
+            )
         seen.carried = True
-
-    def _check(self, row: Row, name: str, value: Any) -> None:
-        column, fit = self._fits[name]
-        try:
-            fit(value)
-        except Misfit as what:
-            raise misfit(row.place, column, what) from None
 
     def _type(self, column: str) -> pa.DataType | str:
         if column in self._types:
             return self._types[column]
         seen = self._seen(column)
         kinds: list[pa.DataType | str] = [*seen.arrow]
-        inferred = _inferred(seen)
-        if inferred is not None:
-            kinds.append(inferred)
-        if not kinds:
-            return "string"
-        united = unite(kinds)
+        if (json_type := seen.json_type()) is not None:
+            kinds.append(json_type)
+        united = unite(kinds) if kinds else "string"
         if united is None:
             found = ", ".join(sorted({str(kind) for kind in kinds}))
             raise InputError(
-                f"column `{column}` has types that go together in no one column ({found}); choose "
+                f"column `{column}` has types that fit into no one column ({found}); choose "
                 f"one with [input] types = {{ {column} = 'json' }} (or 'string'), or leave the "
                 "column out with [input] carry"
             )
@@ -209,24 +204,6 @@ class RunCounters:
 
 
 def _json_bytes(value: Any) -> int:
-    with suppress(RowProblem):  # an estimate; what cannot be carried is told when it would be
-        return len(json_text(value))
+    with suppress(RowProblem):  # an estimate; a value that cannot be carried is an error later
+        return len(to_json_text(value, leniently=True))
     return 0
-
-
-def _inferred(seen: _Seen) -> str | None:
-    """The narrowest of the named types that holds every JSON value; null where all are null."""
-    kinds = seen.kinds
-    if not kinds:
-        return None
-    if kinds == {str}:
-        return "string"
-    if kinds == {bool}:
-        return "bool"
-    if kinds == {float}:
-        return "double"
-    if kinds == {int} and seen.least >= -_LONG and seen.most < _LONG:
-        return "int64"
-    if kinds == {int, float} and seen.least >= -_EXACT and seen.most <= _EXACT:
-        return "double"
-    return JSON

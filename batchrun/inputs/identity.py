@@ -1,7 +1,8 @@
-"""How rows are named, and duplicates found exactly without a Python object for each name.
+"""How rows are named, and the proof that each name is one row's, without an object for each.
 
 `custom_id` names a row, or the column of `input.id`, or `id` where it can; else its number does.
-Eight bytes a row are kept: Python's hash of the name. Equal hashes are looked up in the files.
+Eight bytes a row stay in memory: Python's hash of the name. Equal hashes are looked up in the
+files.
 """
 
 from array import array
@@ -11,39 +12,44 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from msgspec import Struct
+from msgspec.structs import replace
 
 from batchrun.errors import InputError
-from batchrun.inputs.rows import Row, RowProblem
+from batchrun.inputs.rows import RowProblem, SourceRow
 
 # What named a row; nameless is a bad row that gives no name and goes by its number.
 BY_NUMBER, BY_CUSTOM_ID, BY_COLUMN, NAMELESS = 0, 1, 2, 3
 FALLBACK = "id"
 
 _PARTITION = 50_000  # rows whose hashes are compared at a time,
-_PARTITIONS = 64  # or a 64th of all: each partition is one more walk over the hashes
+_PARTITIONS = 64  # or a 64th of all: each partition is one more pass over the hashes
 _SLICE = 250_000  # rows looked at in one step while a partition is gathered
 
+NamedRow = tuple[SourceRow, str]
+ReadRows = Callable[[set[int]], Iterator[SourceRow]]  # the rows of these numbers, in order
 
-class Identity:
-    """The rule that names rows: `explicit` is `input.id`, `fallback` the column used without."""
 
-    def __init__(
-        self, explicit: str | None, fallback: str | None, *, pinned: bool, bad_row_suffix: str = ""
-    ) -> None:
-        self.bad_row_suffix = bad_row_suffix
-        self.explicit = explicit
-        self.fallback = fallback
-        self._pinned = pinned
-        # The column that becomes `custom_id` under that very name is not carried again.
-        self.consumed = frozenset(
-            {"custom_id"} if explicit is None or explicit == "custom_id" else ()
-        )
+class Identity(Struct, frozen=True):
+    """The rule that names rows."""
 
-    def of(self, row: Row) -> tuple[str, int]:
+    explicit: str | None  # `input.id`
+    fallback: str | None  # the column used without
+    pinned: bool = False  # a run has begun with this rule
+    # After the number of a nameless row, so that ids from 1 to n and one broken line do not stop a
+    # run that passes over bad rows. Empty where no name is such a number.
+    bad_row_suffix: str = " (bad row)"
+
+    @property
+    def consumed(self) -> frozenset[str]:
+        """The column that becomes `custom_id` under that very name is not carried again."""
+        return frozenset({"custom_id"} if self.explicit in (None, "custom_id") else ())
+
+    def name(self, row: SourceRow) -> tuple[str, int]:
         """The row's name, and what gave it. Raises `RowProblem`, and `InputError` as pinned."""
         data = row.data
         if data is None:
-            return self.nameless(row.row)
+            return self.number(row.row, NAMELESS), NAMELESS
         if self.explicit is not None:
             if self.explicit not in data and self.explicit not in row.columns:
                 raise RowProblem(f"column `{self.explicit}`, which names the rows, is missing")
@@ -55,17 +61,24 @@ class Identity:
             try:
                 return _name(data.get(self.fallback), self.fallback), BY_COLUMN
             except RowProblem as problem:
-                if self._pinned:
+                if self.pinned:
                     raise InputError(
-                        f"{row.place}: {problem.message}; this run has named its rows by that "
+                        f"{row.where}: {problem.message}; this run has named its rows by that "
                         "column since it began. Give the row one, or start a new run directory "
                         "with -o"
                     ) from None
         return str(row.row), BY_NUMBER
 
-    def nameless(self, row: int) -> tuple[str, int]:
-        """What a bad row without a name goes by."""
-        return f"{row}{self.bad_row_suffix}", NAMELESS
+    def name_or_number(self, row: SourceRow) -> tuple[str, int]:
+        """The same for a row that may be bad. Raises `InputError`."""
+        try:
+            return self.name(row)
+        except RowProblem:
+            return self.number(row.row, NAMELESS), NAMELESS
+
+    def number(self, row: int, named_by: int) -> str:
+        """What a row without a name goes by."""
+        return f"{row}{self.bad_row_suffix}" if named_by == NAMELESS else str(row)
 
 
 def _name(value: Any, column: str) -> str:
@@ -73,14 +86,121 @@ def _name(value: Any, column: str) -> str:
         return value
     if type(value) is int or (isinstance(value, Decimal) and value == value.to_integral_value()):
         return str(int(value))
-    if value is None:
-        raise RowProblem(f"`{column}` is null; it names the row, so it must be text or an integer")
-    raise RowProblem(f"`{column}` is {value!r:.60}; it must be text or an integer")
+    what = "null; it names the row, so it" if value is None else f"{value!r:.60}; it"
+    raise RowProblem(f"`{column}` is {what} must be text or an integer")
+
+
+class RowNames:
+    """The names that a pass gave to the rows."""
+
+    def __init__(self) -> None:
+        self.ids = array("q")  # hash(custom_id) of each row
+        self.named_by = bytearray()  # what named each row
+        self._numbered = 0  # rows by number that are not bad, and the first of them
+        self._first_numbered: SourceRow | None = None
+
+    def add(self, row: SourceRow, custom_id: str, named_by: int) -> None:
+        self.ids.append(hash(custom_id))
+        self.named_by.append(named_by)
+        if named_by == BY_NUMBER:
+            self._numbered += 1
+            self._first_numbered = self._first_numbered or row
+
+    @property
+    def any_named(self) -> bool:
+        """Whether any row has a name of its own."""
+        return BY_COLUMN in self.named_by or BY_CUSTOM_ID in self.named_by
+
+    def prove(self, identity: Identity, read: ReadRows) -> tuple[Identity, tuple[str, ...]]:
+        """The rule that gives each row a name of its own, and warnings.
+
+        Raises `InputError` for a duplicate.
+        """
+        warning = ""
+        pair = self._duplicate(identity, read)
+        if identity.fallback is not None and not identity.pinned:
+            reason = self._why_not_by_fallback(pair)
+            if reason is not None:
+                identity = replace(identity, fallback=None)
+                self._name_by_number()
+                pair = self._duplicate(identity, read)
+            if reason:
+                warning = (
+                    f"{reason}, so rows without `custom_id` are known by their number: rows may be "
+                    "added at the end later, but not between others. Name a better column with id "
+                    "in [input]"
+                )
+        if not identity.pinned:
+            identity = self._without_suffix(identity)
+        if pair is not None:
+            raise InputError(self._twice(pair, identity))
+        if self.any_named and self._numbered and identity.explicit is None and not warning:
+            warning = (
+                f"{self._numbered:,} of {len(self.ids):,} rows have no `custom_id` and are known "
+                "by their number"
+            )
+        return identity, (warning,) if warning else ()
+
+    def _duplicate(self, identity: Identity, read: ReadRows) -> tuple[NamedRow, NamedRow] | None:
+        def named(numbers: set[int]) -> Iterator[NamedRow]:
+            return ((row, identity.name_or_number(row)[0]) for row in read(numbers))
+
+        return find_duplicate(self.ids, named) if self.any_named else None
+
+    def _why_not_by_fallback(self, pair: tuple[NamedRow, NamedRow] | None) -> str | None:
+        """Why `id` names no rows; empty where there is no such column, null where it does."""
+        if BY_COLUMN not in self.named_by:
+            return ""
+        if self._first_numbered is not None:
+            where = self._first_numbered.where
+            return f"column `{FALLBACK}` is missing, null or neither text nor integer in {where}"
+        if pair is None:
+            return None
+        (one, name), (other, _) = pair
+        if BY_COLUMN not in (self.named_by[one.row], self.named_by[other.row]):
+            return None  # two of the same `custom_id`: an error in any case
+        return f"column `{FALLBACK}` is not unique ({name!r:.60} in {one.where} and {other.where})"
+
+    def _name_by_number(self) -> None:
+        """Rows that the fallback column named go by their numbers."""
+        for row, named_by in enumerate(self.named_by):
+            if named_by == BY_COLUMN:
+                self.ids[row] = hash(str(row))
+                self.named_by[row] = BY_NUMBER
+                self._numbered += 1
+
+    def _without_suffix(self, identity: Identity) -> Identity:
+        """The rule under which nameless rows go by their number, unless it may be a name."""
+        without = replace(identity, bad_row_suffix="")
+        if NAMELESS not in self.named_by:
+            return without
+        numbers = {hash(str(row)): row for row, by in enumerate(self.named_by) if by == NAMELESS}
+        named = zip(self.ids, self.named_by, strict=True)
+        if any(by in (BY_COLUMN, BY_CUSTOM_ID) and key in numbers for key, by in named):
+            return identity
+        for key, row in numbers.items():
+            self.ids[row] = key
+        return without
+
+    def _twice(self, pair: tuple[NamedRow, NamedRow], identity: Identity) -> str:
+        (one, name), (other, _) = pair
+        for row in (one, other):
+            if self.named_by[row.row] in (BY_NUMBER, NAMELESS):
+                return (
+                    f"{one.where} and {other.where} would both be known as {name!r:.80}: "
+                    f"{row.where} gives no name and goes by its number. Give that row a name, or "
+                    "fix or take out the row"
+                )
+        column = identity.explicit or "custom_id"
+        return (
+            f"duplicate {column} {name!r:.80}: {one.where} and {other.where}. It names the row in "
+            "the results, so each must have its own"
+        )
 
 
 def find_duplicate(
-    ids: "array[int]", read: Callable[[set[int]], Iterator[tuple[Row, str]]]
-) -> tuple[tuple[Row, str], tuple[Row, str]] | None:
+    ids: "array[int]", read: Callable[[set[int]], Iterator[NamedRow]]
+) -> tuple[NamedRow, NamedRow] | None:
     """The first two rows of the same name, with it; null where all names differ.
 
     `read` gives the rows of those numbers, in order, with their names.
@@ -94,9 +214,8 @@ def find_duplicate(
             continue
         before = first.setdefault(key, [])
         if before:
-            found = list(read({*before, row}))
-            last = found[-1]
-            for other in found[:-1]:
+            *others, last = read({*before, row})
+            for other in others:
                 if other[1] == last[1]:
                     return other, last
         before.append(row)
@@ -104,7 +223,7 @@ def find_duplicate(
 
 
 def repeated_hashes(ids: "array[int]") -> set[int]:
-    """Hashes that stand more than once. What is held besides `ids` does not grow with them."""
+    """Hashes that occur more than once. What is held besides `ids` does not grow with them."""
     count = len(ids)
     parts = min(-(-count // _PARTITION), _PARTITIONS)
     whole = pa.Array.from_buffers(pa.int64(), count, [None, pa.py_buffer(ids)])

@@ -12,37 +12,36 @@ from pathlib import Path
 import pyarrow as pa
 
 from batchrun.errors import InputError
-from batchrun.inputs.rows import Row, RowProblem, decode
-from batchrun.inputs.sources import SourceFile, compression_of
+from batchrun.inputs.rows import RowProblem, SourceFile, SourceRow, decode
 
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}  # by the ending of the file's name
 _BUFFER = 256 * 1024  # bytes; more would not stay in a core's own cache
 _BOM = b"\xef\xbb\xbf"
 
 
 def read_rows(
-    file: SourceFile, first: int, settled: bytearray | None = None, limit: int | None = None
-) -> Generator[Row, None, int]:
+    file: SourceFile, first: int, complete: bytearray | None = None, limit: int | None = None
+) -> Generator[SourceRow, None, int]:
     """The rows of the file, the first being `first`; returns the number after the last.
 
-    Rows that `settled` marks are passed over undecoded; reading ends at row `limit`.
+    Rows that `complete` marks are passed over undecoded; reading ends at row `limit`.
     Raises `InputError` where the file cannot be read.
     """
-    number, name = first, file.name
-    marked = settled if settled is not None else b""
+    number = first
+    marked = complete if complete is not None else b""
     known = len(marked)
     for line, raw in read_lines(file.path):
         if number == limit:
             break
         if number >= known or not marked[number]:
             try:
-                data = decode(raw)
-            except RowProblem as problem:
-                yield Row(number, name, line, None, raw, problem.message)
+                data, problem = decode(raw), ""
+            except RowProblem as error:
+                data, problem = None, error.message
             else:
-                if type(data) is dict:
-                    yield Row(number, name, line, data, raw)
-                else:
-                    yield Row(number, name, line, None, raw, f"not an object but {_kind(data)}")
+                if type(data) is not dict:
+                    data, problem = None, f"not an object but {_kind(data)}"
+            yield SourceRow(number, file.name, line, data, raw, problem)
         number += 1
     return number
 
@@ -52,7 +51,7 @@ def read_lines(path: Path, buffer_bytes: int = _BUFFER) -> Iterator[tuple[int, b
 
     Time is linear in the bytes. Raises `InputError` where the file cannot be read.
     """
-    compression = compression_of(path)
+    compression = COMPRESSIONS.get(path.suffix.lower())
     try:
         if compression is None:
             stream = path.open("rb", buffering=0)
@@ -69,7 +68,7 @@ def read_lines(path: Path, buffer_bytes: int = _BUFFER) -> Iterator[tuple[int, b
         reason = error.strerror or str(error)
         damaged = "" if error.strerror else f"; it is cut short, damaged or not {compression}"
         raise InputError(
-            f"{path}: cannot be read ({reason}){damaged}; make the file anew or check its rights"
+            f"{path}: cannot be read ({reason}){damaged}; write the file again or check its rights"
         ) from error
 
 

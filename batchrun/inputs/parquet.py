@@ -17,156 +17,140 @@ from msgspec import Struct
 
 from batchrun.errors import InputError
 from batchrun.formats.arrow import carried_type, is_list, own_type, plain_values, unpack
-from batchrun.inputs.carried import JSON, Misfit, as_json, as_text, misfit, unite
-from batchrun.inputs.rows import Row, Unsendable
-from batchrun.inputs.sources import SourceFile
+from batchrun.inputs.carried import JSON, Misfit, as_any_text, as_json, misfit, unite
+from batchrun.inputs.rows import SourceFile, SourceRow, Unsendable
 from batchrun.records import Column
-
-_PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
-_is = pa.types
 
 _BATCH_BYTES = 8 * 1024 * 1024  # about what a batch may take up once decoded
 _BATCH_ROWS = 512
 _BUFFER = 1024 * 1024
+_PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
+_is = pa.types
 
 Values = Callable[[pa.Array], list[Any]]
 
 
-class Wanted(Struct, frozen=True):
+class ColumnUse(Struct, frozen=True):
     """What to make of a file's columns."""
 
     used: frozenset[str] | None  # may be sent or fill a template; null: all
     columns: tuple[Column, ...] = ()  # to carry
     explicit: frozenset[str] = frozenset()  # those of them whose type [input] types names
-    whole: bool = False  # decode every column, to know that the file is sound
+    decode_all: bool = False  # every column, to know that the file is sound
 
 
-class Facts(Struct, frozen=True):
-    """What a file says of itself."""
+class FileColumns(Struct, frozen=True):
+    """What a file says of its columns."""
 
-    types: dict[str, pa.DataType]  # in the order of the columns
+    types: dict[str, pa.DataType]  # in their order
     sizes: dict[str, int]  # bytes of a column before compression
 
 
-def read_facts(file: SourceFile) -> Facts:
-    """The file's columns. Raises `InputError`."""
+def read_columns(file: SourceFile) -> FileColumns:
+    """The columns of the file. Raises `InputError`."""
     with _opened(file) as parquet:
         schema, metadata = parquet.schema_arrow, parquet.metadata
         sizes = dict.fromkeys(schema.names, 0)
-        tops = [
-            parquet.schema.column(leaf).path.split(".")[0] for leaf in range(metadata.num_columns)
-        ]
-        for group in range(metadata.num_row_groups):
-            for leaf, top in enumerate(tops):
+        for leaf in range(metadata.num_columns):
+            name = parquet.schema.column(leaf).path.split(".")[0]
+            for group in range(metadata.num_row_groups):
                 size = metadata.row_group(group).column(leaf).total_uncompressed_size
-                sizes[top] = sizes.get(top, 0) + size
-        return Facts(types={field.name: field.type for field in schema}, sizes=sizes)
+                sizes[name] = sizes.get(name, 0) + size
+        return FileColumns(types={field.name: field.type for field in schema}, sizes=sizes)
 
 
 def read_rows(
     file: SourceFile,
     first: int,
-    settled: bytearray | None,
+    complete: bytearray | None,
     limit: int | None,
-    wanted: Wanted,
-) -> Generator[Row, None, int]:
+    use: ColumnUse,
+) -> Generator[SourceRow, None, int]:
     """The rows of the file, the first being `first`; returns the number after the last.
 
-    Rows that `settled` marks are passed over undecoded; reading ends at row `limit`.
+    Rows that `complete` marks are passed over undecoded; reading ends at row `limit`.
     Raises `InputError` where the file cannot be read, or a column does not fit its pinned type.
     """
     row = first
     with _opened(file) as parquet:
-        view = _View(file, parquet.schema_arrow, wanted)
+        reader = _BatchReader(file, parquet.schema_arrow, use)
         size = _batch_rows(parquet.metadata)
         for group in range(parquet.metadata.num_row_groups):
             end = row + parquet.metadata.row_group(group).num_rows
             if limit is not None and row >= limit:
                 return row
-            if settled is not None and end <= len(settled) and settled.find(0, row, end) < 0:
+            if complete is not None and end <= len(complete) and complete.find(0, row, end) < 0:
                 row = end
                 continue
-            for batch in _batches(parquet, group, size, view.needed):
+            for batch in _batches(parquet, group, size, reader.needed):
                 after = row + batch.num_rows
-                yield from view.rows(batch, row, settled, limit)
+                yield from reader.rows(batch, row, complete, limit)
                 row = after
     return row
 
 
-class _View:
-    """How to read the columns of one file."""
+class _BatchReader:
+    """Makes rows of the batches of one file."""
 
-    def __init__(self, file: SourceFile, schema: pa.Schema, wanted: Wanted) -> None:
+    def __init__(self, file: SourceFile, schema: pa.Schema, use: ColumnUse) -> None:
         self._file = file
         self._names = tuple(schema.names)
         types = {field.name: field.type for field in schema}
-        self._plain: list[tuple[str, Values]] = [
-            (name, _plain(kind))
-            for name, kind in types.items()
-            if wanted.used is None or name in wanted.used
+        self._plain: dict[str, Values] = {
+            column: _json_reader(kind)
+            for column, kind in types.items()
+            if use.used is None or column in use.used
+        }
+        # Null for a column that this file does not have.
+        self._carried: list[tuple[str, Values | None]] = [
+            (one.column, kind and _carried_reader(file, one, kind, one.column in use.explicit))
+            for one in use.columns
+            for kind in [types.get(one.column)]
         ]
-        self._carried: list[tuple[Column, Values | None]] = []
-        for column in wanted.columns:
-            kind = types.get(column.column)
-            try:
-                fit = kind and arrow_fit(column, kind, explicit=column.column in wanted.explicit)
-            except Misfit as what:
-                raise misfit(file.name, column, what) from None
-            self._carried.append((column, fit))
-        named = {name for name, _ in self._plain} | {c.column for c, fit in self._carried if fit}
-        self.needed = None if wanted.whole else [name for name in types if name in named]
+        carried = {column for column, read in self._carried if read}
+        needed = [column for column in types if column in self._plain or column in carried]
+        self.needed = None if use.decode_all else needed
 
     def rows(
-        self, batch: pa.RecordBatch, first: int, settled: bytearray | None, limit: int | None
-    ) -> Iterator[Row]:
+        self, batch: pa.RecordBatch, first: int, complete: bytearray | None, limit: int | None
+    ) -> Iterator[SourceRow]:
         count = batch.num_rows if limit is None else min(batch.num_rows, limit - first)
-        numbers = range(first, first + max(count, 0))
-        if settled is not None:
-            known = len(settled)
-            numbers = [row for row in numbers if row >= known or not settled[row]]  # type: ignore[assignment] # both are sequences
+        numbers = list(range(first, first + max(count, 0)))
+        if complete is not None:
+            known = len(complete)
+            numbers = [row for row in numbers if row >= known or not complete[row]]
         if not numbers:
             return
         if len(numbers) < batch.num_rows and batch.num_columns:
             batch = batch.take(pa.array([row - first for row in numbers]))
-        place = {name: at for at, name in enumerate(batch.schema.names)}
+        at = {name: index for index, name in enumerate(batch.schema.names)}
         try:
-            plain = [(name, read(batch.column(place[name]))) for name, read in self._plain]
-            carried = [self._read(column, read, batch, place) for column, read in self._carried]
+            plain = [(name, read(batch.column(at[name]))) for name, read in self._plain.items()]
+            carried = [read and read(batch.column(at[name])) for name, read in self._carried]
         except (pa.ArrowException, ValueError) as error:
             raise _unreadable(self._file, error) from error
-        source, names = self._file.name, self._names
-        for at, row in enumerate(numbers):
-            data = {name: values[at] for name, values in plain if values[at] is not None}
-            kept = tuple([values and values[at] for values in carried])
-            yield Row(row, source, None, data, columns=names, carried=kept)
-
-    def _read(
-        self, column: Column, read: Values | None, batch: pa.RecordBatch, place: dict[str, int]
-    ) -> list[Any] | None:
-        if read is None:
-            return None
-        try:
-            return read(batch.column(place[column.column]))
-        except Misfit as what:
-            raise misfit(self._file.name, column, what) from None
+        for index, row in enumerate(numbers):
+            data = {name: values[index] for name, values in plain if values[index] is not None}
+            of_row = tuple([values and values[index] for values in carried])
+            yield SourceRow(row, self._file.name, None, data, columns=self._names, carried=of_row)
 
 
 def _batches(
     parquet: pq.ParquetFile, group: int, size: int, columns: list[str] | None
 ) -> Iterator[pa.RecordBatch]:
-    if columns is not None and not columns:  # rows of which nothing is wanted but that they are
-        left = parquet.metadata.row_group(group).num_rows
-        empty = pa.RecordBatch.from_arrays([pa.nulls(min(left, size))], names=[""])
-        while left > 0:
-            yield empty.slice(0, left)
-            left -= size
+    if columns is not None and not columns:  # nothing of the rows is needed but that they are there
+        remaining = parquet.metadata.row_group(group).num_rows
+        empty = pa.RecordBatch.from_arrays([pa.nulls(min(remaining, size))], names=[""])
+        while remaining > 0:
+            yield empty.slice(0, remaining)
+            remaining -= size
         return
     for batch in parquet.iter_batches(batch_size=size, row_groups=[group], columns=columns):
         yield from _halved(batch)
 
 
 def _halved(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    """The batch in pieces: sizes told by a file are averages, and large rows come together."""
+    """The batch in pieces: a file's sizes are averages, and large rows may follow each other."""
     if batch.num_rows <= 1 or batch.nbytes <= _BATCH_BYTES:
         yield batch
         return
@@ -176,7 +160,7 @@ def _halved(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
 
 
 def _batch_rows(metadata: pq.FileMetaData) -> int:
-    """Rows a batch, so that large rows do not come by the hundred."""
+    """Rows a batch, so that large rows are not decoded by the hundred."""
     groups = [metadata.row_group(at) for at in range(metadata.num_row_groups)]
     largest = max((g.total_byte_size // max(g.num_rows, 1) for g in groups), default=0)
     return max(1, min(_BATCH_ROWS, _BATCH_BYTES // max(largest, 1)))
@@ -198,46 +182,46 @@ def _unreadable(file: SourceFile, error: Exception) -> InputError:
     reason = getattr(error, "strerror", None) or str(error).split("\n")[0].split(". Detail")[0]
     return InputError(
         f"{file.path}: cannot be read as Parquet ({reason:.300}); it is cut short, damaged or of "
-        "another format: make the file anew"
+        "another format: write the file again"
     )
 
 
-def arrow_fit(column: Column, kind: pa.DataType, *, explicit: bool) -> Callable[[pa.Array], Any]:
-    """From an array of the file's type `kind` to the list of stored values.
-
-    Raises `Misfit` where the type cannot be put into the pinned one; so may the fit.
-    """
-    own = carried_type(own_type(kind))
-    if column.type == JSON or (explicit and column.type == "string" and not _is_text(own)):
-        make = sendable(own)
-        text = as_json if column.type == JSON else as_text
-        return lambda array: [
-            None if value is None else text(make(value) if make else value)
-            for value in plain_values(array)
-        ]
-    pinned = unpack(column.arrow)[0]
-    united = unite([kind, pinned])
-    if not explicit and (isinstance(united, str) or united is None or not united.equals(pinned)):
-        raise Misfit(str(own))
-
-    def fit(array: pa.Array) -> list[Any]:
-        try:
-            return plain_values(array, pinned)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise Misfit(f"{own} ({error})") from error
-
-    return fit
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-
-def _plain(kind: pa.DataType) -> Values:
+def _json_reader(kind: pa.DataType) -> Values:
+    """From an array to values for JSON."""
     make = sendable(carried_type(own_type(kind)))
     if make is None:
         return plain_values
     return lambda array: [None if value is None else make(value) for value in plain_values(array)]
+
+
+def _carried_reader(file: SourceFile, column: Column, kind: pa.DataType, explicit: bool) -> Values:
+    """From an array to the stored values of a carried column that the file has as `kind`.
+
+    Raises `InputError` where the type cannot be put into the pinned one; so may the reader.
+    """
+    own = carried_type(own_type(kind))
+    pinned = unpack(column.arrow)[0]
+    is_text = _is.is_string(own) or _is.is_large_string(own)
+    make, to_text = None, None
+    if column.type == JSON or (explicit and column.type == "string" and not is_text):
+        make, to_text = sendable(own), as_json if column.type == JSON else as_any_text
+    elif not explicit and unite([kind, pinned]) != pinned:
+        raise misfit(file.name, column, own)
+
+    def read(array: pa.Array) -> list[Any]:
+        try:
+            if to_text is None:
+                return plain_values(array, pinned)
+            return [
+                None if value is None else to_text(make(value) if make else value)
+                for value in plain_values(array)
+            ]
+        except Misfit as what:
+            raise misfit(file.name, column, what) from None
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            raise misfit(file.name, column, f"{own} ({error})") from error
+
+    return read
 
 
 def sendable(kind: pa.DataType) -> Callable[[Any], Any] | None:
@@ -259,7 +243,7 @@ def sendable(kind: pa.DataType) -> Callable[[Any], Any] | None:
     if _is.is_struct(kind):
         return _object(kind)
     if _is.is_map(kind):
-        item = sendable(kind.item_type) or _same
+        item = sendable(kind.item_type) or (lambda value: value)
         return lambda pairs: {
             str(pair["key"]): item(pair["value"]) for pair in pairs if pair["value"] is not None
         }
@@ -267,10 +251,6 @@ def sendable(kind: pa.DataType) -> Callable[[Any], Any] | None:
         each = sendable(kind.value_type)
         return each and (lambda items: [None if item is None else each(item) for item in items])
     return None
-
-
-def _same(value: Any) -> Any:
-    return value
 
 
 def _number_or_null(value: float) -> Any:
@@ -285,8 +265,9 @@ def _object(kind: pa.DataType) -> Callable[[Any], Any]:
 
     def make(value: dict[str, Any]) -> dict[str, Any]:
         made = {
-            name: makers[name](inner) if name in makers and inner is not None else inner
+            name: makers[name](inner) if name in makers else inner
             for name, inner in value.items()
+            if inner is not None
         }
         return {name: inner for name, inner in made.items() if inner is not None}
 
@@ -294,29 +275,28 @@ def _object(kind: pa.DataType) -> Callable[[Any], Any]:
 
 
 def _as_iso(kind: pa.DataType) -> Callable[[Any], Any]:
-    """Text without trailing zeros; times with a zone are told in UTC."""
-    if _is.is_date32(kind):
-        return lambda days: _iso_time(days * 86_400, "", "")[:-9]
-    if _is.is_date64(kind):
-        return lambda ms: _iso_time(ms // 1_000, "", "")[:-9]
+    """Text without trailing zeros; times with a zone are in UTC."""
+    if _is.is_date(kind):
+        in_days = _is.is_date32(kind)
+        return lambda count: _iso_time(count * 86_400 if in_days else count // 1_000)[:-9]
     per_second = _PER_SECOND[kind.unit]
     digits = len(str(per_second)) - 1
+    zone = "+00:00" if _is.is_timestamp(kind) and kind.tz is not None else ""
 
     def fraction(count: int) -> str:
         parts = count % per_second
         return f".{parts:0{digits}d}".rstrip("0") if parts else ""
 
     if _is.is_timestamp(kind):
-        zone = "" if kind.tz is None else "+00:00"
         return lambda count: _iso_time(count // per_second, fraction(count), zone)
     if _is.is_duration(kind):
         return lambda count: (
             f"{'-' if count < 0 else ''}PT{abs(count) // per_second}{fraction(abs(count))}S"
         )
-    return lambda count: _iso_time(count // per_second, fraction(count), "")[11:]
+    return lambda count: _iso_time(count // per_second, fraction(count))[11:]
 
 
-def _iso_time(seconds: int, fraction: str, zone: str) -> str:
+def _iso_time(seconds: int, fraction: str = "", zone: str = "") -> str:
     try:
         moment = dt.datetime(1970, 1, 1) + dt.timedelta(seconds=seconds)  # noqa: DTZ001 - the zone is written by hand
     except OverflowError:

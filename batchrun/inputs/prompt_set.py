@@ -1,25 +1,64 @@
-"""The door of `inputs`: a source found, surveyed once, then read row by row as requests.
+"""The entry point of `inputs`: a source, surveyed once, then read row by row as requests.
 
-Nothing grows with the rows but the survey's arrays. The same job and the same files give the same
-requests at each reading.
+The survey is one full pass: everything is read and checked before anything is sent. The same job
+and the same files give the same requests at each reading.
+
+Memory: 18 bytes a row during the survey, 17 after it (hash and name of each row), 9 where rows are
+known by their number alone; one more where rows without a bound on their cost are marked. Bad rows
+are values here; what makes the whole source unusable raises.
 """
 
 from array import array
 from collections.abc import Callable, Iterator
+from typing import Any
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from batchrun.errors import InputError
 from batchrun.formats.nearest import nearest
 from batchrun.inputs.carried import Carrier, check_types
-from batchrun.inputs.column_tally import RunCounters
-from batchrun.inputs.identity import FALLBACK, Identity
-from batchrun.inputs.parquet import Wanted
-from batchrun.inputs.requests import RequestMaker, bad_row, drafter, hash_text
-from batchrun.inputs.sources import Source, SourceFile, find_source
-from batchrun.inputs.survey import Found, OnBody, Survey, Walk, read_all, settle_names
+from batchrun.inputs.column_tally import ColumnTally
+from batchrun.inputs.identity import BY_NUMBER, FALLBACK, NAMELESS, Identity, RowNames
+from batchrun.inputs.parquet import ColumnUse, read_columns
+from batchrun.inputs.requests import Draft, RequestMaker
+from batchrun.inputs.rows import SourceFile, SourceRow, encode
+from batchrun.inputs.sources import Source, SourceReader, find_source
 from batchrun.job.sections import InputJob
+from batchrun.limits.answer_sizes import is_bounded
 from batchrun.records import BadRow, JsonObject, Layout, Request
 
-__all__ = ["PromptSet", "Source", "SourceFile", "find_source"]
+__all__ = ["PromptSet", "Source", "SourceFile", "Survey", "find_source"]
+
+MAX_MODELS = 1_000  # that are remembered
+_STEP = 1_000  # rows between two calls of `on_rows`
+_SHOWN = 10
+
+OnRows = Callable[[int], None]  # the rows so far
+OnBody = Callable[[int, JsonObject], None]  # a row's number and its body
+
+
+class Survey(Struct, frozen=True):
+    """What the full pass found."""
+
+    layout: Layout
+    hashes: "array[int]"  # 'Q': the request's hash of each row, or the bad row's
+    ids: "array[int] | None"  # 'q': hash(custom_id) of each row; null: known by number alone
+    is_bad: bytearray  # 1 for each bad row
+    bad_rows: int
+    problems: tuple[BadRow, ...]  # the first ten
+    body_bytes: int  # sum
+    carried_bytes: int  # sum, an estimate
+    sent: tuple[str, ...]  # source columns, in order of first appearance
+    carried: tuple[str, ...]
+    first: Request | None
+    warnings: tuple[str, ...]
+    models: tuple[str | None, ...]  # the first thousand that rows ask for; null: rows name none
+    is_unbounded: bytearray  # 1 where nothing bounds the cost; empty where not asked for
+
+    @property
+    def rows(self) -> int:
+        return len(self.hashes)
 
 
 class PromptSet:
@@ -33,9 +72,8 @@ class PromptSet:
         check_types(input_job)
         self._source = source
         self._job = input_job
-        self._walk = Walk(source)
-        self._identity = Identity(input_job.id, None, pinned=False)
-        self._maker = RequestMaker(request, input_job, self._identity.consumed)
+        self._reader = SourceReader(source)
+        self._maker = RequestMaker(request, input_job, Identity(input_job.id, None).consumed)
         used = self._maker.may_use
         names = {"custom_id", input_job.id or FALLBACK, FALLBACK}
         self._used = None if used is None else used | names
@@ -44,103 +82,99 @@ class PromptSet:
     def survey(
         self,
         pinned: Layout | None,
-        on_rows: Callable[[int], None] | None = None,
+        on_rows: OnRows | None = None,
         *,
         mark_unbounded: bool = False,
         on_body: OnBody | None = None,
     ) -> Survey:
-        """Everything read once. `on_rows` is told the rows so far; what it raises passes through.
+        """Everything read once. What `on_rows` raises passes through.
 
-        `on_body` is told each row's number and the body that is made of it.
-
-        `mark_unbounded` marks the rows whose cost nothing bounds, at some µs a row.
+        `on_body` gets each row's number and the body that is made of it. `mark_unbounded` marks
+        the rows whose cost nothing bounds, at some µs a row.
         Raises `InputError` where the source as a whole cannot be used.
         """
-        identity = self._rule(pinned)
+        identity = self._identity(pinned)
         self._check_types(pinned)
-        tally = RunCounters(self._job, identity.consumed, pinned.columns if pinned else None)
-        wanted = Wanted(
-            used=self._used, columns=tally.fixed, explicit=frozenset(self._job.types), whole=True
-        )
-        found = read_all(
-            self._walk, self._maker, identity, tally, wanted, on_rows, mark_unbounded, on_body
-        )
+        tally = ColumnTally(self._job, identity.consumed, pinned.columns if pinned else None)
+        found = self._read_all(identity, tally, on_rows, mark_unbounded, on_body)
+        names = found.names
         self._hashes = found.hashes
-        self._check_columns(found, tally)
-        identity, warnings = settle_names(self._walk, found, identity, pinned=pinned is not None)
+        self._check_columns(tally)
+        identity, warnings = names.prove(identity, self._named_rows)
         layout = pinned or Layout(
             id_column=identity.explicit or identity.fallback,
             columns=tally.layout(),
             bad_row_suffix=identity.bad_row_suffix,
         )
-        alone = not found.has_names
+        problems = [
+            replace(bad, custom_id=identity.number(bad.row, names.named_by[bad.row]))
+            if names.named_by[bad.row] in (BY_NUMBER, NAMELESS)
+            else bad
+            for bad in found.problems
+        ]
         return Survey(
-            rows=len(found.hashes),
             layout=layout,
             hashes=found.hashes,
-            ids=None if alone else found.ids,
-            bad_rows=found.bad_rows,
+            ids=names.ids if names.any_named else None,
             is_bad=found.is_bad,
-            problems=tuple(found.problems),
+            bad_rows=found.is_bad.count(1),
+            problems=tuple(problems),
             body_bytes=found.body_bytes,
             carried_bytes=tally.carried_bytes,
             sent=tally.sent(self._maker.in_templates(tally.columns)),
             carried=tuple(column.column for column in layout.columns),
-            first=self._first(layout, found),
+            first=self._first(layout, found.is_bad),
             warnings=warnings,
             models=tuple(found.models),
             is_unbounded=found.is_unbounded,
         )
 
     def requests(
-        self, layout: Layout, settled: bytearray, limit: int | None = None
+        self, layout: Layout, complete: bytearray, limit: int | None = None
     ) -> Iterator[Request | BadRow]:
-        """The rows that `settled` does not mark, lazily and in order, up to row `limit`.
+        """The rows that `complete` does not mark, lazily and in order, up to row `limit`.
 
         Raises `InputError` where the files changed since the survey.
         """
-        identity = self._rule(layout)
-        carry = Carrier(layout, self._job)
-        wanted = Wanted(used=self._used, columns=layout.columns, explicit=carry.explicit)
-        draft_of = drafter(self._maker, identity, self._hashes)
-        if self._hashes is not None:  # a file that has grown since is told by its time
-            limit = min(len(self._hashes), len(self._hashes) if limit is None else limit)
-        for row in self._walk.rows(wanted, settled, limit):
-            draft = draft_of(row)
+        identity = self._identity(layout)
+        carrier = Carrier(layout, self._job)
+        use = ColumnUse(used=self._used, columns=layout.columns, explicit=carrier.explicit)
+        hashes = self._hashes
+        if hashes is not None:  # a file that has grown since is noticed by its time
+            limit = min(len(hashes), len(hashes) if limit is None else limit)
+        draft_of = self._maker.draft
+        for row in self._reader.rows(use, complete, limit):
+            draft = draft_of(row, identity, hashes[row.row] if hashes is not None else None)
             body = draft.body
             if body is None:
-                values = carry.values(row, draft.consumed) if row.data is not None else ()
-                yield bad_row(row, draft, values)
+                values = carrier.values(row, draft.consumed) if row.data is not None else ()
+                yield _bad_row(row, draft, values)
                 continue
-            model, most = body.get("model"), body.get("max_output_tokens")
+            most = body.get("max_output_tokens")
             yield Request(
                 row=row.row,
                 custom_id=draft.custom_id,
                 source=row.source,
                 body=draft.written,
-                hash=hash_text(draft.hash),
-                model=model,
+                hash=f"{draft.hash:016x}",
+                model=body.get("model"),
                 max_output_tokens=most if type(most) is int else None,
-                carried=carry.values(row, draft.consumed),
+                carried=carrier.values(row, draft.consumed),
             )
 
-    def _rule(self, layout: Layout | None) -> Identity:
+    def _identity(self, layout: Layout | None) -> Identity:
         """The rule that names rows; as pinned where there is a layout."""
         explicit = self._job.id
         if layout is None:
-            return Identity(explicit, None if explicit else FALLBACK, pinned=False)
+            return Identity(explicit, None if explicit else FALLBACK)
         if explicit is not None and explicit != layout.id_column:
             was = f"column `{layout.id_column}`" if layout.id_column else "custom_id or number"
             raise InputError(
                 f"[input] id is {explicit!r}, but this run has named its rows by {was} since it "
                 "began; leave id as it was, or start a new run directory with -o"
             )
-        return Identity(
-            explicit,
-            None if explicit else layout.id_column,
-            pinned=True,
-            bad_row_suffix=layout.bad_row_suffix,
-        )
+        fallback = None if explicit else layout.id_column
+        return Identity(explicit, fallback, pinned=True, bad_row_suffix=layout.bad_row_suffix)
 
     def _check_types(self, pinned: Layout | None) -> None:
         for column in pinned.columns if pinned else ():
@@ -152,29 +186,111 @@ class PromptSet:
                     "directory with -o"
                 )
 
-    def _check_columns(self, found: Found, tally: RunCounters) -> None:
-        if not found.hashes:
+    def _read_all(
+        self,
+        identity: Identity,
+        tally: ColumnTally,
+        on_rows: OnRows | None,
+        mark_unbounded: bool,
+        on_body: OnBody | None,
+    ) -> "_Found":
+        """Every row read, made into a request, counted and dropped. Raises `InputError`."""
+        found = _Found()
+        for file in self._source.files:
+            if file.kind == "parquet":
+                tally.add_file(read_columns(file), file.name)
+        use = ColumnUse(self._used, tally.fixed, frozenset(self._job.types), decode_all=True)
+        draft_of, add_hash, add_name = self._maker.draft, found.hashes.append, found.names.add
+        for row in self._reader.rows(use):
+            draft = draft_of(row, identity)
+            body = draft.body
+            add_hash(draft.hash)
+            add_name(row, draft.custom_id, draft.named_by)
+            if row.columns:
+                tally.add_parquet(row, draft.consumed, use.used)
+            elif row.data is not None:
+                tally.add_json(row, draft.consumed)
+            found.is_bad.append(body is None)
+            if mark_unbounded:
+                found.is_unbounded.append(body is not None and not _is_bounded(body))
+            if body is not None:
+                found.body_bytes += len(draft.written)
+                if len(found.models) < MAX_MODELS:
+                    found.models.setdefault(body.get("model"))
+                if on_body is not None:
+                    on_body(row.row, body)
+            elif len(found.problems) < _SHOWN:
+                found.problems.append(_bad_row(row, draft))
+            if on_rows is not None and row.row % _STEP == _STEP - 1:
+                on_rows(row.row + 1)
+        return found
+
+    def _check_columns(self, tally: ColumnTally) -> None:
+        if not self._hashes:
             raise InputError(f"{self._source.spec}: no rows; the prompt set is empty")
         if not tally.objects:
             return  # not one row can be read: its problems say more
-        known = set(tally.columns)
-        asked: list[tuple[str, str]] = [("[input] id", self._job.id)] if self._job.id else []
-        asked += [("[input] carry", name) for name in self._job.carry or ()]
-        asked += [("[input] send", name) for name in self._job.send]
-        asked += [("[input] types", name) for name in self._job.types]
-        for option, name in asked:
-            if name not in known:
-                raise InputError(
-                    f"{self._source.spec}: {option} names the column `{name}`, which no row has; "
-                    + nearest(name, tally.columns, "the columns")
-                )
+        job, known = self._job, tally.columns
+        asked = {
+            "id": [job.id] if job.id else (),
+            "carry": job.carry or (),
+            "send": job.send,
+            "types": job.types,
+        }
+        for key, names in asked.items():
+            for name in names:
+                if name not in known:
+                    raise InputError(
+                        f"{self._source.spec}: [input] {key} names the column `{name}`, which no "
+                        f"row has; {nearest(name, known, 'the columns')}"
+                    )
 
-    def _first(self, layout: Layout, found: Found) -> Request | None:
-        if found.first is None:
+    def _named_rows(self, numbers: set[int]) -> Iterator[SourceRow]:
+        """The rows of these numbers, of Parquet with the columns alone that may name them."""
+        names = {"custom_id", self._job.id or FALLBACK}
+        marks = _all_but(numbers, len(self._hashes or ()))
+        return self._reader.rows(ColumnUse(used=frozenset(names)), marks, max(numbers) + 1)
+
+    def _first(self, layout: Layout, is_bad: bytearray) -> Request | None:
+        number = is_bad.find(0)
+        if number < 0:
             return None
-        passed = bytearray(b"\1") * len(found.hashes)
-        passed[found.first] = 0
-        for request in self.requests(layout, passed, found.first + 1):
-            if isinstance(request, Request):
-                return request
-        return None
+        row = next(self.requests(layout, _all_but({number}, len(is_bad)), number + 1), None)
+        return row if isinstance(row, Request) else None
+
+
+class _Found(Struct):
+    """What the full pass gathers row by row."""
+
+    names: RowNames = field(default_factory=RowNames)
+    hashes: "array[int]" = field(default_factory=lambda: array("Q"))
+    is_bad: bytearray = field(default_factory=bytearray)
+    is_unbounded: bytearray = field(default_factory=bytearray)
+    problems: list[BadRow] = field(default_factory=list)
+    models: dict[str | None, None] = field(default_factory=dict)
+    body_bytes: int = 0
+
+
+def _all_but(numbers: set[int], rows: int) -> bytearray:
+    """Marks by which nothing but the rows of these numbers is read."""
+    marks = bytearray(b"\1") * rows
+    for number in numbers:
+        marks[number] = 0
+    return marks
+
+
+def _is_bounded(body: JsonObject) -> bool:
+    most = body.get("max_output_tokens")
+    return is_bounded(encode(body), most if type(most) is int else None)
+
+
+def _bad_row(row: SourceRow, draft: Draft, carried: tuple[Any, ...] = ()) -> BadRow:
+    return BadRow(
+        row=row.row,
+        custom_id=draft.custom_id,
+        source=row.source,
+        line=row.line,
+        message=draft.problem,
+        hash=f"{draft.hash:016x}",
+        carried=carried,
+    )

@@ -1,10 +1,11 @@
-"""One row as it was read, its JSON as real files hold it, and why a row can be no request.
+"""A file and its rows as they were read, JSON as real files hold it, and what is wrong with a row.
 
 msgspec does the work; where it refuses, the standard library decides whether the text is JSON.
 """
 
 import json
 import math
+from pathlib import Path
 from typing import Any, NoReturn
 
 import msgspec
@@ -13,30 +14,22 @@ from msgspec import Struct
 from batchrun.formats.json_text import with_valid_text
 from batchrun.records import JsonObject
 
-NOTHING: frozenset[str] = frozenset()
+NO_COLUMNS: frozenset[str] = frozenset()
+_decode = msgspec.json.Decoder().decode
 
 
-class RowProblem(Exception):  # noqa: N818 - a value in the making: it ends as a BadRow
-    """Why no request can be made of a row; the survey counts it, the run goes on."""
+class SourceFile(Struct, frozen=True):
+    """One file of a source."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.message = message
-        self.consumed = NOTHING  # columns that the row's form would have sent
-
-
-class NoColumn(RowProblem):
-    """A template asks for a column that the row has not, or has as null."""
-
-    def __init__(self, column: str, _message: str = "") -> None:
-        super().__init__(f"the template's column `{column}` is missing")
-        self.column = column
+    path: Path
+    name: str  # as column `source` shows it: the file's name, or its path within the folder
+    kind: str  # jsonl or parquet
 
 
-class Row(Struct):
+class SourceRow(Struct):
     """One row of a source, decoded. Where `data` is null, `problem` says why."""
 
-    row: int  # place in the whole source, from 0
+    row: int  # its number in the whole source, from 0
     source: str
     line: int | None  # from 1; null in Parquet
     data: JsonObject | None  # Parquet: what may be sent or fill a template, nulls left out
@@ -50,12 +43,25 @@ class Row(Struct):
         return self.columns or tuple(self.data or ())
 
     @property
-    def place(self) -> str:
-        """Where the row stands, for messages."""
+    def where(self) -> str:
+        """File and line or row, for messages."""
         return f"{self.source}:{self.line}" if self.line else f"{self.source}, row {self.row}"
 
 
-_decode = msgspec.json.Decoder().decode
+class RowProblem(Exception):  # noqa: N818 - a value in the making: it ends as a BadRow
+    """Why no request can be made of a row; the survey counts it, the run goes on."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class MissingColumn(RowProblem):
+    """A template asks for a column that the row does not have, or has as null."""
+
+    def __init__(self, column: str, _message: str = "") -> None:
+        super().__init__(f"the template's column `{column}` is missing")
+        self.column = column
 
 
 class Unsendable:
@@ -86,37 +92,19 @@ encode_sorted = msgspec.json.Encoder(
     decimal_format="number", enc_hook=_refuse, order="deterministic"
 ).encode
 # Never refuses, null for what JSON has no word for: for what is carried, not sent.
-encode_anyhow = msgspec.json.Encoder(decimal_format="number", enc_hook=lambda _: None).encode
+encode_leniently = msgspec.json.Encoder(decimal_format="number", enc_hook=lambda _: None).encode
 
 
 def decode(data: bytes | str) -> Any:
     """The value that the JSON stands for. Raises `RowProblem` with the reason."""
     try:
         return _decode(data)
-    except RecursionError:
-        raise RowProblem("nested too deeply") from None
-    except (msgspec.MsgspecError, UnicodeError):
-        return _decode_slowly(data)
-
-
-def sent_text(value: Any) -> str:
-    """The value as compact JSON. Raises `RowProblem` for what JSON has no word for."""
-    return encode(value).decode()
-
-
-def json_text(value: Any) -> str:
-    """The value as compact JSON, null for what JSON has no word for. Raises `RowProblem`."""
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        pass  # the standard library takes more, and says more clearly what is wrong
     try:
-        return encode_anyhow(value).decode()
-    except RecursionError:
-        raise RowProblem("nested too deeply") from None
-
-
-def _decode_slowly(data: bytes | str) -> Any:
-    try:
-        text = (data if isinstance(data, str) else data.decode()).rstrip()  # as places are told
+        text = data if isinstance(data, str) else data.decode()
         value = json.loads(
-            text, parse_constant=_no_constant, parse_float=_finite, parse_int=_integer
+            text.rstrip(), parse_constant=_no_constant, parse_float=_finite, parse_int=_integer
         )
         return with_valid_text(value)
     except UnicodeDecodeError as error:
@@ -136,7 +124,7 @@ def _no_constant(word: str) -> NoReturn:
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise RowProblem(f"not JSON that can be kept: the number {text[:40]} is out of range")
+        raise RowProblem(f"not JSON that can be stored: the number {text[:40]} is out of range")
     return value
 
 
@@ -144,4 +132,14 @@ def _integer(text: str) -> int:
     try:
         return int(text)
     except ValueError:  # Python's limit on digits
-        raise RowProblem(f"not JSON that can be kept: an integer of {len(text):,} digits") from None
+        raise RowProblem(
+            f"not JSON that can be stored: an integer of {len(text):,} digits"
+        ) from None
+
+
+def to_json_text(value: Any, *, leniently: bool = False) -> str:
+    """The value as compact JSON. Raises `RowProblem` for what JSON has no word for."""
+    try:
+        return (encode_leniently if leniently else encode)(value).decode()
+    except RecursionError:
+        raise RowProblem("nested too deeply") from None

@@ -1,33 +1,29 @@
 """Jinja2's sandbox, in which a template's time and memory have a bound too.
 
-Jinja2's own guards attributes, changes to values, and `range`. Here a row has so many steps: a turn
-of a loop is one, a call is several, and what a filter, a test, a call or an operator works on and
-makes of it comes to steps by its size.
+Jinja2's own guards attributes, changes to values, and `range`. Here turns of loops and calls are
+counted, and so are the letters of what is made, where one operation could make very many: before
+it does. The clock bounds the rest.
 """
 
 import re
-from collections.abc import (
-    Callable,
-    ItemsView,
-    Iterable,
-    Iterator,
-    KeysView,
-    Mapping,
-    Sequence,
-    ValuesView,
-)
+import time
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Sequence, ValuesView
 from functools import update_wrapper
+from itertools import islice
 from typing import Any
 
 from jinja2 import nodes, pass_context
 from jinja2.exceptions import SecurityError
 from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
-MAX_STEPS = 1_000_000  # for one row
+MAX_STEPS = 1_000_000  # for one row: turns of loops, and calls
+MAX_LETTERS = 512 * 1024 * 1024  # that are made for one row
+_MAX_S = 2.0  # for one row by the clock, and then as much of the CPU
 _STEPS_OF_CALL = 20  # a macro takes longer than a turn of a loop
-_LETTERS_OF_STEP = 512  # that texts of one row have together, made or looked through: some 500 MB
+_TURNS = 16  # between two looks at the clock
 _LETTERS_OF_ITEM = 128  # what an item of a list counts as, besides the letters in it
 
 # Filters and methods that repeat what they are given, at most as often as the product of two sizes.
@@ -35,97 +31,135 @@ _REPEATING = (
     *("batch", "center", "expandtabs", "indent", "join", "ljust", "rjust", "round", "slice"),
     *("to_bytes", "tojson", "translate", "wordwrap", "zfill"),
 )
+_GROWING = frozenset((*_REPEATING, "format", "format_map", "replace"))
 _NUMBER = re.compile(r"[0-9]{1,18}")
 _WIDTH_AMONG_VALUES = re.compile(r"\*|:[^}]*\{")
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
-    """With filters besides Jinja2's. Raises `SecurityError` where a template goes too far."""
+    """Raises `SecurityError` where a template goes too far."""
 
     intercepted_binops = frozenset({"+", "*", "**", "%"})
 
-    def __init__(self, filters: Mapping[str, Callable[..., Any]], **options: Any) -> None:
-        super().__init__(**options)
-        self.filters.update(filters)
-        # Chance would make another request of the row at each reading.
-        del self.filters["random"], self.globals["lipsum"]
-        self._steps = 0
+    def __init__(self, to_text: Callable[[Any], Any], tojson: Any, **options: Any) -> None:
+        super().__init__(finalize=self._finalized, **options)
+        self.start_row()
+        self._to_text = to_text  # for what a template writes that is no text
         self.concat = self._concat  # type: ignore[method-assign] # takes any pieces, as "".join
-        tables: list[dict[str, Any]] = [self.filters, self.tests]
-        for functions in tables:
-            for name, function in functions.items():
-                functions[name] = self._measured(name, function)
+        self.filters["tojson"] = tojson
+        for name in _GROWING & {*self.filters}:
+            self.filters[name] = self._measured(name, self.filters[name])
         self.filters["_counted"] = self._counted
         self.filters["_measured"] = self._measured("", lambda value: value)
+        self.globals["namespace"] = _PlainNamespace
+        # Chance would make another request of the row at each reading.
+        del self.filters["random"], self.globals["lipsum"]
 
     def start_row(self) -> None:
-        """Another row: it has all steps before it."""
-        self._steps = 0
+        """Another row: it has all steps, letters and seconds before it."""
+        self._steps = self._letters = 0
+        self._slow_from_s = self._end_s = 0.0  # not known yet
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         if operator == "%" and isinstance(left, str):
-            self._measure("format", (left, *right) if isinstance(right, tuple) else (left, right))
+            self._measure("format", left, *(right if isinstance(right, tuple) else (right,)))
         elif not (isinstance(left, int) and isinstance(right, int)):
             sizes = [one if isinstance(one, int) else _size(one) for one in (left, right)]
-            self._charge(sizes[0] * sizes[1] if operator == "*" else sum(sizes))
+            self._charge(0, sizes[0] * sizes[1] if operator == "*" else sum(sizes))
         elif operator in ("*", "**") and abs(left) > 1:
             bits = left.bit_length()
             bits = bits * right if operator == "**" else bits + right.bit_length()
-            self._charge(bits * bits // 16)  # as long as multiplying takes
+            self._charge(0, bits * bits // 16)  # as long as multiplying takes
         return super().call_binop(context, operator, left, right)
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805, PYI063 - Jinja2's own: a template may use any other name
+        __self._charge(_STEPS_OF_CALL)
         method = getattr(__obj, "__wrapped__", __obj)  # the sandbox wraps `format`
         owner = getattr(method, "__self__", None)
-        name = method.__name__ if isinstance(owner, str | bytes | int | list) else ""
         if isinstance(__obj, LoopContext):  # a recursive loop
-            args = tuple(__self._counted(__context, one) for one in args)
-        args = _lists_to_join(name, args)
-        __self._measure(name, (owner if name else None, *args, *kwargs.values()), _STEPS_OF_CALL)
+            args = tuple(__self._counted(__context, value) for value in args)
+        elif not isinstance(owner, str | bytes | int):
+            __self._measure("", *args, *kwargs.values())
+        elif method.__name__ in _GROWING:
+            args = _without_iterators(args)
+            __self._measure(method.__name__, owner, *args, *kwargs.values())
         return super().call(__context, __obj, *args, **kwargs)
+
+    def call_filter(self, name: str, value: Any, *args: Any, **kwargs: Any) -> Any:
+        """For the items of `map` and the like."""
+        self._measure("", value)
+        return super().call_filter(name, value, *args, **kwargs)
+
+    def call_test(self, name: str, value: Any, *args: Any, **kwargs: Any) -> Any:
+        self._charge(1)
+        return super().call_test(name, value, *args, **kwargs)
 
     def _generate(self, source: nodes.Template, *args: Any, **kwargs: Any) -> str:
         return super()._generate(_Measuring().visit(source), *args, **kwargs)
 
-    def _charge(self, letters: int, steps: int = 0) -> None:
-        self._steps += steps + max(letters, 0) // _LETTERS_OF_STEP
+    def _charge(self, steps: int, letters: int = 0) -> None:
+        self._steps += steps
+        self._letters += max(letters, 0)
         if self._steps > MAX_STEPS:
-            raise SecurityError(
-                f"more than {MAX_STEPS:,} turns of loops for one row, or as much work on long "
-                "texts, lists or numbers"
-            )
+            raise SecurityError(f"more than {MAX_STEPS:,} turns of loops for one row")
+        if self._letters > MAX_LETTERS:
+            raise SecurityError(f"texts, lists and numbers of more than {MAX_LETTERS:,} letters")
+        now_s = time.perf_counter()
+        self._slow_from_s = self._slow_from_s or now_s + _MAX_S
+        if now_s > self._slow_from_s:
+            # From now on by the CPU's time: the process may have been stopped meanwhile.
+            self._end_s = self._end_s or time.thread_time() + _MAX_S
+            if time.thread_time() > self._end_s:
+                raise SecurityError(f"more than {2 * _MAX_S:.0f} s for one row")
 
-    def _measure(self, name: str, values: Sequence[Any], steps: int = 0) -> None:
-        """Charges what a filter, test or method works on, and what it makes of it at most."""
-        self._charge(sum(map(_size, values)) + _growth(name, values), steps)
+    def _measure(self, name: str, *values: Any) -> None:
+        """Charges what comes of these values at most."""
+        self._charge(0, sum(map(_size, values)) + _growth(name, values))
 
-    def _measured(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The filter or test, measured whenever it is called."""
+    def _measured(self, name: str, run: Callable[..., Any]) -> Callable[..., Any]:
+        """The filter, measured before it runs."""
 
         def measured(*args: Any, **kwargs: Any) -> Any:
-            args = _lists_to_join(name, args)
-            self._measure(name, (*args, *kwargs.values()))
-            return function(*args, **kwargs)
+            args = _without_iterators(args)
+            self._measure(name, *args, *kwargs.values())
+            return run(*args, **kwargs)
 
-        return update_wrapper(measured, function)  # with its marks: Jinja2 hands some filters more
+        return update_wrapper(measured, run)  # with its marks: Jinja2 hands some filters more
 
     @pass_context  # so that Jinja2 does not call it once and for all where the value is constant
     def _counted(self, _context: Context, values: Iterable[Any]) -> Iterator[Any]:
         """What a loop goes over."""
-        for value in values:
-            self._charge(0, steps=1)
-            yield value
+        iterator = iter(values)
+        while turns := tuple(islice(iterator, _TURNS)):
+            self._charge(len(turns))
+            yield from turns
+
+    def _finalized(self, value: Any) -> Any:
+        """What stands in text for a value; charged, since blocks gather such texts."""
+        if type(value) is str:
+            self._letters += len(value)
+            return value
+        return self._to_text(value)
 
     def _concat(self, pieces: Iterable[str]) -> str:
-        made = []
+        made, letters = [], self._letters
         for piece in pieces:
-            self._charge(len(piece))
+            letters += len(piece)
+            if letters > MAX_LETTERS:
+                self._charge(0, MAX_LETTERS)
             made.append(piece)
         return "".join(made)
 
 
+class _PlainNamespace(Namespace):
+    """Without the text of its values, which may hold each other many times."""
+
+    def __repr__(self) -> str:
+        return "<Namespace>"
+
+
 class _Measuring(NodeTransformer):
-    """Puts `_counted` and `_measured` where Jinja2 calls neither a filter nor an operator."""
+    """Puts `_counted`, `_measured` and `join` where Jinja2 calls no filter."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802 - Jinja2's own names
         self.generic_visit(node)
@@ -135,19 +169,6 @@ class _Measuring(NodeTransformer):
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
         return _filter(nodes.List(node.nodes, lineno=node.lineno), "join")
-
-    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:  # noqa: N802
-        self.generic_visit(node)
-        part: Any
-        for part in (node, *node.ops):
-            part.expr = _filter(part.expr, "_measured")
-        return node
-
-    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:  # noqa: N802
-        self.generic_visit(node)
-        if isinstance(node.arg, nodes.Slice):
-            node.node = _filter(node.node, "_measured")
-        return node
 
     def visit_List(self, node: nodes.List | nodes.Tuple | nodes.Dict) -> nodes.Node:  # noqa: N802
         """A list that holds the same list twice, and so on, is longer than its memory says."""
@@ -161,13 +182,6 @@ def _filter(node: Any, name: str) -> nodes.Filter:
     return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
 
 
-def _lists_to_join(name: str, values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """An iterator can be looked at only once: what is to be joined becomes a list."""
-    if name != "join":
-        return values
-    return tuple(list(value) if isinstance(value, Iterator) else value for value in values)
-
-
 def _size(value: Any) -> int:
     """The letters of a text; for a list or an object about as many as it has as text."""
     if isinstance(value, str | bytes):
@@ -179,18 +193,22 @@ def _size(value: Any) -> int:
     return 0
 
 
+def _without_iterators(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """They can be looked at only once, and so become lists."""
+    return tuple(list(value) if isinstance(value, Iterator) else value for value in values)
+
+
 def _growth(name: str, values: Sequence[Any]) -> int:
     """How many letters a filter or method adds to what it is given, at most."""
+    if name not in _GROWING:
+        return 0
     texts = [value for value in values if isinstance(value, str)]
     numbers = [abs(value) for value in values if isinstance(value, int)]
+    if name == "replace":
+        return texts[0].count(texts[1]) * len(texts[2]) if len(texts) > 2 else 0
     if name in _REPEATING:
         sizes = sorted([1, 1, *numbers, *map(_size, values)])
         return sizes[-1] * sizes[-2]
-    if name == "replace" and len(texts) > 2:
-        return texts[0].count(texts[1]) * len(texts[2])
-    if name in ("format", "format_map"):
-        text = texts[0]
-        width = sum(map(int, _NUMBER.findall(text)))
-        width += sum(numbers) if _WIDTH_AMONG_VALUES.search(text) else 0
-        return (text.count("%") + text.count("{")) * (width + sum(map(_size, values)))
-    return 0
+    width = sum(map(int, _NUMBER.findall(texts[0])))
+    width += sum(numbers) if _WIDTH_AMONG_VALUES.search(texts[0]) else 0
+    return (texts[0].count("%") + texts[0].count("{")) * (width + sum(map(_size, values)))

@@ -1,33 +1,31 @@
-"""The files that a source names: one file, a folder, a glob, or what standard input left.
+"""The files that a source names, found by their names alone, and their rows in order.
 
-Decided from names alone; nothing is opened. Files come sorted by name, so rows keep their numbers.
+A source is a file, a folder, a glob, or the copy of standard input. Files are sorted by name, so
+rows keep their numbers. A file that changes between two passes, or during one, is an error.
 """
 
 import glob
 import hashlib
 import os
 import select
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePath
 from typing import BinaryIO
 
 from msgspec import Struct
 
 from batchrun.errors import InputError, StoreError
+from batchrun.inputs import jsonl, parquet
+from batchrun.inputs.rows import SourceFile, SourceRow
 from batchrun.job.sections import STDIN, InputJob
 
 _JSONL = (".jsonl", ".ndjson")
-_COMPRESSED = (".gz", ".zst")
 _KNOWN = ".jsonl, .ndjson (also with .gz or .zst) and .parquet"
 _RUN_RECORD = "run.json"  # marks a run directory, whose tables are no prompt sets
+_CHUNK = 1024 * 1024
+_CHECK_EVERY_S = 0.1
 
-
-class SourceFile(Struct, frozen=True):
-    """One file of a source."""
-
-    path: Path
-    name: str  # as column `source` shows it: the file's name, or its path within the folder
-    kind: str  # jsonl or parquet
+Check = Callable[[], None]  # called while standard input is awaited; what it raises ends the wait
 
 
 class Source(Struct, frozen=True):
@@ -37,45 +35,98 @@ class Source(Struct, frozen=True):
     files: tuple[SourceFile, ...]
 
 
+class SourceReader:
+    """Reads a source's rows. Remembers each file's size, time and number of rows."""
+
+    def __init__(self, source: Source) -> None:
+        self.files = source.files
+        self._stamps: dict[int, tuple[int, int]] = {}
+        self._counts: dict[int, int] = {}  # rows of a file that was read to its end
+
+    def rows(
+        self,
+        use: parquet.ColumnUse,
+        complete: bytearray | None = None,
+        limit: int | None = None,
+    ) -> Iterator[SourceRow]:
+        """Rows that `complete` does not mark, in order, up to `limit`. Raises `InputError`."""
+        row = 0
+        for index, file in enumerate(self.files):
+            if limit is not None and row >= limit:
+                return
+            end = row + self._counts.get(index, 0)
+            if row < end and complete is not None and complete.find(0, row, end) < 0:
+                row = end
+                continue
+            try:
+                handle = os.open(file.path, os.O_RDONLY)
+            except OSError as error:
+                raise InputError(
+                    f"{file.path}: cannot be read ({error.strerror}); check the path and its rights"
+                ) from error
+            try:
+                self._check_unchanged(index, file, handle)
+                first = row
+                if file.kind == "parquet":
+                    row = yield from parquet.read_rows(file, row, complete, limit, use)
+                else:
+                    row = yield from jsonl.read_rows(file, row, complete, limit)
+                self._check_unchanged(index, file, handle)
+                if limit is None or row < limit:
+                    self._counts[index] = row - first
+            finally:
+                os.close(handle)
+
+    def _check_unchanged(self, index: int, file: SourceFile, handle: int) -> None:
+        stat = os.fstat(handle)
+        stamp = (stat.st_size, stat.st_mtime_ns)
+        if self._stamps.setdefault(index, stamp) != stamp:
+            raise InputError(
+                f"{file.path}: changed while it was being read; leave the input as it is during a "
+                "run, then give the same command again"
+            )
+
+
 def find_source(input_job: InputJob, stdin_copy: Path | None = None) -> Source:
-    """The files that `input.path` names; `stdin_copy` is what was kept of standard input.
+    """The files that `input.path` names; `stdin_copy` is the copy of standard input.
 
     Raises `InputError` where there are none.
     """
-    spec = input_job.path
+    spec, kind = input_job.path, input_job.format
     if spec == STDIN:
         if stdin_copy is None:
-            raise InputError("standard input was not kept; give a file, or - with -o DIR")
-        kind = input_job.format or "jsonl"
-        return Source(spec=spec, files=(SourceFile(path=stdin_copy, name=STDIN, kind=kind),))
+            raise InputError("standard input was not stored; give a file, or - with -o DIR")
+        copy = SourceFile(path=stdin_copy, name=STDIN, kind=kind or "jsonl")
+        return Source(spec=spec, files=(copy,))
     path = Path(spec)
     try:
         if path.is_dir():
-            return Source(spec=spec, files=tuple(_in_folder(path, input_job.format)))
-        if path.exists():
-            return Source(spec=spec, files=(_one_file(path, input_job.format),))
-        if glob.has_magic(spec):
-            return Source(spec=spec, files=tuple(_in_glob(spec, input_job.format)))
+            known = [one for one in _walk(path) if kind in (None, _kind_of(one))]
+            files = _sorted_files(known, path, None)
+            missing = f"no prompt set in this folder; it would be a file ending in {_KNOWN}"
+        elif path.exists():
+            files = (_one_file(path, kind),)
+        elif glob.has_magic(spec):
+            matches = map(Path, glob.glob(spec, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
+            files = _sorted_files(matches, _fixed_part(spec), kind)
+            missing = (
+                f"no file matches; check the pattern. Files must end in {_KNOWN}, or give format = "
+                "'jsonl' or 'parquet' in [input]"
+            )
+        else:
+            files, missing = (), "no such file; check the path"
     except OSError as error:
         raise InputError(f"{spec}: cannot be read ({error.strerror}); check the path") from error
-    raise InputError(f"{spec}: no such file; check the path")
-
-
-def compression_of(path: Path) -> str | None:
-    """What the file's name says about its compression: gzip, zstd or nothing."""
-    return {".gz": "gzip", ".zst": "zstd"}.get(path.suffix.lower())
-
-
-def _shown(path: PurePath) -> str:
-    """The path as text that any file can hold: a name may be bytes that are no UTF-8."""
-    return path.as_posix().encode("utf-8", "replace").decode()
+    if not files:
+        raise InputError(f"{spec}: {missing}")
+    return Source(spec=spec, files=files)
 
 
 def _kind_of(path: PurePath) -> str | None:
     name = path.name.lower()
     if name.endswith(".parquet"):
         return "parquet"
-    for ending in _COMPRESSED:
+    for ending in jsonl.COMPRESSIONS:
         name = name.removesuffix(ending)
     return "jsonl" if name.endswith(_JSONL) else None
 
@@ -89,24 +140,20 @@ def _one_file(path: Path, kind: str | None) -> SourceFile:
     found = kind or _kind_of(path)
     if found is None:
         raise InputError(
-            f"{path}: the ending tells nothing about the format; known are {_KNOWN}. Say it with "
-            "format = 'jsonl' or 'parquet' in [input]"
+            f"{path}: the ending says nothing about the format; known are {_KNOWN}. Give format = "
+            "'jsonl' or 'parquet' in [input]"
         )
-    return SourceFile(path=path, name=_shown(Path(path.name)), kind=found)
+    return SourceFile(path=path, name=_as_utf8(Path(path.name)), kind=found)
 
 
-def _in_folder(folder: Path, kind: str | None) -> Iterator[SourceFile]:
-    found = []
-    for path in _walk(folder):
-        known = _kind_of(path)
-        if known is not None and kind in (None, known) and path.is_file():
-            name = _shown(path.relative_to(folder))
-            found.append(SourceFile(path=path, name=name, kind=known))
-    if not found:
-        raise InputError(
-            f"{folder}: no prompt set in this folder; it would be a file ending in {_KNOWN}"
-        )
-    yield from sorted(found, key=lambda file: file.name)
+def _sorted_files(paths: Iterable[Path], base: Path, kind: str | None) -> tuple[SourceFile, ...]:
+    """Those of the paths that are files of this format, or of a known one; names from `base` on."""
+    files = [
+        SourceFile(path=path, name=_as_utf8(path.relative_to(base)), kind=known)
+        for path in paths
+        if (known := kind or _kind_of(path)) is not None and path.is_file()
+    ]
+    return tuple(sorted(files, key=lambda file: file.name))
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -124,24 +171,8 @@ def _walk(folder: Path) -> Iterator[Path]:
         yield from (below / name for name in files if not name.startswith("."))
 
 
-def _in_glob(pattern: str, kind: str | None) -> Iterator[SourceFile]:
-    fixed = _fixed_part(pattern)
-    found = []
-    for match in glob.glob(pattern, recursive=True):  # noqa: PTH207 - Path.glob takes no absolute pattern
-        path = Path(match)
-        known = kind or _kind_of(path)
-        if known is not None and path.is_file():
-            name = _shown(path.relative_to(fixed))
-            found.append(SourceFile(path=path, name=name, kind=known))
-    if not found:
-        raise InputError(
-            f"{pattern}: no file matches; check the pattern. Files must end in {_KNOWN}, or give "
-            "format = 'jsonl' or 'parquet' in [input]"
-        )
-    yield from sorted(found, key=lambda file: file.name)
-
-
 def _fixed_part(pattern: str) -> Path:
+    """The folder of the pattern's path up to the first part with a wildcard."""
     fixed = []
     for part in Path(pattern).parts[:-1]:
         if glob.has_magic(part):
@@ -150,15 +181,13 @@ def _fixed_part(pattern: str) -> Path:
     return Path(*fixed)
 
 
-_CHUNK = 1024 * 1024
-_CHECK_EVERY_S = 0.1
+def _as_utf8(path: PurePath) -> str:
+    """The path as text that any file can hold: a name may be bytes that are no UTF-8."""
+    return path.as_posix().encode("utf-8", "replace").decode()
 
 
-def keep_input(stream: BinaryIO, copy: Path, check: Callable[[], None] | None = None) -> str:
-    """Copies the stream to `copy`, durable when it returns; the SHA-256 of its bytes, in hex.
-
-    `check` is called now and then, also while nothing comes; what it raises ends the wait.
-    """
+def store_stdin(stream: BinaryIO, copy: Path, check: Check | None = None) -> str:
+    """Copies the stream to `copy`, durable when it returns; the SHA-256 of its bytes, in hex."""
     unfinished = copy.with_name(f".{copy.name}.unfinished")
     digest = hashlib.sha256()
     try:
@@ -171,23 +200,23 @@ def keep_input(stream: BinaryIO, copy: Path, check: Callable[[], None] | None = 
         unfinished.replace(copy)
     except OSError as error:
         raise StoreError(
-            f"{copy}: standard input cannot be kept ({error.strerror}); free space or choose "
+            f"{copy}: standard input cannot be stored ({error.strerror}); free space or choose "
             "another --output"
         ) from error
     return digest.hexdigest()
 
 
-def check_input(
-    stream: BinaryIO, copy: Path, sha256: str | None, check: Callable[[], None] | None = None
+def check_stdin(
+    stream: BinaryIO, copy: Path, sha256: str | None, check: Check | None = None
 ) -> None:
-    """Nothing, or what was kept, must come from the stream again. Raises `InputError`."""
+    """Nothing, or what was stored, must come from the stream again. Raises `InputError`."""
     digest = hashlib.sha256()
     size = 0
     for chunk in _chunks(stream, check):
         digest.update(chunk)
         size += len(chunk)
     if not copy.exists():
-        raise InputError(f"{copy}: the kept standard input is gone; start a new run directory")
+        raise InputError(f"{copy}: standard input's copy is missing; start a new run directory")
     if size and digest.hexdigest() != sha256:
         raise InputError(
             f"standard input differs from what this run directory was begun with ({copy}); "
@@ -195,12 +224,12 @@ def check_input(
         )
 
 
-def _chunks(stream: BinaryIO, check: Callable[[], None] | None) -> Iterator[bytes]:
+def _chunks(stream: BinaryIO, check: Check | None) -> Iterator[bytes]:
     if check is None:
         while chunk := stream.read(_CHUNK):
             yield chunk
         return
-    handle = stream.fileno()  # read from here alone: nothing of it stands in a buffer
+    handle = stream.fileno()  # read from here alone: nothing of it is in a buffer
     while True:
         check()
         if select.select([handle], [], [], _CHECK_EVERY_S)[0]:

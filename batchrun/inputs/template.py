@@ -17,7 +17,7 @@ from jinja2.utils import missing
 
 from batchrun.errors import JobError
 from batchrun.formats.json_text import valid_text
-from batchrun.inputs.rows import NoColumn, RowProblem, Unsendable
+from batchrun.inputs.rows import MissingColumn, RowProblem, Unsendable
 from batchrun.inputs.sandbox import Sandbox
 from batchrun.records import JsonObject
 
@@ -38,9 +38,9 @@ class Defaults:
 
     def __init__(self, request: JsonObject) -> None:
         self._environment = Sandbox(
-            filters={"tojson": _to_json},
+            to_text=_to_text,
+            tojson=_to_json,
             undefined=_Strict,
-            finalize=_finalize,
             keep_trailing_newline=True,
             autoescape=False,
         )
@@ -122,9 +122,9 @@ class Defaults:
 
         def list_or_text(given: Columns) -> Any:
             made = value(given)
-            if type(made) is list:
+            if type(made) is list or (type(made) is str and is_stripped):
                 return made
-            return str(_finalize(made)) if is_stripped else whole(given)
+            return str(_to_text(made)) if is_stripped else whole(given)
 
         return list_or_text
 
@@ -166,7 +166,7 @@ def _run(make: Fill, given: Columns, key: str) -> Any:
 def _column(name: str, given: Columns) -> Any:
     value = given.get(name)
     if value is None:
-        raise NoColumn(name)
+        raise MissingColumn(name)
     return value
 
 
@@ -183,7 +183,7 @@ def _evaluate(template: Template, given: Columns) -> Any:
     return _json_value(context.vars[_RESULT])
 
 
-def _finalize(value: Any) -> Any:
+def _to_text(value: Any) -> Any:
     """What stands in text for a value: structures as JSON. Raises `RowProblem` for null."""
     if value is None or isinstance(value, _STRUCTURES):
         return _to_json(_json_value(value))
@@ -234,5 +234,5 @@ class _Strict(StrictUndefined):
         exc: Any = UndefinedError,
     ) -> None:
         if obj is missing and hint is None and name is not None:
-            exc = partial(NoColumn, name)
+            exc = partial(MissingColumn, name)
         super().__init__(hint, obj, name, exc)

@@ -22,10 +22,9 @@ from msgspec.structs import replace
 
 from batchrun.errors import InputError, JobError
 from batchrun.formats.amounts import plural, usd
-from batchrun.inputs.prompt_set import PromptSet, Source, find_source
+from batchrun.inputs.prompt_set import MAX_MODELS, OnBody, PromptSet, Source, Survey, find_source
 from batchrun.inputs.requests import HASH_RULE
-from batchrun.inputs.sources import check_input, keep_input
-from batchrun.inputs.survey import MOST_MODELS, OnBody, Survey
+from batchrun.inputs.sources import check_stdin, store_stdin
 from batchrun.job.price_sections import with_user_prices
 from batchrun.job.sections import STDIN, Job
 from batchrun.pricing.prices import Prices, check_prices
@@ -44,9 +43,9 @@ def stored_input(
     """Standard input, stored in the run directory, and its hash. Raises what `check` raises."""
     copy = run_dir.input_dir / "stdin.jsonl"
     if run_dir.record is None:
-        return find_source(job.input, copy), keep_input(sys.stdin.buffer, copy, check)
+        return find_source(job.input, copy), store_stdin(sys.stdin.buffer, copy, check)
     if not sys.stdin.isatty():
-        check_input(sys.stdin.buffer, copy, run_dir.record.input_sha256, check)
+        check_stdin(sys.stdin.buffer, copy, run_dir.record.input_sha256, check)
     return find_source(job.input, copy), run_dir.record.input_sha256
 
 
@@ -169,7 +168,7 @@ def dry_run(
             source, _ = stored_input(job, run_dir)
         else:
             copy = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "stdin.jsonl"
-            keep_input(sys.stdin.buffer, copy)
+            store_stdin(sys.stdin.buffer, copy)
             source = find_source(job.input, copy)
         plan = make_plan(job, source, run_dir, path, limit=limit, resend=resend, on_body=on_body)
         if not plan.to_send:
@@ -307,9 +306,9 @@ def _unsent(survey: Survey) -> list[str]:
 
 def _check_models(prices: Prices, survey: Survey) -> None:
     """Raises `JobError` where a cap on dollars cannot be kept."""
-    if len(survey.models) == MOST_MODELS:
+    if len(survey.models) == MAX_MODELS:
         raise JobError(
-            f"the rows ask for {MOST_MODELS:,} models or more, too many to keep a cap on dollars; "
+            f"the rows ask for {MAX_MODELS:,} models or more, too many to keep a cap on dollars; "
             "take limits.max_cost_usd (--max-cost) out, or split the source"
         )
     check_prices(prices, survey.models, time.time_ns() // 1000)

@@ -15,7 +15,7 @@ from batchrun.errors import InputError
 from batchrun.formats.amounts import plural
 from batchrun.formats.json_text import valid_text
 from batchrun.formats.printable import one_line
-from batchrun.inputs.survey import Survey
+from batchrun.inputs.prompt_set import Survey
 from batchrun.pricing.price import sum_costs
 from batchrun.records import Attempt, BadRow, Earlier, Outcome, Request, Resend, Totals
 from batchrun.store.complete_rows import (

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from batchrun.inputs.prompt_set import PromptSet, find_source
-from batchrun.inputs.survey import Survey
+from batchrun.inputs.prompt_set import PromptSet, Survey, find_source
 from batchrun.job.sections import InputJob
 from batchrun.records import BadRow, Layout, Request
 

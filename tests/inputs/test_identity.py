@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from batchrun.errors import InputError
 from batchrun.inputs.identity import find_duplicate, repeated_hashes
 from batchrun.inputs.prompt_set import PromptSet, find_source
-from batchrun.inputs.rows import Row
+from batchrun.inputs.rows import SourceRow
 from batchrun.job.sections import InputJob
 
 Read = Callable[..., Any]
@@ -172,10 +172,10 @@ def test_ids_in_parquet_may_be_any_whole_numbers(tmp_path: Path, read: Read) -> 
         assert ids(read(tmp_path / "a.parquet")[1]) == ["1", "2"]
 
 
-def lookup(names: list[str]) -> Callable[[set[int]], Iterator[tuple[Row, str]]]:
-    def read(numbers: set[int]) -> Iterator[tuple[Row, str]]:
+def lookup(names: list[str]) -> Callable[[set[int]], Iterator[tuple[SourceRow, str]]]:
+    def read(numbers: set[int]) -> Iterator[tuple[SourceRow, str]]:
         for number in sorted(numbers):
-            yield Row(number, "f", number + 1, {}), names[number]
+            yield SourceRow(number, "f", number + 1, {}), names[number]
 
     return read
 

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from batchrun.dialects.responses import REQUEST_FIELDS
-from batchrun.inputs.requests import canonical
+from batchrun.inputs.rows import encode_sorted
 from batchrun.records import BadRow, Request
 
 Read = Callable[..., Any]
@@ -231,5 +231,5 @@ def test_any_rows_become_requests_or_bad_rows(
             body = msgspec.json.decode(row.body)
             assert "stream" not in body
             assert row.model == body.get("model")
-            assert len(canonical(body)) == len(row.body)
+            assert len(encode_sorted(body)) == len(row.body)
         assert len(row.carried) == len(survey.layout.columns)

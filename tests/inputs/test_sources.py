@@ -100,5 +100,5 @@ def test_standard_input_is_read_from_its_copy(tmp_path: Path) -> None:
     copy = tmp_path / "stdin"
     source = find_source(InputJob(path="-"), copy)
     assert [(file.path, file.name, file.kind) for file in source.files] == [(copy, "-", "jsonl")]
-    with pytest.raises(InputError, match="not kept"):
+    with pytest.raises(InputError, match="not stored"):
         find_source(InputJob(path="-"))

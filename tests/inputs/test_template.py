@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from batchrun.errors import JobError
-from batchrun.inputs.rows import NoColumn, RowProblem
+from batchrun.inputs.rows import MissingColumn, RowProblem
 from batchrun.inputs.template import Defaults
 
 Read = Callable[..., Any]
@@ -112,7 +112,7 @@ def test_a_column_shadows_what_jinja_calls_by_its_name() -> None:
     ],
 )
 def test_a_column_that_is_missing_or_null_is_a_problem_that_names_it(template: str) -> None:
-    with pytest.raises(NoColumn) as caught:
+    with pytest.raises(MissingColumn) as caught:
         filled(template)
     assert caught.value.column in ("absent", "nothing")
 
