@@ -99,10 +99,11 @@ def simulator(begin: Callable[..., subprocess.Popen[str]]) -> Callable[..., str]
 @pytest.fixture(scope="session")
 def stats() -> Callable[..., dict[str, Any]]:
     """What `GET /stats` of a simulator answers; `by="body"` for its table of bodies."""
+    # Made once: since Python 3.12, making it reads all certificates, which takes up to 0.1 s.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def fetch(base_url: str, by: str = "") -> dict[str, Any]:
         address = base_url.removesuffix("/v1") + "/stats" + (f"?by={by}" if by else "")
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(address, timeout=HANG_S) as answer:
             counts: dict[str, Any] = json.load(answer)
             return counts
