@@ -1,6 +1,7 @@
 """What tests of several families make runs of."""
 
 import base64
+import json
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,12 @@ def run_record(layout: Layout = EMPTY, **changes: Any) -> RunRecord:
         updated_at=0,
     )
     return msgspec.structs.replace(record, **changes)
+
+
+def read_record(run: Path) -> dict[str, Any]:
+    """`run.json` as any program reads it."""
+    record: dict[str, Any] = json.loads((run / "run.json").read_bytes())
+    return record
 
 
 def standing_rows(run: Path) -> dict[str, tuple[bool, int]]:

@@ -123,6 +123,17 @@ def write_rows(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
+@pytest.fixture
+def write_job(tmp_path: Path) -> Callable[..., str]:
+    """Writes a job file into `tmp_path`, with an address for BASE_URL; the name of the file."""
+
+    def write(text: str, base_url: str = "") -> str:
+        (tmp_path / "job.toml").write_text(text.replace("BASE_URL", base_url), encoding="utf-8")
+        return "job.toml"
+
+    return write
+
+
 @pytest.fixture(scope="session")
 def questions() -> Callable[..., list[dict[str, Any]]]:
     """Rows of a made-up prompt set: a question each, and columns to carry."""

@@ -1,7 +1,6 @@
 """Background work that has begun is taken up after a kill, not paid for again."""
 
 import hashlib
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 
 from batchrun.store.snapshot import snapshot
 from batchrun.store.unfinished import read_open
+from tests.runs import read_record
 
 _IN_FLIGHT = 24
 _COMMAND = (
@@ -82,7 +82,7 @@ def test_kills_create_no_response_again_whose_id_was_on_disk(
         assert bodies[key]["background"]["created"] == times
     assert len(bodies) == count
     assert not list((run / "journal").iterdir())
-    assert json.loads((run / "run.json").read_text())["state"] == "finished"
+    assert read_record(run)["state"] == "finished"
 
 
 def test_hundreds_of_responses_begun_at_once_are_all_taken_down(

@@ -20,6 +20,7 @@ from batchrun.store.files import is_locked
 from batchrun.store.snapshot import snapshot
 from batchrun.store.unfinished import read_open
 from tests.processes import frozen, read_rest, read_until
+from tests.runs import read_record
 from tests.waiting import HANG_S
 
 Run = Callable[..., CompletedProcess[str]]
@@ -56,15 +57,6 @@ _UNFIT = _CUT.replace('on_incomplete = "raise_limit"', "on_invalid_output = 2").
 )
 
 
-def _record(run: Path) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads((run / "run.json").read_bytes())
-    return record
-
-
-def _write_job(tmp_path: Path, text: str, base_url: str) -> None:
-    (tmp_path / "job.toml").write_text(text.replace("BASE_URL", base_url), encoding="utf-8")
-
-
 def _failing(name: str, seconds: float) -> tuple[str, ...]:
     script = Path(__file__).parent / "failing_disk.py"
     return (sys.executable, str(script), name, str(seconds))
@@ -95,6 +87,7 @@ def test_the_tests_run_this_checkout(tmp_path: Path, environment: dict[str, str]
 @pytest.mark.parametrize("job", [_CUT, _UNFIT], ids=["cut", "unfit"])
 def test_a_quota_that_is_used_up_at_a_re_ask_stops_the_run(
     tmp_path: Path,
+    write_job: Any,
     write_rows: Any,
     questions: Any,
     batchrun: Run,
@@ -105,12 +98,12 @@ def test_a_quota_that_is_used_up_at_a_re_ask_stops_the_run(
     rows = 120
     write_rows(questions(rows))
     base_url = simulator("--quota", "90", "--latency", "0.02", "--output-tokens", "60")
-    _write_job(tmp_path, job, base_url)
+    write_job(job, base_url)
     done = batchrun("run", "job.toml")
     assert done.returncode == 3, done.stderr
     assert "money or quota is used up" in done.stderr
     assert done.stderr.splitlines()[-1] == "next: batchrun run job.toml"
-    record = _record(tmp_path / "run")
+    record = read_record(tmp_path / "run")
     complete = record["totals"]["rows"]
     assert record["state"] == "stopped"
     assert 0 < complete < rows
@@ -126,10 +119,10 @@ def test_a_quota_that_is_used_up_at_a_re_ask_stops_the_run(
     assert stand["unfinished"] == len(waiting) > 0
     # The same command goes on where it was, and pays for no answer twice.
     rich = simulator("--output-tokens", "60")
-    _write_job(tmp_path, job, rich)
+    write_job(job, rich)
     ended = batchrun("run", "job.toml")
     assert ended.returncode in (0, 4), ended.stderr
-    assert _record(tmp_path / "run")["state"] == "finished"
+    assert read_record(tmp_path / "run")["state"] == "finished"
     found = reading.responses(tmp_path / "run").to_table(columns=["custom_id", "attempts"])
     assert found.num_rows == len(set(found["custom_id"].to_pylist())) == rows
     attempts = sum(len(one) for one in found["attempts"].to_pylist())
@@ -140,6 +133,7 @@ def test_a_quota_that_is_used_up_at_a_re_ask_stops_the_run(
 
 def test_a_second_ctrl_c_during_a_re_ask_keeps_the_answer_and_its_cost(
     tmp_path: Path,
+    write_job: Any,
     write_rows: Any,
     questions: Any,
     begin: Begin,
@@ -153,7 +147,7 @@ def test_a_second_ctrl_c_during_a_re_ask_keeps_the_answer_and_its_cost(
     write_rows([{"id": "one", **questions(1)[0]}])
     base_url = simulator("--latency", "0.5", "--latency-spread", "0", "--output-tokens", "60")
     server = processes[-1]
-    _write_job(tmp_path, _CUT, base_url)
+    write_job(_CUT, base_url)
     run = begin("run", "job.toml")
     wait_until(lambda: stats(base_url)["requests"] == 2, run)
     with frozen(server):
@@ -183,6 +177,7 @@ def test_a_second_ctrl_c_during_a_re_ask_keeps_the_answer_and_its_cost(
 @pytest.mark.parametrize("moment", ["begun", "answered"])
 def test_a_kill_while_an_answer_is_asked_for_again_in_background_pays_for_nothing_twice(
     tmp_path: Path,
+    write_job: Any,
     write_rows: Any,
     questions: Any,
     begin: Begin,
@@ -195,7 +190,7 @@ def test_a_kill_while_an_answer_is_asked_for_again_in_background_pays_for_nothin
 ) -> None:
     write_rows(questions(1))
     base_url = simulator("--latency", "2", "--latency-spread", "0", "--output-tokens", "60")
-    _write_job(tmp_path, _CUT.replace("[endpoint]", '[endpoint]\nmode = "background"'), base_url)
+    write_job(_CUT.replace("[endpoint]", '[endpoint]\nmode = "background"'), base_url)
     run = begin("run", "job.toml")
     wanted = 1 if moment == "answered" else 2
 
@@ -216,6 +211,7 @@ def test_a_kill_while_an_answer_is_asked_for_again_in_background_pays_for_nothin
 
 def test_an_answer_on_record_stands_where_nothing_is_asked_again_any_more(
     tmp_path: Path,
+    write_job: Any,
     write_rows: Any,
     questions: Any,
     batchrun: Run,
@@ -223,15 +219,15 @@ def test_an_answer_on_record_stands_where_nothing_is_asked_again_any_more(
     stats: Stats,
 ) -> None:
     write_rows(questions(20))
-    _write_job(tmp_path, _CUT, simulator("--quota", "20", "--output-tokens", "60"))
+    write_job(_CUT, simulator("--quota", "20", "--output-tokens", "60"))
     assert batchrun("run", "job.toml").returncode == 3
     waiting = len(list(read_open(tmp_path / "run")))
-    left = 20 - _record(tmp_path / "run")["totals"]["rows"]
+    left = 20 - read_record(tmp_path / "run")["totals"]["rows"]
     assert 0 < waiting <= left
     rich = simulator("--output-tokens", "60")
-    _write_job(tmp_path, _CUT.replace('on_incomplete = "raise_limit"', ""), rich)
+    write_job(_CUT.replace('on_incomplete = "raise_limit"', ""), rich)
     assert batchrun("run", "job.toml").returncode == 4
-    assert _record(tmp_path / "run")["state"] == "finished"
+    assert read_record(tmp_path / "run")["state"] == "finished"
     assert stats(rich)["requests"] == left - waiting
 
 
@@ -260,7 +256,7 @@ def test_a_disk_that_fails_during_a_stop_takes_what_arrived_once_it_can(
     said += read_rest(run)
     assert run.returncode == 1, said
     assert "all answers that had arrived are stored" in said
-    assert _record(tmp_path / "run")["state"] == "failed"
+    assert read_record(tmp_path / "run")["state"] == "failed"
     paid = stats(base_url)["completions"]
     assert stats(base_url)["destroyed"] == 0
     assert len(_stored_keys(tmp_path / "run")) == len(set(_stored_keys(tmp_path / "run"))) == paid
@@ -317,6 +313,7 @@ def test_a_plan_that_finds_a_problem_leaves_no_directory_behind(
 
 def test_a_segment_that_cannot_be_made_writes_no_row_twice(
     tmp_path: Path,
+    write_job: Any,
     write_rows: Any,
     questions: Any,
     begin: Begin,
@@ -332,7 +329,7 @@ def test_a_segment_that_cannot_be_made_writes_no_row_twice(
     text = '[input]\npath = "prompts.jsonl"\n[request]\nmodel = "gpt-4.1"\n'
     text += f'input = "{{{{ question }}}}"\n[endpoint]\nbase_url = "{base_url}"\n'
     text += '[limits]\nconcurrency = 4\n[output]\npath = "run"\npart_rows = 10\n'
-    (tmp_path / "job.toml").write_text(text)
+    write_job(text)
     run = begin("run", "job.toml")
     wait_until(lambda: stats(base_url)["completions"] >= 5, run)
     with frozen(run):
@@ -390,6 +387,7 @@ def test_a_response_begun_whose_id_the_disk_does_not_take_is_waited_for(
 
 def test_an_answer_that_cannot_be_recorded_is_held_and_not_asked_for_again(
     tmp_path: Path,
+    write_job: Any,
     write_rows: Any,
     questions: Any,
     begin: Begin,
@@ -399,7 +397,7 @@ def test_an_answer_that_cannot_be_recorded_is_held_and_not_asked_for_again(
 ) -> None:
     write_rows(questions(60))
     base_url = simulator("--latency", "0.05", "--output-tokens", "60")
-    _write_job(tmp_path, _CUT, base_url)
+    write_job(_CUT, base_url)
     run = begin("run", "job.toml", command=_failing("w0.open", 1.0))
     _, said = run.communicate(timeout=HANG_S)
     assert run.returncode == 1, said
@@ -433,19 +431,14 @@ def test_finished_with_rows_left_is_what_verify_finds(
     path.write_text(text)
 
 
-def _stopped_while_asking_again(tmp_path: Path, batchrun: Run, base_url: str) -> list[str]:
-    """The ids of rows without an outcome whose answer is on record."""
-    _write_job(tmp_path, _CUT, base_url)
-    assert batchrun("run", "job.toml").returncode == 3
-    return [one.key[0] for one in read_open(tmp_path / "run")]
-
-
 def test_damage_in_what_is_known_of_unfinished_rows_is_named_and_set_aside(
-    tmp_path: Path, write_rows: Any, questions: Any, batchrun: Run, simulator: Any
+    tmp_path: Path, write_job: Any, write_rows: Any, questions: Any, batchrun: Run, simulator: Any
 ) -> None:
     write_rows(questions(40))
     base_url = simulator("--quota", "40", "--latency", "0.02", "--output-tokens", "60")
-    waiting = _stopped_while_asking_again(tmp_path, batchrun, base_url)
+    write_job(_CUT, base_url)
+    assert batchrun("run", "job.toml").returncode == 3
+    waiting = list(read_open(tmp_path / "run"))
     path = tmp_path / "run" / "journal" / "w0.open"
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
@@ -454,7 +447,7 @@ def test_damage_in_what_is_known_of_unfinished_rows_is_named_and_set_aside(
     assert proved.returncode == 1
     assert "journal/w0.open: " in proved.stdout
     assert "damaged bytes at offset" in proved.stdout
-    _write_job(tmp_path, _CUT, simulator("--output-tokens", "60"))
+    write_job(_CUT, simulator("--output-tokens", "60"))
     done = batchrun("run", "job.toml")
     assert done.returncode in (0, 4), done.stderr
     assert "warning: " in done.stderr
@@ -481,7 +474,7 @@ def test_changed_rows_beyond_the_limit_are_left(
     assert batchrun("verify", "run").returncode == 0
     assert batchrun(*command, "--rerun-changed").returncode == 0
     assert stats(base_url)["requests"] == 12
-    assert _record(tmp_path / "run")["state"] == "finished"
+    assert read_record(tmp_path / "run")["state"] == "finished"
 
 
 def test_status_says_of_an_interrupted_resend_what_its_end_said(

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.processes import free_port
+from tests.runs import read_record
 from tests.waiting import HANG_S
 
 Run = Callable[..., CompletedProcess[str]]
@@ -85,7 +86,7 @@ def test_an_endpoint_that_stays_down_ends_the_run_and_keeps_every_row(
     done = batchrun("run", source, *_ASK, "--base-url", dead, "--give-up-after", "3")
     assert done.returncode == 3, done.stderr
     assert "nothing has answered within" in done.stderr
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["totals"]["rows"] == 0
+    assert read_record(tmp_path / "run")["totals"]["rows"] == 0
     again = batchrun("run", source, *_ASK, "--base-url", simulator())
     assert again.returncode == 0, again.stderr
     assert totals() == (_ROWS, _ROWS, _ROWS)
@@ -143,7 +144,7 @@ def test_a_later_command_reserves_by_the_answers_to_the_one_before(
 
 
 def test_a_cap_with_an_unknown_price_sends_nothing_and_shows_how_to_give_one(
-    source: Path, tmp_path: Path, batchrun: Run, simulator: Any, stats: Any, query: Query
+    source: Path, write_job: Any, batchrun: Run, simulator: Any, stats: Any, query: Query
 ) -> None:
     base_url = simulator()
     words = ("--model", "house-model-7", "--base-url", base_url, "--max-cost", "1", "-o", "run")
@@ -153,9 +154,7 @@ def test_a_cap_with_an_unknown_price_sends_nothing_and_shows_how_to_give_one(
     assert stats(base_url)["requests"] == 0
     shown = re.search(r'\[pricing\."house-model-7"\]\n(\s*\w+ = [\d.]+\n)+', refused.stderr)
     assert shown is not None
-    (tmp_path / "job.toml").write_text(
-        f'[input]\npath = "{source}"\n[request]\ninput = "{{{{ question }}}}"\n{shown[0]}'
-    )
+    write_job(f'[input]\npath = "{source}"\n[request]\ninput = "{{{{ question }}}}"\n{shown[0]}')
     done = batchrun("run", "job.toml", *words)
     assert done.returncode == 0, done.stderr
     priced = "SELECT DISTINCT priced_as, cost_usd > 0 FROM read_parquet(?)"

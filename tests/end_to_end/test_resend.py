@@ -14,6 +14,7 @@ import pytest
 
 from batchrun.store.snapshot import snapshot
 from batchrun.store.unfinished import read_open
+from tests.runs import read_record
 
 Run = Callable[..., CompletedProcess[str]]
 Begin = Callable[..., "Popen[str]"]
@@ -82,11 +83,6 @@ def _is_replacing(run: Path) -> bool:
     return any(name.startswith(".") and name[1:-4] in names for name in names)
 
 
-def _record(run: Path) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads((run / "run.json").read_text())
-    return record
-
-
 def _next(done: CompletedProcess[str]) -> Sequence[str]:
     """The words after `batchrun` of the command that the last line names."""
     last = done.stderr.strip().splitlines()[-1]
@@ -132,7 +128,7 @@ def test_failed_rows_are_sent_again_until_all_are_ok(
     assert sums[1] == pytest.approx(sums[2])
     assert sums[3] > 0
     assert sums[4] == 0
-    told = _record(tmp_path / "run")["totals"]
+    told = read_record(tmp_path / "run")["totals"]
     assert (told["attempts"], told["rows"], told["ok"]) == (requests, 60, 60)
     assert told["statuses"] == {"completed": 60}
     assert told["error_kinds"] == {}
@@ -184,7 +180,7 @@ def test_a_budget_counts_what_older_attempts_cost_once(
     base_url = simulator("--refusals", "1")
     words = (*_RUN, "--base-url", base_url, "--set", "max_output_tokens=500", "--concurrency", 1)
     assert batchrun(*words).returncode == 4
-    spent = _record(tmp_path / "run")["totals"]["cost_usd"]
+    spent = read_record(tmp_path / "run")["totals"]["cost_usd"]
     again = ("--retry-failed=refusal", "--max-cost")
     stopped = batchrun(*words, *again, spent + 1e-6)
     assert stopped.returncode == 3
@@ -195,13 +191,14 @@ def test_a_budget_counts_what_older_attempts_cost_once(
     (sums,) = query("SELECT sum(cost_usd), max(len(attempts)) FROM read_parquet(?)")
     assert spent < sums[0] <= spent + 0.0045
     assert sums[1] == 2
-    assert _record(tmp_path / "run")["totals"]["cost_usd"] == pytest.approx(sums[0])
+    assert read_record(tmp_path / "run")["totals"]["cost_usd"] == pytest.approx(sums[0])
     proved = batchrun("verify", "run")
     assert proved.returncode == 0, proved.stdout
 
 
 def test_kills_while_rows_are_sent_again_keep_each_row_once(
     tmp_path: Path,
+    write_job: Any,
     write_rows: Any,
     questions: Any,
     simulator: Any,
@@ -214,7 +211,7 @@ def test_kills_while_rows_are_sent_again_keep_each_row_once(
     rows = 500
     write_rows(questions(rows))
     base_url = simulator("--latency", "0.02", "--latency-spread", "0", "--fault", "422_detail=0.8")
-    (tmp_path / "job.toml").write_text(_JOB.replace("BASE_URL", base_url))
+    write_job(_JOB, base_url)
     assert batchrun("run", "job.toml").returncode == 4
     run = tmp_path / "run"
     before = _stands(run)
@@ -313,7 +310,7 @@ def test_changed_rows_are_sent_again_and_gone_rows_leave_the_totals(
     assert found == [("new", 9, 1, False), ("q0", 0, 1, False), ("q4", 4, 1, False),
                      ("q5", 2, 2, True)]  # fmt: skip
     assert query("SELECT count(*) FROM read_parquet(?)") == [(13,)]
-    record = _record(tmp_path / "run")
+    record = read_record(tmp_path / "run")
     assert (record["totals"]["rows"], record["gone"]["rows"], record["rows"]) == (10, 3, 10)
     proved = batchrun("verify", "run")
     assert proved.returncode == 0, proved.stdout
@@ -357,6 +354,7 @@ def test_what_does_not_hold_is_listed_and_ends_with_one(
 
 def test_a_deleted_part_is_paid_again_only_where_that_is_asked_for(
     tmp_path: Path,
+    write_job: Any,
     write_rows: Any,
     questions: Any,
     simulator: Any,
@@ -365,7 +363,7 @@ def test_a_deleted_part_is_paid_again_only_where_that_is_asked_for(
 ) -> None:
     base_url = simulator()
     write_rows(questions(60))
-    (tmp_path / "job.toml").write_text(_JOB.replace("BASE_URL", base_url), encoding="utf-8")
+    write_job(_JOB, base_url)
     assert batchrun("run", "job.toml").returncode == 0
     lost = min((tmp_path / "run" / "responses").iterdir())
     lost.unlink()

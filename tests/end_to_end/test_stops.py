@@ -331,6 +331,7 @@ def test_signals_without_end_neither_hang_a_run_nor_break_its_seals(
     number: signal.Signals,
     code: int,
     tmp_path: Path,
+    write_job: Any,
     source: Path,
     begin: Begin,
     batchrun: Run,
@@ -338,7 +339,7 @@ def test_signals_without_end_neither_hang_a_run_nor_break_its_seals(
     wait_until: Callable[..., None],
     totals: Callable[..., tuple[Any, ...]],
 ) -> None:
-    (tmp_path / "job.toml").write_text(
+    write_job(
         f"[input]\npath = '{source}'\n[request]\nmodel = 'm'\ninput = '{{{{ question }}}}'\n"
         "[output]\npath = 'run'\npart_rows = 3\n"
     )

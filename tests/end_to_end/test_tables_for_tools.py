@@ -213,10 +213,10 @@ def test_the_summary_says_what_duckdb_computes(
 
 @pytest.mark.parametrize("store", ["true", "false"])
 def test_requests_are_stored_where_the_job_says_so(
-    store: str, tmp_path: Path, write_rows: Any, questions: Any, batchrun: Run, query: Query
+    store: str, write_job: Any, write_rows: Any, questions: Any, batchrun: Run, query: Query
 ) -> None:
     write_rows(questions(20))
-    (tmp_path / "job.toml").write_text(
+    write_job(
         f"""
         [input]
         path = "prompts.jsonl"

@@ -16,7 +16,7 @@ import pytest
 
 from batchrun.store import reading
 from tests.processes import ForkServer
-from tests.runs import standing_rows
+from tests.runs import read_record, standing_rows
 from tests.store.crashes import read_tree
 from tests.torture.server import Server
 
@@ -105,7 +105,7 @@ def test_it_is_finished_and_only_what_was_left_is_sent(
     there = standing_rows(folder / "run").keys()
     assert there == {*facts["complete"], *facts["left"], *facts["gone"]}
     assert _not_ok(folder / "run") == set(facts["not_ok"])
-    record = json.loads((folder / "run" / "run.json").read_text())
+    record = read_record(folder / "run")
     assert record["state"] == "finished"
     assert record["totals"]["rows"] == facts["rows"]
     is_untouched = not facts["left"] and not facts["in_journal"]  # no new row
@@ -251,7 +251,7 @@ def test_a_rewritten_run_is_refused_by_the_release_that_wrote_it(
     """It reads the schema first, and would take rows for unsent otherwise."""
     folder = copy("killed")
     assert batchrun(folder, "run", "job.toml", "--base-url", server.base_url).returncode == 0
-    assert json.loads((folder / "run" / "run.json").read_text())["schema_version"] == 2
+    assert read_record(folder / "run")["schema_version"] == 2
     text = (folder / "run" / "run.json").read_text()
     newer = text.replace('"schema_version": 2', '"schema_version": 3')
     (folder / "run" / "run.json").write_text(newer)

@@ -3,7 +3,6 @@
 Kills, stops, disks that fail, two commands at once: each is a round.
 """
 
-import json
 import random
 import re
 import resource
@@ -22,6 +21,7 @@ from batchrun.records import Answered
 from batchrun.store.snapshot import snapshot
 from batchrun.store.unfinished import read_open
 from tests.processes import COMMAND, run_batchrun
+from tests.runs import read_record
 from tests.torture.figures import Figures
 from tests.torture.moments import (
     Moment,
@@ -181,7 +181,7 @@ class Campaign:
         is_disk = re.search(r"failed: [\d,]+ of ", said) is not None
         assert (code == 1) == is_disk, f"{code}: {said}"
         try:
-            record = json.loads((self._run / "run.json").read_bytes())
+            record = read_record(self._run)
         except FileNotFoundError:  # it ended before anything was to be sent
             return
         if record["exit_code"] is None:  # the same: run.json is still that of a killed command

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tests.processes import run_batchrun
+from tests.runs import read_record
 from tests.torture.server import Server
 from tests.torture.shapes import STRUCK, Shape
 
@@ -119,7 +120,7 @@ class Prompts:
         assert _ask(_ANSWERS, run) == self._answers
         assert _ask(_CALLS, run, "tool_calls") == self._calls
         ((rows, ok, attempts, calls, tokens_in, tokens_out, cost_usd),) = _ask(_SUMS, run)
-        record = json.loads((run / "run.json").read_text())
+        record = read_record(run)
         totals = record["totals"]
         assert (record["state"], record["exit_code"], totals["statuses"]) == (
             "finished",
