@@ -7,11 +7,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests import waiting
 from tests.processes import ForkServer, clean_environment
 
 _CHECKOUT = Path(__file__).parents[1]
+
+# How long an example takes says how busy the machine is; pytest's time limit ends what hangs.
+settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any machine")
 
 # Every process that a test starts runs this checkout, whatever else is installed.
 os.environ["PYTHONPATH"] = os.pathsep.join(

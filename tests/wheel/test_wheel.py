@@ -53,6 +53,8 @@ Install = Callable[[str, Path, str], Installed]
 def run(
     *words: object, folder: Path = ROOT, variables: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
+    if variables is None:  # without this checkout, which other tests run
+        variables = {name: text for name, text in os.environ.items() if name != "PYTHONPATH"}
     return subprocess.run(
         [str(word) for word in words],
         cwd=folder,
