@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from msgspec import Struct
@@ -32,7 +33,9 @@ _CONFIG = json.loads("""{
         "symbolType": "square", "columns": 4, "labelLimit": 120
     }
 }""")
-_Read = Callable[[Moment], float]
+_X = {"field": "x", "type": "quantitative"}
+_TO_X2 = {"x2": {"field": "x2"}}
+_Kinds = Mapping[str, Callable[[Moment], float]]  # what is read of a moment, by its name
 
 
 class Chart(Struct, frozen=True):
@@ -64,19 +67,12 @@ def _over_time(line: Timeline) -> list[Chart]:
     # Rows a second, or a longer time where that would be fractions.
     size, unit = next((s, u) for s, u in reversed(_UNITS) if most * s >= 1 or u == "day")
     per = size / line.width_s
-    rows: dict[str, _Read] = {
-        "ok": lambda one: one.ok * per,
-        "not ok": lambda one: one.not_ok * per,
-    }
+    rows: _Kinds = {"ok": lambda one: one.ok * per, "not ok": lambda one: one.not_ok * per}
     throughput = _bars_over_time(line, rows, [_GOOD, _BAD], "rows")
-    in_flight: dict[str, _Read] = {"in flight": lambda one: one.in_flight}
+    in_flight = _bars_over_time(line, {"": lambda one: one.in_flight}, _COLOURS, "requests")
     found = [
         Chart("throughput", f"Rows a{'n' if unit == 'hour' else ''} {unit}", throughput),
-        Chart(
-            "in_flight",
-            "Requests in flight",
-            _bars_over_time(line, in_flight, _COLOURS, "requests", has_legend=False),
-        ),
+        Chart("in_flight", "Requests in flight", in_flight),
     ]
     if any(one.errors for one in line.moments):
         found.append(Chart("errors_over_time", "Failed attempts", _errors(line)))
@@ -86,48 +82,35 @@ def _over_time(line: Timeline) -> list[Chart]:
 
 
 def _errors(line: Timeline) -> JsonObject:
-    counts: Counter[str] = Counter()
-    for one in line.moments:
-        counts.update(one.errors)
+    counts = sum((Counter(one.errors) for one in line.moments), Counter[str]())
     kinds = [kind for kind, _ in counts.most_common()]
-    shown = {kind: _errors_of([kind]) for kind in kinds[:_MOST_KINDS]}
+    groups = {kind: [kind] for kind in kinds[:_MOST_KINDS]}
     if kinds[_MOST_KINDS:]:
-        shown["others"] = _errors_of(kinds[_MOST_KINDS:])
+        groups["others"] = kinds[_MOST_KINDS:]
+    read: _Kinds = {name: partial(_errors_of, group) for name, group in groups.items()}
     size, unit = next((s, u) for s, u in _UNITS if line.width_s >= s or u == "second")
     count = line.width_s / size
     width = f"{count:g} {unit}{'' if count == 1 else 's'}"
-    return _bars_over_time(line, shown, _COLOURS, f"in {width}")
+    return _bars_over_time(line, read, _COLOURS, f"in {width}")
 
 
-def _errors_of(kinds: Sequence[str]) -> _Read:
-    return lambda one: sum(one.errors.get(kind, 0) for kind in kinds)
+def _errors_of(kinds: Sequence[str], moment: Moment) -> int:
+    return sum(moment.errors.get(kind, 0) for kind in kinds)
 
 
 def _cost(line: Timeline) -> JsonObject:
     """A sum that grows from 0, at each moment's end."""
     unit, _ = _axis_unit(line)
-    points = [{"x": 0.0, "value": 0.0}]
-    points += [
-        {"x": (one.at_s + line.width_s) / unit, "value": one.cost_usd} for one in line.moments
-    ]
+    ends = {(one.at_s + line.width_s) / unit: one.cost_usd for one in line.moments}
+    points = [{"x": x, "value": value} for x, value in {0.0: 0.0, **ends}.items()]
     colour = "var(--c1)"
-    area = {
-        "data": {"values": points},
-        "mark": {"type": "area", "line": {"color": colour}, "opacity": 0.25, "color": colour},
-        "encoding": {"x": {**_time_axis(line), "bin": None}, "y": _amount("USD", ".2~f")},
-    }
-    return _with_pauses(line, area)
+    mark = {"type": "area", "line": {"color": colour}, "opacity": 0.25, "color": colour}
+    x = {**_time_axis(line), "bin": None}
+    return _with_pauses(line, _layer(points, mark, x=x, y=_amount("USD", ".2~f")))
 
 
-def _bars_over_time(
-    line: Timeline,
-    kinds: Mapping[str, _Read],
-    colours: Sequence[str],
-    what: str,
-    *,
-    has_legend: bool = True,
-) -> JsonObject:
-    """Bars that stand on each other, one for each kind and moment; `kinds` read a moment."""
+def _bars_over_time(line: Timeline, kinds: _Kinds, colours: Sequence[str], what: str) -> JsonObject:
+    """Bars that stand on each other, one for each kind and moment."""
     unit, name = _axis_unit(line)
     values = [
         {
@@ -136,31 +119,27 @@ def _bars_over_time(
             "value": value,
             "kind": kind,
             "order": at,
-            "words": f"{one.at_s / unit:,.4g} {name}: {value:,.4g} {what}, {kind}",
+            "words": f"{one.at_s / unit:,.4g} {name}: {value:,.4g} {what} {kind}".rstrip(),
         }
         for one in line.moments
         for at, (kind, read) in enumerate(kinds.items())
         if (value := read(one))
     ]
-    bars = {
-        "data": {"values": values},
-        "mark": {"type": "bar", "binSpacing": 0},
-        "encoding": {
-            "x": _time_axis(line),
-            "x2": {"field": "x2"},
-            "y": {**_amount(what), "stack": "zero"},
-            "color": _colour(list(kinds), colours, has_legend=has_legend),
-            "order": {"field": "order", "type": "quantitative"},
-            "description": {"field": "words"},
-        },
-    }
+    bars = _layer(
+        values,
+        {"type": "bar", "binSpacing": 0},
+        x=_time_axis(line),
+        **_TO_X2,
+        y={**_amount(what), "stack": "zero"},
+        color=_colour(list(kinds), colours),
+        order={"field": "order", "type": "quantitative"},
+    )
     return _with_pauses(line, bars)
 
 
 def _with_pauses(line: Timeline, chart: JsonObject) -> JsonObject:
     """Shades behind the figures where all sending stopped; a rule where a later command began."""
     unit, _ = _axis_unit(line)
-    x = {"x": {"field": "x", "type": "quantitative"}, "description": {"field": "words"}}
     pauses = [
         {
             "x": pause.from_s / unit,
@@ -172,12 +151,8 @@ def _with_pauses(line: Timeline, chart: JsonObject) -> JsonObject:
     resumed = [{"x": at / unit, "words": "resumed"} for at in line.resumed]
     shade = {"type": "rect", "color": "var(--pause)", "opacity": 0.5}
     rule = {"type": "rule", "color": "var(--ink)", "strokeDash": [3, 3], "strokeWidth": 1}
-    layers = [chart]
-    if pauses:
-        encoding = {**x, "x2": {"field": "x2"}}
-        layers.insert(0, {"data": {"values": pauses}, "mark": shade, "encoding": encoding})
-    if resumed:
-        layers.append({"data": {"values": resumed}, "mark": rule, "encoding": x})
+    layers = [_layer(pauses, shade, x=_X, **_TO_X2)] if pauses else []
+    layers += [chart, *([_layer(resumed, rule, x=_X)] if resumed else [])]
     return _spec({"layer": layers})
 
 
@@ -192,26 +167,12 @@ def _histogram(bins: Sequence[Bin]) -> JsonObject:
         for one in bins
         if one.rows
     ]
-    x = {
-        "field": "x",
-        "type": "quantitative",
-        "bin": "binned",
-        "scale": {"type": "log", "domain": [bins[0].low, bins[-1].high], "nice": False},
-        "axis": {
-            "format": "~r",
-            "tickCount": 6,
-            "labelOverlap": True,
-            "title": "seconds, on a log scale",
-        },
-    }
-    encoding = {
-        "x": x,
-        "x2": {"field": "x2"},
-        "y": _amount("rows"),
-        "description": {"field": "words"},
-    }
+    scale = {"type": "log", "domain": [bins[0].low, bins[-1].high], "nice": False}
+    title = "seconds, on a log scale"
+    axis = {"format": "~r", "tickCount": 6, "labelOverlap": True, "title": title}
+    x = {**_X, "bin": "binned", "scale": scale, "axis": axis}
     mark = {"type": "bar", "color": "var(--c1)", "binSpacing": 1}
-    return _spec({"data": {"values": values}, "mark": mark, "encoding": encoding})
+    return _spec(_layer(values, mark, x=x, **_TO_X2, y=_amount("rows")))
 
 
 def _tokens(report: Report) -> JsonObject:
@@ -222,8 +183,8 @@ def _tokens(report: Report) -> JsonObject:
         "output": tokens.output_tokens - tokens.reasoning_tokens,
         "reasoning": tokens.reasoning_tokens,
     }
-    bars = [(name, name, max(0, count)) for name, count in kinds.items()]
-    return _horizontal_bars(bars, list(kinds), _COLOURS, "tokens", has_legend=False)
+    bars = [(name, "", max(0, count)) for name, count in kinds.items()]
+    return _horizontal_bars(bars, [""], _COLOURS, "tokens")
 
 
 def _tools(tools: Sequence[Mapping[str, Any]]) -> JsonObject:
@@ -242,37 +203,23 @@ def _tools(tools: Sequence[Mapping[str, Any]]) -> JsonObject:
 
 
 def _horizontal_bars(
-    bars: Sequence[tuple[str, str, int]],
-    kinds: Sequence[str],
-    colours: Sequence[str],
-    what: str,
-    *,
-    has_legend: bool = True,
+    bars: Sequence[tuple[str, str, int]], kinds: Sequence[str], colours: Sequence[str], what: str
 ) -> JsonObject:
     """One for each name, in this order; `bars` are name, kind and count."""
     values = [
-        {"name": name, "kind": kind, "value": count, "words": _words(name, kind, count, what)}
+        {"name": name, "kind": kind, "value": count, "words": f"{name}: {count:,} {kind or what}"}
         for name, kind, count in bars
     ]
-    y = {
-        "field": "name",
-        "type": "nominal",
-        "sort": list(dict.fromkeys(name for name, _, _ in bars)),
-        "axis": {"title": None, "ticks": False, "domain": False},
-    }
-    encoding = {
-        "y": y,
-        "x": {**_amount(what, ticks=5), "stack": "zero"},
-        "color": _colour(kinds, colours, has_legend=has_legend),
-        "description": {"field": "words"},
-    }
-    mark = {"type": "bar", "height": {"band": 0.7}}
-    data: JsonObject = {"data": {"values": values}, "mark": mark, "encoding": encoding}
-    return _spec({"height": {"step": 26}, **data})
-
-
-def _words(name: str, kind: str, count: int, what: str) -> str:
-    return f"{name}: {count:,} {what if kind == name else kind}"
+    names = list(dict.fromkeys(name for name, _, _ in bars))
+    axis = {"title": None, "ticks": False, "domain": False}
+    layer = _layer(
+        values,
+        {"type": "bar", "height": {"band": 0.7}},
+        y={"field": "name", "type": "nominal", "sort": names, "axis": axis},
+        x={**_amount(what, ticks=5), "stack": "zero"},
+        color=_colour(kinds, colours),
+    )
+    return _spec({"height": {"step": 26}, **layer})
 
 
 def _axis_unit(line: Timeline) -> tuple[int, str]:
@@ -283,13 +230,10 @@ def _axis_unit(line: Timeline) -> tuple[int, str]:
 def _time_axis(line: Timeline) -> JsonObject:
     unit, name = _axis_unit(line)
     end = (line.moments[-1].at_s + line.width_s) / unit
-    return {
-        "field": "x",
-        "type": "quantitative",
-        "bin": "binned",  # from x to x2: else Vega-Lite draws horizontal bars
-        "scale": {"domain": [0, end], "nice": False},
-        "axis": {"title": f"{name} of work", "tickCount": 8},
-    }
+    scale = {"domain": [0, end], "nice": False}
+    axis = {"title": f"{name} of work", "tickCount": 8}
+    # Binned from x to x2: else Vega-Lite draws horizontal bars.
+    return {**_X, "bin": "binned", "scale": scale, "axis": axis}
 
 
 def _amount(what: str, form: str = "~s", ticks: int = 4) -> JsonObject:
@@ -297,10 +241,16 @@ def _amount(what: str, form: str = "~s", ticks: int = 4) -> JsonObject:
     return {"field": "value", "type": "quantitative", "axis": axis}
 
 
-def _colour(kinds: Sequence[str], colours: Sequence[str], *, has_legend: bool) -> JsonObject:
+def _colour(kinds: Sequence[str], colours: Sequence[str]) -> JsonObject:
     scale = {"domain": list(kinds), "range": list(colours[: len(kinds)])}
-    legend: dict[str, Any] | None = {} if has_legend else None
+    legend: JsonObject | None = {} if any(kinds) else None
     return {"field": "kind", "type": "nominal", "scale": scale, "legend": legend}
+
+
+def _layer(values: Sequence[JsonObject], mark: JsonObject, **encoding: JsonObject) -> JsonObject:
+    """Marks for values, each described by its `words`."""
+    encoding["description"] = {"field": "words"}
+    return {"data": {"values": list(values)}, "mark": mark, "encoding": encoding}
 
 
 def _spec(body: JsonObject) -> JsonObject:

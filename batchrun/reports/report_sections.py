@@ -64,7 +64,7 @@ def remarks(report: Report) -> list[str]:
         lines.append(f"from {first} to {last} UTC; {duration(ran)} of work{pauses}")
     if report.unknown_attempts:
         attempts = plural(report.unknown_attempts, "attempt")
-        lines.append(f"{attempts} in no sum, with no price or no usage reported")
+        lines.append(f"the cost of {attempts} is not included (no price, or no usage reported)")
     if report.unknown_usd:
         most = usd(report.unknown_usd)
         lines.append(f"at most {most} more for attempts that reported no usage")

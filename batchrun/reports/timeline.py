@@ -155,7 +155,8 @@ def read_timeline(
     pauses = (
         Pause(name, time.of(begin) / 1e6, time.of(end) / 1e6) for name, begin, end in _spans(path)
     )
-    resumed = tuple(time.of(gap.last) / 1e6 for gap in time.gaps)
+    # A command that sent nothing may have begun after all attempts.
+    resumed = tuple(at / 1e6 for at in map(time.of, (gap.last for gap in time.gaps)) if at <= span)
     return Timeline(
         width_s,
         span / 1e6,
