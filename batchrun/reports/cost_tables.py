@@ -53,8 +53,8 @@ def _show_run(run: RunCost, what_if: Sequence[str], console: Console) -> None:
     for line in (*lines, *(f"note: {note}" for note in run.notes)):
         show_text(one_line(line), console)
     if what_if:
-        rows = [("as run", _total(run), "")]
-        rows += [(name, _total_if(run, at), _change(total, at)) for at, name in enumerate(what_if)]
+        changes = ("", *(_change(total, cost) for cost in total.what_if_usd))
+        rows = list(zip(("as run", *what_if), _totals(run), changes, strict=True))
         _show_tables([_section("What if", ("", "cost", ""), rows)], 3, console)
     tables = [_breakdown(title, lines, what_if) for title, lines in run.by.items()]
     fixed = 1 + len(_FIXED)
@@ -66,7 +66,7 @@ def _show_run(run: RunCost, what_if: Sequence[str], console: Console) -> None:
 
 
 def _show_runs(runs: Sequence[RunCost], what_if: Sequence[str], console: Console) -> None:
-    rows = [(run.run, *_figures(run.total), _total(run)) for run in runs]
+    rows = [(run.run, *_counts(run.total), _totals(run)[0]) for run in runs]
     _show_tables([_section("Runs", ("", *_FIXED), rows)], 1 + len(_FIXED), console)
     for run in runs:
         simulated = ["simulated, so nothing was paid"] if run.simulated else []
@@ -75,9 +75,8 @@ def _show_runs(runs: Sequence[RunCost], what_if: Sequence[str], console: Console
     heads = ("", *_short_names([run.run for run in runs]))
     tables = []
     if what_if:
-        rows = [("as run", *map(_total, runs))]
-        rows += [(name, *(_total_if(run, at) for run in runs)) for at, name in enumerate(what_if)]
-        tables.append(_section("What if", heads, rows))
+        totals = zip(("as run", *what_if), *map(_totals, runs), strict=True)
+        tables.append(_section("What if", heads, list(totals)))
     for title in runs[0].by:
         of_runs = [{line.name: line for line in run.by[title]} for run in runs]
         names = dict.fromkeys(name for lines in of_runs for name in lines)
@@ -93,25 +92,20 @@ def _breakdown(title: str, lines: Sequence[CostLine], what_if: Sequence[str]) ->
     rows = [
         (
             _name(line.name),
-            *_figures(line),
+            *_counts(line),
             _cost(line),
             *map(_dollars, line.what_if_usd, line.what_if_partly),
         )
         for line in lines
     ]
-    if title == "attempt":
-        rows = [(name, "", *others) for name, _, *others in rows]
     renamed = dict.fromkeys(
-        f"{_name(line.name)} as {one_line(name)}"
+        f"{_name(line.name)} as {name}"
         for line in lines[:_MOST_LINES]
         for name in line.priced_as
         if name != line.name and title == "model"
     )
-    heads = ("", *_FIXED, *what_if)
-    if title == "attempt":
-        heads = ("", "", *heads[2:])
-    note = f"priced: {', '.join(renamed)}" if renamed else None
-    return _section(f"By {title}", heads, rows, note)
+    note = one_line(f"priced: {', '.join(renamed)}") if renamed else None
+    return _section(f"By {title}", ("", *_FIXED, *what_if), rows, note)
 
 
 def _section(
@@ -167,22 +161,26 @@ def _name(name: str | None) -> str:
     return "(null)" if name is None else name
 
 
-def _figures(line: CostLine) -> tuple[str, ...]:
+def _counts(line: CostLine) -> tuple[str, ...]:
+    """Of rows, attempts and tokens; lines of attempts alone have no rows."""
+    rows = f"{line.rows:,}" if line.rows else ""
     tokens = short_count(line.input_tokens), short_count(line.output_tokens)
-    return f"{line.rows:,}", f"{line.attempts:,}", *tokens
+    return rows, f"{line.attempts:,}", *tokens
 
 
 def _cost(line: CostLine) -> str:
     return _dollars(line.cost_usd, _is_partly(line))
 
 
-def _total(run: RunCost) -> str:
-    return _dollars(run.total.cost_usd, _is_partly(run.total) or run.unknown_usd > 0)
-
-
-def _total_if(run: RunCost, at: int) -> str:
-    is_partly = run.total.what_if_partly[at] or run.unknown_usd > 0
-    return _dollars(run.total.what_if_usd[at], is_partly)
+def _totals(run: RunCost) -> list[str]:
+    """What it cost, and would cost in each scenario."""
+    total = run.total
+    costs = (total.cost_usd, *total.what_if_usd)
+    is_partly = (_is_partly(total), *total.what_if_partly)
+    return [
+        _dollars(cost, some or run.unknown_usd > 0)
+        for cost, some in zip(costs, is_partly, strict=True)
+    ]
 
 
 def _dollars(cost: float | None, is_partly: bool) -> str:
@@ -198,9 +196,8 @@ def _is_same(one: float, other: float | None) -> bool:
     return other is not None and abs(one - other) <= 1e-6 * max(abs(one), abs(other), 1e-6)
 
 
-def _change(total: CostLine, at: int) -> str:
+def _change(total: CostLine, cost: float | None) -> str:
     """Empty where the two are not of the same tokens."""
-    cost = total.what_if_usd[at]
     if cost is None or not total.cost_usd or total.unpriced:
         return ""
     return f"{(cost - total.cost_usd) / total.cost_usd:+.0%}"
