@@ -21,6 +21,14 @@ def decode(body: bytes) -> Any:
         return _decoder.decode(repaired(body))
 
 
+def value_of(text: str | None) -> Any:
+    """What JSON text means; the text itself where it is none."""
+    try:
+        return None if text is None else decode(text.encode())
+    except (ValueError, RecursionError):
+        return text
+
+
 def repaired(body: bytes) -> bytes:
     """The body as JSON that any reader takes. Raises `ValueError` where it is none.
 

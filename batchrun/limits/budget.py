@@ -11,6 +11,7 @@ from batchrun.formats.amounts import usd
 from batchrun.limits.verdicts import GO, LimitStatus, Stop, Verdict, Wait
 from batchrun.records import Finish, Need, Slot
 
+_CAP_DIGITS = 2
 _PARTS = 10**12  # sums are whole picodollars, so that what was reserved is returned exactly
 
 
@@ -73,6 +74,18 @@ class Budget:
     def status(self, now_s: float) -> LimitStatus:
         used = (self._spent + self._unknown + self._reserved) / _PARTS
         return LimitStatus("--max-cost", used, self.cap_usd, of="dollars")
+
+    def enough_usd(self, rows: int, rows_usd: float | None) -> float:
+        """A cap with enough for so many more rows and one reservation, rounded up.
+
+        `rows_usd`: what they are expected to cost; None: as much as is reserved for each.
+        """
+        more_usd = rows * self.refused_usd if rows_usd is None else rows_usd + self.refused_usd
+        cap_usd = self.spent_usd + self.unknown_usd + more_usd
+        if not cap_usd > 0:
+            return 0.0
+        unit = 10.0 ** (math.floor(math.log10(cap_usd)) + 1 - _CAP_DIGITS)
+        return round(math.ceil(cap_usd / unit) * unit, 12)
 
     def _reason(self, dollars: float) -> str:
         unknown = (

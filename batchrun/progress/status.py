@@ -1,6 +1,5 @@
 """How a run is doing, read from its directory, and the command that goes on from there."""
 
-import math
 import shlex
 import time
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,6 @@ from batchrun.store import reading
 from batchrun.store.files import is_locked
 
 _ESTIMATE_ONLY = ("--pilot", "--expect-output", "--models")  # options that `run` does not have
-_CAP_DIGITS = 2
 
 
 def read_status(path: Path) -> Summary:
@@ -27,11 +25,11 @@ def read_status(path: Path) -> Summary:
         except msgspec.ValidationError:
             pass  # written by another version: count the files
     totals = reading.read_totals(path)
-    state, exit_code, message = record.state, record.exit_code, record.message
+    state, exit_code = reading.state_now(path, record), record.exit_code
     if is_planning:
-        state, exit_code, message = "planning", None, None
-    elif state == "running" and not is_running:
-        state, exit_code = "killed", 137
+        state, exit_code = "planning", None
+    elif state == "killed":
+        exit_code = 137
     now_s = time.monotonic()
     # After a kill nobody has counted how many of these have a new outcome.
     again = 0 if state == "killed" else record.again
@@ -53,7 +51,7 @@ def read_status(path: Path) -> Summary:
         rows=record.rows,
         now_s=now_s,
         exit_code=exit_code,
-        message=message,
+        message=None if is_planning else record.message,
         next_command=goes_on,
         simulated=record.simulated,
         unknown_usd=reading.read_unknown_usd(path, record),
@@ -101,22 +99,6 @@ def run_command(words: Sequence[str]) -> str:
     for option in _ESTIMATE_ONLY:
         words = _without(words, option, has_value=True)
     return shlex.join(words)
-
-
-def higher_cap_usd(
-    spent_usd: float, remaining: int, remaining_usd: float | None, reserved_usd: float
-) -> float:
-    """A cap that is enough for the remaining rows, rounded up.
-
-    `remaining_usd`: what they are expected to cost; None: as much as is reserved for each.
-    `reserved_usd`: for one request, which must fit too.
-    """
-    more_usd = remaining * reserved_usd if remaining_usd is None else remaining_usd + reserved_usd
-    cap_usd = spent_usd + more_usd
-    if not cap_usd > 0:
-        return 0.0
-    unit = 10.0 ** (math.floor(math.log10(cap_usd)) + 1 - _CAP_DIGITS)
-    return round(math.ceil(cap_usd / unit) * unit, 12)
 
 
 def _with_option(command: str, name: str, value: str | None = None) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from batchrun.formats.json_text import decode
+from batchrun.formats.json_text import value_of
 from batchrun.records import JsonObject
 
 _PARTS = {"input_text": "text", "output_text": "text", "text": "text", "refusal": "refusal"}
@@ -22,21 +22,11 @@ class Turn(Struct, frozen=True):
 
 def turns_of(request: str | None, output: str | None) -> list[Turn]:
     """The whole conversation, the answer last; both are JSON as the tables hold it."""
-    body, items = as_value(request), as_value(output)
+    body, items = value_of(request), value_of(output)
     turns = list(_asked(body)) if isinstance(body, dict) else []
     for item in items if isinstance(items, list) else []:
         turns += _item(item)
     return turns
-
-
-def as_value(text: str | None) -> Any:
-    """What JSON text means; the text itself where it is none."""
-    if text is None:
-        return None
-    try:
-        return decode(text.encode())
-    except (ValueError, RecursionError):
-        return text
 
 
 def _asked(body: JsonObject) -> Iterator[Turn]:

@@ -21,8 +21,7 @@ from batchrun.pricing.price_list import TIERS
 from batchrun.pricing.prices import Prices, tier_of
 from batchrun.records import RunRecord, Searches, Usage
 from batchrun.reports.cost_queries import UsageSum, read_usage
-from batchrun.store.files import is_locked
-from batchrun.store.reading import read_answered_usd, read_record, read_unknown_usd
+from batchrun.store.reading import read_answered_usd, read_record, read_unknown_usd, state_now
 
 STANDARD = "standard"
 CAVEAT = (
@@ -142,12 +141,9 @@ def _read_run(path: Path, scenarios: Sequence[Scenario], by: str | None) -> RunC
         title: _lines((one for one in priced if title != "attempt" or one.usage.attempts), name)
         for title, name in names.items()
     }
-    state = record.state
-    if state == "running" and not is_locked(path):
-        state = "killed"
     run = RunCost(
         run=str(path),
-        state=state,
+        state=state_now(path, record),
         simulated=record.simulated,
         total=_line(None, priced, 1 + len(scenarios)),
         by=tables,

@@ -21,9 +21,8 @@ import msgspec
 from msgspec import Struct
 
 from batchrun.errors import JobError
-from batchrun.formats.json_text import decode
+from batchrun.formats.json_text import decode, value_of
 from batchrun.records import JsonObject, RunRecord
-from batchrun.reports.conversation import as_value
 from batchrun.reports.ordered_rows import column_names, read_rows
 from batchrun.store.files import storing
 from batchrun.store.reading import read_record
@@ -176,7 +175,7 @@ def as_json(text: str) -> Any:
         raw = bytes(_check(data))
         return msgspec.Raw(raw.replace(b"\n", b" ").replace(b"\r", b" "))
     except (ValueError, RecursionError):
-        return as_value(text)
+        return value_of(text)
 
 
 def batch_line(row: JsonObject) -> bytes:
@@ -207,7 +206,7 @@ def _result(row: JsonObject) -> tuple[JsonObject | None, JsonObject | None]:
 def _body(row: JsonObject) -> JsonObject:
     status, reason = row["status"], row["incomplete_reason"]
     failed = status in ("failed", "cancelled") and row["error_message"] is not None
-    usage, asked = as_value(row["usage"]), as_value(row["request"])
+    usage, asked = value_of(row["usage"]), value_of(row["request"])
     # The table has both in one.
     tool_usage = usage.pop("tool_usage", None) if isinstance(usage, dict) else None
     body = {

@@ -14,7 +14,6 @@ from batchrun.reports.conversation import Turn, turns_of
 from batchrun.reports.sql import Files, ask
 from batchrun.reports.timeline import Timeline, read_running_time, read_timeline
 from batchrun.store import reading
-from batchrun.store.files import is_locked
 
 T = TypeVar("T")
 _BINS = 32
@@ -231,9 +230,7 @@ def read_report(path: Path) -> Report:
 
     Raises `JobError`, `StoreError`.
     """
-    state = reading.read_record(path).state
-    if state == "running" and not is_locked(path):
-        state = "killed"
+    state = reading.state_now(path, reading.read_record(path))
     return ask(path, lambda database, files: _report(database, files, path, state))
 
 

@@ -6,9 +6,10 @@ from datetime import datetime
 
 from batchrun.errors import ErrorKind
 from batchrun.formats.amounts import plural, seconds, usd
+from batchrun.formats.json_text import value_of
 from batchrun.formats.printable import brief, one_line, printable
 from batchrun.records import JsonObject
-from batchrun.reports.conversation import as_value, turns_of
+from batchrun.reports.conversation import turns_of
 from batchrun.store.columns import own_columns
 
 _IN_CONVERSATION = ("model", "input", "instructions", "prompt")
@@ -87,7 +88,7 @@ def _model(row: JsonObject) -> str:
 
 def _asked(request: str | None) -> str:
     """What the request says besides the conversation: tools by name, other fields as JSON."""
-    body = as_value(request)
+    body = value_of(request)
     words = []
     for name, value in body.items() if isinstance(body, dict) else ():
         if name == "tools" and isinstance(value, list):

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from msgspec import Struct
 
 from batchrun.errors import StoreError
-from batchrun.records import Largest, Layout, RunRecord
+from batchrun.records import Layout, RunRecord
 from batchrun.store.columns import (
     KEY,
     NO_COLUMNS,
@@ -152,20 +152,3 @@ def _anti(files: TableFiles) -> str:
 def _scan(paths: Sequence[Path]) -> str:
     names = (str(path).translate(_GLOB).replace("'", "''") for path in paths)
     return "read_parquet([" + ", ".join(f"'{name}'" for name in names) + "], union_by_name = true)"
-
-
-_BY_MODEL = """
-    SELECT coalesce(model_requested, ''), coalesce(max(input_tokens), 0),
-        coalesce(max(output_tokens), 0)
-    FROM responses GROUP BY ALL
-"""
-
-
-def read_largest(path: Path) -> Mapping[str, Largest]:
-    """By the model that was asked for, empty where none was. Raises `JobError`, `StoreError`."""
-
-    def read(database: duckdb.DuckDBPyConnection, _files: object) -> dict[str, Largest]:
-        rows = database.execute(_BY_MODEL).fetchall()
-        return {model: Largest(*most) for model, *most in rows}
-
-    return ask(path, read)

@@ -24,7 +24,7 @@ from batchrun.limits.budget import Budget
 from batchrun.pricing.prices import Prices
 from batchrun.progress.bottleneck import Activity
 from batchrun.progress.live import watch_run
-from batchrun.progress.status import higher_cap_usd, next_command
+from batchrun.progress.status import next_command
 from batchrun.progress.summary import (
     RunCounters,
     Summary,
@@ -38,7 +38,7 @@ from batchrun.runner.plan import Plan
 from batchrun.runner.recorder import Recorder
 from batchrun.runner.resume import EarlierOutcomes, with_background_ids
 from batchrun.store.parts import count_rows
-from batchrun.store.reading import example_not_ok
+from batchrun.store.reading import example_not_ok, read_largest
 from batchrun.store.run_dir import RunDir
 from batchrun.transport.client import Client
 
@@ -155,8 +155,6 @@ class Run:
     async def _make_executor(self, client: Client) -> Executor:
         largest: Mapping[str, Largest] = {}
         if self.budget is not None and self.plan.resumed.totals.rows:
-            from batchrun.reports.sql import read_largest  # noqa: PLC0415 - duckdb takes 0.1 s
-
             largest = await asyncio.to_thread(read_largest, self.run_dir.path)
         self._executor = local_executor(
             self.job,
@@ -306,12 +304,7 @@ class Run:
         if self.budget is None:
             return None
         left = self.counters.remaining(self.plan.rows_in_all)
-        return higher_cap_usd(
-            self.budget.spent_usd + self.budget.unknown_usd,
-            left,
-            cost_of_remaining(self.counters.totals(), left),
-            self.budget.refused_usd,
-        )
+        return self.budget.enough_usd(left, cost_of_remaining(self.counters.totals(), left))
 
     def _summary(
         self,

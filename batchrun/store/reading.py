@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from batchrun.errors import JobError, StoreError
 from batchrun.formats.arrow import with_parts
 from batchrun.formats.json_text import valid_text
-from batchrun.records import JsonObject, Layout, Outcome, RunRecord, Totals
+from batchrun.records import JsonObject, Largest, Layout, Outcome, RunRecord, Totals
 from batchrun.store.columns import (
     KEY,
     NO_COLUMNS,
@@ -138,6 +138,28 @@ def read_totals(path: Path) -> Totals:
     record = read_run_record(path)
     totals = read_snapshot(path, sum_totals)
     return totals if record is None else totals.without(record.gone)
+
+
+def state_now(path: Path, record: RunRecord) -> str:
+    """As `run.json` says; `killed` where no process has a run that is said to go on."""
+    return "killed" if record.state == "running" and not is_locked(path) else record.state
+
+
+def read_largest(path: Path) -> dict[str, Largest]:
+    """The most tokens of answers, by the model asked for; empty where none was. `StoreError`."""
+    model, tokens = "model_requested", ("input_tokens", "output_tokens")
+
+    def largest(rows: pa.Table) -> pa.Table:
+        found = rows.group_by(model).aggregate([(name, "max") for name in tokens])
+        return found.rename_columns([name.removesuffix("_max") for name in found.column_names])
+
+    def read(now: Snapshot) -> list[pa.Table]:
+        batches = (batch.select([model, *tokens]) for batch in now.batches((model, *tokens)))
+        return [largest(pa.Table.from_batches([batch])) for batch in batches]
+
+    tables = read_snapshot(path, read)
+    rows = largest(pa.concat_tables(tables)).to_pylist() if tables else []
+    return {row[model] or "": Largest(*(row[name] or 0 for name in tokens)) for row in rows}
 
 
 def read_unknown_usd(path: Path, record: RunRecord) -> float:

@@ -144,3 +144,21 @@ def _end(budget: Budget, row: tuple[float, float | None]) -> Fraction:
 )
 def test_dollars_are_said_with_digits_that_tell(dollars: float, words: str) -> None:
     assert usd(dollars) == words
+
+
+@given(
+    spent=st.floats(0, 1e6),
+    left=st.integers(1, 10**7),
+    mean=st.none() | st.floats(0, 10),
+    reserved=st.floats(1e-9, 10),
+)
+def test_a_higher_cap_is_enough_for_the_rest_and_for_one_reservation(
+    spent: float, left: int, mean: float | None, reserved: float
+) -> None:
+    cost = None if mean is None else left * mean
+    budget = Budget(0.0, spent)
+    budget.refused_usd = reserved
+    cap = budget.enough_usd(left, cost)
+    least = spent + reserved + (cost or 0.0)
+    assert cap >= least * (1 - 1e-9)
+    assert cap <= 1.11 * (spent + (left * reserved if cost is None else cost + reserved)) + 1e-11
