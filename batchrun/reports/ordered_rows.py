@@ -23,7 +23,7 @@ from batchrun.formats.arrow import with_parts
 from batchrun.records import JsonObject, RunRecord
 from batchrun.reports.sql import TableFiles, read_files
 from batchrun.store.columns import KEY, as_schema, response_schema
-from batchrun.store.parts import opened
+from batchrun.store.parts import opened, without
 
 T = TypeVar("T")
 _CACHE_BYTES = 64 << 20  # of row groups in memory, but for one
@@ -194,5 +194,5 @@ class _GroupReader:
             table = as_schema(part.read_row_group(group.number), files.schema, files.layout)
         if not files.replaced or group.path in files.journal:
             return table
-        batches = [files.replaced.left_out(batch) for batch in table.to_batches()]
+        batches = [without(batch, files.replaced) for batch in table.to_batches()]
         return pa.Table.from_batches(batches, table.schema)

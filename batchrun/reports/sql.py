@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from msgspec import Struct
 
 from batchrun.errors import StoreError
-from batchrun.records import Layout, RunRecord
+from batchrun.records import Layout, RowKey, RunRecord
 from batchrun.store.columns import (
     KEY,
     NO_COLUMNS,
@@ -21,7 +21,7 @@ from batchrun.store.columns import (
     tool_call_schema,
 )
 from batchrun.store.files import RESPONSES, TOOL_CALLS, WRITER, FileId, storing
-from batchrun.store.parts import Keys, new_files, opened, write_parts
+from batchrun.store.parts import new_files, opened, write_parts
 from batchrun.store.reading import read_record
 from batchrun.store.snapshot import Snapshot, read_snapshot
 
@@ -33,7 +33,7 @@ class TableFiles(Struct, frozen=True):
 
     parts: tuple[Path, ...]
     journal: tuple[Path, ...]  # at least one, if an empty one, with all columns
-    replaced: Keys  # rows of the parts that `journal` holds anew
+    replaced: frozenset[RowKey]  # rows of the parts that `journal` holds anew
     schema: pa.Schema  # that all rows are read with
     layout: Layout  # what they carry
 
@@ -105,7 +105,7 @@ def _asked(path: Path, files: Files, answer: Callable[[duckdb.DuckDBPyConnection
     settings = {**_SETTINGS, "temp_directory": str(files.temporary)}
     with duckdb.connect(config=settings) as database:  # type: ignore[arg-type] # all are text
         try:
-            database.register("replaced", files.responses.replaced.table())
+            database.register("replaced", _table_of(files.responses.replaced))
             _add_view(database, "responses", files.responses)
             _add_view(database, "tool_calls", files.tool_calls)
             return answer(database, files)
@@ -115,6 +115,11 @@ def _asked(path: Path, files: Files, answer: Callable[[duckdb.DuckDBPyConnection
                 f"{path}: its tables cannot be read ({reason}); "
                 f"batchrun verify {path} says what is damaged"
             ) from error
+
+
+def _table_of(keys: frozenset[RowKey]) -> pa.Table:
+    schema = pa.schema([response_schema(NO_COLUMNS).field(name) for name in KEY])
+    return pa.Table.from_pylist([dict(zip(KEY, key, strict=True)) for key in keys], schema)
 
 
 def _add_view(database: duckdb.DuckDBPyConnection, name: str, files: TableFiles) -> None:

@@ -23,13 +23,12 @@ from batchrun.errors import JobError, StoreError
 JOURNAL = "journal"
 RESPONSES = "responses"
 TOOL_CALLS = "tool_calls"
+TABLES = (RESPONSES, TOOL_CALLS)
 INPUT = "input"
 LOCK = "lock"
 WRITER = 0  # of a run in one process
 
-_NUMBERED = re.compile(
-    r"w(?P<writer>\d+)-(?P<number>\d{6,})(?P<ending>\.log|\.intent|(?P<kind>-not_ok|-other)?\.parquet)"
-)
+_NUMBERED = re.compile(r"w(\d+)-(\d{6,})(\.log|\.intent|(-not_ok|-other)?\.parquet)")
 _OPEN = re.compile(r"w\d+\.(open|started)")
 
 
@@ -50,57 +49,42 @@ class FileId(NamedTuple):
     def intent(self) -> str:
         return f"{self}.intent"
 
-    def part(self, *, not_ok: bool = False) -> str:
+    def part(self, table: str, *, not_ok: bool = False) -> str:
         """`not_ok`: of the rows that are not ok, so that sending them again rewrites little."""
-        return f"{self}{'-not_ok' if not_ok else ''}.parquet"
+        return f"{table}/{self}{'-not_ok' if not_ok else ''}.parquet"
 
 
 def is_numbered(name: str) -> bool:
-    """Whether a writer gives such names."""
-    return _NUMBERED.fullmatch(name) is not None
+    """Whether a writer gives such names, of parts with or without their folder."""
+    return _NUMBERED.fullmatch(name.rpartition("/")[2]) is not None
 
 
 def id_of(name: str) -> FileId:
     """Whose file it is. Raises `ValueError` for a name that no writer gives."""
-    if found := _NUMBERED.fullmatch(name):
-        return FileId(int(found["writer"]), int(found["number"]))
+    if found := _NUMBERED.fullmatch(name.rpartition("/")[2]):
+        return FileId(int(found[1]), int(found[2]))
     raise ValueError(name)
-
-
-def is_not_ok(name: str) -> bool:
-    """Whether a part's name says that its rows are not ok, `-other` in schema 1."""
-    found = _NUMBERED.fullmatch(name)
-    return found is not None and found["kind"] is not None
-
-
-def current_name(name: str) -> str:
-    """The name of a part as schema 2 has it."""
-    return name.replace("-other.parquet", "-not_ok.parquet")
-
-
-def name_in_schema_1(name: str) -> str:
-    """The name of a part as schema 1 had it."""
-    return name.replace("-not_ok.parquet", "-other.parquet")
-
-
-def open_name(writer: int) -> str:
-    """The file of what is known of rows without an outcome."""
-    return f"w{writer}.open"
-
-
-def temporary_name(name: str) -> str:
-    """Never matched by `*.parquet`, `*.log` or `*.intent`."""
-    return f".{name}.tmp"
-
-
-def final_name(temporary: str) -> str:
-    return temporary.removeprefix(".").removesuffix(".tmp")
 
 
 def numbered(folder: Path, ending: str) -> tuple[str, ...]:
     """The names in `folder` that writers give, with this ending, in order. Raises `OSError`."""
     names = (name for name in _entries(folder) if name.endswith(ending) and is_numbered(name))
     return tuple(sorted(names, key=lambda name: (id_of(name), name)))
+
+
+def part_names(run: Path, *tables: str) -> list[str]:
+    """Those of the parts of tables, with their folder: `responses/w0-000001.parquet`. `OSError`."""
+    return [f"{one}/{name}" for one in tables for name in numbered(run / one, ".parquet")]
+
+
+def current_name(part: str) -> str:
+    """The name of a part as schema 2 has it."""
+    return part.replace("-other.parquet", "-not_ok.parquet")
+
+
+def open_name(writer: int) -> str:
+    """The file of what is known of rows without an outcome."""
+    return f"w{writer}.open"
 
 
 def open_files(folder: Path) -> tuple[str, ...]:
@@ -112,10 +96,25 @@ def open_files(folder: Path) -> tuple[str, ...]:
     return tuple(sorted(names, key=lambda name: (name.endswith(".open"), name)))
 
 
-def temporaries(folder: Path) -> tuple[Path, ...]:
-    """What an interrupted write left in `folder`. Raises `OSError`."""
-    names = sorted(name for name in _entries(folder) if name[0] == "." and name[-4:] == ".tmp")
-    return tuple(folder / name for name in names)
+def temporary_name(name: str) -> str:
+    """Never matched by `*.parquet`, `*.log` or `*.intent`."""
+    folder, slash, name = name.rpartition("/")
+    return f"{folder}{slash}.{name}.tmp"
+
+
+def final_name(temporary: str) -> str:
+    folder, slash, name = temporary.rpartition("/")
+    return f"{folder}{slash}{name.removeprefix('.').removesuffix('.tmp')}"
+
+
+def temporaries(run: Path, *folders: str) -> list[str]:
+    """What unfinished writes left in folders of a run directory, as names in it. `OSError`."""
+    return [
+        str(Path(folder, name))
+        for folder in folders
+        for name in sorted(_entries(run / folder))
+        if name[0] == "." and name[-4:] == ".tmp"
+    ]
 
 
 def _entries(folder: Path) -> list[str]:

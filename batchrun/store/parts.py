@@ -1,6 +1,6 @@
 """Parquet parts: read and checked, written, and written anew without some rows."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -24,19 +24,18 @@ from batchrun.store.columns import (
 )
 from batchrun.store.files import (
     RESPONSES,
+    TABLES,
     TOOL_CALLS,
     FileId,
     current_name,
     id_of,
-    is_not_ok,
     make_folders,
-    numbered,
+    part_names,
     storing,
     sync_path,
     temporary_name,
 )
 
-TABLES = (RESPONSES, TOOL_CALLS)
 # What pyarrow raises where a file does not hold what it should; a name may be no UTF-8 any more.
 DAMAGED = (pa.ArrowException, OSError, UnicodeDecodeError)
 _BATCH_ROWS = 16_384
@@ -91,7 +90,7 @@ def _check_columns(part: pq.ParquetFile, wanted: Sequence[str]) -> None:
 def count_rows(folder: Path) -> dict[str, int]:
     """The parts of both tables, with their folder, and how many rows each holds. `StoreError`."""
     with storing(folder, "list"):
-        names = [f"{one}/{name}" for one in TABLES for name in numbered(folder / one, ".parquet")]
+        names = part_names(folder, *TABLES)
     rows = {}
     for name in names:
         with opened(folder / name) as part:
@@ -99,51 +98,19 @@ def count_rows(folder: Path) -> dict[str, int]:
     return rows
 
 
-class Keys:
-    """Rows known by their keys, to be found in batches: as many as a segment or two can hold."""
-
-    def __init__(self, keys: Iterable[RowKey] = ()) -> None:
-        self._keys = set(keys)
-        self._ids: pa.Array | None = None
-
-    def __len__(self) -> int:
-        return len(self._keys)
-
-    def __contains__(self, key: RowKey) -> bool:
-        return key in self._keys
-
-    def add(self, key: RowKey) -> None:
-        self._keys.add(key)
-        self._ids = None
-
-    def table(self) -> pa.Table:
-        """All of them, in the columns of `KEY`."""
-        schema = pa.schema([response_schema(NO_COLUMNS).field(name) for name in KEY])
-        return pa.Table.from_pylist([dict(zip(KEY, k, strict=True)) for k in self._keys], schema)
-
-    def found_in(self, batch: pa.RecordBatch) -> pa.BooleanArray | None:
-        """True for each row of the batch that is one of these; null where none is."""
-        if not self._keys or not batch.num_rows:
-            return None
-        if self._ids is None:
-            self._ids = pa.array(sorted({custom_id for custom_id, *_ in self._keys}), pa.string())
-        same_id = pc.is_in(batch["custom_id"], value_set=self._ids)
-        places = pc.indices_nonzero(same_id).to_pylist()
-        keys = keys_of(batch.select(KEY).take(places)) if places else ()
-        marks = bytearray(batch.num_rows)
-        for at, key in zip(places, keys, strict=True):
-            marks[at] = key in self._keys
-        return as_mask(marks) if 1 in marks else None
-
-    def left_out(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """The batch without these rows."""
-        found = self.found_in(batch)
-        return batch if found is None else batch.filter(pc.invert(found))
-
-
 def keys_of(batch: pa.RecordBatch | pa.Table) -> Iterator[RowKey]:
     """The key of each row."""
     return zip(*(batch[name].to_pylist() for name in KEY), strict=True)
+
+
+def found_in(batch: pa.RecordBatch, keys: Collection[RowKey]) -> pa.BooleanArray:
+    """True for each row of the batch that has one of these keys."""
+    return as_mask(bytearray(key in keys for key in keys_of(batch)))
+
+
+def without(batch: pa.RecordBatch, keys: Collection[RowKey]) -> pa.RecordBatch:
+    """The batch without the rows of these keys."""
+    return batch.filter(pc.invert(found_in(batch, keys))) if keys and batch.num_rows else batch
 
 
 def as_mask(marks: bytearray | memoryview) -> pa.BooleanArray:
@@ -155,10 +122,10 @@ def as_mask(marks: bytearray | memoryview) -> pa.BooleanArray:
 class PartFile:
     """One Parquet file being written; made when its first row group is."""
 
-    def __init__(self, folder: Path, name: str, schema: pa.Schema) -> None:
-        self.folder = folder
-        self.temporary = folder / temporary_name(name)
-        self.rename = (f"{folder.name}/{temporary_name(name)}", f"{folder.name}/{name}")
+    def __init__(self, run: Path, name: str, schema: pa.Schema) -> None:
+        """`name`: with its folder, once it is renamed."""
+        self.rename = (temporary_name(name), name)
+        self.path = run / temporary_name(name)
         self.rows = 0
         self._schema = schema
         self._batches: list[pa.RecordBatch] = []
@@ -188,13 +155,13 @@ class PartFile:
             if self._writer is not None:
                 self._writer.close()
         with suppress(OSError):
-            self.temporary.unlink()
+            self.path.unlink()
 
     def _write_group(self) -> None:
         table = pa.Table.from_batches(self._batches, self._schema)
         if self._writer is None:
             self._writer = pq.ParquetWriter(
-                self.temporary,
+                self.path,
                 self._schema,
                 compression="zstd",
                 compression_level=1,  # 3 takes half as long again and saves an eighth
@@ -216,11 +183,9 @@ def new_files() -> Iterator[list[PartFile]]:
     files: list[PartFile] = []
     try:
         yield files
-        written = [file for file in files if file.temporary.exists()]
-        for file in written:
-            sync_path(file.temporary)
-        for folder in {file.folder for file in written}:
-            sync_path(folder)
+        paths = [file.path for file in files if file.path.exists()]
+        for path in (*paths, *{path.parent for path in paths}):
+            sync_path(path)
     except BaseException:
         for file in files:
             file.drop()
@@ -229,7 +194,7 @@ def new_files() -> Iterator[list[PartFile]]:
 
 def write_parts(
     files: list[PartFile],
-    folder: Path,
+    run: Path,
     of: FileId,
     outcomes: Iterable[Outcome],
     layout: Layout,
@@ -242,11 +207,11 @@ def write_parts(
     `files`: of the `new_files` block that it stands in. Raises `OSError`.
     """
     schema = response_schema(layout, version)
-    calls = PartFile(folder / TOOL_CALLS, of.part(), tool_call_schema(version))
-    ok = PartFile(folder / RESPONSES, of.part(), schema)
-    not_ok = PartFile(folder / RESPONSES, of.part(not_ok=True), schema)
+    calls = PartFile(run, of.part(TOOL_CALLS), tool_call_schema(version))
+    ok = PartFile(run, of.part(RESPONSES), schema)
+    not_ok = PartFile(run, of.part(RESPONSES, not_ok=True), schema)
     files += (calls, ok, not_ok)
-    make_folders(calls.folder, ok.folder)
+    make_folders(run / TOOL_CALLS, run / RESPONSES)
     for outcomes_slice in _slices(outcomes):
         by_ok: dict[bool, list[Outcome]] = {True: [], False: []}
         for outcome in outcomes_slice:
@@ -289,56 +254,51 @@ class Rewrite(Struct, frozen=True):
 
 def rewrite_part(
     files: list[PartFile],
-    path: Path,
+    run: Path,
+    part: str,
     schema: pa.Schema,
     layout: Layout = NO_COLUMNS,
     *,
-    without: Keys | None = None,
+    dropped: Collection[RowKey] = (),
 ) -> Rewrite:
-    """One part with the columns of `schema`, `without` some rows. Raises `OSError`, `StoreError`.
+    """One part with the columns of `schema`, without the rows `dropped`.
 
-    `files`: of the `new_files` block that it stands in; `layout`: see `as_schema`.
+    `files`: of the `new_files` block that it stands in; `layout`: see `as_schema`. Raises
+    `OSError`, `StoreError`.
     """
-    new = PartFile(path.parent, current_name(path.name), schema)
+    new = PartFile(run, current_name(part), schema)
     files.append(new)
     new.add(pa.RecordBatch.from_pylist([], schema))  # there is a file even where no row remains
-    for batch in read_part(path, None, _REWRITE_ROWS):
-        rows = batch if without is None else without.left_out(batch)
+    for batch in read_part(run / part, None, _REWRITE_ROWS):
+        rows = without(batch, dropped)
         if rows.num_rows:
             new.add(as_schema(rows, schema, layout))
     new.finish()
     source, to = new.rename
-    before = f"{path.parent.name}/{path.name}"
-    return Rewrite(
-        source,
-        to,
-        new.temporary.stat().st_size,
-        None if without is None else new.rows,
-        before if before != to else None,
-    )
+    size, rows_left = new.path.stat().st_size, new.rows if dropped else None
+    return Rewrite(source, to, size, rows_left, part if part != to else None)
 
 
 def rewrite_without(
-    files: list[PartFile], folder: Path, keys: Keys, layout: Layout
+    files: list[PartFile], run: Path, keys: Collection[RowKey], layout: Layout
 ) -> tuple[Rewrite, ...]:
     """The parts that hold rows of these keys, rewritten without them. As `rewrite_part`."""
     remaining = len(keys)
     rewrites, changed = [], set()
-    names = numbered(folder / RESPONSES, ".parquet") if keys else ()
-    for name in sorted(names, key=lambda name: not is_not_ok(name)):  # the likely ones first
-        path = folder / RESPONSES / name
-        if remaining and (found := _count(path, keys)):
+    names = part_names(run, RESPONSES) if keys else ()
+    # Those of rows that are not ok come first.
+    for part in sorted(names, key=lambda part: part == id_of(part).part(RESPONSES)):
+        if remaining and (found := _count(run / part, keys)):
             remaining -= found
-            changed.add(id_of(name))
+            changed.add(id_of(part))
             schema = response_schema(layout)
-            rewrites.append(rewrite_part(files, path, schema, layout, without=keys))
+            rewrites.append(rewrite_part(files, run, part, schema, layout, dropped=keys))
     for of in sorted(changed):  # a seal gives the calls of its rows its own name
-        path = folder / TOOL_CALLS / of.part()
-        if path.exists() and _count(path, keys):
-            rewrites.append(rewrite_part(files, path, tool_call_schema(), without=keys))
+        part = of.part(TOOL_CALLS)
+        if (run / part).exists() and _count(run / part, keys):
+            rewrites.append(rewrite_part(files, run, part, tool_call_schema(), dropped=keys))
     return tuple(rewrites)
 
 
-def _count(path: Path, keys: Keys) -> int:
-    masks = (keys.found_in(batch) for batch in read_part(path, KEY))
-    return sum(mask.true_count for mask in masks if mask is not None)
+def _count(path: Path, keys: Collection[RowKey]) -> int:
+    return sum(found_in(batch, keys).true_count for batch in read_part(path, KEY))

@@ -23,8 +23,7 @@ from batchrun.store.files import (
     INPUT,
     JOURNAL,
     LOCK,
-    RESPONSES,
-    TOOL_CALLS,
+    TABLES,
     WRITER,
     FileId,
     Lock,
@@ -32,6 +31,7 @@ from batchrun.store.files import (
     make_folders,
     numbered,
     open_files,
+    part_names,
     replace_file,
     storing,
     sync_path,
@@ -48,7 +48,7 @@ __all__ = ["SCHEMA_VERSION", "RunDir"]
 
 _ATTEMPTS = 5  # to have a directory that others make and delete
 _FILES = (RUN_FILE, LIVE_FILE, EVENTS_FILE, REMOVED_FILE, LOCK)
-_OURS = {*_FILES, JOURNAL, RESPONSES, TOOL_CALLS, INPUT}
+_OURS = {*_FILES, JOURNAL, *TABLES, INPUT}
 
 
 class RunDir:
@@ -226,8 +226,7 @@ class RunDir:
 
     def _next_id(self) -> FileId:
         """The first that is free for a segment."""
-        folders = ((JOURNAL, ".log"), (RESPONSES, ".parquet"), (TOOL_CALLS, ".parquet"))
-        names = [name for at, ending in folders for name in numbered(self.path / at, ending)]
+        names = [*numbered(self.path / JOURNAL, ".log"), *part_names(self.path, *TABLES)]
         mine = [of.number for of in map(id_of, names) if of.writer == WRITER]
         return FileId(WRITER, max(mine, default=0) + 1)
 
@@ -255,7 +254,7 @@ class RunDir:
 
 
 def _check_complete(path: Path, record: RunRecord | None, found: Recovered) -> None:
-    if record is None and (found.segments or found.parts or open_files(path / JOURNAL)):
+    if record is None and (found.segments or found.has_parts or open_files(path / JOURNAL)):
         raise StoreError(
             f"{path}: {RUN_FILE} is missing though there are outcomes; put it back, or "
             "give another directory with --output"

@@ -39,12 +39,14 @@ from batchrun.store.columns import (
 from batchrun.store.files import (
     JOURNAL,
     RESPONSES,
+    TABLES,
     TOOL_CALLS,
     FileId,
     id_of,
     make_folders,
     numbered,
     open_files,
+    part_names,
     storing,
     sync_path,
     temporaries,
@@ -60,7 +62,6 @@ from batchrun.store.journal import (
     set_aside,
 )
 from batchrun.store.parts import (
-    Keys,
     Rewrite,
     keys_of,
     new_files,
@@ -96,7 +97,7 @@ def finish_or_seal(folder: Path, record: RunRecord, segments: Sequence[str]) -> 
 
 def write_temporaries(folder: Path, record: RunRecord, segments: Sequence[str]) -> Intent:
     """Step 1, and what is still to be done. Raises `OSError`, `StoreError`."""
-    replaced = Keys()
+    replaced = set[RowKey]()
     outcomes = _outcomes(folder, segments, replaced)
     with new_files() as files:
         renames = write_parts(
@@ -111,7 +112,7 @@ def write_temporaries(folder: Path, record: RunRecord, segments: Sequence[str]) 
     return Intent(tuple(segments), renames, rewrites)
 
 
-def _outcomes(folder: Path, segments: Sequence[str], replaced: Keys) -> Iterator[Outcome]:
+def _outcomes(folder: Path, segments: Sequence[str], replaced: set[RowKey]) -> Iterator[Outcome]:
     """All outcomes of the segments; `replaced` gets the keys of those that replace others.
 
     Raises `StoreError` at damage that nobody was warned of.
@@ -208,7 +209,7 @@ class Recovered(Struct, frozen=True):
     """What earlier processes left."""
 
     segments: tuple[str, ...]  # names, each with outcomes that are in no part
-    parts: int  # of `responses`
+    has_parts: bool
     warnings: tuple[str, ...]
 
 
@@ -220,9 +221,8 @@ def recover(folder: Path) -> Recovered:
     with storing(folder, "recover"):
         for name in numbered(journal, ".intent"):
             finish(folder, name)
-        for place in (folder, journal, folder / RESPONSES, folder / TOOL_CALLS):
-            for path in temporaries(place):
-                path.unlink()
+        for name in temporaries(folder, "", JOURNAL, *TABLES):
+            (folder / name).unlink()
         for name in open_files(journal):
             _repair(journal / name, warnings)
         for name in numbered(journal, ".log"):
@@ -230,8 +230,8 @@ def recover(folder: Path) -> Recovered:
                 segments.append(name)
             else:
                 (journal / name).unlink()
-        parts = len(numbered(folder / RESPONSES, ".parquet"))
-    return Recovered(tuple(segments), parts, tuple(warnings))
+        parts = part_names(folder, RESPONSES)
+    return Recovered(tuple(segments), bool(parts), tuple(warnings))
 
 
 def _repair(path: Path, warnings: list[str]) -> int:
@@ -268,23 +268,27 @@ def upgraded(record: RunRecord) -> RunRecord:
 
 def rewrite_parts(folder: Path, layout: Layout) -> None:
     """All parts are of this schema when this returns. Raises `StoreError`."""
-    older: dict[FileId, list[Path]] = {}
+    older: dict[FileId, list[str]] = {}
     with storing(folder, "list"):
-        for path in _parts(folder, TOOL_CALLS, RESPONSES):
-            with opened(path) as part:
-                version = version_of(part.schema_arrow) or 1
+        for part in part_names(folder, TOOL_CALLS, RESPONSES):
+            with opened(folder / part) as file:
+                version = version_of(file.schema_arrow) or 1
             if version < SCHEMA_VERSION:
-                older.setdefault(id_of(path.name), []).append(path)
+                older.setdefault(id_of(part), []).append(part)
         if older:  # a copy of a run directory may have lost its empty folders
             make_folders(folder / JOURNAL)
     kinds = {
         TOOL_CALLS: (tool_call_schema(), NO_COLUMNS),
         RESPONSES: (response_schema(layout), layout),
     }
-    for of, paths in sorted(older.items()):
-        with storing(paths[0].parent, "write parts"):
+    for of, parts in sorted(older.items()):
+        tables = [part.partition("/")[0] for part in parts]
+        with storing(folder / tables[0], "write parts"):
             with new_files() as files:
-                rewrites = [rewrite_part(files, one, *kinds[one.parent.name]) for one in paths]
+                rewrites = [
+                    rewrite_part(files, folder, part, *kinds[table])
+                    for part, table in zip(parts, tables, strict=True)
+                ]
             write_intent(folder, of, Intent((), (), tuple(rewrites)))
         finish(folder, of.intent)
 
@@ -295,23 +299,16 @@ def drop_orphan_calls(folder: Path) -> None:
     Each file is replaced as a whole; after a crash it may be done again.
     """
     with storing(folder / TOOL_CALLS, "write"):
+        rewrites = []
         with new_files() as files:
-            rewrites = [
-                rewrite_part(files, path, pq.read_schema(path), without=orphans)
-                for path in _parts(folder, TOOL_CALLS)
-                if (orphans := _orphans(folder, path))
-            ]
+            for calls in part_names(folder, TOOL_CALLS):
+                # A seal gives the calls of its rows its own name.
+                parts = [one for one in part_names(folder, RESPONSES) if id_of(one) == id_of(calls)]
+                orphans = _keys(folder / calls).difference(*(_keys(folder / one) for one in parts))
+                if orphans:
+                    schema = pq.read_schema(folder / calls)
+                    rewrites.append(rewrite_part(files, folder, calls, schema, dropped=orphans))
         replace_parts(folder, rewrites)
-
-
-def _orphans(folder: Path, calls: Path) -> Keys:
-    """Of one part; a seal gives the calls of its rows its own name."""
-    rows = (path for path in _parts(folder, RESPONSES) if id_of(path.name) == id_of(calls.name))
-    return Keys(_keys(calls).difference(*map(_keys, rows)))
-
-
-def _parts(folder: Path, *tables: str) -> list[Path]:
-    return [folder / one / name for one in tables for name in numbered(folder / one, ".parquet")]
 
 
 def _keys(path: Path) -> set[RowKey]:

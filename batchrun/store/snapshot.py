@@ -7,37 +7,36 @@ have their own. An intent that names no segments, of parts that are rewritten to
 counts at once.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, TypeVar
+from typing import BinaryIO, TypeVar
 
 import msgspec
 import pyarrow as pa
 from msgspec import Struct
-from msgspec.structs import replace
 
 from batchrun.errors import StoreError
-from batchrun.records import Outcome
+from batchrun.records import Outcome, RowKey
 from batchrun.store.columns import KEY, response_batch
 from batchrun.store.files import (
     JOURNAL,
-    RESPONSES,
-    TOOL_CALLS,
+    TABLES,
     FileId,
     current_name,
     final_name,
     id_of,
     is_numbered,
-    name_in_schema_1,
     numbered,
+    part_names,
     replace_file,
     storing,
     temporaries,
+    temporary_name,
 )
 from batchrun.store.journal import READ_BYTES, Frame, frame_of, may_replace, read_outcomes, scan
-from batchrun.store.parts import SLICE_ROWS, Keys, Rewrite, read_part
+from batchrun.store.parts import SLICE_ROWS, Rewrite, read_part, without
 
 _ATTEMPTS = 1_000  # each failed one means that a seal took a step meanwhile
 
@@ -56,7 +55,7 @@ class Snapshot(Struct, frozen=True):
     tool_calls: tuple[Path, ...]
     # Open, so that a seal may delete them; with how many outcomes of each count, null: all.
     segments: tuple[tuple[BinaryIO, int | None], ...]
-    replaced: Keys
+    replaced: frozenset[RowKey]
     stamps: tuple[Stamp, ...]  # of the parts of both tables
 
     def outcomes(self) -> Iterator[Outcome]:
@@ -79,7 +78,7 @@ class Snapshot(Struct, frozen=True):
         """The same of one part of `responses`; its rows that the journal replaces are left out."""
         wanted = dict.fromkeys((*columns, *KEY) if self.replaced else columns)
         for batch in read_part(path, list(wanted)):
-            yield self.replaced.left_out(batch)
+            yield without(batch, self.replaced)
 
     def journal_batches(self, columns: Collection[str]) -> Iterator[pa.RecordBatch]:
         """The same of the journal; of columns that are named by paths the whole columns."""
@@ -113,7 +112,7 @@ def snapshot(folder: Path) -> Iterator[Snapshot]:
                         break
             else:
                 raise _too_fast(folder)
-        yield _with_replaced(taken)
+        yield taken
 
 
 def read_snapshot(folder: Path, read: Callable[[Snapshot], T]) -> T:
@@ -138,80 +137,53 @@ def _too_fast(folder: Path) -> StoreError:
     return StoreError(f"{folder}: its files change faster than they can be read; try again")
 
 
-class _Listing(NamedTuple):
-    intents: tuple[str, ...]
-    segments: tuple[str, ...]
-    tool_calls: tuple[str, ...]
-    responses: tuple[str, ...]
-    temporaries: tuple[Path, ...]
+def _list(folder: Path) -> tuple[Sequence[str], ...]:
+    """Intents, segments, parts, and files that are about to be parts."""
+    journal = folder / JOURNAL
+    intents, segments = numbered(journal, ".intent"), numbered(journal, ".log")
+    return intents, segments, part_names(folder, *TABLES), temporaries(folder, *TABLES)
 
 
-def _list(folder: Path) -> _Listing:
-    return _Listing(
-        numbered(folder / JOURNAL, ".intent"),
-        numbered(folder / JOURNAL, ".log"),
-        numbered(folder / TOOL_CALLS, ".parquet"),
-        numbered(folder / RESPONSES, ".parquet"),
-        (*temporaries(folder / TOOL_CALLS), *temporaries(folder / RESPONSES)),
-    )
-
-
-def _take(folder: Path, listing: _Listing, opened: ExitStack) -> Snapshot:
-    """Raises `FileNotFoundError` where the listing is already out of date."""
-    segments = set(listing.segments)
-    parts = {
-        TOOL_CALLS: {name: folder / TOOL_CALLS / name for name in listing.tool_calls},
-        RESPONSES: {name: folder / RESPONSES / name for name in listing.responses},
-    }
-    for name in listing.intents:
+def _take(folder: Path, listing: tuple[Sequence[str], ...], opened: ExitStack) -> Snapshot:
+    """Raises `FileNotFoundError` where the listing is already out of date; `StoreError`."""
+    intents, segments, parts, waiting = listing
+    counted = {part: part for part in parts}  # what each is read from
+    for name in intents:
         intent = read_intent(folder, name)
         if intent.is_committed(segments):
-            segments -= set(intent.segments)
-            _take_new_versions(folder, intent, listing, parts)
+            segments = [name for name in segments if name not in intent.segments]
+            for new in intent.rewrites:
+                before = new.replaces or new.to
+                # A loss of power may have taken the old version, where it has another name.
+                if new.source in waiting and (before in counted or new.replaces):
+                    counted.pop(before, None)
+                    counted[new.to] = new.source
+                elif new.replaces and new.to in counted:
+                    counted.pop(new.replaces, None)
         else:
-            for _, to in intent.renames:
-                table, _, target = to.partition("/")
-                parts[table].pop(target, None)
-    responses, tool_calls = (tuple(parts[table].values()) for table in (RESPONSES, TOOL_CALLS))
-    paths = [folder / JOURNAL / name for name in listing.segments if name in segments]
-    files = [opened.enter_context(path.open("rb", buffering=READ_BYTES)) for path in paths]
+            for _, part in intent.renames:
+                counted.pop(part, None)
+    paths = [folder / name for name in counted.values()]
+    responses, tool_calls = (
+        tuple(path for path in paths if path.parent.name == table) for table in TABLES
+    )
+    found, replaced = [], set[RowKey]()
+    for name in segments:
+        file = opened.enter_context((folder / JOURNAL / name).open("rb", buffering=READ_BYTES))
+        found.append((file, _count_replacing(file, replaced) if may_replace(file) else None))
     stamps = _stamps((*responses, *tool_calls))
-    return Snapshot(responses, tool_calls, tuple((one, None) for one in files), Keys(), stamps)
+    return Snapshot(responses, tool_calls, tuple(found), frozenset(replaced), stamps)
 
 
-def _take_new_versions(
-    folder: Path, intent: "Intent", listing: _Listing, parts: dict[str, dict[str, Path]]
-) -> None:
-    """Parts that the intent replaces count as they will be."""
-    for rewrite in intent.rewrites:
-        source, target = folder / rewrite.source, folder / rewrite.to
-        of_table = parts[target.parent.name]
-        before = Path(rewrite.replaces or rewrite.to).name
-        # A loss of power may have taken the old version already, where its name is another one.
-        is_due = before in of_table or before != target.name
-        if source in listing.temporaries and is_due:
-            of_table.pop(before, None)
-            of_table[target.name] = source
-        elif before != target.name and target.name in of_table:
-            of_table.pop(before, None)
-
-
-def _with_replaced(taken: Snapshot) -> Snapshot:
-    """The same, with the keys of the rows that the journal replaces. Raises `StoreError`."""
-    replaced = Keys()
-    segments: list[tuple[BinaryIO, int | None]] = []
-    for file, _ in taken.segments:
-        count = None
-        with storing(file.name, "read"):
-            if may_replace(file):
-                count = 0
-                for piece in read_outcomes(file):
-                    if isinstance(piece, Outcome):
-                        count += 1  # what is appended from now on is not known to replace a row
-                        if piece.replaces:
-                            replaced.add(piece.request.key)
-        segments.append((file, count))
-    return replace(taken, segments=tuple(segments), replaced=replaced)
+def _count_replacing(file: BinaryIO, replaced: set[RowKey]) -> int:
+    """How many outcomes there are: later ones may replace others; `replaced` gets keys of these."""
+    count = 0
+    for piece in read_outcomes(file):
+        if isinstance(piece, Outcome):
+            count += 1
+            if piece.replaces:
+                replaced.add(piece.request.key)
+    return count
 
 
 def _stamps(paths: tuple[Path, ...]) -> tuple[Stamp, ...]:
@@ -252,21 +224,19 @@ def _intent_by_names(folder: Path, of: FileId) -> Intent:
     """An intent is there, so its temporaries were whole: those that remain show the rest."""
     renames: list[tuple[str, str]] = []
     rewrites = []
-    for table in (TOOL_CALLS, RESPONSES):
-        found = {final_name(path.name): path for path in temporaries(folder / table)}
-        waiting = {name: path for name, path in found.items() if is_numbered(name)}
-        there = set(numbered(folder / table, ".parquet"))
-        for name in sorted(waiting.keys() | there):
-            source, to = f"{table}/.{name}.tmp", f"{table}/{name}"
-            before, now = name_in_schema_1(name), current_name(name)
-            if id_of(name) != of:
-                if name in waiting and name in there:
-                    rewrites.append(Rewrite(source, to, waiting[name].stat().st_size, None))
-            elif before != name and before in there:
-                size = (waiting.get(name) or folder / to).stat().st_size
-                rewrites.append(Rewrite(source, to, size, None, f"{table}/{before}"))
-            elif now == name or now not in waiting.keys() | there:
-                renames.append((source, to))
+    there = set(part_names(folder, *TABLES))
+    waiting = set(filter(is_numbered, map(final_name, temporaries(folder, *TABLES))))
+    for part in sorted(waiting | there, reverse=True):  # `tool_calls` first
+        source, now = temporary_name(part), current_name(part)
+        before = part.replace("-not_ok.parquet", "-other.parquet")
+        size = (folder / (source if part in waiting else part)).stat().st_size
+        if id_of(part) != of:
+            if part in waiting and part in there:
+                rewrites.append(Rewrite(source, part, size, None))
+        elif before != part and before in there:
+            rewrites.append(Rewrite(source, part, size, None, before))
+        elif now == part or now not in waiting | there:
+            renames.append((source, part))
     ids = {name: id_of(name) for name in numbered(folder / JOURNAL, ".log")}
     older = (name for name, one in ids.items() if one.writer == of.writer and one <= of)
     return Intent(tuple(older), tuple(renames), tuple(rewrites))

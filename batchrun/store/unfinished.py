@@ -30,7 +30,7 @@ from batchrun.store.files import (
     write_whole,
 )
 from batchrun.store.journal import HEAD_BYTES, Frame, Header, frame_of, scan
-from batchrun.store.parts import Keys
+from batchrun.store.parts import found_in
 from batchrun.store.snapshot import Snapshot, read_snapshot
 
 _COMPACT_BYTES = 16 << 20  # below this the file is not written anew while a run goes on; ...
@@ -242,10 +242,9 @@ _IDS = tuple(f"attempts.list.element.{name}" for name in ("response_id", "client
 
 def _rows_that_know(now: Snapshot, ids: Mapping[RowKey, set[str | None]]) -> set[RowKey]:
     """The rows whose outcome knows all of these: ids of responses and of client requests."""
-    wanted, known = Keys(ids), set()
+    known = set()
     for batch in now.batches((*KEY, "response_id", *_IDS)) if ids else ():
-        found = wanted.found_in(batch)
-        for row in batch.filter(found).to_pylist() if found is not None else ():
+        for row in batch.filter(found_in(batch, ids)).to_pylist():
             there = {row["response_id"]}
             for attempt in row["attempts"] or ():
                 there |= {attempt["response_id"], attempt["client_request_id"]}

@@ -33,6 +33,7 @@ from batchrun.store.complete_rows import REMOVED_FILE, read_removed_rows, sum_to
 from batchrun.store.files import (
     JOURNAL,
     RESPONSES,
+    TABLES,
     TOOL_CALLS,
     is_locked,
     is_numbered,
@@ -40,7 +41,7 @@ from batchrun.store.files import (
     temporaries,
 )
 from batchrun.store.journal import Damage, Torn, damaged_path, read_outcomes, scan
-from batchrun.store.parts import DAMAGED, SLICE_ROWS, TABLES, read_part
+from batchrun.store.parts import DAMAGED, SLICE_ROWS, read_part
 from batchrun.store.reading import ENDED, RUN_FILE, missing_parts, read_record, read_run_record
 from batchrun.store.snapshot import Snapshot, snapshot
 
@@ -202,11 +203,8 @@ def _check_parts(path: Path, record: RunRecord, proof: Proof) -> None:
 def _check_leftovers(path: Path, proof: Proof) -> None:
     """Files that an ended run does not have, and files that are none of its own."""
     said = proof.problems if proof.state in ENDED else proof.notes
-    for folder in (path, path / JOURNAL, path / RESPONSES, path / TOOL_CALLS):
-        said += [
-            f"{file.relative_to(path)}: left by a write that did not end"
-            for file in temporaries(folder)
-        ]
+    names = temporaries(path, "", JOURNAL, *TABLES)
+    said += [f"{name}: left by a write that did not end" for name in names]
     for entry in sorted((path / JOURNAL).glob("*")):
         name = entry.relative_to(path)
         if entry.suffix == ".intent":
