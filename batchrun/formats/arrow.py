@@ -7,6 +7,7 @@ lists and objects, which msgpack and JSON can hold. `plain_values` casts to such
 
 import base64
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pyarrow as pa
@@ -147,6 +148,7 @@ def pack(kind: pa.DataType) -> str:
     return base64.b64encode(schema.serialize().to_pybytes()).decode()
 
 
+@cache
 def unpack(text: str) -> tuple[pa.DataType, pa.DataType]:
     """The type that `pack` was given, and its stored form."""
     schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))

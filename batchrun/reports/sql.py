@@ -70,15 +70,7 @@ def _read(now: Snapshot, record: RunRecord, read: Callable[[Files], T]) -> T:
             return TableFiles(parts, journal, now.replaced, schema, carried)
 
         with storing(folder, "write the journal's rows"), new_files() as new:
-            renames = write_parts(
-                new,
-                folder,
-                FileId(WRITER, 0),
-                now.outcomes(),
-                layout,
-                store_request=record.store_request,
-                version=version,
-            )
+            renames = write_parts(new, folder, FileId(WRITER, 0), now.outcomes(), record)
             written = [folder / source for source, _ in renames]
             responses = table(RESPONSES, now.responses, response_schema(layout, version))
             tool_calls = table(TOOL_CALLS, now.tool_calls, tool_call_schema(version))

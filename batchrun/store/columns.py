@@ -6,7 +6,6 @@ names are its own under others.
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
-from itertools import chain
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
 
@@ -22,25 +21,24 @@ KEY = ("custom_id", "sample", "variant")  # the columns of a `RowKey`
 _VERSION_KEY = b"batchrun.schema_version"
 _TIME = pa.timestamp("us", "UTC")
 
-# What a source names: of each outcome (or tool call) one struct of each kind.
+# What a source names: one struct of each kind for each outcome, or for each tool call.
 _Structs = Mapping[str, Sequence[Any]]
+# Those of outcomes without an answer, a failure, an attempt: nothing is known of them.
+_NO_ANSWER = Response(*[None] * len(Response.__struct_fields__))  # type: ignore[arg-type]
+_NO_ANSWER = replace(_NO_ANSWER, truncated=False, usage=Usage())
+_NO_FAILURE = Failure(*[None] * len(Failure.__struct_fields__))  # type: ignore[arg-type]
+_NO_ATTEMPT = Attempt(*[None] * len(Attempt.__struct_fields__))  # type: ignore[arg-type]
 
 
 def _finished_at(structs: _Structs) -> list[int | None]:
-    attempts = structs["last_attempt"]
     return [
         None if one is _NO_ATTEMPT else one.started_at + round(one.latency_s * 1e6)
-        for one in attempts
+        for one in structs["last_attempt"]
     ]
 
 
 def _tool_call_count(structs: _Structs) -> list[int | None]:
-    answers = structs["answer"]
-    return [None if one is _NO_ANSWER else len(one.tool_calls) for one in answers]
-
-
-def _request(structs: _Structs) -> list[bytes | None]:
-    return [one.body or None for one in structs["request"]]
+    return [None if one is _NO_ANSWER else len(one.tool_calls) for one in structs["answer"]]
 
 
 class Own(NamedTuple):
@@ -128,7 +126,7 @@ _AFTER_CARRIED = (
     Own("finished_at", _TIME, _finished_at),
     Own("latency_s", pa.float64(), "attempt.latency_s"),
     Own("first_token_s", pa.float64(), "outcome.first_token_s"),
-    Own("request", pa.string(), _request),
+    Own("request", pa.string(), lambda structs: [one.body or None for one in structs["request"]]),
     Own("request_hash", pa.string(), "request.hash"),
 )
 _TOOL_CALL = (
@@ -149,6 +147,7 @@ _TOOL_CALL = (
 )
 _OF_RESPONSES = {own.name: own for own in (*_BEFORE_CARRIED, *_AFTER_CARRIED)}
 _OF_TOOL_CALLS = {own.name: own for own in _TOOL_CALL}
+_ALL = (*_OF_RESPONSES.values(), *_OF_TOOL_CALLS.values())
 
 
 def own_columns(version: int = SCHEMA_VERSION) -> tuple[str, ...]:
@@ -162,20 +161,20 @@ def repeating_columns(schema: pa.Schema) -> list[str]:
     A dictionary for the others would be built only to be thrown away.
     """
     found = []
-    for own in chain(_OF_RESPONSES.values(), _OF_TOOL_CALLS.values()):
-        fields = own.type if isinstance(own.type, tuple) else ()
-        nested = [f"{own.name}.list.element.{field.name}" for field in fields if field.repeats]
-        if own.name in schema.names:
-            found += [own.name, *nested] if own.repeats else nested
+    for own in _ALL:
+        if own.name in schema.names and isinstance(own.type, tuple):
+            found += [f"{own.name}.list.element.{one.name}" for one in own.type if one.repeats]
+        elif own.name in schema.names and own.repeats:
+            found.append(own.name)
     return found
 
 
-def name_columns(columns: Sequence[str], own: Collection[str] | None = None) -> list[str]:
+def name_columns(columns: Sequence[str], version: int = SCHEMA_VERSION) -> list[str]:
     """The names in `responses` of carried columns, no two alike without regard to case.
 
-    A name that is one of `own` (null: of this schema's) gets the suffix `_input`.
+    A name that batchrun itself has in the schema gets the suffix `_input`.
     """
-    own = own_columns() if own is None else own
+    own = own_columns(version)
     taken = set(own)
     names = []
     for column in columns:
@@ -228,7 +227,7 @@ def version_of(schema: pa.Schema) -> int | None:
 
 def layout_of(layout: Layout, version: int) -> Layout:
     """The layout with its columns under the names that they have in a schema."""
-    names = name_columns([column.column for column in layout.columns], own_columns(version))
+    names = name_columns([column.column for column in layout.columns], version)
     columns = zip(layout.columns, names, strict=True)
     return replace(layout, columns=tuple(replace(one, name=name) for one, name in columns))
 
@@ -269,9 +268,9 @@ NO_COLUMNS = Layout(None, ())  # of rows that carry nothing
 def response_batch(
     outcomes: Sequence[Outcome],
     layout: Layout = NO_COLUMNS,
+    version: int = SCHEMA_VERSION,
     *,
     store_request: bool = False,
-    version: int = SCHEMA_VERSION,
     names: Collection[str] | None = None,
 ) -> pa.RecordBatch:
     """The outcomes' rows of `responses`: all columns of the schema, or those named."""
@@ -314,23 +313,13 @@ def tool_call_batch(outcomes: Sequence[Outcome], version: int = SCHEMA_VERSION) 
         if isinstance(one.result, Response)
         for call in one.result.tool_calls
     ]
-    structs = {name: [one[at] for one in answered] for at, name in enumerate(_OF_CALL)}
+    kinds = ("request", "answer", "call")
+    structs = {name: [one[at] for one in answered] for at, name in enumerate(kinds)}
     schema = tool_call_schema(version)
     arrays = [_array(_OF_TOOL_CALLS[field.name], structs, field.type) for field in schema]
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
-_OF_CALL = ("request", "answer", "call")
-
-
-def _without_values(kind: Any, **known: Any) -> Any:
-    """One of a kind of which nothing is there."""
-    return kind(**{**dict.fromkeys(kind.__struct_fields__), **known})
-
-
-_NO_ANSWER = _without_values(Response, truncated=False, usage=Usage())
-_NO_FAILURE = _without_values(Failure)
-_NO_ATTEMPT = _without_values(Attempt)
 _as_tuple = msgspec.structs.astuple
 _MISFITS = (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError)
 
@@ -365,13 +354,8 @@ def _fitting(value: Any, kind: pa.DataType) -> Any:
 
 
 def _carried_array(values: list[Any], column: Column) -> pa.Array:
-    kind, stored = _carried_types(column)
+    kind, stored = unpack(column.arrow)
     if has_map(stored):  # the journal has lists for the pairs, for which Arrow wants tuples
         values = [map_plain(value, stored, lambda flat, _: flat) for value in values]
     array = pa.array(values, stored)
     return array if kind.equals(stored) else array.cast(kind)
-
-
-@cache
-def _carried_types(column: Column) -> tuple[pa.DataType, pa.DataType]:
-    return unpack(column.arrow)

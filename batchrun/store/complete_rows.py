@@ -61,17 +61,12 @@ def read_complete_rows(now: Snapshot, resend: Resend | None = None) -> CompleteR
     return CompleteRows(rows, ids, hashes, sum_totals(now), again, tuple(parts))
 
 
-def hash_key(key: RowKey) -> int:
-    """This process's hash of a key; of a row without samples and variants that of its id."""
-    custom_id, sample, variant = key
-    return hash(key) if sample or variant is not None else hash(custom_id)
-
-
 def hash_keys(batch: pa.RecordBatch) -> list[int]:
-    """The same of each row of a batch."""
+    """This process's hash of each row's key; of one without sample and variant that of its id."""
     has_samples = pc.any(pc.not_equal(batch["sample"], 0)).as_py()
     if has_samples or batch["variant"].null_count < batch.num_rows:
-        return [hash_key(key) for key in keys_of(batch)]
+        keys = keys_of(batch)
+        return [hash(key) if key[1] or key[2] is not None else hash(key[0]) for key in keys]
     return [hash(custom_id) for custom_id in batch["custom_id"].to_pylist()]
 
 

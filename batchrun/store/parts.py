@@ -10,11 +10,10 @@ import pyarrow.parquet as pq
 from msgspec import Struct
 
 from batchrun.errors import StoreError
-from batchrun.records import Layout, Outcome, Response, RowKey
+from batchrun.records import Layout, Outcome, Response, RowKey, RunRecord
 from batchrun.store.columns import (
     KEY,
     NO_COLUMNS,
-    SCHEMA_VERSION,
     as_schema,
     repeating_columns,
     response_batch,
@@ -197,15 +196,13 @@ def write_parts(
     run: Path,
     of: FileId,
     outcomes: Iterable[Outcome],
-    layout: Layout,
-    *,
-    store_request: bool,
-    version: int = SCHEMA_VERSION,
+    record: RunRecord,
 ) -> tuple[tuple[str, str], ...]:
     """The renames (from, to, in order) that will make the parts count; none without outcomes.
 
     `files`: of the `new_files` block that it stands in. Raises `OSError`.
     """
+    layout, version, stores = record.layout, record.schema_version, record.store_request
     schema = response_schema(layout, version)
     calls = PartFile(run, of.part(TOOL_CALLS), tool_call_schema(version))
     ok = PartFile(run, of.part(RESPONSES), schema)
@@ -218,9 +215,7 @@ def write_parts(
             by_ok[outcome.ok].append(outcome)
         for part, chosen in ((ok, by_ok[True]), (not_ok, by_ok[False])):
             if chosen:
-                part.add(
-                    response_batch(chosen, layout, store_request=store_request, version=version)
-                )
+                part.add(response_batch(chosen, layout, version, store_request=stores))
         calls.add(tool_call_batch(outcomes_slice, version))
     return tuple(part.rename for part in (calls, ok, not_ok) if part.finish())
 

@@ -294,8 +294,8 @@ def _outcome_rows(
     outcomes: Sequence[Outcome], record: RunRecord
 ) -> tuple[list[JsonObject], list[JsonObject]]:
     """Rows of both tables as they will be once these outcomes are in parts."""
-    version, store_request = record.schema_version, record.store_request
-    rows = response_batch(outcomes, record.layout, store_request=store_request, version=version)
+    version = record.schema_version
+    rows = response_batch(outcomes, record.layout, version, store_request=record.store_request)
     calls = tool_call_batch(outcomes, version)
     return (
         _plain_rows(pa.Table.from_batches([rows])),

@@ -100,14 +100,7 @@ def write_temporaries(folder: Path, record: RunRecord, segments: Sequence[str]) 
     replaced = set[RowKey]()
     outcomes = _outcomes(folder, segments, replaced)
     with new_files() as files:
-        renames = write_parts(
-            files,
-            folder,
-            id_of(segments[-1]),
-            outcomes,
-            record.layout,
-            store_request=record.store_request,
-        )
+        renames = write_parts(files, folder, id_of(segments[-1]), outcomes, record)
         rewrites = rewrite_without(files, folder, replaced, record.layout)
     return Intent(tuple(segments), renames, rewrites)
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 import pyarrow as pa
@@ -70,11 +71,8 @@ class TotalsBuilder:
         sums["truncated"] += sum([answer.truncated for answer in answers])
         sums["refused"] += sum([answer.refusal is not None for answer in answers])
         sums["tool_calls"] += sum([len(answer.tool_calls) for answer in answers])
-        sums["input_tokens"] += sum([usage.input_tokens or 0 for usage in usages])
-        sums["cached_tokens"] += sum([usage.cached_tokens or 0 for usage in usages])
-        sums["output_tokens"] += sum([usage.output_tokens or 0 for usage in usages])
-        sums["reasoning_tokens"] += sum([usage.reasoning_tokens or 0 for usage in usages])
-        sums["total_tokens"] += sum([usage.total_tokens or 0 for usage in usages])
+        for name in _TOKENS:
+            sums[name] += sum([count for count in map(attrgetter(name), usages) if count])
         for outcome in outcomes:
             failure = outcome.failure
             if failure is not None:
@@ -85,33 +83,27 @@ class TotalsBuilder:
         """Rows of `responses`, at least one, with the columns `COUNTED`."""
         sums = self.sums
         sums["rows"] += batch.num_rows
-        sums["ok"] += _sum(batch["ok"])
-        sums["truncated"] += _sum(batch["truncated"])
+        for name in ("ok", "truncated", *_TOKENS):
+            sums[name] += _sum(batch[name])
         sums["refused"] += batch.num_rows - batch["refusal"].null_count
         sums["tool_calls"] += _sum(batch["tool_call_count"])
-        lengths = pc.list_value_length(batch["attempts"])
-        sums["attempts"] += _sum(lengths)
-        kinds, attempt_usd = (
-            pc.struct_field(pc.list_flatten(batch["attempts"]), name)
-            for name in ("kind", "cost_usd")
-        )
-        self._attempt_kinds.update(_counts(kinds))
-        sums["unknown_attempts"] += attempt_usd.null_count
-        costs = batch["cost_usd"]
+        attempts, costs = pc.list_flatten(batch["attempts"]), batch["cost_usd"]
+        sums["attempts"] += len(attempts)
+        sums["unknown_attempts"] += pc.struct_field(attempts, "cost_usd").null_count
+        self._attempt_kinds.update(_counts(pc.struct_field(attempts, "kind")))
+        self._statuses.update(_counts(batch["status"]))
+        self._error_kinds.update(_counts(batch["error_kind"]))
         if costs.null_count < batch.num_rows:
             self._cost_usd = (self._cost_usd or 0.0) + pc.sum(costs).as_py()
         if costs.null_count:
-            unknown = pc.and_(pc.is_null(costs), pc.greater(lengths, 0))
+            was_sent = pc.greater(pc.list_value_length(batch["attempts"]), 0)
+            unknown = pc.and_(pc.is_null(costs), was_sent)
             sums["unpriced"] += _sum(unknown)
             if self._unpriced_model is None:
                 is_answer = pc.is_valid(batch["tool_call_count"])
                 no_price = pc.and_(pc.and_(unknown, is_answer), pc.is_null(batch["priced_as"]))
                 models = batch["model_requested"].filter(no_price).drop_null()
                 self._unpriced_model = models[0].as_py() if len(models) else None
-        for name in _TOKENS:
-            sums[name] += _sum(batch[name])
-        self._statuses.update(_counts(batch["status"]))
-        self._error_kinds.update(_counts(batch["error_kind"]))
 
 
 def row_totals(row: Mapping[str, Any], attempts: Sequence[Attempt]) -> Totals:
@@ -139,8 +131,5 @@ def _sum(values: pa.Array) -> int:
 
 
 def _counts(values: pa.Array) -> dict[str, int]:
-    return {
-        pair["values"]: pair["counts"]
-        for pair in pc.value_counts(values).to_pylist()
-        if pair["values"] is not None
-    }
+    pairs = pc.value_counts(values.drop_null()).to_pylist()
+    return {pair["values"]: pair["counts"] for pair in pairs}
