@@ -111,12 +111,7 @@ _AFTER_CARRIED = (
     Own("output_parsed_ok", pa.bool_(), "answer.output_parsed_ok"),
     Own("citations", _CITATION, "answer.citations"),
     Own("tool_call_count", pa.int32(), _tool_call_count),
-    Own("input_tokens", pa.int64(), "usage.input_tokens"),
-    Own("cached_tokens", pa.int64(), "usage.cached_tokens"),
-    Own("cache_write_tokens", pa.int64(), "usage.cache_write_tokens"),
-    Own("output_tokens", pa.int64(), "usage.output_tokens"),
-    Own("reasoning_tokens", pa.int64(), "usage.reasoning_tokens"),
-    Own("total_tokens", pa.int64(), "usage.total_tokens"),
+    *(Own(name, pa.int64(), f"usage.{name}") for name in Usage.__struct_fields__),
     Own("usage", pa.string(), "answer.usage_json"),
     Own("cost_usd", pa.float64(), "outcome.cost_usd"),
     Own("priced_as", pa.string(), "outcome.priced_as", repeats=True),
@@ -156,10 +151,7 @@ def own_columns(version: int = SCHEMA_VERSION) -> tuple[str, ...]:
 
 
 def repeating_columns(schema: pa.Schema) -> list[str]:
-    """The paths of columns whose values repeat.
-
-    A dictionary for the others would be built only to be thrown away.
-    """
+    """Paths of columns whose values repeat; a dictionary of others is made to be thrown away."""
     found = []
     for own in _ALL:
         if own.name in schema.names and isinstance(own.type, tuple):

@@ -103,8 +103,7 @@ def temporary_name(name: str) -> str:
 
 
 def final_name(temporary: str) -> str:
-    folder, slash, name = temporary.rpartition("/")
-    return f"{folder}{slash}{name.removeprefix('.').removesuffix('.tmp')}"
+    return temporary.removesuffix(".tmp").replace("/.", "/")
 
 
 def temporaries(run: Path, *folders: str) -> list[str]:
@@ -231,10 +230,7 @@ class Lock(Struct, frozen=True):
 
 
 def take_lock(folder: Path, flock: Flock = fcntl.flock) -> Lock:
-    """The lock, held until its handle is closed.
-
-    Raises `JobError`, naming the owner, where another process has it; `StoreError`.
-    """
+    """Held until its handle is closed. Raises `JobError` where another has it; `StoreError`."""
     path = folder / LOCK
     with storing(path, "open the lock"):
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

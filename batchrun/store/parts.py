@@ -175,10 +175,7 @@ class PartFile:
 
 @contextmanager
 def new_files() -> Iterator[list[PartFile]]:
-    """Collects the files that the block writes, under temporary names.
-
-    They are on disk when it ends, and removed where it fails. Raises `OSError`.
-    """
+    """Temporary files that the block writes: on disk when it ends, removed where it fails."""
     files: list[PartFile] = []
     try:
         yield files

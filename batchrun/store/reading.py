@@ -176,10 +176,7 @@ def read_unknown_usd(path: Path, record: RunRecord) -> float:
 
 
 def read_missing_parts(path: Path) -> dict[str, int]:
-    """Parts of both tables that should be there, and the rows they held; none while it runs.
-
-    Raises `JobError`, `StoreError`.
-    """
+    """As `missing_parts`; none while it runs. Raises `JobError`, `StoreError`."""
     record = read_record(path)
     missing = missing_parts(path, record, lambda: read_snapshot(path, sum_totals).rows)
     return {} if missing and is_locked(path) else missing
@@ -237,10 +234,7 @@ def find_row(path: Path, custom_id: str) -> list[JsonObject]:
 
 
 def find_answered(path: Path, custom_id: str) -> list[JsonObject]:
-    """The same of rows of this id without an outcome: their answers that are asked for again.
-
-    Raises `JobError`, `StoreError`.
-    """
+    """The same of rows without an outcome: their answers that are asked for again."""
     record, wanted = read_record(path), valid_text(custom_id)
     outcomes = [one.outcome for one in read_answered(path) if one.key[0] == wanted]
     return _with_calls(*_outcome_rows(outcomes, record))

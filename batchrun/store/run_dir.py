@@ -214,10 +214,7 @@ class RunDir:
         return SCHEMA_VERSION
 
     def upgrade(self) -> None:
-        """All parts are of this schema, as `run.json` says before the first is rewritten.
-
-        Raises `StoreError`.
-        """
+        """All parts are of this schema; `run.json` says so before the first is. `StoreError`."""
         if self.record is not None and self.record.schema_version < SCHEMA_VERSION:
             self.save(upgraded(self.record))
         if self.record is not None and self.record.older_schema is not None:
@@ -274,10 +271,7 @@ def _made_and_locked(path: Path) -> tuple[tuple[Path, ...], Lock]:
 
 
 def _check_or_make(path: Path) -> tuple[Path, ...]:
-    """The folders that were made, the innermost first.
-
-    Raises `JobError` where this is not a run directory and cannot become one.
-    """
+    """The folders that were made, the innermost first. Raises `JobError` for another folder."""
     with storing(path, "make this directory"):
         try:
             names = {entry.name for entry in path.iterdir()}

@@ -106,10 +106,7 @@ def write_temporaries(folder: Path, record: RunRecord, segments: Sequence[str]) 
 
 
 def _outcomes(folder: Path, segments: Sequence[str], replaced: set[RowKey]) -> Iterator[Outcome]:
-    """All outcomes of the segments; `replaced` gets the keys of those that replace others.
-
-    Raises `StoreError` at damage that nobody was warned of.
-    """
+    """Raises `StoreError` at damage that nobody was warned of; fills `replaced`."""
     for name in segments:
         path = folder / JOURNAL / name
         with path.open("rb", buffering=READ_BYTES) as file:

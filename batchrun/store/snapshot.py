@@ -59,10 +59,7 @@ class Snapshot(Struct, frozen=True):
     stamps: tuple[Stamp, ...]  # of the parts of both tables
 
     def outcomes(self) -> Iterator[Outcome]:
-        """The rows in the journal; what is damaged or still being written is left out.
-
-        Raises `StoreError`.
-        """
+        """The rows in the journal but for damaged or half written ones. Raises `StoreError`."""
         for file, count in self.segments:
             with storing(file.name, "read"):
                 found = (piece for piece in read_outcomes(file) if isinstance(piece, Outcome))

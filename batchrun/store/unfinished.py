@@ -93,10 +93,7 @@ class UnfinishedRows:
         self.sync(always=True)
 
     def record(self, answered: Answered) -> None:
-        """An answer is about to be asked for again; it survives SIGKILL when this returns.
-
-        Power loss within a second. Raises `StoreError`.
-        """
+        """An answer is about to be asked for again: durable as an outcome is. `StoreError`."""
         with self._lock:
             self._append(answered)
 
@@ -133,9 +130,9 @@ class UnfinishedRows:
             self.drop(key)
 
     def sync(self, *, always: bool = False) -> None:
-        """What was written so far is on disk when this returns. Raises `StoreError`.
+        """What was written is on disk, or unless `always` another thread is about to sync it.
 
-        Unless `always`, another thread may be about to sync it.
+        Raises `StoreError`.
         """
         with storing(self._path, "sync"):
             with self._lock:
@@ -186,10 +183,8 @@ class UnfinishedRows:
         self._is_dirty = self._is_changed = True
 
     def _is_mostly_dead(self) -> bool:
-        if self._size <= _COMPACT_BYTES:
-            return False
-        live = sum(location.bytes for location in self._answered.values())
-        return self._size > _COMPACT_BYTES + _DEAD_SHARE * live
+        dead = self._size - _COMPACT_BYTES
+        return dead > 0 and dead > _DEAD_SHARE * sum(one.bytes for one in self._answered.values())
 
     def _close_file(self) -> None:
         if self._handle is not None:
