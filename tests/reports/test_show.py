@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 from batchrun.errors import ErrorKind
 from batchrun.records import Failure, Outcome
 from batchrun.reports.conversation import Turn, turns_of
-from batchrun.reports.show import render_row
+from batchrun.reports.show import LEFT_OUT, render_row
+from batchrun.store.columns import own_columns
 from batchrun.store.reading import find_row
 
 _JSON = st.recursive(
@@ -123,3 +125,25 @@ def test_the_time_line_shows_a_backoff(run: Path) -> None:
     assert first.strip().startswith("━")
     assert second.strip().startswith("·")
     assert "retry at 1.00 s" in second
+
+
+class _Read(dict[str, Any]):
+    """A row that knows which of its columns were asked for."""
+
+    def __init__(self, row: dict[str, Any]) -> None:
+        super().__init__(row)
+        self.columns: set[str] = set()
+
+    def __getitem__(self, name: str) -> Any:
+        self.columns.add(name)
+        return super().__getitem__(name)
+
+
+def test_each_column_is_shown_or_left_out_on_purpose(run: Path) -> None:
+    shown: set[str] = set()
+    for name in ("q0", "q4", "q5"):  # ok, refused, failed
+        row = _Read(find_row(run, name)[0])
+        render_row(row)
+        shown |= row.columns
+    assert shown | set(LEFT_OUT) == {*own_columns(), "tool_calls"}
+    assert not shown & set(LEFT_OUT)
