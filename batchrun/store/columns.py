@@ -41,11 +41,11 @@ def _tool_call_count(structs: _Structs) -> list[int | None]:
     return [None if one is _NO_ANSWER else len(one.tool_calls) for one in structs["answer"]]
 
 
-class Own(NamedTuple):
+class OwnColumn(NamedTuple):
     """A column that batchrun itself fills, or a field of the structs in one."""
 
     name: str
-    type: "pa.DataType | tuple[Own, ...]"  # a tuple: a list of structs with these fields
+    type: "pa.DataType | tuple[OwnColumn, ...]"  # a tuple: a list of structs with these fields
     source: str | Callable[[_Structs], Sequence[Any]] = ""  # `struct.field`; empty: always null
     since: int = 1  # schema version
     repeats: bool = False  # few different values: a dictionary in Parquet is worth its making
@@ -53,92 +53,94 @@ class Own(NamedTuple):
 
 # Fields of `Citation` and of `Attempt`, in their order.
 _CITATION = (
-    Own("type", pa.string(), repeats=True),
-    Own("url", pa.string()),
-    Own("title", pa.string()),
-    Own("file_id", pa.string()),
-    Own("start_index", pa.int64()),
-    Own("end_index", pa.int64()),
+    OwnColumn("type", pa.string(), repeats=True),
+    OwnColumn("url", pa.string()),
+    OwnColumn("title", pa.string()),
+    OwnColumn("file_id", pa.string()),
+    OwnColumn("start_index", pa.int64()),
+    OwnColumn("end_index", pa.int64()),
 )
 _ATTEMPT = (
-    Own("started_at", _TIME),
-    Own("latency_s", pa.float64()),
-    Own("kind", pa.string(), repeats=True),
-    Own("http_status", pa.int16()),
-    Own("error_kind", pa.string(), repeats=True),
-    Own("error_message", pa.string()),
-    Own("request_id", pa.string()),
-    Own("client_request_id", pa.string()),
-    Own("response_id", pa.string()),
-    Own("input_tokens", pa.int64()),
-    Own("cached_tokens", pa.int64()),
-    Own("output_tokens", pa.int64()),
-    Own("cost_usd", pa.float64()),
-    Own("endpoint", pa.string(), since=2),
+    OwnColumn("started_at", _TIME),
+    OwnColumn("latency_s", pa.float64()),
+    OwnColumn("kind", pa.string(), repeats=True),
+    OwnColumn("http_status", pa.int16()),
+    OwnColumn("error_kind", pa.string(), repeats=True),
+    OwnColumn("error_message", pa.string()),
+    OwnColumn("request_id", pa.string()),
+    OwnColumn("client_request_id", pa.string()),
+    OwnColumn("response_id", pa.string()),
+    OwnColumn("input_tokens", pa.int64()),
+    OwnColumn("cached_tokens", pa.int64()),
+    OwnColumn("output_tokens", pa.int64()),
+    OwnColumn("cost_usd", pa.float64()),
+    OwnColumn("endpoint", pa.string(), since=2),
 )
 _ROW = (
-    Own("row", pa.int64(), "request.row"),
-    Own("custom_id", pa.string(), "request.custom_id"),
-    Own("sample", pa.int32(), "request.sample"),
-    Own("variant", pa.string(), "request.variant", repeats=True),
+    OwnColumn("row", pa.int64(), "request.row"),
+    OwnColumn("custom_id", pa.string(), "request.custom_id"),
+    OwnColumn("sample", pa.int32(), "request.sample"),
+    OwnColumn("variant", pa.string(), "request.variant", repeats=True),
 )
-_BEFORE_CARRIED = (*_ROW, Own("source", pa.string(), "request.source", repeats=True))
+_BEFORE_CARRIED = (*_ROW, OwnColumn("source", pa.string(), "request.source", repeats=True))
 _AFTER_CARRIED = (
-    Own("ok", pa.bool_(), "outcome.ok"),
-    Own("status", pa.string(), "result.status", repeats=True),
-    Own("truncated", pa.bool_(), "answer.truncated"),
-    Own("http_status", pa.int16(), "attempt.http_status"),
-    Own("error_kind", pa.string(), "failure.kind", repeats=True),
-    Own("error_code", pa.string(), "failure.code", repeats=True),
-    Own("error_message", pa.string(), "failure.message"),
-    Own("incomplete_reason", pa.string(), "answer.incomplete_reason", repeats=True),
-    Own("response_id", pa.string(), "answer.id"),
-    Own("request_id", pa.string(), "attempt.request_id"),
-    Own("model", pa.string(), "answer.model", repeats=True),
-    Own("model_requested", pa.string(), "request.model", repeats=True),
-    Own("service_tier", pa.string(), "answer.service_tier", repeats=True),
-    Own("endpoint", pa.string(), "outcome.endpoint", repeats=True),
-    Own("via", pa.string(), "outcome.via", repeats=True),
-    Own("output_text", pa.string(), "answer.output_text"),
-    Own("refusal", pa.string(), "answer.refusal"),
-    Own("reasoning_summary", pa.string(), "answer.reasoning_summary"),
-    Own("reasoning_text", pa.string(), "answer.reasoning_text", since=2),
-    Own("api", pa.string(), since=2),
-    Own("endpoint_name", pa.string(), since=2),
-    Own("embedding", pa.list_(pa.float32()), since=2),
-    Own("turn_count", pa.int32(), since=2),
-    Own("output", pa.string(), "answer.output"),
-    Own("output_parsed_ok", pa.bool_(), "answer.output_parsed_ok"),
-    Own("citations", _CITATION, "answer.citations"),
-    Own("tool_call_count", pa.int32(), _tool_call_count),
-    *(Own(name, pa.int64(), f"usage.{name}") for name in Usage.__struct_fields__),
-    Own("usage", pa.string(), "answer.usage_json"),
-    Own("cost_usd", pa.float64(), "outcome.cost_usd"),
-    Own("priced_as", pa.string(), "outcome.priced_as", repeats=True),
-    Own("reported_cost_usd", pa.float64(), "answer.reported_cost_usd"),
-    Own("attempts", _ATTEMPT, "outcome.attempts"),
-    Own("started_at", _TIME, "first_attempt.started_at"),
-    Own("finished_at", _TIME, _finished_at),
-    Own("latency_s", pa.float64(), "attempt.latency_s"),
-    Own("first_token_s", pa.float64(), "outcome.first_token_s"),
-    Own("request", pa.string(), lambda structs: [one.body or None for one in structs["request"]]),
-    Own("request_hash", pa.string(), "request.hash"),
+    OwnColumn("ok", pa.bool_(), "outcome.ok"),
+    OwnColumn("status", pa.string(), "result.status", repeats=True),
+    OwnColumn("truncated", pa.bool_(), "answer.truncated"),
+    OwnColumn("http_status", pa.int16(), "attempt.http_status"),
+    OwnColumn("error_kind", pa.string(), "failure.kind", repeats=True),
+    OwnColumn("error_code", pa.string(), "failure.code", repeats=True),
+    OwnColumn("error_message", pa.string(), "failure.message"),
+    OwnColumn("incomplete_reason", pa.string(), "answer.incomplete_reason", repeats=True),
+    OwnColumn("response_id", pa.string(), "answer.id"),
+    OwnColumn("request_id", pa.string(), "attempt.request_id"),
+    OwnColumn("model", pa.string(), "answer.model", repeats=True),
+    OwnColumn("model_requested", pa.string(), "request.model", repeats=True),
+    OwnColumn("service_tier", pa.string(), "answer.service_tier", repeats=True),
+    OwnColumn("endpoint", pa.string(), "outcome.endpoint", repeats=True),
+    OwnColumn("via", pa.string(), "outcome.via", repeats=True),
+    OwnColumn("output_text", pa.string(), "answer.output_text"),
+    OwnColumn("refusal", pa.string(), "answer.refusal"),
+    OwnColumn("reasoning_summary", pa.string(), "answer.reasoning_summary"),
+    OwnColumn("reasoning_text", pa.string(), "answer.reasoning_text", since=2),
+    OwnColumn("api", pa.string(), since=2),
+    OwnColumn("endpoint_name", pa.string(), since=2),
+    OwnColumn("embedding", pa.list_(pa.float32()), since=2),
+    OwnColumn("turn_count", pa.int32(), since=2),
+    OwnColumn("output", pa.string(), "answer.output"),
+    OwnColumn("output_parsed_ok", pa.bool_(), "answer.output_parsed_ok"),
+    OwnColumn("citations", _CITATION, "answer.citations"),
+    OwnColumn("tool_call_count", pa.int32(), _tool_call_count),
+    *(OwnColumn(name, pa.int64(), f"usage.{name}") for name in Usage.__struct_fields__),
+    OwnColumn("usage", pa.string(), "answer.usage_json"),
+    OwnColumn("cost_usd", pa.float64(), "outcome.cost_usd"),
+    OwnColumn("priced_as", pa.string(), "outcome.priced_as", repeats=True),
+    OwnColumn("reported_cost_usd", pa.float64(), "answer.reported_cost_usd"),
+    OwnColumn("attempts", _ATTEMPT, "outcome.attempts"),
+    OwnColumn("started_at", _TIME, "first_attempt.started_at"),
+    OwnColumn("finished_at", _TIME, _finished_at),
+    OwnColumn("latency_s", pa.float64(), "attempt.latency_s"),
+    OwnColumn("first_token_s", pa.float64(), "outcome.first_token_s"),
+    OwnColumn(
+        "request", pa.string(), lambda structs: [one.body or None for one in structs["request"]]
+    ),
+    OwnColumn("request_hash", pa.string(), "request.hash"),
 )
 _TOOL_CALL = (
     *_ROW,
-    Own("response_id", pa.string(), "answer.id"),
-    Own("position", pa.int32(), "call.position"),
-    Own("type", pa.string(), "call.type", repeats=True),
-    Own("call_id", pa.string(), "call.call_id"),
-    Own("name", pa.string(), "call.name", repeats=True),
-    Own("arguments", pa.string(), "call.arguments"),
-    Own("arguments_valid", pa.bool_(), "call.arguments_valid"),
-    Own("status", pa.string(), "call.status", repeats=True),
-    Own("item", pa.string(), "call.item"),
-    Own("turn", pa.int32(), since=2),
-    Own("result", pa.string(), since=2),
-    Own("result_error", pa.string(), since=2),
-    Own("result_latency_s", pa.float64(), since=2),
+    OwnColumn("response_id", pa.string(), "answer.id"),
+    OwnColumn("position", pa.int32(), "call.position"),
+    OwnColumn("type", pa.string(), "call.type", repeats=True),
+    OwnColumn("call_id", pa.string(), "call.call_id"),
+    OwnColumn("name", pa.string(), "call.name", repeats=True),
+    OwnColumn("arguments", pa.string(), "call.arguments"),
+    OwnColumn("arguments_valid", pa.bool_(), "call.arguments_valid"),
+    OwnColumn("status", pa.string(), "call.status", repeats=True),
+    OwnColumn("item", pa.string(), "call.item"),
+    OwnColumn("turn", pa.int32(), since=2),
+    OwnColumn("result", pa.string(), since=2),
+    OwnColumn("result_error", pa.string(), since=2),
+    OwnColumn("result_latency_s", pa.float64(), since=2),
 )
 _OF_RESPONSES = {own.name: own for own in (*_BEFORE_CARRIED, *_AFTER_CARRIED)}
 _OF_TOOL_CALLS = {own.name: own for own in _TOOL_CALL}
@@ -198,7 +200,7 @@ def tool_call_schema(version: int = SCHEMA_VERSION) -> pa.Schema:
     return pa.schema(_fields(_TOOL_CALL, version), metadata={_VERSION_KEY: str(version)})
 
 
-def _fields(columns: Sequence[Own], version: int) -> list[tuple[str, pa.DataType]]:
+def _fields(columns: Sequence[OwnColumn], version: int) -> list[tuple[str, pa.DataType]]:
     return [
         (
             own.name,
@@ -244,10 +246,10 @@ def as_schema(rows: _Rows, schema: pa.Schema, layout: Layout) -> _Rows:
     if rows.schema.equals(schema):
         return rows
     names = new_names(rows.schema, layout)
-    places = {names.get(name, name): at for at, name in enumerate(rows.schema.names)}
+    positions = {names.get(name, name): at for at, name in enumerate(rows.schema.names)}
     arrays = [
-        rows.column(places[field.name]).cast(field.type)
-        if field.name in places
+        rows.column(positions[field.name]).cast(field.type)
+        if field.name in positions
         else pa.nulls(rows.num_rows, field.type)
         for field in schema
     ]
@@ -316,7 +318,7 @@ _as_tuple = msgspec.structs.astuple
 _MISFITS = (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError)
 
 
-def _array(own: Own, structs: _Structs, kind: pa.DataType) -> pa.Array:
+def _array(own: OwnColumn, structs: _Structs, kind: pa.DataType) -> pa.Array:
     """The column, with null for values that do not fit."""
     if callable(own.source):
         values = own.source(structs)

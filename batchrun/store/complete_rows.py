@@ -25,7 +25,7 @@ from batchrun.store.parts import as_mask, keys_of, read_part
 from batchrun.store.snapshot import Snapshot, snapshot
 from batchrun.store.totals import COUNTED, TotalsBuilder, row_totals
 
-_ASKED = ("status", "error_kind", "refusal", "truncated")  # what `Resend` goes by
+_ASKED = ("status", "error_kind", "refusal", "truncated")  # what `Resend` selects by
 
 
 class CompleteRows(Struct, frozen=True):
@@ -95,9 +95,9 @@ def _is_sent_again(batch: pa.RecordBatch, resend: Resend) -> pa.BooleanArray:
     return failed
 
 
-def names_at(folder: Path, places: Iterable[int]) -> dict[int, str]:
-    """The custom_ids of rows by their places in `CompleteRows`. Raises `StoreError`."""
-    wanted, found, first = sorted(places), dict[int, str](), 0
+def names_at(folder: Path, positions: Iterable[int]) -> dict[int, str]:
+    """The custom_ids of rows by their positions in `CompleteRows`. Raises `StoreError`."""
+    wanted, found, first = sorted(positions), dict[int, str](), 0
     with snapshot(folder) as now:
         for batch in now.batches(("custom_id",)):
             near = [at for at in wanted if first <= at < first + batch.num_rows]
@@ -134,7 +134,7 @@ def write_removed_rows(folder: Path, marks: bytearray) -> None:
 def read_removed_rows(folder: Path) -> "array[int]":
     """This process's hash of each key in the file, in order; none where it is damaged.
 
-    Then the rows are asked about anew. Raises `StoreError` where it cannot be read.
+    Then the rows are asked about again. Raises `StoreError` where it cannot be read.
     """
     hashes: list[int] = []
     path = folder / REMOVED_FILE
@@ -221,11 +221,11 @@ class EarlierRows:
         return found
 
     def _found_in(self, path: Path, remaining: dict[RowKey, int]) -> dict[int, Earlier]:
-        table, places = self._part(path)
-        keys = [key for key in remaining if key in places]
+        table, positions = self._part(path)
+        keys = [key for key in remaining if key in positions]
         if not keys:
             return {}
-        (batch,) = table.take([places[key] for key in keys]).combine_chunks().to_batches()
+        (batch,) = table.take([positions[key] for key in keys]).combine_chunks().to_batches()
         rows = batch.drop_columns("attempts").to_pylist()
         return {
             remaining.pop(key): Earlier(attempts, row["cost_usd"], row_totals(row, attempts))

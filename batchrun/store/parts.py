@@ -197,7 +197,7 @@ def write_parts(
 ) -> tuple[tuple[str, str], ...]:
     """The renames (from, to, in order) that will make the parts count; none without outcomes.
 
-    `files`: of the `new_files` block that it stands in. Raises `OSError`.
+    `files`: of the surrounding `new_files` block. Raises `OSError`.
     """
     layout, version, stores = record.layout, record.schema_version, record.store_request
     schema = response_schema(layout, version)
@@ -239,8 +239,8 @@ class Rewrite(Struct, frozen=True):
 
     source: str  # its new version
     to: str
-    bytes: int  # of the new version: how it is told from the old one once it is renamed
-    rows: int | None  # of the new version; without any, the part goes; null: it stays in any case
+    bytes: int  # of the new version: what distinguishes it from the old one once it is renamed
+    rows: int | None  # of the new version; 0: the part is deleted; null: it stays in any case
     replaces: str | None = None  # the old version, where it has another name than the new one
 
 
@@ -255,7 +255,7 @@ def rewrite_part(
 ) -> Rewrite:
     """One part with the columns of `schema`, without the rows `dropped`.
 
-    `files`: of the `new_files` block that it stands in; `layout`: see `as_schema`. Raises
+    `files`: of the surrounding `new_files` block; `layout`: see `as_schema`. Raises
     `OSError`, `StoreError`.
     """
     new = PartFile(run, current_name(part), schema)

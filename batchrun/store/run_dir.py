@@ -68,7 +68,7 @@ class RunDir:
         """
         self.path = path
         self.record = record  # `run.json` as found or saved; null for a new directory
-        # What was damaged and set aside, or stands in the way of safety.
+        # What was damaged and set aside, and that the directory cannot be locked.
         self.warnings = (*found.warnings, *([lock.warning] if lock.warning else ()))
         self.unfinished = UnfinishedRows(path, WRITER)
         self._lock: int | None = lock.handle

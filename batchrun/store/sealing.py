@@ -172,14 +172,14 @@ def _exists(folder: Path, new: Rewrite, *, is_committed: bool) -> bool:
 
 
 def delete_segments(folder: Path, intent: Intent) -> None:
-    """Step 4. Synced before the intent goes: else a loss of power could bring rows twice."""
+    """Step 4. Synced before the intent is deleted: else a loss of power could bring rows twice."""
     for name in intent.segments:
         (folder / JOURNAL / name).unlink(missing_ok=True)
     sync_path(folder / JOURNAL)
 
 
 def replace_parts(folder: Path, rewrites: Sequence[Rewrite]) -> None:
-    """Step 5. Synced before the intent goes, for the same reason. Raises `OSError`."""
+    """Step 5. Synced before the intent is deleted, for the same reason. Raises `OSError`."""
     for new in rewrites:
         with suppress(FileNotFoundError):  # done before the crash
             (folder / new.source).rename(folder / new.to)

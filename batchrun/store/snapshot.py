@@ -84,7 +84,7 @@ class Snapshot(Struct, frozen=True):
             yield response_batch(some, names=names)
 
     def is_current(self) -> bool:
-        """Whether no seal has replaced a part since; paths read before were those meant."""
+        """Whether no seal has replaced a part since; paths read before are still those meant."""
         try:
             return self.stamps == _stamps((*self.responses, *self.tool_calls))
         except FileNotFoundError:

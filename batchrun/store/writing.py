@@ -199,7 +199,7 @@ def _bug_in_words(bug: Exception, folder: Path, segments: Sequence[str]) -> str:
     )
 
 
-class _ProcessEnded(Exception):  # noqa: N818 - what to do then is the caller's to say
+class _ProcessEnded(Exception):  # noqa: N818 - the caller knows what to do then
     """The process has ended, and what it had begun may be done, half done or not begun."""
 
 
@@ -232,7 +232,7 @@ class SealProcess:
             self._send(record)
 
     def seal(self, segments: Sequence[str]) -> None:
-        """`seal`, done over there. Raises `StoreError` and `_ProcessEnded`."""
+        """`seal`, done by the process. Raises `StoreError` and `_ProcessEnded`."""
         try:
             self._send(segments)
             answer = self._from.readline()

@@ -95,7 +95,7 @@ def test_it_is_read_reported_exported_and_verified_and_no_file_changes(
 
 
 @pytest.mark.parametrize("name", [name for name in FACTS if name != "background"])
-def test_it_is_finished_and_only_what_was_left_is_sent(
+def test_it_is_finished_and_only_the_remaining_rows_are_sent(
     copy: Callable[[str], Path], batchrun: Run, server: Server, name: str
 ) -> None:
     folder, facts = copy(name), FACTS[name]
@@ -145,7 +145,7 @@ def test_its_failed_rows_are_sent_again_with_their_attempts_going_along(
     _check_parts(folder / "run", schema=2)
 
 
-def test_carried_columns_that_schema_2_calls_otherwise_keep_their_values(
+def test_carried_columns_that_schema_2_renames_have_their_values(
     copy: Callable[[str], Path], batchrun: Run, server: Server
 ) -> None:
     folder = copy("renamed")

@@ -257,7 +257,7 @@ def test_an_outcome_through_journal_and_columns_comes_back_the_same(
     ]
 
 
-def test_the_columns_stand_as_documented() -> None:
+def test_the_columns_are_in_the_documented_order() -> None:
     assert " ".join(response_schema(Layout(None, ())).names) == (
         "row custom_id sample variant source ok status truncated http_status error_kind "
         "error_code error_message incomplete_reason response_id request_id model "
@@ -274,7 +274,7 @@ def test_the_columns_stand_as_documented() -> None:
     )
 
 
-def test_carried_columns_stand_after_source(column: MakeColumn) -> None:
+def test_carried_columns_are_after_source(column: MakeColumn) -> None:
     layout = Layout(None, (column("b", pa.int64()), column("a", pa.string())))
     assert response_schema(layout).names[4:8] == ["source", "b", "a", "ok"]
 

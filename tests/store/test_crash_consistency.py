@@ -167,7 +167,7 @@ def scripts(
 
 
 @pytest.fixture
-def room() -> Iterator[Path]:
+def folder() -> Iterator[Path]:
     """A folder where syncs cost nothing, if there is one: what they do is not the question here."""
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as name:
@@ -187,26 +187,26 @@ def crashes(script: Script, loss: Loss) -> Iterator[tuple[Tree, Known]]:
 @pytest.mark.parametrize("loss", Loss)
 @pytest.mark.parametrize("name", ["first", "second", "resending"])
 def test_a_crash_at_any_step_loses_nothing_that_was_promised(
-    scripts: dict[str, list[Script]], made: Made, room: Path, name: str, loss: Loss
+    scripts: dict[str, list[Script]], made: Made, folder: Path, name: str, loss: Loss
 ) -> None:
     for script in scripts[name]:
-        hold_after_crashes(script, loss, made, room / "run")
+        hold_after_crashes(script, loss, made, folder / "run")
 
 
 @pytest.mark.parametrize("loss", Loss)
 @pytest.mark.parametrize("name", ["first", "second", "resending"])
 def test_a_crash_within_the_recovery_loses_nothing_either(
-    scripts: dict[str, list[Script]], made: Made, room: Path, name: str, loss: Loss
+    scripts: dict[str, list[Script]], made: Made, folder: Path, name: str, loss: Loss
 ) -> None:
     (script,) = scripts[name]
-    for at, (tree, held) in enumerate(half_done(script, made, room / "held")):
-        write_tree(tree, room / f"run{at}")
-        recording = Recording(room / f"run{at}")
+    for at, (tree, held) in enumerate(half_done(script, made, folder / "held")):
+        write_tree(tree, folder / f"run{at}")
+        recording = Recording(folder / f"run{at}")
         with recording:
-            run_dir = RunDir.open(room / f"run{at}")
+            run_dir = RunDir.open(folder / f"run{at}")
             run_dir.close(seal=False)
         recovery = Script(recording.start, tuple(recording.steps), held)
-        hold_after_crashes(recovery, loss, made, room / "run")
+        hold_after_crashes(recovery, loss, made, folder / "run")
 
 
 def half_done(script: Script, made: Made, path: Path) -> Iterator[tuple[Tree, Found]]:

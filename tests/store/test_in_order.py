@@ -74,7 +74,7 @@ def test_a_row_that_was_sent_again_comes_once_and_is_the_new_one(
     ]
 
 
-def test_rows_of_the_same_number_keep_their_own_calls(
+def test_rows_of_the_same_number_have_their_own_calls(
     tmp_path: Path, begin: Callable[..., RunDir], answered: Make
 ) -> None:
     run_dir = begin(tmp_path / "run")

@@ -126,7 +126,7 @@ def test_a_segment_carried_inside_a_row_is_not_taken_for_frames(
     assert frames(bytes(data))[1] == Damage(offsets[1], offsets[2] - offsets[1])
 
 
-def test_zeros_that_a_loss_of_power_left_are_a_torn_tail(written: bytes) -> None:
+def test_zeros_after_a_loss_of_power_are_a_torn_end(written: bytes) -> None:
     assert frames(written + bytes(5_000)) == [*frames(written), Torn(len(written))]
 
 

@@ -42,14 +42,15 @@ while True:
 
 
 @pytest.mark.parametrize(
-    ("apart", "part_rows", "kills", "longest_s"), [(False, 60, 12, 0.02), (True, 1_000, 4, 0.8)]
+    ("in_process", "part_rows", "kills", "longest_s"),
+    [(False, 60, 12, 0.02), (True, 1_000, 4, 0.8)],
 )
 def test_kills_at_any_moment_lose_and_double_nothing(
     tmp_path: Path,
     record: Callable[..., RunRecord],
     query: Callable[..., list[tuple[int, ...]]],
     seal_processes: Callable[[Path], list[int]],
-    apart: bool,
+    in_process: bool,
     part_rows: int,
     kills: int,
     longest_s: float,
@@ -62,7 +63,7 @@ def test_kills_at_any_moment_lose_and_double_nothing(
     acknowledged = seen = 0
     for _ in range(kills):
         child = subprocess.Popen(
-            [sys.executable, "-c", KEEP, str(path), str(part_rows), str(apart)],
+            [sys.executable, "-c", KEEP, str(path), str(part_rows), str(in_process)],
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -82,7 +83,7 @@ def test_kills_at_any_moment_lose_and_double_nothing(
         child.wait()
         child.stdout.close()
         assert read_totals(path).rows >= acknowledged
-    assert bool(seen) is apart
+    assert bool(seen) is in_process
     run_dir = RunDir.open(path)  # which waits for the process that sealed for the one killed last
     assert not seal_processes(path)
     assert run_dir.warnings == ()

@@ -80,7 +80,7 @@ def test_a_flipped_bit_costs_its_row_alone_and_is_named(
         run_dir.close(seal=False)
 
 
-def test_damage_is_told_once_and_outlives_the_seal(
+def test_damage_is_warned_of_once_and_outlives_the_seal(
     unsealed: tuple[Path, list[int]], tmp_path: Path, answered: Make
 ) -> None:
     path, ends = unsealed

@@ -166,7 +166,7 @@ def test_the_next_owner_finishes_or_rolls_back(
     assert verify(path).problems == []
 
 
-def test_a_part_without_rows_goes(unsealed: Path, tmp_path: Path, record: Record) -> None:
+def test_a_part_without_rows_is_deleted(unsealed: Path, tmp_path: Path, record: Record) -> None:
     path = crashed(unsealed, tmp_path / "run", record(), 2)
     RunDir.open(path).close(seal=True)
     assert names(path / "responses") == [
@@ -194,7 +194,7 @@ def test_a_new_version_that_vanished_after_the_commit_is_named(
         RunDir.open(path)
 
 
-def test_a_disk_that_fails_while_parts_are_made_anew_leaves_all_as_it_was(
+def test_a_disk_that_fails_while_parts_are_rewritten_changes_nothing(
     unsealed: Path, tmp_path: Path, record: Record
 ) -> None:
     path = tmp_path / "run"
@@ -210,7 +210,7 @@ def test_a_disk_that_fails_while_parts_are_made_anew_leaves_all_as_it_was(
     assert_each_row_once(path, in_parquet=True)
 
 
-def test_parts_made_anew_hold_the_same_values_and_types(
+def test_rewritten_parts_hold_the_same_values_and_types(
     tmp_path: Path, record: Record, answered: Make, failed: Make, column: MakeColumn
 ) -> None:
     kinds: dict[str, tuple[pa.DataType, pa.DataType, Any]] = {
@@ -282,7 +282,7 @@ def test_older_outcomes_are_read_while_seals_replace_their_parts(
     ],
 )
 @pytest.mark.parametrize("seal", [True, False])
-def test_the_rows_that_failed_are_told_by_kind(
+def test_the_rows_that_failed_are_selected_by_kind(
     tmp_path: Path,
     begin: Begin,
     answered: Make,

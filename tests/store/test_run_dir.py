@@ -98,7 +98,7 @@ def test_outcomes_without_run_json_are_not_overwritten(
             RunDir.open(path)
 
 
-def test_all_that_was_kept_is_settled(
+def test_all_that_was_stored_is_complete(
     tmp_path: Path, begin: Begin, answered: Make, failed: Make
 ) -> None:
     run_dir = begin(tmp_path / "run", part_rows=4)
@@ -153,7 +153,7 @@ def test_a_part_is_sealed_when_it_has_bytes_enough(
     assert read_totals(tmp_path / "run").rows == 12
 
 
-def test_leftover_segments_go_with_the_next_seal(
+def test_leftover_segments_are_sealed_with_the_next_one(
     tmp_path: Path, begin: Begin, answered: Make
 ) -> None:
     path = tmp_path / "run"
@@ -176,7 +176,7 @@ def test_leftover_segments_go_with_the_next_seal(
     assert read_totals(path).rows == 9
 
 
-def test_a_run_that_kept_nothing_leaves_no_segment(tmp_path: Path, begin: Begin) -> None:
+def test_a_run_that_stored_nothing_leaves_no_segment(tmp_path: Path, begin: Begin) -> None:
     for seal in (True, False):
         begin(tmp_path / "run").close(seal=seal)
         assert names(tmp_path / "run" / "journal") == []
@@ -254,7 +254,7 @@ def test_a_journal_deleted_while_it_is_written_ends_the_run(
     run_dir.close(seal=True)
 
 
-def test_a_seal_that_fails_is_raised_once_and_keeps_the_rows(
+def test_a_seal_that_fails_is_raised_once_and_loses_no_row(
     tmp_path: Path, begin: Begin, answered: Make
 ) -> None:
     path = tmp_path / "run"
@@ -270,7 +270,7 @@ def test_a_seal_that_fails_is_raised_once_and_keeps_the_rows(
     assert read_totals(path).rows == 1
 
 
-def test_an_earlier_seal_that_failed_is_raised_by_keep(
+def test_an_earlier_seal_that_failed_is_raised_by_store(
     tmp_path: Path, begin: Begin, answered: Make
 ) -> None:
     path = tmp_path / "run"
@@ -288,7 +288,7 @@ def test_an_earlier_seal_that_failed_is_raised_by_keep(
     assert read_totals(path).rows == kept
 
 
-def test_carried_values_are_kept(
+def test_carried_values_are_stored(
     tmp_path: Path, begin: Begin, answered: Make, column: Callable[..., Column]
 ) -> None:
     import pyarrow as pa
@@ -317,7 +317,7 @@ def test_outcomes_that_come_together_fill_parts_exactly(
     assert [pq.read_metadata(part).num_rows for part in parts] == [3, 3, 2]
 
 
-def test_what_goes_into_one_write_is_bounded(tmp_path: Path, begin: Begin, answered: Make) -> None:
+def test_one_write_is_bounded(tmp_path: Path, begin: Begin, answered: Make) -> None:
     run_dir = begin(tmp_path / "run")
     outcomes = [answered(row, text="x" * 400_000) for row in range(5)]
     assert run_dir.store_some(outcomes) < 5

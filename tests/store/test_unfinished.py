@@ -91,7 +91,7 @@ def test_an_answer_that_is_asked_for_again_is_whole_after_a_kill(
     assert after.answered(_key(3)) is None
 
 
-def test_work_begun_to_ask_again_stands_beside_the_answer_and_older_work_does_not(
+def test_work_begun_to_ask_again_is_known_beside_the_answer_and_older_work_is_not(
     tmp_path: Path, answered: Make
 ) -> None:
     rows = UnfinishedRows(tmp_path, 0)
@@ -112,7 +112,7 @@ def test_work_begun_to_ask_again_stands_beside_the_answer_and_older_work_does_no
         assert known.answered(_key(1)) == record
 
 
-def test_the_file_is_written_anew_when_most_of_it_is_past(tmp_path: Path, answered: Make) -> None:
+def test_the_file_is_rewritten_when_most_of_it_is_obsolete(tmp_path: Path, answered: Make) -> None:
     rows = UnfinishedRows(tmp_path, 0)
     kept = _answered(answered(0, text="kept"))
     rows.record(kept)
@@ -135,7 +135,7 @@ def test_records_of_another_writer_are_taken_over(tmp_path: Path, answered: Make
     assert mine.answered(_key(2)) == _answered(answered(2))
 
 
-def test_what_schema_1_kept_is_read_and_goes_into_the_new_file(tmp_path: Path) -> None:
+def test_records_of_schema_1_are_read_and_taken_into_the_new_file(tmp_path: Path) -> None:
     class Started(msgspec.Struct):
         row: int
         custom_id: str
@@ -183,7 +183,7 @@ def test_many_threads_at_once_lose_nothing(tmp_path: Path) -> None:
     assert set(_begun(tmp_path)) == {f"id-{row}" for row in range(0, 800, 2)}
 
 
-def test_an_outcome_that_knows_the_answer_makes_its_record_past(
+def test_an_outcome_that_knows_the_answer_makes_its_record_obsolete(
     tmp_path: Path, begin: Callable[..., RunDir], answered: Make
 ) -> None:
     """A kill came between the outcome's record and the end of this one."""

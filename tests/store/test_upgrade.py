@@ -24,7 +24,7 @@ RELEASED = Path(__file__).parents[1] / "released" / "schema_1"
 
 
 @pytest.fixture
-def room() -> Iterator[Path]:
+def folder() -> Iterator[Path]:
     """A folder where syncs cost nothing, if there is one."""
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as name:
@@ -52,9 +52,9 @@ def _crashes(path: Path, loss: Loss) -> list[Tree]:
 @pytest.mark.parametrize("loss", Loss)
 @pytest.mark.parametrize("name", ["not_ok", "resending", "gone", "renamed"])
 def test_a_crash_at_any_step_of_the_rewriting_loses_no_row(
-    room: Path, name: str, loss: Loss
+    folder: Path, name: str, loss: Loss
 ) -> None:
-    path = room / "run"
+    path = folder / "run"
     shutil.copytree(RELEASED / name / "run", path)
     rows = standing_rows(path)
     seen: list[Tree] = []
@@ -63,7 +63,7 @@ def test_a_crash_at_any_step_of_the_rewriting_loses_no_row(
         if tree in seen:
             continue
         seen.append(tree)
-        crashed = room / f"crashed{number}"
+        crashed = folder / f"crashed{number}"
         write_tree(tree, crashed)
         assert standing_rows(crashed) == rows
         if number % 5 == 0 and loss is Loss.NOTHING:

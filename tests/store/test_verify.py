@@ -102,7 +102,7 @@ def test_a_run_of_a_newer_batchrun_is_refused(copy: Path) -> None:
         verify(copy)
 
 
-def test_a_row_that_stands_twice_is_named(copy: Path) -> None:
+def test_a_row_that_is_stored_twice_is_named(copy: Path) -> None:
     source, target = copy / "responses" / PART, copy / "responses" / "w0-000009.parquet"
     pq.write_table(pq.read_table(source).slice(1, 1), target)
     said = the_problem(copy)
@@ -120,13 +120,13 @@ def test_only_the_first_ten_are_named(copy: Path) -> None:
     assert sum("tool calls of this row have the position" in one for one in problems) == 6
 
 
-def test_a_row_that_is_gone_shows_in_the_totals(copy: Path) -> None:
+def test_a_missing_row_shows_in_the_totals(copy: Path) -> None:
     rewrite(copy / "responses" / PART, lambda table: table.filter(pc.field("row") != 3))
     (problem,) = [said for said in verify(copy).problems if "totals.rows" in said]
     assert problem == "run.json: totals.rows is 10, the tables add up to 9"
 
 
-def test_a_tool_call_that_is_gone_is_named(copy: Path) -> None:
+def test_a_missing_tool_call_is_named(copy: Path) -> None:
     rewrite(copy / "tool_calls" / PART, lambda table: table.slice(1))
     said = the_problem(copy)
     assert said.endswith("row 1 (id-1): tool_call_count is 1, and tool_calls has 0")
@@ -230,12 +230,12 @@ def test_a_torn_end_is_no_problem(tmp_path: Path, begin: Begin, answered: Make) 
         ("tool_calls/a copy.parquet", "no part of this run, yet read with its tables"),
     ],
 )
-def test_what_is_left_over_is_named(copy: Path, name: str, said: str) -> None:
+def test_leftovers_are_named(copy: Path, name: str, said: str) -> None:
     (copy / name).write_bytes(b"")
     assert the_problem(copy).startswith(f"{name}: {said}")
 
 
-def test_after_a_kill_leftovers_are_told_and_no_problem(copy: Path) -> None:
+def test_after_a_kill_leftovers_are_noted_and_no_problem(copy: Path) -> None:
     run_dir = RunDir.open(copy)
     assert run_dir.record is not None
     run_dir.save(replace(run_dir.record, state="running"))
@@ -246,7 +246,7 @@ def test_after_a_kill_leftovers_are_told_and_no_problem(copy: Path) -> None:
     assert len(proof.notes) == 1
 
 
-def test_rows_that_left_the_input_are_out_of_the_totals(copy: Path) -> None:
+def test_rows_removed_from_the_input_are_not_in_the_totals(copy: Path) -> None:
     run_dir = RunDir.open(copy)
     assert run_dir.record is not None
     settled = run_dir.complete_rows()

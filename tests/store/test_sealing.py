@@ -1,18 +1,30 @@
-"""A crash between any two steps of a seal, made by doing only the first of them by hand."""
+"""A crash between any two steps of a seal, made by doing only the first of them by hand.
+
+Tool calls of rows that were deleted, which may be sent again.
+"""
 
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
+from msgspec.structs import replace
 
 from batchrun.errors import StoreError
 from batchrun.records import Outcome, RunRecord
 from batchrun.store.files import FileId
 from batchrun.store.reading import find_row, read_totals, responses, tool_calls
 from batchrun.store.run_dir import RunDir
-from batchrun.store.sealing import finish_or_seal, rename_parts, seal, write_temporaries
+from batchrun.store.sealing import (
+    drop_orphan_calls,
+    finish_or_seal,
+    rename_parts,
+    seal,
+    write_temporaries,
+)
 from batchrun.store.snapshot import read_intent, write_intent
+from batchrun.store.verify import verify
 
 Make = Callable[..., Outcome]
 Record = Callable[..., RunRecord]
@@ -174,7 +186,7 @@ def test_temporaries_match_no_glob(
     assert query("select count(*) from read_parquet(?)", path) == [(3,)]
 
 
-def test_damage_that_nobody_was_told_of_stops_the_seal(
+def test_damage_that_nobody_was_warned_of_stops_the_seal(
     unsealed: Path, tmp_path: Path, record: Record
 ) -> None:
     path = tmp_path / "run"
@@ -194,7 +206,7 @@ def test_damage_that_nobody_was_told_of_stops_the_seal(
 
 
 @pytest.mark.parametrize("step", [*STEPS, "done"])
-def test_what_another_process_left_of_a_seal_is_done_by_this_one(
+def test_a_seal_that_another_process_began_is_finished_by_this_one(
     tmp_path: Path, unsealed: Path, record: Record, query: Query, step: int | str
 ) -> None:
     path = tmp_path / "run"
@@ -208,3 +220,47 @@ def test_what_another_process_left_of_a_seal_is_done_by_this_one(
     assert not list(path.rglob("*.tmp"))
     rows = query("select row from read_parquet(?) order by row", path)
     assert rows == [(row,) for row in range(ROWS)]
+
+
+@pytest.mark.parametrize("deleted", ["w0-000001.parquet", "w0-000001-not_ok.parquet"])
+def test_the_calls_of_rows_that_were_deleted_are_taken_out(
+    tmp_path: Path, begin: Begin, answered: Make, deleted: str
+) -> None:
+    path = tmp_path / "run"
+    outcomes = [answered(row, calls=2, truncated=row % 2 == 0) for row in range(12)]
+    run_dir = begin(path, part_rows=6)
+    for outcome in outcomes:
+        run_dir.store(outcome)
+    run_dir.close(seal=True)
+    part = path / "responses" / deleted
+    lost = set(pq.read_table(part, columns=["custom_id"])["custom_id"].to_pylist())
+    part.unlink()
+    run_dir = RunDir.open(path)
+    drop_orphan_calls(run_dir.path)
+    drop_orphan_calls(run_dir.path)  # as after a crash
+    assert run_dir.record is not None
+    run_dir.start(part_rows=6, part_bytes=1 << 20)
+    for outcome in outcomes:
+        if outcome.request.custom_id in lost:
+            run_dir.store(outcome)
+    run_dir.finish()
+    ended = replace(run_dir.record, state="finished", rows=12, totals=read_totals(path))
+    run_dir.save(ended)
+    run_dir.close()
+    assert len(lost) == 3
+    proof = verify(path)
+    assert (proof.problems, proof.rows_in_parts, proof.tool_calls) == ([], 12, 24)
+
+
+def test_where_nothing_is_missing_no_file_is_touched(
+    tmp_path: Path, begin: Begin, answered: Make, failed: Make
+) -> None:
+    run_dir = begin(tmp_path / "run", part_rows=4)
+    for row in range(8):
+        run_dir.store(failed(row) if row < 4 else answered(row, calls=1))
+    run_dir.finish()
+    calls = list((tmp_path / "run" / "tool_calls").iterdir())
+    before = {one: one.stat().st_ino for one in calls}
+    drop_orphan_calls(run_dir.path)
+    assert {one: one.stat().st_ino for one in calls} == before
+    run_dir.close()

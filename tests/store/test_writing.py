@@ -41,7 +41,7 @@ def check_rows(path: Path, query: Query, rows: int) -> None:
     assert found == [(row,) for row in range(rows)]
 
 
-def test_parts_are_made_by_a_process_while_rows_are_kept(
+def test_parts_are_made_by_a_process_while_rows_are_stored(
     run_dir: RunDir, answered: Make, query: Query, seal_processes: Find, wait_until: Wait
 ) -> None:
     run_dir.store_some([answered(row) for row in range(PART_ROWS - 1)])
@@ -59,7 +59,7 @@ def test_parts_are_made_by_a_process_while_rows_are_kept(
     assert len(parts(run_dir.path)) == 3
 
 
-def test_what_is_left_when_all_was_sent_needs_no_process(
+def test_the_rest_when_all_was_sent_needs_no_process(
     run_dir: RunDir, answered: Make, query: Query, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     instead, called = tmp_path / "instead", tmp_path / "called"
