@@ -1,4 +1,4 @@
-"""The entry point: an endpoint that requests can be sent to."""
+"""The entry point: an endpoint that requests can be sent to, and how many at once."""
 
 import urllib.request
 from collections.abc import Coroutine, Mapping

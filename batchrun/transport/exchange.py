@@ -7,7 +7,6 @@ import asyncio
 import math
 import time
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Protocol
 
 import aiohttp
@@ -151,7 +150,8 @@ async def exchange(
 async def _read(answer: HttpAnswer, content: bytes, arriving: _Arriving) -> bytes:
     """The whole body, of which `content` has arrived."""
     deadline, idle_timeout_s = arriving.deadline, arriving.settings.idle_timeout_s
-    says_stream = _says_stream(answer.headers.get("content-type", ""))
+    content_type = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
+    says_stream = content_type == "text/event-stream"
     if encoding := answer.headers.content_encoding():
         arriving.decompressor = Decompressor(encoding)
         arriving.decompressor.add(content)
@@ -166,18 +166,13 @@ async def _read(answer: HttpAnswer, content: bytes, arriving: _Arriving) -> byte
         if not says_stream:
             deadline.idle_s = deadline.now_s() + idle_timeout_s
         content += piece
-    if says_stream if is_stream is None else is_stream:
+    if is_stream or (is_stream is None and says_stream):
         return await _read_stream(answer, content, arriving)
     pieces = [content]
     while piece := await _next_piece(answer, arriving):
         deadline.idle_s = deadline.now_s() + idle_timeout_s
         pieces.append(piece)
     return b"".join(pieces)
-
-
-@lru_cache(maxsize=64)
-def _says_stream(content_type: str) -> bool:
-    return content_type.partition(";")[0].strip().lower() == "text/event-stream"
 
 
 async def _read_stream(answer: HttpAnswer, content: bytes, arriving: _Arriving) -> bytes:
