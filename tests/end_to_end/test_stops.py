@@ -170,7 +170,7 @@ def test_the_first_signal_lets_what_is_in_flight_land(
     wait_until(is_full, process)
     with frozen(server):
         process.send_signal(number)
-        said = read_until(process, "waiting for what is in flight (20 s at most)")
+        said = read_until(process, "waiting up to 20 s for requests in flight")
     said += read_rest(process)
     assert process.returncode == code, said
     assert "Traceback" not in said
@@ -199,13 +199,13 @@ def test_the_second_signal_drops_what_never_ends(
     process = begin("run", source, *_ASK, "--base-url", base_url, command=_LONG_DRAIN)
     wait_until(lambda: stats(base_url)["in_flight"] > 0, process)
     process.send_signal(number)
-    read_until(process, "waiting for what is in flight (3600 s at most)")
+    read_until(process, "waiting up to 3600 s for requests in flight")
     said = read_until(process, " s left; Ctrl-C again drops them")
     assert re.search(r"stopping: [1-9][0-9]* in flight, 3[56][0-9]{2} s left; Ctrl-C again", said)
     process.send_signal(number)
     rest = read_rest(process)
     assert process.returncode == code
-    assert "dropping it" in rest
+    assert "dropping requests in flight" in rest
     assert _next(rest)[0] == "run"
 
 
