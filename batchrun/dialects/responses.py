@@ -10,6 +10,7 @@ in the background; `parse_response`; and `StreamAnswer`, which makes of a stream
 that a plain request would have brought.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -67,9 +68,15 @@ REQUEST_FIELDS = {
 TRANSPORT_FIELDS = ("stream", "background")  # set by batchrun for each attempt
 # A request without input can be answered if it has one of these.
 INPUT_ALTERNATIVES = ("prompt", "previous_response_id", "conversation")
-OUTPUT_LIMIT = "max_output_tokens"  # the field, and the reason of an answer that it cut
+OUTPUT_LIMIT = "max_output_tokens"  # a field, and the reason of an answer that was cut there
 RUNNING = ("queued", "in_progress")  # statuses of a response whose work goes on
 END_STATUSES = ("completed", "incomplete", "failed", "cancelled")
+
+
+def output_limit(body: Mapping[str, Any]) -> int | None:
+    """The most tokens of an answer; null where the request sets none."""
+    most = body.get(OUTPUT_LIMIT)
+    return most if type(most) is int else None
 
 
 def plain_body(body: bytes) -> bytes:

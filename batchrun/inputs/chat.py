@@ -6,6 +6,7 @@ types of both endpoints.
 
 from typing import Any
 
+from batchrun.dialects.responses import PATH
 from batchrun.inputs.rows import RowProblem, decode, to_json_text
 from batchrun.records import JsonObject
 
@@ -16,7 +17,7 @@ CHAT_SETTINGS = frozenset(
         *("max_tokens", "max_completion_tokens"),
     )
 )
-_URL = "/v1/responses"
+_URL = f"/v1{PATH}"
 
 
 def is_batch_line(data: JsonObject) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 from msgspec import Struct, field
 from msgspec.structs import replace
 
+from batchrun.dialects.responses import output_limit
 from batchrun.errors import InputError
 from batchrun.formats.nearest import nearest
 from batchrun.inputs.carried import Carrier, check_types
@@ -150,7 +151,6 @@ class PromptSet:
                 values = carrier.values(row, draft.consumed) if row.data is not None else ()
                 yield _bad_row(row, draft, values)
                 continue
-            most = body.get("max_output_tokens")
             yield Request(
                 row=row.row,
                 custom_id=draft.custom_id,
@@ -158,7 +158,7 @@ class PromptSet:
                 body=draft.written,
                 hash=f"{draft.hash:016x}",
                 model=body.get("model"),
-                max_output_tokens=most if type(most) is int else None,
+                max_output_tokens=output_limit(body),
                 carried=carrier.values(row, draft.consumed),
             )
 
@@ -280,8 +280,7 @@ def _all_but(numbers: set[int], rows: int) -> bytearray:
 
 
 def _is_bounded(body: JsonObject) -> bool:
-    most = body.get("max_output_tokens")
-    return is_bounded(encode(body), most if type(most) is int else None)
+    return is_bounded(encode(body), output_limit(body))
 
 
 def _bad_row(row: SourceRow, draft: Draft, carried: tuple[Any, ...] = ()) -> BadRow:
