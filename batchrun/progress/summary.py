@@ -12,7 +12,7 @@ from msgspec import Struct
 from batchrun.formats.amounts import plural, usd
 from batchrun.progress.bottleneck import Activity, limits_in_words, lowest_limit, paused_by
 from batchrun.records import Outcome, Totals
-from batchrun.store.totals import TotalsBuilder
+from batchrun.store.complete_rows import TotalsBuilder
 
 _MARK_S = 0.25
 _WINDOW_S = 30.0  # the rate is that of the last seconds
