@@ -39,7 +39,7 @@ from batchrun.store.files import (
     write_whole,
 )
 from batchrun.store.reading import EVENTS_FILE, LIVE_FILE, RUN_FILE, read_run_record
-from batchrun.store.sealing import Recovered, recover, rewrite_parts, seal, upgraded
+from batchrun.store.sealing import recover, rewrite_parts, seal, upgraded
 from batchrun.store.snapshot import snapshot
 from batchrun.store.unfinished import UnfinishedRows
 from batchrun.store.writing import JournalWriter
@@ -54,20 +54,20 @@ _OURS = {*_FILES, JOURNAL, *TABLES, INPUT}
 class RunDir:
     """Open until `close`; not to be shared between threads."""
 
-    def __init__(
-        self,
-        path: Path,
-        lock: Lock,
-        record: RunRecord | None,
-        found: Recovered,
-        made: tuple[Path, ...],
-    ) -> None:
-        """Of a directory that is locked and recovered; `open` does both.
+    def __init__(self, path: Path, lock: Lock, made: tuple[Path, ...]) -> None:
+        """Recovers a directory that is locked: `open` does both. Raises as it does.
 
         `made`: the folders that were not there before, the innermost first.
         """
         self.path = path
-        self.record = record  # `run.json` as found or saved; null for a new directory
+        self.record = read_run_record(path)  # as found or saved; null for a new directory
+        found = recover(path)
+        has_outcomes = found.segments or found.has_parts or open_files(path / JOURNAL)
+        if self.record is None and has_outcomes:
+            raise StoreError(
+                f"{path}: {RUN_FILE} is missing though there are outcomes; put it back, or "
+                "give another directory with --output"
+            )
         # What was damaged and set aside, and that the directory cannot be locked.
         self.warnings = (*found.warnings, *([lock.warning] if lock.warning else ()))
         self.unfinished = UnfinishedRows(path, WRITER)
@@ -86,13 +86,10 @@ class RunDir:
         """
         made, lock = _made_and_locked(path)
         try:
-            record = read_run_record(path)
-            found = recover(path)
-            _check_complete(path, record, found)
+            return cls(path, lock, made)
         except BaseException:
             os.close(lock.handle)
             raise
-        return cls(path, lock, record, found, made)
 
     @property
     def input_dir(self) -> Path:
@@ -228,34 +225,21 @@ class RunDir:
         return FileId(WRITER, max(mine, default=0) + 1)
 
     def _release(self) -> None:
-        self._delete_unused()
+        """Deletes what was made for a command that saved nothing: the plan found a problem."""
+        if self.record is None and self._lock is not None:
+            with suppress(OSError):  # it may hold what somebody else has put there
+                if (self.path / INPUT).is_dir():
+                    for file in (self.path / INPUT).iterdir():
+                        file.unlink()
+                    (self.path / INPUT).rmdir()
+                (self.path / LOCK).unlink()
+                for made in self._made:
+                    made.rmdir()
         handles = (self._events, self._lock)
         self._events = self._lock = None
         for handle in handles:
             if handle is not None:
                 os.close(handle)
-
-    def _delete_unused(self) -> None:
-        """Deletes what was made for a command that saved nothing: the plan found a problem."""
-        if self.record is not None or self._lock is None:
-            return
-        with suppress(OSError):  # it may hold what somebody else has put there
-            input_dir = self.path / INPUT
-            if input_dir.is_dir():
-                for file in input_dir.iterdir():
-                    file.unlink()
-                input_dir.rmdir()
-            (self.path / LOCK).unlink()
-            for made in self._made:
-                made.rmdir()
-
-
-def _check_complete(path: Path, record: RunRecord | None, found: Recovered) -> None:
-    if record is None and (found.segments or found.has_parts or open_files(path / JOURNAL)):
-        raise StoreError(
-            f"{path}: {RUN_FILE} is missing though there are outcomes; put it back, or "
-            "give another directory with --output"
-        )
 
 
 def _made_and_locked(path: Path) -> tuple[tuple[Path, ...], Lock]:

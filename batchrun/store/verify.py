@@ -47,6 +47,7 @@ from batchrun.store.snapshot import Snapshot, snapshot
 
 _ATTEMPTS = 20  # on a run that goes on, a seal may replace a part meanwhile
 _SHOWN = 10  # of each thing that is wrong
+_DAMAGE = "; the next command sets them aside and sends the rows again that they held"
 
 
 class Proof(Struct):
@@ -171,10 +172,7 @@ def _outcomes(name: str, path: Path, file: BinaryIO, proof: Proof) -> Iterator[O
                     f"{name}: {size} bytes at offset {offset} were damaged and set aside"
                 )
             case Damage(offset, size):
-                proof.problems.append(
-                    f"{name}: {size} damaged bytes at offset {offset}; the next command "
-                    "sets them aside and sends the rows again that they held"
-                )
+                proof.problems.append(f"{name}: {size} damaged bytes at offset {offset}{_DAMAGE}")
             case Torn(offset) if proof.state != "live":
                 proof.notes.append(
                     f"{name}: the record at offset {offset} was not written whole; the "
@@ -228,8 +226,7 @@ def _check_open(path: Path, name: Path, proof: Proof) -> None:
     with storing(path, "read"), path.open("rb") as file:
         pieces = list(scan(file))
     proof.problems += [
-        f"{name}: {piece.size} damaged bytes at offset {piece.offset}; the next command sets them "
-        "aside and sends the rows again that they were about"
+        f"{name}: {piece.size} damaged bytes at offset {piece.offset}{_DAMAGE}"
         for piece in pieces
         if isinstance(piece, Damage) and not damaged_path(path, piece).exists()
     ]
@@ -240,11 +237,14 @@ def _check_totals(now: Snapshot, record: RunRecord, proof: Proof) -> None:
     found, said = sum_totals(now).without(record.gone), record.totals
     if record.schema_version == 1 and found.cost_usd is None and said.cost_usd == 0.0:
         said = replace(said, cost_usd=None)  # of unpriced models, whose failed rows were sent again
+    if said.cost_usd is not None and found.cost_usd is not None:  # sums in another order
+        is_same = math.isclose(said.cost_usd, found.cost_usd, abs_tol=1e-9)
+        said = replace(said, cost_usd=found.cost_usd) if is_same else said
     wrong = [
-        f"{RUN_FILE}: totals.{name} is {getattr(said, name)}, the tables add up to "
-        f"{getattr(found, name)}"
+        f"{RUN_FILE}: totals.{name} is {one}, the tables add up to {other}"
         for name in Totals.__struct_fields__
-        if name != "unpriced_model" and not _is_same(getattr(said, name), getattr(found, name))
+        if name != "unpriced_model"
+        if (one := getattr(said, name)) != (other := getattr(found, name))
     ]
     if said.rows > record.rows:
         wrong.append(f"{RUN_FILE}: {said.rows} rows are complete of {record.rows} in the source")
@@ -257,12 +257,6 @@ def _check_totals(now: Snapshot, record: RunRecord, proof: Proof) -> None:
         )
     proof.problems += wrong
     proof.totals_agree = not wrong
-
-
-def _is_same(said: object, found: object) -> bool:
-    if isinstance(said, float) and isinstance(found, float):  # sums in another order
-        return math.isclose(said, found, rel_tol=1e-9, abs_tol=1e-9)
-    return said == found
 
 
 _COLUMNS = {

@@ -57,8 +57,8 @@ class JournalWriter:
         self._part_rows, self._part_bytes = part_rows, part_bytes
         self._lock, self._sync_also = lock, sync_also
         self._waiting = list(leftover)  # segments for the next seal, besides the current one
-        names = tuple(column.name for column in record.layout.columns)
-        self._header = Header(SCHEMA_VERSION, record.hash_rule, names, replaces)
+        columns = tuple(column.name for column in record.layout.columns)
+        self._header = Header(SCHEMA_VERSION, record.hash_rule, columns, replaces)
         self._process: SealProcess | None = None
         self._failure: StoreError | None = None
         self._is_raised = False
