@@ -97,7 +97,7 @@ def _citation(note: dict[str, Any]) -> Citation:
 
 
 def fitting(value: Any, kind: Any) -> Any:
-    """`value` as the type `kind`: fields of a wrong type are absent, at any depth; else null.
+    """`value` as the type `kind`: fields of a wrong type are absent, at any depth; else None.
 
     Of lists only objects are read. A raw value is decoded where `kind` is not raw too.
     """
@@ -221,7 +221,7 @@ class _WithTools(Struct):
 
 
 def output_fits(output_text: str | None, body: bytes) -> bool | None:
-    """Whether the output is JSON that fits; null without a schema, a usable one, or an output."""
+    """Whether the output is JSON that fits; None without output or a usable schema."""
     if output_text is None or b'"json_schema"' not in body:
         return None
     try:
@@ -271,7 +271,7 @@ def _tools_in(body: bytes) -> Iterator[_Tool]:
 
 @lru_cache(maxsize=256)
 def _validator(schema: bytes) -> Any | None:
-    """A compiled schema; null where it is none. Compiling takes far longer than checking."""
+    """A compiled schema; None where it is none. Compiling takes far longer than checking."""
     try:
         return validator_for(decode(schema), retriever=_refuse)
     except (ValidationError, ReferencingError, ValueError, TypeError):
@@ -311,7 +311,7 @@ def count_searches(
 
 
 def _field(json_text: str, *names: str) -> Any:
-    """A field within an object; null where there is none."""
+    """A field within an object; None where there is none."""
     try:
         value = decode(json_text.encode(errors="surrogatepass"))
     except ValueError:

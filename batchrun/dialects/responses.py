@@ -74,7 +74,7 @@ END_STATUSES = ("completed", "incomplete", "failed", "cancelled")
 
 
 def output_limit(body: Mapping[str, Any]) -> int | None:
-    """The most tokens of an answer; null where the request sets none."""
+    """The most tokens of an answer; None where the request sets none."""
     most = body.get(OUTPUT_LIMIT)
     return most if type(most) is int else None
 
@@ -112,13 +112,13 @@ _fields_decoder = msgspec.json.Decoder(dict[str, Raw])
 
 
 def background_state(body: bytes) -> tuple[str | None, str | None]:
-    """Id and status of a response whose work may go on; null where the body does not say."""
+    """Id and status of a response whose work may go on; None where the body does not say."""
     state = _decoded(body, _state_decoder) or _State()
     return text(state.id), text(state.status)
 
 
 def _decoded(data: bytes, decoder: "msgspec.json.Decoder[Decoded]") -> Decoded | None:
-    """Null where it is no JSON of that shape, even once it is repaired."""
+    """None where it is no JSON of that shape, even once it is repaired."""
     try:
         return decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -361,7 +361,7 @@ class StreamAnswer:
             self._items[len(self._items)] = item
 
     def body(self) -> bytes | None:
-        """The answer as a plain request would have brought it; null while none is complete."""
+        """The answer as a plain request would have brought it; None while none is complete."""
         if self._final is None:
             return self._error
         status, response = self._final

@@ -11,7 +11,7 @@ _FIELDS = (b"retry:", b"event:", b"data:", b"id:", b":")  # what a line begins w
 
 
 def begins_stream(content: bytes, *, says_stream: bool) -> bool | None:
-    """Whether a body that begins so is a stream; null while that is not known.
+    """Whether a body that begins so is a stream; None while that is not known.
 
     `says_stream`: its content type says so, which counts where the bytes are no JSON and no page.
     """

@@ -35,7 +35,7 @@ class AnswerReader(ResponseHandler):
         super().__init__(loop)
         self.connection: Connection | None = None  # of the pool, for closing
         self.idle_since_s = 0.0  # on the loop's clock
-        self._http: HttpResponseParser | None = None  # null: no request was sent yet
+        self._http: HttpResponseParser | None = None  # None: no request was sent yet
         self._header_lines: dict[bytes, bytes] = {}  # of the head that is being read
         self.status = 0  # until the head is there
         self.headers = ResponseHeaders({})
@@ -196,7 +196,7 @@ class AnswerReader(ResponseHandler):
         return waiter
 
     def _wake(self) -> None:
-        """Whoever waits continues, where the head is there or never will be."""
+        """Ends the wait, where the head has arrived or never will."""
         waiter = self._awaited
         if waiter is None or waiter.done():
             return

@@ -21,7 +21,7 @@ class Decompressor:
                 f"its Content-Encoding {encoding!r} is not one of those accepted ({ACCEPTED})"
             )
         self._is_gzip = encoding in _GZIP
-        self._codec: zlib._Decompress | None = None  # null: nothing has arrived yet
+        self._codec: zlib._Decompress | None = None  # None: nothing has arrived yet
         self._packed = b""
 
     def add(self, packed: bytes) -> None:

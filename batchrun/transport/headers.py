@@ -96,7 +96,7 @@ HINTS = frozenset({_RETRY_AFTER_MS, *_RETRY_AFTER, _SHOULD_RETRY, _COST})
 
 
 def retry_after_s(headers: Mapping[str, str], now_s: float | None = None) -> float | None:
-    """Seconds that the server asks to wait; null where it says nothing that can be read.
+    """Seconds that the server asks to wait; None where it says nothing that can be read.
 
     `retry-after-ms`, then `retry-after` as seconds, as a decimal, as an HTTP date or as a duration
     (`6m0s`), then the name it has behind a gateway. When a limit is full again (`...-reset-...`) is
@@ -118,7 +118,7 @@ def retry_after_s(headers: Mapping[str, str], now_s: float | None = None) -> flo
 
 
 def should_retry(headers: Mapping[str, str]) -> bool | None:
-    """What the server itself says about another attempt; null where it says nothing."""
+    """What the server itself says about another attempt; None where it says nothing."""
     return {"true": True, "false": False}.get(headers.get(_SHOULD_RETRY, "").lower())
 
 
@@ -185,7 +185,7 @@ def advertised_limits(
     """The limits of a minute that an answer advertises, in the order of their headers.
 
     `of` is `requests` or `tokens`, or `input tokens` or `output tokens` where these have limits of
-    their own. What cannot be read is null; a limit is left out where its size means "no limit"
+    their own. What cannot be read is None; a limit is left out where its size means "no limit"
     (Azure's -1 and 0) or cannot be read, or where neither size nor remaining is given. `now_s` is
     Unix time.
     """

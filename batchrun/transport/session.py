@@ -47,7 +47,7 @@ class SessionConnections:
         self._session = aiohttp.ClientSession(
             # The gate alone counts what is in flight; the pool must not wait a second time.
             connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=300, force_close=True),
-            # Whoever closes first keeps the port for a minute: better the server.
+            # The side that closes first keeps the port for a minute: it should be the server.
             headers={**headers, "Connection": "close"},
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s),
