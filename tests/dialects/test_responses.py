@@ -83,7 +83,7 @@ def test_an_answer_cut_at_the_limit_is_truncated_whatever_the_server_calls_it() 
     assert (filtered.truncated, filtered.ok) == (False, False)
 
 
-def test_tool_calls_are_listed_with_their_place_and_checked_against_their_schema() -> None:
+def test_tool_calls_are_listed_with_their_position_and_checked_against_their_schema() -> None:
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
     tools = [{"type": "function", "name": "f", "parameters": schema}]
     calls = [

@@ -33,7 +33,7 @@ async def test_an_answer_needs_no_more_than_to_call_itself_one(
     assert (outcome.result.output, outcome.result.usage) == ("[]", Usage())
 
 
-async def test_unknown_fields_and_echoes_that_do_not_match_are_borne(
+async def test_unknown_fields_and_echoes_that_do_not_match_are_accepted(
     complete: Complete, answer: Make
 ) -> None:
     strange = answer(
@@ -77,7 +77,7 @@ async def test_an_error_in_a_200_is_a_failure(complete: Complete, answer: Make, 
         b'{"object":"response","status":"in_progress","output":[]}',
     ],
 )
-async def test_what_is_no_answer_in_a_200_is_tried_twice_more(
+async def test_what_is_no_answer_in_a_200_is_retried_twice(
     complete: Complete, answer: Make, body: bytes
 ) -> None:
     outcome = await complete([{"body": body}, {"body": body}, {"body": answer()}])
@@ -142,7 +142,7 @@ async def test_an_answer_as_long_as_its_limit_is_truncated_though_called_complet
         ("failed_to_download_image", ErrorKind.SERVER_ERROR),
     ],
 )
-async def test_a_failed_response_is_tried_again_where_that_may_help(
+async def test_a_failed_response_is_retried_where_that_may_help(
     complete: Complete, answer: Make, code: str, kind: ErrorKind
 ) -> None:
     failed = answer(status="failed", output=[], error={"code": code, "message": "oops"})
@@ -174,7 +174,7 @@ async def test_a_failed_response_is_tried_again_where_that_may_help(
         "image_file_not_found",
     ],
 )
-async def test_a_failed_response_that_the_request_caused_is_not_tried_again(
+async def test_a_failed_response_that_the_request_caused_is_not_retried(
     complete: Complete, answer: Make, code: str
 ) -> None:
     failed = answer(status="failed", output=[], error={"code": code, "message": "oops"})
@@ -187,7 +187,7 @@ async def test_a_failed_response_that_the_request_caused_is_not_tried_again(
 
 
 @pytest.mark.parametrize("error", [None, "oops", {"type": "oops"}, {"message": None}, 5])
-async def test_a_failed_response_without_a_code_is_tried_to_the_end(
+async def test_a_failed_response_without_a_code_is_retried_to_the_end(
     complete: Complete, answer: Make, error: Any
 ) -> None:
     failed = answer(status="failed", output=[], error=error)

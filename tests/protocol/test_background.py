@@ -68,7 +68,7 @@ async def test_a_server_that_answers_at_once_is_not_asked_again(
     assert (outcome.result.status, outcome.result.id) == (status, "resp_1")
 
 
-async def test_an_error_of_the_create_call_is_tried_again_as_in_any_mode(
+async def test_an_error_of_the_create_call_is_retried_as_in_any_mode(
     endpoint: Connect, request_of: Callable[..., Request], answer: Make
 ) -> None:
     script = [{"status": 500, "body": ERROR}, LIMITED, {"body": answer()}]
@@ -107,7 +107,7 @@ async def test_work_that_has_begun_is_taken_up_without_a_second_create_call(
 
 
 @pytest.mark.parametrize("status", [404, 405, 501])
-async def test_work_that_is_gone_is_sent_again_and_counted(
+async def test_work_that_the_server_lost_is_sent_again_and_counted(
     endpoint: Connect, request_of: Callable[..., Request], answer: Make, status: int
 ) -> None:
     script = [{"status": status, "body": ERROR}, {"body": answer()}]

@@ -53,7 +53,7 @@ async def _killed_and_resumed(
     return server.asked, row
 
 
-async def test_what_was_begun_before_a_kill_is_taken_up_or_counted_where_it_is_gone(
+async def test_what_was_begun_before_a_kill_is_continued_or_counted_where_the_server_lost_it(
     serve: Callable[..., Any], answer: Make, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     begun = [

@@ -137,7 +137,7 @@ SHAPES: dict[str, tuple[int, Any, str, str, str | None]] = {
 
 @pytest.mark.parametrize("mode", ["plain", "stream", "background"])
 @pytest.mark.parametrize("shape", SHAPES)
-async def test_an_error_of_any_shape_is_told_in_its_own_words(
+async def test_an_error_of_any_shape_is_reported_in_its_own_words(
     complete: Complete, shape: str, mode: str
 ) -> None:
     status, body, kind, message, code = SHAPES[shape]
@@ -184,7 +184,7 @@ async def test_a_message_that_sends_the_whole_input_back_is_cut(complete: Comple
         assert outcome.result.message == "x" * 8_000
 
 
-async def test_a_body_that_is_no_text_at_all_is_told_too(complete: Complete) -> None:
+async def test_a_body_that_is_no_text_at_all_is_reported_too(complete: Complete) -> None:
     for body in (b"\xff\xfe\x00", b"[[[[", json.dumps({"error": {"x": 1}}).encode(), b"{}"):
         outcome = await complete([{"status": 400, "body": body}])
         assert outcome.result.message

@@ -135,7 +135,7 @@ CASES: dict[str, Case] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-async def test_each_error_has_its_kind_and_its_number_of_tries(
+async def test_each_error_has_its_kind_and_its_number_of_attempts(
     complete: Complete, name: str
 ) -> None:
     case = CASES[name]
@@ -205,14 +205,14 @@ async def test_a_request_above_the_whole_limit_fails_and_one_below_it_waits(
         ({"body": b"not gzip", "headers": {"Content-Encoding": "gzip"}}, K.CUT),
     ],
 )
-async def test_an_answer_that_is_lost_on_the_way_is_tried_again(
+async def test_an_answer_that_is_lost_on_the_way_is_retried(
     complete: Complete, answer: Make, step: dict[str, Any], kind: ErrorKind
 ) -> None:
     outcome = await complete([step, {"body": answer()}])
     assert [attempt.error_kind for attempt in outcome.attempts] == [kind, None]
 
 
-async def test_no_address_no_tls_and_nobody_there_are_tried_again(complete: Complete) -> None:
+async def test_no_address_no_tls_and_no_server_are_retried(complete: Complete) -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         port = nobody.getsockname()[1]
@@ -235,7 +235,7 @@ async def test_no_address_no_tls_and_nobody_there_are_tried_again(complete: Comp
     server.close()
 
 
-async def test_what_may_still_run_is_tried_once_more_and_the_message_advises(
+async def test_what_may_still_run_is_retried_once_and_the_message_advises(
     complete: Complete,
 ) -> None:
     for status in (504, 524):

@@ -131,7 +131,7 @@ def test_durations_are_read_as_servers_write_them(text: str, seconds: float | No
 @pytest.mark.parametrize(
     ("status", "said", "tries"), [(500, "false", 1), (429, "false", 1), (400, "true", 3)]
 )
-async def test_the_servers_own_word_about_another_try_is_obeyed(
+async def test_what_the_server_says_about_another_attempt_is_obeyed(
     complete: Complete, answer: Make, status: int, said: str, tries: int
 ) -> None:
     error = {"error": {"message": "m", "code": None, "type": "x"}}
@@ -173,7 +173,7 @@ async def test_what_a_gateway_says_an_answer_cost_is_kept(
     assert outcome.result.reported_cost_usd == 0.5
 
 
-async def test_headers_that_are_missing_or_strange_are_borne(
+async def test_headers_that_are_missing_or_strange_are_accepted(
     complete: Complete, answer: Make
 ) -> None:
     strange = {

@@ -109,7 +109,7 @@ async def test_nothing_is_added_but_what_the_mode_needs(
         assert set(connected.server.requests[0].body) == {"model", "input", "stream"}
 
 
-async def test_each_try_has_a_client_request_id_that_is_stored_and_none_says_idempotent(
+async def test_each_attempt_has_a_client_request_id_that_is_stored_and_none_says_idempotent(
     endpoint: Connect, request_of: RequestOf, answer: Make
 ) -> None:
     script = [{"status": 500}, {"status": 429}, {"body": answer()}]
@@ -227,8 +227,8 @@ async def test_a_proxy_of_the_environment_carries_requests(
     assert seen.headers["host"] == "api.example.invalid"
     assert seen.headers["authorization"] == "Bearer k-1"
     if credentials:
-        told = seen.headers["proxy-authorization"].removeprefix("Basic ")
-        assert base64.b64decode(told) == b"me:pass@word"
+        sent = seen.headers["proxy-authorization"].removeprefix("Basic ")
+        assert base64.b64decode(sent) == b"me:pass@word"
 
 
 @contextlib.asynccontextmanager

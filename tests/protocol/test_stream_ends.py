@@ -62,7 +62,7 @@ _AZURE = {
         (b'data: {"type":"error","message":"oops","code":null}\n\n', ErrorKind.SERVER_ERROR),
     ],
 )
-async def test_errors_within_a_stream_are_told_in_any_of_their_shapes(
+async def test_errors_within_a_stream_are_reported_in_any_of_their_shapes(
     complete: Complete, answer: Make, events: Events, event: Any, kind: ErrorKind
 ) -> None:
     said = events(answer())
@@ -102,7 +102,7 @@ async def test_a_failed_response_after_an_error_is_the_answer_and_keeps_its_toke
 
 
 @pytest.mark.parametrize("count", [0, 1, 5, -1])
-async def test_a_clean_end_without_a_last_event_is_tried_again(
+async def test_a_clean_end_without_a_last_event_is_retried(
     complete: Complete, answer: Make, events: Events, count: int
 ) -> None:
     said = events(answer())
@@ -115,7 +115,7 @@ async def test_a_clean_end_without_a_last_event_is_tried_again(
 
 
 @pytest.mark.parametrize("end", ["cut", "reset"])
-async def test_a_stream_that_breaks_off_is_tried_again(
+async def test_a_stream_that_breaks_off_is_retried(
     complete: Complete, answer: Make, events: Events, end: str
 ) -> None:
     said = events(answer())
@@ -150,7 +150,7 @@ async def test_a_last_event_without_its_blank_line_counts(complete: Complete, an
     assert (await complete([{"events": [line]}], mode="stream")).ok
 
 
-async def test_silence_before_the_first_delta_is_no_standstill(
+async def test_silence_before_the_first_delta_is_no_stall(
     complete: Complete, answer: Make, events: Events
 ) -> None:
     said = events(answer("x"))
@@ -180,7 +180,7 @@ async def test_silence_before_the_first_delta_is_no_standstill(
         "reasoning_summary_text",
     ],
 )
-async def test_silence_after_the_first_delta_is_a_standstill(
+async def test_silence_after_the_first_delta_is_a_stall(
     endpoint: Callable[..., Any], request_of: Callable[..., Any], what: str
 ) -> None:
     said = {"type": f"response.{what}.delta", "delta": "x"}
@@ -190,7 +190,7 @@ async def test_silence_after_the_first_delta_is_a_standstill(
             await connected.send(request_of())
 
 
-async def test_a_stream_that_never_says_anything_ends_at_the_time_for_one_try(
+async def test_a_stream_that_never_begins_ends_at_the_time_for_one_attempt(
     endpoint: Callable[..., Any], request_of: Callable[..., Any]
 ) -> None:
     step = {"events": [b": PING\n\n"], "end": "open"}

@@ -115,7 +115,7 @@ async def test_an_empty_output_in_the_last_event_is_filled_from_the_finished_ite
     assert (outcome.ok, outcome.result.output_text) == (True, "forty-two")
 
 
-async def test_finished_items_without_a_place_or_without_an_item_are_borne(
+async def test_finished_items_without_an_index_or_without_an_item_are_accepted(
     complete: Complete, answer: Make
 ) -> None:
     done = {"type": "response.output_item.done"}
@@ -218,7 +218,7 @@ async def test_an_error_as_json_is_taken_where_a_stream_was_asked_for(
 
 
 @pytest.mark.parametrize("body", [b"", b"Too Many Requests", b": PING\n\n"])
-async def test_an_error_status_tells_where_its_stream_says_nothing(
+async def test_an_error_status_counts_where_its_stream_says_nothing(
     complete: Complete, answer: Make, body: bytes
 ) -> None:
     limited = {"status": 429, "type": "text/event-stream", "body": body}

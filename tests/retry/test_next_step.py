@@ -149,7 +149,7 @@ def test_without_a_hint_the_wait_is_between_half_a_second_and_the_longest(
         assert counted < SETTINGS.max_attempts or FACTS[failures[-1]].cure is Cure.WAIT
 
 
-def test_the_servers_own_word_about_another_try_is_obeyed() -> None:
+def test_what_the_server_says_about_another_attempt_is_obeyed() -> None:
     end = _judge(ErrorKind.SERVER_ERROR, should_retry=False)
     assert end == GiveUp("failed", "")
     assert isinstance(_judge(ErrorKind.BAD_REQUEST, should_retry=True), Again)

@@ -48,7 +48,7 @@ async def test_a_connection_carries_one_request_after_the_other(transport: str) 
     assert len(set(ports)) == (1 if transport == "fast" else 2)  # the fallback keeps none
 
 
-async def test_a_server_that_never_sends_headers_ends_at_the_time_for_one_try() -> None:
+async def test_a_server_that_never_sends_headers_ends_at_the_time_for_one_attempt() -> None:
     error = await failure(says(then_waits=True), timeout_s=0.3)
     assert error.kind is ErrorKind.TIMEOUT
     assert "endpoint.timeout_s" in str(error)
@@ -67,7 +67,7 @@ async def test_a_server_that_stops_within_a_chunk_ends_at_the_idle_time() -> Non
     assert error.kind is ErrorKind.TIMEOUT
 
 
-async def test_a_body_that_trickles_for_ever_ends_at_the_time_for_one_try() -> None:
+async def test_a_body_that_trickles_for_ever_ends_at_the_time_for_one_attempt() -> None:
     async def trickle(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(OK + b"Transfer-Encoding: chunked\r\n\r\n")
         while True:

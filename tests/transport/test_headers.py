@@ -71,7 +71,7 @@ OPENAI = {
 
 
 @pytest.mark.parametrize(
-    ("headers", "told"),
+    ("headers", "advertised"),
     [
         ({}, []),
         ({"x-request-id": "a", "openai-processing-ms": "12"}, []),
@@ -169,14 +169,14 @@ OPENAI = {
         ({"x-ratelimit-limit-images": "5", "x-ratelimit-limit": "7"}, ["x-ratelimit-limit"]),
     ],
 )
-def test_the_limits_that_a_server_tells_are_read_in_all_spellings(
-    headers: dict[str, str], told: list[AdvertisedLimit | str]
+def test_the_limits_that_a_server_advertises_are_read_in_all_spellings(
+    headers: dict[str, str], advertised: list[AdvertisedLimit | str]
 ) -> None:
     found = advertised_limits(CIMultiDict(headers), NOW_S)
-    if told and isinstance(told[0], str):
-        assert [one.header for one in found] == told
+    if advertised and isinstance(advertised[0], str):
+        assert [one.header for one in found] == advertised
     else:
-        assert list(found) == told
+        assert list(found) == advertised
 
 
 _parts = st.sampled_from(
@@ -210,15 +210,15 @@ _values = (
 
 @given(st.dictionaries(_names, _values), st.floats(0, 1e10))
 def test_any_headers_can_be_read(headers: dict[str, str], now_s: float) -> None:
-    told = advertised_limits(CIMultiDict({**headers, "x-ratelimit-limit": "1"}), now_s)
-    for one in told:
+    advertised = advertised_limits(CIMultiDict({**headers, "x-ratelimit-limit": "1"}), now_s)
+    for one in advertised:
         assert one.of in {"requests", "tokens", "input tokens", "output tokens"}
         assert one.limit is not None or one.remaining is not None
         assert all(
             value is None or (value >= 0 and math.isfinite(value))
             for value in (one.limit, one.remaining, one.reset_s)
         )
-    assert any(one.header.lower() == "x-ratelimit-limit" for one in told)
+    assert any(one.header.lower() == "x-ratelimit-limit" for one in advertised)
 
 
 def test_of_answers_with_the_same_limits_a_hundred_a_second_are_read_and_errors_always() -> None:

@@ -35,8 +35,10 @@ def test_a_key_is_found_however_it_is_spelt(spelling: str) -> None:
 
 
 def test_the_secret_behind_a_scheme_is_one_by_itself() -> None:
-    veil = Redactor(["Negotiate 0123456789"])
-    assert veil.hide(b"Negotiate 0123456789 or 0123456789, Negotiate") == b"*** or ***, Negotiate"
+    redactor = Redactor(["Negotiate 0123456789"])
+    assert (
+        redactor.hide(b"Negotiate 0123456789 or 0123456789, Negotiate") == b"*** or ***, Negotiate"
+    )
 
 
 def test_a_placeholder_is_no_secret() -> None:
@@ -56,7 +58,7 @@ def test_what_holds_no_secret_is_the_very_same() -> None:
     st.binary(max_size=60),
     st.sampled_from(sorted(_SPELLINGS)),
 )
-def test_any_key_is_gone_from_any_bytes(
+def test_any_key_is_removed_from_any_bytes(
     key: str, before: bytes, after: bytes, spelling: str
 ) -> None:
     said = _SPELLINGS[spelling](key).encode()
