@@ -13,7 +13,7 @@ import pyarrow as pa
 from batchrun.errors import InputError, JobError
 from batchrun.formats.arrow import carried_type, own_type, pack, unpack
 from batchrun.formats.printable import cut
-from batchrun.inputs.rows import NO_COLUMNS, RowProblem, SourceRow, to_json_text
+from batchrun.inputs.rows import NO_COLUMNS, RowProblem, SourceFile, SourceRow, to_json_text
 from batchrun.job.sections import InputJob
 from batchrun.records import Column, Layout
 
@@ -26,50 +26,85 @@ NAMED_TYPES = {
     JSON: pa.string(),
 }
 _NAMES = {kind: name for name, kind in NAMED_TYPES.items() if name != JSON}
+_MISFIT = object()
 _is = pa.types
-
-Fit = Callable[[Any], Any]
-
-
-class Misfit(Exception):  # noqa: N818 - becomes an error where the row is known
-    """A value that does not fit; what it is stands in the message."""
 
 
 class Carrier:
     """Takes from a row what it carries, in the order of the layout."""
 
     def __init__(self, layout: Layout, input_job: InputJob) -> None:
-        self.explicit = frozenset(input_job.types)
         self._always = input_job.carry is not None  # also what is sent
-        self._columns = tuple(
-            (column.column, json_fit(column, explicit=column.column in self.explicit), column)
-            for column in layout.columns
-        )
-        self._names = frozenset(name for name, _, _ in self._columns)
+        self.columns = pinned_columns(layout.columns, input_job)
 
     def values(self, row: SourceRow, consumed: frozenset[str]) -> tuple[Any, ...]:
         """Null where the row lacks a column or sends it. Raises `InputError` for a misfit."""
-        if self._always or consumed.isdisjoint(self._names):
+        if self._always or consumed.isdisjoint(self.columns):
             consumed = NO_COLUMNS
+        if row.columns and not consumed:
+            return row.carried
         if row.columns:
-            if not consumed:
-                return row.carried
-            return tuple(
-                None if name in consumed else value
-                for (name, _, _), value in zip(self._columns, row.carried, strict=True)
-            )
+            pairs = zip(self.columns, row.carried, strict=True)
+            return tuple([None if name in consumed else value for name, value in pairs])
         data = row.data or {}
         values: list[Any] = []
-        for name, fit, column in self._columns:
-            value = data.get(name)
-            if value is None or name in consumed:
-                values.append(None)
-                continue
-            try:
-                values.append(fit(value))
-            except Misfit as what:
-                raise misfit(row.where, column, what) from None
+        for name, column in self.columns.items():
+            value = None if name in consumed else data.get(name)
+            values.append(None if value is None else column.fit(value, row))
         return tuple(values)
+
+
+class PinnedColumn:
+    """A carried column of a known type, and its values in their stored form."""
+
+    def __init__(self, column: Column, *, explicit: bool) -> None:
+        """`explicit`: `[input] types` asks for the type, so that text takes any value, as JSON."""
+        self.explicit = explicit
+        self.type = column.type
+        self.arrow = unpack(column.arrow)[0]
+        self._name = column.column
+        self._stored = self._conversion()
+
+    def fit(self, value: Any, source: SourceRow | SourceFile) -> Any:
+        """From a JSON value, not null, to the stored one. Raises `InputError`."""
+        try:
+            stored = self._stored(value)
+            if stored is not _MISFIT:
+                return stored
+            what = cut(_as_json(value), 60)
+        except RowProblem as problem:
+            what = f"a value {problem.message}"
+        raise self.misfit(source, what)
+
+    def misfit(self, source: SourceRow | SourceFile, what: object) -> InputError:
+        """The error for a value that does not fit."""
+        return InputError(
+            f"{source.where}: column `{self._name}` holds {what}, but it is carried as "
+            f"{self.type}. Fix the value; or say [input] types = {{ {self._name} = 'json' }} (or "
+            "'string') and start a new run directory with -o; or leave the column out with [input] "
+            "carry"
+        )
+
+    def _conversion(self) -> Callable[[Any], Any]:
+        kind = self.arrow
+        if self.type == JSON:
+            return _as_json
+        if _is.is_string(kind) or _is.is_large_string(kind):
+            return _as_any_text if self.explicit else partial(_exactly, str)
+        if _is.is_integer(kind):
+            sign_bits = int(_is.is_signed_integer(kind))
+            most = (1 << (kind.bit_width - sign_bits)) - 1
+            return partial(_as_integer, -(most + 1) * sign_bits, most)
+        if _is.is_floating(kind):
+            return _as_float
+        return partial(_exactly, bool if _is.is_boolean(kind) else None)
+
+
+def pinned_columns(columns: tuple[Column, ...], input_job: InputJob) -> dict[str, PinnedColumn]:
+    """The columns by their names in the source, in order."""
+    return {
+        one.column: PinnedColumn(one, explicit=one.column in input_job.types) for one in columns
+    }
 
 
 def check_types(input_job: InputJob) -> None:
@@ -105,69 +140,26 @@ def unite(kinds: list[pa.DataType | str]) -> pa.DataType | str | None:
         return None
 
 
-def misfit(where: str, column: Column, what: object) -> InputError:
-    """The error for a value that does not fit."""
-    return InputError(
-        f"{where}: column `{column.column}` holds {what}, but it is carried as {column.type}. Fix "
-        f"the value; or say [input] types = {{ {column.column} = 'json' }} (or 'string') and start "
-        "a new run directory with -o; or leave the column out with [input] carry"
-    )
+def _as_json(value: Any) -> str:
+    return to_json_text(value, leniently=True)
 
 
-def json_fit(column: Column, *, explicit: bool) -> Fit:
-    """From a JSON value, not null, to the stored one; the fit raises `Misfit`.
-
-    `explicit`: `[input] types` asks for this type, so that text takes any value, as JSON.
-    """
-    kind = unpack(column.arrow)[0]
-    if column.type == JSON:
-        return as_json
-    if _is.is_string(kind) or _is.is_large_string(kind):
-        return as_any_text if explicit else partial(_exactly, str)
-    if _is.is_integer(kind):
-        sign_bits = int(_is.is_signed_integer(kind))
-        most = (1 << (kind.bit_width - sign_bits)) - 1
-        return partial(_as_integer, -(most + 1) * sign_bits, most)
-    if _is.is_floating(kind):
-        return _as_float
-    return partial(_exactly, bool if _is.is_boolean(kind) else None)
-
-
-def as_json(value: Any) -> str:
-    """The value as JSON text. Raises `Misfit`."""
-    try:
-        return to_json_text(value, leniently=True)
-    except RowProblem as problem:
-        raise Misfit(f"a value {problem.message}") from None
-
-
-def as_any_text(value: Any) -> str:
-    """Text as it is, any other value as JSON. Raises `Misfit`."""
-    return value if type(value) is str else as_json(value)
+def _as_any_text(value: Any) -> str:
+    return value if type(value) is str else _as_json(value)
 
 
 def _exactly(kind: type | None, value: Any) -> Any:
     """A value of one type of JSON; null: of none."""
-    if type(value) is kind:
-        return value
-    raise _misfit_of(value)
+    return value if type(value) is kind else _MISFIT
 
 
-def _as_integer(least: int, most: int, value: Any) -> int:
+def _as_integer(least: int, most: int, value: Any) -> Any:
     if type(value) is float and value.is_integer():
         value = int(value)
-    if type(value) is int and least <= value <= most:
-        return value
-    raise _misfit_of(value)
+    return value if type(value) is int and least <= value <= most else _MISFIT
 
 
-def _as_float(value: Any) -> float:
-    if type(value) is float:
-        return value
+def _as_float(value: Any) -> Any:
     if type(value) is int and abs(value) <= 1 << 53:
         return float(value)
-    raise _misfit_of(value)
-
-
-def _misfit_of(value: Any) -> Misfit:
-    return Misfit(cut(as_json(value), 60))
+    return value if type(value) is float else _MISFIT

@@ -11,10 +11,10 @@ from msgspec import Struct
 
 from batchrun.dialects.responses import TRANSPORT_FIELDS
 from batchrun.errors import InputError
-from batchrun.inputs.carried import JSON, Fit, Misfit, json_fit, make_column, misfit, unite
+from batchrun.inputs.carried import JSON, make_column, pinned_columns, unite
 from batchrun.inputs.chat import BATCH_COLUMNS
 from batchrun.inputs.parquet import FileColumns
-from batchrun.inputs.rows import RowProblem, SourceRow, to_json_text
+from batchrun.inputs.rows import RowProblem, SourceFile, SourceRow, to_json_text
 from batchrun.job.sections import InputJob
 from batchrun.records import Column
 from batchrun.store.columns import name_columns
@@ -27,12 +27,14 @@ _CONTROLS = (BATCH_COLUMNS - {"body"}) | set(TRANSPORT_FIELDS)
 
 
 class _Seen(Struct):
-    """The values of one column so far."""
+    """What was found out about one column so far."""
 
     kinds: set[type]  # of JSON values
     arrow: list[pa.DataType]  # one for each Parquet file that has the column
     least: int = 0
     most: int = 0
+    bytes: int = 0
+    sent: bool = False  # some row has it, not null, and sends it
     carried: bool = False  # some row has it, not null, and does not send it
 
     def json_type(self) -> str | None:
@@ -49,26 +51,27 @@ class _Seen(Struct):
 
 
 class ColumnTally:
-    """Counts columns row by row. With a pinned layout, values are checked against it instead."""
+    """Counts columns row by row. With a pinned layout, values are checked against it instead.
+
+    Columns outside of `used` are never sent; null: all may be.
+    """
 
     def __init__(
-        self, input_job: InputJob, identity: frozenset[str], pinned: tuple[Column, ...] | None
+        self,
+        input_job: InputJob,
+        identity: frozenset[str],
+        pinned: tuple[Column, ...] | None,
+        used: frozenset[str] | None,
     ) -> None:
         self._carry = input_job.carry
         self._types = input_job.types
         self._identity = identity
-        self._pinned = None if pinned is None else {column.column: column for column in pinned}
+        self._pinned = pinned
+        self._used = used
         if pinned is None:
             pinned = tuple(make_column(name, name, kind) for name, kind in self._types.items())
-        self.fixed = pinned  # columns whose type is known before the pass
-        self._fits: dict[str, tuple[Column, Fit]] = {
-            one.column: (one, json_fit(one, explicit=one.column in self._types)) for one in pinned
-        }
+        self.fixed = pinned_columns(pinned, input_job)  # whose type is known before the pass
         self._columns: dict[str, _Seen] = {}
-        self._sent: dict[str, None] = {}
-        self._sizes: dict[str, int] = {}  # Parquet: bytes of each column
-        self._bytes = 0
-        self._file: tuple[str, ...] | None = None  # columns of the Parquet file last seen
         self.objects = 0  # rows that could be decoded
 
     @property
@@ -78,67 +81,49 @@ class ColumnTally:
 
     @property
     def carried_bytes(self) -> int:
-        return self._bytes + sum(self._sizes.get(name, 0) for name in self.carried())
+        return sum(self._columns[n].bytes for n in self.carried() if n in self._columns)
 
-    def add_file(self, columns: FileColumns, source: str) -> None:
+    def add_file(self, columns: FileColumns, file: SourceFile) -> None:
         """Counts the columns of a Parquet file in."""
+        carry, used = self._carry, self._used
         for name, kind in columns.types.items():
             seen = self._seen(name)
             seen.arrow.append(kind)
-            self._sizes[name] = self._sizes.get(name, 0) + columns.sizes.get(name, 0)
-            if self._carry is not None and name in self._carry:
-                self._note(name, seen, source)
+            seen.bytes += columns.sizes.get(name, 0)
+            if (name in carry) if carry is not None else (used is not None and name not in used):
+                self._note(name, seen, file)
 
-    def add_parquet(
-        self, row: SourceRow, consumed: frozenset[str], used: frozenset[str] | None
-    ) -> None:
-        """Counts a row of Parquet in; columns outside of `used` are never sent."""
+    def add(self, row: SourceRow, consumed: frozenset[str]) -> None:
+        """Counts a row in. Raises `InputError` where a value does not fit."""
         self.objects += 1
-        for name in row.data or ():
-            if name in consumed:
-                self._sent[name] = None
-            elif self._carry is None and not self._columns[name].carried:
-                self._note(name, self._columns[name], row.where)
-        if row.columns is not self._file:
-            self._file = row.columns
-            for name in row.columns:
-                if used is not None and name not in used and self._carry is None:
-                    self._note(name, self._columns[name], row.where)
-
-    def add_json(self, row: SourceRow, consumed: frozenset[str]) -> None:
-        """Counts a row of JSON Lines in. Raises `InputError` where a value does not fit."""
-        self.objects += 1
-        columns, carry = self._columns, self._carry
+        columns, carry, is_json = self._columns, self._carry, not row.columns
         for name, value in (row.data or {}).items():
             seen = columns.get(name) or self._seen(name)
+            if value is None:
+                continue
             if name in consumed:
-                if value is not None and name not in self._sent:
-                    self._sent[name] = None
+                seen.sent = True
                 if carry is None:
                     continue
-            if carry is not None and name not in carry:
-                continue
-            if value is None or name in self._identity:
+            if (carry is not None and name not in carry) or name in self._identity:
                 continue
             if not seen.carried:
-                self._note(name, seen, row.where)
-            if name in self._fits:
-                column, fit = self._fits[name]
-                try:
-                    fit(value)
-                except Misfit as what:
-                    raise misfit(row.where, column, what) from None
+                self._note(name, seen, row)
+            if not is_json:  # the file says what its columns are
+                continue
+            if name in self.fixed:
+                self.fixed[name].fit(value, row)
             kind = type(value)
             if kind is str:
-                self._bytes += len(value)
+                seen.bytes += len(value)
             elif kind is int:
-                self._bytes += 8
+                seen.bytes += 8
                 if value < seen.least:
                     seen.least = value
                 elif value > seen.most:
                     seen.most = value
             else:
-                self._bytes += 8 if kind in (bool, float) else _json_bytes(value)
+                seen.bytes += 8 if kind in (bool, float) else _json_bytes(value)
             seen.kinds.add(kind)
 
     def sent(self, in_templates: set[str]) -> tuple[str, ...]:
@@ -146,24 +131,21 @@ class ColumnTally:
         hidden = self._identity | _CONTROLS
         return tuple(
             name
-            for name in self._columns
-            if (name in self._sent and name not in hidden) or name in in_templates
+            for name, seen in self._columns.items()
+            if (seen.sent and name not in hidden) or name in in_templates
         )
 
     def carried(self) -> list[str]:
         """The source columns that are carried, in order of first appearance or as asked for."""
-        if self._carry is not None:
-            return [name for name in dict.fromkeys(self._carry) if name not in self._identity]
-        return [
-            name
-            for name, seen in self._columns.items()
-            if name not in self._identity and (seen.carried or name not in self._sent)
-        ]
+        asked = self._carry
+        if asked is None:
+            asked = tuple(n for n, seen in self._columns.items() if seen.carried or not seen.sent)
+        return [name for name in dict.fromkeys(asked) if name not in self._identity]
 
     def layout(self) -> tuple[Column, ...]:
         """The carried columns with the types that hold all values. Raises `InputError`."""
         if self._pinned is not None:
-            return self.fixed
+            return self._pinned
         names = self.carried()
         return tuple(
             make_column(name, column, self._type(column))
@@ -173,14 +155,14 @@ class ColumnTally:
     def _seen(self, name: str) -> _Seen:
         return self._columns.setdefault(name, _Seen(kinds=set(), arrow=[]))
 
-    def _note(self, name: str, seen: _Seen, where: str) -> None:
+    def _note(self, name: str, seen: _Seen, source: SourceRow | SourceFile) -> None:
         """The column is carried; a run that has begun must know it."""
         if name in self._identity:
             return
-        if self._pinned is not None and name not in self._pinned:
+        if self._pinned is not None and name not in self.fixed:
             raise InputError(
-                f"{where}: column `{name}` is new; this run carries "
-                f"{', '.join(self._pinned) or 'none'} since it began, and its columns are fixed. "
+                f"{source.where}: column `{name}` is new; this run carries "
+                f"{', '.join(self.fixed) or 'none'} since it began, and its columns are fixed. "
                 "List the columns to carry in [input] carry, or start a new run directory with -o"
             )
         seen.carried = True

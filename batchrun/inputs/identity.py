@@ -224,25 +224,14 @@ def find_duplicate(
 
 def repeated_hashes(ids: "array[int]") -> set[int]:
     """Hashes that occur more than once. What is held besides `ids` does not grow with them."""
-    count = len(ids)
-    parts = min(-(-count // _PARTITION), _PARTITIONS)
-    whole = pa.Array.from_buffers(pa.int64(), count, [None, pa.py_buffer(ids)])
-    if parts <= 1:
-        return _repeated_in(whole)
-    repeated: set[int] = set()
+    whole = pa.Array.from_buffers(pa.int64(), len(ids), [None, pa.py_buffer(ids)])
+    parts = min(max(-(-len(ids) // _PARTITION), 1), _PARTITIONS)
     mask = (1 << (parts - 1).bit_length()) - 1
+    repeated: set[int] = set()
     for part in range(mask + 1):
-        gathered = []
-        for at in range(0, count, _SLICE):
-            some = whole.slice(at, _SLICE)
-            gathered.append(some.filter(pc.equal(pc.bit_wise_and(some, mask), part)))
-        repeated |= _repeated_in(pa.chunked_array(gathered))
+        slices = (whole.slice(at, _SLICE) for at in range(0, len(ids), _SLICE))
+        partition = [one.filter(pc.equal(pc.bit_wise_and(one, mask), part)) for one in slices]
+        counts = pc.value_counts(pa.chunked_array(partition, pa.int64()))
+        often = counts.filter(pc.greater(counts.field("counts"), 1))
+        repeated.update(often.field("values").to_pylist())
     return repeated
-
-
-def _repeated_in(hashes: pa.Array | pa.ChunkedArray) -> set[int]:
-    if pc.count_distinct(hashes).as_py() == len(hashes):
-        return set()
-    counts = pc.value_counts(hashes)
-    often = counts.filter(pc.greater(counts.field("counts"), 1))
-    return set(often.field("values").to_pylist())

@@ -6,7 +6,7 @@ What may be sent becomes plain JSON values; what is carried keeps its exact stor
 import datetime as dt
 import math
 import os
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any
@@ -16,10 +16,9 @@ import pyarrow.parquet as pq
 from msgspec import Struct
 
 from batchrun.errors import InputError
-from batchrun.formats.arrow import carried_type, is_list, own_type, plain_values, unpack
-from batchrun.inputs.carried import JSON, Misfit, as_any_text, as_json, misfit, unite
+from batchrun.formats.arrow import carried_type, is_list, own_type, plain_values
+from batchrun.inputs.carried import JSON, PinnedColumn, unite
 from batchrun.inputs.rows import SourceFile, SourceRow, Unsendable
-from batchrun.records import Column
 
 _BATCH_BYTES = 8 * 1024 * 1024  # about what a batch may take up once decoded
 _BATCH_ROWS = 512
@@ -34,9 +33,8 @@ class ColumnUse(Struct, frozen=True):
     """What to make of a file's columns."""
 
     used: frozenset[str] | None  # may be sent or fill a template; null: all
-    columns: tuple[Column, ...] = ()  # to carry
-    explicit: frozenset[str] = frozenset()  # those of them whose type [input] types names
-    decode_all: bool = False  # every column, to know that the file is sound
+    carried: Mapping[str, PinnedColumn] = {}
+    decode_all: bool = False  # to know that the file is sound
 
 
 class FileColumns(Struct, frozen=True):
@@ -97,19 +95,17 @@ class _BatchReader:
         self._names = tuple(schema.names)
         types = {field.name: field.type for field in schema}
         self._plain: dict[str, Values] = {
-            column: _json_reader(kind)
-            for column, kind in types.items()
-            if use.used is None or column in use.used
+            name: _json_reader(kind)
+            for name, kind in types.items()
+            if use.used is None or name in use.used
         }
         # Null for a column that this file does not have.
-        self._carried: list[tuple[str, Values | None]] = [
-            (one.column, kind and _carried_reader(file, one, kind, one.column in use.explicit))
-            for one in use.columns
-            for kind in [types.get(one.column)]
-        ]
-        carried = {column for column, read in self._carried if read}
-        needed = [column for column in types if column in self._plain or column in carried]
-        self.needed = None if use.decode_all else needed
+        self._carried: dict[str, Values | None] = {
+            name: _carried_reader(file, column, types[name]) if name in types else None
+            for name, column in use.carried.items()
+        }
+        read = self._plain.keys() | use.carried.keys()
+        self.needed = None if use.decode_all else [name for name in types if name in read]
 
     def rows(
         self, batch: pa.RecordBatch, first: int, complete: bytearray | None, limit: int | None
@@ -123,10 +119,10 @@ class _BatchReader:
             return
         if len(numbers) < batch.num_rows and batch.num_columns:
             batch = batch.take(pa.array([row - first for row in numbers]))
-        at = {name: index for index, name in enumerate(batch.schema.names)}
+        arrays = dict(zip(batch.schema.names, batch.columns, strict=True))
         try:
-            plain = [(name, read(batch.column(at[name]))) for name, read in self._plain.items()]
-            carried = [read and read(batch.column(at[name])) for name, read in self._carried]
+            plain = [(name, read(arrays[name])) for name, read in self._plain.items()]
+            carried = [read and read(arrays[name]) for name, read in self._carried.items()]
         except (pa.ArrowException, ValueError) as error:
             raise _unreadable(self._file, error) from error
         for index, row in enumerate(numbers):
@@ -194,32 +190,26 @@ def _json_reader(kind: pa.DataType) -> Values:
     return lambda array: [None if value is None else make(value) for value in plain_values(array)]
 
 
-def _carried_reader(file: SourceFile, column: Column, kind: pa.DataType, explicit: bool) -> Values:
-    """From an array to the stored values of a carried column that the file has as `kind`.
+def _carried_reader(file: SourceFile, column: PinnedColumn, kind: pa.DataType) -> Values:
+    """From an array to the stored values of a column that the file has as `kind`.
 
     Raises `InputError` where the type cannot be put into the pinned one; so may the reader.
     """
     own = carried_type(own_type(kind))
-    pinned = unpack(column.arrow)[0]
     is_text = _is.is_string(own) or _is.is_large_string(own)
-    make, to_text = None, None
-    if column.type == JSON or (explicit and column.type == "string" and not is_text):
-        make, to_text = sendable(own), as_json if column.type == JSON else as_any_text
-    elif not explicit and unite([kind, pinned]) != pinned:
-        raise misfit(file.name, column, own)
+    as_text = column.type == JSON or (column.explicit and column.type == "string" and not is_text)
+    if not as_text and not column.explicit and unite([kind, column.arrow]) != column.arrow:
+        raise column.misfit(file, own)
+    make = sendable(own)
 
     def read(array: pa.Array) -> list[Any]:
         try:
-            if to_text is None:
-                return plain_values(array, pinned)
-            return [
-                None if value is None else to_text(make(value) if make else value)
-                for value in plain_values(array)
-            ]
-        except Misfit as what:
-            raise misfit(file.name, column, what) from None
+            values = plain_values(array, None if as_text else column.arrow)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise misfit(file.name, column, f"{own} ({error})") from error
+            raise column.misfit(file, f"{own} ({error})") from error
+        if not as_text:
+            return values
+        return [v if v is None else column.fit(make(v) if make else v, file) for v in values]
 
     return read
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from msgspec import Struct, field
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from batchrun.dialects.responses import output_limit
 from batchrun.errors import InputError
@@ -39,27 +39,36 @@ OnRows = Callable[[int], None]  # the rows so far
 OnBody = Callable[[int, JsonObject], None]  # a row's number and its body
 
 
-class Survey(Struct, frozen=True):
+class _RowFacts(Struct):
+    """What the full pass gathers row by row."""
+
+    hashes: "array[int]" = field(default_factory=lambda: array("Q"))  # of requests, or bad rows
+    is_bad: bytearray = field(default_factory=bytearray)  # 1 for each bad row
+    # 1 where nothing bounds the cost; empty where not asked for
+    is_unbounded: bytearray = field(default_factory=bytearray)
+    problems: list[BadRow] = field(default_factory=list)  # the first ten
+    models: dict[str | None, None] = field(default_factory=dict)  # null: rows name none
+    body_bytes: int = 0  # sum
+
+
+class Survey(_RowFacts, kw_only=True):
     """What the full pass found."""
 
     layout: Layout
-    hashes: "array[int]"  # 'Q': the request's hash of each row, or the bad row's
     ids: "array[int] | None"  # 'q': hash(custom_id) of each row; null: known by number alone
-    is_bad: bytearray  # 1 for each bad row
-    bad_rows: int
-    problems: tuple[BadRow, ...]  # the first ten
-    body_bytes: int  # sum
     carried_bytes: int  # sum, an estimate
     sent: tuple[str, ...]  # source columns, in order of first appearance
     carried: tuple[str, ...]
     first: Request | None
     warnings: tuple[str, ...]
-    models: tuple[str | None, ...]  # the first thousand that rows ask for; null: rows name none
-    is_unbounded: bytearray  # 1 where nothing bounds the cost; empty where not asked for
 
     @property
     def rows(self) -> int:
         return len(self.hashes)
+
+    @property
+    def bad_rows(self) -> int:
+        return self.is_bad.count(1)
 
 
 class PromptSet:
@@ -96,9 +105,10 @@ class PromptSet:
         """
         identity = self._identity(pinned)
         self._check_types(pinned)
-        tally = ColumnTally(self._job, identity.consumed, pinned.columns if pinned else None)
-        found = self._read_all(identity, tally, on_rows, mark_unbounded, on_body)
-        names = found.names
+        columns = pinned.columns if pinned else None
+        tally = ColumnTally(self._job, identity.consumed, columns, self._used)
+        names = RowNames()
+        found = self._read_all(identity, names, tally, on_rows, mark_unbounded, on_body)
         self._hashes = found.hashes
         self._check_columns(tally)
         identity, warnings = names.prove(identity, self._named_rows)
@@ -107,27 +117,19 @@ class PromptSet:
             columns=tally.layout(),
             bad_row_suffix=identity.bad_row_suffix,
         )
-        problems = [
-            replace(bad, custom_id=identity.number(bad.row, names.named_by[bad.row]))
-            if names.named_by[bad.row] in (BY_NUMBER, NAMELESS)
-            else bad
-            for bad in found.problems
-        ]
+        for at, bad in enumerate(found.problems):
+            if (named_by := names.named_by[bad.row]) in (BY_NUMBER, NAMELESS):
+                name = identity.number(bad.row, named_by)
+                found.problems[at] = replace(bad, custom_id=name)
         return Survey(
+            **asdict(found),
             layout=layout,
-            hashes=found.hashes,
             ids=names.ids if names.any_named else None,
-            is_bad=found.is_bad,
-            bad_rows=found.is_bad.count(1),
-            problems=tuple(problems),
-            body_bytes=found.body_bytes,
             carried_bytes=tally.carried_bytes,
             sent=tally.sent(self._maker.in_templates(tally.columns)),
             carried=tuple(column.column for column in layout.columns),
             first=self._first(layout, found.is_bad),
             warnings=warnings,
-            models=tuple(found.models),
-            is_unbounded=found.is_unbounded,
         )
 
     def requests(
@@ -139,7 +141,7 @@ class PromptSet:
         """
         identity = self._identity(layout)
         carrier = Carrier(layout, self._job)
-        use = ColumnUse(used=self._used, columns=layout.columns, explicit=carrier.explicit)
+        use = ColumnUse(self._used, carrier.columns)
         hashes = self._hashes
         if hashes is not None:  # a file that has grown since is noticed by its time
             limit = min(len(hashes), len(hashes) if limit is None else limit)
@@ -189,27 +191,26 @@ class PromptSet:
     def _read_all(
         self,
         identity: Identity,
+        names: RowNames,
         tally: ColumnTally,
         on_rows: OnRows | None,
         mark_unbounded: bool,
         on_body: OnBody | None,
-    ) -> "_Found":
+    ) -> _RowFacts:
         """Every row read, made into a request, counted and dropped. Raises `InputError`."""
-        found = _Found()
+        found = _RowFacts()
         for file in self._source.files:
             if file.kind == "parquet":
-                tally.add_file(read_columns(file), file.name)
-        use = ColumnUse(self._used, tally.fixed, frozenset(self._job.types), decode_all=True)
-        draft_of, add_hash, add_name = self._maker.draft, found.hashes.append, found.names.add
+                tally.add_file(read_columns(file), file)
+        use = ColumnUse(self._used, tally.fixed, decode_all=True)
+        draft_of, add_hash, add_name = self._maker.draft, found.hashes.append, names.add
         for row in self._reader.rows(use):
             draft = draft_of(row, identity)
             body = draft.body
             add_hash(draft.hash)
             add_name(row, draft.custom_id, draft.named_by)
-            if row.columns:
-                tally.add_parquet(row, draft.consumed, use.used)
-            elif row.data is not None:
-                tally.add_json(row, draft.consumed)
+            if row.data is not None:
+                tally.add(row, draft.consumed)
             found.is_bad.append(body is None)
             if mark_unbounded:
                 found.is_unbounded.append(body is not None and not _is_bounded(body))
@@ -249,7 +250,7 @@ class PromptSet:
         """The rows of these numbers, of Parquet with the columns alone that may name them."""
         names = {"custom_id", self._job.id or FALLBACK}
         marks = _all_but(numbers, len(self._hashes or ()))
-        return self._reader.rows(ColumnUse(used=frozenset(names)), marks, max(numbers) + 1)
+        return self._reader.rows(ColumnUse(frozenset(names)), marks, max(numbers) + 1)
 
     def _first(self, layout: Layout, is_bad: bytearray) -> Request | None:
         number = is_bad.find(0)
@@ -257,18 +258,6 @@ class PromptSet:
             return None
         row = next(self.requests(layout, _all_but({number}, len(is_bad)), number + 1), None)
         return row if isinstance(row, Request) else None
-
-
-class _Found(Struct):
-    """What the full pass gathers row by row."""
-
-    names: RowNames = field(default_factory=RowNames)
-    hashes: "array[int]" = field(default_factory=lambda: array("Q"))
-    is_bad: bytearray = field(default_factory=bytearray)
-    is_unbounded: bytearray = field(default_factory=bytearray)
-    problems: list[BadRow] = field(default_factory=list)
-    models: dict[str | None, None] = field(default_factory=dict)
-    body_bytes: int = 0
 
 
 def _all_but(numbers: set[int], rows: int) -> bytearray:

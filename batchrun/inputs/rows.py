@@ -25,6 +25,11 @@ class SourceFile(Struct, frozen=True):
     name: str  # as column `source` shows it: the file's name, or its path within the folder
     kind: str  # jsonl or parquet
 
+    @property
+    def where(self) -> str:
+        """For messages."""
+        return self.name
+
 
 class SourceRow(Struct):
     """One row of a source, decoded. Where `data` is null, `problem` says why."""

@@ -186,7 +186,7 @@ def _as_utf8(path: PurePath) -> str:
     return path.as_posix().encode("utf-8", "replace").decode()
 
 
-def store_stdin(stream: BinaryIO, copy: Path, check: Check | None = None) -> str:
+def store_stdin(stream: BinaryIO, copy: Path, check: Check = lambda: None) -> str:
     """Copies the stream to `copy`, durable when it returns; the SHA-256 of its bytes, in hex."""
     unfinished = copy.with_name(f".{copy.name}.unfinished")
     digest = hashlib.sha256()
@@ -206,9 +206,7 @@ def store_stdin(stream: BinaryIO, copy: Path, check: Check | None = None) -> str
     return digest.hexdigest()
 
 
-def check_stdin(
-    stream: BinaryIO, copy: Path, sha256: str | None, check: Check | None = None
-) -> None:
+def check_stdin(stream: BinaryIO, copy: Path, sha256: str | None, check: Check) -> None:
     """Nothing, or what was stored, must come from the stream again. Raises `InputError`."""
     digest = hashlib.sha256()
     size = 0
@@ -224,11 +222,7 @@ def check_stdin(
         )
 
 
-def _chunks(stream: BinaryIO, check: Check | None) -> Iterator[bytes]:
-    if check is None:
-        while chunk := stream.read(_CHUNK):
-            yield chunk
-        return
+def _chunks(stream: BinaryIO, check: Check) -> Iterator[bytes]:
     handle = stream.fileno()  # read from here alone: nothing of it is in a buffer
     while True:
         check()

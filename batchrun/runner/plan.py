@@ -38,7 +38,7 @@ from batchrun.version import VERSION
 
 
 def stored_input(
-    job: Job, run_dir: RunDir, check: Callable[[], None] | None = None
+    job: Job, run_dir: RunDir, check: Callable[[], None] = lambda: None
 ) -> tuple[Source, str | None]:
     """Standard input, stored in the run directory, and its hash. Raises what `check` raises."""
     copy = run_dir.input_dir / "stdin.jsonl"
