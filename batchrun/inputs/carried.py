@@ -101,10 +101,16 @@ class PinnedColumn:
 
 
 def pinned_columns(columns: tuple[Column, ...], input_job: InputJob) -> dict[str, PinnedColumn]:
-    """The columns by their names in the source, in order."""
-    return {
-        one.column: PinnedColumn(one, explicit=one.column in input_job.types) for one in columns
-    }
+    """The columns by their names in the source, in order. Raises `InputError`."""
+    types = input_job.types
+    for column in columns:
+        asked = types.get(column.column, column.type)
+        if asked != column.type:
+            raise InputError(
+                f"[input] types says {asked} for `{column.column}`, but this run has carried it as "
+                f"{column.type} since it began; take that out, or start a new run directory with -o"
+            )
+    return {one.column: PinnedColumn(one, explicit=one.column in types) for one in columns}
 
 
 def check_types(input_job: InputJob) -> None:

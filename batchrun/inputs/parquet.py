@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from decimal import Decimal
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
@@ -80,10 +81,10 @@ def read_rows(
             if complete is not None and end <= len(complete) and complete.find(0, row, end) < 0:
                 row = end
                 continue
-            for batch in _batches(parquet, group, size, reader.needed):
-                after = row + batch.num_rows
+            batches = parquet.iter_batches(size, row_groups=[group], columns=reader.needed)
+            for batch in chain.from_iterable(map(_halved, batches)):
                 yield from reader.rows(batch, row, complete, limit)
-                row = after
+                row += batch.num_rows
     return row
 
 
@@ -129,20 +130,6 @@ class _BatchReader:
             data = {name: values[index] for name, values in plain if values[index] is not None}
             of_row = tuple([values and values[index] for values in carried])
             yield SourceRow(row, self._file.name, None, data, columns=self._names, carried=of_row)
-
-
-def _batches(
-    parquet: pq.ParquetFile, group: int, size: int, columns: list[str] | None
-) -> Iterator[pa.RecordBatch]:
-    if columns is not None and not columns:  # nothing of the rows is needed but that they are there
-        remaining = parquet.metadata.row_group(group).num_rows
-        empty = pa.RecordBatch.from_arrays([pa.nulls(min(remaining, size))], names=[""])
-        while remaining > 0:
-            yield empty.slice(0, remaining)
-            remaining -= size
-        return
-    for batch in parquet.iter_batches(batch_size=size, row_groups=[group], columns=columns):
-        yield from _halved(batch)
 
 
 def _halved(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:

@@ -10,20 +10,20 @@ are values here; what makes the whole source unusable raises.
 
 from array import array
 from collections.abc import Callable, Iterator
-from typing import Any
+from itertools import islice
 
 from msgspec import Struct, field
-from msgspec.structs import asdict, replace
+from msgspec.structs import asdict
 
 from batchrun.dialects.responses import output_limit
 from batchrun.errors import InputError
 from batchrun.formats.nearest import nearest
 from batchrun.inputs.carried import Carrier, check_types
 from batchrun.inputs.column_tally import ColumnTally
-from batchrun.inputs.identity import BY_NUMBER, FALLBACK, NAMELESS, Identity, RowNames
+from batchrun.inputs.identity import FALLBACK, Identity, RowNames
 from batchrun.inputs.parquet import ColumnUse, read_columns
-from batchrun.inputs.requests import Draft, RequestMaker
-from batchrun.inputs.rows import SourceFile, SourceRow, encode
+from batchrun.inputs.requests import RequestMaker
+from batchrun.inputs.rows import SourceFile, SourceRow
 from batchrun.inputs.sources import Source, SourceReader, find_source
 from batchrun.job.sections import InputJob
 from batchrun.limits.answer_sizes import is_bounded
@@ -39,28 +39,15 @@ OnRows = Callable[[int], None]  # the rows so far
 OnBody = Callable[[int, JsonObject], None]  # a row's number and its body
 
 
-class _RowFacts(Struct):
+class _Gathered(Struct):
     """What the full pass gathers row by row."""
 
     hashes: "array[int]" = field(default_factory=lambda: array("Q"))  # of requests, or bad rows
     is_bad: bytearray = field(default_factory=bytearray)  # 1 for each bad row
     # 1 where nothing bounds the cost; empty where not asked for
     is_unbounded: bytearray = field(default_factory=bytearray)
-    problems: list[BadRow] = field(default_factory=list)  # the first ten
     models: dict[str | None, None] = field(default_factory=dict)  # null: rows name none
     body_bytes: int = 0  # sum
-
-
-class Survey(_RowFacts, kw_only=True):
-    """What the full pass found."""
-
-    layout: Layout
-    ids: "array[int] | None"  # 'q': hash(custom_id) of each row; null: known by number alone
-    carried_bytes: int  # sum, an estimate
-    sent: tuple[str, ...]  # source columns, in order of first appearance
-    carried: tuple[str, ...]
-    first: Request | None
-    warnings: tuple[str, ...]
 
     @property
     def rows(self) -> int:
@@ -69,6 +56,19 @@ class Survey(_RowFacts, kw_only=True):
     @property
     def bad_rows(self) -> int:
         return self.is_bad.count(1)
+
+
+class Survey(_Gathered, kw_only=True):
+    """What the full pass found."""
+
+    layout: Layout
+    ids: "array[int] | None"  # 'q': hash(custom_id) of each row; null: known by number alone
+    carried_bytes: int  # sum, an estimate
+    sent: tuple[str, ...]  # source columns, in order of first appearance
+    carried: tuple[str, ...]
+    first: Request | None
+    problems: tuple[BadRow, ...]  # the first ten
+    warnings: tuple[str, ...]
 
 
 class PromptSet:
@@ -104,23 +104,43 @@ class PromptSet:
         Raises `InputError` where the source as a whole cannot be used.
         """
         identity = self._identity(pinned)
-        self._check_types(pinned)
         columns = pinned.columns if pinned else None
         tally = ColumnTally(self._job, identity.consumed, columns, self._used)
-        names = RowNames()
-        found = self._read_all(identity, names, tally, on_rows, mark_unbounded, on_body)
+        for file in self._source.files:
+            if file.kind == "parquet":
+                tally.add_file(read_columns(file), file)
+        names, found = RowNames(), _Gathered()
+        draft_of, add_hash, add_name = self._maker.draft, found.hashes.append, names.add
+        for row in self._reader.rows(ColumnUse(self._used, tally.fixed, decode_all=True)):
+            draft = draft_of(row, identity)
+            body = draft.body
+            add_hash(draft.hash)
+            add_name(row, draft.custom_id, draft.named_by)
+            found.is_bad.append(body is None)
+            if row.data is not None:
+                tally.add(row, draft.consumed)
+            if mark_unbounded:
+                is_unbounded = body is not None and not is_bounded(
+                    draft.written, output_limit(body)
+                )
+                found.is_unbounded.append(is_unbounded)
+            if body is not None:
+                found.body_bytes += len(draft.written)
+                if len(found.models) < MAX_MODELS:
+                    found.models.setdefault(body.get("model"))
+                if on_body is not None:
+                    on_body(row.row, body)
+            if on_rows is not None and row.row % _STEP == _STEP - 1:
+                on_rows(row.row + 1)
         self._hashes = found.hashes
         self._check_columns(tally)
-        identity, warnings = names.prove(identity, self._named_rows)
+        identity, warnings = names.prove(identity, self._rows)
         layout = pinned or Layout(
             id_column=identity.explicit or identity.fallback,
             columns=tally.layout(),
             bad_row_suffix=identity.bad_row_suffix,
         )
-        for at, bad in enumerate(found.problems):
-            if (named_by := names.named_by[bad.row]) in (BY_NUMBER, NAMELESS):
-                name = identity.number(bad.row, named_by)
-                found.problems[at] = replace(bad, custom_id=name)
+        first, problems = self._examples(layout, found.is_bad)
         return Survey(
             **asdict(found),
             layout=layout,
@@ -128,7 +148,8 @@ class PromptSet:
             carried_bytes=tally.carried_bytes,
             sent=tally.sent(self._maker.in_templates(tally.columns)),
             carried=tuple(column.column for column in layout.columns),
-            first=self._first(layout, found.is_bad),
+            first=first,
+            problems=problems,
             warnings=warnings,
         )
 
@@ -150,8 +171,15 @@ class PromptSet:
             draft = draft_of(row, identity, hashes[row.row] if hashes is not None else None)
             body = draft.body
             if body is None:
-                values = carrier.values(row, draft.consumed) if row.data is not None else ()
-                yield _bad_row(row, draft, values)
+                yield BadRow(
+                    row=row.row,
+                    custom_id=draft.custom_id,
+                    source=row.source,
+                    line=row.line,
+                    message=draft.problem,
+                    hash=f"{draft.hash:016x}",
+                    carried=carrier.values(row, draft.consumed) if row.data is not None else (),
+                )
                 continue
             yield Request(
                 row=row.row,
@@ -178,54 +206,6 @@ class PromptSet:
         fallback = None if explicit else layout.id_column
         return Identity(explicit, fallback, pinned=True, bad_row_suffix=layout.bad_row_suffix)
 
-    def _check_types(self, pinned: Layout | None) -> None:
-        for column in pinned.columns if pinned else ():
-            asked = self._job.types.get(column.column, column.type)
-            if asked != column.type:
-                raise InputError(
-                    f"[input] types says {asked} for `{column.column}`, but this run has carried "
-                    f"it as {column.type} since it began; take that out, or start a new run "
-                    "directory with -o"
-                )
-
-    def _read_all(
-        self,
-        identity: Identity,
-        names: RowNames,
-        tally: ColumnTally,
-        on_rows: OnRows | None,
-        mark_unbounded: bool,
-        on_body: OnBody | None,
-    ) -> _RowFacts:
-        """Every row read, made into a request, counted and dropped. Raises `InputError`."""
-        found = _RowFacts()
-        for file in self._source.files:
-            if file.kind == "parquet":
-                tally.add_file(read_columns(file), file)
-        use = ColumnUse(self._used, tally.fixed, decode_all=True)
-        draft_of, add_hash, add_name = self._maker.draft, found.hashes.append, names.add
-        for row in self._reader.rows(use):
-            draft = draft_of(row, identity)
-            body = draft.body
-            add_hash(draft.hash)
-            add_name(row, draft.custom_id, draft.named_by)
-            if row.data is not None:
-                tally.add(row, draft.consumed)
-            found.is_bad.append(body is None)
-            if mark_unbounded:
-                found.is_unbounded.append(body is not None and not _is_bounded(body))
-            if body is not None:
-                found.body_bytes += len(draft.written)
-                if len(found.models) < MAX_MODELS:
-                    found.models.setdefault(body.get("model"))
-                if on_body is not None:
-                    on_body(row.row, body)
-            elif len(found.problems) < _SHOWN:
-                found.problems.append(_bad_row(row, draft))
-            if on_rows is not None and row.row % _STEP == _STEP - 1:
-                on_rows(row.row + 1)
-        return found
-
     def _check_columns(self, tally: ColumnTally) -> None:
         if not self._hashes:
             raise InputError(f"{self._source.spec}: no rows; the prompt set is empty")
@@ -246,39 +226,25 @@ class PromptSet:
                         f"row has; {nearest(name, known, 'the columns')}"
                     )
 
-    def _named_rows(self, numbers: set[int]) -> Iterator[SourceRow]:
+    def _rows(self, numbers: set[int]) -> Iterator[SourceRow]:
         """The rows of these numbers, of Parquet with the columns alone that may name them."""
-        names = {"custom_id", self._job.id or FALLBACK}
-        marks = _all_but(numbers, len(self._hashes or ()))
-        return self._reader.rows(ColumnUse(frozenset(names)), marks, max(numbers) + 1)
+        names = frozenset({"custom_id", self._job.id or FALLBACK})
+        return self._reader.rows(ColumnUse(names), self._all_but(numbers), max(numbers) + 1)
 
-    def _first(self, layout: Layout, is_bad: bytearray) -> Request | None:
-        number = is_bad.find(0)
-        if number < 0:
-            return None
-        row = next(self.requests(layout, _all_but({number}, len(is_bad)), number + 1), None)
-        return row if isinstance(row, Request) else None
+    def _examples(
+        self, layout: Layout, is_bad: bytearray
+    ) -> tuple[Request | None, tuple[BadRow, ...]]:
+        """The first request, and the first bad rows."""
+        good = is_bad.find(0)
+        numbers = {good} if good >= 0 else set()
+        numbers.update(islice((row for row, bad in enumerate(is_bad) if bad), _SHOWN))
+        rows = list(self.requests(layout, self._all_but(numbers), max(numbers) + 1))
+        first = next((row for row in rows if isinstance(row, Request)), None)
+        return first, tuple(row for row in rows if isinstance(row, BadRow))
 
-
-def _all_but(numbers: set[int], rows: int) -> bytearray:
-    """Marks by which nothing but the rows of these numbers is read."""
-    marks = bytearray(b"\1") * rows
-    for number in numbers:
-        marks[number] = 0
-    return marks
-
-
-def _is_bounded(body: JsonObject) -> bool:
-    return is_bounded(encode(body), output_limit(body))
-
-
-def _bad_row(row: SourceRow, draft: Draft, carried: tuple[Any, ...] = ()) -> BadRow:
-    return BadRow(
-        row=row.row,
-        custom_id=draft.custom_id,
-        source=row.source,
-        line=row.line,
-        message=draft.problem,
-        hash=f"{draft.hash:016x}",
-        carried=carried,
-    )
+    def _all_but(self, numbers: set[int]) -> bytearray:
+        """Marks by which nothing but the rows of these numbers is read."""
+        marks = bytearray(b"\1") * len(self._hashes or ())
+        for number in numbers:
+            marks[number] = 0
+        return marks

@@ -47,6 +47,9 @@ _MESSAGES = CHAT_SETTINGS | {"messages"}
 _PROMPT = CHAT_SETTINGS | {"prompt"}
 _NO_PROMPT = _FIELDS - {"prompt"}
 _NO_INPUT = _FIELDS - {"input"}
+_FORMS = (NO_COLUMNS, BATCH_COLUMNS, _MESSAGES, _PROMPT, _FIELDS, _NO_PROMPT, _NO_INPUT)
+
+Build = Callable[[JsonObject], JsonObject]
 
 
 class Draft(Struct):
@@ -67,10 +70,10 @@ class RequestMaker:
     def __init__(self, request: JsonObject, input_job: InputJob, identity: frozenset[str]) -> None:
         self._defaults = Defaults(request)
         self._send = input_job.send
-        self._consumed: dict[frozenset[str], frozenset[str]] = {}
         named = identity | frozenset(input_job.send)
         # With a template for `input` everything is carried, also what is sent besides.
-        self._always = identity if self._defaults.has_input else named
+        always = identity if self._defaults.has_input else named
+        self._consumed = {columns: columns | always for columns in _FORMS}
         named |= self._defaults.columns
         if not self._defaults.has_input:
             named |= _FIELDS | CHAT_SETTINGS | BATCH_COLUMNS | {"messages"}
@@ -98,7 +101,7 @@ class RequestMaker:
                 known_hash = _digest(written)
             else:
                 written = encode(body)
-            return Draft(name, named_by, self._not_carried(columns), body, written, known_hash)
+            return Draft(name, named_by, self._consumed[columns], body, written, known_hash)
         except MissingColumn as missing:
             problem = _explained(missing, row)
         except RowProblem as error:
@@ -108,23 +111,14 @@ class RequestMaker:
         name, named_by = identity.name_or_number(row)
         # Of a row without lines, what may be sent tells it from others.
         known = row.raw.strip() if row.line is not None else encode_leniently(data)
-        return Draft(name, named_by, self._not_carried(columns), None, b"", _digest(known), problem)
+        return Draft(name, named_by, self._consumed[columns], None, b"", _digest(known), problem)
 
-    def _not_carried(self, columns: frozenset[str]) -> frozenset[str]:
-        """The columns that rows whose form has these do not carry."""
-        known = self._consumed.get(columns)
-        if known is None:
-            known = self._consumed[columns] = columns | self._always
-        return known
-
-    def _form(
-        self, row: SourceRow, data: JsonObject
-    ) -> tuple[frozenset[str], Callable[[JsonObject], JsonObject]]:
+    def _form(self, row: SourceRow, data: JsonObject) -> tuple[frozenset[str], Build]:
         """The columns that make up a row's form, and what makes a body of them."""
         if row.problem:
             raise RowProblem(row.problem)
         if self._defaults.has_input:
-            return NO_COLUMNS, _empty
+            return NO_COLUMNS, lambda _: {}
         if is_batch_line(data):
             return BATCH_COLUMNS, batch_body
         has_input, prompt = _is_input(data.get("input")), data.get("prompt")
@@ -137,12 +131,12 @@ class RequestMaker:
         if has_input:
             return _NO_PROMPT, _from_fields
         if type(prompt) is str:
-            return _PROMPT, _from_prompt
+            return _PROMPT, partial(_from_chat, "prompt")
         if self._defaults.has_prompt:
-            return NO_COLUMNS, _empty
+            return NO_COLUMNS, lambda _: {}
         raise RowProblem(_no_form(data, row))
 
-    def _body(self, data: JsonObject, build: Callable[[JsonObject], JsonObject]) -> JsonObject:
+    def _body(self, data: JsonObject, build: Build) -> JsonObject:
         body = build(data)
         for name in self._send:
             if data.get(name) is not None:
@@ -158,16 +152,10 @@ def _digest(data: bytes) -> int:
     return int.from_bytes(sha256(data).digest()[:8], "big")
 
 
-def _empty(_: JsonObject) -> JsonObject:
-    return {}
-
-
 def _from_chat(name: str, data: JsonObject) -> JsonObject:
-    return {"input": input_items(data[name], name), **chat_settings(data)}
-
-
-def _from_prompt(data: JsonObject) -> JsonObject:
-    return {"input": data["prompt"], **chat_settings(data)}
+    given = data[name]
+    is_text = name == "prompt" and type(given) is str
+    return {"input": given if is_text else input_items(given, name), **chat_settings(data)}
 
 
 def _from_fields(data: JsonObject) -> JsonObject:

@@ -189,12 +189,9 @@ def _as_utf8(path: PurePath) -> str:
 def store_stdin(stream: BinaryIO, copy: Path, check: Check = lambda: None) -> str:
     """Copies the stream to `copy`, durable when it returns; the SHA-256 of its bytes, in hex."""
     unfinished = copy.with_name(f".{copy.name}.unfinished")
-    digest = hashlib.sha256()
     try:
         with unfinished.open("wb") as file:
-            for chunk in _chunks(stream, check):
-                digest.update(chunk)
-                file.write(chunk)
+            sha256, _ = _read_all(stream, check, file.write)
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(copy)
@@ -203,30 +200,32 @@ def store_stdin(stream: BinaryIO, copy: Path, check: Check = lambda: None) -> st
             f"{copy}: standard input cannot be stored ({error.strerror}); free space or choose "
             "another --output"
         ) from error
-    return digest.hexdigest()
+    return sha256
 
 
 def check_stdin(stream: BinaryIO, copy: Path, sha256: str | None, check: Check) -> None:
     """Nothing, or what was stored, must come from the stream again. Raises `InputError`."""
-    digest = hashlib.sha256()
-    size = 0
-    for chunk in _chunks(stream, check):
-        digest.update(chunk)
-        size += len(chunk)
+    found, size = _read_all(stream, check, len)
     if not copy.exists():
         raise InputError(f"{copy}: standard input's copy is missing; start a new run directory")
-    if size and digest.hexdigest() != sha256:
+    if size and found != sha256:
         raise InputError(
             f"standard input differs from what this run directory was begun with ({copy}); "
             "give the same input, or none, or start a new run directory with -o"
         )
 
 
-def _chunks(stream: BinaryIO, check: Check) -> Iterator[bytes]:
+def _read_all(stream: BinaryIO, check: Check, write: Callable[[bytes], object]) -> tuple[str, int]:
+    """Writes what comes until the end; the SHA-256 in hex, and the number of bytes."""
     handle = stream.fileno()  # read from here alone: nothing of it is in a buffer
+    digest, size = hashlib.sha256(), 0
     while True:
         check()
-        if select.select([handle], [], [], _CHECK_EVERY_S)[0]:
-            if not (chunk := os.read(handle, _CHUNK)):
-                return
-            yield chunk
+        if not select.select([handle], [], [], _CHECK_EVERY_S)[0]:
+            continue
+        chunk = os.read(handle, _CHUNK)
+        if not chunk:
+            return digest.hexdigest(), size
+        digest.update(chunk)
+        write(chunk)
+        size += len(chunk)
