@@ -59,11 +59,7 @@ def read_columns(file: SourceFile) -> FileColumns:
 
 
 def read_rows(
-    file: SourceFile,
-    first: int,
-    complete: bytearray | None,
-    limit: int | None,
-    use: ColumnUse,
+    file: SourceFile, first: int, complete: bytearray | None, limit: int | None, use: ColumnUse
 ) -> Generator[SourceRow, None, int]:
     """The rows of the file, the first being `first`; returns the number after the last.
 

@@ -44,10 +44,7 @@ class SourceReader:
         self._counts: dict[int, int] = {}  # rows of a file that was read to its end
 
     def rows(
-        self,
-        use: parquet.ColumnUse,
-        complete: bytearray | None = None,
-        limit: int | None = None,
+        self, use: parquet.ColumnUse, complete: bytearray | None = None, limit: int | None = None
     ) -> Iterator[SourceRow]:
         """Rows that `complete` does not mark, in order, up to `limit`. Raises `InputError`."""
         row = 0
