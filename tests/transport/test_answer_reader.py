@@ -38,8 +38,14 @@ async def _send_all(answer: Answer, requests: int) -> list[Reply]:
             replies = []
             for _ in range(requests):
                 replies.append(await client.send(REQUEST, "id", 60))
-                await asyncio.sleep(0.02)  # for what nobody asked for
+                await _pause()  # for what nobody asked for
             return replies
+
+
+async def _pause() -> None:
+    """What was written is read meanwhile, however late this process gets its turns."""
+    for _ in range(5):
+        await asyncio.sleep(0.005)
 
 
 def _conversation(*answers: tuple[bytes, ...]) -> Answer:
@@ -67,7 +73,7 @@ def _at_once(transport: str, *pieces: bytes) -> Answer:
         for piece in pieces:
             writer.write(piece)
             await writer.drain()
-            await asyncio.sleep(0.2)
+            await _pause()
 
     return says(b"".join(pieces)) if transport == "fast" else apart
 
