@@ -78,16 +78,8 @@ class Costs(Struct, frozen=True):
     caveat: str | None = None
 
 
-class Scenario(Struct, frozen=True):
-    """What the same tokens are priced at, too."""
-
-    name: str
-    model: str | None  # null: the model of each attempt
-    tier: str | None  # null: the tier of each attempt
-
-
 class PricedUsage(Struct, frozen=True):
-    """A sum of usage at its own price, and then at that of each scenario."""
+    """A sum of usage at its own price, and then at those that it is compared with."""
 
     usage: UsageSum
     prices: tuple[Price | None, ...]  # null: none is known
@@ -110,28 +102,30 @@ def read_costs(
     if tier not in (None, STANDARD, *TIERS):
         raise JobError(f"there is no tier {tier}; known are {', '.join((STANDARD, *TIERS))}")
     at = "" if tier is None else f" at {tier}"
-    scenarios = [] if tier is None else [Scenario(at.strip(), None, tier)]
-    scenarios += [Scenario(model + at, model, tier) for model in dict.fromkeys(models)]
-    runs = tuple(_read_run(path, scenarios, by) for path in paths)
-    names = tuple(scenario.name for scenario in scenarios)
-    return Costs(runs, names, CAVEAT if scenarios else None)
+    compared = (*([] if tier is None else [None]), *dict.fromkeys(models))
+    names = tuple(f"{model or ''}{at}".strip() for model in compared)
+    runs = tuple(_read_run(path, compared, tier, by) for path in paths)
+    return Costs(runs, names, CAVEAT if compared else None)
 
 
-def _read_run(path: Path, scenarios: Sequence[Scenario], by: str | None) -> RunCost:
+def _read_run(
+    path: Path, compared: Sequence[str | None], tier: str | None, by: str | None
+) -> RunCost:
+    """`compared`: models at the tier; None: each attempt's own model."""
     record = read_record(path)
     given = _given_prices(path, record)
     prices, now_at = Prices(given.pricing, given.aliases), time.time_ns() // 1000
-    for model in dict.fromkeys(one.model for one in scenarios if one.model is not None):
-        if prices.find(model, None, now_at) is None:
+    for model in compared:
+        if model is not None and prices.find(model, None, now_at) is None:
             raise JobError(
                 f'no price is known for {model}; give [pricing."{model}"] or an alias in '
                 "~/.config/batchrun/prices.toml"
             )
     sums = read_usage(path, by)
-    priced = [_priced(usage, scenarios, prices, now_at) for usage in sums]
+    priced = [_priced(usage, compared, tier, prices, now_at) for usage in sums]
     names: dict[str, Callable[[UsageSum], str | None]] = {
         "model": lambda usage: usage.model or usage.model_requested,
-        "tier": tier_name,
+        "tier": _tier_name,
         "status": lambda usage: usage.status,
         "attempt": lambda usage: usage.kind,
     }
@@ -145,14 +139,13 @@ def _read_run(path: Path, scenarios: Sequence[Scenario], by: str | None) -> RunC
         run=str(path),
         state=state_now(path, record),
         simulated=record.simulated,
-        total=_line(None, priced, 1 + len(scenarios)),
+        total=_line(None, priced, 1 + len(compared)),
         by=tables,
         recorded_usd=_sum_known(usage.recorded_usd for usage in sums),
         reported_usd=_sum_known(usage.reported_usd for usage in sums),
         unknown_usd=read_unknown_usd(path, record),
     )
-    notes = (*_notes(run, record, priced), *_on_unfinished(read_answered_usd(path)))
-    return replace(run, notes=notes)
+    return replace(run, notes=tuple(_notes(run, record, priced, read_answered_usd(path))))
 
 
 def _given_prices(path: Path, record: RunRecord) -> PriceBook:
@@ -165,7 +158,7 @@ def _given_prices(path: Path, record: RunRecord) -> PriceBook:
     return with_user_prices(pricing, aliases)
 
 
-def tier_name(usage: UsageSum) -> str:
+def _tier_name(usage: UsageSum) -> str:
     """The tier that an answer names, or `standard`."""
     if usage.via == "batch":
         return usage.via
@@ -174,20 +167,24 @@ def tier_name(usage: UsageSum) -> str:
 
 
 def _priced(
-    usage: UsageSum, scenarios: Sequence[Scenario], prices: Prices, now_at: int
+    usage: UsageSum,
+    compared: Sequence[str | None],
+    tier: str | None,
+    prices: Prices,
+    now_at: int,
 ) -> PricedUsage:
-    count = 1 + len(scenarios)
+    count = 1 + len(compared)
     if not usage.counted:  # rows, and attempts that were refused, cost nothing
         cost_usd = None if usage.unknown else 0.0
         return PricedUsage(usage, (None,) * count, (STANDARD,) * count, (cost_usd,) * count)
     own_tier = tier_of(usage.service_tier, usage.via)
-    found = [prices.find(usage.model_requested, usage.model, usage.at, own_tier)]
-    tiers = [tier_name(usage)]
-    for one in scenarios:
-        tier = own_tier if one.tier is None else None if one.tier == STANDARD else one.tier
-        models = (usage.model_requested, usage.model) if one.model is None else (one.model, None)
+    own_models = (usage.model_requested, usage.model)
+    tier = own_tier if tier is None else None if tier == STANDARD else tier
+    found = [prices.find(*own_models, usage.at, own_tier)]
+    for model in compared:
+        models = own_models if model is None else (model, None)
         found.append(prices.find(*models, now_at, tier))
-        tiers.append(tier or STANDARD)
+    tiers = (_tier_name(usage), *[tier or STANDARD] * len(compared))
     tokens = Usage(
         input_tokens=usage.input_tokens,
         cached_tokens=usage.cached_tokens,
@@ -199,7 +196,7 @@ def _priced(
         None if price is None else price.cost_of_many(tokens, usage.above, searches, usage.counted)
         for price in found
     )
-    return PricedUsage(usage, tuple(found), tuple(tiers), costs_usd)
+    return PricedUsage(usage, tuple(found), tiers, costs_usd)
 
 
 def _lines(
@@ -246,7 +243,12 @@ def _sum_known(costs: Iterable[float | None]) -> float | None:
     return round(sum(known), _DIGITS) if known else None
 
 
-def _notes(run: RunCost, record: RunRecord, priced: Sequence[PricedUsage]) -> Iterator[str]:
+def _notes(
+    run: RunCost,
+    record: RunRecord,
+    priced: Sequence[PricedUsage],
+    unfinished_usd: Sequence[float],
+) -> Iterator[str]:
     """What the dollars leave out or include."""
     if run.state in ("running", "killed"):
         why = "it is still running" if run.state == "running" else "its last command was killed"
@@ -254,13 +256,12 @@ def _notes(run: RunCost, record: RunRecord, priced: Sequence[PricedUsage]) -> It
     for line in run.by["model"]:
         if line.unpriced:
             yield (
-                f"no price for {line.name}, so {plural(line.unpriced, 'attempt')} are not in the "
-                f'sum; give [pricing."{line.name}"], or an alias, in '
-                "~/.config/batchrun/prices.toml"
+                f"no price for {line.name}, so the sum leaves out "
+                f"{plural(line.unpriced, 'attempt')}; give "
+                f'[pricing."{line.name}"], or an alias, in ~/.config/batchrun/prices.toml'
             )
     if run.total.unknown:
-        attempts = plural(run.total.unknown, "attempt")
-        yield f"{attempts} reported no usage, so what they cost is not known"
+        yield f"{plural(run.total.unknown, 'attempt')} reported no usage, at an unknown cost"
     if run.unknown_usd:
         yield f"at most {usd(run.unknown_usd)} more for attempts that reported no usage"
     used = [
@@ -281,13 +282,9 @@ def _notes(run: RunCost, record: RunRecord, priced: Sequence[PricedUsage]) -> It
     ):
         yield f"there is no {tier} price for {name}, so its standard one is used"
     if record.gone.rows:
-        rows = plural(record.gone.rows, "row")
-        yield f"the sum includes {rows} no longer in the input, since they were paid for"
-
-
-def _on_unfinished(paid_usd: Sequence[float]) -> Iterator[str]:
-    if paid_usd:
+        yield f"the sum includes {plural(record.gone.rows, 'row')} no longer in the input"
+    if unfinished_usd:
         yield (
-            f"{usd(sum(paid_usd))} more, in no sum here, for the answers of "
-            f"{plural(len(paid_usd), 'unfinished row')}, which are asked for again"
+            f"{usd(sum(unfinished_usd))} more, in no sum here, for the answers of "
+            f"{plural(len(unfinished_usd), 'unfinished row')}, which are asked for again"
         )

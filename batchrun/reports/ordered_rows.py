@@ -99,7 +99,8 @@ def _in_order(files: TableFiles) -> Iterator[pa.Table]:
     reader = _GroupReader(files)
     for start, end in pairwise(_bounds(files, groups)):
         near = [group for group in groups if group.first < end]
-        window = pa.concat_tables([_between(reader.read(group), start, end) for group in near])
+        is_near = (pc.field("row") >= start) & (pc.field("row") < end)
+        window = pa.concat_tables([reader.read(group).filter(is_near) for group in near])
         if window.num_rows:
             # Stable: of rows with the same number (the input's order changed between two
             # commands) the one in the older part comes first.
@@ -145,22 +146,16 @@ def _bounds(files: TableFiles, groups: list[_Group]) -> list[int]:
     """
     if not groups:
         return []
-    numbers = pa.concat_tables([_numbers(path) for path in (*files.parts, *files.journal)])["row"]
+    tables = []
+    for path in (*files.parts, *files.journal):
+        with opened(path) as part:
+            tables.append(part.read(columns=["row"]))
+    numbers = pa.concat_tables(tables)["row"]
     size = sum(group.bytes for group in groups) / len(numbers)
     step = max(1, min(_WINDOW_ROWS, int(_WINDOW_BYTES / max(size, 1.0))))
     places = pa.array(range(0, len(numbers), step))
     begins = numbers.take(pc.sort_indices(numbers).take(places))
     return [*pc.unique(begins).to_pylist(), max(group.last for group in groups) + 1]
-
-
-def _numbers(path: Path) -> pa.Table:
-    with opened(path) as part:
-        return part.read(columns=["row"])
-
-
-def _between(table: pa.Table, start: int, end: int) -> pa.Table:
-    rows = table["row"]
-    return table.filter(pc.and_(pc.greater_equal(rows, start), pc.less(rows, end)))
 
 
 class _GroupReader:

@@ -14,7 +14,7 @@ from batchrun.formats.printable import one_line
 from batchrun.records import JsonObject
 from batchrun.reports.charts import charts
 from batchrun.reports.export import check_target, replacing
-from batchrun.reports.report_queries import Report, read_report
+from batchrun.reports.report_queries import read_report
 from batchrun.reports.report_sections import headline, remarks, sections
 from batchrun.version import VERSION
 
@@ -27,30 +27,25 @@ _MARK = re.compile(r'(<path aria-label="([^"]*)" role="graphics-symbol"[^>]*)/>'
 def write_page(path: Path, target: Path) -> int:
     """`target` is the page, whole or not at all; its size in bytes is returned.
 
-    Raises `JobError` where it can be no such file or the extra is missing, `StoreError`.
+    Raises `JobError` where it can be no such file or the extra `report` is missing, `StoreError`.
     """
     check_target(path, target)
-    page = render_page(read_report(path)).encode("utf-8", "replace")
-    with replacing(target) as temporary:
-        temporary.write_bytes(page)
-    return len(page)
-
-
-def render_page(report: Report) -> str:
-    """The page. Raises `JobError` where the extra `report` is not installed."""
+    report = read_report(path)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(
+    text = template.render(
         report=report,
         name=one_line(report.run),
         headline=headline(report),
         remarks=remarks(report),
         charts=[(chart, Markup(_drawn(chart.spec))) for chart in charts(report)],  # noqa: S704
         sections=sections(report),
-        has_pauses=report.timeline is not None and bool(report.timeline.pauses),
-        has_resumed=report.timeline is not None and bool(report.timeline.resumed),
         version=VERSION,
     )
+    page = text.encode("utf-8", "replace")
+    with replacing(target) as temporary:
+        temporary.write_bytes(page)
+    return len(page)
 
 
 def _drawn(spec: JsonObject) -> str:

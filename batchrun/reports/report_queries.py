@@ -12,6 +12,7 @@ from batchrun.formats.printable import printable
 from batchrun.records import Estimated
 from batchrun.reports.conversation import Turn, turns_of
 from batchrun.reports.sql import Files, ask
+from batchrun.reports.text_tables import Section
 from batchrun.reports.timeline import Timeline, read_running_time, read_timeline
 from batchrun.store import reading
 
@@ -24,80 +25,59 @@ _TURNS = 6  # the last of a conversation
 _SPREADS = ("latency_s", "first_token_s", "elapsed_s", "input_tokens", "output_tokens", "cost_usd")
 
 
-class ReportTable(Struct, frozen=True):
-    """A table of the report: the names of its query's columns are its heads."""
-
-    name: str
-    title: str
-    query: str
-    words: int = 1  # the first columns are words, the others figures
-    note: str | None = None
-    message: bool = False  # the last column is a message
-
-
 _TOP_ROWS = """
     SELECT custom_id AS id, outcome, len(attempts) AS attempts, elapsed_s AS time,
            output_tokens AS "output tokens", cost_usd AS cost
     FROM answers WHERE {0} > 0 ORDER BY {0} DESC, "row" LIMIT 10
 """
-TABLES = (
-    ReportTable(
-        "outcomes",  # ok, truncated, refused, else the row's `status`
-        "Outcomes",
-        """SELECT outcome, count(*) AS rows, count(*) / sum(count(*)) OVER () AS share,
-                  coalesce(sum(output_tokens), 0)::BIGINT AS "output tokens", sum(cost_usd) AS cost
-           FROM answers GROUP BY outcome ORDER BY outcome <> 'ok', rows DESC, outcome""",
-    ),
-    ReportTable(
-        "models",  # as the server says; where none answered, as asked for
-        "Models",
-        """SELECT coalesce(model, model_requested) AS model, service_tier AS tier,
-                   count(*) AS rows, coalesce(sum(input_tokens), 0)::BIGINT AS input,
-                   coalesce(sum(cached_tokens), 0)::BIGINT AS cached,
-                   coalesce(sum(output_tokens), 0)::BIGINT AS output, sum(cost_usd) AS cost
-            FROM responses GROUP BY 1, 2 ORDER BY rows DESC, 1, 2 LIMIT 50""",
-        words=2,
-    ),
-    ReportTable(
-        "attempts",
-        "Attempts",
-        """SELECT kind, count(*) AS attempts, count(error_kind) AS failed, sum(cost_usd) AS cost
-           FROM all_attempts GROUP BY kind ORDER BY attempts DESC, kind""",
-    ),
-    ReportTable(
-        "errors",
-        "Errors",
-        """WITH met AS (SELECT error_kind AS kind, count(*) AS attempts,
-                               arg_min(error_message, start_us) AS example
-                        FROM all_attempts WHERE error_kind IS NOT NULL GROUP BY error_kind),
-                ended AS (SELECT error_kind AS kind, count(*) AS rows,
-                                 arg_min(error_message[:300], "row") AS example
-                          FROM responses WHERE error_kind IS NOT NULL GROUP BY error_kind)
-           SELECT kind, coalesce(attempts, 0) AS attempts, coalesce(rows, 0) AS rows,
-                  coalesce(ended.example, met.example, '') AS example
-           FROM met FULL JOIN ended USING (kind) ORDER BY 2 DESC, 3 DESC, kind""",
-        note="attempts that met it, and rows that ended with it",
-        message=True,
-    ),
-    ReportTable(
-        "tools",
-        "Tool calls",
-        """SELECT coalesce(name, type) AS tool, count(*) AS calls,
-                   count(*) FILTER (arguments_valid) AS valid,
-                   count(*) FILTER (NOT arguments_valid) AS invalid,
-                   valid / nullif(valid + invalid, 0) AS "share valid"
-            FROM tool_calls GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT 50""",
-        note="arguments that are JSON and fit the tool's schema",
-    ),
-    ReportTable(
+# The names of a query's columns are the heads of its table.
+TABLES = {
+    # ok, truncated, refused, else the row's `status`
+    Section("outcomes", "Outcomes"): """
+        SELECT outcome, count(*) AS rows, count(*) / sum(count(*)) OVER () AS share,
+               coalesce(sum(output_tokens), 0)::BIGINT AS "output tokens", sum(cost_usd) AS cost
+        FROM answers GROUP BY outcome ORDER BY outcome <> 'ok', rows DESC, outcome
+    """,
+    # As the server says; where none answered, as asked for.
+    Section("models", "Models", words=2): """
+        SELECT coalesce(model, model_requested) AS model, service_tier AS tier, count(*) AS rows,
+               coalesce(sum(input_tokens), 0)::BIGINT AS input,
+               coalesce(sum(cached_tokens), 0)::BIGINT AS cached,
+               coalesce(sum(output_tokens), 0)::BIGINT AS output, sum(cost_usd) AS cost
+        FROM responses GROUP BY 1, 2 ORDER BY rows DESC, 1, 2 LIMIT 50
+    """,
+    Section("attempts", "Attempts"): """
+        SELECT kind, count(*) AS attempts, count(error_kind) AS failed, sum(cost_usd) AS cost
+        FROM all_attempts GROUP BY kind ORDER BY attempts DESC, kind
+    """,
+    Section(
+        "errors", "Errors", note="attempts that met it, and rows that ended with it", message=True
+    ): """
+        WITH met AS (SELECT error_kind AS kind, count(*) AS attempts,
+                            arg_min(error_message, start_us) AS example
+                     FROM all_attempts WHERE error_kind IS NOT NULL GROUP BY error_kind),
+             ended AS (SELECT error_kind AS kind, count(*) AS rows,
+                              arg_min(error_message[:300], "row") AS example
+                       FROM responses WHERE error_kind IS NOT NULL GROUP BY error_kind)
+        SELECT kind, coalesce(attempts, 0) AS attempts, coalesce(rows, 0) AS rows,
+               coalesce(ended.example, met.example, '') AS example
+        FROM met FULL JOIN ended USING (kind) ORDER BY 2 DESC, 3 DESC, kind
+    """,
+    Section("tools", "Tool calls", note="arguments that are JSON and fit the tool's schema"): """
+        SELECT coalesce(name, type) AS tool, count(*) AS calls,
+               count(*) FILTER (arguments_valid) AS valid,
+               count(*) FILTER (NOT arguments_valid) AS invalid,
+               valid / nullif(valid + invalid, 0) AS "share valid"
+        FROM tool_calls GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT 50
+    """,
+    Section(
         "slowest",
         "Slowest rows",
-        _TOP_ROWS.format("elapsed_s"),
         words=2,
         note="from first send to end, without waits between commands",
-    ),
-    ReportTable("most_expensive", "Most expensive rows", _TOP_ROWS.format("cost_usd"), words=2),
-)
+    ): _TOP_ROWS.format("elapsed_s"),
+    Section("most_expensive", "Most expensive rows", words=2): _TOP_ROWS.format("cost_usd"),
+}
 
 
 class Tokens(Struct, frozen=True):
@@ -260,7 +240,7 @@ def _report(database: duckdb.DuckDBPyConnection, files: Files, path: Path, state
         **sums,
         unknown_usd=reading.read_unknown_usd(path, record),
         estimated=record.estimated,
-        tables={table.name: rows_of(table.query) for table in TABLES},
+        tables={section.name: rows_of(query) for section, query in TABLES.items()},
         tokens=made(Tokens, _TOKENS)[0],
         spreads=sum((made(Spread, _SPREAD.format(name)) for name in _SPREADS), ()),
         latency_bins=_bins(database, "latency_s"),

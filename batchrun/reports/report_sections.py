@@ -4,13 +4,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
+from msgspec.structs import replace
 from rich.console import Console
 from rich.text import Text
 
 from batchrun.formats.amounts import duration, plural, seconds, usd
 from batchrun.formats.printable import brief, one_line
 from batchrun.records import Estimated
-from batchrun.reports.report_queries import TABLES, Report, ReportTable, Spread, Tokens
+from batchrun.reports.report_queries import TABLES, Report, Spread, Tokens
 from batchrun.reports.text_tables import Section, show_section, show_text
 
 _LONGEST = {"id": 40, "example": 160}  # characters of what rows or servers made
@@ -23,10 +24,6 @@ _SPREADS = {
     "output_tokens": "output tokens",
     "cost_usd": "cost",
 }
-_ORDER = (
-    *("outcomes", "models", "tokens", "spreads", "attempts", "errors", "tools", "slowest"),
-    "most_expensive",
-)
 
 
 def show_report(report: Report, stream: TextIO) -> None:
@@ -60,7 +57,8 @@ def remarks(report: Report) -> list[str]:
         ran = report.timeline.span_s if report.timeline else 0.0
         resumed = len(report.timeline.resumed) if report.timeline else 0
         pauses = {0: "", 1: ", resumed once"}.get(resumed, f", resumed {resumed} times")
-        first, last = moment(report.started_at), moment(report.finished_at)
+        times = (report.started_at, report.finished_at)
+        first, last = (f"{datetime.fromtimestamp(at / 1e6, UTC):%Y-%m-%d %H:%M:%S}" for at in times)
         lines.append(f"from {first} to {last} UTC; {duration(ran)} of work{pauses}")
     if report.unknown_attempts:
         attempts = plural(report.unknown_attempts, "attempt")
@@ -97,17 +95,14 @@ def _against_the_estimate(report: Report, estimated: Estimated) -> str:
 
 def sections(report: Report) -> list[Section]:
     """Those that have rows."""
-    found = {table.name: _section(table, report.tables[table.name]) for table in TABLES}
-    found |= {"tokens": _tokens(report.tokens), "spreads": _spreads(report.spreads)}
-    return [found[name] for name in _ORDER if found[name].rows]
+    found = [_filled(section, report.tables[section.name]) for section in TABLES]
+    found[2:2] = [_tokens(report.tokens), _spreads(report.spreads)]
+    return [section for section in found if section.rows]
 
 
-def _section(table: ReportTable, rows: Sequence[Mapping[str, Any]]) -> Section:
-    heads = tuple(rows[0]) if rows else ()
+def _filled(section: Section, rows: Sequence[Mapping[str, Any]]) -> Section:
     cells = tuple(tuple(_cell(head, value) for head, value in row.items()) for row in rows)
-    return Section(
-        table.name, table.title, heads, cells, table.words, table.note, message=table.message
-    )
+    return replace(section, heads=tuple(rows[0]) if rows else (), rows=cells)
 
 
 def _cell(head: str, value: str | float | None) -> str:
@@ -160,8 +155,3 @@ def _share(share: float) -> str:
     if 0 < share < 0.0005:
         return "< 0.1 %"
     return "> 99.9 %" if 0.9995 <= share < 1 else f"{share:.1%}".replace("%", " %")
-
-
-def moment(at: int) -> str:
-    """Microseconds since 1970 as `2026-11-22 21:05:09`."""
-    return datetime.fromtimestamp(at / 1e6, UTC).strftime("%Y-%m-%d %H:%M:%S")

@@ -76,20 +76,18 @@ def _outcome(row: JsonObject) -> str:
 
 
 def _error(row: JsonObject) -> str:
-    facts = (row["error_code"], row["http_status"] and f"http {row['http_status']}")
-    about = ", ".join(filter(None, facts))
-    return (row["error_kind"] or "") and row["error_kind"] + (f" ({about})" if about else "")
+    kind, code, http = row["error_kind"], row["error_code"], row["http_status"]
+    about = ", ".join(filter(None, (code, http and f"http {http}")))
+    return f"{kind} ({about})" if kind and about else kind or ""
 
 
 def _model(row: JsonObject) -> str:
-    requested = row["model_requested"]
+    requested, tier = row["model_requested"], row["service_tier"]
     model = row["model"] or requested
-    words = [str(model)] if model else []
-    if model and requested not in (model, None):
-        words.append(f"asked for as {requested}")
-    if model and row["service_tier"]:
-        words.append(f"tier {row['service_tier']}")
-    return ", ".join(words)
+    if not model:
+        return ""
+    asked = f"asked for as {requested}" if requested not in (model, None) else ""
+    return ", ".join(filter(None, (model, asked, tier and f"tier {tier}")))
 
 
 def _asked(request: str | None) -> str:
@@ -107,35 +105,25 @@ def _asked(request: str | None) -> str:
 
 def _tokens(row: JsonObject) -> str:
     """Empty where the server said nothing; zeros are shown of input and output alone."""
-    shown = {name: row[name] for name in _TOKENS if row[name] is not None}
-    if "input_tokens" not in shown and "output_tokens" not in shown:
-        return ""
-    return ", ".join(
-        f"{count:,} {_TOKENS[name]}"
-        for name, count in shown.items()
-        if count or name in ("input_tokens", "output_tokens")
-    )
+    ends = {name for name in ("input_tokens", "output_tokens") if row[name] is not None}
+    shown = {name: row[name] for name in _TOKENS if name in ends or (ends and row[name])}
+    return ", ".join(f"{count:,} {_TOKENS[name]}" for name, count in shown.items())
 
 
 def _cost(row: JsonObject) -> str:
-    words = []
-    if row["cost_usd"] is not None:
-        by = f", priced as {row['priced_as']}" if row["priced_as"] is not None else ""
-        words.append(usd(row["cost_usd"]) + by)
-    if row["reported_cost_usd"] is not None:
-        words.append(f"{usd(row['reported_cost_usd'])} according to the gateway")
+    cost, reported, name = row["cost_usd"], row["reported_cost_usd"], row["priced_as"]
+    words = [] if cost is None else [usd(cost) + (f", priced as {name}" if name else "")]
+    words += [] if reported is None else [f"{usd(reported)} according to the gateway"]
     return "; ".join(words)
 
 
 def _times(row: JsonObject) -> str:
-    at = row["started_at"]
+    at, latency_s, first_token_s = row["started_at"], row["latency_s"], row["first_token_s"]
     if at is None:
         return ""
     words = [f"from {at:%Y-%m-%d %H:%M:%S} UTC" if isinstance(at, datetime) else f"from {at} UTC"]
-    if row["latency_s"] is not None:
-        words.append(f"answered in {seconds(row['latency_s'])}")
-    if row["first_token_s"] is not None:
-        words.append(f"first token after {seconds(row['first_token_s'])}")
+    words += [] if latency_s is None else [f"answered in {seconds(latency_s)}"]
+    words += [] if first_token_s is None else [f"first token after {seconds(first_token_s)}"]
     return ", ".join(words)
 
 

@@ -90,23 +90,23 @@ def ask(path: Path, answer: Callable[[duckdb.DuckDBPyConnection, Files], T]) -> 
 
     It may be called again, see `read_files`. Raises `JobError`, `StoreError`.
     """
-    return read_files(path, lambda files: _asked(path, files, answer))
 
+    def asked(files: Files) -> T:
+        settings = {**_SETTINGS, "temp_directory": str(files.temporary)}
+        with duckdb.connect(config=settings) as database:  # type: ignore[arg-type] # all are text
+            try:
+                database.register("replaced", _table_of(files.responses.replaced))
+                _add_view(database, "responses", files.responses)
+                _add_view(database, "tool_calls", files.tool_calls)
+                return answer(database, files)
+            except duckdb.Error as error:
+                reason = str(error).partition("\n")[0]  # the SQL follows
+                raise StoreError(
+                    f"{path}: its tables cannot be read ({reason}); "
+                    f"batchrun verify {path} says what is damaged"
+                ) from error
 
-def _asked(path: Path, files: Files, answer: Callable[[duckdb.DuckDBPyConnection, Files], T]) -> T:
-    settings = {**_SETTINGS, "temp_directory": str(files.temporary)}
-    with duckdb.connect(config=settings) as database:  # type: ignore[arg-type] # all are text
-        try:
-            database.register("replaced", _table_of(files.responses.replaced))
-            _add_view(database, "responses", files.responses)
-            _add_view(database, "tool_calls", files.tool_calls)
-            return answer(database, files)
-        except duckdb.Error as error:
-            reason = str(error).partition("\n")[0]  # below it stands the SQL
-            raise StoreError(
-                f"{path}: its tables cannot be read ({reason}); "
-                f"batchrun verify {path} says what is damaged"
-            ) from error
+    return read_files(path, asked)
 
 
 def _table_of(keys: frozenset[RowKey]) -> pa.Table:

@@ -17,8 +17,8 @@ class Section(Struct, frozen=True):
 
     name: str
     title: str
-    heads: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+    heads: tuple[str, ...] = ()
+    rows: tuple[tuple[str, ...], ...] = ()
     words: int = 1
     note: str | None = None
     message: bool = False  # the last column is a message

@@ -5,7 +5,8 @@ killed command ends at the last thing that is known of it.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import duckdb
@@ -152,16 +153,13 @@ def read_timeline(
     database.execute(
         f"CREATE OR REPLACE TEMP MACRO in_moment(t) AS least(t // {width}, {count - 1})"
     )
-    pauses = (
-        Pause(name, time.of(begin) / 1e6, time.of(end) / 1e6) for name, begin, end in _spans(path)
-    )
     # A command that sent nothing may have begun after all attempts.
     resumed = tuple(at / 1e6 for at in map(time.of, (gap.last for gap in time.gaps)) if at <= span)
     return Timeline(
         width_s,
         span / 1e6,
         _moments(database, width, count),
-        tuple(pause for pause in pauses if pause.to_s > pause.from_s),
+        tuple(_pauses(path, time)),
         resumed,
     )
 
@@ -190,19 +188,17 @@ def _moments(database: duckdb.DuckDBPyConnection, width: int, count: int) -> tup
     return tuple(moments)
 
 
-def _spans(path: Path) -> list[tuple[str, int, int]]:
-    """Pauses: name, from, to."""
-    spans: list[tuple[str, int, int]] = []
-    open_pause: tuple[str, int] | None = None
-    last: int | None = None
-    for at, event in read_events(path):
+def _pauses(path: Path, time: RunningTime) -> Iterator[Pause]:
+    """Each ends at the next event but a tick; in a killed command at its last one."""
+    begun: tuple[str, int] | None = None
+    last = 0
+    for at, event in chain(read_events(path), [(None, {})]):
         name = event.get("event")
-        if open_pause is not None and name != "tick":
-            spans.append((*open_pause, last if name == "started" and last is not None else at))
-            open_pause = None
-        if isinstance(name, str) and name in PAUSES:
-            open_pause = (name, at)
-        last = at
-    if open_pause is not None and last is not None:
-        spans.append((*open_pause, last))
-    return spans
+        if begun is not None and name != "tick":
+            end = last if at is None or name == "started" else at
+            pause = Pause(begun[0], time.of(begun[1]) / 1e6, time.of(end) / 1e6)
+            begun = None
+            if pause.to_s > pause.from_s:
+                yield pause
+        if at is not None:
+            begun, last = (name, at) if name in PAUSES else begun, at
