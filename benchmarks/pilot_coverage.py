@@ -11,7 +11,7 @@ import random
 import statistics
 from typing import NamedTuple
 
-from batchrun.estimate.pilot import sum_of_rest
+from batchrun.estimate.pilot import sum_range
 
 ROWS = 1_319
 PILOT = 100
@@ -45,11 +45,11 @@ def coverage(
         true = sum(inputs) + sum(answers)
         picked = draw.sample(range(rows), pilot)
         known = sum(inputs[row] + answers[row] for row in picked)
-        foreseen = sum(inputs) - sum(inputs[row] for row in picked)
-        rest = sum_of_rest([answers[row] for row in picked], rows - pilot, foreseen)
-        held += known + rest.low <= true <= known + rest.high
-        above += true > known + rest.high
-        widths.append((rest.high - rest.low) / true)
+        predicted = sum(inputs) - sum(inputs[row] for row in picked)
+        found = sum_range([answers[row] for row in picked], rows - pilot, known, predicted)
+        held += found.low <= true <= found.high
+        above += true > found.high
+        widths.append((found.high - found.low) / true)
     return Coverage(held / trials, above / trials, statistics.median(widths))
 
 

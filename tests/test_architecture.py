@@ -13,7 +13,7 @@ HOMES = {
     "bpe_openai": ("estimate/tokens.py",),
     "click": ("cli",),
     "duckdb": ("estimate/pilot.py", "reports", "store"),
-    "genai_prices": ("pricing/prices.py",),
+    "genai_prices": ("pricing/price_list.py",),
     "httptools": ("transport/answer_reader.py",),
     "jinja2": ("inputs/template.py", "reports/page.py"),
     "jsonschema_rs": ("dialects", "inputs"),

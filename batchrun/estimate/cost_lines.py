@@ -1,4 +1,4 @@
-"""What a run is estimated at: counts of tokens to lines with dollars and time.
+"""Counts of tokens to lines with dollars and time.
 
 What is not known has no figure: a model without a price, a tier without one of its own, a time
 without limits.
@@ -6,16 +6,21 @@ without limits.
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
 
 from msgspec import Struct
 
-from batchrun.estimate.tokens import BYTES, Kind, vocabulary_of
+from batchrun.estimate.tokens import CountedRows, Kind, TokenCounts, Vocabulary
 from batchrun.job.sections import LimitsJob
 from batchrun.pricing.price import Price
 from batchrun.pricing.price_list import steps
 from batchrun.pricing.prices import Prices
 from batchrun.records import NO_SEARCHES, Estimated, Usage
+
+STANDARD = "standard"
+TIERS = (STANDARD, "batch", "flex")
+CAPPED = ", capped"  # at the row's `max_output_tokens`, where that is less
 
 
 class InputTokens(Struct, frozen=True):
@@ -34,7 +39,7 @@ class InputTokens(Struct, frozen=True):
 
 
 class Answers(Struct, frozen=True):
-    """What it comes to if answers are so long."""
+    """What the rows cost if their answers have a certain length."""
 
     model: str | None  # null: each row's own
     name: str  # the assumption, in words
@@ -54,26 +59,26 @@ class Range(Struct, frozen=True):
 
 
 class PilotResult(Struct, frozen=True):
-    """What rows picked by chance say of all."""
+    """What random rows say of all."""
 
-    rows: int  # picked
+    rows: int  # drawn
     ok: int
     used: int  # of them, those whose tokens are known
     share: float  # of how many such intervals hold the true figure
     input_tokens: Range
     output_tokens: Range
     cost_usd: Range | None  # null where a price is missing
-    latency_s: float | None  # mean of the tries that counted
+    latency_s: float | None  # mean of the attempts that counted
 
 
 class Estimate(Struct, frozen=True):
-    """What a run would cost, or what is left of it."""
+    """What a run would cost, or the rest of it."""
 
     run: str
     simulated: bool
     rows: int  # of the source
     settled: int
-    spent_usd: float | None  # on settled rows; null where nothing is known
+    spent_usd: float | None  # in the run directory so far; null where nothing is known
     to_send: int
     bad_rows: int
     inputs: tuple[InputTokens, ...]  # by model
@@ -82,19 +87,6 @@ class Estimate(Struct, frozen=True):
     estimated: Estimated | None = None  # what `report` will say of it
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()  # the plan's, and of the cap
-
-
-STANDARD = "standard"
-TIERS = (STANDARD, "batch", "flex")
-_SHORT, _MIDDLING, _LONG = 100, 500, 4_000
-CAPPED = ", capped"  # at the row's `max_output_tokens`, where that is less
-
-
-class Assumption(Struct, frozen=True):
-    """How long answers are; never longer than a row's `max_output_tokens`."""
-
-    name: str
-    each_tokens: float | None  # null: as long as they may be
 
 
 class Group(Struct, frozen=True):
@@ -107,133 +99,104 @@ class Group(Struct, frozen=True):
     input_tokens: int
 
 
-Tokens = Mapping[tuple[Kind, int], int]  # (kind, text tokens) to rows
-
-
-def input_tokens(kind: Kind, text_tokens: int, factor: float) -> int:
-    """Of a row, with what stands around its texts."""
-    return round(text_tokens * factor) + kind.form_tokens
-
-
-def factor_of(model: str | None, *, by_bytes: bool) -> float:
-    """The rule by bytes has none: it is rough in itself."""
-    return 1.0 if by_bytes else vocabulary_of(model)[1]
-
-
-def group(counted: Tokens, model: str | None, *, by_bytes: bool) -> list[Group]:
-    """The rows by all that a price depends on; `model`: in place of each row's own."""
+def group(counted: Iterable[CountedRows]) -> list[Group]:
+    """The rows by all that a price depends on."""
     edges = steps()
-    sums: dict[tuple[Kind, int], list[int]] = {}
-    for (kind, text_tokens), rows in counted.items():
-        factor = factor_of(model or kind.model, by_bytes=by_bytes)
-        tokens = input_tokens(kind, text_tokens, factor)
-        above = edges[bisect_left(edges, tokens) - 1]
-        entry = sums.setdefault((kind, above), [0, 0])
-        entry[0] += rows
-        entry[1] += rows * tokens
-    return [
-        Group(kind, model or kind.model, above, rows, tokens)
-        for (kind, above), (rows, tokens) in sums.items()
-    ]
+    rows: Counter[tuple[Kind, str | None, int]] = Counter()
+    tokens = rows.copy()
+    for one in counted:
+        key = one.kind, one.model, edges[bisect_left(edges, one.input_tokens) - 1]
+        rows[key] += one.rows
+        tokens[key] += one.rows * one.input_tokens
+    return [Group(*key, count, tokens[key]) for key, count in rows.items()]
 
 
-def read_inputs(counted: Tokens, model: str | None, *, by_bytes: bool) -> list[InputTokens]:
-    """A line for each model, most rows first; `model`: one line, in place of each row's own."""
-    by_model: dict[str | None, Counter[int]] = {}
-    texts: Counter[str | None] = Counter()
-    for (kind, text_tokens), rows in counted.items():
-        name = model or kind.model
-        factor = factor_of(name, by_bytes=by_bytes)
-        sizes = by_model.setdefault(name, Counter())
-        sizes[input_tokens(kind, text_tokens, factor)] += rows
-        texts[name] += rows * text_tokens
-    lines = [
-        _inputs(name, sizes, texts[name], by_bytes=by_bytes) for name, sizes in by_model.items()
-    ]
+def input_lines(counted: Iterable[CountedRows], counts: TokenCounts) -> list[InputTokens]:
+    """A line for each model, most rows first."""
+    by_model: dict[str | None, list[CountedRows]] = {}
+    for one in counted:
+        by_model.setdefault(one.model, []).append(one)
+    lines = [_input_line(model, rows, counts.vocabulary(model)) for model, rows in by_model.items()]
     return sorted(lines, key=lambda line: (-line.rows, line.model or ""))
 
 
-def _inputs(
-    model: str | None, sizes: Counter[int], text_tokens: int, *, by_bytes: bool
+def _input_line(
+    model: str | None, counted: list[CountedRows], vocabulary: Vocabulary
 ) -> InputTokens:
-    ordered = sorted(sizes)
-    rows = sizes.total()
+    counted = sorted(counted, key=lambda one: one.input_tokens)
+    passed = list(accumulate(one.rows for one in counted))
 
     def percentile(share: float) -> int:
         """A size that a row really has."""
-        passed = 0
-        for size in ordered:
-            passed += sizes[size]
-            if passed >= share * rows:
-                return size
-        return ordered[-1]
+        return counted[bisect_left(passed, share * passed[-1])].input_tokens
 
     return InputTokens(
         model=model,
-        rows=rows,
-        counted_in=BYTES if by_bytes else vocabulary_of(model)[0],
-        factor=factor_of(model, by_bytes=by_bytes),
-        text_tokens=text_tokens,
-        min=ordered[0],
+        rows=passed[-1],
+        counted_in=vocabulary.name,
+        factor=vocabulary.factor,
+        text_tokens=sum(one.rows * one.text_tokens for one in counted),
+        min=counted[0].input_tokens,
         median=percentile(0.5),
         p95=percentile(0.95),
-        max=ordered[-1],
-        total=sum(size * count for size, count in sizes.items()),
+        max=counted[-1].input_tokens,
+        total=sum(one.rows * one.input_tokens for one in counted),
     )
 
 
-def assumptions(groups: Sequence[Group], expect_output: int | None) -> tuple[Assumption, ...]:
-    """The one asked for, or three that are stated."""
-    bounds = [one.kind.max_output_tokens for one in groups]
-    least = min((bound for bound in bounds if bound is not None), default=None)
+def assumptions(
+    groups: Sequence[Group], expect_output: int | None
+) -> list[tuple[str, float | None]]:
+    """How long answers are, in words and tokens: as `expect_output` says, or three lengths.
 
-    def each(before: str, tokens: int, unit: str = "") -> Assumption:
-        is_capped = least is not None and least < tokens
-        return Assumption(f"{before}{tokens:,}{unit} each{CAPPED if is_capped else ''}", tokens)
+    Null tokens: as long as the row's `max_output_tokens`, which no answer is longer than.
+    """
+    limits = [one.kind.max_output_tokens for one in groups]
+    least = min((limit for limit in limits if limit is not None), default=None)
+
+    def each(before: str, tokens: int, unit: str = "") -> tuple[str, float]:
+        capped = CAPPED if least is not None and least < tokens else ""
+        return f"{before}{tokens:,}{unit} each{capped}", tokens
 
     if expect_output is not None:
-        return (each("", expect_output, " tokens"),)
-    return (
-        each("short: ", _SHORT, " tokens"),
-        each("middling: ", _MIDDLING),
-        Assumption("all at max_output_tokens", None)
-        if None not in bounds
-        else each("long: ", _LONG),
-    )
+        return [each("", expect_output, " tokens")]
+    longest = each("long: ", 4_000) if None in limits else ("all at max_output_tokens", None)
+    return [each("short: ", 100, " tokens"), each("medium: ", 500), longest]
 
 
-def answers(
+def answer_line(
     groups: Sequence[Group],
     model: str | None,
-    assumption: Assumption,
+    assumption: tuple[str, float | None],
     prices: Prices,
     limits: LimitsJob,
     at: int,
+    latency_s: float | None = None,
 ) -> Answers:
-    """What it comes to under one assumption; `at` is now, in µs since 1970."""
-    outputs = [_output_tokens(one, assumption.each_tokens) for one in groups]
+    """What the rows cost under one assumption, now (`at`, µs since 1970).
+
+    `latency_s`: mean of an answer, where one is known.
+    """
+    name, each_tokens = assumption
+    outputs = [_output_tokens(one, each_tokens) for one in groups]
+    rows, tokens = sum(one.rows for one in groups), sum(one.input_tokens for one in groups)
     return Answers(
         model=model,
-        name=assumption.name,
-        each_tokens=assumption.each_tokens,
+        name=name,
+        each_tokens=each_tokens,
         output_tokens=sum(outputs),
         usd={tier: dollars(groups, outputs, tier, prices, at) for tier in TIERS},
-        least_s=least_time(
-            sum(one.rows for one in groups),
-            sum(one.input_tokens for one in groups) + sum(outputs),
-            limits,
-        ),
+        least_s=_least_time(rows, tokens + sum(outputs), limits, latency_s),
     )
 
 
 def _output_tokens(one: Group, each_tokens: float | None) -> int:
-    most = one.kind.max_output_tokens
-    bounds = [bound for bound in (each_tokens, most) if bound is not None]
+    bounds = [bound for bound in (each_tokens, one.kind.max_output_tokens) if bound is not None]
     return round(one.rows * min(bounds, default=0))
 
 
 def dollars(
-    groups: Iterable[Group], outputs: Sequence[int], tier: str, prices: Prices, at: int
+    groups: Sequence[Group], outputs: Sequence[int], tier: str, prices: Prices, at: int
 ) -> float | None:
     """Null where one of the models has no price, or none of its own for the tier."""
     total = 0.0
@@ -251,18 +214,13 @@ def tier_price(prices: Prices, model: str | None, tier: str, at: int) -> Price |
     if model is None:
         return None
     price = prices.find(model, None, at, None if tier == STANDARD else tier)
-    if price is None or (tier not in (STANDARD, price.tier)):
-        return None
-    return price
+    return price if price and tier in (STANDARD, price.tier) else None
 
 
-def least_time(
-    requests: int, tokens: float, limits: LimitsJob, latency_s: float | None = None
+def _least_time(
+    requests: int, tokens: float, limits: LimitsJob, latency_s: float | None
 ) -> float | None:
-    """Seconds at the limits that are given, whichever takes longest; null where none is known.
-
-    `latency_s`: mean of an answer, where one is known.
-    """
+    """Seconds at the limits that are given, whichever takes longest; null where none is known."""
     times = []
     if limits.requests_per_minute:
         times.append(60 * requests / limits.requests_per_minute)

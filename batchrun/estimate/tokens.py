@@ -1,7 +1,7 @@
 """The tokens of requests: their text as a model reads it, counted while the plan reads the source.
 
-What is read but does not stand in the request as text is told and never guessed at: images, files,
-stored context, what hosted tools bring in. Total over any body.
+What a model reads besides text is noted and never guessed at: images, files, stored context, what
+hosted tools bring in. Any body can be read.
 
 The home of bpe-openai, whose vocabularies are in its package: nothing here touches the network.
 
@@ -15,9 +15,10 @@ import warnings
 from array import array
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from importlib.util import find_spec
 from itertools import compress
-from typing import Any
+from typing import Any, NamedTuple
 
 from msgspec import Struct, field
 
@@ -27,14 +28,14 @@ from batchrun.pricing.price_list import spellings
 from batchrun.records import JsonObject
 
 _TEXTS = ("text", "refusal")  # of a part of a message
-_ITEM_TEXTS = ("name", "arguments", "input", "output")  # of a call, or of what came of one
-_STORED = frozenset({"prompt", "previous_response_id", "conversation"})
+_ITEM_TEXTS = ("name", "arguments", "input", "output")  # of a call or of its result
+_STORED = ("prompt", "previous_response_id", "conversation")
 _OWN_TOOLS = ("function", "custom")  # the others run, and read, at the provider
 _PRIVATE = ("encrypted_content", "file_data", "image_url", "file_id", "file_url", "data")
 
 
 class BodyText(Struct):
-    """What a request says to the model."""
+    """What a request says to the model; each text is counted by itself."""
 
     own: list[str] = field(default_factory=list)  # texts of this row
     shared: list[str] = field(default_factory=list)  # that many rows are likely to have
@@ -42,93 +43,68 @@ class BodyText(Struct):
     unseen: bool = False  # the model reads more than these texts
     hosted: bool = False  # it may use tools that are billed by the piece
 
+    def add_item(self, item: Any) -> None:
+        """An item of the input, or all of it as one text."""
+        if type(item) is str:
+            item = {"role": "user", "content": item}
+        if type(item) is not dict:
+            self.unseen = True
+            return
+        self.messages += 1
+        kind = item.get("type")
+        if kind == "item_reference":
+            self.unseen = True
+        elif "role" in item or kind == "message":
+            texts = self.shared if item.get("role") in ("system", "developer") else self.own
+            self._add_content(texts, item.get("content"))
+        elif kind == "reasoning":
+            self._add_content(self.own, item.get("summary"))
+            self._add_content(self.own, item.get("content"))
+            self.unseen |= item.get("encrypted_content") is not None
+        elif any(name in item for name in _ITEM_TEXTS):
+            for name in _ITEM_TEXTS:
+                self._add_content(self.own, item.get(name))
+        else:
+            public = {name: value for name, value in item.items() if name not in _PRIVATE}
+            self.unseen |= len(public) < len(item)
+            self.own.append(_compact(public))
+
+    def _add_content(self, texts: list[str], content: Any) -> None:
+        """A text, or a list of parts."""
+        for part in _listed(content):
+            found = [part]
+            if type(part) is not str:
+                named = [part.get(name) for name in _TEXTS] if type(part) is dict else []
+                found = [text for text in named if type(text) is str]
+            texts += found
+            self.unseen |= not found
+
 
 def read_body_text(body: JsonObject) -> BodyText:
-    """The pieces of a body; each is counted by itself."""
+    """The texts of a request body."""
     found = BodyText()
-    given = body.get("input")
-    if type(given) is str:
-        found.own.append(given)
-        found.messages += 1
-    elif type(given) is list:
-        for item in given:
-            _add_item(found, item)
+    for item in _listed(body.get("input")):
+        found.add_item(item)
     instructions = body.get("instructions")
     if type(instructions) is str:
         found.shared.append(instructions)
         found.messages += 1
     tools = body.get("tools")
-    if type(tools) is list:
-        for tool in tools:
-            _add_tool(found, tool)
-    form = body.get("text")
-    if type(form) is dict and type(form.get("format")) is dict:
-        schema = form["format"].get("schema")
-        if schema is not None:
-            found.shared.append(_compact(schema))
-    if not _STORED.isdisjoint(body) and any(body.get(name) is not None for name in _STORED):
-        found.unseen = True
+    for tool in tools if type(tools) is list else ():
+        if type(tool) is dict and tool.get("type") not in _OWN_TOOLS:
+            found.unseen = found.hosted = True
+        found.shared.append(_compact(tool))
+    text = body.get("text")
+    form = text.get("format") if type(text) is dict else None
+    if type(form) is dict and form.get("schema") is not None:
+        found.shared.append(_compact(form["schema"]))
+    found.unseen |= any(body.get(name) is not None for name in _STORED)
     return found
 
 
-def _add_item(found: BodyText, item: Any) -> None:
-    if type(item) is str:
-        found.own.append(item)
-        found.messages += 1
-        return
-    if type(item) is not dict:
-        found.unseen = True
-        return
-    found.messages += 1
-    kind = item.get("type")
-    if kind == "item_reference":
-        found.unseen = True
-    elif "role" in item or kind == "message":
-        texts = found.shared if item.get("role") in ("system", "developer") else found.own
-        _add_content(found, texts, item.get("content"))
-    elif kind == "reasoning":
-        _add_content(found, found.own, item.get("summary"))
-        _add_content(found, found.own, item.get("content"))
-        if item.get("encrypted_content") is not None:
-            found.unseen = True
-    elif any(name in item for name in _ITEM_TEXTS):
-        for name in _ITEM_TEXTS:
-            _add_content(found, found.own, item.get(name))
-    else:
-        found.own.append(_compact(_without_private(found, item)))
-
-
-def _add_content(found: BodyText, texts: list[str], content: Any) -> None:
-    """Text, or a list of parts."""
-    if type(content) is str:
-        texts.append(content)
-        return
-    for part in content if type(content) is list else ():
-        if type(part) is str:
-            texts.append(part)
-            continue
-        said = (
-            [part[name] for name in _TEXTS if type(part.get(name)) is str]
-            if (type(part) is dict)
-            else []
-        )
-        texts += said
-        if not said:
-            found.unseen = True
-
-
-def _add_tool(found: BodyText, tool: Any) -> None:
-    if type(tool) is dict and tool.get("type") not in _OWN_TOOLS:
-        found.unseen = found.hosted = True
-    found.shared.append(_compact(tool))
-
-
-def _without_private(found: BodyText, item: JsonObject) -> JsonObject:
-    """The item without what is no text to the model."""
-    kept = {name: value for name, value in item.items() if name not in _PRIVATE}
-    if len(kept) < len(item):
-        found.unseen = True
-    return kept
+def _listed(value: Any) -> list[Any]:
+    """A list; a text as a list of one; anything else as an empty one."""
+    return value if type(value) is list else [value] if type(value) is str else []
 
 
 def _compact(value: Any) -> str:
@@ -148,22 +124,21 @@ _O200K = re.compile(r"(chatgpt-|codex-|computer-use-|o\d($|-)|gpt-(?!(4|3\.5|35)
 Count = Callable[[str], int]
 
 
-def vocabulary_of(model: str | None) -> tuple[str, float]:
-    """The vocabulary that a model's texts are counted in, and what the count is multiplied by.
+class Vocabulary(NamedTuple):
+    """What the texts of a model are counted in."""
 
-    A model is known by the `spellings` of its name, as it is where its price is looked for.
-    """
+    name: str
+    factor: float  # what the count is multiplied by
+
+
+def vocabulary_of(model: str | None) -> Vocabulary:
+    """A model is known by the `spellings` of its name, as it is where its price is looked for."""
     for _, name in spellings(model or ""):
         if _CL100K.match(name):
-            return CL100K, 1.0
+            return Vocabulary(CL100K, 1.0)
         if _O200K.match(name):
-            return O200K, 1.0
-    return O200K, OTHER_FACTOR
-
-
-def is_installed() -> bool:
-    """Whether texts can be counted in a vocabulary."""
-    return find_spec("bpe_openai") is not None
+            return Vocabulary(O200K, 1.0)
+    return Vocabulary(O200K, OTHER_FACTOR)
 
 
 def counter(vocabulary: str) -> Count:
@@ -194,13 +169,12 @@ def _by_bytes(text: str) -> int:
 
 MESSAGE_TOKENS = 4  # around each message: its role, its begin and its end
 REQUEST_TOKENS = 3  # before the answer
-_MOST_KINDS = 2**16
-_MOST_KNOWN = 10_000  # shared texts whose counts are kept
-_MOST_TOKENS = 2**32 - 1
-_MOST_OUTPUT = 2**40  # a limit above it is none
-_TOLD = ("model", "max_output_tokens", "service_tier")
+_MAX_KINDS = 2**16
+_MAX_CACHED = 10_000  # shared texts and names of models
+_MAX_TOKENS = 2**32 - 1
+_MAX_OUTPUT = 2**40  # a limit above it is none
 _NO_ROW = 0  # the kind of rows that cannot be sent
-_TURNED = bytes([1]) + bytes(255)  # marks of what is settled to marks of what is left
+_INVERTED = bytes([1]) + bytes(255)  # marks of complete rows to marks of the others
 
 
 class Kind(Struct, frozen=True):
@@ -220,109 +194,99 @@ class Kind(Struct, frozen=True):
         return MESSAGE_TOKENS * self.messages + REQUEST_TOKENS
 
 
-class TokenCounts:
-    """What `make_plan` tells of each body, as numbers."""
+class CountedRows(NamedTuple):
+    """Rows that are alike."""
 
-    def __init__(self, models: Sequence[str] = (), *, by_bytes: bool = False) -> None:
+    kind: Kind
+    model: str | None  # that they are counted and priced for; null: they name none
+    rows: int
+    text_tokens: int  # of each, in the vocabulary
+    input_tokens: int  # of each, as it will be billed
+
+
+class TokenCounts:
+    """The tokens of each row of a source, gathered while the plan reads it."""
+
+    def __init__(self, models: Sequence[str] = (), *, by_bytes: bool | None = None) -> None:
         """Counts for `models`, whatever rows ask for; without any, for the model of each row.
 
-        `by_bytes`: by the rule instead of a vocabulary.
+        `by_bytes`: by the rule instead of a vocabulary; null: where there is no vocabulary.
         """
-        self.by_bytes = by_bytes
-        self._vocabularies: dict[str | None, str] = {}
-        self._asked = tuple(dict.fromkeys(self.vocabulary(model) for model in models))
-        self._counters: dict[str, Count] = {}
-        self._known: dict[tuple[str, str], int] = {}
-        self._numbers: dict[tuple[Any, ...], int] = {}
+        self._by_bytes = find_spec("bpe_openai") is None if by_bytes is None else by_bytes
+        self.vocabulary = lru_cache(_MAX_CACHED)(self._find_vocabulary)
+        self._asked = tuple(dict.fromkeys(self.vocabulary(model).name for model in models))
+        self._counters: dict[str, tuple[Count, Count]] = {}  # for own texts, for shared ones
         self._kinds = [Kind(None)]
+        self._numbers: dict[Kind, int] = {}
         self._kind_of = array("H")
         self._tokens = tuple(array("I") for _ in self._asked or ("of each row",))
 
-    def vocabulary(self, model: str | None) -> str:
-        """What texts for the model are counted in."""
-        known = self._vocabularies.get(model)
-        if known is None:
-            known = BYTES if self.by_bytes else vocabulary_of(model)[0]
-            if len(self._vocabularies) < _MOST_KNOWN:
-                self._vocabularies[model] = known
-        return known
+    def _find_vocabulary(self, model: str | None) -> Vocabulary:
+        return Vocabulary(BYTES, 1.0) if self._by_bytes else vocabulary_of(model)
 
     def add(self, row: int, body: JsonObject) -> None:
         """Rows come in order; those that are left out cannot be sent. Raises `InputError`."""
-        missing = row - len(self._kind_of)
-        if missing:
-            self._kind_of.extend([_NO_ROW] * missing)
-            for tokens in self._tokens:
-                tokens.extend([0] * missing)
-        said = read_body_text(body)
-        model, most, tier = (body.get(name) for name in _TOLD)
-        kind = (
+        missing = [_NO_ROW] * (row - len(self._kind_of))
+        for numbers in (self._kind_of, *self._tokens):
+            numbers.extend(missing)
+        text = read_body_text(body)
+        model, most, tier = map(body.get, ("model", "max_output_tokens", "service_tier"))
+        reasoning = body.get("reasoning")
+        kind = Kind(
             model if type(model) is str else None,
-            most if type(most) is int and 0 <= most <= _MOST_OUTPUT else None,
+            most if type(most) is int and 0 <= most <= _MAX_OUTPUT else None,
             tier if type(tier) is str else None,
-            said.messages,
-            said.unseen,
-            said.hosted,
-            _asks_to_reason(body.get("reasoning")),
+            text.messages,
+            text.unseen,
+            text.hosted,
+            type(reasoning) is dict and bool(reasoning) and reasoning.get("effort") != "none",
         )
-        number = self._numbers.get(kind)
-        if number is None:
-            number = self._numbers[kind] = self._new_kind(Kind(*kind))
-        self._kind_of.append(number)
-        asked = self._asked or (self.vocabulary(kind[0]),)
+        self._kind_of.append(self._number(kind))
+        asked = self._asked or (self.vocabulary(kind.model).name,)
         for tokens, vocabulary in zip(self._tokens, asked, strict=True):
-            count = self._counters.get(vocabulary)
-            if count is None:
-                count = self._counters[vocabulary] = counter(vocabulary)
-            total = 0
-            for text in said.own:
-                total += count(text)
-            for text in said.shared:
-                total += self._shared(text, vocabulary, count)
-            tokens.append(min(total, _MOST_TOKENS))
+            if vocabulary not in self._counters:
+                count = counter(vocabulary)
+                self._counters[vocabulary] = count, lru_cache(_MAX_CACHED)(count)
+            count_own, count_shared = self._counters[vocabulary]
+            total = sum(map(count_own, text.own)) + sum(map(count_shared, text.shared))
+            tokens.append(min(total, _MAX_TOKENS))
 
-    def of_rows(
-        self, settled: bytes | bytearray, wanted: int, vocabulary: str = ""
-    ) -> Counter[tuple[Kind, int]]:
-        """(kind, text tokens) to rows, of the first `wanted` rows that `settled` does not mark.
-
-        `vocabulary`: of a model that was asked for; else each row in that of its own.
-        """
-        pairs = zip(self._kind_of, self._array(vocabulary), strict=True)
-        numbers = Counter(compress(pairs, settled[:wanted].translate(_TURNED)))
-        return Counter(
-            {
-                (self._kinds[number], tokens): rows
-                for (number, tokens), rows in numbers.items()
-                if number != _NO_ROW
-            }
-        )
-
-    def of_row(self, row: int) -> tuple[Kind, int]:
-        """The kind and the text tokens of one row."""
-        return self._kinds[self._kind_of[row]], self._tokens[0][row]
-
-    def _array(self, vocabulary: str) -> "array[int]":
-        return self._tokens[self._asked.index(vocabulary) if self._asked else 0]
-
-    def _shared(self, text: str, vocabulary: str, count: Count) -> int:
-        known = self._known.get((vocabulary, text))
-        if known is None:
-            if len(self._known) >= _MOST_KNOWN:
-                self._known.clear()
-            known = self._known[vocabulary, text] = count(text)
-        return known
-
-    def _new_kind(self, kind: Kind) -> int:
-        if len(self._kinds) == _MOST_KINDS:
+    def _number(self, kind: Kind) -> int:
+        number = self._numbers.setdefault(kind, len(self._kinds))
+        if number == _MAX_KINDS:
             raise InputError(
-                f"the rows differ in more than {_MOST_KINDS:,} combinations of model, "
+                f"the rows differ in more than {_MAX_KINDS:,} combinations of model, "
                 "max_output_tokens and number of messages, too many to estimate at once; split "
                 "the source"
             )
-        self._kinds.append(kind)
-        return len(self._kinds) - 1
+        if number == len(self._kinds):
+            self._kinds.append(kind)
+        return number
 
+    def rows(
+        self, complete: bytes | bytearray, wanted: int, model: str | None = None
+    ) -> list[CountedRows]:
+        """The first `wanted` rows without those that `complete` marks, alike ones together.
 
-def _asks_to_reason(said: object) -> bool:
-    return isinstance(said, dict) and bool(said) and said.get("effort") != "none"
+        `model`: one of those to count for; else each row for its own.
+        """
+        at = self._asked.index(self.vocabulary(model).name) if self._asked else 0
+        pairs = zip(self._kind_of, self._tokens[at], strict=True)
+        remaining = Counter(compress(pairs, complete[:wanted].translate(_INVERTED)))
+        return [
+            self._counted(number, tokens, rows, model)
+            for (number, tokens), rows in remaining.items()
+            if number != _NO_ROW
+        ]
+
+    def row(self, number: int) -> CountedRows:
+        """One row, for its own model."""
+        return self._counted(self._kind_of[number], self._tokens[0][number], 1)
+
+    def _counted(
+        self, number: int, text_tokens: int, rows: int, model: str | None = None
+    ) -> CountedRows:
+        kind = self._kinds[number]
+        model = model or kind.model
+        tokens = round(text_tokens * self.vocabulary(model).factor) + kind.form_tokens
+        return CountedRows(kind, model, rows, text_tokens, tokens)

@@ -1,4 +1,4 @@
-"""What of a request is counted, and what is told not to be."""
+"""What of a request is counted, and what is noted as not counted."""
 
 import json
 from typing import Any
@@ -60,7 +60,7 @@ def test_tools_and_schemas_count_as_compact_json() -> None:
         {"input": "Look it up.", "tools": [{"type": "web_search"}]},
     ],
 )
-def test_what_does_not_stand_there_as_text_is_told(body: dict[str, Any]) -> None:
+def test_what_is_no_text_is_noted(body: dict[str, Any]) -> None:
     said = read_body_text(body)
     assert said.unseen
     assert said.hosted == ("tools" in body)

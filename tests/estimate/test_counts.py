@@ -32,30 +32,30 @@ def test_the_text_of_all_rows_is_what_the_tokenizer_counts(texts: list[str]) -> 
     for row, text in enumerate(texts):
         counts.add(row, body(text, instructions="Be brief."))
     count = counter(O200K)
-    found = counts.of_rows(bytes(len(texts)), len(texts))
-    whole = sum(tokens * rows for (_, tokens), rows in found.items())
+    found = counts.rows(bytes(len(texts)), len(texts))
+    whole = sum(one.text_tokens * one.rows for one in found)
     assert whole == sum(count(text) for text in texts) + len(texts) * count("Be brief.")
-    assert {kind for kind, _ in found} == {Kind("gpt-4.1", messages=2)}
+    assert {one.kind for one in found} == {Kind("gpt-4.1", messages=2)}
     assert Kind("gpt-4.1", messages=2).form_tokens == 2 * MESSAGE_TOKENS + REQUEST_TOKENS
 
 
-def test_settled_bad_and_unwanted_rows_are_left_out() -> None:
+def test_complete_bad_and_unwanted_rows_are_left_out() -> None:
     counts = TokenCounts()
     for row in (0, 1, 3, 4):  # 2 and 5 are bad
         counts.add(row, body("word " * (row + 1)))
-    found = counts.of_rows(bytearray([1, 0, 0, 0, 0, 0]), 4)
-    assert sorted(tokens for _, tokens in found) == [
+    found = counts.rows(bytearray([1, 0, 0, 0, 0, 0]), 4)
+    assert sorted(one.text_tokens for one in found) == [
         counter(O200K)("word " * times) for times in (2, 4)
     ]
-    assert counts.of_row(3)[1] == counter(O200K)("word " * 4)
+    assert counts.row(3).text_tokens == counter(O200K)("word " * 4)
 
 
-def test_rows_are_told_apart_by_what_their_price_depends_on() -> None:
+def test_rows_differ_by_what_their_price_depends_on() -> None:
     counts = TokenCounts()
     counts.add(0, body("Hi", max_output_tokens=100, service_tier="flex"))
     counts.add(1, body("Hi", max_output_tokens=100.5))
     counts.add(2, body("Hi", tools=[{"type": "web_search"}]))
-    kinds = {kind for kind, _ in counts.of_rows(bytes(3), 3)}
+    kinds = {one.kind for one in counts.rows(bytes(3), 3)}
     assert kinds == {
         Kind("gpt-4.1", 100, "flex", messages=1),
         Kind("gpt-4.1", messages=1),
@@ -68,18 +68,18 @@ def test_models_to_compare_are_counted_in_their_own_vocabulary() -> None:
     counts = TokenCounts(["gpt-4.1", "gpt-4", "gpt-5"])
     counts.add(0, body(text))
     for model, vocabulary in (("gpt-4.1", O200K), ("gpt-4", CL100K), ("gpt-5", O200K)):
-        ((_, tokens),) = counts.of_rows(bytes(1), 1, counts.vocabulary(model))
-        assert tokens == counter(vocabulary)(text)
+        (found,) = counts.rows(bytes(1), 1, model)
+        assert (found.model, found.text_tokens) == (model, counter(vocabulary)(text))
 
 
 def test_a_row_is_counted_in_the_vocabulary_of_its_own_model() -> None:
     text = "東京都 1234567890"
     counts = TokenCounts()
     counts.add(0, {"model": "gpt-4", "input": text})
-    assert counts.of_row(0)[1] == counter(CL100K)(text)
+    assert counts.row(0).text_tokens == counter(CL100K)(text)
 
 
-def test_more_kinds_of_rows_than_can_be_told_apart_are_refused() -> None:
+def test_too_many_kinds_of_rows_are_refused() -> None:
     counts = TokenCounts(by_bytes=True)
     with pytest.raises(InputError, match="split the source"):
         for row in range(70_000):
@@ -91,6 +91,6 @@ def test_tools_that_all_rows_share_are_counted_once_each() -> None:
     counts = TokenCounts()
     for row in range(3):
         counts.add(row, body("Hi", tools=json.loads(json.dumps(tools))))
-    ((_, tokens),) = counts.of_rows(bytes(3), 3)
+    (found,) = counts.rows(bytes(3), 3)
     count = counter(O200K)
-    assert tokens == count("Hi") + count(json.dumps(tools[0], separators=(",", ":")))
+    assert found.text_tokens == count("Hi") + count(json.dumps(tools[0], separators=(",", ":")))

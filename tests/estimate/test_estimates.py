@@ -12,7 +12,6 @@ from batchrun.errors import InputError
 from batchrun.estimate.cost_lines import Estimate
 from batchrun.estimate.estimate_text import show_estimate
 from batchrun.estimate.estimates import make_estimate
-from batchrun.estimate.pilot import keep_estimated
 from batchrun.estimate.tokens import MESSAGE_TOKENS, O200K, REQUEST_TOKENS, counter
 from batchrun.formats.amounts import usd
 from batchrun.job.job_file import load_job
@@ -91,14 +90,14 @@ def test_a_model_without_a_price_has_none_and_is_named(tmp_path: Path) -> None:
     assert "no-such-model: the vocabulary is not known" in said
 
 
-def test_three_assumptions_are_stated_and_kept_below_each_row_s_own_limit(tmp_path: Path) -> None:
+def test_three_assumptions_are_stated_and_stay_below_each_row_s_own_limit(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [{"input": "Hi"}, {"input": "Hi", "max_output_tokens": 300}]
     made = make_estimate(job_of(tmp_path, rows))
     found = {line.name: line.output_tokens for line in made.answers}
     assert "capped: no answer is longer than its row's max_output_tokens" in shown(made)
     assert found == {
         "short: 100 tokens each": 200,
-        "middling: 500 each, capped": 800,
+        "medium: 500 each, capped": 800,
         "long: 4,000 each, capped": 4_300,
     }
     bounded = make_estimate(job_of(tmp_path, rows, request__max_output_tokens=2_000)).answers
@@ -127,14 +126,14 @@ def test_inputs_above_a_step_of_the_price_list_cost_more(tmp_path: Path) -> None
     assert line.usd["standard"] == pytest.approx(one.inputs[0].total * 6e-6, rel=1e-6)
 
 
-def test_a_cap_that_does_not_hold_what_is_estimated_is_told(tmp_path: Path) -> None:
+def test_a_cap_below_what_is_estimated_is_warned_of(tmp_path: Path) -> None:
     job = job_of(tmp_path)
     dear = max(line.usd["standard"] or 0.0 for line in make_estimate(job).answers)
     capped = job_of(tmp_path, limits__max_cost_usd=0.99 * dear)
     told = [said for said in make_estimate(capped).warnings if "--max-cost" in said]
     assert len(told) == 1
     assert "long: 4,000 each" in told[0]
-    assert "middling" not in told[0]
+    assert "medium" not in told[0]
     held = job_of(tmp_path, limits__max_cost_usd=1.01 * dear)
     assert not [said for said in make_estimate(held).warnings if "before its end" in said]
 
@@ -192,11 +191,11 @@ def test_bad_rows_stop_it_as_they_stop_a_run_or_are_left_out(tmp_path: Path) -> 
     assert (made.to_send, made.bad_rows, made.inputs[0].rows) == (1, 1, 1)
 
 
-async def test_a_pilot_is_kept_paid_once_and_held_against_what_it_was(tmp_path: Path) -> None:
+async def test_a_pilot_is_stored_paid_once_and_compared_with_what_it_was(tmp_path: Path) -> None:
     job, path = job_of(tmp_path), tmp_path / "run"
     summary = await run_job(job, simulate=True, pilot=20)
     assert (summary.exit_code, summary.rows) == (0, 20)
-    made = make_estimate(job, simulate=True)
+    made = make_estimate(job, simulate=True, store=True)
     pilot, estimated = made.pilot, made.estimated
     assert pilot is not None
     assert estimated is not None
@@ -206,7 +205,6 @@ async def test_a_pilot_is_kept_paid_once_and_held_against_what_it_was(tmp_path: 
         assert figure.so_far < figure.low < figure.total < figure.high
     assert [line.name.split(":")[0] for line in made.answers] == ["as measured"]
     assert "interval may well be too narrow" in shown(made)
-    keep_estimated(path, estimated)
     (said,) = (line for line in remarks(read_report(path)) if line.startswith("estimated"))
     assert said.startswith("estimated for 60 rows by a pilot of 20: $")
     assert "; so far it is $" in said
@@ -233,7 +231,7 @@ async def test_a_pilot_is_kept_paid_once_and_held_against_what_it_was(tmp_path: 
     shown(after)
 
 
-async def test_a_pilot_that_did_not_come_to_its_end_tells_nothing_until_it_has(
+async def test_a_pilot_gives_no_estimate_until_it_has_ended(
     tmp_path: Path,
 ) -> None:
     capped = job_of(tmp_path, limits__max_cost_usd=0.02, request__max_output_tokens=400)
@@ -269,7 +267,7 @@ async def test_rows_that_would_be_sent_again_are_estimated_where_that_is_asked_f
     assert (made.settled, made.to_send, made.inputs[0].rows) == (1, 1, 1)
 
 
-async def test_models_are_compared_over_all_rows_whatever_is_settled(tmp_path: Path) -> None:
+async def test_models_are_compared_over_all_rows_whatever_is_complete(tmp_path: Path) -> None:
     job = job_of(tmp_path)
     await run_job(job, simulate=True, pilot=5)
     made = make_estimate(job, simulate=True, models=["gpt-5"])

@@ -1,11 +1,11 @@
-"""What rows that were really sent say of the others."""
+"""What rows of a pilot say of the others."""
 
 from pathlib import Path
 
 import pytest
 
 from batchrun.estimate.cost_lines import PilotResult, group
-from batchrun.estimate.pilot import SampledRow, as_estimated, extrapolate, keep_estimated
+from batchrun.estimate.pilot import SampledRow, as_estimated, extrapolate, store_estimated
 from batchrun.estimate.tokens import TokenCounts
 from batchrun.job.sections import PriceJob
 from batchrun.pricing.prices import Prices
@@ -24,26 +24,28 @@ def row(
     return SampledRow(number, output is not None, given, output, cost, 2.0)
 
 
-def told(sampled: list[SampledRow], rows: int, prices: Prices = PRICES) -> PilotResult | None:
+def extrapolated(
+    sampled: list[SampledRow], rows: int, prices: Prices = PRICES
+) -> PilotResult | None:
     """All rows with 2, 3, 2, 3 ... tokens of text, guessed by bytes; the sampled ones are first."""
     counts = TokenCounts(by_bytes=True)
     for number in range(rows):
         counts.add(number, {"model": "m", "input": "12345678" + "9" * (number % 2)})
-    settled = bytes(number < len(sampled) for number in range(rows))
-    rest = group(counts.of_rows(settled, rows), None, by_bytes=True)
+    complete = bytes(number < len(sampled) for number in range(rows))
+    rest = group(counts.rows(complete, rows))
     totals = Totals(
         rows=len(sampled),
         input_tokens=sum(one.input_tokens or 0 for one in sampled),
         output_tokens=sum(one.output_tokens or 0 for one in sampled),
         cost_usd=sum(one.cost_usd or 0.0 for one in sampled),
     )
-    return extrapolate(sampled, counts, rest, totals, prices, 0, by_bytes=True)
+    return extrapolate(sampled, counts, rest, totals, prices, 0)
 
 
 def test_inputs_that_are_known_make_no_interval() -> None:
-    # Every answer has 5 tokens; the inputs differ, as foretold (7 tokens of form besides).
+    # Every answer has 5 tokens; the inputs differ, as predicted (7 tokens of form besides).
     sampled = [row(at, 5, 5.0 + 9 + at % 2, 9 + at % 2) for at in range(10)]
-    found = told(sampled, 100)
+    found = extrapolated(sampled, 100)
     assert found is not None
     assert found.cost_usd is not None
     everything = 100 * 5 + 50 * 9 + 50 * 10
@@ -56,7 +58,7 @@ def test_inputs_that_are_known_make_no_interval() -> None:
 def test_rows_that_failed_for_nothing_count_as_nothing() -> None:
     sampled = [row(at, 10, 19.0 + at % 2, 9 + at % 2) for at in range(5)]
     sampled += [row(at, None, 0.0) for at in range(5, 10)]
-    found = told(sampled, 20)
+    found = extrapolated(sampled, 20)
     assert found is not None
     assert (found.rows, found.used, found.ok) == (10, 10, 5)
     assert found.output_tokens.total == pytest.approx(100)
@@ -64,32 +66,32 @@ def test_rows_that_failed_for_nothing_count_as_nothing() -> None:
 
 def test_rows_that_ended_without_a_count_are_left_out() -> None:
     sampled = [row(0, 10, 19.0, 9), row(1, None, None), row(2, 10, 19.0, 9)]
-    found = told(sampled, 6)
+    found = extrapolated(sampled, 6)
     assert found is not None
     assert (found.rows, found.used) == (3, 2)
     assert found.output_tokens.total == pytest.approx(50)
 
 
 def test_without_a_price_there_are_tokens_and_no_dollars() -> None:
-    found = told([row(at, 10 + at, None, 9) for at in range(4)], 8, Prices({}))
+    found = extrapolated([row(at, 10 + at, None, 9) for at in range(4)], 8, Prices({}))
     assert found is not None
     assert found.cost_usd is None
     assert found.output_tokens.low < found.output_tokens.total < found.output_tokens.high
     assert as_estimated(found, 8, 1).cost_usd is None
 
 
-def test_rows_that_tell_nothing_tell_nothing() -> None:
-    assert told([row(0, None, None)], 5) is None
-    assert told([], 5) is None
+def test_without_a_row_with_figures_there_is_no_result() -> None:
+    assert extrapolated([row(0, None, None)], 5) is None
+    assert extrapolated([], 5) is None
 
 
-def test_the_first_estimate_by_so_many_rows_is_kept(tmp_path: Path) -> None:
+def test_the_first_estimate_by_so_many_rows_is_stored(tmp_path: Path) -> None:
     path = tmp_path / "run"
     run_dir = RunDir.open(path)
     run_dir.save(run_record())
     run_dir.close()
 
-    def kept() -> Estimated | None:
+    def stored() -> Estimated | None:
         record = read_run_record(path)
         assert record is not None
         return record.estimated
@@ -97,6 +99,6 @@ def test_the_first_estimate_by_so_many_rows_is_kept(tmp_path: Path) -> None:
     first = Estimated(1, 50, 1_000, 500, 1.0, 0.9, 1.2)
     later = Estimated(2, 50, 1_000, 510, 1.1, 1.0, 1.2)
     larger = Estimated(3, 100, 1_000, 505, 1.05, 1.0, 1.1)
-    for told_now, expected in ((first, first), (later, first), (larger, larger)):
-        keep_estimated(path, told_now)
-        assert kept() == expected
+    for estimated, expected in ((first, first), (later, first), (larger, larger)):
+        store_estimated(path, estimated)
+        assert stored() == expected
