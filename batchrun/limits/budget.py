@@ -94,8 +94,8 @@ class Budget:
             else ""
         )
         return (
-            f"the budget is used up: {usd(self.spent_usd)} of {usd(self.cap_usd)} are spent"
-            f"{unknown}, and the next request may cost up to {usd(dollars)}; raise --max-cost "
+            f"the budget is used up ({usd(self.spent_usd)} of {usd(self.cap_usd)} are spent"
+            f"{unknown}, and the next request may cost up to {usd(dollars)}); raise --max-cost "
             "(limits.max_cost_usd) and run again to go on"
         )
 

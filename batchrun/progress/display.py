@@ -70,9 +70,9 @@ class Progress:
         since_s = self._state_s.get(state, -math.inf) if is_new else self._written_s
         if now_s - since_s >= every_s:
             self._state, self._written_s, self._state_s[state] = state, now_s, now_s
-            facts = [", ".join(some) for some in _facts(summary)]
-            facts = [_rows(summary), _time_left(summary), *facts, *_waits(summary)]
-            self._stream.write(f"{summary.state}: {countdown or one_line('; '.join(facts))}\n")
+            facts = [_rows(summary), _time_left(summary), *map(", ".join, _facts(summary))]
+            line = "; ".join(filter(None, (*facts, *_waits(summary))))
+            self._stream.write(f"{summary.state}: {countdown or one_line(line)}\n")
             self._stream.flush()
 
     def _countdown(self, summary: Summary) -> str | None:
@@ -104,7 +104,7 @@ def _rows(summary: Summary) -> str:
 
 
 def _time_left(summary: Summary) -> str:
-    return f"{'-' if summary.time_left_s is None else duration(summary.time_left_s)} left"
+    return "" if summary.time_left_s is None else f"{duration(summary.time_left_s)} left"
 
 
 def _facts(summary: Summary) -> list[list[str]]:

@@ -169,5 +169,6 @@ def _next_step(summary: Summary) -> str:
         return "look at a row that is not ok"
     if not summary.left:
         return f"send the {plural(failed, 'failed row')} again"
-    again = ", and the failed ones again" if "--retry-failed" in words else ""
-    return f"go on with the {plural(summary.left, 'remaining row')}{again}"
+    is_part = "--limit" in words or "--pilot" in words
+    rows = "remaining rows" if is_part else f"the {plural(summary.left, 'remaining row')}"
+    return f"go on with {rows}{', and the failed ones again' if '--retry-failed' in words else ''}"

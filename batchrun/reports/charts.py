@@ -3,7 +3,6 @@
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from msgspec import Struct
@@ -87,15 +86,15 @@ def _errors(line: Timeline) -> JsonObject:
     groups = {kind: [kind] for kind in kinds[:_MOST_KINDS]}
     if kinds[_MOST_KINDS:]:
         groups["others"] = kinds[_MOST_KINDS:]
-    read: _Kinds = {name: partial(_errors_of, group) for name, group in groups.items()}
+
+    def of(group: Sequence[str]) -> Callable[[Moment], float]:
+        return lambda one: sum(one.errors.get(kind, 0) for kind in group)
+
+    read = {name: of(group) for name, group in groups.items()}
     size, unit = next((s, u) for s, u in _UNITS if line.width_s >= s or u == "second")
     count = line.width_s / size
     width = f"{count:g} {unit}{'' if count == 1 else 's'}"
     return _bars_over_time(line, read, _COLOURS, f"in {width}")
-
-
-def _errors_of(kinds: Sequence[str], moment: Moment) -> int:
-    return sum(moment.errors.get(kind, 0) for kind in kinds)
 
 
 def _cost(line: Timeline) -> JsonObject:

@@ -1,5 +1,6 @@
 """What runs cost, as tables for a terminal. Names in them come from rows and servers."""
 
+import math
 from collections.abc import Sequence
 from typing import TextIO
 
@@ -46,7 +47,8 @@ def _show_run(run: RunCost, what_if: Sequence[str], console: Console) -> None:
         f"cost: {cost}{'; simulated, so nothing was paid' if run.simulated else ''}",
         f"{counts}, {total.output_tokens:,} out",
     ]
-    if recorded is not None and not _is_same(recorded, total.cost_usd):
+    known = -1.0 if total.cost_usd is None else total.cost_usd
+    if recorded is not None and not math.isclose(recorded, known, rel_tol=1e-6, abs_tol=1e-12):
         lines.append(f"calculated during the run: {usd(recorded)}")
     if run.reported_usd is not None:
         lines.append(f"according to the gateway: {usd(run.reported_usd)}")
@@ -190,10 +192,6 @@ def _dollars(cost: float | None, is_partly: bool) -> str:
 
 def _is_partly(line: CostLine) -> bool:
     return bool(line.unpriced or line.unknown)
-
-
-def _is_same(one: float, other: float | None) -> bool:
-    return other is not None and abs(one - other) <= 1e-6 * max(abs(one), abs(other), 1e-6)
 
 
 def _change(total: CostLine, cost: float | None) -> str:

@@ -77,20 +77,16 @@ def remarks(report: Report) -> list[str]:
 
 def _against_the_estimate(report: Report, estimated: Estimated) -> str:
     """What a pilot had estimated, and what it was."""
-    pilot = (
-        f"estimated for {plural(estimated.rows, 'row')} by a pilot of {estimated.pilot_rows:,}: "
-    )
     if estimated.cost_usd is None or report.cost_usd is None:
-        was = f"{report.tokens.output_tokens:,}"
-        words = f"{pilot}{estimated.output_tokens:,} output tokens"
+        told, was = f"{estimated.output_tokens:,} output tokens", f"{report.tokens.output_tokens:,}"
     else:
-        was = usd(report.cost_usd)
-        words = f"{pilot}{usd(estimated.cost_usd)}"
+        told, was = usd(estimated.cost_usd), usd(report.cost_usd)
         if estimated.low_usd is not None and estimated.high_usd is not None:
-            words += f", between {usd(estimated.low_usd)} and {usd(estimated.high_usd)}"
-    if report.rows != estimated.rows:
-        was += f" for {plural(report.rows, 'row')}"
-    return f"{words}; so far it is {was}" if report.left else f"{words}; it was {was}"
+            told += f", between {usd(estimated.low_usd)} and {usd(estimated.high_usd)}"
+    rows, of_rows = (plural(count, "row") for count in (estimated.rows, report.rows))
+    was += f" for {of_rows}" if of_rows != rows else ""
+    so_far = "so far it is" if report.left else "it was"
+    return f"estimated for {rows} by a pilot of {estimated.pilot_rows:,}: {told}; {so_far} {was}"
 
 
 def sections(report: Report) -> list[Section]:

@@ -26,6 +26,12 @@ from batchrun.store.reading import read_record
 from batchrun.store.snapshot import Snapshot, read_snapshot
 
 T = TypeVar("T")
+_GLOB = str.maketrans({"[": "[[]", "*": "[*]", "?": "[?]"})  # a folder may be called anything
+_SETTINGS = {
+    "memory_limit": "1GB",  # what goes beyond is written to disk
+    "autoinstall_known_extensions": "false",  # nothing is ever fetched
+    "autoload_known_extensions": "false",
+}
 
 
 class TableFiles(Struct, frozen=True):
@@ -77,14 +83,6 @@ def _read(now: Snapshot, record: RunRecord, read: Callable[[Files], T]) -> T:
         return read(Files(record, responses, tool_calls, folder))
 
 
-_GLOB = str.maketrans({"[": "[[]", "*": "[*]", "?": "[?]"})  # a folder may be called anything
-_SETTINGS = {
-    "memory_limit": "1GB",  # what goes beyond is written to disk
-    "autoinstall_known_extensions": "false",  # nothing is ever fetched
-    "autoload_known_extensions": "false",
-}
-
-
 def ask(path: Path, answer: Callable[[duckdb.DuckDBPyConnection, Files], T]) -> T:
     """What `answer` returns for the views `responses` and `tool_calls`, which hold each row once.
 
@@ -115,11 +113,14 @@ def _table_of(keys: frozenset[RowKey]) -> pa.Table:
 
 
 def _add_view(database: duckdb.DuckDBPyConnection, name: str, files: TableFiles) -> None:
+    # Rows of parts that the journal holds anew are left out; keys may hold nulls.
+    same = " AND ".join(f"part.{name} IS NOT DISTINCT FROM replaced.{name}" for name in KEY)
+    left_out = f"ANTI JOIN replaced ON {same}" if files.replaced else ""
     pieces = [f"SELECT * FROM {_scan(files.journal)}"]  # noqa: S608 - our own words, as below
     for names, parts in _by_names(files).items():
         renamed = ", ".join(f"{quoted(old)} AS {quoted(new)}" for old, new in names)
         every = f"* RENAME ({renamed})" if renamed else "*"
-        pieces.append(f"SELECT {every} FROM {_scan(parts)} part {_anti(files)}")  # noqa: S608
+        pieces.append(f"SELECT {every} FROM {_scan(parts)} part {left_out}")  # noqa: S608
     sql = " UNION ALL BY NAME ".join(pieces)
     database.execute(f"CREATE TEMP VIEW {name} AS {sql}")
 
@@ -138,12 +139,6 @@ def _by_names(files: TableFiles) -> dict[tuple[tuple[str, str], ...], list[Path]
 
 def quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
-
-
-def _anti(files: TableFiles) -> str:
-    """Leaves out the rows of parts that the journal holds anew; keys may hold nulls."""
-    same = (f"part.{name} IS NOT DISTINCT FROM replaced.{name}" for name in KEY)
-    return f"ANTI JOIN replaced ON {' AND '.join(same)}" if files.replaced else ""
 
 
 def _scan(paths: Sequence[Path]) -> str:
