@@ -87,7 +87,7 @@ class ErrorKind(StrEnum):
 
 
 class EndpointError(BatchrunError):
-    """One attempt that brought no whole answer: raised by `endpoint`, caught by `dispatch`."""
+    """One attempt that brought no whole answer: raised by `transport`, caught by `dispatch`."""
 
     def __init__(
         self,

@@ -15,7 +15,7 @@ HOMES = {
     "duckdb": ("estimate/pilot.py", "reports", "store"),
     "genai_prices": ("pricing/price_list.py",),
     "httptools": ("transport/answer_reader.py",),
-    "jinja2": ("inputs/template.py", "reports/page.py"),
+    "jinja2": ("inputs/sandbox.py", "inputs/template.py", "reports/page.py"),
     "jsonschema_rs": ("dialects", "inputs"),
     "pyarrow": ("__init__.py", "formats", "inputs", "reports", "store"),
     "rich": ("cli", "estimate", "progress", "reports"),
