@@ -29,7 +29,7 @@ def show_estimate(estimate: Estimate, stream: TextIO) -> None:
     console = Console(file=stream, highlight=False, markup=False, emoji=False)
     console.print(Text(one_line(estimate.run), style="bold"), soft_wrap=True)
     for line in _head(estimate):
-        console.print(Text(f"  {line}"))
+        show_text(line, console)
     sections = [_inputs(estimate.inputs), _answers(estimate.answers)]
     if estimate.pilot is not None:
         sections.append(_pilot(estimate.pilot))

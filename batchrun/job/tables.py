@@ -2,7 +2,7 @@
 
 import re
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -48,7 +48,7 @@ def read_section(table: Mapping[str, Any], kind: type[Section], where: str) -> S
         problem, _, path = str(error).rstrip("`").partition(" - at `$.")
         hint: Any = kind
         value: Any = table
-        for key in path.split(".") if path else ():
+        for key in path.partition("[")[0].split(".") if path else ():
             hint, value = _annotation(hint, key), value.get(key)
         if unknown := _UNKNOWN.match(problem):
             name = f"{path}.{unknown[1]}" if path else unknown[1]
@@ -65,14 +65,11 @@ def read_setting(kind: type[Struct], dotted: str, text: str) -> Any:
     hint: Any = kind
     for key in dotted.split("."):
         hint = _annotation(hint, key)
-    value: int | float | str = text
-    for number in (float, int):
-        with suppress(ValueError):
-            value = number(text)
-    try:
-        return msgspec.convert(value, hint)
-    except msgspec.ValidationError as error:
-        raise JobError(f"it must be {_expected(hint) or error}") from None
+    readers: tuple[Callable[[str], object], ...] = (str, int, float)
+    for read in readers:
+        with suppress(ValueError, msgspec.ValidationError):
+            return msgspec.convert(read(text), hint)
+    raise JobError(f"it must be {_expected(hint)}, not {text!r}")
 
 
 def _annotation(kind: Any, key: str) -> Any:
@@ -88,4 +85,4 @@ def _expected(hint: Any) -> str:
             kinds += get_args(part)
         for meta in getattr(part, "__metadata__", ()):
             kinds.append(meta.description or f"a number from {meta.ge:g} up")
-    return " or ".join(kinds)
+    return " or ".join(filter(None, (", ".join(kinds[:-1]), *kinds[-1:])))

@@ -4,6 +4,8 @@ import pytest
 
 from batchrun.errors import JobError
 from batchrun.job.job_file import load_job
+from batchrun.job.sections import Job
+from batchrun.job.tables import read_setting
 
 
 def _job_file(folder: Path, text: str) -> Path:
@@ -50,6 +52,10 @@ def test_paths_are_relative_to_the_job_file_and_options_win(tmp_path: Path) -> N
             "concurrency is 0; it must be a number from 1 up",
         ),
         ("[input]\npath='x'\n[endpoint]\ntimeout_s = nan", "endpoint.timeout_s is nan"),
+        ("[input]\npath='x'\n[endpoint.headers]\na = 1", "endpoint.headers[...]: Expected `str`"),
+        ("[input]\npath='x'\ncarry = [1]", "input.carry[0]: Expected `str`, got `int`"),
+        ("[input]\npath='x'\nid = 1", "input.id: Expected `str | null`, got `int`"),
+        ("[input]\npath='x'\n[endpoint]\nmode = 'a'", "it must be plain, stream or background"),
         ("[input]\npath='x'\n[request]\nstream = true", "request.stream is set by batchrun"),
         ("[input]\nformat='csv'\npath='x'", "jsonl or parquet"),
         ("[request]\nmodel='m'", "[input] has no path"),
@@ -83,6 +89,42 @@ def test_a_bad_url_is_refused_and_its_password_not_repeated(url: str) -> None:
         load_job("x.jsonl", {"endpoint.base_url": url})
     assert "base URL" in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("output.path", "2024", "2024"),
+        ("limits.concurrency", "20", 20),
+        ("limits.concurrency", "auto", "auto"),
+        ("limits.max_failures", "5%", "5%"),
+        ("limits.max_failures", "100", 100),
+        ("limits.max_cost_usd", "2", 2.0),
+        ("endpoint.timeout_s", "0.5", 0.5),
+    ],
+)
+def test_the_text_of_an_option_becomes_what_its_key_takes(
+    key: str, text: str, value: object
+) -> None:
+    assert read_setting(Job, key, text) == value
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "said"),
+    [
+        ("limits.concurrency", "0", "a number from 1 up or auto, not '0'"),
+        ("limits.requests_per_minute", "1.5", "a number from 1 up, not '1.5'"),
+        ("limits.max_failures", "101%", "a share of the last rows such as '5%', not '101%'"),
+        ("limits.max_cost_usd", "nan", "a number from 0 up, not 'nan'"),
+        ("endpoint.mode", "fast", "plain, stream or background, not 'fast'"),
+    ],
+)
+def test_an_option_out_of_range_is_refused_with_what_it_must_be(
+    key: str, text: str, said: str
+) -> None:
+    with pytest.raises(JobError) as caught:
+        read_setting(Job, key, text)
+    assert said in str(caught.value)
 
 
 @pytest.mark.parametrize(
