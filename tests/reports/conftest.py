@@ -22,6 +22,9 @@ from batchrun.records import (
 )
 from batchrun.store.run_dir import RunDir
 from tests.runs import column, run_record
+from tests.store.conftest import answered, begin, failed
+
+__all__ = ["answered", "begin", "failed"]  # fixtures
 
 HOSTILE = "<script>alert(1)</script></style>\x1b[2J\u202e javascript:alert(2) & \"'"
 _START = 1_790_000_000_000_000
