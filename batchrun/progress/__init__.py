@@ -1,1 +1,1 @@
-"""How a run stands: counted, shown and read. Changes nothing."""
+"""How a run is doing: counted, shown and read."""

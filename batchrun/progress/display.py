@@ -24,7 +24,7 @@ _BAR_WIDTH = 24
 
 
 class Progress:
-    """Shows summaries as they come."""
+    """Shows each summary that it is given."""
 
     def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream, self._clock = stream, clock
@@ -46,7 +46,7 @@ class Progress:
                 self._live.update(_bar(summary, self._countdown(summary)), refresh=True)
             else:
                 self._write_line(summary)
-        except OSError:  # nobody reads standard error any more: that must not end a paid run
+        except OSError:  # standard error is closed, which must not end a paid run
             self._live = None
 
     def count_down(self, left_s: float) -> None:

@@ -31,7 +31,7 @@ def read_status(path: Path) -> Summary:
     elif state == "killed":
         exit_code = 137
     now_s = time.monotonic()
-    # After a kill nobody has counted how many of these have a new outcome.
+    # After a kill it is not known how many of these have a new outcome.
     again = 0 if state == "killed" else record.again
     goes_on = None
     if not is_running:
@@ -70,7 +70,7 @@ def next_command(
     cap_usd: float | None = None,
     remaining: int = 0,
 ) -> str | None:
-    """The command that goes on after one that ended so; None where there is nothing to do.
+    """The command that goes on after one that ended like this; None where none is needed.
 
     `cap_usd`: what to allow where the budget ended the run; `remaining`: rows of the source without
     an outcome; `example_id`: of a row that is not ok.

@@ -1,1 +1,1 @@
-"""The results of runs: report, cost, export, one row. Changes nothing."""
+"""The results of runs: report, cost, export, one row. They only read."""

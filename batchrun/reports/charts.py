@@ -13,7 +13,7 @@ from batchrun.records import JsonObject
 from batchrun.reports.report_queries import Bin, Report
 from batchrun.reports.timeline import Moment, Timeline
 
-_MOST_KINDS = 7  # colours that can be told apart; the rest is one kind more
+_MOST_KINDS = 7  # as many colours as can be distinguished; the rest is one kind more
 _COLOURS = [f"var(--c{number})" for number in range(1, _MOST_KINDS + 2)]
 _GOOD, _BAD, _LINE = "var(--good)", "var(--bad)", "var(--line)"
 _MOST_TOOLS, _TOOL_NAME = 12, 24  # lines, and characters of a name
@@ -109,7 +109,7 @@ def _cost(line: Timeline) -> JsonObject:
 
 
 def _bars_over_time(line: Timeline, kinds: _Kinds, colours: Sequence[str], what: str) -> JsonObject:
-    """Bars that stand on each other, one for each kind and moment."""
+    """Stacked bars, one for each kind and moment."""
     unit, name = _axis_unit(line)
     values = [
         {

@@ -96,7 +96,7 @@ def read_costs(
 ) -> Costs:
     """What each of these runs cost, also during the run.
 
-    `models` and `tier` (one of `TIERS`, or `standard`) are what to compare with; `by` is a column
+    `models` and `tier` (one of `TIERS`, or `standard`) are compared with; `by` is a column
     of `responses`. Raises `JobError`, `StoreError`.
     """
     if tier not in (None, STANDARD, *TIERS):
@@ -249,7 +249,7 @@ def _notes(
     priced: Sequence[PricedUsage],
     unfinished_usd: Sequence[float],
 ) -> Iterator[str]:
-    """What the dollars leave out or include."""
+    """What the sums leave out or include."""
     if run.state in ("running", "killed"):
         why = "it is still running" if run.state == "running" else "its last command was killed"
         yield f"{why}, so these are the rows that are complete so far"

@@ -20,7 +20,7 @@ from batchrun.store.columns import response_schema
 
 MOST_VALUES = 10_000  # of the column that sums are grouped by
 _MOST_TOKENS = 2**40  # of one answer; what a server says beyond it is a slip
-_SAID = "'$.tool_usage.web_search.num_requests'"
+_WEB_COUNT = "'$.tool_usage.web_search.num_requests'"
 
 
 class UsageSum(Struct, frozen=True):
@@ -72,25 +72,25 @@ _USED = """
     WITH answered AS (
         SELECT model_requested, model, service_tier, via, status, {value} AS value, attempts,
                cache_write_tokens, reasoning_tokens, file_calls,
-               CASE WHEN TRY(json_type(usage, {said})) = 'UBIGINT'
-                    THEN least(TRY(usage ->> {said})::UBIGINT, {most}) ELSE web_calls
+               CASE WHEN file_calls IS NOT NULL AND TRY(json_type(usage, {web_count})) = 'UBIGINT'
+                    THEN least(TRY(usage ->> {web_count})::UBIGINT, {most}) ELSE web_calls
                END AS web_calls,
-               list_max(list_transform(attempts, lambda one, place: CASE
-                   WHEN one.response_id = response_id THEN len(attempts) + place
+               (list_max(list_transform(attempts, lambda one, position: CASE
+                   WHEN one.response_id = response_id THEN len(attempts) + position
                    WHEN one.input_tokens = input_tokens AND one.output_tokens = output_tokens
-                   THEN place END)) AS best
+                   THEN position END)) - 1) % len(attempts) + 1 AS answer_at
         FROM responses LEFT JOIN searched ON searched.custom_id = responses.custom_id
             AND searched.sample = responses.sample
             AND searched.variant IS NOT DISTINCT FROM responses.variant
     ), attempted AS (
-        SELECT *, unnest(attempts) AS one, unnest(range(1, len(attempts) + 1)) AS place
+        SELECT *, unnest(attempts) AS one, unnest(range(1, len(attempts) + 1)) AS position
         FROM answered
     )
     SELECT *, one.input_tokens IS NOT NULL AND one.output_tokens IS NOT NULL AS is_known,
-           is_known AND (best - 1) % len(attempts) + 1 IS NOT DISTINCT FROM place AS is_answer,
-           count_of(one.input_tokens, is_known) AS said,
+           is_known AND answer_at IS NOT DISTINCT FROM position AS is_answer,
+           count_of(one.input_tokens, is_known) AS reported,
            count_of(one.cached_tokens, is_known) AS cached,
-           count_of(cache_write_tokens, is_answer) AS written,
+           count_of(cache_write_tokens, is_answer) AS cache_written,
            coalesce(epoch_us(one.started_at), 0) AS started, started % {day} AS of_day
     FROM attempted
 """
@@ -99,9 +99,9 @@ _SUMS = """
            CASE {steps} END AS above, started - of_day + CASE {changes} END AS at,
            0 AS rows, count(*) AS attempts, count(*) FILTER (is_known) AS counted,
            count(*) FILTER (NOT is_known AND one.cost_usd IS DISTINCT FROM 0) AS unknown,
-           sum(greatest(said, cached + written))::BIGINT AS input_tokens,
+           sum(greatest(reported, cached + cache_written))::BIGINT AS input_tokens,
            sum(cached)::BIGINT AS cached_tokens,
-           sum(written)::BIGINT AS cache_write_tokens,
+           sum(cache_written)::BIGINT AS cache_write_tokens,
            sum(count_of(one.output_tokens, is_known))::BIGINT AS output_tokens,
            sum(count_of(reasoning_tokens, is_answer))::BIGINT AS reasoning_tokens,
            sum(count_of(web_calls, is_answer))::BIGINT AS web_searches,
@@ -139,11 +139,11 @@ def _read(
                 "fewer"
             )
     database.execute(_SEARCHED.format(searching=SEARCHING, pages=PAGE_ACTIONS))
-    database.execute(_USED.format(value=value, most=_MOST_TOKENS, day=DAY, said=_SAID))
+    database.execute(_USED.format(value=value, most=_MOST_TOKENS, day=DAY, web_count=_WEB_COUNT))
     sums = database.sql(
         _SUMS.format(
             value=value,
-            steps=_last_passed("said >", steps()),
+            steps=_last_passed("reported >", steps()),
             changes=_last_passed("of_day >=", daily_changes()),
         )
     ).to_arrow_table()

@@ -24,7 +24,7 @@ _NO_COUNTS = (
 
 
 def show_costs(costs: Costs, stream: TextIO) -> None:
-    """One run by what its cost is made of; several side by side."""
+    """One run by model, tier, status and kind of attempt; several runs side by side."""
     console = Console(file=stream, highlight=False, markup=False, emoji=False)
     if len(costs.runs) == 1:
         _show_run(costs.runs[0], costs.what_if, console)
@@ -122,7 +122,7 @@ def _section(
 
 
 def _show_tables(tables: Sequence[Section], fixed: int, console: Console) -> None:
-    """Columns of one width; those that do not fit stand in tables below, beside the first ones.
+    """Columns of one width; those that do not fit follow in further tables, beside the first ones.
 
     `fixed`: how many columns each table begins with.
     """

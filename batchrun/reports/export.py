@@ -54,7 +54,7 @@ class Exported(Struct, frozen=True):
 
 
 def format_of(target: Path) -> str:
-    """What the file's name says. Raises `JobError` where it says nothing."""
+    """The format that the file's name says. Raises `JobError` where it names none."""
     ending = target.suffix.lower()
     if ending in _BY_ENDING:
         return _BY_ENDING[ending]
@@ -170,8 +170,7 @@ def as_json(text: str) -> Any:
     try:
         if "\\u" in text:  # may be half of a pair, which not every reader takes
             return decode(data)
-        # Between values a line break is a space. Nothing else is changed: a number of forty digits
-        # keeps them.
+        # Between values a line break is a space. All else is copied, as a number of forty digits.
         raw = bytes(_check(data))
         return msgspec.Raw(raw.replace(b"\n", b" ").replace(b"\r", b" "))
     except (ValueError, RecursionError):

@@ -1,6 +1,6 @@
 """A report as one HTML page: no script, no network, light and dark, fit to print.
 
-Nothing that rows or models said is more than text in it; a policy in the page forbids the rest.
+What rows or models said is only text in it; a policy in the page forbids the rest.
 """
 
 import re
@@ -49,7 +49,7 @@ def write_page(path: Path, target: Path) -> int:
 
 
 def _drawn(spec: JsonObject) -> str:
-    """The chart as SVG; Vega escapes what stands in it."""
+    """The chart as SVG; Vega escapes its texts."""
     try:
         import vl_convert  # noqa: PLC0415 - an extra, and large
     except ImportError as error:

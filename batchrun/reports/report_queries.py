@@ -284,5 +284,5 @@ def _sample(outcome: str, error_kind: str | None, row: int, *texts: Any) -> Samp
 
 def _beginning(text: str) -> str:
     """Printable, and how much more there is."""
-    shown = printable(text[:_SHOWN])[:_SHOWN]  # codes are longer than what they stand for
+    shown = printable(text[:_SHOWN])[:_SHOWN]  # codes are longer than the characters
     return shown if len(text) <= _SHOWN else f"{shown} … ({len(text) - _SHOWN:,} more characters)"

@@ -51,7 +51,7 @@ def headline(report: Report) -> str:
 
 
 def remarks(report: Report) -> list[str]:
-    """What a reader must know besides the headline."""
+    """What else a reader must know."""
     lines = []
     if report.started_at is not None and report.finished_at is not None:
         ran = report.timeline.span_s if report.timeline else 0.0
@@ -78,15 +78,17 @@ def remarks(report: Report) -> list[str]:
 def _against_the_estimate(report: Report, estimated: Estimated) -> str:
     """What a pilot had estimated, and what it was."""
     if estimated.cost_usd is None or report.cost_usd is None:
-        told, was = f"{estimated.output_tokens:,} output tokens", f"{report.tokens.output_tokens:,}"
+        expected = f"{estimated.output_tokens:,} output tokens"
+        was = f"{report.tokens.output_tokens:,}"
     else:
-        told, was = usd(estimated.cost_usd), usd(report.cost_usd)
+        expected, was = usd(estimated.cost_usd), usd(report.cost_usd)
         if estimated.low_usd is not None and estimated.high_usd is not None:
-            told += f", between {usd(estimated.low_usd)} and {usd(estimated.high_usd)}"
+            expected += f", between {usd(estimated.low_usd)} and {usd(estimated.high_usd)}"
     rows, of_rows = (plural(count, "row") for count in (estimated.rows, report.rows))
     was += f" for {of_rows}" if of_rows != rows else ""
     so_far = "so far it is" if report.left else "it was"
-    return f"estimated for {rows} by a pilot of {estimated.pilot_rows:,}: {told}; {so_far} {was}"
+    pilot = f"a pilot of {estimated.pilot_rows:,}"
+    return f"estimated for {rows} by {pilot}: {expected}; {so_far} {was}"
 
 
 def sections(report: Report) -> list[Section]:

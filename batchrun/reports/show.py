@@ -91,7 +91,7 @@ def _model(row: JsonObject) -> str:
 
 
 def _asked(request: str | None) -> str:
-    """What the request says besides the conversation: tools by name, other fields as JSON."""
+    """The other fields of the request: tools by name, the rest as JSON."""
     body = value_of(request)
     words = []
     for name, value in body.items() if isinstance(body, dict) else ():

@@ -1,4 +1,4 @@
-"""Questions to a run's tables in SQL: parts and journal, as they stood at one instant."""
+"""Questions to a run's tables in SQL: parts and journal, at one instant."""
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -39,7 +39,7 @@ class TableFiles(Struct, frozen=True):
 
     parts: tuple[Path, ...]
     journal: tuple[Path, ...]  # at least one, if an empty one, with all columns
-    replaced: frozenset[RowKey]  # rows of the parts that `journal` holds anew
+    replaced: frozenset[RowKey]  # rows of the parts that `journal` has a newer outcome of
     schema: pa.Schema  # that all rows are read with
     layout: Layout  # what they carry
 
@@ -113,7 +113,7 @@ def _table_of(keys: frozenset[RowKey]) -> pa.Table:
 
 
 def _add_view(database: duckdb.DuckDBPyConnection, name: str, files: TableFiles) -> None:
-    # Rows of parts that the journal holds anew are left out; keys may hold nulls.
+    # Rows of parts that the journal has newer outcomes of are left out; keys may hold nulls.
     same = " AND ".join(f"part.{name} IS NOT DISTINCT FROM replaced.{name}" for name in KEY)
     left_out = f"ANTI JOIN replaced ON {same}" if files.replaced else ""
     pieces = [f"SELECT * FROM {_scan(files.journal)}"]  # noqa: S608 - our own words, as below

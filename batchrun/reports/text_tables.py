@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 _BETWEEN = "  "  # two columns
-_LEAST_WORDS, _LEAST_MESSAGE = 12, 8  # characters that a column keeps where it is cut
+_LEAST_WORDS, _LEAST_MESSAGE = 12, 8  # characters of a column that is cut
 
 
 class Section(Struct, frozen=True):

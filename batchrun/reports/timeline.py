@@ -1,7 +1,7 @@
 """A run over the time it ran: throughput, requests in flight, errors, dollars, pauses.
 
 Times are microseconds since 1970. Time between two commands, when nothing ran, is left out; a
-killed command ends at the last thing that is known of it.
+killed command ends at its last event or attempt.
 """
 
 from collections import defaultdict
@@ -115,7 +115,7 @@ def _gaps(database: duckdb.DuckDBPyConnection, path: Path, first: int) -> tuple[
     ends = dict(database.execute(_LAST_ENDS, [[at for _, at in starts]]).fetchall())
     gaps: list[Gap] = []
     for last_event, at in starts:
-        # Answers may come after the last event; a clock may have been put back.
+        # Answers may come after the last event; a clock may have been set back.
         begin = max(last_event, ends[at] or first, gaps[-1].last if gaps else first)
         gaps.append(Gap(min(begin, at), at) if not gaps or at > gaps[-1].last else gaps[-1])
     longest = sorted(gaps, key=lambda gap: gap.first - gap.last)[:_MOST_GAPS]
