@@ -10,9 +10,8 @@ from msgspec.structs import fields
 
 from batchrun.errors import ErrorKind, JobError
 from batchrun.formats.nearest import nearest
-from batchrun.job.job_file import load_job
+from batchrun.job.job_file import load_job, read_setting
 from batchrun.job.sections import Job
-from batchrun.job.tables import read_setting
 from batchrun.records import ANSWERED, Resend
 
 _RETRY_FAILED = "--retry-failed"
@@ -138,7 +137,7 @@ def _job_option(names: str, key: str, metavar: str | None, text: str) -> click.O
 
     def read(_context: click.Context, _option: click.Parameter, value: str | None) -> object:
         try:
-            return None if value is None else read_setting(Job, key, value)
+            return None if value is None else read_setting(key, value)
         except JobError as error:
             raise click.BadParameter(str(error)) from None
 

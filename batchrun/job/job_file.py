@@ -1,27 +1,37 @@
 """A job read and checked: from a TOML file, from options, or from both.
 
-What is wrong is named by its key, and a secret is refused in either.
+What is wrong is named by its key, with its value and what it must be; secrets are refused. The
+user's own prices are `[pricing]` and `[aliases]` of `~/.config/batchrun/prices.toml`
+(`XDG_CONFIG_HOME` is honoured); for a name that a job mentions, the job wins.
 """
 
 import os
 import re
-from collections.abc import Mapping
+import tomllib
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 from urllib.parse import urlsplit
 
+import msgspec
+from msgspec import Struct
 from msgspec.structs import replace
 
 from batchrun.errors import JobError
+from batchrun.formats.nearest import nearest
 from batchrun.job.credentials import refuse_keys
-from batchrun.job.price_sections import read_prices
-from batchrun.job.sections import STDIN, Job
-from batchrun.job.tables import check_tables, read_section, read_toml
+from batchrun.job.sections import STDIN, Job, PriceJob
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
+_PRICE_TABLES = ("pricing", "aliases")
 _TABLES = tuple(name for name in Job.__struct_fields__ if name != "name")
 _ENDINGS = (".jsonl", ".ndjson", ".parquet", ".toml", ".gz", ".zst")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_UNKNOWN = re.compile(r"Object contains unknown field `([^`]*)")
+Section = TypeVar("Section", bound=Struct)
+Pricing = Mapping[str, PriceJob]  # by the model's name
+Aliases = Mapping[str, str]  # a gateway's name to the price list's
 
 
 def load_job(source: str | Path, settings: Mapping[str, Any] | None = None) -> Job:
@@ -41,12 +51,12 @@ def load_job(source: str | Path, settings: Mapping[str, Any] | None = None) -> J
     for key, value in settings.items():
         _put(tree, key, value)
     refuse_keys(tree, "the options")
-    check_tables(tree, _TABLES, where)
+    _check_tables(tree, _TABLES, where)
     url = os.environ.get("OPENAI_BASE_URL") or DEFAULT_BASE_URL
     tree["endpoint"] = {"base_url": url, **tree.get("endpoint", {})}
-    prices = read_prices(tree, where)
-    tree |= {"name": _name_of(source), "pricing": prices.pricing, "aliases": prices.aliases}
-    job = read_section(tree, Job, where)
+    pricing, aliases = _read_prices(tree, where)
+    tree |= {"name": _name_of(source), "pricing": pricing, "aliases": aliases}
+    job = _read_section(tree, Job, where)
     for word in ("stream", "background"):
         if word in job.request:
             raise JobError(f"{where}: request.{word} is set by batchrun itself; take it out")
@@ -60,9 +70,9 @@ def load_job(source: str | Path, settings: Mapping[str, Any] | None = None) -> J
 
 def _read_job_file(path: Path) -> dict[str, Any]:
     """The tables of a job file, with paths as seen from here."""
-    tree = read_toml(path)
+    tree = _read_toml(path)
     refuse_keys(tree, str(path))
-    check_tables(tree, _TABLES, str(path))
+    _check_tables(tree, _TABLES, str(path))
     for section in ("input", "output"):
         value = tree.setdefault(section, {}).get("path")
         if isinstance(value, str) and value != STDIN:
@@ -107,3 +117,129 @@ def _base_url(text: str) -> str:
     if any(letter.isspace() for letter in url):
         raise JobError(f"the base URL {text!r} holds white space; {how}")
     return url
+
+
+def with_user_prices(
+    pricing: Pricing, aliases: Aliases, path: Path | None = None
+) -> tuple[Pricing, Aliases]:
+    """What a job says, and besides what the user's file says. Raises `JobError`.
+
+    `path` is the user's file, by default `user_file()`; it need not exist.
+    """
+    path = path or user_file()
+    tree = _read_toml(path, may_be_missing=True) if path else {}
+    _check_tables(tree, _PRICE_TABLES, str(path))
+    user_pricing, user_aliases = _read_prices(tree, str(path))
+    # A name that the job explains by an alias is not priced by the user's file, and vice versa.
+    own = {name: price for name, price in user_pricing.items() if name not in aliases}
+    others = {name: target for name, target in user_aliases.items() if name not in pricing}
+    return {**own, **pricing}, {**others, **aliases}
+
+
+def user_file() -> Path | None:
+    """Where the user's prices are looked for; null where there is no home directory."""
+    base = os.environ.get("XDG_CONFIG_HOME", "")
+    try:
+        folder = Path(base) if Path(base).is_absolute() else Path.home() / ".config"
+    except RuntimeError:
+        return None
+    return folder / "batchrun" / "prices.toml"
+
+
+def _read_prices(tree: Mapping[str, Any], where: str) -> tuple[Pricing, Aliases]:
+    """`[pricing]` and `[aliases]`, checked. Raises `JobError` where a price or a name is wrong."""
+    pricing: dict[str, PriceJob] = {}
+    for model, table in tree.get("pricing", {}).items():
+        if not isinstance(table, dict):
+            raise JobError(f'{where}: pricing.{model} is no table; write [pricing."MODEL"]')
+        for key in (key for key, value in table.items() if isinstance(value, dict)):
+            raise JobError(
+                f"{where}: [pricing.{model}.{key}]: put the model's name in quotes, such as "
+                f'[pricing."{model}.{key}"]'
+            )
+        pricing[model] = _read_section(table, PriceJob, f'{where}: [pricing."{model}"]')
+    aliases = tree.get("aliases", {})
+    for name, target in aliases.items():
+        if isinstance(target, dict):
+            whole = f"{name}.{next(iter(target), 'NAME')}"
+            example = f'"{whole}" = "gpt-6-luna"'
+            raise JobError(f"{where}: [aliases] {whole}: put the name in quotes, such as {example}")
+        if not isinstance(target, str) or not target.strip():
+            raise JobError(
+                f'{where}: [aliases] "{name}" is {target!r}; it must be the name of a model in the '
+                'price list, such as "gpt-6-luna"'
+            )
+        if name in pricing:
+            raise JobError(f'{where}: "{name}" has a price and an alias; take one out')
+    return pricing, aliases
+
+
+def _read_toml(path: Path, *, may_be_missing: bool = False) -> dict[str, Any]:
+    """The file's tables. Raises `JobError`."""
+    try:
+        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+    except OSError as error:
+        if may_be_missing and isinstance(error, FileNotFoundError | NotADirectoryError):
+            return {}
+        raise JobError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    except UnicodeDecodeError as error:
+        raise JobError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+    except tomllib.TOMLDecodeError as error:
+        raise JobError(f"{path}: not TOML: {error}") from error
+
+
+def _check_tables(tree: Mapping[str, Any], known: Collection[str], where: str) -> None:
+    """Raises `JobError` unless the tree consists of tables with known names."""
+    for name, table in tree.items():
+        if name not in known:
+            raise JobError(f"{where}: unknown section [{name}]; {nearest(name, known)}")
+        if not isinstance(table, dict):
+            raise JobError(f"{where}: {name} must be a table: write [{name}]")
+
+
+def _read_section(table: Mapping[str, Any], kind: type[Section], where: str) -> Section:
+    """The table as a section of this kind. Raises `JobError`."""
+    try:
+        return msgspec.convert(table, kind)
+    except msgspec.ValidationError as error:
+        problem, _, path = str(error).rstrip("`").partition(" - at `$.")
+        hint: Any = kind
+        value: Any = table
+        for key in path.partition("[")[0].split(".") if path else ():
+            hint, value = _annotation(hint, key), value.get(key)
+        if unknown := _UNKNOWN.match(problem):
+            name = f"{path}.{unknown[1]}" if path else unknown[1]
+            problem = f"unknown key {name}; {nearest(unknown[1], hint.__struct_fields__)}"
+        elif expected := _expected(hint):
+            problem = f"{path} is {value!r}; it must be {expected}"
+        elif path:
+            problem = f"{path}: {problem}"
+        raise JobError(f"{where}: {problem}") from None
+
+
+def read_setting(dotted: str, text: str) -> Any:
+    """The value of a job key, from the text of its option. Raises `JobError`."""
+    hint: Any = Job
+    for key in dotted.split("."):
+        hint = _annotation(hint, key)
+    readers: tuple[Callable[[str], object], ...] = (str, int, float)
+    for read in readers:
+        with suppress(ValueError, msgspec.ValidationError):
+            return msgspec.convert(read(text), hint)
+    raise JobError(f"it must be {_expected(hint)}, not {text!r}")
+
+
+def _annotation(kind: Any, key: str) -> Any:
+    """That of a field; null within a table of any names."""
+    return get_type_hints(kind, include_extras=True).get(key)
+
+
+def _expected(hint: Any) -> str:
+    """What a value must be, by the bounds and words of its annotation; empty where it has none."""
+    kinds: list[str] = []
+    for part in (hint, *get_args(hint)):
+        if get_origin(part) is Literal:
+            kinds += get_args(part)
+        for meta in getattr(part, "__metadata__", ()):
+            kinds.append(meta.description or f"a number from {meta.ge:g} up")
+    return " or ".join(filter(None, (", ".join(kinds[:-1]), *kinds[-1:])))

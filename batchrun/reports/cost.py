@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from batchrun.errors import JobError
 from batchrun.formats.amounts import plural, usd
-from batchrun.job.price_sections import PriceBook, with_user_prices
+from batchrun.job.job_file import with_user_prices
 from batchrun.job.sections import PriceJob
 from batchrun.pricing.price import Price, sum_costs
 from batchrun.pricing.price_list import TIERS
@@ -113,8 +113,7 @@ def _read_run(
 ) -> RunCost:
     """`compared`: models at the tier; None: each attempt's own model."""
     record = read_record(path)
-    given = _given_prices(path, record)
-    prices, now_at = Prices(given.pricing, given.aliases), time.time_ns() // 1000
+    prices, now_at = _given_prices(path, record), time.time_ns() // 1000
     for model in compared:
         if model is not None and prices.find(model, None, now_at) is None:
             raise JobError(
@@ -148,14 +147,14 @@ def _read_run(
     return replace(run, notes=tuple(_notes(run, record, priced, read_answered_usd(path))))
 
 
-def _given_prices(path: Path, record: RunRecord) -> PriceBook:
+def _given_prices(path: Path, record: RunRecord) -> Prices:
     """The prices that the run was asked for with, and the user's of today."""
     try:
         pricing = msgspec.convert(record.job.get("pricing", {}), dict[str, PriceJob])
         aliases = msgspec.convert(record.job.get("aliases", {}), dict[str, str])
     except msgspec.ValidationError as error:
         raise JobError(f"{path}/run.json: its prices cannot be read ({error})") from error
-    return with_user_prices(pricing, aliases)
+    return Prices(*with_user_prices(pricing, aliases))
 
 
 def _tier_name(usage: UsageSum) -> str:

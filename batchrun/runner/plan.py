@@ -25,7 +25,7 @@ from batchrun.formats.amounts import plural, usd
 from batchrun.inputs.prompt_set import MAX_MODELS, OnBody, PromptSet, Source, Survey, find_source
 from batchrun.inputs.requests import HASH_RULE
 from batchrun.inputs.sources import check_stdin, store_stdin
-from batchrun.job.price_sections import with_user_prices
+from batchrun.job.job_file import with_user_prices
 from batchrun.job.sections import STDIN, Job
 from batchrun.pricing.prices import Prices, check_prices
 from batchrun.records import NOTHING_SENT_AGAIN, Layout, Pilot, Request, Resend, RunRecord
@@ -291,8 +291,7 @@ def _limited_to(limit: int | None, pilot: int, rows: int) -> str:
 
 def known_prices(job: Job) -> Prices:
     """The job's own prices, the user's and the price list. Raises `JobError`."""
-    given = with_user_prices(job.pricing, job.aliases)
-    return Prices(given.pricing, given.aliases)
+    return Prices(*with_user_prices(job.pricing, job.aliases))
 
 
 def _unsent(survey: Survey) -> list[str]:

@@ -3,9 +3,7 @@ from pathlib import Path
 import pytest
 
 from batchrun.errors import JobError
-from batchrun.job.job_file import load_job
-from batchrun.job.sections import Job
-from batchrun.job.tables import read_setting
+from batchrun.job.job_file import load_job, read_setting
 
 
 def _job_file(folder: Path, text: str) -> Path:
@@ -106,7 +104,7 @@ def test_a_bad_url_is_refused_and_its_password_not_repeated(url: str) -> None:
 def test_the_text_of_an_option_becomes_what_its_key_takes(
     key: str, text: str, value: object
 ) -> None:
-    assert read_setting(Job, key, text) == value
+    assert read_setting(key, text) == value
 
 
 @pytest.mark.parametrize(
@@ -123,7 +121,7 @@ def test_an_option_out_of_range_is_refused_with_what_it_must_be(
     key: str, text: str, said: str
 ) -> None:
     with pytest.raises(JobError) as caught:
-        read_setting(Job, key, text)
+        read_setting(key, text)
     assert said in str(caught.value)
 
 

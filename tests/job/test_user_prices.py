@@ -3,8 +3,7 @@ from pathlib import Path
 import pytest
 
 from batchrun.errors import JobError
-from batchrun.job.job_file import load_job
-from batchrun.job.price_sections import user_file, with_user_prices
+from batchrun.job.job_file import load_job, user_file, with_user_prices
 from batchrun.job.sections import PriceJob
 from batchrun.runner.plan import known_prices
 
@@ -30,24 +29,26 @@ def write(path: Path, text: str) -> Path:
 
 
 def test_the_user_s_file_has_the_shape_of_a_job_s_sections(tmp_path: Path) -> None:
-    book = with_user_prices({}, {}, write(tmp_path, SHAPE))
-    assert book.aliases == {"gpt-4.1-prod": "gpt-4.1"}
-    assert book.pricing == {
+    pricing, aliases = with_user_prices({}, {}, write(tmp_path, SHAPE))
+    assert aliases == {"gpt-4.1-prod": "gpt-4.1"}
+    assert pricing == {
         "house-model": PriceJob(input=2.0, output=8.5, cached_input=0.5),
         "o3": PriceJob(factor=0.5),
     }
     job = tmp_path / "job.toml"
     job.write_text('[input]\npath = "a.jsonl"\n' + SHAPE)
     loaded = load_job(job)
-    assert (loaded.pricing, loaded.aliases) == (book.pricing, book.aliases)
+    assert (loaded.pricing, loaded.aliases) == (pricing, aliases)
 
 
 def test_for_a_name_that_the_job_mentions_the_job_wins(tmp_path: Path) -> None:
     file = write(tmp_path, SHAPE)
     own = PriceJob(input=1.0, output=1.0)
-    book = with_user_prices({"o3": own, "gpt-4.1-prod": own}, {"house-model": "o3"}, file)
-    assert book.pricing == {"o3": own, "gpt-4.1-prod": own}
-    assert book.aliases == {"house-model": "o3"}
+    pricing, aliases = with_user_prices(
+        {"o3": own, "gpt-4.1-prod": own}, {"house-model": "o3"}, file
+    )
+    assert pricing == {"o3": own, "gpt-4.1-prod": own}
+    assert aliases == {"house-model": "o3"}
 
 
 def test_it_is_looked_for_where_xdg_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +118,7 @@ def test_what_is_wrong_is_named_by_file_and_key(tmp_path: Path, text: str, messa
 def test_the_file_may_be_missing(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for path in (tmp_path / "none" / "prices.toml", tmp_path / "file" / "prices.toml"):
-        assert with_user_prices({}, {"a": "b"}, path).aliases == {"a": "b"}
+        assert with_user_prices({}, {"a": "b"}, path) == ({}, {"a": "b"})
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
