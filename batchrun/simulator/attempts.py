@@ -121,7 +121,7 @@ class ServerState:
         }
 
 
-class Attempt:
+class Responder:
     """Answers one request."""
 
     def __init__(

@@ -17,7 +17,7 @@ from enum import StrEnum
 from aiohttp import web
 
 from batchrun.simulator import errors, faults
-from batchrun.simulator.attempts import Attempt, ServerState, whole_answer
+from batchrun.simulator.attempts import Responder, ServerState, whole_answer
 from batchrun.simulator.errors import ApiError
 from batchrun.simulator.requests import CheckedRequest, check_request, count_tokens, read_body
 from batchrun.simulator.settings import Quirk, SimulatorSettings
@@ -193,7 +193,7 @@ class Service:
             stats.rejected(error.status)
             raise
         self._admit(checked)
-        return await Attempt(self._state, request, checked).respond()
+        return await Responder(self._state, request, checked).respond()
 
     def _admit(self, request: CheckedRequest) -> None:
         """Raises `ApiError` where a limit refuses the request."""
