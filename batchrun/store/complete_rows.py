@@ -9,7 +9,6 @@ from array import array
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -249,8 +248,11 @@ class TotalsBuilder:
         sums["truncated"] += sum([answer.truncated for answer in answers])
         sums["refused"] += sum([answer.refusal is not None for answer in answers])
         sums["tool_calls"] += sum([len(answer.tool_calls) for answer in answers])
-        for name in _TOKENS:
-            sums[name] += sum([count for count in map(attrgetter(name), usages) if count])
+        sums["input_tokens"] += sum([usage.input_tokens or 0 for usage in usages])
+        sums["cached_tokens"] += sum([usage.cached_tokens or 0 for usage in usages])
+        sums["output_tokens"] += sum([usage.output_tokens or 0 for usage in usages])
+        sums["reasoning_tokens"] += sum([usage.reasoning_tokens or 0 for usage in usages])
+        sums["total_tokens"] += sum([usage.total_tokens or 0 for usage in usages])
         for outcome in outcomes:
             failure = outcome.failure
             if failure is not None:
