@@ -1,4 +1,4 @@
-"""Rows come back in the order of the input, each once, wherever they stand."""
+"""Rows come back in the order of the input, each once, from parts and journal."""
 
 import random
 from collections.abc import Callable

@@ -21,7 +21,7 @@ _CALLS = _SYNCS | {
 
 @dataclass(frozen=True)
 class Named:
-    """Names of one folder that changed at once; `None` for a name that is gone."""
+    """Names of one folder that changed at once; `None` for a name that was deleted."""
 
     folder: str
     changes: tuple[tuple[str, int | None], ...]  # path to the number of a file or folder

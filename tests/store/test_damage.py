@@ -174,7 +174,7 @@ def test_a_flipped_bit_among_begun_responses_costs_one_of_them(unsealed: Tree, r
     assert content is not None
     whole = list(read_open(run))
     assert len(whole) == 3
-    first = frame_starts(content)[1]  # before it stands the header, which nothing hangs on
+    first = frame_starts(content)[1]  # before it is the header, which nothing depends on
     for at, flipped in flips(content, 600, 0):
         (run / STARTED).write_bytes(flipped)
         found = list(read_open(run))

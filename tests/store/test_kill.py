@@ -1,4 +1,4 @@
-"""Processes killed with SIGKILL while they keep and seal: each acknowledged row stands once."""
+"""Processes killed with SIGKILL while they store and seal: each acknowledged row is there once."""
 
 import random
 import subprocess
@@ -14,7 +14,7 @@ from batchrun.records import RunRecord
 from batchrun.store.reading import read_totals
 from batchrun.store.run_dir import RunDir
 
-# It goes on from the highest row settled, prints each row once `keep` has returned, and never ends.
+# It goes on from the highest complete row, prints each row once `store` has returned, and never ends.
 KEEP = """
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A part that was deleted is told of wherever a run is read; one that went by itself is not."""
+"""Whatever reads a run warns of a deleted part, not of one that was replaced by right."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +24,7 @@ PART = "responses/w0-000001.parquet"
 def run(
     tmp_path: Path, begin: Callable[..., RunDir], answered: Callable[..., Outcome]
 ) -> tuple[Path, RunDir]:
-    """Ten rows in two parts, ended; its `run.json` names a third, whose rows stand elsewhere."""
+    """Ten rows in two parts, ended; its `run.json` names a third, whose rows are in others."""
     run_dir = begin(tmp_path / "run", part_rows=6)
     for row in range(10):
         run_dir.store(answered(row))

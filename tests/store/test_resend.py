@@ -1,4 +1,4 @@
-"""Rows sent again: at every step of the seal each row stands once, for whoever reads."""
+"""Rows sent again: at every step of the seal a reader finds each row once."""
 
 import random
 import shutil
@@ -38,7 +38,7 @@ REFUSED = 4  # with tool calls
 AGAIN = (0, 3, REFUSED, 9, 10, 11)
 SEGMENTS = ("w0-000003.log", "w0-000004.log")
 STEPS = range(11)
-COMMITTED = 6  # the first segment is gone: see `seal_stopped_after`
+COMMITTED = 6  # the first segment is deleted: see `seal_stopped_after`
 
 
 def again(outcome: Outcome) -> Outcome:
@@ -121,9 +121,9 @@ def assert_each_row_once(path: Path, *, in_parquet: bool) -> None:
         (found,) = find_row(path, f"id-{row}")
         assert (found["output_text"] == "new") is (row in AGAIN)
         assert len(found["tool_calls"]) == (found["tool_call_count"] or 0)
-    told = responses(path).to_table(columns=["row", "output_text"]).to_pylist()
-    assert sorted(one["row"] for one in told) == list(range(ROWS))
-    assert {one["row"] for one in told if one["output_text"] == "new"} == (
+    rows = responses(path).to_table(columns=["row", "output_text"]).to_pylist()
+    assert sorted(one["row"] for one in rows) == list(range(ROWS))
+    assert {one["row"] for one in rows if one["output_text"] == "new"} == (
         set(AGAIN) if in_parquet else set()
     )
     calls = Counter(tool_calls(path).to_table(columns=["row"])["row"].to_pylist())

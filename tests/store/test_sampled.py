@@ -1,4 +1,4 @@
-"""What came of some rows, wherever they stand."""
+"""Results of some rows, from parts and journal."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A run of schema 1 rewritten to this schema: whatever moment it dies at, each row stands once."""
+"""A run of schema 1 rewritten to this schema: whatever moment it dies at, each row is there once."""
 
 import random
 import shutil
@@ -78,7 +78,7 @@ def test_a_crash_at_any_step_of_the_rewriting_loses_no_row(
 
 
 def _check_end(path: Path, rows: dict[str, tuple[bool, int]]) -> None:
-    """All of the run is of this schema, and each row stands once."""
+    """All of the run is of this schema, and each row is there once."""
     assert standing_rows(path) == rows
     for part in path.glob("*/*.parquet"):
         assert pq.read_metadata(part).metadata[b"batchrun.schema_version"] == b"2"

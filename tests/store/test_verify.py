@@ -251,11 +251,11 @@ def test_rows_removed_from_the_input_are_not_in_the_totals(copy: Path) -> None:
     assert run_dir.record is not None
     settled = run_dir.complete_rows()
     marks = bytearray(row in (2, 4) for row in settled.rows)
-    gone = totals_at(copy, marks)
-    assert (gone.rows, gone.ok, gone.statuses) == (2, 1, {"completed": 1, "failed": 1})
-    left = settled.totals.without(gone)
+    removed = totals_at(copy, marks)
+    assert (removed.rows, removed.ok, removed.statuses) == (2, 1, {"completed": 1, "failed": 1})
+    left = settled.totals.without(removed)
     write_removed_rows(copy, marks)
-    run_dir.save(replace(run_dir.record, rows=8, totals=left, gone=gone))
+    run_dir.save(replace(run_dir.record, rows=8, totals=left, gone=removed))
     run_dir.close()
     assert verify(copy).problems == []
     assert verify(copy).rows_in_parts == 10
@@ -283,7 +283,7 @@ def test_after_a_kill_a_part_is_missed_where_rows_are(copy: Path) -> None:
     parts = {**count_rows(copy), "responses/w0-000009.parquet": 3}
     run_dir.save(replace(run_dir.record, state="running", parts=parts))
     run_dir.close()
-    assert verify(copy).problems == []  # its rows were sent again and stand elsewhere
+    assert verify(copy).problems == []  # its rows were sent again and are in others
     (copy / "responses" / PART).unlink()
     assert any(f"responses/{PART}: missing" in said for said in verify(copy).problems)
 
