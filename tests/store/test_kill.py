@@ -14,7 +14,7 @@ from batchrun.records import RunRecord
 from batchrun.store.reading import read_totals
 from batchrun.store.run_dir import RunDir
 
-# It goes on from the highest complete row, prints each row once `store` has returned, and never ends.
+# It goes on from the last complete row, prints each row once `store` has returned, and never ends.
 KEEP = """
 import sys
 from pathlib import Path

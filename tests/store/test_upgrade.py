@@ -1,4 +1,4 @@
-"""A run of schema 1 rewritten to this schema: whatever moment it dies at, each row is there once."""
+"""A run of schema 1 rewritten to this schema: whenever it dies, each row is there once."""
 
 import random
 import shutil
