@@ -1,7 +1,7 @@
 """Counts of tokens to lines with dollars and time.
 
-What is not known has no figure: a model without a price, a tier without one of its own, a time
-without limits.
+What is not known has no figure: a model or a tier without a price, a time without
+limits.
 """
 
 from bisect import bisect_left
@@ -198,7 +198,7 @@ def _output_tokens(one: Group, each_tokens: float | None) -> int:
 def dollars(
     groups: Sequence[Group], outputs: Sequence[int], tier: str, prices: Prices, at: int
 ) -> float | None:
-    """Null where one of the models has no price, or none of its own for the tier."""
+    """Null where one of the models has no price, or none for the tier."""
     total = 0.0
     for one, output_tokens in zip(groups, outputs, strict=True):
         price = tier_price(prices, one.model, tier, at)

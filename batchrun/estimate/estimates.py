@@ -18,7 +18,7 @@ from batchrun.estimate.cost_lines import (
     group,
     input_lines,
 )
-from batchrun.estimate.estimate_notes import cap_warning, notes
+from batchrun.estimate.estimate_text import cap_warnings, notes
 from batchrun.estimate.pilot import as_estimated, extrapolate, read_sampled, store_estimated
 from batchrun.estimate.tokens import TokenCounts
 from batchrun.job.sections import Job
@@ -96,7 +96,7 @@ def make_estimate(
     return replace(
         estimate,
         notes=tuple(notes(estimate, counted[0], drawn_rows, prices, at)),
-        warnings=(*plan.warnings, *cap_warning(estimate, job.limits.max_cost_usd)),
+        warnings=(*plan.warnings, *cap_warnings(estimate, job.limits.max_cost_usd)),
     )
 
 

@@ -59,8 +59,8 @@ def find_listed(names: Sequence[str], at: int, tier: str | None) -> Listed:
 def spellings(name: str) -> Iterator[tuple[str | None, str]]:
     """The names that a model may have in the list, each with its provider where one is named.
 
-    First the whole name; then, where it has slashes, what stands after the first slash, with the
-    part before it as provider, and what stands after the last slash. Then the same for the name
+    First the whole name; then, where it has slashes, what follows the first slash, with the
+    part before it as provider, and what follows the last slash. Then the same for the name
     without its suffix: a date, which marks a snapshot, or `-data`, with which a gateway marks that
     it may store what is sent.
     """

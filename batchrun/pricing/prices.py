@@ -102,7 +102,7 @@ def _or(value: float | None, default: float) -> float:
 
 
 def check_prices(prices: Prices, models: Iterable[str | None], at: int) -> None:
-    """Raises `JobError` where a cap on dollars cannot be kept, since a model has no price."""
+    """Raises `JobError` where a cap on dollars cannot be enforced, since a model has no price."""
     unknown = [model for model in models if prices.find(model, None, at) is None]
     if None in unknown:
         raise JobError(
