@@ -56,12 +56,10 @@ def paused_by(activity: Activity) -> str | None:
     return first if first in PAUSES else None
 
 
-def lowest_limit(activity: Activity, of: str) -> float | None:
+def lowest_limit(limits: Sequence[LimitStatus], of: str) -> float | None:
     """The lowest limit on requests in flight, or on the rate a second of requests or tokens."""
-    limits = [
-        one.most if of == "in flight" else one.per_s for one in activity.limits if one.of == of
-    ]
-    return min((limit for limit in limits if limit is not None), default=None)
+    values = (one.most if of == "in flight" else one.per_s for one in limits if one.of == of)
+    return min((value for value in values if value is not None), default=None)
 
 
 def limits_in_words(activity: Activity) -> tuple[str, ...]:
@@ -80,15 +78,10 @@ def limit_in_words(limit: LimitStatus, now_s: float) -> str:
     if limit.most is not None:
         is_cost = limit.of == "dollars"
         number = usd if is_cost else _number
-        amount = number(limit.most)
-        if limit.used is not None:
-            amount = f"{number(limit.used)} of {amount}"
-        if is_cost:
-            amount += ", reservations included"
+        used = "" if limit.used is None else f"{number(limit.used)} of "
         is_per_minute = limit.per_s is not None and math.isclose(limit.most, 60 * limit.per_s)
-        if is_per_minute and limit.of not in limit.name:
-            amount += f" {limit.of} a minute"
-        words += f" ({amount})"
+        unit = f" {limit.of} a minute" if is_per_minute and limit.of not in limit.name else ""
+        words += f" ({used}{number(limit.most)}{', reservations included' if is_cost else unit})"
     if limit.until_s is not None and limit.until_s - now_s >= _SOON_S:
         words += f", next request in {limit.until_s - now_s:.1f} s"
     return words

@@ -91,8 +91,7 @@ class Summary(Struct, frozen=True):
         return self.ok + self.not_ok - self.again
 
 
-_IN_BOTH = set(Totals.__struct_fields__) & set(Summary.__struct_fields__)
-_IN_BOTH -= {"rows", "cost_usd"}
+_IN_BOTH = set(Totals.__struct_fields__) & set(Summary.__struct_fields__) - {"rows", "cost_usd"}
 _Mark = tuple[float, int, int, int]  # what was counted by when: time, rows, requests, tokens
 
 
@@ -151,7 +150,7 @@ class RunCounters:
         source_rows = rows if source_rows is None else source_rows
         now = self._mark(now_s, totals, activity.retries)
         rows_per_s, requests_per_s, tokens_per_s = self._rates(now, is_over=exit_code is not None)
-        most_in_flight = lowest_limit(activity, "in flight")
+        most_in_flight = lowest_limit(activity.limits, "in flight")
         more_usd = cost_of_remaining(totals, remaining)
         return Summary(
             **{name: getattr(totals, name) for name in _IN_BOTH},
@@ -173,8 +172,8 @@ class RunCounters:
             requests_per_s=requests_per_s,
             tokens_per_s=tokens_per_s,
             most_in_flight=None if most_in_flight is None else int(most_in_flight),
-            most_requests_per_s=lowest_limit(activity, "requests"),
-            most_tokens_per_s=lowest_limit(activity, "tokens"),
+            most_requests_per_s=lowest_limit(activity.limits, "requests"),
+            most_tokens_per_s=lowest_limit(activity.limits, "tokens"),
             p50_s=self._latencies.quantile(0.5),
             p99_s=self._latencies.quantile(0.99),
             time_left_s=remaining / rows_per_s if rows_per_s > 0 and exit_code is None else None,

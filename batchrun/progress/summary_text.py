@@ -51,41 +51,56 @@ def render_end(summary: Summary, path: Path) -> str:
 
 def render_status(summary: Summary, path: Path) -> str:
     """The summary as lines of names and words."""
-    kinds = Counter(summary.error_kinds).most_common()
-    errors = ", ".join(f"{kind} {count:,}" for kind, count in kinds)
-    not_ok = "; ".join(filter(None, (", ".join(not_ok_in_words(summary)), errors)))
-    words: dict[str, str] = {
+    not_ok = "; ".join(filter(None, (", ".join(not_ok_in_words(summary)), _errors(summary))))
+    tokens = f"{summary.input_tokens:,} in, {summary.output_tokens:,} out"
+    left_s = summary.time_left_s
+    live = {
+        "in flight": f"{summary.in_flight:,}, {summary.retrying:,} waiting for a retry",
+        "rate": ", ".join([f"{summary.rows_per_s:,.1f} rows/s", *_speed(summary)]),
+        "limited by": one_line(summary.binds or ""),
+        "limits": "; ".join(map(one_line, summary.limits)) or "-",
+        "oldest": oldest_in_words(summary),
+        "time left": "" if left_s is None else duration(left_s),
+    }
+    name, message = "why", summary.message
+    if message and summary.state == "limited":
+        name, _, message = message.partition(": ")
+    words = {
         "state": summary.state,
         "rows": f"{summary.rows:,}",
         "ok": f"{summary.ok:,}",
         "not ok": f"{summary.not_ok:,}" + (f" ({not_ok})" if not_ok else ""),
         "remaining": f"{summary.left:,}",
+        **(live if summary.exit_code is None else {}),
+        "attempts": _attempts(summary),
+        "tokens": tokens + _of_counted_answers(summary),
+        "cost": _cost(summary),
+        "tool calls": f"{summary.tool_calls:,}",
+        name: message,
+        "next step": _next_step(summary),
+        "next": summary.next_command,
     }
-    if summary.exit_code is None:
-        words["in flight"] = f"{summary.in_flight:,}, {summary.retrying:,} waiting for a retry"
-        words["rate"] = ", ".join([f"{summary.rows_per_s:,.1f} rows/s", *speed_in_words(summary)])
-        if summary.binds:
-            words["limited by"] = one_line(summary.binds)
-        words["limits"] = "; ".join(map(one_line, summary.limits)) or "-"
-        if summary.oldest:
-            words["oldest"] = oldest_in_words(summary)
-        if summary.time_left_s is not None:
-            words["time left"] = duration(summary.time_left_s)
-    words["attempts"] = _attempts(summary)
-    tokens = f"{summary.input_tokens:,} in, {summary.output_tokens:,} out"
-    words["tokens"] = tokens + _of_counted_answers(summary)
-    if (cost := _cost(summary)) is not None:
-        words["cost"] = cost
-    words["tool calls"] = f"{summary.tool_calls:,}"
-    if summary.message and summary.state == "limited":
-        name, _, text = summary.message.partition(": ")
-        words[name] = text
-    elif summary.message:
-        words["why"] = summary.message
-    if summary.next_command:
-        words |= {"next step": _next_step(summary), "next": summary.next_command}
-    lines = [str(path), *(f"  {name + ':':<12}{text}" for name, text in words.items())]
-    return printable("\n".join(lines))
+    lines = [f"  {name + ':':<12}{text}" for name, text in words.items() if text]
+    return printable("\n".join([str(path), *lines]))
+
+
+def progress_in_words(summary: Summary) -> list[list[str]]:
+    """Lines of facts about outcomes, speed, money and errors."""
+    most = "" if summary.most_in_flight is None else f"/{summary.most_in_flight:,}"
+    extra = summary.retries + summary.reasks + summary.hedges + summary.resent + summary.more_tries
+    outcomes = [f"{summary.ok:,} ok", *not_ok_in_words(summary)]
+    if summary.retrying:
+        outcomes.append(f"{summary.retrying:,} waiting for a retry")
+    outcomes += [f"{extra:,} extra attempts", f"{summary.in_flight:,}{most} in flight"]
+    money = []
+    if summary.cost_usd is not None and not summary.simulated:
+        money.append(f"{usd(summary.cost_usd)} spent")
+        if summary.projected_usd is not None and summary.settled < summary.rows:
+            money.append(f"about {usd(summary.projected_usd)} in all")
+        if summary.cap_usd is not None:
+            money.append(f"cap {usd(summary.cap_usd)}")
+    errors = [f"errors ({_errors(summary)})"] if summary.error_kinds else []
+    return [some for some in (outcomes, _speed(summary), money, errors) if some]
 
 
 def not_ok_in_words(summary: Summary) -> list[str]:
@@ -97,15 +112,21 @@ def not_ok_in_words(summary: Summary) -> list[str]:
     return [f"{count:,} {what}" for what, count in {**counts, **statuses}.items() if count > 0]
 
 
-def speed_in_words(summary: Summary) -> list[str]:
+def _errors(summary: Summary) -> str:
+    """`timeout 12, rate_limit 3`: what rows have ended with, the most frequent first."""
+    kinds = Counter(summary.error_kinds).most_common()
+    return ", ".join(f"{kind} {count:,}" for kind, count in kinds)
+
+
+def _speed(summary: Summary) -> list[str]:
     """How fast it goes, and how fast limits would let it go."""
-
-    def rate(now: float, most: float | None, unit: str) -> str:
-        return f"{short_count(now)}{'' if most is None else f' of {short_count(most)}'} {unit}"
-
+    rates = (
+        (summary.requests_per_s, summary.most_requests_per_s, "requests/s"),
+        (summary.tokens_per_s, summary.most_tokens_per_s, "tokens/s"),
+    )
     words = [
-        rate(summary.requests_per_s, summary.most_requests_per_s, "requests/s"),
-        rate(summary.tokens_per_s, summary.most_tokens_per_s, "tokens/s"),
+        f"{short_count(now)}{'' if most is None else f' of {short_count(most)}'} {unit}"
+        for now, most, unit in rates
     ]
     if summary.p50_s is not None and summary.p99_s is not None:
         words.append(f"p50 {seconds(summary.p50_s)}, p99 {seconds(summary.p99_s)}")
@@ -113,7 +134,9 @@ def speed_in_words(summary: Summary) -> list[str]:
 
 
 def oldest_in_words(summary: Summary) -> str:
-    """`waiting for 3 rows, the oldest for 412 s (id-7, id-9, id-12)`."""
+    """`waiting for 3 rows, the oldest for 412 s (id-7, id-9, id-12)`; empty before the last."""
+    if not summary.oldest:
+        return ""
     rows = plural(summary.rows - summary.settled, "row")
     names = ", ".join(one_line(named[:_ID]) for named, _ in summary.oldest)
     return f"waiting for {rows}, the oldest for {summary.oldest[0][1]:.0f} s ({names})"
@@ -162,8 +185,10 @@ def _cost(summary: Summary) -> str | None:
 
 
 def _next_step(summary: Summary) -> str:
-    """What the next command does."""
-    words = shlex.split(summary.next_command or "")
+    """What the next command does; empty where there is none."""
+    if summary.next_command is None:
+        return ""
+    words = shlex.split(summary.next_command)
     failed = sum(summary.statuses.get(status, 0) for status in FAILED)
     if words[1:2] == ["show"]:
         return "look at a row that is not ok"

@@ -23,7 +23,8 @@ from msgspec import Struct
 from batchrun.errors import JobError
 from batchrun.formats.json_text import decode, value_of
 from batchrun.records import JsonObject, RunRecord
-from batchrun.reports.ordered_rows import column_names, read_rows
+from batchrun.reports.ordered_rows import read_rows
+from batchrun.store.columns import response_schema
 from batchrun.store.files import storing
 from batchrun.store.reading import read_record
 
@@ -102,7 +103,7 @@ def _write(temporary: Path, form: str, record: RunRecord, rows: Iterator[JsonObj
     line: Callable[[JsonObject], bytes] = batch_line
     piece = bytearray()
     if form == "csv":
-        columns = column_names(record)
+        columns = response_schema(record.layout, record.schema_version).names
         piece += csv_head(columns)
         line = partial(csv_line, columns=columns)
     elif form == "jsonl":

@@ -22,7 +22,7 @@ from batchrun.errors import StoreError
 from batchrun.formats.arrow import with_parts
 from batchrun.records import JsonObject, RunRecord
 from batchrun.reports.sql import TableFiles, read_files
-from batchrun.store.columns import KEY, as_schema, response_schema
+from batchrun.store.columns import KEY, as_schema
 from batchrun.store.parts import opened, without
 
 T = TypeVar("T")
@@ -30,11 +30,6 @@ _CACHE_BYTES = 64 << 20  # of row groups in memory, but for one
 _WINDOW_BYTES = 4 << 20
 _WINDOW_ROWS = 4_096
 _OF_ROW = ("row", *KEY, "response_id")  # as the row of `responses` says
-
-
-def column_names(record: RunRecord) -> list[str]:
-    """The columns of `responses`, in order."""
-    return list(response_schema(record.layout, record.schema_version).names)
 
 
 def read_rows(path: Path, read: Callable[[RunRecord, Iterator[JsonObject]], T]) -> T:

@@ -1,6 +1,6 @@
 """A report as tables of words, the same for the terminal and for the page."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
@@ -139,13 +139,9 @@ def _spreads(spreads: Iterable[Spread]) -> Section:
     return Section("spreads", "A row", heads, rows, note=note)
 
 
-def _percentiles(spread: Spread) -> Iterable[str]:
-    values = (spread.p50, spread.p90, spread.p99, spread.max)
-    if spread.name.endswith("_s"):
-        return map(seconds, values)
-    if spread.name.endswith("_usd"):
-        return map(usd, values)
-    return (f"{value:,.0f}" for value in values)
+def _percentiles(spread: Spread) -> Iterator[str]:
+    head = "cost" if spread.name == "cost_usd" else "time"
+    return (_cell(head, value) for value in (spread.p50, spread.p90, spread.p99, spread.max))
 
 
 def _share(share: float) -> str:
