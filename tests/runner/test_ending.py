@@ -26,9 +26,9 @@ TABLE: list[tuple[BaseException, str, int]] = [
     (RunStopped("down", StopCause.ENDPOINT), "stopped", 3),
     (RunStopped("too many", StopCause.FAILURES), "stopped", 3),
     (InputError("the file changed"), "stopped", 3),
-    (Interrupted("SIGTERM came", 143), "interrupted", 143),
-    (Interrupted("SIGINT came", 130), "interrupted", 130),
-    (Interrupted("SIGHUP came", 129), "interrupted", 129),
+    (Interrupted("interrupted by SIGTERM", 143), "interrupted", 143),
+    (Interrupted("interrupted by Ctrl-C", 130), "interrupted", 130),
+    (Interrupted("interrupted by SIGHUP", 129), "interrupted", 129),
 ]
 SETS = st.sets(st.integers(0, len(TABLE) - 1), min_size=1)
 

@@ -20,7 +20,7 @@ async def test_a_stop_between_plan_and_sending_is_no_end(tmp_path: Path, times: 
 
     def ask(*_: object) -> None:
         for _time in range(times):
-            stop.ask("SIGINT came", 130)
+            stop.ask("interrupted by Ctrl-C", 130)
 
     summary = await run_job(job, simulate=True, stop=stop, watch=Watch(plan=ask))
     assert (summary.exit_code, summary.state, summary.left) == (130, "interrupted", 2)
