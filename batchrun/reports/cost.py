@@ -20,7 +20,7 @@ from batchrun.pricing.price import Price, sum_costs
 from batchrun.pricing.price_list import TIERS
 from batchrun.pricing.prices import Prices, tier_of
 from batchrun.records import RunRecord, Searches, Usage
-from batchrun.reports.cost_queries import UsageSum, read_usage
+from batchrun.reports.cost_queries import UsageCounts, UsageSum, read_usage
 from batchrun.store.reading import read_answered_usd, read_record, read_unknown_usd, state_now
 
 STANDARD = "standard"
@@ -29,28 +29,14 @@ CAVEAT = (
     "other tokens and answers at another length"
 )
 _DIGITS = 12  # sums in another order differ in the last ones
-_COUNTS = (
-    *("rows", "attempts", "input_tokens", "cached_tokens", "cache_write_tokens", "output_tokens"),
-    *("reasoning_tokens", "web_searches", "file_searches", "unknown"),
-)
 
 
-class CostLine(Struct, frozen=True):
+class CostLine(UsageCounts, frozen=True):
     """Rows or attempts that are alike, and what they cost."""
 
     name: str | None  # null: the column is null
-    rows: int
-    attempts: int
-    input_tokens: int  # as far as they are known, here and below
-    cached_tokens: int
-    cache_write_tokens: int
-    output_tokens: int
-    reasoning_tokens: int
-    web_searches: int
-    file_searches: int
     cost_usd: float | None  # of the attempts that have a price; null where none has
     unpriced: int  # attempts whose tokens are known, of models without a price
-    unknown: int  # attempts that may be billed and reported no usage
     what_if_usd: tuple[float | None, ...]  # of the attempts whose tokens are known
     what_if_partly: tuple[bool, ...]  # whether there are others, or some that have no price
     priced_as: tuple[str, ...] = ()  # the names of the prices behind `cost_usd`
@@ -212,13 +198,14 @@ def _lines(
 
 def _line(name: str | None, priced: Sequence[PricedUsage], prices: int) -> CostLine:
     """`prices`: how many each has."""
-    counts = {field: sum(getattr(one.usage, field) for one in priced) for field in _COUNTS}
+    fields = UsageCounts.__struct_fields__
+    counts = {field: sum(getattr(one.usage, field) for one in priced) for field in fields}
     unpriced = [
         sum(one.usage.counted for one in priced if one.prices[at] is None) for at in range(prices)
     ]
-    cost_usd, *what_if_usd = (
-        _sum_costs([one.costs_usd[at] for one in priced]) for at in range(prices)
-    )
+    # None where only what cost 0 is known; 0 for no rows.
+    sums = [sum_costs([one.costs_usd[at] for one in priced] or [0.0]) for at in range(prices)]
+    cost_usd, *what_if_usd = (None if one is None else round(one, _DIGITS) for one in sums)
     own_prices = {price.priced_as for one in priced if (price := one.prices[0]) is not None}
     return CostLine(
         name=name,
@@ -229,12 +216,6 @@ def _line(name: str | None, priced: Sequence[PricedUsage], prices: int) -> CostL
         priced_as=tuple(sorted(own_prices)),
         **counts,
     )
-
-
-def _sum_costs(costs: Sequence[float | None]) -> float | None:
-    """As far as they are known; None where only what cost nothing is."""
-    total = sum_costs(costs) if costs else 0.0
-    return None if total is None else round(total, _DIGITS)
 
 
 def _sum_known(costs: Iterable[float | None]) -> float | None:

@@ -23,11 +23,23 @@ _MOST_TOKENS = 2**40  # of one answer; what a server says beyond it is a slip
 _WEB_COUNT = "'$.tool_usage.web_search.num_requests'"
 
 
-class UsageSum(Struct, frozen=True):
-    """Rows or attempts that are alike in all that comes first, and what they add up to.
+class UsageCounts(Struct, frozen=True):
+    """What rows or attempts add up to; tokens and searches as far as they are known."""
 
-    Either `rows` (then `kind` is null) or `attempts` is not 0.
-    """
+    rows: int
+    attempts: int
+    unknown: int  # attempts that may be billed and reported no usage
+    input_tokens: int  # at least cached and cache-write tokens together, in each attempt
+    cached_tokens: int
+    cache_write_tokens: int
+    output_tokens: int
+    reasoning_tokens: int
+    web_searches: int
+    file_searches: int
+
+
+class UsageSum(UsageCounts, frozen=True):
+    """Either `rows` (then `kind` is null) or `attempts`, alike in all that follows."""
 
     model_requested: str | None
     model: str | None
@@ -38,18 +50,8 @@ class UsageSum(Struct, frozen=True):
     kind: str | None  # first, retry, reask, hedge
     above: int  # the last of the `steps` that each input is longer than
     at: int  # the last of the `daily_changes` at or before the start, µs since 1970
-    rows: int
-    attempts: int
-    counted: int  # attempts whose tokens are known; the counts below are theirs
-    unknown: int  # attempts that may be billed and reported no usage
-    input_tokens: int  # at least cached and cache-write tokens together, in each attempt
-    cached_tokens: int
-    cache_write_tokens: int
-    output_tokens: int
-    reasoning_tokens: int
-    web_searches: int
-    file_searches: int
-    recorded_usd: float | None  # `cost_usd` of the rows; null where none has any
+    counted: int  # attempts whose tokens are known
+    recorded_usd: float | None  # the sum of `cost_usd` of the rows; null where none has any
     reported_usd: float | None  # the same of `reported_cost_usd`
 
 
@@ -140,13 +142,10 @@ def _read(
             )
     database.execute(_SEARCHED.format(searching=SEARCHING, pages=PAGE_ACTIONS))
     database.execute(_USED.format(value=value, most=_MOST_TOKENS, day=DAY, web_count=_WEB_COUNT))
-    sums = database.sql(
-        _SUMS.format(
-            value=value,
-            steps=_last_passed("reported >", steps()),
-            changes=_last_passed("of_day >=", daily_changes()),
-        )
-    ).to_arrow_table()
+    passed = _last_passed("reported >", steps())
+    changed = _last_passed("of_day >=", daily_changes())
+    query = _SUMS.format(value=value, steps=passed, changes=changed)
+    sums = database.sql(query).to_arrow_table()
     if by is not None:
         sums = _with_text(sums, by, schema.field(by).type)
     return [UsageSum(**row) for row in sums.to_pylist()]

@@ -60,8 +60,8 @@ def format_of(target: Path) -> str:
     if ending in _BY_ENDING:
         return _BY_ENDING[ending]
     raise JobError(
-        f"{target}: its name says no format; give --format {', '.join(FORMATS[:-1])} or "
-        f"{FORMATS[-1]}, or a name that ends in .jsonl or .csv"
+        f"{target}: its name says no format; give --format jsonl, csv or batch, or a name that "
+        "ends in .jsonl or .csv"
     )
 
 
@@ -120,8 +120,7 @@ def _write(temporary: Path, form: str, record: RunRecord, rows: Iterator[JsonObj
         size += file.write(piece)
         file.flush()
         os.fsync(file.fileno())
-    complete = count - record.gone.rows
-    return Exported(count, max(0, record.rows - complete), size)
+    return Exported(count, max(0, record.rows - (count - record.gone.rows)), size)
 
 
 def csv_head(columns: Sequence[str]) -> bytes:

@@ -23,9 +23,6 @@ class Section(Struct, frozen=True):
     note: str | None = None
     message: bool = False  # the last column is a message
 
-    def is_words(self, column: int) -> bool:
-        return column < self.words or (self.message and column == len(self.heads) - 1)
-
 
 def show_text(text: str, console: Console, indent: str = "  ") -> None:
     """Lines of its words, the later ones indented further."""
@@ -48,9 +45,10 @@ def show_section(section: Section, console: Console, sizes: Sequence[int] | None
         title.append(f" ({section.note})", style="not bold")
     console.print(title)
     sizes = sizes or widths([section], console.width)
+    words = {*range(section.words), *([len(sizes) - 1] if section.message else [])}
     for at, row in enumerate((section.heads, *section.rows)):
         cells = [
-            _fitted(cell, size, to_the_left=section.is_words(column))
+            _fitted(cell, size, to_the_left=column in words)
             for column, (cell, size) in enumerate(zip(row, sizes, strict=True))
         ]
         line = Text(_BETWEEN.join(cells).rstrip(), style="dim" if at == 0 else "")

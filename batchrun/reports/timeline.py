@@ -17,10 +17,9 @@ from batchrun.store.reading import read_events
 
 _MOST_GAPS = 1_000  # of more, the shortest count as work
 _MOST_MOMENTS = 120
-_MINUTE, _HOUR, _DAY = 60, 3_600, 86_400
-_WIDTHS_S = (
-    *(0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, _MINUTE, 2 * _MINUTE, 5 * _MINUTE, 10 * _MINUTE),
-    *(15 * _MINUTE, 30 * _MINUTE, _HOUR, 2 * _HOUR, 6 * _HOUR, 12 * _HOUR, _DAY, 7 * _DAY),
+_WIDTHS_S = (  # of a moment, up to minutes, hours and a week
+    *(0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1_800),
+    *(3_600, 7_200, 21_600, 43_200, 86_400, 604_800),
 )
 
 _ROWS = """
