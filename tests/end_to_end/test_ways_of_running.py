@@ -228,7 +228,9 @@ def test_rows_that_are_not_ok_end_with_4_and_a_command_that_sends_them_again(
     assert shown.returncode == 0
     lines = shown.stdout.splitlines()
     assert lines[0] == "the row 4: row 4 of prompts.jsonl"
-    assert any(re.match(r"  outcome: +failed: bad_request .*http 400: ", line) for line in lines)
+    assert any(re.match(r"  outcome: +failed$", line) for line in lines)
+    assert any(re.match(r"  error: +bad_request \(.*http 400\)$", line) for line in lines)
+    assert any(re.match(r"  message: +\S", line) for line in lines)
     assert "    heat: 7" in lines
 
 
