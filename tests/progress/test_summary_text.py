@@ -136,7 +136,7 @@ def test_what_remains_is_estimated_at_the_mean_cost_of_what_is_done(
     assert remaining_in_words(Totals(), 1) == "1 row remains"
 
 
-def test_attempts_beyond_the_first_are_told_apart_by_their_kind() -> None:
+def test_attempts_beyond_the_first_are_counted_by_kind() -> None:
     def sent(*kinds: str) -> Outcome:
         outcome = ended(RESPONSE, 0.5, "m")
         return msgspec.structs.replace(

@@ -1,4 +1,4 @@
-"""What stands in the charts is what stands in the figures."""
+"""The charts show what the figures say."""
 
 from pathlib import Path
 from typing import Any

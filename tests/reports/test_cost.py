@@ -88,7 +88,7 @@ def failed(row: int, *attempts: Attempt, status: str = "failed") -> Outcome:
     return Outcome(request, failure, attempts, "http://x", "plain")
 
 
-def kept(
+def saved(
     path: Path, *outcomes: Outcome, layout: Layout = SPLIT, part_rows: int = 4, **changes: Any
 ) -> Path:
     """A run directory of these outcomes, the last of them in the journal."""
@@ -111,11 +111,11 @@ def costs(lines: tuple[CostLine, ...]) -> dict[str | None, float | None]:
     return {line.name: line.cost_usd for line in lines}
 
 
-def _shown(told: Costs, width: int = 80) -> str:
+def _shown(costs: Costs, width: int = 80) -> str:
     stream = io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COLUMNS", str(width))
-        show_costs(told, stream)
+        show_costs(costs, stream)
     return stream.getvalue()
 
 
@@ -127,7 +127,7 @@ MILLION = Usage(1_000_000, output_tokens=1_000_000)  # $10 of gpt-4.1
 
 def test_each_attempt_is_paid_by_its_kind(tmp_path: Path) -> None:
     run = read(
-        kept(
+        saved(
             tmp_path / "run",
             answered(0, MILLION),
             answered(1, MILLION, before=(REFUSED,), kind="retry"),
@@ -155,7 +155,7 @@ def test_what_only_rows_say_is_that_of_the_answer_that_counted(tmp_path: Path) -
     lost = Attempt(AT, 1.0, "first", 200, input_tokens=1_000_000, output_tokens=0)
     own: dict[str, Any] = {"model": "gpt-5.6-sol", "asked": "gpt-5.6-sol"}
     run = read(
-        kept(
+        saved(
             tmp_path / "run",
             answered(0, usage, before=(lost,), kind="reask", **own),
             answered(1, usage, before=(lost,), kind="reask", named=False, **own),
@@ -173,8 +173,8 @@ def test_what_only_rows_say_is_that_of_the_answer_that_counted(tmp_path: Path) -
     }
 
 
-def test_any_carried_column_tells_lines_apart(tmp_path: Path) -> None:
-    path = kept(
+def test_any_carried_column_groups_lines(tmp_path: Path) -> None:
+    path = saved(
         tmp_path / "run",
         answered(0, MILLION, carried=("train", True)),
         answered(1, MILLION, carried=("test", False)),
@@ -189,10 +189,10 @@ def test_any_carried_column_tells_lines_apart(tmp_path: Path) -> None:
     assert costs(read(path, by="status").by["status (column)"]) == {"completed": 50.0}
 
 
-def test_a_column_that_cannot_tell_lines_apart_is_refused(
+def test_a_column_that_cannot_group_lines_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = kept(tmp_path / "run", *(answered(row, MILLION) for row in range(3)))
+    path = saved(tmp_path / "run", *(answered(row, MILLION) for row in range(3)))
     with pytest.raises(JobError, match="no column splt; carried columns are: split, hard"):
         read(path, by="splt")
     with pytest.raises(JobError, match="attempts holds list"):
@@ -205,17 +205,17 @@ def test_a_column_that_cannot_tell_lines_apart_is_refused(
 def test_counts_that_cannot_be_do_not_spoil_the_sums(tmp_path: Path) -> None:
     absurd = Usage(2**63 - 1, 2**63 - 1, 2**63 - 1, 2**63 - 1)
     below = Usage(-5, -7, -1, -9)
-    run = read(kept(tmp_path / "run", *(answered(row, absurd) for row in range(9))))
+    run = read(saved(tmp_path / "run", *(answered(row, absurd) for row in range(9))))
     assert run.total.cost_usd is not None
     assert run.total.cost_usd > 1e6
     assert run.total.output_tokens == 9 * 2**40
-    mended = read(kept(tmp_path / "other", answered(0, MILLION), answered(1, below)))
-    assert mended.total.cost_usd == 10.0
+    repaired = read(saved(tmp_path / "other", answered(0, MILLION), answered(1, below)))
+    assert repaired.total.cost_usd == 10.0
 
 
 def test_a_column_that_is_no_text_is_refused(tmp_path: Path) -> None:
     layout = Layout(None, (column("raw", pa.binary()),))
-    path = kept(tmp_path / "run", answered(0, MILLION, carried=(b"\xff",)), layout=layout)
+    path = saved(tmp_path / "run", answered(0, MILLION, carried=(b"\xff",)), layout=layout)
     with pytest.raises(JobError, match="raw holds binary, which is no text"):
         read(path, by="raw")
 
@@ -223,7 +223,7 @@ def test_a_column_that_is_no_text_is_refused(tmp_path: Path) -> None:
 def test_tiers_are_those_of_the_answers_and_a_batch_is_one(tmp_path: Path) -> None:
     o3: dict[str, Any] = {"model": "o3", "asked": "o3"}
     run = read(
-        kept(
+        saved(
             tmp_path / "run",
             answered(0, MILLION, **o3),
             answered(1, MILLION, tier="flex", **o3),
@@ -237,7 +237,7 @@ def test_tiers_are_those_of_the_answers_and_a_batch_is_one(tmp_path: Path) -> No
 
 
 def test_the_same_tokens_at_other_prices(tmp_path: Path) -> None:
-    path = kept(
+    path = saved(
         tmp_path / "run",
         answered(0, MILLION),
         answered(1, MILLION, model="house-model", asked="house-model"),
@@ -257,7 +257,7 @@ def test_the_same_tokens_at_other_prices(tmp_path: Path) -> None:
 
 
 def test_what_to_compare_with_must_be_known(tmp_path: Path) -> None:
-    path = kept(tmp_path / "run", answered(0, MILLION))
+    path = saved(tmp_path / "run", answered(0, MILLION))
     with pytest.raises(JobError, match=r"no price is known for gpt-9; give \[pricing.\"gpt-9\"\]"):
         read(path, models=["gpt-9"])
     with pytest.raises(JobError, match="no tier bulk; known are standard, batch"):
@@ -266,7 +266,7 @@ def test_what_to_compare_with_must_be_known(tmp_path: Path) -> None:
         read(tmp_path)
 
 
-def test_long_inputs_and_prices_of_their_time_are_told_apart(tmp_path: Path) -> None:
+def test_long_inputs_and_prices_of_their_time_are_priced_apart(tmp_path: Path) -> None:
     night = AT - AT % 86_400_000_000
     outcomes = []
     expected = 0.0
@@ -280,14 +280,14 @@ def test_long_inputs_and_prices_of_their_time_are_told_apart(tmp_path: Path) -> 
         price = Prices({}).find(None, model, at)
         assert price is not None
         expected += price.cost(usage) or 0.0
-    assert read(kept(tmp_path / "run", *outcomes)).total.cost_usd == pytest.approx(expected)
+    assert read(saved(tmp_path / "run", *outcomes)).total.cost_usd == pytest.approx(expected)
 
 
 def test_prices_given_later_price_what_was_run_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    path = kept(tmp_path / "run", answered(0, MILLION, model="house", asked="house"))
+    path = saved(tmp_path / "run", answered(0, MILLION, model="house", asked="house"))
     assert read(path).total.cost_usd is None
     (tmp_path / "batchrun").mkdir()
     file = tmp_path / "batchrun" / "prices.toml"
@@ -298,7 +298,7 @@ def test_prices_given_later_price_what_was_run_before(
     assert read(path).total.cost_usd == 2.0
     # What the run itself was asked for with comes first.
     job = {"pricing": {"house": {"input": 3.0, "output": 3.0}}, "aliases": {}}
-    with_own = kept(tmp_path / "own", answered(0, MILLION, model="house", asked="house"), job=job)
+    with_own = saved(tmp_path / "own", answered(0, MILLION, model="house", asked="house"), job=job)
     assert read(with_own).total.cost_usd == 6.0
 
 
@@ -314,23 +314,23 @@ def test_searches_are_paid_in_parts_and_in_the_journal(tmp_path: Path) -> None:
     )
     outcomes = [answered(row, MILLION, calls=calls) for row in range(6)]
     outcomes += [answered(9, MILLION, calls=calls, usage_json='{"tool_usage":{"web_search":{}}}')]
-    told = '{"tool_usage":{"web_search":{"num_requests":5}}}'
-    outcomes += [answered(10, MILLION, calls=calls, usage_json=told)]
-    run = read(kept(tmp_path / "run", *outcomes), models=["gpt-4.1-nano"])
+    usage = '{"tool_usage":{"web_search":{"num_requests":5}}}'
+    outcomes += [answered(10, MILLION, calls=calls, usage_json=usage)]
+    run = read(saved(tmp_path / "run", *outcomes), models=["gpt-4.1-nano"])
     assert (run.total.web_searches, run.total.file_searches) == (12, 8)
     assert run.total.cost_usd == pytest.approx(80 + 12 * 0.01 + 8 * 0.0025)
     own = {"pricing": {"gpt-4.1": {"input": 1.0, "output": 1.0}}}
-    unpaid = read(kept(tmp_path / "own", *outcomes, job=own))
+    unpaid = read(saved(tmp_path / "own", *outcomes, job=own))
     assert unpaid.total.cost_usd == pytest.approx(16.0)
     said = "there is no price for the searches that {} made, so they are not in the sum"
     assert unpaid.notes == (said.format("gpt-4.1"),)
     assert run.notes == (said.format("gpt-4.1-nano"),)
 
 
-def test_rows_sent_again_and_rows_that_left_the_input_count_with_all_they_cost(
+def test_rows_sent_again_and_rows_no_longer_in_the_input_count_with_all_they_cost(
     tmp_path: Path,
 ) -> None:
-    path = kept(tmp_path / "run", failed(0, LOST), answered(1, MILLION))
+    path = saved(tmp_path / "run", failed(0, LOST), answered(1, MILLION))
     run_dir = RunDir.open(path)
     run_dir.finish()
     record = run_dir.record
@@ -351,14 +351,14 @@ def test_rows_sent_again_and_rows_that_left_the_input_count_with_all_they_cost(
     ("state", "note"), [("running", "its last command was killed"), ("finished", None)]
 )
 def test_a_run_that_was_killed_says_so(tmp_path: Path, state: str, note: str | None) -> None:
-    run = read(kept(tmp_path / "run", answered(0, MILLION), state=state))
+    run = read(saved(tmp_path / "run", answered(0, MILLION), state=state))
     assert run.state == ("killed" if note else state)
     assert bool(run.notes) == bool(note)
     assert run.total.cost_usd == 10.0
 
 
 def test_a_run_that_goes_on_is_read_as_far_as_it_is(tmp_path: Path) -> None:
-    path = kept(tmp_path / "run", answered(0, MILLION), state="running")
+    path = saved(tmp_path / "run", answered(0, MILLION), state="running")
     run_dir = RunDir.open(path)
     run_dir.start(part_rows=4, part_bytes=1 << 26)
     run_dir.store(answered(1, MILLION))
@@ -369,7 +369,7 @@ def test_a_run_that_goes_on_is_read_as_far_as_it_is(tmp_path: Path) -> None:
 
 
 def test_an_empty_run_has_cost_nothing(tmp_path: Path) -> None:
-    run = read(kept(tmp_path / "run"))
+    run = read(saved(tmp_path / "run"))
     assert (run.total.cost_usd, run.total.rows, run.by["model"]) == (0.0, 0, ())
     assert "$0.00" in _shown(read_costs([tmp_path / "run"]))
 
@@ -405,7 +405,7 @@ def test_each_breakdown_adds_up_to_what_the_rows_cost_one_by_one(
         for model, usage, tier, via in rows
         if (price := prices.find(model, model, AT, tier_of(tier, via)))
     ]
-    run = read(kept(tmp_path_factory.mktemp("run") / "run", *outcomes), by="split")
+    run = read(saved(tmp_path_factory.mktemp("run") / "run", *outcomes), by="split")
     expected = sum(cost for cost in apart if cost is not None)
     for lines in (*run.by.values(), (run.total,)):
         assert sum(line.cost_usd or 0.0 for line in lines) == pytest.approx(expected, rel=1e-9)
@@ -419,7 +419,7 @@ def test_the_table_is_at_most_as_wide_as_the_terminal_and_harmless(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     evil = "\x1b[31mred\u202e" + "m" * 90
-    path = kept(
+    path = saved(
         tmp_path / "run",
         answered(0, MILLION, carried=("a\nb", True)),
         answered(1, MILLION, model=evil, asked=evil),
@@ -428,8 +428,8 @@ def test_the_table_is_at_most_as_wide_as_the_terminal_and_harmless(
     )
     monkeypatch.chdir(tmp_path)
     path = Path("run")
-    told = read_costs([path], models=["gpt-5-mini", "o4-mini"], tier="flex", by="split")
-    text = _shown(told, 80)
+    costs_read = read_costs([path], models=["gpt-5-mini", "o4-mini"], tier="flex", by="split")
+    text = _shown(costs_read, 80)
     assert "\x1b" not in text
     assert "\u202e" not in text
     assert all(len(line) <= 80 for line in text.splitlines())
@@ -442,21 +442,21 @@ def test_the_table_is_at_most_as_wide_as_the_terminal_and_harmless(
 
 
 def test_the_command_prints_a_table_or_json(tmp_path: Path) -> None:
-    path = kept(tmp_path / "run", answered(0, MILLION))
-    other = kept(tmp_path / "other", answered(0, MILLION, model="o3"))
+    path = saved(tmp_path / "run", answered(0, MILLION))
+    other = saved(tmp_path / "other", answered(0, MILLION, model="o3"))
     said = CliRunner().invoke(cost, [str(path), str(other), "--model", "o3", "--by", "split"])
     assert said.exit_code == 0, said.output
     assert "$10.00" in said.output
     asked = [str(path), "--json", "--tier", "batch"]
-    told = json.loads(CliRunner().invoke(cost, asked).output)
-    (run,) = told["runs"]
-    assert told["what_if"] == ["at batch"]
+    costs_read = json.loads(CliRunner().invoke(cost, asked).output)
+    (run,) = costs_read["runs"]
+    assert costs_read["what_if"] == ["at batch"]
     assert (run["total"]["cost_usd"], run["total"]["what_if_usd"]) == (10.0, [5.0])
     assert run["by"]["model"][0]["priced_as"] == ["gpt-4.1"]
 
 
-def test_what_tries_never_told_is_said_with_its_bound_and_marks_each_sum(tmp_path: Path) -> None:
-    path = kept(tmp_path / "run", answered(0, MILLION), unknown_usd=0.0539)
+def test_what_attempts_without_usage_may_cost_is_said_and_marks_each_sum(tmp_path: Path) -> None:
+    path = saved(tmp_path / "run", answered(0, MILLION), unknown_usd=0.0539)
     run = read(path, tier="batch")
     assert run.unknown_usd == 0.0539
     text = _shown(read_costs([path], tier="batch"))
@@ -468,12 +468,12 @@ def test_what_tries_never_told_is_said_with_its_bound_and_marks_each_sum(tmp_pat
     assert both.count("$5.00+?") == 2
 
 
-def test_what_if_is_marked_where_tries_are_left_out_of_it(tmp_path: Path) -> None:
+def test_what_if_is_marked_where_attempts_are_left_out_of_it(tmp_path: Path) -> None:
     unpriced = answered(1, MILLION, model="mine", asked="mine")
     lost = failed(2, LOST, status="no_answer")
-    one = read(kept(tmp_path / "one", answered(0, MILLION), unpriced), tier="batch", models=["o3"])
+    one = read(saved(tmp_path / "one", answered(0, MILLION), unpriced), tier="batch", models=["o3"])
     assert one.total.what_if_partly == (True, False)  # o3 has a price for the tokens of `mine`
-    two = read(kept(tmp_path / "two", answered(0, MILLION), lost), tier="batch", models=["o3"])
+    two = read(saved(tmp_path / "two", answered(0, MILLION), lost), tier="batch", models=["o3"])
     assert two.total.what_if_partly == (True, True)
     assert {line.name: line.what_if_partly for line in two.by["status"]} == {
         "completed": (False, False),
@@ -482,14 +482,14 @@ def test_what_if_is_marked_where_tries_are_left_out_of_it(tmp_path: Path) -> Non
 
 
 def test_no_column_of_what_if_is_lost_however_narrow_the_terminal(tmp_path: Path) -> None:
-    path = kept(tmp_path / "run", *(answered(row, MILLION) for row in range(2)))
+    path = saved(tmp_path / "run", *(answered(row, MILLION) for row in range(2)))
     models = ["gpt-5-mini", "o3", "gpt-4.1-mini", "gpt-4.1-nano"]
-    told = read_costs([path], models=models, tier="batch", by="source")
+    costs_read = read_costs([path], models=models, tier="batch", by="source")
     for width in (60, 80, 200):
-        lines = _shown(told, width).splitlines()
+        lines = _shown(costs_read, width).splitlines()
         assert max(map(len, lines[1:])) <= width
         heads = [lines[at + 1] for at, line in enumerate(lines) if line.startswith("By source")]
-        for name in told.what_if:
+        for name in costs_read.what_if:
             assert sum(f"  {name}" in head for head in heads) == 1
         assert any("do not fit beside it" in line for line in lines) == (width < 200)
         assert all("cost" in head for head in heads)
@@ -497,7 +497,7 @@ def test_no_column_of_what_if_is_lost_however_narrow_the_terminal(tmp_path: Path
 
 def test_runs_are_headed_by_what_tells_them_apart(tmp_path: Path) -> None:
     def heads(*names: str) -> list[str]:
-        paths = [kept(tmp_path / "-".join(names) / name, answered(0, MILLION)) for name in names]
+        paths = [saved(tmp_path / "-".join(names) / name, answered(0, MILLION)) for name in names]
         text = _shown(read_costs(paths))
         lines = text.splitlines()
         (head,) = (lines[at + 1] for at, line in enumerate(lines) if line == "By model")

@@ -96,7 +96,7 @@ def test_hostile_output_is_text_in_tables_samples_and_charts(page: Path) -> None
 def test_the_figures_are_those_that_duckdb_computes(page: Path, whole: Path) -> None:
     sql = """SELECT count(*) FILTER (ok), count(*) FILTER (status = 'failed'),
              sum(input_tokens), sum(output_tokens), sum(len(attempts)) FROM read_parquet(?)"""
-    ok, failed, given, made, tries = duckdb.execute(
+    ok, failed, given, made, attempts = duckdb.execute(
         sql, [f"{whole}/responses/*.parquet"]
     ).fetchall()[0]
     tables = _Read(page.read_text(encoding="utf-8")).tables
@@ -106,7 +106,7 @@ def test_the_figures_are_those_that_duckdb_computes(page: Path, whole: Path) -> 
     assert figures["tokens"]["input"][0] == f"{given:,}"
     assert figures["tokens"]["output"][0] == f"{made:,}"
     counts = [int(row[0].replace(",", "")) for row in figures["attempts"].values()]
-    assert sum(counts) == tries
+    assert sum(counts) == attempts
 
 
 def test_a_run_without_rows_has_a_page_and_the_run_directory_takes_none(

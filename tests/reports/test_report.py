@@ -68,10 +68,12 @@ def test_outcomes_and_sums_are_those_of_the_tables(report: Report, whole: Path) 
 def test_attempts_errors_tools_and_percentiles_are_those_of_the_tables(
     report: Report, whole: Path
 ) -> None:
-    unnested = "FROM (SELECT unnest(attempts) AS try FROM read_parquet(?))"
-    tries = _asked(whole, f"SELECT try.kind, count(*), count(try.error_kind) {unnested} GROUP BY 1")
-    assert _taken(report, "attempts", "kind", "attempts", "failed") == set(tries)
-    met = _asked(whole, f"SELECT try.error_kind, count(*) {unnested} GROUP BY 1")
+    unnested = "FROM (SELECT unnest(attempts) AS one FROM read_parquet(?))"
+    attempts = _asked(
+        whole, f"SELECT one.kind, count(*), count(one.error_kind) {unnested} GROUP BY 1"
+    )
+    assert _taken(report, "attempts", "kind", "attempts", "failed") == set(attempts)
+    met = _asked(whole, f"SELECT one.error_kind, count(*) {unnested} GROUP BY 1")
     assert _taken(report, "errors", "kind", "attempts") == {m for m in met if m[0]}
     calls = _asked(
         whole,
@@ -102,7 +104,7 @@ def test_slowest_and_most_expensive_rows_are_sorted_and_the_timeline_adds_up(
     assert line.moments[-1].cost_usd == pytest.approx(report.cost_usd)
     met = sum(sum(one.errors.values()) for one in line.moments)
     assert met == sum(one["attempts"] for one in report.tables["errors"])
-    sql = "SELECT sum(try.latency_s) FROM (SELECT unnest(attempts) AS try FROM read_parquet(?))"
+    sql = "SELECT sum(one.latency_s) FROM (SELECT unnest(attempts) AS one FROM read_parquet(?))"
     in_flight_s = sum(one.in_flight for one in line.moments) * line.width_s
     assert in_flight_s == pytest.approx(_asked(whole, sql)[0][0], rel=1e-3)
 
@@ -173,11 +175,11 @@ def test_waits_between_commands_are_no_work_however_short_and_no_time_of_a_row(
 ) -> None:
     """Three commands: 2 s, then 26 s of nothing, 2 s and a kill, 10 s of nothing, 3 s."""
     begun = 1_790_000_000_000_000
-    told = outcome(0)
-    one = msgspec.structs.replace(told.attempts[0], latency_s=1.0)
+    base = outcome(0)
+    one = msgspec.structs.replace(base.attempts[0], latency_s=1.0)
     later = msgspec.structs.replace(one, started_at=begun + 40_000_000)
     rows = [
-        msgspec.structs.replace(told, attempts=(one,)),
+        msgspec.structs.replace(base, attempts=(one,)),
         # Failed in the first command, sent again by the third, where a second try was needed.
         outcome(
             1,

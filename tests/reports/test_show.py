@@ -104,7 +104,7 @@ def test_a_row_of_each_outcome_reads_well_and_is_harmless(
     assert sum("━" in line for line in lines) == count
 
 
-def test_what_is_not_there_is_told_by_why_it_is_not(
+def test_the_reason_is_shown_where_something_is_missing(
     tmp_path: Path, write: Callable[..., Path], outcome: Callable[..., Outcome]
 ) -> None:
     lost = Failure(ErrorKind.INVALID_ROW, "not JSON", status="invalid")
