@@ -55,7 +55,7 @@ def test_kills_create_no_response_again_whose_id_was_on_disk(
     rows = list(questions(count))
     write_rows(rows)
     by_id = {str(row.get("id", number)): row["question"] for number, row in enumerate(rows)}
-    base_url: str = simulator("--latency", "6", "--latency-spread", "0.3")
+    base_url: str = simulator("--latency", "20", "--latency-spread", "0.2")
     run = tmp_path / "run"
     created: dict[str, int] = {}  # of what was begun at some kill: times created then
     taken_up = 0
