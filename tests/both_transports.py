@@ -4,8 +4,7 @@ import asyncio
 
 import pytest
 
-from batchrun.transport.aiohttp_check import Connect, choose_connections
-from batchrun.transport.session import SessionConnections
+from batchrun.transport.fallback import Connect, SessionConnections, choose_connections
 
 has_fast_transport = asyncio.run(choose_connections())[1] is None
 only_fast = pytest.mark.skipif(not has_fast_transport, reason="this aiohttp has none")

@@ -18,7 +18,7 @@ HOMES = {
     "jinja2": ("inputs/sandbox.py", "inputs/template.py", "reports/page.py"),
     "jsonschema_rs": ("dialects", "inputs"),
     "pyarrow": ("__init__.py", "formats", "inputs", "reports", "store"),
-    "rich": ("cli", "estimate", "progress", "reports"),
+    "rich": ("cli", "estimate", "formats/text_tables.py", "progress", "reports"),
     "tenacity": ("dispatch/dispatcher.py",),
     "uvloop": ("runner/start.py", "cli/simulate.py"),
     "vl_convert": ("reports/page.py",),

@@ -9,7 +9,7 @@ import click
 from msgspec.structs import fields
 
 from batchrun.errors import ErrorKind, JobError
-from batchrun.formats.nearest import nearest
+from batchrun.formats.printable import nearest
 from batchrun.job.job_file import load_job, read_setting
 from batchrun.job.sections import Job
 from batchrun.records import ANSWERED, Resend

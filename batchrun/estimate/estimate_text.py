@@ -29,9 +29,9 @@ from batchrun.estimate.tokens import (
 )
 from batchrun.formats.amounts import duration, plural, short_count, usd
 from batchrun.formats.printable import brief, one_line
+from batchrun.formats.text_tables import Section, show_section, show_text
 from batchrun.pricing.price_list import spellings
 from batchrun.pricing.prices import Prices
-from batchrun.reports.text_tables import Section, show_section, show_text
 
 # The o-series, and gpt-5 and later but for their chat variants.
 _REASONING = re.compile(r"(o[1-9]|gpt-([5-9]|[1-9]\d))([-.@]|$)")

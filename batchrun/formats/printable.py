@@ -1,10 +1,10 @@
-"""What comes from rows, models or servers, made harmless for a terminal. No I/O.
+"""Text in messages: foreign text made harmless, and hints for names that are not known.
 
 Control characters are shown by their codes, and so are marks that turn the direction of writing
 and what else cannot be seen.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 
 def printable(text: str) -> str:
@@ -47,3 +47,22 @@ def _code(letter: str) -> str:
 def _json_code(letter: str) -> str:
     units = letter.encode("utf-16-be", "surrogatepass")
     return "".join(f"\\u{units[at]:02x}{units[at + 1]:02x}" for at in range(0, len(units), 2))
+
+
+_SHOWN = 30  # names
+
+
+def listed(names: Iterable[str]) -> str:
+    """The names with commas between them, as far as a message has space for them."""
+    all_names = list(names)
+    return ", ".join(all_names[:_SHOWN]) + (", …" if len(all_names) > _SHOWN else "")
+
+
+def nearest(word: str, known: Iterable[str], kind: str = "known") -> str:
+    """The end of a message: the known name that was probably meant, and which there are."""
+    import difflib  # noqa: PLC0415 - only where something is wrong
+
+    names = list(known)
+    near = difflib.get_close_matches(word, names, n=1)
+    there = f"{kind} are {listed(names)}" if names else "there are none"
+    return f"did you mean `{near[0]}`? ({there})" if near else there

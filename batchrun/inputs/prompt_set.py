@@ -17,7 +17,7 @@ from msgspec.structs import asdict
 
 from batchrun.dialects.responses import output_limit
 from batchrun.errors import InputError
-from batchrun.formats.nearest import nearest
+from batchrun.formats.printable import nearest
 from batchrun.inputs.carried import Carrier, check_types
 from batchrun.inputs.column_tally import ColumnTally
 from batchrun.inputs.identity import FALLBACK, Identity, RowNames

@@ -12,7 +12,7 @@ from typing import Any
 from msgspec import Struct
 
 from batchrun.dialects.responses import INPUT_ALTERNATIVES, REQUEST_FIELDS, TRANSPORT_FIELDS
-from batchrun.formats.nearest import listed, nearest
+from batchrun.formats.printable import listed, nearest
 from batchrun.inputs.chat import (
     BATCH_COLUMNS,
     CHAT_SETTINGS,

@@ -19,7 +19,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from batchrun.errors import JobError
-from batchrun.formats.nearest import nearest
+from batchrun.formats.printable import nearest
 from batchrun.job.credentials import refuse_keys
 from batchrun.job.sections import STDIN, Job, PriceJob
 

@@ -10,8 +10,8 @@ from rich.text import Text
 
 from batchrun.formats.amounts import plural, short_count, usd
 from batchrun.formats.printable import cut, one_line
+from batchrun.formats.text_tables import Section, show_section, show_text, width_of, widths
 from batchrun.reports.cost import CostLine, Costs, RunCost
-from batchrun.reports.text_tables import Section, show_section, show_text, width_of, widths
 
 _MOST_LINES = 20  # of a breakdown; all of them are in the JSON
 _MOST_NAME = 30  # characters of a name where there is little space

@@ -1,22 +1,271 @@
-"""A report as one HTML page: no script, no network, light and dark, fit to print.
+"""A report as one HTML page with charts: no script, no network, light and dark, fit to print.
 
 What rows or models said is only text in it; a policy in the page forbids the rest.
 """
 
+import json
 import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
+from msgspec import Struct
 
 from batchrun.errors import JobError
-from batchrun.formats.printable import one_line
+from batchrun.formats.amounts import seconds
+from batchrun.formats.printable import brief, one_line
 from batchrun.records import JsonObject
-from batchrun.reports.charts import charts
 from batchrun.reports.export import check_target, replacing
-from batchrun.reports.report_queries import read_report
+from batchrun.reports.report_queries import Bin, Report, read_report
 from batchrun.reports.report_sections import headline, remarks, sections
+from batchrun.reports.timeline import Moment, Timeline
 from batchrun.version import VERSION
+
+_MOST_KINDS = 7  # as many colours as can be distinguished; the rest is one kind more
+_COLOURS = [f"var(--c{number})" for number in range(1, _MOST_KINDS + 2)]
+_GOOD, _BAD, _LINE = "var(--good)", "var(--bad)", "var(--line)"
+_MOST_TOOLS, _TOOL_NAME = 12, 24  # lines, and characters of a name
+_UNITS = ((86_400, "day"), (3_600, "hour"), (60, "minute"), (1, "second"))
+_CONFIG = json.loads("""{
+    "background": null, "font": "system-ui, sans-serif", "view": {"stroke": null},
+    "axis": {
+        "labelColor": "var(--quiet)", "titleColor": "var(--quiet)", "domainColor": "var(--line)",
+        "tickColor": "var(--line)", "gridColor": "var(--line)", "titleFontWeight": "normal",
+        "labelFontSize": 11, "titleFontSize": 11, "labelLimit": 150
+    },
+    "axisX": {"grid": false},
+    "axisY": {"domain": false, "ticks": false, "tickCount": 4},
+    "legend": {
+        "orient": "top", "title": null, "labelColor": "var(--ink)", "labelFontSize": 11,
+        "symbolType": "square", "columns": 4, "labelLimit": 120
+    }
+}""")
+_X = {"field": "x", "type": "quantitative"}
+_TO_X2 = {"x2": {"field": "x2"}}
+_Kinds = Mapping[str, Callable[[Moment], float]]  # what is read of a moment, by its name
+
+
+class Chart(Struct, frozen=True):
+    """One chart."""
+
+    name: str
+    title: str
+    spec: JsonObject
+
+
+def charts(report: Report) -> list[Chart]:
+    """Those that have something to show."""
+    found = [] if report.timeline is None else _over_time(report.timeline)
+    for name, title, bins in (
+        ("latency", "Latency of the attempt that counted", report.latency_bins),
+        ("first_token", "Until the first token", report.first_token_bins),
+    ):
+        if bins:
+            found.append(Chart(name, title, _histogram(bins)))
+    if report.tokens.input_tokens or report.tokens.output_tokens:
+        found.append(Chart("tokens", "Tokens by kind", _tokens(report)))
+    if tools := report.tables["tools"][:_MOST_TOOLS]:
+        found.append(Chart("tool_calls", "Tool calls by their arguments", _tools(tools)))
+    return found
+
+
+def _over_time(line: Timeline) -> list[Chart]:
+    most = max(one.ok + one.not_ok for one in line.moments) / line.width_s
+    # Rows a second, or a longer time where that would be fractions.
+    size, unit = next((s, u) for s, u in reversed(_UNITS) if most * s >= 1 or u == "day")
+    per = size / line.width_s
+    rows: _Kinds = {"ok": lambda one: one.ok * per, "not ok": lambda one: one.not_ok * per}
+    throughput = _bars_over_time(line, rows, [_GOOD, _BAD], "rows")
+    in_flight = _bars_over_time(line, {"": lambda one: one.in_flight}, _COLOURS, "requests")
+    found = [
+        Chart("throughput", f"Rows a{'n' if unit == 'hour' else ''} {unit}", throughput),
+        Chart("in_flight", "Requests in flight", in_flight),
+    ]
+    if any(one.errors for one in line.moments):
+        found.append(Chart("errors_over_time", "Failed attempts", _errors(line)))
+    if line.moments[-1].cost_usd:
+        found.append(Chart("cost", "Cost so far, USD", _cost(line)))
+    return found
+
+
+def _errors(line: Timeline) -> JsonObject:
+    counts = sum((Counter(one.errors) for one in line.moments), Counter[str]())
+    kinds = [kind for kind, _ in counts.most_common()]
+    groups = {kind: [kind] for kind in kinds[:_MOST_KINDS]}
+    if kinds[_MOST_KINDS:]:
+        groups["others"] = kinds[_MOST_KINDS:]
+
+    def of(group: Sequence[str]) -> Callable[[Moment], float]:
+        return lambda one: sum(one.errors.get(kind, 0) for kind in group)
+
+    read = {name: of(group) for name, group in groups.items()}
+    size, unit = next((s, u) for s, u in _UNITS if line.width_s >= s or u == "second")
+    count = line.width_s / size
+    width = f"{count:g} {unit}{'' if count == 1 else 's'}"
+    return _bars_over_time(line, read, _COLOURS, f"in {width}")
+
+
+def _cost(line: Timeline) -> JsonObject:
+    """A sum that grows from 0, at each moment's end."""
+    unit, _ = _axis_unit(line)
+    ends = {(one.at_s + line.width_s) / unit: one.cost_usd for one in line.moments}
+    points = [{"x": x, "value": value} for x, value in {0.0: 0.0, **ends}.items()]
+    colour = "var(--c1)"
+    mark = {"type": "area", "line": {"color": colour}, "opacity": 0.25, "color": colour}
+    x = {**_time_axis(line), "bin": None}
+    return _with_pauses(line, _layer(points, mark, x=x, y=_amount("USD", ".2~f")))
+
+
+def _bars_over_time(line: Timeline, kinds: _Kinds, colours: Sequence[str], what: str) -> JsonObject:
+    """Stacked bars, one for each kind and moment."""
+    unit, name = _axis_unit(line)
+    values = [
+        {
+            "x": one.at_s / unit,
+            "x2": (one.at_s + line.width_s) / unit,
+            "value": value,
+            "kind": kind,
+            "order": at,
+            "words": f"{one.at_s / unit:,.4g} {name}: {value:,.4g} {what} {kind}".rstrip(),
+        }
+        for one in line.moments
+        for at, (kind, read) in enumerate(kinds.items())
+        if (value := read(one))
+    ]
+    bars = _layer(
+        values,
+        {"type": "bar", "binSpacing": 0},
+        x=_time_axis(line),
+        **_TO_X2,
+        y={**_amount(what), "stack": "zero"},
+        color=_colour(list(kinds), colours),
+        order={"field": "order", "type": "quantitative"},
+    )
+    return _with_pauses(line, bars)
+
+
+def _with_pauses(line: Timeline, chart: JsonObject) -> JsonObject:
+    """Shades behind the figures where all sending stopped; a rule where a later command began."""
+    unit, _ = _axis_unit(line)
+    pauses = [
+        {
+            "x": pause.from_s / unit,
+            "x2": pause.to_s / unit,
+            "words": f"{pause.name}, {seconds(pause.to_s - pause.from_s)}",
+        }
+        for pause in line.pauses
+    ]
+    resumed = [{"x": at / unit, "words": "resumed"} for at in line.resumed]
+    shade = {"type": "rect", "color": "var(--pause)", "opacity": 0.5}
+    rule = {"type": "rule", "color": "var(--ink)", "strokeDash": [3, 3], "strokeWidth": 1}
+    layers = [_layer(pauses, shade, x=_X, **_TO_X2)] if pauses else []
+    layers += [chart, *([_layer(resumed, rule, x=_X)] if resumed else [])]
+    return _spec({"layer": layers})
+
+
+def _histogram(bins: Sequence[Bin]) -> JsonObject:
+    values = [
+        {
+            "x": one.low,
+            "x2": one.high,
+            "value": one.rows,
+            "words": f"{seconds(one.low)} to {seconds(one.high)}: {one.rows:,} rows",
+        }
+        for one in bins
+        if one.rows
+    ]
+    scale = {"type": "log", "domain": [bins[0].low, bins[-1].high], "nice": False}
+    title = "seconds, on a log scale"
+    axis = {"format": "~r", "tickCount": 6, "labelOverlap": True, "title": title}
+    x = {**_X, "bin": "binned", "scale": scale, "axis": axis}
+    mark = {"type": "bar", "color": "var(--c1)", "binSpacing": 1}
+    return _spec(_layer(values, mark, x=x, **_TO_X2, y=_amount("rows")))
+
+
+def _tokens(report: Report) -> JsonObject:
+    tokens = report.tokens
+    kinds = {
+        "input": tokens.input_tokens - tokens.cached_tokens,
+        "cached input": tokens.cached_tokens,
+        "output": tokens.output_tokens - tokens.reasoning_tokens,
+        "reasoning": tokens.reasoning_tokens,
+    }
+    bars = [(name, "", max(0, count)) for name, count in kinds.items()]
+    return _horizontal_bars(bars, [""], _COLOURS, "tokens")
+
+
+def _tools(tools: Sequence[Mapping[str, Any]]) -> JsonObject:
+    bars: list[tuple[str, str, int]] = []
+    names: Counter[str] = Counter()
+    for tool in tools:
+        name = brief(tool["tool"], _TOOL_NAME)
+        names[name] += 1
+        if names[name] > 1:  # two long names may look alike once they are cut
+            name = f"{name[: _TOOL_NAME - 4]} ({names[name]})"
+        kinds = {"valid": tool["valid"], "invalid": tool["invalid"]}
+        kinds["not judged"] = tool["calls"] - sum(kinds.values())
+        bars += [(name, kind, count) for kind, count in kinds.items() if count]
+    colours = [_GOOD, _BAD, _LINE]
+    return _horizontal_bars(bars, ["valid", "invalid", "not judged"], colours, "calls")
+
+
+def _horizontal_bars(
+    bars: Sequence[tuple[str, str, int]], kinds: Sequence[str], colours: Sequence[str], what: str
+) -> JsonObject:
+    """One for each name, in this order; `bars` are name, kind and count."""
+    values = [
+        {"name": name, "kind": kind, "value": count, "words": f"{name}: {count:,} {kind or what}"}
+        for name, kind, count in bars
+    ]
+    names = list(dict.fromkeys(name for name, _, _ in bars))
+    axis = {"title": None, "ticks": False, "domain": False}
+    layer = _layer(
+        values,
+        {"type": "bar", "height": {"band": 0.7}},
+        y={"field": "name", "type": "nominal", "sort": names, "axis": axis},
+        x={**_amount(what, ticks=5), "stack": "zero"},
+        color=_colour(kinds, colours),
+    )
+    return _spec({"height": {"step": 26}, **layer})
+
+
+def _axis_unit(line: Timeline) -> tuple[int, str]:
+    """What the axis counts in, so that its figures are short."""
+    return next((s, f"{u}s") for s, u in _UNITS if line.span_s >= 3 * s or u == "second")
+
+
+def _time_axis(line: Timeline) -> JsonObject:
+    unit, name = _axis_unit(line)
+    end = (line.moments[-1].at_s + line.width_s) / unit
+    scale = {"domain": [0, end], "nice": False}
+    axis = {"title": f"{name} of work", "tickCount": 8}
+    # Binned from x to x2: else Vega-Lite draws horizontal bars.
+    return {**_X, "bin": "binned", "scale": scale, "axis": axis}
+
+
+def _amount(what: str, form: str = "~s", ticks: int = 4) -> JsonObject:
+    axis = {"title": what, "format": form, "tickCount": ticks}
+    return {"field": "value", "type": "quantitative", "axis": axis}
+
+
+def _colour(kinds: Sequence[str], colours: Sequence[str]) -> JsonObject:
+    scale = {"domain": list(kinds), "range": list(colours[: len(kinds)])}
+    legend: JsonObject | None = {} if any(kinds) else None
+    return {"field": "kind", "type": "nominal", "scale": scale, "legend": legend}
+
+
+def _layer(values: Sequence[JsonObject], mark: JsonObject, **encoding: JsonObject) -> JsonObject:
+    """Marks for values, each described by its `words`."""
+    encoding["description"] = {"field": "words"}
+    return {"data": {"values": list(values)}, "mark": mark, "encoding": encoding}
+
+
+def _spec(body: JsonObject) -> JsonObject:
+    return {"width": 430, "height": 170, "padding": 4, "config": _CONFIG, **body}
+
 
 _TEMPLATE = Path(__file__).with_name("page.html")
 _SIZE = re.compile(r'width="[\d.]+" height="[\d.]+" (?=viewBox)')

@@ -9,10 +9,10 @@ import duckdb
 from msgspec import Struct
 
 from batchrun.formats.printable import printable
+from batchrun.formats.text_tables import Section
 from batchrun.records import Estimated
-from batchrun.reports.conversation import Turn, turns_of
+from batchrun.reports.show import Turn, turns_of
 from batchrun.reports.sql import Files, ask
-from batchrun.reports.text_tables import Section
 from batchrun.reports.timeline import Timeline, read_running_time, read_timeline
 from batchrun.store import reading
 

@@ -10,9 +10,9 @@ from rich.text import Text
 
 from batchrun.formats.amounts import duration, plural, seconds, usd
 from batchrun.formats.printable import brief, one_line
+from batchrun.formats.text_tables import Section, show_section, show_text
 from batchrun.records import Estimated
 from batchrun.reports.report_queries import TABLES, Report, Spread, Tokens
-from batchrun.reports.text_tables import Section, show_section, show_text
 
 _LONGEST = {"id": 40, "example": 160}  # characters of what rows or servers made
 _LONGEST_NAME = 60

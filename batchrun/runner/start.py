@@ -30,8 +30,8 @@ from batchrun.runner.plan import (
 )
 from batchrun.runner.resume import note_differences
 from batchrun.store.run_dir import RunDir
-from batchrun.transport.aiohttp_check import choose_connections
 from batchrun.transport.client import Client, fit_in_flight
+from batchrun.transport.fallback import choose_connections
 from batchrun.version import VERSION
 
 

@@ -24,7 +24,7 @@ _SWITCHING_PROTOCOLS = 101  # ... but after this one the server no longer speaks
 class AnswerReader(ResponseHandler):
     """One connection. Await `send`, then `read_piece` until that returns nothing."""
 
-    # None of these may be a name of aiohttp's: `aiohttp_check` looks.
+    # None of these may be a name of aiohttp's: `fallback` looks.
     __slots__ = (
         *("_awaited", "_buffered", "_error", "_header_lines", "_http", "_is_complete"),
         *("_is_paused", "_overhead", "_pieces"),

@@ -11,11 +11,10 @@ from batchrun.dialects.responses import PATH, plain_body, stream_body
 from batchrun.job.credentials import FROM_ENVIRONMENT
 from batchrun.job.sections import EndpointJob, LimitsJob
 from batchrun.records import Reply, Request
-from batchrun.transport.aiohttp_check import choose_connections
 from batchrun.transport.background import OnBegun, send_background
-from batchrun.transport.decompression import ACCEPTED
-from batchrun.transport.exchange import Wire, exchange
+from batchrun.transport.exchange import ACCEPTED, Wire, exchange
 from batchrun.transport.exchange_limits import DeadlineWatch, ResponseBufferBudget
+from batchrun.transport.fallback import choose_connections
 from batchrun.transport.headers import AdvertisedLimits
 from batchrun.transport.redaction import Redactor
 

@@ -3,7 +3,7 @@
 The pool brings TLS, proxies and servers with many addresses. Requests do not go through aiohttp's
 session: what that does for each of them (headers merged and written anew, cookies, redirects, a
 task that writes) is the same for all or not wanted here, and takes more than half of an exchange's
-CPU, 45 of 73 µs where it was measured alone. `aiohttp_check` tests what is used of aiohttp's inner
+CPU, 45 of 73 µs where it was measured alone. `fallback` tests what is used of aiohttp's inner
 parts.
 """
 

@@ -15,10 +15,10 @@ from rich.console import Console
 
 from batchrun.errors import JobError
 from batchrun.formats.amounts import usd
+from batchrun.formats.text_tables import show_section
 from batchrun.records import Outcome
 from batchrun.reports.report_queries import Report, read_report
 from batchrun.reports.report_sections import headline, remarks, sections, show_report
-from batchrun.reports.text_tables import show_section
 from batchrun.reports.timeline import Gap, RunningTime, running_sql
 from batchrun.store.reading import read_record
 from batchrun.store.run_dir import RunDir

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from batchrun.errors import ErrorKind
 from batchrun.records import Failure, Outcome
-from batchrun.reports.conversation import Turn, turns_of
-from batchrun.reports.show import LEFT_OUT, render_row
+from batchrun.reports.show import LEFT_OUT, Turn, render_row, turns_of
 from batchrun.store.columns import own_columns
 from batchrun.store.reading import find_row
 

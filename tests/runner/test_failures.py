@@ -6,7 +6,7 @@ from batchrun.errors import ErrorKind, JobError
 from batchrun.job.job_file import load_job
 from batchrun.job.sections import LimitsJob
 from batchrun.records import Attempt, Failure, Outcome, Request, Response, Totals, Usage
-from batchrun.retry.failures import WINDOW_ROWS, FirstRows, TooManyFailures
+from batchrun.runner.ending import WINDOW_ROWS, FirstRows, TooManyFailures
 
 BAD = ErrorKind.BAD_REQUEST
 

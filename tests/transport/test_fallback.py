@@ -13,8 +13,7 @@ from aiohttp.client_proto import ResponseHandler
 from batchrun.job.job_file import load_job
 from batchrun.runner.engine import Watch
 from batchrun.runner.start import run_job
-from batchrun.transport.aiohttp_check import choose_connections
-from batchrun.transport.session import SessionConnections
+from batchrun.transport.fallback import SessionConnections, choose_connections
 from tests.transport.raw_server import OK, says, send, serving
 
 Change = Callable[[pytest.MonkeyPatch], None]
