@@ -27,8 +27,8 @@ _COMMANDS = {
 _EXAMPLES = """\b
 Examples:
   batchrun run prompts.jsonl --prompt '{{ question }}' --model gpt-6-luna
-  batchrun run jobs/overnight.toml --dry-run
-  batchrun run jobs/overnight.toml --simulate
+  batchrun run jobs/overnight_dataset.toml --dry-run
+  batchrun run jobs/overnight_dataset.toml --simulate
   batchrun status runs/prompts
   batchrun show runs/prompts 17
   batchrun report runs/prompts --html report.html
@@ -62,7 +62,7 @@ class _Commands(click.Group):
 def batchrun() -> None:
     """Run a prompt set against an OpenAI-style Responses API, and get Parquet tables.
 
-    The same command again resumes: what is answered is never sent or paid for twice.
+    The same command again resumes: no answer that arrived is lost or paid for again.
     """
 
 

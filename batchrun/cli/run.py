@@ -21,7 +21,7 @@ Examples:
 
 \b
 Exit codes:
-  0  every row is ok
+  0  every row that was asked for is ok
   1  the run failed (disk, bug)
   2  usage, job or input is wrong; nothing was sent
   3  stopped early (budget, key, quota, failures, endpoint down)
@@ -41,7 +41,8 @@ def run(*, dry_run: bool, as_json: bool, **given: Any) -> None:
 
     Rows may be columns for a template (--prompt), Responses bodies, OpenAI Batch lines, or chat
     messages. Everything is checked before anything is sent. The results are Parquet files in
-    RUN/responses and RUN/tool_calls. The same command again resumes and never pays twice.
+    RUN/responses and RUN/tool_calls. The same command again resumes. No answer that arrived is
+    lost or paid for again; after a kill, only requests that were in flight can be.
     """
     from batchrun.progress.summary_text import render_end
     from batchrun.runner.plan import run_path

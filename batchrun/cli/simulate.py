@@ -22,7 +22,8 @@ Examples:
 
 \b
 Then, in another shell:
-  batchrun run prompts.jsonl --model m --base-url http://127.0.0.1:8080/v1
+  batchrun run prompts.jsonl --prompt '{{{{ question }}}}' --model m \\
+    --base-url http://127.0.0.1:8080/v1
   curl http://127.0.0.1:8080/stats
 
 Faults that --faults spreads over: {", ".join(SPREAD)}.
