@@ -37,6 +37,7 @@ _ELSEWHERE = {
     "examples": "examples/README.md",
 }
 _PAGES = {path: f"{name}.md" for name, path in _ELSEWHERE.items()}
+_PAGES["README.md"] = "getting-started.md"  # which includes the walk-through
 _LINK = re.compile(r"(\[[^\]]+\])\(([^)\s:#]+)(?=[)#])")
 
 
