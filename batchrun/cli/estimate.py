@@ -45,8 +45,8 @@ def estimate(
     """Estimate what a run will cost before it is sent: tokens, dollars, time.
 
     SOURCE and the options of a job are those of `batchrun run`. Nothing is sent and no file is
-    written, except with --pilot: its rows stay in the run directory and are never paid again, and
-    `batchrun run` sends the others.
+    written, except with --pilot: its rows stay in the run directory, and `batchrun run` sends only
+    the others.
     """
     from batchrun.estimate.estimate_text import show_estimate
     from batchrun.estimate.estimates import make_estimate

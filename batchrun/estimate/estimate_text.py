@@ -262,8 +262,8 @@ def _on_reasoning(models: Sequence[str | None], kinds: Iterable[Kind]) -> Iterat
     if names := sorted(found - {None}, key=str):
         yield (
             f"{_named(list(map(str, names)))} may reason before an answer, which is billed as "
-            "output: the lengths that are assumed leave it out, unless --expect-output includes "
-            "it; --pilot measures it"
+            "output: the assumed lengths do not include it, unless --expect-output does; --pilot "
+            "measures it"
         )
 
 
