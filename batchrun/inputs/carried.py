@@ -61,12 +61,27 @@ class PinnedColumn:
         """`explicit`: `[input] types` asks for the type, so that text takes any value, as JSON."""
         self.explicit = explicit
         self.type = column.type
-        self.arrow = unpack(column.arrow)[0]
+        self.arrow = kind = unpack(column.arrow)[0]
         self._name = column.column
-        self._stored = self._conversion()
+        self._same: type | None = None  # values of it are stored as they are
+        self._stored: Callable[[Any], Any] = lambda _: _MISFIT  # what is stored of others
+        if self.type == JSON:
+            self._stored = _as_json
+        elif _is.is_string(kind) or _is.is_large_string(kind):
+            self._same, self._stored = str, _as_json if explicit else self._stored
+        elif _is.is_integer(kind):
+            sign_bits = int(_is.is_signed_integer(kind))
+            most = (1 << (kind.bit_width - sign_bits)) - 1
+            self._stored = partial(_as_integer, -(most + 1) * sign_bits, most)
+        elif _is.is_floating(kind):
+            self._same, self._stored = float, _as_float
+        elif _is.is_boolean(kind):
+            self._same = bool
 
     def fit(self, value: Any, source: SourceRow | SourceFile) -> Any:
         """From a JSON value, not null, to the stored one. Raises `InputError`."""
+        if type(value) is self._same:
+            return value
         try:
             stored = self._stored(value)
             if stored is not _MISFIT:
@@ -84,20 +99,6 @@ class PinnedColumn:
             "'string') and start a new run directory with -o; or leave the column out with [input] "
             "carry"
         )
-
-    def _conversion(self) -> Callable[[Any], Any]:
-        kind = self.arrow
-        if self.type == JSON:
-            return _as_json
-        if _is.is_string(kind) or _is.is_large_string(kind):
-            return _as_any_text if self.explicit else partial(_exactly, str)
-        if _is.is_integer(kind):
-            sign_bits = int(_is.is_signed_integer(kind))
-            most = (1 << (kind.bit_width - sign_bits)) - 1
-            return partial(_as_integer, -(most + 1) * sign_bits, most)
-        if _is.is_floating(kind):
-            return _as_float
-        return partial(_exactly, bool if _is.is_boolean(kind) else None)
 
 
 def pinned_columns(columns: tuple[Column, ...], input_job: InputJob) -> dict[str, PinnedColumn]:
@@ -150,15 +151,6 @@ def _as_json(value: Any) -> str:
     return to_json_text(value, leniently=True)
 
 
-def _as_any_text(value: Any) -> str:
-    return value if type(value) is str else _as_json(value)
-
-
-def _exactly(kind: type | None, value: Any) -> Any:
-    """A value of one type of JSON; null: of none."""
-    return value if type(value) is kind else _MISFIT
-
-
 def _as_integer(least: int, most: int, value: Any) -> Any:
     if type(value) is float and value.is_integer():
         value = int(value)
@@ -166,6 +158,4 @@ def _as_integer(least: int, most: int, value: Any) -> Any:
 
 
 def _as_float(value: Any) -> Any:
-    if type(value) is int and abs(value) <= 1 << 53:
-        return float(value)
-    return value if type(value) is float else _MISFIT
+    return float(value) if type(value) is int and abs(value) <= 1 << 53 else _MISFIT

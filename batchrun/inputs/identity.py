@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from msgspec import Struct
+from msgspec import Struct, field
 from msgspec.structs import replace
 
 from batchrun.errors import InputError
@@ -90,21 +90,11 @@ def _name(value: Any, column: str) -> str:
     raise RowProblem(f"`{column}` is {what} must be text or an integer")
 
 
-class RowNames:
+class RowNames(Struct):
     """The names that a pass gave to the rows."""
 
-    def __init__(self) -> None:
-        self.ids = array("q")  # hash(custom_id) of each row
-        self.named_by = bytearray()  # what named each row
-        self._numbered = 0  # rows by number that are not bad, and the first of them
-        self._first_numbered: SourceRow | None = None
-
-    def add(self, row: SourceRow, custom_id: str, named_by: int) -> None:
-        self.ids.append(hash(custom_id))
-        self.named_by.append(named_by)
-        if named_by == BY_NUMBER:
-            self._numbered += 1
-            self._first_numbered = self._first_numbered or row
+    ids: "array[int]" = field(default_factory=lambda: array("q"))  # hash(custom_id) of each row
+    named_by: bytearray = field(default_factory=bytearray)  # what named each row
 
     @property
     def any_named(self) -> bool:
@@ -119,7 +109,7 @@ class RowNames:
         warning = ""
         pair = self._duplicate(identity, read)
         if identity.fallback is not None and not identity.pinned:
-            reason = self._why_not_by_fallback(pair)
+            reason = self._why_not_by_fallback(pair, read)
             if reason is not None:
                 identity = replace(identity, fallback=None)
                 self._name_by_number()
@@ -134,10 +124,11 @@ class RowNames:
             identity = self._without_suffix(identity)
         if pair is not None:
             raise InputError(self._twice(pair, identity))
-        if self.any_named and self._numbered and identity.explicit is None and not warning:
+        numbered = self.named_by.count(BY_NUMBER)
+        if self.any_named and numbered and identity.explicit is None and not warning:
             warning = (
-                f"{self._numbered:,} of {len(self.ids):,} rows have no `custom_id` and are known "
-                "by their number"
+                f"{numbered:,} of {len(self.ids):,} rows have no `custom_id` and are known by "
+                "their number"
             )
         return identity, (warning,) if warning else ()
 
@@ -147,12 +138,14 @@ class RowNames:
 
         return find_duplicate(self.ids, named) if self.any_named else None
 
-    def _why_not_by_fallback(self, pair: tuple[NamedRow, NamedRow] | None) -> str | None:
+    def _why_not_by_fallback(
+        self, pair: tuple[NamedRow, NamedRow] | None, read: ReadRows
+    ) -> str | None:
         """Why `id` names no rows; empty where there is no such column, null where it does."""
         if BY_COLUMN not in self.named_by:
             return ""
-        if self._first_numbered is not None:
-            where = self._first_numbered.where
+        if (numbered := self.named_by.find(BY_NUMBER)) >= 0:
+            where = next(read({numbered})).where
             return f"column `{FALLBACK}` is missing, null or neither text nor integer in {where}"
         if pair is None:
             return None
@@ -167,7 +160,6 @@ class RowNames:
             if named_by == BY_COLUMN:
                 self.ids[row] = hash(str(row))
                 self.named_by[row] = BY_NUMBER
-                self._numbered += 1
 
     def _without_suffix(self, identity: Identity) -> Identity:
         """The rule under which nameless rows go by their number, unless it may be a name."""

@@ -27,7 +27,7 @@ def read_rows(
     Rows that `complete` marks are passed over undecoded; reading ends at row `limit`.
     Raises `InputError` where the file cannot be read.
     """
-    number = first
+    number, name = first, file.name
     marked = complete if complete is not None else b""
     known = len(marked)
     for line, raw in read_lines(file.path):
@@ -41,7 +41,7 @@ def read_rows(
             else:
                 if type(data) is not dict:
                     data, problem = None, f"not an object but {_kind(data)}"
-            yield SourceRow(number, file.name, line, data, raw, problem)
+            yield SourceRow(number, name, line, data, raw, problem)
         number += 1
     return number
 

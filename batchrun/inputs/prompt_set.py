@@ -110,24 +110,25 @@ class PromptSet:
             if file.kind == "parquet":
                 tally.add_file(read_columns(file), file)
         names, found = RowNames(), _Gathered()
-        draft_of, add_hash, add_name = self._maker.draft, found.hashes.append, names.add
+        draft_of, add_hash, add_bad = self._maker.draft, found.hashes.append, found.is_bad.append
+        add_id, add_named_by = names.ids.append, names.named_by.append
+        models = found.models
         for row in self._reader.rows(ColumnUse(self._used, tally.fixed, decode_all=True)):
             draft = draft_of(row, identity)
             body = draft.body
             add_hash(draft.hash)
-            add_name(row, draft.custom_id, draft.named_by)
-            found.is_bad.append(body is None)
+            add_id(hash(draft.custom_id))
+            add_named_by(draft.named_by)
+            add_bad(body is None)
             if row.data is not None:
                 tally.add(row, draft.consumed)
             if mark_unbounded:
-                is_unbounded = body is not None and not is_bounded(
-                    draft.written, output_limit(body)
-                )
-                found.is_unbounded.append(is_unbounded)
+                bounded = body is None or is_bounded(draft.written, output_limit(body))
+                found.is_unbounded.append(not bounded)
             if body is not None:
                 found.body_bytes += len(draft.written)
-                if len(found.models) < MAX_MODELS:
-                    found.models.setdefault(body.get("model"))
+                if len(models) < MAX_MODELS:
+                    models[body.get("model")] = None
                 if on_body is not None:
                     on_body(row.row, body)
             if on_rows is not None and row.row % _STEP == _STEP - 1:

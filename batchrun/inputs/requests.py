@@ -49,6 +49,9 @@ _NO_PROMPT = _FIELDS - {"prompt"}
 _NO_INPUT = _FIELDS - {"input"}
 _FORMS = (NO_COLUMNS, BATCH_COLUMNS, _MESSAGES, _PROMPT, _FIELDS, _NO_PROMPT, _NO_INPUT)
 
+# How JSON text begins, and the fields that it is read for.
+_STARTS = {"{": ("structure", "text or structure"), "[": ("structure",)}
+
 Build = Callable[[JsonObject], JsonObject]
 
 
@@ -143,7 +146,8 @@ class RequestMaker:
                 body[name] = _sent_besides(name, data[name])
         self._defaults.fill(body, data)
         for name in TRANSPORT_FIELDS:
-            body.pop(name, None)
+            if name in body:
+                del body[name]
         _check(body, data)
         return body
 
@@ -161,11 +165,9 @@ def _from_chat(name: str, data: JsonObject) -> JsonObject:
 def _from_fields(data: JsonObject) -> JsonObject:
     body = {}
     for name, value in data.items():
-        if name == "prompt":
-            is_sent = type(value) is dict
-        else:
-            is_sent = _is_input(value) if name == "input" else name in REQUEST_FIELDS
-        if is_sent:
+        if name not in REQUEST_FIELDS or (name == "prompt" and type(value) is not dict):
+            continue
+        if name != "input" or _is_input(value):
             body[name] = _as_field(name, value)
     return body
 
@@ -176,14 +178,11 @@ def _is_input(value: Any) -> bool:
 
 def _as_field(name: str, value: Any) -> Any:
     """The value of a request field as a column holds it: JSON as text becomes the structure."""
-    takes = REQUEST_FIELDS.get(name)
     if type(value) is str:
         start = value.lstrip()[:1]
-        if (start in ("{", "[") and takes == "structure") or (
-            start == "{" and takes == "text or structure"
-        ):
+        if start in _STARTS and REQUEST_FIELDS.get(name) in _STARTS[start]:
             return read_structure(value, name)
-    elif type(value) is float and takes == "integer" and value.is_integer():
+    elif type(value) is float and REQUEST_FIELDS.get(name) == "integer" and value.is_integer():
         return int(value)  # an integer column with nulls is one of floats to pandas
     return value
 
