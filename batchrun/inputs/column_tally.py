@@ -13,7 +13,7 @@ from batchrun.dialects.responses import TRANSPORT_FIELDS
 from batchrun.errors import InputError
 from batchrun.inputs.carried import JSON, make_column, pinned_columns, unite
 from batchrun.inputs.chat import BATCH_COLUMNS
-from batchrun.inputs.parquet import FileColumns
+from batchrun.inputs.parquet import read_columns
 from batchrun.inputs.rows import RowProblem, SourceFile, SourceRow, to_json_text
 from batchrun.job.sections import InputJob
 from batchrun.records import Column
@@ -83,13 +83,13 @@ class ColumnTally:
     def carried_bytes(self) -> int:
         return sum(self._columns[n].bytes for n in self.carried() if n in self._columns)
 
-    def add_file(self, columns: FileColumns, file: SourceFile) -> None:
-        """Counts the columns of a Parquet file in."""
+    def add_file(self, file: SourceFile) -> None:
+        """Counts the columns of a Parquet file in. Raises `InputError`."""
         carry, used = self._carry, self._used
-        for name, kind in columns.types.items():
+        for name, (kind, size) in read_columns(file).items():
             seen = self._seen(name)
             seen.arrow.append(kind)
-            seen.bytes += columns.sizes.get(name, 0)
+            seen.bytes += size
             if (name in carry) if carry is not None else (used is not None and name not in used):
                 self._note(name, seen, file)
 

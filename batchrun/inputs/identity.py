@@ -7,6 +7,7 @@ files.
 
 from array import array
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from decimal import Decimal
 from typing import Any
 
@@ -47,9 +48,7 @@ class Identity(Struct, frozen=True):
 
     def name(self, row: SourceRow) -> tuple[str, int]:
         """The row's name, and what gave it. Raises `RowProblem`, and `InputError` as pinned."""
-        data = row.data
-        if data is None:
-            return self.number(row.row, NAMELESS), NAMELESS
+        data = row.data or {}
         if self.explicit is not None:
             if self.explicit not in data and self.explicit not in row.columns:
                 raise RowProblem(f"column `{self.explicit}`, which names the rows, is missing")
@@ -71,14 +70,10 @@ class Identity(Struct, frozen=True):
 
     def name_or_number(self, row: SourceRow) -> tuple[str, int]:
         """The same for a row that may be bad. Raises `InputError`."""
-        try:
-            return self.name(row)
-        except RowProblem:
-            return self.number(row.row, NAMELESS), NAMELESS
-
-    def number(self, row: int, named_by: int) -> str:
-        """What a row without a name goes by."""
-        return f"{row}{self.bad_row_suffix}" if named_by == NAMELESS else str(row)
+        with suppress(RowProblem):
+            if row.data is not None:
+                return self.name(row)
+        return f"{row.row}{self.bad_row_suffix}", NAMELESS
 
 
 def _name(value: Any, column: str) -> str:

@@ -38,15 +38,8 @@ class ColumnUse(Struct, frozen=True):
     decode_all: bool = False  # to know that the file is sound
 
 
-class FileColumns(Struct, frozen=True):
-    """What a file says of its columns."""
-
-    types: dict[str, pa.DataType]  # in their order
-    sizes: dict[str, int]  # bytes of a column before compression
-
-
-def read_columns(file: SourceFile) -> FileColumns:
-    """The columns of the file. Raises `InputError`."""
+def read_columns(file: SourceFile) -> dict[str, tuple[pa.DataType, int]]:
+    """Type and bytes before compression of each column. Raises `InputError`."""
     with _opened(file) as parquet:
         schema, metadata = parquet.schema_arrow, parquet.metadata
         sizes = dict.fromkeys(schema.names, 0)
@@ -55,7 +48,7 @@ def read_columns(file: SourceFile) -> FileColumns:
             for group in range(metadata.num_row_groups):
                 size = metadata.row_group(group).column(leaf).total_uncompressed_size
                 sizes[name] = sizes.get(name, 0) + size
-        return FileColumns(types={field.name: field.type for field in schema}, sizes=sizes)
+        return {field.name: (field.type, sizes[field.name]) for field in schema}
 
 
 def read_rows(

@@ -21,7 +21,7 @@ from batchrun.formats.printable import nearest
 from batchrun.inputs.carried import Carrier, check_types
 from batchrun.inputs.column_tally import ColumnTally
 from batchrun.inputs.identity import FALLBACK, Identity, RowNames
-from batchrun.inputs.parquet import ColumnUse, read_columns
+from batchrun.inputs.parquet import ColumnUse
 from batchrun.inputs.requests import RequestMaker
 from batchrun.inputs.rows import SourceFile, SourceRow
 from batchrun.inputs.sources import Source, SourceReader, find_source
@@ -108,7 +108,7 @@ class PromptSet:
         tally = ColumnTally(self._job, identity.consumed, columns, self._used)
         for file in self._source.files:
             if file.kind == "parquet":
-                tally.add_file(read_columns(file), file)
+                tally.add_file(file)
         names, found = RowNames(), _Gathered()
         draft_of, add_hash, add_bad = self._maker.draft, found.hashes.append, found.is_bad.append
         add_id, add_named_by = names.ids.append, names.named_by.append

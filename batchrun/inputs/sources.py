@@ -9,6 +9,7 @@ import hashlib
 import os
 import select
 from collections.abc import Callable, Iterable, Iterator
+from itertools import takewhile
 from pathlib import Path, PurePath
 from typing import BinaryIO
 
@@ -56,31 +57,29 @@ class SourceReader:
                 row = end
                 continue
             try:
-                handle = os.open(file.path, os.O_RDONLY)
+                handle = file.path.open("rb")
             except OSError as error:
                 raise InputError(
                     f"{file.path}: cannot be read ({error.strerror}); check the path and its rights"
                 ) from error
-            try:
-                self._check_unchanged(index, file, handle)
+            with handle:
+                self._check_unchanged(index, handle)
                 first = row
                 if file.kind == "parquet":
                     row = yield from parquet.read_rows(file, row, complete, limit, use)
                 else:
                     row = yield from jsonl.read_rows(file, row, complete, limit)
-                self._check_unchanged(index, file, handle)
+                self._check_unchanged(index, handle)
                 if limit is None or row < limit:
                     self._counts[index] = row - first
-            finally:
-                os.close(handle)
 
-    def _check_unchanged(self, index: int, file: SourceFile, handle: int) -> None:
-        stat = os.fstat(handle)
+    def _check_unchanged(self, index: int, handle: BinaryIO) -> None:
+        stat = os.fstat(handle.fileno())
         stamp = (stat.st_size, stat.st_mtime_ns)
         if self._stamps.setdefault(index, stamp) != stamp:
             raise InputError(
-                f"{file.path}: changed while it was being read; leave the input as it is during a "
-                "run, then give the same command again"
+                f"{self.files[index].path}: changed while it was being read; leave the input as it "
+                "is during a run, then give the same command again"
             )
 
 
@@ -102,7 +101,16 @@ def find_source(input_job: InputJob, stdin_copy: Path | None = None) -> Source:
             files = _sorted_files(known, path, None)
             missing = f"no prompt set in this folder; it would be a file ending in {_KNOWN}"
         elif path.exists():
-            files = (_one_file(path, kind),)
+            if not path.is_file():
+                raise InputError(
+                    f"{spec}: not a regular file; a prompt set is read more than once, so save it, "
+                    "or give - to read standard input"
+                )
+            files = _sorted_files([path], path.parent, kind)
+            missing = (
+                f"the ending says nothing about the format; known are {_KNOWN}. Give format = "
+                "'jsonl' or 'parquet' in [input]"
+            )
         elif glob.has_magic(spec):
             matches = map(Path, glob.glob(spec, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
             files = _sorted_files(matches, _fixed_part(spec), kind)
@@ -126,21 +134,6 @@ def _kind_of(path: PurePath) -> str | None:
     for ending in jsonl.COMPRESSIONS:
         name = name.removesuffix(ending)
     return "jsonl" if name.endswith(_JSONL) else None
-
-
-def _one_file(path: Path, kind: str | None) -> SourceFile:
-    if not path.is_file():
-        raise InputError(
-            f"{path}: not a regular file; a prompt set is read more than once, so save it, or "
-            "give - to read standard input"
-        )
-    found = kind or _kind_of(path)
-    if found is None:
-        raise InputError(
-            f"{path}: the ending says nothing about the format; known are {_KNOWN}. Give format = "
-            "'jsonl' or 'parquet' in [input]"
-        )
-    return SourceFile(path=path, name=_as_utf8(Path(path.name)), kind=found)
 
 
 def _sorted_files(paths: Iterable[Path], base: Path, kind: str | None) -> tuple[SourceFile, ...]:
@@ -169,13 +162,9 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _fixed_part(pattern: str) -> Path:
-    """The folder of the pattern's path up to the first part with a wildcard."""
-    fixed = []
-    for part in Path(pattern).parts[:-1]:
-        if glob.has_magic(part):
-            break
-        fixed.append(part)
-    return Path(*fixed)
+    """The pattern's folders up to the first one with a wildcard."""
+    folders = Path(pattern).parts[:-1]
+    return Path(*takewhile(lambda folder: not glob.has_magic(folder), folders))
 
 
 def _as_utf8(path: PurePath) -> str:

@@ -48,7 +48,7 @@ class Defaults:
         self._names: set[str] = set()  # that templates use
         self._of_row: set[str] = set()  # columns that they use as `row['name']` or `row.name`
         self.reads_all = False  # `row` used in another way: any column may be read
-        self._fields = [(key, *self._compiled(key, value)) for key, value in request.items()]
+        self._fields = [(key, value, self._compiled(key, value)) for key, value in request.items()]
         self._globals_used = {n: self._globals[n] for n in self._names & {*self._globals}}
         self.has_input = "input" in request
         self.has_prompt = isinstance(request.get("prompt"), dict)
@@ -79,10 +79,10 @@ class Defaults:
             given = {**given, "row": given}  # for columns whose names are no identifiers
         return given
 
-    def _compiled(self, key: str, value: Any) -> tuple[Any, Fill | None]:
-        """The constant, or what makes the value from a row's columns."""
+    def _compiled(self, key: str, value: Any) -> Fill | None:
+        """What makes the value from a row's columns; null for a constant. Raises `JobError`."""
         try:
-            make = self._made(value, as_text=key in _TEXT_KEYS)
+            return self._made(value, as_text=key in _TEXT_KEYS)
         except TemplateSyntaxError as error:
             line = f" (line {error.lineno} of it)" if "\n" in str(value) else ""
             said = str(error.message).rstrip(".")
@@ -91,7 +91,6 @@ class Defaults:
             ) from error
         except RecursionError as error:
             raise JobError(f"request.{key}: nested too deeply; make it flatter") from error
-        return (value, None) if make is None else (None, make)
 
     def _made(self, value: Any, *, as_text: bool = False) -> Fill | None:
         """What makes the value; null where no template is in it."""
