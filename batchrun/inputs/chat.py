@@ -181,22 +181,23 @@ class _Conversation:
 
     def _add_assistant(self, message: JsonObject, where: str) -> None:
         calls = read_structure(message.get("tool_calls"), f"{where}.tool_calls") or []
+        if type(calls) is not list:
+            raise RowProblem(f"{where}.tool_calls must be a list")
+        named = [(call, f"{where}.tool_calls[{at}]") for at, call in enumerate(calls)]
         legacy = read_structure(message.get("function_call"), f"{where}.function_call")
+        if legacy:
+            named.append(({"function": legacy}, f"{where}.function_call"))
         content, refusal = message.get("content"), message.get("refusal")
         parts = _content(content, "assistant", where) if content else content
         if refusal:
             said = [{"type": "output_text", "text": parts}] if isinstance(parts, str) else parts
-            parts = [*((said or []) if content else []), {"type": "refusal", "refusal": refusal}]
-        if parts or (parts is not None and not calls and not legacy):
+            parts = [*(said or [] if content else []), {"type": "refusal", "refusal": refusal}]
+        if parts or (parts is not None and not named):
             self.items.append({"role": "assistant", "content": parts})
-        elif not calls and not legacy:
+        elif not named:
             raise RowProblem(f"{where} has neither `content` nor `tool_calls`")
-        if type(calls) is not list:
-            raise RowProblem(f"{where}.tool_calls must be a list")
-        for at, call in enumerate(calls):
-            self._add_call(call, f"{where}.tool_calls[{at}]")
-        if legacy:
-            self._add_call({"function": legacy}, f"{where}.function_call")
+        for call, part in named:
+            self._add_call(call, part)
 
     def _add_call(self, call: Any, where: str) -> None:
         kind = call.get("type") or "function" if type(call) is dict else None

@@ -71,17 +71,12 @@ class ColumnTally:
         if pinned is None:
             pinned = tuple(make_column(name, name, kind) for name, kind in self._types.items())
         self.fixed = pinned_columns(pinned, input_job)  # whose type is known before the pass
-        self._columns: dict[str, _Seen] = {}
+        self.columns: dict[str, _Seen] = {}  # all that rows have, in order of first appearance
         self.objects = 0  # rows that could be decoded
 
     @property
-    def columns(self) -> list[str]:
-        """All that rows have, in order of first appearance."""
-        return list(self._columns)
-
-    @property
     def carried_bytes(self) -> int:
-        return sum(self._columns[n].bytes for n in self.carried() if n in self._columns)
+        return sum(self.columns[n].bytes for n in self.carried() if n in self.columns)
 
     def add_file(self, file: SourceFile) -> None:
         """Counts the columns of a Parquet file in. Raises `InputError`."""
@@ -96,7 +91,7 @@ class ColumnTally:
     def add(self, row: SourceRow, consumed: frozenset[str]) -> None:
         """Counts a row in. Raises `InputError` where a value does not fit."""
         self.objects += 1
-        columns, carry, is_json = self._columns, self._carry, not row.columns
+        columns, carry, is_json = self.columns, self._carry, not row.columns
         for name, value in (row.data or {}).items():
             seen = columns.get(name) or self._seen(name)
             if value is None:
@@ -126,20 +121,20 @@ class ColumnTally:
                 seen.bytes += 8 if kind in (bool, float) else _json_bytes(value)
             seen.kinds.add(kind)
 
-    def sent(self, in_templates: set[str]) -> tuple[str, ...]:
-        """The source columns of which something is sent."""
+    def sent(self, fills: frozenset[str] | None) -> tuple[str, ...]:
+        """The source columns of which something is sent; `fills`: by templates, null: all."""
         hidden = self._identity | _CONTROLS
         return tuple(
             name
-            for name, seen in self._columns.items()
-            if (seen.sent and name not in hidden) or name in in_templates
+            for name, seen in self.columns.items()
+            if (seen.sent and name not in hidden) or fills is None or name in fills
         )
 
     def carried(self) -> list[str]:
         """The source columns that are carried, in order of first appearance or as asked for."""
         asked = self._carry
         if asked is None:
-            asked = tuple(n for n, seen in self._columns.items() if seen.carried or not seen.sent)
+            asked = tuple(n for n, seen in self.columns.items() if seen.carried or not seen.sent)
         return [name for name in dict.fromkeys(asked) if name not in self._identity]
 
     def layout(self) -> tuple[Column, ...]:
@@ -153,7 +148,7 @@ class ColumnTally:
         )
 
     def _seen(self, name: str) -> _Seen:
-        return self._columns.setdefault(name, _Seen(kinds=set(), arrow=[]))
+        return self.columns.setdefault(name, _Seen(kinds=set(), arrow=[]))
 
     def _note(self, name: str, seen: _Seen, source: SourceRow | SourceFile) -> None:
         """The column is carried; a run that has begun must know it."""

@@ -20,20 +20,19 @@ _BOM = b"\xef\xbb\xbf"
 
 
 def read_rows(
-    file: SourceFile, first: int, complete: bytearray | None = None, limit: int | None = None
+    file: SourceFile, first: int, complete: bytearray | None
 ) -> Generator[SourceRow, None, int]:
     """The rows of the file, the first being `first`; returns the number after the last.
 
-    Rows that `complete` marks are passed over undecoded; reading ends at row `limit`.
+    Rows that `complete` marks are passed over undecoded; reading ends after the last other one.
     Raises `InputError` where the file cannot be read.
     """
     number, name = first, file.name
-    marked = complete if complete is not None else b""
-    known = len(marked)
+    end = None if complete is None else complete.rfind(0) + 1
     for line, raw in read_lines(file.path):
-        if number == limit:
+        if number == end:
             break
-        if number >= known or not marked[number]:
+        if complete is None or not complete[number]:
             try:
                 data, problem = decode(raw), ""
             except RowProblem as error:

@@ -6,7 +6,7 @@ What may be sent becomes plain JSON values; what is carried keeps its exact stor
 import datetime as dt
 import math
 import os
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 from itertools import chain
@@ -25,6 +25,7 @@ _BATCH_BYTES = 8 * 1024 * 1024  # about what a batch may take up once decoded
 _BATCH_ROWS = 512
 _BUFFER = 1024 * 1024
 _PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
+_EPOCH = dt.datetime(1970, 1, 1)  # noqa: DTZ001 - the zone is written by hand
 _is = pa.types
 
 Values = Callable[[pa.Array], list[Any]]
@@ -52,11 +53,11 @@ def read_columns(file: SourceFile) -> dict[str, tuple[pa.DataType, int]]:
 
 
 def read_rows(
-    file: SourceFile, first: int, complete: bytearray | None, limit: int | None, use: ColumnUse
+    file: SourceFile, first: int, complete: bytearray | None, use: ColumnUse
 ) -> Generator[SourceRow, None, int]:
     """The rows of the file, the first being `first`; returns the number after the last.
 
-    Rows that `complete` marks are passed over undecoded; reading ends at row `limit`.
+    Rows that `complete` marks are passed over undecoded.
     Raises `InputError` where the file cannot be read, or a column does not fit its pinned type.
     """
     row = first
@@ -65,14 +66,12 @@ def read_rows(
         size = _batch_rows(parquet.metadata)
         for group in range(parquet.metadata.num_row_groups):
             end = row + parquet.metadata.row_group(group).num_rows
-            if limit is not None and row >= limit:
-                return row
-            if complete is not None and end <= len(complete) and complete.find(0, row, end) < 0:
+            if complete is not None and complete.find(0, row, end) < 0:
                 row = end
                 continue
             batches = parquet.iter_batches(size, row_groups=[group], columns=reader.needed)
             for batch in chain.from_iterable(map(_halved, batches)):
-                yield from reader.rows(batch, row, complete, limit)
+                yield from reader.rows(batch, row, complete)
                 row += batch.num_rows
     return row
 
@@ -98,13 +97,11 @@ class _BatchReader:
         self.needed = None if use.decode_all else [name for name in types if name in read]
 
     def rows(
-        self, batch: pa.RecordBatch, first: int, complete: bytearray | None, limit: int | None
+        self, batch: pa.RecordBatch, first: int, complete: bytearray | None
     ) -> Iterator[SourceRow]:
-        count = batch.num_rows if limit is None else min(batch.num_rows, limit - first)
-        numbers = list(range(first, first + max(count, 0)))
+        numbers: Sequence[int] = range(first, first + batch.num_rows)
         if complete is not None:
-            known = len(complete)
-            numbers = [row for row in numbers if row >= known or not complete[row]]
+            numbers = [row for row in numbers[: max(len(complete) - first, 0)] if not complete[row]]
         if not numbers:
             return
         if len(numbers) < batch.num_rows and batch.num_columns:
@@ -242,29 +239,24 @@ def _object(kind: pa.DataType) -> Callable[[Any], Any]:
 
 def _as_iso(kind: pa.DataType) -> Callable[[Any], Any]:
     """Text without trailing zeros; times with a zone are in UTC."""
-    if _is.is_date(kind):
-        in_days = _is.is_date32(kind)
-        return lambda count: _iso_time(count * 86_400 if in_days else count // 1_000)[:-9]
-    per_second = _PER_SECOND[kind.unit]
+    is_date, is_duration, is_time = _is.is_date(kind), _is.is_duration(kind), _is.is_time(kind)
+    in_days = _is.is_date32(kind)
+    per_second = (1 if in_days else 1_000) if is_date else _PER_SECOND[kind.unit]
     digits = len(str(per_second)) - 1
     zone = "+00:00" if _is.is_timestamp(kind) and kind.tz is not None else ""
 
-    def fraction(count: int) -> str:
-        parts = count % per_second
-        return f".{parts:0{digits}d}".rstrip("0") if parts else ""
+    def iso(count: int) -> str:
+        seconds, parts = divmod(abs(count) if is_duration else count, per_second)
+        fraction = f".{parts:0{digits}d}".rstrip("0") if parts else ""
+        if is_duration:
+            return f"{'-' if count < 0 else ''}PT{seconds}{fraction}S"
+        try:
+            moment = _EPOCH + dt.timedelta(seconds=seconds * 86_400 if in_days else seconds)
+        except OverflowError:
+            return f"{seconds}{fraction} s since 1970"  # beyond the calendar
+        if is_date:
+            return moment.date().isoformat()
+        text = moment.isoformat() + fraction + zone
+        return text[11:] if is_time else text
 
-    if _is.is_timestamp(kind):
-        return lambda count: _iso_time(count // per_second, fraction(count), zone)
-    if _is.is_duration(kind):
-        return lambda count: (
-            f"{'-' if count < 0 else ''}PT{abs(count) // per_second}{fraction(abs(count))}S"
-        )
-    return lambda count: _iso_time(count // per_second, fraction(count))[11:]
-
-
-def _iso_time(seconds: int, fraction: str = "", zone: str = "") -> str:
-    try:
-        moment = dt.datetime(1970, 1, 1) + dt.timedelta(seconds=seconds)  # noqa: DTZ001 - the zone is written by hand
-    except OverflowError:
-        return f"{seconds}{fraction} s since 1970"  # beyond the calendar
-    return moment.isoformat() + fraction + zone
+    return iso

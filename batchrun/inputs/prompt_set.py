@@ -147,7 +147,7 @@ class PromptSet:
             layout=layout,
             ids=names.ids if names.any_named else None,
             carried_bytes=tally.carried_bytes,
-            sent=tally.sent(self._maker.in_templates(tally.columns)),
+            sent=tally.sent(self._maker.fills),
             carried=tuple(column.column for column in layout.columns),
             first=first,
             problems=problems,
@@ -164,11 +164,11 @@ class PromptSet:
         identity = self._identity(layout)
         carrier = Carrier(layout, self._job)
         use = ColumnUse(self._used, carrier.columns)
+        if limit is not None:
+            complete = complete[:limit] + b"\1" * max(len(complete) - limit, 0)
         hashes = self._hashes
-        if hashes is not None:  # a file that has grown since is noticed by its time
-            limit = min(len(hashes), len(hashes) if limit is None else limit)
         draft_of = self._maker.draft
-        for row in self._reader.rows(use, complete, limit):
+        for row in self._reader.rows(use, complete):
             draft = draft_of(row, identity, hashes[row.row] if hashes is not None else None)
             body = draft.body
             if body is None:
@@ -230,7 +230,7 @@ class PromptSet:
     def _rows(self, numbers: set[int]) -> Iterator[SourceRow]:
         """The rows of these numbers, of Parquet with the columns alone that may name them."""
         names = frozenset({"custom_id", self._job.id or FALLBACK})
-        return self._reader.rows(ColumnUse(names), self._all_but(numbers), max(numbers) + 1)
+        return self._reader.rows(ColumnUse(names), self._all_but(numbers))
 
     def _examples(
         self, layout: Layout, is_bad: bytearray
@@ -239,7 +239,7 @@ class PromptSet:
         good = is_bad.find(0)
         numbers = {good} if good >= 0 else set()
         numbers.update(islice((row for row, bad in enumerate(is_bad) if bad), _SHOWN))
-        rows = list(self.requests(layout, self._all_but(numbers), max(numbers) + 1))
+        rows = list(self.requests(layout, self._all_but(numbers)))
         first = next((row for row in rows if isinstance(row, Request)), None)
         return first, tuple(row for row in rows if isinstance(row, BadRow))
 

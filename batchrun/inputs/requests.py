@@ -80,14 +80,10 @@ class RequestMaker:
         named |= self._defaults.columns
         if not self._defaults.has_input:
             named |= _FIELDS | CHAT_SETTINGS | BATCH_COLUMNS | {"messages"}
-        # Columns that may be sent or fill a template; null: any.
+        # Columns that fill templates or are sent besides, and all that may be sent; null: any.
+        filling = self._defaults.columns | frozenset(input_job.send)
+        self.fills: frozenset[str] | None = None if self._defaults.reads_all else filling
         self.may_use: frozenset[str] | None = None if self._defaults.reads_all else named
-
-    def in_templates(self, columns: list[str]) -> set[str]:
-        """Those of the columns that fill templates, or are sent besides."""
-        if self._defaults.reads_all:
-            return set(columns)
-        return set(columns) & (self._defaults.columns | set(self._send))
 
     def draft(self, row: SourceRow, identity: Identity, known_hash: int | None = None) -> Draft:
         """The row's request. Raises `InputError` alone.

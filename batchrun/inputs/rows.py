@@ -81,13 +81,12 @@ class Unsendable:
         self.what = what
 
     def __str__(self) -> str:
-        raise RowProblem(f"a value would be sent that is {self.what}; JSON has no word for it")
+        return _refuse(self)
 
 
-def _refuse(value: Any) -> str:
-    if isinstance(value, Unsendable):
-        return str(value)
-    raise RowProblem(f"a value would be sent that is a {type(value).__name__}; JSON has none")
+def _refuse(value: Any) -> NoReturn:
+    what = value.what if isinstance(value, Unsendable) else f"a {type(value).__name__}"
+    raise RowProblem(f"a value would be sent that is {what}; JSON has no word for it")
 
 
 # Keys in the row's order, for the wire.

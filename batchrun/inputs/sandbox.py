@@ -100,10 +100,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def _charge(self, steps: int, letters: int = 0) -> None:
         self._steps += steps
         self._letters += max(letters, 0)
-        if self._steps > MAX_STEPS:
-            raise SecurityError(f"more than {MAX_STEPS:,} turns of loops for one row")
-        if self._letters > MAX_LETTERS:
-            raise SecurityError(f"texts, lists and numbers of more than {MAX_LETTERS:,} letters")
+        if self._steps > MAX_STEPS or self._letters > MAX_LETTERS:
+            raise SecurityError(
+                f"more than {MAX_STEPS:,} turns of loops, or {MAX_LETTERS:,} letters, for one row"
+            )
         now_s = time.perf_counter()
         self._slow_from_s = self._slow_from_s or now_s + _MAX_S
         if now_s > self._slow_from_s:

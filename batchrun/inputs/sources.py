@@ -45,12 +45,13 @@ class SourceReader:
         self._counts: dict[int, int] = {}  # rows of a file that was read to its end
 
     def rows(
-        self, use: parquet.ColumnUse, complete: bytearray | None = None, limit: int | None = None
+        self, use: parquet.ColumnUse, complete: bytearray | None = None
     ) -> Iterator[SourceRow]:
-        """Rows that `complete` does not mark, in order, up to `limit`. Raises `InputError`."""
+        """All rows, or those that `complete` does not mark, in order. Raises `InputError`."""
         row = 0
+        last = None if complete is None else complete.rfind(0)
         for index, file in enumerate(self.files):
-            if limit is not None and row >= limit:
+            if last is not None and row > last:
                 return
             end = row + self._counts.get(index, 0)
             if row < end and complete is not None and complete.find(0, row, end) < 0:
@@ -66,11 +67,11 @@ class SourceReader:
                 self._check_unchanged(index, handle)
                 first = row
                 if file.kind == "parquet":
-                    row = yield from parquet.read_rows(file, row, complete, limit, use)
+                    row = yield from parquet.read_rows(file, row, complete, use)
                 else:
-                    row = yield from jsonl.read_rows(file, row, complete, limit)
+                    row = yield from jsonl.read_rows(file, row, complete)
                 self._check_unchanged(index, handle)
-                if limit is None or row < limit:
+                if last is None or row <= last:
                     self._counts[index] = row - first
 
     def _check_unchanged(self, index: int, handle: BinaryIO) -> None:
