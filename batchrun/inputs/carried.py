@@ -94,7 +94,7 @@ class PinnedColumn:
     def misfit(self, source: SourceRow | SourceFile, what: object) -> InputError:
         """The error for a value that does not fit."""
         return InputError(
-            f"{source.where}: column `{self._name}` holds {what}, but it is carried as "
+            f"{source}: column `{self._name}` holds {what}, but it is carried as "
             f"{self.type}. Fix the value; or say [input] types = {{ {self._name} = 'json' }} (or "
             "'string') and start a new run directory with -o; or leave the column out with [input] "
             "carry"

@@ -3,6 +3,7 @@
 Nothing here grows with the rows, only with the columns.
 """
 
+from collections import defaultdict
 from contextlib import suppress
 from typing import Any
 
@@ -29,8 +30,8 @@ _CONTROLS = (BATCH_COLUMNS - {"body"}) | set(TRANSPORT_FIELDS)
 class _Seen(Struct):
     """What was found out about one column so far."""
 
-    kinds: set[type]  # of JSON values
-    arrow: list[pa.DataType]  # one for each Parquet file that has the column
+    kinds: set[type] = set()  # of JSON values
+    arrow: list[pa.DataType] = []  # one for each Parquet file that has the column
     least: int = 0
     most: int = 0
     bytes: int = 0
@@ -71,7 +72,8 @@ class ColumnTally:
         if pinned is None:
             pinned = tuple(make_column(name, name, kind) for name, kind in self._types.items())
         self.fixed = pinned_columns(pinned, input_job)  # whose type is known before the pass
-        self.columns: dict[str, _Seen] = {}  # all that rows have, in order of first appearance
+        # All that rows have, in order of first appearance.
+        self.columns: defaultdict[str, _Seen] = defaultdict(_Seen)
         self.objects = 0  # rows that could be decoded
 
     @property
@@ -82,7 +84,7 @@ class ColumnTally:
         """Counts the columns of a Parquet file in. Raises `InputError`."""
         carry, used = self._carry, self._used
         for name, (kind, size) in read_columns(file).items():
-            seen = self._seen(name)
+            seen = self.columns[name]
             seen.arrow.append(kind)
             seen.bytes += size
             if (name in carry) if carry is not None else (used is not None and name not in used):
@@ -93,7 +95,7 @@ class ColumnTally:
         self.objects += 1
         columns, carry, is_json = self.columns, self._carry, not row.columns
         for name, value in (row.data or {}).items():
-            seen = columns.get(name) or self._seen(name)
+            seen = columns[name]
             if value is None:
                 continue
             if name in consumed:
@@ -147,16 +149,13 @@ class ColumnTally:
             for name, column in zip(name_columns(names), names, strict=True)
         )
 
-    def _seen(self, name: str) -> _Seen:
-        return self.columns.setdefault(name, _Seen(kinds=set(), arrow=[]))
-
     def _note(self, name: str, seen: _Seen, source: SourceRow | SourceFile) -> None:
         """The column is carried; a run that has begun must know it."""
         if name in self._identity:
             return
         if self._pinned is not None and name not in self.fixed:
             raise InputError(
-                f"{source.where}: column `{name}` is new; this run carries "
+                f"{source}: column `{name}` is new; this run carries "
                 f"{', '.join(self.fixed) or 'none'} since it began, and its columns are fixed. "
                 "List the columns to carry in [input] carry, or start a new run directory with -o"
             )
@@ -165,7 +164,7 @@ class ColumnTally:
     def _type(self, column: str) -> pa.DataType | str:
         if column in self._types:
             return self._types[column]
-        seen = self._seen(column)
+        seen = self.columns[column]
         kinds: list[pa.DataType | str] = [*seen.arrow]
         if (json_type := seen.json_type()) is not None:
             kinds.append(json_type)

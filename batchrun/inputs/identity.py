@@ -62,7 +62,7 @@ class Identity(Struct, frozen=True):
             except RowProblem as problem:
                 if self.pinned:
                     raise InputError(
-                        f"{row.where}: {problem.message}; this run has named its rows by that "
+                        f"{row}: {problem.message}; this run has named its rows by that "
                         "column since it began. Give the row one, or start a new run directory "
                         "with -o"
                     ) from None
@@ -140,14 +140,14 @@ class RowNames(Struct):
         if BY_COLUMN not in self.named_by:
             return ""
         if (numbered := self.named_by.find(BY_NUMBER)) >= 0:
-            where = next(read({numbered})).where
-            return f"column `{FALLBACK}` is missing, null or neither text nor integer in {where}"
+            row = next(read({numbered}))
+            return f"column `{FALLBACK}` is missing, null or neither text nor integer in {row}"
         if pair is None:
             return None
         (one, name), (other, _) = pair
         if BY_COLUMN not in (self.named_by[one.row], self.named_by[other.row]):
             return None  # two of the same `custom_id`: an error in any case
-        return f"column `{FALLBACK}` is not unique ({name!r:.60} in {one.where} and {other.where})"
+        return f"column `{FALLBACK}` is not unique ({name!r:.60} in {one} and {other})"
 
     def _name_by_number(self) -> None:
         """Rows that the fallback column named go by their numbers."""
@@ -174,13 +174,13 @@ class RowNames(Struct):
         for row in (one, other):
             if self.named_by[row.row] in (BY_NUMBER, NAMELESS):
                 return (
-                    f"{one.where} and {other.where} would both be known as {name!r:.80}: "
-                    f"{row.where} gives no name and goes by its number. Give that row a name, or "
+                    f"{one} and {other} would both be known as {name!r:.80}: "
+                    f"{row} gives no name and goes by its number. Give that row a name, or "
                     "fix or take out the row"
                 )
         column = identity.explicit or "custom_id"
         return (
-            f"duplicate {column} {name!r:.80}: {one.where} and {other.where}. It names the row in "
+            f"duplicate {column} {name!r:.80}: {one} and {other}. It names the row in "
             "the results, so each must have its own"
         )
 

@@ -25,9 +25,7 @@ class SourceFile(Struct, frozen=True):
     name: str  # as column `source` shows it: the file's name, or its path within the folder
     kind: str  # jsonl or parquet
 
-    @property
-    def where(self) -> str:
-        """For messages."""
+    def __str__(self) -> str:
         return self.name
 
 
@@ -47,9 +45,7 @@ class SourceRow(Struct):
     def names(self) -> tuple[str, ...]:
         return self.columns or tuple(self.data or ())
 
-    @property
-    def where(self) -> str:
-        """File and line or row, for messages."""
+    def __str__(self) -> str:
         return f"{self.source}:{self.line}" if self.line else f"{self.source}, row {self.row}"
 
 

@@ -161,21 +161,17 @@ class _PlainNamespace(Namespace):
 class _Measuring(NodeTransformer):
     """Puts `_counted`, `_measured` and `join` where Jinja2 calls no filter."""
 
-    def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802 - Jinja2's own names
+    def visit(self, node: nodes.Node, *_args: Any, **_kwargs: Any) -> Any:
         self.generic_visit(node)
-        node.iter = _filter(node.iter, "_counted")
+        match node:
+            case nodes.For():
+                node.iter = _filter(node.iter, "_counted")
+            case nodes.Concat():
+                return _filter(nodes.List(node.nodes, lineno=node.lineno), "join")
+            case nodes.List() | nodes.Dict() | nodes.Tuple(ctx="load"):
+                # A list that holds a list twice, and so on, is longer than its memory says.
+                return _filter(node, "_measured")
         return node
-
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
-        self.generic_visit(node)
-        return _filter(nodes.List(node.nodes, lineno=node.lineno), "join")
-
-    def visit_List(self, node: nodes.List | nodes.Tuple | nodes.Dict) -> nodes.Node:  # noqa: N802
-        """A list that holds the same list twice, and so on, is longer than its memory says."""
-        self.generic_visit(node)
-        return node if getattr(node, "ctx", "load") == "store" else _filter(node, "_measured")
-
-    visit_Tuple = visit_Dict = visit_List  # noqa: N815
 
 
 def _filter(node: Any, name: str) -> nodes.Filter:
