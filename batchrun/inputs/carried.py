@@ -27,6 +27,7 @@ NAMED_TYPES = {
 }
 _NAMES = {kind: name for name, kind in NAMED_TYPES.items() if name != JSON}
 _MISFIT = object()
+_as_json = partial(to_json_text, leniently=True)
 _is = pa.types
 
 
@@ -41,16 +42,15 @@ class Carrier:
         """Null where the row lacks a column or sends it. Raises `InputError` for a misfit."""
         if self._always or consumed.isdisjoint(self.columns):
             consumed = NO_COLUMNS
-        if row.columns and not consumed:
-            return row.carried
-        if row.columns:
-            pairs = zip(self.columns, row.carried, strict=True)
-            return tuple([None if name in consumed else value for name, value in pairs])
         data = row.data or {}
-        values: list[Any] = []
+        if row.columns:
+            if not consumed:
+                return row.carried
+            data = dict(zip(self.columns, row.carried, strict=True))
+        values = []
         for name, column in self.columns.items():
             value = None if name in consumed else data.get(name)
-            values.append(None if value is None else column.fit(value, row))
+            values.append(value if value is None or row.columns else column.fit(value, row))
         return tuple(values)
 
 
@@ -145,10 +145,6 @@ def unite(kinds: list[pa.DataType | str]) -> pa.DataType | str | None:
         return pa.unify_schemas(schemas, promote_options="permissive").field("x").type
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
         return None
-
-
-def _as_json(value: Any) -> str:
-    return to_json_text(value, leniently=True)
 
 
 def _as_integer(least: int, most: int, value: Any) -> Any:

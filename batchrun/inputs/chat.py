@@ -11,12 +11,9 @@ from batchrun.inputs.rows import RowProblem, decode, to_json_text
 from batchrun.records import JsonObject
 
 BATCH_COLUMNS = frozenset({"body", "method", "url"})
-CHAT_SETTINGS = frozenset(
-    (
-        *("tools", "functions", "tool_choice", "function_call", "response_format"),
-        *("max_tokens", "max_completion_tokens"),
-    )
-)
+_TOKEN_LIMITS = ("max_tokens", "max_completion_tokens")
+_TOOL_SETTINGS = ("tools", "functions", "tool_choice", "function_call")
+CHAT_SETTINGS = frozenset((*_TOOL_SETTINGS, *_TOKEN_LIMITS, "response_format"))
 _URL = f"/v1{PATH}"
 
 
@@ -66,7 +63,7 @@ def chat_settings(data: JsonObject) -> JsonObject:
             body["tool_choice"] = flat_choice(data[name], name)
     if data.get("response_format") is not None:
         body["text"] = {"format": _text_format(data["response_format"])}
-    for name in ("max_tokens", "max_completion_tokens"):
+    for name in _TOKEN_LIMITS:
         value = data.get(name)
         if value is not None:
             if type(value) is float and value.is_integer():

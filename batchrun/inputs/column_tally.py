@@ -5,7 +5,6 @@ Nothing here grows with the rows, only with the columns.
 
 from collections import defaultdict
 from contextlib import suppress
-from typing import Any
 
 import pyarrow as pa
 from msgspec import Struct
@@ -119,8 +118,11 @@ class ColumnTally:
                     seen.least = value
                 elif value > seen.most:
                     seen.most = value
+            elif kind is bool or kind is float:
+                seen.bytes += 8
             else:
-                seen.bytes += 8 if kind in (bool, float) else _json_bytes(value)
+                with suppress(RowProblem):  # an error later if it cannot be carried
+                    seen.bytes += len(to_json_text(value, leniently=True))
             seen.kinds.add(kind)
 
     def sent(self, fills: frozenset[str] | None) -> tuple[str, ...]:
@@ -177,9 +179,3 @@ class ColumnTally:
                 "column out with [input] carry"
             )
         return united
-
-
-def _json_bytes(value: Any) -> int:
-    with suppress(RowProblem):  # an estimate; a value that cannot be carried is an error later
-        return len(to_json_text(value, leniently=True))
-    return 0

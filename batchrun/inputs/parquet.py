@@ -6,6 +6,7 @@ What may be sent becomes plain JSON values; what is carried keeps its exact stor
 import datetime as dt
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
@@ -42,14 +43,12 @@ class ColumnUse(Struct, frozen=True):
 def read_columns(file: SourceFile) -> dict[str, tuple[pa.DataType, int]]:
     """Type and bytes before compression of each column. Raises `InputError`."""
     with _opened(file) as parquet:
-        schema, metadata = parquet.schema_arrow, parquet.metadata
-        sizes = dict.fromkeys(schema.names, 0)
-        for leaf in range(metadata.num_columns):
-            name = parquet.schema.column(leaf).path.split(".")[0]
-            for group in range(metadata.num_row_groups):
-                size = metadata.row_group(group).column(leaf).total_uncompressed_size
-                sizes[name] = sizes.get(name, 0) + size
-        return {field.name: (field.type, sizes[field.name]) for field in schema}
+        sizes: Counter[str] = Counter()
+        for group in range(parquet.metadata.num_row_groups):
+            for leaf in range(parquet.metadata.num_columns):
+                chunk = parquet.metadata.row_group(group).column(leaf)
+                sizes[chunk.path_in_schema.split(".")[0]] += chunk.total_uncompressed_size
+        return {one.name: (one.type, sizes[one.name]) for one in parquet.schema_arrow}
 
 
 def read_rows(
@@ -227,12 +226,9 @@ def _object(kind: pa.DataType) -> Callable[[Any], Any]:
     makers = {field.name: made for field in kind.fields if (made := sendable(field.type))}
 
     def make(value: dict[str, Any]) -> dict[str, Any]:
-        made = {
-            name: makers[name](inner) if name in makers else inner
-            for name, inner in value.items()
-            if inner is not None
-        }
-        return {name: inner for name, inner in made.items() if inner is not None}
+        there = ((name, inner) for name, inner in value.items() if inner is not None)
+        made = ((n, makers[n](inner) if n in makers else inner) for n, inner in there)
+        return {name: inner for name, inner in made if inner is not None}
 
     return make
 

@@ -42,7 +42,6 @@ class Defaults:
             tojson=_to_json,
             undefined=_Strict,
             keep_trailing_newline=True,
-            autoescape=False,
         )
         self._globals = self._environment.globals
         self._names: set[str] = set()  # that templates use
