@@ -218,10 +218,10 @@ class _Conversation:
         call_id = message.get("tool_call_id")
         if call_id is None:  # older shapes give the function's name, or nothing
             name = message.get("name")
-            named = [key for key, value in self._waiting.items() if name in (None, value)]
-            if not named:
+            named = (key for key, value in self._waiting.items() if name in (None, value))
+            call_id = next(named, None)
+            if call_id is None:
                 raise RowProblem(f"{where} has no `tool_call_id`, and no call waits for a result")
-            call_id = named[0]
         call_id = str(call_id)
         self._waiting.pop(call_id, None)
         output = message.get("content")

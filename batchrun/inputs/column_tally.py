@@ -16,12 +16,13 @@ from batchrun.inputs.chat import BATCH_COLUMNS
 from batchrun.inputs.parquet import read_columns
 from batchrun.inputs.rows import RowProblem, SourceFile, SourceRow, to_json_text
 from batchrun.job.sections import InputJob
-from batchrun.records import Column
+from batchrun.records import Column, Layout
 from batchrun.store.columns import name_columns
 
 _EXACT = 1 << 53  # below this a double holds every integer
 _LONG = 1 << 63
 _TYPE_NAMES = {str: "string", bool: "bool", float: "double"}
+Names = frozenset[str] | None
 # Columns that steer how a row is read: neither sent nor carried.
 _CONTROLS = (BATCH_COLUMNS - {"body"}) | set(TRANSPORT_FIELDS)
 
@@ -57,23 +58,18 @@ class ColumnTally:
     """
 
     def __init__(
-        self,
-        input_job: InputJob,
-        identity: frozenset[str],
-        pinned: tuple[Column, ...] | None,
-        used: frozenset[str] | None,
+        self, job: InputJob, identity: frozenset[str], pinned: Layout | None, used: Names
     ) -> None:
-        self._carry = input_job.carry
-        self._types = input_job.types
+        self._carry = job.carry
+        self._types = job.types
         self._identity = identity
         self._pinned = pinned
         self._used = used
-        if pinned is None:
-            pinned = tuple(make_column(name, name, kind) for name, kind in self._types.items())
-        self.fixed = pinned_columns(pinned, input_job)  # whose type is known before the pass
+        named = (make_column(name, name, kind) for name, kind in job.types.items())
+        # Columns whose type is known before the pass.
+        self.fixed = pinned_columns(pinned.columns if pinned else tuple(named), job)
         # All that rows have, in order of first appearance.
         self.columns: defaultdict[str, _Seen] = defaultdict(_Seen)
-        self.objects = 0  # rows that could be decoded
 
     @property
     def carried_bytes(self) -> int:
@@ -91,7 +87,6 @@ class ColumnTally:
 
     def add(self, row: SourceRow, consumed: frozenset[str]) -> None:
         """Counts a row in. Raises `InputError` where a value does not fit."""
-        self.objects += 1
         columns, carry, is_json = self.columns, self._carry, not row.columns
         for name, value in (row.data or {}).items():
             seen = columns[name]
@@ -144,7 +139,7 @@ class ColumnTally:
     def layout(self) -> tuple[Column, ...]:
         """The carried columns with the types that hold all values. Raises `InputError`."""
         if self._pinned is not None:
-            return self._pinned
+            return self._pinned.columns
         names = self.carried()
         return tuple(
             make_column(name, column, self._type(column))

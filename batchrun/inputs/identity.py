@@ -28,6 +28,7 @@ _PARTITIONS = 64  # or a 64th of all: each partition is one more pass over the h
 _SLICE = 250_000  # rows looked at in one step while a partition is gathered
 
 NamedRow = tuple[SourceRow, str]
+Pair = tuple[NamedRow, NamedRow]
 ReadRows = Callable[[set[int]], Iterator[SourceRow]]  # the rows of these numbers, in order
 
 
@@ -107,7 +108,10 @@ class RowNames(Struct):
             reason = self._why_not_by_fallback(pair, read)
             if reason is not None:
                 identity = replace(identity, fallback=None)
-                self._name_by_number()
+                for row, named_by in enumerate(self.named_by):
+                    if named_by == BY_COLUMN:
+                        self.ids[row] = hash(str(row))
+                        self.named_by[row] = BY_NUMBER
                 pair = self._duplicate(identity, read)
             if reason:
                 warning = (
@@ -127,15 +131,13 @@ class RowNames(Struct):
             )
         return identity, (warning,) if warning else ()
 
-    def _duplicate(self, identity: Identity, read: ReadRows) -> tuple[NamedRow, NamedRow] | None:
+    def _duplicate(self, identity: Identity, read: ReadRows) -> Pair | None:
         def named(numbers: set[int]) -> Iterator[NamedRow]:
             return ((row, identity.name_or_number(row)[0]) for row in read(numbers))
 
         return find_duplicate(self.ids, named) if self.any_named else None
 
-    def _why_not_by_fallback(
-        self, pair: tuple[NamedRow, NamedRow] | None, read: ReadRows
-    ) -> str | None:
+    def _why_not_by_fallback(self, pair: Pair | None, read: ReadRows) -> str | None:
         """Why `id` names no rows; empty where there is no such column, null where it does."""
         if BY_COLUMN not in self.named_by:
             return ""
@@ -148,13 +150,6 @@ class RowNames(Struct):
         if BY_COLUMN not in (self.named_by[one.row], self.named_by[other.row]):
             return None  # two of the same `custom_id`: an error in any case
         return f"column `{FALLBACK}` is not unique ({name!r:.60} in {one} and {other})"
-
-    def _name_by_number(self) -> None:
-        """Rows that the fallback column named go by their numbers."""
-        for row, named_by in enumerate(self.named_by):
-            if named_by == BY_COLUMN:
-                self.ids[row] = hash(str(row))
-                self.named_by[row] = BY_NUMBER
 
     def _without_suffix(self, identity: Identity) -> Identity:
         """The rule under which nameless rows go by their number, unless it may be a name."""
@@ -169,7 +164,7 @@ class RowNames(Struct):
             self.ids[row] = key
         return without
 
-    def _twice(self, pair: tuple[NamedRow, NamedRow], identity: Identity) -> str:
+    def _twice(self, pair: Pair, identity: Identity) -> str:
         (one, name), (other, _) = pair
         for row in (one, other):
             if self.named_by[row.row] in (BY_NUMBER, NAMELESS):
@@ -187,7 +182,7 @@ class RowNames(Struct):
 
 def find_duplicate(
     ids: "array[int]", read: Callable[[set[int]], Iterator[NamedRow]]
-) -> tuple[NamedRow, NamedRow] | None:
+) -> Pair | None:
     """The first two rows of the same name, with it; null where all names differ.
 
     `read` gives the rows of those numbers, in order, with their names.

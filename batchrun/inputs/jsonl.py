@@ -6,23 +6,21 @@ Blank lines are no rows, but count as lines.
 
 import io
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 
 from batchrun.errors import InputError
-from batchrun.inputs.rows import RowProblem, SourceFile, SourceRow, decode
+from batchrun.inputs.rows import FileRows, RowProblem, SourceFile, SourceRow, decode
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}  # by the ending of the file's name
 _BUFFER = 256 * 1024  # bytes; more would not stay in a core's own cache
 _BOM = b"\xef\xbb\xbf"
 
 
-def read_rows(
-    file: SourceFile, first: int, complete: bytearray | None
-) -> Generator[SourceRow, None, int]:
-    """The rows of the file, the first being `first`; returns the number after the last.
+def read_rows(file: SourceFile, first: int, complete: bytearray | None) -> FileRows:
+    """The rows of the file, the first being `first`.
 
     Rows that `complete` marks are passed over undecoded; reading ends after the last other one.
     Raises `InputError` where the file cannot be read.

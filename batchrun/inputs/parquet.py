@@ -7,7 +7,7 @@ import datetime as dt
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 from itertools import chain
@@ -20,7 +20,7 @@ from msgspec import Struct
 from batchrun.errors import InputError
 from batchrun.formats.arrow import carried_type, is_list, own_type, plain_values
 from batchrun.inputs.carried import JSON, PinnedColumn, unite
-from batchrun.inputs.rows import SourceFile, SourceRow, Unsendable
+from batchrun.inputs.rows import FileRows, SourceFile, SourceRow, Unsendable
 
 _BATCH_BYTES = 8 * 1024 * 1024  # about what a batch may take up once decoded
 _BATCH_ROWS = 512
@@ -51,10 +51,8 @@ def read_columns(file: SourceFile) -> dict[str, tuple[pa.DataType, int]]:
         return {one.name: (one.type, sizes[one.name]) for one in parquet.schema_arrow}
 
 
-def read_rows(
-    file: SourceFile, first: int, complete: bytearray | None, use: ColumnUse
-) -> Generator[SourceRow, None, int]:
-    """The rows of the file, the first being `first`; returns the number after the last.
+def read_rows(file: SourceFile, first: int, complete: bytearray | None, use: ColumnUse) -> FileRows:
+    """The rows of the file, the first being `first`.
 
     Rows that `complete` marks are passed over undecoded.
     Raises `InputError` where the file cannot be read, or a column does not fit its pinned type.

@@ -35,7 +35,6 @@ MAX_MODELS = 1_000  # that are remembered
 _STEP = 1_000  # rows between two calls of `on_rows`
 _SHOWN = 10
 
-OnRows = Callable[[int], None]  # the rows so far
 OnBody = Callable[[int, JsonObject], None]  # a row's number and its body
 
 
@@ -92,27 +91,25 @@ class PromptSet:
     def survey(
         self,
         pinned: Layout | None,
-        on_rows: OnRows | None = None,
+        on_rows: Callable[[int], None] | None = None,
         *,
         mark_unbounded: bool = False,
         on_body: OnBody | None = None,
     ) -> Survey:
-        """Everything read once. What `on_rows` raises passes through.
+        """Everything read once. `on_rows` gets the rows so far; what it raises passes through.
 
         `on_body` gets each row's number and the body that is made of it. `mark_unbounded` marks
         the rows whose cost nothing bounds, at some µs a row.
         Raises `InputError` where the source as a whole cannot be used.
         """
         identity = self._identity(pinned)
-        columns = pinned.columns if pinned else None
-        tally = ColumnTally(self._job, identity.consumed, columns, self._used)
+        tally = ColumnTally(self._job, identity.consumed, pinned, self._used)
         for file in self._source.files:
             if file.kind == "parquet":
                 tally.add_file(file)
         names, found = RowNames(), _Gathered()
         draft_of, add_hash, add_bad = self._maker.draft, found.hashes.append, found.is_bad.append
         add_id, add_named_by = names.ids.append, names.named_by.append
-        models = found.models
         for row in self._reader.rows(ColumnUse(self._used, tally.fixed, decode_all=True)):
             draft = draft_of(row, identity)
             body = draft.body
@@ -127,8 +124,8 @@ class PromptSet:
                 found.is_unbounded.append(not bounded)
             if body is not None:
                 found.body_bytes += len(draft.written)
-                if len(models) < MAX_MODELS:
-                    models[body.get("model")] = None
+                if len(found.models) < MAX_MODELS:
+                    found.models[body.get("model")] = None
                 if on_body is not None:
                     on_body(row.row, body)
             if on_rows is not None and row.row % _STEP == _STEP - 1:
@@ -150,7 +147,7 @@ class PromptSet:
             sent=tally.sent(self._maker.fills),
             carried=tuple(column.column for column in layout.columns),
             first=first,
-            problems=problems,
+            problems=tuple(problems),
             warnings=warnings,
         )
 
@@ -210,7 +207,7 @@ class PromptSet:
     def _check_columns(self, tally: ColumnTally) -> None:
         if not self._hashes:
             raise InputError(f"{self._source.spec}: no rows; the prompt set is empty")
-        if not tally.objects:
+        if not tally.columns:
             return  # not one row can be read: its problems say more
         job, known = self._job, tally.columns
         asked = {
@@ -232,16 +229,14 @@ class PromptSet:
         names = frozenset({"custom_id", self._job.id or FALLBACK})
         return self._reader.rows(ColumnUse(names), self._all_but(numbers))
 
-    def _examples(
-        self, layout: Layout, is_bad: bytearray
-    ) -> tuple[Request | None, tuple[BadRow, ...]]:
+    def _examples(self, layout: Layout, is_bad: bytearray) -> tuple[Request | None, list[BadRow]]:
         """The first request, and the first bad rows."""
         good = is_bad.find(0)
         numbers = {good} if good >= 0 else set()
         numbers.update(islice((row for row, bad in enumerate(is_bad) if bad), _SHOWN))
         rows = list(self.requests(layout, self._all_but(numbers)))
         first = next((row for row in rows if isinstance(row, Request)), None)
-        return first, tuple(row for row in rows if isinstance(row, BadRow))
+        return first, [row for row in rows if isinstance(row, BadRow)]
 
     def _all_but(self, numbers: set[int]) -> bytearray:
         """Marks by which nothing but the rows of these numbers is read."""

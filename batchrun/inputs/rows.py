@@ -5,6 +5,7 @@ msgspec does the work; where it refuses, the standard library decides whether th
 
 import json
 import math
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,6 +15,8 @@ from msgspec import Struct
 from batchrun.formats.json_text import with_valid_text
 from batchrun.records import JsonObject
 
+# The rows of a file; it returns the number after the last.
+FileRows = Generator["SourceRow", None, int]
 NO_COLUMNS: frozenset[str] = frozenset()
 _decode = msgspec.json.Decoder().decode
 

@@ -114,7 +114,8 @@ def find_source(input_job: InputJob, stdin_copy: Path | None = None) -> Source:
             )
         elif glob.has_magic(spec):
             matches = map(Path, glob.glob(spec, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
-            files = _sorted_files(matches, _fixed_part(spec), kind)
+            fixed = takewhile(lambda part: not glob.has_magic(part), path.parts[:-1])
+            files = _sorted_files(matches, Path(*fixed), kind)
             missing = (
                 f"no file matches; check the pattern. Files must end in {_KNOWN}, or give format = "
                 "'jsonl' or 'parquet' in [input]"
@@ -160,12 +161,6 @@ def _walk(folder: Path) -> Iterator[Path]:
             continue
         folders[:] = [name for name in folders if not name.startswith(".")]
         yield from (below / name for name in files if not name.startswith("."))
-
-
-def _fixed_part(pattern: str) -> Path:
-    """The pattern's folders up to the first one with a wildcard."""
-    folders = Path(pattern).parts[:-1]
-    return Path(*takewhile(lambda folder: not glob.has_magic(folder), folders))
 
 
 def _as_utf8(path: PurePath) -> str:
