@@ -2,11 +2,11 @@
 
     import batchrun
 
-    job = batchrun.load_job("prompts.jsonl", {"request.model": "gpt-4.1"})
+    job = batchrun.load_job("prompts.jsonl", {"request.model": "gpt-6-luna"})
     summary = batchrun.run(job)                # in a notebook: await batchrun.run_async(job)
     print(summary.state, summary.ok, summary.left, summary.cost_usd)
     tables = batchrun.open_run(summary.run)
-    reading.responses.to_table(columns=["custom_id", "output_text"]).to_pandas()
+    tables.responses.to_table(columns=["custom_id", "output_text"]).to_pandas()
 
 Heavy libraries are imported when a function needs them, not with the package.
 """
