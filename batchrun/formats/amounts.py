@@ -11,7 +11,7 @@ _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 0.001, "s": 1.0, "m": 60.0,
 
 
 def duration_s(text: str) -> float | None:
-    """Seconds; null where the text is no duration with units."""
+    """Seconds; None where the text is no duration with units."""
     if len(text) <= 16 and text[-1:] == "s" and text[:1].isdecimal():  # most are a number of s, ms
         number, factor = (text[:-2], 0.001) if text[-2] == "m" else (text[:-1], 1.0)
         if number[-1].isdecimal() and number.replace(".", "", 1).isdecimal():

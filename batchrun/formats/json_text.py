@@ -85,7 +85,7 @@ def valid_text(text: str) -> str:
 
 
 def with_valid_text(value: Any, max_int: float = math.inf) -> Any:
-    """The value, of plain types, with such text throughout; integers above `max_int` are null."""
+    """The value, of plain types, with such text throughout; integers above `max_int` are None."""
     if isinstance(value, str):
         return valid_text(value)
     if isinstance(value, dict):

@@ -133,7 +133,7 @@ def make_column(name: str, column: str, kind: pa.DataType | str) -> Column:
 
 
 def unite(kinds: list[pa.DataType | str]) -> pa.DataType | str | None:
-    """One type for what the files of a source hold in a column; null where there is none."""
+    """One type for what the files of a source hold in a column; None where there is none."""
     plain = {kind if isinstance(kind, str) else own_type(kind) for kind in kinds}
     if JSON in plain:
         return JSON

@@ -39,7 +39,7 @@ class _Seen(Struct):
     carried: bool = False  # some row has it, not null, and does not send it
 
     def json_type(self) -> str | None:
-        """The narrowest of the named types that holds every JSON value; null: all are null."""
+        """The narrowest of the named types that holds every JSON value; None where all are null."""
         kinds, least, most = self.kinds, self.least, self.most
         if kinds == {int}:
             return "int64" if least >= -_LONG and most < _LONG else JSON
@@ -54,7 +54,7 @@ class _Seen(Struct):
 class ColumnTally:
     """Counts columns row by row. With a pinned layout, values are checked against it instead.
 
-    Columns outside of `used` are never sent; null: all may be.
+    Columns outside of `used` are never sent; None: all may be.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class ColumnTally:
             seen.kinds.add(kind)
 
     def sent(self, fills: frozenset[str] | None) -> tuple[str, ...]:
-        """The source columns of which something is sent; `fills`: by templates, null: all."""
+        """The source columns of which something is sent; `fills`: by templates, None: all."""
         hidden = self._identity | _CONTROLS
         return tuple(
             name

@@ -138,7 +138,7 @@ class RowNames(Struct):
         return find_duplicate(self.ids, named) if self.any_named else None
 
     def _why_not_by_fallback(self, pair: Pair | None, read: ReadRows) -> str | None:
-        """Why `id` names no rows; empty where there is no such column, null where it does."""
+        """Why `id` names no rows; empty where there is no such column, None where it does."""
         if BY_COLUMN not in self.named_by:
             return ""
         if (numbered := self.named_by.find(BY_NUMBER)) >= 0:
@@ -183,7 +183,7 @@ class RowNames(Struct):
 def find_duplicate(
     ids: "array[int]", read: Callable[[set[int]], Iterator[NamedRow]]
 ) -> Pair | None:
-    """The first two rows of the same name, with it; null where all names differ.
+    """The first two rows of the same name, with it; None where all names differ.
 
     `read` gives the rows of those numbers, in order, with their names.
     """

@@ -35,7 +35,7 @@ Values = Callable[[pa.Array], list[Any]]
 class ColumnUse(Struct, frozen=True):
     """What to make of a file's columns."""
 
-    used: frozenset[str] | None  # may be sent or fill a template; null: all
+    used: frozenset[str] | None  # may be sent or fill a template; None: all
     carried: Mapping[str, PinnedColumn] = {}
     decode_all: bool = False  # to know that the file is sound
 
@@ -185,7 +185,7 @@ def _carried_reader(file: SourceFile, column: PinnedColumn, kind: pa.DataType) -
 
 
 def sendable(kind: pa.DataType) -> Callable[[Any], Any] | None:
-    """From a stored value, not null, to one for JSON; null where they are the same.
+    """From a stored value, not null, to one for JSON; None where they are the same.
 
     Nulls in objects are left out, NaN is null, maps become objects, times ISO text, and decimals
     numbers.

@@ -45,7 +45,7 @@ class _Gathered(Struct):
     is_bad: bytearray = field(default_factory=bytearray)  # 1 for each bad row
     # 1 where nothing bounds the cost; empty where not asked for
     is_unbounded: bytearray = field(default_factory=bytearray)
-    models: dict[str | None, None] = field(default_factory=dict)  # null: rows name none
+    models: dict[str | None, None] = field(default_factory=dict)  # None: rows name no model
     body_bytes: int = 0  # sum
 
     @property
@@ -61,7 +61,7 @@ class Survey(_Gathered, kw_only=True):
     """What the full pass found."""
 
     layout: Layout
-    ids: "array[int] | None"  # 'q': hash(custom_id) of each row; null: known by number alone
+    ids: "array[int] | None"  # 'q': hash(custom_id) of each row; None: known by number alone
     carried_bytes: int  # sum, an estimate
     sent: tuple[str, ...]  # source columns, in order of first appearance
     carried: tuple[str, ...]

@@ -1,7 +1,7 @@
 """One row to one request: which form it has, what of it is sent, defaults, name and hash.
 
-The forms are told apart row by row. A row of which no request can be made becomes a draft with a
-problem; nothing else escapes, whatever the row holds.
+The form is recognised row by row. A row of which no request can be made becomes a draft with a
+problem; no other error is raised, whatever the row holds.
 """
 
 from collections.abc import Callable
@@ -61,7 +61,7 @@ class Draft(Struct):
     custom_id: str
     named_by: int
     consumed: frozenset[str]  # columns that are not carried, unless [input] carry says so
-    body: JsonObject | None  # as meant; null for a bad row
+    body: JsonObject | None  # as meant; None for a bad row
     written: bytes  # the body as JSON: as it is hashed, or as it is sent where the hash is known
     hash: int
     problem: str = ""
@@ -80,7 +80,7 @@ class RequestMaker:
         named |= self._defaults.columns
         if not self._defaults.has_input:
             named |= _FIELDS | CHAT_SETTINGS | BATCH_COLUMNS | {"messages"}
-        # Columns that fill templates or are sent besides, and all that may be sent; null: any.
+        # Columns that fill templates or are sent besides, and all that may be sent; None: any.
         filling = self._defaults.columns | frozenset(input_job.send)
         self.fills: frozenset[str] | None = None if self._defaults.reads_all else filling
         self.may_use: frozenset[str] | None = None if self._defaults.reads_all else named
@@ -108,7 +108,7 @@ class RequestMaker:
         except RecursionError:
             problem = "nested too deeply"
         name, named_by = identity.name_or_number(row)
-        # Of a row without lines, what may be sent tells it from others.
+        # A row of Parquet has no line; what may be sent of it is hashed.
         known = row.raw.strip() if row.line is not None else encode_leniently(data)
         return Draft(name, named_by, self._consumed[columns], None, b"", _digest(known), problem)
 

@@ -33,12 +33,12 @@ class SourceFile(Struct, frozen=True):
 
 
 class SourceRow(Struct):
-    """One row of a source, decoded. Where `data` is null, `problem` says why."""
+    """One row of a source, decoded. Where `data` is None, `problem` says why."""
 
     row: int  # its number in the whole source, from 0
     source: str
-    line: int | None  # from 1; null in Parquet
-    data: JsonObject | None  # Parquet: what may be sent or fill a template, nulls left out
+    line: int | None  # from 1; None in Parquet
+    data: JsonObject | None  # Parquet: what may be sent or fill a template, without nulls
     raw: bytes = b""  # the line, where there are lines
     problem: str = ""
     columns: tuple[str, ...] = ()  # Parquet: all columns of the file
@@ -99,7 +99,7 @@ encode_leniently = msgspec.json.Encoder(decimal_format="number", enc_hook=lambda
 
 
 def decode(data: bytes | str) -> Any:
-    """The value that the JSON stands for. Raises `RowProblem` with the reason."""
+    """The value of the JSON text. Raises `RowProblem` with the reason."""
     try:
         return _decode(data)
     except (msgspec.MsgspecError, UnicodeError, RecursionError):

@@ -1,8 +1,8 @@
 """Jinja2's sandbox, in which a template's time and memory have a bound too.
 
-Jinja2's own guards attributes, changes to values, and `range`. Here turns of loops and calls are
-counted, and so are the letters of what is made, where one operation could make very many: before
-it does. The clock bounds the rest.
+Jinja2's own guards attributes, changes to values, and `range`. Here each row has a budget of turns
+of loops, of letters and of seconds. An operation that could make very long texts, lists or numbers
+is charged before it runs.
 """
 
 import re
@@ -23,7 +23,7 @@ MAX_STEPS = 1_000_000  # for one row: turns of loops, and calls
 MAX_LETTERS = 512 * 1024 * 1024  # that are made for one row
 MAX_S = 4.0  # for one row
 _STEPS_OF_CALL = 20  # a macro takes longer than a turn of a loop
-_TURNS = 16  # between two looks at the clock
+_TURNS = 16  # of a loop that are charged together
 _LETTERS_OF_ITEM = 128  # what an item of a list counts as, besides the letters in it
 
 # Filters and methods that repeat what they are given, at most as often as the product of two sizes.
@@ -99,7 +99,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def _charge(self, steps: int, letters: int = 0) -> None:
         now_s = time.perf_counter()
-        # What seems to take longer may be a pause of the process.
+        # A longer time may be a pause of the whole process.
         self._spent_s += min(now_s - (self._last_s or now_s), MAX_S / 2)
         self._last_s = now_s
         self._steps += steps
@@ -111,7 +111,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             )
 
     def _measure(self, name: str, *values: Any) -> None:
-        """Charges what comes of these values at most."""
+        """Charges the most letters that the filter or method can make of these values."""
         self._charge(0, sum(map(_size, values)) + _growth(name, values))
 
     def _measured(self, name: str, run: Callable[..., Any]) -> Callable[..., Any]:
@@ -126,14 +126,14 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     @pass_context  # so that Jinja2 does not call it once and for all where the value is constant
     def _counted(self, _context: Context, values: Iterable[Any]) -> Iterator[Any]:
-        """What a loop goes over."""
+        """The values that a loop takes, its turns charged."""
         iterator = iter(values)
         while turns := tuple(islice(iterator, _TURNS)):
             self._charge(len(turns))
             yield from turns
 
     def _finalized(self, value: Any) -> Any:
-        """What stands in text for a value; charged, since blocks gather such texts."""
+        """The text for a value; charged, since blocks gather such texts."""
         if type(value) is str:
             self._letters += len(value)
             return value
@@ -157,7 +157,7 @@ class _PlainNamespace(Namespace):
 
 
 class _Measuring(NodeTransformer):
-    """Puts `_counted`, `_measured` and `join` where Jinja2 calls no filter."""
+    """Adds `_counted`, `_measured` and `join` where Jinja2 calls no filter."""
 
     def visit(self, node: nodes.Node, *_args: Any, **_kwargs: Any) -> Any:
         self.generic_visit(node)
@@ -188,7 +188,7 @@ def _size(value: Any) -> int:
 
 
 def _without_iterators(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """They can be looked at only once, and so become lists."""
+    """With lists for iterators, which can be read only once."""
     return tuple(list(value) if isinstance(value, Iterator) else value for value in values)
 
 
@@ -196,7 +196,7 @@ def _growth(name: str, values: Sequence[Any]) -> int:
     """How many letters a filter or method adds to what it is given, at most."""
     if name not in _GROWING:
         return 0
-    texts = [value for value in values if isinstance(value, str)]
+    texts = [value for value in values if isinstance(value, str)] or [""]
     numbers = [abs(value) for value in values if isinstance(value, int)]
     if name == "replace":
         return texts[0].count(texts[1]) * len(texts[2]) if len(texts) > 2 else 0

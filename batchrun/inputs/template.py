@@ -57,7 +57,7 @@ class Defaults:
         """Adds what `body` leaves out. Raises `RowProblem`."""
         given: Columns | None = None
         for key, constant, make in self._fields:
-            # A null model names none; any other null is the row's own word.
+            # A null model names none; any other null is what the row asks for.
             if key in body and (key != "model" or body[key] is not None):
                 continue
             if make is None:
@@ -79,7 +79,7 @@ class Defaults:
         return given
 
     def _compiled(self, key: str, value: Any) -> Fill | None:
-        """What makes the value from a row's columns; null for a constant. Raises `JobError`."""
+        """What makes the value from a row's columns; None for a constant. Raises `JobError`."""
         try:
             return self._made(value, as_text=key in _TEXT_KEYS)
         except TemplateSyntaxError as error:
@@ -92,7 +92,7 @@ class Defaults:
             raise JobError(f"request.{key}: nested too deeply; make it flatter") from error
 
     def _made(self, value: Any, *, as_text: bool = False) -> Fill | None:
-        """What makes the value; null where no template is in it."""
+        """What makes the value; None where no template is in it."""
         if isinstance(value, str) and ("{{" in value or "{%" in value):
             return self._template(valid_text(value), as_text=as_text)
         if isinstance(value, dict):
@@ -182,7 +182,7 @@ def _evaluate(template: Template, given: Columns) -> Any:
 
 
 def _to_text(value: Any) -> Any:
-    """What stands in text for a value: structures as JSON. Raises `RowProblem` for null."""
+    """The text for a value: structures as JSON. Raises `RowProblem` for null."""
     if value is None or isinstance(value, _STRUCTURES):
         return _to_json(_json_value(value))
     return value

@@ -1,4 +1,4 @@
-"""Prompt sets written to real files and read back through the door."""
+"""Prompt sets written to real files and read back through the entry point."""
 
 import json
 from collections.abc import Callable

@@ -2,9 +2,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from batchrun.errors import InputError, JobError
+from batchrun.inputs.carried import check_types, make_column, unite
 from batchrun.inputs.prompt_set import PromptSet, find_source
 from batchrun.job.sections import InputJob
 
@@ -68,7 +70,7 @@ def test_a_type_that_the_job_names_is_made(
         ("bool", 1),
     ],
 )
-def test_a_value_that_does_not_fit_is_an_error_with_its_place(
+def test_a_value_that_does_not_fit_is_an_error_with_file_and_line(
     write: Write, read: Read, kind: str, value: object
 ) -> None:
     path = write({"prompt": "x"}, {"prompt": "x", "x": value})
@@ -100,7 +102,7 @@ def test_a_pinned_text_column_takes_other_values_once_the_job_says_text(
         read(path, pinned=pinned, types={"x": "json"})
 
 
-def test_a_column_that_came_up_later_is_an_error_that_names_carry(write: Write, read: Read) -> None:
+def test_a_column_that_appears_later_is_an_error_that_names_carry(write: Write, read: Read) -> None:
     pinned = read(write({"prompt": "x", "x": 1}))[0].layout
     path = write({"prompt": "x", "x": 1}, {"prompt": "x", "x": 1, "y": 2})
     with pytest.raises(InputError, match=r"prompts.jsonl:2: column `y` is new.*\[input\] carry"):
@@ -164,3 +166,33 @@ def test_an_unknown_type_is_an_error_of_the_job(write: Write) -> None:
     job = InputJob(path=str(write({"prompt": "x"})), types={"x": "text"})
     with pytest.raises(JobError, match="a type is one of"):
         PromptSet(find_source(job), job, {})
+
+
+def test_an_unknown_type_is_an_error_that_names_the_known_ones() -> None:
+    with pytest.raises(JobError, match=r"x = 'text'.*bool, int64, double, string, json"):
+        check_types(InputJob(path="a", types={"x": "text"}))
+
+
+@pytest.mark.parametrize(
+    ("kinds", "united"),
+    [
+        (["string"], pa.string()),
+        ([pa.int32(), pa.int64()], pa.int64()),
+        ([pa.null(), pa.int8()], pa.int8()),
+        ([pa.dictionary(pa.int8(), pa.string()), "string"], pa.string()),
+        (["json", pa.int64()], "json"),
+        ([pa.int64(), "string"], None),
+    ],
+)
+def test_types_of_several_files_are_united_where_nothing_is_lost(
+    kinds: list[pa.DataType | str], united: pa.DataType | str | None
+) -> None:
+    assert unite(kinds) == united
+
+
+def test_types_are_shown_as_a_person_reads_them() -> None:
+    assert make_column("x", "x", pa.float64()).type == "double"
+    assert make_column("x", "x", "json").type == "json"
+    assert make_column("x", "x", pa.timestamp("us")).type == "timestamp[us]"
+    wide = pa.struct([(f"field{at}", pa.int64()) for at in range(1_000)])
+    assert len(make_column("x", "x", wide).type) <= 120

@@ -145,7 +145,7 @@ def test_a_bad_row_keeps_its_name(write: Write, read: Read) -> None:
     assert ids(rows) == ["a", "b"]
 
 
-def test_a_pinned_rule_is_kept(write: Write, read: Read) -> None:
+def test_a_pinned_rule_stays(write: Write, read: Read) -> None:
     survey, _ = read(write({"prompt": "x", "id": "a"}, {"prompt": "x", "id": "b"}))
     pinned = survey.layout
     for row, message in (

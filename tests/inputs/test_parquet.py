@@ -140,7 +140,9 @@ def test_templates_see_plain_values(table: Table, read: Read) -> None:
     assert bodies(rows)[0]["input"] == '2026-01-02 1.50 ["a", "b"] - {"v": 1} x'
 
 
-def test_a_missing_template_column_is_told_with_all_there_are(table: Table, read: Read) -> None:
+def test_a_missing_template_column_is_a_problem_that_lists_them_all(
+    table: Table, read: Read
+) -> None:
     path = table({"question": ["a", None], "other": [1, 2]})
     _, rows = read(path, {"input": "{{ quetsion }}", "model": "m"})
     assert rows[0].message.endswith("did you mean `question`? (the columns are question, other)")
@@ -220,7 +222,7 @@ def test_types_that_do_not_go_together_are_an_error(
     assert [row.carried for row in rows] == [("1",), ('"x"',)]
 
 
-def test_a_pinned_type_is_kept_where_nothing_is_lost(table: Table, read: Read) -> None:
+def test_a_pinned_type_stays_where_nothing_is_lost(table: Table, read: Read) -> None:
     pinned = read(table({"prompt": ["a"], "n": [1]}))[0].layout
     _, rows = read(table({"prompt": ["a"], "n": pa.array([1], pa.int8())}), pinned=pinned)
     assert rows[0].carried == (1,)
@@ -230,19 +232,19 @@ def test_a_pinned_type_is_kept_where_nothing_is_lost(table: Table, read: Read) -
         read(table({"prompt": ["a"], "n": [1], "new": [1]}), pinned=pinned)
 
 
-def test_rows_that_are_settled_are_passed_over(table: Table) -> None:
+def test_complete_rows_are_passed_over(table: Table) -> None:
     path = table(
         {"prompt": [f"p{at}" for at in range(1_000)], "n": list(range(1_000))}, row_group_size=100
     )
     job = InputJob(path=str(path))
     prompts = PromptSet(find_source(job), job, {"model": "m"})
     layout = prompts.survey(None).layout
-    settled = bytearray(b"\1") * 1_000
+    complete = bytearray(b"\1") * 1_000
     wanted = [0, 99, 100, 555, 556, 999]
     for row in wanted:
-        settled[row] = 0
-    assert [row.row for row in prompts.requests(layout, settled)] == wanted
-    assert [row.carried for row in prompts.requests(layout, settled, 556)] == [
+        complete[row] = 0
+    assert [row.row for row in prompts.requests(layout, complete)] == wanted
+    assert [row.carried for row in prompts.requests(layout, complete, 556)] == [
         (0,),
         (99,),
         (100,),
@@ -307,9 +309,7 @@ def test_nan_is_no_value_to_a_template_and_stays_nan_where_it_is_carried(
     assert math.isnan(rows[1].carried[1])
 
 
-def test_only_the_columns_that_row_is_asked_for_are_said_to_be_sent(
-    table: Table, read: Read
-) -> None:
+def test_only_the_columns_that_row_is_asked_for_count_as_sent(table: Table, read: Read) -> None:
     path = table({"my question": ["a"], "secret": ["b"]})
     survey, rows = read(path, {"input": "{{ row['my question'] }}", "model": "m"})
     assert bodies(rows)[0]["input"] == "a"

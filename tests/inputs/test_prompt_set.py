@@ -23,7 +23,7 @@ def prompt_set(path: Path, **job: Any) -> PromptSet:
     return PromptSet(find_source(made), made, {"model": "m"})
 
 
-def test_the_walk_says_how_far_it_is_and_can_be_interrupted(write: Write) -> None:
+def test_the_survey_says_how_far_it_is_and_can_be_interrupted(write: Write) -> None:
     prompts = prompt_set(write(*({"prompt": str(at)} for at in range(2_500))))
     seen: list[int] = []
     prompts.survey(None, seen.append)
@@ -36,14 +36,14 @@ def test_the_walk_says_how_far_it_is_and_can_be_interrupted(write: Write) -> Non
         prompts.survey(None, interrupt)
 
 
-def test_requests_come_lazily_and_skip_what_is_settled(write: Write) -> None:
+def test_requests_are_lazy_and_skip_complete_rows(write: Write) -> None:
     prompts = prompt_set(write(*({"prompt": str(at)} for at in range(100))))
     layout = prompts.survey(None).layout
-    settled = bytearray(100)
-    settled[1:98] = b"\1" * 97
-    assert [row.row for row in islice(prompts.requests(layout, settled), 2)] == [0, 98]
-    assert [row.row for row in prompts.requests(layout, settled, 99)] == [0, 98]
-    assert list(prompts.requests(layout, settled, 0)) == []
+    complete = bytearray(100)
+    complete[1:98] = b"\1" * 97
+    assert [row.row for row in islice(prompts.requests(layout, complete), 2)] == [0, 98]
+    assert [row.row for row in prompts.requests(layout, complete, 99)] == [0, 98]
+    assert list(prompts.requests(layout, complete, 0)) == []
     assert list(prompts.requests(layout, bytearray(b"\1") * 100)) == []
 
 
@@ -54,8 +54,8 @@ def test_rows_count_through_all_files(write: Write, tmp_path: Path) -> None:
     prompts = prompt_set(tmp_path)
     survey = prompts.survey(None)
     assert (survey.rows, survey.bad_rows) == (4, 1)
-    settled = bytearray(b"\1\1\0\0")
-    rows = list(prompts.requests(survey.layout, settled))
+    complete = bytearray(b"\1\1\0\0")
+    rows = list(prompts.requests(survey.layout, complete))
     assert [(row.row, row.custom_id, row.source) for row in rows] == [
         (2, "2", "3.jsonl"),
         (3, "3", "3.jsonl"),
@@ -90,7 +90,7 @@ def test_a_file_that_grows_during_the_survey_is_an_error(write: Write) -> None:
         prompt_set(path).survey(None, grow)
 
 
-def test_a_file_that_is_gone_is_an_error(write: Write) -> None:
+def test_a_file_that_is_missing_is_an_error(write: Write) -> None:
     path = write({"prompt": "x"})
     prompts = prompt_set(path)
     path.unlink()
@@ -106,7 +106,7 @@ def test_a_file_that_may_not_be_read_is_an_error(write: Write) -> None:
         prompt_set(path).survey(None)
 
 
-def test_the_first_ten_bad_rows_are_kept_and_all_are_counted(write: Write, read: Read) -> None:
+def test_the_first_ten_bad_rows_are_shown_and_all_are_counted(write: Write, read: Read) -> None:
     survey, _ = read(write(*([b"{"] * 15), {"prompt": "x"}))
     assert survey.bad_rows == 15
     assert [problem.line for problem in survey.problems] == list(range(1, 11))
@@ -117,7 +117,7 @@ def test_a_source_of_bad_rows_alone_is_surveyed_too(write: Write, read: Read) ->
     assert (survey.rows, survey.bad_rows, survey.first) == (2, 2, None)
 
 
-def test_the_sums_tell_what_rows_take_up(write: Write, read: Read) -> None:
+def test_the_sums_say_how_large_the_rows_are(write: Write, read: Read) -> None:
     survey, rows = read(write({"prompt": "x", "note": "four", "n": 1, "list": [1, 2]}))
     assert survey.body_bytes == len(rows[0].body)
     assert survey.carried_bytes == 4 + 8 + 5
@@ -139,8 +139,8 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
         "    job = InputJob(path=path)\n"
         "    prompts = PromptSet(find_source(job), job, {'model': 'm'})\n"
         "    survey = prompts.survey(None)\n"
-        "    settled = bytearray(survey.rows)\n"
-        "    assert sum(1 for _ in prompts.requests(survey.layout, settled)) == rows\n"
+        "    complete = bytearray(survey.rows)\n"
+        "    assert sum(1 for _ in prompts.requests(survey.layout, complete)) == rows\n"
         "    assert survey.layout.id_column == 'id'\n"
         "go(sys.argv[1], 100_000)\n"
         "before = peak()\n"

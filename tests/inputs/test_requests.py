@@ -23,7 +23,7 @@ def bodies(rows: list[Any]) -> list[Any]:
     return [json.loads(row.body) for row in rows]
 
 
-def test_forms_are_told_apart_row_by_row_in_order(write: Write, read: Read) -> None:
+def test_forms_are_recognised_row_by_row_in_order(write: Write, read: Read) -> None:
     path = write(
         {"body": {"input": "1", "x": 1}, "messages": USER, "input": "no", "prompt": "no"},
         {"messages": USER, "input": "no", "prompt": "no"},
@@ -121,7 +121,7 @@ def test_columns_to_send_besides_go_by_their_names(write: Write, read: Read) -> 
         ({"input": "x", "model": ""}, "`model` is ''"),
     ],
 )
-def test_a_row_without_a_way_to_a_request_says_why(
+def test_a_row_without_a_form_says_why(
     write: Write, read: Read, row: dict[str, Any], message: str
 ) -> None:
     _, rows = read(write(row, {"prompt": "fine"}))

@@ -36,7 +36,7 @@ def _fill(template: str) -> str:
         "{{ lipsum() }}",
     ],
 )
-def test_no_template_gets_out(template: str) -> None:
+def test_no_template_leaves_the_sandbox(template: str) -> None:
     with pytest.raises(RowProblem):
         _fill(template)
 
@@ -118,7 +118,7 @@ def test_what_would_never_end_is_a_problem_of_the_row(template: str) -> None:
         ("{% for _ in range(900) %}{% for _ in range(1000) %}{% endfor %}{% endfor %}ok", "ok"),
     ],
 )
-def test_what_templates_are_for_goes_on(template: str, text: str) -> None:
+def test_what_templates_are_for_still_works(template: str, text: str) -> None:
     assert _fill(template) == text
 
 

@@ -30,7 +30,7 @@ def touch(folder: Path, *files: str) -> None:
         ("a.parquet", "parquet"),
     ],
 )
-def test_the_ending_tells_the_format(tmp_path: Path, name: str, kind: str) -> None:
+def test_the_ending_decides_the_format(tmp_path: Path, name: str, kind: str) -> None:
     touch(tmp_path, name)
     assert names(tmp_path / name) == [(name, kind)]
 
@@ -78,7 +78,7 @@ def test_a_file_whose_name_looks_like_a_glob_is_a_file(tmp_path: Path) -> None:
     assert names(tmp_path / "a[1].jsonl") == [("a[1].jsonl", "jsonl")]
 
 
-def test_what_is_not_there_is_said(tmp_path: Path) -> None:
+def test_a_source_that_is_missing_is_an_error(tmp_path: Path) -> None:
     touch(tmp_path, "empty/README.md")
     for path, message in (
         (tmp_path / "gone.jsonl", "no such file"),

@@ -87,7 +87,7 @@ def test_input_and_instructions_are_text_unless_they_are_a_list(template: str, t
         assert filled(template, key) == text
 
 
-def test_templates_may_stand_anywhere() -> None:
+def test_templates_may_be_anywhere_in_a_field() -> None:
     value = {"a": ["{{ n }}", {"b": "{{ question }}!"}, 5], "c": {"d": "plain"}}
     assert filled(value) == {"a": [3, {"b": "Warum <b>?!"}, 5], "c": {"d": "plain"}}
 
@@ -138,7 +138,7 @@ def test_a_column_that_is_missing_or_null_is_a_problem_that_names_it(template: s
         ("{{ cycler }}", "JSON has no word"),
     ],
 )
-def test_whatever_goes_wrong_in_a_template_is_the_rows_problem(template: str, message: str) -> None:
+def test_any_error_in_a_template_is_the_rows_problem(template: str, message: str) -> None:
     with pytest.raises(RowProblem, match=message):
         filled(template)
 
@@ -147,7 +147,7 @@ def test_whatever_goes_wrong_in_a_template_is_the_rows_problem(template: str, me
     "template",
     ["{{ question", "{% if %}", "{{ x | nofilter }}", "{{ x | random }}", "a\n{% end %}"],
 )
-def test_a_template_that_is_none_is_an_error_of_the_job(template: str) -> None:
+def test_a_template_that_cannot_be_read_is_an_error_of_the_job(template: str) -> None:
     with pytest.raises(JobError, match=r"request\.text.*cannot be read"):
         Defaults({"text": {"inner": [template]}})
 
@@ -196,7 +196,7 @@ def test_the_rows_own_field_wins_and_its_template_is_not_filled(write: Write, re
     assert rows[1].model == "big-model"
 
 
-def test_a_missing_column_is_told_with_the_nearest_and_those_there_are(
+def test_a_missing_column_is_a_problem_that_names_the_nearest_and_all_columns(
     write: Write, read: Read
 ) -> None:
     _, rows = read(

@@ -24,6 +24,8 @@ from batchrun.records import (
     Usage,
 )
 from batchrun.store.columns import (
+    name_columns,
+    own_columns,
     response_batch,
     response_schema,
     tool_call_batch,
@@ -337,3 +339,23 @@ def test_carried_types_survive(
     batch = response_batch(outcomes, layout, store_request=True)
     assert batch.schema.field("c").type == kind
     assert batch["c"].to_pylist() == [plain if value is None else value, None, None]
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from(["a", "A", "row", "Row", "row_input", "a_2", "", "model"])))
+def test_no_two_names_are_alike_without_regard_to_case(columns: list[str]) -> None:
+    names = [name.lower() for name in name_columns(columns)]
+    assert len(set(names)) == len(columns)
+    assert not set(names) & set(own_columns())
+    assert all(names)
+
+
+def test_names_that_batchrun_uses_get_a_suffix() -> None:
+    columns = ["Model", "model", "question", "Question", "row"]
+    assert name_columns(columns) == [
+        "Model_input",
+        "model_input_2",
+        "question",
+        "Question_2",
+        "row_input",
+    ]
