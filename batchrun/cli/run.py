@@ -62,6 +62,7 @@ def run(*, dry_run: bool, as_json: bool, **given: Any) -> None:
 def _dry_run(options: RunOptions) -> None:
     import json
 
+    from batchrun.dialects.responses import PATH
     from batchrun.formats.printable import printable_json
     from batchrun.job.credentials import key_in_words, refuse_plain_http, refuse_written_secrets
     from batchrun.runner.plan import dry_run, run_path
@@ -76,7 +77,7 @@ def _dry_run(options: RunOptions) -> None:
     if plan.first is not None:
         where = "the simulator" if simulate else job.endpoint.base_url
         key = "" if simulate else f", {key_in_words(job.endpoint)}"
-        say(f"first request, row {plan.first.row}, to POST {where}/responses{key}:")
+        say(f"first request, row {plan.first.row}, to POST {where}{PATH}{key}:")
         body = json.dumps(json.loads(plan.first.body), indent=2, ensure_ascii=False)
         click.echo(printable_json(body))
         say("nothing was sent (--dry-run)")

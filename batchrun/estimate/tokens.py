@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from msgspec import Struct, field
 
 from batchrun.errors import InputError
+from batchrun.formats.json_text import as_utf8
 from batchrun.inputs.rows import encode
 from batchrun.pricing.price_list import spellings
 from batchrun.records import JsonObject
@@ -157,7 +158,7 @@ def counter(vocabulary: str) -> Count:
         try:
             return count(text)
         except UnicodeEncodeError:
-            return count(text.encode("utf-8", "replace").decode())
+            return count(as_utf8(text))
 
     return counted
 

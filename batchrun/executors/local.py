@@ -126,7 +126,7 @@ class LocalExecutor:
         return [completed.outcome for completed in self._handed_out]
 
     def status(self) -> Activity:
-        """How it stands, for the display."""
+        """How it is doing, for the display."""
         dispatcher, gate = self._dispatcher, self._gate
         return Activity(
             is_stopping=bool(self.causes),

@@ -84,6 +84,11 @@ def valid_text(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
+def as_utf8(text: str) -> str:
+    """The text with `?` for what is no UTF-8, such as the bytes of a file's name may be."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def with_valid_text(value: Any, max_int: float = math.inf) -> Any:
     """The value, of plain types, with such text throughout; integers above `max_int` are None."""
     if isinstance(value, str):

@@ -16,6 +16,7 @@ from typing import BinaryIO
 from msgspec import Struct
 
 from batchrun.errors import InputError, StoreError
+from batchrun.formats.json_text import as_utf8
 from batchrun.inputs import jsonl, parquet
 from batchrun.inputs.rows import SourceFile, SourceRow
 from batchrun.job.sections import STDIN, InputJob
@@ -141,7 +142,7 @@ def _kind_of(path: PurePath) -> str | None:
 def _sorted_files(paths: Iterable[Path], base: Path, kind: str | None) -> tuple[SourceFile, ...]:
     """Those of the paths that are files of this format, or of a known one; names from `base` on."""
     files = [
-        SourceFile(path=path, name=_as_utf8(path.relative_to(base)), kind=known)
+        SourceFile(path=path, name=as_utf8(path.relative_to(base).as_posix()), kind=known)
         for path in paths
         if (known := kind or _kind_of(path)) is not None and path.is_file()
     ]
@@ -161,11 +162,6 @@ def _walk(folder: Path) -> Iterator[Path]:
             continue
         folders[:] = [name for name in folders if not name.startswith(".")]
         yield from (below / name for name in files if not name.startswith("."))
-
-
-def _as_utf8(path: PurePath) -> str:
-    """The path as text that any file can hold: a name may be bytes that are no UTF-8."""
-    return path.as_posix().encode("utf-8", "replace").decode()
 
 
 def store_stdin(stream: BinaryIO, copy: Path, check: Check = lambda: None) -> str:

@@ -74,7 +74,7 @@ class Executor(Protocol):
         """What has arrived and was not handed out, where the iteration was broken off."""
 
     def status(self) -> Activity:
-        """How it stands, for the display."""
+        """How it is doing, for the display."""
 
 
 class Run:
@@ -197,7 +197,7 @@ class Run:
 
     @contextlib.asynccontextmanager
     async def _watched(self, executor: Executor) -> AsyncIterator[None]:
-        """Shows and writes how the run stands while it is entered."""
+        """Shows and writes how the run is doing while it is entered."""
 
         def activity() -> Activity:
             return replace(executor.status(), write_s=self.recorder.write_s)

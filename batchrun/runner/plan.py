@@ -1,4 +1,4 @@
-"""The run directory claimed, and the input read and checked once, before anything is sent.
+"""What a run will do: the input read and checked once, before anything is sent.
 
 A problem in row 734,212 is a message after seconds, not after six hours.
 """
@@ -22,6 +22,7 @@ from msgspec.structs import replace
 
 from batchrun.errors import InputError, JobError
 from batchrun.formats.amounts import plural, usd
+from batchrun.formats.json_text import as_utf8
 from batchrun.inputs.prompt_set import MAX_MODELS, OnBody, PromptSet, Source, Survey, find_source
 from batchrun.inputs.requests import HASH_RULE
 from batchrun.inputs.sources import check_stdin, store_stdin
@@ -89,11 +90,6 @@ def source_name(job: Job, run_path: Path) -> str:
 def _full_source(job: Job) -> str:
     """Empty for standard input."""
     return "" if job.input.path == STDIN else as_utf8(str(Path(job.input.path).resolve()))
-
-
-def as_utf8(path: str) -> str:
-    """A path may hold bytes that are no UTF-8, which no JSON can."""
-    return path.encode("utf-8", "replace").decode()
 
 
 def run_path(job: Job, *, simulate: bool = False) -> Path:

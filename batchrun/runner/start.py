@@ -97,7 +97,7 @@ async def run_job(
         )
         stop.check()
         most_in_flight, too_few_files = fit_in_flight(job.limits, here=simulate)
-        _, fallback = await choose_connections() if plan.to_complete else (None, None)
+        connect, fallback = await choose_connections() if plan.to_complete else (None, None)
         warnings = [warning for warning in (too_few_files, fallback) if warning]
         plan = replace(plan, warnings=(*plan.warnings, *warnings))
         watch.plan(plan, path)
@@ -110,7 +110,9 @@ async def run_job(
                 endpoint = job.endpoint
                 if simulate:
                     endpoint = await servers.enter_async_context(_simulated(endpoint))
-                client = Client(endpoint, key, headers, VERSION, run.recorder.begin)
+                client = Client(
+                    endpoint, key, headers, VERSION, run.recorder.begin, connect=connect
+                )
                 await servers.enter_async_context(client)
                 await run.send(client, limit)
         return await run.end()

@@ -14,7 +14,7 @@ from batchrun.records import Reply, Request
 from batchrun.transport.background import OnBegun, send_background
 from batchrun.transport.exchange import ACCEPTED, Wire, exchange
 from batchrun.transport.exchange_limits import DeadlineWatch, ResponseBufferBudget
-from batchrun.transport.fallback import choose_connections
+from batchrun.transport.fallback import Connect, choose_connections
 from batchrun.transport.headers import AdvertisedLimits
 from batchrun.transport.redaction import Redactor
 
@@ -39,10 +39,12 @@ class Client:
         version: str,
         on_begun: OnBegun | None = None,
         budget: ResponseBufferBudget | None = None,
+        connect: Connect | None = None,
     ) -> None:
+        """`connect`: as `choose_connections` chose it; None: chosen when it is entered."""
         self.base_url = settings.base_url
         self.via = settings.mode
-        self._on_begun = on_begun
+        self._on_begun, self._connect = on_begun, connect
         self._budget = budget or ResponseBufferBudget()
         self._settings = settings
         ours = {
@@ -69,7 +71,7 @@ class Client:
         settings = self._settings
         url = URL(settings.base_url + PATH).update_query(settings.query)
         proxy = None if settings.is_loopback else _proxy(url)
-        connect, _ = await choose_connections()
+        connect = self._connect or (await choose_connections())[0]
         connections = connect(url, self._headers, proxy, settings.connect_timeout_s)
         shortest_s = min(settings.timeout_s, settings.idle_timeout_s)
         watch = DeadlineWatch(min(_SLOWEST_SWEEP_S, shortest_s / _SWEEPS))

@@ -159,4 +159,4 @@ async def _try_inner_parts() -> None:
 
 def _expect(holds: bool, what: str) -> None:
     if not holds:
-        raise NotImplementedError(f"{what} is treated differently")
+        raise RuntimeError(f"{what} is treated differently")
