@@ -37,6 +37,44 @@ EXPECTED = """
     B.6.unreachable B.6.upstream_status B.6.error_in_200 B.6.bad_body B.6.limits
     B.6.not_implemented B.6.slow_pass B.6.streams B.6.json_as_stream B.6.no_get B.6.one_api
     B.6.names
+
+    # W.1
+
+    # W.2
+
+    # W.3
+
+    # W.4
+
+    # W.5
+
+    # W.6
+
+    # W.7
+
+    # W.8
+
+    # W.9
+
+    # W.10
+
+    # W.11
+
+    # W.12
+
+    # W.13
+
+    # W.14
+
+    # W.15
+
+    # W.16
+
+    # W.17
+
+    # W.18
+
+    # W.19
 """
 
 
@@ -62,7 +100,8 @@ def _in(path: str) -> _File:
 def test_every_statement_is_there_once_and_in_order() -> None:
     ids = [statement["id"] for statement in STATEMENTS]
     assert len(set(ids)) == len(ids)
-    assert ids == EXPECTED.split()
+    lines = [line for line in EXPECTED.splitlines() if "#" not in line]
+    assert ids == " ".join(lines).split()
 
 
 @pytest.mark.parametrize("statement", STATEMENTS, ids=lambda statement: statement["id"])
