@@ -97,6 +97,8 @@ class EndpointError(BatchrunError):
         response_id: str | None = None,
         *,
         was_sent: bool = True,
+        request_id: str | None = None,
+        said: bytes = b"",
     ) -> None:
         super().__init__(message)
         self.kind = kind
@@ -104,3 +106,5 @@ class EndpointError(BatchrunError):
         self.http_status = http_status
         self.response_id = response_id  # where the answer had begun to come
         self.was_sent = was_sent  # false: no connection came about, so nothing was used up
+        self.request_id = request_id  # the server's, where the head of an answer was there
+        self.said = said  # a response of what a stream said before it broke off; empty: nothing

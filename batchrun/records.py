@@ -142,6 +142,7 @@ class Reply(Struct, frozen=True, gc=False):
     should_retry: bool | None = None  # what the server itself says about another attempt
     first_token_s: float | None = None  # stream mode: until the first non-empty delta
     advertised: tuple[AdvertisedLimit, ...] = ()
+    said: bytes = b""  # a response of what a stream said before its error; empty: nothing
 
 
 class Usage(Struct, frozen=True, array_like=True, gc=False):

@@ -27,8 +27,15 @@ class OutputItems(Struct):
     texts: list[str] = []
     refusals: list[str] = []
     summaries: list[str] = []
+    reasoning: list[str] = []
     citations: list[Citation] = []
     tool_calls: list[ToolCall] = []
+
+    @property
+    def has_said(self) -> bool:
+        """Whether the model wrote or thought anything."""
+        written = self.texts or self.refusals or self.summaries or self.reasoning
+        return bool(self.tool_calls) or any(written)
 
 
 class _Part(Struct):
@@ -43,7 +50,7 @@ class _Part(Struct):
 class _Item(Struct):
     type: str | None = None
     content: list[_Part] | str | None = None
-    summary: list[_Part] | None = None
+    summary: list[_Part] | str | None = None
 
 
 _items_decoder = msgspec.json.Decoder(list[_Item])
@@ -63,11 +70,18 @@ def read_items(output: bytes, request: Request) -> OutputItems:
         if kind == "message":
             _read_message(item.content, found)
         elif kind == "reasoning":
-            found.summaries += [part.text for part in item.summary or () if part.text]
+            found.summaries += _reasoning(item.summary)
+            found.reasoning += _reasoning(item.content)
         elif kind.endswith("_call"):
             raws = raws or _raw_items_decoder.decode(output)
             found.tool_calls.append(_read_call(position, kind, bytes(raws[position]), request))
     return found
+
+
+def _reasoning(parts: list[_Part] | str | None) -> list[str]:
+    if isinstance(parts, str):
+        return [parts] if parts else []
+    return [part.text for part in parts or () if part.text]
 
 
 def _read_message(content: list[_Part] | str | None, found: OutputItems) -> None:

@@ -11,13 +11,24 @@ that a plain request would have brought.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
-from msgspec import Meta, Raw, Struct
+from msgspec import Raw, Struct
 
 from batchrun.dialects.output_items import fitting, output_fits, read_items
 from batchrun.dialects.sse import Event
+from batchrun.dialects.statuses import END_STATUSES, RUNNING, ended, is_at_limit, status_of
+from batchrun.dialects.stream_items import (
+    DELTAS,
+    DONE,
+    ITEM_ADDED,
+    ITEM_DONE,
+    PART_DONE,
+    EventData,
+    StreamItems,
+)
+from batchrun.dialects.token_usage import read_usage, without_zeros
 from batchrun.errors import ErrorKind
 from batchrun.formats.json_text import beginning, decode, repaired, text
 from batchrun.records import Failure, Request, Response, Usage
@@ -68,9 +79,7 @@ REQUEST_FIELDS = {
 TRANSPORT_FIELDS = ("stream", "background")  # set by batchrun for each attempt
 # A request without input can be answered if it has one of these.
 INPUT_ALTERNATIVES = ("prompt", "previous_response_id", "conversation")
-OUTPUT_LIMIT = "max_output_tokens"  # a field, and the reason of an answer that was cut there
-RUNNING = ("queued", "in_progress")  # statuses of a response whose work goes on
-END_STATUSES = ("completed", "incomplete", "failed", "cancelled")
+OUTPUT_LIMIT = "max_output_tokens"
 
 
 def output_limit(body: Mapping[str, Any]) -> int | None:
@@ -101,20 +110,31 @@ def _with_fields(body: bytes, fields: bytes) -> bytes:
     return b"%b%b%b}" % (body[:-1], b"," if len(body) > 2 else b"", fields)
 
 
+_NULL = Raw(b"null")
+
+
 class _State(Struct):
     id: Any = None
     status: Any = None
+    output: Raw = _NULL
 
 
-_NULL = Raw(b"null")
 _state_decoder = msgspec.json.Decoder(_State)
 _fields_decoder = msgspec.json.Decoder(dict[str, Raw])
 
 
 def background_state(body: bytes) -> tuple[str | None, str | None]:
-    """Id and status of a response whose work may go on; None where the body does not say."""
+    """Id and status of a response whose work may go on; None where the body does not say.
+
+    The status is one of `RUNNING` or `END_STATUSES`, or a word that nobody knows.
+    """
     state = _decoded(body, _state_decoder) or _State()
-    return text(state.id), text(state.status)
+    has_items = _has_items(bytes(state.output))
+    return text(state.id), status_of(text(state.status), has_items=has_items)
+
+
+def _has_items(output: bytes) -> bool:
+    return output[:1] == b"[" and output[1:].lstrip()[:1] != b"]"
 
 
 def _decoded(data: bytes, decoder: "msgspec.json.Decoder[Decoded]") -> Decoded | None:
@@ -148,34 +168,14 @@ class _Body(Struct):
     model: str | None = None
     service_tier: str | None = None
     error: Any = None
-    incomplete_details: _Incomplete | None = None
+    incomplete_details: _Incomplete | str | None = None
     output: Raw = _NULL
     output_text: str | None = None  # some servers send the SDK's property besides
     usage: Raw = _NULL
     tool_usage: Raw = _NULL
 
 
-_Count = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None
-
-
-class _Details(Struct):
-    cached_tokens: _Count = None
-    cache_write_tokens: _Count = None
-    reasoning_tokens: _Count = None
-
-
-class _Usage(Struct):
-    input_tokens: _Count = None
-    output_tokens: _Count = None
-    total_tokens: _Count = None
-    input_tokens_details: _Details | None = None
-    output_tokens_details: _Details | None = None
-    cost: float | None = None  # a gateway's own
-
-
-_NO_DETAILS = _Details()
 _body_decoder = msgspec.json.Decoder(_Body)
-_usage_decoder = msgspec.json.Decoder(_Usage)
 
 
 def parse_response(
@@ -200,20 +200,24 @@ def _response(
     except msgspec.ValidationError:
         answer = fitting(_fields_decoder.decode(body), _Body)
     output = bytes(answer.output)
-    has_items = output[:1] == b"["
-    if not has_items:
+    is_list = output[:1] == b"["
+    if not is_list:
         output = b"[]"
-    is_response = answer.object == "response" or has_items
-    status = answer.status or ("completed" if has_items else None)
+    is_response = answer.object == "response" or is_list
+    details = answer.incomplete_details
+    said = answer.status or ("completed" if is_list else None)
+    reason = details.reason if isinstance(details, _Incomplete) else details
+    status, reason = ended(said, reason, has_items=_has_items(output))
     if not is_response or (answer.error and status not in ("failed", "cancelled")):
         error = find_error(decode(body)) if answer.error or not is_response else None
         return error or Unreadable(f"the answer is no response: {beginning(body)}")
     if status not in END_STATUSES:
-        return Unreadable(f"the answer's status is {status}, which is not final")
-    usage, cost_usd = _usage(answer.usage)
-    reason = answer.incomplete_details.reason if answer.incomplete_details else None
+        return Unreadable(f"the answer's status is {said}, which is not final")
+    usage, cost_usd = read_usage(answer.usage)
     items = read_items(output, request)
     output_text = "".join(items.texts) if items.texts else answer.output_text or None
+    if output_text or items.has_said:
+        usage = without_zeros(usage)
     return Response(
         id=answer.id,
         status=status,
@@ -232,13 +236,14 @@ def _response(
         reported_cost_usd=cost_usd if reported_cost_usd is None else reported_cost_usd,
         failure=_failure(status, answer.error),
         output_parsed_ok=output_fits(output_text, request.body),
+        reasoning_text="\n\n".join(items.reasoning) if items.reasoning else None,
     )
 
 
 def _is_truncated(status: str, reason: str | None, usage: Usage, most: int | None) -> bool:
     """Some servers say completed when the limit cut the answer (PROTOCOL A.3)."""
     if status == "incomplete":
-        return reason in (None, OUTPUT_LIMIT)
+        return is_at_limit(reason)
     return (
         status == "completed"
         and most is not None
@@ -257,25 +262,6 @@ def _failure(status: str, error: object) -> Failure | None:
     return Failure(kind, found.message, found.code or found.type)
 
 
-def _usage(raw: Raw) -> tuple[Usage, float | None]:
-    """Any count may be missing or null (PROTOCOL A.3); the cost in dollars too."""
-    try:
-        usage = _usage_decoder.decode(raw)
-    except msgspec.ValidationError:
-        usage = fitting(raw, _Usage) or _Usage()
-    inputs = usage.input_tokens_details or _NO_DETAILS
-    outputs = usage.output_tokens_details or _NO_DETAILS
-    tokens = Usage(
-        usage.input_tokens,
-        inputs.cached_tokens,
-        inputs.cache_write_tokens,
-        usage.output_tokens,
-        outputs.reasoning_tokens,
-        usage.total_tokens,
-    )
-    return tokens, usage.cost
-
-
 def _usage_json(answer: _Body) -> str | None:
     """The usage verbatim, with `tool_usage` as a further field of it."""
     usage, tool_usage = bytes(answer.usage).strip(), bytes(answer.tool_usage).strip()
@@ -286,30 +272,10 @@ def _usage_json(answer: _Body) -> str | None:
 
 
 _FINAL_EVENTS = {f"response.{status}": status for status in END_STATUSES}
+_FINAL_EVENTS["response.done"] = "completed"
 _ERROR_EVENTS = ("error", "response.error")
-# Deltas of what the model writes or thinks; those of hosted tools' own work are none of it.
-_MODEL_DELTAS = frozenset(
-    f"response.{what}.delta"
-    for what in (
-        *("output_text", "refusal", "function_call_arguments", "custom_tool_call_input"),
-        *("reasoning_text", "reasoning_summary_text", "reasoning"),
-    )
-)
-_QUOTED_ENDS = frozenset(f'"{status}"'.encode() for status in END_STATUSES)
-
-
-class _EventData(Struct):
-    type: Any = None
-    response: Raw = _NULL
-    item: Raw = _NULL
-    output_index: Any = None
-    delta: Any = None
-    error: Any = None
-    code: Any = None
-    message: Any = None
-
-
-_event_decoder = msgspec.json.Decoder(_EventData)
+_DONE_MARK = b"[DONE]"
+_event_decoder = msgspec.json.Decoder(EventData)
 
 
 class StreamAnswer:
@@ -321,70 +287,159 @@ class StreamAnswer:
     def __init__(self) -> None:
         self.has_begun = False  # a first non-empty delta, of text, arguments or reasoning
         self.response_id: str | None = None
-        self._items: dict[int, bytes] = {}  # finished output items by their index
+        self.words = b""  # the first that is said in no event of the API
+        self._begun = b""  # the response as the first events have it
+        self._items = StreamItems()
         self._final: tuple[str, bytes] | None = None  # status and response of the terminal event
+        self._usage = _NULL  # beside a response, as some servers send it
         self._error: bytes | None = None
+        self._is_over = False  # an error, or a mark, that nothing has followed so far
+        self._number: Any = None  # of the last event, and the event
+        self._data = b""
+        self._is_numbered = False  # the numbers do grow
+
+    @property
+    def has_answer(self) -> bool:
+        """Whether the terminal event was seen."""
+        return self._final is not None
 
     @property
     def is_finished(self) -> bool:
-        return self._final is not None or self._error is not None
+        return self._final is not None or self._is_over
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether nothing was said that belongs to an answer."""
+        return self.response_id is None and not self._items.has_said
 
     def take(self, event: Event) -> None:
-        """One more event; what cannot be read, such as `[DONE]`, is passed over."""
+        """One more event."""
         data = _decoded(event.data, _event_decoder)
         if data is None:
+            self._take_words(event)
+            return
+        if data.sequence_number is not None and self._is_repeated(event, data.sequence_number):
             return
         # The `type` in the data counts: some servers send no `event:` line (PROTOCOL 0.7).
         kind = text(data.type) or event.name
-        response = bytes(data.response)
-        if kind in _FINAL_EVENTS:
-            self._final = (_FINAL_EVENTS[kind], response)
-        elif kind == "response.output_item.done":
-            self._add_item(data.output_index, bytes(data.item))
-        elif kind in _MODEL_DELTAS:
+        if (said := DELTAS.get(kind)) is not None:
             self.has_begun = self.has_begun or (isinstance(data.delta, str) and data.delta != "")
-        elif (
-            kind in _ERROR_EVENTS
-            or event.name in _ERROR_EVENTS
-            or (data.error and response == b"null")
-        ):
-            self._error = event.data if data.error else _error_body(data)
+            self._is_over = False
+            self._items.add_delta(said, data)
+            return
+        response = bytes(data.response)
+        if data.usage is not _NULL and bytes(data.usage) != b"null":
+            self._usage = data.usage
+        if kind in _FINAL_EVENTS:
+            if self._final is None or response != b"null":
+                self._final = (_FINAL_EVENTS[kind], response)
+        elif kind in DONE or kind in PART_DONE or kind in (ITEM_ADDED, ITEM_DONE):
+            self._is_over = False
+            if kind in DONE:
+                self._items.add_done(DONE[kind], data)
+            elif kind in PART_DONE:
+                self._items.add_part(data)
+            else:
+                self._items.add_item(data, is_finished=kind == ITEM_DONE)
+        elif kind in _ERROR_EVENTS or event.name in _ERROR_EVENTS:
+            self._error, self._is_over = event.data if data.error else _error_body(data), True
+        elif data.error and response == b"null":
+            # Beside a type of its own an error is no end.
+            self._error, self._is_over = event.data, self._is_over or not kind
+        elif not kind and response == b"null":
+            self._take_untyped(event.data)
         elif self.response_id is None and response != b"null":
+            self._begun = response
             self.response_id, _ = background_state(response)
 
-    def _add_item(self, index: object, item: bytes) -> None:
-        if item == b"null":
+    def _is_repeated(self, event: Event, number: object) -> bool:
+        """Whether this is the last event once more. Some servers number all events alike."""
+        is_repeated = self._is_numbered and number == self._number and event.data == self._data
+        if isinstance(number, int) and isinstance(self._number, int):
+            self._is_numbered = self._is_numbered or number > self._number
+        self._number, self._data = number, event.data
+        return is_repeated
+
+    def _take_words(self, event: Event) -> None:
+        """Data that is no JSON object."""
+        if event.data.strip() == _DONE_MARK:
+            self._is_over = True
+        elif event.name in _ERROR_EVENTS:
+            said = {"message": event.data.decode(errors="replace")}
+            self._error, self._is_over = msgspec.json.encode({"error": said}), True
+        else:
+            self.words = self.words or event.data
+
+    def _take_untyped(self, data: bytes) -> None:
+        """An object without a type: an error in another shape, or the whole response."""
+        try:
+            said = decode(data)
+        except (ValueError, RecursionError):
             return
-        if isinstance(index, int):
-            self._items[index] = item
-        elif item not in self._items.values():  # sent twice
-            self._items[len(self._items)] = item
+        if text(said, "object") == "response":
+            if background_state(data)[1] in END_STATUSES:
+                self._final = ("completed", data)
+        elif find_error(said) is not None:
+            self._error, self._is_over = data, True
 
     def body(self) -> bytes | None:
         """The answer as a plain request would have brought it; None while none is complete."""
         if self._final is None:
+            is_error = self._error is not None and self._is_over
+            if not is_error and self._items.is_whole:
+                return self._put_together("completed")
             return self._error
         status, response = self._final
         fields = _decoded(b"{}" if response == b"null" else response, _fields_decoder)
         if fields is None:
             return response
+        is_as_sent = response != b"null"
         has_error = bytes(fields.get("error", _NULL)) != b"null"
         if status == "failed" and not has_error and self._error is not None:
-            return self._error  # the event before said more
-        has_output = bytes(fields.get("output", _NULL)) not in (b"[]", b"null")
-        has_ended = bytes(fields.get("status", _NULL)) in _QUOTED_ENDS
-        if has_output and has_ended:
+            # The event before said more.
+            error = find_error(decode(self._error))
+            fields["error"], is_as_sent = Raw(msgspec.json.encode(error)), False
+        if self._usage is not _NULL and not _counts(bytes(fields.get("usage", _NULL))):
+            fields["usage"], is_as_sent = self._usage, False
+        output = bytes(fields.get("output", _NULL))
+        if (more := self._items.output(output, "completed")) is not None:
+            fields["output"], is_as_sent = Raw(more), False
+        elif output == b"null":
+            fields["output"], is_as_sent = Raw(b"[]"), False
+        _, within = background_state(response)
+        if within is None or within in RUNNING:
+            fields["status"], is_as_sent = Raw(f'"{status}"'.encode()), False
+        if is_as_sent:
             return response
-        if not has_output:
-            items = b",".join(item for _, item in sorted(self._items.items()))
-            fields["output"] = Raw(b"[%b]" % items)
-        if not has_ended:
-            fields["status"] = Raw(f'"{status}"'.encode())
         fields.setdefault("object", Raw(b'"response"'))
         return msgspec.json.encode(fields)
 
+    def partial(self) -> bytes:
+        """What was said of an answer that did not arrive whole, as a response; else nothing."""
+        if self._final is not None or not self._items.has_said:
+            return b""
+        return self._put_together("incomplete")
 
-def _error_body(data: _EventData) -> bytes:
+    def _put_together(self, status: str) -> bytes:
+        """A response of what was said without a last event."""
+        fields = _decoded(self._begun or b"{}", _fields_decoder) or {}
+        fields |= {
+            "object": Raw(b'"response"'),
+            "status": Raw(f'"{status}"'.encode()),
+            "output": Raw(self._items.output(b"", status) or b"[]"),
+            "usage": self._usage,
+            "error": _NULL,
+            "incomplete_details": _NULL,
+        }
+        return msgspec.json.encode(fields)
+
+
+def _counts(usage: bytes) -> bool:
+    """Whether there is any number but 0 in it."""
+    return any(digit in usage for digit in b"123456789")
+
+
+def _error_body(data: EventData) -> bytes:
     """A flat error in the shape that plain answers have."""
     error = {"code": data.code, "message": data.message}
     if data.type not in _ERROR_EVENTS:

@@ -25,6 +25,12 @@ def begins_stream(content: bytes, *, says_stream: bool) -> bool | None:
     return None if any(field.startswith(start) for field in _FIELDS) else False
 
 
+def text_outside(content: bytes) -> bytes:
+    """The lines that belong to no event: a server's words in plain text, labelled as a stream."""
+    lines = (line.strip() for line in content.splitlines())
+    return b"\n".join(line for line in lines if line and not line.startswith(_FIELDS))
+
+
 class Event(Struct, frozen=True):
     """One event: its `event:` line, empty where there is none, and its data, never empty."""
 

@@ -78,18 +78,24 @@ def attempt_result(
         result = Failure(end.kind, end.message, http_status=end.http_status)
         response_id, was_sent = end.response_id, end.was_sent
     if isinstance(result, Failure):
-        is_free = not was_sent or FACTS[result.kind].is_free
+        said = _said(end.said, request, result) if end.said else None
+        # What a stream has said may be billed, whatever comes after it.
+        is_free = said is None and (not was_sent or FACTS[result.kind].is_free)
         attempt = replace(
             begun,
             latency_s=latency_s,
             http_status=result.http_status,
             error_kind=result.kind,
             error_message=result.message,
-            request_id=reply.request_id if reply else None,
-            response_id=response_id,
+            request_id=end.request_id,
+            response_id=response_id if said is None else said.id,
             cost_usd=0.0 if is_free else None,
         )
-        return AttemptResult(result, result, attempt, reply)
+        priced_as = None
+        if said is not None:
+            price = prices.find(request.model, said.model, begun.started_at, None)
+            priced_as = price.priced_as if price else None
+        return AttemptResult(said or result, result, attempt, reply, priced_as)
     failure, usage = result.failure, result.usage
     tier = tier_of(result.service_tier, via)
     price = prices.find(request.model, result.model, begun.started_at, tier)
@@ -112,6 +118,16 @@ def attempt_result(
         ),
     )
     return AttemptResult(result, failure, attempt, reply, price.priced_as if price else None)
+
+
+def _said(body: bytes, request: Request, failure: Failure) -> Response | None:
+    """What a stream said before it failed, as far as it can be read: no answer, whatever it is."""
+    said = parse_response(body, request)
+    if not isinstance(said, Response):
+        return None
+    return replace(
+        said, status="no_answer", truncated=False, failure=failure, output_parsed_ok=None
+    )
 
 
 def read_reply(reply: Reply, request: Request) -> Response | Failure:

@@ -15,6 +15,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
+from batchrun.dialects.statuses import END_STATUSES
 from batchrun.dispatch.attempt_result import AttemptResult, attempt_result
 from batchrun.dispatch.gate import Gate
 from batchrun.dispatch.hedge import Hedge
@@ -207,6 +208,7 @@ class _RowAttempts(Struct, eq=False):
     scope: Scope
     state: ScopeState
     best: Outcome | None = None  # an answer that was asked for again
+    said: Response | None = None  # the most of an answer that a failed attempt has brought
     first_sent_s: float = 0.0
     sent: int = 0
     attempts: list[Attempt] = []
@@ -243,11 +245,17 @@ class _RowAttempts(Struct, eq=False):
         result, finish, state = attempted.result, attempted.finish(), self.state
         if attempted.failure is None and isinstance(result, Response):
             state.health.succeeded()
+            if result.truncated:
+                result = state.health.at_limit(result)
             state.sizes.record(result.usage.output_tokens, result.usage.input_tokens)
             if hedge is not None:
                 hedge.answered(attempted.attempt.latency_s)
             return Completed(self._outcome(result, attempted), slot, finish)
         assert attempted.failure is not None  # noqa: S101 - what is no response is one
+        if isinstance(result, Response) and (
+            self.said is None or len(result.output) >= len(self.said.output)
+        ):
+            self.said = result
         self.failures.append((attempted.failure, asyncio.get_running_loop().time()))
         try:
             return Completed(self._ended(attempted, attempted.failure))
@@ -334,10 +342,15 @@ class _RowAttempts(Struct, eq=False):
                     return replace(self.best, attempts=attempts, cost_usd=cost_usd)
                 if FACTS[failure.kind].cure is Cure.FIX:
                     state.health.refused()
-                if isinstance(attempted.result, Response) and status == "failed":
-                    return self._outcome(attempted.result, attempted)
+                result, said = attempted.result, self.said
+                is_said = isinstance(result, Response) and result.status in END_STATUSES
+                if is_said and status == "failed":  # as the API says itself
+                    return self._outcome(result, attempted)
                 message = f"{failure.message} ({reason})" if reason else failure.message
-                return self._outcome(replace(failure, message=message, status=status), attempted)
+                failure = replace(failure, message=message, status=status)
+                if said is None:
+                    return self._outcome(failure, attempted)
+                return self._outcome(replace(said, status=status, failure=failure), attempted)
 
     def _outcome(self, result: Response | Failure, attempted: AttemptResult) -> Outcome:
         endpoint, reply = self.run.endpoint, attempted.reply

@@ -117,6 +117,7 @@ class ScopeHealth:
     def __init__(self) -> None:
         self.has_succeeded = False
         self.refused_in_a_row = 0
+        self.says_incomplete = False  # it has called an answer incomplete that its limit cut
 
     def succeeded(self) -> None:
         self.has_succeeded = True
@@ -124,6 +125,18 @@ class ScopeHealth:
 
     def refused(self) -> None:
         self.refused_in_a_row += 1
+
+    def at_limit(self, answer: Response) -> Response:
+        """A truncated answer, as this server means it.
+
+        Called completed, and as long as its limit, it is whole only where the server is known to
+        call others incomplete: a field `incomplete_details` is no proof, since servers that never
+        say `incomplete` send it too.
+        """
+        if answer.status != "completed":
+            self.says_incomplete = True
+            return answer
+        return replace(answer, truncated=False) if self.says_incomplete else answer
 
 
 def judge(

@@ -9,7 +9,8 @@ from collections.abc import Awaitable, Callable
 
 from yarl import URL
 
-from batchrun.dialects.responses import END_STATUSES, RUNNING, background_body, background_state
+from batchrun.dialects.responses import background_body, background_state
+from batchrun.dialects.statuses import END_STATUSES, RUNNING
 from batchrun.errors import EndpointError, ErrorKind
 from batchrun.records import Reply, Request
 from batchrun.transport.exchange import Wire, exchange

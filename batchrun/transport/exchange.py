@@ -16,7 +16,7 @@ from msgspec import Struct
 from yarl import URL
 
 from batchrun.dialects.responses import StreamAnswer
-from batchrun.dialects.sse import SseParser, begins_stream
+from batchrun.dialects.sse import SseParser, begins_stream, text_outside
 from batchrun.errors import EndpointError, ErrorKind
 from batchrun.job.sections import EndpointJob
 from batchrun.records import Reply
@@ -145,6 +145,7 @@ class _Arriving(Struct):
     started_s: float
     size: int = 0  # bytes of the body so far
     http_status: int | None = None
+    headers: ResponseHeaders | None = None
     decompressor: Decompressor | None = None
     stream: StreamAnswer | None = None
     first_token_s: float | None = None
@@ -153,6 +154,8 @@ class _Arriving(Struct):
 _REDIRECTS = (301, 302, 303, 307, 308)
 _LONGEST_URL = 300  # characters of a redirect's target that a message shows
 _LINGER_S = 1.0  # for the end of a connection whose stream has sent its last event
+_ERROR_LINGER_S = 5.0  # after an error: some streams go on
+_WORDS = 1200  # bytes of a stream that are looked at where it holds no event
 
 
 async def exchange(
@@ -167,7 +170,7 @@ async def exchange(
             answer = await connections.ask(method, url, body, client_request_id)
             try:
                 arriving.http_status = http_status = answer.status
-                headers = answer.headers
+                arriving.headers = headers = answer.headers
                 content = answer.complete_body()
                 # Most answers are a JSON object that arrives together with its head.
                 if (
@@ -196,6 +199,7 @@ async def exchange(
         should_retry=should_retry(headers) if has_hints else None,
         first_token_s=arriving.first_token_s,
         advertised=wire.limits.read(headers, http_status, deadline.now_s()),
+        said=b"" if arriving.stream is None else wire.redactor.hide(arriving.stream.partial()),
     )
 
 
@@ -235,11 +239,13 @@ async def _read_stream(answer: HttpAnswer, content: bytes, arriving: _Arriving) 
     arriving.stream = stream
     is_error = not 200 <= (arriving.http_status or 0) < 300
     raw: list[bytes] = []
-    piece, linger_until_s = content, math.inf
+    piece, linger_until_s, beginning = content, math.inf, b""
     try:
         while piece:
             if is_error:
                 raw.append(piece)
+            if len(beginning) < _WORDS and stream.is_silent:
+                beginning += piece[:_WORDS]
             for event in parser.feed(piece):
                 stream.take(event)
             if stream.has_begun:
@@ -247,8 +253,13 @@ async def _read_stream(answer: HttpAnswer, content: bytes, arriving: _Arriving) 
                 if arriving.first_token_s is None:
                     arriving.first_token_s = time.perf_counter() - arriving.started_s
             if stream.is_finished:
-                linger_until_s = min(linger_until_s, deadline.now_s() + _LINGER_S)
+                linger_s = _LINGER_S if stream.has_answer else _ERROR_LINGER_S
+                linger_until_s = min(linger_until_s, deadline.now_s() + linger_s)
                 deadline.idle_s = min(deadline.idle_s, linger_until_s)
+            elif linger_until_s < math.inf:  # it went on after an error
+                linger_until_s = math.inf
+                if not stream.has_begun:
+                    deadline.idle_s = deadline.total_s
             piece = await _next_piece(answer, arriving)
         for event in parser.end():
             stream.take(event)
@@ -262,9 +273,12 @@ async def _read_stream(answer: HttpAnswer, content: bytes, arriving: _Arriving) 
     body = stream.body()
     if body is None and is_error:
         return b"".join(raw)  # its status says enough, whatever the body calls itself
-    if body is None:
-        raise EndpointError(ErrorKind.CUT, "the stream ended without its last event")
-    return body
+    if body is not None:
+        return body
+    words = stream.words or text_outside(beginning)
+    if words and stream.is_silent:
+        return msgspec.json.encode({"error": {"message": words.decode(errors="replace")}})
+    raise EndpointError(ErrorKind.CUT, "the stream ended without its last event")
 
 
 async def _next_piece(answer: HttpAnswer, arriving: _Arriving) -> bytes:
@@ -309,13 +323,17 @@ def _redirect_error(url: URL, location: str) -> bytes:
 def _endpoint_error(error: Exception, arriving: _Arriving, redactor: Redactor) -> EndpointError:
     """The failure without secrets: where a server is not HTTP its first words are in it."""
     kind, message, was_sent = _described(error, arriving)
-    response_id = arriving.stream.response_id if arriving.stream else None
+    stream, headers = arriving.stream, arriving.headers
+    response_id = stream.response_id if stream else None
+    server_request_id = request_id(headers) if headers else None
     return EndpointError(
         kind,
         redactor.hide_in(message),
         arriving.http_status,
         response_id and redactor.hide_in(response_id),
         was_sent=was_sent,
+        request_id=server_request_id and redactor.hide_in(server_request_id),
+        said=redactor.hide(stream.partial()) if stream else b"",
     )
 
 

@@ -52,7 +52,11 @@ def test_a_terminal_event_without_output_is_filled_from_the_finished_items() -> 
 
 
 def test_a_stream_without_a_terminal_event_is_no_answer() -> None:
-    assert _body(_event("response.output_item.done", output_index=0, item=ITEM)) is None
+    reasoning = {"type": "reasoning", "summary": []}
+    added = _event("response.output_item.added", output_index=0, item=ITEM)
+    said = _event("response.output_text.delta", output_index=0, delta="hi")
+    assert _body(added, said) is None
+    assert _body(_event("response.output_item.done", output_index=0, item=reasoning)) is None
     assert _body(Event("", b"[DONE]")) is None
 
 
@@ -80,7 +84,8 @@ def test_a_failed_response_after_an_error_is_kept_with_its_usage() -> None:
     assert body["error"]["code"] == "server_error"
     silent = {**failed, "error": None}
     body = _body(_event("error", message="oops"), _event("response.failed", response=silent))
-    assert body == {"error": {"code": None, "message": "oops"}}
+    assert body["error"]["message"] == "oops"
+    assert body["output"] == failed["output"]
 
 
 def test_the_first_token_is_the_first_delta_that_is_not_empty() -> None:

@@ -225,10 +225,7 @@ async def test_the_text_that_some_servers_send_besides_is_not_doubled_nor_lost(
     [
         (None, Usage()),
         ({}, Usage()),
-        (
-            {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0},
-            Usage(input_tokens=0, output_tokens=0, total_tokens=0),
-        ),
+        ({"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}, Usage()),  # beside text
         (
             {
                 "input_tokens": 5,

@@ -39,6 +39,7 @@ EXPECTED = """
     B.6.names
 
     # W.1
+    W.1.said W.1.whole W.1.index W.1.twice
 
     # W.2
 
