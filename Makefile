@@ -49,8 +49,10 @@ test-wheel: $(VENV)/installed $(TOOLS)/installed
 torture: $(VENV)/installed
 	$(BIN)/pytest -q -s -m torture tests/torture
 
-# 50 rows in each mode against two servers of other projects, on loopback; installs them, needs npm.
-test-servers: $(VENV)/installed $(SERVERS)/litellm/installed $(SERVERS)/aimock/installed
+# 50 rows in each mode against two servers of other projects, and clients of other projects with 30
+# requests in each mode against the simulator, all on loopback; installs them, needs npm.
+test-servers: $(VENV)/installed $(SERVERS)/litellm/installed $(SERVERS)/clients/installed \
+		$(SERVERS)/aimock/installed $(SERVERS)/node_client/installed
 	$(BIN)/pytest -q -m servers tests/servers
 
 # Speed and memory beside a bare aiohttp loop and the peers that are installed; about half an hour, on
@@ -121,13 +123,15 @@ $(PEERS)/%/installed: benchmarks/peers/%.lock
 	$(PEERS)/$*/bin/pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r $<
 	touch $@
 
-$(SERVERS)/litellm/installed: tests/servers/litellm.lock
-	$(PYTHON) -m venv --clear $(SERVERS)/litellm
-	$(SERVERS)/litellm/bin/pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r $<
+# From PyPI: each in an environment of its own.
+$(SERVERS)/litellm/installed $(SERVERS)/clients/installed: $(SERVERS)/%/installed: tests/servers/%.lock
+	$(PYTHON) -m venv --clear $(SERVERS)/$*
+	$(SERVERS)/$*/bin/pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r $<
 	touch $@
 
-$(SERVERS)/aimock/installed: tests/servers/aimock/package.json tests/servers/aimock/package-lock.json
-	mkdir -p $(SERVERS)/aimock
-	cp $^ $(SERVERS)/aimock
-	npm ci --prefix $(SERVERS)/aimock --silent --no-audit --no-fund --ignore-scripts
+# From npm.
+$(SERVERS)/aimock/installed $(SERVERS)/node_client/installed: $(SERVERS)/%/installed: tests/servers/%/package.json tests/servers/%/package-lock.json
+	mkdir -p $(SERVERS)/$*
+	cp $^ $(SERVERS)/$*
+	npm ci --prefix $(SERVERS)/$* --silent --no-audit --no-fund --ignore-scripts
 	touch $@

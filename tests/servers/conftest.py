@@ -1,8 +1,9 @@
-"""Two servers that nobody here wrote, on loopback, and the real command line against them.
+"""Servers and clients that nobody here wrote, on loopback.
 
-`make test-servers` puts the litellm proxy and aimock into `.servers/`. They start once for all
-tests, in process groups of their own that have a time limit and are killed at the end. The key is
-made up when the tests start, and goes from process to process through the environment alone.
+`make test-servers` puts them into `.servers/`: the litellm proxy and aimock for the real command
+line, and clients for the simulator. Servers start once for all tests, in process groups of their
+own that have a time limit and are killed at the end. The key is made up when the tests start, and
+goes from process to process through the environment alone.
 """
 
 import json
@@ -157,6 +158,42 @@ def litellm(
     words = [program, "--config", "config.yaml", "--host", "127.0.0.1", "--port", port]
     with _server([*words, "--telemetry", "False"], settings, folder, port):
         yield f"http://127.0.0.1:{port}/v1"
+
+
+@pytest.fixture
+def simulator(environment: dict[str, str], tmp_path: Path) -> Iterator[str]:
+    """The base URL of `batchrun simulate`."""
+    port = _free_port()
+    with _server(
+        [sys.executable, "-m", "batchrun", "simulate", "--port", port], environment, tmp_path, port
+    ):
+        yield f"http://127.0.0.1:{port}/v1"
+
+
+@pytest.fixture
+def client(environment: dict[str, str]) -> Callable[..., dict[str, int]]:
+    """`client(program, base_url, requests)`: runs a program of `clients/`; what it did, counted."""
+
+    def run(program: str, base_url: str, requests: int) -> dict[str, int]:
+        words: list[object] = [_HERE / "clients" / program, base_url, requests]
+        if program.endswith(".mjs"):
+            words = ["node", words[0], _installed("node_client"), *words[1:]]
+        else:
+            words = [_installed("clients/bin/python"), *words]
+        done = subprocess.run(
+            [*map(str, words)],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_COMMAND_LIMIT_S,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        counts: dict[str, int] = json.loads(done.stdout)
+        return counts
+
+    return run
 
 
 @pytest.fixture
