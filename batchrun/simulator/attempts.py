@@ -1,6 +1,7 @@
 """What happens to a request that was admitted: an error, an answer in one piece, a stream.
 
-Background responses begin here; `server` answers the requests that ask for them later.
+Background responses begin here, and are stored as all others are; `server` answers the requests
+that ask for them later.
 """
 
 import asyncio
@@ -8,6 +9,7 @@ import os
 import socket
 import struct
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NoReturn
 
@@ -20,74 +22,16 @@ from batchrun.simulator.rate_limits import ModelRateLimits
 from batchrun.simulator.replies import SimulatedAnswer, make_answer
 from batchrun.simulator.requests import CheckedRequest
 from batchrun.simulator.settings import NEVER_ENDING, Fault, Quirk, SimulatorSettings
-from batchrun.simulator.stats import Stats
+from batchrun.simulator.stats import Delivery, Stats
+from batchrun.simulator.stored_responses import BackgroundWork, StoredResponse, StoredResponses
 
 Item = dict[str, Any]
 _WITHOUT_ANSWER = (Fault.RESET_BEFORE, Fault.NO_HEADERS)
 _BREAKS_OFF = NEVER_ENDING | {Fault.RESET_WITHIN, Fault.STREAM_RESET}
 _EXTRA_HEADERS = {"x-litellm-response-cost": "0.00042", "x-litellm-model-id": "simulated"}
-_MOST_IN_BACKGROUND = 200_000  # responses remembered; the oldest are forgotten first
-_QUEUED = 0.2  # of the time of a background response
 _PIECE_EVERY_S = 0.05  # of a body that never ends
 _BEFORE_RESET_S = 0.02  # so that what was sent is read before the reset overtakes it
 _NO_LINGER = struct.pack("ii", 1, 0)  # closing sends RST and drops what is unsent
-
-
-class Delivery:
-    """One request in flight and the answer made for it: each counted once, however it ends."""
-
-    def __init__(self, stats: Stats, key: bytes) -> None:
-        self.key = key
-        self._stats = stats
-        self.end = stats.begun()  # no longer in flight; later calls do nothing
-        self.billed: SimulatedAnswer | None = None
-
-    def count(self, destroyed_by: str | None = None) -> None:
-        """The answer is made, and billed; later calls count nothing."""
-        answer, self.billed = self.billed, None
-        if answer is not None:
-            self._stats.completed(self.key, answer.tokens, time.time(), destroyed_by)
-
-    def finish(self, destroyed_by: str | None = None) -> None:
-        """The answer is made, and no longer in flight."""
-        self.count(destroyed_by)
-        self.end()
-
-
-class BackgroundResponse:
-    """One response made in background. Times are those of the event loop."""
-
-    def __init__(
-        self, delivery: Delivery, response: Item, latency_s: float, destroyed_by: str | None
-    ) -> None:
-        """Its work ends by itself; `destroyed_by` is the fault by which its id is lost."""
-        loop = asyncio.get_running_loop()
-        self.key = delivery.key
-        self.polls = 0
-        self._response = response
-        self._delivery = delivery
-        self._begun_s = loop.time()
-        self._due_s = self._begun_s + latency_s
-        self._timer = loop.call_at(self._due_s, delivery.finish, destroyed_by)
-
-    def cancel(self, now_s: float) -> bool:
-        """Whether it was still to be done; what is done stays so."""
-        if self._timer.cancelled() or now_s >= self._due_s:
-            return False
-        self._timer.cancel()
-        self._delivery.billed = None
-        self._delivery.end()
-        return True
-
-    def at(self, now_s: float) -> Item:
-        """The response: queued, in progress, cancelled, or done."""
-        if self._timer.cancelled():
-            return faults.unfinished(self._response, "cancelled")
-        if now_s >= self._due_s:
-            self._delivery.finish()  # timers may be late; what is sent as done is counted
-            return self._response
-        is_queued = now_s < self._begun_s + (self._due_s - self._begun_s) * _QUEUED
-        return faults.unfinished(self._response, "queued" if is_queued else "in_progress")
 
 
 class ServerState:
@@ -98,7 +42,7 @@ class ServerState:
         self.stats = Stats()
         self.limits = ModelRateLimits(settings)
         self.sampler = faults.FaultSampler(settings)
-        self.background: dict[str, BackgroundResponse] = {}
+        self.stored = StoredResponses()
         self._extra_headers = _EXTRA_HEADERS if Quirk.EXTRAS in settings.quirks else {}
         is_other = Quirk.OTHER_REQUEST_ID in settings.quirks
         self._id_header = "x-oneapi-request-id" if is_other else "x-request-id"
@@ -136,11 +80,13 @@ class Responder:
         self._in_background = bool(request.fields.get("background")) and (
             Quirk.AT_ONCE not in self._quirks
         )
-        self._streams = not self._in_background and self._is_stream()
+        self._streams = self._is_stream()
         fault = state.sampler.draw(request.key, self._number)
         if fault is not None:
             state.stats.faulted(fault)
-            fault = faults.equivalent_fault(fault, streams=self._streams)
+            # in background an error comes before the work has begun
+            is_early = self._in_background and fault in faults.NOT_BILLED
+            fault = faults.equivalent_fault(fault, streams=self._streams and not is_early)
         self._fault = fault
         share = random_values.uniform(settings.seed, request.key, "latency", self._number)
         self._latency_s = random_values.lognormal(
@@ -160,16 +106,17 @@ class Responder:
                         await asyncio.sleep(self._latency_s)
                     return await self._fail(error)
             answer = self._make_answer()
-            if self._in_background:
-                is_begun = True
-                return await self._begin(answer)
             loop = asyncio.get_running_loop()
             due_s = loop.time() + self._latency_s
             try:
+                if self._in_background:
+                    is_begun = True
+                    return await self._begin(answer)
                 return await (self._stream(answer) if self._streams else self._send(answer))
             except (asyncio.CancelledError, ConnectionError) as error:
                 # the client has hung up; the work goes on until it is due, and is billed then
-                loop.call_at(due_s, self._delivery.count, "disconnect")
+                if not is_begun:
+                    loop.call_at(due_s, self._complete, answer, "disconnect")
                 if isinstance(error, ConnectionError):
                     return web.Response()
                 raise
@@ -182,25 +129,22 @@ class Responder:
     def _is_stream(self) -> bool:
         if self._request.fields.get("stream"):
             return not {Quirk.JSON_FOR_SSE, Quirk.JSON_AS_SSE}.intersection(self._quirks)
-        return Quirk.SSE_FOR_JSON in self._quirks
+        return Quirk.SSE_FOR_JSON in self._quirks and not self._in_background
 
     def _make_answer(self) -> SimulatedAnswer:
-        """The answer as the fault and the quirks leave it, and what it is billed for."""
+        """The answer as the model leaves it, before what a gateway changes in it."""
         state, request = self._state, self._request
         answer = make_answer(request, state.settings, self._number, time.time(), self._latency_s)
         used = answer.tokens[0] + answer.tokens[1]
         state.limits.settle(request.model, state.reserved_tokens(request), used)
         if self._fault not in faults.NOT_BILLED:
-            self._delivery.billed = answer
-        response = answer.response
+            self._delivery.billed = answer.tokens
         if self._fault in faults.RESPONSE_FAULTS:
-            response = faults.end_response(response, self._fault)
+            response = faults.end_response(answer.response, self._fault)
             self._fault = None  # it changes nothing else
-        elif not self._quirks:
-            return answer
-        response = faults.change_response(response, self._quirks)
-        body = faults.encode(response, self._quirks)
-        return msgspec.structs.replace(answer, response=response, body=body)
+            body = faults.encode(response)
+            return msgspec.structs.replace(answer, response=response, body=body)
+        return answer
 
     async def _fail(self, error: GatewayError | None) -> web.StreamResponse:
         if error is None:
@@ -217,24 +161,34 @@ class Responder:
     async def _send(self, answer: SimulatedAnswer) -> web.StreamResponse:
         if self._latency_s:
             await asyncio.sleep(self._latency_s)
-        self._count()
+        self._count(answer)
         is_stream = Quirk.JSON_AS_SSE in self._quirks and self._request.fields.get("stream")
         content_type = streaming.CONTENT_TYPE if is_stream else JSON
-        return await self._send_body(answer.body, self._latency_s, content_type)
+        body = answer.body
+        if self._quirks:
+            body = faults.encode(self._passed_on(answer), self._quirks)
+        return await self._send_body(body, self._latency_s, content_type)
 
     async def _begin(self, answer: SimulatedAnswer) -> web.StreamResponse:
         """The answer to a create call; the work is done at its time whoever asks for it."""
         state = self._state
         state.stats.created(self._request.key)
-        state.background[answer.response["id"]] = BackgroundResponse(
-            self._delivery, answer.response, self._latency_s, self._fault
-        )
-        if len(state.background) > _MOST_IN_BACKGROUND:
-            del state.background[next(iter(state.background))]
+        stored = self._to_store(answer)
+        if self._streams:  # its first events tell the id
+            work = state.stored.begin(stored, self._delivery, self._latency_s, None)
+            return await self._stream(answer, work)
+        state.stored.begin(stored, self._delivery, self._latency_s, self._fault)
         if self._fault is not None:
             self._delivery.end()  # to the client it is over, as where it hangs up
-        created = faults.unfinished(answer.response, "queued")
+        created = faults.unfinished(self._passed_on(answer), "queued")
         return await self._send_body(faults.encode(created, self._quirks), 0.0)
+
+    def _passed_on(self, answer: SimulatedAnswer) -> Item:
+        return faults.change_response(answer.response, self._quirks)
+
+    def _to_store(self, answer: SimulatedAnswer) -> StoredResponse:
+        tokens = answer.tokens[0] + answer.tokens[1]
+        return StoredResponse(answer.response["id"], self._request.data, answer.body, tokens)
 
     async def _send_body(
         self, body: bytes, latency_s: float, content_type: str = JSON
@@ -254,41 +208,50 @@ class Responder:
             await self._break_off(response, b" ")
         return response
 
-    async def _stream(self, answer: SimulatedAnswer) -> web.StreamResponse:
-        """Counts the answer before its last bytes are sent, as plain answers are."""
+    async def _stream(
+        self, answer: SimulatedAnswer, work: BackgroundWork | None = None
+    ) -> web.StreamResponse:
+        """Counts the answer before its last bytes are sent, as plain answers are.
+
+        With `work` it is counted at its time, whether or not the stream arrives.
+        """
+
+        def count() -> None:
+            if work is not None:
+                self._delivery.finish()
+                return
+            self._count(answer)
+            if self._fault not in _BREAKS_OFF:
+                self._delivery.end()
+
         options = self._request.fields.get("stream_options", {})
-        events = streaming.render_stream(answer.response, options, self._quirks, self._fault)
+        events = streaming.render_stream(
+            self._passed_on(answer), options, self._quirks, self._fault
+        )
         headers = self._state.answer_headers(self._request.model, self._latency_s)
-        response = web.StreamResponse(headers={"Content-Type": streaming.CONTENT_TYPE, **headers})
-        cuts = Quirk.CUT_BYTES in self._quirks
-        rng = random_values.random_source(0, events[-1], "cuts") if cuts else None
-        loop = asyncio.get_running_loop()
-        begun_s = loop.time()
-        for at_s, data, is_last in streaming.bursts(events, self._latency_s):
-            wait_s = begun_s + at_s - loop.time()
-            if wait_s > 0:
-                await asyncio.sleep(wait_s)
-            if not response.prepared:
-                await response.prepare(self._http_request)
-            if is_last:
-                self._count()
-                if self._fault not in _BREAKS_OFF:
-                    self._delivery.end()
-            for piece in (data,) if rng is None else streaming.cut_anywhere(data, rng):
-                await response.write(piece)
-                if rng is not None:
-                    await asyncio.sleep(0)  # a piece by itself, so far as sockets allow
+        response = await send_events(
+            self._http_request, headers, events, self._latency_s, self._quirks, count, work
+        )
         if self._fault in _BREAKS_OFF:
             await self._break_off(response, streaming.PING)
         if Quirk.STAYS_OPEN in self._quirks:
             await wait_forever()
         return response
 
-    def _count(self) -> None:
+    def _count(self, answer: SimulatedAnswer) -> None:
         """The answer is made and sent now; the client may be gone."""
         transport = self._http_request.transport
         is_gone = transport is None or transport.is_closing()
-        self._delivery.count(self._fault or ("disconnect" if is_gone else None))
+        self._complete(answer, self._fault or ("disconnect" if is_gone else None))
+
+    def _complete(self, answer: SimulatedAnswer, destroyed_by: str | None) -> None:
+        """The answer is made; only the first call counts."""
+        if self._delivery.is_counted:
+            return
+        self._delivery.count(destroyed_by)
+        is_lost = self._fault in faults.NOT_BILLED  # an error event ended it
+        if self._request.fields.get("store", True) and not is_lost:
+            self._state.stored.add(self._to_store(answer))
 
     async def _break_off(self, response: web.StreamResponse, piece: bytes) -> None:
         """What follows a first piece: a reset, small pieces without end, or silence."""
@@ -299,6 +262,42 @@ class Responder:
             await asyncio.sleep(_BEFORE_RESET_S)
             _reset(self._http_request)
         await wait_forever()
+
+
+async def send_events(
+    http_request: web.BaseRequest,
+    headers: dict[str, str],
+    events: list[bytes],
+    latency_s: float,
+    quirks: tuple[Quirk, ...],
+    before_last: Callable[[], None] | None = None,
+    work: BackgroundWork | None = None,
+    first: int = 0,
+) -> web.StreamResponse:
+    """Sends the events from the number `first` on, each at its time.
+
+    With `work` their times are those of the work, and they end where it is cancelled.
+    """
+    response = web.StreamResponse(headers={"Content-Type": streaming.CONTENT_TYPE, **headers})
+    cuts = Quirk.CUT_BYTES in quirks
+    rng = random_values.random_source(0, events[-1], "cuts") if cuts else None
+    loop = asyncio.get_running_loop()
+    begun_s = loop.time() if work is None else work.begun_s
+    for at_s, data, is_last in streaming.bursts(events, latency_s, first=first):
+        wait_s = begun_s + at_s - loop.time()
+        if wait_s > 0:
+            await asyncio.sleep(wait_s)
+        if work is not None and work.is_cancelled:
+            break
+        if not response.prepared:
+            await response.prepare(http_request)
+        if is_last and before_last is not None:
+            before_last()
+        for piece in (data,) if rng is None else streaming.cut_anywhere(data, rng):
+            await response.write(piece)
+            if rng is not None:
+                await asyncio.sleep(0)  # a piece by itself, so far as sockets allow
+    return response
 
 
 def whole_answer(

@@ -94,6 +94,11 @@ def unknown_response(id_: str) -> ApiError:
     return ApiError(f"Response with id '{id_}' not found.", status=404)
 
 
+def unknown_previous_response(id_: str) -> ApiError:
+    message = f"Previous response with id '{id_}' not found."
+    return ApiError(message, "previous_response_id", "previous_response_not_found")
+
+
 def quota_used_up() -> ApiError:
     return ApiError(
         "You exceeded your current quota, please check your plan and billing details.",

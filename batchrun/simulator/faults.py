@@ -214,7 +214,9 @@ def _first_half(part: Item) -> Item:
         return part
     text = part["text"][: len(part["text"]) // 2]
     marks = [mark for mark in part["annotations"] if mark["end_index"] <= len(text)]
-    return {**part, "text": text, "annotations": marks}
+    ends = accumulate(len(one["token"]) for one in part["logprobs"])
+    whole = sum(end <= len(text) for end in ends)
+    return {**part, "text": text, "annotations": marks, "logprobs": part["logprobs"][:whole]}
 
 
 def _with_details(usage: Item, count: int | None) -> Item:

@@ -117,6 +117,12 @@ def words(rng: Random) -> str:
     return " ".join(rng.choices(_WORDS, k=rng.randint(1, 3)))
 
 
+def other_tokens(token: str, count: int, rng: Random) -> list[str]:
+    """So many different tokens that might have come instead of this one."""
+    others = [f" {word}" for word in _WORDS if f" {word}" != token]
+    return rng.sample(others, count)
+
+
 def text_for_pattern(pattern: str, rng: Random) -> str | None:
     """A text in which the regular expression is found; None where it asks for more than is known.
 

@@ -4,7 +4,9 @@ No I/O. What an answer says is drawn from the seed and the body alone; only its 
 from one attempt to the next.
 """
 
+import re
 import sys
+from math import log
 from random import Random
 from typing import Any
 
@@ -12,10 +14,10 @@ import msgspec
 from msgspec import Struct
 
 from batchrun.simulator import random_values
-from batchrun.simulator.requests import CheckedRequest
+from batchrun.simulator.requests import CheckedRequest, RequestBody, logprobs_asked
 from batchrun.simulator.schema_values import make_invalid, make_value
 from batchrun.simulator.settings import SimulatorSettings
-from batchrun.simulator.tools import ToolChoice, choose_functions
+from batchrun.simulator.streaming import split_text
 
 Item = dict[str, Any]
 _encode = msgspec.json.Encoder().encode
@@ -28,12 +30,22 @@ _CACHED_FROM = 1_024  # the shortest input that is cached, and the step beyond i
 _CACHED_STEP = 128
 _OBJECT_KEYS = ("id", "title", "count", "note", "done")
 _TOOL_DEFAULTS = {"description": None, "strict": True, "parameters": None}
+_ECHOED_IF_GIVEN = ("access_programs", "conversation", "image", "prompt", "prompt_cache_options")
+_WORD = re.compile("[a-z0-9]{4,}")
 _ITEM_TYPES = {"call": ("fc", "function_call"), "search": ("ws", "web_search_call")}
 _SERVICE_TIERS = {"auto": "default", "fast": "priority"}
 _SOURCES = "web_search_call.action.sources"  # sent only where `include` names them
 _SEARCH_SHARE = 0.8  # of the requests that leave it to the model
 _OPEN_SHARE = 0.4
 _CITE_EVERY = 2  # sentences
+
+
+class _ToolChoice(Struct, frozen=True):
+    """What `tool_choice` allows and requires."""
+
+    functions: tuple[dict[str, Any], ...]  # that may be called; empty: text
+    must: bool  # one at least
+    single: bool  # one at most
 
 
 class SimulatedAnswer(Struct, frozen=True):
@@ -71,20 +83,41 @@ def make_answer(
             left = 0
             break
     output_tokens = limit - left
-    usage = {
-        "input_tokens": request.input_tokens,
-        "input_tokens_details": {
-            "cached_tokens": _cached_tokens(request.input_tokens, rng),
-            "cache_write_tokens": 0,
-        },
-        "output_tokens": output_tokens,
-        "output_tokens_details": {"reasoning_tokens": reasoning_tokens},
-        "total_tokens": request.input_tokens + output_tokens,
-    }
+    cached_tokens = _cached_tokens(request.input_tokens, rng)
+    usage = _usage(request.input_tokens, cached_tokens, output_tokens, reasoning_tokens)
+    top = logprobs_asked(request.fields)
+    if top is not None:
+        _add_logprobs(
+            items, top, random_values.random_source(settings.seed, request.key, "logprobs")
+        )
     times = (int(now_s), int(now_s + latency_s))
     response = _response(request, items, usage, is_whole, _new_id("resp", ids), times)
     billed = (request.input_tokens, output_tokens, reasoning_tokens)
     return SimulatedAnswer(response, _encode(response), billed)
+
+
+def make_compaction(body: RequestBody, kept: list[Item], attempt: int, now_s: float) -> Item:
+    """The answer to `POST /v1/responses/compact`: the messages kept, and all else in one item."""
+    ids = random_values.random_source(0, body.key, f"compaction {attempt}")
+    item = {"id": _new_id("cmp", ids), "type": "compaction"}
+    secret = f"{ids.getrandbits(1024):0256x}"
+    return {
+        "id": _new_id("resp", ids),
+        "object": "response.compaction",
+        "created_at": int(now_s),
+        "output": [*kept, {**item, "encrypted_content": secret}],
+        "usage": _usage(body.input_tokens, 0, len(secret) // random_values.BYTES_A_TOKEN, 0),
+    }
+
+
+def _usage(input_: int, cached: int, output: int, reasoning: int) -> Item:
+    return {
+        "input_tokens": input_,
+        "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},
+        "output_tokens": output,
+        "output_tokens_details": {"reasoning_tokens": reasoning},
+        "total_tokens": input_ + output,
+    }
 
 
 def _response(
@@ -109,6 +142,7 @@ def _response(
         "background": given.get("background", False),
         "completed_at": times[1] if is_whole else None,
         "error": None,
+        "frequency_penalty": float(given.get("frequency_penalty", 0)),
         "incomplete_details": None if is_whole else {"reason": "max_output_tokens"},
         "instructions": given.get("instructions"),
         "max_output_tokens": given.get("max_output_tokens"),
@@ -116,6 +150,7 @@ def _response(
         "model": request.model,
         "output": items,
         "parallel_tool_calls": given.get("parallel_tool_calls", True),
+        "presence_penalty": float(given.get("presence_penalty", 0)),
         "previous_response_id": given.get("previous_response_id"),
         "prompt_cache_key": given.get("prompt_cache_key"),
         "prompt_cache_retention": given.get("prompt_cache_retention"),
@@ -137,13 +172,25 @@ def _response(
         "user": given.get("user"),
         "metadata": given.get("metadata", {}),
     }
-    conversation = given.get("conversation")
-    if conversation:
-        is_id = isinstance(conversation, str)
-        response["conversation"] = {"id": conversation} if is_id else conversation
+    for name in _ECHOED_IF_GIVEN:
+        if name in given:
+            response[name] = _echo(name, given[name])
     if _offers_search(given):
         response["tool_usage"] = _tool_usage(items)
     return response
+
+
+def _echo(name: str, value: Any) -> Any:
+    """What the response has for a field that it has only where it was given."""
+    match name:
+        case "conversation" if isinstance(value, str):
+            return {"id": value}
+        case "image":
+            is_off = value.get("context_compression") == "disabled"
+            return {"context_compression": "disabled" if is_off else "enabled"}
+        case "prompt_cache_options":
+            return {"mode": "implicit", "ttl": "30m", **value}
+    return value
 
 
 def _format(fields: Item) -> Item:
@@ -160,9 +207,13 @@ def _parts(request: CheckedRequest, settings: SimulatorSettings, rng: Random) ->
     refuses, calls_none, speaks_first = rng.random(), rng.random(), rng.random()
     if refuses < settings.refusals:
         return [{"type": "refusal", "text": rng.choice(random_values.REFUSALS)}]
-    choice = choose_functions(fields)
+    choice, given = _choose_functions(fields), fields.get("input")
     if choice.functions and (
-        choice.must or (calls_none < 0.9 and not _ends_with_result(fields.get("input")))
+        choice.must
+        or (
+            not _ends_with_result(given)
+            and (calls_none < 0.9 or _is_mentioned(choice.functions, given))
+        )
     ):
         said = [{"type": "output_text", "text": "Let me look that up."}]
         first = said if speaks_first < 0.1 and not choice.must else []
@@ -174,13 +225,43 @@ def _parts(request: CheckedRequest, settings: SimulatorSettings, rng: Random) ->
     return [*({"type": "search", "action": action} for action in actions), text]
 
 
+def _choose_functions(fields: dict[str, Any]) -> _ToolChoice:
+    """Which functions may be called, whether one must be, and whether several may be."""
+    functions = [tool for tool in fields.get("tools", []) if tool["type"] == "function"]
+    choice = fields.get("tool_choice", "auto")
+    single = fields.get("parallel_tool_calls") is False
+    must = choice == "required"
+    if choice == "none":
+        functions = []
+    elif isinstance(choice, dict):
+        names = []
+        if choice["type"] == "function":
+            names = [choice["name"]]
+            must = single = True
+        elif choice["type"] == "allowed_tools":
+            names = [tool.get("name") for tool in choice["tools"]]
+            must = choice["mode"] == "required"
+        functions = [tool for tool in functions if tool["name"] in names]
+    return _ToolChoice(tuple(functions), must, single)
+
+
+def _is_mentioned(functions: tuple[dict[str, Any], ...], given: Any) -> bool:
+    """The last message has a word of a function's name, as `weather` of get_weather."""
+    last = given[-1] if isinstance(given, list) and given else given
+    said = last.get("content") if isinstance(last, dict) else last
+    if isinstance(said, list):
+        said = " ".join(str(part.get("text", "")) for part in said if isinstance(part, dict))
+    words = set(_WORD.findall(str(said).lower()))
+    return any(words.intersection(_WORD.findall(tool["name"].lower())) for tool in functions)
+
+
 def _ends_with_result(given: Any) -> bool:
     """The last item is what a function returned: the model now answers in words."""
     last = given[-1] if isinstance(given, list) and given else {}
     return bool(last.get("type") == "function_call_output")
 
 
-def _calls(choice: ToolChoice, settings: SimulatorSettings, rng: Random) -> list[Item]:
+def _calls(choice: _ToolChoice, settings: SimulatorSettings, rng: Random) -> list[Item]:
     count = 1 if choice.single else rng.choices((1, 2, 3, 4), (35, 30, 20, 15))[0]
     calls = []
     for _ in range(count):
@@ -277,6 +358,29 @@ def _make_item(part: Item, left: int, ids: Random) -> tuple[Item | None, int, bo
         content = {"type": kind, "annotations": marks, "logprobs": [], "text": text}
         item |= {"content": [content], "role": "assistant"}
     return item, tokens, is_whole
+
+
+def _add_logprobs(items: list[Item], top: int, rng: Random) -> None:
+    """Adds logprobs to each text, with `top` alternatives for each token, the likeliest first."""
+    for item in items:
+        for part in item.get("content", ()) if item["type"] == "message" else ():
+            if part["type"] == "output_text":
+                part["logprobs"] = [_logprob(token, top, rng) for token in split_text(part["text"])]
+
+
+def _logprob(token: str, top: int, rng: Random) -> Item:
+    """A token, and the likeliest ones at its place, among which it need not be."""
+    share = 1 - 0.9 * rng.random() ** 3  # its probability; of the rest, each other takes half
+    likely = [(share, token)]
+    for other in random_values.other_tokens(token, top, rng):
+        likely.append(((1 - share) / 2 ** len(likely), other))
+    likely.sort(key=lambda one: -one[0])
+    given = [_token(text, share) for share, text in likely[:top]]
+    return {**_token(token, share), "top_logprobs": given}
+
+
+def _token(text: str, share: float) -> Item:
+    return {"token": text, "logprob": log(share), "bytes": list(text.encode())}
 
 
 def _new_id(kind: str, ids: Random) -> str:

@@ -1,9 +1,10 @@
 """The simulated server: a port that listens, the routes, and what admits each request.
 
-Paths: `POST /v1/responses`, `GET /v1/responses/ID` and `POST /v1/responses/ID/cancel` for what was
-begun in background, `POST /v1/responses/input_tokens`, `GET /v1/models` and `/v1/models/NAME`,
-`GET /stats` (`?by=body` for the table of bodies). A client that hangs up is no longer in flight;
-the answer made for it still counts when it would have been ready.
+Paths: `POST /v1/responses`; `GET` (also as a stream) and `DELETE /v1/responses/ID`,
+`GET /v1/responses/ID/input_items`, `POST /v1/responses/ID/cancel`;
+`POST /v1/responses/input_tokens` and `/v1/responses/compact`; `GET /v1/models` and
+`/v1/models/NAME`; `GET /stats` (`?by=body` for the table of bodies). A client that hangs up is no
+longer in flight; the answer made for it still counts when it would have been ready.
 """
 
 import asyncio
@@ -14,13 +15,30 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from enum import StrEnum
 
+import msgspec
 from aiohttp import web
 
 from batchrun.simulator import errors, faults
-from batchrun.simulator.attempts import Responder, ServerState, whole_answer
+from batchrun.simulator.attempts import Responder, ServerState, send_events, whole_answer
 from batchrun.simulator.errors import ApiError
-from batchrun.simulator.requests import CheckedRequest, check_request, count_tokens, read_body
+from batchrun.simulator.replies import make_compaction
+from batchrun.simulator.requests import (
+    CheckedRequest,
+    RequestBody,
+    check_compaction,
+    check_request,
+    count_tokens,
+    read_body,
+)
 from batchrun.simulator.settings import Quirk, SimulatorSettings
+from batchrun.simulator.stored_responses import (
+    StoredResponse,
+    input_items,
+    is_set,
+    list_items,
+    query_number,
+)
+from batchrun.simulator.streaming import render_stream
 
 _SHUTDOWN_S = 0.1
 _MODELS = ("gpt-4.1", "gpt-4.1-mini", "gpt-5", "o4-mini")  # listed where any name is accepted
@@ -33,17 +51,22 @@ class Route(StrEnum):
     MODELS = "models"  # the list, or one by its name
     RESPOND = "respond"
     COUNT = "count"
-    RETRIEVE = "retrieve"  # a background response
+    COMPACT = "compact"
+    RETRIEVE = "retrieve"  # a response, by its id, as are the others below
+    DELETE = "delete"
+    INPUT_ITEMS = "input_items"
     CANCEL = "cancel"
 
 
-_ROUTES = (  # the first that matches; groups are names and ids
-    ("GET", re.compile("/stats"), Route.STATS),
-    ("GET", re.compile("/v1/models(?:/(.+))?"), Route.MODELS),
-    ("POST", re.compile("/v1/responses"), Route.RESPOND),
-    ("POST", re.compile("/v1/responses/input_tokens"), Route.COUNT),
-    ("GET", re.compile("/v1/responses/([^/]+)"), Route.RETRIEVE),
-    ("POST", re.compile("/v1/responses/([^/]+)/cancel"), Route.CANCEL),
+_ROUTES: tuple[tuple[re.Pattern[str], dict[str, Route]], ...] = (  # groups are names and ids
+    (re.compile("/stats"), {"GET": Route.STATS}),
+    (re.compile("/v1/models(?:/(.+))?"), {"GET": Route.MODELS}),
+    (re.compile("/v1/responses"), {"POST": Route.RESPOND}),
+    (re.compile("/v1/responses/input_tokens"), {"POST": Route.COUNT}),
+    (re.compile("/v1/responses/compact"), {"POST": Route.COMPACT}),
+    (re.compile("/v1/responses/([^/]+)"), {"GET": Route.RETRIEVE, "DELETE": Route.DELETE}),
+    (re.compile("/v1/responses/([^/]+)/input_items"), {"GET": Route.INPUT_ITEMS}),
+    (re.compile("/v1/responses/([^/]+)/cancel"), {"POST": Route.CANCEL}),
 )
 
 
@@ -98,17 +121,17 @@ def _never_accepting(host: str, port: int) -> Iterator[str]:
 def find_route(method: str, path: str) -> tuple[Route, str]:
     """What is asked for, and the name or id in the path. Raises `ApiError`."""
     path = path.rstrip("/")
-    for allowed, pattern, route in _ROUTES:
+    for pattern, routes in _ROUTES:
         found = pattern.fullmatch(path)
         if found is None:
             continue
-        if method != allowed:
+        if method not in routes:
             message = (
                 f"Not allowed to {method} on {path}. (HINT: Perhaps you meant to use a different "
                 "HTTP method?)"
             )
             raise ApiError(message, code="method_not_supported", status=405)
-        return route, next(iter(found.groups("")), "")
+        return routes[method], next(iter(found.groups("")), "")
     raise ApiError(f"Invalid URL ({method} {path})", status=404)
 
 
@@ -128,12 +151,21 @@ class Service:
                 is_by_body = request.query.get("by") == "body"
                 return self._json(stats.by_body() if is_by_body else stats.totals())
             self._check_key(request)
-            if route is Route.MODELS:
-                return self._models(name)
-            if route is Route.COUNT:
-                count = count_tokens(read_body(await request.content.read()))
-                return self._json({"object": "response.input_tokens", "input_tokens": count})
-            return self._stored(name, cancels=route is Route.CANCEL)
+            match route:
+                case Route.MODELS:
+                    return self._models(name)
+                case Route.COUNT:
+                    count = count_tokens(read_body(await request.content.read()))
+                    return self._json({"object": "response.input_tokens", "input_tokens": count})
+                case Route.COMPACT:
+                    return self._compact(read_body(await request.content.read()))
+                case Route.DELETE:
+                    return self._json(self._state.stored.delete(name))
+                case Route.INPUT_ITEMS:
+                    return self._json(list_items(self._state.stored.find(name), request.query))
+                case Route.CANCEL:
+                    return self._cancel(self._state.stored.find(name))
+            return await self._retrieve(self._state.stored.find(name), request)
         except ApiError as error:
             headers = {**self._state.request_id(), **error.headers}
             return whole_answer(error.render(), error.status, headers)
@@ -152,25 +184,60 @@ class Service:
             raise errors.unknown_model(name)
         return self._json({"id": name, **about})
 
-    def _stored(self, id_: str, *, cancels: bool) -> web.Response:
-        """A background response as it is now, or as it is after being cancelled."""
-        found, stats = self._state.background.get(id_), self._state.stats
-        if found is None:
-            raise errors.unknown_response(id_)
-        now_s = asyncio.get_running_loop().time()
-        quirks = self._state.settings.quirks
-        if cancels:
-            if found.cancel(now_s):
-                stats.cancelled(found.key)
-        else:
-            stats.polled(found.key)
-            found.polls += 1
-            if Quirk.FLAKY_POLLS in quirks and found.polls % 2:
+    def _compact(self, body: RequestBody) -> web.Response:
+        check_compaction(body, self._state.settings.models)
+        items = input_items(body.fields.get("input"), body.key.hex())
+        kept = [item for item in items if item.get("role") == "user"]
+        number = self._state.stats.admitted(body.key)
+        return self._json(make_compaction(body, kept, number, time.time()))
+
+    async def _retrieve(
+        self, stored: StoredResponse, request: web.BaseRequest
+    ) -> web.StreamResponse:
+        """A response as it is now, or its events from one on, and those still to come."""
+        quirks, work = self._state.settings.quirks, stored.work
+        if work is not None:
+            self._state.stats.polled(work.key)
+            work.polls += 1
+            if Quirk.FLAKY_POLLS in quirks and work.polls % 2:
                 page = errors.html_page("502 Bad Gateway")
                 return whole_answer(page, 502, content_type="text/html")
-        if Quirk.LOST_BACKGROUND in quirks:
-            raise errors.unknown_response(id_)
-        return self._json(found.at(now_s))
+            if Quirk.LOST_BACKGROUND in quirks:
+                raise errors.unknown_response(stored.id)
+        if not is_set(request.query, "stream"):
+            return self._as_it_is(stored)
+        if work is None:
+            message = "This response cannot be streamed: it was not created with background=true."
+            raise ApiError(message, "stream")
+        first = query_number(request.query, "starting_after", -1) + 1
+        is_padded = is_set(request.query, "include_obfuscation", default=True)
+        response = faults.change_response(msgspec.json.decode(stored.response), quirks)
+        events = render_stream(response, {"include_obfuscation": is_padded}, quirks, None)
+        headers, latency_s = self._state.request_id(), work.latency_s
+        return await send_events(
+            request, headers, events, latency_s, quirks, work=work, first=first
+        )
+
+    def _cancel(self, stored: StoredResponse) -> web.Response:
+        if stored.work is None:
+            raise ApiError("Cannot cancel a synchronous response.")
+        if stored.work.cancel(asyncio.get_running_loop().time()):
+            self._state.stats.cancelled(stored.work.key)
+        if Quirk.LOST_BACKGROUND in self._state.settings.quirks:
+            raise errors.unknown_response(stored.id)
+        return self._as_it_is(stored)
+
+    def _as_it_is(self, stored: StoredResponse) -> web.Response:
+        """Stored bytes are sent as they are where nothing has to be changed in them."""
+        quirks, work = self._state.settings.quirks, stored.work
+        status = work.status(asyncio.get_running_loop().time()) if work is not None else None
+        body = stored.response
+        if quirks or status is not None:
+            response = faults.change_response(msgspec.json.decode(body), quirks)
+            if status is not None:
+                response = faults.unfinished(response, status)
+            body = faults.encode(response, quirks)
+        return whole_answer(body, headers=self._state.request_id())
 
     def _check_key(self, request: web.BaseRequest) -> None:
         if self._state.settings.api_key is None:
@@ -189,6 +256,7 @@ class Service:
             body = read_body(await request.content.read())
             stats.read(body.key)
             checked = check_request(body, self._state.settings.models)
+            checked = self._state.stored.with_context(checked)
         except ApiError as error:
             stats.rejected(error.status)
             raise

@@ -4,6 +4,7 @@ A completion is an answer that was made and would be billed, whether or not it a
 not arrive whole, because of a fault or a lost connection, is also counted as destroyed.
 """
 
+import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -151,3 +152,26 @@ class Stats:
             }
             for key, counts in self._bodies.items()
         }
+
+
+class Delivery:
+    """One request in flight and the answer made for it: each counted once, however it ends."""
+
+    def __init__(self, stats: Stats, key: bytes) -> None:
+        self.key = key
+        self._stats = stats
+        self.end = stats.begun()  # no longer in flight; later calls do nothing
+        self.billed: tuple[int, int, int] | None = None  # tokens, once there is an answer
+        self.is_counted = False
+
+    def count(self, destroyed_by: str | None = None) -> None:
+        """The answer is made, and billed; later calls count nothing."""
+        self.is_counted = True
+        tokens, self.billed = self.billed, None
+        if tokens is not None:
+            self._stats.completed(self.key, tokens, time.time(), destroyed_by)
+
+    def finish(self, destroyed_by: str | None = None) -> None:
+        """The answer is made, and no longer in flight."""
+        self.count(destroyed_by)
+        self.end()

@@ -44,7 +44,7 @@ def make_events(response: Item, *, padded: bool = True) -> list[Item]:
 
 
 def split_text(text: str) -> list[str]:
-    """The text in deltas; joined they are the text."""
+    """The text in deltas, each of which is one token for logprobs; joined they are the text."""
     return _PIECE.findall(text)
 
 
@@ -67,21 +67,24 @@ def render_events(
 
 
 def bursts(
-    events: list[bytes], latency_s: float, opening: int = _OPENING
+    events: list[bytes], latency_s: float, opening: int = _OPENING, first: int = 0
 ) -> Iterator[tuple[float, bytes, bool]]:
     """What is sent, in how many seconds from the start, and whether it is the last.
 
-    The opening comes at once, the last burst with the latency.
+    The opening comes at once, the last burst with the latency. Of a stream that is taken up in the
+    middle, `first` is the number of its first event; the others keep their times.
     """
-    rest = events[opening:]
-    count = min(len(rest), _MOST_BURSTS, int(latency_s / _LEAST_BURST_S))
-    if count < 2:
-        yield latency_s, b"".join(events), True
+    count = len(events) - opening
+    steps = min(count, _MOST_BURSTS, int(latency_s / _LEAST_BURST_S))
+    if steps < 2:
+        if first < len(events):
+            yield latency_s, b"".join(events[first:]), True
         return
-    yield 0.0, b"".join(events[:opening]), False
-    for number in range(1, count + 1):
-        first, last = (number - 1) * len(rest) // count, number * len(rest) // count
-        yield latency_s * (number / count), b"".join(rest[first:last]), number == count
+    ends = [opening + step * count // steps for step in range(steps + 1)]
+    for step, end in enumerate(ends):
+        begin = max(ends[step - 1] if step else 0, first)
+        if begin < end:
+            yield latency_s * (step / steps), b"".join(events[begin:end]), step == steps
 
 
 def cut_anywhere(data: bytes, rng: Random) -> Iterator[bytes]:
@@ -108,7 +111,12 @@ def _render_event(event: Item, quirks: tuple[Quirk, ...]) -> bytes:
 
 def _events(response: Item, *, padded: bool) -> Iterator[Item]:
     begun = unfinished(response, "in_progress")
-    yield {"type": "response.created", "response": begun}
+    if response["background"]:
+        queued = unfinished(response, "queued")
+        yield {"type": "response.created", "response": queued}
+        yield {"type": "response.queued", "response": queued}
+    else:
+        yield {"type": "response.created", "response": begun}
     yield {"type": "response.in_progress", "response": begun}
     for index, item in enumerate(response["output"]):
         begun = {"output_index": index, "item": _begun_item(item)}
@@ -155,11 +163,14 @@ def _content_events(part: Item, at: Item, padded: bool) -> Iterator[Item]:
         name, kind, empty, extra = "refusal", "response.refusal", {"refusal": ""}, {}
     else:
         name, kind = "text", "response.output_text"
-        empty, extra = {"text": "", "annotations": []}, {"logprobs": []}
+        empty = {"text": "", "annotations": [], "logprobs": []}
+        extra = {"logprobs": part["logprobs"]}  # of a delta: those of its one token
     yield {"type": "response.content_part.added", **at, "part": {**part, **empty}}
     marks = list(enumerate(part.get("annotations", ())))
     sent = 0
-    for event in _deltas(kind, part[name], {**at, **extra}, padded):
+    for number, event in enumerate(_deltas(kind, part[name], at, padded)):
+        if extra:
+            event["logprobs"] = part["logprobs"][number : number + 1]
         yield event
         sent += len(event["delta"])
         while marks and marks[0][1]["end_index"] <= sent:

@@ -1,4 +1,5 @@
 import json
+import math
 import statistics
 from typing import Any
 
@@ -322,10 +323,74 @@ def test_what_was_asked_is_echoed_with_the_api_s_defaults() -> None:
     assert answer["user"] == "somebody"
 
 
+def test_fields_have_the_value_that_was_sent_or_the_default() -> None:
+    plain = _answer()
+    assert (plain["presence_penalty"], plain["frequency_penalty"]) == (0.0, 0.0)
+    sent: dict[str, Any] = {
+        "presence_penalty": 1,
+        "frequency_penalty": -0.5,
+        "max_output_tokens": 4_000,
+        "max_tool_calls": 3,
+        "metadata": {"a": "b"},
+        "parallel_tool_calls": False,
+        "previous_response_id": "resp_1",
+        "prompt": {"id": "pmpt_1", "version": "2"},
+        "prompt_cache_key": "key",
+        "prompt_cache_retention": "24h",
+        "safety_identifier": "s",
+        "temperature": 0.5,
+        "top_logprobs": 3,
+        "top_p": 0.25,
+        "truncation": "auto",
+        "user": "u",
+    }
+    answer = _answer(**sent)
+    assert {name: answer[name] for name in sent} == sent
+    changed = _answer(
+        image={"context_compression": "auto"},
+        prompt_cache_options={"mode": "explicit"},
+        access_programs={"cyber": "standard"},
+    )
+    assert changed["image"] == {"context_compression": "enabled"}
+    assert changed["prompt_cache_options"] == {"mode": "explicit", "ttl": "30m"}
+    assert changed["access_programs"] == {"cyber": "standard"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "top"),
+    [
+        ({"include": ["message.output_text.logprobs"]}, 0),
+        ({"include": ["message.output_text.logprobs"], "top_logprobs": 5}, 5),
+        ({"top_logprobs": 20}, 20),
+    ],
+)
+def test_logprobs_come_where_asked_for(asked: dict[str, Any], top: int) -> None:
+    answer = _answer(**asked)
+    assert _said(answer) == _said(_answer(**asked, attempt=1))
+    logprobs = answer["output"][0]["content"][0]["logprobs"]
+    assert "".join(one["token"] for one in logprobs) == _said(answer)
+    for one in logprobs:
+        assert bytes(one["bytes"]).decode() == one["token"]
+        assert one["logprob"] < 0
+        likely = [other["logprob"] for other in one["top_logprobs"]]
+        assert (len(likely), likely) == (top, sorted(likely, reverse=True))
+        assert len({other["token"] for other in one["top_logprobs"]}) == top
+        assert sum(map(math.exp, likely)) <= 1 + 1e-9
+    assert _answer()["output"][0]["content"][0]["logprobs"] == []
+
+
+def test_a_function_that_is_meant_is_called() -> None:
+    texts = [f"What is the weather in city {row}?" for row in range(60)]
+    for text in texts:
+        part = {"type": "input_text", "text": text}
+        for asked in (text, [{"role": "user", "content": [part]}]):
+            assert _calls(_answer(input=asked, tools=[_WEATHER]))
+
+
 @settings(max_examples=150)
 @given(
     st.text(max_size=20),
-    st.sampled_from(["gpt-4.1", "gpt-5", "o3"]),
+    st.sampled_from(["gpt-4.1", "gpt-5", "o3", "gpt-6.1-terra"]),
     st.none() | st.integers(16, 400),
     st.sampled_from([[], [_WEATHER], [_WEATHER, _CLOCK, _SEARCH]]),
     st.sampled_from([None, {"format": {"type": "text"}}, _FORMAT]),

@@ -182,6 +182,40 @@ def test_bursts_hold_everything_in_order_and_end_with_the_latency(
     assert len(planned) <= 21
 
 
+@given(_FRAMES, st.integers(0, 90), st.floats(0, 2))
+def test_bursts_taken_up_in_the_middle_keep_their_times(
+    frames: list[bytes], first: int, latency_s: float
+) -> None:
+    whole = {at_s: is_last for at_s, _, is_last in streaming.bursts(frames, latency_s)}
+    planned = list(streaming.bursts(frames, latency_s, first=first))
+    assert b"".join(data for _, data, _ in planned) == b"".join(frames[first:])
+    assert all(whole[at_s] is is_last for at_s, _, is_last in planned)
+    assert bool(planned) is (first < len(frames))
+
+
+def test_deltas_carry_the_logprobs_of_their_tokens() -> None:
+    asked: dict[str, Any] = {"include": ["message.output_text.logprobs"], "top_logprobs": 2}
+    response = _response(**asked)
+    whole = response["output"][0]["content"][0]["logprobs"]
+    events = make_events(response)
+    for event in events:
+        _EVENT.validate_json(json.dumps(event), strict=True)
+    deltas = [event for event in events if event["type"] == "response.output_text.delta"]
+    assert [event["logprobs"][0]["token"] for event in deltas] == [e["delta"] for e in deltas]
+    assert [one for event in deltas for one in event["logprobs"]] == whole
+    (done,) = (event for event in events if event["type"] == "response.output_text.done")
+    assert done["logprobs"] == whole
+    unasked = make_events(_response())
+    assert all(not event["logprobs"] for event in unasked if "logprobs" in event)
+
+
+def test_work_in_background_is_queued_first() -> None:
+    created, queued, begun = make_events(_response(background=True))[:3]
+    assert (created["type"], queued["type"]) == ("response.created", "response.queued")
+    assert created["response"]["status"] == queued["response"]["status"] == "queued"
+    assert (begun["type"], begun["response"]["status"]) == ("response.in_progress", "in_progress")
+
+
 @given(st.binary(), st.integers(0, 9))
 def test_cuts_joined_are_what_was_cut(data: bytes, seed: int) -> None:
     pieces = list(streaming.cut_anywhere(data, Random(seed)))
