@@ -166,10 +166,11 @@ def test_read_tables_says_what_duckdb_says(overnight: Path, tmp_path: Path) -> N
     most = "SELECT name, count(*) AS n FROM tool_calls GROUP BY name ORDER BY n DESC, name LIMIT 5"
     for name, calls in ask(overnight, most):
         assert re.search(rf"{name} +┆ {calls} ", said), name
-    sums = "sum(input_tokens), sum(output_tokens), sum(reasoning_tokens)"
-    for model, spent, made, thought in ask(
-        overnight, f"SELECT model, {sums} FROM responses GROUP BY model"
-    ):
+    query = """
+        SELECT model, sum(input_tokens), sum(output_tokens), sum(reasoning_tokens)
+        FROM responses GROUP BY model
+    """
+    for model, spent, made, thought in ask(overnight, query):
         figures = rf"^{re.escape(model)} +{spent} +0 +{made} +{thought}$"
         assert re.search(figures, said, re.MULTILINE)
 
