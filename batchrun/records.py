@@ -143,6 +143,7 @@ class Reply(Struct, frozen=True, gc=False):
     first_token_s: float | None = None  # stream mode: until the first non-empty delta
     advertised: tuple[AdvertisedLimit, ...] = ()
     said: bytes = b""  # a response of what a stream said before its error; empty: nothing
+    error_type: str | None = None  # of an error, where a header says it (AWS)
 
 
 class Usage(Struct, frozen=True, array_like=True, gc=False):

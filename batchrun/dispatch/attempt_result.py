@@ -8,7 +8,15 @@ from batchrun.dialects.responses import Unreadable, parse_response
 from batchrun.errors import EndpointError, ErrorKind
 from batchrun.pricing.prices import Prices, tier_of
 from batchrun.records import Attempt, Failure, Finish, Reply, Request, Response
-from batchrun.retry.error_kinds import ErrorBody, classify, hint_in, parse_error
+from batchrun.retry.error_kinds import (
+    NO_WORDS,
+    ErrorBody,
+    OwnWords,
+    classify,
+    hint_in,
+    own_kind,
+    parse_error,
+)
 from batchrun.retry.next_step import FACTS
 
 _SLOW_DOWN = "slow_down"
@@ -47,7 +55,7 @@ class AttemptResult(Struct, frozen=True, gc=False):
                 is_retry=is_retry, advertised=advertised, tokens=tokens, dollars=attempt.cost_usd
             )
         return Finish(
-            kind=failure.kind,
+            kind=_kind_for_limits(failure, reply),
             answered=reply is not None,
             is_retry=is_retry,
             hint_s=self.hint_s,
@@ -66,14 +74,18 @@ def attempt_result(
     latency_s: float,
     via: str,
     prices: Prices,
+    words: OwnWords = NO_WORDS,
 ) -> AttemptResult:
-    """The result of the attempt that `begun` describes so far and that ended with `end`."""
+    """The result of the attempt that `begun` describes so far and that ended with `end`.
+
+    `words`: the job's own, of `[retry.words]`.
+    """
     reply: Reply | None = None
     response_id: str | None = None
     was_sent = True
     result: Response | Failure
     if isinstance(end, Reply):
-        reply, result = end, read_reply(end, request)
+        reply, result = end, read_reply(end, request, words)
     else:
         result = Failure(end.kind, end.message, http_status=end.http_status)
         response_id, was_sent = end.response_id, end.was_sent
@@ -130,7 +142,7 @@ def _said(body: bytes, request: Request, failure: Failure) -> Response | None:
     )
 
 
-def read_reply(reply: Reply, request: Request) -> Response | Failure:
+def read_reply(reply: Reply, request: Request, words: OwnWords = NO_WORDS) -> Response | Failure:
     """A whole answer, understood, and its error classified."""
     status = reply.http_status
     answer: Response | ErrorBody | Unreadable
@@ -144,9 +156,26 @@ def read_reply(reply: Reply, request: Request) -> Response | Failure:
             return answer
         kind = failure.kind
         if kind is not ErrorKind.CANCELLED:
-            kind = classify(status, failure.code, None, failure.message)
+            kind = classify(status, failure.code, None, failure.message, asked=request, words=words)
         return replace(answer, failure=replace(failure, kind=kind, http_status=status))
     if isinstance(answer, Unreadable):
-        return Failure(ErrorKind.UNREADABLE, answer.message, http_status=status)
-    kind = classify(status, answer.code, answer.type, answer.message, is_html=answer.is_html)
+        kind = own_kind(words, answer.message) or ErrorKind.UNREADABLE
+        return Failure(kind, answer.message, http_status=status)
+    kind = classify(
+        status,
+        answer.code,
+        answer.type or reply.error_type,
+        answer.message,
+        param=answer.param,
+        is_html=answer.is_html,
+        asked=request,
+        words=words,
+    )
     return Failure(kind, answer.message, answer.code, status)
+
+
+def _kind_for_limits(failure: Failure, reply: Reply | None) -> ErrorKind:
+    """A page, or nothing, in place of an answer: something in front of the API said it."""
+    if failure.kind is not ErrorKind.UNREADABLE or reply is None:
+        return failure.kind
+    return ErrorKind.FIREWALL if reply.body.lstrip()[:1] in (b"", b"<") else failure.kind

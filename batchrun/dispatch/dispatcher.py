@@ -301,7 +301,7 @@ class _RowAttempts(Struct, eq=False):
                 end = error
             latency_s = time.perf_counter() - began_s
             attempted = attempt_result(
-                end, self.asked, begun, latency_s, run.endpoint.via, run.prices
+                end, self.asked, begun, latency_s, run.endpoint.via, run.prices, run.retry.words
             )
         except BaseException:
             run.gate.leave(slot, _DROPPED)

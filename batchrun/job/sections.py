@@ -11,9 +11,31 @@ from urllib.parse import urlsplit
 
 from msgspec import Meta, Struct, field
 
+from batchrun.errors import ErrorKind
+from batchrun.formats.printable import nearest
+
 DEFAULT_KEY_ENV = "OPENAI_API_KEY"
 STDIN = "-"
 _LOOPBACK = re.compile(r"^(localhost|127(\.\d{1,3}){3}|::1)$")
+
+# What an answer can say of itself. The other kinds are what batchrun sees.
+TOLD_KINDS = (
+    ErrorKind.QUOTA,
+    ErrorKind.UNAUTHORIZED,
+    ErrorKind.FORBIDDEN,
+    ErrorKind.NOT_FOUND,
+    ErrorKind.FIREWALL,
+    ErrorKind.RATE_LIMIT,
+    ErrorKind.OVER_LIMIT,
+    ErrorKind.BUSY,
+    ErrorKind.OVERLOADED,
+    ErrorKind.SERVER_ERROR,
+    ErrorKind.GATEWAY_TIMEOUT,
+    ErrorKind.UNREADABLE,
+    ErrorKind.TOO_LONG,
+    ErrorKind.CONTENT_POLICY,
+    ErrorKind.BAD_REQUEST,
+)
 
 Count = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(ge=0)]
@@ -79,6 +101,14 @@ class RetryJob(Struct, frozen=True, forbid_unknown_fields=True):
     max_elapsed_s: Seconds = 3600.0  # for a row, from its first send, waits at the gate left out
     on_incomplete: Literal["keep", "raise_limit"] = "keep"  # ask again with twice the limit?
     on_invalid_output: Annotated[int, Meta(ge=0)] = 0  # times to ask again for output that fits
+    words: dict[str, tuple[str, ...]] = field(default_factory=dict)  # kind to parts of messages
+
+    def __post_init__(self) -> None:
+        for kind, parts in self.words.items():
+            if kind not in TOLD_KINDS:
+                raise ValueError(f"words.{kind} is no kind; {nearest(kind, TOLD_KINDS)}")
+            if not all(part.strip() for part in parts):
+                raise ValueError(f"words.{kind} has an empty text, which every message contains")
 
 
 class OutputJob(Struct, frozen=True, forbid_unknown_fields=True):

@@ -6,16 +6,33 @@ the last (PROTOCOL B.2; for the codes of reselling gateways B.6).
 
 import html
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from msgspec import Struct
 
 from batchrun.errors import ErrorKind
 from batchrun.formats.amounts import PART, duration_s
 from batchrun.formats.json_text import beginning, compact, decode, is_bool, text
+from batchrun.records import Request
+from batchrun.retry.server_words import (
+    ACCOUNT,
+    CODE_PARTS,
+    CODES,
+    MONEY,
+    NOT_MONEY,
+    OBJECT,
+    SPENT,
+    SPENT_PARTS,
+    STATUSES,
+    WORDS,
+    Words,
+    plain,
+)
 
 _LONGEST = 8_000  # characters of a message: some servers send the whole input back
 _PAGE = 8 * 1024  # bytes of a page that are looked at
+_SHORT_PAGE = b"error code: 1"  # Cloudflare's pages in plain text: `error code: 1010`
 _TITLE = re.compile(r"(?is)<title[^>]*>(.*?)</title>")
 _TAG = re.compile(r"(?is)<(script|style)\b.*?</\1>|<[^>]*>")
 
@@ -26,7 +43,11 @@ class ErrorBody(Struct, frozen=True):
     message: str
     code: str | None = None
     type: str | None = None
-    is_html: bool = False
+    is_html: bool = False  # a page, of something in front of the API
+    param: str | None = None  # of the request
+
+
+_NOTHING = ErrorBody("")
 
 
 def parse_error(body: bytes) -> ErrorBody:
@@ -36,8 +57,9 @@ def parse_error(body: bytes) -> ErrorBody:
     try:
         value = decode(body)
     except ValueError:
-        is_html = body.lstrip()[:1] == b"<"
-        return ErrorBody(_page(body) if is_html else beginning(body), is_html=is_html)
+        if body.lstrip()[:1] == b"<":
+            return ErrorBody(_page(body), is_html=True)
+        return ErrorBody(beginning(body), is_html=body.startswith(_SHORT_PAGE))
     return find_error(value) or ErrorBody(beginning(body))
 
 
@@ -50,17 +72,44 @@ def find_error(value: object) -> ErrorBody | None:
     nested = value.get("response")
     if not value.get("error") and isinstance(nested, dict) and nested.get("error"):
         value = nested
-    outer = (text(value, "message"), _code(value.get("code")), text(value, "type"))
-    inner = value.get("error")
-    if isinstance(inner, dict):
+    outer = (text(value, "message"), _code(value.get("code")), _type(value))
+    inner = _error_object(value)
+    if inner is not None:
         # Each field from within, else from without: servers do both (PROTOCOL 0.8).
-        message = text(inner, "message") or text(inner, "detail") or outer[0] or compact(inner)
-        code = _code(inner.get("code")) or outer[1]
-        return ErrorBody(message[:_LONGEST], code, text(inner, "type") or outer[2])
+        deeper = find_error(inner.get("message")) or _NOTHING
+        message = text(inner, "message") or deeper.message or text(inner, "detail") or outer[0]
+        return ErrorBody(
+            (message or compact(inner))[:_LONGEST],
+            _code(inner.get("code")) or deeper.code or outer[1],
+            _type(inner) or deeper.type or outer[2],
+            param=_param(inner),
+        )
     for name in ("error", "detail", "message", "msg", "error_msg", "title"):
         if words := value.get(name):
-            return ErrorBody(_message(words)[:_LONGEST], *outer[1:])
+            return ErrorBody(_message(words)[:_LONGEST], *outer[1:], param=_param(value))
     return None
+
+
+def _error_object(value: dict[str, Any]) -> dict[str, Any] | None:
+    """The object that describes the error, where there is one within; of a list, the first."""
+    for name in ("error", "errors", "detail"):
+        inner = value.get(name)
+        if isinstance(inner, list) and inner and text(inner[0], "message"):
+            inner = inner[0]
+        if isinstance(inner, dict) and inner:
+            return inner
+    return None
+
+
+def _type(value: dict[str, Any]) -> str | None:
+    """AWS names the type `__type`, Google `status`, Cloudflare's AI Gateway `name`."""
+    names = ("type", "__type", "status", "name")
+    return next((word for name in names if (word := text(value, name))), None)
+
+
+def _param(value: dict[str, Any]) -> str | None:
+    param = text(value, "param")
+    return None if param in ("", "None", "null") else param
 
 
 def _message(value: object) -> str:
@@ -92,82 +141,43 @@ def _code(value: object) -> str | None:
     return str(value) if isinstance(value, int) and not is_bool(value) else None
 
 
-# Found anywhere in code, type or message: money or quota is used up, and waiting does not help.
-_BILLING = re.compile(
-    "insufficient_quota|credit_balance_exhausted|organization_spend_limit_exceeded|"
-    "project_spend_limit_exceeded|organization_usage_limit_exceeded|enforced_spend_limit_reached|"
-    "billing_hard_limit_reached|billing_not_active|account_deactivated|insufficient_user_quota|"
-    "pre_consume_token_quota_failed|额度不足|额度已用尽|预扣费"
-)
-
-_WORDS = {
-    word: kind
-    for kind, words in {
-        ErrorKind.RATE_LIMIT: "rate_limit_exceeded rate_limit_error too_many_requests "
-        "throttling_error ratelimitreached slow_down",
-        ErrorKind.OVERLOADED: "server_is_overloaded service_unavailable_error overloaded_error",
-        ErrorKind.SERVER_ERROR: "vector_store_timeout failed_to_download_image do_request_failed",
-        ErrorKind.UNREADABLE: "bad_response_body",
-        ErrorKind.TOO_LONG: "context_length_exceeded exceed_context_size_error "
-        "string_above_max_length",
-        ErrorKind.CONTENT_POLICY: "invalid_prompt content_policy_violation "
-        "image_content_policy_violation misalignment_policy_violation content_filter "
-        "sensitive_words_detected prompt_blocked bio_policy",
-        ErrorKind.UNAUTHORIZED: "invalid_api_key authentication_error",
-        ErrorKind.FORBIDDEN: "permission_error unsupported_country_region_territory",
-        ErrorKind.NOT_FOUND: "api_not_implemented",
-        # First 500s of a gateway that come back the same at every attempt, then reasons of a
-        # `failed` response, within a 200, that are about the request.
-        ErrorKind.BAD_REQUEST: "invalid_request count_token_failed model_price_error "
-        "convert_request_failed "
-        "data_residency_mismatch invalid_image invalid_image_format invalid_base64_image "
-        "invalid_image_url invalid_image_mode image_too_large image_too_small image_parse_error "
-        "image_file_too_large image_file_not_found unsupported_image_media_type empty_image_file",
-    }.items()
-    for word in words.split()
-}
-
 _HTTP_STATUS = re.compile(r"[45][0-9][0-9]")
-
-_STATUSES: dict[int, ErrorKind] = {
-    401: ErrorKind.UNAUTHORIZED,
-    402: ErrorKind.QUOTA,
-    403: ErrorKind.FORBIDDEN,
-    404: ErrorKind.NOT_FOUND,
-    408: ErrorKind.BUSY,
-    409: ErrorKind.BUSY,
-    413: ErrorKind.TOO_LONG,
-    425: ErrorKind.BUSY,
-    429: ErrorKind.RATE_LIMIT,
-    501: ErrorKind.NOT_FOUND,
-    503: ErrorKind.OVERLOADED,
-    504: ErrorKind.GATEWAY_TIMEOUT,
-    524: ErrorKind.GATEWAY_TIMEOUT,
-    529: ErrorKind.OVERLOADED,
-}
-
 _GENERIC = frozenset({"server_error", "internal_server_error"})
 
 _OVER_LIMIT = re.compile(
     r"(?is)request too large.*?limit:?\s*(\d{1,18}).*?requested:?\s*(\d{1,18})",
 )
+# Anthropic: a long request beyond what the plan includes.
+_OVER_PLAN = "extra usage is required for long context"
 
 _HINT = re.compile(
     rf"(?i)(?:try again|retry) (?:in|after) ((?:{PART} ?)+)(?![a-z])",
 )
-# A gateway that flattens an error keeps the first one's JSON (or its Python form) in the message.
+_TOLD = 600  # characters of a message that tell a kind; after them it may be the row's own words
+# A gateway that flattens an error keeps the first one's JSON (or its Python form) in the message,
+# or the name of its exception.
 _INNER = re.compile(
-    r"""\\*["'](?:code|type)\\*["']\s*:\s*\\*["']([A-Za-z_]{1,60})\\*["']""",
+    r"""\\*["'](?:code|type|status|__type)\\*["']\s*:\s*(?:\\*["'])?([A-Za-z0-9_.]{1,60})"""
 )
+_EXCEPTION = re.compile(r"\b([A-Z][A-Za-z]{2,40}(?:Error|Exception))\b")
+_ADDRESS = re.compile(r"https?://\S*")
+# In the request's own JSON: ids, names and addresses that a message may repeat.
+_NAMED = re.compile(r"https?://[^\s'\"`]{4,300}|\b[A-Za-z0-9]+(?:[-_][A-Za-z0-9]+)+")
+_LEAST_NAME = 10  # characters
+_DIGIT = re.compile(r"[0-9]|://")  # words of the language have neither
+_CONTEXT = re.compile(r"[\w ,]*")
+_AROUND = 12  # characters beside a found word that an echo repeats too
+# A kind that says no more than "refused": what the message says comes before it.
+_VAGUE: frozenset[ErrorKind | None] = frozenset({None, ErrorKind.UNAUTHORIZED, ErrorKind.FORBIDDEN})
+# Kinds that end a run or hold up its other rows: no row's own words may bring them about.
+_GRAVE = frozenset(
+    {ErrorKind.QUOTA, ErrorKind.RATE_LIMIT, ErrorKind.NOT_FOUND, ErrorKind.UNAUTHORIZED}
+)
+_ECHOING = (400, 422)  # statuses of validation errors, which may repeat what was sent
+_REFUSED = (400, 403, 404, 410)
 
-# What gateways say without a code.
-_PHRASES = (
-    ("负载已饱和", ErrorKind.RATE_LIMIT),
-    ("请求数限制", ErrorKind.RATE_LIMIT),
-    ("rate limit reached", ErrorKind.RATE_LIMIT),
-    ("无可用渠道", ErrorKind.OVERLOADED),
-    ("maximum context length", ErrorKind.TOO_LONG),
-)
+OwnWords = Mapping[str, Sequence[str]]  # `[retry.words]`: kind to parts of messages
+NO_WORDS: OwnWords = {}
 
 
 def classify(
@@ -176,29 +186,54 @@ def classify(
     error_type: str | None,
     message: str,
     *,
+    param: str | None = None,
     is_html: bool = False,
+    asked: Request | None = None,
+    words: OwnWords = NO_WORDS,
 ) -> ErrorKind:
-    """The kind of an error answer; `http_status` may be 2xx where the body is an error."""
-    facts = f"{code or ''} {error_type or ''} {message}".lower()
-    if _BILLING.search(facts):
+    """The kind of an error answer; `http_status` may be 2xx where the body is an error.
+
+    `asked`: the request, whose own words in the message prove nothing. `words`: the job's own,
+    which win.
+    """
+    own = own_kind(words, f"{code or ''} {error_type or ''} {message}")
+    if own is not None:
+        return own
+    # A 2xx whose error carries a status as its code means that status.
+    is_status = http_status < 300 and code is not None and _HTTP_STATUS.fullmatch(code)
+    status = int(code or 0) if is_status else http_status
+    said = _Said(status, message[:_TOLD], param, asked)
+    named = [word for word in (code, error_type) if word]
+    inner = said.inner_codes()
+    if said.is_money([*named, *inner]):
         return ErrorKind.QUOTA
-    kind = _of_words(http_status, (code, error_type, *_INNER.findall(message)))
+    kind = _of_codes(status, [*named, *inner])
+    if kind in _VAGUE:
+        kind = said.kind_in_words() or kind
+    if kind in (None, ErrorKind.FORBIDDEN) and said.is_about_own_object():
+        return ErrorKind.BAD_REQUEST
     if kind is None:
-        kind = next((kind for phrase, kind in _PHRASES if phrase in facts), None)
-    if kind is None:
-        # A 2xx whose error carries a status as its code means that status.
-        is_status = http_status < 300 and code is not None and _HTTP_STATUS.fullmatch(code)
-        status = int(code or 0) if is_status else http_status
         # A word that says no more than "error" gives way to a status that says more.
-        if status not in _STATUSES and not _GENERIC.isdisjoint((code, error_type)):
+        if status not in STATUSES and not _GENERIC.isdisjoint((code, error_type)):
             return ErrorKind.SERVER_ERROR
         kind = _of_status(status, error_type, is_html=is_html)
+    if kind is ErrorKind.OVERLOADED and status == 429:
+        return ErrorKind.RATE_LIMIT  # which uses up no attempt
     if kind is ErrorKind.RATE_LIMIT:
         over = _OVER_LIMIT.search(message)
         # The same words come with requests below the limit: then waiting does help.
-        if over and int(over[2]) > int(over[1]):
+        if (over and int(over[2]) > int(over[1])) or _OVER_PLAN in message.lower():
             return ErrorKind.OVER_LIMIT
     return kind
+
+
+def own_kind(words: OwnWords, said: str) -> ErrorKind | None:
+    """The kind that the job's own words give to what a server said, in the job's order."""
+    lower = said.lower()
+    for kind, parts in words.items():
+        if any(part.lower() in lower for part in parts):
+            return ErrorKind(kind)
+    return None
 
 
 def hint_in(message: str) -> float | None:
@@ -207,17 +242,109 @@ def hint_in(message: str) -> float | None:
     return None if found is None else duration_s(found[1])
 
 
-def _of_words(http_status: int, words: Iterable[str | None]) -> ErrorKind | None:
-    for word in words:
-        if word is None:
-            continue
-        if word == "model_not_found":
-            # 503 is a gateway without a channel for the model, perhaps only for now.
-            return ErrorKind.OVERLOADED if http_status == 503 else ErrorKind.NOT_FOUND
-        kind = _WORDS.get(word.lower())
-        if kind is not None:
+class _Said(Struct, frozen=True):
+    """What a message says, as far as it is the server's own word."""
+
+    status: int
+    message: str  # its beginning
+    param: str | None
+    asked: Request | None
+
+    @property
+    def names_other_param(self) -> bool:
+        return self.param is not None and self.param != "model"
+
+    def inner_codes(self) -> list[str]:
+        """Codes of an error within the message."""
+        found = [*_INNER.finditer(self.message)]
+        # A `PermissionError` is Python's own, and one with a key may be between two servers.
+        found += [
+            match
+            for match in _EXCEPTION.finditer(self.message)
+            if _of_code(match[1]) not in _VAGUE or SPENT_PARTS.search(plain(match[1]))
+        ]
+        return [match[1] for match in found if not self._is_echo(match)]
+
+    def is_money(self, codes: Iterable[str]) -> bool:
+        """Whether money or quota is used up, by a code, else by words that say nothing else."""
+        names = {plain(code) for code in codes}
+        if self.status == 402 or not SPENT.isdisjoint(names):
+            return True
+        if NOT_MONEY.search(self.message) or "resourceexhausted" in names:
+            return False
+        return any(SPENT_PARTS.search(name) for name in names) or self._finds(MONEY)
+
+    def kind_in_words(self) -> ErrorKind | None:
+        """What words without a code say."""
+        return next((words.kind for words in WORDS if self._finds(words)), None)
+
+    def is_about_own_object(self) -> bool:
+        """Whether a refusal is about something that the row names, and no other row need name."""
+        if self.status not in _REFUSED:
+            return False
+        if self.status != 400 and self.names_other_param:
+            return True
+        if self.param == "model":
+            return False
+        return OBJECT.search(self.message) is not None or self._repeats_a_name()
+
+    def _repeats_a_name(self) -> bool:
+        """Whether it repeats an id or an address of the request; the model's name is none."""
+        asked = self.asked
+        if asked is None:
+            return False
+        model = asked.model or ""
+        return any(
+            len(name) >= _LEAST_NAME and name.encode() in asked.body
+            for name in _NAMED.findall(self.message)
+            if _DIGIT.search(name) and name not in model and not (model and model in name)
+        )
+
+    def _finds(self, words: Words) -> bool:
+        if self.status not in words.statuses:
+            return False
+        is_grave = words.kind in _GRAVE
+        if is_grave and self.status in _ECHOING and self.names_other_param:
+            return False  # it says itself what is wrong with the row
+        # Links to a page about rate limits stand in other refusals too.
+        is_limit = words.kind is ErrorKind.RATE_LIMIT
+        text = _ADDRESS.sub("", self.message) if is_limit else self.message
+        found = words.pattern.search(text)
+        if found is None or (is_grave and self._is_echo(found)):
+            return False
+        # The account is shut, not this content refused.
+        is_policy = words.kind is ErrorKind.CONTENT_POLICY
+        return not (is_policy and self.status == 403 and ACCOUNT.search(text))
+
+    def _is_echo(self, found: re.Match[str]) -> bool:
+        """Whether the words, with those beside them, stand in the request itself."""
+        if self.status not in _ECHOING or self.asked is None:
+            return False
+        text = found.string
+        before = text[max(0, found.start() - _AROUND) : found.start()][::-1]
+        after = text[found.end() : found.end() + _AROUND]
+        left, right = _CONTEXT.match(before), _CONTEXT.match(after)
+        start = found.start() - (left.end() if left else 0)
+        whole = text[start : found.end() + (right.end() if right else 0)].strip()
+        return whole.lower() in self.asked.body.decode(errors="replace").lower()
+
+
+def _of_codes(status: int, codes: Iterable[str]) -> ErrorKind | None:
+    """The first code that says something; one that only says "refused" gives way to another."""
+    vague: ErrorKind | None = None
+    for code in codes:
+        kind = _of_code(code)
+        if kind is ErrorKind.NOT_FOUND and status == 503:
+            return ErrorKind.OVERLOADED  # no channel for the model, perhaps only for now
+        if kind not in _VAGUE:
             return kind
-    return None
+        vague = vague or kind
+    return vague
+
+
+def _of_code(code: str) -> ErrorKind | None:
+    name = plain(code)
+    return CODES.get(name) or next((kind for part, kind in CODE_PARTS if part.search(name)), None)
 
 
 def _of_status(status: int, error_type: str | None, *, is_html: bool) -> ErrorKind:
@@ -225,8 +352,8 @@ def _of_status(status: int, error_type: str | None, *, is_html: bool) -> ErrorKi
         return ErrorKind.REDIRECT
     if status == 403 and is_html:
         return ErrorKind.FIREWALL
-    if status in _STATUSES:
-        return _STATUSES[status]
+    if status in STATUSES:
+        return STATUSES[status]
     if 400 <= status < 500:
         return ErrorKind.BAD_REQUEST
     if status < 300 and error_type == "invalid_request_error":

@@ -49,7 +49,7 @@ FACTS: dict[ErrorKind, KindFacts] = {
     ErrorKind.SERVER_ERROR: KindFacts(Cure.AGAIN, is_outage=True),
     ErrorKind.CONNECTION: KindFacts(Cure.AGAIN, is_outage=True),
     ErrorKind.CUT: KindFacts(Cure.AGAIN, is_outage=True),
-    ErrorKind.FIREWALL: KindFacts(Cure.TWICE_MORE, is_free=True),
+    ErrorKind.FIREWALL: KindFacts(Cure.TWICE_MORE, is_free=True, is_outage=True),
     ErrorKind.UNREADABLE: KindFacts(Cure.TWICE_MORE),
     ErrorKind.TIMEOUT: KindFacts(Cure.ONCE_MORE, is_outage=True),
     ErrorKind.GATEWAY_TIMEOUT: KindFacts(Cure.ONCE_MORE, is_outage=True),
@@ -188,6 +188,8 @@ def judge(
     counted = sum(FACTS[other].cure is not Cure.WAIT for other in kinds)
     if cure is not Cure.WAIT and counted >= settings.max_attempts:
         return GiveUp("no_answer", f"{counted} attempts (retry.max_attempts)")
+    if _is_refused_key(failures[-1], health) and len(same) >= settings.max_attempts:
+        return Halt(_FIX[ErrorKind.UNAUTHORIZED], StopCause.KEY)
     wait_s = _wait_s(len(same) if cure is Cure.WAIT else counted, hint_s, settings, jitter)
     if pauses_scope and len(same) <= _BELIEVED:
         wait_s = 0.0  # the whole scope waits, at the gate
@@ -200,10 +202,11 @@ def _comes_back(failures: Sequence[Failure]) -> bool:
     """An error of its own, come back unchanged: not the load, but the request is what it is about.
 
     Errors without a code of their own are what servers say when they are down, and what comes with
-    502 and above is a gateway's word about the server behind it.
+    502 and above is a gateway's word about the server behind it, as is 424.
     """
     last = failures[-1]
-    if (last.http_status or 0) > 500:
+    status = last.http_status or 0
+    if status > 500 or 400 <= status < 500:
         return False
     code = (last.code or "").lower()
     # A gateway's code that is nothing but a status says no more than the status.
@@ -212,6 +215,12 @@ def _comes_back(failures: Sequence[Failure]) -> bool:
     said = (last.code, _ID.sub("", last.message))
     same = [other for other in failures if (other.code, _ID.sub("", other.message)) == said]
     return len(same) >= SAME_ENDS
+
+
+def _is_refused_key(last: Failure, health: ScopeHealth) -> bool:
+    """A rate limit said with 401, where nothing ever came through: Cloudflare's 2009 is both."""
+    is_limit = last.kind is ErrorKind.RATE_LIMIT and last.http_status == 401
+    return is_limit and not health.has_succeeded
 
 
 def _refused(kind: ErrorKind, health: ScopeHealth) -> GiveUp | Halt:

@@ -27,6 +27,7 @@ from batchrun.transport.exchange_limits import (
     ResponseBufferBudget,
 )
 from batchrun.transport.headers import (
+    ERROR_TYPE,
     HINTS,
     AdvertisedLimits,
     ResponseHeaders,
@@ -152,6 +153,7 @@ class _Arriving(Struct):
 
 
 _REDIRECTS = (301, 302, 303, 307, 308)
+_ERRORS = 400  # and above
 _LONGEST_URL = 300  # characters of a redirect's target that a message shows
 _LINGER_S = 1.0  # for the end of a connection whose stream has sent its last event
 _ERROR_LINGER_S = 5.0  # after an error: some streams go on
@@ -200,6 +202,7 @@ async def exchange(
         first_token_s=arriving.first_token_s,
         advertised=wire.limits.read(headers, http_status, deadline.now_s()),
         said=b"" if arriving.stream is None else wire.redactor.hide(arriving.stream.partial()),
+        error_type=headers.get(ERROR_TYPE) if http_status >= _ERRORS else None,
     )
 
 
