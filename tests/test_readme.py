@@ -17,7 +17,7 @@ import pytest
 from batchrun.cli.main import batchrun, find_command
 from batchrun.errors import ErrorKind
 from batchrun.job.job_file import load_job
-from batchrun.job.sections import Job, PriceJob
+from batchrun.job.sections import TOLD_KINDS, Job, PriceJob
 from batchrun.progress.summary import Summary
 from batchrun.simulator.settings import Fault
 from batchrun.simulator.stats import Stats
@@ -172,7 +172,9 @@ def test_the_defaults_in_the_docs_are_the_defaults(tmp_path: Path) -> None:
         assert getattr(told.limits, name) == getattr(made.limits, name)
     for name in ("requests_per_minute", "tokens_per_minute", "max_cost_usd", "max_failures"):
         assert getattr(made.limits, name) is None
-    assert told.retry == made.retry
+    assert told.retry == msgspec.structs.replace(made.retry, words=told.retry.words)
+    assert made.retry.words == {}
+    assert set(TOLD_KINDS) <= quoted(section("job-file", "Words of your gateway"))
     for name in ("timeout_s", "connect_timeout_s", "idle_timeout_s", "max_response_bytes"):
         assert getattr(told.endpoint, name) == getattr(made.endpoint, name)
     for name in ("part_rows", "part_bytes"):

@@ -326,7 +326,8 @@ class _Said(Struct, frozen=True):
         left, right = _CONTEXT.match(before), _CONTEXT.match(after)
         start = found.start() - (left.end() if left else 0)
         whole = text[start : found.end() + (right.end() if right else 0)].strip()
-        return whole.lower() in self.asked.body.decode(errors="replace").lower()
+        asked = self.asked.body.decode(errors="replace").replace('\\"', '"')  # JSON's quotes
+        return whole.lower() in asked.lower()
 
 
 def _of_codes(status: int, codes: Iterable[str]) -> ErrorKind | None:

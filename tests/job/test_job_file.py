@@ -2,8 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from batchrun.errors import JobError
+from batchrun.errors import ErrorKind, JobError
 from batchrun.job.job_file import load_job, read_setting
+from batchrun.job.sections import TOLD_KINDS
 
 
 def _job_file(folder: Path, text: str) -> Path:
@@ -55,6 +56,13 @@ def test_paths_are_relative_to_the_job_file_and_options_win(tmp_path: Path) -> N
         ("[input]\npath='x'\nid = 1", "input.id: Expected `str | null`, got `int`"),
         ("[input]\npath='x'\n[endpoint]\nmode = 'a'", "it must be plain, stream or background"),
         ("[input]\npath='x'\n[request]\nstream = true", "request.stream is set by batchrun"),
+        (
+            "[input]\npath='x'\n[retry.words]\nrate_limits = ['a']",
+            "words.rate_limits is no kind; did you mean `rate_limit`",
+        ),
+        ("[input]\npath='x'\n[retry.words]\ntimeout = ['a']", "words.timeout is no kind"),
+        ("[input]\npath='x'\n[retry.words]\nquota = [' ']", "words.quota has an empty text"),
+        ("[input]\npath='x'\n[retry.words]\nquota = 'a'", "retry.words"),
         ("[input]\nformat='csv'\npath='x'", "jsonl or parquet"),
         ("[request]\nmodel='m'", "[input] has no path"),
         ("input = 5", "write [input]"),
@@ -139,3 +147,10 @@ def test_an_option_out_of_range_is_refused_with_what_it_must_be(
 )
 def test_a_run_is_named_after_its_source(source: str, name: str) -> None:
     assert load_job(source).name == name
+
+
+def test_a_gateways_own_words_are_read_by_kind(tmp_path: Path) -> None:
+    text = "[input]\npath='x'\n[retry.words]\nrate_limit = ['pool drained', 'slow']\nquota = ['w']"
+    words = load_job(_job_file(tmp_path, text)).retry.words
+    assert words == {"rate_limit": ("pool drained", "slow"), "quota": ("w",)}
+    assert set(TOLD_KINDS) < set(ErrorKind)

@@ -54,12 +54,15 @@ EXPECTED = """
     # W.7
 
     # W.8
+    W.8.content W.8.object
 
     # W.9
+    W.9.words W.9.limit W.9.echo W.9.quote
 
     # W.10
 
     # W.11
+    W.11.statuses W.11.limits W.11.both W.11.pages
 
     # W.12
 
@@ -74,8 +77,10 @@ EXPECTED = """
     # W.17
 
     # W.18
+    W.18.words W.18.unknown
 
     # W.19
+    W.19.model
 """
 
 

@@ -57,6 +57,7 @@ def test_what_a_server_says_has_its_kind(said: dict[str, Any]) -> None:
         f"1 validation error: input [input_value='{_PROMPT[:45]}', input_type=str]",
         f"cannot read: {_PROMPT}",
         f"400: {{'error': '{_PROMPT}'}}",
+        'cannot read: {"code": "insufficient_quota"} and no such model',
     ],
 )
 @pytest.mark.parametrize("status", [400, 422])
