@@ -84,6 +84,11 @@ class ErrorKind(StrEnum):
     GONE = "gone"  # a background response that the server does not know any more
     CANCELLED = "cancelled"  # the API says that the response was cancelled
     INVALID_ROW = "invalid_row"  # no request could be made of the row; never sent
+    # Answered, and not ok. These are kinds of rows, never of attempts.
+    REFUSAL = "refusal"  # the model refused
+    TRUNCATED = "truncated"  # cut at the token limit
+    EMPTY_OUTPUT = "empty_output"  # no text, refusal, tool call or other result
+    INVALID_OUTPUT = "invalid_output"  # the text does not fit the JSON schema
 
 
 class EndpointError(BatchrunError):

@@ -222,10 +222,48 @@ class Response(Struct, frozen=True, array_like=True, gc=False, tag="response"):
     failure: Failure | None = None  # what the API gives as the reason of `failed` or `cancelled`
     output_parsed_ok: bool | None = None
     reasoning_text: str | None = None
+    is_empty: bool = False  # completed, and the output holds nothing but reasoning or white space
 
     @property
     def ok(self) -> bool:
-        return self.status == "completed" and not self.truncated and self.refusal is None
+        return self.status == "completed" and self.shortfall is None
+
+    @property
+    def is_unfit(self) -> bool:
+        """Whether the text is the answer, and does not fit its schema.
+
+        Beside a call that the user answers, text is only what the model says about it.
+        """
+        return self.output_parsed_ok is False and not any(
+            call.type in ("function_call", "custom_tool_call") for call in self.tool_calls
+        )
+
+    @property
+    def shortfall(self) -> Failure | None:
+        """Why an answer that came is not ok: the first reason that holds.
+
+        None too where the API itself says why, in `failure` or `incomplete_reason`.
+        """
+        if self.status not in ("completed", "incomplete"):
+            return None
+        if self.refusal is not None:
+            return Failure(ErrorKind.REFUSAL, "the model refused")
+        if self.truncated:
+            return Failure(ErrorKind.TRUNCATED, "the answer was cut at the token limit")
+        if self.is_empty:
+            return Failure(ErrorKind.EMPTY_OUTPUT, self._empty_in_words())
+        if self.status == "completed" and self.is_unfit:
+            message = "the text does not fit the JSON schema of the request"
+            return Failure(ErrorKind.INVALID_OUTPUT, message)
+        return None
+
+    def _empty_in_words(self) -> str:
+        text = "nothing but white space as text" if self.output_text else "no text"
+        words = f"the answer has {text}, no refusal and no tool call"
+        output, reasoning = self.usage.output_tokens, self.usage.reasoning_tokens
+        counts = [] if output is None else [f"output tokens: {output:,}"]
+        counts += [f"of reasoning: {reasoning:,}"] if reasoning else []
+        return f"{words} ({', '.join(counts)})" if counts else words
 
 
 class Attempt(Struct, frozen=True, array_like=True, gc=False):
@@ -267,8 +305,9 @@ class Outcome(Struct, frozen=True, array_like=True, gc=False, tag="outcome"):
 
     @property
     def failure(self) -> Failure | None:
-        """Why there is no answer, or why the response has failed."""
-        return self.result.failure if isinstance(self.result, Response) else self.result
+        """Why there is no answer, why the response has failed, or why the answer is not ok."""
+        result = self.result
+        return result.failure or result.shortfall if isinstance(result, Response) else result
 
     @property
     def is_unpriced(self) -> bool:
@@ -336,9 +375,10 @@ class Totals(Struct, frozen=True):
         }
         statuses, cost_usd = _less(self.statuses, some.statuses), self.cost_usd
         if cost_usd is not None:
-            # Rows that were never sent cost nothing and have no cost.
+            cost_usd = max(0.0, cost_usd - (some.cost_usd or 0.0))
+            # Rows that were never sent cost nothing and have no cost; what is left of sums is none.
             has_cost = sums["rows"] > sums["unpriced"] + statuses.get("invalid", 0)
-            cost_usd = max(0.0, cost_usd - (some.cost_usd or 0.0)) if has_cost else None
+            cost_usd = cost_usd if has_cost or cost_usd > _NO_COST_USD else None
         return Totals(
             statuses=statuses,
             error_kinds=_less(self.error_kinds, some.error_kinds),
@@ -347,6 +387,9 @@ class Totals(Struct, frozen=True):
             unpriced_model=self.unpriced_model if sums["unpriced"] else None,
             **sums,
         )
+
+
+_NO_COST_USD = 1e-9  # sums in another order differ by less
 
 
 def _less(counts: dict[str, int], some: dict[str, int]) -> dict[str, int]:
@@ -363,7 +406,14 @@ class Earlier(Struct, frozen=True):
 
 
 FAILED = ("failed", "no_answer", "cancelled")  # statuses of rows without an answer that were sent
-ANSWERED = ("refusal", "truncated", "incomplete")  # answered, not ok, sent again by name alone
+# Error kinds of answers that are not ok, the first that holds.
+SHORTFALLS = (
+    ErrorKind.REFUSAL,
+    ErrorKind.TRUNCATED,
+    ErrorKind.EMPTY_OUTPUT,
+    ErrorKind.INVALID_OUTPUT,
+)
+ANSWERED = (*map(str, SHORTFALLS), "incomplete")  # answered, not ok, sent again by name alone
 
 
 class Resend(Struct, frozen=True):

@@ -97,7 +97,7 @@ def _options() -> list[click.Option]:
             [_RETRY_FAILED],
             callback=_kinds,
             metavar="[=KIND,…]",
-            help="Send failed rows again: all, or error kinds, refusal, truncated, incomplete.",
+            help="Send failed rows again: all, or those of error kinds, or incomplete.",
         ),
         click.Option(
             ["--rerun-changed"],

@@ -5,7 +5,7 @@ then it is read once more, field by field.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from inspect import isclass
@@ -30,6 +30,12 @@ class OutputItems(Struct):
     reasoning: list[str] = []
     citations: list[Citation] = []
     tool_calls: list[ToolCall] = []
+    has_other: bool = False  # a result of another kind: an image, audio, a compaction, ...
+
+    @property
+    def have_result(self) -> bool:
+        """Whether there is anything besides text: a refusal, a call, or something else."""
+        return bool(self.refusals or self.tool_calls or self.has_other)
 
     @property
     def has_said(self) -> bool:
@@ -53,6 +59,8 @@ class _Item(Struct):
     summary: list[_Part] | str | None = None
 
 
+# Items and parts that are no result, beside messages with their texts: alone they are no answer.
+_NO_RESULTS = (None, "", "mcp_list_tools", "reasoning_text", "summary_text", "thinking")
 _items_decoder = msgspec.json.Decoder(list[_Item])
 _raw_items_decoder = msgspec.json.Decoder(list[Raw])
 
@@ -75,6 +83,8 @@ def read_items(output: bytes, request: Request) -> OutputItems:
         elif kind.endswith("_call"):
             raws = raws or _raw_items_decoder.decode(output)
             found.tool_calls.append(_read_call(position, kind, bytes(raws[position]), request))
+        elif kind not in _NO_RESULTS:
+            found.has_other = True
     return found
 
 
@@ -97,6 +107,8 @@ def _read_message(content: list[_Part] | str | None, found: OutputItems) -> None
                     found.citations.append(_citation(note))
         elif kind == "refusal":
             found.refusals.append(part.refusal or "")
+        elif kind not in _NO_RESULTS:
+            found.has_other = True
 
 
 def _citation(note: dict[str, Any]) -> Citation:
@@ -169,11 +181,7 @@ def _read_call(position: int, kind: str, raw: bytes, request: Request) -> ToolCa
         call_id=text(call.call_id),
         name=name if is_function else _name(call, name),
         arguments=arguments,
-        arguments_valid=(
-            _fits(arguments or "", _parameters(name, text(call.namespace), request.body))
-            if is_function
-            else None
-        ),
+        arguments_valid=_is_valid(kind, name, text(call.namespace), arguments, request.body),
         status=text(call.status),
         item=raw[:_ITEM_BYTES].decode(errors="ignore"),
     )
@@ -228,14 +236,19 @@ class _Tool(Struct):
     name: Any = None
     parameters: Raw = _NULL
     tools: Raw = _NULL  # of a namespace
+    function: Any = None  # of chat completions
 
 
 class _WithTools(Struct):
-    tools: list[Raw] | None = None
+    tools: Raw = _NULL
+    prompt: Raw = _NULL
 
 
-def output_fits(output_text: str | None, body: bytes) -> bool | None:
-    """Whether the output is JSON that fits; None without output or a usable schema."""
+def output_fits(output_text: str | None, body: bytes, parts: Sequence[str] = ()) -> bool | None:
+    """Whether the output is JSON that fits; None without output or a usable schema.
+
+    Of several `parts` the last one may fit alone: some models say first what they are about to do.
+    """
     if output_text is None or b'"json_schema"' not in body:
         return None
     try:
@@ -244,7 +257,9 @@ def output_fits(output_text: str | None, body: bytes) -> bool | None:
         return None
     if asked is None or asked.format is None or asked.format.type != "json_schema":
         return None
-    return _fits(output_text, bytes(asked.format.schema))
+    schema = bytes(asked.format.schema)
+    fits = _fits(output_text, schema)
+    return _fits(parts[-1], schema) if fits is False and len(parts) > 1 else fits
 
 
 def _fits(written: str, schema: bytes) -> bool | None:
@@ -264,21 +279,59 @@ def _fits(written: str, schema: bytes) -> bool | None:
         return False
 
 
-def _parameters(name: str | None, namespace: str | None, body: bytes) -> bytes:
-    """The schema that a function was offered with; `null` where there is none."""
-    tools = list(_tools_in(body))
-    if namespace is not None:
-        within = (tool for tool in tools if tool.type == "namespace" and tool.name == namespace)
-        tools = [inner for tool in within for inner in _tools_in(b'{"tools":%b}' % tool.tools)]
-    for tool in tools:
-        if tool.name == name and tool.type == "function":
-            return bytes(tool.parameters)
-    return b"null"
+def _is_valid(
+    kind: str, name: str | None, namespace: str | None, arguments: str | None, body: bytes
+) -> bool | None:
+    """Whether a call names a tool of the request, with arguments that it takes.
+
+    None where nothing says so: for hosted tools, and for the text that a custom tool takes.
+    """
+    if kind not in ("function_call", "custom_tool_call"):
+        return None
+    try:
+        asked = msgspec.json.decode(body, type=_WithTools)
+    except msgspec.DecodeError:
+        return None
+    tools = _offered(asked.tools, namespace)
+    offered = [tool for tool in tools if tool.name == name and name is not None]
+    if not offered and not _may_offer_more(asked, body):
+        return False
+    if kind == "custom_tool_call":
+        return None
+    schema = next((bytes(tool.parameters) for tool in offered if tool.type == "function"), b"null")
+    if not (arguments or "").strip() and _takes_nothing(schema):
+        arguments = "{}"  # some models write nothing instead
+    return _fits(arguments or "", schema)
 
 
-def _tools_in(body: bytes) -> Iterator[_Tool]:
+def _offered(tools: Raw, namespace: str | None) -> list[_Tool]:
+    """The tools of a request by their names, those in namespaces too; of one namespace if given."""
+    offered: list[_Tool] = []
+    for tool in _tools_in(tools):
+        if tool.type == "namespace":
+            offered += _tools_in(tool.tools) if namespace in (None, "", tool.name) else ()
+        elif isinstance(tool.function, dict):
+            parameters = Raw(msgspec.json.encode(tool.function.get("parameters")))
+            offered.append(_Tool("function", tool.function.get("name"), parameters))
+        elif not namespace:
+            offered.append(tool)
+    return offered
+
+
+def _may_offer_more(asked: _WithTools, body: bytes) -> bool:
+    """Whether tools may come from elsewhere: a stored prompt, a search for tools, input items."""
+    return bytes(asked.prompt) != b"null" or any(kind in body for kind in _BRING_TOOLS)
+
+
+def _takes_nothing(schema: bytes) -> bool:
+    """Whether these are the parameters of a function without any."""
+    value = decode(schema)
+    return value is None or (isinstance(value, dict) and not value.get("properties"))
+
+
+def _tools_in(tools: Raw) -> Iterator[_Tool]:
     with suppress(msgspec.DecodeError):
-        for raw in msgspec.json.decode(body, type=_WithTools).tools or ():
+        for raw in msgspec.json.decode(tools, type=list[Raw] | None) or ():
             with suppress(msgspec.DecodeError):
                 yield msgspec.json.decode(raw, type=_Tool)
 
@@ -297,6 +350,8 @@ def _refuse(what: str) -> Any:
     raise ValueError(what)
 
 
+# Tools and input items that bring further tools.
+_BRING_TOOLS = (b'"tool_search"', b'"tool_search_output"', b'"additional_tools"')
 # Types of output items that may be billed by the piece.
 SEARCHING = ("web_search_call", "file_search_call")
 PAGE_ACTIONS = ("open_page", "find_in_page", "find")  # a page is read, nothing is searched

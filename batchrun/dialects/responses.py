@@ -30,7 +30,7 @@ from batchrun.dialects.stream_items import (
 )
 from batchrun.dialects.token_usage import read_usage, without_zeros
 from batchrun.errors import ErrorKind
-from batchrun.formats.json_text import beginning, decode, repaired, text
+from batchrun.formats.json_text import beginning, decode, repaired, says_something, text
 from batchrun.records import Failure, Request, Response, Usage
 from batchrun.retry.error_kinds import ErrorBody, find_error
 
@@ -208,8 +208,9 @@ def _response(
     said = answer.status or ("completed" if is_list else None)
     reason = details.reason if isinstance(details, _Incomplete) else details
     status, reason = ended(said, reason, has_items=_has_items(output))
-    if not is_response or (answer.error and status not in ("failed", "cancelled")):
-        error = find_error(decode(body)) if answer.error or not is_response else None
+    is_error = bool(answer.error) and status not in ("failed", "cancelled")
+    if not is_response or (is_error and says_something(answer.error)):
+        error = find_error(decode(body))
         return error or Unreadable(f"the answer is no response: {beginning(body)}")
     if status not in END_STATUSES:
         return Unreadable(f"the answer's status is {said}, which is not final")
@@ -218,6 +219,7 @@ def _response(
     output_text = "".join(items.texts) if items.texts else answer.output_text or None
     if output_text or items.has_said:
         usage = without_zeros(usage)
+    is_blank = not output_text or output_text.isspace()
     return Response(
         id=answer.id,
         status=status,
@@ -235,8 +237,9 @@ def _response(
         incomplete_reason=reason,
         reported_cost_usd=cost_usd if reported_cost_usd is None else reported_cost_usd,
         failure=_failure(status, answer.error),
-        output_parsed_ok=output_fits(output_text, request.body),
+        output_parsed_ok=output_fits(output_text, request.body, items.texts),
         reasoning_text="\n\n".join(items.reasoning) if items.reasoning else None,
+        is_empty=is_blank and status == "completed" and not items.have_result,
     )
 
 
@@ -256,7 +259,7 @@ def _failure(status: str, error: object) -> Failure | None:
     if status not in ("failed", "cancelled"):
         return None
     kind = ErrorKind.CANCELLED if status == "cancelled" else ErrorKind.SERVER_ERROR
-    found = find_error({"error": error}) if error else None
+    found = find_error({"error": error}) if says_something(error) else None
     if found is None:
         return Failure(kind, f"the response is {status}")
     return Failure(kind, found.message, found.code or found.type)

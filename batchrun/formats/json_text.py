@@ -66,6 +66,15 @@ def text(value: object, name: str | None = None) -> str | None:
     return value if isinstance(value, str) else None
 
 
+def says_something(value: object) -> bool:
+    """Whether it holds anything but null, 0, false and blank text, at any depth."""
+    if isinstance(value, dict):
+        return any(map(says_something, value.values()))
+    if isinstance(value, list):
+        return any(map(says_something, value))
+    return bool(value.strip() if isinstance(value, str) else value)
+
+
 def count(value: object) -> int | None:
     """`value` where it is a whole number that a table can hold."""
     if isinstance(value, float) and value.is_integer():

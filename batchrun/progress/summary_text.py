@@ -10,10 +10,12 @@ from pathlib import Path
 from batchrun.formats.amounts import duration, plural, seconds, short_count, usd
 from batchrun.formats.printable import one_line, printable
 from batchrun.progress.summary import Summary
-from batchrun.records import FAILED
+from batchrun.records import FAILED, SHORTFALLS
 
 _EXAMPLE = 200  # characters of a message
 _ID = 60  # characters of a row's id
+# Kinds of answers that are not ok: those counted in words, and those by their kind.
+_SAID_BY_COUNT, _UNUSABLE = SHORTFALLS[:2], SHORTFALLS[2:]
 
 
 def render_end(summary: Summary, path: Path) -> str:
@@ -23,6 +25,8 @@ def render_end(summary: Summary, path: Path) -> str:
     counts = [f"{summary.settled:,} of {rows}", f"{summary.ok:,} ok", *not_ok_in_words(summary)]
     lines = [f"{state}: {', '.join(counts)}"]
     for kind, count in Counter(summary.error_kinds).most_common():
+        if kind in _SAID_BY_COUNT:
+            continue
         example = " ".join(summary.error_examples.get(kind, "").split())
         lines.append(f"  {kind} {count:,}" + (f": {example[:_EXAMPLE]}" if example else ""))
     speed = f"; {summary.rows_per_s:,.1f} rows/s over {duration(summary.elapsed_s)}"
@@ -99,23 +103,24 @@ def progress_in_words(summary: Summary) -> list[list[str]]:
             money.append(f"about {usd(summary.projected_usd)} in all")
         if summary.cap_usd is not None:
             money.append(f"cap {usd(summary.cap_usd)}")
-    errors = [f"errors ({_errors(summary)})"] if summary.error_kinds else []
+    errors = [f"errors ({words})"] if (words := _errors(summary)) else []
     return [some for some in (outcomes, _speed(summary), money, errors) if some]
 
 
 def not_ok_in_words(summary: Summary) -> list[str]:
-    """`53 truncated`, `27 refused`, `14 incomplete`, `42 failed`: all rows that are not ok."""
+    """`53 truncated`, `27 refused`, `9 empty_output`, `42 failed`: all rows that are not ok."""
     statuses = {status: summary.statuses.get(status, 0) for status in (*FAILED, "invalid")}
+    counts = {"truncated": summary.truncated, "refused": summary.refused}
+    counts |= {kind.value: summary.error_kinds.get(kind, 0) for kind in _UNUSABLE}
     # Cut off for another reason than their length, as by a content filter.
-    rest = summary.not_ok - summary.truncated - summary.refused - sum(statuses.values())
-    counts = {"truncated": summary.truncated, "refused": summary.refused, "incomplete": rest}
+    counts["incomplete"] = summary.not_ok - sum(counts.values()) - sum(statuses.values())
     return [f"{count:,} {what}" for what, count in {**counts, **statuses}.items() if count > 0]
 
 
 def _errors(summary: Summary) -> str:
-    """`timeout 12, rate_limit 3`: what rows have ended with, the most frequent first."""
+    """`timeout 12, rate_limit 3`: why rows have no answer, the most frequent first."""
     kinds = Counter(summary.error_kinds).most_common()
-    return ", ".join(f"{kind} {count:,}" for kind, count in kinds)
+    return ", ".join(f"{kind} {count:,}" for kind, count in kinds if kind not in SHORTFALLS)
 
 
 def _speed(summary: Summary) -> list[str]:

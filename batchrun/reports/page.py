@@ -58,7 +58,9 @@ class Chart(Struct, frozen=True):
 
 def charts(report: Report) -> list[Chart]:
     """Those that have something to show."""
-    found = [] if report.timeline is None else _over_time(report.timeline)
+    found, are_unknown = list[Chart](), report.unknown_attempts > 0
+    if report.timeline is not None:
+        found += _over_time(report.timeline, are_unknown=are_unknown)
     for name, title, bins in (
         ("latency", "Latency of the attempt that counted", report.latency_bins),
         ("first_token", "Until the first token", report.first_token_bins),
@@ -72,7 +74,8 @@ def charts(report: Report) -> list[Chart]:
     return found
 
 
-def _over_time(line: Timeline) -> list[Chart]:
+def _over_time(line: Timeline, *, are_unknown: bool) -> list[Chart]:
+    """`are_unknown`: there are costs that are not known."""
     most = max(one.ok + one.not_ok for one in line.moments) / line.width_s
     # Rows a second, or a longer time where that would be fractions.
     size, unit = next((s, u) for s, u in reversed(_UNITS) if most * s >= 1 or u == "day")
@@ -87,7 +90,8 @@ def _over_time(line: Timeline) -> list[Chart]:
     if any(one.errors for one in line.moments):
         found.append(Chart("errors_over_time", "Failed attempts", _errors(line)))
     if line.moments[-1].cost_usd:
-        found.append(Chart("cost", "Cost so far, USD", _cost(line)))
+        what = "Known cost" if are_unknown else "Cost"
+        found.append(Chart("cost", f"{what} so far, USD", _cost(line)))
     return found
 
 

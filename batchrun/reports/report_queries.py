@@ -27,15 +27,17 @@ _SPREADS = ("latency_s", "first_token_s", "elapsed_s", "input_tokens", "output_t
 
 _TOP_ROWS = """
     SELECT custom_id AS id, outcome, len(attempts) AS attempts, elapsed_s AS time,
-           output_tokens AS "output tokens", cost_usd AS cost
+           output_tokens AS "output tokens", cost_usd AS cost, unknown
     FROM answers WHERE {0} > 0 ORDER BY {0} DESC, "row" LIMIT 10
 """
-# The names of a query's columns are the heads of its table.
+# The names of a query's columns are the heads of its table, but for `unknown`: of how many attempts
+# `cost` does not know the cost.
 TABLES = {
-    # ok, truncated, refused, else the row's `status`
+    # ok, truncated, refused, empty_output, invalid_output, else the row's `status`
     Section("outcomes", "Outcomes"): """
         SELECT outcome, count(*) AS rows, count(*) / sum(count(*)) OVER () AS share,
-               coalesce(sum(output_tokens), 0)::BIGINT AS "output tokens", sum(cost_usd) AS cost
+               coalesce(sum(output_tokens), 0)::BIGINT AS "output tokens", sum(cost_usd) AS cost,
+               sum(unknown)::BIGINT AS unknown
         FROM answers GROUP BY outcome ORDER BY outcome <> 'ok', rows DESC, outcome
     """,
     # As the server says; where none answered, as asked for.
@@ -43,22 +45,29 @@ TABLES = {
         SELECT coalesce(model, model_requested) AS model, service_tier AS tier, count(*) AS rows,
                coalesce(sum(input_tokens), 0)::BIGINT AS input,
                coalesce(sum(cached_tokens), 0)::BIGINT AS cached,
-               coalesce(sum(output_tokens), 0)::BIGINT AS output, sum(cost_usd) AS cost
-        FROM responses GROUP BY 1, 2 ORDER BY rows DESC, 1, 2 LIMIT 50
+               coalesce(sum(output_tokens), 0)::BIGINT AS output, sum(cost_usd) AS cost,
+               sum(unknown)::BIGINT AS unknown
+        FROM answers GROUP BY 1, 2 ORDER BY rows DESC, 1, 2 LIMIT 50
     """,
     Section("attempts", "Attempts"): """
-        SELECT kind, count(*) AS attempts, count(error_kind) AS failed, sum(cost_usd) AS cost
+        SELECT kind, count(*) AS attempts, count(error_kind) AS failed, sum(cost_usd) AS cost,
+               count(*) - count(cost_usd) AS unknown
         FROM all_attempts GROUP BY kind ORDER BY attempts DESC, kind
     """,
     Section(
-        "errors", "Errors", note="attempts that met it, and rows that ended with it", message=True
+        "errors",
+        "Errors",
+        note="attempts that met it, and rows without an answer",
+        message=True,
     ): """
         WITH met AS (SELECT error_kind AS kind, count(*) AS attempts,
                             arg_min(error_message, start_us) AS example
                      FROM all_attempts WHERE error_kind IS NOT NULL GROUP BY error_kind),
              ended AS (SELECT error_kind AS kind, count(*) AS rows,
                               arg_min(error_message[:300], "row") AS example
-                       FROM responses WHERE error_kind IS NOT NULL GROUP BY error_kind)
+                       FROM responses
+                       WHERE error_kind IS NOT NULL AND status NOT IN ('completed', 'incomplete')
+                       GROUP BY error_kind)
         SELECT kind, coalesce(attempts, 0) AS attempts, coalesce(rows, 0) AS rows,
                coalesce(ended.example, met.example, '') AS example
         FROM met FULL JOIN ended USING (kind) ORDER BY 2 DESC, 3 DESC, kind
@@ -145,10 +154,14 @@ class Report(Struct, frozen=True):
     first_token_bins: tuple[Bin, ...]
     timeline: Timeline | None  # null where nothing was sent
     samples: tuple[Sample, ...]
+    calls_in_text: int  # rows whose text holds what looks like a tool call
+    chat_calls: int  # rows with `tool_calls` as chat completions have them
 
 
-_PREPARE = """
+_PREPARE = r"""
     CREATE TEMP MACRO in_us(seconds) AS CAST(round(seconds * 1e6) AS BIGINT);
+    CREATE TEMP MACRO has_calls(said) AS
+        contains(said, '"tool_calls"') AND regexp_matches(said, '"tool_calls"\s*:\s*\[\s*\{');
     CREATE TEMP TABLE all_attempts AS
         SELECT epoch_us(one.started_at) AS start_us,
                epoch_us(one.started_at) + in_us(one.latency_s) AS end_us,
@@ -159,7 +172,10 @@ _PREPARE = """
 _ANSWERS = """
     CREATE TEMP VIEW answers AS SELECT *,
         CASE WHEN ok THEN 'ok' WHEN refusal IS NOT NULL THEN 'refused'
-             WHEN truncated THEN 'truncated' ELSE status END AS outcome,
+             WHEN truncated THEN 'truncated'
+             WHEN status = 'completed' AND error_kind IS NOT NULL THEN error_kind
+             ELSE status END AS outcome,
+        len(list_filter(attempts, lambda one: one.cost_usd IS NULL)) AS unknown,
         CASE WHEN started_at IS NOT NULL AND finished_at IS NOT NULL
              THEN (running(epoch_us(finished_at)) - running(epoch_us(started_at)) - {0}) / 1e6
         END AS elapsed_s
@@ -183,6 +199,15 @@ _TOKENS = """
     SELECT coalesce(sum(input_tokens), 0)::BIGINT, coalesce(sum(cached_tokens), 0)::BIGINT,
            coalesce(sum(cache_write_tokens), 0)::BIGINT, coalesce(sum(output_tokens), 0)::BIGINT,
            coalesce(sum(reasoning_tokens), 0)::BIGINT, coalesce(sum(total_tokens), 0)::BIGINT
+    FROM responses
+"""
+# Calls that a server left in the text, as models write them: `<tool_call>`, `<|tool_calls_begin|>`,
+# `[TOOL_CALLS]`, `<function=f>`, ...; and calls in the shape of another API.
+_STRAY_CALLS = r"""
+    SELECT count(*) FILTER (regexp_matches(output_text,
+               '<[^<>\s]{0,12}(tool|function)[_▁](call|use)|<function=|<invoke name=|<\|python_tag'
+               '|\[TOOL_CALLS\]|\bto=functions\.|\bfunctools\[')),
+           count(*) FILTER (has_calls(output_text) OR has_calls(output))
     FROM responses
 """
 # Percentiles are values that a row really has.
@@ -229,6 +254,7 @@ def _report(database: duckdb.DuckDBPyConnection, files: Files, path: Path, state
         return tuple(kind(*row) for row in database.execute(query).fetchall())
 
     (sums,) = rows_of(_SUMS)
+    ((calls_in_text, chat_calls),) = database.execute(_STRAY_CALLS).fetchall()
     most = _MOST_KINDS * _SAMPLES_OF_EACH
     return Report(
         run=str(path),
@@ -247,6 +273,8 @@ def _report(database: duckdb.DuckDBPyConnection, files: Files, path: Path, state
         first_token_bins=_bins(database, "first_token_s"),
         timeline=read_timeline(database, path, time),
         samples=made(_sample, _SAMPLES.format(of_each=_SAMPLES_OF_EACH, most=most)),
+        calls_in_text=calls_in_text,
+        chat_calls=chat_calls,
     )
 
 

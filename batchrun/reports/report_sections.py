@@ -47,6 +47,8 @@ def headline(report: Report) -> str:
         words += f"; {usd(report.cost_usd)}{'+?' if is_partly else ''}"
         if report.simulated:
             words += ", simulated, so nothing is paid"
+    elif report.unknown_attempts:
+        words += "; cost unknown"
     return words
 
 
@@ -70,9 +72,24 @@ def remarks(report: Report) -> list[str]:
         lines.append(f"cost as the gateway reports it: {usd(report.reported_cost_usd)}")
     if report.estimated is not None:
         lines.append(_against_the_estimate(report, report.estimated))
+    if report.calls_in_text or report.chat_calls:
+        lines.append(_stray_calls(report))
     if report.not_in_input:
         lines.append(f"{plural(report.not_in_input, 'row')} no longer in the input")
     return lines
+
+
+def _stray_calls(report: Report) -> str:
+    """That the server left calls where they are no output items."""
+    seen = {
+        "what looks like tool calls inside the text": report.calls_in_text,
+        "`tool_calls` as chat completions have them": report.chat_calls,
+    }
+    words = [f"{plural(rows, 'row')} with {what}" for what, rows in seen.items() if rows]
+    return (
+        f"{', '.join(words)}: they are stored as they came, and are not in the table tool_calls; "
+        "check the tool-call parser of the server"
+    )
 
 
 def _against_the_estimate(report: Report, estimated: Estimated) -> str:
@@ -99,8 +116,19 @@ def sections(report: Report) -> list[Section]:
 
 
 def _filled(section: Section, rows: Sequence[Mapping[str, Any]]) -> Section:
-    cells = tuple(tuple(_cell(head, value) for head, value in row.items()) for row in rows)
-    return replace(section, heads=tuple(rows[0]) if rows else (), rows=cells)
+    heads = tuple(head for head in rows[0] if head != "unknown") if rows else ()
+    cells = tuple(
+        tuple(_cost(row) if head == "cost" else _cell(head, row[head]) for head in heads)
+        for row in rows
+    )
+    return replace(section, heads=heads, rows=cells)
+
+
+def _cost(row: Mapping[str, Any]) -> str:
+    """With `+?` where it is not all; `-` where nothing was sent."""
+    if row["cost"] is None:
+        return "unknown" if row["unknown"] else "-"
+    return usd(row["cost"]) + ("+?" if row["unknown"] else "")
 
 
 def _cell(head: str, value: str | float | None) -> str:

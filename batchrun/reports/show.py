@@ -11,7 +11,7 @@ from batchrun.errors import ErrorKind
 from batchrun.formats.amounts import plural, seconds, usd
 from batchrun.formats.json_text import value_of
 from batchrun.formats.printable import brief, one_line, printable
-from batchrun.records import JsonObject
+from batchrun.records import SHORTFALLS, JsonObject
 from batchrun.store.columns import own_columns
 
 _PARTS = {"input_text": "text", "output_text": "text", "text": "text", "refusal": "refusal"}
@@ -176,6 +176,7 @@ def _outcome(row: JsonObject) -> str:
         "truncated" if row["truncated"] else "",
         row["incomplete_reason"],
         "refused" if row["refusal"] is not None else "",
+        "empty" if row["error_kind"] == ErrorKind.EMPTY_OUTPUT else "",
         fits.get(row["output_parsed_ok"]),
     )
     return ", ".join(filter(None, words))
@@ -183,6 +184,8 @@ def _outcome(row: JsonObject) -> str:
 
 def _error(row: JsonObject) -> str:
     kind, code, http = row["error_kind"], row["error_code"], row["http_status"]
+    if kind in SHORTFALLS:  # an answer, whose status says nothing
+        return str(kind)
     about = ", ".join(filter(None, (code, http and f"http {http}")))
     return f"{kind} ({about})" if kind and about else kind or ""
 

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from batchrun.errors import ErrorKind, StopCause
 from batchrun.job.sections import RetryJob
-from batchrun.records import Failure, Request, Response
+from batchrun.records import SHORTFALLS, Failure, Request, Response
 
 FIRST_WAIT_S = 0.5
 REFUSALS_IN_A_ROW = 20  # rows in a row whose key, model or path is refused stop the run
@@ -60,6 +60,7 @@ FACTS: dict[ErrorKind, KindFacts] = {
     ErrorKind.BAD_REQUEST: KindFacts(Cure.NONE, is_free=True),
     ErrorKind.CANCELLED: KindFacts(Cure.NONE),
     ErrorKind.INVALID_ROW: KindFacts(Cure.NONE),
+    **{kind: KindFacts(Cure.NONE) for kind in SHORTFALLS},  # of answers: no attempt has them
 }
 
 # A hint that comes with these pauses the whole scope, at the gate, and not the row alone.
@@ -266,7 +267,8 @@ def next_ask(
     """The request to send instead, or null where the answer is final.
 
     A truncated answer is asked for with twice the limit, at most twice; one that does not fit its
-    schema is asked for as it was. The request keeps its identity: only its body is another.
+    schema, or is empty, is asked for as it was. The request keeps its identity: only its body is
+    another.
     """
     if answer.truncated:
         if settings.on_incomplete != "raise_limit" or asks.for_length >= MOST_RAISES:
@@ -276,7 +278,8 @@ def next_ask(
             return None
         raised = replace(asks, for_length=asks.for_length + 1)
         return with_limit(asked, 2 * limit), raised
-    if answer.output_parsed_ok is False and asks.for_fit < settings.on_invalid_output:
+    is_unfit = answer.is_unfit or (answer.is_empty and b'"json_schema"' in asked.body)
+    if is_unfit and asks.for_fit < settings.on_invalid_output:
         return asked, replace(asks, for_fit=asks.for_fit + 1)
     return None
 

@@ -19,6 +19,7 @@ from msgspec import Struct
 
 from batchrun.errors import (
     BatchrunError,
+    ErrorKind,
     InputError,
     Interrupted,
     RunStopped,
@@ -26,16 +27,23 @@ from batchrun.errors import (
     StoreError,
 )
 from batchrun.job.sections import LimitsJob
-from batchrun.records import Failure, Outcome, Totals
+from batchrun.records import SHORTFALLS, Failure, Outcome, Totals
 
 FIRST_ROWS = 20  # that fail the same way stop the run
 WINDOW_ROWS = 100  # ended rows over which a share is taken
 
 
+# Such a row has an answer that can be read, and stops no run. An empty one has been paid for
+# nothing, and many of them say that the settings or the server are wrong.
+_HAVE_ANSWERS = frozenset(SHORTFALLS) - {ErrorKind.EMPTY_OUTPUT}
+
+
 def failure_of(outcome: Outcome) -> Failure | None:
-    """Why the row has no answer; null where it has one, or was never sent."""
+    """Why the row has no answer or an empty one; null where it has one, or was never sent."""
     failure = outcome.failure
-    return None if failure is not None and failure.status == "invalid" else failure
+    if failure is None or failure.status == "invalid" or failure.kind in _HAVE_ANSWERS:
+        return None
+    return failure
 
 
 class FirstRows:
@@ -45,8 +53,9 @@ class FirstRows:
     """
 
     def __init__(self, earlier: Totals) -> None:
-        self._kinds = set(earlier.error_kinds)
-        failed = sum(earlier.error_kinds.values())
+        kinds = earlier.error_kinds.items()
+        failures = {kind: rows for kind, rows in kinds if kind not in _HAVE_ANSWERS}
+        self._kinds, failed = set(failures), sum(failures.values())
         self._is_over = earlier.ok > 0 or failed < earlier.rows or len(self._kinds) > 1
         self._rows = failed if failed < FIRST_ROWS else 0
 
@@ -61,9 +70,11 @@ class FirstRows:
             self._is_over = True
         if failure is None or len(self._kinds) > 1 or self._rows < FIRST_ROWS:
             return None
+        is_answer = failure.kind in SHORTFALLS  # sent again by name alone
+        again = f"--retry-failed={failure.kind}" if is_answer else "--retry-failed"
         return (
             f"the first {FIRST_ROWS} rows all failed the same way ({failure.kind}): "
-            f"{failure.message}; fix the cause and run again with --retry-failed; where the "
+            f"{failure.message}; fix the cause and run again with {again}; where the "
             "request itself was fixed, with --rerun-changed"
         )
 

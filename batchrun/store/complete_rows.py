@@ -94,11 +94,17 @@ def _is_sent_again(batch: pa.RecordBatch, resend: Resend) -> pa.BooleanArray:
     failed = pc.is_in(status, value_set=pa.array(FAILED))
     if not kinds:
         return failed
-    error_kinds = pa.array(sorted(kinds.difference(ANSWERED)), pa.string())
-    failed = pc.and_(failed, pc.is_in(batch["error_kind"], value_set=error_kinds))
+
+    def ended_with(*kinds: str) -> pa.BooleanArray:
+        return pc.is_in(batch["error_kind"], value_set=pa.array(kinds, pa.string()))
+
+    failed = pc.and_(failed, ended_with(*kinds.difference(ANSWERED)))
+    # Up to 0.2 refused and cut answers have no `error_kind`.
     for kind, is_so in (
         ("refusal", pc.is_valid(batch["refusal"])),
         ("truncated", batch["truncated"]),
+        ("empty_output", ended_with("empty_output")),
+        ("invalid_output", ended_with("invalid_output")),
         ("incomplete", pc.equal(status, "incomplete")),
     ):
         failed = pc.or_(failed, is_so) if kind in kinds else failed

@@ -67,10 +67,14 @@ EXPECTED = """
     # W.12
 
     # W.13
+    W.13.empty W.13.white_space W.13.results W.13.unfit W.13.text W.13.first W.13.reask
+    W.13.counted W.13.stops W.13.released
 
     # W.14
+    W.14.empty_error W.14.arguments
 
     # W.15
+    W.15.in_text
 
     # W.16
 
@@ -80,7 +84,7 @@ EXPECTED = """
     W.18.words W.18.unknown
 
     # W.19
-    W.19.model
+    W.19.model W.19.reasoning_alone W.19.unknown_costs W.19.unpriced
 """
 
 
