@@ -25,7 +25,7 @@ ANSWER: dict[str, object] = {
     "object": "response",
     "status": "completed",
     "error": None,
-    "output": [],
+    "output": [{"type": "message", "content": [{"type": "output_text", "text": "an answer"}]}],
     "usage": {"input_tokens": 3, "output_tokens": 2, "total_tokens": 5},
 }
 Step = tuple[int, object] | tuple[int, object, dict[str, str]]

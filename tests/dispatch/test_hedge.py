@@ -24,7 +24,7 @@ ANSWER: dict[str, object] = {
     "object": "response",
     "status": "completed",
     "error": None,
-    "output": [],
+    "output": [{"type": "message", "content": [{"type": "output_text", "text": "an answer"}]}],
     "usage": {"input_tokens": 10, "output_tokens": 10, "total_tokens": 20},
 }
 WARM = 20  # answers after which the run knows what slow is

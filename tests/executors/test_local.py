@@ -24,7 +24,7 @@ from batchrun.simulator.settings import SimulatorSettings
 from batchrun.transport.client import Client
 from tests.waiting import HANG_S
 
-_ANSWER = b'{"object":"response","id":"r","status":"completed","output":[],"usage":null}'
+_ANSWER = b'{"object":"response","status":"completed","output":[],"output_text":"an answer"}'
 
 
 def _requests(count: int) -> Iterator[Request | BadRow]:

@@ -29,8 +29,11 @@ async def test_an_answer_needs_no_more_than_to_call_itself_one(
     complete: Complete, bare: dict[str, Any]
 ) -> None:
     outcome = await complete([{"body": bare}])
-    assert outcome.ok
+    assert (outcome.result.status, len(outcome.attempts)) == ("completed", 1)
     assert (outcome.result.output, outcome.result.usage) == ("[]", Usage())
+    assert (outcome.ok, outcome.failure.kind) == (False, ErrorKind.EMPTY_OUTPUT)
+    outcome = await complete([{"body": {**bare, "output_text": "forty-two"}}])
+    assert (outcome.ok, outcome.result.output_text) == (True, "forty-two")
 
 
 async def test_unknown_fields_and_echoes_that_do_not_match_are_accepted(

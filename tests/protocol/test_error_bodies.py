@@ -166,11 +166,11 @@ async def test_the_same_shapes_are_understood_within_a_200(complete: Complete, s
 
 
 async def test_an_empty_429_waits_and_an_azure_429_says_how_long(
-    endpoint: Callable[..., Any], request_of: Callable[..., Any]
+    endpoint: Callable[..., Any], request_of: Callable[..., Any], answer: Callable[..., Any]
 ) -> None:
     azure = {"error": {"code": "429", "message": "Slow. Please retry after 1 second."}}
     script = [{"status": 429, "body": b"", "type": None}, {"status": 429, "body": azure}]
-    async with endpoint([*script, {"body": {"output": []}}]) as connected:
+    async with endpoint([*script, {"body": answer()}]) as connected:
         outcome = await connected.outcome(request_of())
     first, second, third = outcome.attempts
     assert (first.error_kind, second.error_kind) == (ErrorKind.RATE_LIMIT, ErrorKind.RATE_LIMIT)

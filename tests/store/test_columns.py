@@ -99,6 +99,7 @@ RESPONSES = st.builds(
     reported_cost_usd=DOLLARS,
     failure=st.none() | FAILURES,
     output_parsed_ok=st.none() | st.booleans(),
+    is_empty=st.booleans(),
 )
 CARRIED = st.tuples(
     MAYBE_TEXT,
@@ -210,13 +211,16 @@ def outcome_of(row: dict[str, Any], calls: list[dict[str, Any]], names: list[str
 
 
 def as_the_tables_tell_it(outcome: Outcome, carried: int) -> Outcome:
-    """Without the three facts that no column holds."""
+    """Without the facts that no column holds; why an answer is not ok is told as a failure."""
     replace = msgspec.structs.replace
     result = outcome.result
     if isinstance(result, Failure):
         result = replace(result, http_status=None, kind=ErrorKind(result.kind))
-    elif result.failure is not None:
-        result = replace(result, failure=replace(result.failure, http_status=None, status="failed"))
+    else:
+        failure = outcome.failure
+        if failure is not None:
+            failure = replace(failure, http_status=None, status="failed")
+        result = replace(result, failure=failure, is_empty=False)
     request = replace(
         outcome.request,
         max_output_tokens=None,
