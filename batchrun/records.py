@@ -144,6 +144,7 @@ class Reply(Struct, frozen=True, gc=False):
     advertised: tuple[AdvertisedLimit, ...] = ()
     said: bytes = b""  # a response of what a stream said before its error; empty: nothing
     error_type: str | None = None  # of an error, where a header says it (AWS)
+    response_id: str | None = None  # of background work that had begun, whatever the body says
 
 
 class Usage(Struct, frozen=True, array_like=True, gc=False):

@@ -24,6 +24,7 @@ _JOB_OPTIONS = (
     ("--base-url", "endpoint.base_url", "URL", "Base URL; $OPENAI_BASE_URL, or OpenAI's."),
     ("--mode", "endpoint.mode", "plain|stream|background", "How each request is made."),
     ("--api-key-env", "endpoint.api_key_env", "NAME", "Variable with the API key, or none."),
+    ("--api-key-command", "endpoint.api_key_command", "CMD", "Command that prints the API key."),
     ("--concurrency", "limits.concurrency", "N", "Most requests in flight; auto adapts it."),
     ("--rpm", "limits.requests_per_minute", "N", "Most requests a minute; by default adapted."),
     ("--tpm", "limits.tokens_per_minute", "N", "Most tokens a minute; by default adapted."),

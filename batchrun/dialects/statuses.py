@@ -7,8 +7,10 @@ END_STATUSES = ("completed", "incomplete", "failed", "cancelled")
 _STATUSES = {
     word: status
     for status, words in {
-        "queued": "queued pending created submitted scheduled waiting starting",
-        "in_progress": "in_progress processing running started working generating",
+        "queued": "queued enqueued in_queue pending created new accepted received submitted "
+        "scheduled waiting not_started starting initializing validating",
+        "in_progress": "in_progress inprogress processing running started working active "
+        "generating",
         "completed": "completed complete success succeeded successful done finished ok "
         "stop stopped end_turn eos stop_sequence tool_calls tool_use function_call",
         "incomplete": "incomplete",

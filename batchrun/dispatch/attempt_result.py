@@ -85,14 +85,16 @@ def attempt_result(
     was_sent = True
     result: Response | Failure
     if isinstance(end, Reply):
-        reply, result = end, read_reply(end, request, words)
+        reply, result, response_id = end, read_reply(end, request, words), end.response_id
     else:
         result = Failure(end.kind, end.message, http_status=end.http_status)
         response_id, was_sent = end.response_id, end.was_sent
     if isinstance(result, Failure):
         said = _said(end.said, request, result) if end.said else None
-        # What a stream has said may be billed, whatever comes after it.
-        is_free = said is None and (not was_sent or FACTS[result.kind].is_free)
+        # What a stream has said may be billed, whatever comes after it, and so may work that had
+        # begun in background.
+        is_free = not was_sent or FACTS[result.kind].is_free
+        is_free = is_free and said is None and response_id is None
         attempt = replace(
             begun,
             latency_s=latency_s,
@@ -121,7 +123,7 @@ def attempt_result(
         error_message=failure.message if failure else None,
         request_id=reply.request_id if reply else None,
         client_request_id=begun.client_request_id,
-        response_id=result.id,
+        response_id=result.id or response_id,
         input_tokens=usage.input_tokens,
         cached_tokens=usage.cached_tokens,
         output_tokens=usage.output_tokens,

@@ -303,7 +303,9 @@ class _RowAttempts(Struct, eq=False):
             attempted = attempt_result(
                 end, self.asked, begun, latency_s, run.endpoint.via, run.prices, run.retry.words
             )
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, RunStopped):
+                run.gate.close()  # before the slot is free: nobody may follow
             run.gate.leave(slot, _DROPPED)
             latency_s = time.perf_counter() - began_s
             message = "cancelled: the other copy of the row was answered first"
@@ -330,6 +332,7 @@ class _RowAttempts(Struct, eq=False):
             give_up_after_s=run.scopes.give_up_after_s,
             health=state.health,
             jitter=random.random(),  # noqa: S311 - a backoff, no secret
+            is_begun=reply is None and attempted.attempt.response_id is not None,
         )
         match verdict:
             case Again(wait_s):

@@ -1,7 +1,9 @@
-"""API keys and secret headers: read from the environment, refused in files and on command lines."""
+"""API keys and secret headers: from the environment or a command, never from files or options."""
 
 import os
 import re
+import shlex
+import subprocess
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,6 +14,7 @@ from batchrun.errors import JobError
 from batchrun.job.sections import DEFAULT_KEY_ENV, EndpointJob, Job
 
 FROM_ENVIRONMENT = "env:"  # before the variable that holds a header's value
+COMMAND_S = 30.0  # that a command may take to say a key
 _SECRET_LENGTH = 8  # what is shorter is a placeholder, such as EMPTY
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _SECRET_HEADERS = {"authorization", "proxy-authorization", "api-key", "x-api-key", "cookie"}
@@ -21,7 +24,9 @@ _SECRET_VALUE = re.compile(r"\b(sk|rk|pk|gsk|xai|hf)[-_](?=[A-Za-z_-]*[0-9])[A-Z
 
 
 def api_key(endpoint: EndpointJob) -> str | None:
-    """The key from the environment; null where none is needed. Raises `JobError` if missing."""
+    """The key, of the command or the environment; null where none is needed. Raises `JobError`."""
+    if endpoint.api_key_command is not None:
+        return key_of_command(endpoint.api_key_command)
     key = _variable(endpoint.api_key_env)
     if not key and _needs_key(endpoint):
         raise JobError(
@@ -34,8 +39,37 @@ def api_key(endpoint: EndpointJob) -> str | None:
     return key or None
 
 
+def key_of_command(command: str) -> str:
+    """The first line of its output. Raises `JobError`, without a word of what it said."""
+    what, seen = "the command in endpoint.api_key_command", "run it by hand to see why"
+    try:
+        ended = subprocess.run(  # noqa: S603 - the user's own command, without a shell
+            shlex.split(command),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=COMMAND_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise JobError(f"{what} said no key within {COMMAND_S:.0f} s; {seen}") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise JobError(f"{what} cannot be run ({reason}); {seen}") from None
+    if ended.returncode != 0:
+        how = f"exit code {ended.returncode}" if ended.returncode > 0 else "a signal ended it"
+        raise JobError(f"{what} failed ({how}); {seen}")
+    key = ended.stdout.partition(b"\n")[0].decode(errors="replace").strip()
+    if not key:
+        raise JobError(f"{what} said nothing in its first line of output; {seen}")
+    if not (key.isascii() and key.isprintable()):
+        raise JobError(f"{what} said a key with characters that no header may have; {seen}")
+    return key
+
+
 def key_in_words(endpoint: EndpointJob) -> str:
     """Where the key comes from, and whether it is there."""
+    if endpoint.api_key_command is not None:
+        return "key from the command in endpoint.api_key_command"
     if _variable(endpoint.api_key_env):
         return f"key from ${endpoint.api_key_env}"
     if _needs_key(endpoint):
@@ -84,7 +118,9 @@ def refuse_plain_http(endpoint: EndpointJob) -> None:
     if endpoint.is_loopback or urlsplit(endpoint.base_url).scheme != "http":
         return
     secrets = [f"the header {name}" for name in _header_variables(endpoint)]
-    if endpoint.api_key_env != "none":
+    if endpoint.api_key_command is not None:
+        secrets.insert(0, "the key of endpoint.api_key_command")
+    elif endpoint.api_key_env != "none":
         secrets.insert(0, f"the key in {endpoint.api_key_env}")
     if secrets:
         raise JobError(
@@ -94,15 +130,22 @@ def refuse_plain_http(endpoint: EndpointJob) -> None:
         )
 
 
-def refuse_written_secrets(job: Job, command: str | None) -> None:
-    """Raises `JobError` where the value of a secret variable would be written to disk by a run."""
+def refuse_written_secrets(job: Job, command: str | None, key: str | None = None) -> None:
+    """Raises `JobError` where the value of a secret variable would be written to disk by a run.
+
+    `key`: one that a command said, which is a secret too.
+    """
     written = {**msgspec.to_builtins(job), "the command line": command}
-    for variable in (job.endpoint.api_key_env, *_header_variables(job.endpoint).values()):
-        secret = os.environ.get(variable, "").strip()
+    variables = (job.endpoint.api_key_env, *_header_variables(job.endpoint).values())
+    secrets = [(f"the environment variable {name}", os.environ.get(name, "")) for name in variables]
+    if key is not None:
+        secrets.append(("the key that endpoint.api_key_command says", key))
+    for source, value in secrets:
+        secret = value.strip()
         for section, text in written.items():
             if len(secret) >= _SECRET_LENGTH and secret in str(text):
                 raise JobError(
-                    f"{section} holds the very value of the environment variable {variable}, which "
+                    f"{section} holds the very value of {source}, which "
                     "is a secret and would be written into the run directory; take it out"
                 )
 

@@ -21,7 +21,7 @@ from msgspec.structs import replace
 from batchrun.errors import JobError
 from batchrun.formats.printable import nearest
 from batchrun.job.credentials import refuse_keys
-from batchrun.job.sections import STDIN, Job, PriceJob
+from batchrun.job.sections import DEFAULT_KEY_ENV, STDIN, EndpointJob, Job, PriceJob
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
 _PRICE_TABLES = ("pricing", "aliases")
@@ -65,7 +65,28 @@ def load_job(source: str | Path, settings: Mapping[str, Any] | None = None) -> J
             f"{where}: endpoint.api_key_env is no name of an environment variable (what it holds "
             "is not shown, since it may be a key); put the key into a variable and name that"
         )
+    _check_key_command(job.endpoint, where)
     return replace(job, endpoint=replace(job.endpoint, base_url=_base_url(job.endpoint.base_url)))
+
+
+def _check_key_command(endpoint: EndpointJob, where: str) -> None:
+    """Raises `JobError` where a key has two sources, or a setting would do nothing."""
+    if endpoint.api_key_command is None:
+        if endpoint.api_key_ttl_s is not None:
+            raise JobError(
+                f"{where}: endpoint.api_key_ttl_s says when endpoint.api_key_command is asked "
+                "again, which is not given; give it with --api-key-command"
+            )
+        return
+    if not endpoint.api_key_command.strip():
+        raise JobError(f"{where}: endpoint.api_key_command is empty; write the command")
+    other = None if endpoint.api_key_env == DEFAULT_KEY_ENV else "endpoint.api_key_env"
+    if any(name.lower() == "authorization" for name in endpoint.headers):
+        other = "a header Authorization in endpoint.headers"
+    if other is not None:
+        raise JobError(
+            f"{where}: endpoint.api_key_command says the key, and so does {other}; take one out"
+        )
 
 
 def _read_job_file(path: Path) -> dict[str, Any]:

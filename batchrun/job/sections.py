@@ -63,6 +63,8 @@ class EndpointJob(Struct, frozen=True, forbid_unknown_fields=True):
 
     base_url: str
     api_key_env: str = DEFAULT_KEY_ENV  # `none` for a server without keys
+    api_key_command: str | None = None  # says the key instead, in the first line of its output
+    api_key_ttl_s: Timeout | None = None  # after that the command is asked again; null: never
     mode: Literal["plain", "stream", "background"] = "plain"  # how each request is made
     headers: dict[str, str] = field(default_factory=dict)  # values may be `env:NAME`
     query: dict[str, str] = field(default_factory=dict)

@@ -23,6 +23,7 @@ class Cure(Enum):
     AGAIN = "again, as often as max_attempts says"
     ONCE_MORE = "one more attempt: each may be billed"
     TWICE_MORE = "two more attempts"
+    LOST = "begun twice more, and it never uses up an attempt: each may be billed"
     NONE = "the row fails"
     FIX = "the run stops while nothing has succeeded, later the row fails"
     PAY = "the run stops"
@@ -44,7 +45,7 @@ FACTS: dict[ErrorKind, KindFacts] = {
     ErrorKind.REDIRECT: KindFacts(Cure.FIX, is_free=True),
     ErrorKind.RATE_LIMIT: KindFacts(Cure.WAIT, is_free=True),
     ErrorKind.BUSY: KindFacts(Cure.AGAIN, is_free=True),
-    ErrorKind.GONE: KindFacts(Cure.WAIT),
+    ErrorKind.GONE: KindFacts(Cure.LOST),
     ErrorKind.OVERLOADED: KindFacts(Cure.AGAIN, is_free=True, is_outage=True),
     ErrorKind.SERVER_ERROR: KindFacts(Cure.AGAIN, is_outage=True),
     ErrorKind.CONNECTION: KindFacts(Cure.AGAIN, is_outage=True),
@@ -89,7 +90,9 @@ _MORE = {
         ),
     ),
     Cure.TWICE_MORE: (2, "three attempts"),
+    Cure.LOST: (2, "begun three times, and lost by the server each time"),
 }
+_UNCOUNTED = (Cure.WAIT, Cure.LOST)  # they use up no attempt
 
 
 class Again(Struct, frozen=True):
@@ -151,10 +154,12 @@ def judge(
     health: ScopeHealth,
     jitter: float,
     excused: Sequence[bool] | None = None,
+    is_begun: bool = False,
 ) -> Again | GiveUp | Halt:
     """What follows the last of a row's `failures`; `jitter` is a random number from 0 to 1.
 
     `excused` says which of them were an outage of the endpoint: they cost the row no attempt.
+    `is_begun`: background work goes on without us, and its id is on disk.
     """
     kind = failures[-1].kind
     cure = FACTS[kind].cure
@@ -165,6 +170,8 @@ def judge(
         return Halt(
             "money or quota is used up; top up, then run the same command again", StopCause.QUOTA
         )
+    if cure is Cure.FIX and is_begun:
+        return Halt(_FIX_POLLS.get(kind, _FIX[kind]), StopCause.KEY)
     if cure is Cure.FIX:
         return _refused(kind, health)
     if cure is Cure.NONE or should_retry is False:
@@ -186,12 +193,12 @@ def judge(
     most, reason = _MORE.get(cure, (len(same), ""))
     if len(same) > most:
         return GiveUp("no_answer", reason)
-    counted = sum(FACTS[other].cure is not Cure.WAIT for other in kinds)
-    if cure is not Cure.WAIT and counted >= settings.max_attempts:
+    counted = sum(FACTS[other].cure not in _UNCOUNTED for other in kinds)
+    if cure not in _UNCOUNTED and counted >= settings.max_attempts:
         return GiveUp("no_answer", f"{counted} attempts (retry.max_attempts)")
     if _is_refused_key(failures[-1], health) and len(same) >= settings.max_attempts:
         return Halt(_FIX[ErrorKind.UNAUTHORIZED], StopCause.KEY)
-    wait_s = _wait_s(len(same) if cure is Cure.WAIT else counted, hint_s, settings, jitter)
+    wait_s = _wait_s(len(same) if cure in _UNCOUNTED else counted, hint_s, settings, jitter)
     if pauses_scope and len(same) <= _BELIEVED:
         wait_s = 0.0  # the whole scope waits, at the gate
     if elapsed_s + wait_s > settings.max_elapsed_s:
@@ -238,6 +245,12 @@ _FIX = {
     ErrorKind.FORBIDDEN: "the key may not do this: check its rights, the model and the project",
     ErrorKind.NOT_FOUND: "no such model or path: check --model and --base-url",
     ErrorKind.REDIRECT: "the server sends elsewhere: check --base-url (https? /v1 at its end?)",
+}
+_BEGUN = "what has begun is asked about again, and not begun twice, by the same command"
+_FIX_POLLS = {
+    ErrorKind.UNAUTHORIZED: f"the key is refused when the work is asked about: fix it; {_BEGUN}",
+    ErrorKind.FORBIDDEN: f"the key may begin work but not ask about it: check its rights; {_BEGUN}",
+    ErrorKind.NOT_FOUND: "the same command with another --mode goes on",
 }
 
 

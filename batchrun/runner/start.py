@@ -68,7 +68,9 @@ async def run_job(
     refuse_written_secrets(job, command)
     if not (simulate or insecure_http):
         refuse_plain_http(job.endpoint)
-    key = None if simulate else api_key(job.endpoint)
+    key = None if simulate else await asyncio.to_thread(api_key, job.endpoint)
+    if job.endpoint.api_key_command is not None:
+        refuse_written_secrets(job, command, key)
     headers = {} if simulate else header_values(job.endpoint)
     with contextlib.ExitStack() as stack:
         began_s = time.monotonic()
@@ -138,4 +140,5 @@ async def _simulated(endpoint: EndpointJob) -> AsyncIterator[EndpointJob]:
     from batchrun.simulator.settings import SimulatorSettings  # noqa: PLC0415
 
     async with serve(SimulatorSettings()) as base_url:
-        yield replace(endpoint, base_url=base_url, api_key_env="none", headers={}, query={})
+        keyless = replace(endpoint, api_key_env="none", api_key_command=None)
+        yield replace(keyless, base_url=base_url, headers={}, query={})

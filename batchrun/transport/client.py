@@ -2,6 +2,7 @@
 
 import urllib.request
 from collections.abc import Coroutine, Mapping
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -11,11 +12,12 @@ from batchrun.dialects.responses import PATH, plain_body, stream_body
 from batchrun.job.credentials import FROM_ENVIRONMENT
 from batchrun.job.sections import EndpointJob, LimitsJob
 from batchrun.records import Reply, Request
-from batchrun.transport.background import OnBegun, send_background
+from batchrun.transport.background import Ask, BackgroundMode, OnBegun
 from batchrun.transport.exchange import ACCEPTED, Wire, exchange
 from batchrun.transport.exchange_limits import DeadlineWatch, ResponseBufferBudget
 from batchrun.transport.fallback import Connect, choose_connections
 from batchrun.transport.headers import AdvertisedLimits
+from batchrun.transport.key_command import KeyCommand
 from batchrun.transport.redaction import Redactor
 
 _SWEEPS = 20  # a limit is exceeded by at most a twentieth of it
@@ -41,12 +43,15 @@ class Client:
         budget: ResponseBufferBudget | None = None,
         connect: Connect | None = None,
     ) -> None:
-        """`connect`: as `choose_connections` chose it; None: chosen when it is entered."""
+        """`connect`: as `choose_connections` chose it; None: chosen when it is entered.
+
+        `key`: where a command says it, the one that it said first.
+        """
         self.base_url = settings.base_url
         self.via = settings.mode
         self._on_begun, self._connect = on_begun, connect
         self._budget = budget or ResponseBufferBudget()
-        self._settings = settings
+        self._settings, self._key = settings, key
         ours = {
             "Content-Type": "application/json",
             "Accept": "text/event-stream" if settings.mode == "stream" else "application/json",
@@ -78,7 +83,11 @@ class Client:
         password = () if proxy is None or not proxy.password else (proxy.password,)
         redactor = Redactor((*self._secrets, *password))
         limits = AdvertisedLimits()
-        self._wire = Wire(connections, url, settings, watch, limits, self._budget, redactor)
+        wire = self._wire = Wire(connections, url, settings, watch, limits, self._budget, redactor)
+        self._ask: Ask = partial(exchange, wire)
+        if settings.api_key_command is not None:
+            self._ask = KeyCommand(wire, settings.api_key_command, self._key).ask
+        self._background = BackgroundMode(self._ask, url, self._on_begun)
         return self
 
     async def __aexit__(
@@ -92,13 +101,14 @@ class Client:
     ) -> Coroutine[Any, Any, Reply]:
         """The whole answer. Raises `EndpointError`. `remaining_s` remains of the row's time.
 
+        Raises `RunStopped` where the key is refused and its command says none.
+
         No coroutine of its own: each in the chain costs at every step of an answer.
         """
-        wire = self._wire
         if self.via == "background" or request.resume_id is not None:
-            return send_background(wire, request, client_request_id, remaining_s, self._on_begun)
+            return self._background.send(request, client_request_id, remaining_s)
         body = stream_body(request.body) if self.via == "stream" else plain_body(request.body)
-        return exchange(wire, "POST", wire.url, body, client_request_id)
+        return self._ask("POST", self._wire.url, body, client_request_id)
 
 
 def _proxy(url: URL) -> URL | None:

@@ -35,12 +35,12 @@ class Connections:
         # given to a proxy: the key is not for it.
         self._request = aiohttp.ClientRequest("POST", url, headers=headers, proxy=proxy, loop=loop)
         headers = self._request.headers
-        lines = [f"{name}: {headers[name]}\r\n" for name in headers if name != "Content-Length"]
+        self._headers = {name: headers[name] for name in headers if name != "Content-Length"}
         self._names_host = proxy is not None and not self._request.is_ssl()
         if self._names_host and proxy is not None and proxy.user is not None:
             credentials = b64encode(f"{proxy.user}:{proxy.password or ''}".encode("latin-1"))
-            lines.append(f"Proxy-Authorization: Basic {credentials.decode()}\r\n")
-        self._header_lines = "".join(lines)
+            self._headers["Proxy-Authorization"] = f"Basic {credentials.decode()}"
+        self._header_lines = _lines(self._headers)
         # Kept here, not by the pool: the last one used is the first to be used again, while it is
         # still in the processor's caches, and 3 µs of an exchange are saved.
         self._idle: list[AnswerReader] = []
@@ -72,6 +72,11 @@ class Connections:
             raise
         return reader
 
+    def set_header(self, name: str, value: str) -> None:
+        """Sends one of the headers with another value from now on."""
+        self._headers[name] = value
+        self._header_lines = _lines(self._headers)
+
     async def _open(self) -> AnswerReader:
         connection = await self._connector.connect(self._request, [], self._timeout)
         reader = connection.protocol
@@ -96,6 +101,10 @@ class Connections:
             self.drop(reader)
         self._idle.clear()
         await self._connector.close()
+
+
+def _lines(headers: Mapping[str, str]) -> str:
+    return "".join(f"{name}: {value}\r\n" for name, value in headers.items())
 
 
 class _Connector(aiohttp.TCPConnector):

@@ -119,6 +119,9 @@ class HttpConnections(Protocol):
         `TimeoutError` where no connection is made in time.
         """
 
+    def set_header(self, name: str, value: str) -> None:
+        """Sends one of the headers with another value from now on."""
+
     def keep(self, answer: Any, /) -> None: ...
     def drop(self, answer: Any, /) -> None: ...
     async def close(self) -> None: ...

@@ -84,6 +84,10 @@ class SessionConnections:
             raise aiohttp.ClientPayloadError(error.message) from error
         return SessionAnswer(response)
 
+    def set_header(self, name: str, value: str) -> None:
+        """Sends one of the headers with another value from now on."""
+        self._session.headers[name] = value
+
     def drop(self, answer: SessionAnswer) -> None:
         answer.response.close()
 

@@ -17,6 +17,16 @@ class Redactor:
     """Hides some secrets."""
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
+        self._secrets = tuple(secrets)
+        self._later: tuple[str, ...] = ()
+        self._hide(self._secrets)
+
+    def add(self, secret: str) -> None:
+        """Hides one more, in place of the last but one that was added."""
+        self._later = (*self._later[-1:], secret)
+        self._hide((*self._secrets, *self._later))
+
+    def _hide(self, secrets: Iterable[str]) -> None:
         # A value such as `Bearer KEY` may come back without its first word.
         words = {word for value in secrets for word in (value, *value.split()[-1:])}
         hidden = sorted((word for word in words if len(word) >= _SHORTEST), key=len, reverse=True)

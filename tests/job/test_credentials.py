@@ -5,7 +5,13 @@ from pathlib import Path
 import pytest
 
 from batchrun.errors import JobError
-from batchrun.job.credentials import api_key, header_values, key_in_words, refuse_plain_http
+from batchrun.job.credentials import (
+    api_key,
+    header_values,
+    key_in_words,
+    key_of_command,
+    refuse_plain_http,
+)
 from batchrun.job.job_file import load_job
 
 KEY = "sk-" + "a1" * 20
@@ -114,3 +120,28 @@ def test_a_key_is_needed_but_not_for_loopback(monkeypatch: pytest.MonkeyPatch) -
         "x", {"endpoint.base_url": "https://example.org/v1", "endpoint.api_key_env": "none"}
     ).endpoint
     assert api_key(none) is None
+
+
+def test_a_command_is_the_one_source_of_the_key() -> None:
+    command = {"endpoint.api_key_command": "print-key"}
+    endpoint = load_job("x", command).endpoint
+    assert key_in_words(endpoint) == "key from the command in endpoint.api_key_command"
+    for more, said in (
+        ({"endpoint.api_key_env": "SOME_KEY"}, "so does endpoint.api_key_env"),
+        ({"endpoint.headers": {"authorization": "env:X"}}, "so does a header Authorization"),
+        ({"endpoint.api_key_command": " "}, "is empty"),
+    ):
+        with pytest.raises(JobError, match=said):
+            load_job("x", {**command, **more})
+    with pytest.raises(JobError, match="give it with --api-key-command"):
+        load_job("x", {"endpoint.api_key_ttl_s": 60.0})
+    with pytest.raises(JobError, match="--insecure-http"):
+        refuse_plain_http(
+            load_job("x", {**command, "endpoint.base_url": "http://example.org/v1"}).endpoint
+        )
+
+
+def test_a_command_has_half_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("batchrun.job.credentials.COMMAND_S", 0.2)
+    with pytest.raises(JobError, match="said no key within"):
+        key_of_command("sleep 60")

@@ -16,11 +16,11 @@ from tests.waiting import HANG_S
 Make = Callable[..., dict[str, Any]]
 
 
-async def _begun(folder: Path, base_url: str) -> asyncio.subprocess.Process:
+async def _begun(folder: Path, base_url: str, *options: str) -> asyncio.subprocess.Process:
     environment = {name: value for name, value in os.environ.items() if "OPENAI" not in name}
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "batchrun", "run", "prompts.jsonl", "-o", "run", "--quiet"),
-        *("--model", "m", "--base-url", base_url, "--mode", "background"),
+        *("--model", "gpt-4.1", "--base-url", base_url, "--mode", "background", *options),
         cwd=folder,
         env=environment,
         stdin=asyncio.subprocess.DEVNULL,
@@ -60,7 +60,7 @@ async def test_what_was_begun_before_a_kill_is_continued_or_counted_where_the_se
         {"body": answer(status="queued")},
         {"body": answer(status="in_progress", output=[])},
     ]
-    gone = {"status": 404, "body": {"error": {"message": "not found", "code": None}}}
+    gone = {"status": 410, "body": {"error": {"message": "not found", "code": None}}}
     (known_asked, known), (gone_asked, sent_again) = await asyncio.gather(
         _killed_and_resumed(tmp_path_factory.mktemp("known"), serve, [*begun, {"body": answer()}]),
         _killed_and_resumed(
@@ -76,3 +76,18 @@ async def test_what_was_begun_before_a_kill_is_continued_or_counted_where_the_se
     attempts = sent_again["attempts"]
     kinds = [(attempt["error_kind"], attempt["response_id"]) for attempt in attempts]
     assert kinds == [("gone", "resp_1"), (None, "resp_2")]
+
+
+async def test_a_key_refused_at_a_poll_leaves_the_row_with_its_id_for_the_next_command(
+    serve: Callable[..., Any], answer: Make, tmp_path: Path
+) -> None:
+    (tmp_path / "prompts.jsonl").write_text('{"input": "x"}\n', encoding="utf-8")
+    refused = {"status": 401, "body": {"error": {"message": "expired", "code": "invalid_api_key"}}}
+    async with serve([{"body": answer(status="queued")}, refused, {"body": answer()}]) as server:
+        assert await _ended(await _begun(tmp_path, server.base_url, "--max-cost", "1")) == 3
+        record = json.loads((tmp_path / "run" / "run.json").read_text("utf-8"))
+        assert (record["state"], record["totals"]["rows"]) == ("stopped", 0)
+        assert "expired" in record["message"]
+        assert record["unknown_usd"] > 0  # what has begun counts under a cap
+        assert await _ended(await _begun(tmp_path, server.base_url, "--max-cost", "1")) == 0
+        assert server.asked == ["POST /v1/responses", *["GET /v1/responses/resp_1"] * 2]

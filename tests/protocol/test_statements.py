@@ -46,6 +46,8 @@ EXPECTED = """
     # W.3
 
     # W.4
+    W.4.not_yet W.4.gone W.4.no_mode W.4.odd_polls W.4.refused W.4.statuses W.4.create_cut
+    W.4.unknown_cost
 
     # W.5
 
@@ -79,6 +81,7 @@ EXPECTED = """
     # W.16
 
     # W.17
+    W.17.refused W.17.refused_again W.17.ttl W.17.command
 
     # W.18
     W.18.words W.18.unknown
