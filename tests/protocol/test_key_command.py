@@ -189,9 +189,8 @@ async def test_a_run_outlives_its_first_key_and_no_file_holds_any(
     echo = {"body": answer(text=f"{OLD} {NEW}")}
     first = {"body": answer(text=OLD)}
     async with serve([first, {**REFUSED, "pieces": [0.5, b"{}"]}, echo]) as server:
-        running = asyncio.create_task(
-            _run(tmp_path, server.base_url, "--api-key-command", "cat keys.txt")
-        )
+        options = ("--api-key-command", "cat keys.txt", "--concurrency", "1")
+        running = asyncio.create_task(_run(tmp_path, server.base_url, *options))
         async with asyncio.timeout(HANG_S):
             while not server.requests:
                 await asyncio.sleep(0.01)
