@@ -19,10 +19,7 @@ def _body(**fields: object) -> bytes:
     ("status", "state"),
     [
         *((word, RUNNING) for word in ("queued", "in_progress", "pending", "processing")),
-        *(
-            (word, RUNNING)
-            for word in ("CREATED", "In-Progress", "inProgress", "in queue")
-        ),
+        *((word, RUNNING) for word in ("CREATED", "In-Progress", "inProgress", "in queue")),
         *((word, ENDED) for word in ("completed", "incomplete", "failed", "COMPLETED", "Stop")),
         ("cancelled", WorkState("r", has_ended=True, is_cancelled=True)),
         ("CANCELED", WorkState("r", has_ended=True, is_cancelled=True)),
