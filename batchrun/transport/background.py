@@ -179,5 +179,12 @@ def _refusal(reply: Reply) -> tuple[ErrorKind, str]:
     error, status = parse_error(reply.body), reply.http_status
     if status < 300 and error.code is None and error.type is None:
         return ErrorKind.UNREADABLE, error.message
-    kind = classify(status, error.code, error.type, error.message, is_html=error.is_html)
+    kind = classify(
+        status,
+        error.code,
+        error.type,
+        error.message,
+        param=error.param,
+        is_html=error.is_html,
+    )
     return kind, error.message
