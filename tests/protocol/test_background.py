@@ -247,7 +247,9 @@ async def test_a_running_status_in_any_spelling_is_polled(
     answer: Make,
     status: str | None,
 ) -> None:
-    begun = {"body": {"id": "resp_1", "object": "response", "status": status, "output": []}}
+    begun: dict[str, Any] = {
+        "body": {"id": "resp_1", "object": "response", "status": status, "output": []}
+    }
     async with endpoint([begun, begun, {"body": answer()}], mode="background") as connected:
         outcome = await connected.outcome(request_of())
     assert connected.server.asked == ["POST /v1/responses", *["GET /v1/responses/resp_1"] * 2]
