@@ -302,13 +302,13 @@ class StreamAnswer:
         self._is_numbered = False  # the numbers do grow
 
     @property
-    def has_answer(self) -> bool:
-        """Whether the terminal event was seen."""
-        return self._final is not None
-
-    @property
     def is_finished(self) -> bool:
         return self._final is not None or self._is_over
+
+    @property
+    def ends_in_error(self) -> bool:
+        """Whether an error is the last that it said so far."""
+        return self._final is None and self._is_over and self._error is not None
 
     @property
     def is_silent(self) -> bool:
@@ -388,8 +388,7 @@ class StreamAnswer:
     def body(self) -> bytes | None:
         """The answer as a plain request would have brought it; None while none is complete."""
         if self._final is None:
-            is_error = self._error is not None and self._is_over
-            if not is_error and self._items.is_whole:
+            if not self.ends_in_error and self._items.is_whole:
                 return self._put_together("completed")
             return self._error
         status, response = self._final

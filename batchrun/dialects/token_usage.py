@@ -34,7 +34,7 @@ class _Usage(Struct, forbid_unknown_fields=True):
     output_tokens: _Count = None
     output_tokens_details: _Details | None = None
     total_tokens: _Count = None
-    cost: float | None = None  # a gateway's own
+    cost: Annotated[float, Meta(ge=0)] | None = None  # a gateway's own
 
 
 _NO_DETAILS = _Details()

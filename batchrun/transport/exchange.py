@@ -259,7 +259,7 @@ async def _read_stream(answer: HttpAnswer, content: bytes, arriving: _Arriving) 
                 if arriving.first_token_s is None:
                     arriving.first_token_s = time.perf_counter() - arriving.started_s
             if stream.is_finished:
-                linger_s = _LINGER_S if stream.has_answer else _ERROR_LINGER_S
+                linger_s = _ERROR_LINGER_S if stream.ends_in_error else _LINGER_S
                 linger_until_s = min(linger_until_s, deadline.now_s() + linger_s)
                 deadline.idle_s = min(deadline.idle_s, linger_until_s)
             elif linger_until_s < math.inf:  # it went on after an error

@@ -207,3 +207,124 @@ async def test_pings_keep_a_stream_that_has_begun_alive(complete: Complete, answ
     end = b"data: " + json.dumps(last).encode() + b"\n\n"
     step = {"type": "text/event-stream", "pieces": [delta, *pings, end]}
     assert (await complete([step], mode="stream", idle_timeout_s=1.0)).ok
+
+
+@pytest.mark.parametrize("within", ["completed", "incomplete", "failed", None])
+async def test_done_is_an_end_and_its_status_rules(
+    complete: Complete, answer: Make, events: Events, within: str | None
+) -> None:
+    error = {"code": "invalid_prompt", "message": "no"} if within == "failed" else None
+    whole = answer(status=within, error=error)
+    last = {"type": "response.done", "response": whole}
+    for said in ([last], [*events(answer())[:-1], last]):
+        outcome = await complete([{"events": said, "end": "open"}], mode="stream")
+        assert outcome.result.status == (within or "completed")
+        assert outcome.result.output_text == "forty-two"
+        assert outcome.result.usage.total_tokens == 80
+
+
+async def test_done_without_a_response_does_not_undo_the_event_before(
+    complete: Complete, answer: Make, events: Events
+) -> None:
+    said = [*events(answer(status="incomplete")), {"type": "response.done"}]
+    outcome = await complete([{"events": said}], mode="stream")
+    assert (outcome.result.status, outcome.result.usage.total_tokens) == ("incomplete", 80)
+
+
+@pytest.mark.parametrize(
+    ("mark", "end"),
+    [(b"data: [DONE]\n\n", "clean"), (b"data: [DONE]\n\n", "open"), (b"", "clean")],
+)
+@pytest.mark.parametrize("last", ["response.output_item.done", "response.output_text.done"])
+async def test_an_answer_without_a_last_event_is_whole_once_all_its_items_are_done(
+    complete: Complete, answer: Make, events: Events, mark: bytes, end: str, last: str
+) -> None:
+    said = events(answer())
+    count = next(at for at, event in enumerate(said) if event["type"] == last) + 1
+    outcome = await complete([{"events": [*said[:count], mark], "end": end}], mode="stream")
+    result = outcome.result
+    assert (outcome.ok, result.output_text, len(outcome.attempts)) == (True, "forty-two", 1)
+    assert (result.id, result.model) == ("resp_1", "m-2026")
+    assert (result.usage_json, outcome.cost_usd) == (None, None)
+
+
+@pytest.mark.parametrize("kind", ["reasoning", "web_search_call"])
+async def test_an_end_after_reasoning_or_a_search_is_no_answer(
+    complete: Complete, answer: Make, events: Events, kind: str
+) -> None:
+    item = {"type": kind, "summary": [{"type": "summary_text", "text": "hm"}]}
+    said = [{"type": "response.output_item.done", "output_index": 0, "item": item}]
+    script = [{"events": [*said, b"data: [DONE]\n\n"]}, {"events": events(answer())}]
+    outcome = await complete(script, mode="stream")
+    assert outcome.attempts[0].error_kind is ErrorKind.CUT
+    assert outcome.ok
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"type": "error", "message": "a passing problem"},
+        {"type": "error", "error": {"message": "a passing problem", "code": "server_error"}},
+        {"type": "response.some_progress", "error": {"message": "a passing problem"}},
+        {"type": "response.in_progress", "error": "a passing problem"},
+        b'data: {"detail":"a passing problem"}\n\n',
+        b"event: error\ndata: a passing problem\n\n",
+    ],
+)
+async def test_a_stream_that_goes_on_after_an_error_is_not_ended_by_it(
+    complete: Complete, answer: Make, events: Events, event: Any
+) -> None:
+    said: list[Any] = events(answer())
+    for stop in (len(said), len(said) - 1):  # with its last event, and without
+        outcome = await complete([{"events": [*said[:6], event, *said[6:stop]]}], mode="stream")
+        assert (outcome.ok, outcome.result.output_text) == (True, "forty-two")
+        assert len(outcome.attempts) == 1
+    # Where it does not go on, the error is what it says.
+    script = [{"events": [*said[:6], event]}, {"events": said}]
+    outcome = await complete(script, mode="stream")
+    assert outcome.attempts[0].error_message == "a passing problem"
+
+
+async def test_a_stream_may_go_on_some_seconds_after_an_error(
+    complete: Complete, answer: Make, events: Events
+) -> None:
+    said = [b"data: " + json.dumps(event).encode() + b"\n\n" for event in events(answer())]
+    error = b'data: {"type":"error","message":"a passing problem"}\n\n'
+    pieces = [*said[:6], error, 1.5, *said[6:8], 0.3, *said[8:]]
+    step = {"type": "text/event-stream", "pieces": pieces}
+    outcome = await complete([step], mode="stream")
+    assert (outcome.ok, len(outcome.attempts)) == (True, 1)
+
+
+@pytest.mark.parametrize(
+    ("body", "message", "kind"),
+    [
+        (b"upstream connect error", "upstream connect error", ErrorKind.SERVER_ERROR),
+        (b"data: upstream connect error\n\n", "upstream connect error", ErrorKind.SERVER_ERROR),
+        (b"event: error\ndata: Rate limit reached\n\n", "Rate limit reached", ErrorKind.RATE_LIMIT),
+        (b'data: {"detail":"no worker"}\n\n', "no worker", ErrorKind.SERVER_ERROR),
+        (b'{"detail":"no worker"}', "no worker", ErrorKind.SERVER_ERROR),
+        (
+            b'data: {"object":"error","message":"no worker","code":503}\n\ndata: [DONE]\n\n',
+            "no worker",
+            ErrorKind.OVERLOADED,
+        ),
+    ],
+)
+async def test_errors_in_plain_text_and_in_other_shapes_keep_the_servers_words(
+    complete: Complete, answer: Make, body: bytes, message: str, kind: ErrorKind
+) -> None:
+    step = {"type": "text/event-stream", "body": body}
+    outcome = await complete([step, {"body": answer()}], mode="stream")
+    assert outcome.ok
+    first = outcome.attempts[0]
+    assert (first.error_kind, first.error_message) == (kind, message)
+
+
+async def test_a_whole_response_without_a_type_is_an_end(complete: Complete, answer: Make) -> None:
+    outcome = await complete([{"events": [b"data: %b\n\n" % _json(answer())]}], mode="stream")
+    assert (outcome.ok, outcome.result.output_text) == (True, "forty-two")
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value).encode()
