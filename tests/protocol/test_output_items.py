@@ -277,3 +277,21 @@ async def test_arguments_are_checked_against_the_tool_of_their_name_and_namespac
     body = {"model": "m", "input": "x", "tools": tools}
     outcome = await complete([{"body": answer(output=output)}], body)
     assert [call.arguments_valid for call in outcome.result.tool_calls] == [False, True, False]
+
+
+@pytest.mark.parametrize("mode", ["plain", "stream"])
+async def test_reasoning_that_is_given_in_full_has_a_column_of_its_own(
+    complete: Complete, answer: Make, mode: str
+) -> None:
+    parts = [{"type": "reasoning_text", "text": text} for text in ("first", "", "second")]
+    summary = [{"type": "summary_text", "text": "in short"}]
+    items = [
+        {"type": "reasoning", "summary": summary, "content": parts},
+        {"type": "reasoning", "summary": [], "content": "third"},
+        *answer()["output"],
+    ]
+    result = (await complete([{"body": answer(output=items)}], mode=mode)).result
+    assert result.reasoning_text == "first\n\nsecond\n\nthird"
+    assert (result.reasoning_summary, result.output_text) == ("in short", "forty-two")
+    plain = (await complete([{"body": answer()}], mode=mode)).result
+    assert plain.reasoning_text is None

@@ -1,12 +1,15 @@
 """Usage in any spelling, and usage that is none (W.12)."""
 
+import asyncio
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from batchrun.records import Usage
+from tests.processes import run_batchrun
 
 pytestmark = pytest.mark.usefixtures("transport")
 
@@ -184,3 +187,31 @@ async def test_a_count_of_none_beside_text_is_unknown_alone(
 ) -> None:
     outcome = await complete([{"body": answer(usage={**_ZEROS, "input_tokens": 62})}])
     assert (outcome.result.usage.input_tokens, outcome.result.usage.output_tokens) == (62, None)
+
+
+@pytest.mark.parametrize("mode", ["plain", "stream"])
+async def test_unknown_usage_counts_as_reserved_under_a_cap_and_is_said(
+    serve: Callable[..., Any],
+    environment: dict[str, str],
+    tmp_path: Path,
+    answer: Make,
+    mode: str,
+) -> None:
+    rows = [{"custom_id": str(row), "input": "x", "max_output_tokens": 1000} for row in range(9)]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    async with serve([{"body": answer(usage=_ZEROS)}]) as server:
+        job = f"""
+            input.path = "p.jsonl"
+            request.model = "m"
+            endpoint.base_url = "{server.base_url}"
+            endpoint.mode = "{mode}"
+            limits.max_cost_usd = 3.5
+            limits.concurrency = 1
+            pricing.m = {{ input = 1.0, output = 1000.0 }}
+        """
+        (tmp_path / "job.toml").write_text(job)
+        done = await asyncio.to_thread(run_batchrun, tmp_path, environment, "run", "job.toml")
+        assert len(server.requests) == 3
+    assert done.returncode == 3
+    assert "more by attempts that reported no usage" in done.stderr
+    assert "3 attempts reported no usage" in done.stderr
