@@ -42,6 +42,7 @@ EXPECTED = """
     W.1.said W.1.whole W.1.index W.1.twice
 
     # W.2
+    W.2.done W.2.items_done W.2.goes_on W.2.words W.2.untyped W.2.partial
 
     # W.3
 
@@ -52,6 +53,7 @@ EXPECTED = """
     # W.5
 
     # W.6
+    W.6.words W.6.running W.6.reason
 
     # W.7
 
@@ -67,6 +69,7 @@ EXPECTED = """
     W.11.statuses W.11.limits W.11.both W.11.pages
 
     # W.12
+    W.12.spellings W.12.beside W.12.cost W.12.none
 
     # W.13
     W.13.empty W.13.white_space W.13.results W.13.unfit W.13.text W.13.first W.13.reask
@@ -88,6 +91,7 @@ EXPECTED = """
 
     # W.19
     W.19.model W.19.reasoning_alone W.19.unknown_costs W.19.unpriced
+    W.19.request_id W.19.failed_response W.19.reasoning_text W.19.knows_incomplete
 """
 
 
