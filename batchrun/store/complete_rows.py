@@ -250,7 +250,6 @@ class TotalsBuilder:
         self._statuses.update([result.status for result in results])
         answers = [result for result in results if isinstance(result, Response)]
         usages = [answer.usage for answer in answers]
-        sums["ok"] += sum([answer.ok for answer in answers])
         sums["truncated"] += sum([answer.truncated for answer in answers])
         sums["refused"] += sum([answer.refusal is not None for answer in answers])
         sums["tool_calls"] += sum([len(answer.tool_calls) for answer in answers])
@@ -261,7 +260,9 @@ class TotalsBuilder:
         sums["total_tokens"] += sum([usage.total_tokens or 0 for usage in usages])
         for outcome in outcomes:
             failure = outcome.failure
-            if failure is not None:
+            if failure is None:  # what `Response.ok` says, without asking twice
+                sums["ok"] += outcome.result.status == "completed"
+            else:
                 self._error_kinds[failure.kind.value] += 1
                 self.error_examples.setdefault(failure.kind.value, failure.message)
 
