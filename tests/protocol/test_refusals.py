@@ -3,6 +3,7 @@
 In plain, stream and background mode; the words of many more servers are in `tests/retry`.
 """
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +12,8 @@ import pytest
 from batchrun.dispatch.attempt_result import AttemptResult, read_reply
 from batchrun.errors import ErrorKind, RunStopped, StopCause
 from batchrun.job.sections import RetryJob
-from batchrun.limits.pauses import Breaker
-from batchrun.records import Attempt, Failure, Finish, Need, Reply, Request, Scope, Slot
+from batchrun.records import Attempt, Failure, Reply, Request
+from tests.waiting import HANG_S
 
 pytestmark = pytest.mark.usefixtures("transport")
 
@@ -204,37 +205,46 @@ async def test_a_passing_error_in_a_rare_status_is_retried(
     assert kinds == [PASSING.get(status, K.SERVER_ERROR)] * 5 + [None]
 
 
-@pytest.mark.parametrize(
-    "reply",
-    [
-        Reply(200, PAGE, None, None, None),
-        Reply(200, b" \n", None, None, None),
-        Reply(403, PAGE, None, None, None),
-        Reply(403, b"error code: 1010", None, None, None),
-    ],
-)
-def test_pages_and_nothing_in_a_row_are_an_outage(
-    request_of: Callable[..., Request], reply: Reply
+PAGES = {
+    "a page": {"body": PAGE},
+    "nothing": {"body": b""},
+    "a firewall's page": {"status": 403, "body": PAGE},
+    "a short page": {"status": 403, "body": b"error code: 1010"},
+}
+
+
+@pytest.mark.parametrize("name", PAGES)
+async def test_a_wave_of_pages_or_of_nothing_is_an_outage_and_loses_no_row(
+    endpoint: Connect, request_of: Callable[..., Request], answer: Make, name: str
 ) -> None:
-    breaker = Breaker(1800.0)
-    slot = Slot(Need(Scope("u", "k", "m")), 0.0)
-    breaker.finished(slot, Finish(), 0.0)  # an answer
-    for number in range(40):
-        breaker.finished(slot, _finish(reply, request_of()), 1.0 + number / 10)
-    assert breaker.is_open
+    good = {"body": answer()}
+    # Three attempts of each row would be 24: it is the outage that costs them nothing.
+    script = [good] + [PAGES[name]] * 20 + [good]
+    async with endpoint(script, retry=RetryJob()) as connected:
+
+        async def is_ok(row: int) -> bool:
+            completed = await connected.dispatcher.complete(request_of(row=row))
+            if completed.slot is not None:
+                connected.gate.leave(completed.slot, completed.finish)
+            return bool(completed.outcome.ok)
+
+        assert await is_ok(0)
+        async with asyncio.timeout(HANG_S):
+            assert all(await asyncio.gather(*map(is_ok, range(1, 9))))
 
 
 def test_an_answer_that_was_paid_for_and_cannot_be_read_is_no_outage(
     request_of: Callable[..., Request],
 ) -> None:
-    chunk = Reply(200, b'{"object":"chat.completion","choices":[]}', None, None, None)
-    assert _finish(chunk, request_of()).kind is K.UNREADABLE
+    def told(body: bytes) -> ErrorKind | None:
+        reply = Reply(200, body, None, None, None)
+        failure = read_reply(reply, request_of())
+        assert isinstance(failure, Failure)
+        return AttemptResult(failure, failure, Attempt(0, 0.1, "first"), reply).finish().kind
 
-
-def _finish(reply: Reply, request: Request) -> Finish:
-    failure = read_reply(reply, request)
-    assert isinstance(failure, Failure)
-    return AttemptResult(failure, failure, Attempt(0, 0.1, "first"), reply).finish()
+    assert told(b'{"object":"chat.completion","choices":[]}') is K.UNREADABLE
+    assert told(b'{"id":') is K.UNREADABLE
+    assert told(PAGE) is told(b" ") is K.FIREWALL
 
 
 @MODES
