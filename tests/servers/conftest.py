@@ -1,9 +1,9 @@
 """Servers and clients that nobody here wrote, on loopback.
 
-`make test-servers` puts them into `.servers/`: the litellm proxy and aimock for the real command
-line, and clients for the simulator. Servers start once for all tests, in process groups of their
-own that have a time limit and are killed at the end. The key is made up when the tests start, and
-goes from process to process through the environment alone.
+`make test-servers` puts them into `.servers/`: the litellm proxy, aimock and vLLM for the real
+command line, and clients for the simulator. Servers start once for all tests, in process groups
+of their own that have a time limit and are killed at the end. The key is made up when the tests
+start, and goes from process to process through the environment alone.
 """
 
 import json
@@ -32,6 +32,7 @@ _KEY = "SERVERS_KEY"  # the variable that holds the key
 _OURS = ("OPENAI_", "LITELLM_", "AIMOCK_", "FORCE_COLOR", "NO_COLOR", "TTY_", "COLUMNS", "LINES")
 _SERVER_LIMIT_S = 1800  # for a server, should the tests themselves be killed
 _START_LIMIT_S = 100.0
+_VLLM_START_LIMIT_S = 400.0  # it loads for half a minute on a free machine
 _COMMAND_LIMIT_S = 240.0
 _LOOK_EVERY_S = 0.1
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -160,6 +161,52 @@ def litellm(
         yield f"http://127.0.0.1:{port}/v1"
 
 
+class Vllm:
+    """vLLM with a tiny model of random weights, `tiny`; it can be killed and started again."""
+
+    def __init__(self, environment: dict[str, str], folder: Path) -> None:
+        self._folder = folder
+        self._port = _free_port()
+        self._environment = {
+            **environment,
+            "HF_HOME": str(folder),
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "2",
+            "DO_NOT_TRACK": "1",
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "VLLM_ENABLE_RESPONSES_API_STORE": "1",
+            "VLLM_NO_USAGE_STATS": "1",
+            "VLLM_API_KEY": environment[_KEY],
+        }
+        self._running = ExitStack()
+        self.base_url = f"http://127.0.0.1:{self._port}/v1"
+
+    def start(self) -> None:
+        port = self._port
+        words = [_INSTALLED / "vllm/bin/vllm", "serve", _INSTALLED / "vllm/tiny"]
+        words += ["--served-model-name", "tiny", "--host", "127.0.0.1", "--port", port]
+        words += ["--max-model-len", "2048", "--dtype", "float32", "--enforce-eager"]
+        self._running.enter_context(
+            _server(words, self._environment, self._folder, port, _VLLM_START_LIMIT_S)
+        )
+
+    def kill(self) -> None:
+        self._running.close()
+
+
+@pytest.fixture(scope="session")
+def vllm(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vllm]:
+    """A vLLM that listens; skipped where it could not be installed."""
+    if not (_INSTALLED / "vllm/installed").exists():
+        pytest.skip("vLLM is not in .servers/vllm: make test-servers could not install it here")
+    server = Vllm(environment, tmp_path_factory.mktemp("vllm"))
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
+
+
 @pytest.fixture
 def simulator(environment: dict[str, str], tmp_path: Path) -> Iterator[str]:
     """The base URL of `batchrun simulate`."""
@@ -247,33 +294,73 @@ def fixtures(answer_of: Callable[[int], str]) -> Callable[[Sequence[str]], list[
 
 
 @pytest.fixture
-def batchrun(
+def begin(
     tmp_path: Path, environment: dict[str, str]
-) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """50 rows with the real command line, into the run directory `MODE`, to its end."""
+) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Begins 50 rows with the real command line, into the run directory `MODE`."""
     rows = ({"id": f"r{row}", "question": f"Row {row} asks."} for row in range(ROWS))
     lines = (json.dumps(row) + "\n" for row in rows)
     (tmp_path / "rows.jsonl").write_text("".join(lines))
+    begun: list[subprocess.Popen[str]] = []
+
+    def start(
+        base_url: str, mode: str, *options: str, model: str = "gpt-4.1", key: str | None = None
+    ) -> subprocess.Popen[str]:
+        words = ["run", "rows.jsonl", "--prompt", "{{ question }}", "--model", model]
+        where = ["--base-url", base_url, "--api-key-env", _KEY, "--mode", mode, "-o", mode]
+        begun.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "batchrun", *words, *where, *options],
+                cwd=tmp_path,
+                env=environment if key is None else {**environment, _KEY: key},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+        )
+        return begun[-1]
+
+    yield start
+    for process in begun:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+@pytest.fixture
+def batchrun(
+    begin: Callable[..., subprocess.Popen[str]],
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """The same to its end."""
 
     def run(
         base_url: str, mode: str, *options: str, model: str = "gpt-4.1", key: str | None = None
     ) -> subprocess.CompletedProcess[str]:
-        words = ["run", "rows.jsonl", "--prompt", "{{ question }}", "--model", model]
-        where = ["--base-url", base_url, "--api-key-env", _KEY, "--mode", mode, "-o", mode]
-        done = subprocess.run(
-            [sys.executable, "-m", "batchrun", *words, *where, *options],
-            cwd=tmp_path,
-            env=environment if key is None else {**environment, _KEY: key},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=_COMMAND_LIMIT_S,
-        )
-        assert "Traceback" not in done.stderr, done.stderr
-        return done
+        return _ended(begin(base_url, mode, *options, model=model, key=key))
 
     return run
+
+
+@pytest.fixture
+def ended() -> Callable[[subprocess.Popen[str]], subprocess.CompletedProcess[str]]:
+    """Waits until a run that was begun has ended."""
+    return _ended
+
+
+@pytest.fixture
+def wait_for(tmp_path: Path) -> Callable[[str, str, int], None]:
+    """`wait_for(run, name, least)`: until the live summary of a run counts so many."""
+
+    def wait(run: str, name: str, least: int) -> None:
+        end_s = time.monotonic() + _COMMAND_LIMIT_S
+        live = tmp_path / run / "live.json"
+        while not live.exists() or json.loads(live.read_text())[name] < least:
+            assert time.monotonic() < end_s, f"{name} never came to {least}"
+            time.sleep(_LOOK_EVERY_S)
+
+    return wait
 
 
 @pytest.fixture
@@ -297,9 +384,19 @@ def kinds() -> Callable[[dict[str, Any]], list[str | None]]:
     return of
 
 
+def _ended(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
+    output, errors = process.communicate(timeout=_COMMAND_LIMIT_S)
+    assert "Traceback" not in errors, errors
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+
 @contextmanager
 def _server(
-    words: Sequence[object], environment: dict[str, str], folder: Path, port: int
+    words: Sequence[object],
+    environment: dict[str, str],
+    folder: Path,
+    port: int,
+    start_limit_s: float = _START_LIMIT_S,
 ) -> Iterator[None]:
     """Runs a server that listens at `port` within; what it says goes into a file in `folder`."""
     log = folder / f"server-{port}.log"
@@ -315,7 +412,7 @@ def _server(
             start_new_session=True,
         )
     try:
-        end_s = time.monotonic() + _START_LIMIT_S
+        end_s = time.monotonic() + start_limit_s
         while not _listens(port):
             assert process.poll() is None, log.read_text(errors="replace")
             assert time.monotonic() < end_s, f"no server at port {port}, see {log}"
