@@ -45,9 +45,18 @@ class RunStopped(BatchrunError):  # noqa: N818 - an end foreseen, not a fault
 
     exit_code = 3
 
-    def __init__(self, message: str, cause: StopCause) -> None:
+    def __init__(
+        self,
+        message: str,
+        cause: StopCause,
+        *,
+        endpoint_error: str | None = None,
+        rows: int | None = None,
+    ) -> None:
         super().__init__(message)
         self.cause = cause
+        self.endpoint_error = endpoint_error  # in which rows agreed that may be to blame, ...
+        self.rows = rows  # ... but only where no more than these remain
 
 
 class Interrupted(BatchrunError):  # noqa: N818 - a signal's wish, not a fault

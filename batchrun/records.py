@@ -5,6 +5,7 @@ msgspec structs, since a row makes several of them. Those that the journal write
 fields are known by their positions, so new ones come last. A row's hold no cycles (`gc=False`).
 """
 
+import math
 from typing import Any
 
 from msgspec import Struct, field
@@ -126,6 +127,9 @@ class Finish(Struct, frozen=True, gc=False):
     hint_s: float | None = None  # how long the server asks to wait
     slow_down: bool = False  # the server says that the ramp is too steep
     error: str | None = None  # the message, for people
+    endpoint_error: str | None = None  # of an error that may be the endpoint's: what is the same
+    row: int = -1  # that failed
+    failing_since_s: float = math.inf  # its first failure, on the gate's clock
     advertised: tuple[AdvertisedLimit, ...] = ()
     tokens: int | None = None  # used; null: not known, the reservation stays
     dollars: float | None = None  # spent; null: not known, the reservation stays
@@ -200,6 +204,7 @@ class Failure(Struct, frozen=True, array_like=True, gc=False, tag="failure"):
     code: str | None = None
     http_status: int | None = None
     status: str = "failed"  # failed, no_answer or invalid: the row's `status`
+    about_row: bool = False  # the error names something of the request
 
 
 class Response(Struct, frozen=True, array_like=True, gc=False, tag="response"):
@@ -483,3 +488,4 @@ class RunRecord(Struct, frozen=True):
     )
     older_schema: int | None = None  # that some parts may still have; null: none has
     again: int = 0  # rows that have an outcome and are still to be sent again, as the command asked
+    met_error: str | None = None  # in which many rows agreed when the last command stopped

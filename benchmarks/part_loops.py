@@ -19,6 +19,7 @@ from batchrun.inputs.prompt_set import PromptSet, find_source
 from batchrun.job.job_file import load_job
 from batchrun.job.sections import Job
 from batchrun.limits.concurrency import FirstAlone, InFlight
+from batchrun.limits.pauses import Patience
 from batchrun.limits.scopes import Scopes
 from batchrun.pricing.prices import Prices
 from batchrun.progress.bottleneck import Activity, bottleneck
@@ -81,7 +82,8 @@ def _run(work: Callable[[], Awaitable[object]]) -> None:
 
 def _dispatching(material: Material) -> tuple[Gate, Dispatcher]:
     job = material.job
-    scopes = Scopes(IN_FLIGHT, job.limits.give_up_after_s)
+    patience = Patience(job.limits.outage_s, job.limits.unanswered_s)
+    scopes = Scopes(IN_FLIGHT, patience)
     gate = Gate([InFlight(IN_FLIGHT), FirstAlone()], scopes.limits)
     endpoint = _AtOnce(job.endpoint.base_url, material.reply)
     key_name = job.endpoint.api_key_env

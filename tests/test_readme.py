@@ -168,7 +168,7 @@ def test_the_defaults_in_the_docs_are_the_defaults(tmp_path: Path) -> None:
         block("job-file", "The whole file", "toml"), encoding="utf-8"
     )
     told, made = load_job(tmp_path / "job.toml"), load_job("prompts.jsonl")
-    for name in ("concurrency", "give_up_after_s", "hedge"):
+    for name in ("concurrency", "outage_s", "hedge"):
         assert getattr(told.limits, name) == getattr(made.limits, name)
     for name in ("requests_per_minute", "tokens_per_minute", "max_cost_usd", "max_failures"):
         assert getattr(made.limits, name) is None

@@ -1,5 +1,7 @@
 """How one attempt ended: understood, timed and priced. What follows is decided elsewhere."""
 
+import math
+
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -14,10 +16,11 @@ from batchrun.retry.error_kinds import (
     OwnWords,
     classify,
     hint_in,
+    names_row,
     own_kind,
     parse_error,
 )
-from batchrun.retry.next_step import FACTS
+from batchrun.retry.next_step import FACTS, endpoint_error
 
 _SLOW_DOWN = "slow_down"
 
@@ -38,8 +41,8 @@ class AttemptResult(Struct, frozen=True, gc=False):
             return self.reply.retry_after_s
         return None if self.failure is None else hint_in(self.failure.message)
 
-    def finish(self) -> Finish:
-        """What the limits are to know of the attempt."""
+    def finish(self, row: int = -1, failing_since_s: float = math.inf) -> Finish:
+        """What the limits are to know of the attempt; where it failed, of its row too."""
         attempt, failure, reply = self.attempt, self.failure, self.reply
         tokens: int | None = None
         if isinstance(self.result, Response):
@@ -55,12 +58,15 @@ class AttemptResult(Struct, frozen=True, gc=False):
                 is_retry=is_retry, advertised=advertised, tokens=tokens, dollars=attempt.cost_usd
             )
         return Finish(
-            kind=_kind_for_limits(failure, reply),
+            kind=failure.kind,
             answered=reply is not None,
             is_retry=is_retry,
             hint_s=self.hint_s,
             slow_down=failure.code == _SLOW_DOWN,
-            error=failure.message,
+            error=f"{failure.message} ({origin(failure)})",
+            endpoint_error=endpoint_error(failure),
+            row=row,
+            failing_since_s=failing_since_s,
             advertised=advertised,
             tokens=tokens,
             dollars=attempt.cost_usd,
@@ -159,10 +165,15 @@ def read_reply(reply: Reply, request: Request, words: OwnWords = NO_WORDS) -> Re
         kind = failure.kind
         if kind is not ErrorKind.CANCELLED:
             kind = classify(status, failure.code, None, failure.message, asked=request, words=words)
-        return replace(answer, failure=replace(failure, kind=kind, http_status=status))
+        # The server has worked on it: what is no outage is about the request.
+        about_row = not FACTS[kind].is_outage
+        failure = replace(failure, kind=kind, http_status=status, about_row=about_row)
+        return replace(answer, failure=failure)
     if isinstance(answer, Unreadable):
         kind = own_kind(words, answer.message) or ErrorKind.UNREADABLE
-        return Failure(kind, answer.message, http_status=status)
+        # A page, or nothing, comes from something in front of the API.
+        is_answer = reply.body.lstrip()[:1] not in (b"", b"<")
+        return Failure(kind, answer.message, http_status=status, about_row=is_answer)
     kind = classify(
         status,
         answer.code,
@@ -173,11 +184,13 @@ def read_reply(reply: Reply, request: Request, words: OwnWords = NO_WORDS) -> Re
         asked=request,
         words=words,
     )
-    return Failure(kind, answer.message, answer.code, status)
+    # A 403 or 404 is a bad request where it is about something that the row names.
+    about_row = kind is ErrorKind.BAD_REQUEST and (status in (403, 404) or names_row(answer))
+    return Failure(kind, answer.message, answer.code, status, about_row=about_row)
 
 
-def _kind_for_limits(failure: Failure, reply: Reply | None) -> ErrorKind:
-    """A page, or nothing, in place of an answer: something in front of the API said it."""
-    if failure.kind is not ErrorKind.UNREADABLE or reply is None:
-        return failure.kind
-    return ErrorKind.FIREWALL if reply.body.lstrip()[:1] in (b"", b"<") else failure.kind
+def origin(failure: Failure) -> str:
+    """`HTTP 401, invalid_api_key`; a code that only repeats the status is left out."""
+    status = f"HTTP {failure.http_status}" if failure.http_status else failure.kind.value
+    is_said = failure.code is None or failure.code == str(failure.http_status)
+    return status if is_said else f"{status}, {failure.code}"

@@ -5,6 +5,7 @@ for it. What follows a failure is decided in `retry.next_step`, and carried out 
 """
 
 import asyncio
+import math
 import random
 import time
 import uuid
@@ -16,7 +17,7 @@ from msgspec.structs import replace
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
 from batchrun.dialects.statuses import END_STATUSES
-from batchrun.dispatch.attempt_result import AttemptResult, attempt_result
+from batchrun.dispatch.attempt_result import AttemptResult, attempt_result, origin
 from batchrun.dispatch.gate import Gate
 from batchrun.dispatch.hedge import Hedge
 from batchrun.errors import EndpointError, RunStopped
@@ -39,12 +40,11 @@ from batchrun.records import (
     Slot,
 )
 from batchrun.retry.next_step import (
-    FACTS,
     Again,
     Asks,
-    Cure,
     GiveUp,
     Halt,
+    endpoint_error,
     judge,
     next_ask,
     with_limit,
@@ -52,6 +52,7 @@ from batchrun.retry.next_step import (
 
 _DROPPED = Finish(answered=False)
 _NONE_ASKED = Asks()
+_LOOK_AGAIN_S = 0.05  # of a row that waits to see whether the endpoint fails, or the row alone
 
 
 class Endpoint(Protocol):
@@ -124,6 +125,7 @@ class Dispatcher:
     ) -> None:
         """`has_budget`: dollars are capped. `unfinished`: null where this process stores none."""
         self.retrying = 0  # rows between two attempts
+        self.held = 0  # of rows that would end as failed, those that wait to see what others do
         self.no_more_rows = False  # all of the input is with a worker
         self.endpoint, self.gate, self.scopes = endpoint, gate, scopes
         self.retry, self.prices, self.has_budget = retry, prices, has_budget
@@ -174,6 +176,10 @@ class Dispatcher:
         finally:
             self.retrying -= 1
 
+    def is_held_alone(self) -> bool:
+        """Whether no row is left that could show whether the endpoint fails."""
+        return self.is_tail() and self.held == len(self.open)
+
     def is_tail(self) -> bool:
         """Whether every remaining row has been sent at least once."""
         return self.no_more_rows and self.gate.waiting == 0
@@ -218,6 +224,8 @@ class _RowAttempts(Struct, eq=False):
     kind: str = "first"  # of the next attempt
     spent_s: float = 0.0  # attempts and backoffs, waits at the gate left out
     ended_s: float | None = None  # when the last attempt ended
+    failing_since_s: float = math.inf  # on the loop's clock; failures of an outage left out
+    held_for: str | None = None  # the error that it was sent again for, since others had it too
 
     async def attempt(self) -> Completed:
         """One attempt. Raises `RetryLater`, `RunStopped` or `GateClosed`."""
@@ -242,28 +250,35 @@ class _RowAttempts(Struct, eq=False):
         self.spent_s += self.ended_s - began_s
         if self.asked.resume_id is not None:
             self.asked = replace(self.asked, resume_id=None)
-        result, finish, state = attempted.result, attempted.finish(), self.state
+        result, state = attempted.result, self.state
         if attempted.failure is None and isinstance(result, Response):
-            state.health.succeeded()
+            state.health.has_succeeded = True
             if result.truncated:
                 result = state.health.at_limit(result)
             state.sizes.record(result.usage.output_tokens, result.usage.input_tokens)
             if hedge is not None:
                 hedge.answered(attempted.attempt.latency_s)
-            return Completed(self._outcome(result, attempted), slot, finish)
-        assert attempted.failure is not None  # noqa: S101 - what is no response is one
+            return Completed(self._outcome(result, attempted), slot, attempted.finish())
         if isinstance(result, Response) and (
             self.said is None or len(result.output) >= len(self.said.output)
         ):
             self.said = result
-        self.failures.append((attempted.failure, asyncio.get_running_loop().time()))
-        try:
-            return Completed(self._ended(attempted, attempted.failure))
-        except RunStopped:
+        failure, failed_s = attempted.failure, asyncio.get_running_loop().time()
+        assert failure is not None  # noqa: S101 - what is no response is one
+        self.failures.append((failure, failed_s))
+        self.failing_since_s = min(self.failing_since_s, failed_s)
+        verdict = self._judge(attempted)
+        if isinstance(verdict, Halt):
             gate.close()  # before the slot is free: nobody may follow the row that ends the run
-            raise
-        finally:
-            gate.leave(slot, finish)
+        gate.leave(slot, attempted.finish(self.request.row, self.failing_since_s))
+        match verdict:
+            case Again(wait_s):
+                raise RetryLater(wait_s)
+            case Halt(reason, cause):
+                raise RunStopped(f"{failure.message} ({origin(failure)}): {reason}", cause)
+        if self.best is None and await self._is_endpoints(failure, failed_s):
+            raise RetryLater(0.0)
+        return Completed(self._given_up(attempted, failure, verdict))
 
     def _need(self) -> Need:
         request, sizes = self.asked, self.state.sizes
@@ -318,42 +333,60 @@ class _RowAttempts(Struct, eq=False):
         slot = await self.run.gate.enter(self.scope, self._need, again=True)
         return await self._send(slot, "hedge")
 
-    def _ended(self, attempted: AttemptResult, failure: Failure) -> Outcome:
-        """The outcome of a failed attempt, if it is the end. Raises `RetryLater`, `RunStopped`."""
+    def _judge(self, attempted: AttemptResult) -> Again | GiveUp | Halt:
+        """What follows the last of the failures."""
         run, state, reply = self.run, self.state, attempted.reply
-        breaker = state.breaker
-        verdict = judge(
+        breaker, error = state.breaker, endpoint_error(self.failures[-1][0])
+        was_met = error is not None and breaker.is_rows_own(self.failing_since_s, error)
+        return judge(
             [failed for failed, _ in self.failures],
             excused=[breaker.excuses(failed_s) for _, failed_s in self.failures],
             hint_s=attempted.hint_s,
             should_retry=reply.should_retry if reply else None,
             elapsed_s=self.spent_s,
             settings=run.retry,
-            give_up_after_s=run.scopes.give_up_after_s,
-            health=state.health,
+            give_up_after_s=run.scopes.patience.answered_s,
+            has_succeeded=state.health.has_succeeded or was_met,
             jitter=random.random(),  # noqa: S311 - a backoff, no secret
             is_begun=reply is None and attempted.attempt.response_id is not None,
         )
-        match verdict:
-            case Again(wait_s):
-                raise RetryLater(wait_s)
-            case Halt(reason, cause):
-                raise RunStopped(f"{failure.message} ({_of(failure)}): {reason}", cause)
-            case GiveUp(status, reason):
-                if self.best is not None:  # the answer in hand, with the attempts since
-                    attempts, cost_usd = tuple(self.attempts), self._cost_usd()
-                    return replace(self.best, attempts=attempts, cost_usd=cost_usd)
-                if FACTS[failure.kind].cure is Cure.FIX:
-                    state.health.refused()
-                result, said = attempted.result, self.said
-                is_said = isinstance(result, Response) and result.status in END_STATUSES
-                if is_said and status == "failed":  # as the API says itself
-                    return self._outcome(result, attempted)
-                message = f"{failure.message} ({reason})" if reason else failure.message
-                failure = replace(failure, message=message, status=status)
-                if said is None:
-                    return self._outcome(failure, attempted)
-                return self._outcome(replace(said, status=status, failure=failure), attempted)
+
+    async def _is_endpoints(self, failure: Failure, failed_s: float) -> bool:
+        """Whether the endpoint fails, not the row, which then is sent again: others may show it.
+
+        A row that was sent again for an error ends with it. Raises `GateClosed`: then nobody knows,
+        and the row has no outcome.
+        """
+        run, breaker, error = self.run, self.state.breaker, endpoint_error(failure)
+        if error is None or not breaker.may_hold:
+            return False
+        run.held += 1
+        try:
+            while not (is_endpoints := breaker.excuses(failed_s)):
+                is_own = breaker.is_rows_own(self.failing_since_s, error)
+                if is_own or error == self.held_for or run.is_held_alone():
+                    break
+                await run.gate.pause(_LOOK_AGAIN_S)
+        finally:
+            run.held -= 1
+            self.ended_s = time.perf_counter()  # the wait is none of the row's time
+        if is_endpoints:
+            self.held_for, self.failing_since_s = error, math.inf
+        return is_endpoints
+
+    def _given_up(self, attempted: AttemptResult, failure: Failure, end: GiveUp) -> Outcome:
+        if self.best is not None:  # the answer in hand, with the attempts since
+            attempts, cost_usd = tuple(self.attempts), self._cost_usd()
+            return replace(self.best, attempts=attempts, cost_usd=cost_usd)
+        result, said = attempted.result, self.said
+        is_said = isinstance(result, Response) and result.status in END_STATUSES
+        if is_said and end.status == "failed":  # as the API says itself
+            return self._outcome(result, attempted)
+        message = f"{failure.message} ({end.reason})" if end.reason else failure.message
+        failure = replace(failure, message=message, status=end.status)
+        if said is None:
+            return self._outcome(failure, attempted)
+        return self._outcome(replace(said, status=end.status, failure=failure), attempted)
 
     def _outcome(self, result: Response | Failure, attempted: AttemptResult) -> Outcome:
         endpoint, reply = self.run.endpoint, attempted.reply
@@ -410,10 +443,3 @@ class _RowAttempts(Struct, eq=False):
             return Completed(outcome)
         self.asked, self.asks = again
         return None
-
-
-def _of(failure: Failure) -> str:
-    """`HTTP 401, invalid_api_key`; a code that only repeats the status is left out."""
-    status = f"HTTP {failure.http_status}" if failure.http_status else failure.kind.value
-    is_said = failure.code is None or failure.code == str(failure.http_status)
-    return status if is_said else f"{status}, {failure.code}"

@@ -220,7 +220,12 @@ class Gate:
             if verdict is GO:
                 continue
             if isinstance(verdict, Stop):
-                raise RunStopped(verdict.reason, verdict.cause)
+                raise RunStopped(
+                    verdict.reason,
+                    verdict.cause,
+                    endpoint_error=verdict.endpoint_error,
+                    rows=verdict.rows,
+                )
             if isinstance(verdict, Wait) and (latest_s is None or verdict.until_s > latest_s):
                 latest_s = verdict.until_s
                 self.blocked_by = self.blocked_by or limit

@@ -17,6 +17,7 @@ from batchrun.errors import ErrorKind
 from batchrun.job.sections import Job
 from batchrun.limits.budget import Budget
 from batchrun.limits.concurrency import FirstAlone
+from batchrun.limits.pauses import Patience
 from batchrun.limits.scopes import Scopes, user_limits
 from batchrun.limits.verdicts import Limit
 from batchrun.pricing.prices import Prices
@@ -46,15 +47,22 @@ def local_executor(
     budget: Budget | None,
     largest: Mapping[str, Largest],
     unfinished: Unfinished,
+    had_answers: bool,
+    met_before: str | None,
 ) -> "LocalExecutor":
-    """The executor of a job; `largest`: by model, what answers of earlier commands needed."""
+    """The executor of a job.
+
+    `largest`: by model, what answers of earlier commands needed; `had_answers`: there were some;
+    `met_before`: the error that ended the command before, where rows failed in the same way.
+    """
     limits = job.limits
     shared: list[Limit] = user_limits(
         in_flight, limits.requests_per_minute, limits.tokens_per_minute
     )
     if budget is not None:
         shared.append(budget)
-    scopes = Scopes(in_flight, limits.give_up_after_s, largest)
+    patience = Patience(limits.outage_s, limits.unanswered_s, had_answers, met_before)
+    scopes = Scopes(in_flight, patience, largest)
     first = FirstAlone()
     gate = Gate([first, *shared], scopes.limits)
     first.on_open = lambda: gate.drop(first)
@@ -131,7 +139,7 @@ class LocalExecutor:
         return Activity(
             is_stopping=bool(self.causes),
             in_flight=gate.in_flight,
-            retrying=dispatcher.retrying,
+            retrying=dispatcher.retrying + dispatcher.held,
             retries=dispatcher.retries(),
             is_limited=gate.waiting > 0,
             is_reading=self._is_reading and not self._rows and self._missing_workers() > 0,
@@ -217,7 +225,8 @@ class LocalExecutor:
         """
         free = self._slots - self._gate.in_flight
         wanted = free if free > 0 else -self._waiting_too_many()
-        return min(wanted, WORKERS_PER_SLOT * self._slots - len(self._workers))
+        most = WORKERS_PER_SLOT * self._slots + self._dispatcher.held
+        return min(wanted, most - len(self._workers))
 
     def _waiting_too_many(self) -> int:
         """Workers at the gate beyond the spare ones and the slots that are about to be free."""

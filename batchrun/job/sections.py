@@ -86,8 +86,18 @@ class LimitsJob(Struct, frozen=True, forbid_unknown_fields=True):
     tokens_per_minute: Count | None = None
     max_cost_usd: Dollars | None = None
     max_failures: Count | Share | None = None  # failed rows
-    give_up_after_s: Seconds = 1800.0  # how long an endpoint may be down
+    give_up_after_s: Seconds | None = None  # how long an endpoint may be down; null: see below
     hedge: bool = False  # second copies for the last slow rows
+
+    @property
+    def outage_s(self) -> float:
+        """How long an endpoint that has answered may be down."""
+        return 1800.0 if self.give_up_after_s is None else self.give_up_after_s
+
+    @property
+    def unanswered_s(self) -> float:
+        """How long one that has not: a wrong URL is told sooner."""
+        return 60.0 if self.give_up_after_s is None else self.give_up_after_s
 
     @property
     def max_failed_share(self) -> float | None:

@@ -3,19 +3,23 @@
 However many refusals of one wave report it, the stop is one. Afterwards starts ramp up from
 below where they were; where the server finds the ramp too steep, it rises slowly.
 
-Single failures are the rows' own business. When answers fail one after the other, whatever the
-row, the rows would only use up their attempts: then one probe at a time goes out, at intervals that
-grow with the outage's age, until the endpoint answers again.
+Single failures are the rows' own business, and so is a row that fails while others are answered.
+When many rows in a row fail, they would only use up their attempts, or end as failed: then one
+probe at a time goes out, at intervals that grow with the outage's age, until the endpoint answers
+again.
 """
 
 import math
 from collections.abc import Callable
 
+from msgspec import Struct
+from msgspec.structs import replace
+
 from batchrun.errors import ErrorKind, StopCause
 from batchrun.limits import tuning
 from batchrun.limits.verdicts import GO, LimitStatus, Stop, Verdict, Wait
 from batchrun.records import Finish, Need, Slot
-from batchrun.retry.next_step import FACTS, REFUSALS
+from batchrun.retry.next_step import FACTS, REFUSALS, Cure
 
 _SLOWLY = math.log(tuning.SLOW_RAMP) / tuning.SLOW_RAMP_S
 
@@ -115,43 +119,71 @@ class Cooldown:
 _LATE = frozenset({ErrorKind.GATEWAY_TIMEOUT, ErrorKind.TIMEOUT, ErrorKind.CUT})
 
 
+class Patience(Struct, frozen=True):
+    """How long an endpoint may be down, in seconds."""
+
+    answered_s: float  # where it has answered in this command
+    unanswered_s: float  # where it has not
+    had_answers: bool = False  # in an earlier command of the run
+    met_before: str | None = None  # the `endpoint_error` that ended the command before
+
+
 class Breaker:
-    """One scope's outages; `recovered` is called with the time when one is over."""
+    """One scope's outages; `recovered` is called with the time when one is over.
+
+    Rows count, not attempts. A row that has failed before, and others sent after that were
+    answered, says nothing about the endpoint.
+    """
 
     def __init__(
-        self, give_up_after_s: float, recovered: Callable[[float], None] = lambda _now_s: None
+        self, patience: Patience, recovered: Callable[[float], None] = lambda _now_s: None
     ) -> None:
-        self._give_up_after_s = give_up_after_s
+        self._patience = patience
         self._recovered = recovered
         self._has_answered = False
-        self._failures = 0  # in a row
-        self._began_s = math.inf  # the first of them
+        self._answered_sent_s = -math.inf  # when the latest request that was answered was sent
+        self._failing: dict[int, str] = {}  # rows that failed, one after the other, to the error
+        self._began_s = math.inf  # the first of these failures
+        self._brake_s = -math.inf  # nothing starts before
         self._over_s = -math.inf  # when the last outage was over
-        self._last_began_s = math.inf  # the same outage's beginning
+        # What failed since then is the outage's: no request sent later had been answered.
+        self._since_s = self._last_since_s = math.inf
         self._next_s = 0.0  # for a probe
         self._probe_s: float | None = None  # when the one in flight was sent
         self._refused_s = math.inf  # the first refusal since anything else was answered
-        self._error = ""
+        self._last = Finish()  # the last failure
         self.is_open = False
+
+    @property
+    def may_hold(self) -> bool:
+        """Whether rows that would end as failed may wait to see whether the endpoint fails."""
+        return self._patience.had_answers or self._answered_sent_s > -math.inf
 
     def excuses(self, failed_s: float) -> bool:
         """Whether a failure at that time was the endpoint's and costs the row no attempt."""
-        if self.is_open and failed_s >= self._began_s:
+        if self.is_open and failed_s > self._since_s:
             return True
-        return self._last_began_s <= failed_s <= self._over_s
+        return self._last_since_s < failed_s <= self._over_s
+
+    def is_rows_own(self, failing_since_s: float, error: str) -> bool:
+        """Whether a row that fails since then does so while the endpoint answers others.
+
+        Where neither this nor `excuses` holds, nobody knows yet.
+        """
+        return failing_since_s < self._answered_sent_s or error == self._patience.met_before
 
     def verdict(self, need: Need, now_s: float) -> Verdict:
-        if now_s - self._refused_s >= self._give_up_after_s:
+        if now_s - self._refused_s >= self._patience.answered_s:
             return Stop(
                 f"the server has refused every request for {now_s - self._refused_s:.0f} s "
                 "(limits.give_up_after_s); run the same command again later",
                 StopCause.ENDPOINT,
             )
         if not self.is_open:
-            return GO
+            return GO if now_s >= self._brake_s else Wait(self._brake_s)
         end_s = self._began_s + self._patience_s()
         if now_s >= end_s:
-            return Stop(self._reason(now_s - self._began_s), StopCause.ENDPOINT)
+            return self._stop(now_s - self._began_s)
         until_s = self._next_s
         if self._probe_s is not None:
             until_s = max(until_s, self._probe_s + tuning.PROBE_PATIENCE_S)
@@ -162,51 +194,113 @@ class Breaker:
             self._probe_s = now_s
 
     def finished(self, slot: Slot, finish: Finish, now_s: float) -> None:
-        if self._probe_s is not None and slot.started_s >= self._probe_s:
+        is_probe = self._probe_s is not None and slot.started_s >= self._probe_s
+        if is_probe:
             self._probe_s = None
         if finish.kind is ErrorKind.RATE_LIMIT:
             self._refused_s = min(self._refused_s, now_s)
         elif finish.answered:
             self._refused_s = math.inf
-        if finish.kind is not None and FACTS[finish.kind].is_outage:
+        if finish.endpoint_error is not None:
             if self._has_answered or finish.kind not in _LATE:
-                self._failed(finish, now_s)
+                self._failed(finish, slot, now_s, is_probe=is_probe)
         elif finish.answered:  # whatever it said: the endpoint is there
             self._has_answered = True
-            self._failures = 0
+            if finish.kind is None and slot.started_s > self._answered_sent_s:
+                self._answered_sent_s = slot.started_s
             if self.is_open:
-                self.is_open, self._probe_s = False, None
-                self._last_began_s, self._over_s = self._began_s, now_s
-                self._recovered(now_s)
+                self._over(slot, now_s)
+            elif self._failing:
+                self._failing.clear()
+
+    def _over(self, slot: Slot, now_s: float) -> None:
+        """The outage is, unless what was answered was sent before it."""
+        if slot.started_s < self._began_s:
+            return
+        self.is_open, self._probe_s = False, None
+        self._failing.clear()
+        self._last_since_s, self._over_s = self._since_s, now_s
+        self._recovered(now_s)
 
     def status(self, now_s: float) -> LimitStatus:
-        until_s = self._next_s if self.is_open else None
-        return LimitStatus("endpoint down", used=self._failures, until_s=until_s)
+        if not self.is_open:
+            return LimitStatus("endpoint down", used=len(self._failing))
+        return LimitStatus(
+            "endpoint down",
+            used=len(self._failing),
+            until_s=self._next_s,
+            says=self._last.error or str(self._last.kind),
+        )
 
-    def _failed(self, finish: Finish, now_s: float) -> None:
-        if self._failures == 0:
+    def _failed(self, finish: Finish, slot: Slot, now_s: float, *, is_probe: bool) -> None:
+        error, is_outage = finish.endpoint_error or "", self._is_outage(finish)
+        if self.is_open and not is_outage and self._is_outage(self._last):
+            self._over(slot, now_s)  # it answers again; whether it holds all is counted anew
+        # Nothing was sent: that is no row's fault, and each attempt counts.
+        is_unsent = finish.kind is ErrorKind.CONNECTION and finish.dollars == 0
+        if not (self.is_open or is_unsent) and self.is_rows_own(finish.failing_since_s, error):
+            return
+        if not self._failing:
             self._began_s = now_s
-        self._failures += 1
-        self._error = finish.error or str(finish.kind)
+        self._failing[-len(self._failing) - 1 if is_unsent else finish.row] = error
+        if not self.is_open or is_outage or not self._is_outage(self._last):
+            self._last = finish
         age_s = now_s - self._began_s
-        if self.is_open or (
-            self._failures >= tuning.OUTAGE_FAILURES and age_s >= tuning.OUTAGE_LEAST_S
-        ):
-            self.is_open = True
-            self._next_s = now_s + max(tuning.OUTAGE_LEAST_S, tuning.OUTAGE_SHARE * age_s)
+        if self.is_open:
+            if is_probe:
+                self._next_s = now_s + max(tuning.OUTAGE_LEAST_S, tuning.OUTAGE_SHARE * age_s)
+        elif self._are_too_many(finish, error):
+            # Of a moment's failures, such as connections that a restart closed, the rows' attempts
+            # take care; but nothing more is sent into it until it is known to be more.
+            self.is_open = age_s >= tuning.OUTAGE_LEAST_S or not is_outage
+            self._since_s = self._answered_sent_s
+            self._brake_s = self._next_s = self._began_s + tuning.OUTAGE_LEAST_S
+
+    @staticmethod
+    def _is_outage(finish: Finish) -> bool:
+        return finish.kind is not None and FACTS[finish.kind].is_outage
+
+    def _are_too_many(self, finish: Finish, error: str) -> bool:
+        if self._is_outage(finish):
+            return len(self._failing) >= tuning.OUTAGE_ROWS
+        return self.may_hold and list(self._failing.values()).count(error) >= tuning.SAME_ROWS
 
     def _patience_s(self) -> float:
-        if self._has_answered:
-            return self._give_up_after_s
-        return min(self._give_up_after_s, tuning.NEVER_ANSWERED_S)
+        if self._last.kind is ErrorKind.UNAUTHORIZED:
+            return 0.0  # no key becomes valid by waiting
+        return self._patience.answered_s if self._has_answered else self._patience.unanswered_s
 
-    def _reason(self, age_s: float) -> str:
-        if not self._has_answered:
-            return (
-                f"nothing has answered within {age_s:.0f} s, the last error was: {self._error}; "
+    def _stop(self, age_s: float) -> Stop:
+        last, errors = self._last, list(self._failing.values())
+        rows = errors.count(last.endpoint_error or "")
+        kind, error = last.kind or ErrorKind.SERVER_ERROR, last.error or str(last.kind)
+        stop = Stop("", StopCause.ENDPOINT)
+        if kind is ErrorKind.SERVER_ERROR:
+            stop = replace(stop, endpoint_error=last.endpoint_error, rows=len(errors))
+        if not FACTS[kind].is_outage:
+            cause = StopCause.KEY if FACTS[kind].cure is Cure.FIX else StopCause.ENDPOINT
+            advice = FACTS[kind].advice or "fix the cause"
+            reason = (
+                f"{rows} rows in a row failed in the same way, and so did every request for "
+                f"{age_s:.0f} s: {error}; {advice}, then run the same command again"
+            )
+            if kind is not ErrorKind.UNAUTHORIZED:  # else with another key
+                reason += "; rows that meet this error again end as failed"
+                return Stop(reason, cause, last.endpoint_error)
+            return Stop(reason, cause)
+        if self._has_answered:
+            reason = (
+                f"the endpoint has been down for {age_s:.0f} s (limits.give_up_after_s), the last "
+                f"error was: {error}; run the same command again once it is back"
+            )
+        elif last.answered:
+            reason = (
+                f"every request has failed for {age_s:.0f} s (limits.give_up_after_s), the last "
+                f"with: {error}; run the same command again once the server works"
+            )
+        else:
+            reason = (
+                f"nothing has answered within {age_s:.0f} s, the last error was: {error}; "
                 "check --base-url and whether the server runs, then run the same command again"
             )
-        return (
-            f"the endpoint has been down for {age_s:.0f} s (limits.give_up_after_s), the last "
-            f"error was: {self._error}; run the same command again once it is back"
-        )
+        return replace(stop, reason=reason)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from batchrun.limits.answer_sizes import NONE_BEFORE, AnswerSizes
 from batchrun.limits.concurrency import InferredConcurrency, InFlight
 from batchrun.limits.inferred_rate import InferredRate
-from batchrun.limits.pauses import Breaker, Cooldown
+from batchrun.limits.pauses import Breaker, Cooldown, Patience
 from batchrun.limits.rate import AdvertisedRate, MinuteLimit
 from batchrun.limits.verdicts import Limit
 from batchrun.records import Largest, Scope
@@ -39,12 +39,12 @@ def scope_limits(most_in_flight: int) -> list[Limit]:
 class ScopeState:
     """One scope."""
 
-    def __init__(self, most_in_flight: int, give_up_after_s: float, largest: Largest) -> None:
+    def __init__(self, most_in_flight: int, patience: Patience, largest: Largest) -> None:
         self.health = ScopeHealth()
         self.sizes = AnswerSizes(largest)
         limits = scope_limits(most_in_flight)
         inferred = next(limit for limit in limits if isinstance(limit, InferredConcurrency))
-        self.breaker = Breaker(give_up_after_s, inferred.restart)
+        self.breaker = Breaker(patience, inferred.restart)
         self.limits: Sequence[Limit] = (self.breaker, *limits)
 
 
@@ -54,12 +54,12 @@ class Scopes:
     def __init__(
         self,
         most_in_flight: int,
-        give_up_after_s: float,
+        patience: Patience,
         largest: Mapping[str, Largest] | None = None,
     ) -> None:
         """`largest`: by model, of the answers to earlier commands."""
         self._largest = largest or {}
-        self.give_up_after_s = give_up_after_s
+        self.patience = patience
         self._most_in_flight = most_in_flight
         self._states: dict[Scope, ScopeState] = {}
 
@@ -68,7 +68,7 @@ class Scopes:
         if state is None:
             state = self._states[scope] = ScopeState(
                 self._most_in_flight,
-                self.give_up_after_s,
+                self.patience,
                 self._largest.get(scope.model, NONE_BEFORE),
             )
         return state

@@ -120,11 +120,11 @@ SLOW_RAMP = 1.5  # (c) at most this factor in ...
 SLOW_RAMP_S = 15.0  # (c) ... so long after `slow_down` (PROTOCOL B.2)
 
 # An endpoint that is down
-OUTAGE_FAILURES = 10  # (c) in a row, without any answer between them
+OUTAGE_ROWS = 10  # (c) that fail one after the other, without any answer between them
+SAME_ROWS = 20  # (c) the same, of errors that are not a sign of an outage by themselves
 OUTAGE_LEAST_S = 0.5  # (c) that the failures go on, and between two probes
 OUTAGE_SHARE = 0.05  # (c) of the outage's age: the interval between two probes
 PROBE_PATIENCE_S = 30.0  # (c) for a probe that says nothing, before another one goes
-NEVER_ANSWERED_S = 60.0  # (c) an endpoint that never answered is given up sooner: a wrong URL
 
 # What answers need, in tokens
 FIRST_OUTPUT = 256  # (c) expected before any answer

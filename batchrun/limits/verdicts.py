@@ -24,6 +24,8 @@ class Stop(Struct, frozen=True):
 
     reason: str
     cause: StopCause
+    endpoint_error: str | None = None  # in which rows agreed that may be to blame themselves, ...
+    rows: int | None = None  # ... but only where no more than these remain
 
 
 Verdict = Go | Wait | Stop
@@ -39,6 +41,7 @@ class LimitStatus(Struct, frozen=True):
     until_s: float | None = None  # when it opens, on the gate's clock
     of: str = ""  # what it limits: `in flight`, `dollars`, `requests` or `tokens` (a second)
     per_s: float | None = None  # so many of these a second
+    says: str | None = None  # the server's last words, where it is down
 
 
 class Limit(Protocol):

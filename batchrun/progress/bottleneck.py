@@ -12,6 +12,7 @@ PAUSES = ("cooldown", "endpoint down")  # limits that stop all sending
 _BUSY_CPU = 0.9  # of one core: this process is the limit
 _BUSY_DISK = 0.5  # of the time: writing is the limit
 _SOON_S = 0.1  # a shorter wait is not worth a number
+_SAID = 200  # characters of a server's last words
 
 
 class Activity(Struct, frozen=True):
@@ -35,6 +36,8 @@ def bottleneck(activity: Activity, cpu_share: float, disk_share: float) -> str:
         return f"CPU ({cpu_share:.0%} of a core)"
     if disk_share >= _BUSY_DISK:
         return f"the disk ({disk_share:.0%} of the time is spent writing outcomes)"
+    if paused_by(activity) == "endpoint down":  # also while nothing waits to be sent
+        return limit_in_words(next(one for one in activity.limits if one.says), activity.now_s)
     if activity.is_limited and activity.limits:
         return limit_in_words(activity.limits[0], activity.now_s)
     if activity.is_reading:
@@ -49,11 +52,13 @@ def paused_by(activity: Activity) -> str | None:
 
     An endpoint that is down stays so while it is probed, and while nothing waits to be sent.
     """
-    down = [one.until_s is not None for one in activity.limits if one.name == "endpoint down"]
+    down = [one.says is not None for one in activity.limits if one.name == "endpoint down"]
     if down and all(down):
         return "endpoint down"
-    first = activity.limits[0].name if activity.is_limited and activity.limits else None
-    return first if first in PAUSES else None
+    first = activity.limits[0] if activity.is_limited and activity.limits else None
+    if first is None or not (first.name == "cooldown" or first.says):
+        return None
+    return first.name
 
 
 def lowest_limit(limits: Sequence[LimitStatus], of: str) -> float | None:
@@ -84,7 +89,7 @@ def limit_in_words(limit: LimitStatus, now_s: float) -> str:
         words += f" ({used}{number(limit.most)}{', reservations included' if is_cost else unit})"
     if limit.until_s is not None and limit.until_s - now_s >= _SOON_S:
         words += f", next request in {limit.until_s - now_s:.1f} s"
-    return words
+    return words if limit.says is None else f"{words}: {limit.says[:_SAID]}"
 
 
 def _number(value: float) -> str:

@@ -112,6 +112,21 @@ def _param(value: dict[str, Any]) -> str | None:
     return None if param in ("", "None", "null") else param
 
 
+# Words that name a field of the request (FastAPI: its place), or the id of an object that it
+# refers to.
+_OF_ROW = re.compile(
+    r"(?i)^body\.|\b(?:unknown|unsupported|unexpected|unrecognized|invalid|missing)\b[^.:]{0,40}"
+    r"\b(?:parameter|param|field|argument|property|value)|"
+    r"\b(?:resp|conv|file|vs|msg|pmpt|cntr|rs)[_-][A-Za-z0-9]{4,}"
+)
+_LOOKED_AT = 500  # characters of a message: what follows may quote the row
+
+
+def names_row(error: ErrorBody) -> bool:
+    """Whether the error names a field of the request, or an object that it refers to."""
+    return error.param is not None or _OF_ROW.search(error.message[:_LOOKED_AT]) is not None
+
+
 def _message(value: object) -> str:
     """Text as it is; a list of problems (FastAPI's) as the places and what is wrong there."""
     if isinstance(value, str):

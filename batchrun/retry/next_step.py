@@ -13,7 +13,6 @@ from batchrun.job.sections import RetryJob
 from batchrun.records import SHORTFALLS, Failure, Request, Response
 
 FIRST_WAIT_S = 0.5
-REFUSALS_IN_A_ROW = 20  # rows in a row whose key, model or path is refused stop the run
 
 
 class Cure(Enum):
@@ -34,31 +33,53 @@ class KindFacts(Struct, frozen=True):
 
     cure: Cure
     is_free: bool = False  # refused before any work was done: nothing is used up or billed
-    is_outage: bool = False  # many in a row, of whatever rows, mean that the endpoint is down
+    is_outage: bool = False  # many rows in a row mean that the endpoint is down
+    holds: bool = False  # so do many that fail in the same way, after others were answered
+    advice: str = ""  # for whoever has to fix it
 
 
 FACTS: dict[ErrorKind, KindFacts] = {
     ErrorKind.QUOTA: KindFacts(Cure.PAY, is_free=True),
-    ErrorKind.UNAUTHORIZED: KindFacts(Cure.FIX, is_free=True),
-    ErrorKind.FORBIDDEN: KindFacts(Cure.FIX, is_free=True),
-    ErrorKind.NOT_FOUND: KindFacts(Cure.FIX, is_free=True),
-    ErrorKind.REDIRECT: KindFacts(Cure.FIX, is_free=True),
+    ErrorKind.UNAUTHORIZED: KindFacts(
+        Cure.FIX,
+        is_free=True,
+        holds=True,
+        advice="the key is refused: check the environment variable that holds it",
+    ),
+    ErrorKind.FORBIDDEN: KindFacts(
+        Cure.FIX,
+        is_free=True,
+        holds=True,
+        advice="the key may not do this: check its rights, the model and the project",
+    ),
+    ErrorKind.NOT_FOUND: KindFacts(
+        Cure.FIX,
+        is_free=True,
+        holds=True,
+        advice="no such model or path: check --model and --base-url",
+    ),
+    ErrorKind.REDIRECT: KindFacts(
+        Cure.FIX,
+        is_free=True,
+        holds=True,
+        advice="the server sends elsewhere: check --base-url (https? /v1 at its end?)",
+    ),
     ErrorKind.RATE_LIMIT: KindFacts(Cure.WAIT, is_free=True),
-    ErrorKind.BUSY: KindFacts(Cure.AGAIN, is_free=True),
+    ErrorKind.BUSY: KindFacts(Cure.AGAIN, is_free=True, is_outage=True),
     ErrorKind.GONE: KindFacts(Cure.LOST),
     ErrorKind.OVERLOADED: KindFacts(Cure.AGAIN, is_free=True, is_outage=True),
     ErrorKind.SERVER_ERROR: KindFacts(Cure.AGAIN, is_outage=True),
     ErrorKind.CONNECTION: KindFacts(Cure.AGAIN, is_outage=True),
     ErrorKind.CUT: KindFacts(Cure.AGAIN, is_outage=True),
     ErrorKind.FIREWALL: KindFacts(Cure.TWICE_MORE, is_free=True, is_outage=True),
-    ErrorKind.UNREADABLE: KindFacts(Cure.TWICE_MORE),
+    ErrorKind.UNREADABLE: KindFacts(Cure.TWICE_MORE, is_outage=True),
     ErrorKind.TIMEOUT: KindFacts(Cure.ONCE_MORE, is_outage=True),
     ErrorKind.GATEWAY_TIMEOUT: KindFacts(Cure.ONCE_MORE, is_outage=True),
     ErrorKind.OVER_LIMIT: KindFacts(Cure.NONE, is_free=True),
     ErrorKind.TOO_LARGE: KindFacts(Cure.NONE),
     ErrorKind.TOO_LONG: KindFacts(Cure.NONE, is_free=True),
     ErrorKind.CONTENT_POLICY: KindFacts(Cure.NONE, is_free=True),
-    ErrorKind.BAD_REQUEST: KindFacts(Cure.NONE, is_free=True),
+    ErrorKind.BAD_REQUEST: KindFacts(Cure.NONE, is_free=True, holds=True),
     ErrorKind.CANCELLED: KindFacts(Cure.NONE),
     ErrorKind.INVALID_ROW: KindFacts(Cure.NONE),
     **{kind: KindFacts(Cure.NONE) for kind in SHORTFALLS},  # of answers: no attempt has them
@@ -115,20 +136,17 @@ class Halt(Struct, frozen=True):
     cause: StopCause
 
 
+# What differs between two errors of one cause: numbers, and words that hold digits.
+_VARYING = re.compile(r"[\w-]*\d[\w-]*")
+_COMPARED = 200  # characters of a message
+
+
 class ScopeHealth:
-    """Whether a scope ever answered, and how many rows in a row it has refused since."""
+    """What a scope has shown so far."""
 
     def __init__(self) -> None:
         self.has_succeeded = False
-        self.refused_in_a_row = 0
         self.says_incomplete = False  # it has called an answer incomplete that its limit cut
-
-    def succeeded(self) -> None:
-        self.has_succeeded = True
-        self.refused_in_a_row = 0
-
-    def refused(self) -> None:
-        self.refused_in_a_row += 1
 
     def at_limit(self, answer: Response) -> Response:
         """A truncated answer, as this server means it.
@@ -143,6 +161,15 @@ class ScopeHealth:
         return replace(answer, truncated=False) if self.says_incomplete else answer
 
 
+def endpoint_error(failure: Failure) -> str | None:
+    """What errors of one cause share, if it may be the endpoint; None where it is the row."""
+    facts = FACTS[failure.kind]
+    if failure.about_row or not (facts.is_outage or facts.holds):
+        return None
+    said = _VARYING.sub("#", failure.message)[:_COMPARED]
+    return f"{failure.kind} {failure.http_status} {failure.code}: {said}"
+
+
 def judge(
     failures: Sequence[Failure],
     *,
@@ -151,15 +178,16 @@ def judge(
     elapsed_s: float,
     settings: RetryJob,
     give_up_after_s: float,
-    health: ScopeHealth,
+    has_succeeded: bool,
     jitter: float,
     excused: Sequence[bool] | None = None,
     is_begun: bool = False,
 ) -> Again | GiveUp | Halt:
     """What follows the last of a row's `failures`; `jitter` is a random number from 0 to 1.
 
-    `excused` says which of them were an outage of the endpoint: they cost the row no attempt.
-    `is_begun`: background work goes on without us, and its id is on disk.
+    `has_succeeded`: something was answered in this scope. `excused` says which of the failures were
+    an outage of the endpoint: they cost the row no attempt. `is_begun`: background work goes on
+    without us, and its id is on disk.
     """
     kind = failures[-1].kind
     cure = FACTS[kind].cure
@@ -171,12 +199,13 @@ def judge(
             "money or quota is used up; top up, then run the same command again", StopCause.QUOTA
         )
     if cure is Cure.FIX and is_begun:
-        return Halt(_FIX_POLLS.get(kind, _FIX[kind]), StopCause.KEY)
-    if cure is Cure.FIX:
-        return _refused(kind, health)
-    if cure is Cure.NONE or should_retry is False:
+        return Halt(_FIX_POLLS.get(kind, FACTS[kind].advice), StopCause.KEY)
+    if cure is Cure.FIX and not has_succeeded:
+        return Halt(FACTS[kind].advice, StopCause.KEY)
+    is_excused = excused is not None and excused[-1]
+    if cure in (Cure.NONE, Cure.FIX) or (should_retry is False and not is_excused):
         return GiveUp("failed", "")
-    if _comes_back(failures):
+    if _comes_back(failures) and not is_excused:
         return GiveUp("failed", f"the same {SAME_ENDS} times")
     pauses_scope = kind in REFUSALS and hint_s is not None
     if pauses_scope and hint_s is not None and hint_s > give_up_after_s:
@@ -187,7 +216,7 @@ def judge(
         )
     if excused is not None:
         kinds = [other for other, is_excused in zip(kinds, excused, strict=True) if not is_excused]
-        if excused[-1]:
+        if is_excused:
             return Again(_wait_s(1, None, settings, jitter))
     same = [other for other in kinds if FACTS[other].cure is cure]
     most, reason = _MORE.get(cure, (len(same), ""))
@@ -196,7 +225,10 @@ def judge(
     counted = sum(FACTS[other].cure not in _UNCOUNTED for other in kinds)
     if cure not in _UNCOUNTED and counted >= settings.max_attempts:
         return GiveUp("no_answer", f"{counted} attempts (retry.max_attempts)")
-    if _is_refused_key(failures[-1], health) and len(same) >= settings.max_attempts:
+    if (
+        _is_refused_key(failures[-1], has_succeeded=has_succeeded)
+        and len(same) >= settings.max_attempts
+    ):
         return Halt(_FIX[ErrorKind.UNAUTHORIZED], StopCause.KEY)
     wait_s = _wait_s(len(same) if cure in _UNCOUNTED else counted, hint_s, settings, jitter)
     if pauses_scope and len(same) <= _BELIEVED:
@@ -225,27 +257,11 @@ def _comes_back(failures: Sequence[Failure]) -> bool:
     return len(same) >= SAME_ENDS
 
 
-def _is_refused_key(last: Failure, health: ScopeHealth) -> bool:
+def _is_refused_key(last: Failure, *, has_succeeded: bool) -> bool:
     """A rate limit said with 401, where nothing ever came through: Cloudflare's 2009 is both."""
-    is_limit = last.kind is ErrorKind.RATE_LIMIT and last.http_status == 401
-    return is_limit and not health.has_succeeded
+    return last.kind is ErrorKind.RATE_LIMIT and last.http_status == 401 and not has_succeeded
 
 
-def _refused(kind: ErrorKind, health: ScopeHealth) -> GiveUp | Halt:
-    if not health.has_succeeded:
-        return Halt(_FIX[kind], StopCause.KEY)
-    if health.refused_in_a_row + 1 >= REFUSALS_IN_A_ROW:
-        said = f"{REFUSALS_IN_A_ROW} rows in a row were refused; {_FIX[kind]}"
-        return Halt(said, StopCause.KEY)
-    return GiveUp("failed", "")
-
-
-_FIX = {
-    ErrorKind.UNAUTHORIZED: "the key is refused: check the environment variable that holds it",
-    ErrorKind.FORBIDDEN: "the key may not do this: check its rights, the model and the project",
-    ErrorKind.NOT_FOUND: "no such model or path: check --model and --base-url",
-    ErrorKind.REDIRECT: "the server sends elsewhere: check --base-url (https? /v1 at its end?)",
-}
 _BEGUN = "what has begun is asked about again, and not begun twice, by the same command"
 _FIX_POLLS = {
     ErrorKind.UNAUTHORIZED: f"the key is refused when the work is asked about: fix it; {_BEGUN}",

@@ -165,6 +165,8 @@ class Run:
             budget=self.budget,
             largest=largest,
             unfinished=self.recorder,
+            had_answers=self.plan.resumed.totals.ok > 0,
+            met_before=self.record.met_error,
         )
         return self._executor
 
@@ -297,9 +299,18 @@ class Run:
                 again=self.counters.again + self.plan.resumed.postponed,
                 unknown_usd=self.unknown_usd,
                 higher_cap_usd=higher_cap_usd,
+                met_error=self._met_error(end),
                 updated_at=time.time_ns() // 1000,
             )
         )
+
+    def _met_error(self, end: End) -> str | None:
+        """The error that the next command may end rows with, where it meets it again."""
+        cause = end.cause
+        if not isinstance(cause, RunStopped):
+            return None
+        remaining = self.counters.remaining(self.plan.rows_in_all)
+        return cause.endpoint_error if cause.rows is None or remaining <= cause.rows else None
 
     def _higher_cap_usd(self) -> float | None:
         if self.budget is None:

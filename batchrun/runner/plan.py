@@ -413,5 +413,6 @@ def make_record(
         gone=plan.resumed.removed,
         parts=count_rows(run_dir.path),
         unknown_usd=read_unknown_usd(run_dir.path, before) if before else 0.0,
+        met_error=before.met_error if before else None,
         older_schema=older,
     )

@@ -7,12 +7,14 @@ from contextlib import asynccontextmanager
 
 import pytest
 from aiohttp import web
+from msgspec.structs import replace
 
 from batchrun.dispatch.dispatcher import Completed, Dispatcher
 from batchrun.dispatch.gate import Gate, GateClosed, no_limits
 from batchrun.errors import ErrorKind, RunStopped, StopCause
 from batchrun.job.sections import EndpointJob, RetryJob
 from batchrun.limits.concurrency import InFlight
+from batchrun.limits.pauses import Patience
 from batchrun.limits.scopes import Scopes
 from batchrun.pricing.prices import Prices
 from batchrun.records import Failure, Outcome, Request, Response
@@ -44,12 +46,12 @@ class Setup:
         self.gate = gate
         self.sent = 0
 
-    async def complete(self) -> Completed:
+    async def complete(self, row: int = 0) -> Completed:
         async with asyncio.timeout(HANG_S):
-            return await self.dispatcher.complete(REQUEST)
+            return await self.dispatcher.complete(replace(REQUEST, row=row))
 
-    async def outcome(self) -> Outcome:
-        completed = await self.complete()
+    async def outcome(self, row: int = 0) -> Outcome:
+        completed = await self.complete(row)
         if completed.slot is not None:
             self.gate.leave(completed.slot, completed.finish)
         return completed.outcome
@@ -84,7 +86,7 @@ async def _setup(
     settings = EndpointJob(base_url=f"http://{host}:{port}/v1", timeout_s=timeout_s)
     try:
         async with Client(settings, None, {}, "test") as client:
-            scopes = Scopes(4, 1800.0)
+            scopes = Scopes(4, Patience(1800.0, 60.0))
             gate = Gate([InFlight(4)], scopes.limits if has_limits else no_limits)
             setup = Setup(Dispatcher(client, gate, scopes, retry, Prices({}), key_name="KEY"), gate)
             yield setup
@@ -178,20 +180,22 @@ async def test_a_refused_key_stops_the_run_before_any_success_and_fails_rows_aft
             await setup.outcome()
         assert setup.gate.in_flight == 0
     async with _setup([(200, ANSWER), refused]) as setup:
+        setup.dispatcher.no_more_rows = True  # no other row could show whether it is the endpoint
         assert (await setup.outcome()).ok
-        for _ in range(19):
-            outcome = await setup.outcome()
+        for row in range(19):
+            outcome = await setup.outcome(row)
             assert isinstance(outcome.result, Failure)
             assert outcome.result.status == "failed"
         with pytest.raises(RunStopped, match="20 rows in a row"):
-            await setup.outcome()
+            await setup.outcome(19)
 
 
 async def test_a_success_between_refusals_begins_the_count_anew() -> None:
     refused: Step = (404, _error("model_not_found", "invalid_request_error"))
     script: list[Step] = [(200, ANSWER), *[refused] * 19, (200, ANSWER), *[refused] * 19]
     async with _setup(script) as setup:
-        outcomes = [await setup.outcome() for _ in script]
+        setup.dispatcher.no_more_rows = True
+        outcomes = [await setup.outcome(row) for row in range(len(script))]
     assert sum(outcome.ok for outcome in outcomes) == 2
 
 

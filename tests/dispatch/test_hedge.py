@@ -12,6 +12,7 @@ from batchrun.errors import ErrorKind
 from batchrun.job.sections import EndpointJob, PriceJob, RetryJob
 from batchrun.limits.budget import Budget
 from batchrun.limits.concurrency import InFlight
+from batchrun.limits.pauses import Patience
 from batchrun.limits.scopes import Scopes
 from batchrun.limits.verdicts import Limit
 from batchrun.pricing.prices import Prices
@@ -80,7 +81,7 @@ async def _setup(
             dispatcher = Dispatcher(
                 client,
                 gate,
-                Scopes(8, 1800.0),
+                Scopes(8, Patience(1800.0, 60.0)),
                 RetryJob(max_wait_s=0.01),
                 Prices(PRICES),
                 key_name="KEY",

@@ -16,6 +16,7 @@ from batchrun.errors import InputError, Interrupted, RunStopped, StopCause
 from batchrun.executors.local import LocalExecutor
 from batchrun.job.sections import EndpointJob, RetryJob
 from batchrun.limits.concurrency import FirstAlone, InFlight
+from batchrun.limits.pauses import Patience
 from batchrun.limits.scopes import Scopes
 from batchrun.pricing.prices import Prices
 from batchrun.records import BadRow, Failure, Request
@@ -40,7 +41,7 @@ async def _executor(
     async with serve(behavior) as base_url:
         settings = EndpointJob(base_url=base_url, timeout_s=20)
         async with Client(settings, None, {}, "test") as client:
-            scopes = Scopes(in_flight, 1800.0)
+            scopes = Scopes(in_flight, Patience(1800.0, 60.0))
             gate = Gate([InFlight(in_flight), FirstAlone()], scopes.limits)
             settings_of_retry = retry or RetryJob(max_wait_s=0.05)
             dispatcher = Dispatcher(
@@ -179,7 +180,7 @@ async def test_rows_that_wait_for_another_try_keep_no_slot_from_those_behind_the
     )
     base_url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
     async with server, Client(EndpointJob(base_url=base_url), None, {}, "test") as client:
-        scopes = Scopes(2, 1800.0)
+        scopes = Scopes(2, Patience(1800.0, 60.0))
         gate = Gate([InFlight(2)], scopes.limits)
         dispatcher = Dispatcher(client, gate, scopes, RetryJob(), Prices({}), key_name="KEY")
         run = LocalExecutor(dispatcher, gate, 2)

@@ -1,35 +1,51 @@
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from batchrun.errors import ErrorKind
+from batchrun.errors import ErrorKind, StopCause
 from batchrun.limits import tuning
-from batchrun.limits.pauses import Breaker
+from batchrun.limits.pauses import Breaker, Patience
 from batchrun.limits.verdicts import Go, Stop, Wait
 from batchrun.records import Finish, Need, Scope, Slot
 
 NEED = Need(Scope("http://127.0.0.1/v1", "KEY", "m"))
 ANSWER = Finish()
-DOWN = Finish(ErrorKind.OVERLOADED, error="no server is ready")
+DOWN = Finish(ErrorKind.OVERLOADED, error="no server is ready", endpoint_error="overloaded")
+REFUSED = Finish(ErrorKind.FORBIDDEN, error="not today", endpoint_error="forbidden")
 
 
 class Line:
     """A breaker and a clock."""
 
-    def __init__(self, give_up_after_s: float = 1800.0, *, answered: bool = True) -> None:
+    def __init__(
+        self,
+        give_up_after_s: float = 1800.0,
+        *,
+        unanswered_s: float = 60.0,
+        answered: bool = True,
+        met_before: str | None = None,
+    ) -> None:
         self.recovered_s: list[float] = []
-        self.breaker = Breaker(give_up_after_s, self.recovered_s.append)
+        patience = Patience(give_up_after_s, unanswered_s, met_before=met_before)
+        self.breaker = Breaker(patience, self.recovered_s.append)
         self.now_s = 1000.0
+        self.rows = 0
         if answered:
             self.ends(ANSWER)
 
-    def ends(self, finish: Finish, sent_s: float | None = None) -> None:
+    def ends(self, finish: Finish, sent_s: float | None = None, *, row: int | None = None) -> None:
+        """An attempt has ended, of a row that did not fail before, if no other is given."""
+        self.rows += 1
+        if finish.kind is not None:
+            row = self.rows if row is None else row
+            finish = replace(finish, row=row, failing_since_s=self.now_s)
         self.breaker.finished(
             Slot(NEED, self.now_s if sent_s is None else sent_s), finish, self.now_s
         )
 
-    def fails(self, count: int, over_s: float) -> None:
+    def fails(self, count: int, over_s: float, finish: Finish = DOWN) -> None:
         for _ in range(count):
-            self.ends(DOWN)
+            self.ends(finish)
             self.now_s += over_s / count
 
     def may_go(self) -> bool:
@@ -45,16 +61,127 @@ class Line:
 def test_single_failures_between_answers_pause_nothing() -> None:
     line = Line()
     for _ in range(100):
-        line.fails(tuning.OUTAGE_FAILURES - 1, 5.0)
+        line.fails(tuning.OUTAGE_ROWS - 1, 5.0)
         line.ends(ANSWER)
         assert line.may_go()
     assert not line.recovered_s
 
 
-def test_a_burst_of_failures_within_a_moment_pauses_nothing() -> None:
+def test_a_burst_of_failures_within_a_moment_is_a_pause_of_a_moment() -> None:
     line = Line()
     line.fails(200, tuning.OUTAGE_LEAST_S / 2)
+    assert not line.may_go()
+    assert not line.breaker.is_open
+    verdict = line.breaker.verdict(NEED, line.now_s)
+    assert verdict == Wait(1000.0 + tuning.OUTAGE_LEAST_S)
+    line.now_s = 1000.0 + tuning.OUTAGE_LEAST_S
+    for _ in range(50):  # all that wait may go, and no answer has to be waited for
+        assert line.may_go()
+        line.breaker.started(NEED, line.now_s)
+    assert not line.recovered_s
+
+
+def test_rows_that_fail_again_and_again_while_others_are_answered_are_no_outage() -> None:
+    line = Line()
+    for _ in range(100):
+        for row in range(3):
+            line.ends(DOWN, row=-1 - row)
+            line.now_s += 1
+        assert line.may_go()
+    assert not line.breaker.is_open
+
+
+def test_a_row_that_failed_before_others_were_answered_is_no_sign_of_an_outage() -> None:
+    line = Line()
+    since_s = line.now_s
+    line.now_s += 1
+    line.ends(ANSWER)
+    for row in range(3 * tuning.OUTAGE_ROWS):
+        line.now_s += 1
+        known = replace(DOWN, row=row, failing_since_s=since_s)
+        line.breaker.finished(Slot(NEED, line.now_s), known, line.now_s)
     assert line.may_go()
+    assert line.breaker.is_rows_own(since_s, "overloaded")
+    assert not line.breaker.is_rows_own(line.now_s, "overloaded")
+
+
+def test_an_answer_to_what_was_sent_before_a_failure_says_nothing_about_it() -> None:
+    line = Line()
+    sent_s, line.now_s = line.now_s, line.now_s + 5
+    failed_s = line.now_s
+    line.ends(DOWN)
+    line.now_s += 1
+    line.ends(ANSWER, sent_s)
+    assert not line.breaker.is_rows_own(failed_s, "overloaded")
+    line.now_s += 1
+    line.ends(ANSWER)
+    assert line.breaker.is_rows_own(failed_s, "overloaded")
+
+
+def test_twenty_rows_that_fail_in_the_same_way_are_held_until_a_probe_is_answered() -> None:
+    line = Line()
+    line.fails(tuning.SAME_ROWS - 1, 1.0, REFUSED)
+    assert line.may_go()
+    line.ends(REFUSED)
+    assert line.breaker.is_open
+    assert line.breaker.excuses(1000.1)
+    line.ends(ANSWER, sent_s=999.0)  # of a request that was sent before
+    assert line.breaker.is_open
+    line.now_s += 10
+    line.probe(REFUSED)
+    assert not line.recovered_s
+    line.now_s += 10
+    line.probe(ANSWER)
+    assert line.recovered_s
+    assert line.breaker.excuses(1000.1)
+
+
+def test_rows_that_fail_in_ways_of_their_own_are_not_held() -> None:
+    line = Line()
+    for number in range(100):
+        line.ends(replace(REFUSED, endpoint_error=f"forbidden {number}"))
+    assert line.may_go()
+
+
+def test_a_held_run_stops_with_the_servers_words_and_the_next_command_is_not_held() -> None:
+    line = Line(give_up_after_s=100.0)
+    line.fails(tuning.SAME_ROWS, 1.0, REFUSED)
+    line.now_s += 100
+    verdict = line.breaker.verdict(NEED, line.now_s)
+    assert isinstance(verdict, Stop)
+    assert "20 rows in a row failed in the same way" in verdict.reason
+    assert "not today" in verdict.reason
+    assert verdict.endpoint_error == "forbidden"
+    second = Line(met_before=verdict.endpoint_error)
+    second.fails(100, 1.0, REFUSED)
+    assert second.may_go()
+    assert second.breaker.is_rows_own(second.now_s, "forbidden")
+
+
+def test_a_refused_key_is_not_waited_for() -> None:
+    line = Line()
+    refused = replace(REFUSED, kind=ErrorKind.UNAUTHORIZED)
+    line.fails(tuning.SAME_ROWS, 1.0, refused)
+    verdict = line.breaker.verdict(NEED, line.now_s)
+    assert isinstance(verdict, Stop)
+    assert verdict.cause is StopCause.KEY
+
+
+def test_a_server_that_fails_from_the_start_is_told_as_what_it_says() -> None:
+    line = Line(answered=False, unanswered_s=7.0)
+    line.fails(tuning.OUTAGE_ROWS + 1, 1.0)
+    line.now_s = 1007.0
+    verdict = line.breaker.verdict(NEED, line.now_s)
+    assert isinstance(verdict, Stop)
+    assert "every request has failed for 7 s" in verdict.reason
+    assert "no server is ready" in verdict.reason
+
+
+def test_what_the_server_says_is_in_the_status_while_it_is_down() -> None:
+    line = Line()
+    assert line.breaker.status(line.now_s).says is None
+    line.fails(tuning.OUTAGE_ROWS + 1, 1.0)
+    assert line.breaker.status(line.now_s).says == "no server is ready"
 
 
 def test_failures_of_the_row_are_none_of_the_endpoint() -> None:
@@ -68,13 +195,9 @@ def test_failures_of_the_row_are_none_of_the_endpoint() -> None:
 
 def test_an_outage_lets_one_probe_at_a_time_through_until_an_answer_comes() -> None:
     line = Line()
-    line.fails(tuning.OUTAGE_FAILURES, 1.0)
+    line.fails(tuning.OUTAGE_ROWS, 1.0)
     line.ends(DOWN)
     assert line.breaker.is_open
-    assert not line.may_go()
-    verdict = line.breaker.verdict(NEED, line.now_s)
-    assert isinstance(verdict, Wait)
-    line.now_s = verdict.until_s
     assert line.may_go()
     line.breaker.started(NEED, line.now_s)
     assert not line.may_go()  # one at a time
@@ -90,7 +213,7 @@ def test_an_outage_lets_one_probe_at_a_time_through_until_an_answer_comes() -> N
 
 def test_what_was_in_flight_before_the_outage_is_no_probe() -> None:
     line = Line()
-    line.fails(tuning.OUTAGE_FAILURES + 1, 1.0)
+    line.fails(tuning.OUTAGE_ROWS + 1, 1.0)
     line.now_s += 1
     line.breaker.started(NEED, line.now_s)
     line.now_s += 0.1
@@ -100,7 +223,7 @@ def test_what_was_in_flight_before_the_outage_is_no_probe() -> None:
 
 def test_a_probe_that_says_nothing_does_not_block_for_ever() -> None:
     line = Line()
-    line.fails(tuning.OUTAGE_FAILURES + 1, 1.0)
+    line.fails(tuning.OUTAGE_ROWS + 1, 1.0)
     line.now_s += 1
     line.breaker.started(NEED, line.now_s)
     assert not line.may_go()
@@ -111,7 +234,7 @@ def test_a_probe_that_says_nothing_does_not_block_for_ever() -> None:
 @given(st.floats(0, 1500), st.floats(0.001, 5))
 def test_probes_come_at_most_a_twentieth_of_the_age_apart(age_s: float, probe_s: float) -> None:
     line = Line()
-    line.fails(tuning.OUTAGE_FAILURES + 1, 1.0)
+    line.fails(tuning.OUTAGE_ROWS + 1, 1.0)
     began_s = 1000.0
     line.now_s += age_s
     line.probe(DOWN, probe_s)
@@ -124,7 +247,7 @@ def test_probes_come_at_most_a_twentieth_of_the_age_apart(age_s: float, probe_s:
 
 def test_an_outage_that_lasts_too_long_ends_the_run_with_words() -> None:
     line = Line(give_up_after_s=100.0)
-    line.fails(tuning.OUTAGE_FAILURES + 1, 1.0)
+    line.fails(tuning.OUTAGE_ROWS + 1, 1.0)
     while line.now_s < 1100.0:
         verdict = line.breaker.verdict(NEED, line.now_s)
         if isinstance(verdict, Wait):
@@ -141,9 +264,9 @@ def test_an_outage_that_lasts_too_long_ends_the_run_with_words() -> None:
 
 def test_an_endpoint_that_never_answered_is_given_up_sooner() -> None:
     line = Line(answered=False)
-    line.fails(tuning.OUTAGE_FAILURES + 1, 1.0)
-    assert not line.may_go()
-    line.now_s = 1000.0 + tuning.NEVER_ANSWERED_S
+    line.fails(tuning.OUTAGE_ROWS + 1, 1.0, replace(DOWN, answered=False))
+    assert line.breaker.is_open
+    line.now_s = 1000.0 + 60.0
     verdict = line.breaker.verdict(NEED, line.now_s)
     assert isinstance(verdict, Stop)
     assert "--base-url" in verdict.reason
@@ -151,7 +274,7 @@ def test_an_endpoint_that_never_answered_is_given_up_sooner() -> None:
 
 def test_an_endpoint_that_hangs_from_the_start_is_the_rows_own_business() -> None:
     line = Line(answered=False)
-    for _ in range(5 * tuning.OUTAGE_FAILURES):
+    for _ in range(5 * tuning.OUTAGE_ROWS):
         line.ends(Finish(ErrorKind.TIMEOUT, answered=False))
         line.now_s += 1
     assert line.may_go()
@@ -180,7 +303,7 @@ def test_failures_of_an_outage_are_excused_and_others_are_not() -> None:
     line.ends(ANSWER)
     single_s, line.now_s = line.now_s, line.now_s + 10
     first_s = line.now_s
-    line.fails(tuning.OUTAGE_FAILURES + 1, 1.0)
+    line.fails(tuning.OUTAGE_ROWS + 1, 1.0)
     assert line.breaker.excuses(first_s)
     assert line.breaker.excuses(line.now_s)
     assert not line.breaker.excuses(single_s)

@@ -10,8 +10,11 @@ from batchrun.progress.bottleneck import (
 )
 
 FULL = LimitStatus("requests in flight", 64, 64)
-DOWN = LimitStatus("endpoint down", 12, until_s=107.3)
-LIMITED = Activity(in_flight=64, is_limited=True, limits=(FULL, DOWN), now_s=100.0)
+DOWN = LimitStatus("endpoint down", 12, until_s=107.3, says="overloaded (HTTP 503)")
+UP = LimitStatus("endpoint down")
+LIMITED = Activity(in_flight=64, is_limited=True, limits=(FULL, UP), now_s=100.0)
+PROBED = Activity(in_flight=1, is_limited=True, limits=(FULL, DOWN), now_s=100.0)
+_DOWN = "endpoint down, next request in 7.3 s: overloaded (HTTP 503)"
 
 
 @pytest.mark.parametrize(
@@ -23,6 +26,8 @@ LIMITED = Activity(in_flight=64, is_limited=True, limits=(FULL, DOWN), now_s=100
         (Activity(in_flight=3, is_reading=True), 0.2, 0.0, "reading the input"),
         (Activity(in_flight=3), 0.2, 0.0, "the answers to requests in flight"),
         (Activity(retrying=3), 0.0, 0.0, "rows waiting for a retry"),
+        (PROBED, 0.2, 0.0, _DOWN),
+        (Activity(retrying=3, limits=(FULL, DOWN), now_s=100.0), 0.0, 0.0, _DOWN),
         (Activity(), 0.0, 0.0, "nothing"),
     ],
 )
@@ -33,7 +38,7 @@ def test_what_binds_is_said_in_words(
 
 
 def test_a_limit_is_shown_with_how_much_of_it_is_used_and_when_it_opens() -> None:
-    assert limit_in_words(DOWN, 100.0) == "endpoint down, next request in 7.3 s"
+    assert limit_in_words(DOWN, 100.0) == _DOWN
     assert limit_in_words(LimitStatus("tokens a minute", 81_234.5, 100_000), 0.0) == (
         "tokens a minute (81,234 of 100,000)"
     )
@@ -61,7 +66,7 @@ def test_only_what_stops_all_sending_is_a_pause() -> None:
 
 def test_an_endpoint_that_is_down_stays_so_while_it_is_probed() -> None:
     up = LimitStatus("endpoint down")
-    assert paused_by(LIMITED) == "endpoint down"  # a probe is in flight, and the others wait
+    assert paused_by(PROBED) == "endpoint down"  # a probe is in flight, and the others wait
     assert paused_by(Activity(retrying=9, limits=(FULL, DOWN))) == "endpoint down"
     assert paused_by(Activity(is_limited=True, limits=(FULL, DOWN, up))) is None  # of one model
     assert paused_by(Activity(is_limited=True, limits=(DOWN, up))) == "endpoint down"

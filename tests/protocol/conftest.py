@@ -28,6 +28,7 @@ from batchrun.dispatch.dispatcher import Dispatcher
 from batchrun.dispatch.gate import Gate
 from batchrun.job.sections import EndpointJob, RetryJob
 from batchrun.limits.concurrency import InFlight
+from batchrun.limits.pauses import Patience
 from batchrun.limits.scopes import Scopes
 from batchrun.pricing.prices import Prices
 from batchrun.records import Outcome, Reply, Request
@@ -147,7 +148,7 @@ class Endpoint:
 
     def __init__(self, server: Server, client: Client, retry: RetryJob) -> None:
         self.server = server
-        scopes = Scopes(8, 1800.0)
+        scopes = Scopes(8, Patience(1800.0, 60.0))
         self.gate = Gate([InFlight(8)], scopes.limits)
         self.dispatcher = Dispatcher(client, self.gate, scopes, retry, Prices({}), key_name="KEY")
         self._client = client

@@ -10,7 +10,7 @@ import pytest
 from batchrun.errors import ErrorKind, RunStopped
 from batchrun.job.sections import RetryJob
 from batchrun.records import Failure
-from batchrun.retry.next_step import Again, GiveUp, Halt, ScopeHealth, judge
+from batchrun.retry.next_step import Again, GiveUp, Halt, judge
 
 Complete = Callable[..., Any]
 Make = Callable[..., dict[str, Any]]
@@ -270,7 +270,7 @@ def _judged(failures: list[Failure]) -> Again | GiveUp | Halt:
         elapsed_s=0.0,
         settings=RetryJob(),
         give_up_after_s=1800.0,
-        health=ScopeHealth(),
+        has_succeeded=False,
         jitter=0.5,
     )
 

@@ -45,6 +45,7 @@ EXPECTED = """
     W.2.done W.2.items_done W.2.goes_on W.2.words W.2.untyped W.2.partial
 
     # W.3
+    W.3.few_rows W.3.all_rows
 
     # W.4
     W.4.not_yet W.4.gone W.4.no_mode W.4.odd_polls W.4.refused W.4.statuses W.4.create_cut
@@ -67,6 +68,7 @@ EXPECTED = """
 
     # W.11
     W.11.statuses W.11.limits W.11.both W.11.pages
+    W.11.outage W.11.hold
 
     # W.12
     W.12.spellings W.12.beside W.12.cost W.12.none

@@ -6,12 +6,10 @@ from batchrun.job.sections import RetryJob
 from batchrun.records import Failure
 from batchrun.retry.next_step import (
     FACTS,
-    REFUSALS_IN_A_ROW,
     Again,
     Cure,
     GiveUp,
     Halt,
-    ScopeHealth,
     judge,
 )
 
@@ -22,7 +20,7 @@ def _judge(
     *kinds: ErrorKind,
     hint_s: float | None = None,
     elapsed_s: float = 0.0,
-    health: ScopeHealth | None = None,
+    has_succeeded: bool = False,
     settings: RetryJob = SETTINGS,
     should_retry: bool | None = None,
     jitter: float = 0.5,
@@ -36,7 +34,7 @@ def _judge(
         should_retry=should_retry,
         elapsed_s=elapsed_s,
         settings=settings,
-        health=health or ScopeHealth(),
+        has_succeeded=has_succeeded,
         jitter=jitter,
     )
 
@@ -78,22 +76,16 @@ def test_an_unreadable_answer_gets_two_more_tries() -> None:
 
 
 def test_used_up_quota_stops_the_run_at_any_time() -> None:
-    health = ScopeHealth()
-    health.succeeded()
-    assert isinstance(_judge(ErrorKind.QUOTA, health=health), Halt)
+    for has_succeeded in (False, True):
+        assert isinstance(_judge(ErrorKind.QUOTA, has_succeeded=has_succeeded), Halt)
 
 
 def test_a_refused_key_stops_the_run_until_something_has_succeeded() -> None:
     for kind in (ErrorKind.UNAUTHORIZED, ErrorKind.FORBIDDEN, ErrorKind.NOT_FOUND):
-        health = ScopeHealth()
-        assert isinstance(_judge(kind, health=health), Halt)
-        health.succeeded()
-        for _ in range(REFUSALS_IN_A_ROW - 1):
-            end = _judge(kind, health=health)
-            assert isinstance(end, GiveUp)
-            assert end.status == "failed"
-            health.refused()
-        assert isinstance(_judge(kind, health=health), Halt)
+        end = _judge(kind)
+        assert isinstance(end, Halt)
+        assert end.reason
+        assert _judge(kind, has_succeeded=True) == GiveUp("failed", "")
 
 
 def test_a_bad_request_fails_the_row_at_once() -> None:
@@ -165,7 +157,7 @@ def _judge_all(failures: list[Failure]) -> Again | GiveUp | Halt:
         elapsed_s=0.0,
         settings=SETTINGS,
         give_up_after_s=1800.0,
-        health=ScopeHealth(),
+        has_succeeded=False,
         jitter=0.5,
     )
 
