@@ -229,7 +229,7 @@ def judge(
         _is_refused_key(failures[-1], has_succeeded=has_succeeded)
         and len(same) >= settings.max_attempts
     ):
-        return Halt(_FIX[ErrorKind.UNAUTHORIZED], StopCause.KEY)
+        return Halt(FACTS[ErrorKind.UNAUTHORIZED].advice, StopCause.KEY)
     wait_s = _wait_s(len(same) if cure in _UNCOUNTED else counted, hint_s, settings, jitter)
     if pauses_scope and len(same) <= _BELIEVED:
         wait_s = 0.0  # the whole scope waits, at the gate
