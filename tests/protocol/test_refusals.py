@@ -240,7 +240,9 @@ def test_an_answer_that_was_paid_for_and_cannot_be_read_is_no_outage(
         reply = Reply(200, body, None, None, None)
         failure = read_reply(reply, request_of())
         assert isinstance(failure, Failure)
-        return AttemptResult(failure, failure, Attempt(0, 0.1, "first"), reply).finish().endpoint_error
+        return (
+            AttemptResult(failure, failure, Attempt(0, 0.1, "first"), reply).finish().endpoint_error
+        )
 
     assert told(b'{"object":"chat.completion","choices":[]}') is None
     assert told(b'{"id":') is None
