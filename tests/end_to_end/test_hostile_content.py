@@ -141,7 +141,8 @@ def test_whatever_a_server_answers_has_a_defined_outcome_and_is_shown_harmless(
     write_rows: Any, batchrun: Run, query: Query, hostile: str
 ) -> None:
     source = write_rows({"question": name, "custom_id": name} for name in _ANSWERS)
-    command = ("run", source, *_ASK, "--base-url", hostile, "--max-attempts", "1", "--json")
+    tools = ("--set", 'tools=[{"type": "function", "name": "f"}]')
+    command = ("run", source, *_ASK, *tools, "--base-url", hostile, "--max-attempts", "1", "--json")
     done = batchrun(*command)
     assert done.returncode == 4, done.stderr
     stored = query("SELECT custom_id, ok, error_kind, output_text FROM read_parquet(?)")
