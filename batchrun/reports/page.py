@@ -70,7 +70,7 @@ def charts(report: Report) -> list[Chart]:
     if report.tokens.input_tokens or report.tokens.output_tokens:
         found.append(Chart("tokens", "Tokens by kind", _tokens(report)))
     if tools := report.tables["tools"][:_MOST_TOOLS]:
-        found.append(Chart("tool_calls", "Tool calls by their arguments", _tools(tools)))
+        found.append(Chart("tool_calls", "Tool calls, valid or not", _tools(tools)))
     return found
 
 

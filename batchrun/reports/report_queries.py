@@ -72,7 +72,7 @@ TABLES = {
                coalesce(ended.example, met.example, '') AS example
         FROM met FULL JOIN ended USING (kind) ORDER BY 2 DESC, 3 DESC, kind
     """,
-    Section("tools", "Tool calls", note="arguments that are JSON and fit the tool's schema"): """
+    Section("tools", "Tool calls", note="valid: the tool was offered, and the arguments fit"): """
         SELECT coalesce(name, type) AS tool, count(*) AS calls,
                count(*) FILTER (arguments_valid) AS valid,
                count(*) FILTER (NOT arguments_valid) AS invalid,

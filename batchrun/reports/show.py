@@ -254,7 +254,11 @@ def _calls(row: JsonObject) -> Iterator[str]:
     if not calls:
         return
     wrong = sum(call["arguments_valid"] is False for call in calls)
-    which = f", {wrong} with arguments that are no JSON or do not fit" if wrong else ""
+    which = (
+        f", {wrong} of a tool that was not offered, or with arguments that do not fit"
+        if wrong
+        else ""
+    )
     yield from ("", f"{plural(len(calls), 'tool call')}{which}:")
     for call in calls:
         words = {True: "valid", False: "INVALID", None: call["status"] or "-"}

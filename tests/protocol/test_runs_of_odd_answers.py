@@ -17,6 +17,8 @@ from batchrun.progress.status import read_status
 from batchrun.progress.summary_text import render_end, render_status
 from batchrun.reports.report_queries import read_report
 from batchrun.reports.report_sections import show_report
+from batchrun.reports.show import render_row
+from batchrun.store.reading import find_row
 from batchrun.store.verify import verify
 from tests.raw_sockets import listening
 from tests.waiting import HANG_S
@@ -153,6 +155,9 @@ async def test_each_kind_is_counted_apart_and_sent_again_by_its_name(tmp_path: P
         show_report(report, page)
         assert "empty_output" in page.getvalue()
         assert "invalid_output" in page.getvalue()
+        (row,) = find_row(run, "1")
+        shown = render_row(row)
+        assert "outcome:  completed, empty\n  error:    empty_output\n" in shown
         assert verify(run).problems == []
 
         for kinds, sent in (
