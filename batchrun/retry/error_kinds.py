@@ -188,7 +188,7 @@ _VAGUE: frozenset[ErrorKind | None] = frozenset({None, ErrorKind.UNAUTHORIZED, E
 _GRAVE = frozenset(
     {ErrorKind.QUOTA, ErrorKind.RATE_LIMIT, ErrorKind.NOT_FOUND, ErrorKind.UNAUTHORIZED}
 )
-_ECHOING = (400, 422)  # statuses of validation errors, which may repeat what was sent
+_INVALID = (400, 422)  # statuses of validation errors
 _REFUSED = (400, 403, 404, 410)
 
 OwnWords = Mapping[str, Sequence[str]]  # `[retry.words]`: kind to parts of messages
@@ -319,7 +319,7 @@ class _Said(Struct, frozen=True):
         if self.status not in words.statuses:
             return False
         is_grave = words.kind in _GRAVE
-        if is_grave and self.status in _ECHOING and self.names_other_param:
+        if is_grave and self.status in _INVALID and self.names_other_param:
             return False  # it says itself what is wrong with the row
         # Links to a page about rate limits stand in other refusals too.
         is_limit = words.kind is ErrorKind.RATE_LIMIT
@@ -333,7 +333,7 @@ class _Said(Struct, frozen=True):
 
     def _is_echo(self, found: re.Match[str]) -> bool:
         """Whether the words, with those beside them, stand in the request itself."""
-        if self.status not in _ECHOING or self.asked is None:
+        if self.asked is None:
             return False
         text = found.string
         before = text[max(0, found.start() - _AROUND) : found.start()][::-1]

@@ -60,11 +60,22 @@ def test_what_a_server_says_has_its_kind(said: dict[str, Any]) -> None:
         'cannot read: {"code": "insufficient_quota"} and no such model',
     ],
 )
-@pytest.mark.parametrize("status", [400, 422])
-def test_words_of_the_row_itself_in_a_message_prove_nothing(status: int, message: str) -> None:
-    assert _kind(status, {"error": {"message": message}}) is ErrorKind.BAD_REQUEST
-    problem = {"loc": ["body", "input"], "msg": message, "type": "x"}
-    assert _kind(status, {"detail": [problem]}) is ErrorKind.BAD_REQUEST
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, ErrorKind.BAD_REQUEST),
+        (422, ErrorKind.BAD_REQUEST),
+        (403, ErrorKind.CONTENT_POLICY),
+        (500, ErrorKind.SERVER_ERROR),
+    ],
+)
+def test_words_of_the_row_itself_in_a_message_prove_nothing(
+    status: int, message: str, kind: ErrorKind
+) -> None:
+    said = f"flagged: {message}" if status == 403 else message
+    assert _kind(status, {"error": {"message": said}}) is kind
+    problem = {"loc": ["body", "input"], "msg": said, "type": "x"}
+    assert _kind(status, {"detail": [problem]}) is kind
 
 
 def test_only_the_beginning_of_a_message_and_no_message_about_a_parameter_stops_a_run() -> None:
