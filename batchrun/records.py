@@ -88,6 +88,7 @@ class Need(Struct, frozen=True, gc=False):
     scope: Scope
     tokens: int = 0  # input and output
     dollars: float = 0.0
+    output_tokens: int = 0  # of the tokens
 
 
 class Largest(Struct, frozen=True):
@@ -112,6 +113,7 @@ class AdvertisedLimit(Struct, frozen=True):
     limit: float | None = None
     remaining: float | None = None
     reset_s: float | None = None  # until it is full again, not until a request may go
+    window_s: float | None = None  # that it is for; null where nothing says so
 
 
 class Finish(Struct, frozen=True, gc=False):
@@ -133,6 +135,7 @@ class Finish(Struct, frozen=True, gc=False):
     advertised: tuple[AdvertisedLimit, ...] = ()
     tokens: int | None = None  # used; null: not known, the reservation stays
     dollars: float | None = None  # spent; null: not known, the reservation stays
+    output_tokens: int | None = None  # of the tokens
 
 
 class Reply(Struct, frozen=True, gc=False):

@@ -45,9 +45,10 @@ class AttemptResult(Struct, frozen=True, gc=False):
         """What the limits are to know of the attempt; where it failed, of its row too."""
         attempt, failure, reply = self.attempt, self.failure, self.reply
         tokens: int | None = None
+        output_tokens: int | None = None
         if isinstance(self.result, Response):
             usage = self.result.usage
-            tokens = usage.total_tokens
+            tokens, output_tokens = usage.total_tokens, usage.output_tokens
             if tokens is None and usage.input_tokens is not None:
                 tokens = usage.input_tokens + (usage.output_tokens or 0)
         elif attempt.cost_usd == 0:  # refused: nothing was used up
@@ -55,7 +56,11 @@ class AttemptResult(Struct, frozen=True, gc=False):
         is_retry, advertised = attempt.kind == "retry", reply.advertised if reply else ()
         if failure is None:
             return Finish(
-                is_retry=is_retry, advertised=advertised, tokens=tokens, dollars=attempt.cost_usd
+                is_retry=is_retry,
+                advertised=advertised,
+                tokens=tokens,
+                dollars=attempt.cost_usd,
+                output_tokens=output_tokens,
             )
         return Finish(
             kind=failure.kind,
@@ -70,6 +75,7 @@ class AttemptResult(Struct, frozen=True, gc=False):
             advertised=advertised,
             tokens=tokens,
             dollars=attempt.cost_usd,
+            output_tokens=output_tokens,
         )
 
 

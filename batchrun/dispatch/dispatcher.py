@@ -282,9 +282,10 @@ class _RowAttempts(Struct, eq=False):
 
     def _need(self) -> Need:
         request, sizes = self.asked, self.state.sizes
-        tokens = len(request.body) // 4 + sizes.expected_output(request.max_output_tokens)
+        output = sizes.expected_output(request.max_output_tokens)
+        tokens = len(request.body) // 4 + output
         if not self.run.has_budget:
-            return Need(self.scope, tokens)
+            return Need(self.scope, tokens, 0.0, output)
         self.size = self.size or measure(request.body)
         dollars = self.run.prices.bound(
             request.model,
@@ -293,7 +294,7 @@ class _RowAttempts(Struct, eq=False):
             sizes.largest_input(self.size),
             sizes.largest_output(request.max_output_tokens),
         )
-        return Need(self.scope, tokens, dollars)
+        return Need(self.scope, tokens, dollars, output)
 
     async def _send(self, slot: Slot, kind: str) -> tuple[Slot, AttemptResult]:
         """One attempt and its slot, which it gives back itself only where it is dropped."""

@@ -62,7 +62,9 @@ def local_executor(
     if budget is not None:
         shared.append(budget)
     patience = Patience(limits.outage_s, limits.unanswered_s, had_answers, met_before)
-    scopes = Scopes(in_flight, patience, largest)
+    per_minute = {"requests": limits.requests_per_minute, "tokens": limits.tokens_per_minute}
+    given = [of for of, most in per_minute.items() if most is not None]
+    scopes = Scopes(in_flight, patience, largest, given)
     first = FirstAlone()
     gate = Gate([first, *shared], scopes.limits)
     first.on_open = lambda: gate.drop(first)

@@ -10,6 +10,23 @@ _part = re.compile(r"(\d+(?:\.\d+)?) ?([a-zµ]+)")
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
+_THOUSANDS = re.compile(r"\d{1,3}(?:([,'_ \u00a0\u202f])\d{3})(?:\1\d{3})*(?:\.\d*)?")
+
+
+def number_of(text: str | None) -> float | None:
+    """A finite number from zero up, also with separators (`150,000`); None where it is none."""
+    if text is None:
+        return None
+    try:
+        number = float(text)
+    except ValueError:
+        found = _THOUSANDS.fullmatch(text.strip())
+        if found is None:
+            return None
+        number = float(text.replace(found[1], ""))
+    return number if math.isfinite(number) and number >= 0 else None
+
+
 def duration_s(text: str) -> float | None:
     """Seconds; None where the text is no duration with units."""
     if len(text) <= 16 and text[-1:] == "s" and text[:1].isdecimal():  # most are a number of s, ms

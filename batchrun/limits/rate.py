@@ -12,8 +12,12 @@ from collections import deque
 
 from batchrun.errors import ErrorKind
 from batchrun.limits import tuning
+from batchrun.limits.header_window import HeaderWindow
 from batchrun.limits.verdicts import GO, LimitStatus, Verdict, Wait
 from batchrun.records import AdvertisedLimit, Finish, Need, Slot
+
+_TOKENS, _INPUT, _OUTPUT = "tokens", "input tokens", "output tokens"
+_SIDES = (_INPUT, _OUTPUT)
 
 
 class Spacing:
@@ -144,70 +148,19 @@ class MinuteLimit:
             self._total = 0.0  # sums of fractions drift
 
 
-class _Header:
-    """The limit that one header advertises."""
-
-    __slots__ = ("agree", "agree_from_s", "fullest", "limit", "stock", "unit_s")
-
-    def __init__(self) -> None:
-        self.limit = 0.0
-        self.unit_s = tuning.MINUTE_S
-        self.fullest = 0.0  # the most that ever remained
-        self.stock: float | None = (
-            None  # the share of it that remains; null where it says too little
-        )
-        self.agree = 0  # answers in a row that look like a limit by the second
-        self.agree_from_s = 0.0
-
-    def update(self, said: AdvertisedLimit, limit: float, now_s: float) -> None:
-        if limit != self.limit:
-            self.limit, self.fullest, self.stock = limit, 0.0, None
-        if said.remaining is not None:
-            self.fullest = max(self.fullest, said.remaining)
-            if self.fullest >= max(tuning.FULL_LEAST, tuning.FULL_SHARE * limit):
-                self.stock = max(said.remaining, 0.0) / self.fullest
-        if said.remaining is None or said.reset_s is None or said.remaining >= limit:
-            return
-        # `reset` is when the bucket is full again, which gives the time a whole one takes.
-        share = (limit - max(said.remaining, 0.0)) / limit
-        whole_s = said.reset_s / share
-        if said.reset_s > 61 and whole_s > 90:
-            self.unit_s = math.inf  # by the hour or day: not to be spread evenly
-        elif self.unit_s == tuning.MINUTE_S and share < 0.5 and 0.5 < whole_s < 2:
-            if not self.agree:
-                self.agree_from_s = now_s
-            self.agree += 1
-            if (
-                self.agree >= tuning.PER_SECOND_ANSWERS
-                and now_s - self.agree_from_s >= tuning.PER_SECOND_S
-            ):
-                self.unit_s = 1.0
-        elif whole_s > 20:
-            self.agree = 0
-            if self.unit_s == 1.0 and said.reset_s > 2:
-                self.unit_s = tuning.MINUTE_S
-
-    @property
-    def rate(self) -> float:
-        return self.limit / self.unit_s if self.unit_s < math.inf else math.inf
-
-    @property
-    def factor(self) -> float:
-        """Of the rate: so that what remains is used up slowly, and never all of it."""
-        return (
-            tuning.BELOW_ADVERTISED
-            if self.stock is None
-            else tuning.EMPTY_FACTOR + tuning.FULL_FACTOR * self.stock
-        )
-
-
 class AdvertisedRate:
-    """The rate that the server's headers advertise for one scope; `of` is requests or tokens."""
+    """The rate that the server's headers advertise for one scope.
 
-    def __init__(self, of: str) -> None:
+    `of` is requests or tokens; tokens include input and output tokens with limits of their own.
+    """
+
+    def __init__(self, of: str, *, is_replaced: bool = False) -> None:
+        """`is_replaced`: the user gives the same limit, and headers say nothing of it."""
         self._of = of
-        self._of_tokens = of == "tokens"
-        self._headers: dict[str, _Header] = {}
+        self._is_replaced = is_replaced
+        self._of_tokens = of.endswith("tokens")
+        self._sides: tuple[AdvertisedRate, ...] = ()  # made when a header is about one
+        self._headers: dict[str, HeaderWindow] = {}
         self._binding: str | None = None  # the header of the lowest limit
         self._spacing = Spacing(1.0)
         self._updated_s = -math.inf  # when the attempt was sent whose headers were last used
@@ -222,20 +175,35 @@ class AdvertisedRate:
     @property
     def rate(self) -> float:
         """A second, as advertised; infinite where nothing is."""
-        return self._headers[self._binding].rate if self._binding is not None else math.inf
+        own = self._headers[self._binding].rate if self._binding is not None else math.inf
+        return min((own, *(side.rate for side in self._sides))) if self._sides else own
 
     def verdict(self, need: Need, now_s: float) -> Verdict:
+        if self._sides:
+            waits = [side.verdict(need, now_s) for side in self._sides]
+            latest_s = max((one.until_s for one in waits if isinstance(one, Wait)), default=-1.0)
+            if latest_s > max(now_s, self._spacing.next_s):
+                return Wait(latest_s)
         if self._binding is None or self._spacing.next_s <= now_s + tuning.EARLY_S:
             return GO
         self._pressed_s = now_s
         return Wait(self._spacing.next_s)
 
     def started(self, need: Need, now_s: float) -> None:
+        for side in self._sides:
+            side.started(need, now_s)
         if self._binding is not None:
             self._sent += 1
-            self._spacing.start(need.tokens if self._of_tokens else 1, now_s)
+            self._spacing.start(self._amount(need) if self._of_tokens else 1, now_s)
 
     def finished(self, slot: Slot, finish: Finish, now_s: float) -> None:
+        if self._of == _TOKENS:
+            if not self._sides and any(one.of in _SIDES for one in finish.advertised):
+                self._sides = tuple(map(AdvertisedRate, _SIDES))
+            for side in self._sides:
+                side.finished(slot, finish, now_s)
+        if self._is_replaced:
+            return
         if finish.advertised and slot.started_s >= self._updated_s:  # else older than what is known
             self._updated_s = slot.started_s
             self._update(finish.advertised, now_s)
@@ -244,10 +212,17 @@ class AdvertisedRate:
         elif self._share < 1.0 and now_s - self._grown_s >= 1.0:
             self._grown_s = now_s
             self._share = min(1.0, self._share * (1.01 if now_s - self._cut_s < 5 else 1.05))
-        if self._of_tokens and self._binding is not None and finish.tokens is not None:
-            self._spacing.give_back(slot.need.tokens - finish.tokens)
+        if self._of_tokens and self._binding is not None:
+            used = _used(self._of, finish)
+            if used is not None:
+                self._spacing.give_back(self._amount(slot.need) - used)
 
     def status(self, now_s: float) -> LimitStatus:
+        if self._sides:
+            sides = [side.status(now_s) for side in self._sides]
+            latest = max(sides, key=lambda one: (one.until_s or 0.0, -(one.per_s or math.inf)))
+            if self._binding is None or (latest.until_s or 0.0) > self._spacing.next_s:
+                return latest
         if self._binding is None:
             return LimitStatus(f"advertised limit on {self._of}")
         header = self._headers[self._binding]
@@ -262,7 +237,11 @@ class AdvertisedRate:
         )
 
     def _amount(self, need: Need) -> int:
-        return need.tokens if self._of_tokens else 1
+        if self._of == _TOKENS:
+            return need.tokens
+        if not self._of_tokens:
+            return 1
+        return need.output_tokens if self._of == _OUTPUT else need.tokens - need.output_tokens
 
     def _refused(self, slot: Slot, hint_s: float, now_s: float) -> None:
         """A few refusals are random; more say that it is less, or that others use it too."""
@@ -287,24 +266,32 @@ class AdvertisedRate:
             if header is None:
                 if len(self._headers) >= tuning.MOST_HEADERS:
                     continue
-                header = self._headers[limit.header] = _Header()
-            before = header.rate
+                header = HeaderWindow(is_by_second=self._of == "requests")
+                self._headers[limit.header] = header
+            before = header.limit, header.unit_s
             header.update(limit, limit.limit, now_s)
-            changed = changed or header.rate != before
-        if not changed:
-            if self._binding is not None:
-                header = self._headers[self._binding]
-                self._spacing.change(header.rate * header.factor * self._share, now_s)
+            changed = changed or (header.limit, header.unit_s) != before
+        if not self._headers:
             return
         name, lowest = min(self._headers.items(), key=lambda item: item[1].rate)
         if lowest.rate == math.inf:
             self._binding = None
             return
-        self._share, self._strikes, self._cut_s = 1.0, 0.0, now_s
-        rate = lowest.rate * lowest.factor
+        if changed:
+            self._share, self._strikes, self._cut_s = 1.0, 0.0, now_s
+        rate = lowest.rate * lowest.factor * self._share
         if self._binding is None:
             self._spacing = Spacing(rate)
             self._spacing.next_s = now_s
         else:
             self._spacing.change(rate, now_s)
         self._binding = name
+
+
+def _used(of: str, finish: Finish) -> int | None:
+    """Tokens of that side, as the answer counts them; None where they are not known."""
+    if of == _TOKENS or finish.tokens == 0:
+        return finish.tokens
+    if finish.tokens is None or finish.output_tokens is None:
+        return None
+    return finish.output_tokens if of == _OUTPUT else finish.tokens - finish.output_tokens

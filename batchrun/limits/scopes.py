@@ -1,6 +1,6 @@
 """What is known of each scope: its limits, its health, and what its answers need. No I/O."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from batchrun.limits.answer_sizes import NONE_BEFORE, AnswerSizes
 from batchrun.limits.concurrency import InferredConcurrency, InFlight
@@ -24,9 +24,14 @@ def user_limits(
     return limits
 
 
-def scope_limits(most_in_flight: int) -> list[Limit]:
-    """For a new scope; `most_in_flight` bounds what is inferred."""
-    requests, tokens = AdvertisedRate("requests"), AdvertisedRate("tokens")
+def scope_limits(most_in_flight: int, given: Collection[str] = ()) -> list[Limit]:
+    """For a new scope; `most_in_flight` bounds what is inferred.
+
+    `given`: of requests and tokens, what the user limits, in place of the server's headers.
+    """
+    requests, tokens = (
+        AdvertisedRate(of, is_replaced=of in given) for of in ("requests", "tokens")
+    )
     return [
         Cooldown(),
         requests,
@@ -39,10 +44,16 @@ def scope_limits(most_in_flight: int) -> list[Limit]:
 class ScopeState:
     """One scope."""
 
-    def __init__(self, most_in_flight: int, patience: Patience, largest: Largest) -> None:
+    def __init__(
+        self,
+        most_in_flight: int,
+        patience: Patience,
+        largest: Largest,
+        given: Collection[str] = (),
+    ) -> None:
         self.health = ScopeHealth()
         self.sizes = AnswerSizes(largest)
-        limits = scope_limits(most_in_flight)
+        limits = scope_limits(most_in_flight, given)
         inferred = next(limit for limit in limits if isinstance(limit, InferredConcurrency))
         self.breaker = Breaker(patience, inferred.restart)
         self.limits: Sequence[Limit] = (self.breaker, *limits)
@@ -56,9 +67,10 @@ class Scopes:
         most_in_flight: int,
         patience: Patience,
         largest: Mapping[str, Largest] | None = None,
+        given: Collection[str] = (),
     ) -> None:
-        """`largest`: by model, of the answers to earlier commands."""
-        self._largest = largest or {}
+        """`largest`: by model, of the answers to earlier commands; `given`: as `scope_limits`."""
+        self._largest, self._given = largest or {}, given
         self.patience = patience
         self._most_in_flight = most_in_flight
         self._states: dict[Scope, ScopeState] = {}
@@ -70,6 +82,7 @@ class Scopes:
                 self._most_in_flight,
                 self.patience,
                 self._largest.get(scope.model, NONE_BEFORE),
+                self._given,
             )
         return state
 

@@ -29,6 +29,13 @@ MOST_HEADERS = 8  # (c) of one scope
 STRIKES = 2  # (c) refusals in spite of the advertised limit are borne, ...
 STRIKE_REQUESTS = 60  # (c) ... one for so many requests; ...
 STRIKE_CUT = 0.97  # (m) ... each one more cuts the rate to this
+BELOW_SHORT = 0.95  # (m) of a limit by the second or so: one refusal costs its whole window
+SHORT_WINDOW_S = 20.0  # (c) below it, a named window is such a one
+LONG_WINDOW_S = 120.0  # (c) above it, a named window is not spread evenly, until no more than ...
+SPREAD_SHARE = 0.5  # (c) ... this share of it remains; ...
+SPREAD_LEAST = 0.001  # (c) ... then at least at this share of its rate
+SOON_FULL_S = 10.0  # (c) a limit that is always full so soon may be for less than a minute
+FILLS = 3  # (c) answers in a row whose time grows with what is used: a bucket, not a window
 PER_SECOND_ANSWERS = 10  # (c) that agree before a limit is taken for one by the second
 PER_SECOND_S = 3.0  # (c) over which they must agree
 

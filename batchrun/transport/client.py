@@ -16,8 +16,8 @@ from batchrun.transport.background import Ask, BackgroundMode, OnBegun
 from batchrun.transport.exchange import ACCEPTED, Wire, exchange
 from batchrun.transport.exchange_limits import DeadlineWatch, ResponseBufferBudget
 from batchrun.transport.fallback import Connect, choose_connections
-from batchrun.transport.headers import AdvertisedLimits
 from batchrun.transport.key_command import KeyCommand
+from batchrun.transport.limit_headers import AdvertisedLimits
 from batchrun.transport.redaction import Redactor
 
 _SWEEPS = 20  # a limit is exceeded by at most a twentieth of it

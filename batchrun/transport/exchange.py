@@ -29,13 +29,13 @@ from batchrun.transport.exchange_limits import (
 from batchrun.transport.headers import (
     ERROR_TYPE,
     HINTS,
-    AdvertisedLimits,
     ResponseHeaders,
     reported_cost_usd,
     request_id,
     retry_after_s,
     should_retry,
 )
+from batchrun.transport.limit_headers import AdvertisedLimits
 from batchrun.transport.redaction import Redactor
 
 ACCEPTED = "gzip, deflate"

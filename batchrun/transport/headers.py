@@ -3,17 +3,13 @@
 Where a header is looked up by its name, the name is in lower case.
 """
 
-import math
-import re
 import time
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from typing import Any
 
-from batchrun.formats.amounts import duration_s
-from batchrun.records import AdvertisedLimit
+from batchrun.formats.amounts import duration_s, number_of
 
 
 class ResponseHeaders(Mapping[str, str]):
@@ -103,14 +99,14 @@ def retry_after_s(headers: Mapping[str, str], now_s: float | None = None) -> flo
     (`6m0s`), then the name it has behind a gateway. When a limit is full again (`...-reset-...`) is
     not when a request may be sent, so those headers are no hints. `now_s` is Unix time.
     """
-    milliseconds = _number(headers.get(_RETRY_AFTER_MS))
+    milliseconds = number_of(headers.get(_RETRY_AFTER_MS))
     if milliseconds is not None:
         return milliseconds / 1000
     for name in _RETRY_AFTER:
         value = headers.get(name)
         if value is None:
             continue
-        for read in (_number, duration_s):
+        for read in (number_of, duration_s):
             if (seconds := read(value)) is not None:
                 return seconds
         if (seconds := _seconds_until(value, time.time() if now_s is None else now_s)) is not None:
@@ -125,159 +121,7 @@ def should_retry(headers: Mapping[str, str]) -> bool | None:
 
 def reported_cost_usd(headers: Mapping[str, str]) -> float | None:
     """What a gateway says that this answer cost."""
-    return _number(headers.get(_COST))
-
-
-_LIMIT_NAME = re.compile(r"(?i)(?:llm_provider-)?(?:x-|anthropic-)?rate-?limit-(.+)", re.DOTALL)
-# One of these is there wherever limits are advertised.
-_LIMIT_SIGNS = (
-    "x-ratelimit-limit-requests",
-    "x-ratelimit-limit-tokens",
-    "x-ratelimit-remaining-requests",
-    "x-ratelimit-remaining-tokens",
-    "x-ratelimit-limit-project-tokens",
-    "x-ratelimit-limit-project-requests",
-    "x-ratelimit-limit-tokens_usage_based",
-    "x-ratelimit-limit-requests-minute",
-    "x-ratelimit-limit-tokens-minute",
-    "llm_provider-x-ratelimit-limit-requests",
-    "llm_provider-x-ratelimit-limit-tokens",
-    "anthropic-ratelimit-requests-limit",
-    "anthropic-ratelimit-tokens-limit",
-    "x-ratelimit-limit",
-    "x-rate-limit-limit",
-    "ratelimit-limit",
-)
-_SIZES = _LIMIT_SIGNS[:2]
-_EVERY_S = 0.01  # between two answers that are read
-_ERRORS = 300  # and above
-_MOST_SIZES = 64
-_OTHER_WINDOWS = {"second", "hour", "day", "week", "month"}  # limits are those of a minute
-_EPOCH_S = 1e8  # a reset from here on is a point in time; in milliseconds from the next on
-_EPOCH_MS = 1e11
-
-
-class AdvertisedLimits:
-    """The limits that answers advertise; of those with the same sizes, a hundred a second are read.
-
-    What remains of a limit changes with each answer, and a row's share of reading it is 12 of
-    180 µs. Another model, or a limit that was changed, has other sizes and is read at once.
-    """
-
-    def __init__(self) -> None:
-        self._read_s: dict[tuple[bytes | None, bytes | None], float] = {}  # by sizes
-
-    def read(
-        self, headers: ResponseHeaders, http_status: int, now_s: float
-    ) -> tuple[AdvertisedLimit, ...]:
-        """Those of one answer; of an error always."""
-        sizes = headers.raw_pair(*_SIZES)
-        if http_status < _ERRORS and now_s < self._read_s.get(sizes, -math.inf) + _EVERY_S:
-            return ()
-        if len(self._read_s) >= _MOST_SIZES:
-            self._read_s.clear()
-        self._read_s[sizes] = now_s
-        return advertised_limits(headers)
-
-
-def advertised_limits(
-    headers: Mapping[str, str], now_s: float | None = None
-) -> tuple[AdvertisedLimit, ...]:
-    """The limits of a minute that an answer advertises, in the order of their headers.
-
-    `of` is `requests` or `tokens`, or `input tokens` or `output tokens` where these have limits of
-    their own. What cannot be read is None; a limit is left out where its size means "no limit"
-    (Azure's -1 and 0) or cannot be read, or where neither size nor remaining is given. `now_s` is
-    Unix time.
-    """
-    # Going through all names costs a microsecond or two, and most servers advertise nothing.
-    if not any(map(headers.__contains__, _LIMIT_SIGNS)):
-        return ()
-    found = _limit_headers(tuple(headers))
-    read = [_read_limit(of, names, headers, now_s) for of, names in found]
-    return tuple([limit for limit in read if limit is not None])
-
-
-@lru_cache(maxsize=64)
-def _limit_headers(names: tuple[str, ...]) -> tuple[tuple[str, dict[str, str]], ...]:
-    """What each limit is of, and its headers: `limit`, `remaining`, `reset` to their names.
-
-    A server's answers have the same few sets of names.
-    """
-    limits: dict[tuple[str, ...], dict[str, str]] = {}
-    for name in names:
-        match = _LIMIT_NAME.fullmatch(name)
-        if match is None:
-            continue
-        parts = match[1].lower().replace("_", "-").split("-")
-        for field in ("limit", "remaining", "reset"):
-            if field in parts:
-                parts.remove(field)
-                prefix = name[: match.start(1)].lower()
-                limits.setdefault((prefix, *parts), {}).setdefault(field, name)
-                break
-    return tuple((of, found) for (_, *parts), found in limits.items() if (of := _dimension(parts)))
-
-
-def _dimension(parts: list[str]) -> str | None:
-    if not _OTHER_WINDOWS.isdisjoint(parts):
-        return None
-    if "tokens" in parts:
-        side = next((part for part in ("input", "output") if part in parts), None)
-        return f"{side} tokens" if side else "tokens"
-    if not parts or parts == ["minute"] or "requests" in parts or "req" in parts:
-        return "requests"
-    return None
-
-
-def _read_limit(
-    of: str, names: dict[str, str], headers: Mapping[str, str], now_s: float | None
-) -> AdvertisedLimit | None:
-    values = {field: headers.get(name) for field, name in names.items()}
-    limit, remaining = _count(values.get("limit")), _count(values.get("remaining"))
-    if "limit" in names and not limit:  # what remains of no limit says nothing
-        return None
-    if limit is None and remaining is None:
-        return None
-    reset = values.get("reset")
-    reset_s = None if reset is None else _reset_s(reset, now_s)
-    header = names.get("limit") or names["remaining"]
-    return AdvertisedLimit(header, of, limit, remaining, reset_s)
-
-
-def _count(value: str | None) -> float | None:
-    """A number; of `100, 100;w=60`, the first, where the window is a minute."""
-    number = _number(value)
-    if number is None and value is not None:
-        first, _, rest = value.replace(",", ";").partition(";")
-        windows = re.findall(r"w=([0-9]+)", rest)
-        number = _number(first) if all(window == "60" for window in windows) else None
-    return number
-
-
-def _reset_s(text: str, now_s: float | None) -> float | None:
-    """Seconds from now: given as such, as a duration, a date, or seconds or ms since 1970."""
-    seconds = _number(text) if text[-1:].isdecimal() else duration_s(text)
-    if seconds is not None and seconds < _EPOCH_S:
-        return seconds
-    now_s = time.time() if now_s is None else now_s
-    if seconds is not None:
-        return max(0.0, (seconds / 1000 if seconds >= _EPOCH_MS else seconds) - now_s)
-    try:
-        moment = datetime.fromisoformat(text.strip())
-        return max(0.0, moment.replace(tzinfo=moment.tzinfo or UTC).timestamp() - now_s)
-    except (ValueError, OverflowError):
-        return _seconds_until(text, now_s)
-
-
-def _number(value: str | None) -> float | None:
-    if value is None:
-        return None
-    try:
-        number = float(value)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) and number >= 0 else None
+    return number_of(headers.get(_COST))
 
 
 def _seconds_until(date: str, now_s: float) -> float | None:

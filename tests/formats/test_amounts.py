@@ -1,6 +1,6 @@
 import pytest
 
-from batchrun.formats.amounts import plural, seconds
+from batchrun.formats.amounts import number_of, plural, seconds
 
 
 @pytest.mark.parametrize(
@@ -22,3 +22,29 @@ def test_attempts_are_counted_in_words() -> None:
         "1 attempt",
         "1,319 attempts",
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("60", 60),
+        ("7.5", 7.5),
+        ("1e6", 1_000_000),
+        ("150,000", 150_000),
+        (" 1,500,000 ", 1_500_000),
+        ("1 500 000", 1_500_000),
+        ("1\u202f500", 1500),
+        ("1'500.5", 1500.5),
+        ("1_500", 1500),
+        ("100, 100", None),
+        ("1,50", None),
+        ("1,500 000", None),
+        ("-1", None),
+        ("nan", None),
+        ("inf", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_numbers_are_read_with_their_separators(text: str | None, number: float | None) -> None:
+    assert number_of(text) == number

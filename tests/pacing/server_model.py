@@ -31,6 +31,9 @@ class Plan:
     refusal_s: float = 0.05  # until a refusal is back
     hints: str = BARE
     jitter_s: float = 0.002  # of the way to the server
+    said_s: float = 60.0  # the window that its headers' limits are for
+    is_named: bool = False  # they name it
+    is_rounded: bool = False  # they give whole seconds
     changes: tuple[tuple[float, float], ...] = ()  # from then on, so many times the first limits
 
     def factor(self, age_s: float) -> float:
@@ -50,6 +53,7 @@ class _Meter:
     burst_s: float
     least: float
     window_s: float | None
+    plan: Plan
     rate: float = field(init=False)
     level: float = field(init=False)
     at_s: float = 0.0
@@ -88,9 +92,16 @@ class _Meter:
             reset_s = self.window_s - self.at_s % self.window_s
         else:
             reset_s = (self.capacity - self.level) / self.rate
-        limit = float(round(self.rate * 60))
-        remaining = float(max(0, int(self.level)))
-        return AdvertisedLimit(f"x-ratelimit-limit-{self.of}", self.of, limit, remaining, reset_s)
+        if self.plan.is_rounded:
+            reset_s = float(math.ceil(reset_s))
+        return AdvertisedLimit(
+            f"x-ratelimit-limit-{self.of}",
+            self.of,
+            float(round(self.rate * self.plan.said_s)),
+            float(max(0, int(self.level))),
+            reset_s,
+            self.plan.said_s if self.plan.is_named else None,
+        )
 
 
 class Server:
@@ -105,9 +116,13 @@ class Server:
         self._arrived_s = 0.0
         self._meters: list[_Meter] = []
         if plan.requests is not None:
-            self._meters.append(_Meter("requests", plan.requests, plan.burst_s, 3.0, plan.window_s))
+            self._meters.append(
+                _Meter("requests", plan.requests, plan.burst_s, 3.0, plan.window_s, plan)
+            )
         if plan.tokens is not None:
-            self._meters.append(_Meter("tokens", plan.tokens, plan.burst_s, 1.0, plan.window_s))
+            self._meters.append(
+                _Meter("tokens", plan.tokens, plan.burst_s, 1.0, plan.window_s, plan)
+            )
 
     def take(self, tokens: int, now_s: float) -> tuple[float, Finish]:
         """Seconds until the answer, and what it says; `tokens` is what it will have used."""

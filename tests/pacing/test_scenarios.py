@@ -31,6 +31,62 @@ def test_a_rate_told_in_headers_is_filled_without_refusals(burst_s: float) -> No
     assert share_refused(traffic) <= 0.005
 
 
+@pytest.mark.parametrize("is_named", [True, False])
+@pytest.mark.parametrize("is_rounded", [True, False])
+@pytest.mark.parametrize("level", [10, 50, 400])
+def test_a_limit_by_the_second_is_not_taken_for_one_by_the_minute(
+    level: int, is_rounded: bool, is_named: bool
+) -> None:
+    plan = Plan(
+        requests=level,
+        window_s=1.0,
+        said_s=1.0,
+        is_named=is_named,
+        is_rounded=is_rounded,
+        hints=HEADERS,
+        latency_s=0.2,
+    )
+    traffic = play(Server(plan, 1), ROWS, until_s=MINUTE_S)
+    assert sum(traffic.accepted) >= (0.93 if is_named else 0.85) * level * MINUTE_S
+    assert share_refused(traffic) <= (0.002 if is_named else 0.02)
+
+
+@pytest.mark.parametrize("is_rounded", [True, False])
+@pytest.mark.parametrize("level", [2, 10, 200])
+def test_a_minutes_limit_is_known_by_its_bucket_and_by_its_window(
+    level: int, is_rounded: bool
+) -> None:
+    for window_s in (None, 60.0):
+        plan = Plan(
+            requests=level,
+            window_s=window_s,
+            burst_s=60.0,
+            hints=HEADERS,
+            is_rounded=is_rounded,
+            latency_s=0.2,
+        )
+        traffic = play(Server(plan, 1), ROWS, until_s=3 * MINUTE_S)
+        assert sum(traffic.accepted) >= 0.97 * level * 3 * MINUTE_S
+        # A bucket whose times are rounded shows itself only once much of it is used.
+        assert sum(traffic.refused) <= 30
+
+
+def test_a_days_limit_is_no_rate_and_an_hours_is_spread_once_half_of_it_is_used() -> None:
+    day = Plan(
+        requests=14_400 / 86_400, burst_s=86_400.0, said_s=86_400.0, hints=HEADERS, latency_s=0.2
+    )
+    traffic = play(Server(day, 1), ROWS[:10_000], until_s=2 * MINUTE_S)
+    assert sum(traffic.accepted) == 10_000  # in 10 s a minute's limit would have allowed 2,400
+    hour = Plan(
+        requests=1.0, window_s=3600.0, said_s=3600.0, is_named=True, hints=HEADERS, latency_s=0.2
+    )
+    traffic = play(Server(hour, 1), ROWS[:5000], until_s=2 * 3600.0)
+    assert traffic.between(traffic.accepted, 0, 60) >= 1700
+    assert traffic.between(traffic.accepted, 0, 3500) <= 3600
+    assert sum(traffic.accepted) >= 4500
+    assert share_refused(traffic) <= 0.01
+
+
 @pytest.mark.parametrize("hints", [BARE, MESSAGE])
 @pytest.mark.parametrize("burst_s", [0.05, 0.2, 1.0])
 def test_a_hidden_rate_is_found_and_kept(hints: str, burst_s: float) -> None:

@@ -65,6 +65,7 @@ EXPECTED = """
     W.9.words W.9.limit W.9.echo W.9.quote
 
     # W.10
+    W.10.named W.10.unnamed W.10.long W.10.sides W.10.given W.10.separators
 
     # W.11
     W.11.statuses W.11.limits W.11.both W.11.pages

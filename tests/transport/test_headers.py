@@ -7,13 +7,12 @@ from multidict import CIMultiDict
 
 from batchrun.records import AdvertisedLimit
 from batchrun.transport.headers import (
-    AdvertisedLimits,
     ResponseHeaders,
-    advertised_limits,
     reported_cost_usd,
     request_id,
     retry_after_s,
 )
+from batchrun.transport.limit_headers import AdvertisedLimits, advertised_limits
 
 NOW_S = 1_445_412_470.0  # Wed, 21 Oct 2015 07:27:50 GMT
 
@@ -56,8 +55,9 @@ def _limit(
     limit: float | None = None,
     remaining: float | None = None,
     reset_s: float | None = None,
+    window_s: float | None = None,
 ) -> AdvertisedLimit:
-    return AdvertisedLimit(header, of, limit, remaining, reset_s)
+    return AdvertisedLimit(header, of, limit, remaining, reset_s, window_s)
 
 
 OPENAI = {
@@ -148,12 +148,70 @@ OPENAI = {
                 "ratelimit-remaining": "9",
                 "ratelimit-reset": "5",
             },
-            [_limit("ratelimit-limit", "requests", 100, 9, 5)],
+            [_limit("ratelimit-limit", "requests", 100, 9, 5, 60)],
         ),
-        ({"RateLimit-Limit": "5000, 5000;w=3600", "RateLimit-Remaining": "9"}, []),
+        (
+            {"RateLimit-Limit": "5000, 5000;w=3600", "RateLimit-Remaining": "9"},
+            [_limit("RateLimit-Limit", "requests", 5000, 9, None, 3600)],
+        ),
+        ({"RateLimit-Limit": "5000, 5000;w=86400", "RateLimit-Remaining": "9"}, []),
+        (
+            {"X-RateLimit-Limit": '10, 10;w=1;name="a, b", 1000;w=3600'},
+            [
+                _limit("X-RateLimit-Limit;w=3600", "requests", 1000, None, None, 3600),
+                _limit("X-RateLimit-Limit", "requests", 10, None, None, 1),
+            ],
+        ),
+        (  # Kong: the plain ones repeat the tightest of those with their windows
+            {
+                "X-RateLimit-Limit-Second": "50",
+                "X-RateLimit-Remaining-Second": "49",
+                "X-RateLimit-Limit-Hour": "10,000",
+                "X-RateLimit-Remaining-Hour": "9,999",
+                "X-RateLimit-Limit-Day": "100000",
+                "X-RateLimit-Limit-Month": "1000000",
+                "RateLimit-Limit": "50",
+                "RateLimit-Remaining": "49",
+                "RateLimit-Reset": "1",
+            },
+            [
+                _limit("X-RateLimit-Limit-Second", "requests", 50, 49, None, 1),
+                _limit("X-RateLimit-Limit-Hour", "requests", 10_000, 9_999, None, 3600),
+            ],
+        ),
+        (
+            {
+                "RateLimit-Policy": '"default";q=100;w=60, "daily";q=9;w=86400, "b";qu="bytes";q=9',
+                "RateLimit": '"default";r=50;t=30',
+            },
+            [_limit('ratelimit-policy "default"', "requests", 100, 50, 30, 60)],
+        ),
+        (
+            {"RateLimit-Policy": "100;w=10", "RateLimit": "limit=100, remaining=40, reset=5"},
+            [_limit("ratelimit-policy;w=10", "requests", 100, 40, 5, 10)],
+        ),
+        (
+            {
+                "RateLimit-Policy": "100;w=10, 1000;w=3600",
+                "RateLimit-Limit": "100",
+                "RateLimit-Remaining": "40",
+                "RateLimit-Reset": "5",
+            },
+            [
+                _limit("RateLimit-Limit", "requests", 100, 40, 5, 10),
+                _limit("ratelimit-policy;w=3600", "requests", 1000, None, None, 3600),
+            ],
+        ),
+        (
+            {"x-ratelimit-limit-requests-per-second": "5", "x-ratelimit-limit-tokens": "150,000"},
+            [
+                _limit("x-ratelimit-limit-requests-per-second", "requests", 5, window_s=1),
+                _limit("x-ratelimit-limit-tokens", "tokens", 150_000),
+            ],
+        ),
         (
             {"x-ratelimit-limit-tokens-minute": "9", "x-ratelimit-limit-tokens-day": "900"},
-            [_limit("x-ratelimit-limit-tokens-minute", "tokens", 9)],
+            [_limit("x-ratelimit-limit-tokens-minute", "tokens", 9, window_s=60)],
         ),
         ({"x-ratelimit-limit-requests": "-1", "x-ratelimit-remaining-requests": "0"}, []),
         ({"x-ratelimit-limit-requests": "0", "x-ratelimit-reset-requests": "0"}, []),
@@ -194,8 +252,10 @@ _parts = st.sampled_from(
         "anthropic",
         "input",
         "output",
+        "second",
         "minute",
         "day",
+        "policy",
     ]
 )
 _names = st.lists(_parts, max_size=6).map("-".join) | st.sampled_from(list(OPENAI)) | st.text()
@@ -205,20 +265,22 @@ _values = (
     | st.floats().map(str)
     | st.datetimes().map(str)
     | st.from_regex(r"[0-9.]{0,4}(ms|s|m|h|Z|;w=60|, )?[0-9]{0,15}(ms|s)?", fullmatch=True)
+    | st.from_regex(r'("a"|limit=)?[0-9]{0,4}(;[qrtw]=[0-9]{0,9}){0,4}(, )?"?', fullmatch=True)
 )
 
 
 @given(st.dictionaries(_names, _values), st.floats(0, 1e10))
 def test_any_headers_can_be_read(headers: dict[str, str], now_s: float) -> None:
-    advertised = advertised_limits(CIMultiDict({**headers, "x-ratelimit-limit": "1"}), now_s)
+    plain = {"x-ratelimit-limit-requests": "1"}
+    advertised = advertised_limits(CIMultiDict({**headers, **plain}), now_s)
     for one in advertised:
         assert one.of in {"requests", "tokens", "input tokens", "output tokens"}
         assert one.limit is not None or one.remaining is not None
         assert all(
             value is None or (value >= 0 and math.isfinite(value))
-            for value in (one.limit, one.remaining, one.reset_s)
+            for value in (one.limit, one.remaining, one.reset_s, one.window_s)
         )
-    assert any(one.header.lower() == "x-ratelimit-limit" for one in advertised)
+    assert any(one.header.lower() == "x-ratelimit-limit-requests" for one in advertised)
 
 
 def test_of_answers_with_the_same_limits_a_hundred_a_second_are_read_and_errors_always() -> None:

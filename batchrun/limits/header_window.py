@@ -1,0 +1,123 @@
+"""The limit of one header: which window it is for, and the rate that follows. No I/O.
+
+Where nothing names the window, what remains and the time until the limit is full again tell it: a
+bucket that fills within a minute, a window that ends within a minute, or something shorter or
+longer. A limit whose window is not known is no rate, and the inferred rate does without it.
+"""
+
+import math
+
+from batchrun.limits import tuning
+from batchrun.records import AdvertisedLimit
+
+
+class HeaderWindow:
+    """The limit that one header advertises."""
+
+    def __init__(self, *, is_by_second: bool) -> None:
+        """`is_by_second`: servers also advertise this by the second, without a word of it."""
+        self._is_by_second = is_by_second
+        self._begin(0.0)
+
+    def _begin(self, limit: float) -> None:
+        self.limit = limit
+        self.unit_s = tuning.MINUTE_S  # that the limit is for; infinite where it is no rate
+        self._spread = 1.0  # of a long window's even rate: so that the rest lasts until its end
+        self._is_named = False
+        self._fullest = 0.0  # the most that ever remained
+        # The share of it that remains; None where it says too little.
+        self._stock: float | None = None
+        self._is_long = self._is_minute = self._is_second = False
+        self._longest_s: float | None = None  # until it is full again; None: never said
+        self._before = (0.0, 0.0)  # used, and seconds until it is full again
+        self._fills = 0  # answers in a row where more was used and the time longer
+        self._agree = 0  # answers in a row that look like a limit by the second
+        self._agree_from_s = 0.0
+
+    def update(self, said: AdvertisedLimit, limit: float, now_s: float) -> None:
+        if limit != self.limit:
+            self._begin(limit)
+        if said.remaining is not None:
+            self._fullest = max(self._fullest, said.remaining)
+            if self._fullest >= max(tuning.FULL_LEAST, tuning.FULL_SHARE * limit):
+                self._stock = max(said.remaining, 0.0) / self._fullest
+        if said.window_s is not None:
+            self._is_named = True
+            self._follow(said, said.window_s)
+        elif not self._is_named and said.reset_s is not None and said.remaining is not None:
+            self._longest_s = max(self._longest_s or 0.0, said.reset_s)
+            if said.remaining < limit:
+                self._look(max(said.remaining, 0.0), said.reset_s, now_s)
+            self.unit_s = self._inferred_s()
+
+    @property
+    def rate(self) -> float:
+        """A second; infinite where it is none."""
+        return self.limit / self.unit_s * self._spread if self.unit_s < math.inf else math.inf
+
+    @property
+    def factor(self) -> float:
+        """Of the rate: so that what remains is used up slowly, and never all of it."""
+        if self._is_named and self.unit_s < tuning.SHORT_WINDOW_S:
+            return tuning.BELOW_SHORT
+        if self._stock is None or self.unit_s > tuning.LONG_WINDOW_S:
+            return tuning.BELOW_ADVERTISED
+        return tuning.EMPTY_FACTOR + tuning.FULL_FACTOR * self._stock
+
+    def _follow(self, said: AdvertisedLimit, window_s: float) -> None:
+        """A named window. A long one is no rate while most remains; then the rest is to last."""
+        if window_s <= tuning.LONG_WINDOW_S:
+            self.unit_s = window_s
+            return
+        share = 1.0 if said.remaining is None else max(said.remaining, 0.0) / self.limit
+        self.unit_s = window_s if share <= tuning.SPREAD_SHARE else math.inf
+        left_s = window_s if said.reset_s is None else min(max(said.reset_s, 1.0), window_s)
+        self._spread = max(share * window_s / left_s, tuning.SPREAD_LEAST)
+
+    def _look(self, remaining: float, reset_s: float, now_s: float) -> None:
+        """What one answer tells of the window."""
+        used, before = self.limit - remaining, self._before
+        grows = (used - before[0]) * (reset_s - before[1])
+        self._fills = self._fills + 1 if grows > 0 else 0 if grows < 0 else self._fills
+        self._before = (used, reset_s)
+        # The time that a whole one takes to fill; some servers round to seconds.
+        error_s = 1.0 if reset_s.is_integer() else 0.0
+        whole_s = reset_s / used * self.limit
+        least_s, most_s = whole_s / reset_s * (reset_s - error_s) if reset_s else 0.0, math.inf
+        if used > 1:
+            most_s = (reset_s + error_s) / (used - 1) * self.limit
+        is_bucket = self._fills >= tuning.FILLS and self._was_full
+        if whole_s > 90 and (reset_s > 61 or (is_bucket and least_s > 90)):
+            self._is_long = True  # by the hour or day
+        elif is_bucket and least_s < 62 and 58 < most_s < 180:
+            self._is_minute = True
+        elif most_s < 20:
+            self._is_minute = False
+        if used < 0.5 * self.limit and 0.5 < whole_s < 2:
+            if not self._agree:
+                self._agree_from_s = now_s
+            self._agree += 1
+            if (
+                self._agree >= tuning.PER_SECOND_ANSWERS
+                and now_s - self._agree_from_s >= tuning.PER_SECOND_S
+            ):
+                self._is_second = True
+        elif whole_s > 20:
+            self._agree = 0
+            self._is_second = self._is_second and reset_s <= 2
+
+    @property
+    def _was_full(self) -> bool:
+        """Whether almost all of it ever remained; a small bucket never holds so much."""
+        return self._fullest >= min(self.limit - 1, 0.9 * self.limit)
+
+    def _inferred_s(self) -> float:
+        if self._is_long:
+            return math.inf
+        if self._is_second:
+            return 1.0
+        if not (self._was_full and self._is_by_second) or self._is_minute:
+            return tuning.MINUTE_S
+        # Until a bucket or a window shows itself, a limit that is full again soon is no rate.
+        is_slow = self._longest_s is not None and self._longest_s > tuning.SOON_FULL_S
+        return tuning.MINUTE_S if is_slow and self._fills == 0 else math.inf
