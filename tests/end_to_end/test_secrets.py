@@ -93,7 +93,9 @@ class _Echo(BaseHTTPRequestHandler):
         self._say(401, body.encode())
 
     def _row_error(self, said: str) -> None:
-        self._error(said, 400)
+        said = f"Invalid value: {said}"
+        error = {"message": said, "code": said}
+        self._say(400, json.dumps({"error": error}).encode(), X_Request_Id=f"req {said}")
 
     def _busy(self, said: str) -> None:
         self._error(said, 500)
