@@ -361,18 +361,18 @@ def _completed(items: list[_Item], raws: list[bytes], status: str) -> list[bytes
     shown = [_shown(raw) for raw in raws]
     own = [_shown(item.raw) if item.raw else _NOT_SHOWN for item in items]
     claims = _claims(items, own, shown)
-    written, beyond = list(raws), []
+    written = {(place, 0): raw for place, raw in enumerate(raws)}
+    before = -1 if claims else len(raws) - 1  # place of the item before, in the last event
     for at, item in enumerate(items):
         place = claims.get(at)
         missing = _missing(item, own[at], _NOT_SHOWN if place is None else shown[place])
-        if place is not None and missing:
-            written[place] = _rendered(item, raws[place], missing, status)
-        elif place is None and not all(_is_within(one, shown) for one in missing):
-            beyond.append((item, missing))
-    for item, missing in beyond:
-        place = len(written) if item.index is None else item.index
-        written.insert(place, _rendered(item, item.raw, missing, status))
-    return written
+        if place is not None:
+            before = place
+            if missing:
+                written[place, 0] = _rendered(item, raws[place], missing, status)
+        elif not all(_is_within(one, shown) for one in missing):
+            written[before, at + 1] = _rendered(item, item.raw, missing, status)
+    return [raw for _, raw in sorted(written.items())]
 
 
 def _claims(items: list[_Item], own: list[_Shown], shown: list[_Shown]) -> dict[int, int]:
@@ -385,11 +385,17 @@ def _claims(items: list[_Item], own: list[_Shown], shown: list[_Shown]) -> dict[
         )
 
     def has_text(at: int, place: int) -> bool:
-        return not _missing(items[at], own[at], shown[place])
+        return bool(said[at]) and said[at] <= {
+            (kind.part, text.strip()) for kind, _, text in shown[place].texts()
+        }
 
     def has_index(at: int, place: int) -> bool:
         return items[at].index == place
 
+    said = [
+        {(one.kind.part, one.said.strip()) for one in _missing(item, its, _NOT_SHOWN)}
+        for item, its in zip(items, own, strict=True)
+    ]
     claims: dict[int, int] = {}
     free = list(range(len(shown)))
     for is_same in (has_id, has_text, has_index, lambda _at, _place: True):

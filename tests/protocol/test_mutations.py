@@ -170,6 +170,8 @@ def _streamed(body: bytes, draw: random.Random) -> bytes | None:
             stream.take(event)
     for event in parser.end():
         stream.take(event)
+    if said := stream.partial():
+        assert _read(said, 200) == "incomplete"
     return stream.body()
 
 
