@@ -32,7 +32,7 @@ from batchrun.dialects.token_usage import read_usage, without_zeros
 from batchrun.errors import ErrorKind
 from batchrun.formats.json_text import beginning, decode, repaired, says_something, text
 from batchrun.records import Failure, Request, Response, Usage
-from batchrun.retry.error_kinds import ErrorBody, find_error
+from batchrun.retry.error_kinds import ErrorBody, classify, find_error
 
 Decoded = TypeVar("Decoded")
 
@@ -262,6 +262,8 @@ def _failure(status: str, error: object) -> Failure | None:
     found = find_error({"error": error}) if says_something(error) else None
     if found is None:
         return Failure(kind, f"the response is {status}")
+    if kind is not ErrorKind.CANCELLED:  # the type counts too where the code says nothing
+        kind = classify(200, found.code, found.type, "", param=found.param)
     return Failure(kind, found.message, found.code or found.type)
 
 

@@ -170,7 +170,8 @@ def read_reply(reply: Reply, request: Request, words: OwnWords = NO_WORDS) -> Re
             return answer
         kind = failure.kind
         if kind is not ErrorKind.CANCELLED:
-            kind = classify(status, failure.code, None, failure.message, asked=request, words=words)
+            said = classify(status, failure.code, None, failure.message, asked=request, words=words)
+            kind = kind if said is ErrorKind.SERVER_ERROR else said
         # The server has worked on it: what is no outage is about the request.
         about_row = not FACTS[kind].is_outage
         failure = replace(failure, kind=kind, http_status=status, about_row=about_row)

@@ -207,9 +207,10 @@ async def test_a_cancelled_response_is_an_end_of_its_own(complete: Complete, ans
 async def test_the_type_of_a_failed_responses_error_counts_where_its_code_is_missing(
     complete: Complete, answer: Make
 ) -> None:
-    error = {"code": None, "type": "insufficient_quota", "message": "no money"}
-    with pytest.raises(RunStopped, match="no money"):
-        await complete([{"body": answer(status="failed", error=error)}])
+    for code in (None, "some_new_code"):
+        error = {"code": code, "type": "insufficient_quota", "message": "no money"}
+        with pytest.raises(RunStopped, match="no money"):
+            await complete([{"body": answer(status="failed", error=error)}])
 
 
 async def test_the_text_that_some_servers_send_besides_is_not_doubled_nor_lost(
