@@ -207,7 +207,9 @@ def _response(
     details = answer.incomplete_details
     said = answer.status or ("completed" if is_list else None)
     reason = details.reason if isinstance(details, _Incomplete) else details
-    status, reason = ended(said, reason, has_items=_has_items(output))
+    status = said
+    if said != "completed" or reason is not None:
+        status, reason = ended(said, reason, has_items=_has_items(output))
     is_error = bool(answer.error) and status not in ("failed", "cancelled")
     if not is_response or (is_error and says_something(answer.error)):
         error = find_error(decode(body))
@@ -217,7 +219,7 @@ def _response(
     usage, cost_usd = read_usage(answer.usage)
     items = read_items(output, request)
     output_text = "".join(items.texts) if items.texts else answer.output_text or None
-    if output_text or items.has_said:
+    if not (usage.input_tokens and usage.output_tokens) and (output_text or items.has_said):
         usage = without_zeros(usage)
     is_blank = not output_text or output_text.isspace()
     return Response(
@@ -301,7 +303,7 @@ class StreamAnswer:
         self._is_over = False  # an error, or a mark, that nothing has followed so far
         self._number: Any = None  # of the last event, and the event
         self._data = b""
-        self._is_numbered = False  # the numbers do grow
+        self._is_numbered = False  # the numbers differ: some servers number all events alike
 
     @property
     def is_finished(self) -> bool:
@@ -323,12 +325,16 @@ class StreamAnswer:
         if data is None:
             self._take_words(event)
             return
-        if data.sequence_number is not None and self._is_repeated(event, data.sequence_number):
-            return
+        if (number := data.sequence_number) is not None:
+            if number == self._number and self._is_numbered and event.data == self._data:
+                return  # the last event once more
+            self._is_numbered = self._is_numbered or self._number not in (None, number)
+            self._number, self._data = number, event.data
         # The `type` in the data counts: some servers send no `event:` line (PROTOCOL 0.7).
         kind = text(data.type) or event.name
         if (said := DELTAS.get(kind)) is not None:
-            self.has_begun = self.has_begun or (isinstance(data.delta, str) and data.delta != "")
+            if not self.has_begun:
+                self.has_begun = isinstance(data.delta, str) and data.delta != ""
             self._is_over = False
             self._items.add_delta(said, data)
             return
@@ -356,14 +362,6 @@ class StreamAnswer:
         elif self.response_id is None and response != b"null":
             self._begun = response
             self.response_id, _ = background_state(response)
-
-    def _is_repeated(self, event: Event, number: object) -> bool:
-        """Whether this is the last event once more. Some servers number all events alike."""
-        is_repeated = self._is_numbered and number == self._number and event.data == self._data
-        if isinstance(number, int) and isinstance(self._number, int):
-            self._is_numbered = self._is_numbered or number > self._number
-        self._number, self._data = number, event.data
-        return is_repeated
 
     def _take_words(self, event: Event) -> None:
         """Data that is no JSON object."""
