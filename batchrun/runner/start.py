@@ -113,7 +113,13 @@ async def run_job(
                 if simulate:
                     endpoint = await servers.enter_async_context(_simulated(endpoint))
                 client = Client(
-                    endpoint, key, headers, VERSION, run.recorder.begin, connect=connect
+                    endpoint,
+                    key,
+                    headers,
+                    VERSION,
+                    run.recorder.begin,
+                    connect=connect,
+                    words=job.retry.words,
                 )
                 await servers.enter_async_context(client)
                 await run.send(client, limit)

@@ -17,7 +17,7 @@ from batchrun.dialects.work_state import begun_state, work_state
 from batchrun.errors import EndpointError, ErrorKind
 from batchrun.formats.printable import cut
 from batchrun.records import Reply, Request
-from batchrun.retry.error_kinds import classify, parse_error
+from batchrun.retry.error_kinds import NO_WORDS, OwnWords, classify, own_kind, parse_error
 
 OnBegun = Callable[[Request, str], Awaitable[None]]
 # One exchange, by method, URL, body and client request id. Raises `EndpointError`.
@@ -37,9 +37,14 @@ _ENDS = (ErrorKind.CONTENT_POLICY, ErrorKind.TOO_LONG)  # ... these are about th
 class BackgroundMode:
     """Background work of one run; it knows whether the server ever knew an id that it gave."""
 
-    def __init__(self, ask: Ask, url: URL, on_begun: OnBegun | None) -> None:
-        """`on_begun` is awaited for each response that has begun, before the first poll."""
-        self._ask, self._url, self._on_begun = ask, url, on_begun
+    def __init__(
+        self, ask: Ask, url: URL, on_begun: OnBegun | None, words: OwnWords = NO_WORDS
+    ) -> None:
+        """`on_begun` is awaited for each response that has begun, before the first poll.
+
+        `words`: the job's own, of `[retry.words]`.
+        """
+        self._ask, self._url, self._on_begun, self._words = ask, url, on_begun, words
         self._is_proven = False  # a poll has known an id, or the server answers at once
         self._has_known = False  # the former
         self._first: asyncio.Future[None] | None = None  # the create call that goes out alone
@@ -107,7 +112,7 @@ class BackgroundMode:
                     if state.has_ended:
                         return replace(reply, response_id=response_id)
                 else:
-                    kind, said = _refusal(reply)
+                    kind, said = _refusal(reply, self._words)
                     if kind in _STOPS:
                         raise EndpointError(kind, said, reply.http_status, response_id)
                     if kind in _ENDS:
@@ -174,17 +179,18 @@ class BackgroundMode:
         return self._url.with_query(None).joinpath(*parts).with_query(self._url.query)
 
 
-def _refusal(reply: Reply) -> tuple[ErrorKind, str]:
+def _refusal(reply: Reply, words: OwnWords) -> tuple[ErrorKind, str]:
     """What a poll says that is no state of the work, and the words for it."""
     error, status = parse_error(reply.body), reply.http_status
     if status < 300 and error.code is None and error.type is None:
-        return ErrorKind.UNREADABLE, error.message
+        return own_kind(words, error.message) or ErrorKind.UNREADABLE, error.message
     kind = classify(
         status,
         error.code,
-        error.type,
+        error.type or reply.error_type,
         error.message,
         param=error.param,
         is_html=error.is_html,
+        words=words,
     )
     return kind, error.message

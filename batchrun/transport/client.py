@@ -12,6 +12,7 @@ from batchrun.dialects.responses import PATH, plain_body, stream_body
 from batchrun.job.credentials import FROM_ENVIRONMENT
 from batchrun.job.sections import EndpointJob, LimitsJob
 from batchrun.records import Reply, Request
+from batchrun.retry.error_kinds import NO_WORDS, OwnWords
 from batchrun.transport.background import Ask, BackgroundMode, OnBegun
 from batchrun.transport.exchange import ACCEPTED, Wire, exchange
 from batchrun.transport.exchange_limits import DeadlineWatch, ResponseBufferBudget
@@ -42,16 +43,17 @@ class Client:
         on_begun: OnBegun | None = None,
         budget: ResponseBufferBudget | None = None,
         connect: Connect | None = None,
+        words: OwnWords = NO_WORDS,
     ) -> None:
         """`connect`: as `choose_connections` chose it; None: chosen when it is entered.
 
-        `key`: where a command says it, the one that it said first.
+        `key`: where a command says it, the one that it said first. `words`: of `[retry.words]`.
         """
         self.base_url = settings.base_url
         self.via = settings.mode
         self._on_begun, self._connect = on_begun, connect
         self._budget = budget or ResponseBufferBudget()
-        self._settings, self._key = settings, key
+        self._settings, self._key, self._words = settings, key, words
         ours = {
             "Content-Type": "application/json",
             "Accept": "text/event-stream" if settings.mode == "stream" else "application/json",
@@ -87,7 +89,7 @@ class Client:
         self._ask: Ask = partial(exchange, wire)
         if settings.api_key_command is not None:
             self._ask = KeyCommand(wire, settings.api_key_command, self._key).ask
-        self._background = BackgroundMode(self._ask, url, self._on_begun)
+        self._background = BackgroundMode(self._ask, url, self._on_begun, self._words)
         return self
 
     async def __aexit__(

@@ -188,8 +188,11 @@ def endpoint() -> Callable[..., AbstractAsyncContextManager[Any]]:
         async with _served(script) as server:
             fields: dict[str, Any] = {"base_url": server.base_url, **settings}
             job = EndpointJob(**fields)
-            async with Client(job, key, headers or {}, "test", on_begun) as client:
-                yield Endpoint(server, client, retry or RetryJob(max_wait_s=0.01))
+            rules = retry or RetryJob(max_wait_s=0.01)
+            async with Client(
+                job, key, headers or {}, "test", on_begun, words=rules.words
+            ) as client:
+                yield Endpoint(server, client, rules)
 
     return connect
 

@@ -260,6 +260,12 @@ async def test_a_gateways_own_words_win(complete: Complete, answer: Make, mode: 
     with pytest.raises(RunStopped, match="Cost centre closed") as stopped:
         await complete([_refusal(418, "Cost centre closed")], mode=mode, retry=retry)
     assert stopped.value.cause is StopCause.QUOTA
+    # Also of work that has begun: the next command asks for it again.
+    begun = {"body": answer(status="queued", output=[])}
+    if mode == "background":
+        with pytest.raises(RunStopped, match="Cost centre closed") as stopped:
+            await complete([begun, _refusal(418, "Cost centre closed")], mode=mode, retry=retry)
+        assert stopped.value.cause is StopCause.QUOTA
     # Also where it answers with text and 200.
     with pytest.raises(RunStopped, match="WALLET"):
         await complete([{"body": b"your WALLET is empty"}], mode=mode, retry=retry)
