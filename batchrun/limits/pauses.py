@@ -151,6 +151,7 @@ class Breaker:
         self._next_s = 0.0  # for a probe
         self._probe_s: float | None = None  # when the one in flight was sent
         self._refused_s = math.inf  # the first refusal since anything else was answered
+        self._refusal = ""  # the last of them
         self._last = Finish()  # the last failure
         self.is_open = False
 
@@ -176,7 +177,8 @@ class Breaker:
         if now_s - self._refused_s >= self._patience.answered_s:
             return Stop(
                 f"the server has refused every request for {now_s - self._refused_s:.0f} s "
-                "(limits.give_up_after_s); run the same command again later",
+                f"(limits.give_up_after_s), the last with: {self._refusal}; run the same command "
+                "again later",
                 StopCause.ENDPOINT,
             )
         if not self.is_open:
@@ -199,6 +201,7 @@ class Breaker:
             self._probe_s = None
         if finish.kind is ErrorKind.RATE_LIMIT:
             self._refused_s = min(self._refused_s, now_s)
+            self._refusal = finish.error or "rate limit"
         elif finish.answered:
             self._refused_s = math.inf
         if finish.endpoint_error is not None:

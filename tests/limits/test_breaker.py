@@ -282,7 +282,7 @@ def test_an_endpoint_that_hangs_from_the_start_is_the_rows_own_business() -> Non
 
 def test_a_server_that_refuses_everything_for_too_long_ends_the_run() -> None:
     line = Line(give_up_after_s=100.0)
-    refused = Finish(ErrorKind.RATE_LIMIT)
+    refused = Finish(ErrorKind.RATE_LIMIT, error="slower (HTTP 429)")
     line.ends(refused)
     line.now_s += 99
     line.ends(refused)
@@ -295,6 +295,7 @@ def test_a_server_that_refuses_everything_for_too_long_ends_the_run() -> None:
     verdict = line.breaker.verdict(NEED, line.now_s)
     assert isinstance(verdict, Stop)
     assert "refused every request for 100 s" in verdict.reason
+    assert "slower (HTTP 429)" in verdict.reason
 
 
 def test_failures_of_an_outage_are_excused_and_others_are_not() -> None:
