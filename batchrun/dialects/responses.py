@@ -300,7 +300,8 @@ class StreamAnswer:
         self._final: tuple[str, bytes] | None = None  # status and response of the terminal event
         self._usage = _NULL  # beside a response, as some servers send it
         self._error: bytes | None = None
-        self._is_over = False  # an error, or a mark, that nothing has followed so far
+        self._is_error_last = False  # nothing of the answer has followed it so far
+        self._is_over = False  # an event that ends streams, after which nothing has come so far
         self._number: Any = None  # of the last event, and the event
         self._data = b""
         self._is_numbered = False  # the numbers differ: some servers number all events alike
@@ -311,13 +312,25 @@ class StreamAnswer:
 
     @property
     def ends_in_error(self) -> bool:
-        """Whether an error is the last that it said so far."""
-        return self._final is None and self._is_over and self._error is not None
+        """Whether an error event is the last that it said so far."""
+        return self._final is None and self._is_over and self._is_error_last
 
     @property
     def is_silent(self) -> bool:
         """Whether nothing was said that belongs to an answer."""
         return self.response_id is None and not self._items.has_said
+
+    @property
+    def error_message(self) -> str | None:
+        """What the last error said."""
+        error = self._error_body()
+        return None if error is None else error.message
+
+    def _error_body(self) -> ErrorBody | None:
+        try:
+            return None if self._error is None else find_error(decode(self._error))
+        except (ValueError, RecursionError):
+            return None
 
     def take(self, event: Event) -> None:
         """One more event."""
@@ -335,7 +348,7 @@ class StreamAnswer:
         if (said := DELTAS.get(kind)) is not None:
             if not self.has_begun:
                 self.has_begun = isinstance(data.delta, str) and data.delta != ""
-            self._is_over = False
+            self._is_over = self._is_error_last = False
             self._items.add_delta(said, data)
             return
         response = bytes(data.response)
@@ -344,8 +357,10 @@ class StreamAnswer:
         if kind in _FINAL_EVENTS:
             if self._final is None or response != b"null":
                 self._final = (_FINAL_EVENTS[kind], response)
+            if data.error:
+                self._error = event.data
         elif kind in DONE or kind in PART_DONE or kind in (ITEM_ADDED, ITEM_DONE):
-            self._is_over = False
+            self._is_over = self._is_error_last = False
             if kind in DONE:
                 self._items.add_done(DONE[kind], data)
             elif kind in PART_DONE:
@@ -353,15 +368,18 @@ class StreamAnswer:
             else:
                 self._items.add_item(data, is_finished=kind == ITEM_DONE)
         elif kind in _ERROR_EVENTS or event.name in _ERROR_EVENTS:
-            self._error, self._is_over = event.data if data.error else _error_body(data), True
+            self._take_error(event.data if data.error else _error_body(data))
         elif data.error and response == b"null":
-            # Beside a type of its own an error is no end.
-            self._error, self._is_over = event.data, self._is_over or not kind
+            self._take_error(event.data, is_end=not kind)  # beside a type of its own it is none
         elif not kind and response == b"null":
             self._take_untyped(event.data)
         elif self.response_id is None and response != b"null":
             self._begun = response
             self.response_id, _ = background_state(response)
+
+    def _take_error(self, error: bytes, *, is_end: bool = True) -> None:
+        self._error, self._is_error_last = error, True
+        self._is_over = self._is_over or is_end
 
     def _take_words(self, event: Event) -> None:
         """Data that is no JSON object."""
@@ -369,7 +387,7 @@ class StreamAnswer:
             self._is_over = True
         elif event.name in _ERROR_EVENTS:
             said = {"message": event.data.decode(errors="replace")}
-            self._error, self._is_over = msgspec.json.encode({"error": said}), True
+            self._take_error(msgspec.json.encode({"error": said}))
         else:
             self.words = self.words or event.data
 
@@ -380,26 +398,27 @@ class StreamAnswer:
         except (ValueError, RecursionError):
             return
         if text(said, "object") == "response":
-            if background_state(data)[1] in END_STATUSES:
+            if self._final is None and background_state(data)[1] in END_STATUSES:
                 self._final = ("completed", data)
         elif find_error(said) is not None:
-            self._error, self._is_over = data, True
+            self._take_error(data)
 
     def body(self) -> bytes | None:
         """The answer as a plain request would have brought it; None while none is complete."""
         if self._final is None:
             if not self.ends_in_error and self._items.is_whole:
                 return self._put_together("completed")
-            return self._error
+            return self._error if self._is_error_last else None
         status, response = self._final
         fields = _decoded(b"{}" if response == b"null" else response, _fields_decoder)
+        is_as_sent = response != b"null" and fields is not None
         if fields is None:
-            return response
-        is_as_sent = response != b"null"
+            if not self._items.has_said:
+                return response
+            fields = {}
         has_error = bytes(fields.get("error", _NULL)) != b"null"
-        if status == "failed" and not has_error and self._error is not None:
-            # The event before said more.
-            error = find_error(decode(self._error))
+        if status == "failed" and not has_error and (error := self._error_body()) is not None:
+            # An event before said more.
             fields["error"], is_as_sent = Raw(msgspec.json.encode(error)), False
         if self._usage is not _NULL and not _counts(bytes(fields.get("usage", _NULL))):
             fields["usage"], is_as_sent = self._usage, False

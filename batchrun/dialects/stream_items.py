@@ -370,8 +370,10 @@ def _completed(items: list[_Item], raws: list[bytes], status: str) -> list[bytes
             before = place
             if missing:
                 written[place, 0] = _rendered(item, raws[place], missing, status)
-        elif not all(_is_within(one, shown) for one in missing):
-            written[before, at + 1] = _rendered(item, item.raw, missing, status)
+        elif not all(_is_within(one, shown) for one in missing) or (
+            item.is_finished and item.type not in ("message", "reasoning")
+        ):
+            written[before, at + 1] = _filled(item, status)
     return [raw for _, raw in sorted(written.items())]
 
 

@@ -18,6 +18,7 @@ from yarl import URL
 from batchrun.dialects.responses import StreamAnswer
 from batchrun.dialects.sse import SseParser, begins_stream, text_outside
 from batchrun.errors import EndpointError, ErrorKind
+from batchrun.formats.printable import cut
 from batchrun.job.sections import EndpointJob
 from batchrun.records import Reply
 from batchrun.transport.exchange_limits import (
@@ -160,6 +161,7 @@ _ERRORS = 400  # and above
 _LONGEST_URL = 300  # characters of a redirect's target that a message shows
 _LINGER_S = 1.0  # for the end of a connection whose stream has sent its last event
 _ERROR_LINGER_S = 5.0  # after an error: some streams go on
+_SHOWN = 300  # characters of a server's words in such a message
 _WORDS = 1200  # bytes of a stream that are looked at where it holds no event
 
 
@@ -284,7 +286,9 @@ async def _read_stream(answer: HttpAnswer, content: bytes, arriving: _Arriving) 
     words = stream.words or text_outside(beginning)
     if words and stream.is_silent:
         return msgspec.json.encode({"error": {"message": words.decode(errors="replace")}})
-    raise EndpointError(ErrorKind.CUT, "the stream ended without its last event")
+    said = stream.error_message or stream.words.decode(errors="replace")
+    more = f"; the server said: {cut(said, _SHOWN)}" if said else ""
+    raise EndpointError(ErrorKind.CUT, f"the stream ended without its last event{more}")
 
 
 async def _next_piece(answer: HttpAnswer, arriving: _Arriving) -> bytes:

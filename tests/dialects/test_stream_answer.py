@@ -109,6 +109,14 @@ def test_lone_surrogates_in_an_event_do_not_lose_the_answer() -> None:
     }
 
 
+def test_an_error_that_is_nested_too_deeply_is_no_exception() -> None:
+    answer = StreamAnswer()
+    answer.take(Event("", b'{"type":"x","error":1,"item":%b1%b}' % (b"[" * 5000, b"]" * 5000)))
+    answer.take(_event("response.failed", response={"status": "failed"}))
+    assert answer.error_message is None
+    assert json.loads(answer.body() or b"")["status"] == "failed"
+
+
 @given(st.lists(st.binary() | st.sampled_from([b"{}", b"null", b'{"type":5}', b'{"error":1}'])))
 def test_any_events_end_without_an_exception(datas: list[bytes]) -> None:
     answer = StreamAnswer()

@@ -285,6 +285,27 @@ async def test_a_stream_that_goes_on_after_an_error_is_not_ended_by_it(
     assert outcome.attempts[0].error_message == "a passing problem"
 
 
+async def test_a_cut_after_an_error_that_did_not_end_the_stream_is_a_cut(
+    complete: Complete, answer: Make, events: Events
+) -> None:
+    said: list[Any] = events(answer())
+    error = {"type": "error", "message": "a passing problem"}
+    for odd in (error, b"data: a passing problem\n\n"):
+        script = [{"events": [*said[:6], odd, *said[6:9]]}, {"events": said}]
+        first = (await complete(script, mode="stream")).attempts[0]
+        assert first.error_kind is ErrorKind.CUT
+        assert "without its last event; the server said: a passing problem" in first.error_message
+
+
+async def test_a_failed_event_may_have_its_error_beside_the_response(
+    complete: Complete, answer: Make
+) -> None:
+    last = {"type": "response.failed", "error": {"code": "invalid_prompt", "message": "no"}}
+    last["response"] = answer(status="failed", output=[])
+    outcome = await complete([{"events": [last]}], mode="stream")
+    assert (outcome.failure.kind, outcome.failure.message) == (ErrorKind.CONTENT_POLICY, "no")
+
+
 async def test_a_stream_may_go_on_some_seconds_after_an_error(
     complete: Complete, answer: Make, events: Events
 ) -> None:

@@ -200,6 +200,21 @@ async def test_calls_that_share_an_index_are_told_apart_by_their_ids(
         assert calls == {"call_1": '{"n": 1}', "call_2": '{"n": 2}'}
 
 
+async def test_finished_calls_that_the_last_event_lacks_are_part_of_the_answer(
+    complete: Complete, answer: Make
+) -> None:
+    """Also without arguments, and those of hosted tools, which are billed by the piece."""
+    search = {"type": "web_search_call", "id": "ws_1", "status": "completed"}
+    items = [search, *(_item("function_call_arguments", ""), _item("output_text", "so"))]
+    said: list[dict[str, Any]] = [
+        {"type": "response.output_item.done", "output_index": index, "item": item}
+        for index, item in enumerate(items)
+    ]
+    said += [{"type": "response.completed", "response": answer(output=items[2:])}]
+    outcome = await complete([{"events": said}], mode="stream")
+    assert json.loads(outcome.result.output) == items
+
+
 async def test_a_last_event_that_says_the_same_otherwise_is_not_doubled(
     complete: Complete, answer: Make
 ) -> None:
