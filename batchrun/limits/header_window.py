@@ -29,7 +29,9 @@ class HeaderWindow:
         self._stock: float | None = None
         self._is_long = self._is_minute = self._is_second = False
         self._longest_s: float | None = None  # until it is full again; None: never said
-        self._before = (0.0, 0.0)  # used, and seconds until it is full again
+        # Of the answer before: used, seconds until it is full again, when.
+        self._before: tuple[float, float, float] | None = None
+        self._refills = 0  # times that it filled far faster than in a minute
         self._fills = 0  # answers in a row where more was used and the time longer
         self._agree = 0  # answers in a row that look like a limit by the second
         self._agree_from_s = 0.0
@@ -58,7 +60,7 @@ class HeaderWindow:
     @property
     def factor(self) -> float:
         """Of the rate: so that what remains is used up slowly, and never all of it."""
-        if self._is_named and self.unit_s < tuning.SHORT_WINDOW_S:
+        if self.unit_s < tuning.SHORT_WINDOW_S and not self._is_second:
             return tuning.BELOW_SHORT
         if self._stock is None or self.unit_s > tuning.LONG_WINDOW_S:
             return tuning.BELOW_ADVERTISED
@@ -76,10 +78,14 @@ class HeaderWindow:
 
     def _look(self, remaining: float, reset_s: float, now_s: float) -> None:
         """What one answer tells of the window."""
-        used, before = self.limit - remaining, self._before
+        used = self.limit - remaining
+        before = self._before or (used, reset_s, now_s)
         grows = (used - before[0]) * (reset_s - before[1])
         self._fills = self._fills + 1 if grows > 0 else 0 if grows < 0 else self._fills
-        self._before = (used, reset_s)
+        refilled, minutes = before[0] - used, (now_s - before[2]) / tuning.MINUTE_S
+        if self._was_full and refilled > self.limit * max(0.2, 3 * minutes):
+            self._refills += 1
+        self._before = (used, reset_s, now_s)
         # The time that a whole one takes to fill; some servers round to seconds.
         error_s = 1.0 if reset_s.is_integer() else 0.0
         whole_s = reset_s / used * self.limit
@@ -119,5 +125,7 @@ class HeaderWindow:
         if not (self._was_full and self._is_by_second) or self._is_minute:
             return tuning.MINUTE_S
         # Until a bucket or a window shows itself, a limit that is full again soon is no rate.
-        is_slow = self._longest_s is not None and self._longest_s > tuning.SOON_FULL_S
-        return tuning.MINUTE_S if is_slow and self._fills == 0 else math.inf
+        longest_s = self._longest_s or 0.0
+        if longest_s > tuning.SOON_FULL_S and self._fills == 0:
+            return tuning.MINUTE_S
+        return 1.0 if longest_s <= 1 and self._refills >= tuning.REFILLS else math.inf

@@ -198,7 +198,8 @@ class AdvertisedRate:
 
     def finished(self, slot: Slot, finish: Finish, now_s: float) -> None:
         if self._of == _TOKENS:
-            if not self._sides and any(one.of in _SIDES for one in finish.advertised):
+            advertised = finish.advertised
+            if advertised and not self._sides and any(one.of in _SIDES for one in advertised):
                 self._sides = tuple(map(AdvertisedRate, _SIDES))
             for side in self._sides:
                 side.finished(slot, finish, now_s)

@@ -36,6 +36,7 @@ SPREAD_SHARE = 0.5  # (c) ... this share of it remains; ...
 SPREAD_LEAST = 0.001  # (c) ... then at least at this share of its rate
 SOON_FULL_S = 10.0  # (c) a limit that is always full so soon may be for less than a minute
 FILLS = 3  # (c) answers in a row whose time grows with what is used: a bucket, not a window
+REFILLS = 3  # (c) times that it filled at once: a window of a second, where it ends within one
 PER_SECOND_ANSWERS = 10  # (c) that agree before a limit is taken for one by the second
 PER_SECOND_S = 3.0  # (c) over which they must agree
 

@@ -47,7 +47,7 @@ def test_a_limit_by_the_second_is_not_taken_for_one_by_the_minute(
         latency_s=0.2,
     )
     traffic = play(Server(plan, 1), ROWS, until_s=MINUTE_S)
-    assert sum(traffic.accepted) >= (0.93 if is_named else 0.85) * level * MINUTE_S
+    assert sum(traffic.accepted) >= (0.93 if is_named else 0.88) * level * MINUTE_S
     assert share_refused(traffic) <= (0.002 if is_named else 0.02)
 
 
@@ -68,7 +68,7 @@ def test_a_minutes_limit_is_known_by_its_bucket_and_by_its_window(
         traffic = play(Server(plan, 1), ROWS, until_s=3 * MINUTE_S)
         assert sum(traffic.accepted) >= 0.97 * level * 3 * MINUTE_S
         # A bucket whose times are rounded shows itself only once much of it is used.
-        assert sum(traffic.refused) <= 30
+        assert sum(traffic.refused) <= 30 + 0.005 * sum(traffic.accepted)
 
 
 def test_a_days_limit_is_no_rate_and_an_hours_is_spread_once_half_of_it_is_used() -> None:
