@@ -44,7 +44,7 @@ FACTS: dict[ErrorKind, KindFacts] = {
         Cure.FIX,
         is_free=True,
         holds=True,
-        advice="the key is refused: check the environment variable that holds it",
+        advice="the key is refused: check the variable or the command that it comes from",
     ),
     ErrorKind.FORBIDDEN: KindFacts(
         Cure.FIX,
