@@ -90,6 +90,8 @@ class ErrorKind(StrEnum):
     TOO_LONG = "too_long"  # the input is longer than the model or server takes
     CONTENT_POLICY = "content_policy"  # the provider refuses this content
     BAD_REQUEST = "bad_request"  # any other 4xx
+    CERTIFICATE = "certificate"  # the server's certificate cannot be verified
+    PROXY = "proxy"  # 407: a proxy asks for a name and a password
     GONE = "gone"  # a background response that the server does not know any more
     CANCELLED = "cancelled"  # the API says that the response was cancelled
     INVALID_ROW = "invalid_row"  # no request could be made of the row; never sent
@@ -113,6 +115,8 @@ class EndpointError(BatchrunError):
         was_sent: bool = True,
         request_id: str | None = None,
         said: bytes = b"",
+        body: bytes = b"",
+        content_type: str | None = None,
     ) -> None:
         super().__init__(message)
         self.kind = kind
@@ -122,3 +126,5 @@ class EndpointError(BatchrunError):
         self.was_sent = was_sent  # false: no connection came about, so nothing was used up
         self.request_id = request_id  # the server's, where the head of an answer was there
         self.said = said  # a response of what a stream said before it broke off; empty: nothing
+        self.body = body  # what has arrived, as far as it is stored for a person to read
+        self.content_type = content_type  # of that body

@@ -152,6 +152,22 @@ class Reply(Struct, frozen=True, gc=False):
     said: bytes = b""  # a response of what a stream said before its error; empty: nothing
     error_type: str | None = None  # of an error, where a header says it (AWS)
     response_id: str | None = None  # of background work that had begun, whatever the body says
+    content_type: str | None = None  # null: a JSON object that arrived together with its head
+    context: str | None = None  # of an error: where it was posted, that no key was sent
+
+
+STORED_BODY_BYTES = 64 * 1024  # of a body that cannot be read
+
+
+class UnreadableBody(Struct, frozen=True):
+    """What a paid attempt brought and nobody could read."""
+
+    key: RowKey
+    client_request_id: str | None  # of the attempt
+    at: int
+    http_status: int | None
+    content_type: str | None
+    body: bytes  # stored as far as `STORED_BODY_BYTES`
 
 
 class Usage(Struct, frozen=True, array_like=True, gc=False):

@@ -39,6 +39,7 @@ def show(run_path: Path, custom_id: str, *, as_json: bool) -> None:
     """
     from batchrun.reports.show import render_row
     from batchrun.store.reading import find_answered, find_row
+    from batchrun.store.unreadable import read_unreadable
 
     warn_of_missing_parts(run_path)
     rows, unfinished = find_row(run_path, custom_id), find_answered(run_path, custom_id)
@@ -47,12 +48,14 @@ def show(run_path: Path, custom_id: str, *, as_json: bool) -> None:
             f"{run_path}: no complete row has the id {custom_id!r}; "
             f"batchrun status {run_path} says how many are complete"
         )
+    bodies = read_unreadable(run_path, custom_id)
     for row in (*rows, *unfinished):
         is_open = row in unfinished
         if as_json:
-            print_json({**row, "unfinished": True} if is_open else row)
+            more = {"unfinished": True} if is_open else {}
+            print_json({**row, **more, **({"unreadable": bodies} if bodies else {})})
             continue
         if is_open:
             click.echo("unfinished: this answer is asked for again; the row has no outcome yet")
-        click.echo(render_row(row))
+        click.echo(render_row(row, bodies))
     sys.stdout.flush()

@@ -34,6 +34,7 @@ _JOB_OPTIONS = (
     ("--hedge", "limits.hedge", None, "Send second copies of the last slow rows."),
     ("--max-attempts", "retry.max_attempts", "N", "Most attempts for a row."),
     ("--timeout", "endpoint.timeout_s", "S", "Seconds for one attempt."),
+    ("--idle-timeout", "endpoint.idle_timeout_s", "S", "Seconds of silence once text has begun."),
     ("--skip-bad-rows", "input.skip_bad_rows", None, "Store bad rows with status invalid."),
 )
 

@@ -10,12 +10,14 @@ in the background; `parse_response`; and `StreamAnswer`, which makes of a stream
 that a plain request would have brought.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Raw, Struct
 
+from batchrun.dialects.other_apis import other_api
 from batchrun.dialects.output_items import fitting, output_fits, read_items
 from batchrun.dialects.sse import Event
 from batchrun.dialects.statuses import END_STATUSES, RUNNING, ended, is_at_limit, status_of
@@ -213,6 +215,8 @@ def _response(
     is_error = bool(answer.error) and status not in ("failed", "cancelled")
     if not is_response or (is_error and says_something(answer.error)):
         error = find_error(decode(body))
+        if error is None and (api := other_api(body)) is not None:
+            return Unreadable(f"the answer is {api}, not a response: check --base-url")
         return error or Unreadable(f"the answer is no response: {beginning(body)}")
     if status not in END_STATUSES:
         return Unreadable(f"the answer's status is {said}, which is not final")
@@ -282,6 +286,14 @@ _FINAL_EVENTS = {f"response.{status}": status for status in END_STATUSES}
 _FINAL_EVENTS["response.done"] = "completed"
 _ERROR_EVENTS = ("error", "response.error")
 _DONE_MARK = b"[DONE]"
+
+
+class _Item(Struct):
+    type: Any = None
+
+
+_item_decoder = msgspec.json.Decoder(_Item)
+_OTHER_WORK = re.compile("reasoning|_call|mcp_|compaction")  # in the names of events
 _event_decoder = msgspec.json.Decoder(EventData)
 
 
@@ -293,6 +305,7 @@ class StreamAnswer:
 
     def __init__(self) -> None:
         self.has_begun = False  # a first non-empty delta, of text, arguments or reasoning
+        self.is_writing_text = False  # the last it said was text, not reasoning or a tool's work
         self.response_id: str | None = None
         self.words = b""  # the first that is said in no event of the API
         self._begun = b""  # the response as the first events have it
@@ -345,6 +358,7 @@ class StreamAnswer:
             self._number, self._data = number, event.data
         # The `type` in the data counts: some servers send no `event:` line (PROTOCOL 0.7).
         kind = text(data.type) or event.name
+        self.is_writing_text = _is_writing_text(kind, data, self.is_writing_text)
         if (said := DELTAS.get(kind)) is not None:
             if not self.has_begun:
                 self.has_begun = isinstance(data.delta, str) and data.delta != ""
@@ -458,6 +472,17 @@ class StreamAnswer:
 def _counts(usage: bytes) -> bool:
     """Whether there is any number but 0 in it."""
     return any(digit in usage for digit in b"123456789")
+
+
+def _is_writing_text(kind: str, data: EventData, was: bool) -> bool:
+    """Whether text is in the making after this event; some events, such as pings, do not tell."""
+    if (said := DELTAS.get(kind)) is not None and said.item == "message":
+        return was or (isinstance(data.delta, str) and data.delta != "")
+    if not was or not kind.startswith("response."):
+        return was
+    if kind in (ITEM_ADDED, ITEM_DONE):
+        return text((_decoded(bytes(data.item), _item_decoder) or _Item()).type) == "message"
+    return _OTHER_WORK.search(kind) is None
 
 
 def _error_body(data: EventData) -> bytes:

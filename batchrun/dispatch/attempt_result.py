@@ -9,7 +9,15 @@ from batchrun.dialects.output_items import count_searches
 from batchrun.dialects.responses import Unreadable, parse_response
 from batchrun.errors import EndpointError, ErrorKind
 from batchrun.pricing.prices import Prices, tier_of
-from batchrun.records import Attempt, Failure, Finish, Reply, Request, Response
+from batchrun.records import (
+    Attempt,
+    Failure,
+    Finish,
+    Reply,
+    Request,
+    Response,
+    UnreadableBody,
+)
 from batchrun.retry.error_kinds import (
     NO_WORDS,
     ErrorBody,
@@ -33,6 +41,7 @@ class AttemptResult(Struct, frozen=True, gc=False):
     attempt: Attempt
     reply: Reply | None = None
     priced_as: str | None = None
+    unreadable: UnreadableBody | None = None  # what it brought, though it was paid for
 
     @property
     def hint_s(self) -> float | None:
@@ -121,7 +130,8 @@ def attempt_result(
         if said is not None:
             price = prices.find(request.model, said.model, begun.started_at, None)
             priced_as = price.priced_as if price else None
-        return AttemptResult(said or result, result, attempt, reply, priced_as)
+        unreadable = _unreadable(end, result, request, attempt)
+        return AttemptResult(said or result, result, attempt, reply, priced_as, unreadable)
     failure, usage = result.failure, result.usage
     tier = tier_of(result.service_tier, via)
     price = prices.find(request.model, result.model, begun.started_at, tier)
@@ -144,6 +154,24 @@ def attempt_result(
         ),
     )
     return AttemptResult(result, failure, attempt, reply, price.priced_as if price else None)
+
+
+def _unreadable(
+    end: Reply | EndpointError, failure: Failure, request: Request, attempt: Attempt
+) -> UnreadableBody | None:
+    """The body of a paid answer that is no response; null where there is nothing to store."""
+    is_paid = 200 <= (failure.http_status or 0) < 300 and not FACTS[failure.kind].is_free
+    is_error = isinstance(end, Reply) and failure.kind is not ErrorKind.UNREADABLE  # it was read
+    if not is_paid or is_error or not end.body.strip():
+        return None
+    return UnreadableBody(
+        request.key,
+        attempt.client_request_id,
+        attempt.started_at,
+        failure.http_status,
+        end.content_type,
+        end.body,
+    )
 
 
 def _said(body: bytes, request: Request, failure: Failure) -> Response | None:
@@ -191,9 +219,10 @@ def read_reply(reply: Reply, request: Request, words: OwnWords = NO_WORDS) -> Re
         asked=request,
         words=words,
     )
+    message = f"{answer.message} ({reply.context})" if reply.context else answer.message
     # A 403 or 404 is a bad request where it is about something that the row names.
     about_row = kind is ErrorKind.BAD_REQUEST and (status in (403, 404) or names_row(answer))
-    return Failure(kind, answer.message, answer.code, status, about_row=about_row)
+    return Failure(kind, message, answer.code, status, about_row=about_row)
 
 
 def origin(failure: Failure) -> str:

@@ -38,6 +38,7 @@ from batchrun.records import (
     Response,
     Scope,
     Slot,
+    UnreadableBody,
 )
 from batchrun.retry.next_step import (
     Again,
@@ -75,6 +76,9 @@ class Unfinished(Protocol):
     def ask_again(self, answered: Answered, /) -> None:
         """The answer is on disk when this returns; where it cannot be, the gate is closed."""
 
+    def store_unreadable(self, body: UnreadableBody, /) -> None:
+        """The same for a body that nobody could read."""
+
 
 class _NothingUnfinished:
     """Knows nothing of earlier commands, and lets every answer be asked for again."""
@@ -83,6 +87,9 @@ class _NothingUnfinished:
         return None
 
     def ask_again(self, _answered: Answered) -> None:
+        return
+
+    def store_unreadable(self, _body: UnreadableBody) -> None:
         return
 
 
@@ -328,6 +335,8 @@ class _RowAttempts(Struct, eq=False):
             self.attempts.append(replace(begun, latency_s=latency_s, error_message=message))
             raise
         self.attempts.append(attempted.attempt)
+        if attempted.unreadable is not None:
+            run.unfinished.store_unreadable(attempted.unreadable)
         return slot, attempted
 
     async def _second(self) -> tuple[Slot, AttemptResult]:

@@ -21,6 +21,16 @@ def decode(body: bytes) -> Any:
         return _decoder.decode(repaired(body))
 
 
+def is_object(body: bytes) -> bool:
+    """Whether it is one whole JSON object."""
+    if body.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] != b"{":
+        return False
+    try:
+        return isinstance(decode(body), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
 def value_of(text: str | None) -> Any:
     """What JSON text means; the text itself where it is none."""
     try:

@@ -70,7 +70,7 @@ class EndpointJob(Struct, frozen=True, forbid_unknown_fields=True):
     query: dict[str, str] = field(default_factory=dict)
     timeout_s: Timeout = 600.0  # one attempt, from connect to the last byte
     connect_timeout_s: Timeout = 10.0
-    idle_timeout_s: Timeout = 60.0  # between two pieces of a body
+    idle_timeout_s: Timeout = 120.0  # longest silence once a body, in a stream text, has begun
     max_response_bytes: Count = 64 * 1024 * 1024
 
     @property

@@ -1,8 +1,9 @@
 """One row as a person reads it: what was said, the calls, and the attempts as a small time line."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
+from itertools import chain
 from typing import Any
 
 from msgspec import Struct
@@ -137,9 +138,13 @@ _TOKENS = {
 }
 
 
-def render_row(row: JsonObject) -> str:
-    """The row as lines of text; `row` is as `reading.find_row` gives it."""
-    return "\n".join([*_head(row), *_conversation(row), *_calls(row), *_attempts(row)])
+def render_row(row: JsonObject, unreadable: Sequence[JsonObject] = ()) -> str:
+    """The row as lines of text; `row` is as `reading.find_row` gives it.
+
+    `unreadable`: the lines of `unreadable.jsonl` about its attempts.
+    """
+    parts = (_head(row), _conversation(row), _calls(row), _attempts(row))
+    return "\n".join([*chain(*parts), *_unreadable(row, unreadable)])
 
 
 def _head(row: JsonObject) -> Iterator[str]:
@@ -284,6 +289,21 @@ def _attempts(row: JsonObject) -> Iterator[str]:
         if kind:
             words += f" {kind}: {' '.join((attempt['error_message'] or '').split())}"
         yield f"  {_bar(at, lasted, end)}  {one_line(words)}"
+
+
+def _unreadable(row: JsonObject, bodies: Sequence[JsonObject]) -> Iterator[str]:
+    """What attempts brought that were paid for and could not be read."""
+    for number, attempt in enumerate(row["attempts"] or (), 1):
+        for body in bodies:
+            if body.get("client_request_id") != attempt["client_request_id"]:
+                continue
+            facts = [body.get("content_type"), "base64" if "body_base64" in body else None]
+            facts.append("its first 64 kB" if body.get("truncated") else None)
+            said = ", ".join(filter(None, facts))
+            of = f" ({said})" if said else ""
+            yield from ("", f"attempt {number} brought what could not be read{of}:")
+            for line in printable(str(body.get("body", body.get("body_base64", "")))).split("\n"):
+                yield f"  {line}" if line else ""
 
 
 def _bar(at: float, lasted: float, end: float) -> str:

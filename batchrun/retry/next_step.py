@@ -26,6 +26,7 @@ class Cure(Enum):
     NONE = "the row fails"
     FIX = "the run stops while nothing has succeeded, later the row fails"
     PAY = "the run stops"
+    STOP = "the run stops: every row would meet the same"
 
 
 class KindFacts(Struct, frozen=True):
@@ -40,11 +41,23 @@ class KindFacts(Struct, frozen=True):
 
 FACTS: dict[ErrorKind, KindFacts] = {
     ErrorKind.QUOTA: KindFacts(Cure.PAY, is_free=True),
+    ErrorKind.CERTIFICATE: KindFacts(
+        Cure.STOP,
+        is_free=True,
+        advice="if your own authority issued it, name that authority's file in SSL_CERT_FILE; "
+        "else check --base-url and the clock; then run the same command again",
+    ),
+    ErrorKind.PROXY: KindFacts(
+        Cure.STOP,
+        is_free=True,
+        advice="the proxy asks for a name and a password: put them into the variable that names "
+        "it, as HTTPS_PROXY=http://NAME:PASSWORD@HOST:PORT, then run the same command again",
+    ),
     ErrorKind.UNAUTHORIZED: KindFacts(
         Cure.FIX,
         is_free=True,
         holds=True,
-        advice="the key is refused: check the variable or the command that it comes from",
+        advice="the key is refused or missing: check the variable or the command that it comes from",
     ),
     ErrorKind.FORBIDDEN: KindFacts(
         Cure.FIX,
@@ -103,16 +116,12 @@ _ID = re.compile(r"(?i)\(request id:[^)]*\)|\breq_\w+")
 
 # How many more attempts there are, and what is said when they are used up.
 _MORE = {
-    Cure.ONCE_MORE: (
-        1,
-        (
-            "no third attempt, since each may be billed; for long answers use stream or "
-            "background mode, or a longer --timeout"
-        ),
-    ),
+    Cure.ONCE_MORE: (1, "no third attempt, since each may be billed"),
     Cure.TWICE_MORE: (2, "three attempts"),
     Cure.LOST: (2, "begun three times, and lost by the server each time"),
 }
+# Added to that; a time-out of our own names the setting that ended it.
+_INSTEAD = {ErrorKind.GATEWAY_TIMEOUT: "; for long answers use --mode stream or background"}
 _UNCOUNTED = (Cure.WAIT, Cure.LOST)  # they use up no attempt
 
 
@@ -200,6 +209,8 @@ def judge(
         )
     if cure is Cure.FIX and is_begun:
         return Halt(_FIX_POLLS.get(kind, FACTS[kind].advice), StopCause.KEY)
+    if cure is Cure.STOP:
+        return Halt(FACTS[kind].advice, StopCause.ENDPOINT)
     if cure is Cure.FIX and not has_succeeded:
         return Halt(FACTS[kind].advice, StopCause.KEY)
     is_excused = excused is not None and excused[-1]
@@ -221,7 +232,7 @@ def judge(
     same = [other for other in kinds if FACTS[other].cure is cure]
     most, reason = _MORE.get(cure, (len(same), ""))
     if len(same) > most:
-        return GiveUp("no_answer", reason)
+        return GiveUp("no_answer", reason + _INSTEAD.get(kind, ""))
     counted = sum(FACTS[other].cure not in _UNCOUNTED for other in kinds)
     if cure not in _UNCOUNTED and counted >= settings.max_attempts:
         return GiveUp("no_answer", f"{counted} attempts (retry.max_attempts)")

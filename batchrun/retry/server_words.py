@@ -97,6 +97,7 @@ STATUSES: dict[int, ErrorKind] = {
     402: ErrorKind.QUOTA,
     403: ErrorKind.FORBIDDEN,
     404: ErrorKind.NOT_FOUND,
+    407: ErrorKind.PROXY,
     408: ErrorKind.BUSY,
     409: ErrorKind.BUSY,
     410: ErrorKind.NOT_FOUND,  # a model or an API that has been taken away

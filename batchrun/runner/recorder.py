@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from batchrun.errors import StoreError
 from batchrun.formats.amounts import plural
 from batchrun.progress.summary import RunCounters
-from batchrun.records import Answered, Attempt, Outcome, Request, RowKey
+from batchrun.records import Answered, Attempt, Outcome, Request, RowKey, UnreadableBody
 from batchrun.runner.resume import EarlierOutcomes, after_attempts
 from batchrun.store.run_dir import RunDir
 
@@ -41,6 +41,7 @@ class Recorder:
         self._held: deque[Outcome] = deque()  # what the disk did not take
         self._answered_held: deque[Answered] = deque()  # the same
         self._begun_held: dict[RowKey, tuple[Request, str]] = {}  # the same
+        self._unreadable_held: deque[UnreadableBody] = deque()  # the same
         self.write_s = 0.0  # spent in writing
 
     def answered(self, request: Request) -> Answered | None:
@@ -62,6 +63,14 @@ class Recorder:
             self._run_dir.unfinished.record(answered)
         except StoreError as error:
             self._answered_held.append(answered)
+            self._on_failure(error)
+
+    def store_unreadable(self, body: UnreadableBody) -> None:
+        """The body survives a kill when this returns, or it is held and the run stops."""
+        try:
+            self._run_dir.unreadable.add(body)
+        except StoreError as error:
+            self._unreadable_held.append(body)
             self._on_failure(error)
 
     async def begin(self, request: Request, response_id: str) -> None:
@@ -103,7 +112,7 @@ class Recorder:
     async def write_held(self, is_hurried: Callable[[], bool], tell: Callable[[str], None]) -> str:
         """Writes what is held, if the disk takes it within a minute; in words whether it did."""
         until_s = time.monotonic() + DISK_PATIENCE_S
-        has_held = bool(self._held or self._answered_held)
+        has_held = bool(self._held or self._answered_held or self._unreadable_held)
         while self._is_holding:
             try:
                 await self._write_one()
@@ -123,6 +132,9 @@ class Recorder:
         elif self._answered_held:
             self._run_dir.unfinished.record(self._answered_held[0])
             self._answered_held.popleft()
+        elif self._unreadable_held:
+            self._run_dir.unreadable.add(self._unreadable_held[0])
+            self._unreadable_held.popleft()
         else:
             key, (request, response_id) = next(iter(self._begun_held.items()))
             await asyncio.to_thread(
@@ -135,6 +147,8 @@ class Recorder:
         words = []
         if answers := len(self._held) + len(self._answered_held):
             words.append(plural(answers, "answer"))
+        if bodies := len(self._unreadable_held):
+            words.append(plural(bodies, "unreadable body", "unreadable bodies"))
         if begun := len(self._begun_held):
             words.append(f"{plural(begun, 'id')} of background responses")
         return ", ".join(words)
@@ -142,7 +156,8 @@ class Recorder:
     @property
     def _is_holding(self) -> bool:
         """Whether there is anything that the disk did not take."""
-        return bool(self._held or self._answered_held or self._begun_held)
+        held = (self._held, self._answered_held, self._begun_held, self._unreadable_held)
+        return any(held)
 
     def _count(self, outcomes: Sequence[Outcome]) -> None:
         if self._earlier:

@@ -42,12 +42,13 @@ from batchrun.store.reading import EVENTS_FILE, LIVE_FILE, RUN_FILE, read_run_re
 from batchrun.store.sealing import recover, rewrite_parts, seal, upgraded
 from batchrun.store.snapshot import snapshot
 from batchrun.store.unfinished import UnfinishedRows
+from batchrun.store.unreadable import UNREADABLE_FILE, UnreadableBodies
 from batchrun.store.writing import JournalWriter
 
 __all__ = ["SCHEMA_VERSION", "RunDir"]
 
 _ATTEMPTS = 5  # to have a directory that others make and delete
-_FILES = (RUN_FILE, LIVE_FILE, EVENTS_FILE, REMOVED_FILE, LOCK)
+_FILES = (RUN_FILE, LIVE_FILE, EVENTS_FILE, REMOVED_FILE, UNREADABLE_FILE, LOCK)
 _OURS = {*_FILES, JOURNAL, *TABLES, INPUT}
 
 
@@ -71,6 +72,7 @@ class RunDir:
         # What was damaged and set aside, and that the directory cannot be locked.
         self.warnings = (*found.warnings, *([lock.warning] if lock.warning else ()))
         self.unfinished = UnfinishedRows(path, WRITER)
+        self.unreadable = UnreadableBodies(path)
         self._lock: int | None = lock.handle
         self._made = made
         self._leftover = found.segments
@@ -196,6 +198,7 @@ class RunDir:
             rest.callback(self._release)
             if self._lock is not None:
                 rest.callback(self.unfinished.close)
+            rest.callback(self.unreadable.close)
             if seal and self._lock is not None:
                 self.finish()
             elif self._writer is not None:

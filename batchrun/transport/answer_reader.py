@@ -27,7 +27,7 @@ class AnswerReader(ResponseHandler):
     # None of these may be a name of aiohttp's: `fallback` looks.
     __slots__ = (
         *("_awaited", "_buffered", "_error", "_header_lines", "_http", "_is_complete"),
-        *("_is_paused", "_overhead", "_pieces"),
+        *("_is_paused", "_is_surplus_wanted", "_overhead", "_pieces", "_surplus"),
         *("connection", "headers", "idle_since_s", "on_header", "status"),
     )
 
@@ -44,6 +44,8 @@ class AnswerReader(ResponseHandler):
         self._overhead = 0  # bytes since the last that belonged to a body
         self._is_complete = True
         self._is_paused = False
+        self._surplus = b""  # what followed a body that is as long as its head says
+        self._is_surplus_wanted = False
         self._error: aiohttp.ClientError | None = None
         self._awaited: asyncio.Future[None] | None = None  # of whoever waits for more
         # What httptools calls for each header; the first of a name counts.
@@ -89,12 +91,32 @@ class AnswerReader(ResponseHandler):
         return self._take()
 
     def complete_body(self) -> bytes:
-        """The whole body, where all of it has arrived; else nothing."""
-        return self._take() if self._is_complete and not self._is_paused else b""
+        """The whole body, where all of it has arrived and no more; else nothing."""
+        if self._is_complete and not self._is_paused and not self._surplus:
+            return self._take()
+        return b""
 
     def at_end(self) -> bool:
         """Whether the body is known to be read to its end."""
         return self._is_complete and not self._pieces
+
+    @property
+    def has_surplus(self) -> bool:
+        """Whether more has arrived than the length that the head gives."""
+        return bool(self._surplus)
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether nothing at all has arrived since the request was sent."""
+        return not self.status and not self._overhead
+
+    async def read_surplus(self) -> bytes:
+        """What arrives after the body's length, awaited; empty once the connection is closed."""
+        self._should_close = self._is_surplus_wanted = True
+        while not self._surplus and self._is_sized() and self.transport is not None:
+            await self._wait()
+        surplus, self._surplus = self._surplus, b""
+        return surplus
 
     def _take(self) -> bytes:
         pieces = self._pieces
@@ -119,6 +141,10 @@ class AnswerReader(ResponseHandler):
             return
         if self._is_complete or self._error is not None:
             self._should_close = True
+            if self._is_surplus_wanted:
+                self._surplus += data
+                self._wake()
+                return
             self.close()  # unrequested, and it must not pass for the next request's answer
             return
         buffered = self._buffered
@@ -127,9 +153,7 @@ class AnswerReader(ResponseHandler):
         except HttpParserUpgrade:
             self._should_close = True
         except HttpParserError as error:
-            if not self._is_complete:  # else the answer is there, with more after it
-                self._fail(str(error))
-            self._should_close = True
+            self._not_http(error, data, self._buffered - buffered)
         if self._buffered > buffered:
             self._overhead = 0
             if self._buffered > _HIGH_WATER and not self._is_paused and self.transport is not None:
@@ -170,6 +194,8 @@ class AnswerReader(ResponseHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         super().connection_lost(exc)
+        if self._is_surplus_wanted:
+            self._wake()
         if self._http is None or self._is_complete or self._error is not None:
             return
         if self.status:
@@ -186,10 +212,22 @@ class AnswerReader(ResponseHandler):
             self._error = aiohttp.ServerDisconnectedError()
         self._wake()
 
+    def _not_http(self, error: HttpParserError, data: bytes, size: int) -> None:
+        """The parser does not go on, after so many bytes of the body in `data`."""
+        self._should_close = True
+        if not self._is_complete:
+            self._fail(str(error))
+        elif self._is_sized():  # the answer is there, with more after it
+            self._surplus = _after(data, b"".join(self._pieces), size)
+
     def _fail(self, reason: str) -> None:
         if self._error is None:
             self._error = aiohttp.ClientPayloadError(reason)
         self._should_close = True
+
+    def _is_sized(self) -> bool:
+        """Whether the body's length is what its head gives."""
+        return "content-length" in self.headers and "transfer-encoding" not in self.headers
 
     def _wait(self) -> asyncio.Future[None]:
         self._awaited = waiter = self._loop.create_future()
@@ -206,3 +244,10 @@ class AnswerReader(ResponseHandler):
         elif self._error is not None:
             self._awaited = None
             waiter.set_exception(self._error)
+
+
+def _after(data: bytes, body: bytes, size: int) -> bytes:
+    """What follows the last `size` bytes of `body` in the `data` that ended it."""
+    end = body[len(body) - size :]
+    start = data.find(end)
+    return data[start + size :] if end and start >= 0 else b""

@@ -14,7 +14,8 @@ from batchrun.job.sections import EndpointJob, LimitsJob
 from batchrun.records import Reply, Request
 from batchrun.retry.error_kinds import NO_WORDS, OwnWords
 from batchrun.transport.background import Ask, BackgroundMode, OnBegun
-from batchrun.transport.exchange import ACCEPTED, Wire, exchange
+from batchrun.transport.decompression import ACCEPTED
+from batchrun.transport.exchange import Wire, exchange
 from batchrun.transport.exchange_limits import DeadlineWatch, ResponseBufferBudget
 from batchrun.transport.fallback import Connect, choose_connections
 from batchrun.transport.key_command import KeyCommand
@@ -24,6 +25,7 @@ from batchrun.transport.redaction import Redactor
 _SWEEPS = 20  # a limit is exceeded by at most a twentieth of it
 _SLOWEST_SWEEP_S = 0.5
 _PER_REQUEST = ("content-length", "transfer-encoding", "x-client-request-id")
+_KEYS = ("authorization", "api-key", "x-api-key", "x-goog-api-key")
 _AUTO_IN_FLIGHT = 1_000  # the most that `--concurrency auto` goes up to
 _OTHER_FILES = 64  # descriptors for files, the terminal, the event loop
 
@@ -85,7 +87,10 @@ class Client:
         password = () if proxy is None or not proxy.password else (proxy.password,)
         redactor = Redactor((*self._secrets, *password))
         limits = AdvertisedLimits()
-        wire = self._wire = Wire(connections, url, settings, watch, limits, self._budget, redactor)
+        sends_key = bool(self._secrets) or any(name.lower() in _KEYS for name in self._headers)
+        wire = self._wire = Wire(
+            connections, url, settings, watch, limits, self._budget, redactor, sends_key
+        )
         self._ask: Ask = partial(exchange, wire)
         if settings.api_key_command is not None:
             self._ask = KeyCommand(wire, settings.api_key_command, self._key).ask

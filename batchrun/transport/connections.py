@@ -8,6 +8,7 @@ parts.
 """
 
 import asyncio
+import math
 from base64 import b64encode
 from collections.abc import Mapping
 from functools import partial
@@ -19,6 +20,7 @@ from yarl import URL
 from batchrun.transport.answer_reader import AnswerReader
 
 _MAX_IDLE_S = 15.0  # a connection that was idle for longer may have been closed silently
+_CLOSING_S = 1.0  # a server that closes an idle connection is heard of within a round trip
 _COPIED_BYTES = 64 * 1024  # of a body: below it, one piece is quicker than two
 
 
@@ -59,12 +61,39 @@ class Connections:
         if body is not None and len(body) <= _COPIED_BYTES:
             head, body = head + body, None
         while self._idle:
-            reader = self._idle.pop()
-            if self._now_s() - reader.idle_since_s <= _MAX_IDLE_S and reader.is_connected():
+            reader, sent_s = self._idle.pop(), self._now_s()
+            if sent_s - reader.idle_since_s <= _MAX_IDLE_S and reader.is_connected():
                 break
             self.drop(reader)
         else:
+            reader, sent_s = await self._open(), -math.inf
+        try:
+            await reader.send(head, body)
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
+            self.drop(reader)
+            if not reader.is_silent or self._now_s() - sent_s > _CLOSING_S:
+                raise
+            lost = error
+        except BaseException:
+            self.drop(reader)
+            raise
+        else:
+            return reader
+        return await self._send_anew(head, body, lost)
+
+    async def _send_anew(
+        self, head: bytes, body: bytes | None, lost: aiohttp.ClientError
+    ) -> AnswerReader:
+        """Sends a request once more, over a new connection, since a kept one was being closed.
+
+        The server closed it while the request was on its way and has not read that (RFC 9112,
+        9.3.1): one that it works on is lost later, or on the new connection, and then it is a
+        failure. Raises `lost` where no connection can be made: the server died, and may have begun.
+        """
+        try:
             reader = await self._open()
+        except (aiohttp.ClientError, OSError):
+            raise lost from None
         try:
             await reader.send(head, body)
         except BaseException:

@@ -6,7 +6,7 @@ Content type and first byte decide how a body is read, whatever was asked for (P
 import asyncio
 import math
 import time
-import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,12 +15,21 @@ import msgspec
 from msgspec import Struct
 from yarl import URL
 
+from batchrun.dialects.other_apis import other_api
 from batchrun.dialects.responses import StreamAnswer
 from batchrun.dialects.sse import SseParser, begins_stream, text_outside
 from batchrun.errors import EndpointError, ErrorKind
+from batchrun.formats.json_text import is_object
 from batchrun.formats.printable import cut
 from batchrun.job.sections import EndpointJob
-from batchrun.records import Reply
+from batchrun.records import STORED_BODY_BYTES, Reply
+from batchrun.transport.decompression import (
+    ACCEPTED,
+    SNIFFED_BYTES,
+    Decompressor,
+    coding_of,
+    is_accepted,
+)
 from batchrun.transport.exchange_limits import (
     BufferShare,
     Deadline,
@@ -31,6 +40,7 @@ from batchrun.transport.headers import (
     ERROR_TYPE,
     HINTS,
     ResponseHeaders,
+    content_type_of,
     reported_cost_usd,
     request_id,
     retry_after_s,
@@ -39,57 +49,8 @@ from batchrun.transport.headers import (
 from batchrun.transport.limit_headers import AdvertisedLimits
 from batchrun.transport.redaction import Redactor
 
-ACCEPTED = "gzip, deflate"
-_GZIP = ("gzip", "x-gzip")
-_PIECE_BYTES = 256 * 1024  # unpacked at once, at most
-_GZIP_WINDOW, _ZLIB_WINDOW, _RAW_WINDOW = 31, 15, -15  # what zlib calls wbits
-_METHOD, _DEFLATE = 0x0F, 8  # in the first byte of a zlib header
-
-
-class Decompressor:
-    """Unpacks one body as it arrives."""
-
-    def __init__(self, encoding: str) -> None:
-        """Raises `aiohttp.ClientPayloadError` for an encoding that was not asked for."""
-        if encoding not in (*_GZIP, "deflate"):
-            raise aiohttp.ClientPayloadError(
-                f"its Content-Encoding {encoding!r} is not one of those accepted ({ACCEPTED})"
-            )
-        self._is_gzip = encoding in _GZIP
-        self._codec: zlib._Decompress | None = None  # None: nothing has arrived yet
-        self._packed = b""
-
-    def add(self, packed: bytes) -> None:
-        self._packed += packed
-
-    def take(self) -> bytes:
-        """The next piece; empty where more has to arrive. Raises `ClientPayloadError`."""
-        while self._packed:
-            codec = self._codec
-            if codec is not None and codec.eof and not self._is_gzip:
-                self._packed = b""  # what follows the end does not belong to the body
-                break
-            if codec is None or codec.eof:  # gzip may have several members
-                codec = self._codec = zlib.decompressobj(self._window(self._packed[0]))
-            try:
-                piece = codec.decompress(self._packed, _PIECE_BYTES)
-            except zlib.error as error:
-                raise aiohttp.ClientPayloadError(f"it cannot be unpacked: {error}") from error
-            self._packed = codec.unused_data if codec.eof else codec.unconsumed_tail
-            if piece:
-                return piece
-        return b""
-
-    def _window(self, first: int) -> int:
-        if self._is_gzip:
-            return _GZIP_WINDOW
-        # "deflate" is sent with a zlib header or without.
-        return _ZLIB_WINDOW if first & _METHOD == _DEFLATE else _RAW_WINDOW
-
-    def end(self) -> None:
-        """Raises `ClientPayloadError` where the body ended before its compressed data did."""
-        if self._codec is not None and not self._codec.eof:
-            raise aiohttp.ClientPayloadError("its compressed body is cut off")
+_LINGER_S = 1.0  # for more, where what has arrived may be all
+_TAIL = 16  # bytes at the end of a body that are looked at
 
 
 class HttpAnswer(Protocol):
@@ -98,14 +59,21 @@ class HttpAnswer(Protocol):
     status: int
     headers: ResponseHeaders
 
+    @property
+    def has_surplus(self) -> bool:
+        """Whether more has arrived than the length that the head gives."""
+
     def complete_body(self) -> bytes:
-        """The whole body, where it is known that all has arrived; else nothing."""
+        """The whole body, where it is known that all has arrived and no more; else nothing."""
 
     async def read_piece(self) -> bytes:
         """What has arrived of the body, awaited; empty at its end. Raises `ClientError`."""
 
     def at_end(self) -> bool:
         """Whether the body is known to be read to its end."""
+
+    async def read_surplus(self) -> bytes:
+        """What arrives after the body's length, awaited; empty once the connection is closed."""
 
 
 class HttpConnections(Protocol):
@@ -139,6 +107,7 @@ class Wire:
     limits: AdvertisedLimits
     budget: ResponseBufferBudget
     redactor: Redactor  # everything that the server says goes through it
+    sends_key: bool = True
 
 
 class _Arriving(Struct):
@@ -149,17 +118,21 @@ class _Arriving(Struct):
     share: BufferShare
     started_s: float
     size: int = 0  # bytes of the body so far
+    pieces: list[bytes] = []  # the first of them, as far as a body that cannot be read is stored
     http_status: int | None = None
     headers: ResponseHeaders | None = None
+    content_type: str | None = None
     decompressor: Decompressor | None = None
     stream: StreamAnswer | None = None
     first_token_s: float | None = None
 
 
-_REDIRECTS = (301, 302, 303, 307, 308)
+_JSON, _STREAM = "application/json", "text/event-stream"
 _ERRORS = 400  # and above
-_LONGEST_URL = 300  # characters of a redirect's target that a message shows
-_LINGER_S = 1.0  # for the end of a connection whose stream has sent its last event
+_NOT_THERE = (404, 405, 501)
+_UNAUTHORIZED, _PROXY_AUTHENTICATION = 401, 407
+_REDIRECTS = (301, 302, 303, 307, 308)
+_LONGEST_URL = 300  # characters of a URL that a message shows
 _ERROR_LINGER_S = 5.0  # after an error: some streams go on
 _SHOWN = 300  # characters of a server's words in such a message
 _WORDS = 1200  # bytes of a stream that are looked at where it holds no event
@@ -182,6 +155,7 @@ async def exchange(
                 # Most answers are a JSON object that arrives together with its head.
                 if (
                     content[:1] != b"{"
+                    or content[-1:] not in b"}\n"
                     or len(content) > settings.max_response_bytes
                     or "content-encoding" in headers
                 ):
@@ -204,6 +178,8 @@ async def exchange(
         retry_after_s=retry_after_s(headers) if has_hints else None,
         reported_cost_usd=reported_cost_usd(headers) if has_hints else None,
         should_retry=should_retry(headers) if has_hints else None,
+        content_type=_hidden(arriving.content_type, wire.redactor),
+        context=_context(wire, method, url, http_status) if http_status >= _ERRORS else None,
         first_token_s=arriving.first_token_s,
         advertised=wire.limits.read(headers, http_status, deadline.now_s()),
         said=b"" if arriving.stream is None else wire.redactor.hide(arriving.stream.partial()),
@@ -213,36 +189,107 @@ async def exchange(
 
 async def _read(answer: HttpAnswer, content: bytes, arriving: _Arriving) -> bytes:
     """The whole body, of which `content` has arrived."""
-    deadline, idle_timeout_s = arriving.deadline, arriving.settings.idle_timeout_s
-    content_type = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
-    says_stream = content_type == "text/event-stream"
-    if encoding := answer.headers.content_encoding():
-        arriving.decompressor = Decompressor(encoding)
+    deadline, headers = arriving.deadline, answer.headers
+    arriving.content_type = content_type_of(headers)
+    says_stream = arriving.content_type == _STREAM
+    _count(content, arriving)
+    # A reasoning model may be silent for minutes before it answers, also where blanks or comments
+    # keep its connection open.
+    deadline.idle_s = deadline.total_s
+    while len(content) < SNIFFED_BYTES:
+        if content and not (content.isspace() or says_stream):
+            deadline.idle_s = deadline.now_s() + arriving.settings.idle_timeout_s
+        if not (piece := await _next_piece(answer, arriving)):
+            break
+        content += piece
+    if coding := coding_of(content[:SNIFFED_BYTES], headers.content_encoding()):
+        if not is_accepted(coding):
+            with suppress(aiohttp.ClientError, OSError):
+                await _read_whole(answer, content, arriving)
+            text = f"its Content-Encoding {coding!r} is not one of those accepted ({ACCEPTED})"
+            raise EndpointError(ErrorKind.UNREADABLE, f"the answer cannot be unpacked: {text}")
+        arriving.decompressor = Decompressor(coding)
         arriving.decompressor.add(content)
+        arriving.size, arriving.pieces = 0, []
         content = b""
-    _count(len(content), arriving)
-    # A reasoning model may be silent for minutes before its stream begins.
-    deadline.idle_s = deadline.total_s if says_stream else deadline.now_s() + idle_timeout_s
     while (is_stream := begins_stream(content, says_stream=says_stream)) is None:
+        if content.isspace():
+            content = b""
+        elif content and not says_stream:
+            deadline.idle_s = deadline.now_s() + arriving.settings.idle_timeout_s
         piece = await _next_piece(answer, arriving)
         if not piece:
             break
-        if not says_stream:
-            deadline.idle_s = deadline.now_s() + idle_timeout_s
         content += piece
-    if is_stream or (is_stream is None and says_stream):
+    if not (is_stream or (is_stream is None and says_stream)):
+        return await _read_whole(answer, content, arriving)
+    try:
         return await _read_stream(answer, content, arriving)
-    pieces = [content]
-    while piece := await _next_piece(answer, arriving):
-        deadline.idle_s = deadline.now_s() + idle_timeout_s
+    except (aiohttp.ClientError, OSError, EndpointError) as error:
+        if (api := _streamed_api(arriving)) is None:
+            raise
+        text = f"the answer is {api}, not a stream of the Responses API: check --base-url"
+        raise EndpointError(ErrorKind.UNREADABLE, text) from error
+
+
+async def _read_whole(answer: HttpAnswer, content: bytes, arriving: _Arriving) -> bytes:
+    """A body that is no stream, of which `content` has arrived.
+
+    What is one whole JSON object is the answer, however the frame around it ends: servers count
+    its letters and not its bytes, leave out the last chunk, or keep the connection open.
+    """
+    deadline, idle_timeout_s = arriving.deadline, arriving.settings.idle_timeout_s
+    pieces, piece, may_be_whole = [content], content, False
+    while True:
+        heard_s = deadline.now_s()
+        if not piece.isspace():
+            may_be_whole = piece[-_TAIL:].rstrip()[-1:] == b"}"
+        while True:
+            patience_s = min(_LINGER_S, idle_timeout_s) if may_be_whole else idle_timeout_s
+            deadline.idle_s = heard_s + patience_s
+            try:
+                piece = await _next_piece(answer, arriving)
+                break
+            except asyncio.CancelledError:
+                if not (may_be_whole and deadline.forgive()):
+                    raise
+                if is_object(whole := b"".join(pieces)):
+                    return whole
+                may_be_whole = False
+            except (aiohttp.ClientError, OSError, EndpointError):
+                if is_object(whole := b"".join(pieces)):
+                    return whole
+                raise
+        if not piece:
+            break
         pieces.append(piece)
-    return b"".join(pieces)
+    whole = b"".join(pieces)
+    if whole[:1] == b"{" and (answer.has_surplus or whole[-_TAIL:].rstrip()[-1:] != b"}"):
+        return await _with_surplus(answer, whole, arriving)
+    return whole
+
+
+async def _with_surplus(answer: HttpAnswer, content: bytes, arriving: _Arriving) -> bytes:
+    """The body with what came after the length that its head gives, if both together are whole."""
+    deadline, whole = arriving.deadline, content
+    deadline.idle_s = deadline.now_s() + _LINGER_S
+    try:
+        while not is_object(whole):
+            piece = await answer.read_surplus()
+            if not piece:
+                return content
+            _count(piece, arriving)
+            whole += piece
+    except asyncio.CancelledError:
+        if not deadline.forgive():
+            raise
+        return content
+    return whole
 
 
 async def _read_stream(answer: HttpAnswer, content: bytes, arriving: _Arriving) -> bytes:
     """The answer that the events carry."""
     deadline, idle_timeout_s = arriving.deadline, arriving.settings.idle_timeout_s
-    deadline.idle_s = deadline.total_s
     parser, stream = SseParser(), StreamAnswer()
     arriving.stream = stream
     is_error = not 200 <= (arriving.http_status or 0) < 300
@@ -256,18 +303,17 @@ async def _read_stream(answer: HttpAnswer, content: bytes, arriving: _Arriving) 
                 beginning += piece[:_WORDS]
             for event in parser.feed(piece):
                 stream.take(event)
-            if stream.has_begun:
-                deadline.idle_s = deadline.now_s() + idle_timeout_s
-                if arriving.first_token_s is None:
-                    arriving.first_token_s = time.perf_counter() - arriving.started_s
+            # Before text, and after reasoning or a tool's work, a model may think for minutes.
+            is_text = stream.is_writing_text
+            deadline.idle_s = deadline.now_s() + idle_timeout_s if is_text else deadline.total_s
+            if stream.has_begun and arriving.first_token_s is None:
+                arriving.first_token_s = time.perf_counter() - arriving.started_s
             if stream.is_finished:
                 linger_s = _ERROR_LINGER_S if stream.ends_in_error else _LINGER_S
                 linger_until_s = min(linger_until_s, deadline.now_s() + linger_s)
                 deadline.idle_s = min(deadline.idle_s, linger_until_s)
             elif linger_until_s < math.inf:  # it went on after an error
                 linger_until_s = math.inf
-                if not stream.has_begun:
-                    deadline.idle_s = deadline.total_s
             piece = await _next_piece(answer, arriving)
         for event in parser.end():
             stream.take(event)
@@ -302,19 +348,42 @@ async def _next_piece(answer: HttpAnswer, arriving: _Arriving) -> bytes:
                 decompressor.end()
                 break
             decompressor.add(packed)
-    _count(len(piece), arriving)
+    _count(piece, arriving)
     is_last = not piece or (decompressor is None and answer.at_end())
     if not is_last and arriving.share.grow(len(piece)):
         await arriving.share.wait(arriving.deadline)
     return piece
 
 
-def _count(size: int, arriving: _Arriving) -> None:
-    arriving.size += size
+def _count(piece: bytes, arriving: _Arriving) -> None:
+    if arriving.size <= STORED_BODY_BYTES:
+        arriving.pieces.append(piece)
+    arriving.size += len(piece)
     most = arriving.settings.max_response_bytes
     if arriving.size > most:
         text = f"the answer is larger than {most} bytes (endpoint.max_response_bytes)"
         raise EndpointError(ErrorKind.TOO_LARGE, text)
+
+
+def _streamed_api(arriving: _Arriving) -> str | None:
+    """Which other API's events these are, in words."""
+    parser = SseParser()
+    events = [*parser.feed(b"".join(arriving.pieces)), *parser.end()]
+    return next((api for event in events if (api := other_api(event.data)) is not None), None)
+
+
+def _context(wire: Wire, method: str, url: URL, http_status: int) -> str | None:
+    """What helps to understand an error beside what the server says."""
+    if http_status in _NOT_THERE:
+        return f"{method} {_without_secrets(url)}"
+    if http_status == _UNAUTHORIZED and not wire.sends_key:
+        return "no key was sent; name the variable that holds one with --api-key-env"
+    return None
+
+
+def _without_secrets(url: URL) -> str:
+    """The URL without the parts that may hold a secret."""
+    return str(url.with_user(None).with_query(None).with_fragment(None))[:_LONGEST_URL]
 
 
 def _redirect_error(url: URL, location: str) -> bytes:
@@ -323,10 +392,10 @@ def _redirect_error(url: URL, location: str) -> bytes:
     It is not followed: the target would get the key.
     """
     try:
-        target = str(url.join(URL(location)).with_user(None).with_query(None).with_fragment(None))
+        target = _without_secrets(url.join(URL(location)))
     except ValueError:
         target = "an invalid URL"
-    message = f"the server redirects to {target[:_LONGEST_URL]}; redirects are not followed"
+    message = f"the server redirects to {target}; redirects are not followed"
     return msgspec.json.encode({"error": {"message": message}})
 
 
@@ -336,15 +405,29 @@ def _endpoint_error(error: Exception, arriving: _Arriving, redactor: Redactor) -
     stream, headers = arriving.stream, arriving.headers
     response_id = stream.response_id if stream else None
     server_request_id = request_id(headers) if headers else None
+    http_status, body = arriving.http_status, b"".join(arriving.pieces)
+    if isinstance(error, aiohttp.ClientHttpProxyError):  # a proxy's answer to CONNECT
+        http_status = error.status
+    if isinstance(error, EndpointError) and error.body:
+        body = error.body
     return EndpointError(
         kind,
         redactor.hide_in(message),
-        arriving.http_status,
+        http_status,
         response_id and redactor.hide_in(response_id),
         was_sent=was_sent,
         request_id=server_request_id and redactor.hide_in(server_request_id),
         said=redactor.hide(stream.partial()) if stream else b"",
+        body=redactor.hide(body),
+        content_type=_hidden(arriving.content_type, redactor),
     )
+
+
+def _hidden(content_type: str | None, redactor: Redactor) -> str | None:
+    """Without secrets, which the two that are known are free of."""
+    if content_type is None or content_type in (_JSON, _STREAM):
+        return content_type
+    return redactor.hide_in(content_type)
 
 
 def _described(error: Exception, arriving: _Arriving) -> tuple[ErrorKind, str, bool]:
@@ -358,19 +441,14 @@ def _described(error: Exception, arriving: _Arriving) -> tuple[ErrorKind, str, b
         text = f"no connection within {settings.connect_timeout_s:g} s (endpoint.connect_timeout_s)"
         return ErrorKind.CONNECTION, text, False
     if isinstance(error, TimeoutError):
-        idle_s, total_s = settings.idle_timeout_s, settings.timeout_s
-        if not has_head:
-            text = f"no answer within {total_s:g} s (endpoint.timeout_s)"
-        elif deadline.idle_s < deadline.total_s:
-            text = f"the answer stalled for {idle_s:g} s (endpoint.idle_timeout_s)"
-        else:
-            text = f"the answer was not complete within {total_s:g} s (endpoint.timeout_s)"
-        return ErrorKind.TIMEOUT, text, True
+        return ErrorKind.TIMEOUT, _timeout_in_words(settings, deadline, has_head=has_head), True
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        text = (
-            "the server's certificate cannot be verified (if your own authority issued it, name "
-            f"that authority's file in SSL_CERT_FILE): {error.certificate_error}"
-        )
+        text = f"the server's certificate cannot be verified: {error.certificate_error}"
+        return ErrorKind.CERTIFICATE, text, False
+    if isinstance(error, aiohttp.ClientHttpProxyError):  # it made no connection
+        is_login = error.status == _PROXY_AUTHENTICATION
+        text = f"the proxy answers {error.status} {error.message}".rstrip()
+        return ErrorKind.PROXY if is_login else ErrorKind.CONNECTION, text, False
     if isinstance(error, aiohttp.ClientConnectorError):
         return ErrorKind.CONNECTION, text, False
     if has_head and isinstance(error, aiohttp.ClientError):
@@ -378,3 +456,14 @@ def _described(error: Exception, arriving: _Arriving) -> tuple[ErrorKind, str, b
     if isinstance(error, aiohttp.ClientPayloadError):
         text = f"the answer is not HTTP: {error}"
     return ErrorKind.CONNECTION, text, True
+
+
+def _timeout_in_words(settings: EndpointJob, deadline: Deadline, *, has_head: bool) -> str:
+    """What did not come in time, and the setting that says how long that is."""
+    if has_head and deadline.idle_s < deadline.total_s:
+        seconds, longer = settings.idle_timeout_s, "--idle-timeout (endpoint.idle_timeout_s)"
+        return f"the answer stalled for {seconds:g} s; {longer} allows more"
+    what = "the answer was not complete" if has_head else "no answer"
+    text = f"{what} within {settings.timeout_s:g} s; --timeout (endpoint.timeout_s) allows more"
+    is_held = settings.mode == "plain" and not has_head  # some gateways end a connection that is
+    return f"{text}; for long answers use stream or background mode" if is_held else text

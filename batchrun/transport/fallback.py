@@ -27,6 +27,8 @@ _MAX_HEADER_BYTES = 256 * 1024  # of one header: some gateways' are long
 class SessionAnswer:
     """One answer as it arrives."""
 
+    has_surplus = False  # aiohttp passes over what follows a body
+
     def __init__(self, response: aiohttp.ClientResponse) -> None:
         self.response, self.status = response, response.status
         lines: dict[bytes, bytes] = {}
@@ -44,6 +46,9 @@ class SessionAnswer:
     async def read_piece(self) -> bytes:
         """What has arrived of the body, awaited; empty at its end. Raises `ClientError`."""
         return await self.response.content.readany()
+
+    async def read_surplus(self) -> bytes:
+        return b""
 
 
 class SessionConnections:

@@ -65,6 +65,11 @@ def _indexes(names: tuple[bytes, ...]) -> dict[str, int]:
     return indexes
 
 
+def content_type_of(headers: Mapping[str, str]) -> str | None:
+    """In lower case, without its parameters; None where none is given."""
+    return headers.get("content-type", "").partition(";")[0].strip().lower() or None
+
+
 _REQUEST_IDS = (
     "x-request-id",
     "x-oneapi-request-id",
@@ -95,20 +100,22 @@ ERROR_TYPE = "x-amzn-errortype"  # `ThrottlingException`, perhaps with `:` and a
 def retry_after_s(headers: Mapping[str, str], now_s: float | None = None) -> float | None:
     """Seconds that the server asks to wait; None where it says nothing that can be read.
 
-    `retry-after-ms`, then `retry-after` as seconds, as a decimal, as an HTTP date or as a duration
-    (`6m0s`), then the name it has behind a gateway. When a limit is full again (`...-reset-...`) is
-    not when a request may be sent, so those headers are no hints. `now_s` is Unix time.
+    `retry-after-ms`, then `retry-after` as seconds, as a decimal, as an HTTP date, as a moment in
+    seconds or ms since 1970, or as a duration (`6m0s`), then the name it has behind a gateway. When
+    a limit is full again (`...-reset-...`) is not when a request may be sent, so those headers are
+    no hints. `now_s` is Unix time.
     """
     milliseconds = number_of(headers.get(_RETRY_AFTER_MS))
     if milliseconds is not None:
-        return milliseconds / 1000
+        return _until(milliseconds, now_s) if milliseconds >= _EPOCH_MS else milliseconds / 1000
     for name in _RETRY_AFTER:
         value = headers.get(name)
         if value is None:
             continue
-        for read in (number_of, duration_s):
-            if (seconds := read(value)) is not None:
-                return seconds
+        if (seconds := number_of(value)) is not None:
+            return _until(seconds, now_s)
+        if (seconds := duration_s(value)) is not None:
+            return seconds
         if (seconds := _seconds_until(value, time.time() if now_s is None else now_s)) is not None:
             return seconds
     return None
@@ -122,6 +129,18 @@ def should_retry(headers: Mapping[str, str]) -> bool | None:
 def reported_cost_usd(headers: Mapping[str, str]) -> float | None:
     """What a gateway says that this answer cost."""
     return number_of(headers.get(_COST))
+
+
+_EPOCH_S = 1e8  # seconds from here on are a moment; milliseconds from the next on
+_EPOCH_MS = 1e11
+
+
+def _until(seconds: float, now_s: float | None) -> float:
+    """Seconds from now; what is too long for a wait is a moment, in seconds or ms since 1970."""
+    if seconds < _EPOCH_S:
+        return seconds
+    now_s = time.time() if now_s is None else now_s
+    return max(0.0, (seconds / 1000 if seconds >= _EPOCH_MS else seconds) - now_s)
 
 
 def _seconds_until(date: str, now_s: float) -> float | None:

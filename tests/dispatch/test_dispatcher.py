@@ -152,6 +152,7 @@ async def test_a_time_out_is_tried_once_more_and_the_message_advises() -> None:
     assert setup.sent == 2
     assert isinstance(outcome.result, Failure)
     assert (outcome.result.kind, outcome.result.status) == (ErrorKind.TIMEOUT, "no_answer")
+    assert "--timeout (endpoint.timeout_s) allows more" in outcome.result.message
     assert "stream or background" in outcome.result.message
 
 

@@ -9,7 +9,10 @@ all that follow. A step is a dict:
     named                  whether events have their `event:` line (true)
     pieces                 the body in pieces; a number waits so many seconds
     cuts                   the size of the pieces that any body is cut into
+    raw                    the same without chunks around them; headers then give the length
     end                    clean, cut (no last chunk), reset, or open (nothing more comes)
+    keep                   whether the connection takes another request (false)
+    hangs_up               nothing is said: the connection is closed after so many seconds
 """
 
 import asyncio
@@ -66,6 +69,10 @@ class Server:
         return [f"{seen.method} {seen.target}" for seen in self.requests]
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while (await self._answer(reader, writer)).get("keep"):
+            pass
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Step:
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         first, *lines = head.rstrip("\r\n").split("\r\n")
         method, target, _ = first.split(" ", 2)
@@ -75,7 +82,11 @@ class Server:
         body = await reader.readexactly(int(headers.get("content-length", "0")))
         step = self._script[min(len(self.requests), len(self._script) - 1)]
         self.requests.append(Seen(method, target, headers, json.loads(body) if body else None))
-        await _say(step, writer)
+        if "hangs_up" in step:
+            await asyncio.sleep(step["hangs_up"])
+        else:
+            await _say(step, writer)
+        return step
 
 
 async def _say(step: Step, writer: asyncio.StreamWriter) -> None:
@@ -84,8 +95,8 @@ async def _say(step: Step, writer: asyncio.StreamWriter) -> None:
     is_stream = "events" in step
     headers = {
         "Content-Type": step.get("type", "text/event-stream" if is_stream else "application/json"),
-        "Transfer-Encoding": "chunked",
-        "Connection": "close",
+        "Transfer-Encoding": None if "raw" in step else "chunked",
+        "Connection": "keep-alive" if step.get("keep") else "close",
         **step.get("headers", {}),
     }
     head = f"HTTP/1.1 {status} {_REASONS.get(status, 'Other')}\r\n"
@@ -95,9 +106,11 @@ async def _say(step: Step, writer: asyncio.StreamWriter) -> None:
         if isinstance(piece, int | float):
             await asyncio.sleep(piece)
         else:
-            writer.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+            writer.write(piece if "raw" in step else b"%x\r\n%b\r\n" % (len(piece), piece))
             await writer.drain()
     end = step.get("end", "clean")
+    if end == "clean" and "raw" in step:
+        return
     if end == "clean":
         writer.write(b"0\r\n\r\n")
     elif end == "open":
@@ -110,8 +123,8 @@ async def _say(step: Step, writer: asyncio.StreamWriter) -> None:
 
 
 def _pieces(step: Step) -> list[Any]:
-    if "pieces" in step:
-        return list(step["pieces"])
+    if "pieces" in step or "raw" in step:
+        return list(step["raw" if "raw" in step else "pieces"])
     if "events" in step:
         named = step.get("named", True)
         whole = b"".join(_framed(event, named=named) for event in step["events"])

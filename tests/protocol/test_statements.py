@@ -52,11 +52,13 @@ EXPECTED = """
     W.4.unknown_cost
 
     # W.5
+    W.5.before W.5.thinking W.5.stall W.5.advice
 
     # W.6
     W.6.words W.6.running W.6.reason
 
     # W.7
+    W.7.short W.7.long W.7.coding W.7.other_api W.7.unasked
 
     # W.8
     W.8.content W.8.object
@@ -80,11 +82,13 @@ EXPECTED = """
 
     # W.14
     W.14.empty_error W.14.arguments
+    W.14.moment W.14.closing W.14.certificate W.14.proxy
 
     # W.15
     W.15.in_text
 
     # W.16
+    W.16.stored W.16.disk
 
     # W.17
     W.17.refused W.17.refused_again W.17.ttl W.17.command
@@ -95,6 +99,7 @@ EXPECTED = """
     # W.19
     W.19.model W.19.reasoning_alone W.19.unknown_costs W.19.unpriced
     W.19.request_id W.19.failed_response W.19.reasoning_text W.19.knows_incomplete
+    W.19.url W.19.no_key
 """
 
 

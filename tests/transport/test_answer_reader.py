@@ -194,7 +194,7 @@ async def test_a_chunked_body_is_cut_however_its_header_is_spelled(transfer: byt
 
 async def test_a_frame_that_breaks_is_cut(transport: str) -> None:
     head = OK + b"Transfer-Encoding: chunked\r\n\r\n"
-    answer = _at_once(transport, head, b"2\r\n{}\r\n", b"no chunk\r\n")
+    answer = _at_once(transport, head, b'2\r\n{"\r\n', b"no chunk\r\n")
     error = await failure(answer, idle_timeout_s=0.5)
     # aiohttp's parser does not tell the reader of the body; the idle time ends it.
     kind = ErrorKind.CUT if transport == "fast" else ErrorKind.TIMEOUT
@@ -249,7 +249,7 @@ async def test_headers_without_end_end_the_attempt(transport: str) -> None:
     assert ("no end" if transport == "fast" else "headers") in str(error)
 
 
-@pytest.mark.parametrize("start", [b"0\r\n", b"2\r\n{}\r\n0\r\nX-One: ", b"2;"])
+@pytest.mark.parametrize("start", [b"0\r\n", b'2\r\n{"\r\n0\r\nX-One: ', b"2;"])
 async def test_what_never_ends_behind_or_beside_a_body_ends_the_attempt(
     start: bytes, transport: str
 ) -> None:
@@ -259,8 +259,9 @@ async def test_what_never_ends_behind_or_beside_a_body_ends_the_attempt(
 
     if transport == "fast":
         assert (await failure(answer)).kind is ErrorKind.CUT
-    else:  # aiohttp's parser goes on; the idle time ends it
-        assert (await failure(answer, idle_timeout_s=0.5)).kind is ErrorKind.TIMEOUT
+    else:  # aiohttp's parser goes on, or finds that the line is too long; the time ends it
+        error = await failure(answer, idle_timeout_s=0.5, timeout_s=0.5)
+        assert error.kind in (ErrorKind.TIMEOUT, ErrorKind.CUT)
 
 
 async def test_a_body_packed_in_several_members_is_unpacked_whole() -> None:
@@ -275,19 +276,16 @@ async def test_a_packed_body_may_be_empty() -> None:
 
 
 @pytest.mark.parametrize(
-    ("coding", "body", "said"),
+    ("coding", "body"),
     [
-        (b"gzip", _packed(b'{"a":1}' * 9, 31)[:-9], "cut off"),
-        (b"deflate", _packed(b'{"a":1}' * 9, 15)[:-5], "cut off"),
-        (b"gzip", b'{"a":1}', "unpacked"),
-        (b"br", b'{"a":1}', "'br'"),
-        (b"gzip, gzip", b'{"a":1}', "'gzip, gzip'"),
+        (b"gzip", _packed(b'{"a":1}' * 9, 31)[:-9]),
+        (b"deflate", _packed(b'{"a":1}' * 9, 15)[:-5]),
     ],
 )
-async def test_a_body_that_cannot_be_unpacked_is_cut(coding: bytes, body: bytes, said: str) -> None:
+async def test_a_packed_body_that_breaks_off_is_cut(coding: bytes, body: bytes) -> None:
     error = await failure(says(_sized(body, b"Content-Encoding: " + coding)))
     assert (error.kind, error.http_status) == (ErrorKind.CUT, 200)
-    assert said in str(error)
+    assert "cut off" in str(error)
 
 
 async def test_only_codings_that_are_understood_are_asked_for() -> None:

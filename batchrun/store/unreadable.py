@@ -1,0 +1,109 @@
+"""Bodies of paid answers that nobody could read: `unreadable.jsonl`, a line for each.
+
+For a person who wants to see what was paid for; no table is made of it. The file is appended to,
+and only made when the first such body comes.
+"""
+
+import os
+from base64 import b64encode
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from batchrun.formats.json_text import encode_json
+from batchrun.records import STORED_BODY_BYTES, JsonObject, UnreadableBody
+from batchrun.store.files import storing, sync_data, write_whole
+
+UNREADABLE_FILE = "unreadable.jsonl"
+# Of the file: where a gateway answers every request with a page, its pages must not fill the disk.
+_MOST_BYTES = 256 * 1024 * 1024
+_LONGEST_LETTER = 4  # bytes of it in UTF-8
+
+
+class UnreadableBodies:
+    """The file, in the hands of the directory's owner."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / UNREADABLE_FILE
+        self._handle: int | None = None
+        self._size = 0
+
+    def add(self, body: UnreadableBody) -> None:
+        """It survives SIGKILL when this returns. Raises `StoreError`."""
+        line = encode_json(_line(body)) + b"\n"
+        with storing(self._path, "write"):
+            if self._handle is None:
+                self._handle = self._open()
+            if self._size + len(line) > _MOST_BYTES:
+                return
+            try:
+                write_whole(self._handle, line)
+            except OSError:
+                self._close()  # whatever was written is ended before the next line
+                raise
+            self._size += len(line)
+
+    def close(self) -> None:
+        """All is on disk. Raises `StoreError`."""
+        if self._handle is not None:
+            with storing(self._path, "sync"):
+                try:
+                    sync_data(self._handle)
+                finally:
+                    self._close()
+
+    def _open(self) -> int:
+        handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._size = os.fstat(handle).st_size
+        if self._size and os.pread(handle, 1, self._size - 1) != b"\n":
+            self._size += os.write(handle, b"\n")
+        return handle
+
+    def _close(self) -> None:
+        if self._handle is not None:
+            handle, self._handle = self._handle, None
+            os.close(handle)
+
+
+def read_unreadable(folder: Path, custom_id: str) -> list[JsonObject]:
+    """The lines of one row's attempts, in order. Raises `StoreError`."""
+    path, lines = folder / UNREADABLE_FILE, []
+    quoted = encode_json(custom_id)
+    with storing(path, "read"), suppress(FileNotFoundError), path.open("rb") as file:
+        for line in file:
+            if quoted not in line:
+                continue
+            with suppress(msgspec.DecodeError):  # the last line before a kill may be half there
+                value = msgspec.json.decode(line)
+                if isinstance(value, dict) and value.get("custom_id") == custom_id:
+                    lines.append(value)
+    return lines
+
+
+def _line(body: UnreadableBody) -> JsonObject:
+    custom_id, sample, variant = body.key
+    at = datetime.fromtimestamp(body.at / 1e6, UTC)
+    return {
+        "custom_id": custom_id,
+        "sample": sample,
+        "variant": variant,
+        "client_request_id": body.client_request_id,
+        "at": at.isoformat(timespec="milliseconds"),
+        "http_status": body.http_status,
+        "content_type": body.content_type,
+        "truncated": len(body.body) > STORED_BODY_BYTES,
+        **_content(body.body),
+    }
+
+
+def _content(body: bytes) -> dict[str, str]:
+    """As `body` where it is text, else as `body_base64`."""
+    stored = body[:STORED_BODY_BYTES]
+    # The limit may be within a letter.
+    ends = range(len(stored), max(-1, len(stored) - _LONGEST_LETTER), -1)
+    for end in ends if len(stored) < len(body) else ends[:1]:
+        with suppress(UnicodeDecodeError):
+            return {"body": stored[:end].decode()}
+    return {"body_base64": b64encode(stored).decode()}
