@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from batchrun.errors import ErrorKind, RunStopped, StopCause
+from batchrun.errors import EndpointError, ErrorKind, RunStopped, StopCause
 from batchrun.records import Failure
 from tests.both_transports import only_fast
 
@@ -82,7 +82,7 @@ async def test_a_server_that_dies_under_a_kept_connection_is_a_failure_of_unknow
             raise ConnectionRefusedError
 
         connected._client._wire.connections._open = refused
-        with pytest.raises(Exception, match="ServerDisconnected") as caught:
+        with pytest.raises(EndpointError, match="ServerDisconnected") as caught:
             await connected.send(request_of())
         connected._client._wire.connections._open = real
     assert caught.value.was_sent
