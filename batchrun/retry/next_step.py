@@ -57,7 +57,7 @@ FACTS: dict[ErrorKind, KindFacts] = {
         Cure.FIX,
         is_free=True,
         holds=True,
-        advice="the key is refused or missing: check the variable or the command that it comes from",
+        advice="the key is refused or missing: check the variable or the command it comes from",
     ),
     ErrorKind.FORBIDDEN: KindFacts(
         Cure.FIX,
