@@ -21,6 +21,8 @@ _JOB_OPTIONS = (
     ("--model", "request.model", "NAME", "Model for rows that name none."),
     ("--prompt", "request.input", "TEXT", "Jinja2 template that makes the input of each row."),
     ("--instructions", "request.instructions", "TEXT", "Instructions; may be a template too."),
+    ("--id", "input.id", "COLUMN", "Column that names a row; custom_id, id or the number."),
+    ("--format", "input.format", "jsonl|parquet", "Format of SOURCE; by its name unless given."),
     ("--base-url", "endpoint.base_url", "URL", "Base URL; $OPENAI_BASE_URL, or OpenAI's."),
     ("--mode", "endpoint.mode", "plain|stream|background", "How each request is made."),
     ("--api-key-env", "endpoint.api_key_env", "NAME", "Variable with the API key, or none."),
@@ -72,6 +74,11 @@ def read_options(given: dict[str, Any]) -> RunOptions:
         value = given[option.rpartition("--")[2].replace("-", "_")]
         if value is not None and value is not False:
             settings[key] = value
+    for option in ("carry", "send"):
+        if given[option]:
+            settings[f"input.{option}"] = [name for name in given[option] if name]
+    if given["type"]:
+        settings["input.types"] = given["type"]
     kinds: frozenset[str] | None = given["retry_failed"]
     return RunOptions(
         load_job(given["source"], settings),
@@ -85,6 +92,25 @@ def read_options(given: dict[str, Any]) -> RunOptions:
 def _options() -> list[click.Option]:
     return [
         *(_job_option(*each) for each in _JOB_OPTIONS),
+        click.Option(
+            ["--carry"],
+            multiple=True,
+            metavar="COLUMN",
+            help="Column to carry, once for each; '' for none. All that are not sent unless given.",
+        ),
+        click.Option(
+            ["--send"],
+            multiple=True,
+            metavar="COLUMN",
+            help="Column to send as the request field of its name, once for each.",
+        ),
+        click.Option(
+            ["--type"],
+            multiple=True,
+            callback=_types,
+            metavar="COLUMN=TYPE",
+            help="Type of a carried column: bool, int64, double, string or json; once for each.",
+        ),
         click.Option(
             ["--set"],
             multiple=True,
@@ -150,6 +176,19 @@ def _body_fields(
         except ValueError:
             settings[f"request.{key}"] = value
     return settings
+
+
+def _types(
+    _context: click.Context, _option: click.Parameter, texts: tuple[str, ...]
+) -> dict[str, str]:
+    """Types by column."""
+    types = {}
+    for text in texts:
+        column, equals, kind = text.rpartition("=")
+        if not equals or not column or not kind:
+            raise click.BadParameter(f"{text}: write COLUMN=TYPE, such as answer=string")
+        types[column] = kind
+    return types
 
 
 def _kinds(

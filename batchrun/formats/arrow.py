@@ -122,20 +122,59 @@ def stored_type(
 def plain_values(array: pa.Array, kind: pa.DataType | None = None) -> list[Any]:
     """The stored values of the array, cast to the carried type `kind` first.
 
-    Raises `pa.ArrowException` where a value does not fit.
+    Raises `pa.ArrowException` where a value does not fit, `ValueError` where text is not UTF-8.
     """
+    values: list[Any] = _stored(array, kind).to_pylist()
+    return values
+
+
+def check_values(array: pa.Array, kind: pa.DataType) -> None:
+    """Raises as `plain_values` would, without making the values."""
+    if has_text(array.type):
+        array.validate(full=True)
+    if _has_twins(kind):
+        raise pa.ArrowInvalid("two fields of one name")
+    _stored(array, kind)
+
+
+def as_own_type(array: pa.Array) -> pa.Array:
+    """The array without dictionaries, run lengths and views. Raises `pa.ArrowException`."""
     if _is.is_run_end_encoded(array.type):
         array = pc.run_end_decode(array)
     own = own_type(array.type)
     if "list_view" in str(array.type):  # Arrow 26 casts these to lists with too few offsets
         array = pa.array(array.to_pylist(), own)
     try:
-        array = _cast(array, own)
+        return _cast(array, own)
     except pa.ArrowIndexError:  # an empty dictionary below a null
-        array = pa.array(array.to_pylist(), own)
-    array = _cast(array, carried_type(own) if kind is None else kind)
-    values: list[Any] = _cast(array, stored_type(array.type, with_pairs=True)).to_pylist()
-    return values
+        return pa.array(array.to_pylist(), own)
+
+
+@cache
+def has_text(kind: pa.DataType) -> bool:
+    """Whether it is text or holds text."""
+    if _is.is_dictionary(kind) or _is.is_run_end_encoded(kind):
+        return has_text(kind.value_type)
+    parts = [kind.field(at).type for at in range(kind.num_fields)]
+    is_text = _is.is_string(kind) or _is.is_large_string(kind) or _is.is_string_view(kind)
+    return bool(is_text) or any(map(has_text, parts))
+
+
+@cache
+def _has_twins(kind: pa.DataType) -> bool:
+    """Whether a struct has two fields of one name, which no object can hold."""
+    parts = [kind.field(at) for at in range(kind.num_fields)]
+    is_twin = _is.is_struct(kind) and len({part.name for part in parts}) < len(parts)
+    return bool(is_twin) or any(_has_twins(part.type) for part in parts)
+
+
+def _stored(array: pa.Array, kind: pa.DataType | None) -> pa.Array:
+    array = as_own_type(array)
+    kind = carried_type(array.type) if kind is None else kind
+    if _is.is_integer(kind) and _is.is_floating(array.type):  # NaN is no value to an integer
+        array = pc.if_else(pc.is_nan(_cast(array, pa.float64())), None, array)
+    array = _cast(array, kind)
+    return _cast(array, stored_type(array.type, with_pairs=True))
 
 
 def _cast(array: pa.Array, kind: pa.DataType) -> pa.Array:

@@ -3,24 +3,43 @@
 Nothing here grows with the rows, only with the columns.
 """
 
-from collections import defaultdict
-from contextlib import suppress
+import shlex
+from collections import Counter, defaultdict
+from typing import Any
 
 import pyarrow as pa
 from msgspec import Struct
 
 from batchrun.dialects.responses import TRANSPORT_FIELDS
 from batchrun.errors import InputError
-from batchrun.inputs.carried import JSON, make_column, pinned_columns, unite
+from batchrun.formats.printable import cut, listed
+from batchrun.inputs.carried import (
+    JSON,
+    PinnedColumn,
+    carry_options,
+    make_column,
+    pinned_columns,
+    problem_of,
+    unite,
+)
 from batchrun.inputs.chat import BATCH_COLUMNS
 from batchrun.inputs.parquet import read_columns
-from batchrun.inputs.rows import RowProblem, SourceFile, SourceRow, to_json_text
+from batchrun.inputs.rows import (
+    NO_COLUMNS,
+    RowProblem,
+    SourceFile,
+    SourceRow,
+    Unsendable,
+    to_json_text,
+)
 from batchrun.job.sections import InputJob
 from batchrun.records import Column, Layout
 from batchrun.store.columns import name_columns
 
 _EXACT = 1 << 53  # below this a double holds every integer
 _LONG = 1 << 63
+_NUMBERS = {int, float}
+_WORDS = {str: "text", bool: "a truth value", dict: "an object", list: "a list"}
 _TYPE_NAMES = {str: "string", bool: "bool", float: "double"}
 Names = frozenset[str] | None
 # Columns that steer how a row is read: neither sent nor carried.
@@ -30,21 +49,62 @@ _CONTROLS = (BATCH_COLUMNS - {"body"}) | set(TRANSPORT_FIELDS)
 class _Seen(Struct):
     """What was found out about one column so far."""
 
-    kinds: set[type] = set()  # of JSON values
-    arrow: list[pa.DataType] = []  # one for each Parquet file that has the column
+    kinds: dict[type, str] = {}  # of JSON values, with the first row of each
+    arrow: dict[pa.DataType, str] = {}  # in Parquet, with the first file of each
     least: int = 0
     most: int = 0
     bytes: int = 0
+    large: str = ""  # the first row with an integer that a double does not hold,
+    huge: str = ""  # and that 64 bits do not hold
     sent: bool = False  # some row has it, not null, and sends it
     carried: bool = False  # some row has it, not null, and does not send it
 
+    def add(self, value: Any, row: SourceRow) -> None:
+        """Counts a JSON value in, not null. Raises `RowProblem` where it is nested too deeply."""
+        kind = type(value)
+        if kind is str:
+            self.bytes += len(value)
+        elif kind is int:
+            self.bytes += 8
+            if value < self.least:
+                self.least = value
+                self._note_large(value, row)
+            elif value > self.most:
+                self.most = value
+                self._note_large(value, row)
+        elif kind is bool or kind is float:
+            self.bytes += 8
+        elif kind is Unsendable:
+            if value.value is None:  # NaN
+                return
+            kind = float
+        else:
+            self.bytes += len(to_json_text(value, leniently=True))
+        if kind not in self.kinds:
+            self.kinds[kind] = str(row)
+
+    def _note_large(self, value: int, row: SourceRow) -> None:
+        if not self.large and not -_EXACT <= value <= _EXACT:
+            self.large = str(row)
+        if not self.huge and not -_LONG <= value < _LONG:
+            self.huge = str(row)
+
+    def words(self) -> dict[str, str]:
+        """What JSON values it holds, in words, with the first row of each."""
+        first: dict[str, str] = {}
+        for kind, row in self.kinds.items():
+            first.setdefault(_WORDS.get(kind, "a number"), row)
+        return first
+
     def json_type(self) -> str | None:
         """The narrowest of the named types that holds every JSON value; None where all are null."""
-        kinds, least, most = self.kinds, self.least, self.most
+        kinds, least, most = self.kinds.keys(), self.least, self.most
         if kinds == {int}:
             return "int64" if least >= -_LONG and most < _LONG else JSON
-        if kinds == {int, float}:
+        if kinds == _NUMBERS:
             return "double" if least >= -_EXACT and most <= _EXACT else JSON
+        if str in kinds and kinds <= {str, *_NUMBERS}:
+            return "string"
         if len(kinds) == 1:
             (kind,) = kinds
             return _TYPE_NAMES.get(kind, JSON)
@@ -67,27 +127,69 @@ class ColumnTally:
         self._used = used
         named = (make_column(name, name, kind) for name, kind in job.types.items())
         # Columns whose type is known before the pass.
-        self.fixed = pinned_columns(pinned.columns if pinned else tuple(named), job)
+        columns = pinned.columns if pinned else tuple(named)
+        self.fixed = pinned_columns(columns, job, begun=pinned is not None)
+        self.sizes: Counter[str] = Counter()  # bytes of columns in Parquet files
         # All that rows have, in order of first appearance.
         self.columns: defaultdict[str, _Seen] = defaultdict(_Seen)
 
     @property
     def carried_bytes(self) -> int:
-        return sum(self.columns[n].bytes for n in self.carried() if n in self.columns)
+        known = [name for name in self.carried() if name in self.columns]
+        return sum(self.columns[name].bytes + self.sizes[name] for name in known)
 
     def add_file(self, file: SourceFile) -> None:
         """Counts the columns of a Parquet file in. Raises `InputError`."""
         carry, used = self._carry, self._used
-        for name, (kind, size) in read_columns(file).items():
+        types, twice = read_columns(file)
+        for name in twice:
+            is_used = used is None or name in used
+            if is_used or carry is None or name in carry:
+                others = [other for other in types if other != name]
+                cure = "" if is_used else f", or leave it out with {carry_options(others)}"
+                raise InputError(
+                    f"{file.path}: two columns are called `{name}`, and only one of them could be "
+                    f"meant; write the file again with a name for each{cure}"
+                )
+        partitions = dict(file.partitions)
+        for name, kind in types.items():
+            if name in partitions and self._pinned is not None and name not in self.fixed:
+                continue  # a run of an earlier version, which did not see these columns
             seen = self.columns[name]
-            seen.arrow.append(kind)
-            seen.bytes += size
+            seen.arrow.setdefault(kind, str(file))
             if (name in carry) if carry is not None else (used is not None and name not in used):
                 self._note(name, seen, file)
 
-    def add(self, row: SourceRow, consumed: frozenset[str]) -> None:
-        """Counts a row in. Raises `InputError` where a value does not fit."""
+    def expected(self) -> dict[str, PinnedColumn]:
+        """Columns that may be carried, with the types that their values must fit.
+
+        Those of Parquet files are known before the pass, unless lines add to them.
+        """
+        carry = self._carry
+        found = {n: one for n, one in self.fixed.items() if carry is None or n in carry}
+        if self._pinned is not None:
+            return found
+        names = [
+            name
+            for name, seen in self.columns.items()
+            if name not in self._identity and (carry is None or name in carry) and seen.arrow
+        ]
+        for name in names:
+            united = unite([*self.columns[name].arrow])
+            if name not in found and united is not None:
+                others = [other for other in names if other != name]
+                found[name] = PinnedColumn(make_column(name, name, united), others=others)
+        return found
+
+    def add(self, row: SourceRow, consumed: frozenset[str]) -> str:
+        """Counts a row in. What of it cannot be stored, and why; empty: all can.
+
+        Raises `InputError` for a column that the run does not know.
+        """
         columns, carry, is_json = self.columns, self._carry, not row.columns
+        problem = ""
+        if row.misfits:
+            problem = problem_of(row, NO_COLUMNS if carry is not None else consumed)
         for name, value in (row.data or {}).items():
             seen = columns[name]
             if value is None:
@@ -102,23 +204,14 @@ class ColumnTally:
                 self._note(name, seen, row)
             if not is_json:  # the file says what its columns are
                 continue
-            if name in self.fixed:
-                self.fixed[name].fit(value, row)
-            kind = type(value)
-            if kind is str:
-                seen.bytes += len(value)
-            elif kind is int:
-                seen.bytes += 8
-                if value < seen.least:
-                    seen.least = value
-                elif value > seen.most:
-                    seen.most = value
-            elif kind is bool or kind is float:
-                seen.bytes += 8
-            else:
-                with suppress(RowProblem):  # an error later if it cannot be carried
-                    seen.bytes += len(to_json_text(value, leniently=True))
-            seen.kinds.add(kind)
+            try:
+                if name in self.fixed:
+                    self.fixed[name].stored(value)
+                seen.add(value, row)
+            except RowProblem as error:
+                column = self.fixed.get(name) or PinnedColumn(make_column(name, name, JSON))
+                problem = problem or column.misfit(error.message)
+        return problem
 
     def sent(self, fills: frozenset[str] | None) -> tuple[str, ...]:
         """The source columns of which something is sent; `fills`: by templates, None: all."""
@@ -154,7 +247,8 @@ class ColumnTally:
             raise InputError(
                 f"{source}: column `{name}` is new; this run carries "
                 f"{', '.join(self.fixed) or 'none'} since it began, and its columns are fixed. "
-                "List the columns to carry in [input] carry, or start a new run directory with -o"
+                f"List the columns to carry with {carry_options(tuple(self.fixed))}, or start a "
+                "new run directory with -o"
             )
         seen.carried = True
 
@@ -167,10 +261,37 @@ class ColumnTally:
             kinds.append(json_type)
         united = unite(kinds) if kinds else "string"
         if united is None:
-            found = ", ".join(sorted({str(kind) for kind in kinds}))
+            found = [f"{cut(str(kind), 80)} ({file})" for kind, file in seen.arrow.items()]
+            found += [f"{word} ({row})" for word, row in seen.words().items()]
+            others = [name for name in self.carried() if name != column]
             raise InputError(
-                f"column `{column}` has types that fit into no one column ({found}); choose "
-                f"one with [input] types = {{ {column} = 'json' }} (or 'string'), or leave the "
-                "column out with [input] carry"
+                f"[input] column `{column}` has types that fit into no one column "
+                f"({listed(found)}); say "
+                f"{shlex.join(['--type', f'{column}=string'])}, or leave the column out with "
+                f"{carry_options(others)}"
             )
         return united
+
+    def warnings(self) -> list[str]:
+        """What made a column text of which most values may be something else."""
+        if self._pinned is not None:
+            return []
+        said = []
+        for name in self.carried():
+            seen = self.columns.get(name)
+            kinds = seen.kinds if seen is not None and name not in self._types else {}
+            if seen is None or not kinds.keys() - {dict, list}:
+                continue
+            if len(kinds) < 2 and not seen.huge:
+                continue
+            kind = seen.json_type()
+            if kind in ("double", "int64") or seen.arrow:
+                continue
+            found = " and ".join(f"{word} ({row})" for word, row in seen.words().items())
+            if seen.huge:
+                found = f"an integer of more than 64 bits ({seen.huge})"
+            elif kinds.keys() == _NUMBERS:
+                found = f"fractions and an integer that a double does not hold ({seen.large})"
+            what = "text, numbers without quotes" if kind == "string" else "JSON text"
+            said.append(f"column `{name}` holds {found}: it is carried as {what}")
+        return said

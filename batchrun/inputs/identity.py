@@ -17,10 +17,12 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from batchrun.errors import InputError
-from batchrun.inputs.rows import RowProblem, SourceRow
+from batchrun.formats.printable import cut
+from batchrun.inputs.rows import RowProblem, SourceRow, Unsendable, encode_leniently
 
 # What named a row; nameless is a bad row that gives no name and goes by its number.
-BY_NUMBER, BY_CUSTOM_ID, BY_COLUMN, NAMELESS = 0, 1, 2, 3
+# ODD_ID goes by its number too, although it has an `id`: one that is no text and no integer.
+BY_NUMBER, BY_CUSTOM_ID, BY_COLUMN, NAMELESS, ODD_ID = 0, 1, 2, 3, 4
 FALLBACK = "id"
 
 _PARTITION = 50_000  # rows whose hashes are compared at a time,
@@ -58,8 +60,9 @@ class Identity(Struct, frozen=True):
         if value is not None:
             return (value if type(value) is str else _name(value, "custom_id")), BY_CUSTOM_ID
         if self.fallback is not None:
+            value = data.get(self.fallback)
             try:
-                return _name(data.get(self.fallback), self.fallback), BY_COLUMN
+                return _name(value, self.fallback), BY_COLUMN
             except RowProblem as problem:
                 if self.pinned:
                     raise InputError(
@@ -67,6 +70,7 @@ class Identity(Struct, frozen=True):
                         "column since it began. Give the row one, or start a new run directory "
                         "with -o"
                     ) from None
+            return str(row.row), BY_NUMBER if value is None else ODD_ID
         return str(row.row), BY_NUMBER
 
     def name_or_number(self, row: SourceRow) -> tuple[str, int]:
@@ -82,8 +86,14 @@ def _name(value: Any, column: str) -> str:
         return value
     if type(value) is int or (isinstance(value, Decimal) and value == value.to_integral_value()):
         return str(int(value))
-    what = "null; it names the row, so it" if value is None else f"{value!r:.60}; it"
+    what = "null; it names the row, so it" if value is None else f"{_shown(value)}; it"
     raise RowProblem(f"`{column}` is {what} must be text or an integer")
+
+
+def _shown(value: Any) -> str:
+    return (
+        value.what if isinstance(value, Unsendable) else cut(encode_leniently(value).decode(), 60)
+    )
 
 
 class RowNames(Struct):
@@ -116,14 +126,14 @@ class RowNames(Struct):
             if reason:
                 warning = (
                     f"{reason}, so rows without `custom_id` are known by their number: rows may be "
-                    "added at the end later, but not between others. Name a better column with id "
-                    "in [input]"
+                    "added at the end later, but not between others. Name a better column with "
+                    "--id COLUMN"
                 )
         if not identity.pinned:
             identity = self._without_suffix(identity)
         if pair is not None:
             raise InputError(self._twice(pair, identity))
-        numbered = self.named_by.count(BY_NUMBER)
+        numbered = self.named_by.count(BY_NUMBER) + self.named_by.count(ODD_ID)
         if self.any_named and numbered and identity.explicit is None and not warning:
             warning = (
                 f"{numbered:,} of {len(self.ids):,} rows have no `custom_id` and are known by "
@@ -139,11 +149,15 @@ class RowNames(Struct):
 
     def _why_not_by_fallback(self, pair: Pair | None, read: ReadRows) -> str | None:
         """Why `id` names no rows; empty where there is no such column, None where it does."""
+        if (odd := self.named_by.find(ODD_ID)) >= 0:
+            row = next(read({odd}))
+            value = _shown((row.data or {}).get(FALLBACK))
+            return f"column `{FALLBACK}` is {value} in {row}, which is no text and no integer"
         if BY_COLUMN not in self.named_by:
             return ""
         if (numbered := self.named_by.find(BY_NUMBER)) >= 0:
             row = next(read({numbered}))
-            return f"column `{FALLBACK}` is missing, null or neither text nor integer in {row}"
+            return f"column `{FALLBACK}` is missing or null in {row}"
         if pair is None:
             return None
         (one, name), (other, _) = pair
@@ -167,7 +181,7 @@ class RowNames(Struct):
     def _twice(self, pair: Pair, identity: Identity) -> str:
         (one, name), (other, _) = pair
         for row in (one, other):
-            if self.named_by[row.row] in (BY_NUMBER, NAMELESS):
+            if self.named_by[row.row] in (BY_NUMBER, NAMELESS, ODD_ID):
                 return (
                     f"{one} and {other} would both be known as {name!r:.80}: "
                     f"{row} gives no name and goes by its number. Give that row a name, or "

@@ -6,10 +6,11 @@ What may be sent becomes plain JSON values; what is carried keeps its exact stor
 import datetime as dt
 import math
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -18,14 +19,30 @@ import pyarrow.parquet as pq
 from msgspec import Struct
 
 from batchrun.errors import InputError
-from batchrun.formats.arrow import carried_type, is_list, own_type, plain_values
-from batchrun.inputs.carried import JSON, PinnedColumn, unite
-from batchrun.inputs.rows import FileRows, SourceFile, SourceRow, Unsendable
+from batchrun.formats.arrow import (
+    as_own_type,
+    carried_type,
+    check_values,
+    is_list,
+    own_type,
+    plain_values,
+)
+from batchrun.formats.printable import cut, listed
+from batchrun.inputs.carried import JSON, PinnedColumn, carry_options, unite
+from batchrun.inputs.rows import (
+    FileRows,
+    RowProblem,
+    SourceFile,
+    SourceRow,
+    Unsendable,
+    to_json_text,
+)
 
 _BATCH_BYTES = 8 * 1024 * 1024  # about what a batch may take up once decoded
 _BATCH_ROWS = 512
 _BUFFER = 1024 * 1024
 _PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
+_SHOWN = 200  # characters of a value in a message
 _EPOCH = dt.datetime(1970, 1, 1)  # noqa: DTZ001 - the zone is written by hand
 _is = pa.types
 
@@ -37,18 +54,20 @@ class ColumnUse(Struct, frozen=True):
 
     used: frozenset[str] | None  # may be sent or fill a template; None: all
     carried: Mapping[str, PinnedColumn] = {}
-    decode_all: bool = False  # to know that the file is sound
+    # Carried values are converted, so that those that cannot be stored are known, and dropped.
+    check_only: bool = False
+    sizes: Counter[str] | None = None  # gets the bytes of each carried column
 
 
-def read_columns(file: SourceFile) -> dict[str, tuple[pa.DataType, int]]:
-    """Type and bytes before compression of each column. Raises `InputError`."""
+def read_columns(file: SourceFile) -> tuple[dict[str, pa.DataType], set[str]]:
+    """The type of each column, and the names that several columns have. Raises `InputError`."""
     with _opened(file) as parquet:
-        sizes: Counter[str] = Counter()
-        for group in range(parquet.metadata.num_row_groups):
-            for leaf in range(parquet.metadata.num_columns):
-                chunk = parquet.metadata.row_group(group).column(leaf)
-                sizes[chunk.path_in_schema.split(".")[0]] += chunk.total_uncompressed_size
-        return {one.name: (one.type, sizes[one.name]) for one in parquet.schema_arrow}
+        schema = parquet.schema_arrow
+    counts = Counter(schema.names)
+    types = {field.name: field.type for field in schema}
+    for name, value in file.partitions:
+        types.setdefault(name, _partition_type(value))
+    return types, {name for name, count in counts.items() if count > 1}
 
 
 def read_rows(file: SourceFile, first: int, complete: bytearray | None, use: ColumnUse) -> FileRows:
@@ -66,10 +85,15 @@ def read_rows(file: SourceFile, first: int, complete: bytearray | None, use: Col
             if complete is not None and complete.find(0, row, end) < 0:
                 row = end
                 continue
-            batches = parquet.iter_batches(size, row_groups=[group], columns=reader.needed)
-            for batch in chain.from_iterable(map(_halved, batches)):
-                yield from reader.rows(batch, row, complete)
-                row += batch.num_rows
+            try:
+                batches = parquet.iter_batches(size, row_groups=[group], columns=reader.needed)
+                for batch in chain.from_iterable(map(_halved, batches)):
+                    yield from reader.rows(batch, row, complete)
+                    row += batch.num_rows
+            except OSError as error:
+                if _is_encrypted(error):
+                    raise _encrypted(file, parquet, group, reader.needed) from error
+                raise
     return row
 
 
@@ -78,20 +102,25 @@ class _BatchReader:
 
     def __init__(self, file: SourceFile, schema: pa.Schema, use: ColumnUse) -> None:
         self._file = file
-        self._names = tuple(schema.names)
         types = {field.name: field.type for field in schema}
+        self._partitions = {n: value for n, value in file.partitions if n not in types}
+        types |= {name: _partition_type(value) for name, value in self._partitions.items()}
+        self._names = tuple(types)
         self._plain: dict[str, Values] = {
-            name: _json_reader(kind)
+            name: _json_reader(name, kind)
             for name, kind in types.items()
             if use.used is None or name in use.used
         }
         # Null for a column that this file does not have.
-        self._carried: dict[str, Values | None] = {
-            name: _carried_reader(file, column, types[name]) if name in types else None
+        self._carried: dict[str, _CarriedReader | None] = {
+            name: _CarriedReader(file, column, types[name], use.check_only)
+            if name in types
+            else None
             for name, column in use.carried.items()
         }
+        self._check_only, self._sizes = use.check_only, use.sizes
         read = self._plain.keys() | use.carried.keys()
-        self.needed = None if use.decode_all else [name for name in types if name in read]
+        self.needed = [name for name in schema.names if name in read]
 
     def rows(
         self, batch: pa.RecordBatch, first: int, complete: bytearray | None
@@ -101,18 +130,38 @@ class _BatchReader:
             numbers = [row for row in numbers[: max(len(complete) - first, 0)] if not complete[row]]
         if not numbers:
             return
+        chosen = None
         if len(numbers) < batch.num_rows and batch.num_columns:
-            batch = batch.take(pa.array([row - first for row in numbers]))
-        arrays = dict(zip(batch.schema.names, batch.columns, strict=True))
+            chosen = pa.array([row - first for row in numbers])
+        arrays = {}
+        for name, array in zip(batch.schema.names, batch.columns, strict=True):
+            if chosen is not None:  # views and run lengths cannot be taken from
+                array = as_own_type(array).take(chosen)  # noqa: PLW2901
+            arrays[name] = array
+        for name, value in self._partitions.items():
+            arrays[name] = pa.repeat(pa.scalar(value, _partition_type(value)), len(numbers))
+        misfits: defaultdict[int, dict[str, str]] = defaultdict(dict)
         try:
             plain = [(name, read(arrays[name])) for name, read in self._plain.items()]
-            carried = [read and read(arrays[name]) for name, read in self._carried.items()]
+            carried = [
+                read and read.values(arrays[name], misfits) for name, read in self._carried.items()
+            ]
         except (pa.ArrowException, ValueError) as error:
             raise _unreadable(self._file, error) from error
+        if self._sizes is not None:
+            self._sizes.update({n: arrays[n].nbytes for n, read in self._carried.items() if read})
         for index, row in enumerate(numbers):
             data = {name: values[index] for name, values in plain if values[index] is not None}
-            of_row = tuple([values and values[index] for values in carried])
-            yield SourceRow(row, self._file.name, None, data, columns=self._names, carried=of_row)
+            of_row = () if self._check_only else tuple([v and v[index] for v in carried])
+            yield SourceRow(
+                row,
+                self._file.name,
+                None,
+                data,
+                columns=self._names,
+                carried=of_row,
+                misfits=misfits.get(index) if misfits else None,
+            )
 
 
 def _halved(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
@@ -146,82 +195,224 @@ def _opened(file: SourceFile) -> Iterator[pq.ParquetFile]:
 
 def _unreadable(file: SourceFile, error: Exception) -> InputError:
     reason = getattr(error, "strerror", None) or str(error).split("\n")[0].split(". Detail")[0]
+    if _is_encrypted(error):
+        return InputError(
+            f"{file.path}: the file is encrypted, which batchrun does not read; write it again "
+            "without encryption"
+        )
     return InputError(
         f"{file.path}: cannot be read as Parquet ({reason:.300}); it is cut short, damaged or of "
         "another format: write the file again"
     )
 
 
-def _json_reader(kind: pa.DataType) -> Values:
-    """From an array to values for JSON."""
-    make = sendable(carried_type(own_type(kind)))
-    if make is None:
-        return plain_values
-    return lambda array: [None if value is None else make(value) for value in plain_values(array)]
+def _is_encrypted(error: Exception) -> bool:
+    return "crypt" in str(error)
 
 
-def _carried_reader(file: SourceFile, column: PinnedColumn, kind: pa.DataType) -> Values:
-    """From an array to the stored values of a column that the file has as `kind`.
+def _encrypted(
+    file: SourceFile, parquet: pq.ParquetFile, group: int, needed: list[str]
+) -> InputError:
+    """Names the columns that cannot be decrypted: their metadata may not even be looked at."""
 
-    Raises `InputError` where the type cannot be put into the pinned one; so may the reader.
-    """
-    own = carried_type(own_type(kind))
-    is_text = _is.is_string(own) or _is.is_large_string(own)
-    as_text = column.type == JSON or (column.explicit and column.type == "string" and not is_text)
-    if not as_text and not column.explicit and unite([kind, column.arrow]) != column.arrow:
-        raise column.misfit(file, own)
-    make = sendable(own)
+    def is_readable(name: str) -> bool:
+        try:
+            next(parquet.iter_batches(1, row_groups=[group], columns=[name]), None)
+        except OSError:
+            return False
+        return True
+
+    names = list(dict.fromkeys(parquet.schema_arrow.names))
+    readable = [name for name in names if is_readable(name)]
+    hidden = [name for name in names if name not in readable and name in needed]
+    what = f"column `{hidden[0]}` is" if len(hidden) == 1 else f"columns {listed(hidden)} are"
+    return InputError(
+        f"{file.path}: {what} encrypted and cannot be read; leave out what is encrypted with "
+        f"{carry_options(readable)}, or write the file again without encryption"
+    )
+
+
+def _partition_type(value: int | str | None) -> pa.DataType:
+    """Values of one column are all numbers or all text, whatever the file, or null."""
+    if value is None:
+        return pa.null()
+    return pa.int64() if isinstance(value, int) else pa.string()
+
+
+def _json_reader(column: str, kind: pa.DataType) -> Values:
+    """From an array to values for JSON, with `Unsendable` for those that cannot be read."""
+    make = sendable(carried_type(own_type(kind)), column)
 
     def read(array: pa.Array) -> list[Any]:
+        values = plain_values(array)
+        return values if make is None else [v if v is None else make(v) for v in values]
+
+    def read_each(array: pa.Array) -> list[Any]:
+        unread: dict[int, Exception] = {}
+        values = _salvaged(array, read, unread)
+        for at, error in unread.items():
+            values[at] = Unsendable(_said(array[at : at + 1], error)[0], None, column)
+        return values
+
+    return lambda array: _first_that_works(array, read, read_each)
+
+
+def _first_that_works(array: pa.Array, read: Values, else_read: Values) -> list[Any]:
+    try:
+        return read(array)
+    except (pa.ArrowException, ValueError, RowProblem):
+        return else_read(array)
+
+
+def _salvaged(
+    array: pa.Array, read: Values, unread: dict[int, Exception], first: int = 0
+) -> list[Any]:
+    """The values, null for each that cannot be read; `unread` gets why, by its place."""
+    try:
+        return read(array)
+    except (pa.ArrowException, ValueError, RowProblem) as error:
+        if len(array) == 1:
+            unread[first] = error
+            return [None]
+    half = len(array) // 2
+    return [
+        *_salvaged(array[:half], read, unread, first),
+        *_salvaged(array[half:], read, unread, first + half),
+    ]
+
+
+def _said(array: pa.Array, error: Exception) -> tuple[str, bool]:
+    """The one value of the array as a message shows it, and whether it can be read at all."""
+    if isinstance(error, RowProblem):
+        return error.message, False
+    try:
+        (value,) = plain_values(array)
+        make = sendable(carried_type(own_type(array.type)))
+        value = make(value) if make and value is not None else value
+        return cut(to_json_text(value, leniently=True), _SHOWN), True
+    except UnicodeDecodeError as wrong:
+        text = wrong.object.decode(errors="backslashreplace")
+        return f"text that is not UTF-8 ({cut(text, _SHOWN)})", False
+    except (pa.ArrowException, ValueError) as wrong:
+        return f"a value that cannot be read ({cut(str(wrong), _SHOWN)})", False
+
+
+def _may_fit(kind: pa.DataType, own: pa.DataType, column: PinnedColumn) -> bool:
+    """Whether values of the type can be put into the pinned one with nothing lost, if not all."""
+    to = column.arrow
+    if column.explicit:
         try:
-            values = plain_values(array, None if as_text else column.arrow)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise column.misfit(file, f"{own} ({error})") from error
-        if not as_text:
+            pa.array([], own).cast(to)
+        except pa.ArrowNotImplementedError:
+            return False
+        return True
+    are_numbers = _is.is_integer(to) and (_is.is_integer(own) or _is.is_floating(own))
+    are_times = _is.is_timestamp(to) and _is.is_timestamp(own) and to.tz == own.tz
+    are_texts = all(map(_is_text_or_bytes, (to, own)))
+    return are_numbers or are_times or are_texts or unite([kind, to]) == to
+
+
+def _is_text_or_bytes(kind: pa.DataType) -> bool:
+    is_text = _is.is_string(kind) or _is.is_large_string(kind)
+    return bool(is_text or _is.is_binary(kind) or _is.is_large_binary(kind))
+
+
+class _CarriedReader:
+    """From arrays to the stored values of a column that the file has as `kind`.
+
+    Raises `InputError` where the type cannot be put into the pinned one.
+    """
+
+    def __init__(
+        self, file: SourceFile, column: PinnedColumn, kind: pa.DataType, check_only: bool
+    ) -> None:
+        own = carried_type(own_type(kind))
+        is_text = _is.is_string(own) or _is.is_large_string(own)
+        as_text = column.type == JSON or (
+            column.explicit and column.type == "string" and not is_text
+        )
+        if not as_text and not _may_fit(kind, own, column):
+            raise column.misfit_of_file(file, own)
+        self._column, self._make = column, sendable(own)
+        self._read = self._texts if as_text else (self._check if check_only else self._stored)
+
+    def values(self, array: pa.Array, misfits: defaultdict[int, dict[str, str]]) -> list[Any]:
+        """Null where a value cannot be stored: `misfits` then says why, by place and column."""
+        try:
+            return self._read(array)
+        except (pa.ArrowException, ValueError, RowProblem):
+            unread: dict[int, Exception] = {}
+            # A check of some rows would look at all that a struct or list holds.
+            read = self._stored if self._read == self._check else self._read
+            values = _salvaged(array, read, unread)
+            for at, error in unread.items():
+                what, is_readable = _said(array[at : at + 1], error)
+                misfit = self._column.misfit(what, is_readable=is_readable)
+                misfits[at][self._column.name] = misfit
             return values
-        return [v if v is None else column.fit(make(v) if make else v, file) for v in values]
 
-    return read
+    def _stored(self, array: pa.Array) -> list[Any]:
+        return plain_values(array, self._column.arrow)
+
+    def _check(self, array: pa.Array) -> list[Any]:
+        check_values(array, self._column.arrow)
+        return []
+
+    def _texts(self, array: pa.Array) -> list[Any]:
+        make, fit = self._make, self._column.stored
+        made = [v if v is None or make is None else make(v) for v in plain_values(array)]
+        return [v if v is None else fit(v) for v in made]
 
 
-def sendable(kind: pa.DataType) -> Callable[[Any], Any] | None:
+def sendable(kind: pa.DataType, column: str = "") -> Callable[[Any], Any] | None:
     """From a stored value, not null, to one for JSON; None where they are the same.
 
-    Nulls in objects are left out, NaN is null, maps become objects, times ISO text, and decimals
-    numbers.
+    Nulls in objects are left out, NaN is null, maps become objects, times ISO text, decimals
+    numbers, and bytes that are UTF-8 text. `column` is for messages.
     """
     if isinstance(kind, pa.BaseExtensionType):
-        return sendable(kind.storage_type)
+        return sendable(kind.storage_type, column)
     if _is.is_floating(kind):
-        return _number_or_null
+        return partial(_number_or_null, column)
     if _is.is_decimal(kind):
         return lambda value: Decimal(value) if type(value) is str else value
     if _is.is_binary(kind) or _is.is_large_binary(kind) or _is.is_fixed_size_binary(kind):
-        return lambda _: Unsendable("binary")
+        return partial(_text_or_bytes, column)
     if _is.is_temporal(kind):
         return _as_iso(kind)
     if _is.is_struct(kind):
-        return _object(kind)
+        return _object(kind, column)
     if _is.is_map(kind):
-        item = sendable(kind.item_type) or (lambda value: value)
+        item = sendable(kind.item_type, column) or (lambda value: value)
+        name = sendable(kind.key_type, column) or (lambda value: value)
         return lambda pairs: {
-            str(pair["key"]): item(pair["value"]) for pair in pairs if pair["value"] is not None
+            str(name(pair["key"])): item(pair["value"])
+            for pair in pairs
+            if pair["value"] is not None
         }
     if is_list(kind):
-        each = sendable(kind.value_type)
+        each = sendable(kind.value_type, column)
         return each and (lambda items: [None if item is None else each(item) for item in items])
     return None
 
 
-def _number_or_null(value: float) -> Any:
+def _number_or_null(column: str, value: float) -> Any:
     """NaN is how many tools write that there is no value; infinity is a value JSON cannot say."""
     if math.isnan(value):
         return None
-    return value if math.isfinite(value) else Unsendable(str(value))
+    return value if math.isfinite(value) else Unsendable(str(value), value, column)
 
 
-def _object(kind: pa.DataType) -> Callable[[Any], Any]:
-    makers = {field.name: made for field in kind.fields if (made := sendable(field.type))}
+def _text_or_bytes(column: str, value: bytes) -> Any:
+    """Many tools write text without saying that it is text."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return Unsendable("binary", value, column)
+
+
+def _object(kind: pa.DataType, column: str) -> Callable[[Any], Any]:
+    makers = {field.name: made for field in kind.fields if (made := sendable(field.type, column))}
 
     def make(value: dict[str, Any]) -> dict[str, Any]:
         there = ((name, inner) for name, inner in value.items() if inner is not None)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 
 from msgspec import Struct, field
-from msgspec.structs import asdict
+from msgspec.structs import asdict, replace
 
 from batchrun.dialects.responses import output_limit
 from batchrun.errors import InputError
@@ -22,7 +22,7 @@ from batchrun.inputs.carried import Carrier, check_types
 from batchrun.inputs.column_tally import ColumnTally
 from batchrun.inputs.identity import FALLBACK, Identity, RowNames
 from batchrun.inputs.parquet import ColumnUse
-from batchrun.inputs.requests import RequestMaker
+from batchrun.inputs.requests import Draft, RequestMaker
 from batchrun.inputs.rows import SourceFile, SourceRow
 from batchrun.inputs.sources import Source, SourceReader, find_source
 from batchrun.job.sections import InputJob
@@ -34,6 +34,9 @@ __all__ = ["PromptSet", "Source", "SourceFile", "Survey", "find_source"]
 MAX_MODELS = 1_000  # that are remembered
 _STEP = 1_000  # rows between two calls of `on_rows`
 _SHOWN = 10
+
+_OPTIONS = {"id": "--id", "carry": "--carry", "send": "--send", "types": "--type"}
+_UNSTORABLE = 0x5555_5555_5555_5555
 
 OnBody = Callable[[int, JsonObject], None]  # a row's number and its body
 
@@ -79,14 +82,19 @@ class PromptSet:
 
     def __init__(self, source: Source, input_job: InputJob, request: JsonObject) -> None:
         check_types(input_job)
+        if input_job.carry is None:
+            input_job = replace(input_job, carry=source.carry)
         self._source = source
         self._job = input_job
         self._reader = SourceReader(source)
         self._maker = RequestMaker(request, input_job, Identity(input_job.id, None).consumed)
         used = self._maker.may_use
+        if source.carry is not None and used is not None and not self._maker.has_template:
+            used &= frozenset(source.carry)  # not the model that answered, and the like
         names = {"custom_id", input_job.id or FALLBACK, FALLBACK}
         self._used = None if used is None else used | names
         self._hashes: array[int] | None = None
+        self._has_begun = False  # a run, with the layout that it has pinned
 
     def survey(
         self,
@@ -103,6 +111,7 @@ class PromptSet:
         Raises `InputError` where the source as a whole cannot be used.
         """
         identity = self._identity(pinned)
+        self._has_begun = pinned is not None
         tally = ColumnTally(self._job, identity.consumed, pinned, self._used)
         for file in self._source.files:
             if file.kind == "parquet":
@@ -110,15 +119,16 @@ class PromptSet:
         names, found = RowNames(), _Gathered()
         draft_of, add_hash, add_bad = self._maker.draft, found.hashes.append, found.is_bad.append
         add_id, add_named_by = names.ids.append, names.named_by.append
-        for row in self._reader.rows(ColumnUse(self._used, tally.fixed, decode_all=True)):
+        use = ColumnUse(self._used, tally.expected(), check_only=True, sizes=tally.sizes)
+        for row in self._reader.rows(use):
             draft = draft_of(row, identity)
+            if row.data is not None and tally.add(row, draft.consumed) and draft.body is not None:
+                draft = _unstorable(draft)
             body = draft.body
             add_hash(draft.hash)
             add_id(hash(draft.custom_id))
             add_named_by(draft.named_by)
             add_bad(body is None)
-            if row.data is not None:
-                tally.add(row, draft.consumed)
             if mark_unbounded:
                 bounded = body is None or is_bounded(draft.written, output_limit(body))
                 found.is_unbounded.append(not bounded)
@@ -138,6 +148,8 @@ class PromptSet:
             columns=tally.layout(),
             bad_row_suffix=identity.bad_row_suffix,
         )
+        if pinned is None and len({file.kind for file in self._source.files}) > 1:
+            self._check_again(layout, found)
         first, problems = self._examples(layout, found.is_bad)
         return Survey(
             **asdict(found),
@@ -148,8 +160,15 @@ class PromptSet:
             carried=tuple(column.column for column in layout.columns),
             first=first,
             problems=tuple(problems),
-            warnings=warnings,
+            warnings=(*self._source.warnings, *warnings, *tally.warnings()),
         )
+
+    def _check_again(self, layout: Layout, found: _Gathered) -> None:
+        """Marks rows that do not fit the types which Parquet files and lines have in common."""
+        for row in self.requests(layout, bytearray(found.is_bad)):
+            if isinstance(row, BadRow):
+                found.is_bad[row.row] = True
+                found.hashes[row.row] ^= _UNSTORABLE
 
     def requests(
         self, layout: Layout, complete: bytearray, limit: int | None = None
@@ -159,7 +178,7 @@ class PromptSet:
         Raises `InputError` where the files changed since the survey.
         """
         identity = self._identity(layout)
-        carrier = Carrier(layout, self._job)
+        carrier = Carrier(layout, self._job, begun=self._has_begun)
         use = ColumnUse(self._used, carrier.columns)
         if limit is not None:
             complete = complete[:limit] + b"\1" * max(len(complete) - limit, 0)
@@ -167,6 +186,11 @@ class PromptSet:
         draft_of = self._maker.draft
         for row in self._reader.rows(use, complete):
             draft = draft_of(row, identity, hashes[row.row] if hashes is not None else None)
+            carried, problem = (), ""
+            if row.data is not None:
+                carried, problem = carrier.values(row, draft.consumed)
+                if problem and draft.body is not None:
+                    draft = _unstorable(draft, problem, has_hash=hashes is not None)
             body = draft.body
             if body is None:
                 yield BadRow(
@@ -176,7 +200,7 @@ class PromptSet:
                     line=row.line,
                     message=draft.problem,
                     hash=f"{draft.hash:016x}",
-                    carried=carrier.values(row, draft.consumed) if row.data is not None else (),
+                    carried=carried,
                 )
                 continue
             yield Request(
@@ -187,7 +211,7 @@ class PromptSet:
                 hash=f"{draft.hash:016x}",
                 model=body.get("model"),
                 max_output_tokens=output_limit(body),
-                carried=carrier.values(row, draft.consumed),
+                carried=carried,
             )
 
     def _identity(self, layout: Layout | None) -> Identity:
@@ -198,8 +222,8 @@ class PromptSet:
         if explicit is not None and explicit != layout.id_column:
             was = f"column `{layout.id_column}`" if layout.id_column else "custom_id or number"
             raise InputError(
-                f"[input] id is {explicit!r}, but this run has named its rows by {was} since it "
-                "began; leave id as it was, or start a new run directory with -o"
+                f"--id (id in [input]) is `{explicit}`, but this run has named its rows by {was} "
+                "since it began; leave id as it was, or start a new run directory with -o"
             )
         fallback = None if explicit else layout.id_column
         return Identity(explicit, fallback, pinned=True, bad_row_suffix=layout.bad_row_suffix)
@@ -220,8 +244,8 @@ class PromptSet:
             for name in names:
                 if name not in known:
                     raise InputError(
-                        f"{self._source.spec}: [input] {key} names the column `{name}`, which no "
-                        f"row has; {nearest(name, known, 'the columns')}"
+                        f"{self._source.spec}: {_OPTIONS[key]} ({key} in [input]) names the column "
+                        f"`{name}`, which no row has; {nearest(name, known, 'the columns')}"
                     )
 
     def _rows(self, numbers: set[int]) -> Iterator[SourceRow]:
@@ -244,3 +268,12 @@ class PromptSet:
         for number in numbers:
             marks[number] = 0
         return marks
+
+
+def _unstorable(draft: Draft, problem: str = "", *, has_hash: bool = False) -> Draft:
+    """The draft of a row whose carried values cannot be stored.
+
+    Its hash is not that of its request, so that the row counts as changed once it is repaired.
+    """
+    key = draft.hash if has_hash else draft.hash ^ _UNSTORABLE
+    return Draft(draft.custom_id, draft.named_by, draft.consumed, None, b"", key, problem)

@@ -73,6 +73,7 @@ class RequestMaker:
     def __init__(self, request: JsonObject, input_job: InputJob, identity: frozenset[str]) -> None:
         self._defaults = Defaults(request)
         self._send = input_job.send
+        self.has_template = self._defaults.has_input  # which says all that is sent
         named = identity | frozenset(input_job.send)
         # With a template for `input` everything is carried, also what is sent besides.
         always = identity if self._defaults.has_input else named

@@ -3,6 +3,7 @@
 msgspec does the work; where it refuses, the standard library decides whether the text is JSON.
 """
 
+import base64
 import json
 import math
 from collections.abc import Generator
@@ -27,6 +28,8 @@ class SourceFile(Struct, frozen=True):
     path: Path
     name: str  # as column `source` shows it: the file's name, or its path within the folder
     kind: str  # jsonl or parquet
+    # Columns that the folders of a hive layout give to all rows of the file, with their values.
+    partitions: tuple[tuple[str, int | str | None], ...] = ()
 
     def __str__(self) -> str:
         return self.name
@@ -43,6 +46,8 @@ class SourceRow(Struct):
     problem: str = ""
     columns: tuple[str, ...] = ()  # Parquet: all columns of the file
     carried: tuple[Any, ...] = ()  # Parquet: the pinned columns, in their stored types
+    # Parquet: pinned columns whose value cannot be stored, with what is wrong
+    misfits: dict[str, str] | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -74,18 +79,36 @@ class Unsendable:
     No struct or dataclass: those msgspec would encode.
     """
 
-    __slots__ = ("what",)
+    __slots__ = ("column", "value", "what")
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, value: float | bytes | None = None, column: str = "") -> None:
         self.what = what
+        self.value = value  # infinity or bytes; None: NaN, which is no value
+        self.column = column  # that holds it, where it is known
 
     def __str__(self) -> str:
         return _refuse(self)
 
+    def __repr__(self) -> str:
+        return self.what
+
+    @property
+    def text(self) -> str | None:
+        """What stands for it in JSON text that is carried: nothing is lost, if it is no JSON."""
+        if isinstance(self.value, bytes):
+            return base64.b64encode(self.value).decode()
+        return None if self.value is None else ("-Infinity" if self.value < 0 else "Infinity")
+
 
 def _refuse(value: Any) -> NoReturn:
-    what = value.what if isinstance(value, Unsendable) else f"a {type(value).__name__}"
-    raise RowProblem(f"a value would be sent that is {what}; JSON has no word for it")
+    what, where = f"a {type(value).__name__}", ""
+    if isinstance(value, Unsendable):
+        what, where = value.what, f" of column `{value.column}`" if value.column else ""
+    raise RowProblem(f"a value{where} would be sent that is {what}; JSON has no word for it")
+
+
+def _instead(value: Any) -> str | None:
+    return value.text if isinstance(value, Unsendable) else None
 
 
 # Keys in the row's order, for the wire.
@@ -94,8 +117,8 @@ encode = msgspec.json.Encoder(decimal_format="number", enc_hook=_refuse).encode
 encode_sorted = msgspec.json.Encoder(
     decimal_format="number", enc_hook=_refuse, order="deterministic"
 ).encode
-# Never refuses, null for what JSON has no word for: for what is carried, not sent.
-encode_leniently = msgspec.json.Encoder(decimal_format="number", enc_hook=lambda _: None).encode
+# Never refuses, text or null for what JSON has no word for: for what is carried, not sent.
+encode_leniently = msgspec.json.Encoder(decimal_format="number", enc_hook=_instead).encode
 
 
 def decode(data: bytes | str) -> Any:
@@ -107,7 +130,7 @@ def decode(data: bytes | str) -> Any:
     try:
         text = data if isinstance(data, str) else data.decode()
         value = json.loads(
-            text.rstrip(), parse_constant=_no_constant, parse_float=_finite, parse_int=_integer
+            text.rstrip(), parse_constant=_constant, parse_float=_finite, parse_int=_integer
         )
         return with_valid_text(value)
     except UnicodeDecodeError as error:
@@ -120,8 +143,9 @@ def decode(data: bytes | str) -> Any:
         raise RowProblem("nested too deeply") from None
 
 
-def _no_constant(word: str) -> NoReturn:
-    raise RowProblem(f"not JSON: it holds {word}, which JSON does not know; write null")
+def _constant(word: str) -> Unsendable:
+    """What Python and others write: harmless in a column that is not sent."""
+    return Unsendable(word, None if word == "NaN" else float(word))
 
 
 def _finite(text: str) -> float:

@@ -8,22 +8,34 @@ import glob
 import hashlib
 import os
 import select
+import tempfile
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from itertools import takewhile
 from pathlib import Path, PurePath
 from typing import BinaryIO
+from urllib.parse import unquote
 
-from msgspec import Struct
+import pyarrow.parquet as pq
+from msgspec import Struct, structs
 
 from batchrun.errors import InputError, StoreError
+from batchrun.formats.amounts import plural
 from batchrun.formats.json_text import as_utf8
+from batchrun.formats.printable import cut, one_line
 from batchrun.inputs import jsonl, parquet
-from batchrun.inputs.rows import SourceFile, SourceRow
+from batchrun.inputs.rows import FileRows, SourceFile, SourceRow
 from batchrun.job.sections import STDIN, InputJob
+from batchrun.store.columns import as_schema, response_schema
+from batchrun.store.files import RESPONSES, WRITER, FileId, storing
+from batchrun.store.parts import new_files, read_part, without, write_parts
+from batchrun.store.reading import RUN_FILE, read_record
+from batchrun.store.snapshot import Snapshot, read_snapshot
 
 _JSONL = (".jsonl", ".ndjson")
 _KNOWN = ".jsonl, .ndjson (also with .gz or .zst) and .parquet"
-_RUN_RECORD = "run.json"  # marks a run directory, whose tables are no prompt sets
+_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
+_SHOWN = 5  # names
 _CHUNK = 1024 * 1024
 _CHECK_EVERY_S = 0.1
 
@@ -35,6 +47,10 @@ class Source(Struct, frozen=True):
 
     spec: str  # as asked for
     files: tuple[SourceFile, ...]
+    warnings: tuple[str, ...] = ()  # what of it is passed over
+    # Of a run directory: the columns that are carried unless the job lists others.
+    carry: tuple[str, ...] | None = None
+    temporary: tempfile.TemporaryDirectory[str] | None = None  # deleted with the source
 
 
 class SourceReader:
@@ -69,6 +85,8 @@ class SourceReader:
                 first = row
                 if file.kind == "parquet":
                     row = yield from parquet.read_rows(file, row, complete, use)
+                elif file.partitions:
+                    row = yield from _with_partitions(file, jsonl.read_rows(file, row, complete))
                 else:
                     row = yield from jsonl.read_rows(file, row, complete)
                 self._check_unchanged(index, handle)
@@ -85,10 +103,24 @@ class SourceReader:
             )
 
 
+def _with_partitions(file: SourceFile, rows: FileRows) -> FileRows:
+    """The rows with the columns that folders give, unless they have their own."""
+    while True:
+        try:
+            row = next(rows)
+        except StopIteration as end:
+            number: int = end.value
+            return number
+        if row.data is not None:
+            for name, value in file.partitions:
+                row.data.setdefault(name, value)
+        yield row
+
+
 def find_source(input_job: InputJob, stdin_copy: Path | None = None) -> Source:
     """The files that `input.path` names; `stdin_copy` is the copy of standard input.
 
-    Raises `InputError` where there are none.
+    Raises `InputError` where there are none; for a run directory also `JobError`, `StoreError`.
     """
     spec, kind = input_job.path, input_job.format
     if spec == STDIN:
@@ -97,10 +129,14 @@ def find_source(input_job: InputJob, stdin_copy: Path | None = None) -> Source:
         copy = SourceFile(path=stdin_copy, name=STDIN, kind=kind or "jsonl")
         return Source(spec=spec, files=(copy,))
     path = Path(spec)
+    found: Iterable[Path] = ()
+    passed_over: list[Path] = []
+    base = path
     try:
         if path.is_dir():
-            known = [one for one in _walk(path) if kind in (None, _kind_of(one))]
-            files = _sorted_files(known, path, None)
+            if (path / RUN_FILE).is_file():
+                return _run_source(spec, path)
+            found = _walk(path, passed_over)
             missing = f"no prompt set in this folder; it would be a file ending in {_KNOWN}"
         elif path.exists():
             if not path.is_file():
@@ -108,26 +144,29 @@ def find_source(input_job: InputJob, stdin_copy: Path | None = None) -> Source:
                     f"{spec}: not a regular file; a prompt set is read more than once, so save it, "
                     "or give - to read standard input"
                 )
-            files = _sorted_files([path], path.parent, kind)
+            file = SourceFile(path=path, name=as_utf8(path.name), kind=kind or _kind_of(path) or "")
+            if file.kind:
+                return Source(spec=spec, files=(file,))
             missing = (
-                f"the ending says nothing about the format; known are {_KNOWN}. Give format = "
-                "'jsonl' or 'parquet' in [input]"
+                f"the ending says nothing about the format; known are {_KNOWN}. Say --format jsonl "
+                "or --format parquet (format in [input])"
             )
         elif glob.has_magic(spec):
-            matches = map(Path, glob.glob(spec, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
-            fixed = takewhile(lambda part: not glob.has_magic(part), path.parts[:-1])
-            files = _sorted_files(matches, Path(*fixed), kind)
+            found = map(Path, glob.glob(spec, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
+            base = Path(*takewhile(lambda part: not glob.has_magic(part), path.parts[:-1]))
             missing = (
-                f"no file matches; check the pattern. Files must end in {_KNOWN}, or give format = "
-                "'jsonl' or 'parquet' in [input]"
+                f"no file matches; check the pattern. Files must end in {_KNOWN}, or say --format "
+                "jsonl or --format parquet (format in [input])"
             )
         else:
-            files, missing = (), "no such file; check the path"
+            missing = "no such file; check the path"
+        any_kind = kind if glob.has_magic(spec) and not path.exists() else None
+        files = _sorted_files(found, base, kind, any_kind, passed_over)
     except OSError as error:
         raise InputError(f"{spec}: cannot be read ({error.strerror}); check the path") from error
     if not files:
         raise InputError(f"{spec}: {missing}")
-    return Source(spec=spec, files=files)
+    return Source(spec=spec, files=files, warnings=_passed_over(spec, passed_over, base))
 
 
 def _kind_of(path: PurePath) -> str | None:
@@ -139,29 +178,147 @@ def _kind_of(path: PurePath) -> str | None:
     return "jsonl" if name.endswith(_JSONL) else None
 
 
-def _sorted_files(paths: Iterable[Path], base: Path, kind: str | None) -> tuple[SourceFile, ...]:
-    """Those of the paths that are files of this format, or of a known one; names from `base` on."""
-    files = [
-        SourceFile(path=path, name=as_utf8(path.relative_to(base).as_posix()), kind=known)
-        for path in paths
-        if (known := kind or _kind_of(path)) is not None and path.is_file()
-    ]
-    return tuple(sorted(files, key=lambda file: file.name))
+def _sorted_files(
+    paths: Iterable[Path],
+    base: Path,
+    kind: str | None,
+    any_kind: str | None,
+    passed_over: list[Path],
+) -> tuple[SourceFile, ...]:
+    """Those of the paths that are files of this format, or of a known one; names from `base` on.
+
+    `any_kind`: the format of files whose endings say nothing.
+    """
+    files = []
+    for path in paths:
+        known = any_kind or _kind_of(path)
+        if known is None or kind not in (None, known) or not path.is_file():
+            if not path.is_dir():
+                passed_over.append(path)
+            continue
+        files.append(SourceFile(path, as_utf8(path.relative_to(base).as_posix()), known))
+    return _with_folders_as_columns(sorted(files, key=lambda file: file.name))
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    """Files below the folder; hidden ones and whole run directories are left out."""
+def _with_folders_as_columns(files: list[SourceFile]) -> tuple[SourceFile, ...]:
+    """With the columns of a hive layout: `lang=de/year=2024/a.parquet` has two.
+
+    Values of a column are integers where all are, else text, or null.
+    """
+    if not any("=" in file.name for file in files):
+        return tuple(files)
+    found = [_partitions(file.name) for file in files]
+    texts: defaultdict[str, set[str]] = defaultdict(set)
+    for partitions in found:
+        for name, value in partitions.items():
+            texts[name].add(value)
+    numbers = {
+        name for name, values in texts.items() if all(map(_is_integer, values - {_HIVE_NULL}))
+    }
+
+    def value_of(name: str, text: str) -> int | str | None:
+        if text == _HIVE_NULL:
+            return None
+        return int(text) if name in numbers else text
+
+    return tuple(
+        structs.replace(file, partitions=tuple((n, value_of(n, v)) for n, v in of_file.items()))
+        for file, of_file in zip(files, found, strict=True)
+    )
+
+
+def _partitions(name: str) -> dict[str, str]:
+    pairs = [part.partition("=") for part in name.split("/")[:-1]]
+    return {unquote(key): unquote(value) for key, equals, value in pairs if key and equals}
+
+
+def _is_integer(text: str) -> bool:
+    """Whether it is an integer of 64 bits, and the text is found again in the integer."""
+    digits = text.removeprefix("-")
+    plain = digits.isascii() and digits.isdigit() and (digits[0] != "0" or text == "0")
+    return plain and len(digits) < 19
+
+
+def _walk(folder: Path, passed_over: list[Path]) -> Iterator[Path]:
+    """Files below the folder; hidden ones are left out, and whole run directories passed over.
+
+    Links to folders are followed, but each folder is read once: first where it really is.
+    """
 
     def complain(error: OSError) -> None:
         raise error
 
-    for parent, folders, files in os.walk(folder, onerror=complain):
-        below = Path(parent)
-        if _RUN_RECORD in files and below != folder:
-            folders.clear()
-            continue
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (below / name for name in files if not name.startswith("."))
+    seen: set[tuple[int, int]] = set()
+    starts = [folder]
+    while starts:
+        links = []
+        for parent, folders, files in os.walk(starts.pop(0), onerror=complain):
+            below = Path(parent)
+            stat = below.stat()
+            is_new = (stat.st_dev, stat.st_ino) not in seen
+            seen.add((stat.st_dev, stat.st_ino))
+            if not is_new or (RUN_FILE in files and below != folder):
+                if is_new:
+                    passed_over.append(below)
+                folders.clear()
+                continue
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            links += [below / name for name in folders if (below / name).is_symlink()]
+            yield from (below / name for name in files if not name.startswith("."))
+        starts += links
+
+
+def _passed_over(spec: str, paths: list[Path], base: Path) -> tuple[str, ...]:
+    """Markers such as `_SUCCESS` are not worth a word."""
+    names = sorted(
+        path.relative_to(base).as_posix() for path in paths if not path.name.startswith("_")
+    )
+    if not names:
+        return ()
+    shown = ", ".join(cut(one_line(name), 80) for name in names[:_SHOWN])
+    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    what = plural(len(names), "file or run directory", "files or run directories")
+    return (f"{spec}: {what} passed over ({shown}{more}); read are {_KNOWN}",)
+
+
+def _run_source(spec: str, path: Path) -> Source:
+    """The `responses` of a run directory: its parts, and what is only in its journal.
+
+    The journal's rows are written to a file outside of the run directory, and so are parts of
+    which the journal has newer rows. Raises `JobError`, `StoreError`.
+    """
+    record = read_record(path)
+    schema = response_schema(record.layout, record.schema_version)
+    temporary = tempfile.TemporaryDirectory(prefix="batchrun-")
+    folder = Path(temporary.name)
+
+    def read(now: Snapshot) -> list[SourceFile]:
+        files = []
+        for part in now.responses:
+            name, read_from = f"{part.parent.name}/{part.name}", part
+            if now.replaced:
+                read_from = folder / part.name
+                with pq.ParquetWriter(read_from, schema) as copy:
+                    for batch in read_part(part, None):
+                        rows = without(batch, now.replaced)
+                        copy.write_batch(as_schema(rows, schema, record.layout))
+            files.append(SourceFile(read_from, name, "parquet"))
+        with new_files() as new:
+            renames = write_parts(new, folder, FileId(WRITER, 0), now.outcomes(), record)
+            written = [folder / source for source, _ in renames]
+        files += [
+            SourceFile(one, f"journal/{one.name}", "parquet")
+            for one in written
+            if one.parent.name == RESPONSES
+        ]
+        return files
+
+    with storing(folder, "write the journal's rows"):
+        files = read_snapshot(path, read)
+    if not files:
+        raise InputError(f"{spec}: this run directory holds no rows yet; give it once it has some")
+    carry = (*(column.name for column in record.layout.columns), "output_text")
+    return Source(spec=spec, files=tuple(files), carry=carry, temporary=temporary)
 
 
 def store_stdin(stream: BinaryIO, copy: Path, check: Check = lambda: None) -> str:

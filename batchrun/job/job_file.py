@@ -49,6 +49,8 @@ def load_job(source: str | Path, settings: Mapping[str, Any] | None = None) -> J
                 f"{source}: [input] has no path; add path = 'FILE' (relative to the file)"
             )
     for key, value in settings.items():
+        if key == "input.types":  # those of the file stay
+            value = {**_types(tree), **value}  # noqa: PLW2901
         _put(tree, key, value)
     refuse_keys(tree, "the options")
     _check_tables(tree, _TABLES, where)
@@ -101,6 +103,12 @@ def _read_job_file(path: Path) -> dict[str, Any]:
     return tree
 
 
+def _types(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    section = tree.get("input")
+    types = section.get("types") if isinstance(section, dict) else None
+    return types if isinstance(types, dict) else {}
+
+
 def _put(tree: dict[str, Any], dotted: str, value: object) -> None:
     *tables, last = dotted.split(".")
     for table in tables:
@@ -113,6 +121,8 @@ def _put(tree: dict[str, Any], dotted: str, value: object) -> None:
 
 def _name_of(source: str) -> str:
     if source == STDIN or any(letter in source for letter in "*?["):
+        return ""
+    if (Path(source) / "run.json").is_file():  # a run directory; its answers are another run's rows
         return ""
     name = Path(source).resolve().name
     while name.lower().endswith(_ENDINGS) and Path(name).stem:

@@ -97,7 +97,10 @@ def run_path(job: Job, *, simulate: bool = False) -> Path:
     path = job.output.path
     if path is None:
         if not job.name:
-            raise JobError("no run directory: standard input and globs have no name; give -o DIR")
+            raise JobError(
+                "no run directory: standard input, globs and run directories as a source have no "
+                "name for it; give -o DIR"
+            )
         path = f"runs/{job.name}-simulated" if simulate else f"runs/{job.name}"
     if as_utf8(path) != path:
         raise JobError("the run directory's name is not UTF-8, which Parquet needs; give -o DIR")

@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ def carried(read: Read, path: Path, **how: Any) -> tuple[str, list[Any]]:
         ([2**53 + 1, 0.5], "json", ["9007199254740993", "0.5"]),
         ([2**63, 1], "json", ["9223372036854775808", "1"]),
         (["a", "ä"], "string", ["a", "ä"]),
-        (["a", 1, None], "json", ['"a"', "1", None]),
+        (["a", 1, 3.0, None], "string", ["a", "1", "3.0", None]),
+        (["a", True, None], "json", ['"a"', "true", None]),
         ([True, 1], "json", ["true", "1"]),
         ([{"b": 1, "a": None}, []], "json", ['{"b":1,"a":null}', "[]"]),
         ([None, None], "string", [None, None]),
@@ -70,32 +72,46 @@ def test_a_type_that_the_job_names_is_made(
         ("bool", 1),
     ],
 )
-def test_a_value_that_does_not_fit_is_an_error_with_file_and_line(
+def test_a_value_that_does_not_fit_makes_its_row_bad(
     write: Write, read: Read, kind: str, value: object
 ) -> None:
-    path = write({"prompt": "x"}, {"prompt": "x", "x": value})
-    with pytest.raises(
-        InputError, match=rf"prompts.jsonl:2: column `x` .* {kind}.*\[input\] types"
-    ):
-        read(path, types={"x": kind})
+    path = write({"prompt": "x"}, {"prompt": "x", "x": value, "y": 1})
+    survey, (_, row) = read(path, types={"x": kind})
+    said = (
+        f"column `x` holds {json.dumps(value)}, but it is carried as {kind}; say --type x=string, "
+        "or leave the column out with --carry y"
+    )
+    assert (row.source, row.line, row.message) == ("prompts.jsonl", 2, said)
+    assert (survey.bad_rows, row.carried) == (1, (None, 1))
+    assert carried(read, path, types={"x": "string"}, carry=("x",))[1][1] == str(
+        value if value is not True else "true"
+    )
+    assert read(path, carry=("y",))[0].bad_rows == 0
 
 
 def test_a_pinned_type_is_obeyed(write: Write, read: Read) -> None:
     pinned = read(write({"prompt": "x", "x": 1.5}))[0].layout
     path = write({"prompt": "x", "x": 1.5}, {"prompt": "x", "x": 2}, {"prompt": "x"})
     assert carried(read, path, pinned=pinned) == ("double", [1.5, 2.0, None])
-    with pytest.raises(InputError, match=r"prompts.jsonl:2: .*\[input\] types = \{ x = 'json' \}"):
-        read(write({"prompt": "x", "x": 1.5}, {"prompt": "x", "x": "two"}), pinned=pinned)
+    path = write({"prompt": "x", "x": 1.5}, {"prompt": "x", "x": "two"})
+    _, (_, row) = read(path, pinned=pinned)
+    assert "start a new run directory with -o and --type x=string" in row.message
+    assert read(path, types={"x": "string"})[0].bad_rows == 0
+    # Or without the column, in the same run.
+    assert "leave the column out with --carry ''" in row.message
+    _, rows = read(path, pinned=pinned, carry=())
+    assert [row.carried for row in rows] == [(None,), (None,)]
 
 
 def test_a_pinned_text_column_takes_other_values_once_the_job_says_text(
     write: Write, read: Read
 ) -> None:
     pinned = read(write({"prompt": "x", "x": "a"}))[0].layout
-    path = write({"prompt": "x", "x": "a"}, {"prompt": "x", "x": 1})
-    with pytest.raises(InputError, match="carried as string"):
-        read(path, pinned=pinned)
-    assert carried(read, path, pinned=pinned, types={"x": "string"})[1] == ["a", "1"]
+    path = write({"prompt": "x", "x": 1}, {"prompt": "x", "x": [1]})
+    _, (number, row) = read(path, pinned=pinned)
+    assert number.carried == ("1",)
+    assert "`x` holds [1], but it is carried as string; say --type x=string" in row.message
+    assert carried(read, path, pinned=pinned, types={"x": "string"})[1] == ["1", "[1]"]
     with pytest.raises(
         InputError, match="says json for `x`, but this run has carried it as string"
     ):
@@ -105,7 +121,7 @@ def test_a_pinned_text_column_takes_other_values_once_the_job_says_text(
 def test_a_column_that_appears_later_is_an_error_that_names_carry(write: Write, read: Read) -> None:
     pinned = read(write({"prompt": "x", "x": 1}))[0].layout
     path = write({"prompt": "x", "x": 1}, {"prompt": "x", "x": 1, "y": 2})
-    with pytest.raises(InputError, match=r"prompts.jsonl:2: column `y` is new.*\[input\] carry"):
+    with pytest.raises(InputError, match=r"prompts.jsonl:2: column `y` is new.*--carry x"):
         read(path, pinned=pinned)
     _, rows = read(path, pinned=pinned, carry=("x",))
     assert [row.carried for row in rows] == [(1,), (1,)]
@@ -146,10 +162,10 @@ def test_names_are_changed_where_batchrun_has_such_a_column(write: Write, read: 
 @pytest.mark.parametrize(
     ("job", "option"),
     [
-        ({"id": "quesion"}, "id"),
-        ({"carry": ("quesion",)}, "carry"),
-        ({"send": ("quesion",)}, "send"),
-        ({"types": {"quesion": "json"}}, "types"),
+        ({"id": "quesion"}, r"--id \(id in \[input\]\)"),
+        ({"carry": ("quesion",)}, r"--carry \(carry in \[input\]\)"),
+        ({"send": ("quesion",)}, r"--send \(send in \[input\]\)"),
+        ({"types": {"quesion": "json"}}, r"--type \(types in \[input\]\)"),
     ],
 )
 def test_a_column_that_no_row_has_is_an_error_with_the_nearest(
@@ -157,7 +173,7 @@ def test_a_column_that_no_row_has_is_an_error_with_the_nearest(
 ) -> None:
     path = write({"prompt": "x", "question": 1})
     with pytest.raises(
-        InputError, match=rf"\[input\] {option} names the column `quesion`.*did you mean `question`"
+        InputError, match=rf"{option} names the column `quesion`.*did you mean `question`"
     ):
         read(path, **job)
 
@@ -169,7 +185,7 @@ def test_an_unknown_type_is_an_error_of_the_job(write: Write) -> None:
 
 
 def test_an_unknown_type_is_an_error_that_names_the_known_ones() -> None:
-    with pytest.raises(JobError, match=r"x = 'text'.*bool, int64, double, string, json"):
+    with pytest.raises(JobError, match=r"`x` is 'text' .*bool, int64, double, string, json"):
         check_types(InputJob(path="a", types={"x": "text"}))
 
 

@@ -110,7 +110,7 @@ def test_maps_times_and_decimals_are_sent_as_json_knows_them(table: Table, read:
     assert b'"temperature":0.50' in rows[0].body
 
 
-@pytest.mark.parametrize(("value", "word"), [(b"\x00", "binary"), (math.inf, "inf")])
+@pytest.mark.parametrize(("value", "word"), [(b"\xff", "binary"), (math.inf, "inf")])
 def test_what_json_has_no_word_for_is_a_bad_row(
     table: Table, read: Read, value: object, word: str
 ) -> None:
@@ -189,7 +189,7 @@ def test_the_types_that_the_job_names_are_made(table: Table, read: Read) -> None
     survey, rows = read(path, types=types)
     assert {column.name: column.type for column in survey.layout.columns} == types
     assert rows[0].carried == (5, "2026-01-01", '{"a":1}')
-    with pytest.raises(InputError, match=r"a\.parquet: column `when` .*types"):
+    with pytest.raises(InputError, match=r"a\.parquet: column `when` .*--type when=string"):
         read(path, types={"when": "bool"})
 
 
@@ -216,8 +216,15 @@ def test_types_that_do_not_go_together_are_an_error(
 ) -> None:
     table({"prompt": ["a"], "n": [1]}, "1.parquet")
     table({"prompt": ["b"], "n": ["x"]}, "2.parquet")
-    with pytest.raises(InputError, match=r"`n` has types .*int64, string.*types"):
+    with pytest.raises(InputError) as caught:
         read(tmp_path)
+    said = (
+        "`n` has types that fit into no one column (int64 (1.parquet), string (2.parquet)); say "
+        "--type n=string, or leave the column out with --carry ''"
+    )
+    assert said in str(caught.value)
+    assert [row.carried for row in read(tmp_path, types={"n": "string"})[1]] == [("1",), ("x",)]
+    assert [row.carried for row in read(tmp_path, carry=())[1]] == [(), ()]
     _, rows = read(tmp_path, types={"n": "json"})
     assert [row.carried for row in rows] == [("1",), ('"x"',)]
 
@@ -226,8 +233,12 @@ def test_a_pinned_type_stays_where_nothing_is_lost(table: Table, read: Read) -> 
     pinned = read(table({"prompt": ["a"], "n": [1]}))[0].layout
     _, rows = read(table({"prompt": ["a"], "n": pa.array([1], pa.int8())}), pinned=pinned)
     assert rows[0].carried == (1,)
-    with pytest.raises(InputError, match="holds double, but it is carried as int64"):
-        read(table({"prompt": ["a"], "n": [1.5]}), pinned=pinned)
+    _, rows = read(table({"prompt": ["a", "b", "c"], "n": [2.0, None, math.nan]}), pinned=pinned)
+    assert [row.carried for row in rows] == [(2,), (None,), (None,)]
+    _, rows = read(table({"prompt": ["a"], "n": [1.5]}), pinned=pinned)
+    assert "`n` holds 1.5, but it is carried as int64" in rows[0].message
+    with pytest.raises(InputError, match="holds string, but it is carried as int64"):
+        read(table({"prompt": ["a"], "n": ["1"]}), pinned=pinned)
     with pytest.raises(InputError, match="column `new` is new; this run carries n"):
         read(table({"prompt": ["a"], "n": [1], "new": [1]}), pinned=pinned)
 
@@ -265,11 +276,25 @@ def test_a_file_cut_short_or_of_another_kind_is_an_error(table: Table, read: Rea
             read(path)
 
 
-def test_bytes_that_are_no_utf8_are_an_error(tmp_path: Path, read: Read) -> None:
-    text = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff\xfe"]).buffers())
-    pq.write_table(pa.table({"prompt": text}), tmp_path / "a.parquet")
-    with pytest.raises(InputError, match="cannot be read as Parquet"):
-        read(tmp_path / "a.parquet")
+def test_bytes_that_are_no_utf8_make_their_rows_bad(tmp_path: Path, read: Read) -> None:
+    raw = pa.array([b"a", b"caf\xe9", None, b"b"])
+    text = pa.Array.from_buffers(pa.string(), 4, raw.buffers())
+    numbers = list(range(4))
+    pq.write_table(pa.table({"prompt": text, "n": numbers}), tmp_path / "sent.parquet")
+    _, rows = read(tmp_path / "sent.parquet")
+    assert "`prompt` is text that is not UTF-8 (caf\\xe9)" in rows[1].message
+    nested = pa.StructArray.from_arrays([text], ["k"])
+    for note in (text, nested):
+        table = pa.table({"prompt": list("abcd"), "note": note, "n": numbers})
+        pq.write_table(table, tmp_path / "carried.parquet")
+        survey, rows = read(tmp_path / "carried.parquet")
+        assert survey.bad_rows == 1
+        assert "column `note` holds text that is not UTF-8 (caf\\xe9)" in rows[1].message
+        assert rows[1].message.endswith("leave the column out with --carry n")
+        assert rows[1].carried == (None, 1)
+        assert rows[3].carried == (("b" if note is text else {"k": "b"}), 3)
+        survey, rows = read(tmp_path / "carried.parquet", carry=("n",))
+        assert [row.carried for row in rows] == [(0,), (1,), (2,), (3,)]
 
 
 def test_a_file_without_rows_has_none(table: Table, read: Read) -> None:

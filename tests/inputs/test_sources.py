@@ -37,7 +37,7 @@ def test_the_ending_decides_the_format(tmp_path: Path, name: str, kind: str) -> 
 
 def test_an_unknown_ending_needs_a_format(tmp_path: Path) -> None:
     touch(tmp_path, "a.txt")
-    with pytest.raises(InputError, match="format = 'jsonl'"):
+    with pytest.raises(InputError, match="Say --format jsonl or --format parquet"):
         names(tmp_path / "a.txt")
     assert names(tmp_path / "a.txt", format="jsonl") == [("a.txt", "jsonl")]
 
