@@ -177,7 +177,7 @@ async def test_a_bad_request_fails_the_row_with_the_servers_words() -> None:
 async def test_a_refused_key_stops_the_run_before_any_success_and_fails_rows_after() -> None:
     refused: Step = (401, _error("invalid_api_key", "invalid_request_error"))
     async with _setup([refused]) as setup:
-        with pytest.raises(RunStopped, match="check the environment variable"):
+        with pytest.raises(RunStopped, match="check the variable or the command"):
             await setup.outcome()
         assert setup.gate.in_flight == 0
     async with _setup([(200, ANSWER), refused]) as setup:
