@@ -88,6 +88,7 @@ class PromptSet:
         self._job = input_job
         self._reader = SourceReader(source)
         self._maker = RequestMaker(request, input_job, Identity(input_job.id, None).consumed)
+        self._maker.media.look_beside(source.files)
         used = self._maker.may_use
         if source.carry is not None and used is not None and not self._maker.has_template:
             used &= frozenset(source.carry)  # not the model that answered, and the like

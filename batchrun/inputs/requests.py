@@ -25,6 +25,7 @@ from batchrun.inputs.chat import (
     read_structure,
 )
 from batchrun.inputs.identity import Identity
+from batchrun.inputs.media import changed_file
 from batchrun.inputs.rows import (
     NO_COLUMNS,
     MissingColumn,
@@ -72,6 +73,7 @@ class RequestMaker:
 
     def __init__(self, request: JsonObject, input_job: InputJob, identity: frozenset[str]) -> None:
         self._defaults = Defaults(request)
+        self.media = self._defaults.media
         self._send = input_job.send
         self.has_template = self._defaults.has_input  # which says all that is sent
         named = identity | frozenset(input_job.send)
@@ -91,7 +93,8 @@ class RequestMaker:
 
         A hash that is known from an earlier reading saves a third of the time.
         """
-        columns, data = NO_COLUMNS, row.data or {}
+        columns, data, media = NO_COLUMNS, row.data or {}, self.media
+        media.start_row(row.source)
         try:
             columns, build = self._form(row, data)
             body = self._body(data, build)
@@ -100,6 +103,8 @@ class RequestMaker:
                 written = encode_sorted(body)
                 known_hash = _digest(written)
             else:
+                if media.has_path and _digest(encode_sorted(body)) != known_hash:
+                    raise changed_file(row)
                 written = encode(body)
             return Draft(name, named_by, self._consumed[columns], body, written, known_hash)
         except MissingColumn as missing:
@@ -111,7 +116,10 @@ class RequestMaker:
         name, named_by = identity.name_or_number(row)
         # A row of Parquet has no line; what may be sent of it is hashed.
         known = row.raw.strip() if row.line is not None else encode_leniently(data)
-        return Draft(name, named_by, self._consumed[columns], None, b"", _digest(known), problem)
+        key = _digest(known)
+        if media.has_path and known_hash not in (None, key):
+            raise changed_file(row)
+        return Draft(name, named_by, self._consumed[columns], None, b"", key, problem)
 
     def _form(self, row: SourceRow, data: JsonObject) -> tuple[frozenset[str], Build]:
         """The columns that make up a row's form, and what makes a body of them."""

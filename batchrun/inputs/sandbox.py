@@ -97,6 +97,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def _generate(self, source: nodes.Template, *args: Any, **kwargs: Any) -> str:
         return super()._generate(_Measuring().visit(source), *args, **kwargs)
 
+    def charge_letters(self, letters: int) -> None:
+        """For what a filter of another module is about to make."""
+        self._charge(0, letters)
+
     def _charge(self, steps: int, letters: int = 0) -> None:
         now_s = time.perf_counter()
         # A longer time may be a pause of the whole process.

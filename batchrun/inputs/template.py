@@ -11,12 +11,21 @@ from decimal import Decimal
 from functools import partial
 from typing import Any
 
-from jinja2 import StrictUndefined, Template, TemplateSyntaxError, Undefined, meta, nodes
+from jinja2 import (
+    StrictUndefined,
+    Template,
+    TemplateSyntaxError,
+    Undefined,
+    meta,
+    nodes,
+    pass_context,
+)
 from jinja2.exceptions import UndefinedError
 from jinja2.utils import missing
 
 from batchrun.errors import JobError
 from batchrun.formats.json_text import valid_text
+from batchrun.inputs.media import MediaReader
 from batchrun.inputs.rows import MissingColumn, RowProblem, Unsendable
 from batchrun.inputs.sandbox import Sandbox
 from batchrun.records import JsonObject
@@ -43,6 +52,9 @@ class Defaults:
             undefined=_Strict,
             keep_trailing_newline=True,
         )
+        self.media = MediaReader(self._environment.charge_letters)
+        for make in (self.media.data_url, self.media.file_data):
+            self._environment.filters[make.__name__] = _late(make)
         self._globals = self._environment.globals
         self._names: set[str] = set()  # that templates use
         self._of_row: set[str] = set()  # columns that they use as `row['name']` or `row.name`
@@ -147,6 +159,11 @@ class Defaults:
         target = nodes.Name(_RESULT, "store", lineno=1)
         tree = nodes.Template([nodes.Assign(target, expression, lineno=1)], lineno=1)
         return partial(_evaluate, self._environment.from_string(tree))
+
+
+def _late(make: Callable[[Any], str]) -> Callable[[Any, Any], str]:
+    """A filter that Jinja2 does not call before there is a row, where the value is constant."""
+    return pass_context(lambda _context, value: make(value))
 
 
 def _run(make: Fill, given: Columns, key: str) -> Any:
