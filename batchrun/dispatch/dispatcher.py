@@ -22,7 +22,7 @@ from batchrun.dispatch.gate import Gate
 from batchrun.dispatch.hedge import Hedge
 from batchrun.errors import EndpointError, RunStopped
 from batchrun.job.sections import RetryJob
-from batchrun.limits.answer_sizes import BodySize, measure, tier_asked
+from batchrun.limits.answer_sizes import BodySize, InputSize, measure, tier_asked
 from batchrun.limits.scopes import Scopes, ScopeState
 from batchrun.pricing.price import sum_costs
 from batchrun.pricing.prices import Prices
@@ -227,6 +227,7 @@ class _RowAttempts(Struct, eq=False):
     attempts: list[Attempt] = []
     failures: list[tuple[Failure, float]] = []  # of this ask, and the loop's time
     size: BodySize | None = None
+    input: InputSize | None = None
     asks: Asks = _NONE_ASKED
     kind: str = "first"  # of the next attempt
     spent_s: float = 0.0  # attempts and backoffs, waits at the gate left out
@@ -262,7 +263,10 @@ class _RowAttempts(Struct, eq=False):
             state.health.has_succeeded = True
             if result.truncated:
                 result = state.health.at_limit(result)
-            state.sizes.record(result.usage.output_tokens, result.usage.input_tokens)
+            usage = result.usage
+            state.sizes.record(usage.output_tokens, usage.input_tokens)
+            if usage.input_tokens is not None:
+                state.sizes.record_input(self.asked.body, self.input, usage.input_tokens)
             if hedge is not None:
                 hedge.answered(attempted.attempt.latency_s)
             return Completed(self._outcome(result, attempted), slot, attempted.finish())
@@ -290,7 +294,9 @@ class _RowAttempts(Struct, eq=False):
     def _need(self) -> Need:
         request, sizes = self.asked, self.state.sizes
         output = sizes.expected_output(request.max_output_tokens)
-        tokens = len(request.body) // 4 + output
+        if self.input is None:
+            self.input = sizes.size_of(request.body)
+        tokens = sizes.expected_input(request.body, self.input) + output
         if not self.run.has_budget:
             return Need(self.scope, tokens, 0.0, output)
         self.size = self.size or measure(request.body)

@@ -4,6 +4,7 @@ For rates an expectation is enough; for dollars it is a bound where one can be k
 """
 
 import math
+import re
 from bisect import bisect_left, insort
 from collections import deque
 
@@ -23,7 +24,13 @@ _BEYOND_TEXT = (
     b'"image_url"',
     b'"file_id"',
 )
+# A part that is no text, or where data begins that is no text to the model, up to the next quote.
+_find_part_or_data = re.compile(
+    rb'"(?<!\\")(?:(input_(?:image|file|audio)"(?!:))|data:|file_data":"(?!data:)|data":")'
+).search
 _REFERRING = (b'"tools"', b'"previous_response_id"', b'"conversation"', b'"prompt"')
+_BYTES_A_TOKEN = 4  # of text
+_SHORT_BYTES = 4_096  # a body of so many holds no image, at most the address of one
 _OWN_TOOLS = frozenset({"function", "custom"})  # the others run, and read, at the provider
 
 
@@ -58,11 +65,25 @@ class BodySize(Struct, frozen=True):
     is_whole: bool  # all that the model reads is in it as text; where in doubt, false
 
 
+class InputSize(Struct, frozen=True, gc=False):
+    """What a body says of the tokens of its input."""
+
+    text_bytes: int
+    parts: int  # images, files and sounds: what they take, answers say
+
+
+def input_size(body: bytes) -> InputSize:
+    """The size of a body, as compact JSON. Some µs, more where it is long and text alone."""
+    if b'"input_' not in body:
+        return InputSize(len(body), 0)
+    return _input_size(body)
+
+
 def measure(body: bytes) -> BodySize:
     """The size of a body, as compact JSON. Some µs: asked once a row, where dollars are capped."""
     if _is_whole(body):
         return BodySize(len(body), is_whole=True)
-    return BodySize(_text_bytes(body), is_whole=False)
+    return BodySize(_input_size(body).text_bytes, is_whole=False)
 
 
 def is_bounded(body: bytes, max_output_tokens: int | None) -> bool:
@@ -98,17 +119,39 @@ def _is_whole(body: bytes) -> bool:
     )
 
 
-def _text_bytes(body: bytes) -> int:
-    """Without those of `data:` URLs, which are no text to the model."""
-    size = len(body)
-    start = body.find(b'"data:')
-    while start >= 0:
-        end = body.find(b'"', start + 1)
+def _input_size(body: bytes) -> InputSize:
+    at, parts, data_bytes = 0, 0, 0
+    while (found := _find_part_or_data(body, at)) is not None:
+        at = found.end()
+        if found[1]:
+            parts += 1
+            continue
+        end = body.find(b'"', at)
         if end < 0:
             break
-        size -= end - start
-        start = body.find(b'"data:', end + 1)
-    return size
+        data_bytes += end - at
+        at = end + 1
+    return InputSize(len(body) - data_bytes, parts)
+
+
+class _Latest:
+    """The last numbers, and what most of them stay within; flat memory."""
+
+    def __init__(self) -> None:
+        self._latest: deque[int] = deque()
+        self._by_size: list[int] = []  # the same, in order
+
+    def add(self, number: int) -> None:
+        by_size = self._by_size
+        if len(by_size) == tuning.LATEST:
+            del by_size[bisect_left(by_size, self._latest.popleft())]
+        self._latest.append(number)
+        insort(by_size, number)
+
+    def expected(self) -> int | None:
+        """What 95 % of them stay within; None before the first."""
+        by_size = self._by_size
+        return by_size[math.ceil(tuning.SHARE * len(by_size)) - 1] if by_size else None
 
 
 class AnswerSizes:
@@ -116,8 +159,9 @@ class AnswerSizes:
 
     def __init__(self, before: Largest = NONE_BEFORE) -> None:
         """`before`: of the answers to earlier commands."""
-        self._latest: deque[int] = deque()
-        self._by_size: list[int] = []  # the same, in order
+        self._outputs = _Latest()
+        self._parts = _Latest()  # input tokens for each part that is no text
+        self._has_short = False  # whether a short body was seen that has such parts
         self._most_input = before.input_tokens
         self._most_output = before.output_tokens
 
@@ -131,18 +175,39 @@ class AnswerSizes:
             self._most_output = output_tokens
         elif output_tokens < 0:
             output_tokens = 0
-        by_size = self._by_size
-        if len(by_size) == tuning.LATEST:
-            del by_size[bisect_left(by_size, self._latest.popleft())]
-        self._latest.append(output_tokens)
-        insort(by_size, output_tokens)
+        self._outputs.add(output_tokens)
+
+    def size_of(self, body: bytes) -> InputSize | None:
+        """None where the body is short and text alone, as far as answers have shown."""
+        is_looked_at = len(body) > _SHORT_BYTES or self._has_short
+        return input_size(body) if is_looked_at else None
+
+    def record_input(self, body: bytes, size: InputSize | None, input_tokens: int) -> None:
+        """What the input of an answered request took, of the size that `size_of` gave."""
+        if size is None:
+            if input_tokens <= len(body):  # a token of text has at least a byte
+                return
+            size = input_size(body)
+            self._has_short = self._has_short or size.parts > 0
+        if size.parts:
+            of_parts = max(0, input_tokens - size.text_bytes // _BYTES_A_TOKEN)
+            self._parts.add(-(-of_parts // size.parts))
+
+    def expected_input(self, body: bytes, size: InputSize | None) -> int:
+        """Input tokens: of text by its bytes, of images and files by the answers so far."""
+        if size is None:
+            return len(body) // _BYTES_A_TOKEN
+        text = size.text_bytes // _BYTES_A_TOKEN
+        if not size.parts:
+            return text
+        of_part = self._parts.expected()
+        return text + size.parts * (tuning.FIRST_UNSEEN_INPUT if of_part is None else of_part)
 
     def expected_output(self, max_output_tokens: int | None) -> int:
         """Tokens that 95 % of the last answers stayed within, bounded by the request."""
-        by_size = self._by_size
-        if not by_size:
+        expected = self._outputs.expected()
+        if expected is None:
             return tuning.FIRST_OUTPUT if max_output_tokens is None else max(0, max_output_tokens)
-        expected = by_size[math.ceil(tuning.SHARE * len(by_size)) - 1]
         return expected if max_output_tokens is None else min(expected, max(0, max_output_tokens))
 
     def largest_output(self, max_output_tokens: int | None) -> int:

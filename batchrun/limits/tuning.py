@@ -137,6 +137,8 @@ PROBE_PATIENCE_S = 30.0  # (c) for a probe that says nothing, before another one
 # What answers need, in tokens
 FIRST_OUTPUT = 256  # (c) expected before any answer
 FIRST_MOST_OUTPUT = 4_096  # (c) reserved before any answer, where nothing bounds it
-FIRST_UNSEEN_INPUT = 2_048  # (c) reserved for what the body only refers to, before any answer
+FIRST_UNSEEN_INPUT = (
+    2_048  # (c) for an image, a file, or what is only referred to, before any answer
+)
 LATEST = 256  # (c) the last answers of a scope
 SHARE = 0.95  # (c) of them, that an expectation covers

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from batchrun.limits import tuning
 from batchrun.limits.answer_sizes import (
     AnswerSizes,
+    input_size,
     is_bounded,
     measure,
     tier_asked,
@@ -145,3 +146,67 @@ def test_the_tier_that_a_body_names_is_read() -> None:
     assert tier_asked(b'{"input":"say \\"service_tier\\":\\"flex\\""}') is None
     for body in (b"{}", b'{"service_tier":null}', b'{"service_tier":4}', b'{"service_tier"', b""):
         assert tier_asked(body) is None
+
+
+def picture(size: int = 100_000, **part: Any) -> bytes:
+    url = "data:image/png;base64," + "A" * size
+    return body(input=item(type="input_image", image_url=url, **part))
+
+
+def tokens_of(sizes: AnswerSizes, data: bytes) -> int:
+    return sizes.expected_input(data, sizes.size_of(data))
+
+
+def answered(sizes: AnswerSizes, data: bytes, tokens: int) -> None:
+    sizes.record_input(data, sizes.size_of(data), tokens)
+
+
+def test_tokens_of_images_are_what_answers_of_this_run_needed() -> None:
+    sizes = AnswerSizes()
+    data = picture(1_000_000)
+    text = (len(data) - 1_000_022) // 4
+    assert text <= tokens_of(sizes, data) - tuning.FIRST_UNSEEN_INPUT <= text + 10
+    answered(sizes, data, text + 800)
+    assert abs(tokens_of(sizes, data) - text - 800) <= 10
+    two = body(input=item(type="input_image", image_url="data:," + "A" * 9_000) * 2)
+    assert 1_600 <= tokens_of(sizes, two) <= 1_700
+    for tokens in range(100):
+        answered(sizes, data, text + tokens)
+    assert text + 90 <= tokens_of(sizes, data) <= text + 110  # 95 % of the last
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "input_file", "filename": "a.pdf", "file_data": "JVBERi0x" * 10_000},
+        {"type": "input_file", "file_data": "data:application/pdf;base64," + "J" * 80_000},
+        {"type": "input_audio", "input_audio": {"data": "UklGR" * 16_000, "format": "wav"}},
+    ],
+)
+def test_files_and_sounds_are_no_text_either(part: dict[str, Any]) -> None:
+    size = input_size(body(input=item(**part)))
+    assert size.parts == 1
+    assert size.text_bytes < 300
+
+
+def test_a_short_body_is_text_until_an_answer_needed_more_tokens_than_it_has_bytes() -> None:
+    sizes = AnswerSizes()
+    link = body(input=item(type="input_image", image_url="https://example.test/a.png"))
+    assert sizes.size_of(link) is None
+    assert tokens_of(sizes, link) == len(link) // 4
+    answered(sizes, body(), 50)
+    answered(sizes, link, 30)
+    assert sizes.size_of(link) is None
+    answered(sizes, link, 1_500)
+    assert 1_480 <= tokens_of(sizes, link) <= 1_520
+    assert tokens_of(sizes, body()) == len(body()) // 4
+
+
+def test_long_text_counts_by_its_bytes() -> None:
+    sizes = AnswerSizes()
+    answered(sizes, picture(), 900)
+    text = body(input="x" * 9_000)
+    answered(sizes, text, 3_000)
+    assert tokens_of(sizes, text) == len(text) // 4
+    quoted = body(input='"type":"input_image","image_url":"data:' + "A" * 9_000)
+    assert tokens_of(sizes, quoted) == len(quoted) // 4
