@@ -9,7 +9,7 @@ flight has landed.
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Protocol
@@ -183,19 +183,29 @@ class Run:
             self.watch.sending()
             async for outcomes in arriving:
                 try:
-                    self.recorder.record(outcomes)
-                    for watcher in watchers:
-                        for outcome in outcomes:
-                            if (reason := watcher.count(outcome)) is not None:
-                                executor.stop(RunStopped(reason, StopCause.FAILURES))
+                    self._take(outcomes, executor, watchers)
                 except Exception as bug:  # noqa: BLE001 - the others must land: judged at the end
                     executor.stop(bug)
+                outcomes.clear()  # their rows may be large
         self._about_disk = await self.recorder.write_held(
             is_hurried=lambda: len(self.stop.asked) > 1,
             tell=lambda message: self.watch.summary(
                 self._summary("waiting for the disk", message=message)
             ),
         )
+
+    def _take(
+        self,
+        outcomes: list[Outcome],
+        executor: Executor,
+        watchers: Sequence[FirstRows | TooManyFailures],
+    ) -> None:
+        """Records outcomes, and stops where too many rows fail."""
+        self.recorder.record(outcomes)
+        for watcher in watchers:
+            for outcome in outcomes:
+                if (reason := watcher.count(outcome)) is not None:
+                    executor.stop(RunStopped(reason, StopCause.FAILURES))
 
     @contextlib.asynccontextmanager
     async def _watched(self, executor: Executor) -> AsyncIterator[None]:

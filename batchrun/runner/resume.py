@@ -6,7 +6,6 @@ A row is known by its name, its request by a hash. In memory it takes 2 bytes fo
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
-from itertools import islice
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -33,7 +32,8 @@ from batchrun.store.sealing import drop_orphan_calls
 
 _SHOWN = 10
 _NAME = 80  # letters of a row's id
-_ROWS_AT_ONCE = 64  # whose older outcomes are read together
+_ROWS_AT_ONCE = 64  # whose older outcomes are read together, ...
+_BYTES_AT_ONCE = 4 << 20  # ... or fewer, where their bodies are large
 _FIX = (
     "Restore the input, model and settings that the run was begun with; or give --rerun-changed, "
     "which sends the changed rows again and leaves the removed rows out of the totals; or start a "
@@ -278,7 +278,7 @@ class EarlierOutcomes:
             yield from requests
             return
         rows = EarlierRows(self._resumed.spans)
-        while some := list(islice(requests, _ROWS_AT_ONCE)):
+        while some := _read_some(requests):
             wanted = {
                 (valid_text(one.custom_id), *one.key[1:]): one.row for one in some if again[one.row]
             }
@@ -295,6 +295,17 @@ class EarlierOutcomes:
         """What the older outcome added to the totals; asked once, when the new one is stored."""
         earlier = self._earlier.pop(outcome.request.row, None)
         return None if earlier is None else earlier.totals
+
+
+def _read_some(requests: Iterator[Request | BadRow]) -> list[Request | BadRow]:
+    some: list[Request | BadRow] = []
+    size = 0
+    for row in requests:
+        some.append(row)
+        size += len(row.body) if isinstance(row, Request) else 0
+        if len(some) == _ROWS_AT_ONCE or size >= _BYTES_AT_ONCE:
+            break
+    return some
 
 
 def with_earlier(outcome: Outcome, earlier: Earlier) -> Outcome:

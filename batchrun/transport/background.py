@@ -73,8 +73,8 @@ class BackgroundMode:
 
     async def _begin(self, request: Request, client_request_id: str, until_s: float) -> Reply:
         try:
-            body = background_body(request.body)
-            created = await self._ask("POST", self._url, body, client_request_id)
+            asking = self._ask("POST", self._url, background_body(request.body), client_request_id)
+            created = await asking
         except EndpointError as error:
             if error.response_id is None:
                 raise

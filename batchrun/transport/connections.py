@@ -95,7 +95,9 @@ class Connections:
         except (aiohttp.ClientError, OSError):
             raise lost from None
         try:
-            await reader.send(head, body)
+            answered = reader.send(head, body)
+            body = None  # the connection has it
+            await answered
         except BaseException:
             self.drop(reader)
             raise

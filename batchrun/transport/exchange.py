@@ -147,7 +147,9 @@ async def exchange(
     arriving = _Arriving(settings, deadline, BufferShare(wire.budget), time.perf_counter())
     try:
         with deadline:
-            answer = await connections.ask(method, url, body, client_request_id)
+            asking = connections.ask(method, url, body, client_request_id)
+            body = None  # a large one is in memory once while its answer is awaited
+            answer = await asking
             try:
                 arriving.http_status = http_status = answer.status
                 arriving.headers = headers = answer.headers

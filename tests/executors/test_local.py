@@ -5,15 +5,17 @@ import random
 import re
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, closing, suppress
 
 import pytest
+from msgspec.structs import replace
 
 from batchrun.dispatch.dispatcher import Dispatcher
 from batchrun.dispatch.gate import Gate
 from batchrun.errors import InputError, Interrupted, RunStopped, StopCause
-from batchrun.executors.local import LocalExecutor
+from batchrun.executors import local
+from batchrun.executors.local import LargeRows, LocalExecutor
 from batchrun.job.sections import EndpointJob, RetryJob
 from batchrun.limits.concurrency import FirstAlone, InFlight
 from batchrun.limits.pauses import Patience
@@ -23,6 +25,7 @@ from batchrun.records import BadRow, Failure, Request
 from batchrun.simulator.server import serve
 from batchrun.simulator.settings import SimulatorSettings
 from batchrun.transport.client import Client
+from tests.raw_sockets import listening
 from tests.waiting import HANG_S
 
 _ANSWER = b'{"object":"response","status":"completed","output":[],"output_text":"an answer"}'
@@ -229,3 +232,98 @@ async def test_no_row_is_left_behind_however_the_input_comes(in_flight: int) -> 
             settled = [one.request.row async for some in outcomes for one in some]
         assert sorted(settled) == list(range(count))
         assert gate.in_flight == 0
+
+
+@asynccontextmanager
+async def _answering(
+    status_of: Callable[[int, int], bytes], in_flight: int = 8
+) -> AsyncIterator[LocalExecutor]:
+    """An executor against a server that answers with the status for a row and its attempt."""
+    asked: list[int] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                length = int(re.findall(rb"(?i)content-length: (\d+)", head)[0])
+                row = int(re.findall(rb"question (\d+)", await reader.readexactly(length))[0])
+                status = status_of(row, asked.count(row))
+                asked.append(row)
+                body = _ANSWER if status.startswith(b"200") else b'{"error":{"message":"oh"}}'
+                writer.write(b"HTTP/1.1 %b\r\nContent-Length: %d\r\n\r\n" % (status, len(body)))
+                writer.write(body)
+
+    async with (
+        listening(answer) as port,
+        Client(EndpointJob(base_url=f"http://127.0.0.1:{port}/v1"), None, {}, "test") as client,
+    ):
+        scopes = Scopes(in_flight, Patience(1800.0, 60.0))
+        gate = Gate([InFlight(in_flight)], scopes.limits)
+        retry = RetryJob(max_wait_s=0.05)
+        dispatcher = Dispatcher(client, gate, scopes, retry, Prices({}), key_name="KEY")
+        yield LocalExecutor(dispatcher, gate, in_flight)
+
+
+@pytest.fixture
+def _one_row_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each row fills the budget, and is read alone."""
+    for name in ("_ROW_BYTES", "_LARGE_BYTES", "_READ_BYTES"):
+        monkeypatch.setattr(local, name, 1)
+
+
+@pytest.mark.usefixtures("_one_row_at_a_time")
+async def test_rows_above_the_budget_are_read_when_those_before_are_stored() -> None:
+    read: list[int] = []
+
+    def rows() -> Iterator[Request | BadRow]:
+        for request in _requests(20):
+            read.append(request.row)
+            yield request
+
+    async with _answering(lambda _row, _attempt: b"200 OK") as run:
+        stored: list[int] = []
+        async with asyncio.timeout(HANG_S), run.run(rows()) as outcomes:
+            async for some in outcomes:
+                assert len(read) <= len(stored) + 1
+                stored += [outcome.request.row for outcome in some]
+    assert stored == list(range(20))
+
+
+@pytest.mark.usefixtures("_one_row_at_a_time")
+async def test_rows_that_wait_for_others_do_not_keep_them_out_of_a_full_budget() -> None:
+    """A row that would end as failed needs another one that is answered."""
+
+    def status_of(row: int, _attempt: int) -> bytes:
+        return b"404 Not Found" if row in (5, 6, 7, 19) else b"200 OK"
+
+    async with _answering(status_of) as run:
+        async with asyncio.timeout(HANG_S), run.run(_requests(20)) as outcomes:
+            rows = {one.request.row: one.ok async for some in outcomes for one in some}
+    assert sorted(rows) == list(range(20))
+    assert sorted(row for row, ok in rows.items() if not ok) == [5, 6, 7, 19]
+
+
+@pytest.mark.usefixtures("_one_row_at_a_time")
+async def test_a_row_that_is_sent_again_stays_in_the_budget() -> None:
+    def status_of(row: int, attempt: int) -> bytes:
+        return b"500 Oh" if row % 3 == 0 and attempt < 2 else b"200 OK"
+
+    async with _answering(status_of) as run:
+        async with asyncio.timeout(HANG_S), run.run(_requests(20)) as outcomes:
+            rows = [one.request.row async for some in outcomes for one in some]
+    assert sorted(rows) == list(range(20))
+
+
+def test_the_size_of_a_row_is_that_of_its_body_and_of_what_it_carries() -> None:
+    large = LargeRows(100_000)
+    (small,) = _requests(1)
+    carried = ("x" * 20_000, b"y" * 20_000, {"bytes": b"z" * 20_000, "path": None}, ["w" * 20_000])
+    bad = BadRow(1, "1", "file", 7, "no", "0" * 16, ("x" * 30_000,))
+    large.add([small, bad])
+    assert bool(large)
+    assert not large.is_full
+    large.add([replace(small, row=2, body=b"x", carried=(*carried, 5, None, True))])
+    assert large.is_full
+    assert large.stored(1)
+    assert not large.stored(0)
+    assert large.stored(2)
+    assert not large
