@@ -1,5 +1,6 @@
 """Each file in jobs/ and examples/ is run, and DuckDB says whether what came of it is right."""
 
+import base64
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from typing import Any
 
 import duckdb
 import jsonschema  # type: ignore[import-untyped] # it ships no types
+import pyarrow.parquet as pq
 import pytest
 
 from tests.waiting import HANG_S
@@ -105,11 +107,27 @@ def estimated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "runs" / "cost_estimate-simulated"
 
 
+def test_captions_are_asked_for_with_the_images_of_a_parquet_file(tmp_path: Path) -> None:
+    batchrun(tmp_path, "run", EXAMPLES / "captions.toml", "--simulate", "--quiet")
+    run_path = tmp_path / "runs" / "captions-simulated"
+    answered = ask(run_path, "SELECT custom_id, ok, color, shape, request FROM responses")
+    assert len(answered) == 8
+    shapes = pq.read_table(EXAMPLES / "shapes.parquet").to_pylist()
+    given = {row["id"]: (row["color"], row["shape"], row["image"]["bytes"]) for row in shapes}
+    for name, ok, color, shape, request in answered:
+        text, image = json.loads(request)["input"][0]["content"]
+        assert (ok, (color, shape)) == (True, given[name][:2])
+        assert text["type"] == "input_text"
+        start, _, content = image["image_url"].partition(",")
+        assert start == "data:image/png;base64"
+        assert base64.b64decode(content) == given[name][2]
+
+
 def test_each_file_in_jobs_and_examples_has_its_test_here() -> None:
     there = {
         path.name for folder in (JOBS, EXAMPLES) for path in folder.iterdir() if path.is_file()
     }
-    tested = set(re.findall(r"\w+\.(?:toml|jsonl|py)\b", Path(__file__).read_text("utf-8")))
+    tested = set(re.findall(r"\w+\.(?:toml|jsonl|parquet|py)\b", Path(__file__).read_text("utf-8")))
     assert not there - tested - {"README.md"}
 
 

@@ -143,17 +143,18 @@ class MediaReader:
             )
         folder = file.path.parent
         depth = len(PurePosixPath(file.name).parts) - 1
-        root = Path(os.path.realpath(folder.joinpath(*[os.pardir] * depth)))
-        for base in dict.fromkeys((folder, root)):
+        top = file.path.parents[depth]  # by name: `..` of a link leads elsewhere
+        roots = [Path(os.path.realpath(one)) for one in dict.fromkeys((folder, top))]
+        for base in roots:
             try:
                 found = Path(os.path.realpath(base / path))
             except ValueError:  # a NUL
                 break
-            below = found.relative_to(root) if found.is_relative_to(root) else None
+            below = next((found.relative_to(r) for r in roots if found.is_relative_to(r)), None)
             if below is None or any(part.startswith(".") for part in below.parts):
                 raise RowProblem(
-                    f"{name}: {_named(path)} is hidden or not below the source's folder {root}, "
-                    "where alone files are read; move the file there"
+                    f"{name}: {_named(path)} is hidden or not below the source's folder "
+                    f"{roots[-1]}, where alone files are read; move the file there"
                 )
             if found.exists():
                 return found

@@ -319,11 +319,8 @@ def test_the_size_of_a_row_is_that_of_its_body_and_of_what_it_carries() -> None:
     carried = ("x" * 20_000, b"y" * 20_000, {"bytes": b"z" * 20_000, "path": None}, ["w" * 20_000])
     bad = BadRow(1, "1", "file", 7, "no", "0" * 16, ("x" * 30_000,))
     large.add([small, bad])
-    assert bool(large)
-    assert not large.is_full
+    assert (bool(large), large.is_full) == (True, False)
     large.add([replace(small, row=2, body=b"x", carried=(*carried, 5, None, True))])
-    assert large.is_full
-    assert large.stored(1)
-    assert not large.stored(0)
-    assert large.stored(2)
-    assert not large
+    assert (bool(large), large.is_full) == (True, True)
+    assert [large.stored(row) for row in (1, 0, 2)] == [True, False, True]
+    assert (bool(large), large.is_full) == (False, False)

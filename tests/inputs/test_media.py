@@ -117,6 +117,16 @@ def test_nothing_above_the_source_is_read(folder: Path) -> None:
     for message in rows[:4]:
         assert f"is hidden or not below the source's folder {folder}" in message
     assert rows[4] == url(JPEG, "image/jpeg")
+    # A folder that a link makes part of the source is one: its files are beside the row.
+    linked = folder.parent / "linked"
+    linked.mkdir()
+    (linked / "a.png").write_bytes(PNG)
+    lines(linked, "a.png", "../above.png")
+    (folder / "rows.jsonl").unlink()
+    (folder / "more").symlink_to(linked)
+    rows = rows_of(folder)
+    assert rows[0] == url(PNG, "image/png")
+    assert "not below" in rows[1]
     # The folder of the one file that is the source bounds it, whatever else is beside that.
     assert "not below" in rows_of(lines(folder, "../photos/a.png", name="meta/rows.jsonl"))[0]
 
