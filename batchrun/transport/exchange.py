@@ -467,5 +467,5 @@ def _timeout_in_words(settings: EndpointJob, deadline: Deadline, *, has_head: bo
         return f"the answer stalled for {seconds:g} s; {longer} allows more"
     what = "the answer was not complete" if has_head else "no answer"
     text = f"{what} within {settings.timeout_s:g} s; --timeout (endpoint.timeout_s) allows more"
-    is_held = settings.mode == "plain" and not has_head  # some gateways end a connection that is
-    return f"{text}; for long answers use stream or background mode" if is_held else text
+    is_plain = settings.mode == "plain"
+    return f"{text}; for long answers use stream or background mode" if is_plain else text

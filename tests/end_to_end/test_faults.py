@@ -88,7 +88,9 @@ def test_a_tenth_of_faults_costs_no_row_and_no_answer_but_those_destroyed(
     assert set(counts["destroyed_by"]) >= {"reset_within", "truncated_json"}
     assert counts["completions"] == _ROWS + counts["destroyed"]
     attempts = query("SELECT sum(len(attempts)) FROM read_parquet(?)")[0][0]
-    assert attempts == counts["requests"] == _ROWS + sum(counts["faults"].values())
+    assert counts["requests"] == _ROWS + sum(counts["faults"].values())
+    # A kept connection that is reset at once is replaced within the attempt.
+    assert 0 <= counts["requests"] - attempts <= counts["faults"]["reset_before"]
 
 
 @pytest.mark.parametrize("faults", _PASSING, ids=" ".join)
@@ -197,7 +199,8 @@ def test_a_dead_server_ends_each_row_within_its_limits(
     for status, error_kind, message, tries in rows:
         assert (status, error_kind, tries) == ("no_answer", kind, 2)
         assert says in message
-        assert kind != "timeout" or "background mode" in message
+        assert ("background mode" in message) is ("endpoint.timeout_s" in message)
+        assert kind != "timeout" or message.count(") allows more") == 1
 
 
 def test_requests_that_never_end_hold_up_no_others(

@@ -326,7 +326,7 @@ def test_certificates_are_verified_and_an_authority_of_ones_own_can_be_named(
     refused = run_batchrun(tmp_path, {**environment, **_ENV}, "run", job(base_url))
     assert refused.returncode == 3, refused.stderr
     assert "certificate cannot be verified" in refused.stderr
-    assert "stopped: 0 of" in refused.stderr
+    assert "stopped early: 0 of" in refused.stderr
     assert "SSL_CERT_FILE" in refused.stderr
     assert not seen
     _search(tmp_path, refused.stderr)

@@ -148,6 +148,7 @@ async def test_a_404_shows_the_url_that_was_asked(
     assert f"Not Found (POST {url}) (HTTP 404)" in str(stopped.value)
     assert "--base-url" in str(stopped.value)
     async with endpoint([{"body": answer()}, nowhere], mode=mode) as connected:
+        connected.dispatcher.no_more_rows = True
         await connected.outcome(request_of())
         outcome = await connected.outcome(request_of())
     assert isinstance(outcome.result, Failure)
