@@ -59,7 +59,10 @@ def test_each_row_is_answered_after_the_fault_of_its_first_try(
     met = [
         [] if (fault, mode == "stream") == ("cut", False) else _FAULTS[fault] for fault in faults
     ]
-    assert [kinds(row) for row in rows] == [[*before, None] for before in met]
+    for row, before in zip(rows, met, strict=True):
+        # A kept-alive connection that dies before any byte is no attempt; a new one is.
+        expected = [[*before, None], [None]] if before == ["connection"] else [[*before, None]]
+        assert kinds(row) in expected
 
 
 def test_rows_end_as_the_journal_of_a_server_with_faults_by_chance_says(
@@ -80,7 +83,11 @@ def test_rows_end_as_the_journal_of_a_server_with_faults_by_chance_says(
         fault = entry["response"].get("chaosAction")
         met[entry["body"]["messages"][-1]["content"]].append(fault and _CHAOS[fault])
     rows = table(mode)
-    assert [kinds(row) for row in rows] == list(met.values())
+    # A kept-alive connection that dies before any byte is no attempt: its journal has more of them.
+    lost = "connection"
+    assert [[kind for kind in kinds(row) if kind != lost] for row in rows] == [
+        [kind for kind in seen if kind != lost] for seen in met.values()
+    ]
     for row in rows:
         seen = kinds(row)
         assert row["ok"] == (seen[-1] is None)
