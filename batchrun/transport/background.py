@@ -48,6 +48,7 @@ class BackgroundMode:
         self._is_proven = False  # a poll has known an id, or the server answers at once
         self._has_known = False  # the former
         self._first: asyncio.Future[None] | None = None  # the create call that goes out alone
+        self._lacks_mode: EndpointError | None = None  # how the first showed that there is none
 
     async def send(self, request: Request, client_request_id: str, remaining_s: float) -> Reply:
         """The whole answer, once the work is done. Raises `EndpointError`.
@@ -62,6 +63,9 @@ class BackgroundMode:
             done, _ = await asyncio.wait((self._first,), timeout=_FIRST_ALONE_S)
             if not done:
                 break
+            if self._lacks_mode is not None and not self._is_proven:
+                # The run stops by it; what waits here must not create what cannot be had either.
+                raise EndpointError(self._lacks_mode.kind, self._lacks_mode.message, was_sent=False)
         first = None
         if not self._is_proven and self._first is None:
             first = self._first = asyncio.get_running_loop().create_future()
@@ -122,7 +126,10 @@ class BackgroundMode:
                     if http_status == 404 or (kind is ErrorKind.NOT_FOUND and http_status < 500):
                         missing_s = now_s if missing_s is None else missing_s
                     if self._is_unknown(http_status, missing_s, now_s):
-                        raise self._unknown(response_id, http_status, is_resumed=is_resumed)
+                        unknown = self._unknown(response_id, http_status, is_resumed=is_resumed)
+                        if unknown.kind is ErrorKind.NOT_FOUND:
+                            self._lacks_mode = unknown
+                        raise unknown
             if time.monotonic() >= until_s:
                 return await self._cancel(response_id, client_request_id, said)
 
