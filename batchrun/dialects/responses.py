@@ -320,6 +320,10 @@ class StreamAnswer:
         self._is_numbered = False  # the numbers differ: some servers number all events alike
 
     @property
+    def has_last_event(self) -> bool:
+        return self._final is not None
+
+    @property
     def is_finished(self) -> bool:
         return self._final is not None or self._is_over
 
@@ -417,10 +421,15 @@ class StreamAnswer:
         elif find_error(said) is not None:
             self._take_error(data)
 
-    def body(self) -> bytes | None:
-        """The answer as a plain request would have brought it; None while none is complete."""
+    def body(self, *, sends_last_events: bool = False) -> bytes | None:
+        """The answer as a plain request would have brought it; None while none is complete.
+
+        Items that are all done are an answer too, but not where the server `sends_last_events`:
+        there a stream without one was cut, and more items may have been to come.
+        """
         if self._final is None:
-            if not self.ends_in_error and self._items.is_whole:
+            is_end = self._is_over or not sends_last_events
+            if is_end and not self.ends_in_error and self._items.is_whole:
                 return self._put_together("completed")
             return self._error if self._is_error_last else None
         status, response = self._final

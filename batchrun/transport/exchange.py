@@ -7,7 +7,7 @@ import asyncio
 import math
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import aiohttp
@@ -96,6 +96,12 @@ class HttpConnections(Protocol):
     async def close(self) -> None: ...
 
 
+class Streams(Struct):
+    """What is known of an endpoint's streams."""
+
+    have_last_events: bool = False  # one had: where another has none, it was cut
+
+
 @dataclass(frozen=True, slots=True)
 class Wire:
     """One endpoint, connected."""
@@ -108,6 +114,7 @@ class Wire:
     budget: ResponseBufferBudget
     redactor: Redactor  # everything that the server says goes through it
     sends_key: bool = True
+    streams: Streams = field(default_factory=Streams)
 
 
 class _Arriving(Struct):
@@ -116,6 +123,7 @@ class _Arriving(Struct):
     settings: EndpointJob
     deadline: Deadline
     share: BufferShare
+    streams: Streams
     started_s: float
     size: int = 0  # bytes of the body so far
     pieces: list[bytes] = []  # the first of them, as far as a body that cannot be read is stored
@@ -144,7 +152,9 @@ async def exchange(
     """The whole answer, whatever its status. Raises `EndpointError`."""
     settings, connections = wire.settings, wire.connections
     deadline = Deadline(wire.watch, settings.timeout_s)
-    arriving = _Arriving(settings, deadline, BufferShare(wire.budget), time.perf_counter())
+    arriving = _Arriving(
+        settings, deadline, BufferShare(wire.budget), wire.streams, time.perf_counter()
+    )
     try:
         with deadline:
             asking = connections.ask(method, url, body, client_request_id)
@@ -326,7 +336,9 @@ async def _read_stream(answer: HttpAnswer, content: bytes, arriving: _Arriving) 
     except asyncio.CancelledError:
         if not (stream.is_finished and deadline.forgive()):
             raise
-    body = stream.body()
+    streams = arriving.streams
+    streams.have_last_events = streams.have_last_events or stream.has_last_event
+    body = stream.body(sends_last_events=streams.have_last_events)
     if body is None and is_error:
         return b"".join(raw)  # its status says enough, whatever the body calls itself
     if body is not None:

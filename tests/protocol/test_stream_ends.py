@@ -238,6 +238,20 @@ async def test_an_answer_without_a_last_event_is_whole_once_all_its_items_are_do
     assert (result.usage_json, outcome.cost_usd) == (None, None)
 
 
+async def test_a_server_whose_streams_have_a_last_event_has_cut_one_that_lacks_it(
+    endpoint: Any, request_of: Any, answer: Make, events: Events
+) -> None:
+    """Of two items the second was still to come when the first was done."""
+    whole = {"events": events(answer())}
+    short = {"events": whole["events"][:-1]}
+    done = {"events": [*short["events"], b"data: [DONE]\n\n"]}
+    async with endpoint([whole, short, whole, done], mode="stream") as connected:
+        rows = [await connected.outcome_beside_others(request_of(row=row)) for row in range(3)]
+    kinds = [[attempt.error_kind for attempt in outcome.attempts] for outcome in rows]
+    assert kinds == [[None], [ErrorKind.CUT, None], [None]]
+    assert all(outcome.ok for outcome in rows)
+
+
 @pytest.mark.parametrize("kind", ["reasoning", "web_search_call"])
 async def test_an_end_after_reasoning_or_a_search_is_no_answer(
     complete: Complete, answer: Make, events: Events, kind: str
