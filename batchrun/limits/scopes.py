@@ -6,6 +6,7 @@ from batchrun.limits.answer_sizes import NONE_BEFORE, AnswerSizes
 from batchrun.limits.concurrency import InferredConcurrency, InFlight
 from batchrun.limits.inferred_rate import InferredRate
 from batchrun.limits.pauses import Breaker, Cooldown, Patience
+from batchrun.limits.queueing import Throughput
 from batchrun.limits.rate import AdvertisedRate, MinuteLimit
 from batchrun.limits.verdicts import Limit
 from batchrun.records import Largest, Scope
@@ -24,21 +25,27 @@ def user_limits(
     return limits
 
 
-def scope_limits(most_in_flight: int, given: Collection[str] = ()) -> list[Limit]:
+def scope_limits(
+    most_in_flight: int, given: Collection[str] = (), adapts_to_s: float | None = None
+) -> list[Limit]:
     """For a new scope; `most_in_flight` bounds what is inferred.
 
     `given`: of requests and tokens, what the user limits, in place of the server's headers.
+    `adapts_to_s`: the time-out of an attempt, where what is in flight follows the throughput.
     """
     requests, tokens = (
         AdvertisedRate(of, is_replaced=of in given) for of in ("requests", "tokens")
     )
-    return [
+    limits: list[Limit] = [
         Cooldown(),
         requests,
         tokens,
         InferredConcurrency(most_in_flight),
         InferredRate(requests, tokens),  # after those that it looks at
     ]
+    if adapts_to_s is not None:
+        limits.append(Throughput(most_in_flight, adapts_to_s, requests, tokens))
+    return limits
 
 
 class ScopeState:

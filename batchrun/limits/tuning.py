@@ -57,6 +57,30 @@ CONCURRENCY_COST_BLIND = 5.0  # (m) ... and after a cut by the factor
 CONCURRENCY_STARTS = 256  # (c) the last ones are known by their time
 FIRST_ALONE_S = 10.0  # (c) without an answer the others follow the first request then
 
+# Throughput of a server that queues
+QUEUE_TIMEOUT = 3.0  # (c) in flight are at most as many as are answered in this part of a time-out
+QUEUE_ANSWERS = 8  # (m) answers that make a round, ...
+QUEUE_SHARE = 0.5  # (m) ... or this share of what is in flight; ...
+QUEUE_SHARE_FIRST = 0.125  # (m) ... while it grows for the first time
+QUEUE_USED = 0.85  # (c) of what may be in flight must be, else the round says nothing
+QUEUE_FREE = 1.25  # (c) times the least latency: so far nobody waits, and it ...
+QUEUE_GROWS_FREE = 4.0  # (m) ... grows by this factor, ...
+QUEUE_GROWS = 2.0  # (c) ... by this one where throughput grows ...
+QUEUE_SLOPE = 0.5  # (c) ... with more than this power of what is in flight, ...
+QUEUE_PROBE = 1.5  # (m) ... and else by this one, as when more is tried
+QUEUE_STEP = 1.2  # (m) between two numbers in flight; so far above the best it stays
+QUEUE_ABOVE = 1.1  # (c) times where latency should begin to grow, that is tried
+QUEUE_ENOUGH = 0.98  # (m) of the best throughput, by which fewer in flight are as good
+QUEUE_HOLD = 6  # (m) rounds before more or fewer are tried
+QUEUE_KEEP = 0.8  # (m) of what was measured before, in each round
+QUEUE_FADE = 0.95  # (m) of what was measured with more in flight, in each round
+QUEUE_CHANGE = 0.2  # (m) as a logarithm, beyond the noise: the server is not what it was
+QUEUE_WAITS = 2.0  # (m) times the least latency: answers wait for others
+QUEUE_RECENT = 0.1  # (c) weight of each answer in the recent latency
+QUEUE_SIZES = 1000  # (c) answers in a mean size
+QUEUE_SPREAD = 0.5  # (c) the least deviation of sizes, to their mean
+QUEUE_ERROR = 0.01  # (c) of any measured throughput
+
 # The inferred rate
 RATE_FIRST = 30.0  # (m) requests to begin with
 RATE_DOUBLES_S = 0.2  # (m) while nothing is refused at all; sooner, ...

@@ -1,0 +1,134 @@
+"""What a server makes of what is in flight, estimated from the latencies of answers. No I/O.
+
+With n in flight and a latency L, n / L answers a second come back (Little's law). Lengths of answers
+are lognormal, so that their mean says little for long; but latency is mostly a wait, and so much
+for each token. A regression on the tokens tells the two apart, and gives the latency of an answer
+of the mean length with few of them.
+"""
+
+import math
+from collections.abc import Mapping
+
+from msgspec import Struct
+
+from batchrun.limits import tuning
+
+_LEAST = 1e-9
+
+
+class Sizes:
+    """How long the answers of a scope are, in tokens; 1 each where the server does not say."""
+
+    def __init__(self) -> None:
+        self.mean = 1.0
+        self._square = 1.0  # the mean square
+        self._answers = 0
+
+    def add(self, size: float) -> None:
+        self._answers = min(self._answers + 1, tuning.QUEUE_SIZES)
+        self.mean += (size - self.mean) / self._answers
+        self._square += (size * size - self._square) / self._answers
+
+    @property
+    def spread(self) -> float:
+        """Their deviation, to the mean."""
+        square = max(0.0, self._square / self.mean**2 - 1)
+        return max(math.sqrt(square), tuning.QUEUE_SPREAD)
+
+
+class Measured(Struct, frozen=True):
+    """What the server did with so many in flight."""
+
+    per_s: float  # answers
+    latency_s: float  # of an answer of the mean size
+    variance: float  # of the relative error of both
+
+
+class Sums(Struct):
+    """Answers to what was sent with so many in flight."""
+
+    answers: float = 0.0
+    in_flight: float = 0.0
+    latency_s: float = 0.0
+    size: float = 0.0
+    latency_2: float = 0.0  # products
+    size_2: float = 0.0
+    latency_size: float = 0.0
+
+    def add(self, latency_s: float, size: float, in_flight: int) -> None:
+        self.answers += 1.0
+        self.in_flight += in_flight
+        self.latency_s += latency_s
+        self.size += size
+        self.latency_2 += latency_s * latency_s
+        self.size_2 += size * size
+        self.latency_size += latency_s * size
+
+    def fade(self, share: float) -> None:
+        """They count for so much less from now on."""
+        for field in self.__struct_fields__:
+            setattr(self, field, share * getattr(self, field))
+
+    def merge(self, newer: "Sums") -> None:
+        for field in self.__struct_fields__:
+            setattr(self, field, getattr(self, field) + getattr(newer, field))
+
+    def measured(self, sizes: Sizes) -> Measured:
+        """`sizes`: of all answers of the scope."""
+        count = self.answers
+        latency_s, size, in_flight = self.latency_s / count, self.size / count, self.in_flight / count
+        if count < 2:  # in proportion to its size, as far as anyone knows
+            mean_s = latency_s * sizes.mean / size
+            return Measured(in_flight / mean_s, mean_s, sizes.spread**2)
+        token_s = 0.0
+        size_2 = self.size_2 / count - size * size
+        latency_size = self.latency_size / count - latency_s * size
+        if size_2 > _LEAST:
+            token_s = min(max(latency_size / size_2, 0.0), latency_s / size)
+        mean_s = latency_s + token_s * (sizes.mean - size)
+        rest = self.latency_2 / count - latency_s * latency_s - token_s * latency_size
+        # What an answer waits for is others, whose sizes are as uneven.
+        waits = 1 - token_s * sizes.mean / mean_s
+        square = max(rest, 0.0) / mean_s**2 + (waits * sizes.spread) ** 2
+        return Measured(in_flight / mean_s, mean_s, square / count + tuning.QUEUE_ERROR**2)
+
+
+def enough(levels: Mapping[int, Measured]) -> int:
+    """The fewest in flight with which the throughput is about as high as with any."""
+    # More in flight bring no less: levels that say so are taken together.
+    blocks: list[tuple[float, float, int]] = []  # answers a second, weight, its first level
+    for n, level in sorted(levels.items()):
+        per_s, weight, first = level.per_s, 1 / level.variance, n
+        while blocks and blocks[-1][0] >= per_s:
+            below, its_weight, first = blocks.pop()
+            per_s = (per_s * weight + below * its_weight) / (weight + its_weight)
+            weight += its_weight
+        blocks.append((per_s, weight, first))
+    best, most, _ = blocks[-1]
+    return next(
+        first
+        for per_s, weight, first in blocks
+        if per_s * (1 + math.sqrt(1 / weight + 1 / most)) >= tuning.QUEUE_ENOUGH * best
+    )
+
+
+def out_of_date(levels: Mapping[int, Measured], n: int) -> list[int]:
+    """Levels that what was just measured with `n` in flight contradicts.
+
+    More in flight bring no less, and never more than in proportion.
+    """
+    here = levels[n]
+    sure = here.per_s * (1 - math.sqrt(here.variance))
+    return [
+        m
+        for m, level in levels.items()
+        if level.per_s < sure / (1.0 if m > n else (1 + tuning.QUEUE_CHANGE) * n / m) and m != n
+    ]
+
+
+def has_changed(before: Measured, now: Measured) -> int:
+    """1 where the server does clearly more than before with the same in flight, -1 where less."""
+    change = math.log(now.per_s / before.per_s)
+    if abs(change) <= tuning.QUEUE_CHANGE + 2 * math.sqrt(now.variance + before.variance):
+        return 0
+    return 1 if change > 0 else -1

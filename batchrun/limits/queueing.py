@@ -1,0 +1,212 @@
+"""How many in flight a server that queues is worth. No I/O: the time is an argument.
+
+A server of one's own refuses nothing: what it cannot work on waits there, in the end until it is
+too late. It is told from a distant one, or one with slow answers, by what more in flight bring: with
+those throughput grows, with this one latency. So as many are in flight as the throughput grows with,
+and a few more, of which nobody knows whether they wait; more and fewer are tried now and then.
+"""
+
+import math
+
+from batchrun.errors import ErrorKind
+from batchrun.limits import tuning
+from batchrun.limits.queue_estimate import Measured, Sizes, Sums, enough, has_changed, out_of_date
+from batchrun.limits.rate import AdvertisedRate
+from batchrun.limits.verdicts import GO, LimitStatus, Verdict, Wait
+from batchrun.records import Finish, Need, Slot
+
+TIME_OUTS = (ErrorKind.TIMEOUT, ErrorKind.GATEWAY_TIMEOUT)
+
+
+class Throughput:
+    """As many attempts of one scope in flight as its server's throughput grows with.
+
+    Measured in rounds: one begins when as many are in flight as may be, and counts answers to what
+    was sent after that. A server that advertises its limits refuses, and is not asked.
+    """
+
+    def __init__(self, most: int, timeout_s: float, *advertised: AdvertisedRate) -> None:
+        self.most = most
+        self.now = 0
+        self._longest_s = timeout_s / tuning.QUEUE_TIMEOUT
+        self._advertised = advertised
+        self._allowed = min(most, tuning.CONCURRENCY_FIRST)
+        self._sizes = Sizes()
+        self._sums: dict[int, Sums] = {}  # by what was in flight
+        self._levels: dict[int, Measured] = {}  # the same, as measured
+        self._base_s = math.inf  # the least latency of an answer of the mean size
+        self._recent_s = 0.0  # the latest latencies
+        self._round = Sums()
+        self._began_s: float | None = None  # the round
+        self._needs = 0.0  # so many answers
+        self._held = 0  # rounds with the best
+        self._probes_up = False  # the last one tried more
+        self._searches = True  # for the first time
+        self._grows = True  # more may be better
+        self._turn = 0  # the server has changed: more is tried first, or fewer
+        self._cut_s = -math.inf  # what was sent before has been answered for
+
+    def verdict(self, need: Need, now_s: float) -> Verdict:
+        if self.now < self._allowed:
+            return GO
+        if any(one.rate < math.inf for one in self._advertised):
+            return GO
+        if self._began_s is None and self.now == self._allowed:
+            self._begin(now_s)
+        return Wait()
+
+    def started(self, need: Need, now_s: float) -> None:
+        self.now += 1
+
+    def finished(self, slot: Slot, finish: Finish, now_s: float) -> None:
+        if finish.kind is None and finish.answered:
+            self._answered(now_s - slot.started_s, finish.output_tokens, slot, now_s)
+        elif finish.kind in TIME_OUTS and slot.started_s > self._cut_s and self._may_wait():
+            self._cut(now_s)
+        self.now -= 1
+
+    def status(self, now_s: float) -> LimitStatus:
+        name, level = "the server's throughput", self._levels.get(self._allowed)
+        if self._allowed >= self.most or self.now > self._allowed:
+            return LimitStatus(name, self.now)
+        per_s = None if self._grows or level is None else level.per_s
+        return LimitStatus(name, self.now, self._allowed, of="in flight", per_s=per_s)
+
+    def has_waited(self, slot: Slot) -> bool:
+        """Whether an attempt that has just timed out waited for others, as all did then.
+
+        It is asked for before its slot is given back.
+        """
+        return self._recent_s >= tuning.QUEUE_WAITS * self._base_s
+
+    def _may_wait(self) -> bool:
+        return self._base_s == math.inf or self._recent_s >= tuning.QUEUE_WAITS * self._base_s
+
+    def _answered(self, latency_s: float, tokens: int | None, slot: Slot, now_s: float) -> None:
+        size = float(tokens or 1)
+        self._sizes.add(size)
+        self._recent_s += tuning.QUEUE_RECENT * (latency_s - self._recent_s)
+        if self._began_s is not None and slot.started_s > self._began_s:
+            self._round.add(latency_s, size, self.now)
+            if self._round.answers >= self._needs:
+                self._end_round(now_s)
+        elif not self._sums and self.now == 1 and tokens:  # the first of the run, alone
+            self._sums[1] = Sums()
+            self._sums[1].add(latency_s, size, 1)
+            self._measure()
+
+    def _begin(self, now_s: float) -> None:
+        self._began_s, self._round = now_s, Sums()
+        share = tuning.QUEUE_SHARE_FIRST if self._searches else tuning.QUEUE_SHARE
+        self._needs = max(tuning.QUEUE_ANSWERS, share * self._allowed)
+
+    def _end_round(self, now_s: float) -> None:
+        new = self._round
+        # Else something else limits, and nothing is known of so many.
+        if new.in_flight >= tuning.QUEUE_USED * self._allowed * new.answers and self._record(new):
+            self._allow(self._next())
+        if self._began_s is not None:
+            self._begin(now_s)
+
+    def _allow(self, count: float) -> None:
+        allowed = max(1, min(self.most, round(count)))
+        if allowed != self._allowed:
+            self._allowed, self._began_s = allowed, None
+
+    def _record(self, new: Sums) -> bool:
+        """False where the server is not what it was: the round is of both."""
+        n = self._allowed
+        if n in self._sums:
+            self._turn = has_changed(self._sums[n].measured(self._sizes), new.measured(self._sizes))
+            if self._turn:
+                self._sums, self._levels, self._base_s = {}, {}, math.inf
+                self._searches = False
+                return False
+            self._sums[n].fade(tuning.QUEUE_KEEP)
+            self._sums[n].merge(new)
+        else:
+            self._sums[n] = new
+        for m in [m for m in self._sums if m > n]:
+            self._sums[m].fade(tuning.QUEUE_FADE)
+            if self._sums[m].answers < tuning.QUEUE_ANSWERS / 2:
+                del self._sums[m]
+        self._measure()
+        for m in out_of_date(self._levels, n):
+            del self._sums[m], self._levels[m]
+        self._base_s = min(level.latency_s for level in self._levels.values())
+        return True
+
+    def _measure(self) -> None:
+        self._levels = {n: sums.measured(self._sizes) for n, sums in self._sums.items()}
+        self._base_s = min(level.latency_s for level in self._levels.values())
+
+    def _cut(self, now_s: float) -> None:
+        """After a time-out: at once, and once for all that were sent before."""
+        level = self._levels.get(self._allowed)
+        most = level.per_s * self._longest_s if level else math.inf
+        self._sums = {n: sums for n, sums in self._sums.items() if n < self._allowed}
+        self._searches, self._grows = False, False
+        self._cut_s = now_s
+        self._allow(min(self._allowed / 2, most))
+
+    def _next(self) -> float:
+        """How many may be in flight next."""
+        n, levels, turn = self._allowed, self._levels, self._turn
+        self._turn = 0
+        # Where an answer takes that long even alone, fewer in flight would not help it.
+        longest_s = max(self._longest_s, tuning.QUEUE_FREE * self._base_s)
+        most = min(float(self.most), levels[n].per_s * longest_s)
+        best = enough(levels)
+        step, probe = tuning.QUEUE_STEP, tuning.QUEUE_PROBE
+        if n > most:
+            self._searches = self._grows = False
+            return most
+        if turn:
+            return min(_times(n, step), most) if turn > 0 else min(n / step, n - 1)
+        growth = self._growth() if n == max(levels) and best * step * 1.05 >= n else 1.0
+        self._searches = self._searches and growth == tuning.QUEUE_GROWS_FREE
+        self._grows = growth > 1.0
+        if growth < 1.0:
+            return n * growth
+        if growth > 1.0 and round(min(_times(n, growth), most)) > n:
+            return min(_times(n, growth), most)
+        fewer = self._fewer(best)
+        if round(fewer) < best:
+            return fewer
+        if n != _times(best, step):
+            self._held = 0
+            return _times(best, step)
+        self._held += 1
+        if self._held < tuning.QUEUE_HOLD:
+            return n
+        self._held, self._probes_up = 0, not self._probes_up
+        return min(_times(n, probe), most) if self._probes_up else best
+
+    def _growth(self) -> float:
+        """By how much more may be in flight, where the most so far have brought the most."""
+        n, levels = self._allowed, self._levels
+        waits = levels[n].latency_s / self._base_s
+        if self._searches and waits < tuning.QUEUE_FREE:
+            return tuning.QUEUE_GROWS_FREE
+        if self._searches and waits > tuning.QUEUE_WAITS:
+            return tuning.QUEUE_STEP / waits
+        before = max((m for m in levels if m < n), default=None)
+        if before is None:
+            return tuning.QUEUE_GROWS if self._searches else 1.0
+        slope = math.log(levels[n].per_s / levels[before].per_s) / math.log(n / before)
+        return tuning.QUEUE_GROWS if slope > tuning.QUEUE_SLOPE else tuning.QUEUE_PROBE
+
+    def _fewer(self, best: int) -> float:
+        """Between the best and what was measured below it, where latency begins to grow."""
+        levels = self._levels
+        below = max((m for m in levels if m < best), default=0)
+        alone_s = below / levels[below].per_s if below else self._base_s
+        knee = tuning.QUEUE_ABOVE * levels[best].per_s * alone_s
+        step = tuning.QUEUE_STEP if below else tuning.QUEUE_PROBE
+        fewer = max(_times(below, tuning.QUEUE_STEP), min(knee, best / step))
+        return fewer if fewer <= best / step * 1.01 else best
+
+
+def _times(n: int, factor: float) -> int:
+    """At least one more."""
+    return max(round(n * factor), n + 1)
