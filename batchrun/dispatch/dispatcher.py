@@ -226,6 +226,7 @@ class _RowAttempts(Struct, eq=False):
     sent: int = 0
     attempts: list[Attempt] = []
     failures: list[tuple[Failure, float]] = []  # of this ask, and the loop's time
+    waited: set[float] = set()  # of the failures, those of a busy server
     size: BodySize | None = None
     input: InputSize | None = None
     asks: Asks = _NONE_ASKED
@@ -277,6 +278,10 @@ class _RowAttempts(Struct, eq=False):
         failure, failed_s = attempted.failure, asyncio.get_running_loop().time()
         assert failure is not None  # noqa: S101 - what is no response is one
         self.failures.append((failure, failed_s))
+        # It waited for others, of which fewer are in flight now: it costs the row no attempt. Each
+        # may be billed (and is of unknown cost), but to give the row up loses what it has cost.
+        if self.spent_s < run.retry.max_elapsed_s and state.has_waited(failure.kind):
+            self.waited.add(failed_s)
         self.failing_since_s = min(self.failing_since_s, failed_s)
         verdict = self._judge(attempted)
         if isinstance(verdict, Halt):
@@ -356,7 +361,10 @@ class _RowAttempts(Struct, eq=False):
         was_met = error is not None and breaker.is_rows_own(self.failing_since_s, error)
         return judge(
             [failed for failed, _ in self.failures],
-            excused=[breaker.excuses(failed_s) for _, failed_s in self.failures],
+            excused=[
+                failed_s in self.waited or breaker.excuses(failed_s)
+                for _, failed_s in self.failures
+            ],
             hint_s=attempted.hint_s,
             should_retry=reply.should_retry if reply else None,
             elapsed_s=self.spent_s,

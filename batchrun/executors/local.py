@@ -69,7 +69,8 @@ def local_executor(
     patience = Patience(limits.outage_s, limits.unanswered_s, had_answers, met_before)
     per_minute = {"requests": limits.requests_per_minute, "tokens": limits.tokens_per_minute}
     given = [of for of, most in per_minute.items() if most is not None]
-    scopes = Scopes(in_flight, patience, largest, given)
+    adapts_to_s = job.endpoint.timeout_s if limits.concurrency == "auto" else None
+    scopes = Scopes(in_flight, patience, largest, given, adapts_to_s)
     first = FirstAlone()
     gate = Gate([first, *shared], scopes.limits)
     first.on_open = lambda: gate.drop(first)

@@ -19,7 +19,7 @@ from batchrun.errors import ErrorKind, StopCause
 from batchrun.limits import tuning
 from batchrun.limits.verdicts import GO, LimitStatus, Stop, Verdict, Wait
 from batchrun.records import Finish, Need, Slot
-from batchrun.retry.next_step import FACTS, REFUSALS, Cure
+from batchrun.retry.next_step import FACTS, REFUSALS, TIME_OUTS, Cure
 
 _SLOWLY = math.log(tuning.SLOW_RAMP) / tuning.SLOW_RAMP_S
 
@@ -142,6 +142,7 @@ class Breaker:
         self._recovered = recovered
         self._has_answered = False
         self._answered_sent_s = -math.inf  # when the latest request that was answered was sent
+        self._answered_s = -math.inf  # when the latest answer came
         self._failing: dict[int, str] = {}  # rows that failed, one after the other, to the error
         self._began_s = math.inf  # the first of these failures
         self._brake_s = -math.inf  # nothing starts before
@@ -205,12 +206,15 @@ class Breaker:
         elif finish.answered:
             self._refused_s = math.inf
         if finish.endpoint_error is not None:
-            if self._has_answered or finish.kind not in _LATE:
+            # A server that has answered others meanwhile is busy, and not down.
+            is_busy = finish.kind in TIME_OUTS and self._answered_s > slot.started_s
+            if not is_busy and (self._has_answered or finish.kind not in _LATE):
                 self._failed(finish, slot, now_s, is_probe=is_probe)
         elif finish.answered:  # whatever it said: the endpoint is there
             self._has_answered = True
-            if finish.kind is None and slot.started_s > self._answered_sent_s:
-                self._answered_sent_s = slot.started_s
+            if finish.kind is None:
+                self._answered_s = now_s
+                self._answered_sent_s = max(self._answered_sent_s, slot.started_s)
             if self.is_open:
                 self._over(slot, now_s)
             elif self._failing:

@@ -1,9 +1,9 @@
 """What a server makes of what is in flight, estimated from the latencies of answers. No I/O.
 
-With n in flight and a latency L, n / L answers a second come back (Little's law). Lengths of answers
-are lognormal, so that their mean says little for long; but latency is mostly a wait, and so much
+With n in flight and a latency L, n / L answers a second come back (Little's law). Lengths of
+answers are lognormal, so that for long their mean says little; but latency is a wait, and so much
 for each token. A regression on the tokens tells the two apart, and gives the latency of an answer
-of the mean length with few of them.
+of the mean length from few of them.
 """
 
 import math
@@ -76,7 +76,11 @@ class Sums(Struct):
     def measured(self, sizes: Sizes) -> Measured:
         """`sizes`: of all answers of the scope."""
         count = self.answers
-        latency_s, size, in_flight = self.latency_s / count, self.size / count, self.in_flight / count
+        latency_s, size, in_flight = (
+            self.latency_s / count,
+            self.size / count,
+            self.in_flight / count,
+        )
         if count < 2:  # in proportion to its size, as far as anyone knows
             mean_s = latency_s * sizes.mean / size
             return Measured(in_flight / mean_s, mean_s, sizes.spread**2)
@@ -89,7 +93,7 @@ class Sums(Struct):
         rest = self.latency_2 / count - latency_s * latency_s - token_s * latency_size
         # What an answer waits for is others, whose sizes are as uneven.
         waits = 1 - token_s * sizes.mean / mean_s
-        square = max(rest, 0.0) / mean_s**2 + (waits * sizes.spread) ** 2
+        square = max(rest / mean_s**2, (waits * sizes.spread) ** 2)
         return Measured(in_flight / mean_s, mean_s, square / count + tuning.QUEUE_ERROR**2)
 
 

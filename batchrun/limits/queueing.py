@@ -1,21 +1,19 @@
 """How many in flight a server that queues is worth. No I/O: the time is an argument.
 
 A server of one's own refuses nothing: what it cannot work on waits there, in the end until it is
-too late. It is told from a distant one, or one with slow answers, by what more in flight bring: with
-those throughput grows, with this one latency. So as many are in flight as the throughput grows with,
-and a few more, of which nobody knows whether they wait; more and fewer are tried now and then.
+too late. What more in flight bring tells it from a distant one, or one with slow answers: with
+those throughput grows, with this one latency. So as many are in flight as throughput grows with,
+and a few more; more and fewer are tried now and then.
 """
 
 import math
 
-from batchrun.errors import ErrorKind
 from batchrun.limits import tuning
 from batchrun.limits.queue_estimate import Measured, Sizes, Sums, enough, has_changed, out_of_date
 from batchrun.limits.rate import AdvertisedRate
 from batchrun.limits.verdicts import GO, LimitStatus, Verdict, Wait
 from batchrun.records import Finish, Need, Slot
-
-TIME_OUTS = (ErrorKind.TIMEOUT, ErrorKind.GATEWAY_TIMEOUT)
+from batchrun.retry.next_step import TIME_OUTS
 
 
 class Throughput:
@@ -34,7 +32,8 @@ class Throughput:
         self._sizes = Sizes()
         self._sums: dict[int, Sums] = {}  # by what was in flight
         self._levels: dict[int, Measured] = {}  # the same, as measured
-        self._base_s = math.inf  # the least latency of an answer of the mean size
+        self._base_s = math.inf  # the least latency of an answer of the mean size, ...
+        self._least_s = math.inf  # ... also before the server changed
         self._recent_s = 0.0  # the latest latencies
         self._round = Sums()
         self._began_s: float | None = None  # the round
@@ -61,7 +60,7 @@ class Throughput:
     def finished(self, slot: Slot, finish: Finish, now_s: float) -> None:
         if finish.kind is None and finish.answered:
             self._answered(now_s - slot.started_s, finish.output_tokens, slot, now_s)
-        elif finish.kind in TIME_OUTS and slot.started_s > self._cut_s and self._may_wait():
+        elif finish.kind in TIME_OUTS and self._may_cut(slot):
             self._cut(now_s)
         self.now -= 1
 
@@ -72,15 +71,14 @@ class Throughput:
         per_s = None if self._grows or level is None else level.per_s
         return LimitStatus(name, self.now, self._allowed, of="in flight", per_s=per_s)
 
-    def has_waited(self, slot: Slot) -> bool:
-        """Whether an attempt that has just timed out waited for others, as all did then.
+    @property
+    def waits(self) -> bool:
+        """Whether answers wait for others: what times out now may only have waited too."""
+        return self._recent_s >= tuning.QUEUE_WAITS * self._least_s
 
-        It is asked for before its slot is given back.
-        """
-        return self._recent_s >= tuning.QUEUE_WAITS * self._base_s
-
-    def _may_wait(self) -> bool:
-        return self._base_s == math.inf or self._recent_s >= tuning.QUEUE_WAITS * self._base_s
+    def _may_cut(self, slot: Slot) -> bool:
+        """Once for all that were sent before; where nothing was answered yet, nobody knows why."""
+        return slot.started_s > self._cut_s and (self.waits or self._least_s == math.inf)
 
     def _answered(self, latency_s: float, tokens: int | None, slot: Slot, now_s: float) -> None:
         size = float(tokens or 1)
@@ -134,6 +132,7 @@ class Throughput:
         for m in out_of_date(self._levels, n):
             del self._sums[m], self._levels[m]
         self._base_s = min(level.latency_s for level in self._levels.values())
+        self._least_s = min(self._least_s, self._base_s)
         return True
 
     def _measure(self) -> None:

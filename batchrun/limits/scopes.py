@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 
+from batchrun.errors import ErrorKind
 from batchrun.limits.answer_sizes import NONE_BEFORE, AnswerSizes
 from batchrun.limits.concurrency import InferredConcurrency, InFlight
 from batchrun.limits.inferred_rate import InferredRate
@@ -10,7 +11,7 @@ from batchrun.limits.queueing import Throughput
 from batchrun.limits.rate import AdvertisedRate, MinuteLimit
 from batchrun.limits.verdicts import Limit
 from batchrun.records import Largest, Scope
-from batchrun.retry.next_step import ScopeHealth
+from batchrun.retry.next_step import TIME_OUTS, ScopeHealth
 
 
 def user_limits(
@@ -57,13 +58,22 @@ class ScopeState:
         patience: Patience,
         largest: Largest,
         given: Collection[str] = (),
+        adapts_to_s: float | None = None,
     ) -> None:
         self.health = ScopeHealth()
         self.sizes = AnswerSizes(largest)
-        limits = scope_limits(most_in_flight, given)
+        limits = scope_limits(most_in_flight, given, adapts_to_s)
         inferred = next(limit for limit in limits if isinstance(limit, InferredConcurrency))
         self.breaker = Breaker(patience, inferred.restart)
         self.limits: Sequence[Limit] = (self.breaker, *limits)
+        self._throughput = next((one for one in limits if isinstance(one, Throughput)), None)
+
+    def has_waited(self, kind: ErrorKind) -> bool:
+        """Whether an attempt that ends so has only waited for others, of which there are fewer now.
+
+        With a fixed number in flight it would wait as long again: then it is the row that fails.
+        """
+        return kind in TIME_OUTS and self._throughput is not None and self._throughput.waits
 
 
 class Scopes:
@@ -75,9 +85,10 @@ class Scopes:
         patience: Patience,
         largest: Mapping[str, Largest] | None = None,
         given: Collection[str] = (),
+        adapts_to_s: float | None = None,
     ) -> None:
-        """`largest`: by model, of the answers to earlier commands; `given`: as `scope_limits`."""
-        self._largest, self._given = largest or {}, given
+        """`largest`: by model, of the answers to earlier commands; the rest as `scope_limits`."""
+        self._largest, self._given, self._adapts_to_s = largest or {}, given, adapts_to_s
         self.patience = patience
         self._most_in_flight = most_in_flight
         self._states: dict[Scope, ScopeState] = {}
@@ -90,6 +101,7 @@ class Scopes:
                 self.patience,
                 self._largest.get(scope.model, NONE_BEFORE),
                 self._given,
+                self._adapts_to_s,
             )
         return state
 

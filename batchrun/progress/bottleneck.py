@@ -79,6 +79,9 @@ def limits_in_words(activity: Activity) -> tuple[str, ...]:
 
 def limit_in_words(limit: LimitStatus, now_s: float) -> str:
     """`requests in flight (64 of 64)`; how much of the limit is used, and when it opens."""
+    if limit.of == "in flight" and limit.per_s is not None:
+        rate, most = _number(limit.per_s), _number(limit.most or 0)
+        return f"{limit.name}: {rate} requests/s at {most} in flight; more only makes them wait"
     words = f"the server's {limit.name}" if "ratelimit" in limit.name else limit.name
     if limit.most is not None:
         is_cost = limit.of == "dollars"

@@ -101,6 +101,9 @@ FACTS: dict[ErrorKind, KindFacts] = {
 # A hint that comes with these pauses the whole scope, at the gate, and not the row alone.
 REFUSALS = (ErrorKind.RATE_LIMIT, ErrorKind.OVERLOADED)
 
+# A server that has too much to do says nothing, in the end.
+TIME_OUTS = (ErrorKind.TIMEOUT, ErrorKind.GATEWAY_TIMEOUT)
+
 _BELIEVED = 2  # hints in a row: after that a row's own backoff counts too
 SAME_ENDS = 3  # times that one error of a row may come back unchanged
 _DOWN = (
@@ -121,7 +124,13 @@ _MORE = {
     Cure.LOST: (2, "begun three times, and lost by the server each time"),
 }
 # Added to that; a time-out of our own names the setting that ended it.
-_INSTEAD = {ErrorKind.GATEWAY_TIMEOUT: "; for long answers use --mode stream or background"}
+_INSTEAD = {
+    ErrorKind.TIMEOUT: "; where the server is only busy, a lower --concurrency helps too",
+    ErrorKind.GATEWAY_TIMEOUT: (
+        "; for long answers use --mode stream or background, and where the server is only busy a "
+        "lower --concurrency"
+    ),
+}
 _UNCOUNTED = (Cure.WAIT, Cure.LOST)  # they use up no attempt
 
 

@@ -37,7 +37,7 @@ class _Client:
         self._start_s = self._loop.time()
         self.gate = Gate(
             [*user_limits(MOST, None, None), FirstAlone()],
-            lambda _scope: scope_limits(MOST, self._timeout_s),
+            lambda _scope: scope_limits(MOST, adapts_to_s=self._timeout_s),
         )
         for _ in range(_WAITING):
             self._enter(next(self._sizes))
