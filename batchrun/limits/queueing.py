@@ -13,14 +13,14 @@ from batchrun.limits.queue_estimate import Measured, Sizes, Sums, enough, has_ch
 from batchrun.limits.rate import AdvertisedRate
 from batchrun.limits.verdicts import GO, LimitStatus, Verdict, Wait
 from batchrun.records import Finish, Need, Slot
-from batchrun.retry.next_step import TIME_OUTS
+from batchrun.retry.next_step import REFUSALS, TIME_OUTS
 
 
 class Throughput:
     """As many attempts of one scope in flight as its server's throughput grows with.
 
     Measured in rounds: one begins when as many are in flight as may be, and counts answers to what
-    was sent after that. A server that advertises its limits refuses, and is not asked.
+    was sent after that. What refuses, or advertises limits, does not queue: then it lets all pass.
     """
 
     def __init__(self, most: int, timeout_s: float, *advertised: AdvertisedRate) -> None:
@@ -43,12 +43,14 @@ class Throughput:
         self._searches = True  # for the first time
         self._grows = True  # more may be better
         self._turn = 0  # the server has changed: more is tried first, or fewer
+        self._refused_s = -math.inf  # the latest refusal
         self._cut_s = -math.inf  # what was sent before has been answered for
 
     def verdict(self, need: Need, now_s: float) -> Verdict:
         if self.now < self._allowed:
             return GO
-        if any(one.rate < math.inf for one in self._advertised):
+        if self._refuses(now_s):
+            self._follow()
             return GO
         if self._began_s is None and self.now == self._allowed:
             self._begin(now_s)
@@ -62,6 +64,8 @@ class Throughput:
             self._answered(now_s - slot.started_s, finish.output_tokens, slot, now_s)
         elif finish.kind in TIME_OUTS and self._may_cut(slot):
             self._cut(now_s)
+        elif finish.kind in REFUSALS:
+            self._refused_s = now_s
         self.now -= 1
 
     def status(self, now_s: float) -> LimitStatus:
@@ -75,6 +79,17 @@ class Throughput:
     def waits(self) -> bool:
         """Whether answers wait for others: what times out now may only have waited too."""
         return self._recent_s >= tuning.QUEUE_WAITS * self._least_s
+
+    def _refuses(self, now_s: float) -> bool:
+        if now_s - self._refused_s < tuning.QUEUE_REFUSED_S:
+            return True
+        return any(one.rate < math.inf for one in self._advertised)
+
+    def _follow(self) -> None:
+        """Another limit holds what is in flight; should that end, this one goes on from there."""
+        self._allowed, self._began_s, self._grows = min(self.most, self.now + 1), None, True
+        self._sums.clear()
+        self._levels.clear()
 
     def _may_cut(self, slot: Slot) -> bool:
         """Once for all that were sent before; where nothing was answered yet, nobody knows why."""

@@ -77,6 +77,7 @@ QUEUE_FADE = 0.95  # (m) of what was measured with more in flight, in each round
 QUEUE_CHANGE = 0.2  # (m) as a logarithm, beyond the noise: the server is not what it was
 QUEUE_WAITS = 2.0  # (m) times the least latency: answers wait for others
 QUEUE_RECENT = 0.1  # (c) weight of each answer in the recent latency
+QUEUE_REFUSED_S = 60.0  # (c) after a refusal: a server that refuses does not queue
 QUEUE_SIZES = 1000  # (c) answers in a mean size
 QUEUE_SPREAD = 0.5  # (c) the least deviation of sizes, to their mean
 QUEUE_ERROR = 0.01  # (c) of any measured throughput

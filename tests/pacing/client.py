@@ -172,8 +172,16 @@ def play(
     tokens_per_minute: float | None = None,
     until_s: float = 1e6,
     seed: int = 0,
+    adapts_to_s: float | None = None,
 ) -> Traffic:
-    """A whole run in virtual time; timers are up to a millisecond late."""
+    """A whole run in virtual time; timers are up to a millisecond late.
+
+    `adapts_to_s`: the time-out, with `--concurrency auto`.
+    """
     shared = [*user_limits(most, requests_per_minute, tokens_per_minute), FirstAlone()]
-    client = Client(server, rows, most, shared, lambda: scope_limits(most), until_s, seed)
+
+    def of_scope() -> list[Limit]:
+        return scope_limits(most, adapts_to_s=adapts_to_s)
+
+    client = Client(server, rows, most, shared, of_scope, until_s, seed)
     return run(client.run(), seed=seed, late_s=0.001)

@@ -37,6 +37,7 @@ ROWS = 10_000
 MOST = 1_000  # in flight
 SETTLE_S = 30.0  # after the start, and after each change
 LASTS_S = 180.0
+TIMEOUT_S = 600.0
 _SHORT_S = 20.0  # a span below it is too short to measure
 
 _KINDS = ("requests", "window", "tokens", "both", "in_flight")
@@ -145,11 +146,18 @@ def _rows(draw: random.Random, sigma: float) -> Iterator[tuple[int, int]]:
         yield int(used * draw.uniform(1.0, 2.0)), used
 
 
-def measure(case: Case) -> Result:
-    """How the run did where it had time to settle."""
+def measure(case: Case, *, adapts: bool = False) -> Result:
+    """How the run did where it had time to settle; `adapts`: with `--concurrency auto`."""
     plan = case.plan
     server = Server(plan, case.seed)
-    traffic = play(server, case.rows, most=MOST, until_s=case.until_s, seed=case.seed)
+    traffic = play(
+        server,
+        case.rows,
+        most=MOST,
+        until_s=case.until_s,
+        seed=case.seed,
+        adapts_to_s=TIMEOUT_S if adapts else None,
+    )
     latency_s = server.latencies_s / max(1, server.answers)
     edges = [0.0, *(at_s for at_s, _ in plan.changes), traffic.full_s]
     good = could = measured_s = 0.0

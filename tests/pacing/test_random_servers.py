@@ -4,6 +4,7 @@ from tests.pacing.random_servers import draw_case, measure
 
 SERVERS = 200
 _PARTS = 20  # so that the processes share them
+_QUICK_S = 3.0  # of an answer
 _SHORT = 4  # parts in the short form
 
 
@@ -23,6 +24,20 @@ def test_a_run_fills_what_a_server_allows_and_wastes_little_on_refusals(part: in
         assert result.refused < 0.02, (seed, result, case.plan)
         measured += result.measured_s > 0
     assert measured >= 8  # of ten; the others change too late, or answer too slowly
+
+
+@pytest.mark.parametrize(
+    "part", [0, *(pytest.param(part, marks=pytest.mark.long) for part in range(1, _PARTS))]
+)
+def test_who_refuses_passes_for_no_queue(part: int) -> None:
+    """With auto; where answers take long, it takes longer than is measured here to find out."""
+    for seed in range(part, SERVERS, _PARTS):
+        case = draw_case(seed)
+        if case.plan.latency_s > _QUICK_S:
+            continue
+        result = measure(case, adapts=True)
+        assert result.goodput >= 0.95, (seed, result, case.plan)
+        assert result.refused < 0.02, (seed, result, case.plan)
 
 
 def test_the_same_seed_gives_the_same_run() -> None:
