@@ -36,7 +36,7 @@ class Sizes:
         return max(math.sqrt(square), tuning.QUEUE_SPREAD)
 
 
-class Measured(Struct, frozen=True):
+class LevelEstimate(Struct, frozen=True):
     """What the server did with so many in flight."""
 
     per_s: float  # answers
@@ -73,7 +73,7 @@ class Sums(Struct):
         for field in self.__struct_fields__:
             setattr(self, field, getattr(self, field) + getattr(newer, field))
 
-    def measured(self, sizes: Sizes) -> Measured:
+    def measured(self, sizes: Sizes) -> LevelEstimate:
         """`sizes`: of all answers of the scope."""
         count = self.answers
         latency_s, size, in_flight = (
@@ -83,7 +83,7 @@ class Sums(Struct):
         )
         if count < 2:  # in proportion to its size, as far as anyone knows
             mean_s = latency_s * sizes.mean / size
-            return Measured(in_flight / mean_s, mean_s, sizes.spread**2)
+            return LevelEstimate(in_flight / mean_s, mean_s, sizes.spread**2)
         token_s = 0.0
         size_2 = self.size_2 / count - size * size
         latency_size = self.latency_size / count - latency_s * size
@@ -94,10 +94,10 @@ class Sums(Struct):
         # What an answer waits for is others, whose sizes are as uneven.
         waits = 1 - token_s * sizes.mean / mean_s
         square = max(rest / mean_s**2, (waits * sizes.spread) ** 2)
-        return Measured(in_flight / mean_s, mean_s, square / count + tuning.QUEUE_ERROR**2)
+        return LevelEstimate(in_flight / mean_s, mean_s, square / count + tuning.QUEUE_ERROR**2)
 
 
-def enough(levels: Mapping[int, Measured]) -> int:
+def enough(levels: Mapping[int, LevelEstimate]) -> int:
     """The fewest in flight with which the throughput is about as high as with any."""
     # More in flight bring no less: levels that say so are taken together.
     blocks: list[tuple[float, float, int]] = []  # answers a second, weight, its first level
@@ -116,7 +116,7 @@ def enough(levels: Mapping[int, Measured]) -> int:
     )
 
 
-def out_of_date(levels: Mapping[int, Measured], n: int) -> list[int]:
+def out_of_date(levels: Mapping[int, LevelEstimate], n: int) -> list[int]:
     """Levels that what was just measured with `n` in flight contradicts.
 
     More in flight bring no less, and never more than in proportion.
@@ -130,7 +130,7 @@ def out_of_date(levels: Mapping[int, Measured], n: int) -> list[int]:
     ]
 
 
-def has_changed(before: Measured, now: Measured) -> int:
+def has_changed(before: LevelEstimate, now: LevelEstimate) -> int:
     """1 where the server does clearly more than before with the same in flight, -1 where less."""
     change = math.log(now.per_s / before.per_s)
     if abs(change) <= tuning.QUEUE_CHANGE + 2 * math.sqrt(now.variance + before.variance):

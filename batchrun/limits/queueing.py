@@ -9,7 +9,14 @@ and a few more; more and fewer are tried now and then.
 import math
 
 from batchrun.limits import tuning
-from batchrun.limits.queue_estimate import Measured, Sizes, Sums, enough, has_changed, out_of_date
+from batchrun.limits.queue_estimate import (
+    LevelEstimate,
+    Sizes,
+    Sums,
+    enough,
+    has_changed,
+    out_of_date,
+)
 from batchrun.limits.rate import AdvertisedRate
 from batchrun.limits.verdicts import GO, LimitStatus, Verdict, Wait
 from batchrun.records import Finish, Need, Slot
@@ -19,7 +26,7 @@ from batchrun.retry.next_step import REFUSALS, TIME_OUTS
 class Throughput:
     """As many attempts of one scope in flight as its server's throughput grows with.
 
-    Measured in rounds: one begins when as many are in flight as may be, and counts answers to what
+    LevelEstimate in rounds: one begins when as many are in flight as may be, and counts answers to what
     was sent after that. What refuses, or advertises limits, does not queue: then it lets all pass.
     """
 
@@ -31,7 +38,7 @@ class Throughput:
         self._allowed = min(most, tuning.CONCURRENCY_FIRST)
         self._sizes = Sizes()
         self._sums: dict[int, Sums] = {}  # by what was in flight
-        self._levels: dict[int, Measured] = {}  # the same, as measured
+        self._levels: dict[int, LevelEstimate] = {}  # the same, as measured
         self._base_s = math.inf  # the least latency of an answer of the mean size, ...
         self._least_s = math.inf  # ... also before the server changed
         self._recent_s = 0.0  # the latest latencies
