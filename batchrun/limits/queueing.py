@@ -26,7 +26,7 @@ from batchrun.retry.next_step import REFUSALS, TIME_OUTS
 class Throughput:
     """As many attempts of one scope in flight as its server's throughput grows with.
 
-    LevelEstimate in rounds: one begins when as many are in flight as may be, and counts answers to what
+    Measured in rounds: one begins when as many are in flight as may be, and counts answers to what
     was sent after that. What refuses, or advertises limits, does not queue: then it lets all pass.
     """
 
