@@ -1,4 +1,4 @@
-"""`batchrun export`: a run's rows in one file."""
+"""`batchrun export`: a run's rows in one file, or in a folder of files."""
 
 from pathlib import Path
 
@@ -9,6 +9,8 @@ from batchrun.cli.output import warn_of_missing_parts
 _EPILOG = """\b
 Examples:
   batchrun export runs/prompts answers.csv
+  batchrun export runs/prompts answers.parquet --parsed --columns custom_id,ok
+  batchrun export runs/prompts by_split --partition-by split
   batchrun export runs/prompts output.jsonl --format batch
 """
 
@@ -19,10 +21,31 @@ Examples:
 @click.option(
     "--format",
     "form",
-    type=click.Choice(["jsonl", "csv", "batch"]),
+    type=click.Choice(["jsonl", "csv", "batch", "parquet"]),
     help="By the name of FILE unless given; batch is the output of the Batch API.",
 )
-def export(run_path: Path, target: Path, form: str | None) -> None:
+@click.option(
+    "--columns", metavar="A,B", multiple=True, help="These columns, in this order; repeatable."
+)
+@click.option(
+    "--parsed", is_flag=True, help="Also the answers, in typed columns of their JSON schema."
+)
+@click.option(
+    "--partition-by",
+    metavar="COLUMN",
+    help="FILE becomes a folder with a Parquet file for each value of COLUMN.",
+)
+@click.option("--raw", is_flag=True, help="In CSV, no apostrophe before what looks like a formula.")
+def export(
+    run_path: Path,
+    target: Path,
+    form: str | None,
+    columns: tuple[str, ...],
+    *,
+    parsed: bool,
+    partition_by: str | None,
+    raw: bool,
+) -> None:
     """Write all rows into FILE, in the order of the input, with those in the journal.
 
     FILE is replaced as a whole, or not at all. In CSV, text that a spreadsheet would take for a
@@ -30,11 +53,15 @@ def export(run_path: Path, target: Path, form: str | None) -> None:
     """
     from batchrun.formats.amounts import plural, size_in_words
     from batchrun.formats.printable import printable
-    from batchrun.reports.export import export_run, format_of
+    from batchrun.reports.export import Wanted, export_run, format_of
 
     warn_of_missing_parts(run_path)
-    done = export_run(run_path, target, form or format_of(target))
+    wanted = Wanted(columns, parsed, partition_by, raw)
+    done = export_run(run_path, target, form or format_of(target, wanted), wanted)
     remaining = f"; {done.left:,} of the source have no outcome yet" if done.left else ""
+    if done.misfits:
+        fit = "does not fit its schema" if done.misfits == 1 else "do not fit their schema"
+        remaining += f"; {plural(done.misfits, 'answer')} {fit}: null there, whole in output_text"
     click.echo(
         printable(f"{target}: {plural(done.rows, 'row')}, {size_in_words(done.bytes)}{remaining}")
     )

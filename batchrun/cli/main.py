@@ -20,6 +20,7 @@ _COMMANDS = {
     "show": ("look", "Show one row in readable form."),
     "cost": ("cost", "Show what runs cost, or would have cost elsewhere."),
     "report": ("report", "Summarise a run, in tables or as an HTML page."),
+    "sql": ("sql", "Answer a query in SQL over the rows of runs."),
     "export": ("export", "Write all rows into one file: JSON Lines, CSV, Batch."),
     "verify": ("verify", "Prove from its files that a run is complete."),
     "simulate": ("simulate", "Serve simulated answers of the Responses API."),

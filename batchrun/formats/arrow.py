@@ -22,6 +22,10 @@ def is_list(kind: pa.DataType) -> bool:
     return bool(_is.is_list(kind) or _is.is_large_list(kind) or _is.is_fixed_size_list(kind))
 
 
+def is_number(kind: pa.DataType) -> bool:
+    return bool(_is.is_integer(kind) or _is.is_floating(kind) or _is.is_decimal(kind))
+
+
 def with_parts(kind: pa.DataType, made: Callable[[pa.DataType], pa.DataType]) -> pa.DataType:
     """A nested type with its parts as `made` gives them; any other type as it is."""
 
@@ -192,3 +196,26 @@ def unpack(text: str) -> tuple[pa.DataType, pa.DataType]:
     """The type that `pack` was given, and its stored form."""
     schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))
     return schema.field("type").type, schema.field("stored").type
+
+
+def json_values(column: pa.ChunkedArray, *, decimals: bool = False) -> list[Any]:
+    """Values that JSON and CSV can hold: times, dates and decimals are text, times as ISO 8601.
+
+    `decimals`: these stay what they are.
+    """
+    kind = column.type
+    plain = _json_type(kind, decimals)
+    if not plain.equals(kind):
+        column = column.cast(plain)
+    if _is.is_timestamp(kind):
+        column = pc.replace_substring(column, " ", "T", max_replacements=1)
+    values: list[Any] = column.to_pylist()
+    return values
+
+
+def _json_type(kind: pa.DataType, decimals: bool) -> pa.DataType:
+    if _is.is_duration(kind):
+        return pa.int64()  # in its own unit
+    if _is.is_temporal(kind) or (_is.is_decimal(kind) and not decimals):
+        return pa.string()
+    return with_parts(kind, lambda part: _json_type(part, decimals))

@@ -8,7 +8,17 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.text import Text
 
-_BETWEEN = "  "  # two columns
+__all__ = [
+    "BETWEEN",
+    "Section",
+    "cell_len",
+    "fitted",
+    "show_section",
+    "show_text",
+    "width_of",
+    "widths",
+]
+BETWEEN = "  "  # two columns
 _LEAST_WORDS, _LEAST_MESSAGE = 12, 8  # characters of a column that is cut
 
 
@@ -48,10 +58,10 @@ def show_section(section: Section, console: Console, sizes: Sequence[int] | None
     words = {*range(section.words), *([len(sizes) - 1] if section.message else [])}
     for at, row in enumerate((section.heads, *section.rows)):
         cells = [
-            _fitted(cell, size, to_the_left=column in words)
+            fitted(cell, size, to_the_left=column in words)
             for column, (cell, size) in enumerate(zip(row, sizes, strict=True))
         ]
-        line = Text(_BETWEEN.join(cells).rstrip(), style="dim" if at == 0 else "")
+        line = Text(BETWEEN.join(cells).rstrip(), style="dim" if at == 0 else "")
         console.print(line, no_wrap=True, overflow="ignore", crop=False)
 
 
@@ -72,10 +82,11 @@ def widths(sections: Sequence[Section], most: int) -> list[int]:
 
 def width_of(sizes: Sequence[int]) -> int:
     """Of a line of columns of these widths."""
-    return sum(sizes) + len(_BETWEEN) * (len(sizes) - 1)
+    return sum(sizes) + len(BETWEEN) * (len(sizes) - 1)
 
 
-def _fitted(cell: str, size: int, *, to_the_left: bool) -> str:
+def fitted(cell: str, size: int, *, to_the_left: bool) -> str:
+    """The cell in exactly so many columns of a terminal, cut where it is wider."""
     missing = size - cell_len(cell)
     if missing < 0:
         return set_cell_size(cell, size - 1) + "…"

@@ -1,214 +1,45 @@
-"""A run's rows in one file, in the order of the input; there whole or not at all.
+"""A run's rows in files, in the order of the input; there whole or not at all.
 
-Rows are stored in the order of arrival, which is about that of the input, so a window of the input
-lies in few row groups, which their statistics name. Groups that were read lately stay in memory;
-each is read about once, and again only where rows of one group are far apart in the input.
-
-Times, dates and decimals are text, times as ISO 8601; bytes stay bytes.
-
-CSV: text is quoted, null is empty, lists are JSON. Text whose first letter would make a spreadsheet
-compute gets an apostrophe before it.
+Times, dates and decimals are text in JSON Lines and CSV, times as ISO 8601; bytes stay bytes.
 
 Batch: `body` is put together from the columns: what the server said, and what the request asked
 for, as the API echoes it. Where the request is not stored, the three fields without which the API's
 own types refuse a response have the API's defaults.
 """
 
-import math
 import os
-from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator, Sequence
+import re
+import shutil
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
-from functools import partial
+from fnmatch import fnmatch
+from glob import glob
 from hashlib import blake2b
-from itertools import groupby, pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 import pyarrow as pa
-import pyarrow.compute as pc
 from msgspec import Struct
 
-from batchrun.errors import JobError, StoreError
-from batchrun.formats.arrow import with_parts
+from batchrun.errors import JobError
+from batchrun.formats.csv_text import BOM, csv_line
 from batchrun.formats.json_text import decode, value_of
+from batchrun.formats.parquet_files import PART, write_parquet
+from batchrun.formats.printable import nearest
 from batchrun.records import JsonObject, RunRecord
-from batchrun.reports.sql import TableFiles, read_files
-from batchrun.store.columns import KEY, as_schema, response_schema
+from batchrun.reports.ordered_rows import in_order, rows_of, with_calls
+from batchrun.reports.parsed import ParsedColumns
+from batchrun.reports.sql import Files, read_files
 from batchrun.store.files import storing
-from batchrun.store.parts import opened, without
-from batchrun.store.reading import read_record
+from batchrun.store.reading import RUN_FILE, read_record
 
-T = TypeVar("T")
-_CACHE_BYTES = 64 << 20  # of row groups in memory, but for one
-_WINDOW_BYTES = 4 << 20
-_WINDOW_ROWS = 4_096
-_OF_ROW = ("row", *KEY, "response_id")  # as the row of `responses` says
-
-
-def read_rows(path: Path, read: Callable[[RunRecord, Iterator[JsonObject]], T]) -> T:
-    """What `read` returns for all rows of `responses`, journal included, in the input's order.
-
-    Each has its calls too, under `tool_calls`. `read` may be called again with new rows, see
-    `read_files`. Raises `JobError`, `StoreError`.
-    """
-    return read_files(
-        path, lambda files: read(files.record, _with_calls(files.responses, files.tool_calls))
-    )
-
-
-def _with_calls(responses: TableFiles, tool_calls: TableFiles) -> Iterator[JsonObject]:
-    """Reads both tables side by side."""
-    names = [name for name in tool_calls.schema.names if name not in _OF_ROW]
-    groups = groupby(_plain_rows(tool_calls), key=lambda call: call["row"])
-    number: float = -1
-    calls: list[JsonObject] = []
-    for row in _plain_rows(responses):
-        while number < row["row"]:
-            number, group = next(groups, (math.inf, iter(())))
-            calls = list(group)
-        row["tool_calls"] = []
-        if number == row["row"] and row["tool_call_count"]:
-            own = [call for call in calls if all(call[name] == row[name] for name in KEY)]
-            own.sort(key=lambda call: call["position"])
-            row["tool_calls"] = [{name: call[name] for name in names} for call in own]
-        yield row
-
-
-def _plain_rows(files: TableFiles) -> Iterator[JsonObject]:
-    """The rows, columns by name."""
-    for table in _in_order(files):
-        columns = [_plain_values(column) for column in table.columns]
-        for values in zip(*columns, strict=True):
-            yield dict(zip(table.column_names, values, strict=True))
-
-
-def _plain_values(column: pa.ChunkedArray) -> list[Any]:
-    kind = column.type
-    plain = _plain(kind)
-    if not plain.equals(kind):
-        column = column.cast(plain)
-    if pa.types.is_timestamp(kind):
-        column = pc.replace_substring(column, " ", "T", max_replacements=1)
-    values: list[Any] = column.to_pylist()
-    return values
-
-
-def _plain(kind: pa.DataType) -> pa.DataType:
-    if pa.types.is_duration(kind):
-        return pa.int64()  # in its own unit
-    if pa.types.is_temporal(kind) or pa.types.is_decimal(kind):
-        return pa.string()
-    return with_parts(kind, _plain)
-
-
-def _in_order(files: TableFiles) -> Iterator[pa.Table]:
-    """All rows, by `row`, in pieces of some thousand. Raises `StoreError`."""
-    groups = sorted(_groups(files), key=lambda group: group.first)
-    reader = _GroupReader(files)
-    for start, end in pairwise(_bounds(files, groups)):
-        near = [group for group in groups if group.first < end]
-        is_near = (pc.field("row") >= start) & (pc.field("row") < end)
-        window = pa.concat_tables([reader.read(group).filter(is_near) for group in near])
-        if window.num_rows:
-            # Stable: of rows with the same number (the input's order changed between two
-            # commands) the one in the older part comes first.
-            yield window.take(pc.sort_indices(window["row"]))
-        for group in near:
-            if group.last < end:
-                reader.drop(group)
-        groups = [group for group in groups if group.last >= end]
-
-
-class _Group(Struct, frozen=True):
-    """One row group."""
-
-    path: Path
-    number: int  # within its file
-    first: int  # the smallest `row` in it
-    last: int
-    bytes: int
-
-
-def _groups(files: TableFiles) -> Iterator[_Group]:
-    for path in (*files.parts, *files.journal):
-        with opened(path) as part:
-            column = part.schema_arrow.names.index("row")
-            for number in range(part.num_row_groups):
-                about = part.metadata.row_group(number)
-                rows = about.column(column).statistics
-                if about.num_rows == 0:
-                    continue
-                if rows is None or not rows.has_min_max:
-                    raise StoreError(
-                        f"{path}: its row groups have no statistics, so another tool has rewritten "
-                        "it; restore a copy of it"
-                    )
-                yield _Group(path, number, rows.min, rows.max, about.total_byte_size)
-
-
-def _bounds(files: TableFiles, groups: list[_Group]) -> list[int]:
-    """Where windows of about the same number of light rows begin, and where the last one ends.
-
-    It takes 16 bytes a row for a moment: what is known of the groups does not say where in the
-    input their rows are.
-    """
-    if not groups:
-        return []
-    tables = []
-    for path in (*files.parts, *files.journal):
-        with opened(path) as part:
-            tables.append(part.read(columns=["row"]))
-    numbers = pa.concat_tables(tables)["row"]
-    size = sum(group.bytes for group in groups) / len(numbers)
-    step = max(1, min(_WINDOW_ROWS, int(_WINDOW_BYTES / max(size, 1.0))))
-    places = pa.array(range(0, len(numbers), step))
-    begins = numbers.take(pc.sort_indices(numbers).take(places))
-    return [*pc.unique(begins).to_pylist(), max(group.last for group in groups) + 1]
-
-
-class _GroupReader:
-    """Reads row groups, and has the last ones in memory."""
-
-    def __init__(self, files: TableFiles) -> None:
-        self._files = files
-        self._cache: OrderedDict[tuple[Path, int], pa.Table] = OrderedDict()
-        self._bytes = 0
-
-    def read(self, group: _Group) -> pa.Table:
-        """The group's rows that count. Raises `StoreError`."""
-        key = (group.path, group.number)
-        table = self._cache.get(key)
-        if table is None:
-            while self._cache and self._bytes + group.bytes > _CACHE_BYTES:
-                self._bytes -= self._cache.popitem(last=False)[1].nbytes
-            table = self._cache[key] = self._read(group)
-            self._bytes += table.nbytes
-        self._cache.move_to_end(key)
-        return table
-
-    def drop(self, group: _Group) -> None:
-        """It will not be asked for again."""
-        table = self._cache.pop((group.path, group.number), None)
-        self._bytes -= table.nbytes if table is not None else 0
-
-    def _read(self, group: _Group) -> pa.Table:
-        files = self._files
-        with opened(group.path) as part:
-            table = as_schema(part.read_row_group(group.number), files.schema, files.layout)
-        if not files.replaced or group.path in files.journal:
-            return table
-        batches = [without(batch, files.replaced) for batch in table.to_batches()]
-        return pa.Table.from_batches(batches, table.schema)
-
-
-FORMATS = ("jsonl", "csv", "batch")
-_BY_ENDING = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv"}
+FORMATS = ("jsonl", "csv", "batch", "parquet")
+_BY_ENDING = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
 _PIECE_BYTES = 1 << 20
-# As OWASP names them; with the forms of full width, which some programs read alike.
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+_INPUT = (".jsonl", ".ndjson", ".json", ".parquet", ".gz", ".zst", ".bz2", ".xz")
+_OURS = re.compile(rf"[^/]+=[^/]*/{re.escape(PART)}")  # in a folder that an export wrote
 _OF_JSON = ("output", "usage", "request")
 # Of a request, what the API echoes in its response.
 _ECHOED = (
@@ -222,112 +53,217 @@ _encode = msgspec.json.Encoder().encode
 _check = msgspec.json.Decoder(msgspec.Raw).decode
 
 
+class Wanted(Struct, frozen=True):
+    """What a file shall hold."""
+
+    columns: tuple[str, ...] = ()  # in this order; none: all
+    parsed: bool = False  # also the typed columns of the JSON schema
+    partition_by: str | None = None  # a folder of files, one for each value of this column
+    raw: bool = False  # CSV: text is never changed
+
+
+ALL = Wanted()
+
+
 class Exported(Struct, frozen=True):
     """What was written."""
 
     rows: int
     left: int  # rows of the source that have no outcome yet
     bytes: int
+    misfits: int = 0  # answers that are no JSON, or not all of whose values fit their types
 
 
-def format_of(target: Path) -> str:
+def format_of(target: Path, wanted: Wanted = ALL) -> str:
     """The format that the file's name says. Raises `JobError` where it names none."""
     ending = target.suffix.lower()
     if ending in _BY_ENDING:
         return _BY_ENDING[ending]
+    if wanted.partition_by is not None:
+        return "parquet"
     raise JobError(
-        f"{target}: its name says no format; give --format jsonl, csv or batch, or a name that "
-        "ends in .jsonl or .csv"
+        f"{target}: its name says no format; give --format jsonl, csv, batch or parquet, or a name "
+        "that ends in .jsonl, .csv or .parquet"
     )
 
 
-def export_run(path: Path, target: Path, form: str) -> Exported:
+def export_run(path: Path, target: Path, form: str, wanted: Wanted = ALL) -> Exported:
     """`target` holds all rows of the run, journal included; what it held before is replaced.
 
-    Raises `JobError` where `target` can be no such file, `StoreError`.
+    Raises `JobError` where `target` can be no such file or has no such column, `StoreError`.
     """
-    check_target(path, target)
+    options = {"--partition-by": wanted.partition_by is not None and form != "parquet"}
+    options["--raw"] = wanted.raw and form != "csv"
+    options["--columns"] = bool(wanted.columns) and form == "batch"
+    options["--parsed"] = wanted.parsed and form == "batch"
+    for option, is_wrong in options.items():
+        if is_wrong:
+            needed = {"--partition-by": "parquet", "--raw": "csv"}.get(
+                option, "jsonl, csv or parquet"
+            )
+            raise JobError(f"{option} does not go with the format {form}; give --format {needed}")
+    check_target(path, target, is_folder=wanted.partition_by is not None)
     with replacing(target) as temporary:
-        return read_rows(path, lambda record, rows: _write(temporary, form, record, rows))
+        return read_files(path, lambda files: _write(path, temporary, form, files, wanted))
 
 
-def check_target(path: Path, target: Path) -> None:
-    """Raises `JobError` where `path` is no run directory, or `target` no file outside of it."""
-    read_record(path)
-    if target.exists() and not target.is_file():
+def check_target(path: Path, target: Path, *, is_folder: bool = False) -> None:
+    """Raises `JobError` where `path` is no run directory, or `target` cannot be replaced.
+
+    It lies outside of every run directory, and is no file of the run's source.
+    """
+    record = read_record(path)
+    if is_folder:
+        _check_folder(target)
+    elif target.exists() and not target.is_file():
         raise JobError(f"{target} is no regular file; give the name of a file to write")
     if not target.parent.is_dir():
         raise JobError(f"{target.parent} is no folder; make it first, or give another file")
-    if target.resolve().is_relative_to(path.resolve()):
+    place = target.resolve()
+    if place.is_relative_to(path.resolve()):
         raise JobError(f"{target} lies in the run directory itself; give a file outside of {path}")
+    for folder in (place, *place.parents):
+        if (folder / RUN_FILE).exists():
+            raise JobError(f"{target} lies in another run directory, {folder}; give another file")
+    for source in _sources(path, record):
+        if _is_of(place, source):
+            raise JobError(
+                f"{target} is the source of the run, or would be read as part of it ({source}); "
+                "give another file"
+            )
+
+
+def _check_folder(target: Path) -> None:
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise JobError(f"{target} is a file, and a folder is to be written; give another name")
+    for found in target.rglob("*"):
+        name = found.relative_to(target).as_posix()
+        if found.is_file() and not _OURS.fullmatch(name):
+            raise JobError(
+                f"{target} holds {name}, which no export wrote; give a new or an empty folder"
+            )
+
+
+def _sources(path: Path, record: RunRecord) -> Iterator[Path]:
+    """Where the run's prompt set was, and where it is if both were moved together."""
+    if record.source_path:
+        yield Path(record.source_path)
+        yield Path(os.path.normpath(path.resolve() / record.source))
+
+
+def _is_of(place: Path, source: Path) -> bool:
+    """Whether the place is a file of the source, or would be one."""
+    with suppress(OSError):
+        if source.is_dir():
+            return place.is_relative_to(source.resolve()) and place.suffix.lower() in _INPUT
+        if source.exists():
+            return place == source.resolve() or (place.exists() and place.samefile(source))
+        if any(place == Path(one).resolve() for one in glob(str(source), recursive=True)):  # noqa: PTH207 - Path.glob takes no absolute pattern
+            return True
+    return fnmatch(str(place), str(source))
 
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """A file that replaces `target` at the end, unless something failed. Raises `StoreError`."""
+    """What replaces `target` at the end, unless something failed: a file or a folder.
+
+    Raises `StoreError`.
+    """
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    before = target.with_name(f".{target.name}.{os.getpid()}.old")
     with storing(target, "write"):
         try:
             yield temporary
+            if target.is_dir():
+                target.rename(before)
             temporary.replace(target)
         finally:
-            with suppress(OSError):
-                temporary.unlink()
+            for left in (temporary, before):
+                shutil.rmtree(left, ignore_errors=True)
+                with suppress(OSError):
+                    left.unlink()
 
 
-def _write(temporary: Path, form: str, record: RunRecord, rows: Iterator[JsonObject]) -> Exported:
-    line: Callable[[JsonObject], bytes] = batch_line
-    piece = bytearray()
+def _write(run: Path, temporary: Path, form: str, files: Files, wanted: Wanted) -> Exported:
+    parsed = ParsedColumns(run, files) if wanted.parsed else None
+    names = _names(files, form, wanted, parsed)
+    if form == "parquet":
+        tables = (_chosen(table, names, parsed) for table in in_order(files.responses))
+        types = {} if parsed is None else {name: one.arrow for name, one in parsed.types.items()}
+        own = {field.name: field.type for field in files.responses.schema}
+        schema = pa.schema([(name, {**own, **types}[name]) for name in names])
+        rows, size = write_parquet(temporary, tables, schema, wanted.partition_by)
+    else:
+        rows, size = _write_lines(temporary, _lines(form, files, names, parsed, raw=wanted.raw))
+        rows -= form == "csv"  # the line of names
+    record = files.record
+    left = max(0, record.rows - (rows - record.gone.rows))
+    return Exported(rows, left, size, 0 if parsed is None else parsed.misfits)
+
+
+def _names(files: Files, form: str, wanted: Wanted, parsed: ParsedColumns | None) -> list[str]:
+    """The columns of the file, in order. Raises `JobError` for one that there is not."""
+    own = [*files.responses.schema.names, *(["tool_calls"] if form == "jsonl" else [])]
+    new = [] if parsed is None else list(parsed.types)
+    # A name may hold a comma, which also stands between names.
+    given = [
+        name
+        for some in wanted.columns
+        for name in ([some] if some in own + new else map(str.strip, some.split(",")))
+    ]
+    names = list(dict.fromkeys(given or own))
+    names += [name for name in new if name not in names]
+    by = [] if wanted.partition_by is None else [wanted.partition_by]
+    for name in (*names, *by):
+        if name not in own and name not in new:
+            raise JobError(f"there is no column {name!r}; {nearest(name, [*own, *new], 'columns')}")
+    return [*names, *(name for name in by if name not in names)]
+
+
+def _chosen(table: pa.Table, names: Sequence[str], parsed: ParsedColumns | None) -> pa.Table:
+    return (table if parsed is None else parsed.added(table)).select(names)
+
+
+def _lines(
+    form: str, files: Files, names: Sequence[str], parsed: ParsedColumns | None, *, raw: bool
+) -> Iterator[bytes]:
     if form == "csv":
-        columns = response_schema(record.layout, record.schema_version).names
-        piece += csv_head(columns)
-        line = partial(csv_line, columns=columns)
-    elif form == "jsonl":
-        of_json = {column.name for column in record.layout.columns if column.type == "json"}
-        line = partial(json_line, of_json=of_json)
+        yield (BOM + csv_line(names, for_sheets=not raw)).encode()
+        for table in in_order(files.responses):
+            for row in rows_of(_chosen(table, names, parsed)):
+                yield csv_line(row.values(), for_sheets=not raw).encode()
+        return
+    of_json = [column.name for column in files.record.layout.columns if column.type == "json"]
+    for row in with_calls(files.responses, files.tool_calls):
+        if form == "batch":
+            yield batch_line(row) + b"\n"
+            continue
+        new = {} if parsed is None else parsed.values(row)
+        values = {**json_row(row, of_json), **new}
+        yield _encode({name: values[name] for name in names}) + b"\n"
+
+
+def _write_lines(temporary: Path, lines: Iterator[bytes]) -> tuple[int, int]:
+    """How many lines and bytes."""
     count = size = 0
+    piece = bytearray()
     with temporary.open("wb") as file:
-        for row in rows:
+        for line in lines:
             count += 1
-            piece += line(row) + b"\n"
+            piece += line
             if len(piece) >= _PIECE_BYTES:
                 size += file.write(piece)
                 piece.clear()
         size += file.write(piece)
         file.flush()
         os.fsync(file.fileno())
-    return Exported(count, max(0, record.rows - (count - record.gone.rows)), size)
+    return count, size
 
 
-def csv_head(columns: Sequence[str]) -> bytes:
-    """The line of names, with its end."""
-    return ",".join(map(_quoted, columns)).encode() + b"\n"
-
-
-def csv_line(row: JsonObject, columns: Sequence[str]) -> bytes:
-    return ",".join([_cell(row[name]) for name in columns]).encode()
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, str):
-        return _quoted(value)
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int | float):
-        return repr(value)
-    return _quoted(value.hex() if isinstance(value, bytes) else _encode(value).decode())
-
-
-def _quoted(text: str) -> str:
-    if text.lstrip(" ").startswith(_FORMULA_STARTS):
-        text = "'" + text
-    return '"' + text.replace('"', '""') + '"'
-
-
-def json_line(row: JsonObject, of_json: Collection[str] = ()) -> bytes:
-    """`of_json` are the carried columns that hold JSON as text."""
+def json_row(row: JsonObject, of_json: Collection[str]) -> JsonObject:
+    """The row with values for JSON text; `of_json` are the carried columns that hold such."""
     for name in (*_OF_JSON, *of_json):
         text = row[name]
         if text is not None:
@@ -337,7 +273,7 @@ def json_line(row: JsonObject, of_json: Collection[str] = ()) -> bytes:
             call["item"] = as_json(call["item"])
     for attempt in row["attempts"] or ():
         attempt["started_at"] = attempt["started_at"].replace(" ", "T", 1)
-    return _encode(row)
+    return row
 
 
 def as_json(text: str) -> Any:

@@ -20,10 +20,10 @@ from batchrun.store.columns import (
     response_schema,
     tool_call_schema,
 )
-from batchrun.store.files import RESPONSES, TOOL_CALLS, WRITER, FileId, storing
+from batchrun.store.files import RESPONSES, TABLES, TOOL_CALLS, WRITER, FileId, storing
 from batchrun.store.parts import new_files, opened, write_parts
 from batchrun.store.reading import read_record
-from batchrun.store.snapshot import Snapshot, read_snapshot
+from batchrun.store.snapshot import Snapshot, read_snapshots
 
 T = TypeVar("T")
 _GLOB = str.maketrans({"[": "[[]", "*": "[*]", "?": "[?]"})  # a folder may be called anything
@@ -59,28 +59,39 @@ def read_files(path: Path, read: Callable[[Files], T]) -> T:
     The journal's rows are written to files outside the run directory, which is not changed.
     Raises `JobError`, `StoreError` and what `read` raises.
     """
-    record = read_record(path)
-    return read_snapshot(path, lambda now: _read(now, record, read))
+    return read_all_files([path], lambda files: read(files[0]))
 
 
-def _read(now: Snapshot, record: RunRecord, read: Callable[[Files], T]) -> T:
+def read_all_files(paths: Sequence[Path], read: Callable[[Sequence[Files]], T]) -> T:
+    """The same for several runs at once."""
+    records = [read_record(path) for path in paths]
+
+    def read_taken(taken: Sequence[Snapshot]) -> T:
+        with tempfile.TemporaryDirectory(prefix="batchrun-") as name:
+            folders = [Path(name) / str(at) for at in range(len(taken))]
+            return read(list(map(_files, taken, records, folders)))
+
+    return read_snapshots(paths, read_taken)
+
+
+def _files(now: Snapshot, record: RunRecord, folder: Path) -> Files:
+    """`folder` is made, for the journal's rows."""
     layout, version = record.layout, record.schema_version
-    with tempfile.TemporaryDirectory(prefix="batchrun-") as name:
-        folder = Path(name)
+    folder.mkdir()
 
-        def table(name: str, parts: tuple[Path, ...], schema: pa.Schema) -> TableFiles:
-            empty = folder / name / "empty.parquet"
-            pq.write_table(schema.empty_table(), empty)
-            journal = (*(path for path in written if path.parent.name == name), empty)
-            carried = layout if name == RESPONSES else NO_COLUMNS
-            return TableFiles(parts, journal, now.replaced, schema, carried)
+    def table(name: str, parts: tuple[Path, ...], schema: pa.Schema) -> TableFiles:
+        empty = folder / name / "empty.parquet"
+        pq.write_table(schema.empty_table(), empty)
+        journal = (*(path for path in written if path.parent.name == name), empty)
+        carried = layout if name == RESPONSES else NO_COLUMNS
+        return TableFiles(parts, journal, now.replaced, schema, carried)
 
-        with storing(folder, "write the journal's rows"), new_files() as new:
-            renames = write_parts(new, folder, FileId(WRITER, 0), now.outcomes(), record)
-            written = [folder / source for source, _ in renames]
-            responses = table(RESPONSES, now.responses, response_schema(layout, version))
-            tool_calls = table(TOOL_CALLS, now.tool_calls, tool_call_schema(version))
-        return read(Files(record, responses, tool_calls, folder))
+    with storing(folder, "write the journal's rows"), new_files() as new:
+        renames = write_parts(new, folder, FileId(WRITER, 0), now.outcomes(), record)
+        written = [folder / source for source, _ in renames]
+        responses = table(RESPONSES, now.responses, response_schema(layout, version))
+        tool_calls = table(TOOL_CALLS, now.tool_calls, tool_call_schema(version))
+    return Files(record, responses, tool_calls, folder)
 
 
 def ask(path: Path, answer: Callable[[duckdb.DuckDBPyConnection, Files], T]) -> T:
@@ -90,21 +101,29 @@ def ask(path: Path, answer: Callable[[duckdb.DuckDBPyConnection, Files], T]) -> 
     """
 
     def asked(files: Files) -> T:
-        settings = {**_SETTINGS, "temp_directory": str(files.temporary)}
-        with duckdb.connect(config=settings) as database:  # type: ignore[arg-type] # all are text
+        with connected(files.temporary) as database:
             try:
-                database.register("replaced", _table_of(files.responses.replaced))
-                _add_view(database, "responses", files.responses)
-                _add_view(database, "tool_calls", files.tool_calls)
+                for name in TABLES:
+                    select = select_of(getattr(files, name), database)
+                    database.execute(f"CREATE TEMP VIEW {name} AS {select}")
                 return answer(database, files)
             except duckdb.Error as error:
-                reason = str(error).partition("\n")[0]  # the SQL follows
-                raise StoreError(
-                    f"{path}: its tables cannot be read ({reason}); "
-                    f"batchrun verify {path} says what is damaged"
-                ) from error
+                raise unreadable(path, error) from error
 
     return read_files(path, asked)
+
+
+def connected(temporary: Path) -> duckdb.DuckDBPyConnection:
+    """A database in memory; what does not fit is written below `temporary`."""
+    settings = {**_SETTINGS, "temp_directory": str(temporary)}
+    return duckdb.connect(config=settings)  # type: ignore[arg-type] # all are text
+
+
+def unreadable(path: Path, error: duckdb.Error) -> StoreError:
+    reason = str(error).partition("\n")[0]  # the SQL follows
+    return StoreError(
+        f"{path}: its tables cannot be read ({reason}); batchrun verify {path} says what is damaged"
+    )
 
 
 def _table_of(keys: frozenset[RowKey]) -> pa.Table:
@@ -112,17 +131,20 @@ def _table_of(keys: frozenset[RowKey]) -> pa.Table:
     return pa.Table.from_pylist([dict(zip(KEY, key, strict=True)) for key in keys], schema)
 
 
-def _add_view(database: duckdb.DuckDBPyConnection, name: str, files: TableFiles) -> None:
+def select_of(files: TableFiles, database: duckdb.DuckDBPyConnection, of: str = "") -> str:
+    """The query for all rows of a table. `of`: what names the run, where there are several."""
     # Rows of parts that the journal has newer outcomes of are left out; keys may hold nulls.
-    same = " AND ".join(f"part.{name} IS NOT DISTINCT FROM replaced.{name}" for name in KEY)
-    left_out = f"ANTI JOIN replaced ON {same}" if files.replaced else ""
+    replaced = f"replaced{of}"
+    same = " AND ".join(f"part.{name} IS NOT DISTINCT FROM {replaced}.{name}" for name in KEY)
+    left_out = f"ANTI JOIN {replaced} ON {same}" if files.replaced else ""
+    if files.replaced:
+        database.register(replaced, _table_of(files.replaced))
     pieces = [f"SELECT * FROM {_scan(files.journal)}"]  # noqa: S608 - our own words, as below
     for names, parts in _by_names(files).items():
         renamed = ", ".join(f"{quoted(old)} AS {quoted(new)}" for old, new in names)
         every = f"* RENAME ({renamed})" if renamed else "*"
         pieces.append(f"SELECT {every} FROM {_scan(parts)} part {left_out}")  # noqa: S608
-    sql = " UNION ALL BY NAME ".join(pieces)
-    database.execute(f"CREATE TEMP VIEW {name} AS {sql}")
+    return " UNION ALL BY NAME ".join(pieces)
 
 
 def _by_names(files: TableFiles) -> dict[tuple[tuple[str, str], ...], list[Path]]:
@@ -141,6 +163,11 @@ def quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
+def pattern_of(path: Path) -> str:
+    """What DuckDB takes, and calls, the path."""
+    return str(path).translate(_GLOB)
+
+
 def _scan(paths: Sequence[Path]) -> str:
-    names = (str(path).translate(_GLOB).replace("'", "''") for path in paths)
+    names = (pattern_of(path).replace("'", "''") for path in paths)
     return "read_parquet([" + ", ".join(f"'{name}'" for name in names) + "], union_by_name = true)"

@@ -117,17 +117,23 @@ def read_snapshot(folder: Path, read: Callable[[Snapshot], T]) -> T:
 
     It is called again where a seal replaced a part meanwhile.
     """
+    return read_snapshots([folder], lambda now: read(now[0]))
+
+
+def read_snapshots(folders: Sequence[Path], read: Callable[[Sequence[Snapshot]], T]) -> T:
+    """The same of several run directories, each at an instant of its own."""
     for _ in range(_ATTEMPTS):
-        with snapshot(folder) as now:
+        with ExitStack() as stack:
+            taken = [stack.enter_context(snapshot(folder)) for folder in folders]
             try:
-                found = read(now)
+                found = read(taken)
             except StoreError:
-                if now.is_current():
+                if all(now.is_current() for now in taken):
                     raise
                 continue
-            if now.is_current():
+            if all(now.is_current() for now in taken):
                 return found
-    raise _too_fast(folder)
+    raise _too_fast(folders[0])
 
 
 def _too_fast(folder: Path) -> StoreError:

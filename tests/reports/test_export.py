@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from openai.types.responses import Response
 
 from batchrun.errors import JobError
-from batchrun.reports.export import FORMATS, as_json, csv_head, csv_line, export_run, format_of
+from batchrun.formats.csv_text import csv_line
+from batchrun.reports.export import FORMATS, as_json, export_run, format_of
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,8 @@ def test_duckdb_reads_the_same_from_the_file_as_from_the_parts(whole: Path, tmp_
 
 
 def test_no_cell_of_the_csv_is_a_formula_and_figures_are_figures(exported: dict[str, Path]) -> None:
-    with exported["csv"].open(newline="", encoding="utf-8") as file:
+    assert exported["csv"].read_bytes().startswith(b"\xef\xbb\xbf")
+    with exported["csv"].open(newline="", encoding="utf-8-sig") as file:
         head, *rows = csv.reader(file)
     assert "'=formula" in head
     assert len(rows) == 240
@@ -82,12 +84,14 @@ def test_no_cell_of_the_csv_is_a_formula_and_figures_are_figures(exported: dict[
 
 @given(text=st.text())
 def test_any_text_comes_back_from_csv_or_with_an_apostrophe_before_it(text: str) -> None:
-    line = csv_line({"a": text, "b": None, "c": 1}, ("a", "b", "c")).decode()
+    line = csv_line([text, None, 1], for_sheets=True)
     ((cell, nothing, one),) = csv.reader(io.StringIO(line, newline=""), strict=True)
     assert (nothing, one) == ("", "1")
     assert cell in (text, f"'{text}")
     assert not cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n"))
-    assert csv_head([text]).endswith(b"\n")
+    assert line.endswith("\n")
+    ((raw, *_),) = csv.reader(io.StringIO(csv_line([text], for_sheets=False), newline=""))
+    assert raw == text
 
 
 def test_batch_lines_are_what_the_openai_package_reads(exported: dict[str, Path]) -> None:
@@ -143,8 +147,9 @@ def test_what_a_file_held_is_replaced_and_what_is_no_file_is_refused(
 def test_the_name_says_the_format() -> None:
     assert format_of(Path("a/B.CSV")) == "csv"
     assert format_of(Path("x.ndjson")) == "jsonl"
+    assert format_of(Path("x.parquet")) == "parquet"
     with pytest.raises(JobError, match="--format"):
-        format_of(Path("x.parquet"))
+        format_of(Path("x.txt"))
 
 
 @pytest.mark.parametrize(

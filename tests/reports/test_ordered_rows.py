@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from batchrun.errors import JobError, StoreError
 from batchrun.records import Outcome
-from batchrun.reports.export import read_rows
+from batchrun.reports.ordered_rows import read_rows
 from batchrun.store.run_dir import RunDir
 
 Make = Callable[..., Outcome]

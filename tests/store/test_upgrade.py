@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchrun.records import RunRecord
-from batchrun.reports.export import read_rows
+from batchrun.reports.ordered_rows import read_rows
 from batchrun.reports.sql import ask
 from batchrun.store.reading import find_row, read_run_record
 from batchrun.store.run_dir import RunDir
