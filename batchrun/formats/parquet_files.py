@@ -68,14 +68,16 @@ def _split(table: pa.Table, by: str) -> Iterator[tuple[str, pa.Table]]:
             f"{by} is of type {kind}; give --partition-by a column of text, whole numbers, "
             "booleans or dates"
         )
+    if "=" in by or "/" in by:
+        raise JobError(f"{by}: its name cannot stand in the name of a folder; give another column")
     found: dict[object, list[int]] = {}
     for at, value in enumerate(json_values(table[by])):
         found.setdefault(value, []).append(at)
     others = table.drop_columns([by])
     for value, places in found.items():
         text = str(value).lower() if isinstance(value, bool) else str(value)
-        name = f"{quote(by, safe=' ')}={_NULL if value is None else quote(text, safe=' ')}"
-        if len(name) > 255:
+        name = f"{by}={_NULL if value is None else quote(text, safe=' ')}"
+        if len(name.encode()) > 255:
             raise JobError(
                 f"a value of {by} is too long for the name of a folder ({text[:40]}…); give "
                 "--partition-by a column with short values"

@@ -9,6 +9,9 @@ from typing import Any
 
 import duckdb
 import msgspec
+import pandas as pd
+import polars as pl
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +19,7 @@ from openai.types.responses import Response
 
 from batchrun.errors import JobError
 from batchrun.formats.csv_text import csv_line
-from batchrun.reports.export import FORMATS, as_json, export_run, format_of
+from batchrun.reports.export import FORMATS, Wanted, as_json, export_run, format_of
 
 
 @pytest.fixture(scope="module")
@@ -178,3 +181,141 @@ def test_an_empty_run_is_exported_too(tmp_path: Path, write: Callable[..., Path]
         assert (done.rows, done.left) == (0, 250)
     assert (tmp_path / "csv").read_text().count("\n") == 1
     assert (tmp_path / "jsonl").read_bytes() == b""
+
+
+def test_parquet_holds_the_rows_in_order_with_the_columns_of_the_tables(
+    whole: Path, exported: dict[str, Path], tmp_path: Path
+) -> None:
+    rows = pq.read_table(exported["parquet"])
+    assert rows["row"].to_pylist() == list(range(240))
+    parts = pq.read_table(whole / "responses", partitioning=None)
+    assert rows.schema.remove_metadata().equals(parts.schema.remove_metadata())
+    assert rows.equals(parts.sort_by("row"))
+    assert export_run(whole, tmp_path / "rows.parquet", "parquet").rows == 240
+    assert len(pd.read_parquet(tmp_path / "rows.parquet")) == 240
+    assert pl.read_parquet(tmp_path / "rows.parquet").height == 240
+
+
+def test_chosen_columns_stand_in_the_order_given(run: Path, tmp_path: Path) -> None:
+    wanted = Wanted(columns=("ok,custom_id", "=formula", "ok"))
+    names = ["ok", "custom_id", "=formula"]
+    for form in ("jsonl", "csv", "parquet"):
+        assert export_run(run, tmp_path / f"rows.{form}", form, wanted).rows == 240
+    assert list(_lines(tmp_path / "rows.jsonl")[3]) == names
+    assert _lines(tmp_path / "rows.jsonl")[3] == {"ok": True, "custom_id": "q3", "=formula": "=1+3"}
+    assert pq.read_schema(tmp_path / "rows.parquet").names == names
+    lines = (tmp_path / "rows.csv").read_text("utf-8-sig").splitlines()
+    assert (lines[0], lines[4]) == ('"ok","custom_id","\'=formula"', 'true,"q3","\'=1+3"')
+    export_run(run, tmp_path / "raw.csv", "csv", Wanted(columns=wanted.columns, raw=True))
+    lines = (tmp_path / "raw.csv").read_text("utf-8-sig").splitlines()
+    assert (lines[0], lines[4]) == ('"ok","custom_id","=formula"', 'true,"q3","=1+3"')
+    only_calls = Wanted(columns=("custom_id", "tool_calls"))
+    export_run(run, tmp_path / "calls.jsonl", "jsonl", only_calls)
+    assert len(_lines(tmp_path / "calls.jsonl")[2]["tool_calls"]) == 2
+    held = sorted(tmp_path.iterdir())
+    with pytest.raises(JobError, match="did you mean `custom_id`"):
+        export_run(run, tmp_path / "x.csv", "csv", Wanted(columns=("costum_id",)))
+    for form, wrong in {
+        "batch": Wanted(columns=("ok",)),
+        "jsonl": Wanted(raw=True),
+        "csv": Wanted(partition_by="ok"),
+    }.items():
+        with pytest.raises(JobError, match="does not go with the format"):
+            export_run(run, tmp_path / "x", form, wrong)
+    assert sorted(tmp_path.iterdir()) == held
+
+
+@pytest.mark.parametrize("by", ["status", "ok", "level", "tags", "custom_id", "error_kind"])
+def test_a_folder_has_a_file_for_each_value_and_every_tool_reads_the_column_from_its_names(
+    by: str, run: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "by"
+    done = export_run(run, target, "parquet", Wanted(columns=("row", by), partition_by=by))
+    assert done.rows == 240
+    export_run(run, tmp_path / "all.jsonl", "jsonl", Wanted(columns=("row", by)))
+    texts = [row[by] for row in _lines(tmp_path / "all.jsonl")]
+    if by == "tags":
+        texts = ['["a",\n"b"]'] * 240
+    files = sorted(target.rglob("*.parquet"))
+    assert len(files) == len(set(texts))
+    assert done.bytes == sum(file.stat().st_size for file in files)
+    for file in files:
+        assert pq.read_schema(file).names == ["row"]
+        numbers = pq.read_table(file, partitioning=None)["row"].to_pylist()
+        assert numbers == sorted(numbers)
+        assert len({texts[number] for number in numbers}) == 1
+    pattern = f"{target}/*/*.parquet"
+    named = duckdb.read_parquet(pattern, hive_partitioning=True)
+    said = {
+        "DuckDB": dict(named.select("row", by).fetchall()),
+        "Polars": dict(
+            pl.read_parquet(pattern, hive_partitioning=True, try_parse_hive_dates=False)
+            .select("row", by)
+            .rows()
+        ),
+    }
+    if by != "error_kind":  # pandas takes no folder with nulls
+        frame = pd.read_parquet(target)
+        said["pandas"] = dict(zip(frame["row"], frame[by], strict=True))
+    expected = [value if value is None else str(value).lower() for value in texts]
+    for tool, values in said.items():
+        found = [values[row] for row in range(240)]
+        assert [value if value is None else str(value).lower() for value in found] == expected, tool
+    # Again, after which nothing of the first is left; and never over what is something else.
+    export_run(run, target, "parquet", Wanted(columns=("row",), partition_by="via"))
+    assert [path.name for path in target.iterdir()] == ["via=plain"]
+    (target / "notes.txt").write_text("mine")
+    with pytest.raises(JobError, match=r"holds notes\.txt"):
+        export_run(run, target, "parquet", Wanted(partition_by="ok"))
+    assert (target / "notes.txt").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["all.jsonl", "by"]
+
+
+def test_columns_that_make_no_folders_are_refused(run: Path, tmp_path: Path) -> None:
+    for by, says in {
+        "attempts": "of type",
+        "cost_usd": "of type",
+        "nothing": "no column",
+        "=formula": "its name",
+    }.items():
+        with pytest.raises(JobError, match=says):
+            export_run(run, tmp_path / "by", "parquet", Wanted(partition_by=by))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_source_and_other_runs_are_never_written_over(
+    run: Path, whole: Path, tmp_path: Path, write: Callable[..., Path], outcome: Callable[..., Any]
+) -> None:
+    source = tmp_path / "prompts.jsonl"
+    source.write_text("{}\n")
+    (tmp_path / "link.jsonl").symlink_to(source)
+    (tmp_path / "folder" / "deep").mkdir(parents=True)
+    (tmp_path / "folder" / "a.jsonl").write_text("{}\n")
+
+    def of(name: str, given: Path | str) -> Path:
+        made = write(tmp_path / name, [outcome(0)])
+        record = json.loads((made / "run.json").read_bytes())
+        record |= {"source": f"../{Path(given).name}", "source_path": str(given)}
+        (made / "run.json").write_text(json.dumps(record))
+        return made
+
+    targets = [
+        (of("one", source), source),
+        (of("two", source), tmp_path / "link.jsonl"),
+        (of("three", tmp_path / "moved" / "prompts.jsonl"), source),
+        (of("four", tmp_path / "folder"), tmp_path / "folder" / "a.jsonl"),
+        (of("five", tmp_path / "folder"), tmp_path / "folder" / "deep" / "new.parquet"),
+        (of("six", f"{tmp_path}/folder/*.jsonl"), tmp_path / "folder" / "a.jsonl"),
+        (of("seven", f"{tmp_path}/folder/*.jsonl"), tmp_path / "folder" / "new.jsonl"),
+        (run, whole / "responses" / "new.parquet"),
+        (run, whole / "run.json"),
+        (run, whole / "answers.csv"),
+    ]
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for path, target in targets:
+        with pytest.raises(JobError, match=r"source of the run|another run directory"):
+            export_run(path, target, "jsonl")
+    with pytest.raises(JobError, match="another run directory"):
+        export_run(run, whole / "by", "parquet", Wanted(partition_by="ok"))
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    export_run(tmp_path / "four", tmp_path / "folder" / "answers.csv", "csv")
