@@ -12,7 +12,7 @@ TOOLS = .tools
 UV = $(TOOLS)/bin/uv
 PEER_NAMES = lm-deluge async-batch-llm openai litellm
 
-.PHONY: demo test test-long test-newest test-lowest test-wheel torture test-servers bench bench-peers bench-parts bench-pacing check docs docs-site format lock lock-peers clean
+.PHONY: demo test test-long test-newest test-lowest test-wheel torture test-servers bench bench-peers bench-parts bench-pacing bench-queues check docs docs-site format lock lock-peers clean
 
 # The main job against the embedded simulator: a prompt set with tools becomes two tables.
 demo: $(VENV)/installed
@@ -70,6 +70,11 @@ bench-parts: $(VENV)/installed
 # How batchrun finds hidden limits, measured over a socket; about twenty minutes.
 bench-pacing: $(VENV)/installed
 	$(BIN)/python -m benchmarks.pacing
+
+# Auto beside fixed numbers in flight and the openai SDK, against vLLM for CPUs; about ten minutes, on
+# a machine that does nothing else.
+bench-queues: $(VENV)/installed $(SERVERS)/vllm/installed
+	$(BIN)/python -m benchmarks.queues
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .

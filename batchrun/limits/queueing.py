@@ -77,7 +77,7 @@ class Throughput:
 
     def status(self, now_s: float) -> LimitStatus:
         name, level = "the server's throughput", self._levels.get(self._allowed)
-        if self._allowed >= self.most or self.now > self._allowed:
+        if self._allowed >= self.most or self._refuses(now_s):
             return LimitStatus(name, self.now)
         per_s = None if self._grows or level is None else level.per_s
         return LimitStatus(name, self.now, self._allowed, of="in flight", per_s=per_s)
@@ -105,7 +105,8 @@ class Throughput:
     def _answered(self, latency_s: float, tokens: int | None, slot: Slot, now_s: float) -> None:
         size = float(tokens or 1)
         self._sizes.add(size)
-        self._recent_s += tuning.QUEUE_RECENT * (latency_s - self._recent_s)
+        share = tuning.QUEUE_RECENT if self._recent_s else 1.0
+        self._recent_s += share * (latency_s - self._recent_s)
         if self._began_s is not None and slot.started_s > self._began_s:
             self._round.add(latency_s, size, self.now)
             if self._round.answers >= self._needs:
@@ -154,12 +155,12 @@ class Throughput:
         for m in out_of_date(self._levels, n):
             del self._sums[m], self._levels[m]
         self._base_s = min(level.latency_s for level in self._levels.values())
-        self._least_s = min(self._least_s, self._base_s)
         return True
 
     def _measure(self) -> None:
         self._levels = {n: sums.measured(self._sizes) for n, sums in self._sums.items()}
         self._base_s = min(level.latency_s for level in self._levels.values())
+        self._least_s = min(self._least_s, self._base_s)
 
     def _cut(self, now_s: float) -> None:
         """After a time-out: at once, and once for all that were sent before."""

@@ -320,3 +320,23 @@ def test_what_batchrun_dropped_itself_says_nothing() -> None:
         line.ends(Finish(answered=False))
         line.now_s += 1
     assert line.may_go()
+
+
+def test_time_outs_while_others_are_answered_are_no_outage() -> None:
+    line = Line()
+    late = Finish(
+        ErrorKind.TIMEOUT, answered=False, error="no answer", endpoint_error="timeout", dollars=None
+    )
+    sent_s = line.now_s
+    line.now_s += 15.0
+    line.ends(ANSWER, sent_s)
+    for _ in range(3 * tuning.OUTAGE_ROWS):
+        line.now_s += 0.1
+        line.ends(late, sent_s)
+    assert not line.breaker.is_open
+    sent_s = line.now_s  # nothing is answered any more: it hangs
+    line.now_s += 15.0
+    for _ in range(3 * tuning.OUTAGE_ROWS):
+        line.now_s += 0.1
+        line.ends(late, sent_s)
+    assert line.breaker.is_open

@@ -48,6 +48,12 @@ def test_a_limit_is_shown_with_how_much_of_it_is_used_and_when_it_opens() -> Non
     assert limit_in_words(header, 0.0) == "the server's x-ratelimit-limit-requests (1,200)"
     inferred = LimitStatus("inferred rate", None, 97.25, of="requests", per_s=97.25 / 60)
     assert limit_in_words(inferred, 0.0) == "inferred rate (97.2 requests a minute)"
+    queue = LimitStatus("the server's throughput", 64, 64, of="in flight", per_s=41.2)
+    assert limit_in_words(queue, 0.0) == (
+        "the server's throughput: 41.2 requests/s at 64 in flight; more only makes them wait"
+    )
+    grows = LimitStatus("the server's throughput", 16, 16, of="in flight")
+    assert limit_in_words(grows, 0.0) == "the server's throughput (16 of 16)"
     mine = LimitStatus("requests a minute", 12, 600, of="requests", per_s=10.0)
     assert limit_in_words(mine, 0.0) == "requests a minute (12 of 600)"
 

@@ -1,0 +1,139 @@
+"""A server that queues instead of refusing: whole runs over a socket."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import batchrun
+from tests.raw_sockets import listening
+from tests.waiting import HANG_S
+
+_TOKENS = 20
+
+
+class Server:
+    """Answers so many requests at a time, each after so long; who has hung up is left out."""
+
+    def __init__(self, slots: int, answer_s: float) -> None:
+        self.requests = 0
+        self.most = 0  # at the same time
+        self.answer_s = answer_s
+        self.base_url = ""
+        self._slots = asyncio.Semaphore(slots)
+        self._now = 0
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            head = (await reader.readuntil(b"\r\n\r\n")).lower()
+            size = int(head.partition(b"content-length:")[2].split(b"\r\n")[0])
+            await reader.readexactly(size)
+            self.requests += 1
+            self._now += 1
+            self.most = max(self.most, self._now)
+            async with self._slots:
+                if not reader.at_eof():
+                    await asyncio.sleep(self.answer_s)
+            self._now -= 1
+            writer.write(_answer())
+            await writer.drain()
+
+
+def _answer() -> bytes:
+    text = {"type": "output_text", "text": "42", "annotations": []}
+    message = {"type": "message", "role": "assistant", "status": "completed", "content": [text]}
+    usage = {"input_tokens": 3, "output_tokens": _TOKENS, "total_tokens": 3 + _TOKENS}
+    fields = {"id": "resp_1", "object": "response", "status": "completed", "model": "m"}
+    body = json.dumps({**fields, "output": [message], "usage": usage}).encode()
+    return (
+        f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    ).encode() + body
+
+
+@contextlib.asynccontextmanager
+async def _serving(slots: int, answer_s: float) -> AsyncIterator[Server]:
+    server = Server(slots, answer_s)
+    async with listening(server.answer) as port, asyncio.timeout(HANG_S):
+        server.base_url = f"http://127.0.0.1:{port}/v1"
+        yield server
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., Any]:
+    """Runs so many rows against a server; more settings as keywords, `__` for a dot."""
+
+    async def run(server: Server, rows: int, **settings: Any) -> Any:
+        prompts = tmp_path / "prompts.jsonl"
+        prompts.write_text("".join(f'{{"n": "{row}"}}\n' for row in range(rows)))
+        job = batchrun.load_job(
+            prompts,
+            {
+                "request.model": "m",
+                "request.input": "{{ n }}",
+                "endpoint.base_url": server.base_url,
+                "output.path": str(tmp_path / "run"),
+                **{name.replace("__", "."): value for name, value in settings.items()},
+            },
+        )
+        return await batchrun.run_async(job)
+
+    return run
+
+
+def _attempts(summary: Any) -> list[list[dict[str, Any]]]:
+    table = batchrun.open_run(summary.run).responses.to_table(columns=["attempts"])
+    return [row["attempts"] for row in table.to_pylist()]
+
+
+def _said(summary: Any) -> str:
+    return (Path(summary.run) / "events.jsonl").read_text()
+
+
+async def test_rows_that_only_waited_for_others_are_not_lost(run: Callable[..., Any]) -> None:
+    """16 at first are four times what the server answers within the time-out."""
+    async with _serving(1, 0.25) as server:
+        summary = await run(server, 40, endpoint__timeout_s=1.0)
+    assert (summary.ok, summary.left, summary.exit_code) == (40, 0, 0)
+    timed_out = [one for row in _attempts(summary) for one in row if one["error_kind"] == "timeout"]
+    assert timed_out
+    assert {one["cost_usd"] for one in timed_out} == {None}  # each may be billed
+    assert "endpoint down" not in _said(summary)
+
+
+async def test_a_fixed_number_in_flight_is_held_to_and_its_rows_end(
+    run: Callable[..., Any],
+) -> None:
+    async with _serving(1, 0.25) as server:
+        summary = await run(server, 24, endpoint__timeout_s=1.0, limits__concurrency=16)
+        assert server.most >= 16
+    assert summary.left == 0
+    assert summary.ok < 24
+    assert max(map(len, _attempts(summary))) == 2
+    assert "endpoint down" not in _said(summary)
+    table = batchrun.open_run(summary.run).responses.to_table(columns=["error_message"])
+    messages = [row["error_message"] for row in table.to_pylist() if row["error_message"]]
+    assert all("--timeout" in message for message in messages)
+    assert all("lower --concurrency" in message for message in messages)
+
+
+async def test_auto_stays_a_little_above_what_the_server_works_on(run: Callable[..., Any]) -> None:
+    async with _serving(8, 0.05) as server:
+        summary = await run(server, 600)
+        assert server.most <= 64
+    assert (summary.ok, summary.exit_code) == (600, 0)
+    assert summary.retries == 0
+
+
+async def test_a_row_that_takes_long_by_itself_is_not_sent_for_ever(
+    run: Callable[..., Any],
+) -> None:
+    async with _serving(1_000, HANG_S) as server:
+        summary = await run(
+            server, 2, endpoint__timeout_s=0.3, limits__give_up_after_s=60.0, retry__max_wait_s=0.1
+        )
+    assert summary.ok == 0
+    assert server.requests <= 4
