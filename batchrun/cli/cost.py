@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from batchrun.cli.once import OnceCommand
 from batchrun.cli.output import print_json, warn_of_missing_parts
 
 _EPILOG = """\b
@@ -15,7 +16,7 @@ Examples:
 """
 
 
-@click.command(epilog=_EPILOG)
+@click.command(epilog=_EPILOG, cls=OnceCommand)
 @click.argument(
     "run_paths", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path)
 )

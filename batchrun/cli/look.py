@@ -5,11 +5,12 @@ from pathlib import Path
 
 import click
 
+from batchrun.cli.once import OnceCommand
 from batchrun.cli.output import print_json, warn_of_missing_parts
 from batchrun.errors import JobError
 
 
-@click.command(epilog="\b\nExample:\n  batchrun status runs/prompts")
+@click.command(epilog="\b\nExample:\n  batchrun status runs/prompts", cls=OnceCommand)
 @click.argument("run_path", metavar="RUN", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def status(run_path: Path, *, as_json: bool) -> None:
@@ -28,7 +29,7 @@ def status(run_path: Path, *, as_json: bool) -> None:
         click.echo(render_status(summary, run_path))
 
 
-@click.command(epilog="\b\nExample:\n  batchrun show runs/prompts 17")
+@click.command(epilog="\b\nExample:\n  batchrun show runs/prompts 17", cls=OnceCommand)
 @click.argument("run_path", metavar="RUN", type=click.Path(path_type=Path))
 @click.argument("custom_id", metavar="ID")
 @click.option("--json", "as_json", is_flag=True, help="Print all columns and tool calls as JSON.")

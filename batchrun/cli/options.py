@@ -1,6 +1,5 @@
 """The options that `run` and `estimate` have in common, each declared once."""
 
-import json
 import shlex
 import sys
 from typing import Any, NamedTuple, get_type_hints
@@ -8,6 +7,8 @@ from typing import Any, NamedTuple, get_type_hints
 import click
 from msgspec.structs import fields
 
+from batchrun.cli.body_options import body_fields, prompt_of_file, schema_of_file
+from batchrun.cli.once import OnceCommand
 from batchrun.errors import ErrorKind, JobError
 from batchrun.formats.printable import nearest
 from batchrun.job.job_file import load_job, read_setting
@@ -53,7 +54,7 @@ class RunOptions(NamedTuple):
     quiet: bool
 
 
-class SourceCommand(click.Command):
+class SourceCommand(OnceCommand):
     """A command for a SOURCE with these options; its function hands them to `read_options`."""
 
     def __init__(self, **settings: Any) -> None:
@@ -70,9 +71,14 @@ class SourceCommand(click.Command):
 def read_options(given: dict[str, Any]) -> RunOptions:
     """What the options say. Raises `JobError`."""
     settings = dict(given["set"])
-    for option, key, _, _ in _JOB_OPTIONS:
-        value = given[option.rpartition("--")[2].replace("-", "_")]
+    named = [*((option.rpartition("--")[2], key) for option, key, _, _ in _JOB_OPTIONS)]
+    named += [("prompt-file", "request.input"), ("schema", "request.text.format")]
+    for option, key in named:
+        value = given[option.replace("-", "_")]
         if value is not None and value is not False:
+            if key in settings:
+                other = "--prompt" if option == "prompt-file" else f"--set {key[8:]}=…"
+                raise click.UsageError(f"--{option} and {other} say the same; take one out")
             settings[key] = value
     for option in ("carry", "send"):
         if given[option]:
@@ -114,9 +120,21 @@ def _options() -> list[click.Option]:
         click.Option(
             ["--set"],
             multiple=True,
-            callback=_body_fields,
+            callback=body_fields,
             metavar="KEY=VALUE",
-            help="Any other body field, such as reasoning.effort=low.",
+            help="Any other body field, such as reasoning.effort=low; KEY=@FILE reads a file.",
+        ),
+        click.Option(
+            ["--prompt-file"],
+            callback=prompt_of_file,
+            metavar="FILE",
+            help="File with the template for --prompt.",
+        ),
+        click.Option(
+            ["--schema"],
+            callback=schema_of_file,
+            metavar="FILE",
+            help="JSON Schema of the answers; file.py:Model for a pydantic model.",
         ),
         click.Option(
             ["--limit"], type=click.IntRange(1), metavar="N", help="Only the first N rows."
@@ -160,22 +178,6 @@ def _job_option(names: str, key: str, metavar: str | None, text: str) -> click.O
             raise click.BadParameter(str(error)) from None
 
     return click.Option(names.split(","), metavar=metavar, help=text, callback=read)
-
-
-def _body_fields(
-    _context: click.Context, _option: click.Parameter, texts: tuple[str, ...]
-) -> dict[str, Any]:
-    """Body fields by their job key; a value is read as JSON where it is JSON."""
-    settings: dict[str, Any] = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise click.BadParameter(f"{text}: write KEY=VALUE, such as reasoning.effort=low")
-        try:
-            settings[f"request.{key}"] = json.loads(value)
-        except ValueError:
-            settings[f"request.{key}"] = value
-    return settings
 
 
 def _types(

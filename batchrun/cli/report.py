@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from batchrun.cli.once import OnceCommand
 from batchrun.cli.output import warn_of_missing_parts
 
 _EPILOG = """\b
@@ -14,7 +15,7 @@ Examples:
 """
 
 
-@click.command(epilog=_EPILOG)
+@click.command(epilog=_EPILOG, cls=OnceCommand)
 @click.argument("run_path", metavar="RUN", type=click.Path(path_type=Path))
 @click.option(
     "--html",

@@ -49,6 +49,7 @@ def send(options: RunOptions, *, pilot: int = 0) -> "Summary":
     progress, stop = Progress(sys.stderr), StopSwitch()
     interpreter = ExitStack()
     watch = Watch(sending=lambda: interpreter.enter_context(_tuned_interpreter()))
+    watch.plan = say_warnings
     if not options.quiet:
         watch.plan, watch.summary = say_plan, progress.show
 
@@ -151,6 +152,17 @@ def exit_on_signals(numbers: Sequence[signal.Signals] | None = None) -> None:
         signal.signal(number, lambda number, _frame: sys.exit(128 + number))
 
 
+def say_warnings(plan: "Plan", _path: Path) -> None:
+    """All that is said of a plan under `--quiet`."""
+    for warning in _warnings(plan):
+        say(f"warning: {warning}")
+
+
+def _warnings(plan: "Plan") -> list[str]:
+    full = "the disk may fill up; free space or choose another -o"
+    return [*plan.warnings, *([full] if plan.disk_bytes > plan.free_bytes else [])]
+
+
 def say_plan(plan: "Plan", path: Path) -> None:
     from batchrun.formats.amounts import plural, size_in_words
 
@@ -162,15 +174,15 @@ def say_plan(plan: "Plan", path: Path) -> None:
         column.column if column.name == column.column else f"{column.column} (as {column.name})"
         for column in plan.layout.columns
     ]
+    forms = ", ".join(f"{name}: {rows:,}" for name, rows in plan.forms.items())
     lines = [
         f"plan: {plural(plan.rows, 'row')}, {complete}, {counts}; run directory {path}",
+        *([f"  read as: {forms}"] if forms else []),
         f"  sent: {', '.join(plan.sent) or 'no column of the rows'}",
         f"  carried: {', '.join(carried) or 'no column'}",
         f"  disk: about {needed} needed, {free} free",
-        *(f"  warning: {warning}" for warning in plan.warnings),
+        *(f"  warning: {warning}" for warning in _warnings(plan)),
     ]
-    if plan.disk_bytes > plan.free_bytes:
-        lines.append("  warning: the disk may fill up; free space or choose another -o")
     if not plan.to_complete:
         lines.append("nothing left to send")
     say("\n".join(lines))

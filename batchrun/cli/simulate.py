@@ -10,6 +10,7 @@ from typing import Any, get_args, get_type_hints
 
 import click
 
+from batchrun.cli.once import OnceCommand
 from batchrun.simulator.settings import SPREAD, Fault, Quirk, SimulatorSettings
 
 _EPILOG = f"""\b
@@ -110,7 +111,7 @@ _ADDRESS = [
 ]
 
 
-@click.command(epilog=_EPILOG, params=[*_ADDRESS, *_options()])
+@click.command(epilog=_EPILOG, params=[*_ADDRESS, *_options()], cls=OnceCommand)
 def simulate(host: str, port: int, **options: Any) -> None:
     """Serve simulated answers in the format of the Responses API.
 

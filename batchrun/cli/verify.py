@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from batchrun.cli.once import OnceCommand
+
 if TYPE_CHECKING:
     from batchrun.store.verify import Proof
 
 
-@click.command(epilog="\b\nExample:\n  batchrun verify runs/prompts")
+@click.command(epilog="\b\nExample:\n  batchrun verify runs/prompts", cls=OnceCommand)
 @click.argument("run_path", metavar="RUN", type=click.Path(path_type=Path))
 def verify(run_path: Path) -> None:
     """Prove from its files alone that a run is complete and consistent.

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from batchrun.formats.printable import cut
+from batchrun.formats.printable import cut, one_line
 
 _SHOWN = 300  # characters of a body that a message shows
 _MAX_DIGITS = 300  # of a number that is read; Python itself refuses some thousands
@@ -129,3 +129,23 @@ def encode_json(value: object) -> bytes:
         return msgspec.json.encode(value)
     except UnicodeEncodeError:  # a path or argument that is no UTF-8
         return msgspec.json.encode(with_valid_text(msgspec.to_builtins(value)))
+
+
+_VALUE = 200  # characters of a value that a message shows
+
+
+def shown(value: object, most: int = _VALUE) -> str:
+    """A value as a message shows it: JSON in one line, cut."""
+    try:
+        written = json.dumps(value, ensure_ascii=False)
+    except TypeError:  # what JSON has no word for says itself what it is
+        written = repr(value)
+    except (ValueError, RecursionError):
+        written = kind_in_words(value)
+    return cut(one_line(written), most)
+
+
+def kind_in_words(value: object) -> str:
+    """What a value of JSON is: `an object`, `a list`, ..."""
+    words = {dict: "an object", list: "a list", str: "text", type(None): "null"}
+    return "a truth value" if is_bool(value) else words.get(type(value), "a number")

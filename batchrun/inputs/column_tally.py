@@ -22,7 +22,7 @@ from batchrun.inputs.carried import (
     problem_of,
     unite,
 )
-from batchrun.inputs.chat import BATCH_COLUMNS
+from batchrun.inputs.forms.chat import BATCH_COLUMNS
 from batchrun.inputs.parquet import read_columns
 from batchrun.inputs.rows import (
     NO_COLUMNS,

@@ -1,22 +1,47 @@
-"""JSON Lines to rows: plain, gzip or zstd, a buffer at a time, lines of any size.
+"""JSON files to rows: JSON Lines, an array, or values over several lines, packed or not.
 
-A line ends with a newline; a carriage return before it is white space, as JSON has it.
-Blank lines are no rows, but count as lines.
+Files are read a buffer at a time, whatever their form, and rows may be of any size. In JSON Lines a
+line ends with a newline; a carriage return before it is white space, as JSON has it. Blank lines
+are no rows, but count as lines. What editors and tools leave (a byte order mark, ^Z at the end) is
+passed over.
 """
 
+import bz2
 import io
+import lzma
 import os
+import re
 from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain, islice
 from pathlib import Path
+from typing import IO, Any
 
 import pyarrow as pa
+from msgspec import Struct
 
 from batchrun.errors import InputError
-from batchrun.inputs.rows import FileRows, RowProblem, SourceFile, SourceRow, decode
+from batchrun.formats.json_text import kind_in_words
+from batchrun.inputs.rows import (
+    FileRows,
+    RowProblem,
+    SourceFile,
+    SourceRow,
+    decode,
+    encode_leniently,
+)
 
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}  # by the ending of the file's name
+# By the ending of the file's name.
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bzip2", ".xz": "xz"}
 _BUFFER = 256 * 1024  # bytes; more would not stay in a core's own cache
+_LOOK = 256 * 1024  # bytes by which a file's form is told
 _BOM = b"\xef\xbb\xbf"
+_BRACE = ord("{")
+_ODD = frozenset(b"\x1a\xef")  # first bytes of a line that are no JSON
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+_WHITE = b" \t\r\n"
+
+Lines = Iterator[tuple[int, bytes]]  # the number of the line where a value begins, and its bytes
 
 
 def read_rows(file: SourceFile, first: int, complete: bytearray | None) -> FileRows:
@@ -27,48 +52,292 @@ def read_rows(file: SourceFile, first: int, complete: bytearray | None) -> FileR
     """
     number, name = first, file.name
     end = None if complete is None else complete.rfind(0) + 1
-    for line, raw in read_lines(file.path):
+    for line, raw in _with_tables(read_lines(file.path), file):
         if number == end:
             break
         if complete is None or not complete[number]:
             try:
                 data, problem = decode(raw), ""
             except RowProblem as error:
-                data, problem = None, error.message
-            else:
-                if type(data) is not dict:
-                    data, problem = None, f"not an object but {_kind(data)}"
+                data, problem = _decoded_again(raw, error.message)
+            if not problem and type(data) is not dict:
+                what = kind_in_words(data)
+                data, problem = (
+                    None,
+                    f"not an object but {what}; a row is an object such as {_SUCH}",
+                )
             yield SourceRow(number, name, line, data, raw, problem)
         number += 1
     return number
 
 
-def read_lines(path: Path, buffer_bytes: int = _BUFFER) -> Iterator[tuple[int, bytes]]:
-    """The lines that are not blank, with their numbers from 1 and their ends, if they have one.
+_SUCH = '{"prompt": "…"}'
 
-    Time is linear in the bytes. Raises `InputError` where the file cannot be read.
+
+def _decoded_again(raw: bytes, problem: str) -> tuple[Any, str]:
+    """A line that is no JSON, without what old tools leave at its end, or said more plainly."""
+    line = raw.rstrip(b"\x1a" + _WHITE)
+    try:
+        if raw.rstrip(_WHITE) != line:
+            return decode(line), ""
+        parts = [part for part in re.split(rb"\r(?!\n)", line) if part.strip()]
+        if len(parts) > 1 and all(type(decode(part)) is dict for part in parts):
+            return None, (
+                f"it holds {len(parts)} rows with lone carriage returns between them; end each row "
+                "with a newline"
+            )
+    except RowProblem:
+        pass
+    return None, problem
+
+
+def _with_tables(lines: Lines, file: SourceFile) -> Lines:
+    """The lines; a file that is one object of columns, as pandas writes it, gives its rows."""
+    if ".json" not in file.path.suffixes:
+        yield from lines
+        return
+    start = list(islice(lines, 2))
+    if len(start) == 1:
+        line, raw = start[0]
+        try:
+            value = decode(raw)
+        except RowProblem:
+            value = None
+        if (rows := _rows_of_columns(value)) is not None:
+            yield from ((line, encode_leniently(row)) for row in rows)
+            return
+    yield from chain(start, lines)
+
+
+def _rows_of_columns(value: Any) -> list[dict[str, Any]] | None:
+    """The rows of `{"column": {"0": ..., "1": ...}, ...}`; None where it is no such table."""
+    if type(value) is not dict or not value:
+        return None
+    columns = list(value.values())
+    keys = columns[0].keys() if type(columns[0]) is dict else ()
+    if not keys or not all(key.isdecimal() for key in keys):
+        return None
+    if any(type(column) is not dict or column.keys() != keys for column in columns):
+        return None
+    return [{name: column[key] for name, column in value.items()} for key in keys]
+
+
+def read_lines(path: Path, buffer_bytes: int = _BUFFER) -> Lines:
+    """The values of the file, with the numbers of their first lines, from 1.
+
+    Of JSON Lines they are the lines that are not blank, with their ends if they have one. Time is
+    linear in the bytes. Raises `InputError` where the file cannot be read.
     """
     compression = COMPRESSIONS.get(path.suffix.lower())
     try:
-        if compression is None:
-            stream = path.open("rb", buffering=0)
-        elif path.stat().st_size == 0:
+        if compression is not None and path.stat().st_size == 0:
             return  # some tools leave an empty file for no rows
-        else:
-            stream = pa.CompressedInputStream(pa.OSFile(os.fsencode(path)), compression)
-        with io.BufferedReader(stream, buffer_bytes) as lines:
-            for number, line in enumerate(lines, 1):
-                text = line.removeprefix(_BOM) if number == 1 else line
-                if not text.isspace() and text:
+        with _opened(path, compression, _BUFFER) as stream:
+            layout = _layout(_start(stream), path)
+        with _opened(path, compression, buffer_bytes) as stream:
+            if layout.spans_lines:
+                yield from _Values(stream, path, layout).read()
+                return
+            for number, line in enumerate(_cr_lines(stream) if layout.has_cr else stream, 1):
+                if line[0] == _BRACE:  # nearly all
+                    yield number, line
+                    continue
+                text = _without_marks(line) if line[0] in _ODD else line
+                if text and not text.isspace():
                     yield number, text
-    except OSError as error:
-        reason = error.strerror or str(error)
-        damaged = "" if error.strerror else f"; it is cut short, damaged or not {compression}"
+    except (OSError, EOFError, lzma.LZMAError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        is_of_system = getattr(error, "strerror", None) is not None
+        damaged = "" if is_of_system else f"; it is cut short, damaged or not {compression}"
         raise InputError(
             f"{path}: cannot be read ({reason}){damaged}; write the file again or check its rights"
         ) from error
 
 
-def _kind(value: object) -> str:
-    words = {list: "a list", str: "text", bool: "a truth value", type(None): "null"}
-    return words.get(type(value), "a number") + '; a row is an object such as {"prompt": "…"}'
+@contextmanager
+def _opened(path: Path, compression: str | None, buffer_bytes: int) -> Iterator[IO[bytes]]:
+    raw: Any
+    if compression is None:
+        raw = path.open("rb", buffering=0)
+    elif compression == "bzip2":
+        raw = bz2.BZ2File(path)
+    elif compression == "xz":
+        raw = lzma.LZMAFile(path)  # noqa: SIM115 - closed with the reader over it
+    else:
+        raw = pa.CompressedInputStream(pa.OSFile(os.fsencode(path)), compression)
+    with io.BufferedReader(raw, buffer_bytes) as stream:
+        yield stream
+
+
+def _start(stream: IO[bytes]) -> bytes:
+    """As much of the file as its form is told by. A reader of packed data may give less at once."""
+    pieces, size = [], 0
+    while size < _LOOK and (piece := stream.read(_LOOK - size)):
+        pieces.append(piece)
+        size += len(piece)
+    return b"".join(pieces)
+
+
+def _without_marks(line: bytes) -> bytes:
+    """The line without byte order marks before it; nothing, where it is ^Z alone."""
+    while line.startswith(_BOM):
+        line = line[len(_BOM) :]
+    return line if line.strip(b"\x1a" + _WHITE) else b""
+
+
+def _cr_lines(stream: IO[bytes]) -> Iterator[bytes]:
+    """Lines that end with a lone carriage return, as old Macs wrote them."""
+    rest = b""
+    while chunk := stream.read(max(_BUFFER, len(rest))):
+        *lines, rest = re.split(rb"\r\n|[\r\n]", rest + chunk)
+        yield from (line + b"\r" for line in lines)
+    if rest:
+        yield rest
+
+
+class _Layout(Struct, frozen=True):
+    """How the values of a file stand in it."""
+
+    spans_lines: bool = False  # else: one on each line
+    is_array: bool = False
+    has_cr: bool = False  # lines end with a lone carriage return
+
+
+def _layout(start: bytes, path: Path) -> _Layout:
+    """By the beginning of the file. Raises `InputError`."""
+    if start.startswith(_UTF_16):
+        raise InputError(f"{path}: the file is UTF-16, not UTF-8; save it as UTF-8")
+    text = _without_marks(start.lstrip(_WHITE)).strip(b"\x1a" + _WHITE)
+    has_cr = _has_cr(text)
+    lines = [line for line in re.split(b"\r" if has_cr else b"\n", text) if line.strip()]
+    if not lines:
+        return _Layout()
+    if text[:1] not in (b"[", b"{") or (text[:1] == b"{" and len(lines) == 1):
+        return _Layout(has_cr=has_cr)
+    kind = _kind(lines[0])
+    if kind is not None and (kind is not list or len(lines) > 1):
+        return _Layout(has_cr=has_cr)  # whole on its line
+    goes_on = len(lines) > 2 and lines[2].lstrip()[:1] in (b"]", b",")
+    if kind is None and len(lines) > 1 and _kind(lines[1]) is dict and not goes_on:
+        return _Layout(has_cr=has_cr)  # the first line alone is broken
+    is_array = text[:1] == b"["
+    if is_array or (_is_open(lines[0]) and _follows(lines[0], lines[1])):
+        return _Layout(spans_lines=True, is_array=is_array, has_cr=has_cr)
+    return _Layout(has_cr=has_cr)
+
+
+def _has_cr(text: bytes) -> bool:
+    """Whether lines end with a lone carriage return: what stands before the first is whole."""
+    first = text.partition(b"\n")[0].rstrip(b"\r")
+    if b"\r" not in first:
+        return False
+    before = first.partition(b"\r")[0].strip()
+    return b"\n" not in text or _kind(before) is not None
+
+
+def _kind(line: bytes) -> type | None:
+    """The type of the value that is the whole line; None where it is none."""
+    try:
+        return type(decode(line))
+    except RowProblem:
+        return None
+
+
+# Text, brackets and commas, and what stands between them; last, a text that is cut at the end.
+_TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[{}\[\],]|[^\s"{}\[\],]++|"', re.DOTALL)
+
+
+def _is_open(line: bytes) -> bool:
+    """Whether a value begins on the line that goes on after it, not within a text."""
+    tokens = [found[0] for found in _TOKEN.finditer(line)]
+    depth = sum((token in (b"{", b"[")) - (token in (b"}", b"]")) for token in tokens)
+    return depth > 0 and b'"' not in tokens
+
+
+def _follows(line: bytes, following: bytes) -> bool:
+    """Whether the next line may go on with what the line has begun: in an object, by a name."""
+    return line.rstrip()[-1:] != b"{" or following.lstrip()[:1] in (b'"', b"}")
+
+
+class _Values:
+    """The values of an array, or one after another, over any number of lines."""
+
+    def __init__(self, stream: IO[bytes], path: Path, layout: _Layout) -> None:
+        self._stream, self._path = stream, path
+        self._is_array = layout.is_array
+        self._end_of_line = b"\r" if layout.has_cr else b"\n"
+        self._buffer, self._line, self._counted = b"", 1, 0
+
+    def read(self) -> Lines:
+        """Raises `InputError` where the file is no such text."""
+        base, depth, begin = int(self._is_array), 0, -1
+        wants_value, has_ended, after_comma, at = True, False, False, 0
+        while True:
+            is_last = self._load(begin if begin >= 0 else at)
+            at = 0 if begin < 0 else at - begin
+            begin = min(begin, 0)
+            for found in _TOKEN.finditer(self._buffer, at):
+                token, at = found[0], found.start()
+                if not is_last and (found.end() == len(self._buffer) or token == b'"'):
+                    break  # it may go on
+                at = found.end()
+                if token in (b"{", b"["):
+                    if depth == base:
+                        if has_ended or not wants_value:
+                            raise self._error(found.start(), "a comma is missing before it")
+                        begin = found.start()
+                    elif depth < base and has_ended:
+                        raise self._error(found.start(), "text after the end of the array")
+                    depth += 1
+                elif token in (b"}", b"]"):
+                    depth -= 1
+                    if depth == base and begin >= 0:
+                        yield self._line_at(begin), self._buffer[begin:at]
+                        begin, wants_value, after_comma = -1, not self._is_array, False
+                    elif depth < base or begin < 0:
+                        if depth < 0 or after_comma or token == b"}":
+                            what = "a comma before it" if after_comma else "nothing to close"
+                            raise self._error(found.start(), what)
+                        has_ended = True
+                elif depth == base and not has_ended and begin < 0:
+                    if token == b",":
+                        if wants_value or not self._is_array:
+                            what = "a comma where a value belongs" if self._is_array else _COMMAS
+                            raise self._error(found.start(), what)
+                        wants_value = after_comma = True
+                    elif token.strip(_BOM + b"\x1a"):
+                        if not wants_value:
+                            raise self._error(found.start(), "a comma is missing before it")
+                        yield self._line_at(found.start()), token
+                        wants_value, after_comma = not self._is_array, False
+                elif depth < base and token.strip(_BOM + b"\x1a"):
+                    raise self._error(found.start(), "text after the end of the array")
+            else:
+                at = len(self._buffer)
+            if is_last:
+                break
+        if depth > 0:
+            place = begin if begin >= 0 else len(self._buffer)
+            raise self._error(place, "the file ends within what begins or goes on here: it is cut")
+
+    def _load(self, keep: int) -> bool:
+        """Reads on, keeping the buffer from `keep` on; whether the file ends with it."""
+        self._line_at(keep)
+        chunk = self._stream.read(max(_BUFFER, 2 * (len(self._buffer) - keep)))
+        self._buffer, self._counted = self._buffer[keep:] + chunk, 0
+        return not chunk
+
+    def _line_at(self, place: int) -> int:
+        """The number of the line of that place; places come in order."""
+        self._line += self._buffer.count(self._end_of_line, self._counted, place)
+        self._counted = place
+        return self._line
+
+    def _error(self, place: int, what: str) -> InputError:
+        return InputError(
+            f"{self._path}:{self._line_at(place)}: not JSON: {what}; repair the file, or write one "
+            "object on each line"
+        )
+
+
+_COMMAS = "values with commas between them, and no [ before them"

@@ -16,13 +16,15 @@ from msgspec import Struct, field
 from msgspec.structs import asdict, replace
 
 from batchrun.dialects.responses import output_limit
+from batchrun.dialects.setting_names import SETTINGS
 from batchrun.errors import InputError
 from batchrun.formats.printable import nearest
 from batchrun.inputs.carried import Carrier, check_types
 from batchrun.inputs.column_tally import ColumnTally
+from batchrun.inputs.findings import make_findings
 from batchrun.inputs.identity import FALLBACK, Identity, RowNames
 from batchrun.inputs.parquet import ColumnUse
-from batchrun.inputs.requests import Draft, RequestMaker
+from batchrun.inputs.requests import BATCH, HASH_RULE, Draft, RequestMaker
 from batchrun.inputs.rows import SourceFile, SourceRow
 from batchrun.inputs.sources import Source, SourceReader, find_source
 from batchrun.job.sections import InputJob
@@ -71,6 +73,8 @@ class Survey(_Gathered, kw_only=True):
     first: Request | None
     problems: tuple[BadRow, ...]  # the first ten
     warnings: tuple[str, ...]
+    forms: dict[str, int] = field(default_factory=dict)  # what rows were taken for, to their number
+    refusal: str | None = None  # why the template cannot be meant
 
 
 class PromptSet:
@@ -80,15 +84,20 @@ class PromptSet:
     the survey made.
     """
 
-    def __init__(self, source: Source, input_job: InputJob, request: JsonObject) -> None:
+    def __init__(
+        self, source: Source, input_job: InputJob, request: JsonObject, hash_rule: int = HASH_RULE
+    ) -> None:
+        """`hash_rule`: by which the requests are hashed; that of the run, where it has begun."""
         check_types(input_job)
         if input_job.carry is None:
             input_job = replace(input_job, carry=source.carry)
         self._source = source
         self._job = input_job
         self._reader = SourceReader(source)
-        self._maker = RequestMaker(request, input_job, Identity(input_job.id, None).consumed)
-        self._maker.media.look_beside(source.files)
+        named = Identity(input_job.id, None).consumed
+        self._request = request
+        self._maker = RequestMaker(request, input_job, named, hash_rule)
+        self._maker.look_beside(source.files)
         used = self._maker.may_use
         if source.carry is not None and used is not None and not self._maker.has_template:
             used &= frozenset(source.carry)  # not the model that answered, and the like
@@ -118,9 +127,14 @@ class PromptSet:
             if file.kind == "parquet":
                 tally.add_file(file)
         names, found = RowNames(), _Gathered()
+        findings = make_findings(self._request, self._maker, self._job)
+        note, add_form, noted = findings.add, findings.forms.append, self._used
+        of_batch = self._maker.unsent[BATCH.number]
+        if noted is not None and self._source.carry is None:
+            noted |= SETTINGS  # to count those that nothing sends
         draft_of, add_hash, add_bad = self._maker.draft, found.hashes.append, found.is_bad.append
         add_id, add_named_by = names.ids.append, names.named_by.append
-        use = ColumnUse(self._used, tally.expected(), check_only=True, sizes=tally.sizes)
+        use = ColumnUse(noted, tally.expected(), check_only=True, sizes=tally.sizes)
         for row in self._reader.rows(use):
             draft = draft_of(row, identity)
             if row.data is not None and tally.add(row, draft.consumed) and draft.body is not None:
@@ -130,6 +144,17 @@ class PromptSet:
             add_id(hash(draft.custom_id))
             add_named_by(draft.named_by)
             add_bad(body is None)
+            if body is not None:
+                add_form(draft.form.number)
+                given = body.get("input")
+                if (
+                    draft.form is not BATCH
+                    or type(given) is not str
+                    or not given
+                    or given.isspace()
+                    or not of_batch.isdisjoint(row.data or ())
+                ):
+                    note(row, draft)
             if mark_unbounded:
                 bounded = body is None or is_bounded(draft.written, output_limit(body))
                 found.is_unbounded.append(not bounded)
@@ -161,7 +186,14 @@ class PromptSet:
             carried=tuple(column.column for column in layout.columns),
             first=first,
             problems=tuple(problems),
-            warnings=(*self._source.warnings, *warnings, *tally.warnings()),
+            warnings=(
+                *self._source.warnings,
+                *warnings,
+                *tally.warnings(),
+                *findings.warnings(),
+            ),
+            forms=findings.forms_in_words(),
+            refusal=findings.refusal(),
         )
 
     def _check_again(self, layout: Layout, found: _Gathered) -> None:
@@ -277,4 +309,4 @@ def _unstorable(draft: Draft, problem: str = "", *, has_hash: bool = False) -> D
     Its hash is not that of its request, so that the row counts as changed once it is repaired.
     """
     key = draft.hash if has_hash else draft.hash ^ _UNSTORABLE
-    return Draft(draft.custom_id, draft.named_by, draft.consumed, None, b"", key, problem)
+    return replace(draft, body=None, written=b"", hash=key, problem=problem)

@@ -4,7 +4,7 @@ The form is recognised row by row. A row of which no request can be made becomes
 problem; no other error is raised, whatever the row holds.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from hashlib import sha256
 from typing import Any
@@ -12,24 +12,41 @@ from typing import Any
 from msgspec import Struct
 
 from batchrun.dialects.responses import INPUT_ALTERNATIVES, REQUEST_FIELDS, TRANSPORT_FIELDS
+from batchrun.dialects.setting_names import SETTINGS
+from batchrun.formats.json_text import kind_in_words, shown
 from batchrun.formats.printable import listed, nearest
-from batchrun.inputs.chat import (
+from batchrun.inputs.forms.chat import (
     BATCH_COLUMNS,
     CHAT_SETTINGS,
+    OLDER_SETTINGS,
+    URL,
     batch_body,
+    chat_line_body,
     chat_settings,
-    flat_choice,
-    flat_tools,
+    has_chat_messages,
     input_items,
     is_batch_line,
-    read_structure,
+    is_chat_line,
+    with_settings,
 )
-from batchrun.inputs.identity import Identity
+from batchrun.inputs.forms.datasets import (
+    ALPACA_COLUMNS,
+    SHAREGPT_COLUMNS,
+    XLAM_COLUMNS,
+    from_alpaca,
+    from_sharegpt,
+    from_xlam_row,
+    is_alpaca,
+    is_xlam,
+)
+from batchrun.inputs.forms.tools import flat_choice, flat_tools, read_structure
+from batchrun.inputs.identity import FALLBACK, Identity
 from batchrun.inputs.media import changed_file
 from batchrun.inputs.rows import (
     NO_COLUMNS,
     MissingColumn,
     RowProblem,
+    SourceFile,
     SourceRow,
     encode,
     encode_leniently,
@@ -40,20 +57,64 @@ from batchrun.job.sections import InputJob
 from batchrun.records import JsonObject
 
 # The first 8 bytes of SHA-256, for which processors have instructions (rule 1 was blake2b), over
-# the body as JSON with sorted keys.
-HASH_RULE = 2
+# the body as JSON with sorted keys. Rule 2 made other bodies of some rows: settings of chat rows
+# were not converted, objects of the job's defaults not merged, and fewer forms known. A run that
+# was begun with it keeps it for its hashes, so that no row is taken for a changed one.
+HASH_RULE = 3
+OLDER_HASH_RULE = 2
 
 _FIELDS = frozenset(REQUEST_FIELDS)
-_MESSAGES = CHAT_SETTINGS | {"messages"}
-_PROMPT = CHAT_SETTINGS | {"prompt"}
-_NO_PROMPT = _FIELDS - {"prompt"}
-_NO_INPUT = _FIELDS - {"input"}
-_FORMS = (NO_COLUMNS, BATCH_COLUMNS, _MESSAGES, _PROMPT, _FIELDS, _NO_PROMPT, _NO_INPUT)
 
 # How JSON text begins, and the fields that it is read for.
 _STARTS = {"{": ("structure", "text or structure"), "[": ("structure",)}
 
 Build = Callable[[JsonObject], JsonObject]
+
+
+class Form(Struct, frozen=True):
+    """A form of rows: what it is called, and the columns that make up the request."""
+
+    number: int  # its place in `FORMS`
+    name: str
+    columns: frozenset[str]
+    has_settings: bool = False  # chat settings among its columns are converted
+
+
+TEMPLATE = Form(0, "rows for a template", NO_COLUMNS)
+BATCH = Form(1, "Batch lines", BATCH_COLUMNS)
+CHAT_BATCH = Form(2, "Batch lines with chat requests, converted", BATCH_COLUMNS)
+CHAT = Form(3, "chat rows (`messages`), converted", CHAT_SETTINGS | {"messages"}, has_settings=True)
+PROMPTS = Form(4, "chat rows (`prompt` as a list)", CHAT_SETTINGS | {"prompt"}, has_settings=True)
+TEXT_PROMPT = Form(5, "prompt rows", CHAT_SETTINGS | {"prompt"}, has_settings=True)
+STORED_PROMPT = Form(6, "Responses bodies with a prompt object", _FIELDS - {"input"})
+BOTH = Form(7, "Responses bodies with a prompt object and input", _FIELDS)
+RESPONSES = Form(8, "Responses bodies", _FIELDS - {"prompt"})
+ALPACA = Form(
+    9,
+    "Alpaca rows (`instruction`, and `input` below it)",
+    CHAT_SETTINGS | ALPACA_COLUMNS,
+    has_settings=True,
+)
+SHAREGPT = Form(
+    10,
+    "ShareGPT rows (`conversations`), converted",
+    CHAT_SETTINGS | SHAREGPT_COLUMNS,
+    has_settings=True,
+)
+XLAM = Form(
+    11,
+    "xLAM rows (`query` as input, with its `tools`)",
+    CHAT_SETTINGS | XLAM_COLUMNS,
+    has_settings=True,
+)
+PROMPT_OF_JOB = Form(12, "rows for the job's prompt object", NO_COLUMNS)
+UNKNOWN = Form(13, "rows of no known form", NO_COLUMNS)
+FORMS = (
+    *(TEMPLATE, BATCH, CHAT_BATCH, CHAT, PROMPTS, TEXT_PROMPT, STORED_PROMPT, BOTH, RESPONSES),
+    *(ALPACA, SHAREGPT, XLAM, PROMPT_OF_JOB, UNKNOWN),
+)
+_READ = frozenset().union(*(form.columns for form in FORMS)) | {"instruction"}
+_READ_BEFORE = _FIELDS | OLDER_SETTINGS | BATCH_COLUMNS | {"messages"}
 
 
 class Draft(Struct):
@@ -65,106 +126,176 @@ class Draft(Struct):
     body: JsonObject | None  # as meant; None for a bad row
     written: bytes  # the body as JSON: as it is hashed, or as it is sent where the hash is known
     hash: int
+    form: Form
     problem: str = ""
+    is_changed: bool = False  # an older hash rule, and the body is not as that had it
 
 
 class RequestMaker:
     """Makes requests of rows as the job asks. Raises `JobError` for a bad template."""
 
-    def __init__(self, request: JsonObject, input_job: InputJob, identity: frozenset[str]) -> None:
-        self._defaults = Defaults(request)
+    def __init__(
+        self,
+        request: JsonObject,
+        input_job: InputJob,
+        identity: frozenset[str],
+        rule: int = HASH_RULE,
+        *,
+        older: bool = False,
+    ) -> None:
+        """`rule`: by which the requests are hashed; `older`: they are made by rule 2 as well."""
+        self._older = older
+        self._hashing: RequestMaker | None = None
+        if rule == OLDER_HASH_RULE:
+            self._hashing = RequestMaker(request, input_job, identity, older=True)
+        self._defaults = Defaults(request, merges=not older)
         self.media = self._defaults.media
         self._send = input_job.send
         self.has_template = self._defaults.has_input  # which says all that is sent
+        self._sent_settings = CHAT_SETTINGS & frozenset(input_job.send)
         named = identity | frozenset(input_job.send)
         # With a template for `input` everything is carried, also what is sent besides.
         always = identity if self._defaults.has_input else named
-        self._consumed = {columns: columns | always for columns in _FORMS}
+        late = CHAT_SETTINGS - OLDER_SETTINGS if older else NO_COLUMNS
+        self._consumed = [(form.columns - late) | always for form in FORMS]
         named |= self._defaults.columns
+        # Columns that would be sent by their names, had the row another form or the job said so.
+        data = frozenset(input_job.carry or ())
+        told = named | data if not self._defaults.reads_all else SETTINGS
+        self.unsent = [SETTINGS - form.columns - told for form in FORMS]
         if not self._defaults.has_input:
-            named |= _FIELDS | CHAT_SETTINGS | BATCH_COLUMNS | {"messages"}
+            named |= _READ_BEFORE if older else _READ
         # Columns that fill templates or are sent besides, and all that may be sent; None: any.
         filling = self._defaults.columns | frozenset(input_job.send)
         self.fills: frozenset[str] | None = None if self._defaults.reads_all else filling
         self.may_use: frozenset[str] | None = None if self._defaults.reads_all else named
+        names = {"custom_id", FALLBACK, input_job.id or FALLBACK}
+        self._hashed = None if self.may_use is None else self.may_use | names  # of a bad row
+        self.template_columns = self._defaults.columns
+
+    def look_beside(self, files: Sequence[SourceFile]) -> None:
+        """Paths of images and documents are relative to these files."""
+        self.media.look_beside(files)
+        if self._hashing is not None:
+            self._hashing.look_beside(files)
 
     def draft(self, row: SourceRow, identity: Identity, known_hash: int | None = None) -> Draft:
         """The row's request. Raises `InputError` alone.
 
         A hash that is known from an earlier reading saves a third of the time.
         """
-        columns, data, media = NO_COLUMNS, row.data or {}, self.media
+        form, data, media = UNKNOWN, row.data or {}, self.media
         media.start_row(row.source)
+        hashing = self._hashing
+        before = hashing.draft(row, identity, known_hash) if hashing is not None else None
         try:
-            columns, build = self._form(row, data)
-            body = self._body(data, build)
+            form, build = self._form(row, data)
+            body = self._body(data, form, build)
             name, named_by = identity.name(row)
+            consumed, is_changed = self._consumed[form.number], False
             if known_hash is None:
                 written = encode_sorted(body)
                 known_hash = _digest(written)
             else:
-                if media.has_path and _digest(encode_sorted(body)) != known_hash:
+                if media.has_path and before is None and _digest(encode_sorted(body)) != known_hash:
                     raise changed_file(row)
                 written = encode(body)
-            return Draft(name, named_by, self._consumed[columns], body, written, known_hash)
+            if before is not None:
+                is_changed = before.hash != known_hash
+                consumed, known_hash = before.consumed, before.hash
+            return Draft(name, named_by, consumed, body, written, known_hash, form, "", is_changed)
         except MissingColumn as missing:
             problem = _explained(missing, row)
         except RowProblem as error:
             problem = error.message
         except RecursionError:
             problem = "nested too deeply"
+        if before is not None and before.body is not None:
+            return before
         name, named_by = identity.name_or_number(row)
         # A row of Parquet has no line; what may be sent of it is hashed.
-        known = row.raw.strip() if row.line is not None else encode_leniently(data)
-        key = _digest(known)
-        if media.has_path and known_hash not in (None, key):
+        known = row.raw.strip() if row.line is not None else encode_leniently(self._part(data))
+        key = _digest(known) if before is None else before.hash
+        if media.has_path and before is None and known_hash not in (None, key):
             raise changed_file(row)
-        return Draft(name, named_by, self._consumed[columns], None, b"", key, problem)
+        consumed = self._consumed[form.number]
+        return Draft(name, named_by, consumed, None, b"", key, form, problem)
 
-    def _form(self, row: SourceRow, data: JsonObject) -> tuple[frozenset[str], Build]:
-        """The columns that make up a row's form, and what makes a body of them."""
+    def _part(self, data: JsonObject) -> JsonObject:
+        """What may be sent of a row, or names it."""
+        names = self._hashed
+        return data if names is None else {name: data[name] for name in data if name in names}
+
+    def _form(self, row: SourceRow, data: JsonObject) -> tuple[Form, Build]:
+        """The row's form, and what makes a body of it."""
         if row.problem:
             raise RowProblem(row.problem)
+        older = self._older
         if self._defaults.has_input:
-            return NO_COLUMNS, lambda _: {}
+            return TEMPLATE, lambda _: {}
         if is_batch_line(data):
-            return BATCH_COLUMNS, batch_body
+            if data.get("url") != URL and not older and is_chat_line(data):
+                return CHAT_BATCH, partial(chat_line_body, send=self._send)
+            return BATCH, batch_body
         has_input, prompt = _is_input(data.get("input")), data.get("prompt")
         if data.get("messages") is not None:
-            return _MESSAGES, partial(_from_chat, "messages")
+            return CHAT, partial(_from_chat, "messages", older)
         if type(prompt) is list:
-            return _PROMPT, partial(_from_chat, "prompt")
+            return PROMPTS, partial(_from_chat, "prompt", older)
+        if not older and data.get("instruction") is not None and is_alpaca(data):
+            return ALPACA, from_alpaca
         if type(prompt) is dict:
-            return (_FIELDS if has_input else _NO_INPUT), _from_fields
+            return (BOTH if has_input else STORED_PROMPT), _from_fields
         if has_input:
-            return _NO_PROMPT, _from_fields
+            return RESPONSES, _from_fields
         if type(prompt) is str:
-            return _PROMPT, partial(_from_chat, "prompt")
+            return TEXT_PROMPT, partial(_from_chat, "prompt", older)
         if self._defaults.has_prompt:
-            return NO_COLUMNS, lambda _: {}
+            return PROMPT_OF_JOB, lambda _: {}
+        if not older and data.get("conversations") is not None:
+            return SHAREGPT, from_sharegpt
+        if not older and is_xlam(data):
+            return XLAM, from_xlam_row
         raise RowProblem(_no_form(data, row))
 
-    def _body(self, data: JsonObject, build: Build) -> JsonObject:
+    def _body(self, data: JsonObject, form: Form, build: Build) -> JsonObject:
         body = build(data)
-        for name in self._send:
-            if data.get(name) is not None:
-                body[name] = _sent_besides(name, data[name])
+        if self._send:
+            self._send_besides(body, data, form)
         self._defaults.fill(body, data)
         for name in TRANSPORT_FIELDS:
             if name in body:
                 del body[name]
+        if form is TEMPLATE and not self._older:
+            given = body["input"]
+            if type(given) is list and has_chat_messages(given):
+                body["input"] = input_items(given, "input", takes_items=True)
         _check(body, data)
         return body
+
+    def _send_besides(self, body: JsonObject, data: JsonObject, form: Form) -> None:
+        """Adds the columns that the job sends besides; those of chat requests are converted."""
+        settings = self._sent_settings if not self._older else NO_COLUMNS
+        for name in self._send:
+            if name not in settings and data.get(name) is not None:
+                body[name] = _sent_besides(name, data[name])
+        if settings and not form.has_settings:
+            asked = {name: data[name] for name in settings if name in data}
+            with_settings(body, chat_settings(asked))
+
+
+TRANSPORT_COLUMNS = frozenset(TRANSPORT_FIELDS)
 
 
 def _digest(data: bytes) -> int:
     return int.from_bytes(sha256(data).digest()[:8], "big")
 
 
-def _from_chat(name: str, data: JsonObject) -> JsonObject:
+def _from_chat(name: str, older: bool, data: JsonObject) -> JsonObject:
     given = data[name]
     is_text = name == "prompt" and type(given) is str
-    return {"input": given if is_text else input_items(given, name), **chat_settings(data)}
+    items = given if is_text else input_items(given, name)
+    return {"input": items, **chat_settings(data, older=older)}
 
 
 def _from_fields(data: JsonObject) -> JsonObject:
@@ -208,7 +339,8 @@ def _check(body: JsonObject, data: JsonObject) -> None:
             hint = chat if "messages" in body else ""
             raise RowProblem(f"the request has neither `input` nor `prompt`{hint}")
     elif not _is_input(given):
-        raise RowProblem(f"`input` is {type(given).__name__}; it must be text or a list of items")
+        what = kind_in_words(given)
+        raise RowProblem(f"`input` is {what}, {shown(given)}; it must be text or a list of items")
     if model is None:
         if type(body.get("prompt")) is dict:
             return
@@ -216,22 +348,24 @@ def _check(body: JsonObject, data: JsonObject) -> None:
         hint = own if data.get("model") is not None else ""
         raise RowProblem(f"no model: give --model NAME (model in [request]){hint}")
     if type(model) is not str or not model:
-        raise RowProblem(f"`model` is {model!r:.60}; it must be a name")
+        raise RowProblem(f"`model` is {shown(model)}; it must be a name")
 
 
 def _no_form(data: JsonObject, row: SourceRow) -> str:
     for name in ("input", "prompt"):
         if data.get(name) is not None:
-            return f"`{name}` is {data[name]!r:.60}; it must be text or a list"
+            return f"`{name}` is {shown(data[name])}; it must be text or a list"
     if type(data.get("body")) is str:
         return "`body` is text that holds no request; name the text with --prompt '{{ body }}'"
     for name in ("body", "messages", "input", "prompt"):
         if name in row.names:
             return f"no way to a request: `{name}` is null; fill it, or take the row out"
     there = f"its columns are {listed(row.names)}" if row.names else "it is empty"
+    texts = [name for name, value in data.items() if type(value) is str and name.isidentifier()]
+    meant = max(texts, key=lambda name: len(data[name]), default="COLUMN")
     return (
         f"no way to a request: it has none of body, messages, input and prompt ({there}); "
-        "say how with a template: --prompt '{{ COLUMN }}'"
+        f"say how with a template, such as --prompt '{{{{ {meant} }}}}'"
     )
 
 

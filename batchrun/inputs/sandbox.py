@@ -41,12 +41,19 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     intercepted_binops = frozenset({"+", "*", "**", "%"})
 
-    def __init__(self, to_text: Callable[[Any], Any], tojson: Any, **options: Any) -> None:
+    def __init__(
+        self,
+        to_text: Callable[[Any], Any],
+        tojson: Any,
+        fromjson: Callable[[Any], Any],
+        **options: Any,
+    ) -> None:
         super().__init__(finalize=self._finalized, **options)
         self.start_row()
         self._to_text = to_text  # for what a template writes that is no text
         self.concat = self._concat  # type: ignore[method-assign] # takes any pieces, as "".join
         self.filters["tojson"] = tojson
+        self.filters["fromjson"] = self._measured("", fromjson)
         for name in _GROWING & {*self.filters}:
             self.filters[name] = self._measured(name, self.filters[name])
         self.filters["_counted"] = self._counted

@@ -32,8 +32,8 @@ from batchrun.store.parts import new_files, read_part, without, write_parts
 from batchrun.store.reading import RUN_FILE, read_record
 from batchrun.store.snapshot import Snapshot, read_snapshot
 
-_JSONL = (".jsonl", ".ndjson")
-_KNOWN = ".jsonl, .ndjson (also with .gz or .zst) and .parquet"
+_JSONL = (".jsonl", ".ndjson", ".json")
+_KNOWN = ".jsonl, .ndjson, .json (also with .gz, .zst, .bz2 or .xz) and .parquet"
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 _SHOWN = 5  # names
 _CHUNK = 1024 * 1024
@@ -136,7 +136,7 @@ def find_source(input_job: InputJob, stdin_copy: Path | None = None) -> Source:
         if path.is_dir():
             if (path / RUN_FILE).is_file():
                 return _run_source(spec, path)
-            found = _walk(path, passed_over)
+            found = _without_descriptions(_walk(path, passed_over), kind, passed_over)
             missing = f"no prompt set in this folder; it would be a file ending in {_KNOWN}"
         elif path.exists():
             if not path.is_file():
@@ -170,12 +170,30 @@ def find_source(input_job: InputJob, stdin_copy: Path | None = None) -> Source:
 
 
 def _kind_of(path: PurePath) -> str | None:
-    name = path.name.lower()
-    if name.endswith(".parquet"):
+    name = _unpacked_name(path)
+    if path.name.lower().endswith(".parquet"):
         return "parquet"
+    return "jsonl" if name.endswith(_JSONL) else None
+
+
+def _unpacked_name(path: PurePath) -> str:
+    name = path.name.lower()
     for ending in jsonl.COMPRESSIONS:
         name = name.removesuffix(ending)
-    return "jsonl" if name.endswith(_JSONL) else None
+    return name
+
+
+def _without_descriptions(
+    paths: Iterable[Path], kind: str | None, passed_over: list[Path]
+) -> list[Path]:
+    """A `.json` beside files of another ending describes them, such as `dataset_info.json`."""
+    files = list(paths)
+    known = [path for path in files if _kind_of(path) in ({kind} if kind else {"jsonl", "parquet"})]
+    plain = {path for path in known if _unpacked_name(path).endswith(".json")}
+    if len(plain) in (0, len(known)):
+        return files
+    passed_over += sorted(plain)
+    return [path for path in files if path not in plain]
 
 
 def _sorted_files(

@@ -6,6 +6,7 @@ says `default`. The same row gives the same text on every reading.
 
 import json
 import math
+import re
 from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
 from decimal import Decimal
 from functools import partial
@@ -24,14 +25,15 @@ from jinja2.exceptions import UndefinedError
 from jinja2.utils import missing
 
 from batchrun.errors import JobError
-from batchrun.formats.json_text import valid_text
+from batchrun.formats.json_text import shown, valid_text
 from batchrun.inputs.media import MediaReader
-from batchrun.inputs.rows import MissingColumn, RowProblem, Unsendable
+from batchrun.inputs.rows import MissingColumn, RowProblem, Unsendable, decode
 from batchrun.inputs.sandbox import Sandbox
 from batchrun.records import JsonObject
 
 _TEXT_KEYS = ("input", "instructions")  # give text, unless they are nothing but a list
 _RESULT = "_value"
+_WHOLE = ("tool_choice", "conversation")  # objects that name one thing: no part of them is missing
 # Filters such as `map` give an iterator, methods such as `items` a view.
 _STRUCTURES = (dict, list, tuple, Iterator, KeysView, ValuesView, ItemsView)
 
@@ -45,10 +47,13 @@ class Defaults:
     Raises `JobError` where a template cannot be read.
     """
 
-    def __init__(self, request: JsonObject) -> None:
+    def __init__(self, request: JsonObject, *, merges: bool = True) -> None:
+        """`merges`: an object of the row takes what it leaves out from that of the job."""
+        self._merges = merges
         self._environment = Sandbox(
             to_text=_to_text,
             tojson=_to_json,
+            fromjson=_from_json,
             undefined=_Strict,
             keep_trailing_newline=True,
         )
@@ -60,6 +65,12 @@ class Defaults:
         self._of_row: set[str] = set()  # columns that they use as `row['name']` or `row.name`
         self.reads_all = False  # `row` used in another way: any column may be read
         self._fields = [(key, value, self._compiled(key, value)) for key, value in request.items()]
+        # Of each object: its own fields, for rows that have some of them.
+        self._parts = {
+            key: [(name, inner, self._compiled(key, inner)) for name, inner in value.items()]
+            for key, value in request.items()
+            if merges and isinstance(value, dict) and key not in _WHOLE
+        }
         self._globals_used = {n: self._globals[n] for n in self._names & {*self._globals}}
         self.has_input = "input" in request
         self.has_prompt = isinstance(request.get("prompt"), dict)
@@ -71,23 +82,42 @@ class Defaults:
         for key, constant, make in self._fields:
             # A null model names none; any other null is what the row asks for.
             if key in body and (key != "model" or body[key] is not None):
+                if key in self._parts and _is_mergeable(key, body[key]):
+                    given = self._merge(body, key, data, given)
                 continue
             if make is None:
                 body[key] = constant
                 continue
             if given is None:
                 given = self._given(data)
-                self._environment.start_row()
             body[key] = _run(make, given, key)
 
+    def _merge(
+        self, body: JsonObject, key: str, data: JsonObject, given: Columns | None
+    ) -> Columns | None:
+        """Adds what an object of the body leaves out; what templates are given, once it is made."""
+        target = body[key] = {**body[key]}
+        for name, constant, make in self._parts[key]:
+            if name in target:
+                continue
+            if make is None:
+                target[name] = constant
+                continue
+            if given is None:
+                given = self._given(data)
+            target[name] = _run(make, given, key)
+        return given
+
     def _given(self, data: JsonObject) -> Columns:
+        """What templates are given of a row, which has all its steps before it."""
+        self._environment.start_row()
         given = data
         if None in data.values():
             given = {name: value for name, value in data.items() if value is not None}
         if self._globals_used:
             given = {**self._globals_used, **given}
-        if "row" in self._names and "row" not in data:
-            given = {**given, "row": given}  # for columns whose names are no identifiers
+        if "row" in self._names:  # for columns whose names are no identifiers
+            given = {**given, "row": _with_columns(given.get("row"), given)}
         return given
 
     def _compiled(self, key: str, value: Any) -> Fill | None:
@@ -166,6 +196,11 @@ def _late(make: Callable[[Any], str]) -> Callable[[Any, Any], str]:
     return pass_context(lambda _context, value: make(value))
 
 
+def _is_mergeable(key: str, value: Any) -> bool:
+    # Another stored prompt has variables of its own.
+    return type(value) is dict and not (key == "prompt" and value.get("id") is not None)
+
+
 def _run(make: Fill, given: Columns, key: str) -> Any:
     try:
         return make(given)
@@ -174,15 +209,46 @@ def _run(make: Fill, given: Columns, key: str) -> Any:
     except RecursionError:
         raise RowProblem(f"template request.{key}: nested too deeply") from None
     except Exception as error:  # noqa: BLE001 - a template calls methods of any value; what they raise is the row's
-        reason = str(error) or "no reason given"
-        raise RowProblem(f"template request.{key}: {type(error).__name__}: {reason:.300}") from None
+        raise RowProblem(f"template request.{key}: {_in_words(error)}") from None
+
+
+def _in_words(error: Exception) -> str:
+    """What a template raised, without names of Python's types."""
+    said = str(error) or "it cannot be filled"
+    said = _OBJECT.sub(lambda found: _KINDS.get(found[1], "this value"), said)
+    said = _QUOTED.sub(lambda found: _KINDS.get(found[2], found[0]), said)
+    if isinstance(error, TypeError):
+        said = _NAME.sub(lambda found: _KINDS[found[0]], said)
+    return said[:300]
+
+
+_KINDS = {
+    "str": "text",
+    "int": "a number",
+    "float": "a number",
+    "Decimal": "a number",
+    "dict": "an object",
+    "list": "a list",
+    "tuple": "a list",
+    "bool": "a truth value",
+    "NoneType": "null",
+    "_RowText": "text",
+    "_RowList": "a list",
+    "_RowObject": "an object",
+    "_RowInteger": "a number",
+    "_RowNumber": "a number",
+    "Unsendable": "this value",
+}
+_OBJECT = re.compile(r"'?\b(?:[\w.]+\.)?(\w+) object\b'?(?: at 0x[0-9a-f]+)?")
+_NAME = re.compile(r"\b(str|int|float|dict|tuple|bool|NoneType)\b")
+_QUOTED = re.compile(r"(['\"])(?:[\w.]+\.)?(\w+)\1")
 
 
 def _column(name: str, given: Columns) -> Any:
     value = given.get(name)
     if value is None:
         raise MissingColumn(name)
-    return value
+    return _plain(value) if name == "row" else value
 
 
 def _render(template: Template, given: Columns) -> str:
@@ -216,11 +282,23 @@ def _to_json(value: Any, indent: int | None = None) -> str:
     )
 
 
+def _from_json(value: Any) -> Any:
+    """What JSON text means, for the filter `fromjson`; other values as they are."""
+    if not isinstance(value, str):
+        return str(value) if isinstance(value, Undefined) else value
+    try:
+        return decode(str(value))
+    except RowProblem as problem:
+        raise RowProblem(f"`fromjson` is given {shown(str(value))}: {problem.message}") from None
+
+
 def _json_value(value: Any) -> Any:
     """The value as JSON knows it. Raises `RowProblem` where it does not."""
     match value:
         case None:
             raise RowProblem("a template gives null; say what to put there with `default`")
+        case int() | float() if type(value) not in (bool, int, float):
+            return _json_value(_plain(value))
         case bool() | int() | Decimal() | Unsendable():
             return value
         case str():
@@ -233,7 +311,68 @@ def _json_value(value: Any) -> Any:
             return str(value)
         case Iterable() if not isinstance(value, bytes):
             return [None if inner is None else _json_value(inner) for inner in value]
-    raise RowProblem(f"a template gives {value!r:.60}, which JSON has no word for")
+    what = "infinity or NaN" if isinstance(value, float) else "a value"
+    raise RowProblem(f"a template gives {what} that JSON has no word for")
+
+
+class _RowColumn:
+    """The value of a column named `row`; all the same `row['name']` is a column of the row."""
+
+    _columns: Columns
+
+    def __getitem__(self, key: Any) -> Any:
+        if isinstance(key, str) and key in self._columns:
+            return self._columns[key]
+        return super().__getitem__(key)  # type: ignore[misc] # of text, a list or an object
+
+
+class _RowText(_RowColumn, str):  # noqa: SLOT000 - it holds its row
+    pass
+
+
+class _RowList(_RowColumn, list[Any]):
+    pass
+
+
+class _RowObject(_RowColumn, dict[str, Any]):
+    pass
+
+
+class _RowInteger(_RowColumn, int):
+    pass
+
+
+class _RowNumber(_RowColumn, float):
+    pass
+
+
+_ROW_TYPES: dict[type, Any] = {
+    str: _RowText,
+    list: _RowList,
+    dict: _RowObject,
+    int: _RowInteger,
+    float: _RowNumber,
+}
+
+
+def _with_columns(value: Any, columns: Columns) -> Any:
+    """What `row` is in a template, where a column of that name has this value, or none."""
+    if value is None:
+        return columns
+    kind = _ROW_TYPES.get(type(value))
+    if kind is None:
+        return value
+    made = kind(value)
+    made._columns = columns  # noqa: SLF001 - no template may read what begins so
+    return made
+
+
+def _plain(value: Any) -> Any:
+    """The column's own value again."""
+    for plain, kind in _ROW_TYPES.items():
+        if type(value) is kind:
+            return plain(value)
+    return value
 
 
 class _Strict(StrictUndefined):

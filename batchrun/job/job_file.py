@@ -26,7 +26,10 @@ from batchrun.job.sections import DEFAULT_KEY_ENV, STDIN, EndpointJob, Job, Pric
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
 _PRICE_TABLES = ("pricing", "aliases")
 _TABLES = tuple(name for name in Job.__struct_fields__ if name != "name")
-_ENDINGS = (".jsonl", ".ndjson", ".parquet", ".toml", ".gz", ".zst")
+_ENDINGS = (
+    *(".jsonl", ".ndjson", ".json", ".parquet", ".toml"),
+    *(".gz", ".zst", ".bz2", ".xz"),
+)
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _UNKNOWN = re.compile(r"Object contains unknown field `([^`]*)")
 Section = TypeVar("Section", bound=Struct)

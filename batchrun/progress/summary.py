@@ -84,6 +84,7 @@ class Summary(Struct, frozen=True):
     source_rows: int = 0  # of the input
     unfinished: int = 0  # rows without an outcome whose answer is to be asked for again
     unfinished_usd: float = 0.0  # what these have cost so far, in no other sum
+    warnings: tuple[str, ...] = ()  # of the plan of this command
 
     @property
     def settled(self) -> int:

@@ -355,6 +355,7 @@ class Run:
             unfinished=self.run_dir.unfinished.answers,
             unfinished_usd=self.run_dir.unfinished.cost_usd,
             reserved_usd=self.budget.reserved_usd if self.budget is not None else 0.0,
+            warnings=self.plan.warnings,
             cap_usd=self.job.limits.max_cost_usd,
         )
 

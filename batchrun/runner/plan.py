@@ -24,7 +24,7 @@ from batchrun.errors import InputError, JobError
 from batchrun.formats.amounts import plural, usd
 from batchrun.formats.json_text import as_utf8
 from batchrun.inputs.prompt_set import MAX_MODELS, OnBody, PromptSet, Source, Survey, find_source
-from batchrun.inputs.requests import HASH_RULE
+from batchrun.inputs.requests import HASH_RULE, OLDER_HASH_RULE
 from batchrun.inputs.sources import check_stdin, store_stdin
 from batchrun.job.job_file import with_user_prices
 from batchrun.job.sections import STDIN, Job
@@ -68,7 +68,7 @@ def refuse_other_use(job: Job, run_dir: RunDir, *, simulate: bool) -> None:
             f"{run_dir.path}: this run directory belongs to another source, {record.source} (as "
             "seen from the directory); choose another with -o"
         )
-    if record.hash_rule != HASH_RULE:
+    if record.hash_rule not in (HASH_RULE, OLDER_HASH_RULE):
         raise JobError(
             f"{run_dir.path}: its requests were hashed by rule {record.hash_rule} of batchrun "
             f"{record.batchrun}, and this version has rule {HASH_RULE}; go on with that one, or "
@@ -112,7 +112,6 @@ def run_path(job: Job, *, simulate: bool = False) -> Path:
 _PILOT_SEED = 7_411
 _LARGE_BODY_BYTES = 64 * 1024  # bodies above this on average are not stored unless asked for
 _ANSWER_BYTES = 4 * 1024  # a guess at what an answer takes up, before any is known
-_SETTINGS = ("model", "temperature", "top_p", "max_output_tokens", "reasoning")
 
 
 class Plan(Struct, frozen=True):
@@ -135,6 +134,7 @@ class Plan(Struct, frozen=True):
     disk_bytes: int  # expected for what is still to be completed
     free_bytes: int
     unfinished_usd: float = 0.0  # spent on answers of rows that have no outcome yet
+    forms: dict[str, int] = msgspec.field(default_factory=dict)  # what rows are taken for: how many
 
     @property
     def rows_in_all(self) -> int:
@@ -195,8 +195,9 @@ def make_plan(
     `prices` (null: made here where a cap asks for them) know all models of the source afterwards.
     Raises `JobError`, `InputError`, and what `on_rows` raises.
     """
-    prompts = PromptSet(source, job.input, job.request)
     record = run_dir.record if run_dir else None
+    hash_rule = record.hash_rule if record else HASH_RULE
+    prompts = PromptSet(source, job.input, job.request, hash_rule)
     cap_usd = job.limits.max_cost_usd
     survey = prompts.survey(
         record.layout if record else None,
@@ -206,6 +207,8 @@ def make_plan(
     )
     if survey.bad_rows and not job.input.skip_bad_rows:
         raise InputError(_problems(survey))
+    if survey.refusal and record is None:  # a run that was begun so may go on
+        raise InputError(f"{source.spec}: {survey.refusal}")
     if run_dir is not None and record is not None:
         resumed = match_rows(survey, run_dir, resend, limit)
     else:
@@ -249,14 +252,15 @@ def make_plan(
         warnings=(
             *(run_dir.warnings if run_dir else ()),
             *survey.warnings,
+            *filter(None, [survey.refusal]),
             *resumed.warnings,
-            *_unsent(survey),
             *_past_the_cap(cap_usd, unbounded, to_complete - bad, resumed, record, path),
         ),
         store_request=store_request,
         disk_bytes=to_complete * (row_bytes // survey.rows + _ANSWER_BYTES),
         free_bytes=_free_bytes(path),
         unfinished_usd=run_dir.unfinished.cost_usd if run_dir is not None else 0.0,
+        forms=survey.forms,
     )
 
 
@@ -291,15 +295,6 @@ def _limited_to(limit: int | None, pilot: int, rows: int) -> str:
 def known_prices(job: Job) -> Prices:
     """The job's own prices, the user's and the price list. Raises `JobError`."""
     return Prices(*with_user_prices(job.pricing, job.aliases))
-
-
-def _unsent(survey: Survey) -> list[str]:
-    """Columns that look like settings of the request and are not sent."""
-    names = [name for name in survey.carried if name in _SETTINGS and name not in survey.sent]
-    if not names:
-        return []
-    said = ", ".join(names)
-    return [f"{said}: carried, not sent; rows that set it themselves need it in [input] send"]
 
 
 def _check_models(prices: Prices, survey: Survey) -> None:
@@ -395,7 +390,7 @@ def make_record(
         older = before.schema_version
     return RunRecord(
         schema_version=schema_version,
-        hash_rule=HASH_RULE,
+        hash_rule=before.hash_rule if before else HASH_RULE,
         batchrun=VERSION,
         python=platform.python_version(),
         state="running",

@@ -117,11 +117,11 @@ _CASES: dict[str, tuple[dict[str, str | bytes], tuple[str, ...], str]] = {
     "no model": ({"a.jsonl": _LINE}, ("a.jsonl", *_P), "model"),
     "another address in a Batch line": (
         {
-            "a.jsonl": '{"custom_id": "a", "url": "/v1/chat/completions", "method": "POST", '
-            '"body": {"model": "m", "messages": []}}\n'
+            "a.jsonl": '{"custom_id": "a", "url": "/v1/embeddings", "method": "POST", '
+            '"body": {"model": "m", "input": "x"}}\n'
         },
         ("a.jsonl",),
-        "`url` is '/v1/chat/completions', but batchrun sends to /v1/responses alone",
+        '`url` is "/v1/embeddings", but batchrun sends to /v1/responses alone',
     ),
     "a duplicate custom_id": (
         {"a.jsonl": '{"custom_id": "a", "prompt": "One?"}\n{"custom_id": "a", "prompt": "Two?"}\n'},
@@ -308,7 +308,7 @@ def test_a_run_directory_belongs_to_one_source_and_one_kind_of_endpoint(
     assert after == before
     assert stats(server)["requests"] == 0
     record = tmp_path / "run" / "run.json"
-    record.write_text(record.read_text().replace('"hash_rule": 2', '"hash_rule": 1'))
+    record.write_text(record.read_text().replace('"hash_rule": 3', '"hash_rule": 1'))
     older = batchrun(*command, "--simulate")
     assert older.returncode == 2
     assert "hashed by rule 1 of batchrun" in older.stderr

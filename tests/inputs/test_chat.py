@@ -8,14 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchrun.inputs.chat import (
+from batchrun.inputs.forms.chat import (
     batch_body,
     chat_settings,
-    flat_choice,
-    flat_tools,
     input_items,
     is_batch_line,
 )
+from batchrun.inputs.forms.tools import flat_choice, flat_tools
 from batchrun.inputs.rows import RowProblem, decode
 
 Read = Callable[..., Any]
@@ -211,7 +210,7 @@ def test_limits_on_tokens_become_one(write: Write, read: Read) -> None:
     }
     _, rows = read(write({"prompt": "a", "max_tokens": 5}, {"prompt": "a", "max_tokens": "five"}))
     assert rows[0].max_output_tokens == 5
-    assert "`max_tokens` is 'five'" in rows[1].message
+    assert '`max_tokens` is "five"' in rows[1].message
 
 
 @pytest.mark.parametrize(
@@ -222,10 +221,10 @@ def test_limits_on_tokens_become_one(write: Write, read: Read) -> None:
         ([], "is empty"),
         (["x"], r"messages\[0\] must be an object"),
         ([{"role": "user"}], r"messages\[0\] has no `content`"),
-        ([{"role": "robot", "content": "x"}], "the role 'robot'"),
+        ([{"role": "robot", "content": "x"}], 'the role "robot"'),
         ([{"role": ["user"], "content": "x"}], "the role"),
         ([{"role": "user", "content": 5}], "content must be text or a list"),
-        ([{"role": "user", "content": [{"type": "video"}]}], "the type 'video'"),
+        ([{"role": "user", "content": [{"type": "video"}]}], 'the type "video"'),
         ([{"role": "user", "content": [{"type": ["x"]}]}], "the type"),
         ([{"role": "user", "content": [{"type": "image_url", "image_url": {"a": 1}}]}], "no `url`"),
         (
@@ -352,8 +351,7 @@ def test_text_called_body_is_no_batch_line_unless_it_is_meant(write: Write, read
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ({"url": "/v1/chat/completions", "body": {}}, "sends to /v1/responses alone; for a chat"),
-        ({"url": "/v1/embeddings", "body": {}}, "sends to /v1/responses alone; take the row out"),
+        ({"url": "/v1/embeddings", "body": {}}, "sends to /v1/responses alone, and converts what"),
         ({"url": 5, "body": {}}, "`url` is 5"),
         ({"method": "GET", "body": {}}, "must be POST"),
         ({"url": "/v1/responses", "body": "{"}, "text that holds no request"),
@@ -366,6 +364,8 @@ def test_a_batch_line_that_is_no_request_is_a_problem(line: dict[str, Any], mess
         batch_body(line)
 
 
-def test_a_chat_body_in_a_batch_line_is_a_problem_with_a_hint(write: Write, read: Read) -> None:
-    _, rows = read(write({"body": {"model": "m", "messages": []}}))
+def test_a_chat_body_for_the_wrong_address_is_a_problem_with_a_hint(
+    write: Write, read: Read
+) -> None:
+    _, rows = read(write({"url": "/v1/responses", "body": {"model": "m", "messages": []}}))
     assert "at the top level of the row" in rows[0].message

@@ -1,20 +1,27 @@
 """Rows of other forms to Responses input: lines of the OpenAI Batch API, and chat messages.
 
 Raises `RowProblem`, which names the part that cannot be converted. Shapes: the `openai` package's
-types of both endpoints.
+types of both endpoints. `older`: as hash rule 2 had it, for runs that were begun with it.
 """
 
+from collections.abc import Collection
 from typing import Any
 
-from batchrun.dialects.responses import PATH
-from batchrun.inputs.rows import RowProblem, decode, to_json_text
+from batchrun.dialects.responses import INPUT_ALTERNATIVES, PATH, REQUEST_FIELDS
+from batchrun.formats.json_text import shown
+from batchrun.inputs.forms.tools import flat_choice, flat_tools, read_structure
+from batchrun.inputs.rows import RowProblem, to_json_text
 from batchrun.records import JsonObject
 
 BATCH_COLUMNS = frozenset({"body", "method", "url"})
 _TOKEN_LIMITS = ("max_tokens", "max_completion_tokens")
 _TOOL_SETTINGS = ("tools", "functions", "tool_choice", "function_call")
-CHAT_SETTINGS = frozenset((*_TOOL_SETTINGS, *_TOKEN_LIMITS, "response_format"))
-_URL = f"/v1{PATH}"
+OLDER_SETTINGS = frozenset((*_TOOL_SETTINGS, *_TOKEN_LIMITS, "response_format"))
+CHAT_SETTINGS = OLDER_SETTINGS | {"reasoning_effort", "verbosity"}
+URL, _CHAT_URL = f"/v1{PATH}", "/v1/chat/completions"
+# Fields of a chat request that a Responses request has too, under the same name.
+_IN_BOTH = frozenset(REQUEST_FIELDS) - {"input", "prompt", "tools", "tool_choice"}
+CONVERTED = CHAT_SETTINGS | _IN_BOTH | {"messages", "logprobs"}
 
 
 def is_batch_line(data: JsonObject) -> bool:
@@ -26,98 +33,91 @@ def is_batch_line(data: JsonObject) -> bool:
     return meant or (type(body) is str and body.lstrip().startswith("{"))
 
 
+def is_chat_line(data: JsonObject) -> bool:
+    """Whether the body of a Batch line is a chat request."""
+    url = data.get("url")
+    if url is not None:
+        return type(url) is str and url.rstrip("/") == _CHAT_URL
+    body = data.get("body")
+    if type(body) is str:
+        body = read_structure(body, "body", "request")
+    if type(body) is not dict or body.get("messages") is None:
+        return False
+    return all(body.get(name) is None for name in ("input", *INPUT_ALTERNATIVES))
+
+
 def batch_body(data: JsonObject) -> JsonObject:
     """The request that the line asks for."""
-    url, method, body = data.get("url"), data.get("method"), data["body"]
-    if url is not None and url != _URL:
-        cure = "take the row out, or write the request for that address"
-        if isinstance(url, str) and "chat" in url:
-            cure = "for a chat request put `messages` at the top level of the row"
-        raise RowProblem(f"`url` is {url!r:.80}, but batchrun sends to {_URL} alone; {cure}")
+    url, method = data.get("url"), data.get("method")
+    if url is not None and url != URL:
+        raise RowProblem(
+            f"`url` is {shown(url)}, but batchrun sends to {URL} alone, and converts what is for "
+            f"{_CHAT_URL}; take the row out, or write the request for one of these"
+        )
     if method is not None and str(method).upper() != "POST":
-        raise RowProblem(f"`method` is {method!r:.40}; it must be POST")
-    body = read_structure(body, "body", "request")
+        raise RowProblem(f"`method` is {shown(method)}; it must be POST")
+    return dict(read_body(data))
+
+
+def read_body(data: JsonObject) -> JsonObject:
+    """The body of a Batch line, as it stands there."""
+    body = read_structure(data["body"], "body", "request")
     if type(body) is not dict:
         raise RowProblem("`body` must be an object: the request as the API takes it")
-    return dict(body)
+    return body
 
 
-def read_structure(value: Any, name: str, what: str = "JSON") -> Any:
-    """The value, read as JSON where it is text."""
-    if type(value) is not str:
-        return value
-    try:
-        return decode(value)
-    except RowProblem as problem:
-        raise RowProblem(f"`{name}` is text that holds no {what}: {problem.message}") from None
+def chat_line_body(data: JsonObject, send: Collection[str] = ()) -> JsonObject:
+    """The chat request of a Batch line, converted; `send` names fields to send besides."""
+    method, chat = data.get("method"), read_body(data)
+    if method is not None and str(method).upper() != "POST":
+        raise RowProblem(f"`method` is {shown(method)}; it must be POST")
+    if chat.get("messages") is None:
+        raise RowProblem("`body` has no `messages`, which a chat request needs")
+    body: JsonObject = {"input": input_items(chat["messages"], "body.messages")}
+    for name, value in chat.items():
+        # Null is what a chat request says for a field that it leaves out.
+        if value is not None and (name in _IN_BOTH or (name in send and name not in CONVERTED)):
+            body[name] = value
+    if chat.get("logprobs") is True:
+        said = body.get("include")
+        body["include"] = [*(said if type(said) is list else ()), "message.output_text.logprobs"]
+    return with_settings(body, chat_settings(chat))
 
 
-def chat_settings(data: JsonObject) -> JsonObject:
+def with_settings(body: JsonObject, settings: JsonObject) -> JsonObject:
+    """The body with these fields, objects joined key by key."""
+    for name, value in settings.items():
+        both = type(value) is dict and type(body.get(name)) is dict
+        body[name] = {**body[name], **value} if both else value
+    return body
+
+
+def chat_settings(data: JsonObject, *, older: bool = False) -> JsonObject:
     """What a chat row says besides its messages, as fields of a request."""
     body: JsonObject = {}
     for name in ("tools", "functions"):
         if data.get(name) is not None:
-            body["tools"] = [*body.get("tools", ()), *flat_tools(data[name], name)]
+            tools = flat_tools(data[name], name, older=older)
+            body["tools"] = [*body.get("tools", ()), *tools]
     for name in ("function_call", "tool_choice"):
         if data.get(name) is not None:
             body["tool_choice"] = flat_choice(data[name], name)
     if data.get("response_format") is not None:
         body["text"] = {"format": _text_format(data["response_format"])}
+    if not older and data.get("verbosity") is not None:
+        body["text"] = {**body.get("text", {}), "verbosity": data["verbosity"]}
+    if not older and data.get("reasoning_effort") is not None:
+        body["reasoning"] = {"effort": data["reasoning_effort"]}
     for name in _TOKEN_LIMITS:
         value = data.get(name)
         if value is not None:
             if type(value) is float and value.is_integer():
                 value = int(value)  # an integer column with nulls is one of floats to pandas
             if type(value) is not int:
-                raise RowProblem(f"`{name}` is {value!r:.60}; it must be an integer")
+                raise RowProblem(f"`{name}` is {shown(value)}; it must be an integer")
             body["max_output_tokens"] = value
     return body
-
-
-def flat_tools(tools: Any, name: str = "tools") -> list[Any]:
-    """Tools in the Responses shape; those that have it already stay as they are."""
-    tools = read_structure(tools, name)
-    if type(tools) is not list:
-        raise RowProblem(f"`{name}` must be a list of tools")
-    return [_flat_tool(tool, f"{name}[{at}]", name) for at, tool in enumerate(tools)]
-
-
-def _flat_tool(tool: Any, where: str, name: str) -> Any:
-    if type(tool) is not dict:
-        raise RowProblem(f"{where} must be an object")
-    kind = tool.get("type", "function")
-    inner = tool.get(kind) if kind in ("function", "custom") else None
-    if name == "functions":
-        kind, inner = "function", tool
-    if type(inner) is not dict:
-        return tool
-    flat = {"type": kind, **inner}
-    if kind == "function" and name != "tool_choice.tools":
-        # Chat completions leave schemas loose by default, Responses make them strict.
-        flat.setdefault("strict", False)
-        if "parameters" in flat:
-            flat["parameters"] = read_structure(flat["parameters"], f"{where}.parameters")
-    form = flat.get("format") if kind == "custom" else None
-    if type(form) is dict and type(form.get("grammar")) is dict:
-        flat["format"] = {"type": "grammar", **form["grammar"]}
-    return flat
-
-
-def flat_choice(choice: Any, name: str = "tool_choice") -> Any:
-    """A tool choice in the Responses shape."""
-    if type(choice) is str:
-        if not choice.lstrip().startswith("{"):
-            return choice
-        choice = read_structure(choice, name)
-    if type(choice) is not dict:
-        raise RowProblem(f"`{name}` must be text or an object")
-    kind = choice.get("type", "function")
-    inner = choice.get(kind) if type(kind) is str else None
-    if type(inner) is not dict:
-        return {"type": "function", **choice} if "name" in choice else choice
-    if kind == "allowed_tools":
-        inner = {**inner, "tools": flat_tools(inner.get("tools", []), f"{name}.tools")}
-    return {"type": kind, **inner}
 
 
 def _text_format(value: Any) -> JsonObject:
@@ -135,23 +135,82 @@ def _text_format(value: Any) -> JsonObject:
     return {"type": "json_schema", **inner}
 
 
-def input_items(messages: Any, name: str = "messages") -> list[Any]:
-    """The messages as input items."""
+def input_items(messages: Any, name: str = "messages", *, takes_items: bool = False) -> list[Any]:
+    """The messages as input items; `takes_items`: some may be items already."""
     messages = read_structure(messages, name)
     if type(messages) is not list:
-        raise RowProblem(f"`{name}` must be a list of messages")
+        raise RowProblem(f"`{name}` is {shown(messages)}; it must be a list of messages")
     if not messages:
         raise RowProblem(f"`{name}` is empty")
-    conversation = _Conversation()
+    conversation = _Conversation(takes_items=takes_items)
     for at, message in enumerate(messages):
         conversation.add(message, f"{name}[{at}]")
     return conversation.items
 
 
+def has_chat_messages(items: list[Any]) -> bool:
+    """Whether a list that a template gives holds messages that are no input items as they are."""
+    return any(type(one) is dict and _is_chat_message(one) for one in items)
+
+
+def _is_chat_message(item: JsonObject) -> bool:
+    if item.get("type") is not None:
+        return False
+    if "from" in item or item.get("tool_calls") or item.get("function_call"):
+        return True
+    if item.get("role") in ("tool", "function"):
+        return True
+    content = item.get("content")
+    parts = content if type(content) is list else ()
+    return any(type(part) is str or _kind(part) in _CHAT_PARTS for part in parts)
+
+
+def _kind(part: Any) -> Any:
+    return part.get("type") if type(part) is dict else None
+
+
+_CHAT_PARTS = ("text", "image_url", "file")
+_SPEAKERS = {
+    "human": "user",
+    "user": "user",
+    "system": "system",
+    "developer": "developer",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "function_call": "call",
+    "tool_call": "call",
+    "observation": "tool",
+    "tool": "tool",
+    "tool_response": "tool",
+    "function": "tool",
+    "function_response": "tool",
+}
+
+
+def _from_sharegpt(message: JsonObject, where: str) -> JsonObject:
+    """A message with `from` and `value` as a chat message."""
+    speaker, value = message["from"], message.get("value")
+    role = _SPEAKERS.get(speaker.lower()) if type(speaker) is str else None
+    if role is None:
+        raise RowProblem(f"{where} is from {shown(speaker)}; known are {', '.join(_SPEAKERS)}")
+    if role != "call":
+        return {"role": role, "content": value}
+    call = read_structure(value, f"{where}.value")
+    if type(call) is not dict or type(call.get("name")) is not str:
+        raise RowProblem(f"{where} is {shown(value)}; a call is an object with `name`")
+    return {"role": "assistant", "tool_calls": [{"type": "function", "function": call}]}
+
+
 class _Conversation:
     """The items so far, and the calls that wait for their results."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, takes_items: bool) -> None:
+        """`takes_items`: an item of the Responses API among the messages stays as it is."""
+        self._takes_items = takes_items
         self.items: list[Any] = []
         self._calls = 0
         self._custom: set[str] = set()
@@ -160,6 +219,11 @@ class _Conversation:
     def add(self, message: Any, where: str) -> None:
         if type(message) is not dict:
             raise RowProblem(f"{where} must be an object with `role` and `content`")
+        if message.get("role") is None and "from" in message:
+            message = _from_sharegpt(message, where)
+        elif self._takes_items and message.get("type") is not None:
+            self.items.append(message)
+            return
         role = message.get("role")
         if role in ("system", "developer", "user"):
             content = message.get("content")
@@ -172,8 +236,8 @@ class _Conversation:
             self._add_result(message, where)
         else:
             raise RowProblem(
-                f"{where} has the role {role!r:.40}; known are system, developer, user, assistant, "
-                "tool and function"
+                f"{where} has the role {shown(role)}; known are system, developer, user, "
+                "assistant, tool and function"
             )
 
     def _add_assistant(self, message: JsonObject, where: str) -> None:
@@ -271,6 +335,6 @@ def _part(part: Any, role: str, where: str) -> JsonObject:
             known = ("file_id", "filename", "file_data")
             return {"type": "input_file", **{k: inner[k] for k in known if k in inner}}
     raise RowProblem(
-        f"{where} has the type {kind!r:.40}, which cannot be sent in a message of role {role}; "
+        f"{where} has the type {shown(kind)}, which cannot be sent in a message of role {role}; "
         "known are text, image_url, input_audio, file and, for assistant, refusal"
     )
