@@ -36,7 +36,7 @@ After 1, 3, 129, 130 and 143 the same command goes on where it stopped.
 def run(*, dry_run: bool, as_json: bool, **given: Any) -> None:
     """Run a prompt set, or resume it.
 
-    SOURCE is a prompt set (.jsonl, .ndjson, the same with .gz or .zst, .parquet, a folder or a
+    SOURCE is a prompt set (.jsonl, .json, the same packed (.gz, .bz2, …), .parquet, a folder or a
     quoted glob of these, - for JSON Lines on standard input) or a job file (.toml).
 
     Rows may be columns for a template (--prompt), Responses bodies, OpenAI Batch lines, or chat

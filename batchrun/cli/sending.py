@@ -174,7 +174,9 @@ def say_plan(plan: "Plan", path: Path) -> None:
         column.column if column.name == column.column else f"{column.column} (as {column.name})"
         for column in plan.layout.columns
     ]
-    forms = ", ".join(f"{name}: {rows:,}" for name, rows in plan.forms.items())
+    # Of a template somebody has said so.
+    is_plain = plan.forms.keys() == {"rows for a template"}
+    forms = "" if is_plain else ", ".join(f"{name}: {rows:,}" for name, rows in plan.forms.items())
     lines = [
         f"plan: {plural(plan.rows, 'row')}, {complete}, {counts}; run directory {path}",
         *([f"  read as: {forms}"] if forms else []),
