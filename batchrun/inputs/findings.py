@@ -63,6 +63,7 @@ class Findings(Struct):
     unsent: dict[str, _Seen] = field(default_factory=dict)  # by column
     of_bodies: dict[str, _Seen] = field(default_factory=dict)  # by field of a chat Batch line
     transport: dict[str, _Seen] = field(default_factory=dict)
+    body_fields: set[str] = field(default_factory=set)  # that chat Batch lines have
     shapes: dict[str, _Seen] = field(default_factory=dict)  # of tools, by whose they are
     renamed: dict[str, str] = field(default_factory=dict)  # one tool whose name was changed
     empty: _Seen = field(default_factory=_Seen)
@@ -120,9 +121,12 @@ class Findings(Struct):
 
     def _note_body(self, row: SourceRow, data: JsonObject) -> None:
         body = read_body(data)
+        self.body_fields.update(body)
         for name, value in body.items():
             if name in TRANSPORT_COLUMNS and value:
                 self.transport.setdefault(name, _Seen()).note(row)
+            elif name == "logprobs" and type(value) is bool:
+                continue
             elif value is not None and name not in CONVERTED and name not in self.send:
                 self.of_bodies.setdefault(name, _Seen()).note(row)
         if "tools" in body:
@@ -186,6 +190,7 @@ class Findings(Struct):
     def _meant(self, columns: list[str]) -> str:
         """The `{{ column }}` that was probably meant; empty where there is none."""
         text = " ".join(_texts(self.request.get("input")))
+        columns = [name for name in columns if name not in self.maker.template_columns] or columns
         for hole in (*_holes(text), *self.maker.template_columns):
             if near := get_close_matches(hole, columns, n=1, cutoff=0.7):
                 return _reference(near[0])

@@ -167,7 +167,7 @@ class PromptSet:
             if on_rows is not None and row.row % _STEP == _STEP - 1:
                 on_rows(row.row + 1)
         self._hashes = found.hashes
-        self._check_columns(tally)
+        self._check_columns(tally, findings.body_fields)
         identity, warnings = names.prove(identity, self._rows)
         layout = pinned or Layout(
             id_column=identity.explicit or identity.fallback,
@@ -261,7 +261,7 @@ class PromptSet:
         fallback = None if explicit else layout.id_column
         return Identity(explicit, fallback, pinned=True, bad_row_suffix=layout.bad_row_suffix)
 
-    def _check_columns(self, tally: ColumnTally) -> None:
+    def _check_columns(self, tally: ColumnTally, body_fields: set[str]) -> None:
         if not self._hashes:
             raise InputError(f"{self._source.spec}: no rows; the prompt set is empty")
         if not tally.columns:
@@ -275,7 +275,7 @@ class PromptSet:
         }
         for key, names in asked.items():
             for name in names:
-                if name not in known:
+                if name not in known and not (key == "send" and name in body_fields):
                     raise InputError(
                         f"{self._source.spec}: {_OPTIONS[key]} ({key} in [input]) names the column "
                         f"`{name}`, which no row has; {nearest(name, known, 'the columns')}"

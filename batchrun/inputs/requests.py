@@ -277,8 +277,13 @@ class RequestMaker:
         """Adds the columns that the job sends besides; those of chat requests are converted."""
         settings = self._sent_settings if not self._older else NO_COLUMNS
         for name in self._send:
-            if name not in settings and data.get(name) is not None:
-                body[name] = _sent_besides(name, data[name])
+            if name in settings or data.get(name) is None:
+                continue
+            value = _sent_besides(name, data[name])
+            if self._older:
+                body[name] = value
+            else:
+                with_settings(body, {name: value})
         if settings and not form.has_settings:
             asked = {name: data[name] for name in settings if name in data}
             with_settings(body, chat_settings(asked))

@@ -21,7 +21,7 @@ CHAT_SETTINGS = OLDER_SETTINGS | {"reasoning_effort", "verbosity"}
 URL, _CHAT_URL = f"/v1{PATH}", "/v1/chat/completions"
 # Fields of a chat request that a Responses request has too, under the same name.
 _IN_BOTH = frozenset(REQUEST_FIELDS) - {"input", "prompt", "tools", "tool_choice"}
-CONVERTED = CHAT_SETTINGS | _IN_BOTH | {"messages", "logprobs"}
+CONVERTED = CHAT_SETTINGS | _IN_BOTH | {"messages"}
 
 
 def is_batch_line(data: JsonObject) -> bool:

@@ -56,7 +56,7 @@ def flat_tools(tools: Any, name: str = "tools", *, older: bool = False) -> list[
 def _flat_tool(tool: Any, where: str, name: str, *, older: bool) -> Any:
     if type(tool) is not dict:
         raise RowProblem(f"{where} must be an object")
-    if not older and (own := tool_shape(tool)) is not None:
+    if not older and name != "functions" and (own := tool_shape(tool)) is not None:
         return _from_anthropic(tool, where) if own == ANTHROPIC else from_xlam(tool, where)
     kind = tool.get("type", "function")
     inner = tool.get(kind) if kind in ("function", "custom") else None
@@ -132,7 +132,7 @@ def fit_name(name: str) -> str:
 
 def _schema(given: Any) -> Any:
     """A JSON Schema of `{"a": {"type": "str, optional", "description": ..., "default": ...}}`."""
-    if type(given) is not dict or type(given.get("properties")) is dict:
+    if type(given) is not dict or not given or type(given.get("properties")) is dict:
         return given
     if type(given.get("type")) is str and all(type(one) is not dict for one in given.values()):
         return given
