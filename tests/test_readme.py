@@ -71,6 +71,7 @@ def test_the_walk_through_is_what_happens(walked: tuple[Path, dict[str, str]]) -
         ("cost", "What a run will cost"),
         ("cost", "What a run has cost"),
         ("results", "In DuckDB, pandas and Polars"),
+        ("results", "Your own SQL"),
         ("results", "A report of a run"),
     )
     for name, title in sections:

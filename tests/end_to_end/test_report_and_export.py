@@ -27,7 +27,7 @@ def test_a_run_is_reported_exported_and_shown(
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("rows.csv: 50 rows, ")
     assert "10 of the source have no outcome yet" in done.stdout
-    with (tmp_path / "rows.csv").open(newline="", encoding="utf-8") as file:
+    with (tmp_path / "rows.csv").open(newline="", encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file))
     assert [int(row["row"]) for row in rows] == list(range(50))
     assert batchrun("export", "run", "rows.batch", "--format", "batch").returncode == 0
