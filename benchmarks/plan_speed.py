@@ -1,8 +1,9 @@
-"""Times the plan in one process: `python -m benchmarks.plan_speed LINES PLAIN TEMPLATED`.
+"""Times the plan in one process: `python -m benchmarks.plan_speed LINES PLAIN TEMPLATED PARQUET`.
 
 LINES are Batch lines; they are planned, and decoded with msgspec to untyped objects, in turn. PLAIN
-and TEMPLATED are rows that come to the same requests, the latter by a template. Prints `PlanSpeed`
-as JSON; each time is the median of five.
+and TEMPLATED are rows that come to the same requests, the latter by a template. PARQUET is a file
+with the template's columns and others to carry. Prints `PlanSpeed` as JSON; each time is the median
+of five.
 """
 
 import sys
@@ -29,23 +30,27 @@ class PlanSpeed(Struct, frozen=True):
     decode_s: float
     plain_s: float
     templated_s: float
+    parquet_s: float  # of CPU, in all threads
 
 
-def measure(lines: Path, plain: Path, templated: Path) -> PlanSpeed:
+def measure(lines: Path, plain: Path, templated: Path, parquet: Path) -> PlanSpeed:
     """Each in turn, after a turn for warming up."""
+    by_template: dict[str, object] = {"request.model": "m", "request.input": TEMPLATE}
     ways: list[Callable[[], None]] = [
         lambda: _plan(lines, {}),
         lambda: _decode(lines),
         lambda: _plan(plain, {"request.model": "m"}),
-        lambda: _plan(templated, {"request.model": "m", "request.input": TEMPLATE}),
+        lambda: _plan(templated, by_template),
+        lambda: _plan(parquet, by_template),
     ]
+    clocks = [*[time.perf_counter] * (len(ways) - 1), time.process_time]
     times: list[list[float]] = [[] for _ in ways]
     for turn in range(_TIMES + 1):
-        for way, taken in zip(ways, times, strict=True):
-            began_s = time.perf_counter()
+        for way, clock, taken in zip(ways, clocks, times, strict=True):
+            began_s = clock()
             way()
             if turn:
-                taken.append(time.perf_counter() - began_s)
+                taken.append(clock() - began_s)
     return PlanSpeed(*[median(taken) for taken in times])
 
 
@@ -62,5 +67,5 @@ def _decode(lines: Path) -> None:
 
 
 if __name__ == "__main__":
-    files = [Path(name) for name in sys.argv[1:4]]
-    print(msgspec.json.encode(measure(files[0], files[1], files[2])).decode())
+    lines, plain, templated, parquet = map(Path, sys.argv[1:])
+    print(msgspec.json.encode(measure(lines, plain, templated, parquet)).decode())

@@ -41,7 +41,8 @@ class Carrier:
     def __init__(self, layout: Layout, input_job: InputJob, *, begun: bool) -> None:
         carry = input_job.carry
         self._always = carry is not None  # also what is sent
-        self._left_out = frozenset(
+        # Columns that the run has carried so far, and that the job does not list any more.
+        self.left_out = frozenset(
             one.column for one in layout.columns if carry is not None and one.column not in carry
         )
         self.columns = pinned_columns(layout.columns, input_job, begun=begun)
@@ -52,7 +53,7 @@ class Carrier:
         The text says what cannot be stored, and why; it is empty where all can.
         """
         if self._always or consumed.isdisjoint(self.columns):
-            consumed = self._left_out
+            consumed = self.left_out
         data = row.data or {}
         if row.columns:
             problem = problem_of(row, consumed) if row.misfits else ""

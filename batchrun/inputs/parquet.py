@@ -54,6 +54,7 @@ class ColumnUse(Struct, frozen=True):
 
     used: frozenset[str] | None  # may be sent or fill a template; None: all
     carried: Mapping[str, PinnedColumn] = {}
+    left_out: frozenset[str] = frozenset()  # of the carried ones: null in every row
     # Carried values are converted, so that those that cannot be stored are known, and dropped.
     check_only: bool = False
     sizes: Counter[str] | None = None  # gets the bytes of each carried column
@@ -114,12 +115,12 @@ class _BatchReader:
         # Null for a column that this file does not have.
         self._carried: dict[str, _CarriedReader | None] = {
             name: _CarriedReader(file, column, types[name], use.check_only)
-            if name in types
+            if name in types and name not in use.left_out
             else None
             for name, column in use.carried.items()
         }
         self._check_only, self._sizes = use.check_only, use.sizes
-        read = self._plain.keys() | use.carried.keys()
+        read = self._plain.keys() | (use.carried.keys() - use.left_out)
         self.needed = [name for name in schema.names if name in read]
 
     def rows(

@@ -212,7 +212,7 @@ class PromptSet:
         """
         identity = self._identity(layout)
         carrier = Carrier(layout, self._job, begun=self._has_begun)
-        use = ColumnUse(self._used, carrier.columns)
+        use = ColumnUse(self._used, carrier.columns, carrier.left_out)
         if limit is not None:
             complete = complete[:limit] + b"\1" * max(len(complete) - limit, 0)
         hashes = self._hashes
