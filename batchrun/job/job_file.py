@@ -101,7 +101,7 @@ def _read_job_file(path: Path) -> dict[str, Any]:
     _check_tables(tree, _TABLES, str(path))
     for section in ("input", "output"):
         value = tree.setdefault(section, {}).get("path")
-        if isinstance(value, str) and value != STDIN:
+        if isinstance(value, str) and value != STDIN and "://" not in value:
             tree[section]["path"] = str(path.parent / value)
     return tree
 

@@ -30,6 +30,7 @@ from batchrun.job.job_file import with_user_prices
 from batchrun.job.sections import STDIN, Job
 from batchrun.pricing.prices import Prices, check_prices
 from batchrun.records import NOTHING_SENT_AGAIN, Layout, Pilot, Request, Resend, RunRecord
+from batchrun.runner.output_place import refuse_place, refuse_scheme
 from batchrun.runner.resume import Resumed, match_rows
 from batchrun.store.columns import layout_of
 from batchrun.store.parts import count_rows
@@ -102,6 +103,7 @@ def run_path(job: Job, *, simulate: bool = False) -> Path:
                 "name for it; give -o DIR"
             )
         path = f"runs/{job.name}-simulated" if simulate else f"runs/{job.name}"
+    refuse_scheme(path)
     if as_utf8(path) != path:
         raise JobError("the run directory's name is not UTF-8, which Parquet needs; give -o DIR")
     if "\0" in path:
@@ -156,6 +158,7 @@ def dry_run(
     `is_new`: as if there were no run directory. `on_body`: see `PromptSet.survey`.
     """
     path = run_path(job, simulate=simulate).resolve()
+    refuse_place(path)
     with contextlib.ExitStack() as stack:
         run_dir = None
         if not is_new and (path / "run.json").exists():

@@ -20,6 +20,7 @@ from batchrun.progress.summary import RunCounters, Summary
 from batchrun.records import NOTHING_SENT_AGAIN, Resend
 from batchrun.runner.ending import StopSwitch
 from batchrun.runner.engine import Run, Watch
+from batchrun.runner.output_place import refuse_place
 from batchrun.runner.plan import (
     known_prices,
     make_plan,
@@ -65,6 +66,7 @@ async def run_job(
     # First, since a wrong path is the first thing to hear of.
     found = None if job.input.path == STDIN else find_source(job.input)
     path = run_path(job, simulate=simulate)
+    refuse_place(path)
     refuse_written_secrets(job, command)
     if not (simulate or insecure_http):
         refuse_plain_http(job.endpoint)

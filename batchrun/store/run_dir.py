@@ -5,6 +5,7 @@ one part; whatever moment the process is killed at, the next `open` finds each o
 asyncio here: `store` and the small files are quick, the slow work has threads of its own.
 """
 
+import errno
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -264,8 +265,16 @@ def _check_or_make(path: Path) -> tuple[Path, ...]:
             names = {entry.name for entry in path.iterdir()}
         except FileNotFoundError:
             missing = [path, *(above for above in path.parents if not above.exists())]
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.mkdir(mode=0o700, exist_ok=True)  # another command may make it, too
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.mkdir(mode=0o700, exist_ok=True)  # another command may make it, too
+            except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+                    raise
+                raise JobError(
+                    f"{path}: this directory cannot be made ({error.strerror}); give another place "
+                    "with -o (output.path)"
+                ) from error
             sync_path(path.parent)
             return tuple(missing)
         except NotADirectoryError:

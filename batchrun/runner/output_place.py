@@ -1,0 +1,33 @@
+"""Where a run directory can be, asked before anything is read."""
+
+import os
+import re
+from pathlib import Path
+
+from batchrun.errors import JobError
+
+_HINT = "give another place with -o (output.path)"
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")  # one letter is a drive
+
+
+def refuse_scheme(text: str) -> None:
+    """Raises `JobError` for a URL: as a path it would make folders of these names."""
+    if found := _SCHEME.match(text):
+        raise JobError(
+            f"{text}: a run directory is a local folder, and {found[1]}: is none; {_HINT}, and "
+            "copy the tables when the run has ended"
+        )
+
+
+def refuse_place(path: Path) -> None:
+    """Raises `JobError` where no run directory can be at the path, as far as can be seen."""
+    try:
+        nearest = next(one for one in (path, *path.absolute().parents) if one.exists())
+        is_folder = nearest.is_dir()
+    except OSError as error:
+        raise JobError(f"{path}: cannot be used ({error.strerror}); {_HINT}") from error
+    if not is_folder:
+        raise JobError(f"{nearest} is a file, and a run directory is a folder; {_HINT}")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        where = path if nearest == path else f"{path}: the folder {nearest}"
+        raise JobError(f"{where} cannot be written by this user; {_HINT}, or change its rights")
