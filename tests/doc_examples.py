@@ -42,7 +42,11 @@ def typed_and_shown(name: str, title: str) -> Iterator[tuple[str, str]]:
 
 def settled(output: str) -> str:
     """The output without what differs from run to run: times, rates, free space, progress."""
-    kept = [line.rstrip() for line in output.splitlines() if not line.startswith("running: ")]
+    kept = [
+        line.rstrip()
+        for line in output.splitlines()
+        if not line.startswith(("running: ", "planning: "))
+    ]
     text = "\n".join(kept).strip()
     text = re.sub(r"[\d.]+ [kMGT]?B free", "N free", text)
     text = re.sub(r"from [\d: -]+ to [\d: -]+ UTC; [\d.:]+( s)?", "from N to N UTC; N s", text)

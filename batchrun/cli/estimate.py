@@ -7,7 +7,7 @@ import click
 
 from batchrun.cli.options import SourceCommand, read_options
 from batchrun.cli.output import print_json, say
-from batchrun.cli.sending import exit_on_signals, heard_signals, send
+from batchrun.cli.sending import exit_on_signals, heard_signals, planning, send
 
 _ENDED = (0, 4)  # exit codes of a pilot whose rows all have an outcome
 
@@ -77,15 +77,17 @@ def estimate(
             say(render_end(summary, run_path(options.job, simulate=options.simulate)))
             sys.exit(exit_code)
     exit_on_signals(heard)  # so that no copy of standard input stays behind
-    made = make_estimate(
-        options.job,
-        simulate=options.simulate,
-        limit=options.limit,
-        resend=options.resend,
-        models=names,
-        expect_output=expect_output,
-        store=bool(pilot),
-    )
+    with planning(options) as said:
+        made = make_estimate(
+            options.job,
+            simulate=options.simulate,
+            limit=options.limit,
+            resend=options.resend,
+            models=names,
+            expect_output=expect_output,
+            store=bool(pilot),
+            doing=said.doing,
+        )
     if as_json:
         print_json(made)
     else:

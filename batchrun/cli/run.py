@@ -8,7 +8,7 @@ import click
 
 from batchrun.cli.options import RunOptions, SourceCommand, read_options
 from batchrun.cli.output import print_json, say
-from batchrun.cli.sending import exit_on_signals, say_plan, send
+from batchrun.cli.sending import exit_on_signals, planning, say_plan, send
 
 _EPILOG = """\b
 Examples:
@@ -72,7 +72,10 @@ def _dry_run(options: RunOptions) -> None:
     refuse_written_secrets(job, options.command)
     if not (simulate or options.insecure_http):
         refuse_plain_http(job.endpoint)
-    plan = dry_run(job, simulate=simulate, limit=options.limit, resend=options.resend)
+    with planning(options) as said:
+        plan = dry_run(
+            job, simulate=simulate, limit=options.limit, resend=options.resend, doing=said.doing
+        )
     say_plan(plan, run_path(job, simulate=simulate))
     if plan.first is not None:
         where = "the simulator" if simulate else job.endpoint.base_url

@@ -19,6 +19,7 @@ from batchrun.errors import BatchrunError, Interrupted
 
 if TYPE_CHECKING:
     from batchrun.progress.display import Progress
+    from batchrun.progress.planning import Planning
     from batchrun.progress.summary import Summary
     from batchrun.runner.ending import StopSwitch
     from batchrun.runner.plan import Plan
@@ -38,6 +39,11 @@ def send(options: RunOptions, *, pilot: int = 0) -> "Summary":
 
     Interrupted before anything was sent, it ends the process.
     """
+    with planning(options) as said:
+        return _send(options, pilot, said)
+
+
+def _send(options: RunOptions, pilot: int, said: "Planning") -> "Summary":
     import asyncio
 
     from batchrun.progress.display import Progress
@@ -48,13 +54,21 @@ def send(options: RunOptions, *, pilot: int = 0) -> "Summary":
 
     progress, stop = Progress(sys.stderr), StopSwitch()
     interpreter = ExitStack()
-    watch = Watch(sending=lambda: interpreter.enter_context(_tuned_interpreter()))
+    watch = Watch(doing=said.doing, sending=lambda: interpreter.enter_context(_tuned_interpreter()))
     watch.plan = say_warnings
     if not options.quiet:
         watch.plan, watch.summary = say_plan, progress.show
 
+    say_it = watch.plan
+
+    def plan_made(plan: "Plan", path: Path) -> None:
+        said.close()
+        say_it(plan, path)
+
+    watch.plan = plan_made
+
     async def main() -> "Summary":
-        with _stopping_on_signals(stop, progress):
+        with _stopping_on_signals(stop, progress, said):
             return await run_job(
                 options.job,
                 simulate=options.simulate,
@@ -81,6 +95,13 @@ def send(options: RunOptions, *, pilot: int = 0) -> "Summary":
         progress.close()
 
 
+def planning(options: RunOptions) -> "Planning":
+    """Says what is done before anything is sent, unless it is to be quiet."""
+    from batchrun.progress.planning import Planning
+
+    return Planning(sys.stderr, is_quiet=options.quiet)
+
+
 @contextmanager
 def _tuned_interpreter() -> Iterator[None]:
     """The interpreter as a run wants it, in a process that does nothing else.
@@ -103,7 +124,9 @@ def _tuned_interpreter() -> Iterator[None]:
 
 
 @contextmanager
-def _stopping_on_signals(stop: "StopSwitch", progress: "Progress") -> Iterator[None]:
+def _stopping_on_signals(
+    stop: "StopSwitch", progress: "Progress", said: "Planning"
+) -> Iterator[None]:
     """Signals ask the run to stop, on the running loop; once it is over they are ignored."""
     import asyncio
 
@@ -114,6 +137,7 @@ def _stopping_on_signals(stop: "StopSwitch", progress: "Progress") -> Iterator[N
     def ask(number: signal.Signals) -> None:
         stop.ask(_SIGNALS[number], 128 + number)
         progress.close()
+        said.close()
         times = len(stop.asked)
         if not stop.is_sending:
             if times > 2:

@@ -4,7 +4,7 @@ Sends nothing. Rows of a pilot that ran earlier are read and count.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from msgspec.structs import replace
 
@@ -21,6 +21,7 @@ from batchrun.estimate.cost_lines import (
 from batchrun.estimate.estimate_text import cap_warnings, notes
 from batchrun.estimate.pilot import as_estimated, extrapolate, read_sampled, store_estimated
 from batchrun.estimate.tokens import TokenCounts
+from batchrun.formats.amounts import plural
 from batchrun.job.sections import Job
 from batchrun.pricing.prices import Prices
 from batchrun.records import NOTHING_SENT_AGAIN, Resend
@@ -37,12 +38,13 @@ def make_estimate(
     expect_output: int | None = None,
     by_bytes: bool | None = None,
     store: bool = False,
+    doing: Callable[[str], None] = lambda _what: None,
 ) -> Estimate:
     """What the rows that a run would send will cost; `models`: all rows with each of these.
 
     `expect_output`: tokens of an answer, instead of three assumptions. `by_bytes`: guess tokens at
     4 bytes each; null: where the extra `tokens` is not installed. `store`: in the run directory,
-    where it is by a pilot. Raises as `run_job`.
+    where it is by a pilot. `doing`: see `make_plan`. Raises as `run_job`.
     """
     models = tuple(dict.fromkeys(models))
     if models and job.request.get("model") is None:
@@ -56,7 +58,9 @@ def make_estimate(
         resend=resend,
         on_body=counts.add,
         is_new=bool(models),
+        doing=doing,
     )
+    doing(f"pricing {plural(plan.rows, 'row')}")
     prices, at = known_prices(job), time.time_ns() // 1000
     wanted = plan.rows if limit is None else min(limit, plan.rows)
     asked = models or (None,)

@@ -138,8 +138,8 @@ class ColumnTally:
         known = [name for name in self.carried() if name in self.columns]
         return sum(self.columns[name].bytes + self.sizes[name] for name in known)
 
-    def add_file(self, file: SourceFile) -> None:
-        """Counts the columns of a Parquet file in. Raises `InputError`."""
+    def add_file(self, file: SourceFile) -> frozenset[str]:
+        """Counts the columns of a Parquet file in, and returns them. Raises `InputError`."""
         carry, used = self._carry, self._used
         types, twice = read_columns(file)
         for name in twice:
@@ -159,6 +159,7 @@ class ColumnTally:
             seen.arrow.setdefault(kind, str(file))
             if (name in carry) if carry is not None else (used is not None and name not in used):
                 self._note(name, seen, file)
+        return frozenset(types)
 
     def expected(self) -> dict[str, PinnedColumn]:
         """Columns that may be carried, with the types that their values must fit.

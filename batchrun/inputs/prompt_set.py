@@ -19,6 +19,7 @@ from batchrun.dialects.responses import output_limit
 from batchrun.dialects.setting_names import SETTINGS
 from batchrun.errors import InputError
 from batchrun.formats.printable import nearest
+from batchrun.inputs import parquet
 from batchrun.inputs.carried import Carrier, check_types
 from batchrun.inputs.column_tally import ColumnTally
 from batchrun.inputs.findings import make_findings
@@ -34,7 +35,8 @@ from batchrun.records import BadRow, JsonObject, Layout, Request
 __all__ = ["PromptSet", "Source", "SourceFile", "Survey", "find_source"]
 
 MAX_MODELS = 1_000  # that are remembered
-_STEP = 1_000  # rows between two calls of `on_rows`
+_STEP = 1_000  # rows between two calls of `on_rows`, ...
+_STEP_BYTES = 16 << 20  # ... or so many bytes of bodies
 _SHOWN = 10
 
 _OPTIONS = {"id": "--id", "carry": "--carry", "send": "--send", "types": "--type"}
@@ -125,7 +127,12 @@ class PromptSet:
         tally = ColumnTally(self._job, identity.consumed, pinned, self._used)
         for file in self._source.files:
             if file.kind == "parquet":
-                tally.add_file(file)
+                names_of_file = tally.add_file(file)
+                if (
+                    not self._job.skip_bad_rows
+                    and not self._maker.template_columns <= names_of_file
+                ):
+                    self._check_template(file, identity)
         names, found = RowNames(), _Gathered()
         findings = make_findings(self._request, self._maker, self._job)
         note, add_form, noted = findings.add, findings.forms.append, self._used
@@ -134,6 +141,7 @@ class PromptSet:
             noted |= SETTINGS  # to count those that nothing sends
         draft_of, add_hash, add_bad = self._maker.draft, found.hashes.append, found.is_bad.append
         add_id, add_named_by = names.ids.append, names.named_by.append
+        told_bytes = 0
         use = ColumnUse(noted, tally.expected(), check_only=True, sizes=tally.sizes)
         for row in self._reader.rows(use):
             draft = draft_of(row, identity)
@@ -164,7 +172,10 @@ class PromptSet:
                     found.models[body.get("model")] = None
                 if on_body is not None:
                     on_body(row.row, body)
-            if on_rows is not None and row.row % _STEP == _STEP - 1:
+            if on_rows is not None and (
+                row.row % _STEP == _STEP - 1 or found.body_bytes >= told_bytes + _STEP_BYTES
+            ):
+                told_bytes = found.body_bytes
                 on_rows(row.row + 1)
         self._hashes = found.hashes
         self._check_columns(tally, findings.body_fields)
@@ -195,6 +206,12 @@ class PromptSet:
             forms=findings.forms_in_words(),
             refusal=findings.refusal(),
         )
+
+    def _check_template(self, file: SourceFile, identity: Identity) -> None:
+        """Raises `InputError` where the first row lacks a column that the file has in no row."""
+        first = next(parquet.read_rows(file, 0, bytearray(1), ColumnUse(self._used)), None)
+        if first is not None and (draft := self._maker.draft(first, identity)).lacks_column:
+            raise InputError(f"{file}: {draft.problem}. Fix the input or the options")
 
     def _check_again(self, layout: Layout, found: _Gathered) -> None:
         """Marks rows that do not fit the types which Parquet files and lines have in common."""

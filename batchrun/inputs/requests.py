@@ -129,6 +129,7 @@ class Draft(Struct):
     form: Form
     problem: str = ""
     is_changed: bool = False  # an older hash rule, and the body is not as that had it
+    lacks_column: bool = False  # the template's, which the row's file may have in no row
 
 
 class RequestMaker:
@@ -150,6 +151,7 @@ class RequestMaker:
             self._hashing = RequestMaker(request, input_job, identity, older=True)
         self._defaults = Defaults(request, merges=not older)
         self.media = self._defaults.media
+        self.template_columns = self._defaults.columns
         self._send = input_job.send
         self.has_template = self._defaults.has_input  # which says all that is sent
         self._sent_settings = CHAT_SETTINGS & frozenset(input_job.send)
@@ -184,7 +186,7 @@ class RequestMaker:
 
         A hash that is known from an earlier reading saves a third of the time.
         """
-        form, data, media = UNKNOWN, row.data or {}, self.media
+        form, data, media, lacks = UNKNOWN, row.data or {}, self.media, False
         media.start_row(row.source)
         hashing = self._hashing
         before = hashing.draft(row, identity, known_hash) if hashing is not None else None
@@ -206,6 +208,7 @@ class RequestMaker:
             return Draft(name, named_by, consumed, body, written, known_hash, form, "", is_changed)
         except MissingColumn as missing:
             problem = _explained(missing, row)
+            lacks = missing.column not in row.names
         except RowProblem as error:
             problem = error.message
         except RecursionError:
@@ -219,7 +222,7 @@ class RequestMaker:
         if media.has_path and before is None and known_hash not in (None, key):
             raise changed_file(row)
         consumed = self._consumed[form.number]
-        return Draft(name, named_by, consumed, None, b"", key, form, problem)
+        return Draft(name, named_by, consumed, None, b"", key, form, problem, lacks_column=lacks)
 
     def _part(self, data: JsonObject) -> JsonObject:
         """What may be sent of a row, or names it."""

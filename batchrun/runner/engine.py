@@ -49,6 +49,7 @@ DRAIN_S = 20.0  # what is in flight may take this long to land after the first s
 class Watch(Struct):
     """Whoever wants to see: each is called on the run's thread and must be quick."""
 
+    doing: Callable[[str], None] = lambda _what: None  # what is done before the plan is there
     plan: Callable[[Plan, Path], None] = lambda _plan, _path: None
     sending: Callable[[], None] = lambda: None  # the first request is about to go out
     summary: Callable[[Summary], None] = lambda _summary: None

@@ -152,10 +152,12 @@ def dry_run(
     resend: Resend = NOTHING_SENT_AGAIN,
     on_body: OnBody | None = None,
     is_new: bool = False,
+    doing: Callable[[str], None] = lambda _what: None,
 ) -> Plan:
     """What a run would do; sends nothing and leaves nothing behind. Raises as `run_job`.
 
-    `is_new`: as if there were no run directory. `on_body`: see `PromptSet.survey`.
+    `is_new`: as if there were no run directory. `on_body`: see `PromptSet.survey`. `doing`: see
+    `make_plan`.
     """
     path = run_path(job, simulate=simulate).resolve()
     refuse_place(path)
@@ -169,10 +171,20 @@ def dry_run(
         elif run_dir is not None:
             source, _ = stored_input(job, run_dir)
         else:
+            doing("copying standard input")
             copy = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "stdin.jsonl"
             store_stdin(sys.stdin.buffer, copy)
             source = find_source(job.input, copy)
-        plan = make_plan(job, source, run_dir, path, limit=limit, resend=resend, on_body=on_body)
+        plan = make_plan(
+            job,
+            source,
+            run_dir,
+            path,
+            limit=limit,
+            resend=resend,
+            doing=doing,
+            on_body=on_body,
+        )
         if not plan.to_send:
             return replace(plan, first=None)
         rows = plan.prompts.requests(plan.layout, plan.resumed.complete, limit)
@@ -188,7 +200,8 @@ def make_plan(
     limit: int | None = None,
     pilot: int = 0,
     resend: Resend = NOTHING_SENT_AGAIN,
-    on_rows: Callable[[int], None] | None = None,
+    check: Callable[[], None] = lambda: None,
+    doing: Callable[[str], None] = lambda _what: None,
     on_body: OnBody | None = None,
     prices: Prices | None = None,
 ) -> Plan:
@@ -196,8 +209,15 @@ def make_plan(
 
     `pilot`: so many random rows alone are sent; the record remembers them.
     `prices` (null: made here where a cap asks for them) know all models of the source afterwards.
-    Raises `JobError`, `InputError`, and what `on_rows` raises.
+    `doing` is told in words what is done, and `check` is asked now and then whether to go on.
+    Raises `JobError`, `InputError`, and what `check` raises.
     """
+
+    def on_rows(rows: int) -> None:
+        check()
+        doing(f"reading {source.spec}, {plural(rows, 'row')} so far")
+
+    doing(f"reading {source.spec}")
     record = run_dir.record if run_dir else None
     hash_rule = record.hash_rule if record else HASH_RULE
     prompts = PromptSet(source, job.input, job.request, hash_rule)
@@ -213,6 +233,7 @@ def make_plan(
     if survey.refusal and record is None:  # a run that was begun so may go on
         raise InputError(f"{source.spec}: {survey.refusal}")
     if run_dir is not None and record is not None:
+        doing(f"comparing {plural(survey.rows, 'row')} with what {path} holds")
         resumed = match_rows(survey, run_dir, resend, limit)
     else:
         resumed = Resumed(bytearray(survey.rows), bytearray(survey.rows))

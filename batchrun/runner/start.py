@@ -70,6 +70,8 @@ async def run_job(
     refuse_written_secrets(job, command)
     if not (simulate or insecure_http):
         refuse_plain_http(job.endpoint)
+    if not simulate and job.endpoint.api_key_command is not None:
+        watch.doing("waiting for the command of --api-key-command")
     key = None if simulate else await asyncio.to_thread(api_key, job.endpoint)
     if job.endpoint.api_key_command is not None:
         refuse_written_secrets(job, command, key)
@@ -77,14 +79,17 @@ async def run_job(
     with contextlib.ExitStack() as stack:
         began_s = time.monotonic()
 
+        watch.doing(f"opening {path}")
         # Before anything is read: of two commands for one directory one alone goes on.
         run_dir = stack.enter_context(_closing(RunDir.open(path)))
         refuse_other_use(job, run_dir, simulate=simulate)
         if found is None:
+            watch.doing("copying standard input")
             source, sha256 = await asyncio.to_thread(stored_input, job, run_dir, stop.check)
         else:
             source, sha256 = found, None
         if resend.is_asked:  # what is sent again must stand in a part
+            watch.doing(f"finishing the parts of {path}")
             await asyncio.to_thread(run_dir.finish)
         prices = known_prices(job)
         plan = await asyncio.to_thread(
@@ -96,7 +101,8 @@ async def run_job(
             limit=limit,
             pilot=pilot,
             resend=resend,
-            on_rows=stop.check,
+            check=stop.check,
+            doing=watch.doing,
             prices=prices,
         )
         stop.check()
