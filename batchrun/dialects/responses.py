@@ -26,6 +26,7 @@ from batchrun.dialects.stream_items import (
     DONE,
     ITEM_ADDED,
     ITEM_DONE,
+    PART_ADDED,
     PART_DONE,
     EventData,
     StreamItems,
@@ -385,6 +386,8 @@ class StreamAnswer:
                 self._items.add_part(data)
             else:
                 self._items.add_item(data, is_finished=kind == ITEM_DONE)
+        elif kind in PART_ADDED:
+            self._items.begin_part()
         elif kind in _ERROR_EVENTS or event.name in _ERROR_EVENTS:
             self._take_error(event.data if data.error else _error_body(data))
         elif data.error and response == b"null":
@@ -415,7 +418,8 @@ class StreamAnswer:
             said = decode(data)
         except (ValueError, RecursionError):
             return
-        if text(said, "object") == "response":
+        is_response = isinstance(said, dict) and isinstance(said.get("output"), list)
+        if is_response or text(said, "object") == "response":
             if self._final is None and background_state(data)[1] in END_STATUSES:
                 self._final = ("completed", data)
         elif find_error(said) is not None:
@@ -433,7 +437,12 @@ class StreamAnswer:
                 return self._put_together("completed")
             return self._error if self._is_error_last else None
         status, response = self._final
-        fields = _decoded(b"{}" if response == b"null" else response, _fields_decoder)
+        fields: dict[str, Raw] | None
+        if response == b"null":  # the first events said more
+            fields = _decoded(self._begun or b"{}", _fields_decoder) or {}
+            fields.pop("status", None)
+        else:
+            fields = _decoded(response, _fields_decoder)
         is_as_sent = response != b"null" and fields is not None
         if fields is None:
             if not self._items.has_said:

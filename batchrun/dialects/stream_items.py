@@ -39,11 +39,13 @@ _KINDS = {
     "reasoning_summary_text": _SUMMARY,
 }
 _OF_PART = {kind.part: kind for kind in _KINDS.values() if kind.part} | {"text": _TEXT}
+_OWN_CALLS = ("function_call", "custom_tool_call")
 # Calls after which the model goes on: none of them is the end of an answer.
 _HOSTED = ("web_search_call", "file_search_call", "code_interpreter_call", "mcp_call")
 
 DELTAS = {f"response.{name}.delta": kind for name, kind in _KINDS.items()}
 DONE = {f"response.{name}.done": kind for name, kind in _KINDS.items()}
+PART_ADDED = ("response.content_part.added", "response.reasoning_summary_part.added")
 PART_DONE = ("response.content_part.done", "response.reasoning_summary_part.done")
 ITEM_ADDED, ITEM_DONE = "response.output_item.added", "response.output_item.done"
 
@@ -192,6 +194,7 @@ class StreamItems:
         self._item: _Item | None = None  # that the last event was about
         self._under_way: tuple[object, ...] = ()  # what tells the text of the last delta
         self._deltas: list[str] = []  # of that text
+        self._is_part_awaited = False  # one was begun that nothing has been said of
 
     @property
     def has_said(self) -> bool:
@@ -202,7 +205,7 @@ class StreamItems:
     def is_whole(self) -> bool:
         """Whether all items are finished, and the last one can be the end of an answer."""
         items = self._in_order()
-        if not items or not all(item.is_whole for item in items):
+        if not items or self._is_part_awaited or not all(item.is_whole for item in items):
             return False
         last = items[-1].type
         return last == "message" or (last.endswith("_call") and last not in _HOSTED)
@@ -217,7 +220,12 @@ class StreamItems:
             self._under_way, self._deltas = place, deltas
         self._deltas.append(delta)
 
+    def begin_part(self) -> None:
+        """A part was added, whose text is still to come."""
+        self._is_part_awaited = True
+
     def add_done(self, kind: TextKind, data: EventData) -> None:
+        self._is_part_awaited = False
         said = getattr(data, kind.field)
         if isinstance(said, str):
             self._text(kind, data, said).say_whole(said)
@@ -225,6 +233,7 @@ class StreamItems:
                 self._item.name = text(data.name) or self._item.name
 
     def add_part(self, data: EventData) -> None:
+        self._is_part_awaited = False
         part = data.part
         kind = _OF_PART.get(text(part, "type") or "")
         said = None if kind is None else text(part, kind.field)
@@ -240,6 +249,7 @@ class StreamItems:
         except (ValueError, RecursionError):
             return  # null, or no object
         self._under_way = ()
+        self._is_part_awaited = self._is_part_awaited and not is_finished
         kind, index, item_id = text(head.type) or "", count(data.output_index), text(head.id)
         if index is None and any(item.raw == raw for item in self._items):
             return  # sent twice
@@ -337,7 +347,12 @@ class StreamItems:
             return None
 
     def _output(self, final: bytes, status: str) -> bytes | None:
-        items = [item for item in self._in_order() if item.is_finished or item.texts]
+        is_over = status == "completed"  # then a call without a word has no arguments
+        items = [
+            item
+            for item in self._in_order()
+            if item.is_finished or item.texts or (is_over and item.type in _OWN_CALLS)
+        ]
         raws = [bytes(raw) for raw in _decode_raws(final)] if final[:1] == b"[" else []
         if not raws:
             written = [_filled(item, status) for item in items]
@@ -421,9 +436,13 @@ def _missing(item: _Item, own: _Shown, final: _Shown) -> list[_Missing]:
     for one in texts:
         kind, place = one.kind, one.place
         finished = own.text(kind, place)
+        if (in_events := one.said("")) in (own.text(kind, other) for other in own.places(kind)):
+            finished = in_events  # in the finished item it has another place
         places = final.places(kind)
-        if place not in places:  # some servers count parts otherwise in their events
-            known = [other.place for other in texts if other.kind is kind]
+        known = [other.place for other in texts if other.kind is kind]
+        if len(known) == len(places):  # some servers count parts otherwise in their events
+            place = places[known.index(place)]
+        elif place not in places:
             place = next((free for free in places if free not in known), place)
         shown = final.text(kind, place).strip()
         if shown and shown in (finished.strip(), one.whole.strip()):

@@ -171,7 +171,12 @@ async def exchange(
                     or len(content) > settings.max_response_bytes
                     or "content-encoding" in headers
                 ):
-                    content = await _read(answer, content, arriving)
+                    try:
+                        content = await _read(answer, content, arriving)
+                    except (EndpointError, aiohttp.ClientError, OSError) as error:
+                        if http_status < _ERRORS:
+                            raise
+                        content = _cut_error(error, arriving)
             except BaseException:
                 connections.drop(answer)
                 raise
@@ -242,6 +247,13 @@ async def _read(answer: HttpAnswer, content: bytes, arriving: _Arriving) -> byte
             raise
         text = f"the answer is {api}, not a stream of the Responses API: check --base-url"
         raise EndpointError(ErrorKind.UNREADABLE, text) from error
+
+
+def _cut_error(error: Exception, arriving: _Arriving) -> bytes:
+    """The body of an error answer that cannot be read to its end: its status says enough."""
+    if isinstance(error, EndpointError):  # it can be read nowhere
+        return msgspec.json.encode({"error": {"message": error.message}})
+    return b"".join(arriving.pieces)
 
 
 async def _read_whole(answer: HttpAnswer, content: bytes, arriving: _Arriving) -> bytes:

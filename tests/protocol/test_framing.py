@@ -126,6 +126,29 @@ async def test_half_a_body_is_no_answer(complete: Complete, answer: Make, end: s
     assert len(outcome.attempts) == 6
 
 
+@MODES
+@pytest.mark.parametrize("end", ["cut", "reset"])
+@pytest.mark.parametrize("body", [b"", b'{"error": {"mess', b"<html>"])
+@pytest.mark.parametrize(
+    ("status", "kind"), [(413, ErrorKind.TOO_LONG), (422, ErrorKind.BAD_REQUEST)]
+)
+async def test_the_status_of_an_error_counts_however_its_body_ends(
+    complete: Complete, mode: str, end: str, body: bytes, status: int, kind: ErrorKind
+) -> None:
+    outcome = await complete([{"status": status, "body": body, "end": end}], mode=mode)
+    assert (outcome.failure.kind, outcome.cost_usd, len(outcome.attempts)) == (kind, 0.0, 1)
+
+
+async def test_an_error_in_a_coding_that_was_not_asked_for_has_its_status(
+    complete: Complete, answer: Make
+) -> None:
+    step = {"status": 429, "body": b"\x8b\x00\x80\x03", "headers": {"Content-Encoding": "br"}}
+    outcome = await complete([step, {"body": answer()}])
+    assert outcome.attempts[0].error_kind is ErrorKind.RATE_LIMIT
+    assert "'br'" in outcome.attempts[0].error_message
+    assert outcome.ok
+
+
 _CHUNK = {
     "id": "chatcmpl-1",
     "object": "chat.completion.chunk",

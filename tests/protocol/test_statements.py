@@ -58,7 +58,7 @@ EXPECTED = """
     W.6.words W.6.running W.6.reason
 
     # W.7
-    W.7.short W.7.long W.7.coding W.7.other_api W.7.unasked
+    W.7.short W.7.long W.7.coding W.7.other_api W.7.unasked W.7.status
 
     # W.8
     W.8.content W.8.object

@@ -252,6 +252,31 @@ async def test_a_server_whose_streams_have_a_last_event_has_cut_one_that_lacks_i
     assert all(outcome.ok for outcome in rows)
 
 
+async def test_a_part_that_was_begun_and_never_came_is_no_end(
+    complete: Complete, answer: Make, events: Events
+) -> None:
+    said = events(answer())
+    count = next(at for at, one in enumerate(said) if one["type"] == "response.content_part.done")
+    second = {"type": "response.content_part.added", "output_index": 0, "content_index": 1}
+    outcome = await complete(
+        [{"events": [*said[: count + 1], second]}, {"events": said}], mode="stream"
+    )
+    assert outcome.attempts[0].error_kind is ErrorKind.CUT
+    assert (outcome.ok, len(outcome.attempts)) == (True, 2)
+
+
+@pytest.mark.parametrize("last", [{}, {"response": None}])
+async def test_a_last_event_without_a_response_keeps_what_the_first_ones_said(
+    complete: Complete, answer: Make, events: Events, last: dict[str, Any]
+) -> None:
+    said = events(answer())[:-1]
+    script = [{"events": [*said, {"type": "response.completed", **last}]}]
+    outcome = await complete(script, mode="stream")
+    result = outcome.result
+    assert (outcome.ok, result.id, result.model) == (True, "resp_1", "m-2026")
+    assert (result.output_text, result.usage_json) == ("forty-two", None)
+
+
 @pytest.mark.parametrize("kind", ["reasoning", "web_search_call"])
 async def test_an_end_after_reasoning_or_a_search_is_no_answer(
     complete: Complete, answer: Make, events: Events, kind: str
@@ -346,8 +371,12 @@ async def test_errors_in_plain_text_and_in_other_shapes_keep_the_servers_words(
     assert (first.error_kind, first.error_message) == (kind, message)
 
 
-async def test_a_whole_response_without_a_type_is_an_end(complete: Complete, answer: Make) -> None:
-    outcome = await complete([{"events": [b"data: %b\n\n" % _json(answer())]}], mode="stream")
+@pytest.mark.parametrize("missing", ["metadata", "object"])
+async def test_a_whole_response_without_a_type_is_an_end(
+    complete: Complete, answer: Make, missing: str
+) -> None:
+    whole = {name: value for name, value in answer().items() if name != missing}
+    outcome = await complete([{"events": [b"data: %b\n\n" % _json(whole)]}], mode="stream")
     assert (outcome.ok, outcome.result.output_text) == (True, "forty-two")
 
 

@@ -177,6 +177,38 @@ async def test_indexes_may_be_missing_or_odd(
     assert len(json.loads(outcome.result.output)) == 1
 
 
+@pytest.mark.parametrize("final", ["hollow", "blank", "shorter"])
+async def test_parts_that_are_counted_from_one_are_neither_doubled_nor_exchanged(
+    complete: Complete, answer: Make, final: str
+) -> None:
+    texts = ("first", "the second")
+    whole = _item("output_text", "")
+    whole["content"] = [{"type": "output_text", "text": text, "annotations": []} for text in texts]
+    said: list[dict[str, Any]] = [
+        {"type": "response.output_text.done", "output_index": 0, "content_index": at, "text": text}
+        for at, text in enumerate(texts, 1)
+    ]
+    said.append({"type": "response.output_item.done", "output_index": 0, "item": whole})
+    shown = {"hollow": (), "blank": ("", ""), "shorter": ("fir", "the")}[final]
+    parts = [{"type": "output_text", "text": text, "annotations": []} for text in shown]
+    last = answer(output=[{**whole, "content": parts}])
+    events = [*said, {"type": "response.completed", "response": last}]
+    outcome = await complete([{"events": events}], mode="stream")
+    assert outcome.result.output_text == "firstthe second"
+
+
+async def test_a_call_of_which_nothing_but_its_name_was_said_has_no_arguments(
+    complete: Complete, answer: Make
+) -> None:
+    call = {**_item("function_call_arguments", ""), "status": "in_progress"}
+    added = {"type": "response.output_item.added", "output_index": 0, "item": call}
+    last = {"type": "response.completed", "response": answer(output=[])}
+    body = {"model": "m", "input": "x", "tools": _TOOLS}
+    outcome = await complete([{"events": [added, last]}], body, mode="stream")
+    (found,) = outcome.result.tool_calls
+    assert (outcome.ok, found.name, found.arguments, found.status) == (True, "f", "", "completed")
+
+
 async def test_calls_that_share_an_index_are_told_apart_by_their_ids(
     complete: Complete, answer: Make
 ) -> None:
