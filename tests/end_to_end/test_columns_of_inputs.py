@@ -25,10 +25,10 @@ _FAR = dt.datetime(9999, 12, 31)  # noqa: DTZ001 - a time without a zone
 
 @pytest.fixture
 def send(batchrun: Run) -> Run:
-    """A run against the embedded simulator, into `run`."""
+    """A run against the embedded simulator, into `run` or `into`."""
 
-    def run(source: str, *words: object) -> CompletedProcess[str]:
-        return batchrun("run", source, "--model", "gpt-4.1", "--simulate", "-o", "run", *words)
+    def run(source: str, *words: object, into: str = "run") -> CompletedProcess[str]:
+        return batchrun("run", source, "--model", "gpt-4.1", "--simulate", "-o", into, *words)
 
     return run
 
@@ -90,11 +90,11 @@ def test_shards_of_two_types_are_carried_exactly_or_refused_with_what_helps(
     # Each of the three, as it stands in the message.
     assert send("data", *remedy(said, "--type")).returncode == 0
     assert query("SELECT x FROM read_parquet(?) ORDER BY row") == [(text,) for text in as_text]
-    assert send("data", *remedy(said, "--carry"), "-o", "without").returncode == 0
+    assert send("data", *remedy(said, "--carry"), into="without").returncode == 0
     columns = query("DESCRIBE SELECT * FROM read_parquet(?)", "without")
     assert "id" in {name for name, *_ in columns}
     assert "x" not in {name for name, *_ in columns}
-    done = send("data", *remedy(said, "--skip-bad-rows"), "-o", "skipped")
+    done = send("data", *remedy(said, "--skip-bad-rows"), into="skipped")
     assert done.returncode == 4
     found = query("SELECT status, x IS NULL FROM read_parquet(?) ORDER BY row", "skipped")
     assert found[2:] == [("completed", False), ("invalid", True)]
@@ -131,7 +131,7 @@ def test_one_byte_that_is_no_utf8_in_a_column_that_is_not_sent(
     assert send("a.parquet", *remedy(said, "--skip-bad-rows")).returncode == 4
     found = query("SELECT row, note, n FROM read_parquet(?) WHERE status = 'invalid'")
     assert found == [(1_200, None, 1_200)]
-    assert send("a.parquet", *remedy(said, "--carry"), "-o", "without").returncode == 0
+    assert send("a.parquet", *remedy(said, "--carry"), into="without").returncode == 0
 
 
 def test_text_in_binary_columns_and_views_are_read_like_any_column(
@@ -172,7 +172,7 @@ def test_ids_that_are_floats_are_told(tmp_path: Path, send: Run, query: Query) -
     assert "known by their number" in said
     assert query("SELECT custom_id FROM read_parquet(?) ORDER BY row") == [("0",), ("1",)]
     assert "--id COLUMN" in done.stderr
-    assert send("a.parquet", "--id", "key", "-o", "named").returncode == 0
+    assert send("a.parquet", "--id", "key", into="named").returncode == 0
     found = query("SELECT custom_id FROM read_parquet(?) ORDER BY row", "named")
     assert found == [("k",), ("l",)]
 
@@ -220,7 +220,7 @@ def test_two_columns_of_one_name_are_told_unless_neither_is_used(
     assert send("a.parquet", *remedy(said, "--carry")).returncode == 0
     assert query("SELECT prompt, m FROM read_parquet(?)") == [("x", 3)]
     pq.write_table(twice.rename_columns(["prompt", "prompt", "n", "m"]), tmp_path / "b.parquet")
-    done = send("b.parquet", "-o", "other")
+    done = send("b.parquet", into="other")
     assert done.returncode == 2
     assert "two columns are called `prompt`" in done.stderr
 
@@ -243,7 +243,7 @@ def test_folders_of_a_hive_layout_are_columns(tmp_path: Path, send: Run, query: 
         (4, "it", "007", "own it 007"),
     ]
     lines.unlink()
-    assert send("data", "-o", "numbers").returncode == 0  # prompt rows; years are all integers
+    assert send("data", into="numbers").returncode == 0  # prompt rows; years are all integers
     found = query("SELECT lang, year FROM read_parquet(?) ORDER BY row", "numbers")
     assert found == [("de", 2024), ("fr CA", 2025)]
 
@@ -271,13 +271,13 @@ def test_nan_in_lines_is_harmless_where_it_is_not_sent(
     tmp_path: Path, send: Run, query: Query
 ) -> None:
     (tmp_path / "a.jsonl").write_text(
-        '{"question": "q", "score": NaN}\n{"question": "q", "score": 0.5}\n'
-        '{"question": "q", "score": -Infinity}\n'
+        '{"question": "a", "score": NaN}\n{"question": "b", "score": 0.5}\n'
+        '{"question": "c", "score": -Infinity}\n'
     )
     assert send("a.jsonl", "--prompt", "{{ question }}").returncode == 0
     found = query("SELECT score FROM read_parquet(?) ORDER BY row")
     assert found == [(None,), (0.5,), (-math.inf,)]
-    done = send("a.jsonl", "--prompt", "{{ score }}", "-o", "sent")
+    done = send("a.jsonl", "--prompt", "{{ score }}", into="sent")
     assert done.returncode == 2
     assert "a.jsonl:1: a value would be sent that is NaN" in done.stderr
 
@@ -309,7 +309,7 @@ def test_a_value_that_does_not_fit_a_run_that_has_begun(
     assert "start a new run directory with -o and --type x=string" in done.stderr
     assert send("a.jsonl", *remedy(done.stderr, "--carry")).returncode == 0
     assert query("SELECT x, y FROM read_parquet(?) ORDER BY row") == [(1, 1), (None, 2)]
-    assert send("a.jsonl", "-o", "new", *remedy(done.stderr, "--type")).returncode == 0
+    assert send("a.jsonl", *remedy(done.stderr, "--type"), into="new").returncode == 0
     assert query("SELECT x FROM read_parquet(?) ORDER BY row", "new") == [("1",), ("two",)]
 
 
