@@ -120,6 +120,8 @@ class ColumnTally:
     def __init__(
         self, job: InputJob, identity: frozenset[str], pinned: Layout | None, used: Names
     ) -> None:
+        # Columns that rows of a form send, by all that the form may send.
+        self._sent: defaultdict[frozenset[str], set[str]] = defaultdict(set)
         self._carry = job.carry
         self._types = job.types
         self._identity = identity
@@ -188,6 +190,9 @@ class ColumnTally:
         Raises `InputError` for a column that the run does not know.
         """
         columns, carry, is_json = self.columns, self._carry, not row.columns
+        sent = self._sent[consumed]
+        if not row.misfits and carry is None and row.data is not None and row.data.keys() <= sent:
+            return ""  # nothing that is not known of it
         problem = ""
         if row.misfits:
             problem = problem_of(row, NO_COLUMNS if carry is not None else consumed)
@@ -197,6 +202,7 @@ class ColumnTally:
                 continue
             if name in consumed:
                 seen.sent = True
+                sent.add(name)
                 if carry is None:
                     continue
             if (carry is not None and name not in carry) or name in self._identity:

@@ -33,6 +33,7 @@ from batchrun.inputs.rows import RowProblem, SourceRow
 from batchrun.job.sections import InputJob
 from batchrun.records import JsonObject
 
+_SEVERAL = 10  # rows that a column of the template is the same in, others not
 _INPUTS = ("input", "prompt", "messages", "contents", "conversation")
 _AS_INSTRUCTIONS = {name for name, same in SAME.items() if same == "instructions"}
 # `{name}`, `${name}`, `<name>`, `[name]` or `%(name)s` where a template has no braces of its own.
@@ -164,9 +165,7 @@ class Findings(Struct):
         others = [name for name in self.columns if name not in self.ids]
         if self.empty.rows == self.rows:
             what = "every row has an empty input"
-        elif self.rows < 2 or self.same is None:
-            return None
-        elif self.differ or (others and not self.maker.template_columns):
+        elif self._says_the_same(others):
             what = f"all {self.rows:,} rows come to the same request"
         else:
             return None
@@ -186,6 +185,14 @@ class Findings(Struct):
             f"request.input is {shown(self.request.get('input'))}: {what}. In --prompt (input in "
             f"[request]) {how}; the columns are {listed(self.columns)}{apart}"
         )
+
+    def _says_the_same(self, others: list[str]) -> bool:
+        """Whether the template makes one request of rows that are not the same themselves."""
+        if self.rows < 2 or self.same is None:
+            return False
+        if self.maker.template_columns.isdisjoint(self.columns):
+            return bool(others)
+        return self.differ and self.rows >= _SEVERAL  # a few may be meant so
 
     def _meant(self, columns: list[str]) -> str:
         """The `{{ column }}` that was probably meant; empty where there is none."""
@@ -233,6 +240,8 @@ class Findings(Struct):
                 "is the assistant's, as in files for fine-tuning, and is sent along. To leave it "
                 "out: --prompt '{{ messages[:-1] }}', or the column that holds the messages"
             )
+        if self.same is not None and self.differ and self.rows > 1 and self.refusal() is None:
+            yield f"all {self.rows:,} rows come to the same request, though their columns differ"
         if self.changed.rows:
             yield (
                 f"{self._rows(self.changed)} would be sent in another way than by the version that "

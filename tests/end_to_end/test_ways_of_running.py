@@ -308,7 +308,8 @@ def test_settings_that_rows_carry_and_do_not_send_are_warned_of(
     row = {"model": "m2", "temperature": 0, "messages": [{"role": "user", "content": "x"}]}
     (tmp_path / "chat.jsonl").write_text(json.dumps(row) + "\n")
     done = batchrun("run", "chat.jsonl", "--model", "gpt-4.1", "--dry-run", "-o", "run")
-    assert "warning: model, temperature: carried, not sent" in done.stderr
+    assert "warning: model, temperature (1 row): named like settings of a request" in done.stderr
+    assert "--send model --send temperature sends them" in done.stderr
     assert "carried: model (as model_input), temperature" in done.stderr
     assert json.loads(done.stdout)["model"] == "gpt-4.1"
 
