@@ -80,7 +80,8 @@ def test_a_small_disk_that_fills_up_is_said_and_more_space_lets_the_run_end(
 ) -> None:
     base_url = simulator("--latency", "0.02")
     run_dir = small_disk / "run"
-    command = ("run", source, *_ASK, "-o", run_dir, "--base-url", base_url)
+    ask = [run_dir if word == "run" else word for word in _ASK]
+    command = ("run", source, *ask, "--base-url", base_url)
     run = begin(*command)
     said = read_until(run, _WAITS)
     assert "free space on this disk" in said

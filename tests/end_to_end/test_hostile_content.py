@@ -195,9 +195,7 @@ def test_whatever_a_row_holds_has_a_defined_outcome(
     rows = query("SELECT row, output_text, error_message FROM read_parquet(?) ORDER BY row")
     for (_, said), (_, text, message) in zip(_LINES, rows, strict=True):
         assert said == text or said in (message or "")
-    dry = batchrun(
-        "run", "rows.jsonl", *_ASK, "--dry-run", "--simulate", "-o", "x", "--skip-bad-rows"
-    )
+    dry = batchrun("run", "rows.jsonl", *_ASK, "--dry-run", "--simulate", "--skip-bad-rows")
     _assert_harmless(refused.stderr, done.stderr, dry.stdout, dry.stderr)
 
 

@@ -269,7 +269,8 @@ def test_a_simulation_needs_no_key_no_network_and_no_proxy(
 def test_a_closed_standard_stream_is_no_socket(
     source: Path, tmp_path: Path, environment: dict[str, str]
 ) -> None:
-    words = shlex.join([sys.executable, "-m", "batchrun", "run", str(source), *_ASK, "--simulate"])
+    ask = (*_ASK[:-2], "--simulate")  # each in a directory of its own
+    words = shlex.join([sys.executable, "-m", "batchrun", "run", str(source), *ask])
     for number, closed in enumerate(("<&-", ">&-", "2>&-")):
         done = subprocess.run(
             ["/bin/sh", "-c", f"{words} -o run{number} --limit 5 {closed}"],
