@@ -233,8 +233,7 @@ class _RowAttempts(Struct, eq=False):
     kind: str = "first"  # of the next attempt
     spent_s: float = 0.0  # attempts and backoffs, waits at the gate left out
     ended_s: float | None = None  # when the last attempt ended
-    failing_since_s: float = math.inf  # on the loop's clock; failures of an outage left out
-    held_for: str | None = None  # the error that it was sent again for, since others had it too
+    failing_since_s: float = math.inf  # on the loop's clock
 
     async def attempt(self) -> Completed:
         """One attempt. Raises `RetryLater`, `RunStopped` or `GateClosed`."""
@@ -378,8 +377,8 @@ class _RowAttempts(Struct, eq=False):
     async def _is_endpoints(self, failure: Failure, failed_s: float) -> bool:
         """Whether the endpoint fails, not the row, which then is sent again: others may show it.
 
-        A row that was sent again for an error ends with it. Raises `GateClosed`: then nobody knows,
-        and the row has no outcome.
+        A row that fails again once others were answered is to blame itself. Raises `GateClosed`:
+        then nobody knows, and the row has no outcome.
         """
         run, breaker, error = self.run, self.state.breaker, endpoint_error(failure)
         if error is None or not breaker.may_hold:
@@ -387,15 +386,12 @@ class _RowAttempts(Struct, eq=False):
         run.held += 1
         try:
             while not (is_endpoints := breaker.excuses(failed_s)):
-                is_own = breaker.is_rows_own(self.failing_since_s, error)
-                if is_own or error == self.held_for or run.is_held_alone():
+                if breaker.is_rows_own(self.failing_since_s, error) or run.is_held_alone():
                     break
                 await run.gate.pause(_LOOK_AGAIN_S)
         finally:
             run.held -= 1
             self.ended_s = time.perf_counter()  # the wait is none of the row's time
-        if is_endpoints:
-            self.held_for, self.failing_since_s = error, math.inf
         return is_endpoints
 
     def _given_up(self, attempted: AttemptResult, failure: Failure, end: GiveUp) -> Outcome:
