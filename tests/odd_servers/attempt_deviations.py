@@ -1,5 +1,6 @@
 """Attempts that fail before a good answer, and rows that get none (items 2, 3, 8, 11, 16, 19)."""
 
+import copy
 import json
 import time
 from collections.abc import Callable
@@ -334,3 +335,42 @@ _fails("504", "gateway_timeout", partial(failing, "gateway_timeout", 504, _PAGE)
 _fails("html", "unreadable", partial(failing, "unreadable", 200, _PAGE), 3)
 _fails("half", "unreadable", partial(failing, "unreadable", 200, b'{"id": "resp_1", "obj'), 3)
 _fails("reset", "connection", lambda: Wire(is_silent=True, end="reset", cost="unknown"))
+
+
+@table.named(
+    "3.always_failed", "instead", excludes=(*_ONLY_ANSWERS, "7.", "14.", "before", "10.", "11.")
+)
+def _(case: Case) -> None:
+    """What a failed response has stands in the row."""
+    failed = {**case.meant, "status": "failed", "usage": None, "id": f"resp_f_{case.id}"}
+    failed["error"] = {"code": "server_error", "message": "it broke"}
+    wire = Wire(json.dumps(failed).encode(), cost="unknown")
+    _always(case, "server_error", wire, MOST_ATTEMPTS)
+    case.piece = failed
+
+
+@table.named(
+    "3.always_broken",
+    "instead",
+    modes=STREAM,
+    needs=("text",),
+    excludes=(*_ONLY_ANSWERS, "7.", "14.", "before", "10.", "11."),
+)
+def _(case: Case) -> None:
+    """What a stream said before it broke off stands in the row."""
+    events = events_of(case.meant, case.meant["status"], case.draw)
+    deltas = [at for at, one in enumerate(events) if one["type"] == "response.output_text.delta"]
+    until = case.draw.choice(deltas) + 1
+    place = (events[until - 1]["output_index"], events[until - 1]["content_index"])
+    said = "".join(
+        event["delta"]
+        for event in events[:until]
+        if event["type"] == "response.output_text.delta"
+        and (event["output_index"], event["content_index"]) == place
+    )
+    items = copy.deepcopy(case.meant["output"][: place[0] + 1])
+    items[-1]["content"] = items[-1]["content"][: place[1] + 1]
+    items[-1]["content"][-1]["text"] = said
+    wire = _stream(written(case, events[:until]), has_end=False, end="close")
+    _always(case, "cut", wire, MOST_ATTEMPTS)
+    case.piece = {**case.meant, "output": items, "usage": None}

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from batchrun import Summary
+from batchrun.store.unreadable import read_unreadable
 from batchrun.store.verify import verify
 from tests.odd_servers.attempt_deviations import FREE
 from tests.odd_servers.cases import Case, Json
@@ -33,7 +34,12 @@ def broken(summary: Summary, run: Path, cases: Sequence[Case], server: RowServer
             found.append(f"{case.id} {case.names}: no row")
             continue
         row["calls"] = calls.get(case.id, [])
-        wrong = [*_of_row(case, row), *_of_attempts(case, row, server.log[case.id])]
+        log = server.log[case.id]
+        wrong = [
+            *_of_row(case, row),
+            *_of_attempts(case, row, log),
+            *_of_bodies(case, row, run, log),
+        ]
         found += [f"{case.id} {case.mode} {case.names}: {what}" for what in wrong]
     return found
 
@@ -244,6 +250,22 @@ def _of_attempts(case: Case, row: Json, log: Sequence[Served]) -> Iterator[str]:
         request_id = None if end.wire.is_silent else end.request_id
         if attempt["request_id"] != request_id:
             yield f"request_id {attempt['request_id']} instead of {request_id}"
+
+
+def _of_bodies(case: Case, row: Json, run: Path, log: Sequence[Served]) -> Iterator[str]:
+    """What was paid for and could not be read is stored."""
+    if case.mode == "background":
+        return
+    kinds = {one["client_request_id"]: one["error_kind"] for one in row["attempts"]}
+    paid = [
+        one
+        for one in log
+        if kinds.get(one.client_request_id) == "unreadable" and one.wire.body.strip()
+    ]
+    stored = [line.get("body") for line in read_unreadable(run, case.id)]
+    for one in paid:
+        if one.wire.status == 200 and one.wire.body.decode() not in stored:
+            yield f"a body that could not be read is not stored: {one.wire.body[:60]!r}"
 
 
 def _of_costs(case: Case, row: Json, ends: Sequence[Served]) -> Iterator[str]:

@@ -29,7 +29,7 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "test")
     monkeypatch.setattr("batchrun.transport.background._FIRST_POLL_S", 0.02)
     monkeypatch.setattr("batchrun.transport.background._LONGEST_POLL_S", 0.05)
-    monkeypatch.setattr("batchrun.transport.background.FORGOTTEN_S", 0.4)
+    monkeypatch.setattr("batchrun.transport.background.FORGOTTEN_S", 1.5)
 
 
 async def ran(folder: Path, rows: list[Case], mode: str) -> tuple[Summary, Path, RowServer]:
