@@ -32,7 +32,7 @@ from batchrun.records import JsonObject, RunRecord
 from batchrun.reports.ordered_rows import in_order, rows_of, with_calls
 from batchrun.reports.parsed import ParsedColumns
 from batchrun.reports.sql import Files, read_files
-from batchrun.store.files import storing
+from batchrun.store.files import RESPONSES, storing
 from batchrun.store.reading import RUN_FILE, read_record
 
 FORMATS = ("jsonl", "csv", "batch", "parquet")
@@ -123,7 +123,7 @@ def check_target(path: Path, target: Path, *, is_folder: bool = False) -> None:
     if place.is_relative_to(path.resolve()):
         raise JobError(f"{target} lies in the run directory itself; give a file outside of {path}")
     for folder in (place, *place.parents):
-        if (folder / RUN_FILE).exists():
+        if (folder / RUN_FILE).is_file() and (folder / RESPONSES).is_dir():
             raise JobError(f"{target} lies in another run directory, {folder}; give another file")
     for source in _sources(path, record):
         if _is_of(place, source):
@@ -216,6 +216,8 @@ def _names(files: Files, form: str, wanted: Wanted, parsed: ParsedColumns | None
     names = list(dict.fromkeys(given or own))
     names += [name for name in new if name not in names]
     by = [] if wanted.partition_by is None else [wanted.partition_by]
+    if names == by:
+        raise JobError(f"no column is left beside {by[0]}; give further --columns")
     for name in (*names, *by):
         if name not in own and name not in new:
             raise JobError(f"there is no column {name!r}; {nearest(name, [*own, *new], 'columns')}")

@@ -65,8 +65,9 @@ class ParsedColumns:
                 for name, kind in _columns_of(root):
                     types[name] = _joined(types.get(name, kind), kind)
         if not roots:
+            stored = "" if files.record.store_request else " (its requests are not stored)"
             raise JobError(
-                f"{run}: no row asked for a JSON schema, so there is nothing to parse; "
+                f"{run}: no row asked for a JSON schema{stored}, so there is nothing to parse; "
                 "leave out --parsed"
             )
         names = _names(list(types), files.responses.schema.names)

@@ -34,6 +34,11 @@ from batchrun.store.columns import KEY, NO_COLUMNS, own_columns, response_schema
 from batchrun.store.files import RESPONSES, TABLES
 
 _MEMORY = "400MB"  # what goes beyond is written to disk
+_LOCKED = ("python_enable_replacements = false", "lock_configuration = true")
+# Without these the missing extensions alone keep a query off the network. Before 1.5 they would
+# also refuse all names of files that do not begin with a slash.
+_LOCAL = ("allowed_directories = ['/']", "enable_external_access = false")
+_KNOWS_LOCAL = tuple(map(int, duckdb.__version__.split(".")[:2])) >= (1, 5)
 _BATCH_ROWS = 8_192
 _PIECE = 1 << 16  # characters that are written at a time
 _RUN = "run"  # the column that names the run
@@ -47,6 +52,7 @@ _UNKNOWN_TABLE = re.compile(r'(?:Table with name|Referenced table) "?([^" ]+)"?'
 _DAMAGE = re.compile("magic bytes|decompress|thrift|corrupt", re.IGNORECASE)
 # Functions that write a log, or run SQL that is hidden in text.
 _REFUSED = frozenset({"enable_logging", "json_execute_serialized_sql", "query"})
+_NAME = re.compile(r'\w+|"[^"]*"')
 # The table of attempts has one row for each element of `attempts`, and its place there, from 1.
 _ATTEMPTS = """
 SELECT run, "row", custom_id, "sample", variant,
@@ -137,11 +143,12 @@ def _called(query: str) -> Iterator[str]:
     """Names before a bracket, in small letters."""
     text = query.encode()
     starts = [at for at, _ in duckdb.tokenize(query)]
-    words = [text[start:end].decode().strip() for start, end in pairwise([*starts, len(text)])]
+    words = [text[start:end].decode() for start, end in pairwise([*starts, len(text)])]
     words = [word for word in words if not word.startswith(("--", "/*"))]
     for word, following in pairwise(words):
-        if following.startswith("("):
-            yield word.strip('"').lower()
+        name = _NAME.match(word)
+        if name and following.startswith("("):
+            yield name[0].strip('"').lower()
 
 
 def _run(paths: Sequence[Path], files: Sequence[Files], wrapped: str, stored: Path) -> None:
@@ -154,10 +161,8 @@ def _run(paths: Sequence[Path], files: Sequence[Files], wrapped: str, stored: Pa
         except duckdb.Error as error:
             raise unreadable(_damaged(error, paths, files) or paths[0], error) from error
         # From here on nothing can be set, loaded, or reached but the files of this machine.
-        database.execute("SET python_enable_replacements = false")
-        database.execute("SET allowed_directories = ['/']")
-        database.execute("SET enable_external_access = false")
-        database.execute("SET lock_configuration = true")
+        for setting in (*(_LOCAL if _KNOWS_LOCAL else ()), *_LOCKED):
+            database.execute(f"SET {setting}")
         try:
             _store(database, wrapped, stored)
         except duckdb.Error as error:
@@ -291,7 +296,7 @@ def _said(error: duckdb.Error, query: str, tables: Mapping[str, Sequence[str]]) 
     ].strip()  # its own guesses follow, of which some name nothing here
     if "must be at the top level" in text:
         text = "batchrun sql only reads: no COPY, INSERT, UPDATE or DELETE, not even in a WITH"
-    elif "file system operations are disabled" in text:
+    elif "file system operations are disabled" in text or "requires the extension" in text:
         text = f"{text.partition(' - ')[0]}: a query reads files of this machine, never the network"
     elif found := _UNKNOWN_TABLE.search(text):
         text = f"{text.rstrip('.!')}; {nearest(found[1], tables, 'the tables')}"

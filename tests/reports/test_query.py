@@ -33,6 +33,21 @@ def _rows(paths: Path | list[Path], query: str) -> list[dict[str, Any]]:
     return rows
 
 
+@pytest.mark.parametrize("name", ["run", "a [b] 'c' *?", "ü$(x)"])
+def test_a_run_may_be_called_anything_and_be_given_by_a_relative_path(
+    name: str,
+    tmp_path: Path,
+    begin: Callable[..., RunDir],
+    answered: Make,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_dir = begin(Path(name))
+    run_dir.store(answered(0))
+    run_dir.close(seal=True)
+    assert _rows(Path(name), "SELECT run, row FROM responses") == [{"run": name, "row": 0}]
+
+
 def test_each_table_holds_parts_and_journal(run: Path) -> None:
     counts = "(SELECT count(*) FROM {0}) AS {0}"
     names = ("responses", "tool_calls", "attempts", "turns", "scores")
@@ -253,7 +268,7 @@ def test_a_query_writes_nothing_and_reaches_no_network(sql: str, run: Path, tmp_
         ("SELECT lenght(status) FROM responses", 'Did you mean "length"?'),
         ("SELECT 'x'::INT", "Conversion Error"),
         ("FROM 'nowhere.parquet'", "nowhere.parquet"),
-        ("SELEC 1", "\n  SELEC 1\n  ^^^^^"),
+        ("SELEC 1", "\n  SELEC 1\n  ^"),
         ("SELECT 1 +\nFROM\n", "syntax error"),
         ("SELECT 1 -- no end", None),
         ("SELECT 1;", None),
