@@ -93,7 +93,7 @@ def read_rows(file: SourceFile, first: int, complete: bytearray | None, use: Col
                     row += batch.num_rows
             except OSError as error:
                 if _is_encrypted(error):
-                    raise _encrypted(file, parquet, group, reader.needed) from error
+                    raise _encrypted(file, parquet, group, reader) from error
                 raise
     return row
 
@@ -119,6 +119,7 @@ class _BatchReader:
             else None
             for name, column in use.carried.items()
         }
+        self.may_send = self._plain.keys()
         self._check_only, self._sizes = use.check_only, use.sizes
         read = self._plain.keys() | (use.carried.keys() - use.left_out)
         self.needed = [name for name in schema.names if name in read]
@@ -212,7 +213,7 @@ def _is_encrypted(error: Exception) -> bool:
 
 
 def _encrypted(
-    file: SourceFile, parquet: pq.ParquetFile, group: int, needed: list[str]
+    file: SourceFile, parquet: pq.ParquetFile, group: int, reader: _BatchReader
 ) -> InputError:
     """Names the columns that cannot be decrypted: their metadata may not even be looked at."""
 
@@ -225,12 +226,12 @@ def _encrypted(
 
     names = list(dict.fromkeys(parquet.schema_arrow.names))
     readable = [name for name in names if is_readable(name)]
-    hidden = [name for name in names if name not in readable and name in needed]
+    hidden = [name for name in names if name not in readable and name in reader.needed]
+    cure = "write the file again without encryption"
+    if reader.may_send.isdisjoint(hidden):
+        cure = f"leave out what is encrypted with {carry_options(readable)}, or {cure}"
     what = f"column `{hidden[0]}` is" if len(hidden) == 1 else f"columns {listed(hidden)} are"
-    return InputError(
-        f"{file.path}: {what} encrypted and cannot be read; leave out what is encrypted with "
-        f"{carry_options(readable)}, or write the file again without encryption"
-    )
+    return InputError(f"{file.path}: {what} encrypted and cannot be read; {cure}")
 
 
 def _partition_type(value: int | str | None) -> pa.DataType:

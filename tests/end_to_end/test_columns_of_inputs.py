@@ -205,6 +205,8 @@ def test_a_column_that_is_encrypted_is_named(
         _refused(done, tmp_path, "a.parquet: the file is encrypted")
         return
     said = _refused(done, tmp_path, "a.parquet: column `secret` is encrypted and cannot be read")
+    in_template = send("a.parquet", "--prompt", "{{ secret }}")
+    assert "--carry" not in _refused(in_template, tmp_path, "column `secret` is encrypted")
     assert send("a.parquet", *remedy(said, "--carry")).returncode == 0
     assert query("SELECT prompt, n FROM read_parquet(?)") == [("x", 1)]
 
