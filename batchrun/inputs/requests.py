@@ -369,6 +369,12 @@ def _no_form(data: JsonObject, row: SourceRow) -> str:
         if name in row.names:
             return f"no way to a request: `{name}` is null; fill it, or take the row out"
     there = f"its columns are {listed(row.names)}" if row.names else "it is empty"
+    for name, value in data.items():
+        if row.line == 1 and type(value) is list and value and type(value[0]) is dict:
+            return (
+                f"no way to a request: it has none of body, messages, input and prompt ({there}); "
+                f"if the rows are in its list `{name}`, save that list as a file of its own"
+            )
     texts = [name for name, value in data.items() if type(value) is str and name.isidentifier()]
     meant = max(texts, key=lambda name: len(data[name]), default="COLUMN")
     return (
