@@ -210,7 +210,7 @@ class Throughput:
         waits = levels[n].latency_s / self._base_s
         if self._searches and waits < tuning.QUEUE_FREE:
             return tuning.QUEUE_GROWS_FREE
-        if self._searches and waits > tuning.QUEUE_WAITS:
+        if self._searches and waits > tuning.QUEUE_DEEP:
             return tuning.QUEUE_STEP / waits
         before = max((m for m in levels if m < n), default=None)
         if before is None:
