@@ -89,8 +89,10 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rows", type=int, default=1500, help="for each client and round")
-    parser.add_argument("--rounds", type=int, default=2, help="the second in reverse order")
+    parser.add_argument("--rows", type=int, default=2500, help="for each client and round")
+    parser.add_argument(
+        "--rounds", type=int, default=1, help="of all clients; every second in reverse order"
+    )
     parser.add_argument("--timeout", type=float, default=15.0, help="of an attempt, in seconds")
     parser.add_argument("--dry", action="store_true", help="print the table and leave the page")
     return parser.parse_args()

@@ -13,7 +13,7 @@ from batchrun.formats.text_tables import Section
 from batchrun.records import Estimated
 from batchrun.reports.show import Turn, turns_of
 from batchrun.reports.sql import Files, ask
-from batchrun.reports.timeline import Timeline, read_running_time, read_timeline
+from batchrun.reports.timeline import Timeline, read_bottleneck, read_running_time, read_timeline
 from batchrun.store import reading
 
 T = TypeVar("T")
@@ -156,6 +156,7 @@ class Report(Struct, frozen=True):
     samples: tuple[Sample, ...]
     calls_in_text: int  # rows whose text holds what looks like a tool call
     chat_calls: int  # rows with `tool_calls` as chat completions have them
+    limited_by: tuple[str, float] | None = None  # most of the time, and for which share of it
 
 
 _PREPARE = r"""
@@ -275,6 +276,7 @@ def _report(database: duckdb.DuckDBPyConnection, files: Files, path: Path, state
         samples=made(_sample, _SAMPLES.format(of_each=_SAMPLES_OF_EACH, most=most)),
         calls_in_text=calls_in_text,
         chat_calls=chat_calls,
+        limited_by=read_bottleneck(path),
     )
 
 

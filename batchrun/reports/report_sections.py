@@ -16,6 +16,7 @@ from batchrun.reports.report_queries import TABLES, Report, Spread, Tokens
 
 _LONGEST = {"id": 40, "example": 160}  # characters of what rows or servers made
 _LONGEST_NAME = 60
+_LONGEST_LIMIT = 120
 _SPREADS = {
     "latency_s": "latency",
     "first_token_s": "first token",
@@ -62,6 +63,9 @@ def remarks(report: Report) -> list[str]:
         times = (report.started_at, report.finished_at)
         first, last = (f"{datetime.fromtimestamp(at / 1e6, UTC):%Y-%m-%d %H:%M:%S}" for at in times)
         lines.append(f"from {first} to {last} UTC; {duration(ran)} of work{pauses}")
+    if report.limited_by is not None:
+        words, share = report.limited_by
+        lines.append(f"for {share:.0%} of the time limited by {brief(words, _LONGEST_LIMIT)}")
     if report.unknown_attempts:
         attempts = plural(report.unknown_attempts, "attempt")
         lines.append(f"the cost of {attempts} is not included (no price, or no usage reported)")

@@ -4,7 +4,7 @@ Times are microseconds since 1970. Time between two commands, when nothing ran, 
 killed command ends at its last event or attempt.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -17,6 +17,7 @@ from batchrun.store.reading import read_events
 
 _MOST_GAPS = 1_000  # of more, the shortest count as work
 _MOST_MOMENTS = 120
+_LEAST_TICKS = 3  # looks at what limits a run, that say anything
 _WIDTHS_S = (  # of a moment, up to minutes, hours and a week
     *(0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1_800),
     *(3_600, 7_200, 21_600, 43_200, 86_400, 604_800),
@@ -161,6 +162,24 @@ def read_timeline(
         tuple(_pauses(path, time)),
         resumed,
     )
+
+
+def read_bottleneck(path: Path) -> tuple[str, float] | None:
+    """What limited the run most of the time, in its latest words, and for which share of it.
+
+    None where it was not looked at often enough. Raises `StoreError`.
+    """
+    times: Counter[str] = Counter()
+    words: dict[str, str] = {}
+    for _, event in read_events(path):
+        if event.get("event") == "tick" and isinstance(said := event.get("binds"), str):
+            name = said.split(" (")[0].split(":")[0].split(",")[0]
+            times[name] += 1
+            words[name] = said
+    if times.total() < _LEAST_TICKS:
+        return None
+    name, count = times.most_common(1)[0]
+    return words[name], count / times.total()
 
 
 def _moments(database: duckdb.DuckDBPyConnection, width: int, count: int) -> tuple[Moment, ...]:

@@ -101,14 +101,13 @@ async def test_rows_that_only_waited_for_others_are_not_lost(run: Callable[..., 
     timed_out = [one for row in _attempts(summary) for one in row if one["error_kind"] == "timeout"]
     assert timed_out
     assert {one["cost_usd"] for one in timed_out} == {None}  # each may be billed
-    assert "endpoint down" not in _said(summary)
 
 
 async def test_a_fixed_number_in_flight_is_held_to_and_its_rows_end(
     run: Callable[..., Any],
 ) -> None:
-    async with _serving(1, 0.25) as server:
-        summary = await run(server, 24, endpoint__timeout_s=1.0, limits__concurrency=16)
+    async with _serving(1, 0.5) as server:
+        summary = await run(server, 24, endpoint__timeout_s=2.0, limits__concurrency=16)
         assert server.most >= 16
     assert summary.left == 0
     assert summary.ok < 24

@@ -85,7 +85,7 @@ def test_no_more_are_in_flight_than_a_third_of_the_time_out_completes() -> None:
     ours = play_auto(plan, LASTS_S, 1, 24.0).answers
     late = [count for at_s, count in ours.in_flight if at_s > SETTLE_S]
     assert sum(late) / len(late) <= 1.15 * 18.3 * 24 / 3
-    assert ours.timed_out <= 0.01 * len(ours.all)
+    assert ours.timed_out <= 0.02 * len(ours.all)  # the tail of the lengths
 
 
 def test_a_time_out_that_is_far_too_short_for_what_is_in_flight_lowers_it() -> None:

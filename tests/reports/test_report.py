@@ -254,3 +254,22 @@ def test_a_run_without_rows_has_a_report(tmp_path: Path, write: Callable[..., Pa
     assert "0 rows, 0 ok, 250 left" in stream.getvalue()
     with pytest.raises(JobError, match="is no run directory"):
         read_report(tmp_path)
+
+
+def test_what_limited_the_run_most_of_the_time_is_said(
+    tmp_path: Path, write: Callable[..., Path], outcome: Callable[..., Outcome]
+) -> None:
+    path = write(tmp_path / "run", [outcome(0)])
+    assert read_report(path).limited_by is None
+    queue = "the server's throughput: {} requests/s at 64 in flight; more only makes them wait"
+    said = ["the first answer (1 of 1)", queue.format(39), queue.format(41), "reading the input"]
+    lines = [
+        json.dumps({"at": f"2026-11-30T10:00:{second:02}.000+00:00", "event": "tick", "binds": one})
+        for second, one in enumerate(said)
+    ]
+    (path / "events.jsonl").write_text("\n".join(lines) + "\n")
+    report = read_report(path)
+    assert report.limited_by == (queue.format(41), 0.5)
+    assert any(
+        line == f"for 50% of the time limited by {queue.format(41)}" for line in remarks(report)
+    )
