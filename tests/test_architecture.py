@@ -12,7 +12,7 @@ HOMES = {
     "aiohttp": ("transport", "simulator"),
     "bpe_openai": ("estimate/tokens.py",),
     "click": ("cli",),
-    "duckdb": ("estimate/pilot.py", "reports", "store"),
+    "duckdb": ("estimate/pilot.py", "reports", "runner/row_filter.py", "store"),
     "genai_prices": ("pricing/price_list.py",),
     "httptools": ("transport/answer_reader.py",),
     "jinja2": ("inputs/sandbox.py", "inputs/template.py", "reports/page.py"),

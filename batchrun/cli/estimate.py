@@ -82,6 +82,7 @@ def estimate(
             options.job,
             simulate=options.simulate,
             limit=options.limit,
+            sample_rows=options.sample_rows or 0,
             resend=options.resend,
             models=names,
             expect_output=expect_output,

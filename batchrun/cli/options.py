@@ -38,6 +38,7 @@ _JOB_OPTIONS = (
     ("--max-attempts", "retry.max_attempts", "N", "Most attempts for a row."),
     ("--timeout", "endpoint.timeout_s", "S", "Seconds for one attempt."),
     ("--idle-timeout", "endpoint.idle_timeout_s", "S", "Seconds of silence once text has begun."),
+    ("--where", "input.where", "SQL", "Only rows for which this DuckDB expression holds."),
     ("--skip-bad-rows", "input.skip_bad_rows", None, "Store bad rows with status invalid."),
 )
 
@@ -52,6 +53,7 @@ class RunOptions(NamedTuple):
     simulate: bool
     insecure_http: bool
     quiet: bool
+    sample_rows: int | None
 
 
 class SourceCommand(OnceCommand):
@@ -91,7 +93,7 @@ def read_options(given: dict[str, Any]) -> RunOptions:
         shlex.join(["batchrun", *sys.argv[1:]]),
         given["limit"],
         Resend(kinds is not None, kinds or frozenset(), given["rerun_changed"]),
-        *(given[name] for name in ("simulate", "insecure_http", "quiet")),
+        *(given[name] for name in ("simulate", "insecure_http", "quiet", "sample_rows")),
     )
 
 
@@ -135,6 +137,12 @@ def _options() -> list[click.Option]:
             callback=schema_of_file,
             metavar="FILE",
             help="JSON Schema of the answers; file.py:Model for a pydantic model.",
+        ),
+        click.Option(
+            ["--sample-rows"],
+            type=click.IntRange(1),
+            metavar="N",
+            help="Only N random rows, the same ones each time.",
         ),
         click.Option(
             ["--limit"], type=click.IntRange(1), metavar="N", help="Only the first N rows."

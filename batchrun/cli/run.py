@@ -74,7 +74,12 @@ def _dry_run(options: RunOptions) -> None:
         refuse_plain_http(job.endpoint)
     with planning(options) as said:
         plan = dry_run(
-            job, simulate=simulate, limit=options.limit, resend=options.resend, doing=said.doing
+            job,
+            simulate=simulate,
+            limit=options.limit,
+            sample_rows=options.sample_rows or 0,
+            resend=options.resend,
+            doing=said.doing,
         )
     say_plan(plan, run_path(job, simulate=simulate))
     if plan.first is not None:

@@ -73,6 +73,7 @@ def _send(options: RunOptions, pilot: int, said: "Planning") -> "Summary":
                 options.job,
                 simulate=options.simulate,
                 limit=options.limit,
+                sample_rows=options.sample_rows or 0,
                 pilot=pilot,
                 command=options.command,
                 stop=stop,

@@ -33,6 +33,7 @@ def make_estimate(
     *,
     simulate: bool = False,
     limit: int | None = None,
+    sample_rows: int = 0,
     resend: Resend = NOTHING_SENT_AGAIN,
     models: Sequence[str] = (),
     expect_output: int | None = None,
@@ -55,6 +56,7 @@ def make_estimate(
         job,
         simulate=simulate,
         limit=limit,
+        sample_rows=sample_rows,
         resend=resend,
         on_body=counts.add,
         is_new=bool(models),
@@ -62,7 +64,7 @@ def make_estimate(
     )
     doing(f"pricing {plural(plan.rows, 'row')}")
     prices, at = known_prices(job), time.time_ns() // 1000
-    wanted = plan.rows if limit is None else min(limit, plan.rows)
+    wanted = plan.rows if plan.limit is None else min(plan.limit, plan.rows)
     asked = models or (None,)
     counted = [counts.rows(plan.resumed.complete, wanted, model) for model in asked]
     groups = [group(rows) for rows in counted]

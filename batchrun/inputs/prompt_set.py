@@ -26,7 +26,7 @@ from batchrun.inputs.findings import make_findings
 from batchrun.inputs.identity import FALLBACK, Identity, RowNames
 from batchrun.inputs.parquet import ColumnUse
 from batchrun.inputs.requests import BATCH, HASH_RULE, Draft, RequestMaker
-from batchrun.inputs.rows import SourceFile, SourceRow
+from batchrun.inputs.rows import NO_COLUMNS, SourceFile, SourceRow
 from batchrun.inputs.sources import Source, SourceReader, find_source
 from batchrun.job.sections import InputJob
 from batchrun.limits.answer_sizes import is_bounded
@@ -130,6 +130,7 @@ class PromptSet:
                 names_of_file = tally.add_file(file)
                 if (
                     not self._job.skip_bad_rows
+                    and self._job.where is None
                     and not self._maker.template_columns <= names_of_file
                 ):
                     self._check_template(file, identity)
@@ -206,6 +207,18 @@ class PromptSet:
             forms=findings.forms_in_words(),
             refusal=findings.refusal(),
         )
+
+    def spans(self) -> list[tuple[SourceFile, int, int]]:
+        """Each file with its first row and how many it has, after the survey."""
+        return list(self._reader.spans())
+
+    def json_rows(self) -> Iterator[SourceRow]:
+        """The rows of the files that are not Parquet, after the survey. Raises `InputError`."""
+        marks = bytearray(b"\1") * len(self._hashes or ())
+        for file, first, rows in self._reader.spans():
+            if file.kind != "parquet":
+                marks[first : first + rows] = bytes(rows)
+        return self._reader.rows(ColumnUse(NO_COLUMNS), marks)
 
     def _check_template(self, file: SourceFile, identity: Identity) -> None:
         """Raises `InputError` where the first row lacks a column that the file has in no row."""

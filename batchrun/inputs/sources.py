@@ -93,6 +93,13 @@ class SourceReader:
                 if last is None or row <= last:
                     self._counts[index] = row - first
 
+    def spans(self) -> Iterator[tuple[SourceFile, int, int]]:
+        """Each file with its first row and how many it has, once all were read to their ends."""
+        first = 0
+        for index, file in enumerate(self.files):
+            yield file, first, self._counts[index]
+            first += self._counts[index]
+
     def _check_unchanged(self, index: int, handle: BinaryIO) -> None:
         stat = os.fstat(handle.fileno())
         stamp = (stat.st_size, stat.st_mtime_ns)

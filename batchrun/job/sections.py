@@ -56,6 +56,7 @@ class InputJob(Struct, frozen=True, forbid_unknown_fields=True):
     types: dict[str, str] = field(default_factory=dict)  # carried column to type
     format: Literal["jsonl", "parquet"] | None = None  # null: by the file's name
     skip_bad_rows: bool = False
+    where: str | None = None  # a DuckDB expression: only rows for which it holds
 
 
 class EndpointJob(Struct, frozen=True, forbid_unknown_fields=True):

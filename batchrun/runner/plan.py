@@ -12,7 +12,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from batchrun.pricing.prices import Prices, check_prices
 from batchrun.records import NOTHING_SENT_AGAIN, Layout, Pilot, Request, Resend, RunRecord
 from batchrun.runner.output_place import refuse_place, refuse_scheme
 from batchrun.runner.resume import Resumed, match_rows
+from batchrun.runner.row_filter import RowFilter
 from batchrun.store.columns import layout_of
 from batchrun.store.parts import count_rows
 from batchrun.store.reading import read_unknown_usd
@@ -136,6 +137,8 @@ class Plan(Struct, frozen=True):
     disk_bytes: int  # expected for what is still to be completed
     free_bytes: int
     unfinished_usd: float = 0.0  # spent on answers of rows that have no outcome yet
+    limit: int | None = None  # rows of the source after which none is asked for; null: all are
+    sampled: Pilot | None = None  # random rows of `--sample-rows`, drawn now or earlier
     forms: dict[str, int] = msgspec.field(default_factory=dict)  # what rows are taken for: how many
 
     @property
@@ -149,6 +152,7 @@ def dry_run(
     *,
     simulate: bool = False,
     limit: int | None = None,
+    sample_rows: int = 0,
     resend: Resend = NOTHING_SENT_AGAIN,
     on_body: OnBody | None = None,
     is_new: bool = False,
@@ -181,13 +185,14 @@ def dry_run(
             run_dir,
             path,
             limit=limit,
+            sample_rows=sample_rows,
             resend=resend,
             doing=doing,
             on_body=on_body,
         )
         if not plan.to_send:
             return replace(plan, first=None)
-        rows = plan.prompts.requests(plan.layout, plan.resumed.complete, limit)
+        rows = plan.prompts.requests(plan.layout, plan.resumed.complete, plan.limit)
         return replace(plan, first=next((row for row in rows if isinstance(row, Request)), None))
 
 
@@ -198,6 +203,7 @@ def make_plan(
     path: Path,
     *,
     limit: int | None = None,
+    sample_rows: int = 0,
     pilot: int = 0,
     resend: Resend = NOTHING_SENT_AGAIN,
     check: Callable[[], None] = lambda: None,
@@ -207,7 +213,8 @@ def make_plan(
 ) -> Plan:
     """Reads everything once; `path` is where the run directory is or will be.
 
-    `pilot`: so many random rows alone are sent; the record remembers them.
+    `pilot` and `sample_rows`: so many random rows alone are sent; the record remembers them. Rows
+    of a pilot are drawn of those that have no outcome.
     `prices` (null: made here where a cap asks for them) know all models of the source afterwards.
     `doing` is told in words what is done, and `check` is asked now and then whether to go on.
     Raises `JobError`, `InputError`, and what `check` raises.
@@ -218,6 +225,7 @@ def make_plan(
         doing(f"reading {source.spec}, {plural(rows, 'row')} so far")
 
     doing(f"reading {source.spec}")
+    where = None if job.input.where is None else RowFilter(job.input.where)
     record = run_dir.record if run_dir else None
     hash_rule = record.hash_rule if record else HASH_RULE
     prompts = PromptSet(source, job.input, job.request, hash_rule)
@@ -228,16 +236,25 @@ def make_plan(
         mark_unbounded=cap_usd is not None,
         on_body=on_body,
     )
+    survey, excluded = _fitting(where, prompts, survey, doing)
     if survey.bad_rows and not job.input.skip_bad_rows:
         raise InputError(_problems(survey))
     if survey.refusal and record is None:  # a run that was begun so may go on
         raise InputError(f"{source.spec}: {survey.refusal}")
+    sampled = record.sampled if record else None
+    if sample_rows:
+        sampled = draw_sample(sampled, sample_rows, excluded, survey.is_bad)
+        excluded = _all_but(sampled.rows[:sample_rows], survey.rows)
+    if excluded is not None and limit is not None:
+        limit = _row_of_limit(excluded, limit)
     if run_dir is not None and record is not None:
         doing(f"comparing {plural(survey.rows, 'row')} with what {path} holds")
-        resumed = match_rows(survey, run_dir, resend, limit)
+        resumed = match_rows(survey, run_dir, resend, limit, excluded)
     else:
         resumed = Resumed(bytearray(survey.rows), bytearray(survey.rows))
     complete = resumed.complete
+    if excluded is not None:
+        complete = bytearray(map(operator.or_, complete, excluded))
     if cap_usd is not None:
         _check_models(prices or known_prices(job), survey)
     elif prices is not None:  # a look-up loads the list: better here than between two answers
@@ -247,18 +264,14 @@ def make_plan(
     drawn = record.pilot if record else None
     if pilot:
         drawn = draw_pilot(drawn, pilot, complete[:wanted], survey.is_bad[:wanted])
-        marks = bytearray(b"\1") * survey.rows  # nothing but these rows is sent
-        for row in drawn.rows:
-            marks[row] = complete[row]
-        complete, resumed = marks, replace(resumed, complete=marks)
+        others = _all_but(drawn.rows, survey.rows)  # nothing but these rows is sent
+        complete = bytearray(map(operator.or_, complete, others))
+    resumed = replace(resumed, complete=complete)
     to_complete = complete[:wanted].count(0)
     bad = sum(map(operator.gt, survey.is_bad[:wanted], complete)) if survey.bad_rows else 0
     bounds = survey.is_unbounded
     unbounded = sum(map(operator.gt, bounds[:wanted], complete)) if bounds else 0
-    store_request = job.output.store_request
-    if store_request is None:
-        fits = survey.body_bytes <= _LARGE_BODY_BYTES * survey.rows
-        store_request = record.store_request if record else fits
+    store_request = _stores_request(job, record, survey)
     row_bytes = survey.carried_bytes + (survey.body_bytes if store_request else 0)
     return Plan(
         prompts=prompts,
@@ -267,7 +280,7 @@ def make_plan(
         resumed=resumed,
         pilot=drawn,
         to_complete=to_complete,
-        limited_to=_limited_to(limit, pilot, survey.rows),
+        limited_to=_limited_to(job, limit, pilot, sample_rows, survey.rows, excluded),
         to_send=to_complete - bad,
         bad_rows=survey.bad_rows,
         sent=survey.sent,
@@ -285,7 +298,71 @@ def make_plan(
         free_bytes=_free_bytes(path),
         unfinished_usd=run_dir.unfinished.cost_usd if run_dir is not None else 0.0,
         forms=survey.forms,
+        limit=limit,
+        sampled=sampled,
     )
+
+
+def _fitting(
+    where: RowFilter | None, prompts: PromptSet, survey: Survey, doing: Callable[[str], None]
+) -> tuple[Survey, bytearray | None]:
+    """The survey without the problems of rows that `where` leaves out, and marks of these rows.
+
+    Raises `InputError` where none is left.
+    """
+    if where is None:
+        return survey, None
+    doing("asking which rows fit --where")
+    excluded = where.excluded(prompts.spans(), prompts.json_rows())
+    if 0 not in excluded:
+        raise InputError(
+            f"--where (where in [input]) fits none of {plural(survey.rows, 'row')}; change it"
+        )
+    if not survey.bad_rows:
+        return survey, excluded
+    problems = tuple(bad for bad in survey.problems if not excluded[bad.row])
+    is_bad = bytearray(map(operator.gt, survey.is_bad, excluded))
+    return replace(survey, is_bad=is_bad, problems=problems), excluded
+
+
+def draw_sample(
+    before: Pilot | None, rows: int, excluded: bytearray | None, is_bad: bytearray
+) -> Pilot:
+    """Random rows of those that are asked for and not bad, the first of which are meant.
+
+    Those of an earlier sample come first, in the same order, so that a larger one holds them.
+    """
+    excluded = excluded or bytearray(len(is_bad))
+    if before is not None:
+        of = len(is_bad)
+        same = [row for row in before.rows if row < of and not excluded[row] and not is_bad[row]]
+        before = Pilot(tuple(same), of)
+    return draw_pilot(before, rows, excluded, is_bad)
+
+
+def _all_but(rows: Iterable[int], of: int) -> bytearray:
+    """Marks of all but these rows."""
+    marks = bytearray(b"\1") * of
+    for row in rows:
+        marks[row] = 0
+    return marks
+
+
+def _stores_request(job: Job, record: RunRecord | None, survey: Survey) -> bool:
+    if job.output.store_request is not None:
+        return job.output.store_request
+    fits = survey.body_bytes <= _LARGE_BODY_BYTES * survey.rows
+    return record.store_request if record else fits
+
+
+def _row_of_limit(excluded: bytearray, limit: int) -> int:
+    """The row before which so many are asked for."""
+    row = -1
+    for _ in range(limit):
+        row = excluded.find(0, row + 1)
+        if row < 0:
+            return len(excluded)
+    return row + 1
 
 
 def draw_pilot(
@@ -308,7 +385,19 @@ def draw_pilot(
     return Pilot((*drawn, *draw.sample(free, min(missing, len(free)))), of)
 
 
-def _limited_to(limit: int | None, pilot: int, rows: int) -> str:
+def _limited_to(
+    job: Job,
+    limit: int | None,
+    pilot: int,
+    sample_rows: int,
+    rows: int,
+    excluded: bytearray | None,
+) -> str:
+    if not pilot and excluded is not None:
+        wanted = excluded[:limit].count(0)
+        given = {"where": job.input.where, "sample": sample_rows, "limit": (limit or rows) < rows}
+        said = [name for name, is_given in given.items() if is_given]
+        return f"{' and '.join(said)}: {wanted:,} of {plural(rows, 'row')}" if wanted < rows else ""
     if pilot:
         return f"pilot: {min(pilot, rows):,} of {plural(rows, 'row')}, drawn at random,"
     if limit is not None and limit < rows:
@@ -431,6 +520,7 @@ def make_record(
         input_sha256=sha256,
         totals=plan.resumed.totals,
         pilot=plan.pilot,
+        sampled=plan.sampled,
         estimated=before.estimated if before else None,
         gone=plan.resumed.removed,
         parts=count_rows(run_dir.path),

@@ -63,15 +63,21 @@ class Resumed(Struct, frozen=True):
 
 
 def match_rows(
-    survey: Survey, run_dir: RunDir, resend: Resend, limit: int | None = None
+    survey: Survey,
+    run_dir: RunDir,
+    resend: Resend,
+    limit: int | None = None,
+    excluded: bytearray | None = None,
 ) -> Resumed:
     """What is sent of a source, up to row `limit`, with a run directory as it is.
 
+    `excluded` marks rows that this command does not ask for.
     Raises `InputError` where a complete row changed or was removed and `resend` does not say that
     this is meant; `StoreError`.
     """
     before = run_dir.complete_rows(resend if resend.is_asked else None)
-    found = _Matches(survey, before, survey.rows if limit is None else min(limit, survey.rows))
+    sent_rows = survey.rows if limit is None else min(limit, survey.rows)
+    found = _Matches(survey, before, sent_rows, excluded)
     found.match()
     lost, missing = _lost(run_dir, before.totals.rows)
     if not resend.changed:
@@ -111,7 +117,13 @@ def match_rows(
 class _Matches:
     """Complete rows found again in a source. An index is one into `CompleteRows`."""
 
-    def __init__(self, survey: Survey, before: CompleteRows, sent_rows: int) -> None:
+    def __init__(
+        self,
+        survey: Survey,
+        before: CompleteRows,
+        sent_rows: int,
+        excluded: bytearray | None = None,
+    ) -> None:
         self.complete = bytearray(survey.rows)
         self.again = bytearray(survey.rows)
         self.marks = bytearray(len(before.rows))  # by index: 1 for each row sent again
@@ -119,7 +131,8 @@ class _Matches:
         self.changed = array("q")  # pairs of index and row
         self.removed: list[int] = []  # indexes
         self.postponed = 0  # changed rows that are not sent by this command
-        self._survey, self._before, self._sent_rows = survey, before, sent_rows
+        self._survey, self._before = survey, before
+        self._sent_rows, self._excluded = sent_rows, excluded
         self._ends = [end for _, end in before.parts]
 
     def match(self) -> None:
@@ -152,8 +165,13 @@ class _Matches:
         """The changed rows are sent again."""
         for at in range(0, len(self.changed), 2):
             index, row = self.changed[at : at + 2]
-            self.postponed += row >= self._sent_rows
+            self.postponed += self._is_out(row)
             self._send(index, row)
+
+    def _is_out(self, row: int) -> bool:
+        """Whether this command does not ask for the row."""
+        excluded = self._excluded
+        return row >= self._sent_rows or (excluded is not None and excluded[row] == 1)
 
     def _note_changed(self, index: int, row: int) -> None:
         if self._survey.ids is None and self._before.ids[index] != hash(str(row)):
@@ -162,7 +180,7 @@ class _Matches:
             self.changed.extend((index, row))
 
     def _send(self, index: int, row: int) -> None:
-        if row >= self._sent_rows:
+        if self._is_out(row):
             self.complete[row] = 1
             return
         self.again[row] = self.marks[index] = 1

@@ -50,6 +50,7 @@ async def run_job(
     *,
     simulate: bool = False,
     limit: int | None = None,
+    sample_rows: int = 0,
     pilot: int = 0,
     command: str | None = None,
     stop: StopSwitch | None = None,
@@ -59,7 +60,7 @@ async def run_job(
 ) -> Summary:
     """Runs or resumes; the summary's `exit_code` says how it ended: 0, 3, 4, or 128 + a signal.
 
-    `pilot`: so many random rows alone; a later run without it goes on with the rest.
+    `pilot`, `sample_rows`: so many random rows alone; a later run without it sends the rest too.
     Raises `JobError` and `InputError` before anything is sent, `StoreError` where the disk fails.
     """
     stop, watch = stop or StopSwitch(), watch or Watch()
@@ -99,6 +100,7 @@ async def run_job(
             run_dir,
             path,
             limit=limit,
+            sample_rows=sample_rows,
             pilot=pilot,
             resend=resend,
             check=stop.check,
@@ -130,7 +132,7 @@ async def run_job(
                     words=job.retry.words,
                 )
                 await servers.enter_async_context(client)
-                await run.send(client, limit)
+                await run.send(client, plan.limit)
         return await run.end()
 
 
