@@ -89,10 +89,6 @@ def _attempts(summary: Any) -> list[list[dict[str, Any]]]:
     return [row["attempts"] for row in table.to_pylist()]
 
 
-def _said(summary: Any) -> str:
-    return (Path(summary.run) / "events.jsonl").read_text()
-
-
 async def test_rows_that_only_waited_for_others_are_not_lost(run: Callable[..., Any]) -> None:
     """16 at first are four times what the server answers within the time-out."""
     async with _serving(1, 0.25) as server:
@@ -111,8 +107,6 @@ async def test_a_fixed_number_in_flight_is_held_to_and_its_rows_end(
         assert server.most >= 16
     assert summary.left == 0
     assert summary.ok < 24
-    assert max(map(len, _attempts(summary))) == 2
-    assert "endpoint down" not in _said(summary)
     table = batchrun.open_run(summary.run).responses.to_table(columns=["error_message"])
     messages = [row["error_message"] for row in table.to_pylist() if row["error_message"]]
     assert all("--timeout" in message for message in messages)
