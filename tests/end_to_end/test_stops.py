@@ -254,7 +254,10 @@ def test_a_plan_that_does_not_listen_ends_with_the_third_signal(
     assert process.stderr is not None
     for said in ("stopping", "stopping: the next Ctrl-C ends it at once"):
         process.send_signal(signal.SIGTERM)
-        assert process.stderr.readline().strip() == said
+        line = process.stderr.readline()
+        while line.startswith("planning: "):  # on a slow machine it is said by then
+            line = process.stderr.readline()
+        assert line.strip() == said
     process.send_signal(signal.SIGTERM)
     assert process.wait(HANG_S) == 143
     assert batchrun(*command, "{{ question }}", "--limit", "1").returncode == 0
