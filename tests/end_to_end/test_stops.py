@@ -37,12 +37,15 @@ def source(write_rows: Any, questions: Any) -> Path:
     return path
 
 
-def _next(done: CompletedProcess[str] | str) -> list[str]:
-    """The words of the command that the last line names."""
+def _next(done: CompletedProcess[str] | str, base_url: str | None = None) -> list[str]:
+    """The words of the command that the last line names, with another base URL if one is given."""
     text = done if isinstance(done, str) else done.stderr
     last = text.splitlines()[-1]
     assert last.startswith("next: batchrun "), text
-    return shlex.split(last)[2:]
+    words = shlex.split(last)[2:]
+    if base_url is not None:
+        words[words.index("--base-url") + 1] = base_url
+    return words
 
 
 def test_a_wrong_key_costs_one_call(
@@ -178,7 +181,7 @@ def test_the_first_signal_lets_what_is_in_flight_land(
     assert counts["destroyed"] == 0
     assert totals() == (paid, paid, paid)
     assert _IN_FLIGHT < paid < _ROWS
-    ended = batchrun(*_next(said), "--base-url", simulator())
+    ended = batchrun(*_next(said, simulator()))
     assert ended.returncode == 0, ended.stderr
     assert totals() == (_ROWS, _ROWS, _ROWS)
     assert stats(base_url)["requests"] == paid
@@ -292,7 +295,7 @@ def test_a_signal_ends_the_wait_for_standard_input(
 
 
 def _resumes(batchrun: Run, said: str, base_url: str) -> None:
-    ended = batchrun(*_next(said), "--base-url", base_url)
+    ended = batchrun(*_next(said, base_url))
     assert ended.returncode == 0, ended.stderr
 
 
