@@ -288,7 +288,8 @@ async def _read_whole(answer: HttpAnswer, content: bytes, arriving: _Arriving) -
             break
         pieces.append(piece)
     whole = b"".join(pieces)
-    if whole[:1] == b"{" and (answer.has_surplus or whole[-_TAIL:].rstrip()[-1:] != b"}"):
+    begins_object = whole.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"{"
+    if begins_object and (answer.has_surplus or whole[-_TAIL:].rstrip()[-1:] != b"}"):
         return await _with_surplus(answer, whole, arriving)
     return whole
 

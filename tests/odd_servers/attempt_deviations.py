@@ -191,7 +191,7 @@ def _(case: Case) -> None:
     case.kinds.append("server_error")
 
 
-@table.named("2.broken_off", "before stream", modes=STREAM)
+@table.named("2.broken_off", "before stream", modes=STREAM, excludes=("13.empty",))
 def _(case: Case) -> None:
     """The good stream itself, cut anywhere, or closed in the midst of its last text."""
     events = events_of(case.meant, case.meant["status"], case.draw)
@@ -212,7 +212,7 @@ def _(case: Case) -> None:
     case.kinds.append("cut")
 
 
-@table.named("2.closed_without_final", "before stream", modes=STREAM)
+@table.named("2.closed_without_final", "before stream", modes=STREAM, excludes=("13.empty",))
 def _(case: Case) -> None:
     """All its items are done; but this server's other streams have a last event."""
     events = events_of(case.meant, case.meant["status"], case.draw)[:-1]
