@@ -33,7 +33,7 @@ from batchrun.inputs.rows import RowProblem, SourceRow
 from batchrun.job.sections import InputJob
 from batchrun.records import JsonObject
 
-_SEVERAL = 10  # rows that a column of the template is the same in, others not
+_SEVERAL = 3  # rows that a column of the template is the same in, others not
 _INPUTS = ("input", "prompt", "messages", "contents", "conversation")
 _AS_INSTRUCTIONS = {name for name, same in SAME.items() if same == "instructions"}
 # `{name}`, `${name}`, `<name>`, `[name]` or `%(name)s` where a template has no braces of its own.
