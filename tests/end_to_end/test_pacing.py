@@ -167,7 +167,9 @@ def test_too_many_failures_stop_the_run(source: Path, batchrun: Run, simulator: 
     done = batchrun(*command, "--max-failures", "10")
     assert done.returncode == 3, done.stderr
     assert "10 rows failed (limits.max_failures = 10)" in done.stderr
-    share = batchrun(*command, "-o", "other", "--max-failures", "20%")
+    other = [*command]
+    other[other.index("-o") + 1] = "other"
+    share = batchrun(*other, "--max-failures", "20%")
     assert share.returncode == 3, share.stderr
     assert "of the last 100 rows failed" in share.stderr
 
