@@ -36,7 +36,7 @@ _READ_AHEAD = 64
 _READ_BYTES = 4 << 20  # fewer rows at once where their bodies are large
 # What large rows may take up from when they are read until they are stored. While one is sent, its
 # body is in memory twice; 500 rows of 4 MB took 420 MB, with all else. A row above it goes alone.
-_ROW_BYTES = 160 << 20
+_ROW_BYTES = 112 << 20
 _LARGE_BYTES = 16 << 10  # a row from so many on counts; smaller ones are bounded by their number
 _LOOK_AGAIN_S = 0.05  # whether rows of the budget only wait for others
 _MOST_AT_ONCE = 256  # outcomes in a batch: storing them holds up the event loop
