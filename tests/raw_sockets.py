@@ -2,6 +2,9 @@
 
 import asyncio
 import contextlib
+import json
+import socket
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -31,3 +34,36 @@ async def listening(answer: Answer) -> AsyncIterator[int]:
         for handler in handlers:
             handler.cancel()
         await asyncio.gather(*handlers, return_exceptions=True)
+
+
+async def read_head(reader: asyncio.StreamReader) -> tuple[bytes, int]:
+    """The head of a request in lower case, and how long its body is."""
+    head = (await reader.readuntil(b"\r\n\r\n")).lower()
+    return head, int(head.partition(b"content-length:")[2].split(b"\r\n")[0] or 0)
+
+
+async def read_body(reader: asyncio.StreamReader) -> bytes:
+    """The body of the next request."""
+    return await reader.readexactly((await read_head(reader))[1])
+
+
+def reset(writer: asyncio.StreamWriter) -> None:
+    """Ends a connection by RST."""
+    connection = writer.get_extra_info("socket")
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
+
+
+def http_answer(status: int, body: bytes, kind: str = "application/json") -> bytes:
+    head = f"HTTP/1.1 {status} X\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+def text_answer(text: str, input_tokens: int = 3, output_tokens: int = 2) -> bytes:
+    """A good answer with its head."""
+    part = {"type": "output_text", "text": text, "annotations": []}
+    message = {"type": "message", "role": "assistant", "status": "completed", "content": [part]}
+    total = input_tokens + output_tokens
+    usage = {"input_tokens": input_tokens, "output_tokens": output_tokens, "total_tokens": total}
+    fields = {"id": "resp_1", "object": "response", "status": "completed", "model": "m"}
+    return http_answer(200, json.dumps({**fields, "output": [message], "usage": usage}).encode())

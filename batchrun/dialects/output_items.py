@@ -244,20 +244,27 @@ class _WithTools(Struct):
     prompt: Raw = _NULL
 
 
+def asked_schema(body: bytes) -> bytes | None:
+    """The JSON schema that a request asks for, as JSON; None where it asks for none."""
+    if b'"json_schema"' not in body:
+        return None
+    try:
+        asked = msgspec.json.decode(body, type=_WithText).text
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    if asked is None or asked.format is None or asked.format.type != "json_schema":
+        return None
+    return bytes(asked.format.schema)
+
+
 def output_fits(output_text: str | None, body: bytes, parts: Sequence[str] = ()) -> bool | None:
     """Whether the output is JSON that fits; None without output or a usable schema.
 
     Of several `parts` the last one may fit alone: some models say first what they are about to do.
     """
-    if output_text is None or b'"json_schema"' not in body:
+    schema = None if output_text is None else asked_schema(body)
+    if output_text is None or schema is None:
         return None
-    try:
-        asked = msgspec.json.decode(body, type=_WithText).text
-    except msgspec.DecodeError:
-        return None
-    if asked is None or asked.format is None or asked.format.type != "json_schema":
-        return None
-    schema = bytes(asked.format.schema)
     fits = _fits(output_text, schema)
     return _fits(parts[-1], schema) if fits is False and len(parts) > 1 else fits
 

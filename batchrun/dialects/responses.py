@@ -12,7 +12,7 @@ that a plain request would have brought.
 
 import re
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 from msgspec import Raw, Struct
@@ -33,11 +33,9 @@ from batchrun.dialects.stream_items import (
 )
 from batchrun.dialects.token_usage import read_usage, without_zeros
 from batchrun.errors import ErrorKind
-from batchrun.formats.json_text import beginning, decode, repaired, says_something, text
+from batchrun.formats.json_text import beginning, decode, decode_as, repaired, says_something, text
 from batchrun.records import Failure, Request, Response, Usage
 from batchrun.retry.error_kinds import ErrorBody, classify, find_error
-
-Decoded = TypeVar("Decoded")
 
 PATH = "/responses"  # after the base URL
 # Request fields that the API knows (openai 3.54, ResponseCreateParams), each with what it takes,
@@ -131,25 +129,13 @@ def background_state(body: bytes) -> tuple[str | None, str | None]:
 
     The status is one of `RUNNING` or `END_STATUSES`, or a word that nobody knows.
     """
-    state = _decoded(body, _state_decoder) or _State()
+    state = decode_as(body, _state_decoder) or _State()
     has_items = _has_items(bytes(state.output))
     return text(state.id), status_of(text(state.status), has_items=has_items)
 
 
 def _has_items(output: bytes) -> bool:
     return output[:1] == b"[" and output[1:].lstrip()[:1] != b"]"
-
-
-def _decoded(data: bytes, decoder: "msgspec.json.Decoder[Decoded]") -> Decoded | None:
-    """None where it is no JSON of that shape, even once it is repaired."""
-    try:
-        return decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        pass
-    try:
-        return decoder.decode(repaired(data))
-    except (ValueError, RecursionError):
-        return None
 
 
 class Unreadable(Struct, frozen=True):
@@ -352,7 +338,7 @@ class StreamAnswer:
 
     def take(self, event: Event) -> None:
         """One more event."""
-        data = _decoded(event.data, _event_decoder)
+        data = decode_as(event.data, _event_decoder)
         if data is None:
             self._take_words(event)
             return
@@ -439,10 +425,10 @@ class StreamAnswer:
         status, response = self._final
         fields: dict[str, Raw] | None
         if response == b"null":  # the first events said more
-            fields = _decoded(self._begun or b"{}", _fields_decoder) or {}
+            fields = decode_as(self._begun or b"{}", _fields_decoder) or {}
             fields.pop("status", None)
         else:
-            fields = _decoded(response, _fields_decoder)
+            fields = decode_as(response, _fields_decoder)
         is_as_sent = response != b"null" and fields is not None
         if fields is None:
             if not self._items.has_said:
@@ -475,7 +461,7 @@ class StreamAnswer:
 
     def _put_together(self, status: str) -> bytes:
         """A response of what was said without a last event."""
-        fields = _decoded(self._begun or b"{}", _fields_decoder) or {}
+        fields = decode_as(self._begun or b"{}", _fields_decoder) or {}
         fields |= {
             "object": Raw(b'"response"'),
             "status": Raw(f'"{status}"'.encode()),
@@ -499,7 +485,7 @@ def _is_writing_text(kind: str, data: EventData, was: bool) -> bool:
     if not was or not kind.startswith("response."):
         return was
     if kind in (ITEM_ADDED, ITEM_DONE):
-        return text((_decoded(bytes(data.item), _item_decoder) or _Item()).type) == "message"
+        return text((decode_as(bytes(data.item), _item_decoder) or _Item()).type) == "message"
     return _OTHER_WORK.search(kind) is None
 
 

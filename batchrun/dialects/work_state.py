@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from batchrun.dialects.statuses import END_STATUSES, RUNNING, status_of
-from batchrun.formats.json_text import repaired, text
+from batchrun.formats.json_text import decode_as, text
 
 _FIRST_ID = re.compile(rb'"id"\s*:\s*"([^"\\]{1,200})"')
 _FIRST_STATUS = re.compile(rb'"status"\s*:\s*"([^"\\]{1,40})"')
@@ -39,7 +39,7 @@ _NOTHING = WorkState()
 
 def work_state(body: bytes) -> WorkState:
     """The state of the work that a body is about, whatever the body is."""
-    fields = _decoded(body)
+    fields = decode_as(body, _decoder)
     return _NOTHING if fields is None else _state(fields)
 
 
@@ -48,7 +48,7 @@ def begun_state(body: bytes) -> WorkState:
 
     A response with an id, but without output, an error or a status that ends it, goes on.
     """
-    fields = _decoded(body)
+    fields = decode_as(body, _decoder)
     if fields is None:
         found, said = _FIRST_ID.search(body), _FIRST_STATUS.search(body)
         status = None if said is None else said[1].decode(errors="replace")
@@ -73,14 +73,3 @@ def _state(fields: _Fields) -> WorkState:
         has_ended=status in END_STATUSES or (status is None and has_items),
         is_cancelled=status == "cancelled",
     )
-
-
-def _decoded(body: bytes) -> _Fields | None:
-    try:
-        return _decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        pass
-    try:
-        return _decoder.decode(repaired(body))
-    except (ValueError, RecursionError):
-        return None

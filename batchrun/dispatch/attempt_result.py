@@ -24,6 +24,7 @@ from batchrun.retry.error_kinds import (
     OwnWords,
     classify,
     hint_in,
+    kind_of,
     names_row,
     own_kind,
     parse_error,
@@ -209,16 +210,7 @@ def read_reply(reply: Reply, request: Request, words: OwnWords = NO_WORDS) -> Re
         # A page, or nothing, comes from something in front of the API.
         is_answer = reply.body.lstrip()[:1] not in (b"", b"<")
         return Failure(kind, answer.message, http_status=status, about_row=is_answer)
-    kind = classify(
-        status,
-        answer.code,
-        answer.type or reply.error_type,
-        answer.message,
-        param=answer.param,
-        is_html=answer.is_html,
-        asked=request,
-        words=words,
-    )
+    kind = kind_of(status, answer, reply.error_type, asked=request, words=words)
     message = f"{answer.message} ({reply.context})" if reply.context else answer.message
     # A 403 or 404 is a bad request where it is about something that the row names.
     about_row = kind is ErrorKind.BAD_REQUEST and (status in (403, 404) or names_row(answer))

@@ -45,7 +45,6 @@ from batchrun.retry.next_step import (
     Asks,
     GiveUp,
     Halt,
-    endpoint_error,
     judge,
     next_ask,
     with_limit,
@@ -282,16 +281,17 @@ class _RowAttempts(Struct, eq=False):
         if self.spent_s < run.retry.max_elapsed_s and state.has_waited(failure.kind):
             self.waited.add(failed_s)
         self.failing_since_s = min(self.failing_since_s, failed_s)
-        verdict = self._judge(attempted)
+        finish = attempted.finish(self.request.row, self.failing_since_s)
+        verdict = self._judge(attempted, finish)
         if isinstance(verdict, Halt):
             gate.close()  # before the slot is free: nobody may follow the row that ends the run
-        gate.leave(slot, attempted.finish(self.request.row, self.failing_since_s))
+        gate.leave(slot, finish)
         match verdict:
             case Again(wait_s):
                 raise RetryLater(wait_s)
             case Halt(reason, cause):
                 raise RunStopped(f"{failure.message} ({origin(failure)}): {reason}", cause)
-        if self.best is None and await self._is_endpoints(failure, failed_s):
+        if self.best is None and await self._is_endpoints(finish.endpoint_error, failed_s):
             raise RetryLater(0.0)
         return Completed(self._given_up(attempted, failure, verdict))
 
@@ -353,10 +353,10 @@ class _RowAttempts(Struct, eq=False):
         slot = await self.run.gate.enter(self.scope, self._need, again=True)
         return await self._send(slot, "hedge")
 
-    def _judge(self, attempted: AttemptResult) -> Again | GiveUp | Halt:
+    def _judge(self, attempted: AttemptResult, finish: Finish) -> Again | GiveUp | Halt:
         """What follows the last of the failures."""
         run, state, reply = self.run, self.state, attempted.reply
-        breaker, error = state.breaker, endpoint_error(self.failures[-1][0])
+        breaker, error = state.breaker, finish.endpoint_error
         was_met = error is not None and breaker.is_rows_own(self.failing_since_s, error)
         return judge(
             [failed for failed, _ in self.failures],
@@ -364,7 +364,7 @@ class _RowAttempts(Struct, eq=False):
                 failed_s in self.waited or breaker.excuses(failed_s)
                 for _, failed_s in self.failures
             ],
-            hint_s=attempted.hint_s,
+            hint_s=finish.hint_s,
             should_retry=reply.should_retry if reply else None,
             elapsed_s=self.spent_s,
             settings=run.retry,
@@ -374,13 +374,13 @@ class _RowAttempts(Struct, eq=False):
             is_begun=reply is None and attempted.attempt.response_id is not None,
         )
 
-    async def _is_endpoints(self, failure: Failure, failed_s: float) -> bool:
+    async def _is_endpoints(self, error: str | None, failed_s: float) -> bool:
         """Whether the endpoint fails, not the row, which then is sent again: others may show it.
 
         A row that fails again once others were answered is to blame itself. Raises `GateClosed`:
         then nobody knows, and the row has no outcome.
         """
-        run, breaker, error = self.run, self.state.breaker, endpoint_error(failure)
+        run, breaker = self.run, self.state.breaker
         if error is None or not breaker.may_hold:
             return False
         run.held += 1

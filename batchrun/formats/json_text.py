@@ -2,11 +2,13 @@
 
 import json
 import math
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from batchrun.formats.printable import cut, one_line
+
+Decoded = TypeVar("Decoded")
 
 _SHOWN = 300  # characters of a body that a message shows
 _MAX_DIGITS = 300  # of a number that is read; Python itself refuses some thousands
@@ -54,6 +56,18 @@ def repaired(body: bytes) -> bytes:
         return json.dumps(with_valid_text(value), ensure_ascii=False).encode()
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def decode_as(body: bytes, decoder: "msgspec.json.Decoder[Decoded]") -> Decoded | None:
+    """None where it is no JSON of that shape, even once it is repaired."""
+    try:
+        return decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pass
+    try:
+        return decoder.decode(repaired(body))
+    except (ValueError, RecursionError):
+        return None
 
 
 def _finite(digits: str) -> float | None:

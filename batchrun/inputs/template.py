@@ -7,7 +7,16 @@ says `default`. The same row gives the same text on every reading.
 import json
 import math
 import re
-from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
+from collections.abc import (
+    Callable,
+    ItemsView,
+    Iterable,
+    Iterator,
+    KeysView,
+    Mapping,
+    Sequence,
+    ValuesView,
+)
 from decimal import Decimal
 from functools import partial
 from typing import Any
@@ -78,34 +87,28 @@ class Defaults:
 
     def fill(self, body: JsonObject, data: JsonObject) -> None:
         """Adds what `body` leaves out. Raises `RowProblem`."""
-        given: Columns | None = None
-        for key, constant, make in self._fields:
-            # A null model names none; any other null is what the row asks for.
-            if key in body and (key != "model" or body[key] is not None):
-                if key in self._parts and _is_mergeable(key, body[key]):
-                    given = self._merge(body, key, data, given)
-                continue
-            if make is None:
-                body[key] = constant
-                continue
-            if given is None:
-                given = self._given(data)
-            body[key] = _run(make, given, key)
+        self._add(body, self._fields, data, None)
 
-    def _merge(
-        self, body: JsonObject, key: str, data: JsonObject, given: Columns | None
+    def _add(
+        self,
+        target: JsonObject,
+        fields: Sequence[tuple[str, Any, Fill | None]],
+        data: JsonObject,
+        given: Columns | None,
+        of: str | None = None,
     ) -> Columns | None:
-        """Adds what an object of the body leaves out; what templates are given, once it is made."""
-        target = body[key] = {**body[key]}
-        for name, constant, make in self._parts[key]:
-            if name in target:
-                continue
-            if make is None:
-                target[name] = constant
-                continue
-            if given is None:
-                given = self._given(data)
-            target[name] = _run(make, given, key)
+        """Adds what `target` leaves out, the body or its object `of`; what templates are given."""
+        for key, constant, make in fields:
+            # A null model names none; any other null is what the row asks for.
+            if key in target and (of is not None or key != "model" or target[key] is not None):
+                if of is None and key in self._parts and _is_mergeable(key, target[key]):
+                    merged = target[key] = {**target[key]}
+                    given = self._add(merged, self._parts[key], data, given, key)
+            elif make is None:
+                target[key] = constant
+            else:
+                given = self._given(data) if given is None else given
+                target[key] = _run(make, given, of or key)
         return given
 
     def _given(self, data: JsonObject) -> Columns:

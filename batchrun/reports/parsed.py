@@ -11,30 +11,19 @@ from typing import Any
 
 import msgspec
 import pyarrow as pa
-from msgspec import Raw, Struct
+from msgspec import Struct
 
+from batchrun.dialects.output_items import asked_schema
 from batchrun.errors import JobError
 from batchrun.formats.json_text import encode_json, value_of
 from batchrun.formats.schema_types import JSON, SchemaType, fitted, read_json, root_type
 from batchrun.records import JsonObject
 from batchrun.reports.sql import Files
+from batchrun.store.columns import distinct_names
 from batchrun.store.parts import read_part
 
 _NEEDED = ("output_text", "output", "request")
 _WHOLE = "parsed"  # the column of answers that are no objects
-
-
-class _Format(Struct):
-    type: Any = None
-    schema: Raw = Raw(b"null")
-
-
-class _Text(Struct):
-    format: _Format | None = None
-
-
-class _Body(Struct):
-    text: _Text | None = None
 
 
 class _Part(Struct):
@@ -46,7 +35,6 @@ class _Item(Struct):
     content: list[_Part] | str | None = None
 
 
-_read_body = msgspec.json.Decoder(_Body).decode
 _read_items = msgspec.json.Decoder(list[_Item]).decode
 
 
@@ -56,7 +44,7 @@ class ParsedColumns:
     def __init__(self, run: Path, files: Files) -> None:
         """Reads all requests. Raises `JobError` where none asks for a JSON schema, `StoreError`."""
         self.misfits = 0  # answers that are no JSON, or not all of whose values fit
-        self._of_job = _schema_of(encode_json(files.record.job.get("request")))
+        self._of_job = asked_schema(encode_json(files.record.job.get("request")))
         roots: dict[bytes, SchemaType] = {}  # by their schema
         types: dict[str, SchemaType] = {}
         for schema in _schemas(files, self._of_job):
@@ -70,7 +58,11 @@ class ParsedColumns:
                 f"{run}: no row asked for a JSON schema{stored}, so there is nothing to parse; "
                 "leave out --parsed"
             )
-        names = _names(list(types), files.responses.schema.names)
+        own = {name.lower() for name in files.responses.schema.names}
+        bases = [name.replace("\0", "") or "unnamed" for name in types]
+        names = distinct_names(
+            [f"{base}_parsed" if base.lower() in own else base for base in bases], own
+        )
         self.types = dict(zip(names, types.values(), strict=True))  # by names `responses` lacks
         self._roots = roots
         new = dict(zip(types, names, strict=True))
@@ -83,7 +75,7 @@ class ParsedColumns:
         """What the columns hold of a row of `responses`."""
         found: JsonObject = dict.fromkeys(self.types)
         text, asked = row["output_text"], row["request"]
-        schema = self._of_job if asked is None else _schema_of(asked.encode())
+        schema = self._of_job if asked is None else asked_schema(asked.encode())
         if text is None or schema is None:
             return found
         value, is_json = _answer(text, row["output"])
@@ -110,23 +102,9 @@ def _schemas(files: Files, of_job: bytes | None) -> Iterator[bytes]:
     for path in (*files.responses.parts, *files.responses.journal):
         for batch in read_part(path, ["request"]):
             for asked in batch["request"].to_pylist():
-                schema = of_job if asked is None else _schema_of(asked.encode())
+                schema = of_job if asked is None else asked_schema(asked.encode())
                 if schema is not None:
                     yield schema
-
-
-def _schema_of(body: bytes) -> bytes | None:
-    """The schema that a request asks for."""
-    if b'"json_schema"' not in body:
-        return None
-    try:
-        asked = _read_body(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        return None
-    text_format = asked.text and asked.text.format
-    if not text_format or text_format.type != "json_schema":
-        return None
-    return bytes(text_format.schema)
 
 
 def _columns_of(root: SchemaType) -> Sequence[tuple[str, SchemaType]]:
@@ -138,22 +116,6 @@ def _joined(one: SchemaType, other: SchemaType) -> SchemaType:
     if one == other:
         return one
     return SchemaType("number") if {one, other} == numbers else JSON
-
-
-def _names(wanted: Sequence[str], taken: Sequence[str]) -> list[str]:
-    """No two alike without regard to case, nor one of `taken`: those get a suffix."""
-    used = {name.lower() for name in taken}
-    names = []
-    for one in wanted:
-        base = one.replace("\0", "") or "unnamed"
-        base = f"{base}_parsed" if base.lower() in {name.lower() for name in taken} else base
-        name, count = base, 1
-        while name.lower() in used:
-            count += 1
-            name = f"{base}_{count}"
-        used.add(name.lower())
-        names.append(name)
-    return names
 
 
 def _answer(text: str, output: str | None) -> tuple[Any, bool]:

@@ -242,6 +242,27 @@ def classify(
     return kind
 
 
+def kind_of(
+    http_status: int,
+    error: ErrorBody,
+    header_type: str | None,
+    *,
+    asked: Request | None = None,
+    words: OwnWords = NO_WORDS,
+) -> ErrorKind:
+    """The kind of an error body, as `classify`; `header_type`: AWS names the type in a header."""
+    return classify(
+        http_status,
+        error.code,
+        error.type or header_type,
+        error.message,
+        param=error.param,
+        is_html=error.is_html,
+        asked=asked,
+        words=words,
+    )
+
+
 def own_kind(words: OwnWords, said: str) -> ErrorKind | None:
     """The kind that the job's own words give to what a server said, in the job's order."""
     lower = said.lower()

@@ -39,43 +39,33 @@ class KindFacts(Struct, frozen=True):
     advice: str = ""  # for whoever has to fix it
 
 
+def _refused(advice: str) -> KindFacts:
+    return KindFacts(Cure.FIX, is_free=True, holds=True, advice=advice)
+
+
+def _unsent(advice: str) -> KindFacts:
+    return KindFacts(Cure.STOP, is_free=True, advice=advice)
+
+
 FACTS: dict[ErrorKind, KindFacts] = {
     ErrorKind.QUOTA: KindFacts(Cure.PAY, is_free=True),
-    ErrorKind.CERTIFICATE: KindFacts(
-        Cure.STOP,
-        is_free=True,
-        advice="if your own authority issued it, name that authority's file in SSL_CERT_FILE; "
-        "else check --base-url and the clock; then run the same command again",
+    ErrorKind.CERTIFICATE: _unsent(
+        "if your own authority issued it, name that authority's file in SSL_CERT_FILE; "
+        "else check --base-url and the clock; then run the same command again"
     ),
-    ErrorKind.PROXY: KindFacts(
-        Cure.STOP,
-        is_free=True,
-        advice="the proxy asks for a name and a password: put them into the variable that names "
-        "it, as HTTPS_PROXY=http://NAME:PASSWORD@HOST:PORT, then run the same command again",
+    ErrorKind.PROXY: _unsent(
+        "the proxy asks for a name and a password: put them into the variable that names "
+        "it, as HTTPS_PROXY=http://NAME:PASSWORD@HOST:PORT, then run the same command again"
     ),
-    ErrorKind.UNAUTHORIZED: KindFacts(
-        Cure.FIX,
-        is_free=True,
-        holds=True,
-        advice="the key is refused or missing: check the variable or the command it comes from",
+    ErrorKind.UNAUTHORIZED: _refused(
+        "the key is refused or missing: check the variable or the command it comes from"
     ),
-    ErrorKind.FORBIDDEN: KindFacts(
-        Cure.FIX,
-        is_free=True,
-        holds=True,
-        advice="the key may not do this: check its rights, the model and the project",
+    ErrorKind.FORBIDDEN: _refused(
+        "the key may not do this: check its rights, the model and the project"
     ),
-    ErrorKind.NOT_FOUND: KindFacts(
-        Cure.FIX,
-        is_free=True,
-        holds=True,
-        advice="no such model or path: check --model and --base-url",
-    ),
-    ErrorKind.REDIRECT: KindFacts(
-        Cure.FIX,
-        is_free=True,
-        holds=True,
-        advice="the server sends elsewhere: check --base-url (https? /v1 at its end?)",
+    ErrorKind.NOT_FOUND: _refused("no such model or path: check --model and --base-url"),
+    ErrorKind.REDIRECT: _refused(
+        "the server sends elsewhere: check --base-url (https? /v1 at its end?)"
     ),
     ErrorKind.RATE_LIMIT: KindFacts(Cure.WAIT, is_free=True),
     ErrorKind.BUSY: KindFacts(Cure.AGAIN, is_free=True, is_outage=True),
@@ -235,7 +225,9 @@ def judge(
             StopCause.ENDPOINT,
         )
     if excused is not None:
-        kinds = [other for other, is_excused in zip(kinds, excused, strict=True) if not is_excused]
+        kinds = [
+            other for other, was_excused in zip(kinds, excused, strict=True) if not was_excused
+        ]
         if is_excused:
             return Again(_wait_s(1, None, settings, jitter))
     same = [other for other in kinds if FACTS[other].cure is cure]

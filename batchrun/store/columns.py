@@ -4,7 +4,7 @@ Parts of schema 1 are read as they are. Schema 2 has further columns, and carrie
 names are its own under others.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cache
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
@@ -169,15 +169,20 @@ def name_columns(columns: Sequence[str], version: int = SCHEMA_VERSION) -> list[
     A name that batchrun itself has in the schema gets the suffix `_input`.
     """
     own = own_columns(version)
-    taken = set(own)
-    names = []
-    for column in columns:
-        base = f"{column}_input" if column.lower() in own else column or "unnamed"
+    return distinct_names(
+        [f"{one}_input" if one.lower() in own else one or "unnamed" for one in columns], own
+    )
+
+
+def distinct_names(bases: Iterable[str], taken: Iterable[str]) -> list[str]:
+    """The names, numbered where they are alike without regard to case, or `taken` (lower case)."""
+    used, names = set(taken), []
+    for base in bases:
         name, count = base, 1
-        while name.lower() in taken:
+        while name.lower() in used:
             count += 1
             name = f"{base}_{count}"
-        taken.add(name.lower())
+        used.add(name.lower())
         names.append(name)
     return names
 

@@ -17,7 +17,7 @@ from batchrun.dialects.work_state import begun_state, work_state
 from batchrun.errors import EndpointError, ErrorKind
 from batchrun.formats.printable import cut
 from batchrun.records import Reply, Request
-from batchrun.retry.error_kinds import NO_WORDS, OwnWords, classify, own_kind, parse_error
+from batchrun.retry.error_kinds import NO_WORDS, OwnWords, kind_of, own_kind, parse_error
 
 OnBegun = Callable[[Request, str], Awaitable[None]]
 # One exchange, by method, URL, body and client request id. Raises `EndpointError`.
@@ -191,13 +191,4 @@ def _refusal(reply: Reply, words: OwnWords) -> tuple[ErrorKind, str]:
     error, status = parse_error(reply.body), reply.http_status
     if status < 300 and error.code is None and error.type is None:
         return own_kind(words, error.message) or ErrorKind.UNREADABLE, error.message
-    kind = classify(
-        status,
-        error.code,
-        error.type or reply.error_type,
-        error.message,
-        param=error.param,
-        is_html=error.is_html,
-        words=words,
-    )
-    return kind, error.message
+    return kind_of(status, error, reply.error_type, words=words), error.message

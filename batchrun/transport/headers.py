@@ -137,10 +137,17 @@ _EPOCH_MS = 1e11
 
 def _until(seconds: float, now_s: float | None) -> float:
     """Seconds from now; what is too long for a wait is a moment, in seconds or ms since 1970."""
-    if seconds < _EPOCH_S:
+    moment_s = as_moment_s(seconds)
+    if moment_s is None:
         return seconds
-    now_s = time.time() if now_s is None else now_s
-    return max(0.0, (seconds / 1000 if seconds >= _EPOCH_MS else seconds) - now_s)
+    return max(0.0, moment_s - (time.time() if now_s is None else now_s))
+
+
+def as_moment_s(number: float) -> float | None:
+    """The Unix time that a number is, in seconds or ms since 1970; None where it is a wait."""
+    if number < _EPOCH_S:
+        return None
+    return number / 1000 if number >= _EPOCH_MS else number
 
 
 def _seconds_until(date: str, now_s: float) -> float | None:

@@ -17,14 +17,12 @@ from msgspec import Struct
 
 from batchrun.formats.amounts import duration_s, number_of
 from batchrun.records import AdvertisedLimit
-from batchrun.transport.headers import ResponseHeaders
+from batchrun.transport.headers import ResponseHeaders, as_moment_s
 
 _SIZES = ("x-ratelimit-limit-requests", "x-ratelimit-limit-tokens")
 _EVERY_S = 0.01  # between two answers that are read
 _ERRORS = 300  # and above
 _MOST_SIZES = 64
-_EPOCH_S = 1e8  # a reset from here on is a point in time; in milliseconds from the next on
-_EPOCH_MS = 1e11
 
 _LIMIT_NAME = re.compile(r"(?i)(?:llm_provider-)?(?:x-|anthropic-)?rate-?limit-(.+)", re.DOTALL)
 _POLICIES = ("ratelimit-policy", "x-ratelimit-policy")
@@ -211,12 +209,10 @@ def _reset_s(text: str, now_s: float | None) -> float | None:
     What is given as a whole second since 1970 is a whole number of seconds from now.
     """
     seconds = number_of(text) if text[-1:].isdecimal() else duration_s(text)
-    if seconds is not None and seconds < _EPOCH_S:
-        return seconds
     now_s = time.time() if now_s is None else now_s
     if seconds is not None:
-        is_ms = seconds >= _EPOCH_MS
-        return _from_now(seconds / 1000 if is_ms else seconds, now_s)
+        moment_s = as_moment_s(seconds)
+        return seconds if moment_s is None else _from_now(moment_s, now_s)
     try:
         moment = datetime.fromisoformat(text.strip())
         return _from_now(moment.replace(tzinfo=moment.tzinfo or UTC).timestamp(), now_s)

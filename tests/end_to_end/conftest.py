@@ -20,6 +20,7 @@ from typing import Any
 import duckdb
 import pytest
 
+import batchrun as library
 from tests.processes import COMMAND
 from tests.waiting import HANG_S
 
@@ -201,3 +202,28 @@ def on_terminal(begin: Callable[..., subprocess.Popen[str]]) -> Callable[..., st
         return b"".join(pieces).decode()
 
     return watch
+
+
+@pytest.fixture
+def run_numbers(tmp_path: Path) -> Callable[..., Any]:
+    """Runs so many rows, each a number, by the library against a server with a `base_url`.
+
+    More settings as keywords, `__` for a dot.
+    """
+
+    async def run(server: Any, rows: int, resend: Any = None, **settings: Any) -> Any:
+        prompts = tmp_path / "prompts.jsonl"
+        prompts.write_text("".join(f'{{"n": "{row}"}}\n' for row in range(rows)))
+        job = library.load_job(
+            prompts,
+            {
+                "request.model": "m",
+                "request.input": "{{ n }}",
+                "endpoint.base_url": server.base_url,
+                "output.path": str(tmp_path / "run"),
+                **{name.replace("__", "."): value for name, value in settings.items()},
+            },
+        )
+        return await library.run_async(job, resend=resend)
+
+    return run

@@ -13,25 +13,10 @@ from typing import Any, Self
 
 import pytest
 
-from tests.raw_sockets import listening
+from tests.raw_sockets import listening, read_head, text_answer
 from tests.waiting import HANG_S
 
 MB = 1_000_000
-ANSWER = {
-    "id": "resp_1",
-    "object": "response",
-    "status": "completed",
-    "model": "m",
-    "output": [
-        {
-            "type": "message",
-            "role": "assistant",
-            "status": "completed",
-            "content": [{"type": "output_text", "text": "a cat", "annotations": []}],
-        }
-    ],
-    "usage": {"input_tokens": 1_100, "output_tokens": 3, "total_tokens": 1_103},
-}
 
 
 class SlowServer:
@@ -63,11 +48,10 @@ class SlowServer:
                 await asyncio.sleep(0.05)
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        content = json.dumps(ANSWER).encode()
+        answer = text_answer("a cat", 1_100, 3)
         with suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
-                head = (await reader.readuntil(b"\r\n\r\n")).lower()
-                left = int(head.partition(b"content-length: ")[2].split(b"\r\n")[0])
+                _, left = await read_head(reader)
                 while left:
                     left -= len(await reader.read(min(left, 1 << 20)))
                 self.waiting += 1
@@ -77,8 +61,7 @@ class SlowServer:
                 await asyncio.sleep(self.answer_s)
                 self.waiting -= 1
                 self.answered += 1
-                ending = f"Content-Type: application/json\r\nContent-Length: {len(content)}"
-                writer.write(f"HTTP/1.1 200 OK\r\n{ending}\r\n\r\n".encode() + content)
+                writer.write(answer)
                 await writer.drain()
 
 

@@ -3,56 +3,35 @@
 import asyncio
 import contextlib
 import json
-import socket
-import struct
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import batchrun
-from tests.raw_sockets import listening
+from tests.raw_sockets import http_answer, listening, read_body, reset, text_answer
 from tests.runs import read_record
 from tests.waiting import HANG_S
 
 Clothes = bytes | None  # an answer, or a reset
-_ANSWER = {
-    "id": "resp_1",
-    "object": "response",
-    "status": "completed",
-    "model": "m",
-    "output": [
-        {
-            "type": "message",
-            "role": "assistant",
-            "status": "completed",
-            "content": [{"type": "output_text", "text": "42", "annotations": []}],
-        }
-    ],
-    "usage": {"input_tokens": 3, "output_tokens": 2, "total_tokens": 5},
-}
 _PAGE = b"<html><head><title>Service temporarily unavailable</title></head></html>"
 
 
-def _http(status: int, body: bytes, kind: str = "application/json") -> bytes:
-    head = f"HTTP/1.1 {status} X\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
-    return head.encode() + body
-
-
 def _error(status: int, message: str, **more: Any) -> bytes:
-    return _http(status, json.dumps({"error": {"message": message, **more}}).encode())
+    return http_answer(status, json.dumps({"error": {"message": message, **more}}).encode())
 
 
-_OK = _http(200, json.dumps(_ANSWER).encode())
+_OK = text_answer("42")
 _CLOTHES: dict[str, Clothes] = {
     "503": _error(503, "no server is ready"),
     "500": _error(500, "worker died"),
     "424": _error(424, "failed dependency"),
-    "page_200": _http(200, _PAGE, "text/html"),
-    "page_403": _http(403, _PAGE, "text/html"),
-    "empty_200": _http(200, b""),
+    "page_200": http_answer(200, _PAGE, "text/html"),
+    "page_403": http_answer(403, _PAGE, "text/html"),
+    "empty_200": http_answer(200, b""),
     "reset": None,
     "403": _error(403, "the deployment is not available"),
     "404": _error(404, "the deployment does not exist"),
@@ -70,16 +49,12 @@ class Server:
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
-            head = (await reader.readuntil(b"\r\n\r\n")).lower()
-            size = int(head.partition(b"content-length:")[2].split(b"\r\n")[0])
-            row = int(json.loads(await reader.readexactly(size))["input"])
+            row = int(json.loads(await read_body(reader))["input"])
             self.requests[row] += 1
             said = self.say(row)
             await asyncio.sleep(0.002)
             if said is None:
-                raw = writer.get_extra_info("socket")
-                raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                writer.transport.abort()
+                reset(writer)
                 return
             writer.write(said)
             await writer.drain()
@@ -94,26 +69,8 @@ async def _serving(say: Callable[[int], Clothes]) -> AsyncIterator[Server]:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Callable[..., Any]:
-    """Runs so many rows against a server; more settings as keywords, `__` for a dot."""
-
-    async def run(server: Server, rows: int, resend: Any = None, **settings: Any) -> Any:
-        prompts = tmp_path / "prompts.jsonl"
-        prompts.write_text("".join(f'{{"n": "{row}"}}\n' for row in range(rows)))
-        job = batchrun.load_job(
-            prompts,
-            {
-                "request.model": "m",
-                "request.input": "{{ n }}",
-                "endpoint.base_url": server.base_url,
-                "output.path": str(tmp_path / "run"),
-                "limits.concurrency": 64,
-                **{name.replace("__", "."): value for name, value in settings.items()},
-            },
-        )
-        return await batchrun.run_async(job, **({} if resend is None else {"resend": resend}))
-
-    return run
+def run(run_numbers: Callable[..., Any]) -> Callable[..., Any]:
+    return partial(run_numbers, limits__concurrency=64)
 
 
 def _statuses(summary: Any) -> dict[str, int]:

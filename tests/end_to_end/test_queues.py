@@ -2,15 +2,13 @@
 
 import asyncio
 import contextlib
-import json
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 import batchrun
-from tests.raw_sockets import listening
+from tests.raw_sockets import listening, read_body, text_answer
 from tests.waiting import HANG_S
 
 _TOKENS = 20
@@ -29,9 +27,7 @@ class Server:
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
-            head = (await reader.readuntil(b"\r\n\r\n")).lower()
-            size = int(head.partition(b"content-length:")[2].split(b"\r\n")[0])
-            await reader.readexactly(size)
+            await read_body(reader)
             self.requests += 1
             self._now += 1
             self.most = max(self.most, self._now)
@@ -39,19 +35,8 @@ class Server:
                 if not reader.at_eof():
                     await asyncio.sleep(self.answer_s)
             self._now -= 1
-            writer.write(_answer())
+            writer.write(text_answer("42", output_tokens=_TOKENS))
             await writer.drain()
-
-
-def _answer() -> bytes:
-    text = {"type": "output_text", "text": "42", "annotations": []}
-    message = {"type": "message", "role": "assistant", "status": "completed", "content": [text]}
-    usage = {"input_tokens": 3, "output_tokens": _TOKENS, "total_tokens": 3 + _TOKENS}
-    fields = {"id": "resp_1", "object": "response", "status": "completed", "model": "m"}
-    body = json.dumps({**fields, "output": [message], "usage": usage}).encode()
-    return (
-        f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    ).encode() + body
 
 
 @contextlib.asynccontextmanager
@@ -63,25 +48,8 @@ async def _serving(slots: int, answer_s: float) -> AsyncIterator[Server]:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Callable[..., Any]:
-    """Runs so many rows against a server; more settings as keywords, `__` for a dot."""
-
-    async def run(server: Server, rows: int, **settings: Any) -> Any:
-        prompts = tmp_path / "prompts.jsonl"
-        prompts.write_text("".join(f'{{"n": "{row}"}}\n' for row in range(rows)))
-        job = batchrun.load_job(
-            prompts,
-            {
-                "request.model": "m",
-                "request.input": "{{ n }}",
-                "endpoint.base_url": server.base_url,
-                "output.path": str(tmp_path / "run"),
-                **{name.replace("__", "."): value for name, value in settings.items()},
-            },
-        )
-        return await batchrun.run_async(job)
-
-    return run
+def run(run_numbers: Callable[..., Any]) -> Callable[..., Any]:
+    return run_numbers
 
 
 def _attempts(summary: Any) -> list[list[dict[str, Any]]]:

@@ -25,7 +25,7 @@ from batchrun.records import BadRow, Failure, Request
 from batchrun.simulator.server import serve
 from batchrun.simulator.settings import SimulatorSettings
 from batchrun.transport.client import Client
-from tests.raw_sockets import listening
+from tests.raw_sockets import listening, read_body
 from tests.waiting import HANG_S
 
 _ANSWER = b'{"object":"response","status":"completed","output":[],"output_text":"an answer"}'
@@ -167,9 +167,8 @@ async def test_rows_that_wait_for_another_try_keep_no_slot_from_those_behind_the
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with closing(writer), suppress(asyncio.IncompleteReadError):
-            while head := await reader.readuntil(b"\r\n\r\n"):
-                length = int(re.findall(rb"(?i)content-length: (\d+)", head)[0])
-                row = int(re.findall(rb"question (\d+)", await reader.readexactly(length))[0])
+            while body := await read_body(reader):
+                row = int(re.findall(rb"question (\d+)", body)[0])
                 is_busy = row < 6 and asked.count(row) == 0
                 asked.append(row)
                 status = b"500 Oh" if is_busy else b"200 OK"
@@ -243,9 +242,8 @@ async def _answering(
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(asyncio.IncompleteReadError, ConnectionError):
-            while head := await reader.readuntil(b"\r\n\r\n"):
-                length = int(re.findall(rb"(?i)content-length: (\d+)", head)[0])
-                row = int(re.findall(rb"question (\d+)", await reader.readexactly(length))[0])
+            while body := await read_body(reader):
+                row = int(re.findall(rb"question (\d+)", body)[0])
                 status = status_of(row, asked.count(row))
                 asked.append(row)
                 body = _ANSWER if status.startswith(b"200") else b'{"error":{"message":"oh"}}'

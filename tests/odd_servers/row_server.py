@@ -3,14 +3,12 @@
 import asyncio
 import contextlib
 import json
-import socket
-import struct
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from typing import NamedTuple
 
 from tests.odd_servers.cases import Case, Wire
-from tests.raw_sockets import listening
+from tests.raw_sockets import listening, reset
 
 _FORGOTTEN = Wire(b'{"error":{"message":"Response not found"}}', 404)
 _SETTLE_S = 0.03  # what was said before a reset arrives before it
@@ -62,10 +60,7 @@ class RowServer:
             await _say(wire, request_id, writer)
             if wire.end == "reset":
                 await asyncio.sleep(_SETTLE_S)
-                connection = writer.get_extra_info("socket")
-                linger = struct.pack("ii", 1, 0)
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-                writer.transport.abort()
+                reset(writer)
                 return
             if wire.end == "close" or headers.get("connection") == "close":
                 return

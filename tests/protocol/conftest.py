@@ -18,8 +18,6 @@ all that follow. A step is a dict:
 import asyncio
 import contextlib
 import json
-import socket
-import struct
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, NamedTuple
@@ -37,7 +35,7 @@ from batchrun.pricing.prices import Prices
 from batchrun.records import Outcome, Reply, Request
 from batchrun.transport.client import Client
 from tests.both_transports import transport
-from tests.raw_sockets import listening
+from tests.raw_sockets import listening, reset
 from tests.waiting import HANG_S
 
 __all__ = ["transport"]
@@ -117,9 +115,7 @@ async def _say(step: Step, writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(600)
     elif end == "reset":
         await asyncio.sleep(0.05)  # what was said before arrives before
-        connection = writer.get_extra_info("socket")
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        writer.transport.abort()
+        reset(writer)
 
 
 def _pieces(step: Step) -> list[Any]:

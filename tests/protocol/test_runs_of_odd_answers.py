@@ -20,7 +20,7 @@ from batchrun.reports.report_sections import show_report
 from batchrun.reports.show import render_row
 from batchrun.store.reading import find_row
 from batchrun.store.verify import verify
-from tests.raw_sockets import listening
+from tests.raw_sockets import listening, read_body
 from tests.waiting import HANG_S
 
 SCHEMA = {"type": "object", "required": ["a"]}
@@ -39,9 +39,7 @@ async def _answering(reply: Reply) -> AsyncIterator[tuple[str, list[str]]]:
     asked: list[str] = []
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
-        size = int(head.split("content-length:")[1].split("\r\n")[0])
-        body = json.loads(await reader.readexactly(size))
+        body = json.loads(await read_body(reader))
         asked.append(body["input"])
         status, said = reply(body["input"])
         if "model" in said:
