@@ -29,6 +29,7 @@ class HeaderWindow:
         self._stock: float | None = None
         self._is_long = self._is_minute = self._is_second = False
         self._longest_s: float | None = None  # until it is full again; None: never said
+        self._least_s = math.inf  # that a whole one takes to fill, by the last answer
         # Of the answer before: used, seconds until it is full again, when.
         self._before: tuple[float, float, float] | None = None
         self._refills = 0  # times that it filled far faster than in a minute
@@ -56,6 +57,12 @@ class HeaderWindow:
     def rate(self) -> float:
         """A second; infinite where it is none."""
         return self.limit / self.unit_s * self._spread if self.unit_s < math.inf else math.inf
+
+    @property
+    def least_rate(self) -> float:
+        """A second, of a window that is not known, but is a minute or less; else 0."""
+        is_short = self.unit_s == math.inf and not self._is_long and self._least_s <= 62
+        return self.limit / tuning.MINUTE_S if is_short else 0.0
 
     @property
     def factor(self) -> float:
@@ -86,10 +93,11 @@ class HeaderWindow:
         if self._was_full and refilled > self.limit * max(0.2, 3 * minutes):
             self._refills += 1
         self._before = (used, reset_s, now_s)
-        # The time that a whole one takes to fill; some servers round to seconds.
-        error_s = 1.0 if reset_s.is_integer() else 0.0
+        # The time that a whole one takes to fill; servers round to seconds or milliseconds.
+        error_s = 1.0 if reset_s.is_integer() else 0.001
         whole_s = reset_s / used * self.limit
-        least_s, most_s = whole_s / reset_s * (reset_s - error_s) if reset_s else 0.0, math.inf
+        least_s = self._least_s = whole_s / reset_s * (reset_s - error_s) if reset_s else 0.0
+        most_s = math.inf
         if used > 1:
             most_s = (reset_s + error_s) / (used - 1) * self.limit
         is_bucket = self._fills >= tuning.FILLS and self._was_full

@@ -71,6 +71,9 @@ class InferredRate:
             quick_s = tuning.RATE_DOUBLES_ANSWERS * (now_s - slot.started_s)
             if quick_s < self._doubles_s:
                 self._doubles_s = max(tuning.RATE_DOUBLES_LEAST_S, quick_s)
+            if self._advertised and self._advertised[0].least_rate > self._spacing.rate:
+                least = self._advertised[0].least_rate * tuning.BELOW_ADVERTISED
+                self._spacing.change(max(least, self._spacing.rate), now_s)
         if self._advertised and self._advertised[0].rate != self._advertised_rate:
             self._jump(self._advertised[0].rate, now_s)
 

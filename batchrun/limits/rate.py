@@ -171,6 +171,7 @@ class AdvertisedRate:
         self._sent = 0
         self._strike_sent = 0
         self._grown_s = -math.inf
+        self.least_rate = 0.0  # a second, where headers say no rate and yet that it is no less
 
     @property
     def rate(self) -> float:
@@ -260,6 +261,7 @@ class AdvertisedRate:
 
     def _update(self, advertised: tuple[AdvertisedLimit, ...], now_s: float) -> None:
         changed = False
+        name, lowest = "", None
         for limit in advertised:
             if limit.of != self._of or limit.limit is None or limit.limit <= 0:
                 continue
@@ -272,15 +274,19 @@ class AdvertisedRate:
             before = header.limit, header.unit_s
             header.update(limit, limit.limit, now_s)
             changed = changed or (header.limit, header.unit_s) != before
-        if not self._headers:
+            name, lowest = limit.header, header
+        if len(self._headers) > 1:
+            name, lowest = min(self._headers.items(), key=lambda item: item[1].rate)
+        if lowest is None:
             return
-        name, lowest = min(self._headers.items(), key=lambda item: item[1].rate)
-        if lowest.rate == math.inf:
+        lowest_rate = lowest.rate
+        if lowest_rate == math.inf:
             self._binding = None
+            self.least_rate = min(header.least_rate for header in self._headers.values())
             return
         if changed:
             self._share, self._strikes, self._cut_s = 1.0, 0.0, now_s
-        rate = lowest.rate * lowest.factor * self._share
+        rate = lowest_rate * lowest.factor * self._share
         if self._binding is None:
             self._spacing = Spacing(rate)
             self._spacing.next_s = now_s

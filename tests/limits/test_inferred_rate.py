@@ -87,6 +87,32 @@ def test_what_the_server_tells_comes_first() -> None:
     assert limit.rate > 100.0
 
 
+@pytest.mark.parametrize(
+    ("limit", "remaining", "reset_s", "least"),
+    [
+        (60_000.0, 59_999.0, 0.001, 1000.0),  # a bucket of a minute, in milliseconds
+        (60_000.0, 59_999.0, 1.0, 1000.0),  # the same in seconds, or a window of a second
+        (50.0, 49.0, 1.0, 0.0),  # less than it begins with
+        (86_400.0, 86_399.0, 2.0, 0.0),  # a bucket of a day, or of an hour
+        (86_400.0, 86_399.0, 3600.0, 0.0),  # a window of an hour
+    ],
+)
+def test_it_begins_at_what_a_header_allows_at_least(
+    limit: float, remaining: float, reset_s: float, least: float
+) -> None:
+    advertised = AdvertisedRate("requests")
+    inferred = InferredRate(advertised)
+    before = inferred.rate
+    finish = Finish(
+        answered=True,
+        advertised=(AdvertisedLimit("x-limit", "requests", limit, remaining, reset_s),),
+    )
+    for one in (advertised, inferred):
+        one.finished(Slot(NEED, 0.0), finish, 0.1)
+    assert advertised.rate == math.inf
+    assert inferred.rate == pytest.approx(max(before, 0.99 * least), rel=0.02)
+
+
 def test_time_in_which_nobody_comes_is_not_saved_up() -> None:
     spacing = Spacing(10.0)
     spacing.start(1, 100.0)
