@@ -112,6 +112,19 @@ def test_importing_the_package_and_asking_for_help_import_nothing_heavy() -> Non
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_a_run_without_a_filter_does_not_load_the_database(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "Say yes."}\n')
+    script = (
+        "import sys, batchrun\n"
+        f"job = batchrun.load_job({str(rows)!r}, {{'request.model': 'm', 'output.path': {str(tmp_path / 'run')!r}}})\n"
+        "assert batchrun.run(job, simulate=True).ok == 1\n"
+        "sys.exit('duckdb' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], check=False, timeout=HANG_S)
+    assert done.returncode == 0
+
+
 @pytest.mark.parametrize("chosen", [None, *pa.supported_memory_backends()])
 def test_the_command_takes_arrows_memory_from_the_system_unless_told_otherwise(
     chosen: str | None,

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec import Struct
@@ -32,12 +33,14 @@ from batchrun.pricing.prices import Prices, check_prices
 from batchrun.records import NOTHING_SENT_AGAIN, Layout, Pilot, Request, Resend, RunRecord
 from batchrun.runner.output_place import refuse_place, refuse_scheme
 from batchrun.runner.resume import Resumed, match_rows
-from batchrun.runner.row_filter import RowFilter
 from batchrun.store.columns import layout_of
 from batchrun.store.parts import count_rows
 from batchrun.store.reading import read_unknown_usd
 from batchrun.store.run_dir import SCHEMA_VERSION, RunDir
 from batchrun.version import VERSION
+
+if TYPE_CHECKING:
+    from batchrun.runner.row_filter import RowFilter
 
 
 def stored_input(
@@ -225,7 +228,11 @@ def make_plan(
         doing(f"reading {source.spec}, {plural(rows, 'row')} so far")
 
     doing(f"reading {source.spec}")
-    where = None if job.input.where is None else RowFilter(job.input.where)
+    where = None
+    if job.input.where is not None:
+        from batchrun.runner.row_filter import RowFilter  # noqa: PLC0415 - DuckDB: 13 MB
+
+        where = RowFilter(job.input.where)
     record = run_dir.record if run_dir else None
     hash_rule = record.hash_rule if record else HASH_RULE
     prompts = PromptSet(source, job.input, job.request, hash_rule)
@@ -304,7 +311,7 @@ def make_plan(
 
 
 def _fitting(
-    where: RowFilter | None, prompts: PromptSet, survey: Survey, doing: Callable[[str], None]
+    where: "RowFilter | None", prompts: PromptSet, survey: Survey, doing: Callable[[str], None]
 ) -> tuple[Survey, bytearray | None]:
     """The survey without the problems of rows that `where` leaves out, and marks of these rows.
 
