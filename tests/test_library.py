@@ -117,7 +117,8 @@ def test_a_run_without_a_filter_does_not_load_the_database(tmp_path: Path) -> No
     rows.write_text('{"prompt": "Say yes."}\n')
     script = (
         "import sys, batchrun\n"
-        f"job = batchrun.load_job({str(rows)!r}, {{'request.model': 'm', 'output.path': {str(tmp_path / 'run')!r}}})\n"
+        f"set = {{'request.model': 'm', 'output.path': {str(tmp_path / 'run')!r}}}\n"
+        f"job = batchrun.load_job({str(rows)!r}, set)\n"
         "assert batchrun.run(job, simulate=True).ok == 1\n"
         "sys.exit('duckdb' in sys.modules)\n"
     )
