@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     import pyarrow.dataset
 
+    from batchrun.evals.score_run import score
     from batchrun.job.job_file import load_job
     from batchrun.job.sections import Job
     from batchrun.progress.summary import Summary
@@ -57,6 +58,7 @@ __all__ = [
     "open_run",
     "run",
     "run_async",
+    "score",
 ]
 
 
@@ -66,6 +68,7 @@ _HOMES = {
     "StopSwitch": "runner.ending",
     "Summary": "progress.summary",
     "load_job": "job.job_file",
+    "score": "evals.score_run",
 }
 
 

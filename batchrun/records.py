@@ -509,3 +509,4 @@ class RunRecord(Struct, frozen=True):
     again: int = 0  # rows that have an outcome and are still to be sent again, as the command asked
     met_error: str | None = None  # in which many rows agreed when the last command stopped
     sampled: Pilot | None = None  # random rows of `--sample-rows`, the first N of which are meant
+    imported: bool = False  # its answers were produced elsewhere; it cannot be run

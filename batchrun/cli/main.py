@@ -20,6 +20,8 @@ _COMMANDS = {
     "show": ("look", "Show one row in readable form."),
     "cost": ("cost", "Show what runs cost, or would have cost elsewhere."),
     "report": ("report", "Summarise a run, in tables or as an HTML page."),
+    "import": ("import_", "Make a run of answers produced elsewhere."),
+    "score": ("score", "Score the answers of a run."),
     "sql": ("sql", "Answer a query in SQL over the rows of runs."),
     "export": ("export", "Write all rows into one file: JSON Lines, CSV, Batch."),
     "verify": ("verify", "Prove from its files that a run is complete."),
@@ -39,7 +41,8 @@ Examples:
 def find_command(name: str) -> click.Command:
     """The command of this name, imported."""
     module, _ = _COMMANDS[name]
-    found: click.Command = getattr(import_module(f"batchrun.cli.{module}"), name)
+    home = import_module(f"batchrun.cli.{module}")
+    found: click.Command = getattr(home, module if name == "import" else name)
     return found
 
 

@@ -32,9 +32,9 @@ Examples:
 def sql(run_paths: tuple[Path, ...], query: str, form: str) -> None:
     """Answer a query in SQL (DuckDB's) over the rows of runs, with those in the journal.
 
-    The tables are responses, tool_calls, attempts (a row for each attempt), turns and scores (both
-    empty today). The column run says which run a row is of. A query reads, and changes nothing; it
-    can join files of this machine.
+    The tables are responses, tool_calls, attempts (a row for each attempt), scores (a row for each
+    score), and turns (empty today). The column run says which run a row is of. A query reads, and
+    changes nothing; it can join files of this machine.
     """
     from batchrun.formats.printable import printable
     from batchrun.reports.query import query_runs

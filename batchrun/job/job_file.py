@@ -19,19 +19,22 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from batchrun.errors import JobError
+from batchrun.formats.json_text import as_utf8
 from batchrun.formats.printable import nearest
 from batchrun.job.credentials import refuse_keys
+from batchrun.job.scorer_sections import KINDS, JsonJob, PythonJob, ScorerJob
 from batchrun.job.sections import DEFAULT_KEY_ENV, STDIN, EndpointJob, Job, PriceJob
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
 _PRICE_TABLES = ("pricing", "aliases")
-_TABLES = tuple(name for name in Job.__struct_fields__ if name != "name")
+_TABLES = tuple(name for name in Job.__struct_fields__ if name not in ("name", "file"))
 _ENDINGS = (
     *(".jsonl", ".ndjson", ".json", ".parquet", ".toml"),
     *(".gz", ".zst", ".bz2", ".xz"),
 )
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _UNKNOWN = re.compile(r"Object contains unknown field `([^`]*)")
+_MISSING = re.compile(r"Object missing required field `([^`]*)")
 Section = TypeVar("Section", bound=Struct)
 Pricing = Mapping[str, PriceJob]  # by the model's name
 Aliases = Mapping[str, str]  # a gateway's name to the price list's
@@ -61,7 +64,10 @@ def load_job(source: str | Path, settings: Mapping[str, Any] | None = None) -> J
     tree["endpoint"] = {"base_url": url, **tree.get("endpoint", {})}
     pricing, aliases = _read_prices(tree, where)
     tree |= {"name": _name_of(source), "pricing": pricing, "aliases": aliases}
+    scorers = read_scorers(tree.pop("scorers", []), where, Path(source).parent)
     job = _read_section(tree, Job, where)
+    if source.endswith(".toml"):
+        job = replace(job, scorers=scorers, file=as_utf8(str(Path(source).resolve())))
     for word in ("stream", "background"):
         if word in job.request:
             raise JobError(f"{where}: request.{word} is set by batchrun itself; take it out")
@@ -227,8 +233,50 @@ def _check_tables(tree: Mapping[str, Any], known: Collection[str], where: str) -
     for name, table in tree.items():
         if name not in known:
             raise JobError(f"{where}: unknown section [{name}]; {nearest(name, known)}")
-        if not isinstance(table, dict):
+        if not isinstance(table, dict) and name != "scorers":
             raise JobError(f"{where}: {name} must be a table: write [{name}]")
+
+
+def load_scorers(path: Path) -> tuple[ScorerJob, ...]:
+    """`[[scorers]]` of a job file, or of a file of their own. Raises `JobError`."""
+    tree = _read_toml(path)
+    refuse_keys(tree, str(path))
+    _check_tables(tree, _TABLES, str(path))
+    return read_scorers(tree.get("scorers", []), str(path), path.parent)
+
+
+def read_scorers(tables: Any, where: str, folder: Path) -> tuple[ScorerJob, ...]:
+    """The scorers, with paths in full that are relative to `folder`. Raises `JobError`."""
+    if not isinstance(tables, list) or not all(isinstance(one, dict) for one in tables):
+        raise JobError(f"{where}: scorers must be a list of tables: write [[scorers]]")
+    scorers: list[ScorerJob] = []
+    for number, table in enumerate(tables, 1):
+        kind = table.get("kind")
+        what = f"{where}: [[scorers]] {number}"
+        if kind not in KINDS:
+            said = f"kind {kind!r} is not known" if "kind" in table else "it has no kind"
+            raise JobError(f"{what}: {said}; {nearest(str(kind), KINDS)}")
+        named = {"name": kind, **table}
+        scorer = _in_full(_read_section(named, KINDS[kind], f"{what} ({named['name']})"), folder)
+        if any(scorer.name == one.name for one in scorers):
+            raise JobError(
+                f"{what}: there is another scorer {scorer.name!r}; give each a name of its own"
+            )
+        scorers.append(scorer)
+    return tuple(scorers)
+
+
+def _in_full(scorer: ScorerJob, folder: Path) -> ScorerJob:
+    """With its paths in full: they are read from another folder later."""
+    targets = scorer.targets
+    if targets is not None:
+        path = str((folder / targets.file).resolve())
+        scorer = replace(scorer, targets=replace(targets, file=path))
+    if isinstance(scorer, JsonJob) and isinstance(scorer.schema, str):
+        return replace(scorer, schema=str((folder / scorer.schema).resolve()))
+    if isinstance(scorer, PythonJob):
+        return replace(scorer, function=str((folder / scorer.function).resolve()))
+    return scorer
 
 
 def _read_section(table: Mapping[str, Any], kind: type[Section], where: str) -> Section:
@@ -244,6 +292,8 @@ def _read_section(table: Mapping[str, Any], kind: type[Section], where: str) -> 
         if unknown := _UNKNOWN.match(problem):
             name = f"{path}.{unknown[1]}" if path else unknown[1]
             problem = f"unknown key {name}; {nearest(unknown[1], hint.__struct_fields__)}"
+        elif missing := _MISSING.match(problem):
+            problem = f"{path}.{missing[1]} is missing" if path else f"{missing[1]} is missing"
         elif expected := _expected(hint):
             problem = f"{path} is {value!r}; it must be {expected}"
         elif path:

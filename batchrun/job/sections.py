@@ -13,6 +13,7 @@ from msgspec import Meta, Struct, field
 
 from batchrun.errors import ErrorKind
 from batchrun.formats.printable import nearest
+from batchrun.job.scorer_sections import ScorerJob
 
 DEFAULT_KEY_ENV = "OPENAI_API_KEY"
 STDIN = "-"
@@ -163,3 +164,5 @@ class Job(Struct, frozen=True, forbid_unknown_fields=True):
     request: dict[str, Any] = field(default_factory=dict)  # body defaults, some of them templates
     pricing: dict[str, PriceJob] = field(default_factory=dict)  # by the model's name
     aliases: dict[str, str] = field(default_factory=dict)  # a gateway's name to the price list's
+    scorers: tuple[ScorerJob, ...] = ()
+    file: str | None = None  # the job file, in full

@@ -30,8 +30,14 @@ from batchrun.reports.sql import (
     select_of,
     unreadable,
 )
-from batchrun.store.columns import KEY, NO_COLUMNS, own_columns, response_schema
-from batchrun.store.files import RESPONSES, TABLES
+from batchrun.store.columns import (
+    KEY,
+    NO_COLUMNS,
+    own_columns,
+    response_schema,
+    score_schema,
+)
+from batchrun.store.files import RESPONSES, SCORES, SCORES_FILE, TABLES
 
 _MEMORY = "400MB"  # what goes beyond is written to disk
 _LOCKED = ("python_enable_replacements = false", "lock_configuration = true")
@@ -62,26 +68,16 @@ FROM responses
 
 
 def _later_tables() -> Mapping[str, pa.Schema]:
-    """Tables that runs do not have yet: empty, with the columns that they will have."""
+    """Tables that runs do not have yet, or lack: empty, with the columns that they will have."""
     known = {field.name: field for field in response_schema(NO_COLUMNS)}
-    key = [pa.field(_RUN, pa.string()), *(known[name] for name in ("row", *KEY))]
+    run = pa.field(_RUN, pa.string())
+    key = [run, *(known[name] for name in ("row", *KEY))]
     tokens = [name for name in known if name.endswith("_tokens")]
     times = ["started_at", "finished_at", "latency_s", "first_token_s"]
     answer = ["response_id", "status", "output", "output_text", "tool_call_count", *tokens]
     answer += ["usage", "cost_usd", "priced_as", "attempts", *times, "request_hash"]
     turns = [*key, pa.field("turn", pa.int32()), *(known[name] for name in answer)]
-    texts = ["scorer", "scorer_version", "metric"], ["answer", "target", "reason", "explanation"]
-    more = ["metadata", "input_hash", "response_id", "judge_response_id"]
-    scores = [
-        *key,
-        *(pa.field(name, pa.string()) for name in texts[0]),
-        pa.field("value", pa.float64()),
-        pa.field("passed", pa.bool_()),
-        *(pa.field(name, pa.string()) for name in (*texts[1], *more)),
-        pa.field("judge_cost_usd", pa.float64()),
-        pa.field("scored_at", known["started_at"].type),
-    ]
-    return {"turns": pa.schema(turns), "scores": pa.schema(scores)}
+    return {"turns": pa.schema(turns), SCORES: pa.schema([run, *score_schema()])}
 
 
 def query_runs(
@@ -157,7 +153,7 @@ def _run(paths: Sequence[Path], files: Sequence[Files], wrapped: str, stored: Pa
         database.execute(f"SET memory_limit = '{_MEMORY}'")
         database.execute("SET TimeZone = 'UTC'")
         try:
-            columns = _add_views(database, files, names)
+            columns = _add_views(database, paths, files, names)
         except duckdb.Error as error:
             raise unreadable(_damaged(error, paths, files) or paths[0], error) from error
         # From here on nothing can be set, loaded, or reached but the files of this machine.
@@ -226,7 +222,10 @@ def _run_names(paths: Sequence[Path]) -> list[str]:
 
 
 def _add_views(
-    database: duckdb.DuckDBPyConnection, files: Sequence[Files], names: Sequence[str]
+    database: duckdb.DuckDBPyConnection,
+    paths: Sequence[Path],
+    files: Sequence[Files],
+    names: Sequence[str],
 ) -> dict[str, list[str]]:
     """The tables, each with the column `run`; their names and columns. Raises `duckdb.Error`."""
     as_text = _disagreeing([one.responses.schema for one in files])
@@ -236,14 +235,26 @@ def _add_views(
             own: TableFiles = getattr(one, table)
             select = select_of(own, database, f"_{at}")
             every = _every(own.schema.names, as_text if table == RESPONSES else ())
-            run = name.encode("utf-8", "replace").decode().replace("'", "''")
-            pieces.append(f"SELECT '{run}' AS {_RUN}, {every} FROM ({select})")  # noqa: S608
+            pieces.append(f"SELECT {_text(name)} AS {_RUN}, {every} FROM ({select})")  # noqa: S608
         database.execute(f"CREATE TEMP VIEW {table} AS {' UNION ALL BY NAME '.join(pieces)}")
     database.execute(f"CREATE TEMP VIEW attempts AS {_ATTEMPTS}")
     for table, schema in _later_tables().items():
         database.register(table, schema.empty_table())
+    scores = [
+        f"SELECT {_text(name)} AS {_RUN}, * FROM read_parquet({_text(pattern_of(file))})"  # noqa: S608
+        for path, name in zip(paths, names, strict=True)
+        for file in sorted((path / SCORES).glob(f"*/{SCORES_FILE}"))
+    ]
+    if scores:
+        database.unregister(SCORES)
+        database.execute(f"CREATE TEMP VIEW {SCORES} AS {' UNION ALL BY NAME '.join(scores)}")
     tables = (*TABLES, "attempts", *_later_tables())
     return {table: database.sql(f"SELECT * FROM {table}").columns for table in tables}  # noqa: S608
+
+
+def _text(name: str) -> str:
+    """The name as text in SQL."""
+    return "'" + name.encode("utf-8", "replace").decode().replace("'", "''") + "'"
 
 
 def _every(names: Sequence[str], as_text: Sequence[str]) -> str:

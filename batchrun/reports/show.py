@@ -162,7 +162,7 @@ def _head(row: JsonObject) -> Iterator[str]:
         "cost": _cost(row),
         "times": _times(row),
         "ids": ", ".join(f"{name} {value}" for name, value in ids.items() if value),
-        "endpoint": f"{row['endpoint']}, {row['via']}",
+        "endpoint": "" if _is_imported(row) else f"{row['endpoint']}, {row['via']}",
     }.items():
         if words:
             yield f"  {name + ':':<10}{one_line(words)}"
@@ -171,6 +171,11 @@ def _head(row: JsonObject) -> Iterator[str]:
         yield "  carried:"
     for name, value in carried.items():
         yield f"    {one_line(name)}: {'-' if value is None else one_line(str(value))}"
+
+
+def _is_imported(row: JsonObject) -> bool:
+    """Whether the answer was produced elsewhere: nothing was sent, and nowhere."""
+    return row["endpoint"] is None
 
 
 def _outcome(row: JsonObject) -> str:
@@ -248,7 +253,9 @@ def _conversation(row: JsonObject) -> Iterator[str]:
             yield f"  {line}" if line else ""
     if row["request"] is None:
         yield ""
-        if row["error_kind"] == ErrorKind.INVALID_ROW:
+        if _is_imported(row):
+            yield "(imported: the answer was produced elsewhere)"
+        elif row["error_kind"] == ErrorKind.INVALID_ROW:
             yield "(there is no request: none can be made of the row)"
         else:
             yield "(the request is not stored: output.store_request)"
@@ -274,6 +281,8 @@ def _calls(row: JsonObject) -> Iterator[str]:
 
 def _attempts(row: JsonObject) -> Iterator[str]:
     attempts = row["attempts"]
+    if _is_imported(row):
+        return
     yield ""
     if not attempts:
         yield "never sent"

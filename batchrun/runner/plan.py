@@ -60,6 +60,11 @@ def refuse_other_use(job: Job, run_dir: RunDir, *, simulate: bool) -> None:
     record = run_dir.record
     if record is None:
         return
+    if record.imported:
+        raise JobError(
+            f"{run_dir.path}: this run directory holds imported answers, to which nothing is sent; "
+            "choose another with -o"
+        )
     if record.simulated != simulate:
         was, now = ("simulated", "real") if record.simulated else ("real", "simulated")
         raise JobError(

@@ -41,6 +41,11 @@ def _tool_call_count(structs: _Structs) -> list[int | None]:
     return [None if one is _NO_ANSWER else len(one.tool_calls) for one in structs["answer"]]
 
 
+def _or_null(structs: _Structs, struct: str, field: str) -> list[Any]:
+    """Null for what is empty: imported answers were never asked."""
+    return [value or None for value in map(attrgetter(field), structs[struct])]
+
+
 class OwnColumn(NamedTuple):
     """A column that batchrun itself fills, or a field of the structs in one."""
 
@@ -97,8 +102,15 @@ _AFTER_CARRIED = (
     OwnColumn("model", pa.string(), "answer.model", repeats=True),
     OwnColumn("model_requested", pa.string(), "request.model", repeats=True),
     OwnColumn("service_tier", pa.string(), "answer.service_tier", repeats=True),
-    OwnColumn("endpoint", pa.string(), "outcome.endpoint", repeats=True),
-    OwnColumn("via", pa.string(), "outcome.via", repeats=True),
+    OwnColumn(
+        "endpoint",
+        pa.string(),
+        lambda structs: _or_null(structs, "outcome", "endpoint"),
+        repeats=True,
+    ),
+    OwnColumn(
+        "via", pa.string(), lambda structs: _or_null(structs, "outcome", "via"), repeats=True
+    ),
     OwnColumn("output_text", pa.string(), "answer.output_text"),
     OwnColumn("refusal", pa.string(), "answer.refusal"),
     OwnColumn("reasoning_summary", pa.string(), "answer.reasoning_summary"),
@@ -121,10 +133,8 @@ _AFTER_CARRIED = (
     OwnColumn("finished_at", _TIME, _finished_at),
     OwnColumn("latency_s", pa.float64(), "attempt.latency_s"),
     OwnColumn("first_token_s", pa.float64(), "outcome.first_token_s"),
-    OwnColumn(
-        "request", pa.string(), lambda structs: [one.body or None for one in structs["request"]]
-    ),
-    OwnColumn("request_hash", pa.string(), "request.hash"),
+    OwnColumn("request", pa.string(), lambda structs: _or_null(structs, "request", "body")),
+    OwnColumn("request_hash", pa.string(), lambda structs: _or_null(structs, "request", "hash")),
 )
 _TOOL_CALL = (
     *_ROW,
@@ -141,6 +151,25 @@ _TOOL_CALL = (
     OwnColumn("result", pa.string(), since=2),
     OwnColumn("result_error", pa.string(), since=2),
     OwnColumn("result_latency_s", pa.float64(), since=2),
+)
+# A row for each stored row and metric. The columns of a judge are null until there are judges.
+_SCORE = (
+    *_ROW,
+    OwnColumn("scorer", pa.string(), repeats=True),
+    OwnColumn("scorer_version", pa.string(), repeats=True),
+    OwnColumn("metric", pa.string(), repeats=True),
+    OwnColumn("value", pa.float64()),
+    OwnColumn("passed", pa.bool_()),
+    OwnColumn("answer", pa.string()),
+    OwnColumn("target", pa.string()),
+    OwnColumn("reason", pa.string(), repeats=True),
+    OwnColumn("explanation", pa.string()),
+    OwnColumn("metadata", pa.string()),
+    OwnColumn("input_hash", pa.string()),
+    OwnColumn("response_id", pa.string()),
+    OwnColumn("judge_response_id", pa.string()),
+    OwnColumn("judge_cost_usd", pa.float64()),
+    OwnColumn("scored_at", _TIME),
 )
 _OF_RESPONSES = {own.name: own for own in (*_BEFORE_CARRIED, *_AFTER_CARRIED)}
 _OF_TOOL_CALLS = {own.name: own for own in _TOOL_CALL}
@@ -203,6 +232,12 @@ def response_schema(layout: Layout, version: int = SCHEMA_VERSION) -> pa.Schema:
 def tool_call_schema(version: int = SCHEMA_VERSION) -> pa.Schema:
     """The schema of `tool_calls`."""
     return pa.schema(_fields(_TOOL_CALL, version), metadata={_VERSION_KEY: str(version)})
+
+
+@cache
+def score_schema() -> pa.Schema:
+    """The schema of `scores`."""
+    return pa.schema(_fields(_SCORE, SCHEMA_VERSION), metadata={_VERSION_KEY: str(SCHEMA_VERSION)})
 
 
 def _fields(columns: Sequence[OwnColumn], version: int) -> list[tuple[str, pa.DataType]]:

@@ -1,0 +1,63 @@
+"""`batchrun import`: a run made of answers that were produced elsewhere."""
+
+from pathlib import Path
+
+import click
+
+from batchrun.cli.once import OnceCommand
+
+_EPILOG = """\b
+Examples:
+  batchrun import answers.jsonl --id question_id --text output --target answer -o runs/theirs
+  batchrun import out.parquet --id id --text text --sample try --variant model -o runs/old
+  batchrun import batch_results.jsonl -o runs/batch
+"""
+
+
+@click.command("import", epilog=_EPILOG, cls=OnceCommand)
+@click.argument("source", metavar="FILE")
+@click.option("--id", metavar="COLUMN", help="Column that names the prompt.")
+@click.option("--text", metavar="COLUMN", help="Column with the answer's text.")
+@click.option("--target", metavar="COLUMN", help="Column with what is right; stored as target.")
+@click.option("--sample", metavar="COLUMN", help="Column that numbers answers to a prompt, from 0.")
+@click.option("--variant", metavar="COLUMN", help="Column that names the model or setting.")
+@click.option("--model", metavar="COLUMN", help="Column with the model that answered.")
+@click.option("--carry", metavar="COLUMN", multiple=True, help="Further column; repeatable.")
+@click.option(
+    "-o",
+    "--output",
+    metavar="DIR",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Run directory; a new one.",
+)
+def import_(
+    *,
+    source: str,
+    id: str | None,  # noqa: A002 - the option's name
+    text: str | None,
+    target: str | None,
+    sample: str | None,
+    variant: str | None,
+    model: str | None,
+    carry: tuple[str, ...],
+    output: Path,
+) -> None:
+    """Make a run of answers that were produced elsewhere, to be scored and compared.
+
+    FILE has a row for each answer (.jsonl, .parquet, …): name its columns. Without --text it holds
+    results of the Batch API. The rows are stored as completed answers; the run cannot be sent.
+    """
+    from batchrun.evals.import_answers import Columns, import_answers
+    from batchrun.formats.amounts import plural
+    from batchrun.formats.printable import printable
+
+    if text is not None and id is None:
+        raise click.UsageError("--text needs --id, the column that names the prompt")
+    if text is None and any((id, target, sample, variant, model, carry)):
+        raise click.UsageError("name the column with the answers: --text COLUMN")
+    columns = Columns(id, text, target, sample, variant, model, carry)
+    done = import_answers(source, columns, output)
+    not_ok = done.rows - done.ok
+    rest = f", {not_ok:,} of them not ok (empty, cut, refused or failed)" if not_ok else ""
+    click.echo(printable(f"{done.path}: {plural(done.rows, 'answer')} imported{rest}"))

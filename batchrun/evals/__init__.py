@@ -1,0 +1,1 @@
+"""Eval runs: answers scored, measured, compared and imported."""

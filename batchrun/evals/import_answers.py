@@ -1,0 +1,344 @@
+"""`batchrun import`: a run made of answers that were produced elsewhere.
+
+The run directory is written beside its place and renamed, so it is there whole or not at all.
+"""
+
+import os
+import platform
+import re
+import shutil
+import time
+from array import array
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from batchrun.dialects.responses import parse_response
+from batchrun.errors import InputError, JobError
+from batchrun.evals.batch_results import is_batch_result, read_batch_result
+from batchrun.formats.json_text import as_utf8, encode_json
+from batchrun.formats.printable import nearest
+from batchrun.inputs.carried import Carrier
+from batchrun.inputs.column_tally import ColumnTally
+from batchrun.inputs.identity import repeated_hashes
+from batchrun.inputs.parquet import ColumnUse
+from batchrun.inputs.requests import HASH_RULE
+from batchrun.inputs.rows import NO_COLUMNS, SourceRow, Unsendable
+from batchrun.inputs.sources import Source, SourceReader, find_source
+from batchrun.job.sections import InputJob
+from batchrun.records import (
+    Failure,
+    JsonObject,
+    Layout,
+    Outcome,
+    Request,
+    Response,
+    RowKey,
+    RunRecord,
+    Totals,
+)
+from batchrun.scoring.score import text_of
+from batchrun.store.columns import SCHEMA_VERSION, name_columns
+from batchrun.store.complete_rows import sum_totals
+from batchrun.store.parts import count_rows
+from batchrun.store.run_dir import RunDir
+from batchrun.store.snapshot import read_snapshot
+from batchrun.version import VERSION
+
+TARGET = "target"  # the carried column that is right
+_SHOWN = 10
+_VARIANT = re.compile(r"[A-Za-z0-9._:/@+-]{1,64}")
+_MOST_SAMPLE = (1 << 31) - 1
+_PART_ROWS, _PART_BYTES = 50_000, 64 << 20
+_STORED = 1_000  # rows at a time
+
+
+class Columns(Struct, frozen=True):
+    """Which columns of the file say what; null: none does."""
+
+    id: str | None = None
+    text: str | None = None
+    target: str | None = None
+    sample: str | None = None
+    variant: str | None = None
+    model: str | None = None
+    carry: tuple[str, ...] = ()
+
+    def named(self) -> dict[str, str]:
+        """The columns that are named, by their options."""
+        own = {name: getattr(self, name) for name in self.__struct_fields__ if name != "carry"}
+        return {name: column for name, column in own.items() if column is not None}
+
+
+class Imported(Struct, frozen=True):
+    """What came of it."""
+
+    path: Path
+    rows: int
+    ok: int
+
+
+def import_answers(source: str, columns: Columns, path: Path) -> Imported:
+    """Makes the run directory `path` of a file's rows.
+
+    Without `columns.text` the file holds results of the Batch API, one a line. Raises `JobError`,
+    `InputError`, `StoreError`; then there is no directory.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise JobError(f"{path} is there already; give a new directory with -o")
+    if as_utf8(str(path)) != str(path):
+        raise JobError("the run directory's name is not UTF-8, which Parquet needs; give -o DIR")
+    found = find_source(_input_job(source, columns))
+    answers = _Answers(found, columns, source)
+    layout = answers.survey()
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        totals = _write(temporary, path, answers, layout)
+        with suppress(FileNotFoundError):
+            path.rmdir()  # where it is empty
+        temporary.rename(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return Imported(path, totals.rows, totals.ok)
+
+
+def _input_job(source: str, columns: Columns) -> InputJob:
+    carry = [*([columns.target] if columns.target else []), *columns.carry]
+    return InputJob(source, carry=tuple(dict.fromkeys(carry)))
+
+
+class _Answers:
+    """The rows of a source as outcomes, read twice: `survey` comes first."""
+
+    def __init__(self, source: Source, columns: Columns, spec: str) -> None:
+        self.spec = spec
+        self.target = columns.target
+        self._columns, self._source = columns, source
+        self._job = _input_job(spec, columns)
+        self._reader = SourceReader(source)
+        self._used = frozenset(columns.named().values())
+        self._repeated: set[int] = set()  # hashes of keys that several rows may have
+        self._is_joined = columns.text is None  # ids are `ID|VARIANT|SAMPLE`, as an export has them
+        self.rows = 0
+
+    def survey(self) -> Layout:
+        """The carried columns; all rows were read. Raises `InputError`."""
+        tally = ColumnTally(self._job, NO_COLUMNS, None, self._used)
+        for file in self._source.files:
+            if file.kind == "parquet":
+                tally.add_file(file)
+        keys, problems = array("q"), list[str]()
+        used = None if self._columns.text is None else self._used
+        use = ColumnUse(used, tally.expected(), check_only=True, sizes=tally.sizes)
+        for row in self._reader.rows(use):
+            if row.data is None:
+                problems.append(f"{row}: {row.problem}")
+            else:
+                problem = tally.add(row, NO_COLUMNS)
+                key, wrong = self._key(row)
+                keys.append(hash(key))
+                if problem or wrong:
+                    problems.append(f"{row}: {problem or wrong}")
+            if len(problems) > _SHOWN:
+                break
+            self.rows += 1
+        self._check_columns(tally)
+        if problems:
+            more = "\n  and more" if len(problems) > _SHOWN else ""
+            lines = "".join(f"\n  {one}" for one in problems[:_SHOWN])
+            raise InputError(f"{self.spec}: rows that cannot be imported:{lines}{more}")
+        if not self.rows:
+            raise InputError(f"{self.spec}: no rows; there is nothing to import")
+        if self._is_joined:  # what was split may repeat
+            keys = array("q", (hash(self._key(row)[0]) for row in self._reader.rows(use)))
+        self._repeated = repeated_hashes(keys)
+        self._refuse_repeated(use)
+        return Layout(self._columns.id, tally.layout())
+
+    def _check_columns(self, tally: ColumnTally) -> None:
+        if not tally.columns:
+            return
+        named = [*self._columns.named().items(), *(("carry", one) for one in self._columns.carry)]
+        for option, column in named:
+            if column not in tally.columns:
+                raise InputError(
+                    f"{self.spec}: --{option} names the column `{column}`, which no row has; "
+                    f"{nearest(column, tally.columns, 'the columns')}"
+                )
+
+    def _refuse_repeated(self, use: ColumnUse) -> None:
+        if not self._repeated:
+            return
+        first: dict[RowKey, str] = {}
+        for row in self._reader.rows(use):
+            key, _ = self._key(row)
+            if hash(key) not in self._repeated:
+                continue
+            if key in first:
+                custom_id, sample, variant = key
+                of = f", sample {sample}" + (f", variant {variant}" if variant else "")
+                raise InputError(
+                    f"{self.spec}: two rows of the id {custom_id!r:.80}{of}: {first[key]} and "
+                    f"{row}. Where a prompt has several answers, name the column that tells them "
+                    "apart with --sample (numbers from 0) or --variant"
+                )
+            first[key] = str(row)
+
+    def _key(self, row: SourceRow) -> tuple[RowKey, str]:
+        """The row's key, and what is wrong with it."""
+        data, columns = row.data or {}, self._columns
+        if columns.text is None:
+            if not is_batch_result(data):
+                return ("", 0, None), (
+                    "no result of the Batch API (custom_id, response, error); for other files "
+                    "name their columns with --id and --text"
+                )
+            return self._split(data["custom_id"]), ""
+        wrong = ""
+        name = data.get(columns.id) if columns.id is not None else str(row.row)
+        if not isinstance(name, str | int) or isinstance(name, bool):
+            wrong = f"`{columns.id}` is {_in_words(name)}; it names the row: text or an integer"
+        sample = data.get(columns.sample, 0) if columns.sample else 0
+        if isinstance(sample, str) and sample.isdecimal():
+            sample = int(sample)
+        if isinstance(sample, float) and sample.is_integer():
+            sample = int(sample)
+        if (
+            not isinstance(sample, int)
+            or isinstance(sample, bool)
+            or not 0 <= sample <= _MOST_SAMPLE
+        ):
+            wrong = (
+                wrong or f"`{columns.sample}` is {_in_words(sample)}; a sample is a number from 0"
+            )
+            sample = 0
+        variant = data.get(columns.variant) if columns.variant else None
+        if variant is not None and not (isinstance(variant, str) and _VARIANT.fullmatch(variant)):
+            wrong = wrong or (
+                f"`{columns.variant}` is {_in_words(variant)}; a variant is 1 to 64 of A-Z a-z 0-9 "
+                ". _ : / @ + -"
+            )
+        return (text_of(name), sample, variant), wrong
+
+    def _split(self, custom_id: object) -> RowKey:
+        """`ID|VARIANT|SAMPLE` as its parts, where all ids are such."""
+        text = text_of(custom_id)
+        if self._is_joined:
+            name, _, rest = text.rpartition("|")
+            name, bar, variant = name.rpartition("|")
+            if bar and rest.isdecimal() and (not variant or _VARIANT.fullmatch(variant)):
+                return name, int(rest), variant or None
+            self._is_joined = False
+        return text, 0, None
+
+    def outcomes(self, layout: Layout) -> Iterator[Outcome]:
+        """Each row, as if it had been asked. Raises `InputError`."""
+        carrier = Carrier(layout, self._job, begun=False)
+        used = None if self._columns.text is None else self._used
+        for row in self._reader.rows(ColumnUse(used, carrier.columns, carrier.left_out)):
+            (custom_id, sample, variant), _ = self._key(row)
+            carried, problem = carrier.values(row, NO_COLUMNS)
+            if problem:
+                raise InputError(f"{row}: {problem}")
+            request = Request(
+                row.row, custom_id, row.source, b"", "", None, None, carried, sample, variant
+            )
+            yield Outcome(request, self._result(row, request), (), "", "")
+
+    def _result(self, row: SourceRow, request: Request) -> Response | Failure:
+        data, columns = row.data or {}, self._columns
+        if columns.text is None:
+            return read_batch_result(row.raw, request)
+        value = data.get(columns.text)
+        if isinstance(value, Unsendable):
+            value = value.text
+        model = data.get(columns.model) if columns.model else None
+        return answer_of_text(
+            None if value is None else text_of(value),
+            None if model is None else text_of(model),
+            request,
+        )
+
+
+def answer_of_text(text: str | None, model: str | None, request: Request) -> Response | Failure:
+    """A completed answer of this text."""
+    part: JsonObject = {"type": "output_text", "text": text, "annotations": []}
+    message = {"type": "message", "role": "assistant", "status": "completed", "content": [part]}
+    output = [] if text is None else [message]
+    body = {"object": "response", "status": "completed", "model": model, "output": output}
+    made = parse_response(encode_json(body), request)
+    assert isinstance(made, Response)  # noqa: S101 - it is our own
+    return made
+
+
+def _in_words(value: object) -> str:
+    if value is None:
+        return "null or missing"
+    return value.what if isinstance(value, Unsendable) else f"{text_of(value):.60}"
+
+
+def _write(temporary: Path, path: Path, answers: _Answers, layout: Layout) -> Totals:
+    shutil.rmtree(temporary, ignore_errors=True)
+    run_dir = RunDir.open(temporary)
+    try:
+        now_at = time.time_ns() // 1000
+        full = Path(answers.spec).resolve()
+        record = RunRecord(
+            schema_version=SCHEMA_VERSION,
+            hash_rule=HASH_RULE,
+            batchrun=VERSION,
+            python=platform.python_version(),
+            state="running",
+            command=None,
+            simulated=False,
+            source=as_utf8(os.path.relpath(full, path.resolve())),
+            source_path=as_utf8(str(full)),
+            job={},
+            layout=_as_stored(layout, answers.target),
+            store_request=False,
+            rows=answers.rows,
+            started_at=now_at,
+            updated_at=now_at,
+            imported=True,
+        )
+        run_dir.save(record)
+        run_dir.start(part_rows=_PART_ROWS, part_bytes=_PART_BYTES)
+        some: list[Outcome] = []
+        for outcome in answers.outcomes(layout):
+            some.append(outcome)
+            if len(some) >= _STORED:
+                _store(run_dir, some)
+                some = []
+        _store(run_dir, some)
+        run_dir.finish()
+        totals = read_snapshot(temporary, sum_totals)
+        run_dir.save(
+            replace(
+                record,
+                state="finished",
+                exit_code=0 if totals.ok == totals.rows else 4,
+                totals=totals,
+                parts=count_rows(temporary),
+                updated_at=time.time_ns() // 1000,
+            )
+        )
+    finally:
+        run_dir.close()
+    return totals
+
+
+def _as_stored(layout: Layout, target: str | None) -> Layout:
+    """The columns as the run calls them: nothing is read from the file again."""
+    columns = [TARGET if one.column == target else one.column for one in layout.columns]
+    pairs = zip(layout.columns, columns, name_columns(columns), strict=True)
+    renamed = (replace(one, column=column, name=name) for one, column, name in pairs)
+    return replace(layout, columns=tuple(renamed))
+
+
+def _store(run_dir: RunDir, outcomes: Sequence[Outcome]) -> None:
+    while outcomes:
+        outcomes = outcomes[run_dir.store_some(outcomes) :]

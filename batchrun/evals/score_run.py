@@ -1,0 +1,330 @@
+"""`batchrun score`: the answers of a run scored, and scored again where something changed.
+
+Scoring reads what the run has stored and sends nothing; the run may still be going on. All files
+are written before the first takes the place of an older one.
+"""
+
+import fcntl
+import hashlib
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import pyarrow as pa
+from msgspec import Struct
+
+from batchrun.errors import JobError
+from batchrun.evals.answers import (
+    Answer,
+    AnswerReader,
+    run_batches,
+    sorted_batches,
+    whole_groups,
+)
+from batchrun.evals.rules import (
+    Scorer,
+    make_scorer,
+    may_hang,
+    rule_version,
+    with_target,
+    written_target,
+)
+from batchrun.evals.score_files import OF_ROW, OldScores, ScoreFile, Tally, read_tallies
+from batchrun.evals.scoring_worker import VALUE, Scores, failed
+from batchrun.evals.worker_pool import WorkerPool
+from batchrun.formats.json_text import encode_json
+from batchrun.formats.printable import nearest
+from batchrun.job.job_file import load_scorers, read_scorers
+from batchrun.job.scorer_sections import PythonJob, ScorerJob
+from batchrun.records import RunRecord
+from batchrun.reports.sql import Files, connected, read_files, select_of
+from batchrun.scoring.score import BadTarget, Score
+from batchrun.store.files import SCORES, SCORES_FILE, storing
+from batchrun.store.reading import read_record
+from batchrun.store.snapshot import Snapshot, read_snapshot
+
+_LOCK = "lock"
+_SENT_ROWS = 256  # to a process at a time
+_HASH_DIGITS = 16
+
+
+class ScorerResult(Struct, frozen=True):
+    """What one scorer made of a run."""
+
+    name: str
+    path: Path  # of its scores
+    metrics: Mapping[str, Tally]
+    fresh: int  # rows that were scored now
+    raised: int  # of these, rows whose scorer raised
+
+
+def score(
+    run: str | Path,
+    scorers: str | Path | Sequence[Mapping[str, Any]] | None = None,
+    *,
+    only: Sequence[str] = (),
+    again: bool = False,
+) -> list[ScorerResult]:
+    """Scores the rows of a run directory that are stored so far.
+
+    `scorers`: a file with `[[scorers]]`, or tables as such a file has; null: those of the run's job
+    file, read again, or as they were if it is gone. `only`: the scorers of these names. Rows whose
+    rule and input are the same as before keep their scores, unless `again`. Raises `JobError`
+    (nothing is overwritten then), `InputError`, `StoreError`.
+    """
+    path = Path(run)
+    record = read_record(path)
+    jobs = _chosen(_scorers_of(record, scorers, path), only)
+    with ExitStack() as stack:
+        stack.enter_context(_alone(path / SCORES))
+        # What cannot be is known before anything is scored.
+        made = [stack.enter_context(_Scoring(one, record, path, again=again)) for one in jobs]
+        changed = [one.score() for one in made]
+        for one, is_new in zip(made, changed, strict=True):
+            if is_new:
+                one.file.commit()
+        return [one.result() for one in made]
+
+
+def _scorers_of(
+    record: RunRecord, given: str | Path | Sequence[Mapping[str, Any]] | None, run: Path
+) -> tuple[ScorerJob, ...]:
+    """Raises `JobError` where there are none."""
+    if isinstance(given, str | Path):
+        found = load_scorers(Path(given))
+        where = str(given)
+    elif given is not None:
+        found, where = read_scorers([*map(dict, given)], "scorers", Path()), "the list"
+    else:
+        file = record.job.get("file")
+        where = str(file) if file else f"the job of {run}"
+        if file and Path(file).is_file():
+            found = load_scorers(Path(file))
+        else:
+            found = read_scorers(record.job.get("scorers") or [], where, Path())
+    if not found:
+        raise JobError(
+            f"{where}: it has no [[scorers]]; write some there, or give a file: "
+            f"batchrun score {run} FILE.toml"
+        )
+    return found
+
+
+def _chosen(jobs: Sequence[ScorerJob], only: Sequence[str]) -> list[ScorerJob]:
+    names = [one.name for one in jobs]
+    for name in only:
+        if name not in names:
+            raise JobError(f"there is no scorer {name!r}; {nearest(name, names, 'scorers')}")
+    return [one for one in jobs if not only or one.name in only]
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """No other command scores this run. Raises `JobError` where one does, `StoreError`."""
+    with storing(folder, "make this directory"):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        with (folder / _LOCK).open("wb") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise JobError(
+                    f"{folder.parent}: another command scores it; wait until that has ended"
+                ) from None
+            except OSError:  # a file system without locks
+                pass
+            yield
+
+
+class _Scoring:
+    """One scorer at work on a run. Raises `JobError` where it cannot be."""
+
+    def __init__(self, job: ScorerJob, record: RunRecord, run: Path, *, again: bool) -> None:
+        self._job, self._record, self._run = with_target(job), record, run
+        self._reader = AnswerReader(job, record, run)
+        self._version = rule_version(job)
+        self._again = again
+        self._is_grouped = isinstance(job, PythonJob) and job.rows != "one"
+        path, now_at = run / SCORES / job.name / SCORES_FILE, time.time_ns() // 1000
+        self.file = ScoreFile(path, job.name, self._version, job.threshold, now_at)
+        self._pool: WorkerPool | None = None
+        self._score = None if may_hang(job) else make_scorer(job)
+
+    def __enter__(self) -> Self:
+        if self._score is None:
+            self._pool = WorkerPool(self._job)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.close()
+        self.file.drop()
+
+    def score(self) -> bool:
+        """Whether there is a new file, which does not count yet. `JobError`, `StoreError`."""
+        if self._is_grouped:
+            return read_files(self._run, self._scored_in_groups)
+        return read_snapshot(self._run, self._scored)
+
+    def result(self) -> ScorerResult:
+        return ScorerResult(
+            self._job.name,
+            self.file.path,
+            read_tallies(self.file.path),
+            self.file.fresh,
+            self.file.raised,
+        )
+
+    def _scored(self, now: Snapshot) -> bool:
+        old = self._begin()
+        batches = run_batches(now, self._record, self._reader.schema)
+        if self._pool is None:
+            assert self._score is not None  # noqa: S101 - made where there is no pool
+            for batch in batches:
+                self._score_here(self._changed(self._piece(batch), old), self._score)
+            return self.file.finish(old)
+        small = (
+            batch.slice(at, _SENT_ROWS)
+            for batch in batches
+            for at in range(0, batch.num_rows, _SENT_ROWS)
+        )
+        pieces = (self._changed(self._piece(batch), old) for batch in small)
+        self._score_in_processes(self._pool, ((piece, piece.to_score()) for piece in pieces))
+        return self.file.finish(old)
+
+    def _scored_in_groups(self, files: Files) -> bool:
+        old = self._begin()
+        assert isinstance(self._job, PythonJob)  # noqa: S101 - the caller has looked
+        assert self._pool is not None  # noqa: S101 - functions run in processes
+        by = ("custom_id", "variant", "sample")
+        if self._job.rows == "variants":
+            by = ("custom_id", "sample", "variant")
+        with connected(files.temporary) as database:
+            batches = sorted_batches(database, select_of(files.responses, database), by)
+            pieces = map(self._piece, whole_groups(batches, by[:2]))
+            groups = (self._changed_group(piece, old) for piece in pieces)
+            self._score_in_processes(
+                self._pool,
+                ((piece, [piece.to_score()] if piece.answered else []) for piece in groups),
+            )
+        return self.file.finish(old)
+
+    def _begin(self) -> OldScores:
+        """Also where it begins again, since a seal has replaced a part meanwhile."""
+        self.file.begin()
+        old = OldScores(self.file.path, "" if self._again else self._version)
+        self.file.know(old.metrics)
+        return old
+
+    def _piece(self, batch: pa.RecordBatch) -> "_Piece":
+        answers = self._reader.answers(batch)
+        unscored = zip(batch["status"].to_pylist(), batch["error_kind"].to_pylist(), strict=True)
+        items = [
+            Score(None, None, status, kind) if answer is None else answer
+            for answer, (status, kind) in zip(answers, unscored, strict=True)
+        ]
+        return _Piece(batch.select(OF_ROW), items, list(map(_input_hash, items)))
+
+    def _changed(self, piece: "_Piece", old: OldScores) -> "_Piece":
+        """The rows that have no score in `old`."""
+        if not old.is_current:
+            return piece
+        new = [at for at, key in enumerate(piece.keys()) if not old.keep(key)]
+        return piece if len(new) == len(piece.items) else piece.take(new)
+
+    def _changed_group(self, piece: "_Piece", old: OldScores) -> "_Piece":
+        """The rows of a group, or none where all of them are as they were."""
+        together = hashlib.sha256("".join(piece.hashes).encode()).hexdigest()[:_HASH_DIGITS]
+        piece = piece._replace(hashes=[together] * len(piece.hashes))
+        keys = list(piece.keys())
+        if old.is_current and all(map(old.has, keys)):
+            for key in keys:
+                old.keep(key)
+            return piece.take([])
+        return piece
+
+    def _score_here(self, piece: "_Piece", score: Scorer) -> None:
+        scores: list[Score] = []
+        for item in piece.items:
+            if type(item) is Score:
+                scores.append(item)
+                continue
+            try:
+                scores.append(score(*item))
+            except BadTarget as error:
+                raise self._bad_target(piece, len(scores), error) from None
+            except Exception as error:  # noqa: BLE001 - whatever it is costs one row
+                scores.append(failed(f"{type(error).__name__}: {error}"))
+        self.file.add_single(piece.rows, scores, piece.targets(), piece.hashes)
+
+    def _score_in_processes(
+        self, pool: WorkerPool, lists: Iterable[tuple["_Piece", Sequence[Any]]]
+    ) -> None:
+        for piece, made in pool.scores(lists):
+            if self._is_grouped and made:  # one result for each, or one that is for all
+                (of_group,) = made
+                made = [of_group] * piece.answered if isinstance(of_group, dict) else of_group  # noqa: PLW2901
+            results = iter(made)
+            scores: list[Scores] = []
+            for item in piece.items:
+                one = {VALUE: item} if type(item) is Score else next(results)
+                if isinstance(one, BadTarget):
+                    raise self._bad_target(piece, len(scores), one)
+                scores.append(one)
+            self.file.add(piece.rows, scores, piece.targets(), piece.hashes)
+
+    def _bad_target(self, piece: "_Piece", at: int, error: BadTarget) -> JobError:
+        row = piece.rows["custom_id"][at].as_py()
+        return JobError(
+            f"scorer {self._job.name}: row {row!r:.80}: {error}. Nothing is scored; correct it, or "
+            'give targets from a file: targets = { file = "labels.jsonl", id = "id", '
+            'column = "answer" }'
+        )
+
+
+class _Piece(NamedTuple):
+    """Some rows, with what is scored of each; rows without an answer have their score already."""
+
+    rows: pa.RecordBatch  # the columns `OF_ROW`
+    items: Sequence[Answer | Score]
+    hashes: Sequence[str]
+
+    def keys(self) -> Iterator[tuple[Any, ...]]:
+        """By which a score is found again."""
+        return zip(*(column.to_pylist() for column in self.rows.columns), self.hashes, strict=True)
+
+    def take(self, places: Sequence[int]) -> "_Piece":
+        return _Piece(
+            self.rows.take(pa.array(places, pa.int64())),
+            [self.items[at] for at in places],
+            [self.hashes[at] for at in places],
+        )
+
+    def to_score(self) -> list[Any]:
+        """What is sent to a process."""
+        return [tuple(item) for item in self.items if type(item) is not Score]
+
+    def targets(self) -> list[str | None]:
+        return [
+            None if type(item) is Score else written_target(item.target)  # type: ignore[union-attr]
+            for item in self.items
+        ]
+
+    @property
+    def answered(self) -> int:
+        """Of rows with an answer."""
+        return sum(type(item) is not Score for item in self.items)
+
+
+def _input_hash(item: Answer | Score) -> str:
+    """Of what is scored, or of why it is not."""
+    if type(item) is Score:
+        said = f"{item.reason} {item.explanation}"
+    else:
+        text, target, extra = item  # type: ignore[misc] # an answer
+        written = target if type(target) is str else encode_json(target).decode()
+        said = f"{len(text)} {text}{written}"
+        if extra is not None:
+            said = f"{said}\0{encode_json(extra).decode()}"
+    return hashlib.sha256(said.encode("utf-8", "replace")).hexdigest()[:_HASH_DIGITS]

@@ -1,0 +1,1 @@
+"""Scorers and statistics: functions on plain values, without I/O."""
