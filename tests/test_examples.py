@@ -201,14 +201,7 @@ def test_the_eval_job_carries_topic_and_answer_of_questions_jsonl(evaluated: Pat
     assert json.loads(request)["input"] == f"Topic: arithmetic\n\n{asked[0]['question']}"
 
 
-def test_score_answers_counts_each_row(evaluated: Path, tmp_path: Path) -> None:
-    said = script(tmp_path, "score_answers.py", evaluated, "--by", "topic").splitlines()
-    counts = {line.split(":")[0]: int(line.split()[3]) for line in said}
-    topics = dict(ask(evaluated, "SELECT topic, count(*) FROM responses GROUP BY topic"))
-    assert counts == {**topics, "all": 40}
-
-
-def test_score_answers_finds_the_right_ones(evaluated: Path, tmp_path: Path) -> None:
+def test_the_scorer_of_the_eval_job_finds_the_right_ones(evaluated: Path, tmp_path: Path) -> None:
     """The same request gets the same answer: half of the rows are told it beforehand."""
     known = dict(ask(evaluated, "SELECT custom_id, output_text FROM responses"))
     rows = rows_of("questions.jsonl")
@@ -217,41 +210,37 @@ def test_score_answers_finds_the_right_ones(evaluated: Path, tmp_path: Path) -> 
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (tmp_path / "questions.jsonl").write_text(text, encoding="utf-8")
     job = (JOBS / "eval_run.toml").read_text(encoding="utf-8").replace("../examples/", "")
+    # The simulator writes no line `Answer: …`.
+    job, count = re.subn('pattern = ".*"', 'pattern = "(?s)(.*)"', job)
+    assert count == 1
     (tmp_path / "job.toml").write_text(job, encoding="utf-8")
     batchrun(tmp_path, "run", "job.toml", "--simulate", "--quiet", "-o", "run")
-    assert script(tmp_path, "score_answers.py", "run") == "all: 20 of 40 right (50.0%)\n"
+    said = batchrun(tmp_path, "score", "run").stdout
+    assert "answer: 40 of 40 scored, mean 0.5, 20 passed" in said
 
 
-def test_score_answers_compares_what_texts_come_to(tmp_path: Path) -> None:
-    right = [
-        ("42", "6 times 7 makes 42.\nAnswer: 42"),
-        ("1024", "Answer: 1,024"),
-        ("so 2 + 2 = 4\n#### 4", "Answer: 4.0"),
-        ("Danube", "**Answer:** the river\nAnswer: danube."),
-        ("水", "水"),
-    ]
-    wrong = [
-        ("4", "Answer: 40"),
-        ("Danube", "Answer: Rhine, not the Danube"),
-        ("42", "Answer:"),
-        ("yes", ""),
-        ("yes", None),
-    ]
-    (tmp_path / "responses").mkdir()
-    with duckdb.connect() as connection:
-        connection.execute(
-            "CREATE TABLE rows (is_right VARCHAR, answer VARCHAR, output_text VARCHAR)"
-        )
-        for group, rows in (("right", right), ("wrong", wrong)):
-            told = [(group, *row) for row in rows]
-            connection.executemany("INSERT INTO rows VALUES (?, ?, ?)", told)
-        connection.table("rows").write_parquet(str(tmp_path / "responses" / "part.parquet"))
-    said = script(tmp_path, "score_answers.py", tmp_path, "--by", "is_right")
-    assert said.splitlines() == [
-        "right: 5 of 5 right (100.0%)",
-        "wrong: 0 of 5 right (0.0%)",
-        "all: 5 of 10 right (50.0%)",
-    ]
+@pytest.mark.parametrize(
+    ("answer", "text", "right"),
+    [
+        ("42", "6 times 7 makes 42.\nAnswer: 42", 1),
+        ("Danube", "**Thinking**\nAnswer: danube.", 1),
+        ("Danube", "Answer: Rhine, not the Danube", 0),
+        ("4", "Answer: 40", 0),
+        ("4", "Answer: -4", 0),
+        ("yes", "", 0),
+    ],
+)
+def test_the_pattern_of_the_eval_job_reads_the_last_line(
+    answer: str, text: str, right: int
+) -> None:
+    import tomllib
+
+    from batchrun.scoring.text_match import normaliser, regex
+
+    (scorer,) = tomllib.loads((JOBS / "eval_run.toml").read_text(encoding="utf-8"))["scorers"]
+    normalise = normaliser(ignore_case=scorer["ignore_case"])
+    found = regex(text, (answer,), re.compile(scorer["pattern"]), normalise=normalise)
+    assert found.value == right
 
 
 def test_the_cost_job_converts_chat_jsonl(estimated: Path) -> None:
