@@ -211,7 +211,7 @@ def test_the_scorer_of_the_eval_job_finds_the_right_ones(evaluated: Path, tmp_pa
     (tmp_path / "questions.jsonl").write_text(text, encoding="utf-8")
     job = (JOBS / "eval_run.toml").read_text(encoding="utf-8").replace("../examples/", "")
     # The simulator writes no line `Answer: …`.
-    job, count = re.subn('pattern = ".*"', 'pattern = "(?s)(.*)"', job)
+    job, count = re.subn('pattern = ".*"', 'pattern = "(?s)(.+)"', job)
     assert count == 1
     (tmp_path / "job.toml").write_text(job, encoding="utf-8")
     batchrun(tmp_path, "run", "job.toml", "--simulate", "--quiet", "-o", "run")

@@ -17,6 +17,7 @@ import pytest
 from batchrun.cli.main import batchrun, find_command
 from batchrun.errors import ErrorKind
 from batchrun.job.job_file import load_job
+from batchrun.job.scorer_sections import KINDS
 from batchrun.job.sections import TOLD_KINDS, Job, PriceJob
 from batchrun.progress.summary import Summary
 from batchrun.simulator.settings import Fault
@@ -158,10 +159,19 @@ def test_the_job_file_in_the_docs_is_read_and_has_each_key(tmp_path: Path) -> No
     load_job(tmp_path / "job.toml")
     tree = tomllib.loads(text)
     prices, aliases = tree.pop("pricing"), tree.pop("aliases")
+    assert [scorer.name for scorer in load_job(tmp_path / "job.toml").scorers] == [
+        scorer["name"] for scorer in tree.pop("scorers")
+    ]
     assert load_job(tmp_path / "job.toml").aliases == aliases
     assert {key for price in prices.values() for key in price} == set(PriceJob.__struct_fields__)
     told = {f"{name}.{key}" for name, table in tree.items() for key in table if name != "request"}
     assert told == job_keys()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_of_scorer_and_its_options_are_explained(kind: str) -> None:
+    told = quoted(section("evals", "Scoring"))
+    assert {kind, *KINDS[kind].__struct_fields__} <= told
 
 
 def test_the_defaults_in_the_docs_are_the_defaults(tmp_path: Path) -> None:

@@ -2,16 +2,14 @@
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
-from pathlib import Path
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import duckdb
 import msgspec
 import pyarrow as pa
 
 from batchrun.errors import InputError, JobError
+from batchrun.evals.answer_sources import AnswerSource
 from batchrun.evals.rules import is_structured, needs_target, takes_target, with_target
 from batchrun.formats.arrow import json_values
 from batchrun.formats.json_text import value_of
@@ -22,23 +20,14 @@ from batchrun.inputs.sources import SourceReader, find_source
 from batchrun.inputs.template import Defaults
 from batchrun.job.scorer_sections import ChoiceJob, PythonJob, ScorerJob, TargetsJob, ToolCallsJob
 from batchrun.job.sections import InputJob
-from batchrun.records import JsonObject, RunRecord
+from batchrun.records import JsonObject
 from batchrun.scoring.score import text_of
-from batchrun.store.columns import (
-    KEY,
-    new_names,
-    own_columns,
-    response_batch,
-    response_schema,
-)
-from batchrun.store.parts import SLICE_ROWS, opened
-from batchrun.store.snapshot import Snapshot
+from batchrun.store.columns import KEY, own_columns
 
 # Statuses of answers, which are the model's whatever they lack; all others have no score.
 ANSWERED = ("completed", "incomplete")
 _ALWAYS = ("row", *KEY, "status", "error_kind", "response_id")
 _SINGLE = re.compile(r"\{\{\s*([A-Za-z_]\w*)\s*\}\}")
-_BATCH_ROWS = 1_024  # of whole rows in memory
 _DEFAULT_TARGETS = ("target", "answer")
 
 
@@ -61,17 +50,16 @@ class OutputCall(msgspec.Struct):
 _decode_items = msgspec.json.Decoder(list[OutputCall]).decode
 
 
-class AnswerReader:
+class ScoringInputs:
     """Makes answers of batches of `responses`, as one scorer asks.
 
     Raises `JobError` where the run has no such column, or a template or a file of targets cannot be
     read.
     """
 
-    def __init__(self, job: ScorerJob, record: RunRecord, run: Path) -> None:
-        self._run, self._job = run, with_target(job)
-        self._schema = response_schema(record.layout, record.schema_version)
-        self._json = {one.name for one in record.layout.columns if one.type == "json"}
+    def __init__(self, job: ScorerJob, source: AnswerSource) -> None:
+        self._job, self._name = with_target(job), source.name
+        self._schema, self._json = source.schema, source.of_json
         self._where = f"scorer {job.name}"
         self._text = self._maker("input", self._job.input)
         self._targets: Mapping[str, Any] | None = None
@@ -138,7 +126,7 @@ class AnswerReader:
         if not needs_target(job):
             return None
         raise JobError(
-            f"{self._where}: the run {self._run} carries neither `target` nor `answer`; name the "
+            f"{self._where}: {self._name} carries neither `target` nor `answer`; name the "
             f'column that is right with target = "COLUMN" ({self._carried_in_words()}), or a file '
             'with targets = { file = "labels.jsonl", id = "id", column = "answer" }'
         )
@@ -298,7 +286,7 @@ def whole_rows(batch: pa.RecordBatch) -> list[JsonObject]:
     names = batch.schema.names
     rows = [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
     for row in rows:
-        row["tool_calls"] = tool_calls_of(row["output"])
+        row["tool_calls"] = tool_calls_of(row.get("output"))
     return rows
 
 
@@ -317,60 +305,6 @@ def tool_calls_of(output: str | None) -> list[JsonObject]:
         for position, item in enumerate(items if isinstance(items, list) else ())
         if isinstance(item, dict) and str(item.get("type")).endswith("_call")
     ]
-
-
-def run_batches(now: Snapshot, record: RunRecord, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    """All rows of `responses`, with the columns of `schema`, first those in parts. `StoreError`."""
-    layout = record.layout
-    for path in now.responses:
-        with opened(path) as part:
-            renamed = new_names(part.schema_arrow, layout)
-            of_part = {renamed.get(name, name): name for name in part.schema_arrow.names}
-        wanted = [of_part[name] for name in schema.names if name in of_part]
-        for batch in now.part_batches(path, wanted):
-            arrays = [
-                batch[of_part[one.name]].cast(one.type)
-                if one.name in of_part
-                else pa.nulls(batch.num_rows, one.type)
-                for one in schema
-            ]
-            yield pa.RecordBatch.from_arrays(arrays, schema=schema)
-    outcomes = now.outcomes()
-    while some := list(islice(outcomes, SLICE_ROWS)):
-        yield response_batch(
-            some,
-            layout,
-            record.schema_version,
-            store_request=record.store_request,
-            names=schema.names,
-        )
-
-
-def sorted_batches(
-    database: duckdb.DuckDBPyConnection, select: str, by: Sequence[str]
-) -> Iterator[pa.RecordBatch]:
-    """All rows of the query, in this order. Raises `duckdb.Error`."""
-    database.execute("SET TimeZone = 'UTC'")
-    result = database.sql(f"SELECT * FROM ({select}) ORDER BY {', '.join(by)}")  # noqa: S608
-    # Releases of DuckDB know the one or the other.
-    read = getattr(result, "to_arrow_reader", None) or result.fetch_arrow_reader
-    yield from read(_BATCH_ROWS)
-
-
-def whole_groups(batches: Iterable[pa.RecordBatch], by: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """The rows with the same values of these columns, which stand together, as a batch each."""
-    rest: pa.RecordBatch | None = None
-    for batch in batches:
-        whole = batch if rest is None else pa.concat_batches([rest, batch])
-        keys = list(zip(*(whole[name].to_pylist() for name in by), strict=True))
-        start = 0
-        for at in range(1, len(keys)):
-            if keys[at] != keys[start]:
-                yield whole.slice(start, at - start)
-                start = at
-        rest = whole.slice(start)
-    if rest is not None and rest.num_rows:
-        yield rest
 
 
 def read_targets(job: TargetsJob, where: str) -> dict[str, Any]:

@@ -6,23 +6,20 @@ are written before the first takes the place of an older one.
 
 import fcntl
 import hashlib
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, overload
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from msgspec import Struct
 
 from batchrun.errors import JobError
-from batchrun.evals.answers import (
-    Answer,
-    AnswerReader,
-    run_batches,
-    sorted_batches,
-    whole_groups,
-)
+from batchrun.evals.answer_sources import AnswerSource, Batches, RunAnswers, TableAnswers
+from batchrun.evals.answers import Answer, ScoringInputs
 from batchrun.evals.rules import (
     Scorer,
     make_scorer,
@@ -39,12 +36,12 @@ from batchrun.formats.printable import nearest
 from batchrun.job.job_file import load_scorers, read_scorers
 from batchrun.job.scorer_sections import PythonJob, ScorerJob
 from batchrun.records import RunRecord
-from batchrun.reports.sql import Files, connected, read_files, select_of
 from batchrun.scoring.score import BadTarget, Score
+from batchrun.store.columns import score_schema
 from batchrun.store.files import SCORES, SCORES_FILE, storing
 from batchrun.store.reading import read_record
-from batchrun.store.snapshot import Snapshot, read_snapshot
 
+Scorers = str | Path | Sequence[Mapping[str, Any]]  # a file, or tables as it has them
 _LOCK = "lock"
 _SENT_ROWS = 256  # to a process at a time
 _HASH_DIGITS = 16
@@ -60,27 +57,57 @@ class ScorerResult(Struct, frozen=True):
     raised: int  # of these, rows whose scorer raised
 
 
+@overload
+def score(run: pa.Table, scorers: Scorers) -> pa.Table: ...
+
+
+@overload
 def score(
     run: str | Path,
-    scorers: str | Path | Sequence[Mapping[str, Any]] | None = None,
+    scorers: Scorers | None = None,
     *,
     only: Sequence[str] = (),
     again: bool = False,
-) -> list[ScorerResult]:
-    """Scores the rows of a run directory that are stored so far.
+) -> list[ScorerResult]: ...
+
+
+def score(
+    run: str | Path | pa.Table,
+    scorers: Scorers | None = None,
+    *,
+    only: Sequence[str] = (),
+    again: bool = False,
+) -> list[ScorerResult] | pa.Table:
+    """Scores the rows of a run directory that are stored so far, or those of a table of answers.
 
     `scorers`: a file with `[[scorers]]`, or tables as such a file has; null: those of the run's job
     file, read again, or as they were if it is gone. `only`: the scorers of these names. Rows whose
-    rule and input are the same as before keep their scores, unless `again`. Raises `JobError`
-    (nothing is overwritten then), `InputError`, `StoreError`.
+    rule and input are the same as before keep their scores, unless `again`.
+
+    A table has `custom_id`, `output_text` and the columns that the scorers name, and perhaps
+    `sample`, `variant` and `status`; its scores are returned, with the columns of scores.parquet.
+
+    Raises `JobError` (nothing is overwritten then), `InputError`, `StoreError`.
     """
+    if isinstance(run, pa.Table):
+        jobs = _chosen(_declared(scorers or ()), only)
+        with tempfile.TemporaryDirectory(prefix="batchrun-") as folder:
+            results = _score(jobs, TableAnswers(run), Path(folder), again=True)
+            tables = [pq.read_table(one.path) for one in results]
+        return pa.concat_tables(tables) if tables else score_schema().empty_table()
     path = Path(run)
     record = read_record(path)
     jobs = _chosen(_scorers_of(record, scorers, path), only)
+    with _alone(path / SCORES):
+        return _score(jobs, RunAnswers(path, record), path / SCORES, again=again)
+
+
+def _score(
+    jobs: Sequence[ScorerJob], source: AnswerSource, folder: Path, *, again: bool
+) -> list[ScorerResult]:
     with ExitStack() as stack:
-        stack.enter_context(_alone(path / SCORES))
         # What cannot be is known before anything is scored.
-        made = [stack.enter_context(_Scoring(one, record, path, again=again)) for one in jobs]
+        made = [stack.enter_context(_Scoring(one, source, folder, again=again)) for one in jobs]
         changed = [one.score() for one in made]
         for one, is_new in zip(made, changed, strict=True):
             if is_new:
@@ -88,15 +115,18 @@ def score(
         return [one.result() for one in made]
 
 
-def _scorers_of(
-    record: RunRecord, given: str | Path | Sequence[Mapping[str, Any]] | None, run: Path
-) -> tuple[ScorerJob, ...]:
-    """Raises `JobError` where there are none."""
+def _declared(given: Scorers) -> tuple[ScorerJob, ...]:
+    """Raises `JobError`."""
     if isinstance(given, str | Path):
-        found = load_scorers(Path(given))
-        where = str(given)
-    elif given is not None:
-        found, where = read_scorers([*map(dict, given)], "scorers", Path()), "the list"
+        return load_scorers(Path(given))
+    return read_scorers([*map(dict, given)], "scorers", Path())
+
+
+def _scorers_of(record: RunRecord, given: Scorers | None, run: Path) -> tuple[ScorerJob, ...]:
+    """Raises `JobError` where there are none."""
+    if given is not None:
+        found = _declared(given)
+        where = str(given) if isinstance(given, str | Path) else "the list"
     else:
         file = record.job.get("file")
         where = str(file) if file else f"the job of {run}"
@@ -140,13 +170,13 @@ def _alone(folder: Path) -> Iterator[None]:
 class _Scoring:
     """One scorer at work on a run. Raises `JobError` where it cannot be."""
 
-    def __init__(self, job: ScorerJob, record: RunRecord, run: Path, *, again: bool) -> None:
-        self._job, self._record, self._run = with_target(job), record, run
-        self._reader = AnswerReader(job, record, run)
+    def __init__(self, job: ScorerJob, source: AnswerSource, folder: Path, *, again: bool) -> None:
+        self._job, self._source = with_target(job), source
+        self._reader = ScoringInputs(job, source)
         self._version = rule_version(job)
         self._again = again
         self._is_grouped = isinstance(job, PythonJob) and job.rows != "one"
-        path, now_at = run / SCORES / job.name / SCORES_FILE, time.time_ns() // 1000
+        path, now_at = folder / job.name / SCORES_FILE, time.time_ns() // 1000
         self.file = ScoreFile(path, job.name, self._version, job.threshold, now_at)
         self._pool: WorkerPool | None = None
         self._score = None if may_hang(job) else make_scorer(job)
@@ -164,8 +194,12 @@ class _Scoring:
     def score(self) -> bool:
         """Whether there is a new file, which does not count yet. `JobError`, `StoreError`."""
         if self._is_grouped:
-            return read_files(self._run, self._scored_in_groups)
-        return read_snapshot(self._run, self._scored)
+            assert isinstance(self._job, PythonJob)  # noqa: S101 - no other kind is
+            by = ("custom_id", "variant", "sample")
+            if self._job.rows == "variants":
+                by = ("custom_id", "sample", "variant")
+            return self._source.read_groups(by, self._scored_in_groups)
+        return self._source.read(self._reader.schema, self._scored)
 
     def result(self) -> ScorerResult:
         return ScorerResult(
@@ -176,9 +210,8 @@ class _Scoring:
             self.file.raised,
         )
 
-    def _scored(self, now: Snapshot) -> bool:
+    def _scored(self, batches: Batches) -> bool:
         old = self._begin()
-        batches = run_batches(now, self._record, self._reader.schema)
         if self._pool is None:
             assert self._score is not None  # noqa: S101 - made where there is no pool
             for batch in batches:
@@ -193,21 +226,13 @@ class _Scoring:
         self._score_in_processes(self._pool, ((piece, piece.to_score()) for piece in pieces))
         return self.file.finish(old)
 
-    def _scored_in_groups(self, files: Files) -> bool:
+    def _scored_in_groups(self, groups: Batches) -> bool:
         old = self._begin()
-        assert isinstance(self._job, PythonJob)  # noqa: S101 - the caller has looked
         assert self._pool is not None  # noqa: S101 - functions run in processes
-        by = ("custom_id", "variant", "sample")
-        if self._job.rows == "variants":
-            by = ("custom_id", "sample", "variant")
-        with connected(files.temporary) as database:
-            batches = sorted_batches(database, select_of(files.responses, database), by)
-            pieces = map(self._piece, whole_groups(batches, by[:2]))
-            groups = (self._changed_group(piece, old) for piece in pieces)
-            self._score_in_processes(
-                self._pool,
-                ((piece, [piece.to_score()] if piece.answered else []) for piece in groups),
-            )
+        pieces = (self._changed_group(self._piece(group), old) for group in groups)
+        self._score_in_processes(
+            self._pool, ((piece, [piece.to_score()] if piece.answered else []) for piece in pieces)
+        )
         return self.file.finish(old)
 
     def _begin(self) -> OldScores:

@@ -628,6 +628,33 @@ def test_from_the_library(run: Path) -> None:
         library.score(run, [{"kind": "exact"}], only=["exct"])
 
 
+def test_a_table_of_answers_is_scored(tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "custom_id": [1, 1, 2],
+            "sample": [0, 1, 0],
+            "output_text": ["4", "5", ""],
+            "answer": ["4", "4", "5"],
+            "status": ["completed", "completed", "failed"],
+        }
+    )
+    found = library.score(table, [{"kind": "number"}, {"kind": "exact"}])
+    assert found.schema.names == [*_COLUMNS]
+    rows = [
+        (one["scorer"], one["custom_id"], one["sample"], one["value"]) for one in found.to_pylist()
+    ]
+    assert rows == [
+        (scorer, custom_id, sample, value)
+        for scorer in ("number", "exact")
+        for custom_id, sample, value in (("1", 0, 1), ("1", 1, 0), ("2", 0, None))
+    ]
+    (tmp_path / "own.py").write_text("def score(rows): return len(rows)")
+    own = {"kind": "python", "function": str(tmp_path / "own.py:score"), "rows": "samples"}
+    assert library.score(table, [own])["value"].to_pylist() == [2, 2, None]
+    with pytest.raises(library.JobError, match="needs the column custom_id"):
+        library.score(pa.table({"id": [1]}), [{"kind": "exact"}])
+
+
 def test_another_command_that_scores_is_waited_for(
     run: Path, tmp_path: Path, batchrun: Command
 ) -> None:
