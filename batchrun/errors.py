@@ -35,9 +35,10 @@ class StopCause(StrEnum):
 
     QUOTA = "quota"  # the provider's: money or quota is used up
     KEY = "key"  # key, model or path is refused
-    BUDGET = "budget"  # limits.max_cost_usd
+    BUDGET = "budget"  # limits.max_cost_usd, or limits.max_cost_per_command_usd
     ENDPOINT = "endpoint"  # down, or refuses everything, for longer than is waited
     FAILURES = "failures"  # too many rows fail
+    TIME = "time"  # limits.stop_at
 
 
 class RunStopped(BatchrunError):  # noqa: N818 - an end foreseen, not a fault

@@ -428,6 +428,7 @@ class Earlier(Struct, frozen=True):
     attempts: tuple[Attempt, ...]
     cost_usd: float | None
     totals: Totals  # what it adds to the totals until it is replaced
+    row: int | None = None  # the number that the tables give it
 
 
 FAILED = ("failed", "no_answer", "cancelled")  # statuses of rows without an answer that were sent
@@ -475,6 +476,13 @@ class Estimated(Struct, frozen=True):
     high_usd: float | None
 
 
+class Judged(Struct, frozen=True):
+    """Rows whose outcomes an exit code has told."""
+
+    rows: int = 0
+    ok: int = 0
+
+
 class RunRecord(Struct, frozen=True):
     """`run.json`: what was asked, and how far the run has come. Never a secret."""
 
@@ -510,3 +518,5 @@ class RunRecord(Struct, frozen=True):
     met_error: str | None = None  # in which many rows agreed when the last command stopped
     sampled: Pilot | None = None  # random rows of `--sample-rows`, the first N of which are meant
     imported: bool = False  # its answers were produced elsewhere; it cannot be run
+    appends: bool = False  # inputs hold further rows only; rows that they lack stay
+    judged: Judged = Judged()  # rows that earlier commands ended with, which are not judged again

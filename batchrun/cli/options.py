@@ -32,13 +32,22 @@ _JOB_OPTIONS = (
     ("--rpm", "limits.requests_per_minute", "N", "Most requests a minute; by default adapted."),
     ("--tpm", "limits.tokens_per_minute", "N", "Most tokens a minute; by default adapted."),
     ("--max-cost", "limits.max_cost_usd", "USD", "Stop before the run directory costs more."),
+    (
+        "--max-cost-per-command",
+        "limits.max_cost_per_command_usd",
+        "USD",
+        "Stop before this command alone costs more.",
+    ),
     ("--max-failures", "limits.max_failures", "N|P%", "Stop at N failed rows, or P% of the last."),
+    ("--tolerate", "limits.tolerate", "N|P%", "Exit 0 although so many rows are not ok."),
+    ("--stop-at", "limits.stop_at", "TIME", "Send no more from then on: 06:30, a date, or 8h."),
     ("--give-up-after", "limits.give_up_after_s", "S", "Seconds the endpoint may be down."),
     ("--hedge", "limits.hedge", None, "Send second copies of the last slow rows."),
     ("--max-attempts", "retry.max_attempts", "N", "Most attempts for a row."),
     ("--timeout", "endpoint.timeout_s", "S", "Seconds for one attempt."),
     ("--idle-timeout", "endpoint.idle_timeout_s", "S", "Seconds of silence once text has begun."),
     ("--where", "input.where", "SQL", "Only rows for which this DuckDB expression holds."),
+    ("--append", "input.append", None, "SOURCE holds further rows only; others stay as they are."),
     ("--skip-bad-rows", "input.skip_bad_rows", None, "Store bad rows with status invalid."),
 )
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from batchrun.cli.options import RunOptions
 from batchrun.cli.output import say
-from batchrun.errors import BatchrunError, Interrupted
+from batchrun.errors import BatchrunError, Interrupted, RunStopped
 
 if TYPE_CHECKING:
     from batchrun.progress.display import Progress
@@ -85,7 +85,8 @@ def _send(options: RunOptions, pilot: int, said: "Planning") -> "Summary":
     try:
         with interpreter, asyncio.Runner(loop_factory=new_event_loop) as loop:
             return loop.run(main())
-    except Interrupted as end:  # before anything was sent: later it is a summary's `exit_code`
+    # Before anything was sent: later it is a summary's `exit_code`.
+    except (Interrupted, RunStopped) as end:
         say(f"{end}; nothing was sent\nnext: {options.command}")
         sys.exit(end.exit_code)
     except BatchrunError as error:

@@ -49,7 +49,7 @@ def local_executor(
     prices: Prices,
     in_flight: int,
     *,
-    budget: Budget | None,
+    budgets: Sequence[Budget],
     largest: Mapping[str, Largest],
     unfinished: Unfinished,
     had_answers: bool,
@@ -64,8 +64,7 @@ def local_executor(
     shared: list[Limit] = user_limits(
         in_flight, limits.requests_per_minute, limits.tokens_per_minute
     )
-    if budget is not None:
-        shared.append(budget)
+    shared += budgets
     patience = Patience(limits.outage_s, limits.unanswered_s, had_answers, met_before)
     per_minute = {"requests": limits.requests_per_minute, "tokens": limits.tokens_per_minute}
     given = [of for of, most in per_minute.items() if most is not None]
@@ -81,7 +80,7 @@ def local_executor(
         job.retry,
         prices,
         key_name=job.endpoint.api_key_env,
-        has_budget=budget is not None,
+        has_budget=bool(budgets),
         hedges=limits.hedge,
         unfinished=unfinished,
     )

@@ -155,7 +155,8 @@ class ColumnTally:
                 )
         partitions = dict(file.partitions)
         for name, kind in types.items():
-            if name in partitions and self._pinned is not None and name not in self.fixed:
+            is_new = self._pinned is not None and name not in self.fixed
+            if name in partitions and is_new and not self._is_listed(name):
                 continue  # a run of an earlier version, which did not see these columns
             seen = self.columns[name]
             seen.arrow.setdefault(kind, str(file))
@@ -170,13 +171,13 @@ class ColumnTally:
         """
         carry = self._carry
         found = {n: one for n, one in self.fixed.items() if carry is None or n in carry}
-        if self._pinned is not None:
-            return found
         names = [
             name
             for name, seen in self.columns.items()
             if name not in self._identity and (carry is None or name in carry) and seen.arrow
         ]
+        if self._pinned is not None:
+            names = [name for name in names if self._is_listed(name)]
         for name in names:
             united = unite([*self.columns[name].arrow])
             if name not in found and united is not None:
@@ -238,24 +239,33 @@ class ColumnTally:
 
     def layout(self) -> tuple[Column, ...]:
         """The carried columns with the types that hold all values. Raises `InputError`."""
-        if self._pinned is not None:
-            return self._pinned.columns
-        names = self.carried()
-        return tuple(
-            make_column(name, column, self._type(column))
-            for name, column in zip(name_columns(names), names, strict=True)
+        pinned = self._pinned.columns if self._pinned is not None else ()
+        known = [column.column for column in pinned]
+        new = self.carried() if self._pinned is None else self._new_columns()
+        names = name_columns([*known, *new])[len(known) :]
+        return (
+            *pinned,
+            *(make_column(name, one, self._type(one)) for name, one in zip(names, new, strict=True)),
         )
+
+    def _new_columns(self) -> list[str]:
+        """Columns that a run which has begun carries from now on, as they are carried by name."""
+        return [name for name in self.carried() if name in self.columns and self._is_listed(name)]
+
+    def _is_listed(self, name: str) -> bool:
+        """Whether it is carried by name, and the run has not carried it so far."""
+        return self._carry is not None and name in self._carry and name not in self.fixed
 
     def _note(self, name: str, seen: _Seen, source: SourceRow | SourceFile) -> None:
         """The column is carried; a run that has begun must know it."""
         if name in self._identity:
             return
-        if self._pinned is not None and name not in self.fixed:
+        if self._pinned is not None and name not in self.fixed and not self._is_listed(name):
             raise InputError(
                 f"{source}: column `{name}` is new; this run carries "
-                f"{', '.join(self.fixed) or 'none'} since it began, and its columns are fixed. "
-                f"List the columns to carry with {carry_options(tuple(self.fixed))}, or start a "
-                "new run directory with -o"
+                f"{', '.join(self.fixed) or 'none'} since it began. Carry it too, with null for "
+                f"the rows before, with {carry_options((*self.fixed, name))}; or leave it out with "
+                f"{carry_options(tuple(self.fixed))}; or start a new run directory with -o"
             )
         seen.carried = True
 

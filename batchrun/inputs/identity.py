@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from decimal import Decimal
 from typing import Any
+from zlib import crc32
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -43,6 +44,7 @@ class Identity(Struct, frozen=True):
     # After the number of a nameless row, so that ids from 1 to n and one broken line do not stop a
     # run that passes over bad rows. Empty where no name is such a number.
     bad_row_suffix: str = " (bad row)"
+    is_appended: bool = False  # rows of other sources stand beside these, so no number names one
 
     @property
     def consumed(self) -> frozenset[str]:
@@ -77,7 +79,12 @@ class Identity(Struct, frozen=True):
         """The same for a row that may be bad. Raises `InputError`."""
         with suppress(RowProblem):
             if row.data is not None:
-                return self.name(row)
+                name, named_by = self.name(row)
+                if not (self.is_appended and named_by in (BY_NUMBER, ODD_ID)):
+                    return name, named_by
+        if self.is_appended:  # a later source may have a file of the same name
+            mark = f" {crc32(row.raw.strip()):08x}" if row.raw else ""
+            return f"{row} (bad row{mark})", NAMELESS
         return f"{row.row}{self.bad_row_suffix}", NAMELESS
 
 
@@ -129,7 +136,9 @@ class RowNames(Struct):
                     "added at the end later, but not between others. Name a better column with "
                     "--id COLUMN"
                 )
-        if not identity.pinned:
+        if identity.is_appended:
+            self._refuse_numbers(warning, read)
+        elif not identity.pinned:
             identity = self._without_suffix(identity)
         if pair is not None:
             raise InputError(self._twice(pair, identity))
@@ -140,6 +149,19 @@ class RowNames(Struct):
                 "their number"
             )
         return identity, (warning,) if warning else ()
+
+    def _refuse_numbers(self, reason: str, read: ReadRows) -> None:
+        """Raises `InputError` where a row that may be sent has no name."""
+        found = (self.named_by.find(BY_NUMBER), self.named_by.find(ODD_ID))
+        numbered = [row for row in found if row >= 0]
+        if numbered:
+            row = next(read({min(numbered)}))
+            why = f" ({reason.partition(',')[0]})" if reason else ""
+            raise InputError(
+                f"--append needs rows with ids, and {row} has none{why}: numbers begin anew with "
+                "each input. Name a column that has an id in each row with --id COLUMN (id in "
+                "[input])"
+            )
 
     def _duplicate(self, identity: Identity, read: ReadRows) -> Pair | None:
         def named(numbers: set[int]) -> Iterator[NamedRow]:

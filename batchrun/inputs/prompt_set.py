@@ -87,10 +87,20 @@ class PromptSet:
     """
 
     def __init__(
-        self, source: Source, input_job: InputJob, request: JsonObject, hash_rule: int = HASH_RULE
+        self,
+        source: Source,
+        input_job: InputJob,
+        request: JsonObject,
+        hash_rule: int = HASH_RULE,
+        *,
+        is_appended: bool = False,
     ) -> None:
-        """`hash_rule`: by which the requests are hashed; that of the run, where it has begun."""
+        """`hash_rule`: by which the requests are hashed; that of the run, where it has begun.
+
+        `is_appended`: rows of other sources stand beside these, so that no number names one.
+        """
         check_types(input_job)
+        self._is_appended = is_appended
         if input_job.carry is None:
             input_job = replace(input_job, carry=source.carry)
         self._source = source
@@ -181,11 +191,14 @@ class PromptSet:
         self._hashes = found.hashes
         self._check_columns(tally, findings.body_fields)
         identity, warnings = names.prove(identity, self._rows)
-        layout = pinned or Layout(
-            id_column=identity.explicit or identity.fallback,
-            columns=tally.layout(),
-            bad_row_suffix=identity.bad_row_suffix,
-        )
+        if pinned is not None:
+            layout = replace(pinned, columns=tally.layout())
+        else:
+            layout = Layout(
+                id_column=identity.explicit or identity.fallback,
+                columns=tally.layout(),
+                bad_row_suffix=identity.bad_row_suffix,
+            )
         if pinned is None and len({file.kind for file in self._source.files}) > 1:
             self._check_again(layout, found)
         first, problems = self._examples(layout, found.is_bad)
@@ -281,7 +294,8 @@ class PromptSet:
         """The rule that names rows; as pinned where there is a layout."""
         explicit = self._job.id
         if layout is None:
-            return Identity(explicit, None if explicit else FALLBACK)
+            first = Identity(explicit, None if explicit else FALLBACK)
+            return replace(first, is_appended=self._is_appended)
         if explicit is not None and explicit != layout.id_column:
             was = f"column `{layout.id_column}`" if layout.id_column else "custom_id or number"
             raise InputError(
@@ -289,7 +303,13 @@ class PromptSet:
                 "since it began; leave id as it was, or start a new run directory with -o"
             )
         fallback = None if explicit else layout.id_column
-        return Identity(explicit, fallback, pinned=True, bad_row_suffix=layout.bad_row_suffix)
+        return Identity(
+            explicit,
+            fallback,
+            pinned=True,
+            bad_row_suffix=layout.bad_row_suffix,
+            is_appended=self._is_appended,
+        )
 
     def _check_columns(self, tally: ColumnTally, body_fields: set[str]) -> None:
         if not self._hashes:
@@ -305,7 +325,11 @@ class PromptSet:
         }
         for key, names in asked.items():
             for name in names:
-                if name not in known and not (key == "send" and name in body_fields):
+                # A run that has begun knows columns that further rows may lack.
+                is_carried = key in ("carry", "types") and self._has_begun and name in tally.fixed
+                if name not in known and not is_carried and not (
+                    key == "send" and name in body_fields
+                ):
                     raise InputError(
                         f"{self._source.spec}: {_OPTIONS[key]} ({key} in [input]) names the column "
                         f"`{name}`, which no row has; {nearest(name, known, 'the columns')}"

@@ -10,6 +10,7 @@ import re
 import tomllib
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
+from datetime import datetime, time
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 from urllib.parse import urlsplit
@@ -109,6 +110,9 @@ def _read_job_file(path: Path) -> dict[str, Any]:
         value = tree.setdefault(section, {}).get("path")
         if isinstance(value, str) and value != STDIN and "://" not in value:
             tree[section]["path"] = str(path.parent / value)
+    limits = tree.get("limits", {})
+    if isinstance(limits.get("stop_at"), datetime | time):  # TOML has values of its own for these
+        limits["stop_at"] = limits["stop_at"].isoformat()
     return tree
 
 

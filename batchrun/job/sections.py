@@ -6,6 +6,7 @@ Each setting has one name: `endpoint.timeout_s` is a key of the file, the same k
 
 import re
 import sys
+from datetime import datetime
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -14,6 +15,7 @@ from msgspec import Meta, Struct, field
 from batchrun.errors import ErrorKind
 from batchrun.formats.printable import nearest
 from batchrun.job.scorer_sections import ScorerJob
+from batchrun.job.stop_time import stop_time
 
 DEFAULT_KEY_ENV = "OPENAI_API_KEY"
 STDIN = "-"
@@ -45,6 +47,8 @@ Dollars = Annotated[float, Meta(ge=0)]
 Rate = Annotated[float, Meta(ge=0, le=sys.float_info.max)]
 _SHARE = r"^(100|[0-9]{1,2}(\.[0-9]+)?)%$"
 Share = Annotated[str, Meta(pattern=_SHARE, description="a share of the last rows such as '5%'")]
+# Of all rows that a command completes.
+ShareOfAll = Annotated[str, Meta(pattern=_SHARE, description="a share of the rows such as '1%'")]
 
 
 class InputJob(Struct, frozen=True, forbid_unknown_fields=True):
@@ -58,6 +62,7 @@ class InputJob(Struct, frozen=True, forbid_unknown_fields=True):
     format: Literal["jsonl", "parquet"] | None = None  # null: by the file's name
     skip_bad_rows: bool = False
     where: str | None = None  # a DuckDB expression: only rows for which it holds
+    append: bool = False  # it holds further rows only: complete rows that it lacks stay
 
 
 class EndpointJob(Struct, frozen=True, forbid_unknown_fields=True):
@@ -86,8 +91,11 @@ class LimitsJob(Struct, frozen=True, forbid_unknown_fields=True):
     concurrency: Count | Literal["auto"] = "auto"  # most requests in flight; auto: adapted
     requests_per_minute: Count | None = None  # null: as the server advertises, or inferred
     tokens_per_minute: Count | None = None
-    max_cost_usd: Dollars | None = None
+    max_cost_usd: Dollars | None = None  # of the run directory, over all commands
+    max_cost_per_command_usd: Dollars | None = None
     max_failures: Count | Share | None = None  # failed rows
+    tolerate: Annotated[int, Meta(ge=0)] | ShareOfAll | None = None  # rows that are not ok
+    stop_at: str | None = None  # when nothing more is sent: see `stop_time`
     give_up_after_s: Seconds | None = None  # how long an endpoint may be down; null: see below
     hedge: bool = False  # second copies for the last slow rows
 
@@ -105,6 +113,17 @@ class LimitsJob(Struct, frozen=True, forbid_unknown_fields=True):
     def max_failed_share(self) -> float | None:
         """`max_failures` as a share of the last rows; null where it is a count or not set."""
         return float(self.max_failures[:-1]) / 100 if isinstance(self.max_failures, str) else None
+
+    def tolerates(self, not_ok: int, rows: int) -> bool:
+        """Whether so many rows may be not ok of those that a command completed."""
+        most = 0 if self.tolerate is None else self.tolerate
+        if isinstance(most, str):
+            return not_ok * 100 <= float(most[:-1]) * rows
+        return not_ok <= most
+
+    def __post_init__(self) -> None:
+        if self.stop_at is not None:
+            stop_time(self.stop_at, datetime.now())  # noqa: DTZ005 - local, as the user means it
 
 
 class RetryJob(Struct, frozen=True, forbid_unknown_fields=True):

@@ -1,4 +1,4 @@
-"""A cap on dollars, for a whole run. No I/O; its sums are exact.
+"""A cap on dollars, for a run directory or for one command. No I/O; its sums are exact.
 
 What is known to be spent, what may have been spent, and what is reserved for attempts in flight
 never exceed the cap when an attempt starts.
@@ -22,9 +22,20 @@ class Budget:
     with nothing in flight it stops the run.
     """
 
-    def __init__(self, cap_usd: float, spent_usd: float | None, unknown_usd: float = 0.0) -> None:
-        """`spent_usd` and `unknown_usd` by earlier commands; null: nothing is known to be spent."""
+    def __init__(
+        self,
+        cap_usd: float,
+        spent_usd: float | None,
+        unknown_usd: float = 0.0,
+        *,
+        of_command: bool = False,
+    ) -> None:
+        """`spent_usd` and `unknown_usd` by earlier commands; null: nothing is known to be spent.
+
+        `of_command`: it is the cap of this command alone.
+        """
         self.cap_usd = cap_usd
+        self._of_command = of_command
         self.is_used_up = False  # it has stopped the run
         self.refused_usd = 0.0  # what the request reserves that it stopped at
         self._cap = int(min(cap_usd, 1e12) * _PARTS)  # a cap may be infinite
@@ -73,7 +84,7 @@ class Budget:
 
     def status(self, now_s: float) -> LimitStatus:
         used = (self._spent + self._unknown + self._reserved) / _PARTS
-        return LimitStatus("--max-cost", used, self.cap_usd, of="dollars")
+        return LimitStatus(self._option, used, self.cap_usd, of="dollars")
 
     def enough_usd(self, rows: int, rows_usd: float | None) -> float:
         """A cap with enough for so many more rows and one reservation, rounded up.
@@ -93,11 +104,23 @@ class Budget:
             if self._unknown
             else ""
         )
-        return (
-            f"the budget is used up ({usd(self.spent_usd)} of {usd(self.cap_usd)} are spent"
-            f"{unknown}, and the next request may cost up to {usd(dollars)}); raise --max-cost "
-            "(limits.max_cost_usd) and run again to go on"
+        is_used_up = (
+            f"is used up ({usd(self.spent_usd)} of {usd(self.cap_usd)} are spent{unknown}, and the "
+            f"next request may cost up to {usd(dollars)})"
         )
+        if self._of_command:
+            return (
+                f"the budget of this command {is_used_up}; run it again to go on with as much "
+                "again, or raise --max-cost-per-command (limits.max_cost_per_command_usd)"
+            )
+        return (
+            f"the budget {is_used_up}; raise --max-cost (limits.max_cost_usd) and run again to go "
+            "on"
+        )
+
+    @property
+    def _option(self) -> str:
+        return "--max-cost-per-command" if self._of_command else "--max-cost"
 
 
 def _parts(dollars: float) -> int:

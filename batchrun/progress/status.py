@@ -7,11 +7,14 @@ from pathlib import Path
 
 import msgspec
 
+from batchrun.job.stop_time import date_and_time
 from batchrun.progress.summary import RunCounters, Summary
 from batchrun.records import FAILED
 from batchrun.store import reading
 from batchrun.store.files import is_locked
 
+_STOPPED = 3  # exit code
+_STOP_AT = "--stop-at"
 _ESTIMATE_ONLY = ("--pilot", "--expect-output", "--models")  # options that `run` does not have
 
 
@@ -86,11 +89,26 @@ def next_command(
         return f"batchrun show {shlex.quote(str(path))} {shown}"
     if not exit_code or command is None:
         return None
+    if exit_code == _STOPPED:
+        command = _with_next_stop(command)
     if cap_usd is not None:
         return _with_option(command, "--max-cost", f"{cap_usd:.12f}".rstrip("0").rstrip("."))
     ended = {status for status, rows in statuses.items() if rows}
     only_failures = ended and ended <= set(FAILED)
     return _with_option(command, "--retry-failed") if only_failures else command
+
+
+def _with_next_stop(command: str) -> str:
+    """The command; of a date and time to stop at, which is past by then, the time of day alone."""
+    words = shlex.split(command)
+    end = words.index("--") if "--" in words else len(words)
+    for at, word in enumerate(words[:end]):
+        name, equals, value = word.partition("=")
+        if name == _STOP_AT and (equals or at + 1 < end):
+            moment = date_and_time(value if equals else words[at + 1])
+            if moment is not None:
+                return _with_option(command, _STOP_AT, moment.astimezone().strftime("%H:%M"))
+    return command
 
 
 def run_command(words: Sequence[str]) -> str:

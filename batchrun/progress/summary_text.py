@@ -46,8 +46,8 @@ def render_end(summary: Summary, path: Path) -> str:
             f"  python -c \"import pandas; print(pandas.read_parquet('{responses}'))\"",
         ]
     if summary.message:
-        is_limit = summary.state == "limited"
-        lines.append(summary.message if is_limit else f"why: {summary.message}")
+        is_end = summary.state in ("limited", "finished")
+        lines.append(summary.message if is_end else f"why: {summary.message}")
     if summary.next_command:
         lines += [f"next step: {_next_step(summary)}", f"next: {summary.next_command}"]
     return printable("\n".join(lines))
@@ -69,6 +69,8 @@ def render_status(summary: Summary, path: Path) -> str:
     name, message = "why", summary.message
     if message and summary.state == "limited":
         name, _, message = message.partition(": ")
+    elif summary.state == "finished":
+        name = "note"
     words = {
         "state": summary.state,
         "rows": f"{summary.rows:,}",

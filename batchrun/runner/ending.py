@@ -5,7 +5,7 @@ the run's state is, which exit code it has, and why; the order in which they cam
 causes of one kind.
 
     a disk that failed, a bug                    failed        1
-    quota, key, budget, endpoint, ...            stopped       3
+    quota, key, budget, endpoint, time, ...      stopped       3
     signals                                      interrupted   128 + the signal's number
     none, and rows not asked for remain          limited       0, or 4 where rows are not ok
     none, and no row remains                     finished      0, or 4 where rows are not ok
@@ -26,8 +26,9 @@ from batchrun.errors import (
     StopCause,
     StoreError,
 )
+from batchrun.formats.amounts import plural
 from batchrun.job.sections import LimitsJob
-from batchrun.records import SHORTFALLS, Failure, Outcome, Totals
+from batchrun.records import SHORTFALLS, Failure, Judged, Outcome, Totals
 
 FIRST_ROWS = 20  # that fail the same way stop the run
 WINDOW_ROWS = 100  # ended rows over which a share is taken
@@ -114,6 +115,29 @@ class TooManyFailures:
 _ASKED = 130  # the exit code of a run that its caller asked to stop, as of one that Ctrl-C did
 
 
+def time_is_up(limits: LimitsJob) -> RunStopped:
+    """The cause of a run's end when `limits.stop_at` has come."""
+    return RunStopped(
+        f"it is time to stop (--stop-at {limits.stop_at}); run again to go on", StopCause.TIME
+    )
+
+
+def judge_rows(limits: LimitsJob, totals: Totals, judged: Judged) -> tuple[int, str | None]:
+    """How many rows are not ok and not tolerated, and in words what `limits.tolerate` said.
+
+    Null where there was nothing to tolerate. Where too many are not ok, all that are count.
+    """
+    not_ok = totals.rows - totals.ok
+    if limits.tolerate is None or not not_ok:
+        return not_ok, None
+    rows = max(0, totals.rows - judged.rows)
+    new = max(0, not_ok - (judged.rows - judged.ok))
+    words = f"{new:,} of {plural(rows, 'row')} {'is' if new == 1 else 'are'} not ok"
+    if limits.tolerates(new, rows):
+        return 0, f"{words}, as --tolerate {limits.tolerate} allows"
+    return not_ok, f"{words}, more than --tolerate {limits.tolerate} allows"
+
+
 class StopSwitch:
     """Asks a run to stop: the first time what is in flight lands, the second time it is dropped.
 
@@ -167,8 +191,11 @@ def end_of(causes: Iterable[BaseException], *, remaining: int, not_asked: int, n
     """How a run with these causes ended.
 
     `remaining`: rows of the input without an outcome; `not_asked`: of them, those that this
-    command was not to send; `not_ok`: rows with an outcome that is not ok.
+    command was not to send; `not_ok`: rows with an outcome that is not ok, as far as these are not
+    tolerated.
     """
+    if remaining <= not_asked:  # the last rows landed when no more would have been sent
+        causes = [one for one in causes if not _is_time(one)]
     strongest = min(causes, key=_rank, default=None)
     if strongest is None and remaining > not_asked:
         missed = remaining - not_asked
@@ -198,6 +225,10 @@ def bug_in_words(error: BaseException) -> str:
     )
 
 
+def _is_time(cause: BaseException) -> bool:
+    return isinstance(cause, RunStopped) and cause.cause is StopCause.TIME
+
+
 # The strongest first.
 _STOPS = (
     StopCause.QUOTA,
@@ -205,6 +236,7 @@ _STOPS = (
     StopCause.BUDGET,
     StopCause.ENDPOINT,
     StopCause.FAILURES,
+    StopCause.TIME,
 )
 
 

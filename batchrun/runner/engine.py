@@ -31,10 +31,18 @@ from batchrun.progress.summary import (
     remaining_in_words,
 )
 from batchrun.records import BadRow, Largest, Outcome, Request, RunRecord
-from batchrun.runner.ending import End, FirstRows, StopSwitch, TooManyFailures, end_of
+from batchrun.runner.ending import (
+    End,
+    FirstRows,
+    StopSwitch,
+    TooManyFailures,
+    end_of,
+    judge_rows,
+    time_is_up,
+)
 from batchrun.runner.plan import Plan
 from batchrun.runner.recorder import Recorder
-from batchrun.runner.resume import EarlierOutcomes, with_background_ids
+from batchrun.runner.resume import EarlierOutcomes, numbered, with_background_ids
 from batchrun.store.parts import count_rows
 from batchrun.store.reading import example_not_ok, read_largest
 from batchrun.store.run_dir import RunDir
@@ -43,6 +51,7 @@ from batchrun.transport.client import Client
 _SHOW_EVERY_S = 0.25
 _LIVE_EVERY_S = 1.0
 _EVENT_EVERY_S = 10.0
+_PLANNED_STOPS = (StopCause.BUDGET, StopCause.TIME)
 DRAIN_S = 20.0  # what is in flight may take this long to land after the first signal
 
 
@@ -92,6 +101,7 @@ class Run:
         stop: StopSwitch,
         prices: Prices,
         most_in_flight: int,
+        stop_at: float | None = None,
     ) -> None:
         self.job, self.run_dir, self.plan, self.record = job, run_dir, plan, record
         self.counters, self.watch, self.stop = counters, watch, stop
@@ -104,6 +114,9 @@ class Run:
         spent_usd += run_dir.unfinished.cost_usd
         cap_usd = job.limits.max_cost_usd
         self.budget = None if cap_usd is None else Budget(cap_usd, spent_usd, record.unknown_usd)
+        cap_usd = job.limits.max_cost_per_command_usd
+        self.command_budget = None if cap_usd is None else Budget(cap_usd, 0.0, of_command=True)
+        self.stop_at = stop_at  # seconds since 1970; null: never
         self.causes: list[BaseException] = []  # why nothing more is sent
         self._executor: Executor | None = None
         self._about_disk = ""  # whether answers were stored that the disk did not take at once
@@ -156,14 +169,14 @@ class Run:
 
     async def _make_executor(self, client: Client) -> Executor:
         largest: Mapping[str, Largest] = {}
-        if self.budget is not None and self.plan.resumed.totals.rows:
+        if self._budgets and self.plan.resumed.totals.rows:
             largest = await asyncio.to_thread(read_largest, self.run_dir.path)
         self._executor = local_executor(
             self.job,
             client,
             self.prices,
             self.most_in_flight,
-            budget=self.budget,
+            budgets=self._budgets,
             largest=largest,
             unfinished=self.recorder,
             had_answers=self.plan.resumed.totals.ok > 0,
@@ -174,11 +187,13 @@ class Run:
     async def _send(self, executor: Executor, limit: int | None) -> None:
         plan, resumed = self.plan, self.plan.resumed
         requests = plan.prompts.requests(plan.layout, resumed.complete, limit)
-        requests = with_background_ids(self.earlier.read_ahead(requests), self.run_dir)
+        requests = numbered(self.earlier.read_ahead(requests), resumed, self.earlier)
+        requests = with_background_ids(requests, self.run_dir)
         watchers = (
             FirstRows(resumed.totals.without(resumed.resent)),
             TooManyFailures(self.job.limits),
         )
+        self._stop_in_time(executor)
         async with executor.run(requests) as arriving, self._watched(executor):
             self.stop.listen(lambda: self._interrupt(executor))
             self.watch.sending()
@@ -213,6 +228,7 @@ class Run:
         """Shows and writes how the run is doing while it is entered."""
 
         def activity() -> Activity:
+            self._stop_in_time(executor)
             return replace(executor.status(), write_s=self.recorder.write_s)
 
         def stop_on_error(task: asyncio.Task[None]) -> None:
@@ -227,6 +243,12 @@ class Run:
         finally:
             ticker.cancel()
             await asyncio.wait((ticker,))  # it may be writing the file that the end writes too
+
+    def _stop_in_time(self, executor: Executor) -> None:
+        """Nothing more is sent once it is time; asked a few times a second."""
+        if self.stop_at is not None and time.time() >= self.stop_at:
+            self.stop_at = None
+            executor.stop(time_is_up(self.job.limits))
 
     def _interrupt(self, executor: Executor) -> None:
         for cause in self.stop.asked:
@@ -247,7 +269,8 @@ class Run:
         it still can.
         """
         run_dir, causes, totals = self.run_dir, self.causes, self.counters.totals()
-        not_ok, parts, example = totals.rows - totals.ok, self.record.parts, None
+        not_ok, verdict = judge_rows(self.job.limits, totals, self.record.judged)
+        parts, example = self.record.parts, None
         if not any(isinstance(cause, StoreError) for cause in causes):
             try:
                 await asyncio.to_thread(run_dir.finish)
@@ -261,10 +284,12 @@ class Run:
         end = end_of(causes, remaining=remaining, not_asked=not_asked, not_ok=not_ok)
         message, cap_usd = end.message, None
         if end.state == "limited":
-            message = f"{self.plan.limited_to} done"
+            message = "; ".join(filter(None, (f"{self.plan.limited_to} done", verdict)))
+        elif end.state == "finished":
+            message = verdict
         elif end.state == "failed":
             message = f"{message}{self._about_disk}"
-        elif isinstance(end.cause, RunStopped) and end.cause.cause is StopCause.BUDGET:
+        elif isinstance(end.cause, RunStopped) and end.cause.cause in _PLANNED_STOPS:
             message = f"{message}; {remaining_in_words(totals, remaining - not_asked)}"
             cap_usd = self._higher_cap_usd()
         summary = self._summary(
@@ -324,7 +349,7 @@ class Run:
         return cause.endpoint_error if cause.rows is None or remaining <= cause.rows else None
 
     def _higher_cap_usd(self) -> float | None:
-        if self.budget is None:
+        if self.budget is None or not self.budget.is_used_up:
             return None
         left = self.counters.remaining(self.plan.rows_in_all)
         return self.budget.enough_usd(left, cost_of_remaining(self.counters.totals(), left))
@@ -355,15 +380,22 @@ class Run:
             unknown_usd=self.unknown_usd,
             unfinished=self.run_dir.unfinished.answers,
             unfinished_usd=self.run_dir.unfinished.cost_usd,
-            reserved_usd=self.budget.reserved_usd if self.budget is not None else 0.0,
+            reserved_usd=max((one.reserved_usd for one in self._budgets), default=0.0),
             warnings=self.plan.warnings,
             cap_usd=self.job.limits.max_cost_usd,
         )
 
     @property
+    def _budgets(self) -> list[Budget]:
+        return [one for one in (self.budget, self.command_budget) if one is not None]
+
+    @property
     def unknown_usd(self) -> float:
         """Reserved for attempts that reported no usage."""
-        return self.budget.unknown_usd if self.budget is not None else self.record.unknown_usd
+        if self.budget is not None:
+            return self.budget.unknown_usd
+        of_command = self.command_budget.unknown_usd if self.command_budget is not None else 0.0
+        return self.record.unknown_usd + of_command
 
 
 async def _watch_run(

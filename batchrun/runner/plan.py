@@ -5,14 +5,14 @@ A problem in row 734,212 is a message after seconds, not after six hours.
 
 import contextlib
 import operator
-import os
 import platform
 import random
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,15 +25,33 @@ from batchrun.errors import InputError, JobError
 from batchrun.formats.amounts import plural, usd
 from batchrun.formats.json_text import as_utf8
 from batchrun.inputs.prompt_set import MAX_MODELS, OnBody, PromptSet, Source, Survey, find_source
-from batchrun.inputs.requests import HASH_RULE, OLDER_HASH_RULE
-from batchrun.inputs.sources import check_stdin, store_stdin
+from batchrun.inputs.requests import HASH_RULE
+from batchrun.inputs.sources import store_stdin
 from batchrun.job.job_file import with_user_prices
 from batchrun.job.sections import STDIN, Job
 from batchrun.pricing.prices import Prices, check_prices
-from batchrun.records import NOTHING_SENT_AGAIN, Layout, Pilot, Request, Resend, RunRecord
+from batchrun.records import (
+    NOTHING_SENT_AGAIN,
+    Judged,
+    Layout,
+    Pilot,
+    Request,
+    Resend,
+    RunRecord,
+)
+from batchrun.runner.changes import request_changes, setting_changes
 from batchrun.runner.output_place import refuse_place, refuse_scheme
 from batchrun.runner.resume import Resumed, match_rows
+from batchrun.runner.run_source import (
+    about_source,
+    appends,
+    full_source,
+    refuse_other_use,
+    source_name,
+    stored_input,
+)
 from batchrun.store.columns import layout_of
+from batchrun.store.complete_rows import rows_at
 from batchrun.store.parts import count_rows
 from batchrun.store.reading import read_unknown_usd
 from batchrun.store.run_dir import SCHEMA_VERSION, RunDir
@@ -41,65 +59,6 @@ from batchrun.version import VERSION
 
 if TYPE_CHECKING:
     from batchrun.runner.row_filter import RowFilter
-
-
-def stored_input(
-    job: Job, run_dir: RunDir, check: Callable[[], None] = lambda: None
-) -> tuple[Source, str | None]:
-    """Standard input, stored in the run directory, and its hash. Raises what `check` raises."""
-    copy = run_dir.input_dir / "stdin.jsonl"
-    if run_dir.record is None:
-        return find_source(job.input, copy), store_stdin(sys.stdin.buffer, copy, check)
-    if not sys.stdin.isatty():
-        check_stdin(sys.stdin.buffer, copy, run_dir.record.input_sha256, check)
-    return find_source(job.input, copy), run_dir.record.input_sha256
-
-
-def refuse_other_use(job: Job, run_dir: RunDir, *, simulate: bool) -> None:
-    """A run directory belongs to one source and one kind of endpoint. Raises `JobError`."""
-    record = run_dir.record
-    if record is None:
-        return
-    if record.imported:
-        raise JobError(
-            f"{run_dir.path}: this run directory holds imported answers, to which nothing is sent; "
-            "choose another with -o"
-        )
-    if record.simulated != simulate:
-        was, now = ("simulated", "real") if record.simulated else ("real", "simulated")
-        raise JobError(
-            f"{run_dir.path}: this run directory holds {was} answers, and the run asked for is "
-            f"{now}; choose another with -o"
-        )
-    path = _full_source(job)  # the same source, where both were moved together or the run alone
-    is_same = record.source == source_name(job, run_dir.path) or path == record.source_path != ""
-    if not is_same:
-        raise JobError(
-            f"{run_dir.path}: this run directory belongs to another source, {record.source} (as "
-            "seen from the directory); choose another with -o"
-        )
-    if record.hash_rule not in (HASH_RULE, OLDER_HASH_RULE):
-        raise JobError(
-            f"{run_dir.path}: its requests were hashed by rule {record.hash_rule} of batchrun "
-            f"{record.batchrun}, and this version has rule {HASH_RULE}; go on with that one, or "
-            "choose another directory with -o"
-        )
-
-
-def source_name(job: Job, run_path: Path) -> str:
-    """The source as seen from the run directory, so that both can be moved together."""
-    if job.input.path == STDIN:
-        return STDIN
-    try:
-        name = os.path.relpath(Path(job.input.path).resolve(), run_path.resolve())
-    except ValueError:  # another drive
-        name = str(Path(job.input.path).resolve())
-    return as_utf8(name)
-
-
-def _full_source(job: Job) -> str:
-    """Empty for standard input."""
-    return "" if job.input.path == STDIN else as_utf8(str(Path(job.input.path).resolve()))
 
 
 def run_path(job: Job, *, simulate: bool = False) -> Path:
@@ -180,7 +139,7 @@ def dry_run(
             refuse_other_use(job, run_dir, simulate=simulate)
         if job.input.path != STDIN:
             source = find_source(job.input)
-        elif run_dir is not None:
+        elif run_dir is not None and not appends(job, run_dir.record):
             source, _ = stored_input(job, run_dir)
         else:
             doing("copying standard input")
@@ -240,12 +199,14 @@ def make_plan(
         where = RowFilter(job.input.where)
     record = run_dir.record if run_dir else None
     hash_rule = record.hash_rule if record else HASH_RULE
-    prompts = PromptSet(source, job.input, job.request, hash_rule)
-    cap_usd = job.limits.max_cost_usd
+    is_appended = appends(job, record)
+    prompts = PromptSet(source, job.input, job.request, hash_rule, is_appended=is_appended)
+    caps_usd = (job.limits.max_cost_usd, job.limits.max_cost_per_command_usd)
+    has_cap = any(cap is not None for cap in caps_usd)
     survey = prompts.survey(
         record.layout if record else None,
         on_rows,
-        mark_unbounded=cap_usd is not None,
+        mark_unbounded=has_cap,
         on_body=on_body,
     )
     survey, excluded = _fitting(where, prompts, survey, doing)
@@ -261,13 +222,21 @@ def make_plan(
         limit = _row_of_limit(excluded, limit)
     if run_dir is not None and record is not None:
         doing(f"comparing {plural(survey.rows, 'row')} with what {path} holds")
-        resumed = match_rows(survey, run_dir, resend, limit, excluded)
+        resumed = match_rows(
+            survey,
+            run_dir,
+            resend,
+            limit,
+            excluded,
+            appends=is_appended,
+            explain=partial(_explain, job, record, path, prompts, survey),
+        )
     else:
         resumed = Resumed(bytearray(survey.rows), bytearray(survey.rows))
     complete = resumed.complete
     if excluded is not None:
         complete = bytearray(map(operator.or_, complete, excluded))
-    if cap_usd is not None:
+    if has_cap:
         _check_models(prices or known_prices(job), survey)
     elif prices is not None:  # a look-up loads the list: better here than between two answers
         for model in survey.models:
@@ -285,10 +254,11 @@ def make_plan(
     unbounded = sum(map(operator.gt, bounds[:wanted], complete)) if bounds else 0
     store_request = _stores_request(job, record, survey)
     row_bytes = survey.carried_bytes + (survey.body_bytes if store_request else 0)
+    new_rows = resumed.complete.count(0) - resumed.again.count(1)
     return Plan(
         prompts=prompts,
         layout=survey.layout,
-        rows=survey.rows,
+        rows=survey.rows + resumed.others,
         resumed=resumed,
         pilot=drawn,
         to_complete=to_complete,
@@ -300,10 +270,11 @@ def make_plan(
         first=survey.first,
         warnings=(
             *(run_dir.warnings if run_dir else ()),
+            *(about_source(job, run_dir, survey, new_rows) if run_dir else ()),
             *survey.warnings,
             *filter(None, [survey.refusal]),
             *resumed.warnings,
-            *_past_the_cap(cap_usd, unbounded, to_complete - bad, resumed, record, path),
+            *_past_the_cap(caps_usd, unbounded, to_complete - bad, resumed, record, path),
         ),
         store_request=store_request,
         disk_bytes=to_complete * (row_bytes // survey.rows + _ANSWER_BYTES),
@@ -313,6 +284,28 @@ def make_plan(
         limit=limit,
         sampled=sampled,
     )
+
+
+def _explain(
+    job: Job,
+    record: RunRecord,
+    path: Path,
+    prompts: PromptSet,
+    survey: Survey,
+    changed: Mapping[int, int],
+) -> dict[int, list[str]]:
+    """What has changed in complete rows: see `match_rows`. Raises `InputError`, `StoreError`."""
+    stored = rows_at(path, changed, ("request",))
+    others = _all_but(changed.values(), survey.rows)
+    now = {row.row: row for row in prompts.requests(survey.layout, others)}
+    settings = setting_changes(record.job, msgspec.to_builtins(job))
+    unknown = "no setting that requests are made by; requests are not stored, so it is in the row"
+    return {
+        index: request_changes(before, now[changed[index]])
+        if (before := stored[index]["request"]) is not None
+        else settings or [unknown]
+        for index in changed
+    }
 
 
 def _fitting(
@@ -433,25 +426,30 @@ def _check_models(prices: Prices, survey: Survey) -> None:
 
 
 def _past_the_cap(
-    cap_usd: float | None,
+    caps_usd: tuple[float | None, float | None],
     unbounded: int,
     to_send: int,
     resumed: Resumed,
     record: RunRecord | None,
     path: Path,
 ) -> list[str]:
-    """Why the dollars spent may exceed the cap."""
-    if cap_usd is None:
+    """Why the dollars spent may exceed a cap: that of the run directory, or of the command."""
+    given = [cap for cap in caps_usd if cap is not None]
+    if not given:
         return []
     warnings = []
-    reserved = read_unknown_usd(path, record) if record is not None else 0.0
-    cap, counts = f"the cap of {usd(cap_usd)}", f"counts {usd(reserved)}" if reserved else ""
     if unbounded:
         warnings.append(
             f"{plural(unbounded, 'row')} of {to_send:,} to send may cost more than is reserved for "
             "them (no max_output_tokens, an input beyond text, hosted tools or stored context): "
-            f"{cap} may be exceeded by at most one answer for each request in flight"
+            f"the cap of {usd(min(given))} may be exceeded by at most one answer for each request "
+            "in flight"
         )
+    cap_usd, _ = caps_usd
+    if cap_usd is None:
+        return warnings
+    reserved = read_unknown_usd(path, record) if record is not None else 0.0
+    cap, counts = f"the cap of {usd(cap_usd)}", f"counts {usd(reserved)}" if reserved else ""
     if resumed.totals.unknown_attempts:
         attempts = plural(resumed.totals.unknown_attempts, "attempt")
         warnings.append(
@@ -511,7 +509,11 @@ def make_record(
     schema_version = SCHEMA_VERSION if plan.to_complete else run_dir.writes_schema
     before = run_dir.record
     older = before.older_schema if before else None  # that parts may still have
-    if before and before.schema_version != schema_version:
+    has_more_columns = before and len(before.layout.columns) < len(plan.layout.columns)
+    layout = plan.layout
+    if before and has_more_columns and not plan.to_complete:
+        layout = before.layout  # no part gets them
+    elif before and (has_more_columns or before.schema_version != schema_version):
         older = before.schema_version
     return RunRecord(
         schema_version=schema_version,
@@ -522,9 +524,9 @@ def make_record(
         command=command,
         simulated=simulate,
         source=source_name(job, run_dir.path),
-        source_path=_full_source(job),
+        source_path=full_source(job),
         job=sections,
-        layout=layout_of(plan.layout, schema_version),
+        layout=layout_of(layout, schema_version),
         store_request=plan.store_request,
         rows=plan.rows,
         started_at=before.started_at if before else now_at,
@@ -539,4 +541,22 @@ def make_record(
         unknown_usd=read_unknown_usd(run_dir.path, before) if before else 0.0,
         met_error=before.met_error if before else None,
         older_schema=older,
+        appends=appends(job, before),
+        judged=_judged(before, plan),
     )
+
+
+def _judged(before: RunRecord | None, plan: Plan) -> Judged:
+    """The rows that are not judged again when this plan is carried out.
+
+    A command that sends rows judges them, and with them those of commands that ended early before
+    it. One that sends none judges again what the last one has judged.
+    """
+    if before is None or not plan.to_complete:
+        return Judged() if before is None else before.judged
+    stay, judged = plan.resumed.totals.without(plan.resumed.resent), before.judged
+    if before.exit_code in (0, 4):
+        judged = Judged(stay.rows, stay.ok)
+    rows = min(judged.rows, stay.rows)
+    not_ok = min(judged.rows - judged.ok, stay.rows - stay.ok, rows)
+    return Judged(rows, rows - not_ok)

@@ -5,7 +5,7 @@ A row is known by its name, its request by a hash. In memory it takes 2 bytes fo
 
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -16,13 +16,14 @@ from batchrun.formats.json_text import valid_text
 from batchrun.formats.printable import one_line
 from batchrun.inputs.prompt_set import Survey
 from batchrun.pricing.price import sum_costs
-from batchrun.records import Attempt, BadRow, Earlier, Outcome, Request, Resend, Totals
+from batchrun.records import Attempt, BadRow, Earlier, Outcome, Request, Resend, RowKey, Totals
 from batchrun.store.complete_rows import (
     CompleteRows,
     EarlierRows,
     Span,
-    names_at,
+    keys_at,
     read_removed_rows,
+    rows_at,
     totals_at,
     write_removed_rows,
 )
@@ -34,11 +35,6 @@ _SHOWN = 10
 _NAME = 80  # letters of a row's id
 _ROWS_AT_ONCE = 64  # whose older outcomes are read together, ...
 _BYTES_AT_ONCE = 4 << 20  # ... or fewer, where their bodies are large
-_FIX = (
-    "Restore the input, model and settings that the run was begun with; or give --rerun-changed, "
-    "which sends the changed rows again and leaves the removed rows out of the totals; or start a "
-    "new run directory with -o"
-)
 _FIX_PARTS = (
     "Put these files back; or give --rerun-changed, which sends their rows again and pays for them "
     "again; or start a new run directory with -o"
@@ -57,9 +53,18 @@ class Resumed(Struct, frozen=True):
     removed_marks: bytearray = (
         bytearray()
     )  # 1 for each of these, in the order of `CompleteRows`, if any
+    others: int = 0  # complete rows that the source does not hold and that stay, as it only appends
+    # 1, in the same order, for each row of status `invalid` that is not as it was: it is dropped.
+    dropped_marks: bytearray = bytearray()
+    next_row: int | None = None  # of a source that appends: the number of its first new row
     lost: int = 0  # rows that were complete and have no outcome on disk any more; sent again
     postponed: int = 0  # rows whose request changed, beyond the limit of this command
     warnings: tuple[str, ...] = ()
+
+
+# What has changed in complete rows, by their positions in `CompleteRows`; these are mapped to
+# their rows of the source.
+Explain = Callable[[Mapping[int, int]], Mapping[int, Sequence[str]]]
 
 
 def match_rows(
@@ -68,10 +73,14 @@ def match_rows(
     resend: Resend,
     limit: int | None = None,
     excluded: bytearray | None = None,
+    *,
+    appends: bool = False,
+    explain: Explain = lambda _changed: {},
 ) -> Resumed:
     """What is sent of a source, up to row `limit`, with a run directory as it is.
 
-    `excluded` marks rows that this command does not ask for.
+    `excluded` marks rows that this command does not ask for; `appends`: complete rows that the
+    source lacks stay as they are.
     Raises `InputError` where a complete row changed or was removed and `resend` does not say that
     this is meant; `StoreError`.
     """
@@ -79,6 +88,10 @@ def match_rows(
     sent_rows = survey.rows if limit is None else min(limit, survey.rows)
     found = _Matches(survey, before, sent_rows, excluded)
     found.match()
+    others = 0
+    if appends:
+        others, found.removed = len(found.removed), []
+    found.drop_removed_bad()
     lost, missing = _lost(run_dir, before.totals.rows)
     if not resend.changed:
         if missing:
@@ -86,7 +99,7 @@ def match_rows(
         known = read_removed_rows(run_dir.path)
         removed = [index for index in found.removed if not _holds(known, before.ids[index])]
         if found.changed or removed:
-            raise InputError(_differences(found.changed[::2], removed, before, run_dir))
+            raise InputError(_differences(found.changed, removed, before, run_dir, survey, explain))
     found.send_changed()
     removed_totals, marks = Totals(), bytearray()
     if found.removed:
@@ -94,6 +107,9 @@ def match_rows(
         for index in found.removed:
             marks[index] = 1
         removed_totals = totals_at(run_dir.path, marks)
+    totals = before.totals.without(removed_totals)
+    if 1 in found.dropped:
+        totals = totals.without(totals_at(run_dir.path, found.dropped))
     return Resumed(
         complete=found.complete,
         again=found.again,
@@ -101,10 +117,13 @@ def match_rows(
             Span(before.parts[part][0], first, last)
             for part, (first, last) in sorted(found.spans.items())
         ),
-        totals=before.totals.without(removed_totals),
+        totals=totals,
         resent=totals_at(run_dir.path, found.marks) if 1 in found.marks else Totals(),
         removed=removed_totals,
         removed_marks=marks,
+        others=others,
+        dropped_marks=found.dropped,
+        next_row=max(before.rows, default=-1) + 1 if appends else None,
         lost=max(0, lost),
         postponed=found.postponed,
         warnings=(
@@ -131,6 +150,7 @@ class _Matches:
         self.changed = array("q")  # pairs of index and row
         self.removed: list[int] = []  # indexes
         self.postponed = 0  # changed rows that are not sent by this command
+        self.dropped = bytearray(len(before.bad))  # by index: 1 for each bad row that is replaced
         self._survey, self._before = survey, before
         self._sent_rows, self._excluded = sent_rows, excluded
         self._ends = [end for _, end in before.parts]
@@ -139,27 +159,55 @@ class _Matches:
         """Finds where each complete row is now, or that it was removed."""
         before, ids = self._before, self._survey.ids
         rows = self._survey.rows
-        elsewhere: dict[int, int] = {}  # id to index, of rows that moved or were removed
+        elsewhere = array("q")  # indexes of rows that moved or were removed
         for index, row in enumerate(before.rows):
             if row < rows and (ids is None or ids[row] == before.ids[index]):
                 self._match(index, row)
             else:
-                elsewhere[before.ids[index]] = index
-        for row, key in enumerate(ids or () if elsewhere else ()):
-            index = elsewhere.pop(key, -1)
-            if index >= 0:
-                self._match(index, row)
-        self.removed += sorted(elsewhere.values())
+                elsewhere.append(index)
+        if ids is None or not elsewhere:
+            self.removed += elsewhere
+        elif len(elsewhere) <= rows:
+            by_id = {before.ids[index]: index for index in elsewhere}
+            for row, key in enumerate(ids):
+                if (found := by_id.pop(key, None)) is not None:
+                    self._match(found, row)
+            self.removed += sorted(by_id.values())
+        else:  # few rows are appended to many
+            places = {key: row for row, key in enumerate(ids)}
+            for index in elsewhere:
+                if (place := places.get(before.ids[index])) is not None:
+                    self._match(index, place)
+                else:
+                    self.removed.append(index)
 
     def _match(self, index: int, row: int) -> None:
         """Whether a complete row is sent again, now that it is found."""
         before = self._before
         if self._survey.hashes[row] != before.hashes[index]:
-            self._note_changed(index, row)
+            if before.bad and before.bad[index]:
+                self._replace_bad(index, row)
+            else:
+                self._note_changed(index, row)
         elif before.again and before.again[index]:
             self._send(index, row)
         else:
             self.complete[row] = 1
+
+    def _replace_bad(self, index: int, row: int) -> None:
+        """A row that could not be sent is another one now."""
+        if self._is_out(row):
+            self.complete[row] = 1
+            self.postponed += 1
+        else:
+            self.dropped[index] = 1
+
+    def drop_removed_bad(self) -> None:
+        """A bad row without a name is not found again once it is fixed: nothing was paid for it."""
+        bad = self._before.bad
+        for index in self.removed if bad else ():
+            self.dropped[index] = bad[index]
+        self.removed = [index for index in self.removed if not (bad and bad[index])]
 
     def send_changed(self) -> None:
         """The changed rows are sent again."""
@@ -223,16 +271,47 @@ def _lost_in_words(lost: int, missing: dict[str, int], run_dir: RunDir) -> tuple
 
 
 def _differences(
-    changed: Sequence[int], removed: Sequence[int], before: CompleteRows, run_dir: RunDir
+    changed: Sequence[int],
+    removed: Sequence[int],
+    before: CompleteRows,
+    run_dir: RunDir,
+    survey: Survey,
+    explain: Explain,
 ) -> str:
-    lines = []
-    for indexes, what in ((changed, "its request has changed"), (removed, "removed")):
-        lines += [f"  {name}: {what}" for name in _names(indexes, before, run_dir)]
-    count = len(changed) + len(removed)
-    rows = "1 complete row does" if count == 1 else f"{count:,} complete rows do"
-    return "\n".join(
-        [f"{run_dir.path}: {rows} not agree with the input any more:", *lines[:_SHOWN], _FIX]
+    """`changed`: pairs of index and row."""
+    rows = dict(zip(changed[::2], changed[1::2], strict=True))
+    lines, last = list[str](), None
+    shown = sorted(rows, key=before.rows.__getitem__)[:_SHOWN]
+    how = explain({index: rows[index] for index in shown})
+    names = dict(zip(shown, _names(shown, before, run_dir), strict=True))
+    for at, index in enumerate(shown):
+        lines.append(f"  {names[index]}: its request has changed")
+        changes = how.get(index, ())
+        if at + 1 == len(shown) or how.get(shown[at + 1], ()) != changes:  # often it is one change
+            lines += [f"    {change}" for change in changes]
+    lines += [f"  {name}: removed" for name in _names(removed, before, run_dir)[: _SHOWN - len(shown)]]
+    count = len(rows) + len(removed)
+    agree = "1 complete row does" if count == 1 else f"{count:,} complete rows do"
+    said = f"{run_dir.path}: {agree} not agree with the input any more:"
+    return "\n".join([said, *lines, _fix(bool(rows), bool(removed), survey.ids is not None)])
+
+
+def _fix(changed: bool, removed: bool, has_ids: bool) -> str:
+    append = "give --append, if the input holds further rows only: the others stay as they are"
+    other = "start a new run directory with -o"
+    rerun = "--rerun-changed, which " + " and ".join(
+        [
+            *(["sends the changed rows again"] if changed else []),
+            *(["leaves the removed rows out of the totals"] if removed else []),
+        ]
     )
+    if not changed:
+        ways = [*([append] if has_ids else []), f"give {rerun}", other]
+    else:
+        ways = [other, f"give {rerun}"]
+    ways.append("restore the input, model and settings that the run was begun with")
+    text = "; or ".join(ways)
+    return text[0].upper() + text[1:]
 
 
 def _removed_in_words(
@@ -252,15 +331,36 @@ def _removed_in_words(
 def _names(indexes: Sequence[int], before: CompleteRows, run_dir: RunDir) -> list[str]:
     """Of the first ten: `q17 (row 16)`."""
     first = sorted(indexes, key=before.rows.__getitem__)[:_SHOWN]
-    names = names_at(run_dir.path, first)
-    return [f"{one_line(names[index][:_NAME])} (row {before.rows[index]})" for index in first]
+    found = rows_at(run_dir.path, first)
+    names = {index: found[index]["custom_id"][:_NAME] for index in first}
+    return [f"{one_line(names[index])} (row {before.rows[index]})" for index in first]
 
 
 def note_differences(run_dir: RunDir, resumed: Resumed) -> None:
-    """The run directory holds what was agreed to before anything is sent. Raises `StoreError`."""
+    """The run directory holds what was agreed to before anything is sent. Raises `StoreError`.
+
+    Rows that could not be sent and are not as they were are in no table any more.
+    """
     if resumed.lost:
         drop_orphan_calls(run_dir.path)
     write_removed_rows(run_dir.path, resumed.removed_marks)
+    if 1 in resumed.dropped_marks:
+        keys = keys_at(run_dir.path, resumed.dropped_marks)
+        run_dir.drop_rows(keys, resumed.totals, resumed.removed)
+
+
+def numbered(
+    requests: Iterator[Request | BadRow], resumed: Resumed, earlier: "EarlierOutcomes"
+) -> Iterator[Request | BadRow]:
+    """The requests of a source that appends, with numbers after the greatest that is stored."""
+    if resumed.next_row is None:
+        yield from requests
+        return
+    number = resumed.next_row
+    for request in requests:
+        before = earlier.row_of(request.key)
+        yield replace(request, row=number if before is None else before)
+        number += before is None
 
 
 def with_background_ids(
@@ -283,7 +383,7 @@ class EarlierOutcomes:
 
     def __init__(self, resumed: Resumed) -> None:
         self._resumed = resumed
-        self._earlier: dict[int, Earlier] = {}  # by row
+        self._earlier: dict[RowKey, Earlier] = {}
 
     def __bool__(self) -> bool:
         """Whether there is any at the moment."""
@@ -301,17 +401,23 @@ class EarlierOutcomes:
                 (valid_text(one.custom_id), *one.key[1:]): one.row for one in some if again[one.row]
             }
             if wanted:
-                self._earlier.update(rows.find(wanted))
+                found = rows.find(wanted)
+                self._earlier |= {one.key: found[one.row] for one in some if again[one.row]}
             yield from some
+
+    def row_of(self, key: RowKey) -> int | None:
+        """The number that the tables give the row; null where it is not sent again."""
+        earlier = self._earlier.get(key)
+        return None if earlier is None else earlier.row
 
     def join(self, outcome: Outcome) -> Outcome:
         """The outcome, with what the older one of the same row brings along, if there is one."""
-        earlier = self._earlier.get(outcome.request.row)
+        earlier = self._earlier.get(outcome.request.key)
         return outcome if earlier is None else with_earlier(outcome, earlier)
 
     def replaced(self, outcome: Outcome) -> Totals | None:
         """What the older outcome added to the totals; asked once, when the new one is stored."""
-        earlier = self._earlier.pop(outcome.request.row, None)
+        earlier = self._earlier.pop(outcome.request.key, None)
         return None if earlier is None else earlier.totals
 
 

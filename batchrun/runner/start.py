@@ -4,10 +4,11 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Iterator
+from datetime import datetime
 
 from msgspec.structs import replace
 
-from batchrun.errors import StoreError
+from batchrun.errors import JobError, StoreError
 from batchrun.inputs.prompt_set import find_source
 from batchrun.job.credentials import (
     api_key,
@@ -16,20 +17,15 @@ from batchrun.job.credentials import (
     refuse_written_secrets,
 )
 from batchrun.job.sections import STDIN, EndpointJob, Job
+from batchrun.job.stop_time import stop_time
 from batchrun.progress.summary import RunCounters, Summary
 from batchrun.records import NOTHING_SENT_AGAIN, Resend
-from batchrun.runner.ending import StopSwitch
+from batchrun.runner.ending import StopSwitch, time_is_up
 from batchrun.runner.engine import Run, Watch
 from batchrun.runner.output_place import refuse_place
-from batchrun.runner.plan import (
-    known_prices,
-    make_plan,
-    make_record,
-    refuse_other_use,
-    run_path,
-    stored_input,
-)
+from batchrun.runner.plan import known_prices, make_plan, make_record, run_path
 from batchrun.runner.resume import note_differences
+from batchrun.runner.run_source import refuse_other_use, stored_input
 from batchrun.store.run_dir import RunDir
 from batchrun.transport.client import Client, fit_in_flight
 from batchrun.transport.fallback import choose_connections
@@ -64,6 +60,13 @@ async def run_job(
     Raises `JobError` and `InputError` before anything is sent, `StoreError` where the disk fails.
     """
     stop, watch = stop or StopSwitch(), watch or Watch()
+    stop_at = _stop_at(job)
+
+    def check() -> None:
+        stop.check()
+        if stop_at is not None and time.time() >= stop_at:
+            raise time_is_up(job.limits)
+
     # First, since a wrong path is the first thing to hear of.
     found = None if job.input.path == STDIN else find_source(job.input)
     path = run_path(job, simulate=simulate)
@@ -86,7 +89,7 @@ async def run_job(
         refuse_other_use(job, run_dir, simulate=simulate)
         if found is None:
             watch.doing("copying standard input")
-            source, sha256 = await asyncio.to_thread(stored_input, job, run_dir, stop.check)
+            source, sha256 = await asyncio.to_thread(stored_input, job, run_dir, check)
         else:
             source, sha256 = found, None
         if resend.is_asked:  # what is sent again must stand in a part
@@ -103,7 +106,7 @@ async def run_job(
             sample_rows=sample_rows,
             pilot=pilot,
             resend=resend,
-            check=stop.check,
+            check=check,
             doing=watch.doing,
             prices=prices,
         )
@@ -116,7 +119,9 @@ async def run_job(
         await asyncio.to_thread(note_differences, run_dir, plan.resumed)
         record = make_record(job, plan, run_dir, simulate, command, sha256)
         counters = RunCounters(record.totals, began_s, again=plan.resumed.resent.rows)
-        run = Run(job, run_dir, plan, record, counters, watch, stop, prices, most_in_flight)
+        run = Run(
+            job, run_dir, plan, record, counters, watch, stop, prices, most_in_flight, stop_at
+        )
         if plan.to_complete:
             async with contextlib.AsyncExitStack() as servers:
                 endpoint = job.endpoint
@@ -134,6 +139,21 @@ async def run_job(
                 await servers.enter_async_context(client)
                 await run.send(client, plan.limit)
         return await run.end()
+
+
+def _stop_at(job: Job) -> float | None:
+    """Seconds since 1970. Raises `JobError` where it is past."""
+    text, now = job.limits.stop_at, datetime.now()  # noqa: DTZ005 - local, as the user means it
+    if text is None:
+        return None
+    moment = stop_time(text, now)
+    if moment <= now.timestamp():
+        later = datetime.fromtimestamp(moment).strftime("%H:%M")  # noqa: DTZ006
+        raise JobError(
+            f"limits.stop_at (--stop-at) is {text}, which is past; give a later time, such as "
+            f"--stop-at {later} for the next {later}"
+        )
+    return moment
 
 
 @contextlib.contextmanager

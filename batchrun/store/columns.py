@@ -328,9 +328,9 @@ def response_batch(
     for field in schema:
         if field.name in carried:
             at = carried[field.name]
-            # A row that carries nothing has nulls there.
+            # A row that carries nothing has nulls there, and one stored before the column was new.
             rows = [one.request.carried for one in outcomes]
-            values = [row[at] if row else None for row in rows]
+            values = [row[at] if at < len(row) else None for row in rows]
             arrays.append(_carried_array(values, layout.columns[at]))
         elif field.name == "request" and not store_request:
             arrays.append(pa.nulls(len(outcomes), field.type))

@@ -35,6 +35,7 @@ from batchrun.store.files import current_name, replace_file, storing
 from batchrun.store.parts import as_mask, keys_of, read_part
 from batchrun.store.snapshot import Snapshot, snapshot
 
+_BAD = "invalid"  # the status of a row that was never sent
 _ASKED = ("status", "error_kind", "refusal", "truncated")  # what `Resend` selects by
 
 
@@ -47,13 +48,17 @@ class CompleteRows(Struct, frozen=True):
     totals: Totals
     again: bytearray  # 1 for each row that failed as asked; empty where nothing is asked
     parts: tuple[tuple[Path, int], ...]  # each, and how many rows there are up to its end
+    bad: bytearray = bytearray()  # 1 for each row of status `invalid`; empty where there is none
 
 
 def read_complete_rows(now: Snapshot, resend: Resend | None = None) -> CompleteRows:
     """All complete rows, first those in parts. Raises `StoreError`."""
-    rows, ids, hashes, again = array("q"), array("q"), array("Q"), bytearray()
+    rows, ids, hashes, again, bad = array("q"), array("q"), array("Q"), bytearray(), bytearray()
     asked = resend if resend is not None and resend.failed else None
-    columns = ("row", *KEY, "request_hash", *(_ASKED if asked else ()))
+    totals = sum_totals(now)
+    has_bad = _BAD in totals.statuses
+    columns = ["row", *KEY, "request_hash", *(["status"] if has_bad else [])]
+    columns += [name for name in _ASKED if asked and name not in columns]
 
     def take(batches: Iterable[pa.RecordBatch]) -> None:
         for batch in batches:
@@ -62,13 +67,15 @@ def read_complete_rows(now: Snapshot, resend: Resend | None = None) -> CompleteR
             hashes.extend(_as_numbers(batch["request_hash"].to_pylist()))
             if asked:
                 again.extend(_is_sent_again(batch, asked).cast(pa.uint8()).to_pylist())
+            if has_bad:
+                bad.extend(pc.equal(batch["status"], _BAD).cast(pa.uint8()).to_pylist())
 
     parts = []
     for path in now.responses:
         take(now.part_batches(path, columns))
         parts.append((path, len(rows)))
     take(now.journal_batches(columns))
-    return CompleteRows(rows, ids, hashes, sum_totals(now), again, tuple(parts))
+    return CompleteRows(rows, ids, hashes, totals, again, tuple(parts), bad)
 
 
 def hash_keys(batch: pa.RecordBatch) -> list[int]:
@@ -111,17 +118,26 @@ def _is_sent_again(batch: pa.RecordBatch, resend: Resend) -> pa.BooleanArray:
     return failed
 
 
-def names_at(folder: Path, positions: Iterable[int]) -> dict[int, str]:
-    """The custom_ids of rows by their positions in `CompleteRows`. Raises `StoreError`."""
-    wanted, found, first = sorted(positions), dict[int, str](), 0
+def rows_at(
+    folder: Path, positions: Iterable[int], columns: Sequence[str] = ("custom_id",)
+) -> dict[int, dict[str, Any]]:
+    """Columns of a few rows by their positions in `CompleteRows`. Raises `StoreError`."""
+    wanted, found, first = sorted(positions), dict[int, dict[str, Any]](), 0
     with snapshot(folder) as now:
-        for batch in now.batches(("custom_id",)):
+        for batch in now.batches(columns):
             near = [at for at in wanted if first <= at < first + batch.num_rows]
-            found.update((at, batch["custom_id"][at - first].as_py()) for at in near)
+            for at in near:
+                found[at] = {name: batch[name][at - first].as_py() for name in columns}
             first += batch.num_rows
             if not wanted or first > wanted[-1]:
                 break
     return found
+
+
+def keys_at(folder: Path, marks: bytearray) -> set[RowKey]:
+    """The keys of the rows that `marks` marks, in the order of `CompleteRows`. `StoreError`."""
+    with snapshot(folder) as now:
+        return {key for batch in _marked(now, KEY, marks) for key in keys_of(batch)}
 
 
 REMOVED_FILE = "gone.parquet"
@@ -323,7 +339,7 @@ def _counts(values: pa.Array) -> dict[str, int]:
 
 
 _CACHE_BYTES = 32 << 20  # of parts that were read lately; one stays in any case
-_EARLIER = (*KEY, "attempts", *(name for name in COUNTED if not name.startswith("attempts")))
+_EARLIER = ("row", *KEY, "attempts", *(name for name in COUNTED if not name.startswith("attempts")))
 _TIME = Attempt.__struct_fields__.index("started_at")
 _ERROR_KIND = Attempt.__struct_fields__.index("error_kind")
 _ERROR_KINDS = {kind.value: kind for kind in ErrorKind}
@@ -373,7 +389,9 @@ class EarlierRows:
         (batch,) = table.take([positions[key] for key in keys]).combine_chunks().to_batches()
         rows = batch.drop_columns("attempts").to_pylist()
         return {
-            remaining.pop(key): Earlier(attempts, row["cost_usd"], row_totals(row, attempts))
+            remaining.pop(key): Earlier(
+                attempts, row["cost_usd"], row_totals(row, attempts), row["row"]
+            )
             for key, row, attempts in zip(keys, rows, _attempts(batch["attempts"]), strict=True)
         }
 

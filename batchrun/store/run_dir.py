@@ -7,7 +7,7 @@ asyncio here: `store` and the small files are quick, the slow work has threads o
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from batchrun.errors import JobError, StoreError
 from batchrun.formats.json_text import encode_json
-from batchrun.records import Outcome, Resend, RunRecord
+from batchrun.records import Outcome, Resend, RowKey, RunRecord, Totals
 from batchrun.store.columns import SCHEMA_VERSION
 from batchrun.store.complete_rows import REMOVED_FILE, CompleteRows, read_complete_rows
 from batchrun.store.files import (
@@ -40,7 +40,7 @@ from batchrun.store.files import (
     write_whole,
 )
 from batchrun.store.reading import EVENTS_FILE, LIVE_FILE, RUN_FILE, read_run_record
-from batchrun.store.sealing import recover, rewrite_parts, seal, upgraded
+from batchrun.store.sealing import drop_rows, recover, rewrite_parts, seal, upgraded
 from batchrun.store.snapshot import snapshot
 from batchrun.store.unfinished import UnfinishedRows
 from batchrun.store.unreadable import UNREADABLE_FILE, UnreadableBodies
@@ -221,6 +221,17 @@ class RunDir:
         if self.record is not None and self.record.older_schema is not None:
             rewrite_parts(self.path, self.record.layout)
             self.save(replace(self.record, older_schema=None))
+
+    def drop_rows(self, keys: Collection[RowKey], totals: Totals, gone: Totals) -> None:
+        """Takes rows out of the tables that hold no answer. Raises `StoreError`.
+
+        `totals` and `gone`: of the rows that stay, for `run.json`.
+        """
+        self.finish()
+        self.upgrade()
+        if self.record is not None:  # first, so that a kill in between does not look like a loss
+            self.save(replace(self.record, totals=totals, gone=gone, parts={}))
+            drop_rows(self.path, keys, self.record.layout)
 
     def _next_id(self) -> FileId:
         """The first that is free for a segment."""

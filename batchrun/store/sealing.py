@@ -9,14 +9,14 @@ remaining steps. The first deletion is the commit: before it an older outcome is
 the new one in a segment, which wins; after it the new parts count, and of a part to be replaced
 the new version.
 
-A run of schema 1 is rewritten part by part. `run.json` says so first, so that an older batchrun
-leaves the directory alone. Each part, with its tool calls, is written anew under a temporary name;
+A run of schema 1 is rewritten part by part, and so is one that carries a further column from now
+on. `run.json` says so first, so that an older batchrun leaves the directory alone. Each part, with its tool calls, is written anew under a temporary name;
 an intent then replaces the old one. After a crash the next command goes on with the parts that are
-still of schema 1.
+still as they were.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -257,20 +257,21 @@ def upgraded(record: RunRecord) -> RunRecord:
 
 
 def rewrite_parts(folder: Path, layout: Layout) -> None:
-    """All parts are of this schema when this returns. Raises `StoreError`."""
-    older: dict[FileId, list[str]] = {}
-    with storing(folder, "list"):
-        for part in part_names(folder, TOOL_CALLS, RESPONSES):
-            with opened(folder / part) as file:
-                version = version_of(file.schema_arrow) or 1
-            if version < SCHEMA_VERSION:
-                older.setdefault(id_of(part), []).append(part)
-        if older:  # a copy of a run directory may have lost its empty folders
-            make_folders(folder / JOURNAL)
+    """All parts are of this schema and have these columns when this returns. `StoreError`."""
     kinds = {
         TOOL_CALLS: (tool_call_schema(), NO_COLUMNS),
         RESPONSES: (response_schema(layout), layout),
     }
+    older: dict[FileId, list[str]] = {}
+    with storing(folder, "list"):
+        for part in part_names(folder, TOOL_CALLS, RESPONSES):
+            with opened(folder / part) as file:
+                found = file.schema_arrow
+            wanted, _ = kinds[part.partition("/")[0]]
+            if (version_of(found) or 1) < SCHEMA_VERSION or not found.equals(wanted):
+                older.setdefault(id_of(part), []).append(part)
+        if older:  # a copy of a run directory may have lost its empty folders
+            make_folders(folder / JOURNAL)
     for of, parts in sorted(older.items()):
         tables = [part.partition("/")[0] for part in parts]
         with storing(folder / tables[0], "write parts"):
@@ -281,6 +282,22 @@ def rewrite_parts(folder: Path, layout: Layout) -> None:
                 ]
             write_intent(folder, of, Intent((), (), tuple(rewrites)))
         finish(folder, of.intent)
+
+
+def drop_rows(folder: Path, keys: Collection[RowKey], layout: Layout) -> None:
+    """No part holds a row of these keys when this returns; all parts are of this schema.
+
+    For rows that hold no answer. The journal must be empty. Raises `StoreError`.
+    """
+    with storing(folder / RESPONSES, "write"):
+        with new_files() as files:
+            rewrites = rewrite_without(files, folder, keys, layout)
+        if not rewrites:
+            return
+        make_folders(folder / JOURNAL)
+        of = id_of(rewrites[0].to)
+        write_intent(folder, of, Intent((), (), rewrites))
+    finish(folder, of.intent)
 
 
 def drop_orphan_calls(folder: Path) -> None:
