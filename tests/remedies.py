@@ -4,7 +4,7 @@ import re
 import shlex
 
 _VALUE = r"""(?:[ =](?:'[^']*'|(?!-)[^\s,;()]+))?"""
-_OPTION = rf"--(?:skip-bad-rows|(?:carry|type|id|send|format){_VALUE})"
+_OPTION = rf"--(?:skip-bad-rows|append|rerun-changed|(?:carry|type|id|send|format){_VALUE})"
 
 
 def remedies(message: str) -> list[list[str]]:

@@ -291,18 +291,18 @@ def test_the_first_ten_bad_rows_are_named(tmp_path: Path, batchrun: Run) -> None
     assert "and 15 more" in done.stderr
 
 
-def test_a_run_directory_belongs_to_one_source_and_one_kind_of_endpoint(
+def test_a_run_directory_belongs_to_one_prompt_set_and_one_kind_of_endpoint(
     tmp_path: Path, batchrun: Run, server: str, stats: Callable[..., dict[str, Any]]
 ) -> None:
     (tmp_path / "a.jsonl").write_text(_LINE)
-    (tmp_path / "b.jsonl").write_text(_LINE)
+    (tmp_path / "b.jsonl").write_text(_LINE.replace("{", '{"x": 1, ', 1))
     command = ("run", "a.jsonl", *_P, *_M, "-o", "run")
     assert batchrun(*command, "--simulate").returncode == 0
     before = {name: text for name, text in _tree(tmp_path).items() if name != "run/lock"}
     other = batchrun("run", "b.jsonl", *_P, *_M, "-o", "run", "--simulate")
     real = batchrun(*command, "--base-url", server)
     assert (other.returncode, real.returncode) == (2, 2)
-    assert "belongs to another source" in other.stderr
+    assert "1 complete row does not agree with the input" in other.stderr
     assert "holds simulated answers, and the run asked for is real" in real.stderr
     after = {name: text for name, text in _tree(tmp_path).items() if name != "run/lock"}
     assert after == before

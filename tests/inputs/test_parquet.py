@@ -247,7 +247,7 @@ def test_a_pinned_type_stays_where_nothing_is_lost(table: Table, read: Read) -> 
     ):
         read(path, pinned=pinned)
     assert read(path, pinned=pinned, carry=())[1][0].carried == (None,)
-    with pytest.raises(InputError, match="column `new` is new; this run carries n"):
+    with pytest.raises(InputError, match="column `new` is new; this run carries n since"):
         read(table({"prompt": ["a"], "n": [1], "new": [1]}), pinned=pinned)
 
 

@@ -162,13 +162,18 @@ def test_changed_rows_are_sent_again_where_that_is_meant(tmp_path: Path) -> None
     assert _sent(_plan(tmp_path, _rows("DaBc"), both)) == "dbc"
 
 
-def test_a_bad_row_that_was_mended_is_sent(tmp_path: Path) -> None:
+def test_a_bad_row_that_was_mended_is_sent_as_a_new_one(tmp_path: Path) -> None:
     _settle(tmp_path, [*_rows("ab"), {"id": "c", "nothing": 1}])
-    plan = _plan(tmp_path, _rows("abc"), RERUN)
-    assert (_sent(plan), _again(plan)) == ("c", [2])
-    found = EarlierRows(plan.resumed.spans).find({("c", 0, None): 2})
-    assert found[2].attempts == ()
-    assert found[2].totals.statuses == {"invalid": 1}
+    for resend in (Resend(), RETRY, RERUN):
+        plan = _plan(tmp_path, _rows("abc"), resend)
+        assert (_sent(plan), _again(plan)) == ("c", [])
+        assert plan.resumed.totals.rows == plan.resumed.totals.ok == 2
+        assert plan.rows_in_all == 3
+    _accept(tmp_path, _rows("abc"), Resend())
+    names = [f"w0-00000{number}" for number in (1,)]
+    assert [path.stem for path in (tmp_path / "run" / "responses").iterdir()] == names
+    # A kill in between looks like no loss.
+    assert _plan(tmp_path, _rows("abc"), Resend()).warnings == ()
 
 
 def test_rows_that_left_the_input_are_named_and_left_out_of_the_totals(tmp_path: Path) -> None:

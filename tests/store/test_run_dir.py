@@ -11,7 +11,7 @@ import pytest
 
 from batchrun.errors import JobError, StoreError
 from batchrun.records import Column, Layout, Outcome, RunRecord, Totals
-from batchrun.store.complete_rows import names_at
+from batchrun.store.complete_rows import rows_at
 from batchrun.store.reading import read_totals
 from batchrun.store.run_dir import SCHEMA_VERSION, RunDir
 from tests.waiting import HANG_S
@@ -202,7 +202,8 @@ def test_ids_of_rows_are_found_in_parts_and_journal(
     run_dir = begin(tmp_path / "run", part_rows=3)
     for row in range(5):
         run_dir.store(answered(row))
-    assert names_at(run_dir.path, [1, 4, 99]) == {1: "id-1", 4: "id-4"}
+    names = {at: row["custom_id"] for at, row in rows_at(run_dir.path, [1, 4, 99]).items()}
+    assert names == {1: "id-1", 4: "id-4"}
     run_dir.close(seal=True)
 
 
