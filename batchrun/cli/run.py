@@ -24,8 +24,8 @@ Exit codes:
   0  every row that was asked for is ok
   1  the run failed (disk, bug)
   2  usage, job or input is wrong; nothing was sent
-  3  stopped early (budget, key, quota, failures, endpoint down)
-  4  ended, but some rows are not ok
+  3  stopped early (budget, key, quota, failures, endpoint down, time to stop)
+  4  ended, but some rows are not ok (more than --tolerate)
   129, 130, 143  interrupted
 After 1, 3, 129, 130 and 143 the same command goes on where it stopped.
 """

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
+from batchrun.formats.amounts import plural
 from batchrun.formats.json_text import decode, shown, value_of
 from batchrun.formats.printable import one_line
 from batchrun.records import BadRow, JsonObject, Request
@@ -51,7 +52,7 @@ def _changes(path: str, before: Any, now: Any) -> Iterator[str]:
         for at, (one, other) in enumerate(zip(before, now, strict=False)):
             yield from _changes(f"{path}[{at}]", one, other)
         if len(before) != len(now):
-            yield f"{path}: {len(before):,} items -> {len(now):,} items"
+            yield f"{path}: {plural(len(before), 'item')} -> {plural(len(now), 'item')}"
     elif type(before) is not type(now) or before != now:
         yield f"{path}: {' -> '.join(_both(before, now))}"
 

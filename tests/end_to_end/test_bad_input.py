@@ -295,7 +295,7 @@ def test_a_run_directory_belongs_to_one_prompt_set_and_one_kind_of_endpoint(
     tmp_path: Path, batchrun: Run, server: str, stats: Callable[..., dict[str, Any]]
 ) -> None:
     (tmp_path / "a.jsonl").write_text(_LINE)
-    (tmp_path / "b.jsonl").write_text(_LINE.replace("{", '{"x": 1, ', 1))
+    (tmp_path / "b.jsonl").write_text(_LINE.replace("What", "Why"))
     command = ("run", "a.jsonl", *_P, *_M, "-o", "run")
     assert batchrun(*command, "--simulate").returncode == 0
     before = {name: text for name, text in _tree(tmp_path).items() if name != "run/lock"}

@@ -24,7 +24,7 @@ def _request(body: dict[str, Any]) -> Request:
         ({"a": True}, {"a": 1}, ["request.a: true -> 1"]),
         ({"a": 1}, {"a": 1.0}, ["request.a: 1 -> 1.0"]),
         ({"a": ["x", {"y": 1}]}, {"a": ["x", {"y": 2}]}, ["request.a[1].y: 1 -> 2"]),
-        ({"a": [1]}, {"a": [1, 2, 3]}, ["request.a: 1 items -> 3 items"]),
+        ({"a": [1]}, {"a": [1, 2, 3]}, ["request.a: 1 item -> 3 items"]),
         ({"a": "x\n"}, {"a": ""}, [r'request.a: x\n -> ""']),
         ({"a": {}}, {"a": "text"}, ["request.a: {} -> text"]),
         ({"a": 1, "b": 2}, {"b": 2, "a": 1}, []),
@@ -60,5 +60,5 @@ def test_settings_that_requests_are_not_made_by_do_not_count() -> None:
     now = {"request": {"model": "b"}, "input": {"path": "y", "send": []}, "limits": {}}
     assert setting_changes(before, now) == [
         "request.model: a -> b",
-        "input.send: 1 items -> 0 items",
+        "input.send: 1 item -> 0 items",
     ]
