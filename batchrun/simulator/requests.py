@@ -311,6 +311,9 @@ def _check_input(value: Any) -> None:
         check_type(f"{where}.content", content, "one of a string or array of objects", str, list)
 
 
+_LONGEST_METADATA = 512  # characters of a value
+
+
 def _check_metadata(metadata: dict[str, Any]) -> None:
     if len(metadata) > 16:
         message = (
@@ -320,6 +323,12 @@ def _check_metadata(metadata: dict[str, Any]) -> None:
         raise ApiError(message, "metadata", "object_above_max_properties")
     for name, value in metadata.items():
         check_type(f"metadata.{name}", value, "a string", str)
+        if len(value) > _LONGEST_METADATA:
+            message = (
+                f"Invalid 'metadata.{name}': string too long. Expected a string with maximum "
+                f"length {_LONGEST_METADATA}, but got a string with length {len(value)} instead."
+            )
+            raise ApiError(message, f"metadata.{name}", "string_above_max_length")
 
 
 def _check_text(fields: dict[str, Any]) -> None:
