@@ -4,10 +4,11 @@ import errno
 import os
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import click
 
-from batchrun.cli.output import say
+from batchrun.cli.output import open_streams, say
 from batchrun.errors import BatchrunError
 from batchrun.formats.arrow_import import prepare_arrow_import
 from batchrun.version import VERSION
@@ -73,7 +74,7 @@ def batchrun() -> None:
 def main() -> None:
     """Runs the command line and exits with its code; no traceback for foreseen errors."""
     prepare_arrow_import()
-    _open_standard_streams()
+    open_streams()
     try:
         batchrun.main(standalone_mode=False)
     except click.exceptions.Exit as end:
@@ -90,7 +91,8 @@ def main() -> None:
         sys.exit(130)
     except OSError as error:
         if error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EIO):
-            raise
+            say(f"batchrun: {_about(error)}")
+            sys.exit(2 if error.errno in (errno.ENOENT, errno.EACCES, errno.EPERM) else 1)
         # Standard output cannot be written; Python must not do so again when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         if error.errno == errno.ENOSPC:
@@ -98,12 +100,14 @@ def main() -> None:
         sys.exit(1)
 
 
-def _open_standard_streams() -> None:
-    """Opens a closed standard stream on the null device: else a socket would get its number."""
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "r+"))  # noqa: SIM115, PTH123 - open to the end
+def _about(error: OSError) -> str:
+    """What a system error says that nothing foresaw."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return (
+            "the working directory is not there any more; change into one that exists (cd), or "
+            "give absolute paths, -o among them"
+        )
+    file = f"{error.filename}: " if error.filename else ""
+    return f"{file}{error.strerror or error}; check that it is there and may be used"

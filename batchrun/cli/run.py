@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from batchrun.cli.options import RunOptions, SourceCommand, read_options
-from batchrun.cli.output import print_json, say
+from batchrun.cli.output import echo_json, print_json, say
 from batchrun.cli.sending import exit_on_signals, planning, say_plan, send
 
 _EPILOG = """\b
@@ -63,7 +63,6 @@ def _dry_run(options: RunOptions) -> None:
     import json
 
     from batchrun.dialects.responses import PATH
-    from batchrun.formats.printable import printable_json
     from batchrun.job.credentials import key_in_words, refuse_plain_http, refuse_written_secrets
     from batchrun.runner.plan import dry_run, run_path
 
@@ -87,5 +86,5 @@ def _dry_run(options: RunOptions) -> None:
         key = "" if simulate else f", {key_in_words(job.endpoint)}"
         say(f"first request, row {plan.first.row}, to POST {where}{PATH}{key}:")
         body = json.dumps(json.loads(plan.first.body), indent=2, ensure_ascii=False)
-        click.echo(printable_json(body))
+        echo_json(body)
         say("nothing was sent (--dry-run)")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from batchrun.cli.output import warn_of_missing_parts
+from batchrun.cli.output import echo_json, warn_of_missing_parts
 
 _EPILOG = """\b
 Examples:
@@ -46,4 +46,11 @@ def sql(run_paths: tuple[Path, ...], query: str, form: str) -> None:
     on_terminal = sys.stdout.isatty()
     width = shutil.get_terminal_size((80, 24)).columns
     shown = printable if on_terminal or form != "csv" else str
-    query_runs(run_paths, query, form, width, lambda piece: click.echo(shown(piece), nl=False))
+
+    def write(piece: str) -> None:
+        if form == "json":
+            echo_json(piece, nl=False)
+        else:
+            click.echo(shown(piece), nl=False)
+
+    query_runs(run_paths, query, form, width, write)

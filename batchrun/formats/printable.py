@@ -22,6 +22,11 @@ def printable_json(text: str) -> str:
     return _shown(text, "\n", _json_code)
 
 
+def ascii_json(text: str) -> str:
+    """JSON that means the same in ASCII alone."""
+    return "".join(letter if letter.isascii() else _json_code(letter) for letter in text)
+
+
 def cut(text: str, most: int) -> str:
     """At most so many characters; where there were more, the last is an ellipsis."""
     return text if len(text) <= most else text[: most - 1] + "…"

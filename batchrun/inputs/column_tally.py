@@ -245,7 +245,10 @@ class ColumnTally:
         names = name_columns([*known, *new])[len(known) :]
         return (
             *pinned,
-            *(make_column(name, one, self._type(one)) for name, one in zip(names, new, strict=True)),
+            *(
+                make_column(name, one, self._type(one))
+                for name, one in zip(names, new, strict=True)
+            ),
         )
 
     def _new_columns(self) -> list[str]:

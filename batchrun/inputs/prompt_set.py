@@ -191,14 +191,15 @@ class PromptSet:
         self._hashes = found.hashes
         self._check_columns(tally, findings.body_fields)
         identity, warnings = names.prove(identity, self._rows)
-        if pinned is not None:
-            layout = replace(pinned, columns=tally.layout())
-        else:
-            layout = Layout(
+        layout = (
+            replace(pinned, columns=tally.layout())
+            if pinned is not None
+            else Layout(
                 id_column=identity.explicit or identity.fallback,
                 columns=tally.layout(),
                 bad_row_suffix=identity.bad_row_suffix,
             )
+        )
         if pinned is None and len({file.kind for file in self._source.files}) > 1:
             self._check_again(layout, found)
         first, problems = self._examples(layout, found.is_bad)
@@ -327,8 +328,10 @@ class PromptSet:
             for name in names:
                 # A run that has begun knows columns that further rows may lack.
                 is_carried = key in ("carry", "types") and self._has_begun and name in tally.fixed
-                if name not in known and not is_carried and not (
-                    key == "send" and name in body_fields
+                if (
+                    name not in known
+                    and not is_carried
+                    and not (key == "send" and name in body_fields)
                 ):
                     raise InputError(
                         f"{self._source.spec}: {_OPTIONS[key]} ({key} in [input]) names the column "

@@ -181,13 +181,23 @@ def with_user_prices(
 
 
 def user_file() -> Path | None:
-    """Where the user's prices are looked for; null where there is no home directory."""
+    """Where the user's prices are looked for; null where there is no home that may be entered."""
     base = os.environ.get("XDG_CONFIG_HOME", "")
     try:
         folder = Path(base) if Path(base).is_absolute() else Path.home() / ".config"
     except RuntimeError:
         return None
-    return folder / "batchrun" / "prices.toml"
+    path = folder / "batchrun" / "prices.toml"
+    return path if path.is_absolute() and _may_be_there(path) else None
+
+
+def _may_be_there(path: Path) -> bool:
+    """Whether it is there, as far as this user may know: a home may be closed to them."""
+    try:
+        path.stat()
+    except OSError as error:
+        return not isinstance(error, PermissionError)
+    return True
 
 
 def _read_prices(tree: Mapping[str, Any], where: str) -> tuple[Pricing, Aliases]:

@@ -136,7 +136,7 @@ def dry_run(
         run_dir = None
         if not is_new and (path / "run.json").exists():
             run_dir = stack.enter_context(contextlib.closing(RunDir.open(path)))
-            refuse_other_use(job, run_dir, simulate=simulate)
+            refuse_other_use(run_dir, simulate=simulate)
         if job.input.path != STDIN:
             source = find_source(job.input)
         elif run_dir is not None and not appends(job, run_dir.record):

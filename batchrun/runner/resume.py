@@ -280,7 +280,7 @@ def _differences(
 ) -> str:
     """`changed`: pairs of index and row."""
     rows = dict(zip(changed[::2], changed[1::2], strict=True))
-    lines, last = list[str](), None
+    lines: list[str] = []
     shown = sorted(rows, key=before.rows.__getitem__)[:_SHOWN]
     how = explain({index: rows[index] for index in shown})
     names = dict(zip(shown, _names(shown, before, run_dir), strict=True))
@@ -289,7 +289,9 @@ def _differences(
         changes = how.get(index, ())
         if at + 1 == len(shown) or how.get(shown[at + 1], ()) != changes:  # often it is one change
             lines += [f"    {change}" for change in changes]
-    lines += [f"  {name}: removed" for name in _names(removed, before, run_dir)[: _SHOWN - len(shown)]]
+    lines += [
+        f"  {name}: removed" for name in _names(removed, before, run_dir)[: _SHOWN - len(shown)]
+    ]
     count = len(rows) + len(removed)
     agree = "1 complete row does" if count == 1 else f"{count:,} complete rows do"
     said = f"{run_dir.path}: {agree} not agree with the input any more:"

@@ -59,7 +59,7 @@ def unsent_rows(run_dir: RunDir) -> int:
     return 0 if record is None else record.rows - record.totals.rows + record.again
 
 
-def refuse_other_use(job: Job, run_dir: RunDir, *, simulate: bool) -> None:
+def refuse_other_use(run_dir: RunDir, *, simulate: bool) -> None:
     """A run directory belongs to one kind of endpoint, and to one rule. Raises `JobError`."""
     record = run_dir.record
     if record is None:
@@ -96,18 +96,20 @@ def about_source(job: Job, run_dir: RunDir, survey: Survey, new_rows: int) -> li
         left = unsent_rows(run_dir)
         if left <= 0 or (is_same and left == new_rows):
             return []
-        return [
+        unsent = (
             f"when the last command ended, {plural(left, 'row')} of {was} had no outcome; what of "
             "them this input does not hold is not sent: give that input again to send it"
-        ]
+        )
+        return [unsent]
     if is_same:
         return []
     now = "standard input" if job.input.path == STDIN else job.input.path
     known = "ids" if survey.ids is not None else "numbers"
-    return [
+    moved = (
         f"the source was {was} and is {now} now; rows are known by their {known} and requests, so "
         "the run goes on"
-    ]
+    )
+    return [moved]
 
 
 def source_name(job: Job, run_path: Path) -> str:

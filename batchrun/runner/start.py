@@ -5,6 +5,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Iterator
 from datetime import datetime
+from functools import partial
 
 from msgspec.structs import replace
 
@@ -61,12 +62,7 @@ async def run_job(
     """
     stop, watch = stop or StopSwitch(), watch or Watch()
     stop_at = _stop_at(job)
-
-    def check() -> None:
-        stop.check()
-        if stop_at is not None and time.time() >= stop_at:
-            raise time_is_up(job.limits)
-
+    check = partial(_check, job, stop, stop_at)
     # First, since a wrong path is the first thing to hear of.
     found = None if job.input.path == STDIN else find_source(job.input)
     path = run_path(job, simulate=simulate)
@@ -86,7 +82,7 @@ async def run_job(
         watch.doing(f"opening {path}")
         # Before anything is read: of two commands for one directory one alone goes on.
         run_dir = stack.enter_context(_closing(RunDir.open(path)))
-        refuse_other_use(job, run_dir, simulate=simulate)
+        refuse_other_use(run_dir, simulate=simulate)
         if found is None:
             watch.doing("copying standard input")
             source, sha256 = await asyncio.to_thread(stored_input, job, run_dir, check)
@@ -139,6 +135,13 @@ async def run_job(
                 await servers.enter_async_context(client)
                 await run.send(client, plan.limit)
         return await run.end()
+
+
+def _check(job: Job, stop: StopSwitch, stop_at: float | None) -> None:
+    """Raises `Interrupted` or `RunStopped` where work that is not sending should end."""
+    stop.check()
+    if stop_at is not None and time.time() >= stop_at:
+        raise time_is_up(job.limits)
 
 
 def _stop_at(job: Job) -> float | None:

@@ -10,9 +10,9 @@ the new one in a segment, which wins; after it the new parts count, and of a par
 the new version.
 
 A run of schema 1 is rewritten part by part, and so is one that carries a further column from now
-on. `run.json` says so first, so that an older batchrun leaves the directory alone. Each part, with its tool calls, is written anew under a temporary name;
-an intent then replaces the old one. After a crash the next command goes on with the parts that are
-still as they were.
+on. `run.json` says so first, so that an older batchrun leaves the directory alone. Each part, with
+its tool calls, is written anew under a temporary name; an intent then replaces the old one. After a
+crash the next command goes on with the parts that are still as they were.
 """
 
 import os

@@ -111,7 +111,9 @@ def test_the_commands_of_the_page_do_what_it_says_for_five_nights(
         assert _NEW <= stats(url)["requests"] - sent <= _NEW + min(in_flight, _NEW)
     record = read_record(run)
     assert (record["state"], record["exit_code"]) == ("finished", 0)
-    counted = "SELECT count(*), count(DISTINCT custom_id), count(*) FILTER (NOT ok) FROM read_parquet(?)"
+    counted = (
+        "SELECT count(*), count(DISTINCT custom_id), count(*) FILTER (NOT ok) FROM read_parquet(?)"
+    )
     assert query(counted, "runs/reviews") == [(shop.rows, shop.rows, _NIGHTS)]
     shop.type("In the morning")
     empty = shop.run("batchrun run night.toml --quiet")  # a night without reviews

@@ -1,4 +1,4 @@
-"""Runs that go on night after night: appended inputs, moved sources, caps, times, tolerated rows."""
+"""Runs that go on night after night: appended inputs, moved sources, caps, times, bad rows."""
 
 import gzip
 import json
@@ -7,7 +7,7 @@ import shlex
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from subprocess import CompletedProcess
+from subprocess import PIPE, CompletedProcess
 from typing import Any
 
 import duckdb
@@ -28,7 +28,9 @@ _ROWS = "SELECT custom_id, row, ok FROM read_parquet(?) ORDER BY row"
 
 
 def _night(number: int, rows: int = 3, **more: Any) -> list[dict[str, Any]]:
-    return [{"id": f"n{number}-{at}", "text": f"row {at} of {number}", **more} for at in range(rows)]
+    return [
+        {"id": f"n{number}-{at}", "text": f"row {at} of {number}", **more} for at in range(rows)
+    ]
 
 
 def _verified(batchrun: Run) -> None:
@@ -73,7 +75,7 @@ def test_each_night_appends_its_rows(
 
 
 def test_an_appended_input_goes_on_where_it_was_stopped(
-    tmp_path: Path, write_rows: Any, batchrun: Run, query: Query
+    write_rows: Any, batchrun: Run, query: Query
 ) -> None:
     for number in (1, 2, 3):
         write_rows(_night(number, 4), f"{number}.jsonl")
@@ -108,7 +110,9 @@ def test_a_changed_row_of_an_appended_input_keeps_its_number(
     assert "    request.input: row 1 of 2 -> another text" in refused.stderr
     done = batchrun("run", "2.jsonl", *_TO, *remedy(refused.stderr, "--rerun-changed"))
     assert done.returncode == 0, done.stderr
-    rows = query("SELECT custom_id, row, len(attempts) FROM read_parquet(?) WHERE row > 3 ORDER BY 2")
+    rows = query(
+        "SELECT custom_id, row, len(attempts) FROM read_parquet(?) WHERE row > 3 ORDER BY 2"
+    )
     assert rows == [("n2-1", 4, 2), ("n2-2", 5, 1), ("n3-0", 6, 1)]
     _verified(batchrun)
 
@@ -137,7 +141,7 @@ def test_rows_by_number_are_not_offered_to_be_appended(write_rows: Any, batchrun
 
 
 def test_a_bad_row_of_each_night_is_stored_once(
-    tmp_path: Path, write_rows: Any, batchrun: Run, query: Query
+    tmp_path: Path, batchrun: Run, query: Query
 ) -> None:
     for number in (1, 2):
         rows = "".join(json.dumps(row) + "\n" for row in _night(number, 2))
@@ -146,7 +150,9 @@ def test_a_bad_row_of_each_night_is_stored_once(
         assert done.returncode == 4, done.stderr
         again = batchrun("run", "new.jsonl", *_TO, "--append", "--skip-bad-rows")
         assert again.returncode == 4
-    found = query("SELECT custom_id, row FROM read_parquet(?) WHERE status = 'invalid' ORDER BY row")
+    found = query(
+        "SELECT custom_id, row FROM read_parquet(?) WHERE status = 'invalid' ORDER BY row"
+    )
     assert [row for _, row in found] == [2, 5]
     assert all(re.fullmatch(r"new\.jsonl:3 \(bad row \w{8}\)", name) for name, _ in found)
     _verified(batchrun)
@@ -349,7 +355,9 @@ def test_a_new_column_is_null_for_older_rows_or_left_out(
     if way == "leave it out":
         assert "score" not in next(iter(_schemas(tmp_path)))
         return
-    assert query("SELECT score, count(*) FROM read_parquet(?) GROUP BY 1 ORDER BY 1 NULLS FIRST") == [
+    assert query(
+        "SELECT score, count(*) FROM read_parquet(?) GROUP BY 1 ORDER BY 1 NULLS FIRST"
+    ) == [
         (None, 3),
         (7, 3),
     ]
@@ -480,7 +488,7 @@ def test_what_is_tolerated_is_a_number_or_a_share(write_rows: Any, batchrun: Run
 
 
 def test_at_its_time_nothing_more_is_sent_and_what_is_in_flight_lands(
-    write_rows: Any, batchrun: Run, simulator: Any, stats: Any, query: Query, write_job: Any
+    write_rows: Any, batchrun: Run, simulator: Any, stats: Any, query: Query
 ) -> None:
     write_rows(_night(1, 400), "a.jsonl")
     url = simulator("--latency", "0.4")
@@ -520,9 +528,7 @@ def test_a_time_that_is_past_or_none_is_refused(
     assert not (tmp_path / "other").exists()
 
 
-def test_a_time_that_comes_before_anything_is_sent(batchrun: Run, begin: Any, tmp_path: Path) -> None:
-    from subprocess import PIPE  # noqa: PLC0415 - of this test alone
-
+def test_a_time_that_comes_before_anything_is_sent(begin: Any, tmp_path: Path) -> None:
     process = begin("run", "-", *_TO, "--stop-at", "1s", stdin=PIPE)
     said = process.stderr.read()
     assert process.wait(60) == 3
@@ -538,10 +544,11 @@ def test_two_runs_are_joined_by_id(write_rows: Any, batchrun: Run, tmp_path: Pat
     judge = ("--prompt", "Right? {{ output_text }}", "--model", "gpt-4.1", "--simulate", "--quiet")
     assert batchrun("run", "first", *judge, "-o", "second").returncode == 0
     with duckdb.connect() as connection:
+        connection.execute(f"SET file_search_path = '{tmp_path}'")
         found = connection.execute(
-            f"SELECT a.custom_id, a.output_text = b.output_text_input, b.source "
-            f"FROM '{tmp_path}/first/responses/*.parquet' a "
-            f"JOIN '{tmp_path}/second/responses/*.parquet' b USING (custom_id) ORDER BY 1"
+            "SELECT a.custom_id, a.output_text = b.output_text_input, b.source "
+            "FROM 'first/responses/*.parquet' a "
+            "JOIN 'second/responses/*.parquet' b USING (custom_id) ORDER BY 1"
         ).fetchall()
     assert [(name, same) for name, same, _ in found] == [(f"n1-{at}", True) for at in range(3)]
     assert {source.split("/")[0] for *_, source in found} == {"responses"}

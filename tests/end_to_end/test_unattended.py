@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 from subprocess import CompletedProcess, Popen
@@ -30,14 +31,12 @@ _ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Path]:
+def place(tmp_path: Path) -> Path:
     """`/srv/nightly`, with the job file, three rows, a command and a file for the key."""
     folder = tmp_path / "nightly"
     (folder / ".venv" / "bin").mkdir(parents=True)
     command = folder / ".venv" / "bin" / "batchrun"
-    command.write_text(
-        f'#!/bin/sh\nPYTHONPATH={_ROOT} exec {sys.executable} -m batchrun "$@"\n'
-    )
+    command.write_text(f'#!/bin/sh\nPYTHONPATH={_ROOT} exec {sys.executable} -m batchrun "$@"\n')
     command.chmod(0o755)
     noon = (datetime.now() + timedelta(hours=12)).strftime("%H:%M")  # noqa: DTZ005 - as users write
     job = block(_PAGE, "The job file", "toml").replace("06:30", noon)
@@ -46,7 +45,7 @@ def place(tmp_path: Path) -> Iterator[Path]:
     rows = [json.dumps({"id": f"r{at}", "text": f"good {at}"}) for at in range(3)]
     (folder / "reviews" / "monday.jsonl").write_text("\n".join(rows))
     (folder / "runs").mkdir()
-    yield folder
+    return folder
 
 
 def _key_file(place: Path, base_url: str) -> None:
@@ -87,7 +86,12 @@ def test_the_crontab_line_mails_only_what_somebody_should_see(
     def cron() -> str:  # as it does it
         done = subprocess.run(
             ["/bin/sh", "-c", command],
-            env={"HOME": str(tmp_path), "LOGNAME": "me", "SHELL": "/bin/sh", "PATH": "/usr/bin:/bin"},
+            env={
+                "HOME": str(tmp_path),
+                "LOGNAME": "me",
+                "SHELL": "/bin/sh",
+                "PATH": "/usr/bin:/bin",
+            },
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -196,32 +200,25 @@ def test_the_kubernetes_job_runs_in_such_a_container(
     (tmp_path / "data").chmod(0o777)
     for path in (tmp_path, place, place / "reviews"):
         path.chmod(0o555)
-    # The folders above belong to pytest, which lets in nobody else.
-    parents = [path for path in tmp_path.parents if path.stat().st_mode & 0o777 == 0o700]
     try:
-        for path in parents:
-            path.chmod(0o711)
         words = [
             word.replace(mounts["job"], str(place)).replace(mounts["data"], str(tmp_path / "data"))
             for word in container["command"]
         ]
         words[0] = str(place / ".venv" / "bin" / "batchrun")
         env = {"OPENAI_BASE_URL": simulator(), "OPENAI_API_KEY": "sk-none"}
-        done = _in_container(*words, cwd=place, env=env)
-        assert done.returncode == 0, done.stderr
-        assert done.stderr.isascii()
-        again = _in_container(*words, cwd=place, env=env)
-        assert again.returncode == 0, again.stderr
-        for command in ("status", "report", "cost", "verify"):
-            run = str(tmp_path / "data" / "nightly")
-            shown = _in_container(words[0], command, run, cwd=place, env={})
-            assert shown.returncode == 0, shown.stderr
-            assert shown.stdout.isascii()
+        with _let_in(tmp_path.parent):
+            done = _in_container(*words, cwd=place, env=env)
+            assert done.returncode == 0, done.stderr
+            again = _in_container(*words, cwd=place, env=env)
+            assert again.returncode == 0, again.stderr
+            for command in ("status", "report", "cost", "verify"):
+                run = str(tmp_path / "data" / "nightly")
+                shown = _in_container(words[0], command, run, cwd=place, env={})
+                assert shown.returncode == 0, shown.stderr
     finally:
         for path in (tmp_path, place, place / "reviews"):
             path.chmod(0o755)
-        for path in parents:
-            path.chmod(0o700)
     modes = {path.stat().st_mode & 0o077 for path in (tmp_path / "data").rglob("*")}
     assert modes == {0}
     assert _rows(tmp_path / "data" / "nightly", query, tmp_path) == [(3, 3)]
@@ -230,3 +227,158 @@ def test_the_kubernetes_job_runs_in_such_a_container(
 @pytest.mark.parametrize("code", [0, 1, 2, 3, 4, 129, 130, 137, 143])
 def test_the_page_says_what_each_exit_code_means(code: int) -> None:
     assert re.search(rf"^\| [^|]*\b{code}\b[^|]* \|", section(_PAGE, "Exit codes"), re.MULTILINE)
+
+
+# Places where something is missing that is there when somebody looks.
+
+
+@pytest.fixture
+def alone(tmp_path: Path, write_rows: Any) -> Callable[..., CompletedProcess[str]]:
+    """`batchrun ...` as such a place starts it; what it prints is bytes of that console."""
+    write_rows([{"id": f"r{at}", "text": f"row \u2013 {at} … é"} for at in range(3)], "a.jsonl")
+
+    def start(
+        *words: object, cwd: Path = tmp_path, env: Mapping[str, str] | None = None, **options: Any
+    ) -> CompletedProcess[str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "batchrun", *map(str, words)],
+            cwd=cwd,
+            env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(_ROOT), **(env or {})},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=HANG_S,
+            check=False,
+            **options,
+        )
+        said = done.stdout.decode("latin-1"), done.stderr.decode("latin-1")
+        assert "Traceback" not in said[1], said[1]
+        return CompletedProcess(done.args, done.returncode, *said)
+
+    return start
+
+
+_TO = ("--prompt", "{{ text }}", "--model", "gpt-4.1", "--simulate")
+
+
+@pytest.mark.parametrize(
+    "home",
+    [{}, {"HOME": ""}, {"HOME": "/nonexistent"}, {"HOME": "relative"}, {"XDG_CONFIG_HOME": "/x"}],
+)
+def test_no_home_is_needed(tmp_path: Path, alone: Any, home: dict[str, str]) -> None:
+    user = {"user": _USER, "group": _USER, "extra_groups": []} if os.getuid() == 0 else {}
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out").chmod(0o777)
+    with _let_in(tmp_path):
+        done = alone(
+            "run", tmp_path / "a.jsonl", *_TO, "-o", tmp_path / "out" / "run", env=home, **user
+        )
+        assert done.returncode == 0, done.stderr
+        for command in ("status", "cost", "report"):
+            assert alone(command, tmp_path / "out" / "run", env=home, **user).returncode == 0
+
+
+def test_a_home_that_may_not_be_entered_is_passed_over(tmp_path: Path, alone: Any) -> None:
+    if os.getuid() != 0:
+        pytest.skip("root alone can be somebody else")
+    home = tmp_path / "home"
+    (home / ".config" / "batchrun").mkdir(parents=True)
+    prices = home / ".config" / "batchrun" / "prices.toml"
+    prices.write_text("broken")
+    prices.chmod(0o600)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out").chmod(0o777)
+    home.chmod(0o700)
+    words = ("run", tmp_path / "a.jsonl", *_TO, "--max-cost", "1", "-o", tmp_path / "out" / "run")
+    user: dict[str, Any] = {"user": _USER, "group": _USER, "extra_groups": []}
+    with _let_in(tmp_path):
+        done = alone(*words, env={"HOME": str(home)}, **user)
+        assert done.returncode == 0, done.stderr
+        home.chmod(0o755)  # a file of prices that is there and closed is no such home
+        done = alone(*words, env={"HOME": str(home)}, **user)
+        assert done.returncode == 2
+        assert "prices.toml: cannot be read (Permission denied)" in done.stderr
+
+
+@contextmanager
+def _let_in(folder: Path) -> Iterator[None]:
+    """The folders above belong to pytest, which lets in nobody else."""
+    closed = [path for path in (folder, *folder.parents) if path.stat().st_mode & 0o777 == 0o700]
+    for path in closed:
+        path.chmod(0o711)
+    try:
+        yield
+    finally:
+        for path in closed:
+            path.chmod(0o700)
+
+
+def test_a_working_directory_that_was_deleted_is_said(tmp_path: Path, alone: Any) -> None:
+    gone = tmp_path / "gone"
+    script = f"mkdir {gone} && cd {gone} && rmdir {gone} && exec {sys.executable} -m batchrun "
+
+    def there(*words: object) -> CompletedProcess[str]:
+        done = subprocess.run(
+            ["/bin/sh", "-c", script + shlex.join(map(str, words))],
+            env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(_ROOT)},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=HANG_S,
+            check=False,
+        )
+        assert "Traceback" not in done.stderr, done.stderr
+        return done
+
+    alone("run", "a.jsonl", *_TO, "-o", "known")
+    lost = there("run", "a.jsonl", *_TO)
+    assert lost.returncode == 2
+    lost = there("run", tmp_path / "a.jsonl", *_TO)
+    assert lost.returncode == 2
+    assert "the working directory is not there any more" in lost.stderr
+    for command in ("status", "report", "cost", "verify"):
+        done = there(command, tmp_path / "known")
+        assert done.returncode == 0, done.stderr
+        assert there(command, "known").returncode in (1, 2)
+    done = there("run", tmp_path / "a.jsonl", *_TO, "-o", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    done = there("export", tmp_path / "known", tmp_path / "out.csv")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_console_gets_text_that_it_can_show(alone: Any, encoding: str) -> None:
+    env = {
+        "PYTHONIOENCODING": encoding,
+        "PYTHONUTF8": "0",
+        "PYTHONCOERCECLOCALE": "0",
+        "LC_ALL": "C",
+    }
+
+    def shown(*words: object) -> str:
+        done = alone(*words, env=env)
+        assert done.returncode == 0, done.stderr
+        text: str = done.stdout + done.stderr
+        assert encoding == "latin-1" or text.isascii(), text
+        # UTF-8 read as Latin-1 has such letters.
+        assert not set("\u00e2\u00c3").intersection(text), text
+        return text
+
+    shown("run", "--help")
+    shown("run", "a.jsonl", *_TO, "-o", "run", "--set", "metadata.sign=é…漢")
+    found = shown("show", "run", "r1")
+    assert "row ? 1" in found or "row - 1 ... " in found, found
+    assert "é" in found or encoding == "ascii"
+    for words in (["status"], ["report"], ["cost"], ["cost", "--by", "text"], ["verify"]):
+        shown(words[0], "run", *words[1:])
+    row = json.loads(alone("show", "run", "r1", "--json", env=env).stdout)
+    assert row["text"] == "row \u2013 1 … é"  # JSON says what it says
+    (found_row,) = json.loads(
+        alone("sql", "run", "SELECT text FROM responses WHERE custom_id = 'r2'", "--format", "json",
+              env=env).stdout
+    )  # fmt: skip
+    assert found_row == {"text": "row \u2013 2 … é"}
+    shown("sql", "run", "SELECT text FROM responses")
+    shown("estimate", "a.jsonl", *_TO[:4])
+    refused = alone("run", "fehlt\u2013é.jsonl", *_TO, env=env)
+    assert refused.returncode == 2
+    assert encoding == "latin-1" or refused.stderr.isascii()
