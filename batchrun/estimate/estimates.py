@@ -64,7 +64,8 @@ def make_estimate(
     )
     doing(f"pricing {plural(plan.rows, 'row')}")
     prices, at = known_prices(job), time.time_ns() // 1000
-    wanted = plan.rows if plan.limit is None else min(plan.limit, plan.rows)
+    wanted = len(plan.resumed.complete)  # of an input that is appended, its own rows alone
+    wanted = wanted if plan.limit is None else min(plan.limit, wanted)
     asked = models or (None,)
     counted = [counts.rows(plan.resumed.complete, wanted, model) for model in asked]
     groups = [group(rows) for rows in counted]

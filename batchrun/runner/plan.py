@@ -200,6 +200,11 @@ def make_plan(
     record = run_dir.record if run_dir else None
     hash_rule = record.hash_rule if record else HASH_RULE
     is_appended = appends(job, record)
+    if pilot and is_appended and record is not None:
+        raise JobError(
+            "a pilot knows rows by their numbers, which an input that is appended does not have in "
+            "the tables; estimate without --pilot, or give another -o"
+        )
     prompts = PromptSet(source, job.input, job.request, hash_rule, is_appended=is_appended)
     caps_usd = (job.limits.max_cost_usd, job.limits.max_cost_per_command_usd)
     has_cap = any(cap is not None for cap in caps_usd)
@@ -242,7 +247,7 @@ def make_plan(
         for model in survey.models:
             prices.find(model, None, time.time_ns() // 1000)
     wanted = survey.rows if limit is None else min(limit, survey.rows)
-    drawn = record.pilot if record else None
+    drawn = record.pilot if record and not is_appended else None
     if pilot:
         drawn = draw_pilot(drawn, pilot, complete[:wanted], survey.is_bad[:wanted])
         others = _all_but(drawn.rows, survey.rows)  # nothing but these rows is sent

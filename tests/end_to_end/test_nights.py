@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.doc_examples import page
 from tests.remedies import remedies, remedy
 from tests.runs import read_record
 
@@ -537,18 +538,60 @@ def test_a_time_that_comes_before_anything_is_sent(begin: Any, tmp_path: Path) -
     assert not (tmp_path / "run").exists()
 
 
-def test_two_runs_are_joined_by_id(write_rows: Any, batchrun: Run, tmp_path: Path) -> None:
-    write_rows(_night(1), "a.jsonl")
-    words = (*_ASK, "--simulate", "--quiet", "-o")
-    assert batchrun("run", "a.jsonl", *words, "first").returncode == 0
-    judge = ("--prompt", "Right? {{ output_text }}", "--model", "gpt-4.1", "--simulate", "--quiet")
-    assert batchrun("run", "first", *judge, "-o", "second").returncode == 0
+def test_a_run_that_judges_another_is_joined_to_it_as_the_page_says(
+    tmp_path: Path, write_rows: Any, batchrun: Run
+) -> None:
+    write_rows([{"id": f"q{at}", "question": f"question {at}"} for at in range(3)], "a.jsonl")
+    first = ("--prompt", "{{ question }}", "--model", "gpt-4.1", "--simulate", "--quiet")
+    assert batchrun("run", "a.jsonl", *first, "-o", "runs/answers").returncode == 0
+    judge, join = (
+        shlex.split(line)[1:]
+        for line in re.findall(
+            r"^(batchrun (?:run|sql) runs/answers .*)$", page("prompt-sets"), re.MULTILINE
+        )
+    )
+    assert batchrun(*judge, "--simulate").returncode == 0
+    done = batchrun(*join, "--format", "json")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)
+    assert [row["custom_id"] for row in sorted(rows, key=str)] == ["q0", "q1", "q2"]
     with duckdb.connect() as connection:
-        connection.execute(f"SET file_search_path = '{tmp_path}'")
-        found = connection.execute(
-            "SELECT a.custom_id, a.output_text = b.output_text_input, b.source "
-            "FROM 'first/responses/*.parquet' a "
-            "JOIN 'second/responses/*.parquet' b USING (custom_id) ORDER BY 1"
+        connection.execute(f"SET file_search_path = '{tmp_path}/runs'")
+        sources = connection.execute(
+            "SELECT DISTINCT source FROM 'judged/responses/*.parquet'"
         ).fetchall()
-    assert [(name, same) for name, same, _ in found] == [(f"n1-{at}", True) for at in range(3)]
-    assert {source.split("/")[0] for *_, source in found} == {"responses"}
+    assert {source.split("/")[0] for (source,) in sources} == {"responses"}
+
+
+def test_an_input_is_split_by_hand_as_the_page_says(tmp_path: Path, batchrun: Run) -> None:
+    rows = [{"id": at, "text": f"text {at}"} for at in range(40)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "prompts.parquet")
+    lines = re.findall(r"^batchrun (run .*half-\d)$", page("prompt-sets"), re.MULTILINE)
+    assert len(lines) == 2
+    for line in lines:
+        done = batchrun(*shlex.split(line), "--simulate", "--quiet")
+        assert done.returncode == 0, done.stderr
+    counted = "SELECT count(*) AS n, count(DISTINCT custom_id) AS ids, count(DISTINCT run) AS runs FROM responses"
+    found = batchrun("sql", "runs/half-0", "runs/half-1", counted, "--format", "json")
+    assert json.loads(found.stdout) == [{"n": 40, "ids": 40, "runs": 2}]
+
+
+@pytest.mark.parametrize(
+    ("given", "sources"),
+    [
+        ("in/x/a.jsonl", {"a.jsonl"}),
+        ("in", {"x/a.jsonl", "y/b.jsonl"}),
+        ("ABSOLUTE/in", {"x/a.jsonl", "y/b.jsonl"}),
+        ("in/*/*.jsonl", {"x/a.jsonl", "y/b.jsonl"}),
+    ],
+)
+def test_the_column_source_is_relative_to_what_was_given(
+    tmp_path: Path, write_rows: Any, batchrun: Run, query: Query, given: str, sources: set[str]
+) -> None:
+    for name, number in (("in/x/a.jsonl", 1), ("in/y/b.jsonl", 2)):
+        (tmp_path / name).parent.mkdir(parents=True)
+        write_rows(_night(number), name)
+    done = batchrun("run", given.replace("ABSOLUTE", str(tmp_path)), *_TO)
+    assert done.returncode == 0, done.stderr
+    found = query("SELECT DISTINCT source FROM read_parquet(?)")
+    assert {source for (source,) in found} == sources

@@ -37,7 +37,7 @@ def test_each_field_that_differs_is_said(before: Any, now: Any, said: list[str])
 def test_of_long_texts_the_place_is_shown_where_they_part() -> None:
     before, now = {"input": f"{_LONG}one{_LONG}"}, {"input": f"{_LONG}two{_LONG}"}
     (said,) = request_changes(json.dumps(before), _request(now))
-    assert said.startswith("request.input: …on and on. one")
+    assert said.startswith("request.input: …oes on and on. one")
     assert " -> …" in said
     assert "on and on. two" in said
     assert len(said) < 200
