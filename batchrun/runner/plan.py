@@ -200,11 +200,6 @@ def make_plan(
     record = run_dir.record if run_dir else None
     hash_rule = record.hash_rule if record else HASH_RULE
     is_appended = appends(job, record)
-    if pilot and is_appended and record is not None:
-        raise JobError(
-            "a pilot knows rows by their numbers, which an input that is appended does not have in "
-            "the tables; estimate without --pilot, or give another -o"
-        )
     prompts = PromptSet(source, job.input, job.request, hash_rule, is_appended=is_appended)
     caps_usd = (job.limits.max_cost_usd, job.limits.max_cost_per_command_usd)
     has_cap = any(cap is not None for cap in caps_usd)
@@ -247,7 +242,7 @@ def make_plan(
         for model in survey.models:
             prices.find(model, None, time.time_ns() // 1000)
     wanted = survey.rows if limit is None else min(limit, survey.rows)
-    drawn = record.pilot if record and not is_appended else None
+    drawn = _pilot_before(record, pilot, is_appended=is_appended)
     if pilot:
         drawn = draw_pilot(drawn, pilot, complete[:wanted], survey.is_bad[:wanted])
         others = _all_but(drawn.rows, survey.rows)  # nothing but these rows is sent
@@ -348,6 +343,18 @@ def draw_sample(
         same = [row for row in before.rows if row < of and not excluded[row] and not is_bad[row]]
         before = Pilot(tuple(same), of)
     return draw_pilot(before, rows, excluded, is_bad)
+
+
+def _pilot_before(record: RunRecord | None, pilot: int, *, is_appended: bool) -> Pilot | None:
+    """The rows that an earlier pilot drew. Raises `JobError` where none can be made."""
+    if record is None or not is_appended:
+        return record.pilot if record else None
+    if pilot:
+        raise JobError(
+            "a pilot knows rows by their numbers, which those of an input that is appended do not "
+            "have in the tables; estimate without --pilot, or give another -o"
+        )
+    return None
 
 
 def _all_but(rows: Iterable[int], of: int) -> bytearray:

@@ -571,7 +571,10 @@ def test_an_input_is_split_by_hand_as_the_page_says(tmp_path: Path, batchrun: Ru
     for line in lines:
         done = batchrun(*shlex.split(line), "--simulate", "--quiet")
         assert done.returncode == 0, done.stderr
-    counted = "SELECT count(*) AS n, count(DISTINCT custom_id) AS ids, count(DISTINCT run) AS runs FROM responses"
+    counted = (
+        "SELECT count(*) AS n, count(DISTINCT custom_id) AS ids, count(DISTINCT run) AS runs "
+        "FROM responses"
+    )
     found = batchrun("sql", "runs/half-0", "runs/half-1", counted, "--format", "json")
     assert json.loads(found.stdout) == [{"n": 40, "ids": 40, "runs": 2}]
 
