@@ -452,10 +452,10 @@ def test_rows_that_are_not_ok_are_tolerated_night_by_night(
     for option, exit_code in ((("--tolerate", "1"), 0), (("--tolerate", "10%"), 0), ((), 4)):
         again = batchrun("run", "new.jsonl", *words, *option)
         assert again.returncode == exit_code, again.stderr
-    for option in ("0", "9.9%"):
-        again = batchrun("run", "new.jsonl", *words, "--tolerate", option)
+    for few in ("0", "9.9%"):
+        again = batchrun("run", "new.jsonl", *words, "--tolerate", few)
         assert again.returncode == 4
-        assert f"1 of 10 rows is not ok, more than --tolerate {option} allows" in again.stderr
+        assert f"1 of 10 rows is not ok, more than --tolerate {few} allows" in again.stderr
     failed = batchrun("run", "new.jsonl", *words, "--tolerate", "0", "--retry-failed")
     assert failed.returncode == 4
 

@@ -26,6 +26,7 @@ Query = Callable[..., list[tuple[Any, ...]]]
 
 _PAGE = "unattended"
 _USER = 10_001  # of the Kubernetes Job; no such user has a name
+_SOMEBODY: dict[str, Any] = {"user": _USER, "group": _USER, "extra_groups": []}
 _CONTAINER = {"LC_ALL": "C", "TZ": "UTC", "PATH": "/usr/bin:/bin"}  # and no HOME
 _ROOT = Path(__file__).parents[2]
 
@@ -54,8 +55,8 @@ def _key_file(place: Path, base_url: str) -> None:
 
 def _in_container(*command: str, cwd: Path, env: Mapping[str, str]) -> CompletedProcess[str]:
     """No home, no terminal, UTC, umask 077, the C locale; no root either where that can be."""
-    user = {"user": _USER, "group": _USER, "extra_groups": []} if os.getuid() == 0 else {}
-    return subprocess.run(
+    user = _SOMEBODY if os.getuid() == 0 else {}
+    done: CompletedProcess[str] = subprocess.run(
         command,
         cwd=cwd,
         env={**_CONTAINER, **env},
@@ -67,6 +68,7 @@ def _in_container(*command: str, cwd: Path, env: Mapping[str, str]) -> Completed
         check=False,
         **user,
     )
+    return done
 
 
 def _rows(folder: Path, query: Query, tmp_path: Path) -> list[tuple[Any, ...]]:
@@ -265,7 +267,7 @@ _TO = ("--prompt", "{{ text }}", "--model", "gpt-4.1", "--simulate")
     [{}, {"HOME": ""}, {"HOME": "/nonexistent"}, {"HOME": "relative"}, {"XDG_CONFIG_HOME": "/x"}],
 )
 def test_no_home_is_needed(tmp_path: Path, alone: Any, home: dict[str, str]) -> None:
-    user = {"user": _USER, "group": _USER, "extra_groups": []} if os.getuid() == 0 else {}
+    user = _SOMEBODY if os.getuid() == 0 else {}
     (tmp_path / "out").mkdir()
     (tmp_path / "out").chmod(0o777)
     with _let_in(tmp_path):
@@ -289,12 +291,11 @@ def test_a_home_that_may_not_be_entered_is_passed_over(tmp_path: Path, alone: An
     (tmp_path / "out").chmod(0o777)
     home.chmod(0o700)
     words = ("run", tmp_path / "a.jsonl", *_TO, "--max-cost", "1", "-o", tmp_path / "out" / "run")
-    user: dict[str, Any] = {"user": _USER, "group": _USER, "extra_groups": []}
     with _let_in(tmp_path):
-        done = alone(*words, env={"HOME": str(home)}, **user)
+        done = alone(*words, env={"HOME": str(home)}, **_SOMEBODY)
         assert done.returncode == 0, done.stderr
         home.chmod(0o755)  # a file of prices that is there and closed is no such home
-        done = alone(*words, env={"HOME": str(home)}, **user)
+        done = alone(*words, env={"HOME": str(home)}, **_SOMEBODY)
         assert done.returncode == 2
         assert "prices.toml: cannot be read (Permission denied)" in done.stderr
 
