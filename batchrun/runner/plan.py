@@ -192,11 +192,7 @@ def make_plan(
         doing(f"reading {source.spec}, {plural(rows, 'row')} so far")
 
     doing(f"reading {source.spec}")
-    where = None
-    if job.input.where is not None:
-        from batchrun.runner.row_filter import RowFilter  # noqa: PLC0415 - DuckDB: 13 MB
-
-        where = RowFilter(job.input.where)
+    where = _row_filter(job)
     record = run_dir.record if run_dir else None
     hash_rule = record.hash_rule if record else HASH_RULE
     is_appended = appends(job, record)
@@ -306,6 +302,15 @@ def _explain(
         else settings or [unknown]
         for index in changed
     }
+
+
+def _row_filter(job: Job) -> "RowFilter | None":
+    """Raises `JobError` where the expression is wrong."""
+    if job.input.where is None:
+        return None
+    from batchrun.runner.row_filter import RowFilter  # noqa: PLC0415 - DuckDB: 13 MB
+
+    return RowFilter(job.input.where)
 
 
 def _fitting(
