@@ -6,13 +6,13 @@ from pathlib import Path
 import click
 
 from batchrun.cli.once import OnceCommand
-from batchrun.cli.output import print_json, warn_of_missing_parts
+from batchrun.cli.output import print_json, say, warn_of_missing_parts
 
 _EPILOG = """\b
 Examples:
-  batchrun cost runs/prompts --by split
-  batchrun cost runs/prompts --model gpt-6-luna --tier batch
   batchrun cost runs/monday runs/tuesday
+  batchrun cost runs/* --by team --by started_at:day --format csv > bill.csv
+  batchrun cost runs/prompts --model gpt-6-luna --tier batch
 """
 
 
@@ -21,33 +21,55 @@ Examples:
     "run_paths", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path)
 )
 @click.option(
+    "--by",
+    metavar="COLUMN",
+    multiple=True,
+    help="By a column of responses or of the input, or by run, model, tier or attempt; "
+    "started_at:day (or hour, week, month, year) by date. May be repeated: by all of them.",
+)
+@click.option(
     "--model", "models", metavar="NAME", multiple=True, help="Also at the prices of this model."
 )
 @click.option(
     "--tier", metavar="TIER", help="Also at standard, batch, flex, priority or fast prices."
 )
-@click.option("--by", metavar="COLUMN", help="Also by a column of responses or of the input.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "csv", "json", "markdown"]),
+    help="Tables for a terminal (the default), or one of these with everything.",
+)
+@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
 def cost(
     run_paths: tuple[Path, ...],
+    by: tuple[str, ...],
     models: tuple[str, ...],
     tier: str | None,
-    by: str | None,
+    form: str | None,
     *,
     as_json: bool,
 ) -> None:
-    """Show what runs cost: by model, tier, status and kind of attempt.
+    """Show what runs cost: each of them, all together, by model, tier and more.
 
     Calculated from the usage columns at the prices known today, also while a run goes on. --model
     and --tier show what the same tokens would cost at other prices.
     """
+    from batchrun.formats.printable import printable
     from batchrun.reports.cost import read_costs
-    from batchrun.reports.cost_tables import show_costs
+    from batchrun.reports.cost_tables import cost_text, show_costs
 
+    if as_json and form not in (None, "json"):
+        raise click.UsageError(f"--json and --format {form} contradict each other; give one.")
     for path in run_paths:
         warn_of_missing_parts(path)
     costs = read_costs(run_paths, models=models, tier=tier, by=by)
-    if as_json:
+    for warning in costs.warnings:
+        say(f"warning: {warning}")
+    if as_json or form == "json":
         print_json(costs)
+    elif form in ("csv", "markdown"):
+        shown = printable if sys.stdout.isatty() or form != "csv" else str
+        for piece in cost_text(form, costs):
+            click.echo(shown(piece), nl=False)
     else:
         show_costs(costs, sys.stdout)

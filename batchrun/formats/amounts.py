@@ -90,3 +90,10 @@ def usd(dollars: float) -> str:
         return f"${dollars:,.2f}"
     digits = f"{dollars:.{min(12, 2 - math.floor(math.log10(dollars)))}f}".rstrip("0")
     return f"${digits.ljust(4, '0')}"
+
+
+def known_usd(dollars: float | None, *, is_partly: bool) -> str:
+    """A cost as every command shows it: `$12.30`, with `+?` where a part is unknown, `unknown`."""
+    if dollars is None:
+        return "unknown"
+    return usd(dollars) + ("+?" if is_partly else "")

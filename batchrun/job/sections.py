@@ -160,6 +160,9 @@ class PriceJob(Struct, frozen=True, forbid_unknown_fields=True):
     output: Rate | None = None
     cached_input: Rate | None = None  # null: as input
     cache_write: Rate | None = None  # null: as input
+    web_search: Rate | None = None  # USD for a thousand; null: what the price list says
+    file_search: Rate | None = None
+    batch_factor: Rate | None = None  # of the tokens of a batch; null: the list's, or 0.5
     factor: Rate = 1.0
 
     def __post_init__(self) -> None:

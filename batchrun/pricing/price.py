@@ -27,6 +27,7 @@ class Price(Struct, frozen=True):
     web_search: float = 0.0  # USD each; 0 where the list has none
     file_search: float = 0.0
     request: float = 0.0  # USD for each answer
+    is_listed: bool = False  # the rates are those of the list, if times a factor
 
     def cost(self, usage: Usage, searches: Searches = NO_SEARCHES) -> float | None:
         """USD; null where the server did not count both input and output.
@@ -81,11 +82,21 @@ class Price(Struct, frozen=True):
 
     def times(self, factor: float) -> "Price":
         """The same price, all of it times `factor`."""
-        rates = tuple(
-            Rates(each.above, *(rate * factor for rate in astuple(each)[1:])) for each in self.rates
-        )
-        fees = (fee * factor for fee in (self.web_search, self.file_search, self.request))
-        return Price(self.priced_as, rates, self.tier, *fees)
+        fees = {name: getattr(self, name) * factor for name in _FEES}
+        return replace(self, rates=_scaled(self.rates, factor), **fees)
+
+    def in_batch(self, factor: float) -> "Price":
+        """The price of a batch whose tokens cost `factor` of these; searches cost the same."""
+        return replace(self, rates=_scaled(self.rates, factor), tier="batch")
+
+
+_FEES = ("web_search", "file_search", "request")
+
+
+def _scaled(rates: Sequence[Rates], factor: float) -> tuple[Rates, ...]:
+    return tuple(
+        Rates(each.above, *(rate * factor for rate in astuple(each)[1:])) for each in rates
+    )
 
 
 def sum_costs(costs: Sequence[float | None]) -> float | None:

@@ -5,8 +5,9 @@ A look-up takes it 100 µs and its import 0.2 s, so what it says becomes a `Pric
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, date, datetime, time
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
@@ -27,6 +28,11 @@ TIERS = ("batch", "fast", "flex", "priority")  # with prices of their own somewh
 _PROVIDERS = (None, "openai")
 # Models that are priced by what the usage of the Responses API does not count separately.
 _NOT_COUNTED = ("output_reasoning_mtok", "output_citation_mtok")
+# The list has no date of its own. Its comments say when prices were checked.
+_CHECKED = re.compile(
+    r"\b(?:checked|verified|updated|as of)(?: on)?:? (\d{4}-\d{2}-\d{2})\b", re.IGNORECASE
+)
+OLD = timedelta(days=90)
 _SUFFIX = re.compile(r"([-@]\d{4}-\d{2}-\d{2}|[-@]\d{8}|-data)$")
 
 
@@ -36,6 +42,14 @@ class Listed(Struct, frozen=True):
     price: Price | None
     from_at: int = -NEVER
     until_at: int = NEVER
+
+
+class PriceList(Struct, frozen=True):
+    """The list that is installed."""
+
+    version: str
+    models: int
+    checked_on: date | None  # the newest check that it names; null: it names none
 
 
 def find_listed(names: Sequence[str], at: int, tier: str | None) -> Listed:
@@ -127,6 +141,7 @@ def _as_price(name: str, prices: "ModelPrice", tier: str | None) -> Price | None
         web_search=_rate(prices.web_searches_kcount, -1, 1_000),
         file_search=_rate(prices.storage_searches_kcount, -1, 1_000),
         request=_rate(prices.requests_kcount, -1, 1_000),
+        is_listed=True,
     )
 
 
@@ -170,3 +185,54 @@ def _entries() -> Iterator[Any]:
         for model in provider.models:
             yield from model.prices if isinstance(model.prices, list) else (model,)
             yield from model.price_variants or ()
+
+
+def listed_names() -> tuple[str, ...]:
+    """The models of the list, each name once."""
+    models = (model for provider in _snapshot().providers for model in provider.models)
+    return tuple(dict.fromkeys(model.id for model in models if model.prices))
+
+
+def checked_on(model: str, at: int) -> date | None:
+    """When the prices of a model were last checked, as far as the list says it by then."""
+    found = next(_models(model), None)
+    return _newest_check([found.price_comments] if found else [], at)
+
+
+def read_price_list(at: int) -> PriceList:
+    """What the installed list is, at `at` (µs since 1970)."""
+    providers = _snapshot().providers
+    comments = [one.price_comments for one in providers]
+    comments += [model.price_comments for provider in providers for model in provider.models]
+    return PriceList(
+        version("genai-prices"),
+        sum(len(provider.models) for provider in providers),
+        _newest_check(comments, at),
+    )
+
+
+def _newest_check(comments: Sequence[str | None], at: int) -> date | None:
+    today = datetime.fromtimestamp(at / 1e6, UTC).date()
+    found = []
+    for text in (text for comment in comments for text in _CHECKED.findall(comment or "")):
+        try:
+            day = date.fromisoformat(text)
+        except ValueError:
+            continue
+        if day <= today:
+            found.append(day)
+    return max(found, default=None)
+
+
+def warning_of_age(at: int) -> str | None:
+    """What to say of a list that is old at `at` (µs since 1970); null where it is not."""
+    known = read_price_list(at)
+    if known.checked_on is None:
+        return None
+    age = datetime.fromtimestamp(at / 1e6, UTC).date() - known.checked_on
+    if age <= OLD:
+        return None
+    return (
+        f"the price list (genai-prices {known.version}) is {age.days:,} days old: no price in it "
+        f"was checked after {known.checked_on}. pip install --upgrade genai-prices gets a newer one"
+    )

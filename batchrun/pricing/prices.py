@@ -12,8 +12,19 @@ from batchrun.errors import JobError
 from batchrun.formats.amounts import plural
 from batchrun.job.sections import PriceJob
 from batchrun.pricing.price import Price, Rates
-from batchrun.pricing.price_list import MILLION, TIERS, Listed, find_listed, spellings
+from batchrun.pricing.price_list import (
+    MILLION,
+    TIERS,
+    Listed,
+    find_listed,
+    listed_names,
+    spellings,
+)
 
+STANDARD = "standard"  # what the tier without a name is called; servers call it `default`
+_STANDARD_NAMES = (None, "", "auto", "default", STANDARD)
+BATCH_FACTOR = 0.5  # of prices in [pricing] that name none
+_NEAR = 0.8  # how alike a name must be to be meant
 _MOST_NAMES = 4_096  # the names in answers are the server's to make up; then all are forgotten
 
 
@@ -25,6 +36,13 @@ def tier_of(service_tier: str | None, via: str) -> str | None:
     if via == "batch":
         return via
     return service_tier if service_tier in TIERS else None
+
+
+def tier_name(service_tier: str | None, via: str | None = None) -> str:
+    """The tier as every command calls it."""
+    if via == "batch":
+        return via
+    return STANDARD if service_tier in _STANDARD_NAMES else str(service_tier)
 
 
 class Prices:
@@ -70,31 +88,69 @@ class Prices:
         found = (self.find(model, None, at, each) for each in {None, tier})
         return max((p.bound(input_tokens, output_tokens) for p in found if p), default=0.0)
 
-    def _look_up(self, names: list[str], at: int, tier: str | None) -> Listed:
+    def given_for(self, names: Iterable[str]) -> str | None:
+        """The name in [pricing] or [aliases] by which these names are priced; null: by the list."""
         for name in (spelling for each in names for _, spelling in spellings(each)):
-            if name in self._aliases:
-                alias = self._aliases[name]
-                return self._given(alias, [alias], at, tier)
-            if name in self._pricing:
-                return self._given(name, [name, *names], at, tier)
-        return find_listed(names, at, tier)
+            if name in self._aliases or name in self._pricing:
+                return name
+        return None
+
+    def nearest(self, model: str, at: int) -> str | None:
+        """The name with a price that was probably meant; null where none is near."""
+        import difflib  # noqa: PLC0415 - only where something is wrong
+
+        known = (*self._pricing, *self._aliases, *listed_names())
+        near = difflib.get_close_matches(model.lower(), known, n=5, cutoff=_NEAR)
+        return next((name for name in near if self.find(name, None, at) is not None), None)
+
+    def _look_up(self, names: list[str], at: int, tier: str | None) -> Listed:
+        name = self.given_for(names)
+        if name is None:
+            return find_listed(names, at, tier)
+        if name in self._aliases:
+            alias = self._aliases[name]
+            return self._given(alias, [alias], at, tier)
+        return self._given(name, [name, *names], at, tier)
 
     def _given(self, given: str, names: list[str], at: int, tier: str | None) -> Listed:
         """By the price in [pricing] for `given`, if there is one; else by the list."""
-        price = self._pricing.get(given)
-        if price is None or price.input is None or price.output is None:
-            known = find_listed(names, at, tier)
-            if price is None or known.price is None:
-                return known
-            return replace(known, price=known.price.times(price.factor))
+        own = self._pricing.get(given)
+        if own is None:
+            return find_listed(names, at, tier)
+        batch_factor = own.batch_factor
+        if batch_factor is None and own.input is not None:
+            batch_factor = BATCH_FACTOR
+        is_batch = tier == "batch" and batch_factor is not None
+        known = find_listed(names, at, None if is_batch else tier)
+        price = _with_own(known.price, own, given)
+        if price is None:
+            return known
+        if is_batch and batch_factor is not None:
+            price = price.in_batch(batch_factor)
+        return replace(known, price=price.times(own.factor))
+
+
+def _with_own(listed: Price | None, own: PriceJob, given: str) -> Price | None:
+    """The price of the list, and what is given in its place, before the factors."""
+    price = listed
+    if own.input is not None and own.output is not None:
         rates = Rates(
             above=-1,
-            input=price.input / MILLION,
-            cached_input=_or(price.cached_input, price.input) / MILLION,
-            cache_write=_or(price.cache_write, price.input) / MILLION,
-            output=price.output / MILLION,
+            input=own.input / MILLION,
+            cached_input=_or(own.cached_input, own.input) / MILLION,
+            cache_write=_or(own.cache_write, own.input) / MILLION,
+            output=own.output / MILLION,
         )
-        return Listed(Price(given, (rates,)).times(price.factor))
+        price = Price(given, (rates,))
+        if listed is not None:  # what a search costs, it costs whatever a token does
+            price = replace(price, web_search=listed.web_search, file_search=listed.file_search)
+    if price is None:
+        return None
+    return replace(
+        price,
+        web_search=price.web_search if own.web_search is None else own.web_search / 1_000,
+        file_search=price.file_search if own.file_search is None else own.file_search / 1_000,
+    )
 
 
 def _or(value: float | None, default: float) -> float:
@@ -115,8 +171,14 @@ def check_prices(prices: Prices, models: Iterable[str | None], at: int) -> None:
         more = f" and for {plural(others, 'other model')}" if others else ""
         raise JobError(
             f"limits.max_cost_usd (--max-cost) needs a price for each model, and none is known for "
-            f"{first}{more}. Give it in the job file or in ~/.config/batchrun/prices.toml, in USD "
-            "for a million tokens:\n"
-            f'  [pricing."{first}"]\n  input = 2.0\n  output = 8.0\n'
-            "or take the cap out"
+            f"{first}{more}. {how_to_price(prices, first, at)}\nor take the cap out"
         )
+
+
+def how_to_price(prices: Prices, model: str, at: int) -> str:
+    """What to do for a model without a price: the name that was meant, then what to paste."""
+    near = prices.nearest(model, at)
+    where = "it a price in the job file or in ~/.config/batchrun/prices.toml, in USD for a million"
+    give = f"If the name is right, give {where}" if near else f"Give {where}"
+    asked = f"Did you mean {near}? " if near else ""
+    return f'{asked}{give} tokens:\n  [pricing."{model}"]\n  input = 2.0\n  output = 8.0'

@@ -4,7 +4,7 @@ What only rows say (cache-write tokens, searches) belongs to the attempt that br
 is known by its response id, or by its tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import duckdb
@@ -13,12 +13,21 @@ from msgspec import Struct
 
 from batchrun.dialects.output_items import PAGE_ACTIONS, SEARCHING
 from batchrun.errors import JobError
+from batchrun.formats.printable import nearest
 from batchrun.pricing.price_list import DAY, daily_changes, steps
 from batchrun.records import RunRecord
 from batchrun.reports.sql import ask, quoted
 from batchrun.store.columns import response_schema
 
-MOST_VALUES = 10_000  # of the column that sums are grouped by
+MOST_VALUES = 10_000  # groups
+# Parts of a time, and how each is written.
+UNITS = {
+    "year": "%Y",
+    "month": "%Y-%m",
+    "week": "%G-W%V",
+    "day": "%Y-%m-%d",
+    "hour": "%Y-%m-%d %H:00",
+}
 _MOST_TOKENS = 2**40  # of one answer; what a server says beyond it is a slip
 _WEB_COUNT = "'$.tool_usage.web_search.num_requests'"
 
@@ -27,6 +36,7 @@ class UsageCounts(Struct, frozen=True):
     """What rows or attempts add up to; tokens and searches as far as they are known."""
 
     rows: int
+    ok: int  # rows
     attempts: int
     unknown: int  # attempts that may be billed and reported no usage
     input_tokens: int  # at least cached and cache-write tokens together, in each attempt
@@ -46,13 +56,20 @@ class UsageSum(UsageCounts, frozen=True):
     service_tier: str | None
     via: str
     status: str
-    value: str | None  # of the column asked for, as text
+    values: tuple[str | None, ...]  # of the columns asked for, as text
     kind: str | None  # first, retry, reask, hedge
     above: int  # the last of the `steps` that each input is longer than
     at: int  # the last of the `daily_changes` at or before the start, µs since 1970
     counted: int  # attempts whose tokens are known
     recorded_usd: float | None  # the sum of `cost_usd` of the rows; null where none has any
     reported_usd: float | None  # the same of `reported_cost_usd`
+
+
+class Grouping(Struct, frozen=True):
+    """A column that sums are grouped by; a time may be cut to one of the `UNITS`."""
+
+    column: str
+    unit: str | None = None
 
 
 # As `count_searches` of the dialect has it: what the server itself counted of the web, else the
@@ -67,23 +84,29 @@ _SEARCHED = """
           FROM tool_calls WHERE type IN {searching})
     GROUP BY ALL;
 """
+_SEARCHES = """
+    searched.file_calls AS file_calls,
+    CASE WHEN searched.file_calls IS NOT NULL AND TRY(json_type(usage, {web_count})) = 'UBIGINT'
+         THEN least(TRY(usage ->> {web_count})::UBIGINT, {most}) ELSE searched.web_calls
+    END AS web_calls
+"""
+_WITH_SEARCHES = """
+    responses LEFT JOIN searched ON searched.custom_id = responses.custom_id
+        AND searched.sample = responses.sample
+        AND searched.variant IS NOT DISTINCT FROM responses.variant
+"""
 _USED = """
     CREATE TEMP MACRO count_of(tokens, is_known) AS
         CASE WHEN is_known THEN least(greatest(coalesce(tokens, 0), 0), {most}) ELSE 0 END;
     CREATE TEMP VIEW used AS
     WITH answered AS (
-        SELECT model_requested, model, service_tier, via, status, {value} AS value, attempts,
-               cache_write_tokens, reasoning_tokens, file_calls,
-               CASE WHEN file_calls IS NOT NULL AND TRY(json_type(usage, {web_count})) = 'UBIGINT'
-                    THEN least(TRY(usage ->> {web_count})::UBIGINT, {most}) ELSE web_calls
-               END AS web_calls,
+        SELECT model_requested, model, service_tier, via, status, {values} attempts,
+               cache_write_tokens, reasoning_tokens, {searches},
                (list_max(list_transform(attempts, lambda one, position: CASE
                    WHEN one.response_id = response_id THEN len(attempts) + position
                    WHEN one.input_tokens = input_tokens AND one.output_tokens = output_tokens
                    THEN position END)) - 1) % len(attempts) + 1 AS answer_at
-        FROM responses LEFT JOIN searched ON searched.custom_id = responses.custom_id
-            AND searched.sample = responses.sample
-            AND searched.variant IS NOT DISTINCT FROM responses.variant
+        FROM {table}
     ), attempted AS (
         SELECT *, unnest(attempts) AS one, unnest(range(1, len(attempts) + 1)) AS position
         FROM answered
@@ -97,9 +120,9 @@ _USED = """
     FROM attempted
 """
 _SUMS = """
-    SELECT model_requested, model, service_tier, via, status, value, one.kind AS kind,
+    SELECT model_requested, model, service_tier, via, status, {names} one.kind AS kind,
            CASE {steps} END AS above, started - of_day + CASE {changes} END AS at,
-           0 AS rows, count(*) AS attempts, count(*) FILTER (is_known) AS counted,
+           0 AS rows, 0 AS ok, count(*) AS attempts, count(*) FILTER (is_known) AS counted,
            count(*) FILTER (NOT is_known AND one.cost_usd IS DISTINCT FROM 0) AS unknown,
            sum(greatest(reported, cached + cache_written))::BIGINT AS input_tokens,
            sum(cached)::BIGINT AS cached_tokens,
@@ -111,52 +134,93 @@ _SUMS = """
            NULL AS recorded_usd, NULL AS reported_usd
     FROM used GROUP BY ALL
     UNION ALL
-    SELECT model_requested, model, service_tier, via, status, {value} AS value, NULL, -1, -1,
-           count(*), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, fsum(cost_usd), fsum(reported_cost_usd)
+    SELECT model_requested, model, service_tier, via, status, {values} NULL, -1, -1,
+           count(*), count(*) FILTER (ok), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+           fsum(cost_usd), fsum(reported_cost_usd)
     FROM responses GROUP BY ALL
 """
 
 
-def read_usage(path: Path, by: str | None = None) -> list[UsageSum]:
-    """The sums over all complete rows, by the values of the column `by` too.
+_TIMES = (pa.types.is_timestamp, pa.types.is_date, pa.types.is_string, pa.types.is_large_string)
 
-    Raises `JobError` where there is no such column or it has too many values; `StoreError`.
+
+def grouping_of(text: str, known: Iterable[str]) -> Grouping:
+    """`COLUMN` or `COLUMN:UNIT`. Raises `JobError` where there is no such unit."""
+    column, colon, unit = text.rpartition(":")
+    if not colon or text in known:
+        return Grouping(text)
+    if unit not in UNITS:
+        raise JobError(f"--by {text}: there is no unit {unit}; {nearest(unit, UNITS)}")
+    return Grouping(column, unit)
+
+
+def read_usage(path: Path, by: Sequence[Grouping] = ()) -> list[UsageSum]:
+    """The sums over all complete rows, for each combination of the values of `by`.
+
+    A column that this run does not have is null. Raises `JobError` where a column cannot be grouped
+    by or there are too many groups; `StoreError`.
     """
     return ask(path, lambda database, files: _read(database, files.record, path, by))
 
 
 def _read(
-    database: duckdb.DuckDBPyConnection, record: RunRecord, path: Path, by: str | None
+    database: duckdb.DuckDBPyConnection, record: RunRecord, path: Path, by: Sequence[Grouping]
 ) -> list[UsageSum]:
     schema = response_schema(record.layout, record.schema_version)
-    value = "NULL"
-    if by is not None:
-        _check_column(path, record, schema, by)
-        value = f"responses.{quoted(by)}"
-        few = f"SELECT count(*) FROM (SELECT DISTINCT {value} FROM responses LIMIT ?)"  # noqa: S608
-        (values,) = database.execute(few, [MOST_VALUES + 1]).fetchall()[0]
-        if values > MOST_VALUES:
+    database.execute("SET TimeZone = 'UTC'")
+    asked = [f"{_expression(one, schema, path)} AS value_{at}" for at, one in enumerate(by)]
+    values, names = (
+        "".join(f"{one}, " for one in some)
+        for some in (asked, (f"value_{at}" for at in range(len(by))))
+    )
+    if by:
+        few = f"SELECT count(*) FROM (SELECT DISTINCT {values} FROM responses LIMIT ?)"  # noqa: S608
+        (groups,) = database.execute(few, [MOST_VALUES + 1]).fetchall()[0]
+        if groups > MOST_VALUES:
+            which = ", ".join(one.column for one in by)
             raise JobError(
-                f"the column {by} has more than {MOST_VALUES:,} different values; name one with "
-                "fewer"
+                f"{path}: {which} would make more than {MOST_VALUES:,} groups; name columns with "
+                "fewer different values"
             )
     database.execute(_SEARCHED.format(searching=SEARCHING, pages=PAGE_ACTIONS))
-    database.execute(_USED.format(value=value, most=_MOST_TOKENS, day=DAY, web_count=_WEB_COUNT))
+    has_searches = database.execute("SELECT count(*) FROM searched").fetchall()[0][0] > 0
+    searches, table = "0 AS file_calls, 0 AS web_calls", "responses"
+    if has_searches:
+        searches = _SEARCHES.format(web_count=_WEB_COUNT, most=_MOST_TOKENS)
+        table = _WITH_SEARCHES
+    database.execute(
+        _USED.format(values=values, searches=searches, table=table, most=_MOST_TOKENS, day=DAY)
+    )
     passed = _last_passed("reported >", steps())
     changed = _last_passed("of_day >=", daily_changes())
-    query = _SUMS.format(value=value, steps=passed, changes=changed)
+    query = _SUMS.format(values=values, names=names, steps=passed, changes=changed)
     sums = database.sql(query).to_arrow_table()
-    if by is not None:
-        sums = _with_text(sums, by, schema.field(by).type)
-    return [UsageSum(**row) for row in sums.to_pylist()]
+    texts = [_texts(sums[f"value_{at}"], one, schema) for at, one in enumerate(by)]
+    sums = sums.drop_columns([f"value_{at}" for at in range(len(by))])
+    all_values = list(zip(*texts, strict=True)) if by else [()] * sums.num_rows
+    return [
+        UsageSum(**row, values=values)
+        for row, values in zip(sums.to_pylist(), all_values, strict=True)
+    ]
 
 
-def _check_column(path: Path, record: RunRecord, schema: pa.Schema, by: str) -> None:
-    if by not in schema.names:
-        carried = ", ".join(column.name for column in record.layout.columns) or "none"
-        raise JobError(f"{path}: there is no column {by}; carried columns are: {carried}")
-    if pa.types.is_nested(schema.field(by).type):
-        raise JobError(f"{path}: {by} holds {schema.field(by).type}; name a column of plain values")
+def _expression(one: Grouping, schema: pa.Schema, path: Path) -> str:
+    """SQL for a value of `responses`. Raises `JobError` where the column has none to group by."""
+    if one.column not in schema.names:
+        return "NULL::VARCHAR"
+    kind = schema.field(one.column).type
+    if pa.types.is_nested(kind):
+        raise JobError(f"{path}: {one.column} holds {kind}; name a column of plain values")
+    name = f"responses.{quoted(one.column)}"
+    if one.unit is None:
+        return name
+    if not any(is_kind(kind) for is_kind in _TIMES):
+        raise JobError(
+            f"{path}: {one.column} holds {kind}, which is no time; leave :{one.unit} out"
+        )
+    # In UTC, whatever it is written in; a text that is no time is null.
+    time = f"make_timestamp(epoch_us(TRY_CAST({name} AS TIMESTAMPTZ)))"
+    return f"strftime({time}, '{UNITS[one.unit]}')"
 
 
 def _last_passed(test: str, edges: Sequence[int]) -> str:
@@ -164,13 +228,18 @@ def _last_passed(test: str, edges: Sequence[int]) -> str:
     return " ".join(f"WHEN {test} {edge} THEN {edge}" for edge in reversed(edges))
 
 
-def _with_text(sums: pa.Table, by: str, kind: pa.DataType) -> pa.Table:
-    """`value` as text. Raises `JobError` where its type has none."""
-    values = sums["value"]
+def _texts(values: pa.ChunkedArray, one: Grouping, schema: pa.Schema) -> list[str | None]:
+    """Values as text. Raises `JobError` where their type has none."""
+    if one.unit is not None or one.column not in schema.names:
+        found: list[str | None] = values.to_pylist()
+        return found
+    kind = schema.field(one.column).type
     try:
         if pa.types.is_temporal(kind):
             values = values.cast(kind)  # the database has its own precision and time zone
-        values = values.cast(pa.string())
+        found = values.cast(pa.string()).to_pylist()
     except pa.ArrowException as error:
-        raise JobError(f"{by} holds {kind}, which is no text; name another column") from error
-    return sums.set_column(sums.column_names.index("value"), "value", values)
+        raise JobError(
+            f"{one.column} holds {kind}, which is no text; name another column"
+        ) from error
+    return found
