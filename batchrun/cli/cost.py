@@ -55,8 +55,8 @@ def cost(
     and --tier show what the same tokens would cost at other prices.
     """
     from batchrun.formats.printable import printable
-    from batchrun.reports.cost import read_costs
-    from batchrun.reports.cost_tables import cost_text, show_costs
+    from batchrun.reports.bill.cost import read_costs
+    from batchrun.reports.bill.cost_tables import cost_text, show_costs
 
     if as_json and form not in (None, "json"):
         raise click.UsageError(f"--json and --format {form} contradict each other; give one.")

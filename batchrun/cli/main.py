@@ -20,6 +20,7 @@ _COMMANDS = {
     "status": ("look", "Show the state of a run and the next command."),
     "show": ("look", "Show one row in readable form."),
     "cost": ("cost", "Show what runs cost, or would have cost elsewhere."),
+    "prices": ("prices", "Show the prices used, and how old the list is."),
     "report": ("report", "Summarise a run, in tables or as an HTML page."),
     "import": ("import_", "Make a run of answers produced elsewhere."),
     "score": ("score", "Score the answers of a run."),

@@ -22,7 +22,7 @@ from batchrun.pricing.price_list import (
 )
 
 STANDARD = "standard"  # what the tier without a name is called; servers call it `default`
-_STANDARD_NAMES = (None, "", "auto", "default", STANDARD)
+STANDARD_NAMES = ("auto", "default", STANDARD)
 BATCH_FACTOR = 0.5  # of prices in [pricing] that name none
 _NEAR = 0.8  # how alike a name must be to be meant
 _MOST_NAMES = 4_096  # the names in answers are the server's to make up; then all are forgotten
@@ -42,7 +42,7 @@ def tier_name(service_tier: str | None, via: str | None = None) -> str:
     """The tier as every command calls it."""
     if via == "batch":
         return via
-    return STANDARD if service_tier in _STANDARD_NAMES else str(service_tier)
+    return STANDARD if not service_tier or service_tier in STANDARD_NAMES else service_tier
 
 
 class Prices:

@@ -7,7 +7,14 @@ import shlex
 from collections import Counter
 from pathlib import Path
 
-from batchrun.formats.amounts import duration, plural, seconds, short_count, usd
+from batchrun.formats.amounts import (
+    duration,
+    known_usd,
+    plural,
+    seconds,
+    short_count,
+    usd,
+)
 from batchrun.formats.printable import one_line, printable
 from batchrun.progress.summary import Summary
 from batchrun.records import FAILED, SHORTFALLS
@@ -171,7 +178,7 @@ def _cost(summary: Summary) -> str | None:
     count, most_usd = summary.unknown_attempts, summary.unknown_usd
     parts = []
     if count or most_usd:
-        known = "unknown" if summary.cost_usd is None else f"{usd(summary.cost_usd)} known"
+        known = known_usd(summary.cost_usd, is_partly=True)
         parts.append(known + (f", at most {usd(most_usd)} more" if most_usd else ""))
         attempts = plural(count, "attempt") if count else "some attempts"
         if summary.unpriced_model is None:

@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from batchrun.formats.printable import printable
 from batchrun.formats.text_tables import Section
+from batchrun.pricing.prices import STANDARD, STANDARD_NAMES
 from batchrun.records import Estimated
 from batchrun.reports.show import Turn, turns_of
 from batchrun.reports.sql import Files, ask
@@ -30,6 +31,12 @@ _TOP_ROWS = """
            output_tokens AS "output tokens", cost_usd AS cost, unknown
     FROM answers WHERE {0} > 0 ORDER BY {0} DESC, "row" LIMIT 10
 """
+# As `tier_name` has it.
+_TIER = f"""
+    CASE WHEN via = 'batch' THEN 'batch'
+         WHEN coalesce(service_tier, '') IN {(*STANDARD_NAMES, "")} THEN '{STANDARD}'
+         ELSE service_tier END
+"""
 # The names of a query's columns are the heads of its table, but for `unknown`: of how many attempts
 # `cost` does not know the cost.
 TABLES = {
@@ -42,13 +49,13 @@ TABLES = {
     """,
     # As the server says; where none answered, as asked for.
     Section("models", "Models", words=2): """
-        SELECT coalesce(model, model_requested) AS model, service_tier AS tier, count(*) AS rows,
+        SELECT coalesce(model, model_requested) AS model, {tier} AS tier, count(*) AS rows,
                coalesce(sum(input_tokens), 0)::BIGINT AS input,
                coalesce(sum(cached_tokens), 0)::BIGINT AS cached,
                coalesce(sum(output_tokens), 0)::BIGINT AS output, sum(cost_usd) AS cost,
                sum(unknown)::BIGINT AS unknown
         FROM answers GROUP BY 1, 2 ORDER BY rows DESC, 1, 2 LIMIT 50
-    """,
+    """.replace("{tier}", _TIER),
     Section("attempts", "Attempts"): """
         SELECT kind, count(*) AS attempts, count(error_kind) AS failed, sum(cost_usd) AS cost,
                count(*) - count(cost_usd) AS unknown

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from rich.console import Console
 from rich.text import Text
 
-from batchrun.formats.amounts import duration, plural, seconds, usd
+from batchrun.formats.amounts import duration, known_usd, plural, seconds, usd
 from batchrun.formats.printable import brief, one_line
 from batchrun.formats.text_tables import Section, show_section, show_text
 from batchrun.records import Estimated
@@ -44,8 +44,8 @@ def headline(report: Report) -> str:
     if report.left:
         words += f", {report.left:,} left"
     if report.cost_usd is not None:
-        is_partly = report.unknown_attempts or report.unknown_usd
-        words += f"; {usd(report.cost_usd)}{'+?' if is_partly else ''}"
+        is_partly = bool(report.unknown_attempts or report.unknown_usd)
+        words += f"; {known_usd(report.cost_usd, is_partly=is_partly)}"
         if report.simulated:
             words += ", simulated, so nothing is paid"
     elif report.unknown_attempts:
@@ -129,10 +129,9 @@ def _filled(section: Section, rows: Sequence[Mapping[str, Any]]) -> Section:
 
 
 def _cost(row: Mapping[str, Any]) -> str:
-    """With `+?` where it is not all; `-` where nothing was sent."""
-    if row["cost"] is None:
-        return "unknown" if row["unknown"] else "-"
-    return usd(row["cost"]) + ("+?" if row["unknown"] else "")
+    """As every command shows a cost; what was never sent has cost nothing."""
+    is_partly = bool(row["unknown"])
+    return known_usd(row["cost"] if is_partly else row["cost"] or 0.0, is_partly=is_partly)
 
 
 def _cell(head: str, value: str | float | None) -> str:

@@ -9,9 +9,10 @@ from typing import Any
 from msgspec import Struct
 
 from batchrun.errors import ErrorKind
-from batchrun.formats.amounts import plural, seconds, usd
+from batchrun.formats.amounts import known_usd, plural, seconds, usd
 from batchrun.formats.json_text import value_of
 from batchrun.formats.printable import brief, one_line, printable
+from batchrun.pricing.prices import tier_name
 from batchrun.records import SHORTFALLS, JsonObject
 from batchrun.store.columns import own_columns
 
@@ -206,7 +207,7 @@ def _model(row: JsonObject) -> str:
     if not model:
         return ""
     asked = f"asked for as {requested}" if requested not in (model, None) else ""
-    return ", ".join(filter(None, (model, asked, tier and f"tier {tier}")))
+    return ", ".join(filter(None, (model, asked, tier and f"tier {tier_name(tier, row['via'])}")))
 
 
 def _asked(request: str | None) -> str:
@@ -231,7 +232,12 @@ def _tokens(row: JsonObject) -> str:
 
 def _cost(row: JsonObject) -> str:
     cost, reported, name = row["cost_usd"], row["reported_cost_usd"], row["priced_as"]
-    words = [] if cost is None else [usd(cost) + (f", priced as {name}" if name else "")]
+    attempts = row["attempts"] or ()
+    is_partly = any(one["cost_usd"] is None for one in attempts)
+    words = []
+    if cost is not None or is_partly:
+        known = known_usd(cost, is_partly=is_partly)
+        words.append(known + (f", priced as {name}" if name else ""))
     words += [] if reported is None else [f"{usd(reported)} according to the gateway"]
     return "; ".join(words)
 

@@ -14,7 +14,7 @@ from genai_prices.types import Usage as ListUsage
 from batchrun.dispatch.attempt_result import AttemptResult, attempt_result
 from batchrun.pricing.prices import Prices
 from batchrun.records import Attempt, Outcome, Reply, Request, Response
-from batchrun.reports.cost import CostLine, read_costs
+from batchrun.reports.bill.cost import CostLine, read_costs
 from batchrun.store.run_dir import RunDir
 from tests.runs import run_record
 

@@ -24,9 +24,9 @@ from batchrun.records import (
     Totals,
     Usage,
 )
-from batchrun.reports import cost_queries
-from batchrun.reports.cost import CostLine, Costs, RunCost, read_costs
-from batchrun.reports.cost_tables import show_costs
+from batchrun.reports.bill import cost_queries
+from batchrun.reports.bill.cost import CostLine, Costs, RunCost, read_costs
+from batchrun.reports.bill.cost_tables import show_costs
 from batchrun.store.run_dir import RunDir
 from tests.runs import column, run_record
 

@@ -18,8 +18,8 @@ from batchrun.formats.csv_text import BOM, csv_line
 from batchrun.formats.printable import cut, one_line
 from batchrun.formats.result_text import ResultColumn, result_text
 from batchrun.formats.text_tables import Section, show_section, show_text, width_of, widths
-from batchrun.reports.cost import RUN, CostLine, Costs, RunCost
-from batchrun.reports.cost_queries import UsageCounts
+from batchrun.reports.bill.cost import RUN, CostLine, Costs, RunCost
+from batchrun.reports.bill.cost_queries import UsageCounts
 
 _MOST_LINES = 20  # of a breakdown; all of them are in the other formats
 _MOST_GROUPS = 1_000  # of the columns asked for

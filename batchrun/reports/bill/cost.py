@@ -21,7 +21,7 @@ from batchrun.pricing.price import Price, sum_costs
 from batchrun.pricing.price_list import TIERS, warning_of_age
 from batchrun.pricing.prices import STANDARD, Prices, how_to_price, tier_name, tier_of
 from batchrun.records import RunRecord, Searches, Usage
-from batchrun.reports.cost_queries import (
+from batchrun.reports.bill.cost_queries import (
     Grouping,
     UsageCounts,
     UsageSum,
