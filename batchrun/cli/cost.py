@@ -24,8 +24,9 @@ Examples:
     "--by",
     metavar="COLUMN",
     multiple=True,
-    help="By a column of responses or of the input, or by run, model, tier or attempt; "
-    "started_at:day (or hour, week, month, year) by date. May be repeated: by all of them.",
+    help="By a column of responses or of the input, run, model, tier or attempt, by date as "
+    "started_at:day (hour, week, month, year), or by an expression in SQL. May be repeated: by all "
+    "of them together.",
 )
 @click.option(
     "--model", "models", metavar="NAME", multiple=True, help="Also at the prices of this model."

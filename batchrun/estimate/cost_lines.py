@@ -15,10 +15,9 @@ from batchrun.estimate.tokens import CountedRows, Kind, TokenCounts, Vocabulary
 from batchrun.job.sections import LimitsJob
 from batchrun.pricing.price import Price
 from batchrun.pricing.price_list import steps
-from batchrun.pricing.prices import Prices
+from batchrun.pricing.prices import STANDARD, Prices
 from batchrun.records import NO_SEARCHES, Estimated, Usage
 
-STANDARD = "standard"
 TIERS = (STANDARD, "batch", "flex")
 CAPPED = ", capped"  # at the row's `max_output_tokens`, where that is less
 

@@ -38,6 +38,7 @@ _REASONING = re.compile(r"(o[1-9]|gpt-([5-9]|[1-9]\d))([-.@]|$)")
 _FEW = 30  # rows of a pilot, below which its interval is not to be trusted
 _MOST_MODELS_NAMED = 10  # that are named one by one
 _MOST_MODELS = 20  # lines of input tokens
+_MOST_RANGES = 5  # models whose range is said first
 _NO_PRICE = "unknown"
 _NAME = 24  # characters of a model's name
 
@@ -48,10 +49,8 @@ def show_estimate(estimate: Estimate, stream: TextIO) -> None:
     console.print(Text(one_line(estimate.run), style="bold"), soft_wrap=True)
     for line in _head(estimate):
         show_text(line, console)
-    sections = [_inputs(estimate.inputs), _answers(estimate.answers)]
-    if estimate.pilot is not None:
-        sections.append(_pilot(estimate.pilot))
-    for section in sections:
+    costs = _answers(estimate.answers) if estimate.pilot is None else _pilot(estimate.pilot)
+    for section in (costs, _inputs(estimate.inputs)):
         if section.rows:
             show_section(section, console)
     if estimate.notes:
@@ -71,8 +70,45 @@ def _head(estimate: Estimate) -> Iterator[str]:
     if estimate.simulated:
         words += "; simulated, so nothing is paid"
     yield words
+    yield from _decided_by(estimate)
     for warning in estimate.warnings:
         yield f"warning: {one_line(warning)}"
+
+
+def _decided_by(estimate: Estimate) -> Iterator[str]:
+    """The cost in a line, and what it depends on."""
+    if estimate.pilot is not None:
+        cost = estimate.pilot.cost_usd
+        if cost is not None:
+            yield (
+                f"cost: {usd(cost.total)} in all, {estimate.pilot.share:.0%} between "
+                f"{usd(cost.low)} and {usd(cost.high)}; {usd(cost.so_far)} of it is spent"
+            )
+        return
+    by_model: dict[str | None, list[Answers]] = {}
+    for line in estimate.answers:
+        by_model.setdefault(line.model, []).append(line)
+    for model, lines in list(by_model.items())[:_MOST_RANGES]:
+        if len(lines) > 1:
+            yield f"{'cost' if model is None else _model(model)}: {_range(lines[0], lines[-1])}"
+    if len(estimate.answers) > len(by_model):
+        how = "" if estimate.answers[0].model else "; --pilot N measures it"
+        yield f"say how long they are with --expect-output N{how}"
+
+
+def _range(short: Answers, long: Answers) -> str:
+    """From the shortest assumption to the longest, which differ by what answers cost alone."""
+    low, high = short.usd[STANDARD], long.usd[STANDARD]
+    if low is None or high is None:
+        return _NO_PRICE
+    tokens = long.output_tokens - short.output_tokens
+    input_usd = max(0.0, low - (high - low) * short.output_tokens / tokens) if tokens > 0 else low
+    words = f"{usd(low)} to {usd(high)}, of it {usd(input_usd)} for the input"
+    if 2 * input_usd > high:
+        return f"{words}, which decides"
+    longest = "max_output_tokens" if long.each_tokens is None else f"{long.each_tokens:,.0f} tokens"
+    shortest = f"{short.each_tokens or 0:,.0f}"
+    return f"{words}; the length of the answers decides: {shortest} to {longest} each"
 
 
 def _inputs(inputs: tuple[InputTokens, ...]) -> Section:
@@ -126,13 +162,16 @@ def _pilot(pilot: PilotResult) -> Section:
     }
     rows = []
     for name, figure in figures.items():
-        values = figure and (figure.so_far, figure.total, figure.low, figure.high)
-        cells = [usd(v) if name == "cost" else f"{round(v):,}" for v in values or ()]
-        rows.append((name, *(cells or [_NO_PRICE] * 4)))
+        cells = [_NO_PRICE] * 5
+        if figure is not None:
+            values = (figure.so_far, figure.total - figure.so_far, figure.total)
+            values += (figure.low, figure.high)
+            cells = [usd(v) if name == "cost" else f"{round(v):,}" for v in values]
+        rows.append((name, *cells))
     return Section(
         "pilot",
         f"Pilot: {plural(pilot.rows, 'row')}, {pilot.ok:,} ok",
-        ("", "so far", "total", f"{pilot.share:.0%} between", "and"),
+        ("", "so far", "to come", "total", f"{pilot.share:.0%} between", "and"),
         tuple(rows),
     )
 
@@ -181,7 +220,7 @@ def notes(
     if not counted:
         return
     if drawn is not None:
-        yield from _on_pilot(estimate.pilot, *drawn)
+        yield from _on_pilot(estimate, *drawn)
     kinds: Counter[Kind] = Counter()
     for one in counted:
         kinds[one.kind] += one.rows
@@ -199,7 +238,8 @@ def notes(
         )
 
 
-def _on_pilot(pilot: PilotResult | None, rows: int, unfinished: int) -> Iterator[str]:
+def _on_pilot(estimate: Estimate, rows: int, unfinished: int) -> Iterator[str]:
+    pilot = estimate.pilot
     drawn = f"of the pilot's {plural(rows, 'row')}"
     if pilot is None and unfinished:
         yield (
@@ -214,8 +254,21 @@ def _on_pilot(pilot: PilotResult | None, rows: int, unfinished: int) -> Iterator
     else:
         if uncounted := pilot.rows - pilot.used:
             yield f"{uncounted:,} {drawn} ended without a count of tokens and are left out"
+        yield from _on_the_rest(estimate)
         if pilot.used < _FEW:
             yield f"a pilot of less than {_FEW} rows: the interval may well be too narrow"
+
+
+def _on_the_rest(estimate: Estimate) -> Iterator[str]:
+    """The rows to come in other tiers, and how long they take."""
+    rest = plural(estimate.to_send, "row")
+    for line in estimate.answers:
+        dollars = {tier: line.usd[tier] for tier in TIERS if tier != STANDARD}
+        words = [f"{usd(some)} at {tier}" for tier, some in dollars.items() if some is not None]
+        if words:
+            yield f"the {rest} to come would cost {' and '.join(words)} prices"
+        if line.least_s is not None:
+            yield f"the {rest} to come take at least {duration(line.least_s)} at the limits given"
 
 
 def _on_counting(inputs: Sequence[InputTokens]) -> Iterator[str]:

@@ -23,7 +23,7 @@ from batchrun.estimate.pilot import as_estimated, extrapolate, read_sampled, sto
 from batchrun.estimate.tokens import TokenCounts
 from batchrun.formats.amounts import plural
 from batchrun.job.sections import Job
-from batchrun.pricing.prices import Prices
+from batchrun.pricing.prices import STANDARD, Prices, age_warning
 from batchrun.records import NOTHING_SENT_AGAIN, Resend
 from batchrun.runner.plan import dry_run, known_prices, run_path
 
@@ -100,10 +100,18 @@ def make_estimate(
     if store and estimate.estimated is not None and estimate.to_send:
         store_estimated(path, estimate.estimated)
     drawn_rows = (len(drawn.rows), unfinished) if drawn else None
+    cap_usd = job.limits.max_cost_usd
+    old_prices = None  # the plan of a job with a cap says so itself
+    if cap_usd is None:
+        old_prices = age_warning(prices, [line.model for line in estimate.inputs], at)
     return replace(
         estimate,
         notes=tuple(notes(estimate, counted[0], drawn_rows, prices, at)),
-        warnings=(*plan.warnings, *cap_warnings(estimate, job.limits.max_cost_usd)),
+        warnings=(
+            *plan.warnings,
+            *filter(None, [old_prices]),
+            *cap_warnings(estimate, cap_usd),
+        ),
     )
 
 
@@ -117,4 +125,11 @@ def _measured(
     factor = (given.total - given.so_far) / sum(one.input_tokens for one in groups)
     groups = [replace(one, input_tokens=round(one.input_tokens * factor)) for one in groups]
     assumption = f"as measured: {each:,.0f} each", each
-    return answer_line(groups, None, assumption, prices, job.limits, at, pilot.latency_s)
+    line = answer_line(groups, None, assumption, prices, job.limits, at, pilot.latency_s)
+    listed_usd = line.usd[STANDARD]
+    if pilot.cost_usd is None or not listed_usd:
+        return line
+    # What rows really cost holds retries and cached input too: the same share more in each tier.
+    more = (pilot.cost_usd.total - pilot.cost_usd.so_far) / listed_usd
+    in_tiers = {tier: None if usd is None else usd * more for tier, usd in line.usd.items()}
+    return replace(line, usd=in_tiers)

@@ -19,6 +19,7 @@ from batchrun.pricing.price_list import (
     find_listed,
     listed_names,
     spellings,
+    warning_of_age,
 )
 
 STANDARD = "standard"  # what the tier without a name is called; servers call it `default`
@@ -155,6 +156,12 @@ def _with_own(listed: Price | None, own: PriceJob, given: str) -> Price | None:
 
 def _or(value: float | None, default: float) -> float:
     return default if value is None else value
+
+
+def age_warning(prices: Prices, models: Iterable[str | None], at: int) -> str | None:
+    """What to say of an old list by which one of the models is priced; null where none is."""
+    found = (prices.find(model, None, at) for model in models)
+    return warning_of_age(at) if any(price and price.is_listed for price in found) else None
 
 
 def check_prices(prices: Prices, models: Iterable[str | None], at: int) -> None:

@@ -29,7 +29,7 @@ from batchrun.inputs.requests import HASH_RULE
 from batchrun.inputs.sources import store_stdin
 from batchrun.job.job_file import with_user_prices
 from batchrun.job.sections import STDIN, Job
-from batchrun.pricing.prices import Prices, check_prices
+from batchrun.pricing.prices import Prices, age_warning, check_prices
 from batchrun.records import (
     NOTHING_SENT_AGAIN,
     Judged,
@@ -232,8 +232,9 @@ def make_plan(
     complete = resumed.complete
     if excluded is not None:
         complete = bytearray(map(operator.or_, complete, excluded))
+    old_prices = None
     if has_cap:
-        _check_models(prices or known_prices(job), survey)
+        old_prices = _check_models(prices or known_prices(job), survey)
     elif prices is not None:  # a look-up loads the list: better here than between two answers
         for model in survey.models:
             prices.find(model, None, time.time_ns() // 1000)
@@ -268,7 +269,7 @@ def make_plan(
             *(run_dir.warnings if run_dir else ()),
             *(about_source(job, run_dir, survey, new_rows) if run_dir else ()),
             *survey.warnings,
-            *filter(None, [survey.refusal]),
+            *filter(None, [survey.refusal, old_prices]),
             *resumed.warnings,
             *_past_the_cap(caps_usd, unbounded, to_complete - bad, resumed, record, path),
         ),
@@ -432,14 +433,16 @@ def known_prices(job: Job) -> Prices:
     return Prices(*with_user_prices(job.pricing, job.aliases))
 
 
-def _check_models(prices: Prices, survey: Survey) -> None:
-    """Raises `JobError` where a cap on dollars cannot be kept."""
+def _check_models(prices: Prices, survey: Survey) -> str | None:
+    """What to say of an old price list. Raises `JobError` where a cap cannot be kept."""
     if len(survey.models) == MAX_MODELS:
         raise JobError(
             f"the rows ask for {MAX_MODELS:,} models or more, too many to keep a cap on dollars; "
             "take limits.max_cost_usd (--max-cost) out, or split the source"
         )
-    check_prices(prices, survey.models, time.time_ns() // 1000)
+    at = time.time_ns() // 1000
+    check_prices(prices, survey.models, at)
+    return age_warning(prices, survey.models, at)
 
 
 def _past_the_cap(

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,8 @@ def test_dollars_are_those_of_the_price_given(tmp_path: Path) -> None:
     (line,) = made.answers
     assert line.output_tokens == 600
     assert line.usd["standard"] == pytest.approx(made.inputs[0].total + 1_200)
-    assert line.usd["batch"] is None  # a price that is given has no tiers
+    assert line.usd["batch"] == pytest.approx(0.5 * (made.inputs[0].total + 1_200))
+    assert line.usd["flex"] is None  # a price that is given has no other tiers
 
 
 def test_tiers_have_the_list_s_prices_or_none(tmp_path: Path) -> None:
@@ -191,6 +193,35 @@ def test_bad_rows_stop_it_as_they_stop_a_run_or_are_left_out(tmp_path: Path) -> 
     assert (made.to_send, made.bad_rows, made.inputs[0].rows) == (1, 1, 1)
 
 
+def test_the_range_comes_first_with_what_decides(tmp_path: Path) -> None:
+    def head(*rows: dict[str, Any], **settings: Any) -> str:
+        made = make_estimate(job_of(tmp_path, list(rows), **settings))
+        text = " ".join(shown(made).partition("\n\n")[0].split())
+        assert text.index("cost: ") < len(text)
+        return text
+
+    short = [{"input": "Hi"}] * 3
+    said = head(*short)
+    made = make_estimate(job_of(tmp_path, short))
+    low, high = (usd(made.answers[at].usd["standard"] or 0.0) for at in (0, -1))
+    assert f"cost: {low} to {high}, of it $0.000048 for the input; the length of the" in said
+    assert "answers decides: 100 to 4,000 tokens each" in said
+    assert "say how long they are with --expect-output N; --pilot N measures it" in said
+    assert "decides: 100 to max_output_tokens each" in head(
+        *short, request__max_output_tokens=2_000
+    )
+    long = {"input": "word " * 60_000, "max_output_tokens": 200}
+    assert re.search(
+        r"cost: \$0.12 to \$0.12, of it \$0.12 for the input, which decides", head(long)
+    )
+    assert "cost: unknown" in head(*short, request__model="house")
+    known = shown(make_estimate(job_of(tmp_path, short), expect_output=10))
+    assert "decides" not in known
+    compared = shown(make_estimate(job_of(tmp_path, short), models=["gpt-4.1", "o3"]))
+    assert "  gpt-4.1: $" in compared.partition("\n\n")[0]
+    assert "--pilot" not in compared.partition("\n\n")[0]  # it cannot be given with --models
+
+
 async def test_a_pilot_is_stored_paid_once_and_compared_with_what_it_was(tmp_path: Path) -> None:
     job, path = job_of(tmp_path), tmp_path / "run"
     summary = await run_job(job, simulate=True, pilot=20)
@@ -203,7 +234,17 @@ async def test_a_pilot_is_stored_paid_once_and_compared_with_what_it_was(tmp_pat
     for figure in (pilot.input_tokens, pilot.output_tokens, pilot.cost_usd):
         assert figure is not None
         assert figure.so_far < figure.low < figure.total < figure.high
-    assert [line.name.split(":")[0] for line in made.answers] == ["as measured"]
+    (line,) = made.answers
+    assert line.name.startswith("as measured: ")
+    # There is one total: what is spent, and what the rest will cost.
+    cost = pilot.cost_usd
+    assert cost is not None
+    assert line.usd["standard"] == pytest.approx(cost.total - cost.so_far)
+    assert line.usd["batch"] == pytest.approx((cost.total - cost.so_far) / 2)
+    said = " ".join(shown(made).split())
+    assert f"cost: {usd(cost.total)} in all, 90% between {usd(cost.low)} and" in said
+    assert f"the 40 rows to come would cost {usd((cost.total - cost.so_far) / 2)} at batch" in said
+    assert said.count("if answers are") == 0
     assert "interval may well be too narrow" in shown(made)
     (said,) = (line for line in remarks(read_report(path)) if line.startswith("estimated"))
     assert said.startswith("estimated for 60 rows by a pilot of 20: $")

@@ -1,11 +1,13 @@
 import subprocess
 import sys
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, time, timedelta
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from genai_prices import Usage as ListUsage
 from genai_prices import calc_price
@@ -17,8 +19,14 @@ from batchrun.errors import JobError
 from batchrun.job.job_file import load_job
 from batchrun.job.sections import PriceJob
 from batchrun.pricing.price import Price, sum_costs
-from batchrun.pricing.price_list import DAY, daily_changes, steps
-from batchrun.pricing.prices import Prices, check_prices, tier_of
+from batchrun.pricing.price_list import (
+    DAY,
+    daily_changes,
+    read_price_list,
+    steps,
+    warning_of_age,
+)
+from batchrun.pricing.prices import Prices, age_warning, check_prices, tier_name, tier_of
 from batchrun.records import NO_SEARCHES, Searches, Usage
 from tests.waiting import HANG_S
 
@@ -426,8 +434,92 @@ def test_a_cap_wants_a_price_for_each_model_and_shows_how_to_give_one() -> None:
     with pytest.raises(JobError, match="my-model and for 1 other model") as raised:
         check_prices(Prices({}), ["gpt-4.1", "other", "my-model"], AT)
     assert '[pricing."my-model"]\n  input = 2.0\n  output = 8.0\n' in str(raised.value)
+    assert "Did you mean" not in str(raised.value)
     with pytest.raises(JobError, match="name none"):
         check_prices(Prices({}), ["gpt-4.1", None], AT)
+
+
+@pytest.mark.parametrize(
+    ("asked", "meant"),
+    [
+        ("gpt-6-lunna", "gpt-6-luna"),
+        ("GPT-6-Lunna", "gpt-6-luna"),
+        ("gpt-4.1-mimi", "gpt-4.1-mini"),
+        ("claude-sonet-4-5", "claude-sonnet-4-5"),
+        ("house-modle", "house-model"),  # of your own
+        ("terra-prdo", "terra-prod"),  # an alias
+        ("no-alias-prcie", None),  # what it stands for has no price either
+    ],
+)
+def test_a_misspelt_model_gets_the_name_that_was_meant_before_a_price_to_paste(
+    asked: str, meant: str | None
+) -> None:
+    own = {"house-model": PriceJob(input=1.0, output=1.0)}
+    prices = Prices(own, {"terra-prod": "gpt-6.1-terra", "no-alias-price": "nothing-known"})
+    with pytest.raises(JobError, match=f"none is known for {asked}") as raised:
+        check_prices(prices, [asked], AT)
+    said = str(raised.value)
+    if meant is None:
+        assert "Did you mean" not in said
+    else:
+        assert 0 < said.index(f"Did you mean {meant}?") < said.index(f'[pricing."{asked}"]')
+
+
+def test_a_batch_of_a_price_that_is_given_costs_half_or_what_is_said() -> None:
+    def cost(price: PriceJob, tier: str | None, searches: Searches) -> float | None:
+        at = AT + 4_000_000_000_000  # in November: the list has batch prices from October on
+        found = Prices({"gpt-4.1": price}).find("gpt-4.1", None, at, tier)
+        return found and found.cost(USAGE, searches)
+
+    none, one = Searches(), Searches(web=1)
+    given = PriceJob(input=4.0, output=4.0)
+    assert (cost(given, None, none), cost(given, "batch", none)) == (8.0, 4.0)
+    assert cost(given, "flex", none) == 8.0
+    assert cost(given, "batch", one) == pytest.approx(4.01)  # the list's search, at its price
+    fees = msgspec.structs.replace(given, web_search=20.0, factor=0.5, batch_factor=0.25)
+    assert cost(fees, None, one) == pytest.approx(0.5 * (8.0 + 0.02))
+    assert cost(fees, "batch", one) == pytest.approx(0.5 * (2.0 + 0.02))
+    # Without prices, the list's own batch price, unless a factor is given.
+    assert cost(PriceJob(factor=0.5), "batch", none) == pytest.approx(2.5)
+    assert cost(PriceJob(factor=0.5, batch_factor=0.1), "batch", none) == pytest.approx(0.5)
+    assert cost(PriceJob(web_search=20.0), None, one) == pytest.approx(10.02)
+
+
+@pytest.mark.parametrize(
+    ("tier", "via", "name"),
+    [
+        (None, "plain", "standard"),
+        ("default", "plain", "standard"),
+        ("auto", "stream", "standard"),
+        ("standard", "plain", "standard"),
+        ("default", "batch", "batch"),
+        ("flex", "plain", "flex"),
+        ("scale", "plain", "scale"),
+    ],
+)
+def test_a_tier_has_one_name(tier: str | None, via: str, name: str) -> None:
+    assert tier_name(tier, via) == name
+
+
+def test_the_list_says_how_old_it_is() -> None:
+    newest = read_price_list(2**52).checked_on  # as read in a hundred years
+    assert newest is not None
+    earlier = read_price_list(AT).checked_on
+    assert earlier is not None
+    assert earlier <= datetime.fromtimestamp(AT / 1e6, UTC).date() < newest
+    day = datetime.combine(newest, time(12), UTC)
+    at = [int((day + timedelta(days=days)).timestamp() * 1e6) for days in (0, 90, 91)]
+    # Of the dates of its comments only those of checks count, and none that is still to come.
+    assert read_price_list(at[2]).checked_on == newest
+    assert [warning_of_age(one) is None for one in at] == [True, True, False]
+    said = str(warning_of_age(at[2]))
+    assert f"(genai-prices {version('genai-prices')}) is 91 days old" in said
+    assert "pip install --upgrade genai-prices" in said
+    models = ["gpt-4.1", "house-model"]
+    own = Prices({"house-model": PriceJob(input=1.0, output=1.0)})
+    assert age_warning(own, models, at[2]) == said
+    assert age_warning(own, models[1:], at[2]) is None  # the list says nothing about it
+    assert age_warning(own, models, at[0]) is None
 
 
 def _load(path: Path, text: str) -> dict[str, PriceJob]:

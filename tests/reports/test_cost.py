@@ -1,3 +1,4 @@
+import csv
 import io
 import json
 from pathlib import Path
@@ -182,24 +183,26 @@ def test_any_carried_column_groups_lines(tmp_path: Path) -> None:
         answered(3, MILLION, carried=("train", None)),
         answered(4, MILLION, carried=("train", True)),
     )
-    assert costs(read(path, by="split").by["split"]) == {"train": 30.0, "test": 10.0, None: 10.0}
-    assert costs(read(path, by="hard").by["hard"]) == {"true": 30.0, "false": 10.0, None: 10.0}
-    assert costs(read(path, by="row").by["row"])["4"] == 10.0
-    assert costs(read(path, by="via").by["via"]) == {"plain": 50.0}
-    assert costs(read(path, by="status").by["status (column)"]) == {"completed": 50.0}
+    assert costs(read(path, by=["split"]).by["split"]) == {"train": 30.0, "test": 10.0, None: 10.0}
+    assert costs(read(path, by=["hard"]).by["hard"]) == {"true": 30.0, "false": 10.0, None: 10.0}
+    assert costs(read(path, by=["row"]).by["row"])["4"] == 10.0
+    assert costs(read(path, by=["via"]).by["via"]) == {"plain": 50.0}
+    assert costs(read(path, by=["status"]).by["status (column)"]) == {"completed": 50.0}
 
 
 def test_a_column_that_cannot_group_lines_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = saved(tmp_path / "run", *(answered(row, MILLION) for row in range(3)))
-    with pytest.raises(JobError, match="no column splt; carried columns are: split, hard"):
-        read(path, by="splt")
+    with pytest.raises(
+        JobError, match=r"no column splt; did you mean `split`\? \(columns are split"
+    ):
+        read(path, by=["splt"])
     with pytest.raises(JobError, match="attempts holds list"):
-        read(path, by="attempts")
+        read(path, by=["attempts"])
     monkeypatch.setattr(cost_queries, "MOST_VALUES", 2)
-    with pytest.raises(JobError, match="custom_id has more than 2 different values"):
-        read(path, by="custom_id")
+    with pytest.raises(JobError, match="custom_id would make more than 2 groups"):
+        read(path, by=["custom_id"])
 
 
 def test_counts_that_cannot_be_do_not_spoil_the_sums(tmp_path: Path) -> None:
@@ -217,7 +220,7 @@ def test_a_column_that_is_no_text_is_refused(tmp_path: Path) -> None:
     layout = Layout(None, (column("raw", pa.binary()),))
     path = saved(tmp_path / "run", answered(0, MILLION, carried=(b"\xff",)), layout=layout)
     with pytest.raises(JobError, match="raw holds binary, which is no text"):
-        read(path, by="raw")
+        read(path, by=["raw"])
 
 
 def test_tiers_are_those_of_the_answers_and_a_batch_is_one(tmp_path: Path) -> None:
@@ -258,7 +261,9 @@ def test_the_same_tokens_at_other_prices(tmp_path: Path) -> None:
 
 def test_what_to_compare_with_must_be_known(tmp_path: Path) -> None:
     path = saved(tmp_path / "run", answered(0, MILLION))
-    with pytest.raises(JobError, match=r"no price is known for gpt-9; give \[pricing.\"gpt-9\"\]"):
+    with pytest.raises(
+        JobError, match=r"no price is known for gpt-9\. .*\n  \[pricing.\"gpt-9\"\]"
+    ):
         read(path, models=["gpt-9"])
     with pytest.raises(JobError, match="no tier bulk; known are standard, batch"):
         read(path, tier="bulk")
@@ -319,11 +324,15 @@ def test_searches_are_paid_in_parts_and_in_the_journal(tmp_path: Path) -> None:
     run = read(saved(tmp_path / "run", *outcomes), models=["gpt-4.1-nano"])
     assert (run.total.web_searches, run.total.file_searches) == (12, 8)
     assert run.total.cost_usd == pytest.approx(80 + 12 * 0.01 + 8 * 0.0025)
-    own = {"pricing": {"gpt-4.1": {"input": 1.0, "output": 1.0}}}
-    unpaid = read(saved(tmp_path / "own", *outcomes, job=own))
-    assert unpaid.total.cost_usd == pytest.approx(16.0)
+    own: dict[str, Any] = {"gpt-4.1": {"input": 1.0, "output": 1.0}}
+    # What a token costs by contract leaves the list's price of a search as it is.
+    paid = read(saved(tmp_path / "own", *outcomes, job={"pricing": own}))
+    assert paid.total.cost_usd == pytest.approx(16.0 + 12 * 0.01 + 8 * 0.0025)
+    own["gpt-4.1"] |= {"web_search": 5.0, "file_search": 0.0}
+    given = read(saved(tmp_path / "given", *outcomes, job={"pricing": own}))
+    assert given.total.cost_usd == pytest.approx(16.0 + 12 * 0.005)
     said = "there is no price for the searches that {} made, so they are not in the sum"
-    assert unpaid.notes == (said.format("gpt-4.1"),)
+    assert given.notes == (said.format("gpt-4.1"),)
     assert run.notes == (said.format("gpt-4.1-nano"),)
 
 
@@ -405,7 +414,7 @@ def test_each_breakdown_adds_up_to_what_the_rows_cost_one_by_one(
         for model, usage, tier, via in rows
         if (price := prices.find(model, model, AT, tier_of(tier, via)))
     ]
-    run = read(saved(tmp_path_factory.mktemp("run") / "run", *outcomes), by="split")
+    run = read(saved(tmp_path_factory.mktemp("run") / "run", *outcomes), by=["split"])
     expected = sum(cost for cost in apart if cost is not None)
     for lines in (*run.by.values(), (run.total,)):
         assert sum(line.cost_usd or 0.0 for line in lines) == pytest.approx(expected, rel=1e-9)
@@ -428,17 +437,18 @@ def test_the_table_is_at_most_as_wide_as_the_terminal_and_harmless(
     )
     monkeypatch.chdir(tmp_path)
     path = Path("run")
-    costs_read = read_costs([path], models=["gpt-5-mini", "o4-mini"], tier="flex", by="split")
+    costs_read = read_costs([path], models=["gpt-5-mini", "o4-mini"], tier="flex", by=["split"])
     text = _shown(costs_read, 80)
     assert "\x1b" not in text
     assert "\u202e" not in text
     assert all(len(line) <= 80 for line in text.splitlines())
     assert "simulated, so nothing was paid" in text
-    assert "$20.00, as far as it is known" in text
+    assert "cost: $20.00+?; simulated" in text
     assert "no price for" in text
-    beside = _shown(read_costs([path, path], models=["o3"]), 80)
+    saved(tmp_path / "other", answered(0, MILLION))
+    beside = _shown(read_costs([path, Path("other")], models=["o3"]), 80)
     assert all(len(line) <= 80 for line in beside.splitlines())
-    assert "run 1" in beside
+    assert "$20.00 of the total is of simulated runs and was not paid" in beside
 
 
 def test_the_command_prints_a_table_or_json(tmp_path: Path) -> None:
@@ -460,12 +470,15 @@ def test_what_attempts_without_usage_may_cost_is_said_and_marks_each_sum(tmp_pat
     run = read(path, tier="batch")
     assert run.unknown_usd == 0.0539
     text = _shown(read_costs([path], tier="batch"))
-    assert "cost: $10.00, as far as it is known" in text
+    assert "cost: $10.00+?" in text
     assert "note: at most $0.0539 more for attempts that reported no usage" in text
     assert [line.split()[-2] for line in text.splitlines() if "at batch   " in line] == ["$5.00+?"]
     assert [line.split()[2] for line in text.splitlines() if "as run" in line] == ["$10.00+?"]
-    both = _shown(read_costs([path, path], tier="batch"))
-    assert both.count("$5.00+?") == 2
+    other = saved(tmp_path / "other", answered(0, MILLION), unknown_usd=0.5)
+    both = read_costs([path, other], tier="batch")
+    assert both.unknown_usd == 0.5539
+    assert _shown(both).count("$5.00+?") == 2
+    assert _shown(both).count("$20.00+?") == 1
 
 
 def test_what_if_is_marked_where_attempts_are_left_out_of_it(tmp_path: Path) -> None:
@@ -484,7 +497,7 @@ def test_what_if_is_marked_where_attempts_are_left_out_of_it(tmp_path: Path) -> 
 def test_no_column_of_what_if_is_lost_however_narrow_the_terminal(tmp_path: Path) -> None:
     path = saved(tmp_path / "run", *(answered(row, MILLION) for row in range(2)))
     models = ["gpt-5-mini", "o3", "gpt-4.1-mini", "gpt-4.1-nano"]
-    costs_read = read_costs([path], models=models, tier="batch", by="source")
+    costs_read = read_costs([path], models=models, tier="batch", by=["source"])
     for width in (60, 80, 200):
         lines = _shown(costs_read, width).splitlines()
         assert max(map(len, lines[1:])) <= width
@@ -495,13 +508,199 @@ def test_no_column_of_what_if_is_lost_however_narrow_the_terminal(tmp_path: Path
         assert all("cost" in head for head in heads)
 
 
-def test_runs_are_headed_by_what_tells_them_apart(tmp_path: Path) -> None:
-    def heads(*names: str) -> list[str]:
-        paths = [saved(tmp_path / "-".join(names) / name, answered(0, MILLION)) for name in names]
-        text = _shown(read_costs(paths))
-        lines = text.splitlines()
-        (head,) = (lines[at + 1] for at, line in enumerate(lines) if line == "By model")
-        return head.split()
+def test_runs_are_named_by_what_tells_them_apart(tmp_path: Path) -> None:
+    def names(*names: str) -> list[str]:
+        folder = tmp_path / f"{len(names)}-{names[0]}"
+        paths = [saved(folder / name, answered(0, MILLION)) for name in names]
+        lines = _shown(read_costs(paths)).splitlines()
+        assert lines[1] == f"Runs in {folder}"
+        return [line.split("  ")[0] for line in lines[3 : 3 + len(names)]]
 
-    assert heads("a", "g200-simulated") == ["a", "g200-simula…"]
-    assert heads("long-name-of-one", "long-name-of-two") == ["…name-of-one", "…name-of-two"]
+    assert names("a", "g200-simulated") == ["a", "g200-simulated"]
+    long = "a-name-that-is-longer-than-thirty"
+    assert names(f"{long}-1", f"{long}-2") == [f"…{long[-27:]}-1", f"…{long[-27:]}-2"]
+
+
+def of_teams(folder: Path) -> list[Path]:
+    """Eight runs, two models, three teams; in the last run nobody has a team."""
+    outcomes = [
+        answered(row, MILLION, carried=("abc"[row % 3], True), model=("gpt-4.1", "o3")[row % 2])
+        for row in range(6)
+    ]
+    days = 86_400_000_000
+    paths = []
+    for number in range(7):
+        later = []
+        for outcome in outcomes:
+            at = outcome.attempts[0].started_at + number * days
+            attempt = msgspec.structs.replace(outcome.attempts[0], started_at=at)
+            later.append(msgspec.structs.replace(outcome, attempts=(attempt,)))
+        paths.append(saved(folder / f"2026-11-{18 + number}-nightly-extraction", *later))
+    without = Layout(None, (column("owner", pa.string()),))
+    last = answered(0, MILLION, carried=("d",))
+    return [*paths, saved(folder / "2026-11-25-by-hand", last, layout=without)]
+
+
+def test_several_columns_group_all_runs_together_and_add_up(tmp_path: Path) -> None:
+    paths = of_teams(tmp_path / "runs")
+    found = read_costs(paths, by=["split", "started_at:week", "model"])
+    assert found.grouped_by == ("split", "started_at:week", "model")
+    groups = {line.values: (line.rows, line.ok, line.cost_usd) for line in found.groups}
+    assert groups["a", "2026-W47", "gpt-4.1"] == (5, 5, 50.0)
+    assert groups["b", "2026-W48", "o3"] == (2, 2, 20.0)
+    assert groups[None, "2026-W47", "gpt-4.1"] == (1, 1, 10.0)
+    assert len(groups) == 3 * 2 * 2 + 1
+    assert sum(line.cost_usd or 0.0 for line in found.groups) == found.total.cost_usd == 430.0
+    assert [line.values for line in found.groups][-1][0] is None
+    assert found.runs[-1].notes == ("it has no column split: all its rows are (null) there",)
+    for lines in found.by.values():
+        assert sum(line.cost_usd or 0.0 for line in lines) == 430.0
+    by_run = read_costs(paths, by=["run"]).groups
+    assert sorted(line.values for line in by_run) == sorted((str(path),) for path in paths)
+    by_kind = read_costs(paths, by=["attempt", "split"]).groups
+    assert {line.values for line in by_kind} == {("first", team) for team in ("a", "b", "c", None)}
+    tiers = read_costs(paths, by=["service_tier"]).groups
+    assert [(line.values, line.usd_per_ok) for line in tiers] == [(("standard",), 10.0)]
+
+
+@pytest.mark.parametrize(
+    ("unit", "named"),
+    [
+        ("year", "2026"),
+        ("month", "2026-11"),
+        ("week", "2026-W47"),
+        ("day", "2026-11-18"),
+        ("hour", "2026-11-18 11:00"),
+    ],
+)
+def test_dates_are_cut_in_utc_whatever_their_type(tmp_path: Path, unit: str, named: str) -> None:
+    time = AT + 26 * 60_000_000  # 11:33 UTC
+    text = "2026-11-18T13:33:00+02:00"
+    layout = Layout(
+        None,
+        (
+            column("text", pa.string()),
+            column("naive", pa.timestamp("ns")),
+            column("zoned", pa.timestamp("ms", "Asia/Tokyo")),
+            column("day", pa.date32()),
+        ),
+    )
+    carried = (text, time * 1_000, time // 1_000, 20_775)
+    path = saved(tmp_path / "run", answered(0, MILLION, carried=carried), layout=layout)
+    for name in ("started_at", "text", "naive", "zoned"):
+        (line,) = read_costs([path], by=[f"{name}:{unit}"]).groups
+        assert line.values == (named,)
+    (line,) = read_costs([path], by=[f"day:{unit}"]).groups
+    assert line.values == (named.replace(" 11:", " 00:"),)
+
+
+def test_what_is_no_time_and_no_unit_is_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path / "run", answered(0, MILLION, carried=("soon", True)))
+    with pytest.raises(JobError, match="no unit dya; did you mean `day`"):
+        read(path, by=["started_at:dya"])
+    with pytest.raises(JobError, match="hard holds bool, which is no time; leave :day out"):
+        read(path, by=["hard:day"])
+    assert read_costs([path], by=["split:day"]).groups[0].values == (None,)
+    layout = Layout(None, (column("split:day", pa.string()),))
+    own = saved(tmp_path / "own", answered(0, MILLION, carried=("x",)), layout=layout)
+    assert read_costs([own], by=["split:day"]).groups[0].values == ("x",)
+
+
+def test_a_run_is_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved(tmp_path / "run", answered(0, MILLION))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(JobError, match="given more than once: run"):
+        read_costs([Path("run"), tmp_path / "run"])
+
+
+def test_eight_runs_are_readable_at_80_columns(tmp_path: Path) -> None:
+    paths = of_teams(tmp_path / "runs")
+    lines = _shown(read_costs(paths, by=["split", "started_at:month"])).splitlines()
+    assert max(map(len, lines[1:])) <= 80
+    of_runs, of_groups = (
+        lines[at + 1 : lines.index("", at) if "" in lines[at:] else None]
+        for at, line in enumerate(lines)
+        if line.startswith(("Runs in", "By split"))
+    )
+    assert len(of_runs) == 1 + 8 + 1
+    assert of_runs[-1].split() == ["total", "43", "43", "43.0M", "43.0M", "$430.00"]
+    assert of_groups[0].split() == [
+        *("split", "started_at:month", "rows", "ok", "cost", "per", "ok", "row"),
+    ]
+    assert of_groups[1].split() == ["a", "2026-11", "14", "14", "$140.00", "$10.00"]
+    assert of_groups[-1].split() == ["total", "43", "43", "$430.00", "$10.00"]
+    plain = _shown(read_costs(paths)).splitlines()
+    assert max(map(len, plain[1:])) <= 80
+    assert [line for line in plain if line.startswith("By ")] == [
+        *("By model", "By tier", "By status", "By attempt"),
+    ]
+
+
+def test_csv_adds_up_and_markdown_has_the_total(tmp_path: Path) -> None:
+    paths = [*map(str, of_teams(tmp_path / "runs"))]
+    asked = [*paths, "--by", "split", "--by", "ok", "--model", "o3"]
+    done = CliRunner().invoke(cost, [*asked, "--format", "csv"])
+    assert done.exit_code == 0, done.output
+    assert done.output.startswith("\ufeff")
+    rows = list(csv.DictReader(io.StringIO(done.output.removeprefix("\ufeff"))))
+    assert [row["split"] for row in rows] == ["a", "b", "c", ""]
+    assert {row["by ok"] for row in rows} == {"true"}
+    assert sum(float(row["cost_usd"]) for row in rows) == 430.0
+    assert sum(float(row["cost_usd o3"]) for row in rows) == 430.0
+    assert sum(int(row["ok"]) for row in rows) == 43
+    assert {row["is_partly"] for row in rows} == {"false"}
+    of_runs = CliRunner().invoke(cost, [*paths, "--format", "csv"]).output
+    assert len(of_runs.splitlines()) == 1 + 8
+    said = CliRunner().invoke(cost, [*asked, "--format", "markdown"]).output.splitlines()
+    assert said[0].startswith("| split | by ok | rows | ok | attempts |")
+    total = "| total |  | 43 | 43 | 43 | 43,000,000 | 43,000,000 | $430.00 | $10.00 | $430.00 |"
+    assert total in said
+    both = CliRunner().invoke(cost, [*asked, "--json", "--format", "csv"])
+    assert both.exit_code == 2
+    as_json = json.loads(CliRunner().invoke(cost, [*asked, "--format", "json"]).output)
+    assert as_json["total"]["cost_usd"] == 430.0
+    assert as_json["grouped_by"] == ["split", "ok"]
+    assert as_json["groups"][0]["values"] == ["a", "true"]
+
+
+def test_csv_is_safe_in_a_spreadsheet(tmp_path: Path) -> None:
+    path = saved(tmp_path / "run", answered(0, MILLION, carried=("=1+1", True)))
+    said = CliRunner().invoke(cost, [str(path), "--by", "split", "--format", "csv"]).output
+    assert said.splitlines()[1].startswith('"\'=1+1",1,1,1,')
+
+
+def test_prices_of_a_batch_by_contract(tmp_path: Path) -> None:
+    outcomes = answered(0, MILLION, via="batch"), answered(1, MILLION)
+
+    def priced(**own: float) -> list[float | None]:
+        folder = tmp_path / "-".join(own)
+        run = read(saved(folder, *outcomes, job={"pricing": {"gpt-4.1": own}}), tier="batch")
+        by_tier = costs(run.by["tier"])
+        return [by_tier["batch"], by_tier["standard"], *run.total.what_if_usd]
+
+    assert priced(input=4.0, output=4.0) == [4.0, 8.0, 8.0]
+    assert priced(input=4.0, output=4.0, batch_factor=0.25) == [2.0, 8.0, 4.0]
+    assert priced(factor=0.5) == [2.5, 5.0, 5.0]
+    assert priced(factor=0.5, batch_factor=0.1) == [0.5, 5.0, 1.0]
+
+
+def test_an_expression_groups_rows_such_as_correct_ones(tmp_path: Path) -> None:
+    outcomes = [
+        answered(row, MILLION, carried=("abc"[row % 3], True), output_text=text)
+        for row, text in enumerate(
+            ['{"label": "a"}', '{"label": "b"}', '{"label": "x"}', "no JSON"]
+        )
+    ]
+    path = saved(tmp_path / "run", *outcomes)
+    is_correct = "output_text ->> '$.label' = split"
+    found = read_costs([path], by=[is_correct, "custom_id = '0' OR variant IS NOT NULL"])
+    assert {line.values: (line.rows, line.cost_usd) for line in found.groups} == {
+        ("true", "true"): (1, 10.0),
+        ("true", "false"): (1, 10.0),
+        ("false", "false"): (1, 10.0),
+        (None, "false"): (1, 10.0),
+    }
+    for wrong in ("splt = 'a'", "count(*)", "1; SELECT 2", "output_text ->>"):
+        with pytest.raises(JobError, match="--by"):
+            read(path, by=[wrong])
+    assert path.exists()

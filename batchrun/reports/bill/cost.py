@@ -181,7 +181,7 @@ def _groupings(by: Sequence[str], records: Sequence[RunRecord]) -> dict[str, Gro
         one = grouping_of(text, columns)
         if one.unit is None and one.column in _AS_BREAKDOWN and one.column not in carried:
             found[text] = None
-        elif one.column in columns:
+        elif one.column in columns or one.is_expression:
             found[text] = one
         elif one.unit is None and one.column in (RUN, *_BREAKDOWNS):
             found[text] = None
@@ -227,7 +227,9 @@ def _read_run(
         unknown_usd=read_unknown_usd(path, record),
     )
     schema = response_schema(record.layout, record.schema_version)
-    missing = [one.column for one in columns if one.column not in schema.names]
+    missing = [
+        one.column for one in columns if one.column not in schema.names and not one.is_expression
+    ]
     notes = [
         *_notes(run, record, priced, prices, now_at, read_answered_usd(path)),
         *(f"it has no column {name}: all its rows are (null) there" for name in missing),

@@ -4,6 +4,7 @@ What only rows say (cache-write tokens, searches) belongs to the attempt that br
 is known by its response id, or by its tokens.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -29,6 +30,7 @@ UNITS = {
     "hour": "%Y-%m-%d %H:00",
 }
 _MOST_TOKENS = 2**40  # of one answer; what a server says beyond it is a slip
+_VALUE = "batchrun_value_"  # columns of what is grouped by
 _WEB_COUNT = "'$.tool_usage.web_search.num_requests'"
 
 
@@ -66,10 +68,11 @@ class UsageSum(UsageCounts, frozen=True):
 
 
 class Grouping(Struct, frozen=True):
-    """A column that sums are grouped by; a time may be cut to one of the `UNITS`."""
+    """What sums are grouped by: a column, a time cut to one of the `UNITS`, or SQL over a row."""
 
-    column: str
+    column: str  # or the expression
     unit: str | None = None
+    is_expression: bool = False
 
 
 # As `count_searches` of the dialect has it: what the server itself counted of the web, else the
@@ -91,7 +94,7 @@ _SEARCHES = """
     END AS web_calls
 """
 _WITH_SEARCHES = """
-    responses LEFT JOIN searched ON searched.custom_id = responses.custom_id
+    valued responses LEFT JOIN searched ON searched.custom_id = responses.custom_id
         AND searched.sample = responses.sample
         AND searched.variant IS NOT DISTINCT FROM responses.variant
 """
@@ -120,7 +123,7 @@ _USED = """
     FROM attempted
 """
 _SUMS = """
-    SELECT model_requested, model, service_tier, via, status, {names} one.kind AS kind,
+    SELECT model_requested, model, service_tier, via, status, {values} one.kind AS kind,
            CASE {steps} END AS above, started - of_day + CASE {changes} END AS at,
            0 AS rows, 0 AS ok, count(*) AS attempts, count(*) FILTER (is_known) AS counted,
            count(*) FILTER (NOT is_known AND one.cost_usd IS DISTINCT FROM 0) AS unknown,
@@ -137,17 +140,22 @@ _SUMS = """
     SELECT model_requested, model, service_tier, via, status, {values} NULL, -1, -1,
            count(*), count(*) FILTER (ok), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
            fsum(cost_usd), fsum(reported_cost_usd)
-    FROM responses GROUP BY ALL
+    FROM valued GROUP BY ALL
 """
 
 
+_NO_NAME = re.compile(r"[^\w.:\- ]")  # what stands in no name of a column, but in SQL
 _TIMES = (pa.types.is_timestamp, pa.types.is_date, pa.types.is_string, pa.types.is_large_string)
 
 
 def grouping_of(text: str, known: Iterable[str]) -> Grouping:
-    """`COLUMN` or `COLUMN:UNIT`. Raises `JobError` where there is no such unit."""
+    """`COLUMN`, `COLUMN:UNIT`, or SQL. Raises `JobError` where there is no such unit."""
     column, colon, unit = text.rpartition(":")
-    if not colon or text in known:
+    if text in known:
+        return Grouping(text)
+    if _NO_NAME.search(text):
+        return Grouping(text, is_expression=True)
+    if not colon:
         return Grouping(text)
     if unit not in UNITS:
         raise JobError(f"--by {text}: there is no unit {unit}; {nearest(unit, UNITS)}")
@@ -168,13 +176,15 @@ def _read(
 ) -> list[UsageSum]:
     schema = response_schema(record.layout, record.schema_version)
     database.execute("SET TimeZone = 'UTC'")
-    asked = [f"{_expression(one, schema, path)} AS value_{at}" for at, one in enumerate(by)]
-    values, names = (
-        "".join(f"{one}, " for one in some)
-        for some in (asked, (f"value_{at}" for at in range(len(by))))
+    titles = [f"{_VALUE}{at}" for at in range(len(by))]
+    values = "".join(f"{title}, " for title in titles)
+    asked = (
+        f", {_expression(one, schema, path, database)} AS {title}"
+        for one, title in zip(by, titles, strict=True)
     )
+    database.execute(f"CREATE TEMP VIEW valued AS SELECT *{''.join(asked)} FROM responses")  # noqa: S608
     if by:
-        few = f"SELECT count(*) FROM (SELECT DISTINCT {values} FROM responses LIMIT ?)"  # noqa: S608
+        few = f"SELECT count(*) FROM (SELECT DISTINCT {values} FROM valued LIMIT ?)"  # noqa: S608
         (groups,) = database.execute(few, [MOST_VALUES + 1]).fetchall()[0]
         if groups > MOST_VALUES:
             which = ", ".join(one.column for one in by)
@@ -184,7 +194,7 @@ def _read(
             )
     database.execute(_SEARCHED.format(searching=SEARCHING, pages=PAGE_ACTIONS))
     has_searches = database.execute("SELECT count(*) FROM searched").fetchall()[0][0] > 0
-    searches, table = "0 AS file_calls, 0 AS web_calls", "responses"
+    searches, table = "0 AS file_calls, 0 AS web_calls", "valued responses"
     if has_searches:
         searches = _SEARCHES.format(web_count=_WEB_COUNT, most=_MOST_TOKENS)
         table = _WITH_SEARCHES
@@ -193,10 +203,10 @@ def _read(
     )
     passed = _last_passed("reported >", steps())
     changed = _last_passed("of_day >=", daily_changes())
-    query = _SUMS.format(values=values, names=names, steps=passed, changes=changed)
+    query = _SUMS.format(values=values, steps=passed, changes=changed)
     sums = database.sql(query).to_arrow_table()
-    texts = [_texts(sums[f"value_{at}"], one, schema) for at, one in enumerate(by)]
-    sums = sums.drop_columns([f"value_{at}" for at in range(len(by))])
+    texts = [_texts(sums[title], one, schema) for one, title in zip(by, titles, strict=True)]
+    sums = sums.drop_columns(titles)
     all_values = list(zip(*texts, strict=True)) if by else [()] * sums.num_rows
     return [
         UsageSum(**row, values=values)
@@ -204,14 +214,28 @@ def _read(
     ]
 
 
-def _expression(one: Grouping, schema: pa.Schema, path: Path) -> str:
-    """SQL for a value of `responses`. Raises `JobError` where the column has none to group by."""
+def _expression(
+    one: Grouping, schema: pa.Schema, path: Path, database: duckdb.DuckDBPyConnection
+) -> str:
+    """SQL for a value of `responses`. Raises `JobError` where there is none to group by."""
+    if one.is_expression:
+        # What fails for a row, as JSON that is none, is null there.
+        value = f"CAST(TRY((\n{one.column}\n)) AS VARCHAR)"
+        try:
+            query = f"SELECT {value} FROM responses LIMIT 0"  # noqa: S608 - the user's
+            if len(duckdb.extract_statements(query)) != 1:
+                raise JobError(f"--by {one.column}: more than one statement; give an expression")
+            database.execute(query)
+        except duckdb.Error as error:
+            said = str(error).partition("\n")[0]
+            raise JobError(f"{path}: --by {one.column} cannot be calculated: {said}") from error
+        return value
     if one.column not in schema.names:
         return "NULL::VARCHAR"
     kind = schema.field(one.column).type
     if pa.types.is_nested(kind):
         raise JobError(f"{path}: {one.column} holds {kind}; name a column of plain values")
-    name = f"responses.{quoted(one.column)}"
+    name = quoted(one.column)
     if one.unit is None:
         return name
     if not any(is_kind(kind) for is_kind in _TIMES):
@@ -230,7 +254,7 @@ def _last_passed(test: str, edges: Sequence[int]) -> str:
 
 def _texts(values: pa.ChunkedArray, one: Grouping, schema: pa.Schema) -> list[str | None]:
     """Values as text. Raises `JobError` where their type has none."""
-    if one.unit is not None or one.column not in schema.names:
+    if one.unit is not None or one.is_expression or one.column not in schema.names:
         found: list[str | None] = values.to_pylist()
         return found
     kind = schema.field(one.column).type

@@ -156,7 +156,7 @@ def show_prices(known: KnownPrices, stream: TextIO) -> None:
     listed = known.price_list
     words = f"genai-prices {listed.version}: {listed.models:,} models"
     if listed.checked_on is not None:
-        words += f"; no price was checked after {listed.checked_on}, {known.age_days:,} days ago"
+        words += f", newest check {listed.checked_on}, {known.age_days:,} days ago"
     show_text(words, console, "")
     own = ", ".join(known.own) or "none"
     show_text(f"prices of your own ({known.own_file or 'no home directory'}): {own}", console, "")
