@@ -34,7 +34,9 @@ def block(name: str, title: str, language: str) -> str:
 
 def typed_and_shown(name: str, title: str) -> Iterator[tuple[str, str]]:
     """A section's commands, each with the output below it."""
-    lines = block(name, title, "console").splitlines()
+    found = re.findall(r"^```console\n(.*?)^```", section(name, title), re.DOTALL | re.MULTILINE)
+    assert found, f"the section {title!r} of {name} has no commands"
+    lines = "".join(found).splitlines()
     starts = [number for number, line in enumerate(lines) if line.startswith("$ ")]
     for start, end in pairwise([*starts, len(lines)]):
         yield lines[start].removeprefix("$ "), "\n".join(lines[start + 1 : end])
@@ -48,6 +50,11 @@ def settled(output: str) -> str:
         if not line.startswith(("running: ", "planning: "))
     ]
     text = "\n".join(kept).strip()
+    # The price list that is installed, and how old it is today.
+    text = re.sub(r"^ *warning: the price list .*(\n {4}.*)*\n", "", text, flags=re.MULTILINE)
+    text = re.sub(r"genai-prices [\d.]+", "genai-prices N", text)
+    text = re.sub(r": [\d,]+ models, newest check [\d-]+, [\d,]+ days\s+ago", ": N models", text)
+    text = re.sub(r"checked \d{4}-\d{2}-\d{2}", "checked N", text)
     text = re.sub(r"[\d.]+ [kMGT]?B free", "N free", text)
     text = re.sub(r"from [\d: -]+ to [\d: -]+ UTC; [\d.:]+( s)?", "from N to N UTC; N s", text)
     return re.sub(r"[\d,.]+ rows/s over [\d.:]+( s)?", "N rows/s over N s", text)

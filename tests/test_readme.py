@@ -57,7 +57,8 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, st
         "PYTHONPATH": str(ROOT),
         "PYTHONIOENCODING": "utf-8",
         "COLUMNS": "100",
-        "XDG_CONFIG_HOME": str(folder),
+        "HOME": str(folder),
+        "XDG_CONFIG_HOME": str(folder / ".config"),
     }
     if shutil.which("batchrun", path=environment["PATH"]) is None:
         environment["PATH"] = f"{commands}{os.pathsep}{environment['PATH']}"
@@ -71,6 +72,7 @@ def test_the_walk_through_is_what_happens(walked: tuple[Path, dict[str, str]]) -
         ("README", "A walk-through"),
         ("cost", "What a run will cost"),
         ("cost", "What a run has cost"),
+        ("cost", "Where prices come from"),
         ("results", "In DuckDB, pandas and Polars"),
         ("results", "Your own SQL"),
         ("results", "A report of a run"),

@@ -6,7 +6,7 @@ asked for, with everything.
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TextIO
 
 from msgspec.structs import replace
@@ -78,9 +78,13 @@ def _markdown_row(line: CostLine) -> list[str]:
 def show_costs(costs: Costs, stream: TextIO) -> None:
     """Runs and their total, then by the columns asked for, or by what is always of interest."""
     console = Console(file=stream, highlight=False, markup=False, emoji=False)
-    is_one = len(costs.runs) == 1
-    if is_one:
+    if len(costs.runs) == 1:
         _show_run(costs.runs[0], costs, console)
+    elif costs.grouped_by:
+        folder, _ = _short_names([run.run for run in costs.runs])
+        words = f"{len(costs.runs):,} runs" + (f" in {one_line(folder)}" if folder else "")
+        console.print(Text(words), soft_wrap=True)
+        _show_sums(costs, [note for note in _notes(costs) if _UNPAID not in note], console)
     else:
         _show_runs(costs, console)
     if costs.grouped_by:
@@ -95,24 +99,28 @@ def show_costs(costs: Costs, stream: TextIO) -> None:
 def _show_run(run: RunCost, costs: Costs, console: Console) -> None:
     total, recorded = run.total, run.recorded_usd
     console.print(Text(one_line(run.run)), soft_wrap=True)
-    tokens = f"{total.input_tokens:,} tokens in ({total.cached_tokens:,} cached)"
-    counts = f"{plural(total.rows, 'row')}, {plural(total.attempts, 'attempt')}; {tokens}"
-    cost = _total(costs)[0]
-    lines = [
-        f"cost: {cost}{f'; {_UNPAID}' if run.simulated else ''}",
-        f"{counts}, {total.output_tokens:,} out",
-    ]
+    more = []
     known = -1.0 if total.cost_usd is None else total.cost_usd
     if recorded is not None and not math.isclose(recorded, known, rel_tol=1e-6, abs_tol=1e-12):
-        lines.append(f"calculated during the run: {usd(recorded)}")
+        more.append(f"calculated during the run: {usd(recorded)}")
     if run.reported_usd is not None:
-        lines.append(f"according to the gateway: {usd(run.reported_usd)}")
-    for line in (*lines, *(f"note: {note}" for note in run.notes)):
-        show_text(one_line(line), console)
+        more.append(f"according to the gateway: {usd(run.reported_usd)}")
+    _show_sums(costs, (*more, *(f"note: {note}" for note in run.notes)), console)
     if costs.what_if:
         changes = ("", *(_change(total, cost) for cost in total.what_if_usd))
         rows = list(zip(("as run", *costs.what_if), _total(costs), changes, strict=True))
         _show_tables([_section("What if", ("", "cost", ""), rows)], 3, console)
+
+
+def _show_sums(costs: Costs, more: Iterable[str], console: Console) -> None:
+    """Of all runs together."""
+    total = costs.total
+    tokens = f"{total.input_tokens:,} tokens in ({total.cached_tokens:,} cached)"
+    counts = f"{plural(total.rows, 'row')}, {plural(total.attempts, 'attempt')}; {tokens}"
+    unpaid = f"; {_UNPAID}" if all(run.simulated for run in costs.runs) else ""
+    lines = [f"cost: {_total(costs)[0]}{unpaid}", f"{counts}, {total.output_tokens:,} out"]
+    for line in (*lines, *more):
+        show_text(one_line(line), console)
 
 
 def _show_runs(costs: Costs, console: Console) -> None:
@@ -134,17 +142,20 @@ def _show_runs(costs: Costs, console: Console) -> None:
 
 def _notes(costs: Costs) -> Iterator[str]:
     """Those of each run, with its name, and what there is to say of the total."""
+    count = sum(run.simulated for run in costs.runs)
     of_note: dict[str, list[str]] = {}
     for run, name in zip(costs.runs, _short_names([run.run for run in costs.runs])[1], strict=True):
-        for note in (*([_UNPAID] if run.simulated else []), *run.notes):
+        is_apart = run.simulated and count < len(costs.runs)
+        for note in (*([_UNPAID] if is_apart else []), *run.notes):
             of_note.setdefault(note, []).append(name)
     for note, names in of_note.items():
         if len(costs.runs) == 1:
             yield note
         else:
             yield f"{names[0] if len(names) == 1 else f'in each of {len(names)} runs'}: {note}"
-    count = sum(run.simulated for run in costs.runs)
-    if costs.simulated_usd is not None and count < len(costs.runs):
+    if count == len(costs.runs):
+        yield f"all runs are {_UNPAID}"
+    elif costs.simulated_usd is not None:
         yield f"{usd(costs.simulated_usd)} of the total is of simulated runs and was not paid"
 
 

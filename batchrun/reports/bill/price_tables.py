@@ -1,6 +1,7 @@
 """The prices that are used: of a model in each tier, where each comes from, how old the list is."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, TextIO
@@ -54,7 +55,7 @@ class KnownPrices(Struct, frozen=True):
     price_list: PriceList
     age_days: int | None  # of the list: since the newest check that it names
     own: tuple[str, ...]  # names in [pricing] and [aliases]
-    own_file: str | None  # the user's; null: there is no place for it
+    own_file: str  # the user's, whether it exists or not
     warnings: tuple[str, ...] = ()
 
 
@@ -73,7 +74,7 @@ def read_prices(models: Sequence[str], job_file: Path | None, at: int) -> KnownP
         given = prices.given_for([model])
         if given is None:
             return of_list, checked_on(model, at)
-        place = str(job_file if given in of_job else user_file())
+        place = str(job_file) if given in of_job else _from_home(user_file())
         target = aliases.get(given)
         own = pricing.get(given if target is None else target)
         alias = "" if target is None else f", alias of {target}"
@@ -96,9 +97,18 @@ def read_prices(models: Sequence[str], job_file: Path | None, at: int) -> KnownP
         known,
         None if known.checked_on is None else (today - known.checked_on).days,
         (*pricing, *aliases),
-        None if (file := user_file()) is None else str(file),
+        _from_home(user_file()),
         () if age is None else (age,),
     )
+
+
+def _from_home(path: Path | None) -> str:
+    """As people write it."""
+    if path is None:
+        return "no home directory"
+    with suppress(RuntimeError, ValueError):
+        return f"~/{path.relative_to(Path.home()).as_posix()}"
+    return str(path)
 
 
 def _lines(
@@ -159,7 +169,7 @@ def show_prices(known: KnownPrices, stream: TextIO) -> None:
         words += f", newest check {listed.checked_on}, {known.age_days:,} days ago"
     show_text(words, console, "")
     own = ", ".join(known.own) or "none"
-    show_text(f"prices of your own ({known.own_file or 'no home directory'}): {own}", console, "")
+    show_text(f"prices of your own ({known.own_file}): {own}", console, "")
     by_model: dict[str, list[PriceLine]] = {}
     for line in known.prices:
         by_model.setdefault(line.model, []).append(line)
