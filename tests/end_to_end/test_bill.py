@@ -1,0 +1,108 @@
+"""Money from the command line: misspelt models, old price lists, and the bill of several runs."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess, Popen
+from typing import Any
+
+import pytest
+
+from tests.waiting import HANG_S
+
+Run = Callable[..., CompletedProcess[str]]
+Begin = Callable[..., "Popen[str]"]
+
+# A list in which nothing was checked since 2025, as a package that was never updated has it.
+_OLD_LIST = """
+import re
+from genai_prices import data_snapshot
+from batchrun.cli.main import main
+snapshot = data_snapshot.get_snapshot()
+for some in [*snapshot.providers, *(one for each in snapshot.providers for one in each.models)]:
+    if some.price_comments:
+        some.price_comments = re.sub("202[6-9]-", "2025-", some.price_comments)
+data_snapshot.set_custom_snapshot(snapshot)
+main()
+"""
+
+
+def test_a_misspelt_model_under_a_cap_is_answered_by_the_name_that_was_meant(
+    tmp_path: Path, write_rows: Any, questions: Any, batchrun: Run
+) -> None:
+    source = write_rows(questions(3))
+    ask = ("run", source, "--prompt", "{{ question }}", "--simulate", "-o", "run")
+    done = batchrun(*ask, "--model", "gpt-6-lunna", "--max-cost", "1")
+    assert done.returncode == 2
+    assert done.stderr.index("Did you mean gpt-6-luna?") < done.stderr.index("[pricing.")
+    assert not (tmp_path / "run").exists()
+    assert batchrun(*ask, "--model", "gpt-6-luna", "--max-cost", "1").returncode == 0
+
+    # What the message offers to paste works too.
+    pasted = done.stderr.partition("tokens:\n")[2].partition("or take")[0]
+    (tmp_path / "batchrun").mkdir()
+    (tmp_path / "batchrun" / "prices.toml").write_text(pasted)
+    again = ("run", source, *ask[2:-1], "other", "--model", "gpt-6-lunna", "--max-cost", "1")
+    done = batchrun(*again, env={"XDG_CONFIG_HOME": str(tmp_path)})
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_old_price_list_is_warned_of_wherever_its_prices_count(
+    tmp_path: Path, write_rows: Any, questions: Any, begin: Begin, batchrun: Run
+) -> None:
+    source = write_rows(questions(2))
+    ask = (source, "--prompt", "{{ question }}", "--model", "gpt-4.1", "--simulate", "-o", "run")
+    assert batchrun("run", *ask).returncode == 0
+
+    def said(*words: object, **env: str) -> str:
+        process = begin(*words, command=(sys.executable, "-c", _OLD_LIST), env=env)
+        out, messages = process.communicate(timeout=HANG_S)
+        assert process.returncode == 0, messages
+        return " ".join((out + messages).split())
+
+    old = "days old: no price in it was checked after 2025-"
+    assert old in said("cost", "run")
+    assert said("estimate", *ask, "--max-cost", "1", "--rerun-changed").count(old) == 1
+    assert old in said("estimate", *ask[:-1], "new")
+    assert old in said("run", *ask, "--max-cost", "1", "--quiet", "--dry-run")
+    assert old not in said("run", *ask, "--quiet", "--dry-run")
+    assert old in said("prices", "gpt-4.1")
+    (tmp_path / "batchrun").mkdir()
+    own = '[pricing."gpt-4.1"]\ninput = 1.0\noutput = 4.0\n'
+    (tmp_path / "batchrun" / "prices.toml").write_text(own)
+    assert old not in said("cost", "run", XDG_CONFIG_HOME=str(tmp_path))
+
+
+def test_runs_are_one_bill_by_team_and_tier(write_rows: Any, batchrun: Run, query: Any) -> None:
+    rows = [
+        {"id": f"q{row}", "team": "ab"[row % 2], "speed": tier, "question": f"Say {row}."}
+        for row, tier in enumerate(["default", "flex", "default", "default"])
+    ]
+    source = write_rows(rows)
+    ask = ("--prompt", "{{ question }}", "--model", "o3", "--simulate", "--quiet")
+    sent = ("--set", "service_tier={{ speed }}")
+    for number, limit in ((1, 4), (2, 2)):
+        done = batchrun("run", source, *ask, *sent, "--limit", limit, "-o", f"runs/{number}")
+        assert done.returncode == 0, done.stderr
+    runs = ("runs/1", "runs/2")
+    asked = ("--by", "team", "--by", "tier", "--by", "started_at:year", "--format", "json")
+    bill = json.loads(batchrun("cost", *runs, *asked).stdout)
+    sums = query("SELECT sum(cost_usd), count(*) FROM read_parquet(?)", "runs/*")
+    assert bill["total"]["cost_usd"] == pytest.approx(sums[0][0])
+    assert bill["total"]["rows"] == sums[0][1] == 6
+    assert {tuple(line["values"][:2]) for line in bill["groups"]} == {
+        ("a", "standard"),
+        ("b", "flex"),
+        ("b", "standard"),
+    }
+    table = batchrun("cost", *runs, "--by", "run").stdout
+    assert table.splitlines()[0] == "2 runs in runs"
+    twice = batchrun("cost", "runs/1", "./runs/1")
+    assert twice.returncode == 2
+    assert "given more than once" in twice.stderr
+    # Its report calls the tier by the same name, and so does `show`.
+    assert "default" not in batchrun("report", "runs/1").stdout
+    assert "o3, tier standard" in batchrun("show", "runs/1", "q0").stdout
+    prices = batchrun("prices", "o3", "--format", "markdown")
+    assert "| o3 | flex |" in prices.stdout
