@@ -1,5 +1,6 @@
 """`batchrun sql`: questions to the tables of one run or several."""
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -39,7 +40,8 @@ def sql(run_paths: tuple[Path, ...], query: str, form: str) -> None:
     from batchrun.formats.printable import printable
     from batchrun.reports.query import query_runs
 
-    if not query.strip() or Path(query).is_dir():
+    # Most queries are longer than a path may be, which pathlib takes for an error.
+    if not query.strip() or os.path.isdir(query):  # noqa: PTH112
         raise click.UsageError("QUERY is missing; it comes after the runs, in quotes.")
     for path in run_paths:
         warn_of_missing_parts(path)

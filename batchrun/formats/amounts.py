@@ -93,7 +93,10 @@ def usd(dollars: float) -> str:
 
 
 def known_usd(dollars: float | None, *, is_partly: bool) -> str:
-    """A cost as every command shows it: `$12.30`, with `+?` where a part is unknown, `unknown`."""
-    if dollars is None:
+    """A cost as every command shows it: `$12.30`, with `+?` where a part is unknown, `unknown`.
+
+    That some attempts have cost nothing says nothing of the others.
+    """
+    if dollars is None or (is_partly and not dollars):
         return "unknown"
     return usd(dollars) + ("+?" if is_partly else "")

@@ -320,6 +320,8 @@ def _priced(
         None if price is None else price.cost_of_many(tokens, usage.above, searches, usage.counted)
         for price in found
     )
+    if usage.is_older:
+        costs_usd = (usage.attempts_usd, *costs_usd[1:])
     return PricedUsage(usage, tuple(found), tiers, costs_usd)
 
 
@@ -340,7 +342,8 @@ def _line(name: str | None, priced: Sequence[PricedUsage], prices: int) -> CostL
     fields = UsageCounts.__struct_fields__
     counts = {field: sum(getattr(one.usage, field) for one in priced) for field in fields}
     unpriced = [
-        sum(one.usage.counted for one in priced if one.prices[at] is None) for at in range(prices)
+        sum(one.usage.counted for one in priced if one.costs_usd[at] is None)
+        for at in range(prices)
     ]
     # None where only what cost 0 is known; 0 for no rows.
     sums = [sum_costs([one.costs_usd[at] for one in priced] or [0.0]) for at in range(prices)]

@@ -1,7 +1,8 @@
 """What the attempts of a run used, asked of its tables in SQL: sums by what a price depends on.
 
 What only rows say (cache-write tokens, searches) belongs to the attempt that brought the answer. It
-is known by its response id, or by its tokens.
+is known by its response id, or by its tokens. Attempts from before a row was sent again may be of
+another model, so they keep the cost that was calculated for them.
 """
 
 import re
@@ -63,6 +64,8 @@ class UsageSum(UsageCounts, frozen=True):
     above: int  # the last of the `steps` that each input is longer than
     at: int  # the last of the `daily_changes` at or before the start, µs since 1970
     counted: int  # attempts whose tokens are known
+    attempts_usd: float | None  # what these cost as calculated then
+    is_older: bool  # the rows have been sent again since, perhaps to another model
     recorded_usd: float | None  # the sum of `cost_usd` of the rows; null where none has any
     reported_usd: float | None  # the same of `reported_cost_usd`
 
@@ -79,19 +82,29 @@ class Grouping(Struct, frozen=True):
 # calls that searched; a call that failed is none.
 _SEARCHED = """
     CREATE TEMP TABLE searched AS
-    SELECT custom_id, sample, variant,
-           count(*) FILTER (has_searched AND type = 'file_search_call') AS file_calls,
-           count(*) FILTER (has_searched AND type = 'web_search_call') AS web_calls
-    FROM (SELECT *, status IS DISTINCT FROM 'failed' AND NOT coalesce(
-              TRY(item ->> '$.action.type') IN {pages}, false) AS has_searched
-          FROM tool_calls WHERE type IN {searching})
-    GROUP BY ALL;
-"""
-_SEARCHES = """
-    searched.file_calls AS file_calls,
-    CASE WHEN searched.file_calls IS NOT NULL AND TRY(json_type(usage, {web_count})) = 'UBIGINT'
-         THEN least(TRY(usage ->> {web_count})::UBIGINT, {most}) ELSE searched.web_calls
-    END AS web_calls
+    WITH called AS (
+        SELECT custom_id, sample, variant,
+               count(*) FILTER (has_searched AND type = 'file_search_call') AS file_calls,
+               count(*) FILTER (has_searched AND type = 'web_search_call') AS web_calls
+        FROM (SELECT *, status IS DISTINCT FROM 'failed' AND NOT coalesce(
+                  TRY(item ->> '$.action.type') IN {pages}, false) AS has_searched
+              FROM tool_calls WHERE type IN {searching})
+        GROUP BY ALL
+    ), reported AS (
+        SELECT custom_id, sample, variant,
+               least(TRY(usage ->> {web_count})::UBIGINT, {most}) AS web_calls
+        FROM responses WHERE contains(usage, '"tool_usage"')
+            AND TRY(json_type(usage, {web_count})) = 'UBIGINT'
+    )
+    SELECT coalesce(called.custom_id, reported.custom_id) AS custom_id,
+           coalesce(called.sample, reported.sample) AS sample,
+           coalesce(called.variant, reported.variant) AS variant,
+           coalesce(file_calls, 0) AS file_calls,
+           coalesce(reported.web_calls, called.web_calls, 0) AS web_calls
+    FROM called FULL JOIN reported ON called.custom_id = reported.custom_id
+        AND called.sample = reported.sample
+        AND called.variant IS NOT DISTINCT FROM reported.variant
+    WHERE reported.web_calls > 0 OR called.custom_id IS NOT NULL
 """
 _WITH_SEARCHES = """
     valued responses LEFT JOIN searched ON searched.custom_id = responses.custom_id
@@ -108,7 +121,9 @@ _USED = """
                (list_max(list_transform(attempts, lambda one, position: CASE
                    WHEN one.response_id = response_id THEN len(attempts) + position
                    WHEN one.input_tokens = input_tokens AND one.output_tokens = output_tokens
-                   THEN position END)) - 1) % len(attempts) + 1 AS answer_at
+                   THEN position END)) - 1) % len(attempts) + 1 AS answer_at,
+               list_max(list_transform(attempts, lambda one, position:
+                   CASE WHEN one.kind = 'first' THEN position END)) AS last_first
         FROM {table}
     ), attempted AS (
         SELECT *, unnest(attempts) AS one, unnest(range(1, len(attempts) + 1)) AS position
@@ -116,6 +131,7 @@ _USED = """
     )
     SELECT *, one.input_tokens IS NOT NULL AND one.output_tokens IS NOT NULL AS is_known,
            is_known AND answer_at IS NOT DISTINCT FROM position AS is_answer,
+           is_known AND position < last_first AND one.cost_usd IS NOT NULL AS is_older,
            count_of(one.input_tokens, is_known) AS reported,
            count_of(one.cached_tokens, is_known) AS cached,
            count_of(cache_write_tokens, is_answer) AS cache_written,
@@ -134,11 +150,12 @@ _SUMS = """
            sum(count_of(reasoning_tokens, is_answer))::BIGINT AS reasoning_tokens,
            sum(count_of(web_calls, is_answer))::BIGINT AS web_searches,
            sum(count_of(file_calls, is_answer))::BIGINT AS file_searches,
+           fsum(one.cost_usd) AS attempts_usd, coalesce(is_older, false) AS is_older,
            NULL AS recorded_usd, NULL AS reported_usd
     FROM used GROUP BY ALL
     UNION ALL
     SELECT model_requested, model, service_tier, via, status, {values} NULL, -1, -1,
-           count(*), count(*) FILTER (ok), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+           count(*), count(*) FILTER (ok), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, false,
            fsum(cost_usd), fsum(reported_cost_usd)
     FROM valued GROUP BY ALL
 """
@@ -192,11 +209,12 @@ def _read(
                 f"{path}: {which} would make more than {MOST_VALUES:,} groups; name columns with "
                 "fewer different values"
             )
-    database.execute(_SEARCHED.format(searching=SEARCHING, pages=PAGE_ACTIONS))
+    searching = {"searching": SEARCHING, "pages": PAGE_ACTIONS}
+    database.execute(_SEARCHED.format(**searching, web_count=_WEB_COUNT, most=_MOST_TOKENS))
     has_searches = database.execute("SELECT count(*) FROM searched").fetchall()[0][0] > 0
     searches, table = "0 AS file_calls, 0 AS web_calls", "valued responses"
     if has_searches:
-        searches = _SEARCHES.format(web_count=_WEB_COUNT, most=_MOST_TOKENS)
+        searches = "searched.file_calls AS file_calls, searched.web_calls AS web_calls"
         table = _WITH_SEARCHES
     database.execute(
         _USED.format(values=values, searches=searches, table=table, most=_MOST_TOKENS, day=DAY)
