@@ -41,6 +41,7 @@ RUN = "run"
 _Name = Callable[[UsageSum], str | None]
 # What sums are always grouped by. `--by` takes these names too, unless a column has the name.
 _BREAKDOWNS: Mapping[str, _Name] = {
+    "variant": lambda usage: usage.variant,  # where there are any
     "model": lambda usage: usage.model or usage.model_requested,
     "tier": lambda usage: tier_name(usage.service_tier, usage.via),
     "status": lambda usage: usage.status,
@@ -75,7 +76,8 @@ class RunCost(Struct, frozen=True):
     state: str  # as `run.json` says; running, killed
     simulated: bool  # nothing was paid
     total: CostLine
-    by: dict[str, tuple[CostLine, ...]]  # model, tier, status, attempt, each column asked for
+    # variant (where there are any), model, tier, status, attempt, each column asked for
+    by: dict[str, tuple[CostLine, ...]]
     recorded_usd: float | None  # as calculated during the run, at the prices given then
     reported_usd: float | None  # what the gateway said
     unknown_usd: float = 0.0  # at most so much more, for attempts that reported no usage
@@ -215,7 +217,8 @@ def _read_run(
     names = [_name_of(text, one, columns, str(path)) for text, one in by.items()]
     tables = dict(_BREAKDOWNS)
     for text, name in zip(by, names, strict=True):
-        tables[f"{text} (column)" if text in _BREAKDOWNS and by[text] else text] = name
+        is_other = text in _BREAKDOWNS and text != "variant" and by[text] is not None
+        tables[f"{text} (column)" if is_other else text] = name
     run = RunCost(
         run=str(path),
         state=state_now(path, record),
@@ -249,9 +252,11 @@ def _name_of(text: str, one: Grouping | None, columns: Sequence[Grouping], run: 
 def _tables(
     priced: Sequence[PricedUsage], names: Mapping[str, _Name]
 ) -> dict[str, tuple[CostLine, ...]]:
+    has_variants = any(one.usage.variant is not None for one in priced)
     return {
         title: _lines((one for one in priced if title != "attempt" or one.usage.attempts), name)
         for title, name in names.items()
+        if title != "variant" or has_variants
     }
 
 

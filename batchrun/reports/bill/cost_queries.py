@@ -59,6 +59,7 @@ class UsageSum(UsageCounts, frozen=True):
     service_tier: str | None
     via: str
     status: str
+    variant: str | None
     values: tuple[str | None, ...]  # of the columns asked for, as text
     kind: str | None  # first, retry, reask, hedge
     above: int  # the last of the `steps` that each input is longer than
@@ -116,14 +117,19 @@ _USED = """
         CASE WHEN is_known THEN least(greatest(coalesce(tokens, 0), 0), {most}) ELSE 0 END;
     CREATE TEMP VIEW used AS
     WITH answered AS (
-        SELECT model_requested, model, service_tier, via, status, {values} attempts,
+        SELECT model_requested, model, service_tier, via, status, responses.variant AS variant,
+               {values} attempts,
                cache_write_tokens, reasoning_tokens, {searches},
-               (list_max(list_transform(attempts, lambda one, position: CASE
-                   WHEN one.response_id = response_id THEN len(attempts) + position
-                   WHEN one.input_tokens = input_tokens AND one.output_tokens = output_tokens
-                   THEN position END)) - 1) % len(attempts) + 1 AS answer_at,
-               list_max(list_transform(attempts, lambda one, position:
-                   CASE WHEN one.kind = 'first' THEN position END)) AS last_first
+               CASE WHEN len(attempts) = 1 THEN 1 ELSE
+                   (list_max(list_transform(attempts, lambda one, position: CASE
+                       WHEN one.response_id = response_id THEN len(attempts) + position
+                       WHEN one.input_tokens = input_tokens AND one.output_tokens = output_tokens
+                       THEN position END)) - 1) % len(attempts) + 1
+               END AS answer_at,
+               CASE WHEN len(attempts) = 1 THEN 1 ELSE
+                   list_max(list_transform(attempts, lambda one, position:
+                       CASE WHEN one.kind = 'first' THEN position END))
+               END AS last_first
         FROM {table}
     ), attempted AS (
         SELECT *, unnest(attempts) AS one, unnest(range(1, len(attempts) + 1)) AS position
@@ -139,7 +145,7 @@ _USED = """
     FROM attempted
 """
 _SUMS = """
-    SELECT model_requested, model, service_tier, via, status, {values} one.kind AS kind,
+    SELECT model_requested, model, service_tier, via, status, variant, {values} one.kind AS kind,
            CASE {steps} END AS above, started - of_day + CASE {changes} END AS at,
            0 AS rows, 0 AS ok, count(*) AS attempts, count(*) FILTER (is_known) AS counted,
            count(*) FILTER (NOT is_known AND one.cost_usd IS DISTINCT FROM 0) AS unknown,
@@ -154,7 +160,7 @@ _SUMS = """
            NULL AS recorded_usd, NULL AS reported_usd
     FROM used GROUP BY ALL
     UNION ALL
-    SELECT model_requested, model, service_tier, via, status, {values} NULL, -1, -1,
+    SELECT model_requested, model, service_tier, via, status, variant, {values} NULL, -1, -1,
            count(*), count(*) FILTER (ok), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, false,
            fsum(cost_usd), fsum(reported_cost_usd)
     FROM valued GROUP BY ALL
