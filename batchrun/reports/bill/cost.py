@@ -144,7 +144,7 @@ def read_costs(
         _read_run(path, record, compared, tier, groupings, now_at)
         for path, record in zip(paths, records, strict=True)
     ]
-    priced = [(one, name) for run in read for name in [run.names] for one in run.priced]
+    priced = [(one, run.names) for run in read for one in run.priced]
     everything = [one for one, _ in priced]
     width = 1 + len(compared)
     simulated = [one.run.total.cost_usd or 0.0 for one in read if one.run.simulated]
