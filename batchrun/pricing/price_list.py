@@ -234,5 +234,5 @@ def warning_of_age(at: int) -> str | None:
         return None
     return (
         f"the price list (genai-prices {known.version}) is {age.days:,} days old: no price in it "
-        f"was checked after {known.checked_on}. pip install --upgrade genai-prices gets a newer one"
+        f"was checked after {known.checked_on}. pip install -U genai-prices gets a newer one"
     )

@@ -514,7 +514,7 @@ def test_the_list_says_how_old_it_is() -> None:
     assert [warning_of_age(one) is None for one in at] == [True, True, False]
     said = str(warning_of_age(at[2]))
     assert f"(genai-prices {version('genai-prices')}) is 91 days old" in said
-    assert "pip install --upgrade genai-prices" in said
+    assert "pip install -U genai-prices" in said
     models = ["gpt-4.1", "house-model"]
     own = Prices({"house-model": PriceJob(input=1.0, output=1.0)})
     assert age_warning(own, models, at[2]) == said
