@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from batchrun.cli.once import OnceCommand
-from batchrun.cli.output import print_json, say, warn_of_missing_parts
+from batchrun.cli.output import print_json, print_pieces, say, warn_of_missing_parts
 
 _EPILOG = """\b
 Examples:
@@ -55,7 +55,6 @@ def cost(
     Calculated from the usage columns at the prices known today, also while a run goes on. --model
     and --tier show what the same tokens would cost at other prices.
     """
-    from batchrun.formats.printable import printable
     from batchrun.reports.bill.cost import read_costs
     from batchrun.reports.bill.cost_tables import cost_text, show_costs
 
@@ -69,8 +68,6 @@ def cost(
     if as_json or form == "json":
         print_json(costs)
     elif form in ("csv", "markdown"):
-        shown = printable if sys.stdout.isatty() or form != "csv" else str
-        for piece in cost_text(form, costs):
-            click.echo(shown(piece), nl=False)
+        print_pieces(form, cost_text(form, costs))
     else:
         show_costs(costs, sys.stdout)

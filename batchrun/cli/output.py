@@ -7,6 +7,7 @@ import codecs
 import io
 import os
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -88,6 +89,21 @@ def echo_json(text: str, *, nl: bool = True) -> None:
     except UnicodeEncodeError:
         shown = ascii_json(shown)
     click.echo(shown, nl=nl)
+
+
+def print_pieces(form: str, pieces: Iterable[str]) -> None:
+    """CSV or Markdown on standard output.
+
+    CSV goes to files and pipes as UTF-8, whatever the locale, with a byte order mark.
+    """
+    from batchrun.formats.csv_text import BOM
+    from batchrun.formats.printable import printable
+
+    is_raw = form == "csv" and not sys.stdout.isatty()
+    if is_raw:
+        click.echo(BOM.encode(), nl=False)
+    for piece in pieces:
+        click.echo(piece.encode("utf-8", "replace") if is_raw else printable(piece), nl=False)
 
 
 def say(text: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from batchrun.cli.once import OnceCommand
-from batchrun.cli.output import print_json, say
+from batchrun.cli.output import print_json, print_pieces, say
 
 _EPILOG = """\b
 Examples:
@@ -38,7 +38,6 @@ def prices(models: tuple[str, ...], job_file: Path | None, form: str) -> None:
 
     Without MODEL, the prices of your own.
     """
-    from batchrun.formats.printable import printable
     from batchrun.reports.bill.price_tables import price_text, read_prices, show_prices
 
     known = read_prices(models, job_file, time.time_ns() // 1000)
@@ -47,8 +46,6 @@ def prices(models: tuple[str, ...], job_file: Path | None, form: str) -> None:
     if form == "json":
         print_json(known)
     elif form in ("csv", "markdown"):
-        shown = printable if sys.stdout.isatty() or form != "csv" else str
-        for piece in price_text(form, known):
-            click.echo(shown(piece), nl=False)
+        print_pieces(form, price_text(form, known))
     else:
         show_prices(known, sys.stdout)

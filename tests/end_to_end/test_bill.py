@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from batchrun.formats.amounts import known_usd
 from tests.waiting import HANG_S
 
 Run = Callable[..., CompletedProcess[str]]
@@ -106,3 +107,28 @@ def test_runs_are_one_bill_by_team_and_tier(write_rows: Any, batchrun: Run, quer
     assert "o3, tier standard" in batchrun("show", "runs/1", "q0").stdout
     prices = batchrun("prices", "o3", "--format", "markdown")
     assert "| o3 | flex |" in prices.stdout
+
+
+def test_a_run_with_faults_is_one_sum_for_all_commands(
+    write_rows: Any, questions: Any, simulator: Any, batchrun: Run
+) -> None:
+    source = write_rows(questions(60))
+    base_url = simulator("--faults", "0.2", "--retry-after", "0")
+    ask = ("run", source, "--prompt", "{{ question }}", "--model", "o3", "--base-url", base_url)
+    done = batchrun(*ask, "--max-attempts", "2", "-o", "run", "--quiet", "--json")
+    assert done.returncode in (0, 4), done.stderr
+    ended = json.loads(done.stdout)
+    status = json.loads(batchrun("status", "run", "--json").stdout)
+    bill = json.loads(batchrun("cost", "run", "--json").stdout)
+    query = "SELECT sum(cost_usd) AS usd, count(*) AS rows, count_if(ok) AS ok FROM responses"
+    (row,) = json.loads(batchrun("sql", "run", query, "--format", "json").stdout)
+    total = bill["total"]
+    sums = [ended["cost_usd"], status["cost_usd"], total["cost_usd"], row["usd"]]
+    assert sums == [pytest.approx(row["usd"], rel=1e-9)] * 4
+    assert [total["rows"], total["ok"]] == [row["rows"], row["ok"]] == [60, status["ok"]]
+    assert total["attempts"] == status["attempts"] == ended["attempts"]
+    unknown = total["unknown"] + total["unpriced"]
+    assert unknown == status["unknown_attempts"]
+    shown = known_usd(row["usd"], is_partly=unknown > 0)
+    assert f"; {shown}\n" in batchrun("report", "run").stdout
+    assert f"cost: {shown}\n" in batchrun("cost", "run").stdout

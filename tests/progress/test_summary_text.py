@@ -80,21 +80,21 @@ def test_a_model_without_a_price_is_said_and_never_costs_nothing() -> None:
     )
     assert said(summary) == f"unknown; no price for 3 attempts {words}"
     some = summed(ended(RESPONSE, 0.5, "m"), unpriced, unpriced)
-    assert said(some) == f"$0.50 known; no price for 2 attempts {words}"
+    assert said(some) == f"$0.50+?; no price for 2 attempts {words}"
 
 
 def test_attempts_that_reported_no_usage_are_counted_however_the_row_ended() -> None:
     late = Attempt(0, 9.0, "first", None, ErrorKind.TIMEOUT)
     refused = Attempt(0, 0.1, "first", 429, ErrorKind.RATE_LIMIT, cost_usd=0.0)
     summary = summed(ended(RESPONSE, 0.5, "m"), ended(FAILURE, None, None))
-    assert said(summary) == "$0.50 known; 1 attempt reported no usage"
+    assert said(summary) == "$0.50+?; 1 attempt reported no usage"
     summary = summed(ended(RESPONSE, 0.5, "m", before=(late, refused, late)))
-    assert said(summary) == "$0.50 known; 2 attempts reported no usage"
+    assert said(summary) == "$0.50+?; 2 attempts reported no usage"
 
 
 def test_what_attempts_without_usage_may_have_cost_is_said() -> None:
     summary = summed(ended(RESPONSE, 0.5, "m"), unknown_usd=0.25)
-    assert said(summary) == "$0.50 known, at most $0.25 more; some attempts reported no usage"
+    assert said(summary) == "$0.50+?, at most $0.25 more; some attempts reported no usage"
 
 
 def test_a_simulated_run_says_that_nothing_is_paid() -> None:

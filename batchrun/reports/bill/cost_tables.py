@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from batchrun.formats.amounts import known_usd, plural, short_count, usd
-from batchrun.formats.csv_text import BOM, csv_line
+from batchrun.formats.csv_text import csv_line
 from batchrun.formats.printable import cut, one_line
 from batchrun.formats.result_text import ResultColumn, result_text
 from batchrun.formats.text_tables import Section, show_section, show_text, width_of, widths
@@ -46,7 +46,6 @@ def cost_text(form: str, costs: Costs) -> Iterator[str]:
     if not costs.grouped_by:
         lines = tuple(replace(run.total, values=(run.run,)) for run in costs.runs)
     if form == "csv":
-        yield BOM
         heads = [*by, *counts, "cost_usd", "usd_per_ok", "is_partly", "priced_as"]
         yield csv_line([*heads, *(f"cost_usd {name}" for name in costs.what_if)], for_sheets=True)
         for line in lines:

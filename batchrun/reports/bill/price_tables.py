@@ -11,7 +11,7 @@ from msgspec.structs import astuple
 from rich.console import Console
 
 from batchrun.errors import JobError
-from batchrun.formats.csv_text import BOM, csv_line
+from batchrun.formats.csv_text import csv_line
 from batchrun.formats.printable import one_line
 from batchrun.formats.result_text import ResultColumn, result_text
 from batchrun.formats.text_tables import Section, show_section, show_text
@@ -147,7 +147,6 @@ def price_text(form: str, known: KnownPrices) -> Iterator[str]:
     heads = PriceLine.__struct_fields__
     rows = [[_plain(value) for value in astuple(line)] for line in known.prices]
     if form == "csv":
-        yield BOM
         for row in (heads, *rows):
             yield csv_line(row, for_sheets=True)
         return
