@@ -10,7 +10,6 @@ from rich.text import Text
 
 from batchrun.estimate.cost_lines import (
     CAPPED,
-    STANDARD,
     TIERS,
     Answers,
     Estimate,
@@ -31,7 +30,7 @@ from batchrun.formats.amounts import duration, plural, short_count, usd
 from batchrun.formats.printable import brief, one_line
 from batchrun.formats.text_tables import Section, show_section, show_text
 from batchrun.pricing.price_list import spellings
-from batchrun.pricing.prices import Prices
+from batchrun.pricing.prices import STANDARD, Prices
 
 # The o-series, and gpt-5 and later but for their chat variants.
 _REASONING = re.compile(r"(o[1-9]|gpt-([5-9]|[1-9]\d))([-.@]|$)")
@@ -164,8 +163,8 @@ def _pilot(pilot: PilotResult) -> Section:
     for name, figure in figures.items():
         cells = [_NO_PRICE] * 5
         if figure is not None:
-            values = (figure.so_far, figure.total - figure.so_far, figure.total)
-            values += (figure.low, figure.high)
+            to_come = figure.total - figure.so_far
+            values = (figure.so_far, to_come, figure.total, figure.low, figure.high)
             cells = [usd(v) if name == "cost" else f"{round(v):,}" for v in values]
         rows.append((name, *cells))
     return Section(

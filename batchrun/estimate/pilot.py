@@ -19,9 +19,9 @@ import duckdb
 from msgspec import Struct
 from msgspec.structs import replace
 
-from batchrun.estimate.cost_lines import STANDARD, Group, PilotResult, Range, dollars, tier_price
+from batchrun.estimate.cost_lines import Group, PilotResult, Range, dollars, tier_price
 from batchrun.estimate.tokens import CountedRows, TokenCounts
-from batchrun.pricing.prices import Prices
+from batchrun.pricing.prices import STANDARD, Prices
 from batchrun.records import Estimated, Totals, Usage
 from batchrun.reports.sql import ask
 from batchrun.store.run_dir import RunDir

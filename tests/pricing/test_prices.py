@@ -469,7 +469,7 @@ def test_a_batch_of_a_price_that_is_given_costs_half_or_what_is_said() -> None:
     def cost(price: PriceJob, tier: str | None, searches: Searches) -> float | None:
         at = AT + 4_000_000_000_000  # in November: the list has batch prices from October on
         found = Prices({"gpt-4.1": price}).find("gpt-4.1", None, at, tier)
-        return found and found.cost(USAGE, searches)
+        return None if found is None else found.cost(USAGE, searches)
 
     none, one = Searches(), Searches(web=1)
     given = PriceJob(input=4.0, output=4.0)

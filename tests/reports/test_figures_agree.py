@@ -7,8 +7,8 @@ journal, prices that are known and others that are not.
 import io
 import json
 import random
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -227,13 +227,13 @@ def made(path: Path, seed: int) -> list[Outcome]:
     return standing
 
 
-def counts(pairs: dict[Any, float | None]) -> dict[Any, float]:
+def counts(pairs: Mapping[Any, float | None]) -> dict[Any, Any]:
     """Without what is nothing, and sums in another order."""
     return {name: pytest.approx(cost or 0.0, rel=1e-9, abs=1e-12) for name, cost in pairs.items()}
 
 
 def summed(outcomes: list[Outcome], name: Any) -> dict[Any, float]:
-    found: Counter[Any] = Counter()
+    found: defaultdict[Any, float] = defaultdict(float)
     for outcome in outcomes:
         found[name(outcome)] += outcome.cost_usd or 0.0
     return dict(found)
@@ -360,7 +360,7 @@ def check_costs(costs: Costs, expected: dict[str, float], outcomes: list[Outcome
         summed(outcomes, lambda one: (one.request.carried[0], f"{one.ok}".lower()))
     )
     kinds = of_lines(costs.by["attempt"])
-    sums: Counter[str] = Counter()
+    sums: defaultdict[str, float] = defaultdict(float)
     for outcome in outcomes:
         for attempt in outcome.attempts:
             sums[attempt.kind] += attempt.cost_usd or 0.0

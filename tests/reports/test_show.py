@@ -109,7 +109,8 @@ def test_the_reason_is_shown_where_something_is_missing(
     lost = Failure(ErrorKind.INVALID_ROW, "not JSON", status="invalid")
     bare = msgspec.structs.replace(outcome(0).request, body=b"")
     failed = outcome(5)
-    refused = msgspec.structs.replace(failed, cost_usd=0.0, priced_as=None)
+    free = tuple(msgspec.structs.replace(one, cost_usd=0.0) for one in failed.attempts)
+    refused = msgspec.structs.replace(failed, cost_usd=0.0, priced_as=None, attempts=free)
     path = write(tmp_path / "run", [outcome(0, request=bare, result=lost, attempts=()), refused])
     invalid, paid_nothing = (render_row(find_row(path, name)[0]) for name in ("q0", "q5"))
     assert "(there is no request: none can be made of the row)" in invalid

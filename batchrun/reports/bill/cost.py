@@ -153,7 +153,7 @@ def read_costs(
         runs=tuple(one.run for one in read),
         total=_line(None, everything, width),
         by=_tables(everything, _BREAKDOWNS),
-        unknown_usd=sum(one.run.unknown_usd for one in read),
+        unknown_usd=round(sum(one.run.unknown_usd for one in read), _DIGITS),
         simulated_usd=round(sum(simulated), _DIGITS) if simulated else None,
         grouped_by=tuple(groupings),
         groups=_groups(priced, tuple(groupings), groupings, width) if groupings else (),

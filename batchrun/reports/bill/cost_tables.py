@@ -130,7 +130,7 @@ def _show_runs(costs: Costs, console: Console) -> None:
     ]
     rows.append(("total", *_counts(costs.total), *_total(costs)))
     heads = ("", *_FIXED, *costs.what_if)
-    title = f"Runs in {one_line(folder)}" if folder else "Runs"
+    title = f"Runs in {_end_of(folder, console.width - 8)}" if folder else "Runs"
     section = replace(_section("Runs", heads, rows, most=len(rows)), title=title)
     _show_with_counts([section], costs, console)
     if notes := list(_notes(costs)):
@@ -262,11 +262,16 @@ def _short_names(paths: Sequence[str]) -> tuple[str, list[str]]:
     folder = folders.pop() if len(folders) == 1 else ""
     names = [one_line(path.rstrip("/").removeprefix(folder).lstrip("/") or path) for path in paths]
     begins = [cut(name, _MOST_NAME) for name in names]
-    ends = [name if len(name) <= _MOST_NAME else "…" + name[1 - _MOST_NAME :] for name in names]
+    ends = [_end_of(name, _MOST_NAME) for name in names]
     for some in (begins, ends):
         if len(set(some)) == len(some):
             return folder, some
     return folder, [f"{number}: {name}" for number, name in enumerate(names, 1)]
+
+
+def _end_of(text: str, most: int) -> str:
+    text = one_line(text)
+    return text if len(text) <= most else "…" + text[1 - most :]
 
 
 def _name(name: str | None) -> str:

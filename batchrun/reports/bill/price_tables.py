@@ -128,17 +128,19 @@ def _line(
     def rounded(dollars: float) -> float:
         return round(dollars, _DIGITS)
 
-    above, *each = astuple(rates)
     return PriceLine(
-        model,
-        tier,
-        max(0, above),
-        *(rounded(rate * MILLION) for rate in each),
-        rounded(price.web_search * 1_000),
-        rounded(price.file_search * 1_000),
-        price.priced_as,
-        source,
-        checked,
+        model=model,
+        tier=tier,
+        above_tokens=max(0, rates.above),
+        input=rounded(rates.input * MILLION),
+        cached_input=rounded(rates.cached_input * MILLION),
+        cache_write=rounded(rates.cache_write * MILLION),
+        output=rounded(rates.output * MILLION),
+        web_search=rounded(price.web_search * 1_000),
+        file_search=rounded(price.file_search * 1_000),
+        priced_as=price.priced_as,
+        source=source,
+        checked_on=checked,
     )
 
 
