@@ -124,6 +124,7 @@ def test_captions_are_asked_for_with_the_images_of_a_parquet_file(tmp_path: Path
 
 
 def test_each_file_in_jobs_and_examples_has_its_test_here() -> None:
+    # tickets.jsonl is run by tests/test_cost_review.py.
     there = {
         path.name for folder in (JOBS, EXAMPLES) for path in folder.iterdir() if path.is_file()
     }
