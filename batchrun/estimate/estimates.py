@@ -101,9 +101,9 @@ def make_estimate(
         store_estimated(path, estimate.estimated)
     drawn_rows = (len(drawn.rows), unfinished) if drawn else None
     cap_usd = job.limits.max_cost_usd
-    old_prices = None  # the plan of a job with a cap says so itself
-    if cap_usd is None:
-        old_prices = age_warning(prices, [line.model for line in estimate.inputs], at)
+    old_prices = age_warning(prices, [line.model for line in estimate.inputs], at)
+    if old_prices in plan.warnings:  # which a job with a cap has already
+        old_prices = None
     return replace(
         estimate,
         notes=tuple(notes(estimate, counted[0], drawn_rows, prices, at)),
