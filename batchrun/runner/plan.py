@@ -232,10 +232,8 @@ def make_plan(
     complete = resumed.complete
     if excluded is not None:
         complete = bytearray(map(operator.or_, complete, excluded))
-    old_prices = None
-    if has_cap:
-        old_prices = _check_models(prices or known_prices(job), survey)
-    elif prices is not None:  # a look-up loads the list: better here than between two answers
+    old_prices = _check_models(prices or known_prices(job), survey) if has_cap else None
+    if prices is not None and not has_cap:  # a look-up loads the list: better here than between two answers
         for model in survey.models:
             prices.find(model, None, time.time_ns() // 1000)
     wanted = survey.rows if limit is None else min(limit, survey.rows)
