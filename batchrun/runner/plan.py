@@ -233,7 +233,7 @@ def make_plan(
     if excluded is not None:
         complete = bytearray(map(operator.or_, complete, excluded))
     old_prices = _check_models(prices or known_prices(job), survey) if has_cap else None
-    if prices is not None and not has_cap:  # a look-up loads the list: better here than between two answers
+    if prices is not None and not has_cap:  # loads the list: better here than between answers
         for model in survey.models:
             prices.find(model, None, time.time_ns() // 1000)
     wanted = survey.rows if limit is None else min(limit, survey.rows)
