@@ -15,7 +15,7 @@ HOMES = {
     "duckdb": ("estimate/pilot.py", "evals", "reports", "runner/row_filter.py", "store"),
     "genai_prices": ("pricing/price_list.py",),
     "httptools": ("transport/answer_reader.py",),
-    "jinja2": ("inputs/sandbox.py", "inputs/template.py", "reports/page.py"),
+    "jinja2": ("inputs/sandbox.py", "inputs/template.py", "reports/page/page_file.py"),
     "jsonschema_rs": ("dialects", "inputs", "scoring/json_match.py"),
     "math_verify": ("scoring/math_match.py",),
     "pyarrow": ("__init__.py", "evals", "formats", "inputs", "reports", "store"),
@@ -23,7 +23,7 @@ HOMES = {
     "rich": ("cli", "estimate", "formats/text_tables.py", "progress", "reports"),
     "tenacity": ("dispatch/dispatcher.py",),
     "uvloop": ("runner/start.py", "cli/simulate.py"),
-    "vl_convert": ("reports/page.py",),
+    "vl_convert": ("reports/page/charts.py",),
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

@@ -11,7 +11,7 @@ from batchrun.cli.output import warn_of_missing_parts
 _EPILOG = """\b
 Examples:
   batchrun report runs/prompts
-  batchrun report runs/prompts --html report.html
+  batchrun report runs/prompts --html report.html --top 20
 """
 
 
@@ -24,7 +24,15 @@ Examples:
     type=click.Path(path_type=Path),
     help="Write a page with charts and samples instead; needs the extra `report`.",
 )
-def report(run_path: Path, page: Path | None) -> None:
+@click.option(
+    "--top",
+    metavar="N",
+    type=click.IntRange(1, 1_000),
+    default=10,
+    show_default=True,
+    help="How many of the slowest and of the most expensive rows to list.",
+)
+def report(run_path: Path, page: Path | None, top: int) -> None:
     """Summarise a run: outcomes, tokens, cost, times, errors, tool calls, the worst rows.
 
     Works while the run goes on; rows in the journal are counted.
@@ -34,12 +42,12 @@ def report(run_path: Path, page: Path | None) -> None:
 
     warn_of_missing_parts(run_path)
     if page is not None:
-        from batchrun.reports.page import write_page
+        from batchrun.reports.page.page_file import write_page
 
-        size = write_page(run_path, page)
+        size = write_page(run_path, page, top=top)
         click.echo(printable(f"{page}: {size_in_words(size)}"))
         return
     from batchrun.reports.report_queries import read_report
     from batchrun.reports.report_sections import show_report
 
-    show_report(read_report(run_path), sys.stdout)
+    show_report(read_report(run_path, top=top), sys.stdout)

@@ -14,10 +14,11 @@ from batchrun.pricing.prices import STANDARD, STANDARD_NAMES
 from batchrun.records import Estimated
 from batchrun.reports.show import Turn, turns_of
 from batchrun.reports.sql import Files, ask
-from batchrun.reports.timeline import Timeline, read_bottleneck, read_running_time, read_timeline
+from batchrun.reports.timeline import Timeline, read_running_time, read_timeline
 from batchrun.store import reading
 
 T = TypeVar("T")
+TOP_ROWS = 10  # of the slowest and the most expensive
 _BINS = 32
 _LEAST_S = 1e-3  # the first bin holds what took less, too
 _SAMPLES_OF_EACH, _MOST_KINDS = 3, 12  # kinds of outcome
@@ -26,10 +27,13 @@ _TURNS = 6  # the last of a conversation
 _SPREADS = ("latency_s", "first_token_s", "elapsed_s", "input_tokens", "output_tokens", "cost_usd")
 
 
-_TOP_ROWS = """
-    SELECT custom_id AS id, outcome, len(attempts) AS attempts, elapsed_s AS time,
-           output_tokens AS "output tokens", cost_usd AS cost, unknown
-    FROM answers WHERE {0} > 0 ORDER BY {0} DESC, "row" LIMIT 10
+_WORST_ROWS = """
+    SELECT row_name(custom_id, sample, variant) AS id, elapsed_s AS time, input_tokens AS input, output_tokens AS output,
+           reasoning_tokens AS reasoning, cost_usd AS cost, unknown,
+           concat(outcome, CASE WHEN sent > 1 THEN ' after ' || sent || ' attempts' END,
+                  CASE WHEN error_kind <> outcome THEN ': ' || error_kind END,
+                  ': ' || error_message) AS outcome
+    FROM answers WHERE {0} > 0 ORDER BY {0} DESC, "row", variant, sample LIMIT {{top}}
 """
 # As `tier_name` has it.
 _TIER = f"""
@@ -38,7 +42,7 @@ _TIER = f"""
          ELSE service_tier END
 """
 # The names of a query's columns are the heads of its table, but for `unknown`: of how many attempts
-# `cost` does not know the cost.
+# `cost` does not know the cost; and `in_all`: how many rows there would be without a limit.
 TABLES = {
     # ok, truncated, refused, empty_output, invalid_output, else the row's `status`
     Section("outcomes", "Outcomes"): """
@@ -53,7 +57,7 @@ TABLES = {
                coalesce(sum(input_tokens), 0)::BIGINT AS input,
                coalesce(sum(cached_tokens), 0)::BIGINT AS cached,
                coalesce(sum(output_tokens), 0)::BIGINT AS output, sum(cost_usd) AS cost,
-               sum(unknown)::BIGINT AS unknown
+               sum(unknown)::BIGINT AS unknown, count(*) OVER () AS in_all
         FROM answers GROUP BY 1, 2 ORDER BY rows DESC, 1, 2 LIMIT 50
     """.replace("{tier}", _TIER),
     Section("attempts", "Attempts"): """
@@ -71,9 +75,9 @@ TABLES = {
                             arg_min(error_message, start_us) AS example
                      FROM all_attempts WHERE error_kind IS NOT NULL GROUP BY error_kind),
              ended AS (SELECT error_kind AS kind, count(*) AS rows,
-                              arg_min(error_message[:300], "row") AS example
-                       FROM responses
-                       WHERE error_kind IS NOT NULL AND status NOT IN ('completed', 'incomplete')
+                              arg_min(error_message, "row") AS example
+                       FROM answers
+                       WHERE error_kind IS NOT NULL AND NOT is_answer
                        GROUP BY error_kind)
         SELECT kind, coalesce(attempts, 0) AS attempts, coalesce(rows, 0) AS rows,
                coalesce(ended.example, met.example, '') AS example
@@ -83,16 +87,21 @@ TABLES = {
         SELECT coalesce(name, type) AS tool, count(*) AS calls,
                count(*) FILTER (arguments_valid) AS valid,
                count(*) FILTER (NOT arguments_valid) AS invalid,
-               valid / nullif(valid + invalid, 0) AS "share valid"
+               valid / nullif(valid + invalid, 0) AS "share valid", count(*) OVER () AS in_all
         FROM tool_calls GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT 50
     """,
     Section(
         "slowest",
         "Slowest rows",
-        words=2,
         note="from first send to end, without waits between commands",
-    ): _TOP_ROWS.format("elapsed_s"),
-    Section("most_expensive", "Most expensive rows", words=2): _TOP_ROWS.format("cost_usd"),
+        message=True,
+    ): _WORST_ROWS.format("elapsed_s"),
+    Section(
+        "most_expensive",
+        "Most expensive rows",
+        note="cost of all attempts, tokens of the answer",
+        message=True,
+    ): _WORST_ROWS.format("cost_usd"),
 }
 
 
@@ -145,6 +154,9 @@ class Report(Struct, frozen=True):
     simulated: bool
     source: str
     rows: int  # in the tables
+    models: int  # that were asked for
+    model: str | None  # one of them
+    begun_at: int  # when the run was first planned
     not_in_input: int  # of them, rows that are no longer in the input
     left: int  # rows of the source without an outcome
     started_at: int | None  # the first send
@@ -163,10 +175,12 @@ class Report(Struct, frozen=True):
     samples: tuple[Sample, ...]
     calls_in_text: int  # rows whose text holds what looks like a tool call
     chat_calls: int  # rows with `tool_calls` as chat completions have them
-    limited_by: tuple[str, float] | None = None  # most of the time, and for which share of it
 
 
 _PREPARE = r"""
+    CREATE TEMP MACRO row_name(custom_id, sample, variant) AS
+        CASE WHEN variant IS NULL AND sample = 0 THEN custom_id
+             ELSE concat_ws('|', custom_id, coalesce(variant, ''), sample) END;
     CREATE TEMP MACRO in_us(seconds) AS CAST(round(seconds * 1e6) AS BIGINT);
     CREATE TEMP MACRO has_calls(said) AS
         contains(said, '"tool_calls"') AND regexp_matches(said, '"tool_calls"\s*:\s*\[\s*\{');
@@ -177,37 +191,51 @@ _PREPARE = r"""
                one.error_message[:300] AS error_message
         FROM (SELECT unnest(attempts) AS one FROM responses);
 """
-_ANSWERS = """
-    CREATE TEMP VIEW answers AS SELECT *,
+# One row for each of `responses`, with what nearly all questions are about: it is read once.
+# `again`: the attempts of a row that a later command sent again.
+_ROWS = """
+    CREATE TEMP TABLE row_facts AS SELECT
+        "row", custom_id, "sample", variant, error_kind, error_message[:300] AS error_message,
         CASE WHEN ok THEN 'ok' WHEN refusal IS NOT NULL THEN 'refused'
              WHEN truncated THEN 'truncated'
              WHEN status = 'completed' AND error_kind IS NOT NULL THEN error_kind
              ELSE status END AS outcome,
+        status IN ('completed', 'incomplete') AS is_answer, model, model_requested, service_tier, input_tokens, cached_tokens, cache_write_tokens,
+        output_tokens, reasoning_tokens, total_tokens, cost_usd, reported_cost_usd,
+        latency_s, first_token_s, epoch_us(started_at) AS start_us, epoch_us(finished_at) AS end_us,
+        len(attempts) AS sent,
         len(list_filter(attempts, lambda one: one.cost_usd IS NULL)) AS unknown,
-        CASE WHEN started_at IS NOT NULL AND finished_at IS NOT NULL
-             THEN (running(epoch_us(finished_at)) - running(epoch_us(started_at)) - {0}) / 1e6
-        END AS elapsed_s
+        CASE WHEN len(list_filter(attempts, lambda one: one.kind = 'first')) > 1
+             THEN list_transform(attempts, lambda one: {
+                 'is_first': one.kind = 'first', 'start_us': epoch_us(one.started_at),
+                 'end_us': epoch_us(one.started_at) + in_us(one.latency_s)}) END AS again
     FROM responses;
+"""
+_ANSWERS = """
+    CREATE TEMP VIEW answers AS SELECT * EXCLUDE (again),
+        CASE WHEN start_us IS NOT NULL AND end_us IS NOT NULL
+             THEN (running(end_us) - running(start_us) - {0}) / 1e6 END AS elapsed_s
+    FROM row_facts;
 """
 # Of a row that a later command sent again: from its last attempt before to its next first one.
 _WAITED = """
-    coalesce(list_sum(list_transform(range(2, len(attempts) + 1), lambda n:
-        CASE WHEN attempts[n].kind = 'first' THEN greatest(0,
-            running(epoch_us(attempts[n].started_at))
-            - running(epoch_us(attempts[n - 1].started_at) + in_us(attempts[n - 1].latency_s)))
-        END)), 0)
+    coalesce(list_sum(list_transform(range(2, len(again) + 1), lambda n:
+        CASE WHEN again[n].is_first
+             THEN greatest(0, running(again[n].start_us) - running(again[n - 1].end_us)) END)), 0)
 """
 _SUMS = """
     SELECT count(*) AS rows, sum(cost_usd) AS cost_usd, sum(reported_cost_usd) AS reported_cost_usd,
            (SELECT count(*) FROM all_attempts WHERE cost_usd IS NULL) AS unknown_attempts,
-           min(epoch_us(started_at)) AS started_at, max(epoch_us(finished_at)) AS finished_at
-    FROM responses
+           min(start_us) AS started_at, max(end_us) AS finished_at,
+           count(DISTINCT coalesce(model_requested, model)) AS models,
+           min(coalesce(model_requested, model)) AS model
+    FROM answers
 """
 _TOKENS = """
     SELECT coalesce(sum(input_tokens), 0)::BIGINT, coalesce(sum(cached_tokens), 0)::BIGINT,
            coalesce(sum(cache_write_tokens), 0)::BIGINT, coalesce(sum(output_tokens), 0)::BIGINT,
            coalesce(sum(reasoning_tokens), 0)::BIGINT, coalesce(sum(total_tokens), 0)::BIGINT
-    FROM responses
+    FROM answers
 """
 # Calls that a server left in the text, as models write them: `<tool_call>`, `<|tool_calls_begin|>`,
 # `[TOOL_CALLS]`, `<function=f>`, ...; and calls in the shape of another API.
@@ -231,25 +259,29 @@ _SAMPLES = """
                                 'variant': variant}}, hash(custom_id), {of_each})) AS one
         FROM answers GROUP BY outcome, error_kind
         ORDER BY outcome <> 'ok', rows DESC, outcome, error_kind LIMIT {most})
-    SELECT outcome, picked.error_kind, "row", custom_id, error_message, request, output
+    SELECT outcome, picked.error_kind, "row", row_name(custom_id, "sample", variant),
+           error_message, request, output
     FROM picked JOIN responses ON "row" = one.row AND custom_id = one.id AND sample = one.sample
         AND variant IS NOT DISTINCT FROM one.variant
     ORDER BY outcome <> 'ok', rows DESC, outcome, picked.error_kind, hash(custom_id)
 """
 
 
-def read_report(path: Path) -> Report:
+def read_report(path: Path, *, top: int = TOP_ROWS) -> Report:
     """The figures of a run that has ended, goes on, or was killed; journal included.
 
-    Raises `JobError`, `StoreError`.
+    `top`: of the slowest and the most expensive rows. Raises `JobError`, `StoreError`.
     """
     state = reading.state_now(path, reading.read_record(path))
-    return ask(path, lambda database, files: _report(database, files, path, state))
+    return ask(path, lambda database, files: _report(database, files, path, state, top))
 
 
-def _report(database: duckdb.DuckDBPyConnection, files: Files, path: Path, state: str) -> Report:
+def _report(
+    database: duckdb.DuckDBPyConnection, files: Files, path: Path, state: str, top: int
+) -> Report:
     record = files.record
     database.execute(_PREPARE)
+    database.execute(_ROWS)
     time = read_running_time(database, path)
     database.execute(_ANSWERS.format(_WAITED if time is not None and time.gaps else 0))
 
@@ -269,12 +301,16 @@ def _report(database: duckdb.DuckDBPyConnection, files: Files, path: Path, state
         state=state,
         simulated=record.simulated,
         source=record.source_path or record.source,
+        begun_at=record.started_at,
         not_in_input=record.gone.rows,
         left=max(0, record.rows - (sums["rows"] - record.gone.rows)),
         **sums,
         unknown_usd=reading.read_unknown_usd(path, record),
         estimated=record.estimated,
-        tables={section.name: rows_of(query) for section, query in TABLES.items()},
+        tables={
+            section.name: rows_of(query.replace("{top}", str(top)))
+            for section, query in TABLES.items()
+        },
         tokens=made(Tokens, _TOKENS)[0],
         spreads=sum((made(Spread, _SPREAD.format(name)) for name in _SPREADS), ()),
         latency_bins=_bins(database, "latency_s"),
@@ -283,14 +319,13 @@ def _report(database: duckdb.DuckDBPyConnection, files: Files, path: Path, state
         samples=made(_sample, _SAMPLES.format(of_each=_SAMPLES_OF_EACH, most=most)),
         calls_in_text=calls_in_text,
         chat_calls=chat_calls,
-        limited_by=read_bottleneck(path),
     )
 
 
 def _bins(database: duckdb.DuckDBPyConnection, name: str) -> tuple[Bin, ...]:
     """A histogram whose bars grow by the same factor; none where no row has the column."""
     low, high = database.execute(
-        f"SELECT min({name}), max({name}) FROM responses"  # noqa: S608 - a column's name
+        f"SELECT min({name}), max({name}) FROM answers"  # noqa: S608 - a column's name
     ).fetchall()[0]
     if low is None:
         return ()
@@ -302,7 +337,7 @@ def _bins(database: duckdb.DuckDBPyConnection, name: str) -> tuple[Bin, ...]:
     counts = dict(
         database.execute(
             f"""SELECT least(floor(ln(greatest({name}, ?) / ?) / ln(?)), ?)::INTEGER, count(*)
-                FROM responses WHERE {name} IS NOT NULL GROUP BY 1""",  # noqa: S608 - the same
+                FROM answers WHERE {name} IS NOT NULL GROUP BY 1""",  # noqa: S608 - the same
             [low, low, factor, _BINS - 1],
         ).fetchall()
     )

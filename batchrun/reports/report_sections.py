@@ -14,7 +14,8 @@ from batchrun.formats.text_tables import Section, show_section, show_text
 from batchrun.records import Estimated
 from batchrun.reports.report_queries import TABLES, Report, Spread, Tokens
 
-_LONGEST = {"id": 40, "example": 160}  # characters of what rows or servers made
+_HIDDEN = ("unknown", "in_all")  # columns that are no part of a table
+_LONGEST = {"id": 40, "example": 160, "outcome": 160}  # characters of what rows or servers made
 _LONGEST_NAME = 60
 _LONGEST_LIMIT = 120
 _SPREADS = {
@@ -37,10 +38,13 @@ def show_report(report: Report, stream: TextIO) -> None:
         show_section(section, console)
 
 
+def ok_rows(report: Report) -> int:
+    return sum(row["rows"] for row in report.tables["outcomes"] if row["outcome"] == "ok")
+
+
 def headline(report: Report) -> str:
     """`finished: 3,000 rows, 2,990 ok, 10 left; $1.20`, in one line."""
-    ok = sum(row["rows"] for row in report.tables["outcomes"] if row["outcome"] == "ok")
-    words = f"{report.state}: {plural(report.rows, 'row')}, {ok:,} ok"
+    words = f"{report.state}: {plural(report.rows, 'row')}, {ok_rows(report):,} ok"
     if report.left:
         words += f", {report.left:,} left"
     if report.cost_usd is not None:
@@ -63,9 +67,10 @@ def remarks(report: Report) -> list[str]:
         times = (report.started_at, report.finished_at)
         first, last = (f"{datetime.fromtimestamp(at / 1e6, UTC):%Y-%m-%d %H:%M:%S}" for at in times)
         lines.append(f"from {first} to {last} UTC; {duration(ran)} of work{pauses}")
-    if report.limited_by is not None:
-        words, share = report.limited_by
-        lines.append(f"for {share:.0%} of the time limited by {brief(words, _LONGEST_LIMIT)}")
+    if report.timeline is not None and report.timeline.limits:
+        first = report.timeline.limits[0]
+        words = brief(first.words, _LONGEST_LIMIT)
+        lines.append(f"for {first.share:.0%} of the time limited by {words}")
     if report.unknown_attempts:
         attempts = plural(report.unknown_attempts, "attempt")
         lines.append(f"the cost of {attempts} is not included (no price, or no usage reported)")
@@ -120,12 +125,15 @@ def sections(report: Report) -> list[Section]:
 
 
 def _filled(section: Section, rows: Sequence[Mapping[str, Any]]) -> Section:
-    heads = tuple(head for head in rows[0] if head != "unknown") if rows else ()
+    heads = tuple(head for head in rows[0] if head not in _HIDDEN) if rows else ()
     cells = tuple(
         tuple(_cost(row) if head == "cost" else _cell(head, row[head]) for head in heads)
         for row in rows
     )
-    return replace(section, heads=heads, rows=cells)
+    in_all = rows[0].get("in_all", 0) if rows else 0
+    note = f"the first {len(rows)} of {in_all:,}" if in_all > len(rows) else None
+    notes = "; ".join(filter(None, (section.note, note))) or None
+    return replace(section, heads=heads, rows=cells, note=notes)
 
 
 def _cost(row: Mapping[str, Any]) -> str:
@@ -143,7 +151,7 @@ def _cell(head: str, value: str | float | None) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if head.startswith("share"):
-        return _share(value)
+        return share_in_words(value)
     return usd(value) if head == "cost" else seconds(value)
 
 
@@ -157,7 +165,7 @@ def _tokens(tokens: Tokens) -> Section:
         "  of it reasoning": tokens.reasoning_tokens,
     }
     rows = tuple(
-        (name, f"{count:,}", _share(count / both)) for name, count in kinds.items() if both
+        (name, f"{count:,}", share_in_words(count / both)) for name, count in kinds.items() if both
     )
     note = "of the answers that counted"
     return Section("tokens", "Tokens", ("", "tokens", "share"), rows, note=note)
@@ -175,7 +183,7 @@ def _percentiles(spread: Spread) -> Iterator[str]:
     return (_cell(head, value) for value in (spread.p50, spread.p90, spread.p99, spread.max))
 
 
-def _share(share: float) -> str:
+def share_in_words(share: float) -> str:
     """Never 100 % or 0 % where that is not so."""
     if 0 < share < 0.0005:
         return "< 0.1 %"

@@ -1,10 +1,10 @@
-"""A run over the time it ran: throughput, requests in flight, errors, dollars, pauses.
+"""A run over the time it ran: throughput, requests in flight, errors, dollars, pauses, limits.
 
 Times are microseconds since 1970. Time between two commands, when nothing ran, is left out; a
 killed command ends at its last event or attempt.
 """
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -24,9 +24,8 @@ _WIDTHS_S = (  # of a moment, up to minutes, hours and a week
 )
 
 _ROWS = """
-    SELECT in_moment(running(epoch_us(finished_at))), count(*) FILTER (ok), count(*),
-           coalesce(sum(cost_usd), 0.0)
-    FROM responses WHERE finished_at IS NOT NULL GROUP BY 1
+    SELECT in_moment(running(end_us)), outcome, count(*), coalesce(sum(cost_usd), 0.0)
+    FROM answers WHERE end_us IS NOT NULL GROUP BY 1, 2 ORDER BY 1, 2
 """
 _STARTS = """
     SELECT in_moment(t), count(*), sum((in_moment(t) + 1) * ? - t)::DOUBLE
@@ -65,11 +64,23 @@ class Moment(Struct, frozen=True):
     """What happened within a stretch of `Timeline.width_s`."""
 
     at_s: float  # its beginning, in running time
-    ok: int  # rows that ended so
-    not_ok: int
+    outcomes: dict[str, int]  # how rows ended, to their number
     in_flight: float  # attempts under way, on average
     cost_usd: float  # of the rows that ended up to here
     errors: dict[str, int]  # `error_kind` to attempts that ended so
+
+    @property
+    def rows(self) -> int:
+        return sum(self.outcomes.values())
+
+
+class LimitedBy(Struct, frozen=True):
+    """What limited the run for some of the time."""
+
+    name: str
+    words: str  # the latest about it
+    share: float  # of the time that is known of
+    spans: tuple[tuple[float, float], ...]  # from and to, in running time
 
 
 class Pause(Struct, frozen=True):
@@ -88,6 +99,7 @@ class Timeline(Struct, frozen=True):
     moments: tuple[Moment, ...]
     pauses: tuple[Pause, ...]
     resumed: tuple[float, ...]  # where a later command went on
+    limits: tuple[LimitedBy, ...] = ()  # most of the time first; none where nobody looked
 
 
 def read_running_time(database: duckdb.DuckDBPyConnection, path: Path) -> RunningTime | None:
@@ -143,7 +155,7 @@ def _halved(pieces: Sequence[tuple[int, str]]) -> str:
 def read_timeline(
     database: duckdb.DuckDBPyConnection, path: Path, time: RunningTime | None
 ) -> Timeline | None:
-    """None where nothing was sent. Asks the table `all_attempts` and the view `responses`."""
+    """None where nothing was sent. Asks the tables `all_attempts` and `answers`."""
     if time is None:
         return None
     span = time.of(database.execute("SELECT max(end_us) FROM all_attempts").fetchall()[0][0])
@@ -161,29 +173,55 @@ def read_timeline(
         _moments(database, width, count),
         tuple(_pauses(path, time)),
         resumed,
+        _limits(path, time),
     )
 
 
-def read_bottleneck(path: Path) -> tuple[str, float] | None:
-    """What limited the run most of the time, in its latest words, and for which share of it.
-
-    None where it was not looked at often enough. Raises `StoreError`.
-    """
-    times: Counter[str] = Counter()
+def _limits(path: Path, time: RunningTime) -> tuple[LimitedBy, ...]:
+    """None where it was not looked at often enough. Raises `StoreError`."""
+    looks = 0
     words: dict[str, str] = {}
-    for _, event in read_events(path):
-        if event.get("event") == "tick" and isinstance(said := event.get("binds"), str):
-            name = said.split(" (")[0].split(":")[0].split(",")[0]
-            times[name] += 1
-            words[name] = said
-    if times.total() < _LEAST_TICKS:
-        return None
-    name, count = times.most_common(1)[0]
-    return words[name], count / times.total()
+    spans: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    now: tuple[str, int] | None = None  # what limits, and since when
+    before: str | None = None  # what did before a pause
+    last = 0
+    for at, event in read_events(path):
+        name, said = event.get("event"), event.get("binds")
+        if now is not None:
+            # After a kill, nothing is known beyond the last event.
+            end = last if name == "started" else at
+            spans[now[0]].append((now[1], end))
+        if isinstance(said, str):
+            if name in PAUSES:
+                before = now[0] if now is not None else None
+            limit = name if name in PAUSES else said.split(" (")[0].split(":")[0].split(",")[0]
+            looks += name == "tick"
+            words[limit] = said
+            now = limit, at
+        else:
+            now = (before, at) if name == "over" and before is not None else None
+        last = at
+    total = sum(end - begin for each in spans.values() for begin, end in each)
+    if looks < _LEAST_TICKS or not total:
+        return ()
+    found = [
+        LimitedBy(
+            name,
+            words[name],
+            sum(end - begin for begin, end in each) / total,
+            tuple((time.of(begin) / 1e6, time.of(end) / 1e6) for begin, end in each),
+        )
+        for name, each in spans.items()
+    ]
+    return tuple(sorted((one for one in found if one.share), key=lambda one: -one.share))
 
 
 def _moments(database: duckdb.DuckDBPyConnection, width: int, count: int) -> tuple[Moment, ...]:
-    rows = {at: rest for at, *rest in database.execute(_ROWS).fetchall()}
+    outcomes: dict[int, dict[str, int]] = defaultdict(dict)
+    costs: dict[int, float] = defaultdict(float)
+    for at, outcome, rows, cost in database.execute(_ROWS).fetchall():
+        outcomes[at][outcome] = rows
+        costs[at] += cost
     starts, ends = (
         {at: rest for at, *rest in database.execute(_STARTS.format(name), [width]).fetchall()}
         for name in ("start_us", "end_us")
@@ -196,12 +234,11 @@ def _moments(database: duckdb.DuckDBPyConnection, width: int, count: int) -> tup
     for at in range(count):
         begun, begun_us = starts.get(at, (0, 0.0))
         ended, ended_us = ends.get(at, (0, 0.0))
-        ok, all_rows, cost = rows.get(at, (0, 0, 0.0))
-        spent += cost
+        spent += costs[at]
         in_flight = level + (begun_us - ended_us) / width
         level += begun - ended
         moments.append(
-            Moment(at * width / 1e6, ok, all_rows - ok, max(0.0, in_flight), spent, errors[at])
+            Moment(at * width / 1e6, outcomes[at], max(0.0, in_flight), spent, errors[at])
         )
     return tuple(moments)
 

@@ -23,6 +23,14 @@ def test_a_run_is_reported_exported_and_shown(
     assert "50 rows, 50 ok, 10 left" in told.stdout
     assert "simulated, so nothing is paid" in told.stdout
 
+    listed = batchrun("report", "run", "--top", "2").stdout.partition("Slowest rows")[2]
+    slowest, _, expensive = listed.partition("Most expensive rows")
+    for part in (slowest, expensive):
+        _, head, *rows = part.strip().splitlines()
+        assert head.split() == ["id", "time", "input", "output", "reasoning", "cost", "outcome"]
+        assert len(rows) == 2
+    assert batchrun("report", "run", "--top", "0").returncode == 2
+
     done = batchrun("export", "run", "rows.csv")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("rows.csv: 50 rows, ")

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from batchrun.records import JsonObject
-from batchrun.reports.page import charts
+from batchrun.reports.page.charts import charts
 from batchrun.reports.report_queries import Report, read_report
 
 

@@ -1,6 +1,7 @@
 """The page is one file that asks for nothing, and what a model said is never more than text."""
 
 import importlib.util
+import json
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -9,10 +10,11 @@ from pathlib import Path
 import duckdb
 import msgspec
 import pytest
+from markupsafe import Markup
 
 from batchrun.errors import JobError
 from batchrun.records import Outcome
-from batchrun.reports.page import write_page
+from batchrun.reports.page.page_file import PagePart, write_page
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("vl_convert") is None, reason="needs the extra `report`"
@@ -114,7 +116,9 @@ def test_a_run_without_rows_has_a_page_and_the_run_directory_takes_none(
 ) -> None:
     path = write(tmp_path / "run", [])
     write_page(path, tmp_path / "empty.html")
-    assert "0 rows, 0 ok" in _Read((tmp_path / "empty.html").read_text()).text
+    empty = _Read((tmp_path / "empty.html").read_text())
+    assert "0 rows, 0 ok" in empty.text
+    assert empty.open == []
     with pytest.raises(JobError, match="lies in the run directory"):
         write_page(path, path / "run.json")
 
@@ -132,3 +136,54 @@ def test_a_page_of_long_texts_stays_small(
     ]
     path = write(tmp_path / "run", long)
     assert write_page(path, tmp_path / "long.html") < 1_000_000
+
+
+def test_key_figures_come_first_then_how_rows_ended_and_what_limited_the_run(
+    tmp_path: Path, write: Callable[..., Path], outcome: Callable[..., Outcome], hostile: str
+) -> None:
+    path = write(tmp_path / "run", [outcome(row) for row in range(60)])
+    ticks = [
+        {"at": f"2026-09-21T14:13:{20 + at}.000+00:00", "event": "tick", "binds": hostile}
+        for at in range(3)
+    ]
+    ended = {"at": "2026-09-21T14:13:23.000+00:00", "event": "finished"}
+    (path / "events.jsonl").write_text("\n".join(map(json.dumps, [*ticks, ended])) + "\n")
+    write_page(path, tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    read = _Read(text)
+    assert read.open == []
+    places = [
+        text.index(mark)
+        for mark in ('id="figures"', 'id="outcome-bar"', 'id="limits"', "<figure", "<table")
+    ]
+    assert places == sorted(places)
+    figures = re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", text)
+    assert [name for name, _ in figures] == ["Rows", "Ok", "Cost", "Tokens", "Time", "Throughput"]
+    assert figures[0][1] == "60"
+    assert "<title>prompts.jsonl, gpt-4.1, 2026-09-21</title>" in text
+    assert "<script" not in text
+    assert "\u202e" not in text
+    assert "<script>alert(1)</script>" in read.text.partition("What limited the run")[2]
+
+
+def test_a_module_may_add_a_part_above_the_charts(run: Path, tmp_path: Path) -> None:
+    asked: list[Path] = []
+
+    def parts(path: Path) -> list[PagePart]:
+        asked.append(path)
+        html = Markup("<p class='quiet'>{} right</p>").format("<b>3</b> & more")
+        return [PagePart("scores", "Scores", html, "of 4 rows")]
+
+    write_page(run, tmp_path / "page.html", parts=parts)
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert asked == [run]
+    assert "<p class='quiet'>&lt;b&gt;3&lt;/b&gt; &amp; more right</p>" in text
+    assert text.index('id="outcome-bar"') < text.index('id="scores"') < text.index("<figure")
+    assert _Read(text).open == []
+
+
+def test_as_many_of_the_worst_rows_as_asked_for(run: Path, tmp_path: Path) -> None:
+    write_page(run, tmp_path / "page.html", top=3)
+    tables = _Read((tmp_path / "page.html").read_text(encoding="utf-8")).tables
+    for name in ("slowest", "most_expensive"):
+        assert len([row for row in tables[name] if row]) == 3

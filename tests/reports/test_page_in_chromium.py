@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from batchrun.reports.page import write_page
+from batchrun.reports.page.page_file import write_page
 from tests.reports.chromium import PROGRAM, opened
 
 pytestmark = [
@@ -22,6 +22,13 @@ _SEEN = """({
     paper: getComputedStyle(document.body).backgroundColor,
     ink: getComputedStyle(document.querySelector('figure svg text')).fill,
     headline: document.getElementById('headline').textContent,
+    words: [...document.querySelectorAll('.role-axis-label')].map(
+        one => [...one.querySelectorAll('text')].map(text => text.textContent)),
+    scrolls: [...document.querySelectorAll('.wide')].map(one => one.scrollWidth - one.clientWidth),
+    edges: [...document.querySelectorAll('.wide')].map(one => getComputedStyle(one).backgroundImage),
+    shares: [...document.querySelectorAll('.bar span')].map(one => one.clientWidth),
+    figures: [...document.querySelectorAll('#figures div')].map(one => one.offsetTop),
+    table: document.getElementById('slowest').clientWidth,
 })"""
 
 
@@ -46,8 +53,16 @@ async def test_it_fits_wide_and_narrow_light_and_dark_and_on_paper(
         assert found["wide"] <= width
         assert found["scripts"] == 0
         assert len(found["charts"]) >= 7
-        assert min(found["charts"]) > 0.7 * min(width, 560)
+        assert min(found["charts"]) > 300
+        for words in found["words"]:
+            assert len(set(words)) == len(words) > 0
+        assert min(found["shares"]) >= 2
+        assert all("linear-gradient" in edge for edge in found["edges"])
+        assert found["table"] > 0.9 * min(width, 1200)
         assert "240 rows" in found["headline"]
+    assert max(seen[1280, "light"]["scrolls"]) == 0
+    assert max(seen[400, "light"]["scrolls"]) > 0
+    assert [len(set(seen[width, "light"]["figures"])) for width in (1280, 400)] == [1, 3]
     light, dark = seen[1280, "light"], seen[1280, "dark"]
     assert (light["paper"], printed["paper"]) == ("rgb(255, 255, 255)",) * 2
     assert dark["paper"] not in (light["paper"], "rgba(0, 0, 0, 0)")

@@ -100,7 +100,7 @@ def test_slowest_and_most_expensive_rows_are_sorted_and_the_timeline_adds_up(
     assert times == sorted(times, reverse=True)
     line = report.timeline
     assert line is not None
-    assert sum(one.ok + one.not_ok for one in line.moments) == 240
+    assert sum(one.rows for one in line.moments) == 240
     assert line.moments[-1].cost_usd == pytest.approx(report.cost_usd)
     met = sum(sum(one.errors.values()) for one in line.moments)
     assert met == sum(one["attempts"] for one in report.tables["errors"])
@@ -159,7 +159,7 @@ def test_time_between_two_commands_is_left_out_and_pauses_are_known(
     assert line.span_s < 20
     assert [(one.name, one.from_s, one.to_s) for one in line.pauses] == [("cooldown", 0.5, 1.5)]
     assert len(line.resumed) == 1
-    assert sum(one.ok + one.not_ok for one in line.moments) == 3
+    assert sum(one.rows for one in line.moments) == 3
 
 
 def _events(*events: tuple[float, str]) -> str:
@@ -256,20 +256,89 @@ def test_a_run_without_rows_has_a_report(tmp_path: Path, write: Callable[..., Pa
         read_report(tmp_path)
 
 
+def _ticks(path: Path, *events: tuple[float, str, str | None]) -> None:
+    """Writes events: seconds after the first send, name, and what limits."""
+    lines = []
+    for at_s, name, binds in events:
+        at = datetime.fromtimestamp(1_790_000_000 + at_s, UTC).isoformat(timespec="milliseconds")
+        lines.append(json.dumps({"at": at, "event": name, **({"binds": binds} if binds else {})}))
+    (path / "events.jsonl").write_text("\n".join(lines) + "\n")
+
+
 def test_what_limited_the_run_most_of_the_time_is_said(
     tmp_path: Path, write: Callable[..., Path], outcome: Callable[..., Outcome]
 ) -> None:
-    path = write(tmp_path / "run", [outcome(0)])
-    assert read_report(path).limited_by is None
+    path = write(tmp_path / "run", [outcome(0), outcome(100)])
+    bare = read_report(path).timeline
+    assert bare is not None
+    assert bare.limits == ()
     queue = "the server's throughput: {} requests/s at 64 in flight; more only makes them wait"
     said = ["the first answer (1 of 1)", queue.format(39), queue.format(41), "reading the input"]
-    lines = [
-        json.dumps({"at": f"2026-11-30T10:00:{second:02}.000+00:00", "event": "tick", "binds": one})
-        for second, one in enumerate(said)
-    ]
-    (path / "events.jsonl").write_text("\n".join(lines) + "\n")
+    _ticks(path, *((at, "tick", one) for at, one in enumerate(said)), (4.0, "finished", None))
     report = read_report(path)
-    assert report.limited_by == (queue.format(41), 0.5)
+    assert report.timeline is not None
+    first, *others = report.timeline.limits
+    assert (first.name, first.words, first.share) == (
+        "the server's throughput",
+        queue.format(41),
+        0.5,
+    )
+    assert [(one.name, one.share) for one in others] == [
+        ("the first answer", 0.25),
+        ("reading the input", 0.25),
+    ]
     assert any(
         line == f"for 50% of the time limited by {queue.format(41)}" for line in remarks(report)
     )
+
+
+def test_limits_are_known_through_pauses_and_not_beyond_a_kill(
+    tmp_path: Path, write: Callable[..., Path], outcome: Callable[..., Outcome]
+) -> None:
+    path = write(tmp_path / "run", [outcome(0), outcome(200)])
+    _ticks(
+        path,
+        (0, "started", None),
+        (0, "tick", "CPU (95% of a core)"),
+        (2, "cooldown", "cooldown, next request in 3.0 s"),
+        (5, "over", None),
+        (6, "tick", "CPU (91% of a core)"),
+        (8, "tick", "the rate (3 of 5)"),
+        (9, "tick", "the rate (5 of 5)"),
+        (500, "started", None),  # after a kill
+    )
+    line = read_report(path).timeline
+    assert line is not None
+    spans = {one.name: one.spans for one in line.limits}
+    assert spans["CPU"] == ((0.0, 2.0), (5.0, 6.0), (6.0, 8.0))
+    assert spans["cooldown"] == ((2.0, 5.0),)
+    assert spans["the rate"][0] == (8.0, 9.0)
+    assert [round(one.share, 3) for one in line.limits] == [0.556, 0.333, 0.111]
+
+
+def test_the_worst_rows_say_their_tokens_and_their_error(report: Report, whole: Path) -> None:
+    heads = ["id", "time", "input", "output", "reasoning", "cost", "unknown", "outcome"]
+    for name in ("slowest", "most_expensive"):
+        assert list(report.tables[name][0]) == heads
+    sql = """SELECT custom_id, input_tokens, output_tokens, reasoning_tokens
+             FROM read_parquet(?) ORDER BY cost_usd DESC NULLS LAST LIMIT 10"""
+    found = [
+        tuple(row[head] for head in ("id", "input", "output", "reasoning"))
+        for row in report.tables["most_expensive"]
+    ]
+    assert found == _asked(whole, sql)
+    every = read_report(whole, top=240).tables["slowest"]
+    words = {row["outcome"] for row in every}
+    assert "ok" in words
+    assert "ok after 2 attempts" in words
+    assert "failed: bad_request: no such thing" in words
+    assert "no_answer after 3 attempts: connection: refused" in words
+    assert len(read_report(whole, top=3).tables["slowest"]) == 3
+
+
+def test_a_table_that_is_cut_says_of_how_many(report: Report) -> None:
+    models = [{"model": f"m{at}", "rows": 1, "in_all": 120} for at in range(50)]
+    shown = sections(msgspec.structs.replace(report, tables={**report.tables, "models": models}))
+    (section,) = (one for one in shown if one.name == "models")
+    assert section.note == "the first 50 of 120"
+    assert section.heads == ("model", "rows")

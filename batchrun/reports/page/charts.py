@@ -1,51 +1,49 @@
-"""A report as one HTML page with charts: no script, no network, light and dark, fit to print.
+"""A report's charts, drawn by Vega-Lite as SVG: texts of models and servers are escaped by it.
 
-What rows or models said is only text in it; a policy in the page forbids the rest.
+Figures of one run over the same time have the same axis. Colours are those of the page.
 """
 
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import jinja2
-from markupsafe import Markup
 from msgspec import Struct
 
 from batchrun.errors import JobError
 from batchrun.formats.amounts import seconds
-from batchrun.formats.printable import brief, one_line
+from batchrun.formats.printable import brief
 from batchrun.records import JsonObject
-from batchrun.reports.export import check_target, replacing
-from batchrun.reports.report_queries import Bin, Report, read_report
-from batchrun.reports.report_sections import headline, remarks, sections
+from batchrun.reports.page.palette import COLOURS, OUTCOMES, REST, colour_of
+from batchrun.reports.page.ticks import Tick, amount_ticks, log_ticks, time_ticks, time_unit
+from batchrun.reports.report_queries import Bin, Report
 from batchrun.reports.timeline import Moment, Timeline
-from batchrun.version import VERSION
 
 _MOST_KINDS = 7  # as many colours as can be distinguished; the rest is one kind more
-_COLOURS = [f"var(--c{number})" for number in range(1, _MOST_KINDS + 2)]
-_GOOD, _BAD, _LINE = "var(--good)", "var(--bad)", "var(--line)"
 _MOST_TOOLS, _TOOL_NAME = 12, 24  # lines, and characters of a name
+_WIDTH, _HEIGHT = 300, 150  # so that text has its size on a phone, and three fit on a screen
 _UNITS = ((86_400, "day"), (3_600, "hour"), (60, "minute"), (1, "second"))
 _CONFIG = json.loads("""{
     "background": null, "font": "system-ui, sans-serif", "view": {"stroke": null},
     "axis": {
         "labelColor": "var(--quiet)", "titleColor": "var(--quiet)", "domainColor": "var(--line)",
         "tickColor": "var(--line)", "gridColor": "var(--line)", "titleFontWeight": "normal",
-        "labelFontSize": 11, "titleFontSize": 11, "labelLimit": 150
+        "labelFontSize": 11, "titleFontSize": 11, "labelLimit": 150, "labelOverlap": true
     },
     "axisX": {"grid": false},
-    "axisY": {"domain": false, "ticks": false, "tickCount": 4},
+    "axisY": {"domain": false, "ticks": false},
     "legend": {
         "orient": "top", "title": null, "labelColor": "var(--ink)", "labelFontSize": 11,
-        "symbolType": "square", "columns": 4, "labelLimit": 120
+        "symbolType": "square", "columns": 3, "labelLimit": 120
     }
 }""")
 _X = {"field": "x", "type": "quantitative"}
 _TO_X2 = {"x2": {"field": "x2"}}
 _Kinds = Mapping[str, Callable[[Moment], float]]  # what is read of a moment, by its name
+_SIZE = re.compile(r'width="[\d.]+" height="[\d.]+" (?=viewBox)')
+# A mark's words become what a mouse that rests on it shows.
+_MARK = re.compile(r'(<path aria-label="([^"]*)" role="graphics-symbol"[^>]*)/>')
 
 
 class Chart(Struct, frozen=True):
@@ -74,15 +72,33 @@ def charts(report: Report) -> list[Chart]:
     return found
 
 
+def drawn(spec: JsonObject) -> str:
+    """The chart as SVG of any size. Raises `JobError` where the extra `report` is missing."""
+    try:
+        import vl_convert  # noqa: PLC0415 - an extra, and large
+    except ImportError as error:
+        raise JobError(
+            "the page's charts are drawn by vl-convert, which is not installed; "
+            "pip install 'batchrun[report]', or leave --html out"
+        ) from error
+    svg = vl_convert.vegalite_to_svg(spec, allowed_base_urls=[])
+    return _MARK.sub(r"\1><title>\2</title></path>", _SIZE.sub("", svg, count=1))
+
+
 def _over_time(line: Timeline, *, are_unknown: bool) -> list[Chart]:
     """`are_unknown`: there are costs that are not known."""
-    most = max(one.ok + one.not_ok for one in line.moments) / line.width_s
+    most = max(one.rows for one in line.moments) / line.width_s
     # Rows a second, or a longer time where that would be fractions.
     size, unit = next((s, u) for s, u in reversed(_UNITS) if most * s >= 1 or u == "day")
     per = size / line.width_s
-    rows: _Kinds = {"ok": lambda one: one.ok * per, "not ok": lambda one: one.not_ok * per}
-    throughput = _bars_over_time(line, rows, [_GOOD, _BAD], "rows")
-    in_flight = _bars_over_time(line, {"": lambda one: one.in_flight}, _COLOURS, "requests")
+    names = sorted({name for one in line.moments for name in one.outcomes}, key=_place)
+
+    def rows_of(name: str) -> Callable[[Moment], float]:
+        return lambda one: one.outcomes.get(name, 0) * per
+
+    rows: _Kinds = {name: rows_of(name) for name in names}
+    throughput = _bars_over_time(line, rows, list(map(colour_of, names)), "rows")
+    in_flight = _bars_over_time(line, {"": lambda one: one.in_flight}, COLOURS[1:], "requests")
     found = [
         Chart("throughput", f"Rows a{'n' if unit == 'hour' else ''} {unit}", throughput),
         Chart("in_flight", "Requests in flight", in_flight),
@@ -93,6 +109,10 @@ def _over_time(line: Timeline, *, are_unknown: bool) -> list[Chart]:
         what = "Known cost" if are_unknown else "Cost"
         found.append(Chart("cost", f"{what} so far, USD", _cost(line)))
     return found
+
+
+def _place(outcome: str) -> int:
+    return list(OUTCOMES).index(outcome) if outcome in OUTCOMES else len(OUTCOMES)
 
 
 def _errors(line: Timeline) -> JsonObject:
@@ -109,23 +129,25 @@ def _errors(line: Timeline) -> JsonObject:
     size, unit = next((s, u) for s, u in _UNITS if line.width_s >= s or u == "second")
     count = line.width_s / size
     width = f"{count:g} {unit}{'' if count == 1 else 's'}"
-    return _bars_over_time(line, read, _COLOURS, f"in {width}")
+    return _bars_over_time(line, read, [*COLOURS[1:], REST], f"in {width}", whole=True)
 
 
 def _cost(line: Timeline) -> JsonObject:
     """A sum that grows from 0, at each moment's end."""
-    unit, _ = _axis_unit(line)
+    unit, _ = time_unit(line.span_s)
     ends = {(one.at_s + line.width_s) / unit: one.cost_usd for one in line.moments}
     points = [{"x": x, "value": value} for x, value in {0.0: 0.0, **ends}.items()]
-    colour = "var(--c1)"
-    mark = {"type": "area", "line": {"color": colour}, "opacity": 0.25, "color": colour}
+    mark = {"type": "area", "line": {"color": COLOURS[1]}, "opacity": 0.25, "color": COLOURS[1]}
     x = {**_time_axis(line), "bin": None}
-    return _with_pauses(line, _layer(points, mark, x=x, y=_amount("USD", ".2~f")))
+    most = line.moments[-1].cost_usd
+    return _with_pauses(line, _layer(points, mark, x=x, y=_amount("USD", most, sign="$")))
 
 
-def _bars_over_time(line: Timeline, kinds: _Kinds, colours: Sequence[str], what: str) -> JsonObject:
-    """Stacked bars, one for each kind and moment."""
-    unit, name = _axis_unit(line)
+def _bars_over_time(
+    line: Timeline, kinds: _Kinds, colours: Sequence[str], what: str, *, whole: bool = False
+) -> JsonObject:
+    """Stacked bars, one for each kind and moment. `whole`: they are counts."""
+    unit, name = time_unit(line.span_s)
     values = [
         {
             "x": one.at_s / unit,
@@ -139,12 +161,13 @@ def _bars_over_time(line: Timeline, kinds: _Kinds, colours: Sequence[str], what:
         for at, (kind, read) in enumerate(kinds.items())
         if (value := read(one))
     ]
+    most = max(sum(read(one) for read in kinds.values()) for one in line.moments)
     bars = _layer(
         values,
         {"type": "bar", "binSpacing": 0},
         x=_time_axis(line),
         **_TO_X2,
-        y={**_amount(what), "stack": "zero"},
+        y={**_amount(what, most, whole=whole), "stack": "zero"},
         color=_colour(list(kinds), colours),
         order={"field": "order", "type": "quantitative"},
     )
@@ -153,7 +176,7 @@ def _bars_over_time(line: Timeline, kinds: _Kinds, colours: Sequence[str], what:
 
 def _with_pauses(line: Timeline, chart: JsonObject) -> JsonObject:
     """Shades behind the figures where all sending stopped; a rule where a later command began."""
-    unit, _ = _axis_unit(line)
+    unit, _ = time_unit(line.span_s)
     pauses = [
         {
             "x": pause.from_s / unit,
@@ -181,12 +204,13 @@ def _histogram(bins: Sequence[Bin]) -> JsonObject:
         for one in bins
         if one.rows
     ]
-    scale = {"type": "log", "domain": [bins[0].low, bins[-1].high], "nice": False}
-    title = "seconds, on a log scale"
-    axis = {"format": "~r", "tickCount": 6, "labelOverlap": True, "title": title}
+    low, high = bins[0].low, bins[-1].high
+    scale = {"type": "log", "domain": [low, high], "nice": False}
+    axis = {**_ticks(log_ticks(low, high)), "title": "seconds, on a log scale"}
     x = {**_X, "bin": "binned", "scale": scale, "axis": axis}
-    mark = {"type": "bar", "color": "var(--c1)", "binSpacing": 1}
-    return _spec(_layer(values, mark, x=x, **_TO_X2, y=_amount("rows")))
+    mark = {"type": "bar", "color": COLOURS[1], "binSpacing": 1}
+    y = _amount("rows", max(one.rows for one in bins), whole=True)
+    return _spec(_layer(values, mark, x=x, **_TO_X2, y=y))
 
 
 def _tokens(report: Report) -> JsonObject:
@@ -198,7 +222,7 @@ def _tokens(report: Report) -> JsonObject:
         "reasoning": tokens.reasoning_tokens,
     }
     bars = [(name, "", max(0, count)) for name, count in kinds.items()]
-    return _horizontal_bars(bars, [""], _COLOURS, "tokens")
+    return _horizontal_bars(bars, [""], COLOURS[1:], "tokens")
 
 
 def _tools(tools: Sequence[Mapping[str, Any]]) -> JsonObject:
@@ -212,7 +236,7 @@ def _tools(tools: Sequence[Mapping[str, Any]]) -> JsonObject:
         kinds = {"valid": tool["valid"], "invalid": tool["invalid"]}
         kinds["not judged"] = tool["calls"] - sum(kinds.values())
         bars += [(name, kind, count) for kind, count in kinds.items() if count]
-    colours = [_GOOD, _BAD, _LINE]
+    colours = [COLOURS[0], COLOURS[3], REST]
     return _horizontal_bars(bars, ["valid", "invalid", "not judged"], colours, "calls")
 
 
@@ -224,35 +248,46 @@ def _horizontal_bars(
         {"name": name, "kind": kind, "value": count, "words": f"{name}: {count:,} {kind or what}"}
         for name, kind, count in bars
     ]
-    names = list(dict.fromkeys(name for name, _, _ in bars))
+    sums: Counter[str] = Counter()
+    for name, _, count in bars:
+        sums[name] += count
+    names = list(sums)
     axis = {"title": None, "ticks": False, "domain": False}
+    most = max(sums.values())
     layer = _layer(
         values,
         {"type": "bar", "height": {"band": 0.7}},
         y={"field": "name", "type": "nominal", "sort": names, "axis": axis},
-        x={**_amount(what, ticks=5), "stack": "zero"},
+        x={**_amount(what, most, whole=True), "stack": "zero"},
         color=_colour(kinds, colours),
     )
     return _spec({"height": {"step": 26}, **layer})
 
 
-def _axis_unit(line: Timeline) -> tuple[int, str]:
-    """What the axis counts in, so that its figures are short."""
-    return next((s, f"{u}s") for s, u in _UNITS if line.span_s >= 3 * s or u == "second")
-
-
 def _time_axis(line: Timeline) -> JsonObject:
-    unit, name = _axis_unit(line)
-    end = (line.moments[-1].at_s + line.width_s) / unit
-    scale = {"domain": [0, end], "nice": False}
-    axis = {"title": f"{name} of work", "tickCount": 8}
+    unit, name = time_unit(line.span_s)
+    end_s = line.moments[-1].at_s + line.width_s
+    scale = {"domain": [0, end_s / unit], "nice": False}
+    axis = {**_ticks(time_ticks(line.span_s)), "title": f"{name} of work"}
     # Binned from x to x2: else Vega-Lite draws horizontal bars.
     return {**_X, "bin": "binned", "scale": scale, "axis": axis}
 
 
-def _amount(what: str, form: str = "~s", ticks: int = 4) -> JsonObject:
-    axis = {"title": what, "format": form, "tickCount": ticks}
-    return {"field": "value", "type": "quantitative", "axis": axis}
+def _amount(what: str, most: float, *, sign: str = "", whole: bool = False) -> JsonObject:
+    """An axis from 0 to the first tick that is not below `most`."""
+    ticks = amount_ticks(most, sign=sign, whole=whole)
+    scale = {"domain": [0, ticks[-1].at], "nice": False}
+    axis = {**_ticks(ticks), "title": what}
+    return {"field": "value", "type": "quantitative", "scale": scale, "axis": axis}
+
+
+def _ticks(ticks: Iterable[Tick]) -> JsonObject:
+    """Those and no others, in our words: Vega finds each by its place on the axis."""
+    words = {tick.at: tick.words for tick in ticks}
+    nearest = " : ".join(
+        f"abs(datum.value - {at!r}) <= {abs(at) * 1e-9!r} ? '{said}'" for at, said in words.items()
+    )
+    return {"values": list(words), "labelExpr": f"{nearest} : ''"}
 
 
 def _colour(kinds: Sequence[str], colours: Sequence[str]) -> JsonObject:
@@ -268,47 +303,4 @@ def _layer(values: Sequence[JsonObject], mark: JsonObject, **encoding: JsonObjec
 
 
 def _spec(body: JsonObject) -> JsonObject:
-    return {"width": 430, "height": 170, "padding": 4, "config": _CONFIG, **body}
-
-
-_TEMPLATE = Path(__file__).with_name("page.html")
-_SIZE = re.compile(r'width="[\d.]+" height="[\d.]+" (?=viewBox)')
-# A mark's words become what a mouse that rests on it shows.
-_MARK = re.compile(r'(<path aria-label="([^"]*)" role="graphics-symbol"[^>]*)/>')
-
-
-def write_page(path: Path, target: Path) -> int:
-    """`target` is the page, whole or not at all; its size in bytes is returned.
-
-    Raises `JobError` where it can be no such file or the extra `report` is missing, `StoreError`.
-    """
-    check_target(path, target)
-    report = read_report(path)
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
-    text = template.render(
-        report=report,
-        name=one_line(report.run),
-        headline=headline(report),
-        remarks=remarks(report),
-        charts=[(chart, Markup(_drawn(chart.spec))) for chart in charts(report)],  # noqa: S704
-        sections=sections(report),
-        version=VERSION,
-    )
-    page = text.encode("utf-8", "replace")
-    with replacing(target) as temporary:
-        temporary.write_bytes(page)
-    return len(page)
-
-
-def _drawn(spec: JsonObject) -> str:
-    """The chart as SVG; Vega escapes its texts."""
-    try:
-        import vl_convert  # noqa: PLC0415 - an extra, and large
-    except ImportError as error:
-        raise JobError(
-            "the page's charts are drawn by vl-convert, which is not installed; "
-            "pip install 'batchrun[report]', or leave --html out"
-        ) from error
-    drawn = vl_convert.vegalite_to_svg(spec, allowed_base_urls=[])
-    return _MARK.sub(r"\1><title>\2</title></path>", _SIZE.sub("", drawn, count=1))
+    return {"width": _WIDTH, "height": _HEIGHT, "padding": 4, "config": _CONFIG, **body}
