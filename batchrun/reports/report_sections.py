@@ -174,7 +174,7 @@ def _tokens(tokens: Tokens) -> Section:
 def _spreads(spreads: Iterable[Spread]) -> Section:
     rows = tuple((_SPREADS[one.name], f"{one.rows:,}", *_percentiles(one)) for one in spreads)
     heads = ("", "rows", "median", "p90", "p99", "most")
-    note = "latency and first token of the attempt that counted"
+    note = "latency and first token of the final attempt"
     return Section("spreads", "A row", heads, rows, note=note)
 
 

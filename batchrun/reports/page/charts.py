@@ -22,7 +22,8 @@ from batchrun.reports.timeline import Moment, Timeline
 
 _MOST_KINDS = 7  # as many colours as can be distinguished; the rest is one kind more
 _MOST_TOOLS, _TOOL_NAME = 12, 24  # lines, and characters of a name
-_WIDTH, _HEIGHT = 300, 150  # so that text has its size on a phone, and three fit on a screen
+# Axes and legend included: text has its size on a phone, and three charts fit beside each other.
+_WIDTH, _HEIGHT = 340, 220
 _UNITS = ((86_400, "day"), (3_600, "hour"), (60, "minute"), (1, "second"))
 _CONFIG = json.loads("""{
     "background": null, "font": "system-ui, sans-serif", "view": {"stroke": null},
@@ -35,7 +36,8 @@ _CONFIG = json.loads("""{
     "axisY": {"domain": false, "ticks": false},
     "legend": {
         "orient": "top", "title": null, "labelColor": "var(--ink)", "labelFontSize": 11,
-        "symbolType": "square", "columns": 3, "labelLimit": 120
+        "symbolType": "square", "columns": 3, "columnPadding": 12, "rowPadding": 3,
+        "labelLimit": 110
     }
 }""")
 _X = {"field": "x", "type": "quantitative"}
@@ -60,7 +62,7 @@ def charts(report: Report) -> list[Chart]:
     if report.timeline is not None:
         found += _over_time(report.timeline, are_unknown=are_unknown)
     for name, title, bins in (
-        ("latency", "Latency of the attempt that counted", report.latency_bins),
+        ("latency", "Latency of the final attempt", report.latency_bins),
         ("first_token", "Until the first token", report.first_token_bins),
     ):
         if bins:
@@ -261,7 +263,7 @@ def _horizontal_bars(
         x={**_amount(what, most, whole=True), "stack": "zero"},
         color=_colour(kinds, colours),
     )
-    return _spec({"height": {"step": 26}, **layer})
+    return _spec({"height": {"step": 26}, "autosize": {"type": "fit-x"}, **layer})
 
 
 def _time_axis(line: Timeline) -> JsonObject:
@@ -303,4 +305,5 @@ def _layer(values: Sequence[JsonObject], mark: JsonObject, **encoding: JsonObjec
 
 
 def _spec(body: JsonObject) -> JsonObject:
-    return {"width": _WIDTH, "height": _HEIGHT, "padding": 4, "config": _CONFIG, **body}
+    size = {"width": _WIDTH, "height": _HEIGHT, "padding": 4, "autosize": {"type": "fit"}}
+    return {**size, "config": _CONFIG, **body}

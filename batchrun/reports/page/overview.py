@@ -51,12 +51,12 @@ class LimitLine(Struct, frozen=True):
 def title_of(report: Report) -> str:
     """`prompts.jsonl, gpt-6.1-terra, 2026-11-30`."""
     name = "standard input" if report.source == "-" else PurePath(report.source).name
-    models = list(dict.fromkeys(row["model"] for row in report.tables["models"] if row["model"]))
     at = report.started_at if report.started_at is not None else report.begun_at
     words = [brief(name, _NAME) or "run"]
-    if models:
-        several = plural(report.models, "model")
-        words.append(brief(models[0], _NAME) if report.models == 1 else several)
+    if report.models > 1:
+        words.append(plural(report.models, "model"))
+    elif report.model is not None:
+        words.append(brief(report.model, _NAME))
     words.append(f"{datetime.fromtimestamp(at / 1e6, UTC):%Y-%m-%d}")
     return ", ".join(words)
 

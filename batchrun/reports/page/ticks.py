@@ -21,7 +21,7 @@ class Tick(Struct, frozen=True):
     words: str
 
 
-def amount_ticks(most: float, count: int = 4, *, sign: str = "", whole: bool = False) -> list[Tick]:
+def amount_ticks(most: float, count: int = 5, *, sign: str = "", whole: bool = False) -> list[Tick]:
     """From 0 up to the first that is not below `most`; about `count` steps.
 
     `sign`: in front of each but 0, as `$`. `whole`: there are no halves of what is counted.
