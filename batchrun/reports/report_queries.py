@@ -28,12 +28,13 @@ _SPREADS = ("latency_s", "first_token_s", "elapsed_s", "input_tokens", "output_t
 
 
 _WORST_ROWS = """
-    SELECT row_name(custom_id, sample, variant) AS id, elapsed_s AS time, input_tokens AS input, output_tokens AS output,
-           reasoning_tokens AS reasoning, cost_usd AS cost, unknown,
+    SELECT row_name(custom_id, "sample", variant) AS id, elapsed_s AS time,
+           input_tokens AS input, output_tokens AS output, reasoning_tokens AS reasoning,
+           cost_usd AS cost, unknown,
            concat(outcome, CASE WHEN sent > 1 THEN ' after ' || sent || ' attempts' END,
                   CASE WHEN error_kind <> outcome THEN ': ' || error_kind END,
                   ': ' || error_message) AS outcome
-    FROM answers WHERE {0} > 0 ORDER BY {0} DESC, "row", variant, sample LIMIT {{top}}
+    FROM answers WHERE {0} > 0 ORDER BY {0} DESC, "row", variant, "sample" LIMIT {{top}}
 """
 # As `tier_name` has it.
 _TIER = f"""
@@ -200,10 +201,10 @@ _ROWS = """
              WHEN truncated THEN 'truncated'
              WHEN status = 'completed' AND error_kind IS NOT NULL THEN error_kind
              ELSE status END AS outcome,
-        status IN ('completed', 'incomplete') AS is_answer, model, model_requested, service_tier, input_tokens, cached_tokens, cache_write_tokens,
-        output_tokens, reasoning_tokens, total_tokens, cost_usd, reported_cost_usd,
-        latency_s, first_token_s, epoch_us(started_at) AS start_us, epoch_us(finished_at) AS end_us,
-        len(attempts) AS sent,
+        status IN ('completed', 'incomplete') AS is_answer, model, model_requested, service_tier,
+        input_tokens, cached_tokens, cache_write_tokens, output_tokens, reasoning_tokens,
+        total_tokens, cost_usd, reported_cost_usd, latency_s, first_token_s,
+        epoch_us(started_at) AS start_us, epoch_us(finished_at) AS end_us, len(attempts) AS sent,
         len(list_filter(attempts, lambda one: one.cost_usd IS NULL)) AS unknown,
         CASE WHEN len(list_filter(attempts, lambda one: one.kind = 'first')) > 1
              THEN list_transform(attempts, lambda one: {

@@ -132,7 +132,9 @@ def test_lines_of_limits_are_few_in_percent_and_wide_enough_to_be_seen() -> None
     assert lines[-1].spans == ((70.0, 30.0),)
     assert lines[-1].share == "30.0 %"
     assert len({one.colour for one in lines}) == 8
-    short = limit_lines(_line(LimitedBy("a", "a", 1.0, ((5.0, 5.001), (50.0, 50.0), (99.0, 900.0)))))
+    short = limit_lines(
+        _line(LimitedBy("a", "a", 1.0, ((5.0, 5.001), (50.0, 50.0), (99.0, 900.0))))
+    )
     assert short[0].spans == ((5.0, 0.15), (50.0, 0.15), (99.0, 1.0))
     assert limit_lines(_line()) == limit_lines(None) == []
 
@@ -153,4 +155,4 @@ def test_many_looks_that_say_the_same_are_one_span() -> None:
 def test_the_axis_below_the_limits_is_in_percent() -> None:
     name, places = time_places(_line(span_s=100.0))
     assert name == "seconds of work"
-    assert places == [(0.0, "0"), (20.0, "20"), (40.0, "40"), (60.0, "60"), (80.0, "80"), (100.0, "100")]
+    assert places == [(float(at), str(at)) for at in range(0, 101, 20)]

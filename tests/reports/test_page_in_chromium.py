@@ -25,7 +25,8 @@ _SEEN = """({
     words: [...document.querySelectorAll('.role-axis-label')].map(
         one => [...one.querySelectorAll('text')].map(text => text.textContent)),
     scrolls: [...document.querySelectorAll('.wide')].map(one => one.scrollWidth - one.clientWidth),
-    edges: [...document.querySelectorAll('.wide')].map(one => getComputedStyle(one).backgroundImage),
+    edges: [...document.querySelectorAll('.wide')].map(
+        one => getComputedStyle(one).backgroundImage),
     shares: [...document.querySelectorAll('.bar span')].map(one => one.clientWidth),
     figures: [...document.querySelectorAll('#figures div')].map(one => one.offsetTop),
     table: document.getElementById('slowest').clientWidth,

@@ -53,7 +53,7 @@ def test_no_two_ticks_of_a_time_are_alike_and_all_are_within_it(span_s: float) -
     size, _ = time_unit(span_s)
     ticks = time_ticks(span_s)
     assert len({tick.words for tick in ticks}) == len(ticks) <= 8
-    assert 2 <= len(ticks)
+    assert len(ticks) >= 2
     assert ticks[-1].at * size <= span_s * (1 + 1e-9)
     assert [float(tick.words.replace(",", "")) for tick in ticks] == pytest.approx(
         [tick.at for tick in ticks]

@@ -1,4 +1,4 @@
-"""What the page begins with: its title, the key figures, how the rows ended, what limited the run."""
+"""What the page begins with: title, key figures, how the rows ended, what limited the run."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -175,9 +175,7 @@ def _within(spans: Sequence[tuple[float, float]], end_s: float) -> list[tuple[fl
             joined[-1][1] = max(end, joined[-1][1])
         elif begin < 100:
             joined.append([begin, end])
-    return [
-        (round(begin, 2), round(max(_LEAST_PERCENT, end - begin), 2)) for begin, end in joined
-    ]
+    return [(round(begin, 2), round(max(_LEAST_PERCENT, end - begin), 2)) for begin, end in joined]
 
 
 def time_places(line: Timeline) -> tuple[str, list[tuple[float, str]]]:

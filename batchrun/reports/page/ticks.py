@@ -75,9 +75,8 @@ def log_ticks(low: float, high: float) -> list[Tick]:
     # Over many powers of ten, every second one or fewer.
     found = found[:: math.ceil(len(found) / _MOST)] if len(found) > _MOST else found
     if len(found) < _FEWEST:
-        found = _between(
-            low, high, (one * 10.0**power for power in powers for one in _WITHIN[0])
-        )[:_MOST]
+        every = (one * 10.0**power for power in powers for one in _WITHIN[0])
+        found = _between(low, high, every)[:_MOST]
     return [Tick(at, f"{at:,.12g}") for at in found]
 
 
