@@ -184,7 +184,7 @@ _PREPARE = r"""
              ELSE concat_ws('|', custom_id, coalesce(variant, ''), sample) END;
     CREATE TEMP MACRO in_us(seconds) AS CAST(round(seconds * 1e6) AS BIGINT);
     CREATE TEMP MACRO has_calls(said) AS
-        contains(said, '"tool_calls"') AND regexp_matches(said, '"tool_calls"\s*:\s*\[\s*\{');
+        regexp_matches(said, '"tool_calls"\s*:\s*\[\s*\{');
     CREATE TEMP TABLE all_attempts AS
         SELECT epoch_us(one.started_at) AS start_us,
                epoch_us(one.started_at) + in_us(one.latency_s) AS end_us,
@@ -239,13 +239,17 @@ _TOKENS = """
     FROM answers
 """
 # Calls that a server left in the text, as models write them: `<tool_call>`, `<|tool_calls_begin|>`,
-# `[TOOL_CALLS]`, `<function=f>`, ...; and calls in the shape of another API.
+# `[TOOL_CALLS]`, `<function=f>`, ...; and calls in the shape of another API. What each of them must
+# contain is looked for first, since texts are long and expressions slow.
 _STRAY_CALLS = r"""
     SELECT count(*) FILTER (regexp_matches(output_text,
                '<[^<>\s]{0,12}(tool|function)[_▁](call|use)|<function=|<invoke name=|<\|python_tag'
                '|\[TOOL_CALLS\]|\bto=functions\.|\bfunctools\[')),
            count(*) FILTER (has_calls(output_text) OR has_calls(output))
     FROM responses
+    WHERE contains(output_text, '<') OR contains(output_text, '[TOOL_CALLS]')
+        OR contains(output_text, 'functions.') OR contains(output_text, 'functools[')
+        OR contains(output_text, '_calls"') OR contains(output, '_calls"')
 """
 # Percentiles are values that a row really has.
 _SPREAD = """
