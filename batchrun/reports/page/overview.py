@@ -33,8 +33,8 @@ class Share(Struct, frozen=True):
 
     name: str
     rows: str
-    share: str
-    weight: float  # of all rows
+    share: str  # of the complete rows; empty for those that remain
+    weight: float  # in the bar
     colour: str
 
 
@@ -134,13 +134,21 @@ def outcome_shares(report: Report) -> list[Share]:
     counts = {row["outcome"]: row["rows"] for row in report.tables["outcomes"]}
     places = list(OUTCOMES)
     names = sorted(counts, key=lambda n: places.index(n) if n in OUTCOMES else len(places))
-    pieces = [(name, counts[name], colour_of(name)) for name in names]
-    pieces += [("remaining", report.left, "var(--paper)")] if report.left else []
-    all_rows = sum(rows for _, rows, _ in pieces)
-    return [
-        Share(name, f"{rows:,}", share_in_words(rows / all_rows), rows / all_rows, colour)
-        for name, rows, colour in pieces
+    all_rows = report.rows + report.left
+    shares = [
+        Share(
+            name,
+            f"{counts[name]:,}",
+            share_in_words(counts[name] / report.rows),
+            counts[name] / all_rows,
+            colour_of(name),
+        )
+        for name in names
     ]
+    if report.left:
+        left = Share("remaining", f"{report.left:,}", "", report.left / all_rows, "var(--paper)")
+        shares.append(left)
+    return shares
 
 
 def limit_lines(line: Timeline | None) -> list[LimitLine]:
