@@ -19,7 +19,7 @@ from batchrun.store import reading
 
 T = TypeVar("T")
 TOP_ROWS = 10  # of the slowest and the most expensive
-_BINS = 32
+_FEWEST_BINS, _MOST_BINS = 8, 32  # of a histogram; about two for the square root of its rows
 _LEAST_S = 1e-3  # the first bin holds what took less, too
 _SAMPLES_OF_EACH, _MOST_KINDS = 3, 12  # kinds of outcome
 _SHOWN = 1_000  # characters of one turn
@@ -329,8 +329,8 @@ def _report(
 
 def _bins(database: duckdb.DuckDBPyConnection, name: str) -> tuple[Bin, ...]:
     """A histogram whose bars grow by the same factor; none where no row has the column."""
-    low, high = database.execute(
-        f"SELECT min({name}), max({name}) FROM answers"  # noqa: S608 - a column's name
+    low, high, rows = database.execute(
+        f"SELECT min({name}), max({name}), count({name}) FROM answers"  # noqa: S608 - a column's name
     ).fetchall()[0]
     if low is None:
         return ()
@@ -338,16 +338,17 @@ def _bins(database: duckdb.DuckDBPyConnection, name: str) -> tuple[Bin, ...]:
     if high < 2 * low:  # one bar would fill the chart
         middle = math.sqrt(low * high)
         low, high = middle / math.sqrt(2), middle * math.sqrt(2)
-    factor = (high / low) ** (1 / _BINS)
+    bins = min(_MOST_BINS, max(_FEWEST_BINS, round(2 * math.sqrt(rows))))
+    factor = (high / low) ** (1 / bins)
     counts = dict(
         database.execute(
             f"""SELECT least(floor(ln(greatest({name}, ?) / ?) / ln(?)), ?)::INTEGER, count(*)
                 FROM answers WHERE {name} IS NOT NULL GROUP BY 1""",  # noqa: S608 - the same
-            [low, low, factor, _BINS - 1],
+            [low, low, factor, bins - 1],
         ).fetchall()
     )
     return tuple(
-        Bin(low * factor**at, low * factor ** (at + 1), counts.get(at, 0)) for at in range(_BINS)
+        Bin(low * factor**at, low * factor ** (at + 1), counts.get(at, 0)) for at in range(bins)
     )
 
 

@@ -69,8 +69,10 @@ def charts(report: Report) -> list[Chart]:
             found.append(Chart(name, title, _histogram(bins)))
     if report.tokens.input_tokens or report.tokens.output_tokens:
         found.append(Chart("tokens", "Tokens by kind", _tokens(report)))
-    if tools := report.tables["tools"][:_MOST_TOOLS]:
-        found.append(Chart("tool_calls", "Tool calls, valid or not", _tools(tools)))
+    if tools := report.tables["tools"]:
+        of = f" ({_MOST_TOOLS} tools of {tools[0]['in_all']:,})" if tools[_MOST_TOOLS:] else ""
+        spec = _tools(tools[:_MOST_TOOLS])
+        found.append(Chart("tool_calls", f"Tool calls, valid or not{of}", spec))
     return found
 
 
@@ -238,8 +240,10 @@ def _tools(tools: Sequence[Mapping[str, Any]]) -> JsonObject:
         kinds = {"valid": tool["valid"], "invalid": tool["invalid"]}
         kinds["not judged"] = tool["calls"] - sum(kinds.values())
         bars += [(name, kind, count) for kind, count in kinds.items() if count]
-    colours = [COLOURS[0], COLOURS[3], REST]
-    return _horizontal_bars(bars, ["valid", "invalid", "not judged"], colours, "calls")
+    colours = {"valid": COLOURS[0], "invalid": COLOURS[3], "not judged": REST}
+    there = {kind for _, kind, _ in bars}
+    colours = {kind: colour for kind, colour in colours.items() if kind in there}
+    return _horizontal_bars(bars, list(colours), list(colours.values()), "calls")
 
 
 def _horizontal_bars(
