@@ -21,7 +21,7 @@ from batchrun.reports.report_queries import Bin, Report
 from batchrun.reports.timeline import Moment, Timeline
 
 _MOST_KINDS = 7  # as many colours as can be distinguished; the rest is one kind more
-_MOST_TOOLS, _TOOL_NAME = 12, 24  # lines, and characters of a name
+_MOST_TOOLS, _TOOL_NAME = 6, 24  # lines, and characters of a name
 # Axes and legend included: text has its size on a phone, and three charts fit beside each other.
 _WIDTH, _HEIGHT = 340, 220
 _UNITS = ((86_400, "day"), (3_600, "hour"), (60, "minute"), (1, "second"))
@@ -262,12 +262,12 @@ def _horizontal_bars(
     most = max(sums.values())
     layer = _layer(
         values,
-        {"type": "bar", "height": {"band": 0.7}},
+        {"type": "bar", "height": {"band": 0.65}},
         y={"field": "name", "type": "nominal", "sort": names, "axis": axis},
         x={**_amount(what, most, whole=True), "stack": "zero"},
         color=_colour(kinds, colours),
     )
-    return _spec({"height": {"step": 26}, "autosize": {"type": "fit-x"}, **layer})
+    return _spec(layer)
 
 
 def _time_axis(line: Timeline) -> JsonObject:

@@ -81,7 +81,9 @@ def _ok(report: Report) -> KeyFigure:
     if not report.rows:
         return KeyFigure("Ok", "-", "no row is complete")
     bad = report.rows - ok
-    note = f"{ok:,} ok, {bad:,} not" if bad else "every row that is complete"
+    note = (
+        f"{ok:,} ok, {bad:,} not" if bad else "every complete row" if report.left else "every row"
+    )
     return KeyFigure("Ok", share_in_words(ok / report.rows), note)
 
 
