@@ -220,9 +220,9 @@ def _histogram(bins: Sequence[Bin]) -> JsonObject:
 def _tokens(report: Report) -> JsonObject:
     tokens = report.tokens
     kinds = {
-        "input": tokens.input_tokens - tokens.cached_tokens,
+        "uncached input": tokens.input_tokens - tokens.cached_tokens,
         "cached input": tokens.cached_tokens,
-        "output": tokens.output_tokens - tokens.reasoning_tokens,
+        "answer": tokens.output_tokens - tokens.reasoning_tokens,
         "reasoning": tokens.reasoning_tokens,
     }
     bars = [(name, "", max(0, count)) for name, count in kinds.items()]
