@@ -68,9 +68,9 @@ def remarks(report: Report) -> list[str]:
         first, last = (f"{datetime.fromtimestamp(at / 1e6, UTC):%Y-%m-%d %H:%M:%S}" for at in times)
         lines.append(f"from {first} to {last} UTC; {duration(ran)} of work{pauses}")
     if report.timeline is not None and report.timeline.limits:
-        first = report.timeline.limits[0]
-        words = brief(first.words, _LONGEST_LIMIT)
-        lines.append(f"for {first.share:.0%} of the time limited by {words}")
+        limit = report.timeline.limits[0]
+        words = brief(limit.words, _LONGEST_LIMIT)
+        lines.append(f"for {limit.share:.0%} of the time limited by {words}")
     if report.unknown_attempts:
         attempts = plural(report.unknown_attempts, "attempt")
         lines.append(f"the cost of {attempts} is not included (no price, or no usage reported)")

@@ -26,9 +26,9 @@ def test_a_run_is_reported_exported_and_shown(
     listed = batchrun("report", "run", "--top", "2").stdout.partition("Slowest rows")[2]
     slowest, _, expensive = listed.partition("Most expensive rows")
     for part in (slowest, expensive):
-        _, head, *rows = part.strip().splitlines()
+        _, head, *worst = part.strip().splitlines()
         assert head.split() == ["id", "time", "input", "output", "reasoning", "cost", "outcome"]
-        assert len(rows) == 2
+        assert len(worst) == 2
     assert batchrun("report", "run", "--top", "0").returncode == 2
 
     done = batchrun("export", "run", "rows.csv")

@@ -29,7 +29,7 @@ def amount_ticks(most: float, count: int = 5, *, sign: str = "", whole: bool = F
     step = _step(most / count, 1.0 if whole else 0.0)
     steps = max(1, math.ceil(most / step - 1e-9))
     top = steps * step
-    size, letter = next((rest for least, *rest in _SIZES if top >= least), (1.0, ""))
+    size, letter = next(((size, name) for least, size, name in _SIZES if top >= least), (1.0, ""))
     digits = max(0, -math.floor(math.log10(step / size) + 1e-9))
     return [
         Tick(at * step, f"{sign}{at * step / size:,.{digits}f}{letter}" if at else "0")
