@@ -54,13 +54,13 @@ TABLES = {
     """,
     # As the server says; where none answered, as asked for.
     Section("models", "Models", words=2): """
-        SELECT coalesce(model, model_requested) AS model, {tier} AS tier, count(*) AS rows,
+        SELECT coalesce(model, model_requested) AS model, tier, count(*) AS rows,
                coalesce(sum(input_tokens), 0)::BIGINT AS input,
                coalesce(sum(cached_tokens), 0)::BIGINT AS cached,
                coalesce(sum(output_tokens), 0)::BIGINT AS output, sum(cost_usd) AS cost,
                sum(unknown)::BIGINT AS unknown, count(*) OVER () AS in_all
         FROM answers GROUP BY 1, 2 ORDER BY rows DESC, 1, 2 LIMIT 50
-    """.replace("{tier}", _TIER),
+    """,
     Section("attempts", "Attempts"): """
         SELECT kind, count(*) AS attempts, count(error_kind) AS failed, sum(cost_usd) AS cost,
                count(*) - count(cost_usd) AS unknown
@@ -201,7 +201,8 @@ _ROWS = """
              WHEN truncated THEN 'truncated'
              WHEN status = 'completed' AND error_kind IS NOT NULL THEN error_kind
              ELSE status END AS outcome,
-        status IN ('completed', 'incomplete') AS is_answer, model, model_requested, service_tier,
+        status IN ('completed', 'incomplete') AS is_answer, model, model_requested,
+        {tier} AS tier,
         input_tokens, cached_tokens, cache_write_tokens, output_tokens, reasoning_tokens,
         total_tokens, cost_usd, reported_cost_usd, latency_s, first_token_s,
         epoch_us(started_at) AS start_us, epoch_us(finished_at) AS end_us, len(attempts) AS sent,
@@ -286,7 +287,7 @@ def _report(
 ) -> Report:
     record = files.record
     database.execute(_PREPARE)
-    database.execute(_ROWS)
+    database.execute(_ROWS.replace("{tier}", _TIER))
     time = read_running_time(database, path)
     database.execute(_ANSWERS.format(_WAITED if time is not None and time.gaps else 0))
 

@@ -88,7 +88,7 @@ def test_the_key_figures_are_those_of_the_report(every_end: Report, whole: Path)
 
 def test_a_run_without_answers_has_figures_too(tmp_path: Path, write: Write, outcome: Make) -> None:
     empty = read_report(write(tmp_path / "empty", []))
-    assert [one.value for one in key_figures(empty)] == ["0", "-", "-", "-", "-", "-"]
+    assert [one.value for one in key_figures(empty)] == ["0", "-", "$0.00", "-", "-", "-"]
     assert [one.name for one in outcome_shares(empty)] == ["remaining"]
     failure = Failure(ErrorKind.SERVER_ERROR, "down", status="no_answer")
     ended = [msgspec.structs.replace(outcome(row), result=failure) for row in (0, 1)]

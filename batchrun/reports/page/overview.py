@@ -6,7 +6,7 @@ from pathlib import PurePath
 
 from msgspec import Struct
 
-from batchrun.formats.amounts import duration, plural, seconds, short_count, usd
+from batchrun.formats.amounts import duration, known_usd, plural, seconds, short_count, usd
 from batchrun.formats.printable import brief
 from batchrun.reports.page.palette import COLOURS, OUTCOMES, REST, colour_of
 from batchrun.reports.page.ticks import placed, time_ticks, time_unit
@@ -88,17 +88,17 @@ def _ok(report: Report) -> KeyFigure:
 
 
 def _cost(report: Report) -> KeyFigure:
-    cost, is_partly = report.cost_usd, bool(report.unknown_attempts or report.unknown_usd)
-    if cost is None:
-        is_unknown = report.unknown_attempts > 0
-        note = "no price, or no usage reported" if is_unknown else "nothing was sent"
-        return KeyFigure("Cost", "unknown" if is_unknown else "-", note)
-    note = f"{usd(1000 * cost / report.rows)} for 1,000 rows" if report.rows else ""
-    if is_partly:
-        note = "not all of it is known"
+    is_partly = bool(report.unknown_attempts or report.unknown_usd)
+    cost = report.cost_usd if is_partly else report.cost_usd or 0.0
     if report.simulated:
         note = "simulated, so nothing is paid"
-    return KeyFigure("Cost", usd(cost) + ("+?" if is_partly else ""), note)
+    elif is_partly:
+        note = "not all of it is known" if cost else "no price, or no usage reported"
+    elif report.timeline is None:
+        note = "nothing was sent"
+    else:
+        note = f"{usd(1000 * (cost or 0.0) / report.rows)} for 1,000 rows"
+    return KeyFigure("Cost", known_usd(cost, is_partly=is_partly), note)
 
 
 def _tokens(report: Report) -> KeyFigure:
