@@ -172,7 +172,7 @@ def test_the_changelog_begins_with_this_version() -> None:
     assert released[0] == VERSION
 
 
-@pytest.mark.parametrize("extra", ["", "report", "tokens"])
+@pytest.mark.parametrize("extra", ["", "eval", "math", "report", "tokens"])
 @pytest.mark.parametrize("installer", ["pip", "uv"])
 def test_the_wheel_does_what_the_readme_shows(
     built: Built, install: Install, installer: str, extra: str
@@ -193,6 +193,12 @@ def test_the_wheel_does_what_the_readme_shows(
         guess = there.run("batchrun", "estimate", "prompts.jsonl", *words)
         assert guess.returncode == 0, guess.stderr
         assert "pip install" in guess.stdout
+    for kind, needed in (("similarity", "eval"), ("math", "math")):
+        scorer = f"[[scorers]]\nkind = '{kind}'\ntarget = '{{{{ row.custom_id }}}} + 1'\n"
+        (there.folder / "scorers.toml").write_text(scorer, encoding="utf-8")
+        scored = there.run("batchrun", "score", RUN, "scorers.toml")
+        assert scored.returncode == (0 if extra == needed else 2), scored.stderr
+        assert extra == needed or f"pip install 'batchrun[{needed}]'" in scored.stderr
 
 
 @pytest.mark.parametrize("installer", ["pip", "uv"])
