@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     import pyarrow.dataset
 
     from batchrun.evals.score_run import score
+    from batchrun.evals.compare import compare
+    from batchrun.evals.metrics import metrics
     from batchrun.job.job_file import load_job
     from batchrun.job.sections import Job
     from batchrun.progress.summary import Summary
@@ -54,7 +56,9 @@ __all__ = [
     "Summary",
     "Tables",
     "__version__",
+    "compare",
     "load_job",
+    "metrics",
     "open_run",
     "run",
     "run_async",
@@ -67,8 +71,10 @@ _HOMES = {
     "Resend": "records",
     "StopSwitch": "runner.ending",
     "Summary": "progress.summary",
+    "compare": "evals.compare",
     "load_job": "job.job_file",
     "score": "evals.score_run",
+    "metrics": "evals.metrics",
 }
 
 

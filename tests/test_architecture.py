@@ -20,7 +20,7 @@ HOMES = {
     "math_verify": ("scoring/math_match.py",),
     "pyarrow": ("__init__.py", "evals", "formats", "inputs", "reports", "store"),
     "rapidfuzz": ("scoring/text_similarity.py",),
-    "rich": ("cli", "estimate", "formats/text_tables.py", "progress", "reports"),
+    "rich": ("cli", "estimate", "evals", "formats/text_tables.py", "progress", "reports"),
     "tenacity": ("dispatch/dispatcher.py",),
     "uvloop": ("runner/start.py", "cli/simulate.py"),
     "vl_convert": ("reports/page/charts.py",),

@@ -24,6 +24,8 @@ _COMMANDS = {
     "report": ("report", "Summarise a run, in tables or as an HTML page."),
     "import": ("import_", "Make a run of answers produced elsewhere."),
     "score": ("score", "Score the answers of a run."),
+    "metrics": ("metrics", "Show what scores add up to, with intervals."),
+    "compare": ("compare", "Compare variants or runs by their scores."),
     "sql": ("sql", "Answer a query in SQL over the rows of runs."),
     "export": ("export", "Write all rows into one file: JSON Lines, CSV, Batch."),
     "verify": ("verify", "Prove from its files that a run is complete."),

@@ -1,0 +1,91 @@
+"""`batchrun compare`: variants of a run, or runs, question by question."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from batchrun.cli.once import OnceCommand
+from batchrun.cli.output import say, warn_of_missing_parts
+
+_EPILOG = """\b
+Examples:
+  batchrun compare runs/gsm8k --variant base --variant new
+  batchrun compare runs/monday runs/tuesday --scorer number
+  batchrun compare runs/gsm8k --variant base --variant new --flips flips.parquet
+"""
+
+
+@click.command(epilog=_EPILOG, cls=OnceCommand)
+@click.argument(
+    "run_paths", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
+@click.option(
+    "--variant",
+    "variants",
+    metavar="NAME",
+    multiple=True,
+    help="The first is what the others are compared with. Several runs: one for all, or for each.",
+)
+@click.option(
+    "--scorer", "scorers", metavar="NAME", multiple=True, help="This one alone; repeatable."
+)
+@click.option("--by", metavar="COLUMN", help="A line for each value of a column of the prompts.")
+@click.option(
+    "--cluster", metavar="COLUMN", help="Questions with one value of COLUMN belong together."
+)
+@click.option("--level", default=0.95, show_default=True, help="Of the intervals.")
+@click.option(
+    "--missing",
+    type=click.Choice(["leave", "zero"]),
+    default="leave",
+    show_default=True,
+    help="Rows without a score are left out, or count as 0.",
+)
+@click.option(
+    "--flips",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Write all questions of which another share is right, as Parquet.",
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "json", "csv", "markdown", "latex"]),
+    default="table",
+    show_default=True,
+)
+def compare(
+    run_paths: tuple[Path, ...],
+    variants: tuple[str, ...],
+    scorers: tuple[str, ...],
+    by: str | None,
+    cluster: str | None,
+    level: float,
+    missing: str,
+    flips: Path | None,
+    form: str,
+) -> None:
+    """Compare variants of a run, or runs, over the questions that both have scored.
+
+    The difference is taken question by question, so what is hard for both does not count as error.
+    All are compared with the first; with more than two the p values are corrected (Holm).
+    """
+    from batchrun.evals.compare import compare as compare_runs
+    from batchrun.evals.compare_text import write_comparisons
+
+    for path in run_paths:
+        warn_of_missing_parts(path)
+    found = compare_runs(
+        *run_paths,
+        variants=variants,
+        scorers=scorers,
+        by=by,
+        cluster=cluster,
+        level=level,
+        missing="zero" if missing == "zero" else "leave",
+        flips=flips,
+    )
+    write_comparisons(found, form, sys.stdout)
+    if flips is not None:
+        say(f"{flips}: {sum(line.flips for line in found.lines):,} flipped")

@@ -1,0 +1,111 @@
+"""`batchrun metrics`: what the scores of runs add up to."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from batchrun.cli.once import OnceCommand
+from batchrun.cli.output import say, warn_of_missing_parts
+
+_EPILOG = """\b
+Examples:
+  batchrun metrics runs/gsm8k
+  batchrun metrics runs/gsm8k --scorer number --at 1,4 --format latex
+  batchrun metrics runs/mmlu --by subject
+  batchrun metrics runs/squad --cluster article
+  batchrun metrics runs/gsm8k --require 'number.mini>=0.8'
+"""
+
+
+@click.command(epilog=_EPILOG, cls=OnceCommand)
+@click.argument(
+    "run_paths", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
+@click.option(
+    "--scorer", "scorers", metavar="NAME", multiple=True, help="This one alone; repeatable."
+)
+@click.option("--by", metavar="COLUMN", help="A line for each value of a column of responses.")
+@click.option(
+    "--cluster", metavar="COLUMN", help="Questions with one value of COLUMN belong together."
+)
+@click.option(
+    "--at", metavar="K,K", help="The k of pass@k and pass^k.  [default: samples of a question]"
+)
+@click.option("--level", default=0.95, show_default=True, help="Of the intervals.")
+@click.option(
+    "--method",
+    type=click.Choice(["auto", "t", "wilson", "bootstrap"]),
+    default="auto",
+    show_default=True,
+    help="Of the intervals; auto: wilson for scores of 0 and 1, t for others.",
+)
+@click.option(
+    "--missing",
+    type=click.Choice(["leave", "zero"]),
+    default="leave",
+    show_default=True,
+    help="Rows without a score leave the mean, or count as 0.",
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "json", "csv", "markdown", "latex"]),
+    default="table",
+    show_default=True,
+)
+@click.option(
+    "--require",
+    "requirements",
+    metavar="TEXT",
+    multiple=True,
+    help="SCORER>=0.8 or SCORER.VARIANT>=0.8; exit code 1 where a mean is not so. Repeatable.",
+)
+def metrics(
+    run_paths: tuple[Path, ...],
+    scorers: tuple[str, ...],
+    by: str | None,
+    cluster: str | None,
+    at: str | None,
+    level: float,
+    method: str,
+    missing: str,
+    form: str,
+    requirements: tuple[str, ...],
+) -> None:
+    """Show what the scores of runs add up to: means, errors, pass@k, cost.
+
+    The error of a mean is over questions, whose samples are one each, never over samples. Works
+    while a run goes on, with the rows that are scored.
+    """
+    from batchrun.evals.metrics import metrics as measure
+    from batchrun.evals.metrics import read_requirement, unmet
+    from batchrun.evals.metrics_text import write_metrics
+
+    wanted = [read_requirement(text) for text in requirements]
+    ks = _whole_numbers(at)
+    for path in run_paths:
+        warn_of_missing_parts(path)
+    found = measure(
+        *run_paths,
+        scorers=scorers,
+        by=by,
+        cluster=cluster,
+        at=ks,
+        level=level,
+        method=method,
+        missing="zero" if missing == "zero" else "leave",
+    )
+    messages = unmet(found, wanted)
+    write_metrics(found, form, sys.stdout)
+    for message in messages:
+        say(f"batchrun: {message}")
+    if messages:
+        sys.exit(1)
+
+
+def _whole_numbers(text: str | None) -> list[int]:
+    try:
+        return [int(word) for word in (text or "").split(",") if word.strip()]
+    except ValueError:
+        raise click.UsageError(f"--at {text}: give numbers of samples, such as 1,4") from None

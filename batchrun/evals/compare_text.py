@@ -1,0 +1,113 @@
+"""Comparisons as text: tables, the first flips, CSV, JSON."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TextIO
+
+import msgspec
+
+from batchrun.evals.compare import Comparison, Comparisons
+from batchrun.evals.figure_tables import (
+    FigureTable,
+    chance,
+    figure,
+    interval_text,
+    write_csv,
+    write_tables,
+)
+from batchrun.formats.printable import brief, printable_json
+
+_Column = tuple[str, Callable[[Comparison], str]]
+_MOST_ANSWER = 30  # characters
+
+
+def write_comparisons(found: Comparisons, form: str, stream: TextIO) -> None:
+    """In one of `figure_tables.FORMATS`."""
+    if form == "json":
+        stream.write(printable_json(msgspec.json.encode(found).decode()) + "\n")
+    elif form == "csv":
+        write_csv(_csv(found.lines), stream)
+    else:
+        write_tables(list(_tables(found)), found.notes, form, stream)
+
+
+def _tables(found: Comparisons) -> Iterator[FigureTable]:
+    groups: dict[tuple[str, str], list[Comparison]] = {}
+    for line in found.lines:
+        groups.setdefault((line.name, line.base), []).append(line)
+    for (name, base), lines in groups.items():
+        names = list(_names(found))
+        columns = [*names, *_figures(found)]
+        rows = tuple(tuple(cell(line) for _, cell in columns) for line in lines)
+        heads = tuple(head for head, _ in columns)
+        table = FigureTable(f"{name}: against {base}", heads, rows, len(names))
+        yield table.without_empty()
+        for line in lines:
+            if line.flips:
+                yield _flips(line)
+
+
+def _names(found: Comparisons) -> Iterator[_Column]:
+    yield "other", lambda line: line.other
+    if found.by is not None:
+        yield found.by, lambda line: "(null)" if line.by is None else line.by
+
+
+def _figures(found: Comparisons) -> Iterator[_Column]:
+    yield "questions", lambda line: f"{line.pairs:,}"
+    if found.cluster is not None:
+        yield "clusters", lambda line: f"{line.clusters:,}"
+    yield "base", lambda line: figure(line.base_mean, line.se)
+    yield "other mean", lambda line: figure(line.other_mean, line.se)
+    yield "difference", _difference
+    yield "SE", lambda line: figure(line.se, line.se)
+    yield (
+        f"{100 * found.level:.4g} % interval",
+        lambda line: interval_text(line.low, line.high, line.se),
+    )
+    yield "p", lambda line: chance(line.p)
+    yield "p (Holm)", lambda line: chance(line.p_holm)
+    yield "gained", lambda line: "" if line.gained is None else f"{line.gained:,}"
+    yield "lost", lambda line: "" if line.lost is None else f"{line.lost:,}"
+    yield "McNemar p", lambda line: chance(line.mcnemar_p)
+    yield "unpaired SE", lambda line: figure(line.unpaired_se, line.unpaired_se)
+    yield "unpaired p", lambda line: chance(line.unpaired_p)
+    yield "correlation", lambda line: "" if line.correlation is None else f"{line.correlation:.2f}"
+    yield "seen at 80 % power", lambda line: figure(line.detectable, line.detectable)
+
+
+def _difference(line: Comparison) -> str:
+    text = figure(line.difference, line.se)
+    return f"+{text}" if line.difference > 0 else text
+
+
+def _flips(line: Comparison) -> FigureTable:
+    of = ", ".join(filter(None, (line.name, line.other, line.by)))
+    shown = len(line.first_flips)
+    count = f"{shown} of {line.flips:,}; --flips FILE has them all" if shown < line.flips else ""
+    rows = tuple(
+        (
+            flip.custom_id,
+            brief(flip.target or "", _MOST_ANSWER),
+            *_side(flip.base_right, flip.base_samples, flip.base_answers),
+            *_side(flip.other_right, flip.other_samples, flip.other_answers),
+        )
+        for flip in line.first_flips
+    )
+    heads = ("custom_id", "target", "base", "its answer", "other", "its answer")
+    title = f"{of}: flipped" + (f" ({count})" if count else "")
+    return FigureTable(title, heads, rows, len(heads)).without_empty()
+
+
+def _side(right: int, samples: int, answers: Sequence[str | None]) -> tuple[str, str]:
+    """`right`, `wrong` or `3 of 4`, and the first answer."""
+    verdict = f"{right} of {samples}" if samples > 1 else ("right" if right else "wrong")
+    first = next((answer for answer in answers if answer is not None), "")
+    return verdict, brief(first, _MOST_ANSWER)
+
+
+def _csv(lines: Sequence[Comparison]) -> Iterator[Sequence[Any]]:
+    """The row of names, and a row for each line, with all digits."""
+    names = [name for name in Comparison.__struct_fields__ if name != "first_flips"]
+    yield names
+    for line in lines:
+        yield [getattr(line, name) for name in names]

@@ -1,0 +1,140 @@
+"""Tables of figures as text: for terminals, Markdown and LaTeX; and how figures are rounded."""
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TextIO
+
+from msgspec import Struct
+from rich.console import Console
+
+from batchrun.formats.csv_text import csv_line
+from batchrun.formats.printable import one_line, printable
+from batchrun.formats.text_tables import Section, cell_len, show_section, show_text, width_of
+
+FORMATS = ("table", "json", "csv", "markdown", "latex")
+_MOST_DECIMALS = 9
+# What LaTeX and Markdown take for commands.
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    **{letter: f"\\{letter}" for letter in "&%$#_{}"},
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+}
+_MARKDOWN = re.compile(r"([\\`*\[|<])")
+
+
+class FigureTable(Struct, frozen=True):
+    """Heads and cells as text; the first `words` columns are words, the others figures."""
+
+    title: str
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    words: int = 1
+
+    def without_empty(self) -> "FigureTable":
+        """Without columns in which nothing stands."""
+        kept = [at for at in range(len(self.heads)) if any(row[at] for row in self.rows)]
+        words = sum(at < self.words for at in kept)
+        heads, *rows = (tuple(line[at] for at in kept) for line in (self.heads, *self.rows))
+        return FigureTable(self.title, heads, tuple(rows), words)
+
+
+def write_tables(
+    tables: Sequence[FigureTable], notes: Sequence[str], form: str, stream: TextIO
+) -> None:
+    """As `table`, `markdown` or `latex`."""
+    if form == "table":
+        _show(tables, notes, stream)
+    else:
+        stream.writelines((_markdown if form == "markdown" else _latex)(tables, notes))
+
+
+def write_csv(lines: Iterable[Sequence[Any]], stream: TextIO) -> None:
+    """With all digits; what a terminal could take for a command is shown by its code."""
+    shown = printable if stream.isatty() else str
+    stream.writelines(shown(csv_line(line, for_sheets=False)) for line in lines)
+
+
+def _show(tables: Sequence[FigureTable], notes: Sequence[str], stream: TextIO) -> None:
+    """For a terminal: columns that do not fit follow in a further table, beside the names."""
+    console = Console(file=stream, highlight=False, markup=False, emoji=False)
+    for table in tables:
+        lines = [tuple(map(one_line, line)) for line in (table.heads, *table.rows)]
+        sizes = [max(map(cell_len, column)) for column in zip(*lines, strict=True)]
+        names, blocks = [*range(table.words)], [[*range(table.words)]]
+        for column in range(table.words, len(sizes)):
+            taken = [*blocks[-1], column]
+            if blocks[-1] != names and width_of([sizes[at] for at in taken]) > console.width:
+                blocks.append([*names])
+            blocks[-1].append(column)
+        for block in blocks:
+            heads, *rows = (tuple(line[at] for at in block) for line in lines)
+            title = one_line(table.title)
+            show_section(Section(title, title, heads, tuple(rows), words=table.words), console)
+    if notes:
+        console.print()
+    for note in notes:
+        show_text(f"note: {one_line(note)}", console, "")
+
+
+def _markdown(tables: Sequence[FigureTable], notes: Sequence[str]) -> Iterator[str]:
+    """Lines of Markdown: each table under its title."""
+    for table in tables:
+        yield f"**{_as_markdown(table.title)}**\n\n"
+        marks = ["---"] * table.words + ["---:"] * (len(table.heads) - table.words)
+        for line in (table.heads, marks, *table.rows):
+            cells = line if line is marks else map(_as_markdown, line)
+            yield f"| {' | '.join(cells)} |\n"
+        yield "\n"
+    for note in notes:
+        yield f"- {_as_markdown(note)}\n"
+
+
+def _as_markdown(text: str) -> str:
+    return _MARKDOWN.sub(r"\\\1", one_line(text).replace("&", "&amp;"))
+
+
+def _latex(tables: Sequence[FigureTable], notes: Sequence[str]) -> Iterator[str]:
+    """Lines of LaTeX: a tabular for each table, with the rules of booktabs."""
+    yield "% \\usepackage{booktabs}\n"
+    for table in tables:
+        columns = "l" * table.words + "r" * (len(table.heads) - table.words)
+        yield f"% {one_line(table.title)}\n\\begin{{tabular}}{{{columns}}}\n\\toprule\n"
+        for at, line in enumerate((table.heads, *table.rows)):
+            yield f"{' & '.join(map(_escaped, line))} \\\\\n" + ("\\midrule\n" if at == 0 else "")
+        yield "\\bottomrule\n\\end{tabular}\n"
+    for note in notes:
+        yield f"% {one_line(note)}\n"
+
+
+def _escaped(text: str) -> str:
+    return "".join(_LATEX.get(letter, letter) for letter in one_line(text))
+
+
+def decimals_of(se: float | None) -> int:
+    """How many decimals show two digits of a standard error; three where there is none."""
+    if not se:
+        return 3
+    return max(0, min(_MOST_DECIMALS, 1 - math.floor(math.log10(se))))
+
+
+def figure(value: float | None, se: float | None) -> str:
+    """A value to the digits that its standard error leaves."""
+    return "" if value is None else f"{value:.{decimals_of(se)}f}"
+
+
+def interval_text(low: float | None, high: float | None, se: float | None) -> str:
+    """`[0.329, 0.382]`."""
+    return "" if low is None or high is None else f"[{figure(low, se)}, {figure(high, se)}]"
+
+
+def chance(p: float | None) -> str:
+    """A p value: `0.43`, `0.0027`, `<0.0001`."""
+    if p is None:
+        return ""
+    if p < 0.0001:
+        return "<0.0001"
+    return f"{p:.2f}" if p >= 0.1 else f"{p:.2g}"

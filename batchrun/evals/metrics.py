@@ -1,0 +1,372 @@
+"""What the scores of runs add up to: means with errors, pass@k, and what a right answer costs.
+
+The database adds up by question; the formulas are those of `batchrun.scoring.statistics`.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+from msgspec import Struct
+
+from batchrun.errors import JobError
+from batchrun.evals.means import Interval, Measure, QuestionMean, measured, read_means
+from batchrun.evals.score_views import (
+    Grouping,
+    Missing,
+    Scored,
+    ScoredRun,
+    answers_of,
+    notes_of,
+    sources_of,
+    with_scores,
+)
+from batchrun.formats.amounts import plural
+from batchrun.formats.printable import nearest
+from batchrun.scoring.statistics import (
+    BOOTSTRAP_DRAWS,
+    BOOTSTRAP_SEED,
+    pass_at_k,
+    pass_hat_k,
+    variance_of,
+)
+
+# Tables of the database: the lines of the result, and each line's questions.
+_QUESTIONS = """
+CREATE OR REPLACE TEMP TABLE lines AS
+SELECT row_number() OVER (ORDER BY position, category NULLS LAST) - 1 AS line, variant, category
+FROM (SELECT variant, category FROM answers GROUP BY ALL)
+    LEFT JOIN declared ON variant IS NOT DISTINCT FROM name;
+
+CREATE OR REPLACE TEMP VIEW placed AS
+SELECT line, answers.* FROM answers JOIN lines ON answers.variant IS NOT DISTINCT FROM lines.variant
+    AND answers.category IS NOT DISTINCT FROM lines.category;
+
+CREATE OR REPLACE TEMP TABLE questions AS
+SELECT line, question, coalesce('=' || any_value(cluster), question) AS cluster,
+       count(*) AS samples, count(*) FILTER (is_scored) AS scored, count(value) AS counted,
+       coalesce(sum(value), 0) AS total, avg(value) AS score, var_samp(value) AS variance,
+       count(*) FILTER (passed) AS "right", min(value) AS least, max(value) AS most,
+       count(*) FILTER (value NOT IN (0, 1)) AS fractions
+FROM placed GROUP BY line, question
+"""
+_COUNTS = """
+SELECT sum(samples)::BIGINT AS samples, sum(scored)::BIGINT AS scored,
+       sum(counted)::BIGINT AS counted, max(counted) AS most_samples,
+       sum("right")::BIGINT AS "right",
+       min(least) AS least, max(most) AS most, sum(fractions)::BIGINT AS fractions,
+       avg(total / samples) AS if_wrong, avg((total + samples - counted) / samples) AS if_right,
+       avg(variance) AS within, avg(1 / counted) FILTER (counted > 0) AS inverse_samples
+FROM questions GROUP BY line ORDER BY line
+"""
+_SPENDING = """
+SELECT any_value(variant) AS variant, any_value(category) AS category, sum(cost_usd) AS cost_usd,
+       count(*) - count(cost_usd) AS unpriced, quantile_cont(latency_s, 0.5) AS latency_p50_s
+FROM placed GROUP BY line ORDER BY line
+"""
+_SCORES = "SELECT line, cluster, score AS x FROM questions WHERE counted > 0"
+_PASSED = """
+SELECT line, cluster, {name} AS x FROM questions JOIN passes
+    ON questions.counted = passes.samples AND questions."right" = passes."right" WHERE k = {k}
+"""
+# Each question's most frequent answers; ties share the credit, and no answer is no vote.
+_MAJORITY = """
+WITH votes AS (
+    SELECT line, question, answer, count(*) AS votes, avg(value) AS score FROM placed
+    WHERE answer IS NOT NULL AND value IS NOT NULL GROUP BY ALL
+), most AS (SELECT line, question, max(votes) AS votes FROM votes GROUP BY ALL)
+SELECT questions.line, questions.cluster, coalesce(avg(best.score), 0) AS x
+FROM questions LEFT JOIN (FROM most JOIN votes USING (line, question, votes)) AS best
+    ON questions.line = best.line AND questions.question = best.question
+WHERE counted > 0 GROUP BY questions.line, questions.question, questions.cluster
+"""
+_REQUIREMENT = re.compile(r"(.+?)\s*(>=|<=|>|<)([^<>=]+)", re.DOTALL)
+_HOLDS: dict[str, Callable[[float, float], bool]] = {
+    ">=": lambda value, bound: value >= bound,
+    "<=": lambda value, bound: value <= bound,
+    ">": lambda value, bound: value > bound,
+    "<": lambda value, bound: value < bound,
+}
+
+
+class PassRate(Struct, frozen=True):
+    """How often at least one, and all, of k samples are right."""
+
+    k: int
+    at: Measure | None  # pass@k; null where no question has k samples
+    hat: Measure | None  # pass^k
+    left_out: int  # questions that have fewer than k scored samples
+
+
+class MetricLine(Struct, frozen=True):
+    """One metric of one variant of one run, or of its rows with one value of a column."""
+
+    run: str
+    scorer: str
+    metric: str
+    variant: str | None
+    by: str | None
+    questions: int  # with a score; the mean is over these
+    clusters: int
+    samples: int  # stored answers
+    scored: int  # of these
+    mean: Measure | None  # null where nothing is scored
+    if_rest_wrong: float | None  # the mean if the others were 0, and 1; null where scores are
+    if_rest_right: float | None  # not from 0 to 1
+    within: float | None  # two variances and an error: see `statistics.Variance`
+    between: float | None
+    se_of_many: float | None
+    passes: tuple[PassRate, ...]
+    majority: Measure | None  # null where there are no answers to count
+    right: int  # stored answers at or above their scorer's threshold
+    cost_usd: float | None
+    unpriced: int  # stored answers whose cost is not known
+    usd_per_1000: float | None  # requests; null unless all their costs are known, as below
+    usd_per_right: float | None
+    latency_p50_s: float | None
+
+    @property
+    def name(self) -> str:
+        """The scorer's, with the metric where it has several."""
+        return Scored(self.scorer, self.metric).name
+
+
+class Metrics(Struct, frozen=True):
+    """The lines, and what they were asked with."""
+
+    lines: tuple[MetricLine, ...]
+    level: float
+    by: str | None
+    cluster: str | None
+    missing: Missing
+    notes: tuple[str, ...]
+
+
+def metrics(
+    *runs: str | Path | pa.Table,
+    scorers: Sequence[str] = (),
+    by: str | None = None,
+    cluster: str | None = None,
+    at: Sequence[int] = (),
+    level: float = 0.95,
+    method: str = "auto",
+    missing: Missing = "leave",
+) -> Metrics:
+    """What the scores of runs add up to, in lines for each scorer, metric and variant.
+
+    A run is a run directory, or a table with the columns of `scores.parquet` (`custom_id` and
+    `value` are needed). `by` is a column whose values get lines of their own; `cluster` one whose
+    values belong together, such as the document that questions are about. `at`: the k of pass@k
+    and pass^k, by default the samples of a question where there are several. `level`: of the
+    intervals, a share; `method`: t, wilson, bootstrap, or auto (Wilson's for scores of 0 and 1, t
+    for others). `missing`: rows without a score leave the mean, or are 0. Raises `JobError`,
+    `StoreError`.
+    """
+    interval = Interval(level, method, cluster is not None)
+    interval.check()
+    if any(k < 1 for k in at):
+        raise JobError(f"pass@k counts samples, from 1; {min(at)} is no such number")
+    grouping = Grouping(by, cluster, missing)
+
+    def read(database: duckdb.DuckDBPyConnection, found: Sequence[ScoredRun]) -> Metrics:
+        lines: list[MetricLine] = []
+        notes: dict[str, None] = {}
+        for run in found:
+            of_run: list[MetricLine] = []
+            stale = 0
+            for scored in run.scored:
+                stale = max(stale, answers_of(database, run, scored, grouping, "answers"))
+                of_run += _lines(database, run, scored, interval, at)
+            where = f"{run.name}: " if len(found) > 1 else ""
+            for note in (*notes_of(run, stale), *_notes(of_run, missing)):
+                notes[where + note] = None
+            lines += of_run
+        if method == "bootstrap":
+            notes[f"bootstrap: {BOOTSTRAP_DRAWS:,} draws, seed {BOOTSTRAP_SEED}"] = None
+        return Metrics(tuple(lines), level, by, cluster, missing, tuple(notes))
+
+    return with_scores(sources_of(runs), scorers, read)
+
+
+def _lines(
+    database: duckdb.DuckDBPyConnection,
+    run: ScoredRun,
+    scored: Scored,
+    interval: Interval,
+    at: Sequence[int],
+) -> Iterator[MetricLine]:
+    """Of the table `answers`, in the order of the variants. Raises `JobError`."""
+    names = pa.array(run.variants, pa.string())
+    database.register("declared", pa.table({"name": names, "position": range(len(names))}))
+    database.execute(_QUESTIONS)
+    counts, spending = _rows(database, _COUNTS), _rows(database, _SPENDING)
+    most = {one["most_samples"] for one in counts if one["most_samples"] > 1}
+    at = sorted(set(at or most))
+    means = read_means(database, _SCORES, interval)
+    passes = _read_passes(database, at, interval)
+    answered = "SELECT 1 FROM answers WHERE answer IS NOT NULL LIMIT 1"
+    majorities: dict[int, QuestionMean] = {}
+    if most and database.sql(answered).fetchall():
+        majorities = read_means(database, _MAJORITY, interval)
+    for line, (count, spent) in enumerate(zip(counts, spending, strict=True)):
+        mean = means.get(line)
+        is_share = mean is None or (count["least"] >= 0 and count["most"] <= 1)
+        if interval.method == "wilson" and not is_share:
+            raise JobError(
+                f"{scored.name} has scores outside of 0 to 1, for which there is no Wilson "
+                "interval; give --method t"
+            )
+        kinds = {"is_binary": is_share and not count["fractions"], "is_share": is_share}
+        samples, cost_usd = count["counted"], spent["cost_usd"]
+        variance = None
+        if mean is not None and count["within"] is not None:
+            variance = variance_of(mean.error, count["within"], count["inverse_samples"])
+        questions = 0 if mean is None else mean.error.questions
+        known_usd = None if spent["unpriced"] else cost_usd
+        yield MetricLine(
+            run=run.name,
+            scorer=scored.scorer,
+            metric=scored.metric,
+            variant=spent["variant"],
+            by=spent["category"],
+            questions=questions,
+            clusters=0 if mean is None else mean.error.clusters,
+            samples=count["samples"],
+            scored=count["scored"],
+            mean=measured(mean, interval, samples, **kinds),
+            if_rest_wrong=count["if_wrong"] if is_share else None,
+            if_rest_right=count["if_right"] if is_share else None,
+            within=None if variance is None else variance.within,
+            between=None if variance is None else variance.between,
+            se_of_many=None if variance is None else variance.se_of_many,
+            passes=tuple(
+                PassRate(
+                    k,
+                    *(measured(of_k.get(line), interval, samples) for of_k in passes[k]),
+                    questions - (passes[k][0][line].error.questions if line in passes[k][0] else 0),
+                )
+                for k in at
+            ),
+            majority=measured(majorities.get(line), interval, samples, **kinds),
+            right=count["right"],
+            cost_usd=cost_usd,
+            unpriced=spent["unpriced"],
+            usd_per_1000=None if known_usd is None else 1000 * known_usd / count["samples"],
+            usd_per_right=known_usd / count["right"] if known_usd and count["right"] else None,
+            latency_p50_s=spent["latency_p50_s"],
+        )
+
+
+def _rows(database: duckdb.DuckDBPyConnection, query: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = database.sql(query).to_arrow_table().to_pylist()
+    return rows
+
+
+def _read_passes(
+    database: duckdb.DuckDBPyConnection, at: Sequence[int], interval: Interval
+) -> dict[int, tuple[dict[int, QuestionMean], dict[int, QuestionMean]]]:
+    """Of each k: pass@k and pass^k of the lines, by way of the few counts that there are."""
+    found = database.sql('SELECT DISTINCT counted, "right" FROM questions').fetchall()
+    rows = [
+        (samples, right, k, pass_at_k(samples, right, k), pass_hat_k(samples, right, k))
+        for samples, right in found
+        for k in at
+        if k <= samples
+    ]
+    columns = list(zip(*rows, strict=True)) or [()] * 5
+    types = (pa.int64(), pa.int64(), pa.int64(), pa.float64(), pa.float64())
+    arrays = [pa.array(values, kind) for values, kind in zip(columns, types, strict=True)]
+    names = ["samples", "right", "k", "at_least_one", "all_of_them"]
+    database.register("passes", pa.table(arrays, names))
+    return {
+        k: (
+            read_means(database, _PASSED.format(k=k, name="at_least_one"), interval),
+            read_means(database, _PASSED.format(k=k, name="all_of_them"), interval),
+        )
+        for k in at
+    }
+
+
+def _notes(lines: Sequence[MetricLine], missing: Missing) -> Iterator[str]:
+    """What the figures leave out."""
+    for line in lines:
+        where = ", ".join(filter(None, (line.name, line.variant, line.by)))
+        if line.scored < line.samples:
+            yield f"{where}: {said_of_missing(line, missing)}"
+        for rate in line.passes:
+            if rate.left_out:
+                yield (
+                    f"{where}: pass@{rate.k} leaves out "
+                    f"{plural(rate.left_out, 'question')} with fewer scored samples"
+                )
+        if line.mean is not None and line.mean.se is None:
+            one = "question" if line.clusters == line.questions else "cluster"
+            yield f"{where}: a single {one} has no error; an interval needs two"
+        elif line.mean is not None and line.mean.method == "t" and line.mean.se == 0:
+            yield f"{where}: all questions have one score, so its t interval has no width"
+
+
+def said_of_missing(line: MetricLine, missing: Missing) -> str:
+    """How many answers are scored, and what the others could change."""
+    said = f"{line.scored:,} of {line.samples:,} scored"
+    if missing == "zero":
+        return f"{said}; the others count as 0"
+    if line.if_rest_wrong is None or line.if_rest_right is None:
+        return said
+    ends = f"between {line.if_rest_wrong:.3f} and {line.if_rest_right:.3f}"
+    return f"{said}; {ends} if the rest were all wrong or all right"
+
+
+class Requirement(Struct, frozen=True):
+    """What a mean must be, such as `gsm8k.mini>=0.8`."""
+
+    text: str
+    scorer: str  # with the metric, where it has several
+    variant: str | None  # null: every one
+    sign: str
+    bound: float
+
+
+def read_requirement(text: str) -> Requirement:
+    """Splits at the first dot and the last operator. Raises `JobError`."""
+    found = _REQUIREMENT.fullmatch(text.strip())
+    try:
+        bound = float(found[3]) if found else None
+    except ValueError:
+        bound = None
+    if found is None or bound is None:
+        raise JobError(
+            f"a requirement is SCORER>=NUMBER or SCORER.VARIANT>=NUMBER, with >=, >, <= or <; "
+            f"{text!r} is none"
+        )
+    scorer, _, variant = found[1].partition(".")
+    return Requirement(text, scorer, variant or None, found[2], bound)
+
+
+def unmet(found: Metrics, requirements: Sequence[Requirement]) -> list[str]:
+    """A message for each mean that is not as required. Raises `JobError` where nothing fits one."""
+    messages = []
+    for one in requirements:
+        fitting = [
+            line
+            for line in found.lines
+            if line.name == one.scorer and one.variant in (None, line.variant)
+        ]
+        if not fitting:
+            known = dict.fromkeys(
+                ".".join(filter(None, (line.name, line.variant))) for line in found.lines
+            )
+            name = ".".join(filter(None, (one.scorer, one.variant)))
+            raise JobError(f"--require {one.text}: {nearest(name, known, 'means')}")
+        for line in fitting:
+            where = " ".join(filter(None, (line.run, line.name, line.variant, line.by)))
+            if line.mean is None:
+                messages.append(f"{one.text} does not hold: nothing is scored of {where}")
+            elif not _HOLDS[one.sign](line.mean.value, one.bound):
+                messages.append(
+                    f"{one.text} does not hold: the mean of {where} is {line.mean.value:.6g}"
+                )
+    return messages

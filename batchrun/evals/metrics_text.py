@@ -1,0 +1,133 @@
+"""Metrics as text: tables, CSV, JSON."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TextIO
+
+import msgspec
+
+from batchrun.evals.figure_tables import FigureTable, figure, interval_text, write_csv, write_tables
+from batchrun.evals.means import Measure
+from batchrun.evals.metrics import MetricLine, Metrics, PassRate
+from batchrun.formats.amounts import seconds, usd
+from batchrun.formats.printable import printable_json
+
+_Column = tuple[str, Callable[[MetricLine], str]]
+_PLAIN = (
+    *("run", "scorer", "metric", "variant", "by", "questions", "clusters", "samples", "scored"),
+    *("if_rest_wrong", "if_rest_right", "within", "between", "se_of_many"),
+)
+_SPENT = ("right", "cost_usd", "unpriced", "usd_per_1000", "usd_per_right", "latency_p50_s")
+
+
+def write_metrics(found: Metrics, form: str, stream: TextIO) -> None:
+    """In one of `figure_tables.FORMATS`."""
+    if form == "json":
+        stream.write(printable_json(msgspec.json.encode(found).decode()) + "\n")
+    elif form == "csv":
+        write_csv(_csv(found.lines), stream)
+    else:
+        groups: dict[str, list[MetricLine]] = {}
+        for line in found.lines:
+            groups.setdefault(line.name, []).append(line)
+        tables = [_table(name, lines, found) for name, lines in groups.items()]
+        write_tables(tables, found.notes, form, stream)
+
+
+def _table(name: str, lines: Sequence[MetricLine], found: Metrics) -> FigureTable:
+    names = list(_names(found))
+    columns = [*names, *_figures(lines, found)]
+    rows = tuple(tuple(cell(line) for _, cell in columns) for line in lines)
+    table = FigureTable(name, tuple(head for head, _ in columns), rows, len(names))
+    return table.without_empty()
+
+
+def _names(found: Metrics) -> Iterator[_Column]:
+    """The columns that tell the lines of a scorer apart; at least one."""
+    is_one = len({line.run for line in found.lines}) == 1
+    has_variants = any(line.variant is not None for line in found.lines)
+    if not is_one or not (has_variants or found.by):
+        yield "run", lambda line: line.run
+    if has_variants:
+        yield "variant", lambda line: line.variant or ""
+    if found.by is not None:
+        yield found.by, lambda line: "(null)" if line.by is None else line.by
+
+
+def _figures(lines: Sequence[MetricLine], found: Metrics) -> Iterator[_Column]:
+    yield "questions", lambda line: f"{line.questions:,}"
+    if found.cluster is not None:
+        yield "clusters", lambda line: f"{line.clusters:,}"
+    yield "samples", lambda line: f"{line.samples:,}"
+    yield "scored", lambda line: f"{line.scored:,}"
+    yield "mean", lambda line: _value(line.mean)
+    yield "SE", lambda line: _error(line.mean)
+    yield f"{100 * found.level:.4g} % interval", lambda line: _interval(line.mean)
+    for k in sorted({rate.k for line in lines for rate in line.passes}):
+        yield f"pass@{k}", lambda line, k=k: _with_interval(_rate(line, k).at)  # type: ignore[misc]
+        yield f"pass^{k}", lambda line, k=k: _with_interval(_rate(line, k).hat)  # type: ignore[misc]
+    yield "majority", lambda line: _with_interval(line.majority)
+    yield "within", lambda line: _variance(line.within)
+    yield "between", lambda line: _variance(line.between)
+    yield "SE of many", lambda line: figure(line.se_of_many, line.se_of_many)
+    yield "cost", _cost
+    yield "1,000 requests", lambda line: _usd(line.usd_per_1000)
+    yield "a right answer", lambda line: _usd(line.usd_per_right)
+    yield "p50 latency", lambda line: _seconds(line.latency_p50_s)
+
+
+def _rate(line: MetricLine, k: int) -> PassRate:
+    """Lines of few samples may lack one."""
+    return next((rate for rate in line.passes if rate.k == k), PassRate(k, None, None, 0))
+
+
+def _value(of: Measure | None) -> str:
+    return "" if of is None else figure(of.value, of.se)
+
+
+def _error(of: Measure | None) -> str:
+    return "" if of is None else figure(of.se, of.se)
+
+
+def _interval(of: Measure | None) -> str:
+    return "" if of is None else interval_text(of.low, of.high, of.se)
+
+
+def _with_interval(of: Measure | None) -> str:
+    return f"{_value(of)} {_interval(of)}".strip()
+
+
+def _variance(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _usd(dollars: float | None) -> str:
+    return "" if dollars is None else usd(dollars)
+
+
+def _cost(line: MetricLine) -> str:
+    """With `+?` where it is not all."""
+    return _usd(line.cost_usd) + ("+?" if line.cost_usd is not None and line.unpriced else "")
+
+
+def _seconds(value: float | None) -> str:
+    return "" if value is None else seconds(value)
+
+
+def _csv(lines: Sequence[MetricLine]) -> Iterator[Sequence[Any]]:
+    """The row of names, and a row for each line, with all digits."""
+    ks = sorted({rate.k for line in lines for rate in line.passes})
+    measures = ["mean", "majority", *(f"pass_{kind}_{k}" for k in ks for kind in ("at", "hat"))]
+    fields = [f"{name}{end}" for name in measures for end in ("", "_se", "_low", "_high")]
+    yield [*_PLAIN, *fields, *_SPENT]
+    for line in lines:
+        rates = [_rate(line, k) for k in ks]
+        values = [line.mean, line.majority, *(one for rate in rates for one in (rate.at, rate.hat))]
+        yield [
+            *(getattr(line, name) for name in _PLAIN),
+            *(end for one in values for end in _ends(one)),
+            *(getattr(line, name) for name in _SPENT),
+        ]
+
+
+def _ends(of: Measure | None) -> tuple[float | None, ...]:
+    return (None,) * 4 if of is None else (of.value, of.se, of.low, of.high)

@@ -1,0 +1,341 @@
+"""The scores of runs as tables of a database: one row for each stored answer, scored or not.
+
+Scores are in `RUN/scores/NAME/scores.parquet`, one row for each stored row and metric. A row of
+the run that such a file lacks, or whose answer has changed since, counts as not scored.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import duckdb
+import pyarrow as pa
+from msgspec import Struct
+
+from batchrun.errors import JobError
+from batchrun.formats.amounts import plural
+from batchrun.formats.printable import listed, nearest
+from batchrun.records import RunRecord
+from batchrun.reports.cost_queries import MOST_VALUES
+from batchrun.reports.sql import (
+    Files,
+    connected,
+    pattern_of,
+    quoted,
+    read_all_files,
+    select_of,
+    unreadable,
+)
+from batchrun.store.columns import KEY
+from batchrun.store.reading import state_now
+
+T = TypeVar("T")
+Missing = Literal["leave", "zero"]
+Source = Path | pa.Table  # a run directory, or a table with the columns of scores.parquet
+SCORES = "scores.parquet"  # in the folder of its scorer, in `scores` of the run directory
+_VALUE = "value"  # the metric of a scorer that has only one
+# The columns of a table of scores: type, and what stands for one that is not there; none: it must.
+_COLUMNS = {
+    "custom_id": ("VARCHAR", None),
+    "value": ("DOUBLE", None),
+    "sample": ("BIGINT", "0"),
+    "variant": ("VARCHAR", "NULL"),
+    "scorer": ("VARCHAR", "'scores'"),
+    "metric": ("VARCHAR", "'value'"),
+    "row": ("BIGINT", "row_number() OVER ()"),
+    "passed": ("BOOLEAN", "value >= 1"),
+    "answer": ("VARCHAR", "NULL"),
+    "target": ("VARCHAR", "NULL"),
+    "scorer_version": ("VARCHAR", "NULL"),
+    "cost_usd": ("DOUBLE", "NULL"),
+    "latency_s": ("DOUBLE", "NULL"),
+}
+
+
+class Scored(Struct, frozen=True):
+    """One metric of one scorer of a run."""
+
+    scorer: str
+    metric: str
+    file: Path | None = None  # null: the rows are in a table of the caller
+
+    @property
+    def name(self) -> str:
+        """As reports call it: the scorer's, with the metric where it has several."""
+        return self.scorer if self.metric == _VALUE else f"{self.scorer}/{self.metric}"
+
+
+class ScoredRun(Struct, frozen=True):
+    """A run, or a table of scores, in the database."""
+
+    name: str
+    number: int  # of its tables in the database
+    scored: tuple[Scored, ...]
+    variants: tuple[str | None, ...]  # in the order in which they were declared
+    columns: tuple[str, ...]  # that rows can be grouped by
+    record: RunRecord | None = None
+    path: Path | None = None
+
+
+class Grouping(Struct, frozen=True):
+    """Which columns the table `answers` has beside those of a score."""
+
+    by: str | None = None
+    cluster: str | None = None
+    missing: Missing = "leave"
+
+
+def sources_of(runs: Sequence[str | Path | pa.Table]) -> list[Source]:
+    """Raises `JobError` where none is given, or one twice."""
+    sources: list[Source] = [run if isinstance(run, pa.Table) else Path(run) for run in runs]
+    paths = [source for source in sources if isinstance(source, Path)]
+    if not sources:
+        raise JobError("no run is given; name a run directory")
+    if twice := {str(path) for path in paths if paths.count(path) > 1}:
+        raise JobError(f"given more than once: {listed(sorted(twice))}; give each run once")
+    return sources
+
+
+def with_scores(
+    sources: Sequence[Source],
+    scorers: Sequence[str],
+    answer: Callable[[duckdb.DuckDBPyConnection, Sequence[ScoredRun]], T],
+) -> T:
+    """What `answer` returns for the runs; it is called again where a seal replaced a part.
+
+    `scorers`: those that are asked for; empty: all. Raises `JobError`, `StoreError`.
+    """
+    paths = [source for source in sources if isinstance(source, Path)]
+
+    def read(files: Sequence[Files]) -> T:
+        of_paths = iter(files)
+        with (
+            tempfile.TemporaryDirectory(prefix="batchrun-") as folder,
+            connected(Path(folder)) as database,
+        ):
+            runs: list[ScoredRun] = []
+            try:
+                for number, source in enumerate(sources):
+                    run = (
+                        _add_run(database, number, source, next(of_paths))
+                        if isinstance(source, Path)
+                        else _add_table(database, number, source)
+                    )
+                    runs.append(_chosen(run, scorers))
+                return answer(database, runs)
+            except duckdb.Error as error:
+                path = next((run.path for run in reversed(runs) if run.path is not None), None)
+                if path is None:
+                    reason = str(error).partition("\n")[0]
+                    raise JobError(f"the table of scores cannot be read ({reason})") from error
+                raise unreadable(path, error) from error
+
+    return read_all_files(paths, read)
+
+
+def _add_run(
+    database: duckdb.DuckDBPyConnection, number: int, path: Path, files: Files
+) -> ScoredRun:
+    """The run's rows as the view `responses_N`. Raises `JobError` where nothing is scored."""
+    select = select_of(files.responses, database, f"_{number}")
+    database.execute(f"CREATE TEMP VIEW responses_{number} AS {select}")
+    found = tuple(
+        Scored(file.parent.name, metric, file)
+        for file in sorted((path / "scores").glob(f"*/{SCORES}"))
+        for metric in _metrics_of(database, file)
+    )
+    if not found:
+        raise JobError(f"{path}: nothing is scored yet; batchrun score {path} scores its rows")
+    (variants,) = zip(*_column(database, f"responses_{number}", "variant"), strict=True)
+    columns = _plain(files.responses.schema)
+    return ScoredRun(str(path), number, found, variants, columns, files.record, path)
+
+
+def _plain(schema: pa.Schema) -> tuple[str, ...]:
+    """The columns that rows can be grouped by."""
+    return tuple(field.name for field in schema if not pa.types.is_nested(field.type))
+
+
+def _metrics_of(database: duckdb.DuckDBPyConnection, file: Path) -> list[str]:
+    """In the order of the file: `value` first, else as the function gave them."""
+    names = [name for (name,) in _column(database, _scan(file), "metric")]
+    return sorted(names, key=lambda name: name != _VALUE)
+
+
+def _column(
+    database: duckdb.DuckDBPyConnection, table: str, column: str
+) -> list[tuple[str | None]]:
+    """The different values of a column, in the order in which they first come."""
+    return database.sql(
+        f"SELECT {column} FROM {table} GROUP BY ALL ORDER BY min(row), {column}"  # noqa: S608
+    ).fetchall()
+
+
+def _scan(file: Path) -> str:
+    return "read_parquet('" + pattern_of(file).replace("'", "''") + "')"
+
+
+def _add_table(database: duckdb.DuckDBPyConnection, number: int, table: pa.Table) -> ScoredRun:
+    """The caller's table as the view `scores_N`. Raises `JobError` where columns are missing."""
+    known = table.column_names
+    lacking = [name for name, (_, filler) in _COLUMNS.items() if not filler and name not in known]
+    if lacking:
+        raise JobError(
+            f"a table of scores needs the column {listed(lacking)}; it has {listed(known)}"
+        )
+    database.register(f"given_{number}", table)
+    columns = {name: quoted(name) for name in known} | {
+        name: f"CAST({quoted(name) if name in known else filler} AS {kind})"
+        for name, (kind, filler) in _COLUMNS.items()
+    }
+    selected = ", ".join(f"{source} AS {quoted(name)}" for name, source in columns.items())
+    database.execute(
+        f"CREATE TEMP VIEW scores_{number} AS SELECT {selected} FROM given_{number}"  # noqa: S608
+    )
+    scored = database.sql(
+        f"SELECT DISTINCT scorer, metric FROM scores_{number}"  # noqa: S608
+    ).fetchall()
+    variants = tuple(name for (name,) in _column(database, f"scores_{number}", "variant"))
+    scored.sort(key=lambda one: (one[0], one[1] != _VALUE, one[1]))
+    found = tuple(Scored(scorer, metric) for scorer, metric in scored)
+    return ScoredRun(f"table {number + 1}", number, found, variants, _plain(table.schema))
+
+
+def _chosen(run: ScoredRun, scorers: Sequence[str]) -> ScoredRun:
+    """With the scorers that are asked for. Raises `JobError` where the run has no such."""
+    names = [*dict.fromkeys(one.scorer for one in run.scored)]
+    for scorer in scorers:
+        if scorer not in names:
+            raise JobError(
+                f"{run.name}: there is no scorer {scorer}; {nearest(scorer, names, 'scorers')}"
+            )
+    if not scorers:
+        return run
+    kept = tuple(one for one in run.scored if one.scorer in scorers)
+    return ScoredRun(run.name, run.number, kept, run.variants, run.columns, run.record, run.path)
+
+
+def answers_of(
+    database: duckdb.DuckDBPyConnection,
+    run: ScoredRun,
+    scored: Scored,
+    grouping: Grouping,
+    table: str,
+) -> int:
+    """Makes a table of the run's stored answers with this score; how many scores are out of date.
+
+    Columns: question, sample, variant, row, category (that of `by`), cluster, is_scored, value,
+    passed, answer, target, cost_usd, latency_s. A value that is no finite number is null. Raises
+    `JobError`.
+    """
+    for name in (grouping.by, grouping.cluster):
+        if name is not None and name not in run.columns:
+            raise JobError(
+                f"{run.name}: there is no column {name} to group by; "
+                f"{nearest(name, run.columns, 'columns')}"
+            )
+    key = ", ".join(KEY)
+    if scored.file is None:
+        rows = f"scores_{run.number} AS r"
+        where = "WHERE scorer = $scorer AND metric = $metric"
+        score, is_stale = "r", "false"
+        given = {"scorer": scored.scorer, "metric": scored.metric}
+    else:
+        rows = f"""responses_{run.number} AS r LEFT JOIN (
+            SELECT {key}, response_id, value, passed, answer, target FROM {_scan(scored.file)}
+            WHERE metric = $metric
+        ) AS s ON r.custom_id = s.custom_id AND r.sample = s.sample
+            AND r.variant IS NOT DISTINCT FROM s.variant"""  # noqa: S608
+        where, score = "", "s"
+        is_stale = "s.custom_id IS NOT NULL AND r.response_id IS DISTINCT FROM s.response_id"
+        given = {"metric": scored.metric}
+    columns = {
+        "question": "r.custom_id",
+        "sample": "r.sample",
+        "variant": "r.variant",
+        "row": 'r."row"',
+        "category": _as_text(grouping.by),
+        "cluster": _as_text(grouping.cluster),
+        "is_stale": is_stale,
+        "value": f"CASE WHEN isfinite({score}.value) AND NOT ({is_stale}) THEN {score}.value END",
+        "passed": f"coalesce({score}.passed, false)",
+        "answer": f"{score}.answer",
+        "target": f"{score}.target",
+        "cost_usd": "r.cost_usd",
+        "latency_s": "r.latency_s",
+    }
+    selected = ", ".join(f'{source} AS "{name}"' for name, source in columns.items())
+    value = "value" if grouping.missing == "leave" else "coalesce(value, 0)"
+    database.execute(
+        f"""CREATE OR REPLACE TEMP TABLE {table} AS
+        SELECT * REPLACE ({value} AS value, value IS NOT NULL AND passed AS passed,
+                          CASE WHEN value IS NOT NULL THEN answer END AS answer),
+               value IS NOT NULL AS is_scored
+        FROM (SELECT {selected} FROM {rows} {where})""",  # noqa: S608
+        given,
+    )
+    _check_groups(database, run, grouping, table)
+    (stale,) = database.sql(
+        f"SELECT count(*) FROM {table} WHERE is_stale"  # noqa: S608
+    ).fetchall()[0]
+    return int(stale)
+
+
+def _as_text(column: str | None) -> str:
+    return f"{'NULL' if column is None else f'r.{quoted(column)}'}::VARCHAR"
+
+
+def _check_groups(
+    database: duckdb.DuckDBPyConnection, run: ScoredRun, grouping: Grouping, table: str
+) -> None:
+    """Raises `JobError` where there are too many groups, or a question is in several clusters."""
+    if grouping.by is not None:
+        (count,) = database.sql(
+            f"SELECT count(DISTINCT category) FROM {table}"  # noqa: S608
+        ).fetchall()[0]
+        if count > MOST_VALUES:
+            raise JobError(
+                f"{run.name}: the column {grouping.by} has more than {MOST_VALUES:,} different "
+                "values; name one with fewer"
+            )
+    if grouping.cluster is not None:
+        split = database.sql(
+            f"SELECT question FROM {table} GROUP BY question "  # noqa: S608
+            "HAVING count(DISTINCT coalesce('=' || cluster, '')) > 1 ORDER BY min(row) LIMIT 1"
+        ).fetchall()
+        if split:
+            raise JobError(
+                f"{run.name}: {grouping.cluster} is not the same for all answers to "
+                f"{split[0][0]!r}, so it is no cluster of questions; name another column"
+            )
+
+
+def versions_of(database: duckdb.DuckDBPyConnection, run: ScoredRun, scored: Scored) -> list[str]:
+    """The versions of the rule by which rows are scored."""
+    table = f"scores_{run.number}" if scored.file is None else _scan(scored.file)
+    found = database.execute(
+        f"SELECT DISTINCT scorer_version FROM {table} "  # noqa: S608
+        "WHERE metric = ? AND scorer_version IS NOT NULL",
+        [scored.metric],
+    ).fetchall()
+    return [version for (version,) in found]
+
+
+def notes_of(run: ScoredRun, stale: int) -> Iterator[str]:
+    """What a report of the run's scores must say beside its figures."""
+    if stale:
+        yield (
+            f"{plural(stale, 'score is', 'scores are')} of an older answer and left out; "
+            f"batchrun score {run.name} scores the new ones"
+        )
+    if run.record is None or run.path is None:
+        return
+    if run.record.simulated:
+        yield "the answers are simulated"
+    state = state_now(run.path, run.record)
+    if state in ("running", "killed"):
+        why = "the run goes on" if state == "running" else "the last command was killed"
+        yield f"{why}: these are the rows that are complete so far"
+    if run.record.gone.rows:
+        yield f"{plural(run.record.gone.rows, 'row')} no longer in the input included"
