@@ -14,6 +14,7 @@ from batchrun.formats.printable import nearest
 from batchrun.job.job_file import load_job, read_setting
 from batchrun.job.sections import Job
 from batchrun.records import ANSWERED, Resend
+from batchrun.simulator.settings import SimulatorSettings
 
 _RETRY_FAILED = "--retry-failed"
 # Option, job key, argument, help. Types, bounds and defaults are those of the field of the key.
@@ -63,6 +64,7 @@ class RunOptions(NamedTuple):
     insecure_http: bool
     quiet: bool
     sample_rows: int | None
+    simulator: SimulatorSettings | None  # null: with its defaults
 
 
 class SourceCommand(OnceCommand):
@@ -103,7 +105,22 @@ def read_options(given: dict[str, Any]) -> RunOptions:
         given["limit"],
         Resend(kinds is not None, kinds or frozenset(), given["rerun_changed"]),
         *(given[name] for name in ("simulate", "insecure_http", "quiet", "sample_rows")),
+        _simulator(given["answers"], given["right"], simulate=given["simulate"]),
     )
+
+
+def _simulator(
+    answers: tuple[str, ...], right: tuple[str, ...], *, simulate: bool
+) -> SimulatorSettings | None:
+    """What the embedded simulator knows."""
+    if not answers and not right:
+        return None
+    if not simulate:
+        raise click.UsageError("--answers and --right are of the simulator; add --simulate")
+    try:
+        return SimulatorSettings(answers=answers, right=right)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
 
 
 def _options() -> list[click.Option]:
@@ -169,6 +186,18 @@ def _options() -> list[click.Option]:
         ),
         click.Option(
             ["--simulate"], is_flag=True, help="Use the embedded simulator: no key, no cost."
+        ),
+        click.Option(
+            ["--answers"],
+            multiple=True,
+            metavar="FILE",
+            help="With --simulate: a prompt set whose targets the simulator knows.",
+        ),
+        click.Option(
+            ["--right"],
+            multiple=True,
+            metavar="[MODEL=]P[,SPREAD]",
+            help="With --answers: how often it says them; SPREAD between questions.",
         ),
         click.Option(
             ["--insecure-http"], is_flag=True, help="Allow a key over plain http to other hosts."

@@ -72,6 +72,7 @@ def _send(options: RunOptions, pilot: int, said: "Planning") -> "Summary":
             return await run_job(
                 options.job,
                 simulate=options.simulate,
+                simulator=options.simulator,
                 limit=options.limit,
                 sample_rows=options.sample_rows or 0,
                 pilot=pilot,

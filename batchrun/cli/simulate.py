@@ -20,6 +20,7 @@ Examples:
   batchrun simulate --rpm 600 --tpm 90000 --no-hints
   batchrun simulate --fault 502_html=0.05 --fault stalled_body=0.01
   batchrun simulate --quirk no_event_lines --quirk null_usage
+  batchrun simulate --answers prompts.jsonl --right 0.7,0.2
 
 \b
 Then, in another shell:
@@ -128,6 +129,8 @@ def simulate(host: str, port: int, **options: Any) -> None:
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(_serve(settings, host, port))
+    except ValueError as error:  # the file of answers
+        raise click.UsageError(str(error)) from error
     except OSError as error:
         reason = error.strerror or str(error)
         raise click.UsageError(

@@ -27,6 +27,7 @@ from batchrun.runner.output_place import refuse_place
 from batchrun.runner.plan import known_prices, make_plan, make_record, run_path
 from batchrun.runner.resume import note_differences
 from batchrun.runner.run_source import refuse_other_use, stored_input
+from batchrun.simulator.settings import SimulatorSettings
 from batchrun.store.run_dir import RunDir
 from batchrun.transport.client import Client, fit_in_flight
 from batchrun.transport.fallback import choose_connections
@@ -46,6 +47,7 @@ async def run_job(
     job: Job,
     *,
     simulate: bool = False,
+    simulator: SimulatorSettings | None = None,
     limit: int | None = None,
     sample_rows: int = 0,
     pilot: int = 0,
@@ -57,8 +59,9 @@ async def run_job(
 ) -> Summary:
     """Runs or resumes; the summary's `exit_code` says how it ended: 0, 3, 4, or 128 + a signal.
 
-    `pilot`, `sample_rows`: so many random rows alone; a later run without it sends the rest too.
-    Raises `JobError` and `InputError` before anything is sent, `StoreError` where the disk fails.
+    `simulator`: its settings for `simulate`, where these are not the defaults. `pilot`,
+    `sample_rows`: so many random rows alone; a later run without it sends the rest too. Raises
+    `JobError` and `InputError` before anything is sent, `StoreError` where the disk fails.
     """
     stop, watch = stop or StopSwitch(), watch or Watch()
     stop_at = _stop_at(job)
@@ -67,6 +70,8 @@ async def run_job(
     found = None if job.input.path == STDIN else find_source(job.input)
     path = run_path(job, simulate=simulate)
     refuse_place(path)
+    if simulator is not None:
+        await asyncio.to_thread(_check_answers, simulator)
     refuse_written_secrets(job, command)
     if not (simulate or insecure_http):
         refuse_plain_http(job.endpoint)
@@ -122,7 +127,9 @@ async def run_job(
             async with contextlib.AsyncExitStack() as servers:
                 endpoint = job.endpoint
                 if simulate:
-                    endpoint = await servers.enter_async_context(_simulated(endpoint))
+                    endpoint = await servers.enter_async_context(
+                        _simulated(endpoint, simulator or SimulatorSettings())
+                    )
                 client = Client(
                     endpoint,
                     key,
@@ -159,6 +166,14 @@ def _stop_at(job: Job) -> float | None:
     return moment
 
 
+def _check_answers(settings: SimulatorSettings) -> None:
+    """Raises `JobError` where the simulator cannot read what it is to know."""
+    try:
+        settings.known_answers()
+    except ValueError as error:
+        raise JobError(str(error)) from error
+
+
 @contextlib.contextmanager
 def _closing(run_dir: RunDir) -> Iterator[RunDir]:
     """Closed at the end, whose own error says more than one of closing."""
@@ -172,12 +187,13 @@ def _closing(run_dir: RunDir) -> Iterator[RunDir]:
 
 
 @contextlib.asynccontextmanager
-async def _simulated(endpoint: EndpointJob) -> AsyncIterator[EndpointJob]:
+async def _simulated(
+    endpoint: EndpointJob, settings: SimulatorSettings
+) -> AsyncIterator[EndpointJob]:
     """The job's settings, but for a simulator that serves meanwhile."""
     # aiohttp's server takes 40 ms to import.
     from batchrun.simulator.server import serve  # noqa: PLC0415
-    from batchrun.simulator.settings import SimulatorSettings  # noqa: PLC0415
 
-    async with serve(SimulatorSettings()) as base_url:
+    async with serve(settings) as base_url:
         keyless = replace(endpoint, api_key_env="none", api_key_command=None)
         yield replace(keyless, base_url=base_url, headers={}, query={})

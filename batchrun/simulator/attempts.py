@@ -38,11 +38,13 @@ class ServerState:
     """What one server is set to, remembers and counts."""
 
     def __init__(self, settings: SimulatorSettings) -> None:
+        """Raises `ValueError` where the file of answers cannot be read."""
         self.settings = settings
         self.stats = Stats()
         self.limits = ModelRateLimits(settings)
         self.sampler = faults.FaultSampler(settings)
         self.stored = StoredResponses()
+        self.known = settings.known_answers()
         self._extra_headers = _EXTRA_HEADERS if Quirk.EXTRAS in settings.quirks else {}
         is_other = Quirk.OTHER_REQUEST_ID in settings.quirks
         self._id_header = "x-oneapi-request-id" if is_other else "x-request-id"
@@ -134,7 +136,15 @@ class Responder:
     def _make_answer(self) -> SimulatedAnswer:
         """The answer as the model leaves it, before what a gateway changes in it."""
         state, request = self._state, self._request
-        answer = make_answer(request, state.settings, self._number, time.time(), self._latency_s)
+        answer = make_answer(
+            request,
+            state.settings,
+            self._number,
+            time.time(),
+            self._latency_s,
+            before=state.stats.answered(request.key),
+            known=state.known,
+        )
         used = answer.tokens[0] + answer.tokens[1]
         state.limits.settle(request.model, state.reserved_tokens(request), used)
         if self._fault not in faults.NOT_BILLED:

@@ -1,7 +1,7 @@
 """The answer to a request: reasoning, calls, searches, text or a refusal, and its usage.
 
-No I/O. What an answer says is drawn from the seed and the body alone; only its ids and times differ
-from one attempt to the next.
+No I/O. What an answer says is drawn from the seed, the body and, unless the temperature is 0, how
+often that body was answered before; ids and times differ from one attempt to the next.
 """
 
 import re
@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from batchrun.simulator import random_values
+from batchrun.simulator.knowledge.known_answers import Draw, KnownAnswers
 from batchrun.simulator.requests import CheckedRequest, RequestBody, logprobs_asked
 from batchrun.simulator.schema_values import make_invalid, make_value
 from batchrun.simulator.settings import SimulatorSettings
@@ -62,11 +63,19 @@ def make_answer(
     attempt: int,
     now_s: float,
     latency_s: float = 0.0,
+    *,
+    before: int = 0,
+    known: KnownAnswers | None = None,
 ) -> SimulatedAnswer:
-    """The response to a request; `attempt` counts those at the same body and changes only ids."""
-    rng = random_values.random_source(settings.seed, request.key, "answer")
+    """The response to a request; `attempt` counts those at the same body and changes only ids.
+
+    `before`: how many answers that body had; `known`: the targets that the model knows.
+    """
+    number = before if request.fields.get("temperature", 1) else 0
+    again = f" {number}" if number else ""
+    rng = random_values.random_source(settings.seed, request.key, f"answer{again}")
     reasoning_tokens = _reasoning_tokens(request, settings, rng) if request.reasons else 0
-    parts = _parts(request, settings, rng)
+    parts = _parts(request, settings, rng, number, known)
     ids = random_values.random_source(settings.seed, request.key, f"ids {attempt}")
     limit: int = request.fields.get("max_output_tokens", sys.maxsize)
     items, is_whole = [], True
@@ -87,9 +96,8 @@ def make_answer(
     usage = _usage(request.input_tokens, cached_tokens, output_tokens, reasoning_tokens)
     top = logprobs_asked(request.fields)
     if top is not None:
-        _add_logprobs(
-            items, top, random_values.random_source(settings.seed, request.key, "logprobs")
-        )
+        source = random_values.random_source(settings.seed, request.key, f"logprobs{again}")
+        _add_logprobs(items, top, source)
     times = (int(now_s), int(now_s + latency_s))
     response = _response(request, items, usage, is_whole, _new_id("resp", ids), times)
     billed = (request.input_tokens, output_tokens, reasoning_tokens)
@@ -201,12 +209,26 @@ def _format(fields: Item) -> Item:
     return format_
 
 
-def _parts(request: CheckedRequest, settings: SimulatorSettings, rng: Random) -> list[Item]:
+def _parts(
+    request: CheckedRequest,
+    settings: SimulatorSettings,
+    rng: Random,
+    number: int,
+    known: KnownAnswers | None,
+) -> list[Item]:
     """What the model says after its reasoning: parts of type refusal, output_text, call, search."""
     fields = request.fields
     refuses, calls_none, speaks_first = rng.random(), rng.random(), rng.random()
     if refuses < settings.refusals:
         return [{"type": "refusal", "text": rng.choice(random_values.REFUSALS)}]
+    if known is not None:
+        draw = Draw(settings.seed, request.key, number, request.model)
+        length = random_values.lognormal(
+            rng.random() or 0.5, settings.output_tokens, settings.output_spread
+        )
+        parts = known.parts(fields, draw, min(length, _LONGEST))
+        if parts is not None:
+            return parts
     choice, given = _choose_functions(fields), fields.get("input")
     if choice.functions and (
         choice.must

@@ -11,6 +11,8 @@ from itertools import islice
 from math import isfinite
 from typing import Any
 
+from batchrun.simulator.knowledge.known_answers import KnownAnswers, read_abilities, read_answers
+
 
 class Fault(StrEnum):
     """What an attempt can get instead of a whole answer."""
@@ -264,6 +266,16 @@ class SimulatorSettings:
         "Share of structured answers that are malformed or do not fit their schema."
     )
     refusals: float = _rate("Share of answers that are a refusal.")
+    answers: tuple[str, ...] = _setting(
+        (),
+        "Prompt set with the targets that the model knows; rows of one id in several are one.",
+        metavar="FILE",
+    )
+    right: tuple[str, ...] = _setting(
+        (),
+        "How often it says them, by default always; SPREAD between questions. Repeatable.",
+        metavar="[MODEL=]P[,SPREAD]",
+    )
     accepts: bool = _flag("--never-accept", "Accept no connection: attempts to connect hang.")
 
     def __post_init__(self) -> None:
@@ -291,6 +303,15 @@ class SimulatorSettings:
             raise ValueError(f"the rates of faults add up to {total:.4g}; 1 is the most")
         if self.api_key is not None and not self.api_key:
             raise ValueError("api_key is empty; give a key, or none at all")
+        read_abilities(self.right)
+        if self.right and not self.answers:
+            raise ValueError("right needs answers: the file with the targets that the model knows")
+
+    def known_answers(self) -> KnownAnswers | None:
+        """What the model knows. Raises `ValueError` where its file cannot be read."""
+        if not self.answers:
+            return None
+        return read_answers(self.answers, read_abilities(self.right))
 
     def rates(self) -> dict[Fault, float]:
         """The rate of each kind of fault, those of 0 left out."""

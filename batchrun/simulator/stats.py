@@ -21,6 +21,7 @@ class _SecondCounts(Struct, gc=False):
 class _BodyCounts(Struct, gc=False):
     requests: int = 0
     admitted: int = 0
+    answers: int = 0  # begun, whether or not they were completed
     completions: int = 0
     destroyed: int = 0
     created: int = 0
@@ -71,6 +72,12 @@ class Stats:
         body = self._bodies[key]
         body.admitted += 1
         return body.admitted - 1
+
+    def answered(self, key: bytes) -> int:
+        """How many answers to that body were made before this one."""
+        body = self._bodies[key]
+        body.answers += 1
+        return body.answers - 1
 
     def faulted(self, fault: str) -> None:
         """The attempt gets this fault."""

@@ -1,0 +1,1 @@
+"""What the simulator knows of the prompts that it is asked."""
