@@ -4,7 +4,7 @@ Each trial draws questions of different difficulty, answers to them, and asks wh
 95 % interval holds the mean of all questions that could have been drawn. Two models of the same
 ability then answer the same questions: p below 0.05 is an error. No network, no files:
 
-    python -m benchmarks.eval_coverage    # the table of docs/evals.md, a few minutes
+    python -m benchmarks.eval_coverage    # the table of docs/metrics.md, a few minutes
 """
 
 import argparse
