@@ -26,11 +26,15 @@ def write_metrics(found: Metrics, form: str, stream: TextIO) -> None:
     elif form == "csv":
         write_csv(_csv(found.lines), stream)
     else:
-        groups: dict[str, list[MetricLine]] = {}
-        for line in found.lines:
-            groups.setdefault(line.name, []).append(line)
-        tables = [_table(name, lines, found) for name, lines in groups.items()]
-        write_tables(tables, found.notes, form, stream)
+        write_tables(metrics_tables(found), found.notes, form, stream)
+
+
+def metrics_tables(found: Metrics) -> list[FigureTable]:
+    """One for each scorer and metric."""
+    groups: dict[str, list[MetricLine]] = {}
+    for line in found.lines:
+        groups.setdefault(line.name, []).append(line)
+    return [_table(name, lines, found) for name, lines in groups.items()]
 
 
 def _table(name: str, lines: Sequence[MetricLine], found: Metrics) -> FigureTable:

@@ -28,6 +28,7 @@ from batchrun.reports.sql import (
     unreadable,
 )
 from batchrun.store.columns import KEY
+from batchrun.store.files import TABLES
 from batchrun.store.reading import state_now
 
 T = TypeVar("T")
@@ -47,6 +48,7 @@ _COLUMNS = {
     "passed": ("BOOLEAN", "value >= 1"),
     "answer": ("VARCHAR", "NULL"),
     "target": ("VARCHAR", "NULL"),
+    "reason": ("VARCHAR", "NULL"),
     "scorer_version": ("VARCHAR", "NULL"),
     "cost_usd": ("DOUBLE", "NULL"),
     "latency_s": ("DOUBLE", "NULL"),
@@ -137,12 +139,16 @@ def with_scores(
 def _add_run(
     database: duckdb.DuckDBPyConnection, number: int, path: Path, files: Files
 ) -> ScoredRun:
-    """The run's rows as the view `responses_N`. Raises `JobError` where nothing is scored."""
-    select = select_of(files.responses, database, f"_{number}")
-    database.execute(f"CREATE TEMP VIEW responses_{number} AS {select}")
+    """The run's rows as the views `responses_N` and `tool_calls_N`.
+
+    Raises `JobError` where nothing is scored.
+    """
+    for name in TABLES:
+        select = select_of(getattr(files, name), database, f"_{name}_{number}")
+        database.execute(f"CREATE TEMP VIEW {name}_{number} AS {select}")
     found = tuple(
         Scored(file.parent.name, metric, file)
-        for file in sorted((path / "scores").glob(f"*/{SCORES}"))
+        for file in _score_files(path)
         for metric in _metrics_of(database, file)
     )
     if not found:
@@ -155,6 +161,15 @@ def _add_run(
 def _plain(schema: pa.Schema) -> tuple[str, ...]:
     """The columns that rows can be grouped by."""
     return tuple(field.name for field in schema if not pa.types.is_nested(field.type))
+
+
+def has_scores(path: Path) -> bool:
+    """Whether anything of the run is scored."""
+    return bool(_score_files(path))
+
+
+def _score_files(path: Path) -> list[Path]:
+    return sorted((path / "scores").glob(f"*/{SCORES}"))
 
 
 def _metrics_of(database: duckdb.DuckDBPyConnection, file: Path) -> list[str]:
@@ -226,8 +241,8 @@ def answers_of(
     """Makes a table of the run's stored answers with this score; how many scores are out of date.
 
     Columns: question, sample, variant, row, category (that of `by`), cluster, is_scored, value,
-    passed, answer, target, cost_usd, latency_s. A value that is no finite number is null. Raises
-    `JobError`.
+    passed, answer, target, reason, cost_usd, latency_s. A value that is no finite number is null.
+    Raises `JobError`.
     """
     for name in (grouping.by, grouping.cluster):
         if name is not None and name not in run.columns:
@@ -243,8 +258,8 @@ def answers_of(
         given = {"scorer": scored.scorer, "metric": scored.metric}
     else:
         rows = f"""responses_{run.number} AS r LEFT JOIN (
-            SELECT {key}, response_id, value, passed, answer, target FROM {_scan(scored.file)}
-            WHERE metric = $metric
+            SELECT {key}, response_id, value, passed, answer, target, reason
+            FROM {_scan(scored.file)} WHERE metric = $metric
         ) AS s ON r.custom_id = s.custom_id AND r.sample = s.sample
             AND r.variant IS NOT DISTINCT FROM s.variant"""  # noqa: S608
         where, score = "", "s"
@@ -262,6 +277,7 @@ def answers_of(
         "passed": f"coalesce({score}.passed, false)",
         "answer": f"{score}.answer",
         "target": f"{score}.target",
+        "reason": f"{score}.reason",
         "cost_usd": "r.cost_usd",
         "latency_s": "r.latency_s",
     }
