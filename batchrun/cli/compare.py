@@ -72,7 +72,7 @@ def compare(
     All are compared with the first; with more than two the p values are corrected (Holm).
     """
     from batchrun.evals.compare import compare as compare_runs
-    from batchrun.evals.compare_text import write_comparisons
+    from batchrun.evals.tables.compare_text import write_comparisons
 
     for path in run_paths:
         warn_of_missing_parts(path)

@@ -80,7 +80,7 @@ def metrics(
     """
     from batchrun.evals.metrics import metrics as measure
     from batchrun.evals.metrics import read_requirement, unmet
-    from batchrun.evals.metrics_text import write_metrics
+    from batchrun.evals.tables.metrics_text import write_metrics
 
     wanted = [read_requirement(text) for text in requirements]
     ks = _whole_numbers(at)

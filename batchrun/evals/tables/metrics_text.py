@@ -5,9 +5,15 @@ from typing import Any, TextIO
 
 import msgspec
 
-from batchrun.evals.figure_tables import FigureTable, figure, interval_text, write_csv, write_tables
 from batchrun.evals.means import Measure
 from batchrun.evals.metrics import MetricLine, Metrics, PassRate
+from batchrun.evals.tables.figure_tables import (
+    FigureTable,
+    figure,
+    interval_text,
+    write_csv,
+    write_tables,
+)
 from batchrun.formats.amounts import seconds, usd
 from batchrun.formats.printable import printable_json
 

@@ -6,7 +6,7 @@ from typing import Any, TextIO
 import msgspec
 
 from batchrun.evals.compare import Comparison, Comparisons
-from batchrun.evals.figure_tables import (
+from batchrun.evals.tables.figure_tables import (
     FigureTable,
     chance,
     figure,
