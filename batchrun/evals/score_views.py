@@ -153,7 +153,9 @@ def _add_run(
     )
     if not found:
         raise JobError(f"{path}: nothing is scored yet; batchrun score {path} scores its rows")
-    (variants,) = zip(*_column(database, f"responses_{number}", "variant"), strict=True)
+    stored = [name for (name,) in _column(database, f"responses_{number}", "variant")]
+    declared = [one["name"] for one in files.record.job.get("variants", ())]
+    variants = tuple(sorted(stored, key=[*declared, *stored].index))
     columns = _plain(files.responses.schema)
     return ScoredRun(str(path), number, found, variants, columns, files.record, path)
 
@@ -173,17 +175,19 @@ def _score_files(path: Path) -> list[Path]:
 
 
 def _metrics_of(database: duckdb.DuckDBPyConnection, file: Path) -> list[str]:
-    """In the order of the file: `value` first, else as the function gave them."""
-    names = [name for (name,) in _column(database, _scan(file), "metric")]
-    return sorted(names, key=lambda name: name != _VALUE)
+    """Those that any row has a value of, `value` first, else as the function gave them."""
+    names = [
+        name for (name,) in _column(database, _scan(file), "metric", "HAVING count(value) > 0")
+    ]
+    return sorted(names, key=lambda name: name != _VALUE) or [_VALUE]
 
 
 def _column(
-    database: duckdb.DuckDBPyConnection, table: str, column: str
+    database: duckdb.DuckDBPyConnection, table: str, column: str, having: str = ""
 ) -> list[tuple[str | None]]:
     """The different values of a column, in the order in which they first come."""
     return database.sql(
-        f"SELECT {column} FROM {table} GROUP BY ALL ORDER BY min(row), {column}"  # noqa: S608
+        f"SELECT {column} FROM {table} GROUP BY ALL {having} ORDER BY min(row), {column}"  # noqa: S608
     ).fetchall()
 
 
