@@ -46,7 +46,7 @@ _SHOWN_FLIPS = 10
 _SIDE = """
 CREATE OR REPLACE TEMP TABLE {side} AS
 SELECT question, min(row) AS row, any_value(category) AS category,
-       coalesce('=' || any_value(cluster), question) AS cluster, any_value(target) AS target,
+       coalesce('=' || any_value(cluster), '.' || question) AS cluster, any_value(target) AS target,
        count(DISTINCT coalesce('=' || category, '')) AS groups, count(value) AS counted,
        avg(value) AS score, count(*) FILTER (passed) AS "right",
        coalesce(bool_and(value IN (0, 1)), true) AS is_binary

@@ -46,7 +46,7 @@ SELECT line, answers.* FROM answers JOIN lines ON answers.variant IS NOT DISTINC
     AND answers.category IS NOT DISTINCT FROM lines.category;
 
 CREATE OR REPLACE TEMP TABLE questions AS
-SELECT line, question, coalesce('=' || any_value(cluster), question) AS cluster,
+SELECT line, question, coalesce('=' || any_value(cluster), '.' || question) AS cluster,
        count(*) AS samples, count(*) FILTER (is_scored) AS scored, count(value) AS counted,
        coalesce(sum(value), 0) AS total, avg(value) AS score, var_samp(value) AS variance,
        count(*) FILTER (passed) AS "right", min(value) AS least, max(value) AS most,
@@ -64,7 +64,8 @@ FROM questions GROUP BY line ORDER BY line
 """
 _SPENDING = """
 SELECT any_value(variant) AS variant, any_value(category) AS category, sum(cost_usd) AS cost_usd,
-       count(*) - count(cost_usd) AS unpriced, quantile_cont(latency_s, 0.5) AS latency_p50_s
+       count(*) FILTER (is_answered AND cost_usd IS NULL) AS unpriced,
+       quantile_cont(latency_s, 0.5) FILTER (is_answered) AS latency_p50_s
 FROM placed GROUP BY line ORDER BY line
 """
 _SCORES = "SELECT line, cluster, score AS x FROM questions WHERE counted > 0"
@@ -123,7 +124,7 @@ class MetricLine(Struct, frozen=True):
     majority: Measure | None  # null where there are no answers to count
     right: int  # stored answers at or above their scorer's threshold
     cost_usd: float | None
-    unpriced: int  # stored answers whose cost is not known
+    unpriced: int  # answers whose cost is not known
     usd_per_1000: float | None  # requests; null unless all their costs are known, as below
     usd_per_right: float | None
     latency_p50_s: float | None

@@ -35,6 +35,7 @@ T = TypeVar("T")
 Missing = Literal["leave", "zero"]
 Source = Path | pa.Table  # a run directory, or a table with the columns of scores.parquet
 SCORES = "scores.parquet"  # in the folder of its scorer, in `scores` of the run directory
+ANSWERED = ("completed", "incomplete")  # statuses of rows that the model has answered
 _VALUE = "value"  # the metric of a scorer that has only one
 # The columns of a table of scores: type, and what stands for one that is not there; none: it must.
 _COLUMNS = {
@@ -245,8 +246,8 @@ def answers_of(
     """Makes a table of the run's stored answers with this score; how many scores are out of date.
 
     Columns: question, sample, variant, row, category (that of `by`), cluster, is_scored, value,
-    passed, answer, target, reason, cost_usd, latency_s. A value that is no finite number is null.
-    Raises `JobError`.
+    passed, answer, target, reason, is_answered, cost_usd, latency_s. A value that is no finite
+    number is null. Raises `JobError`.
     """
     for name in (grouping.by, grouping.cluster):
         if name is not None and name not in run.columns:
@@ -258,7 +259,7 @@ def answers_of(
     if scored.file is None:
         rows = f"scores_{run.number} AS r"
         where = "WHERE scorer = $scorer AND metric = $metric"
-        score, is_stale = "r", "false"
+        score, is_answered, is_stale = "r", "true", "false"
         given = {"scorer": scored.scorer, "metric": scored.metric}
     else:
         rows = f"""responses_{run.number} AS r LEFT JOIN (
@@ -267,6 +268,7 @@ def answers_of(
         ) AS s ON r.custom_id = s.custom_id AND r.sample = s.sample
             AND r.variant IS NOT DISTINCT FROM s.variant"""  # noqa: S608
         where, score = "", "s"
+        is_answered = f"r.status IN {ANSWERED}"
         is_stale = "s.custom_id IS NOT NULL AND r.response_id IS DISTINCT FROM s.response_id"
         given = {"metric": scored.metric}
     columns = {
@@ -282,6 +284,7 @@ def answers_of(
         "answer": f"{score}.answer",
         "target": f"{score}.target",
         "reason": f"{score}.reason",
+        "is_answered": is_answered,
         "cost_usd": "r.cost_usd",
         "latency_s": "r.latency_s",
     }
