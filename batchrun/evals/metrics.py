@@ -182,7 +182,7 @@ def metrics(
                 stale = max(stale, answers_of(database, run, scored, grouping, "answers"))
                 of_run += _lines(database, run, scored, interval, at)
             where = f"{run.name}: " if len(found) > 1 else ""
-            for note in (*notes_of(run, stale), *_notes(of_run, missing)):
+            for note in (*notes_of(run, stale), *_notes(of_run, by, missing)):
                 notes[where + note] = None
             lines += of_run
         if method == "bootstrap":
@@ -291,10 +291,11 @@ def _read_passes(
     }
 
 
-def _notes(lines: Sequence[MetricLine], missing: Missing) -> Iterator[str]:
+def _notes(lines: Sequence[MetricLine], by: str | None, missing: Missing) -> Iterator[str]:
     """What the figures leave out."""
     for line in lines:
-        where = ", ".join(filter(None, (line.name, line.variant, line.by)))
+        group = "(null)" if by is not None and line.by is None else line.by
+        where = ", ".join(filter(None, (line.name, line.variant, group)))
         if line.scored < line.samples:
             yield f"{where}: {said_of_missing(line, missing)}"
         for rate in line.passes:

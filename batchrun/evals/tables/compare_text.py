@@ -56,7 +56,7 @@ def _figures(found: Comparisons) -> Iterator[_Column]:
     yield "questions", lambda line: f"{line.pairs:,}"
     if found.cluster is not None:
         yield "clusters", lambda line: f"{line.clusters:,}"
-    yield "base", lambda line: figure(line.base_mean, line.se)
+    yield "base mean", lambda line: figure(line.base_mean, line.se)
     yield "other mean", lambda line: figure(line.other_mean, line.se)
     yield "difference", _difference
     yield "SE", lambda line: figure(line.se, line.se)
