@@ -114,7 +114,11 @@ class MetricLine(Struct, frozen=True):
     clusters: int
     samples: int  # stored answers
     scored: int  # of these
-    mean: Measure | None  # null where nothing is scored
+    mean: float | None  # null where nothing is scored
+    se: float | None  # null where there are fewer than two clusters, as is the interval
+    low: float | None
+    high: float | None
+    method: str | None  # of the interval: t, wilson, bootstrap
     if_rest_wrong: float | None  # the mean if the others were 0, and 1; null where scores are
     if_rest_right: float | None  # not from 0 to 1
     within: float | None  # two variances and an error: see `statistics.Variance`
@@ -226,6 +230,7 @@ def _lines(
         if mean is not None and count["within"] is not None:
             variance = variance_of(mean.error, count["within"], count["inverse_samples"])
         questions = 0 if mean is None else mean.error.questions
+        own = measured(mean, interval, samples, **kinds)
         known_usd = None if spent["unpriced"] else cost_usd
         yield MetricLine(
             run=run.name,
@@ -237,7 +242,11 @@ def _lines(
             clusters=0 if mean is None else mean.error.clusters,
             samples=count["samples"],
             scored=count["scored"],
-            mean=measured(mean, interval, samples, **kinds),
+            mean=own and own.value,
+            se=own and own.se,
+            low=own and own.low,
+            high=own and own.high,
+            method=own and own.method,
             if_rest_wrong=count["if_wrong"] if is_share else None,
             if_rest_right=count["if_right"] if is_share else None,
             within=None if variance is None else variance.within,
@@ -304,10 +313,10 @@ def _notes(lines: Sequence[MetricLine], by: str | None, missing: Missing) -> Ite
                     f"{where}: pass@{rate.k} leaves out "
                     f"{plural(rate.left_out, 'question')} with fewer scored samples"
                 )
-        if line.mean is not None and line.mean.se is None:
+        if line.mean is not None and line.se is None:
             one = "question" if line.clusters == line.questions else "cluster"
             yield f"{where}: a single {one} has no error; an interval needs two"
-        elif line.mean is not None and line.mean.method == "t" and line.mean.se == 0:
+        elif line.method == "t" and line.se == 0:
             yield f"{where}: all questions have one score, so its t interval has no width"
 
 
@@ -367,8 +376,6 @@ def unmet(found: Metrics, requirements: Sequence[Requirement]) -> list[str]:
             where = " ".join(filter(None, (line.run, line.name, line.variant, line.by)))
             if line.mean is None:
                 messages.append(f"{one.text} does not hold: nothing is scored of {where}")
-            elif not _HOLDS[one.sign](line.mean.value, one.bound):
-                messages.append(
-                    f"{one.text} does not hold: the mean of {where} is {line.mean.value:.6g}"
-                )
+            elif not _HOLDS[one.sign](line.mean, one.bound):
+                messages.append(f"{one.text} does not hold: the mean of {where} is {line.mean:.6g}")
     return messages

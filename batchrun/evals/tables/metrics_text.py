@@ -20,7 +20,8 @@ from batchrun.formats.printable import printable_json
 _Column = tuple[str, Callable[[MetricLine], str]]
 _PLAIN = (
     *("run", "scorer", "metric", "variant", "by", "questions", "clusters", "samples", "scored"),
-    *("if_rest_wrong", "if_rest_right", "within", "between", "se_of_many"),
+    *("mean", "se", "low", "high", "method", "if_rest_wrong", "if_rest_right"),
+    *("within", "between", "se_of_many"),
 )
 _SPENT = ("right", "cost_usd", "unpriced", "usd_per_1000", "usd_per_right", "latency_p50_s")
 
@@ -69,9 +70,12 @@ def _figures(lines: Sequence[MetricLine], found: Metrics) -> Iterator[_Column]:
         yield "clusters", lambda line: f"{line.clusters:,}"
     yield "samples", lambda line: f"{line.samples:,}"
     yield "scored", lambda line: f"{line.scored:,}"
-    yield "mean", lambda line: _value(line.mean)
-    yield "SE", lambda line: _error(line.mean)
-    yield f"{100 * found.level:.4g} % interval", lambda line: _interval(line.mean)
+    yield "mean", lambda line: figure(line.mean, line.se)
+    yield "SE", lambda line: figure(line.se, line.se)
+    yield (
+        f"{100 * found.level:.4g} % interval",
+        lambda line: interval_text(line.low, line.high, line.se),
+    )
     for k in sorted({rate.k for line in lines for rate in line.passes}):
         yield f"pass@{k}", lambda line, k=k: _with_interval(_rate(line, k).at)  # type: ignore[misc]
         yield f"pass^{k}", lambda line, k=k: _with_interval(_rate(line, k).hat)  # type: ignore[misc]
@@ -90,20 +94,10 @@ def _rate(line: MetricLine, k: int) -> PassRate:
     return next((rate for rate in line.passes if rate.k == k), PassRate(k, None, None, 0))
 
 
-def _value(of: Measure | None) -> str:
-    return "" if of is None else figure(of.value, of.se)
-
-
-def _error(of: Measure | None) -> str:
-    return "" if of is None else figure(of.se, of.se)
-
-
-def _interval(of: Measure | None) -> str:
-    return "" if of is None else interval_text(of.low, of.high, of.se)
-
-
 def _with_interval(of: Measure | None) -> str:
-    return f"{_value(of)} {_interval(of)}".strip()
+    if of is None:
+        return ""
+    return f"{figure(of.value, of.se)} {interval_text(of.low, of.high, of.se)}".rstrip()
 
 
 def _variance(value: float | None) -> str:
@@ -126,12 +120,12 @@ def _seconds(value: float | None) -> str:
 def _csv(lines: Sequence[MetricLine]) -> Iterator[Sequence[Any]]:
     """The row of names, and a row for each line, with all digits."""
     ks = sorted({rate.k for line in lines for rate in line.passes})
-    measures = ["mean", "majority", *(f"pass_{kind}_{k}" for k in ks for kind in ("at", "hat"))]
+    measures = ["majority", *(f"pass_{kind}_{k}" for k in ks for kind in ("at", "hat"))]
     fields = [f"{name}{end}" for name in measures for end in ("", "_se", "_low", "_high")]
     yield [*_PLAIN, *fields, *_SPENT]
     for line in lines:
         rates = [_rate(line, k) for k in ks]
-        values = [line.mean, line.majority, *(one for rate in rates for one in (rate.at, rate.hat))]
+        values = [line.majority, *(one for rate in rates for one in (rate.at, rate.hat))]
         yield [
             *(getattr(line, name) for name in _PLAIN),
             *(end for one in values for end in _ends(one)),
