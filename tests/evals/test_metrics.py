@@ -110,7 +110,7 @@ def test_each_method_is_its_formula(batchrun: Run, tmp_path: Path) -> None:
     for method, ends in expected.items():
         done = batchrun("metrics", "run", "--method", method, "--level", "0.9", "--format", "json")
         (line,) = as_struct(Metrics, done.stdout).lines
-            assert (line.low, line.high) == pytest.approx(ends)
+        assert (line.low, line.high) == pytest.approx(ends)
     done = batchrun("metrics", "run", "--method", "bootstrap")
     assert "bootstrap: 10,000 draws, seed 1" in done.stdout
     assert batchrun("metrics", "run", "--method", "bootstrap").stdout == done.stdout
