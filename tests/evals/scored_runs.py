@@ -41,7 +41,7 @@ def published(name: str) -> dict[str, str]:
 
 
 def outcome(row: int, custom_id: str, sample: int, variant: str | None, **given: Any) -> Outcome:
-    """A stored row; `topic`, `cost_usd`, `latency_s` and `failed` may be given."""
+    """A stored row; `topic`, `cost_usd`, `text`, `failed` may be given."""
     request = Request(
         row=row,
         custom_id=custom_id,
@@ -55,7 +55,7 @@ def outcome(row: int, custom_id: str, sample: int, variant: str | None, **given:
         variant=variant,
     )
     cost_usd = given.get("cost_usd", 0.002)
-    attempt = Attempt(1_795_000_000_000_000, given.get("latency_s", 0.5), "first", 200)
+    attempt = Attempt(1_795_000_000_000_000, 0.5, "first", 200)
     if given.get("failed"):
         failure = Failure(ErrorKind.SERVER_ERROR, "the server failed", None, 500)
         return Outcome(request, failure, (attempt,), "https://x.test/v1", "plain", cost_usd=0.0)
@@ -65,7 +65,7 @@ def outcome(row: int, custom_id: str, sample: int, variant: str | None, **given:
         model="gpt-4.1",
         service_tier="default",
         output="[]",
-        output_text="42",
+        output_text=given.get("text", "42"),
         refusal=None,
         reasoning_summary=None,
         citations=(),
@@ -88,6 +88,7 @@ def write_run(
     topics: Mapping[str, str] | None = None,
     answers: Mapping[tuple[str, int], str] | None = None,
     costs: bool = True,
+    text: str = "42",
     **scores: Any,
 ) -> Path:
     """A finished run: of each variant, of each question, the value of each sample.
@@ -109,6 +110,7 @@ def write_run(
                         variant,
                         topic=(topics or {}).get(custom_id),
                         failed=value is None,
+                        text=text,
                         cost_usd=0.002 if costs else None,
                     )
                 )
