@@ -60,11 +60,11 @@ class RunOptions(NamedTuple):
     command: str  # this one
     limit: int | None
     resend: Resend
+    simulator: SimulatorSettings | None  # null: with its defaults
     simulate: bool
     insecure_http: bool
     quiet: bool
     sample_rows: int | None
-    simulator: SimulatorSettings | None  # null: with its defaults
 
 
 class SourceCommand(OnceCommand):
@@ -104,8 +104,8 @@ def read_options(given: dict[str, Any]) -> RunOptions:
         shlex.join(["batchrun", *sys.argv[1:]]),
         given["limit"],
         Resend(kinds is not None, kinds or frozenset(), given["rerun_changed"]),
-        *(given[name] for name in ("simulate", "insecure_http", "quiet", "sample_rows")),
         _simulator(given["answers"], given["right"], simulate=given["simulate"]),
+        *(given[name] for name in ("simulate", "insecure_http", "quiet", "sample_rows")),
     )
 
 

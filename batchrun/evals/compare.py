@@ -246,7 +246,7 @@ def _sides(runs: Sequence[ScoredRun], variants: Sequence[str]) -> list[_Side]:
     """What is compared, the first one first. Raises `JobError`."""
     if len(runs) == 1:
         (run,) = runs
-        names = list(dict.fromkeys(variants)) or list(run.variants)
+        names: list[str | None] = [*dict.fromkeys(variants)] or [*run.variants]
         if len(names) < 2:
             raise JobError(
                 f"{run.name}: one variant alone cannot be compared; give a second --variant, or a "

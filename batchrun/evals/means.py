@@ -49,7 +49,7 @@ class Interval(Struct, frozen=True):
 class Measure(Struct, frozen=True):
     """A mean over questions, with its error and interval; null where there are too few."""
 
-    value: float
+    value: float | None
     se: float | None = None
     low: float | None = None
     high: float | None = None

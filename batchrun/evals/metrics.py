@@ -84,6 +84,7 @@ FROM questions LEFT JOIN (FROM most JOIN votes USING (line, question, votes)) AS
     ON questions.line = best.line AND questions.question = best.question
 WHERE counted > 0 GROUP BY questions.line, questions.question, questions.cluster
 """
+_NOTHING = Measure(None)
 _REQUIREMENT = re.compile(r"(.+?)\s*(>=|<=|>|<)([^<>=]+)", re.DOTALL)
 _HOLDS: dict[str, Callable[[float, float], bool]] = {
     ">=": lambda value, bound: value >= bound,
@@ -230,7 +231,7 @@ def _lines(
         if mean is not None and count["within"] is not None:
             variance = variance_of(mean.error, count["within"], count["inverse_samples"])
         questions = 0 if mean is None else mean.error.questions
-        own = measured(mean, interval, samples, **kinds)
+        own = measured(mean, interval, samples, **kinds) or _NOTHING
         known_usd = None if spent["unpriced"] else cost_usd
         yield MetricLine(
             run=run.name,
@@ -242,24 +243,17 @@ def _lines(
             clusters=0 if mean is None else mean.error.clusters,
             samples=count["samples"],
             scored=count["scored"],
-            mean=own and own.value,
-            se=own and own.se,
-            low=own and own.low,
-            high=own and own.high,
-            method=own and own.method,
+            mean=own.value,
+            se=own.se,
+            low=own.low,
+            high=own.high,
+            method=own.method,
             if_rest_wrong=count["if_wrong"] if is_share else None,
             if_rest_right=count["if_right"] if is_share else None,
             within=None if variance is None else variance.within,
             between=None if variance is None else variance.between,
             se_of_many=None if variance is None else variance.se_of_many,
-            passes=tuple(
-                PassRate(
-                    k,
-                    *(measured(of_k.get(line), interval, samples) for of_k in passes[k]),
-                    questions - (passes[k][0][line].error.questions if line in passes[k][0] else 0),
-                )
-                for k in at
-            ),
+            passes=tuple(_pass_rate(k, line, passes[k], interval, samples, questions) for k in at),
             majority=measured(majorities.get(line), interval, samples, **kinds),
             right=count["right"],
             cost_usd=cost_usd,
@@ -268,6 +262,21 @@ def _lines(
             usd_per_right=known_usd / count["right"] if known_usd and count["right"] else None,
             latency_p50_s=spent["latency_p50_s"],
         )
+
+
+def _pass_rate(
+    k: int,
+    line: int,
+    means: tuple[dict[int, QuestionMean], dict[int, QuestionMean]],
+    interval: Interval,
+    samples: int,
+    questions: int,
+) -> PassRate:
+    at, hat = (of_kind.get(line) for of_kind in means)
+    counted = 0 if at is None else at.error.questions
+    return PassRate(
+        k, measured(at, interval, samples), measured(hat, interval, samples), questions - counted
+    )
 
 
 def _rows(database: duckdb.DuckDBPyConnection, query: str) -> list[dict[str, Any]]:

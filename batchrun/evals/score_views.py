@@ -7,7 +7,7 @@ the run that such a file lacks, or whose answer has changed since, counts as not
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, TypeAlias, TypeVar
 
 import duckdb
 import pyarrow as pa
@@ -33,7 +33,9 @@ from batchrun.store.reading import state_now
 
 T = TypeVar("T")
 Missing = Literal["leave", "zero"]
-Source = Path | pa.Table  # a run directory, or a table with the columns of scores.parquet
+Source: TypeAlias = (
+    Path | pa.Table
+)  # a run directory, or a table with the columns of scores.parquet
 SCORES = "scores.parquet"  # in the folder of its scorer, in `scores` of the run directory
 ANSWERED = ("completed", "incomplete")  # statuses of rows that the model has answered
 _VALUE = "value"  # the metric of a scorer that has only one
@@ -177,9 +179,8 @@ def _score_files(path: Path) -> list[Path]:
 
 def _metrics_of(database: duckdb.DuckDBPyConnection, file: Path) -> list[str]:
     """Those that any row has a value of, `value` first, else as the function gave them."""
-    names = [
-        name for (name,) in _column(database, _scan(file), "metric", "HAVING count(value) > 0")
-    ]
+    found = _column(database, _scan(file), "metric", "HAVING count(value) > 0")
+    names = [name or _VALUE for (name,) in found]
     return sorted(names, key=lambda name: name != _VALUE) or [_VALUE]
 
 

@@ -24,6 +24,7 @@ BOOTSTRAP_SEED = 1
 MOST_BOOTSTRAPPED = 20_000  # clusters; beyond, the t interval is the same and takes no time
 SEEN_WITH_POWER_80 = 2.8  # standard errors: the normal quantiles of 0.975 and of 0.8 together
 _MOST_STEPS = 100_000  # a million degrees of freedom take a thousand
+_MOST_EXACT = 500  # flips that are counted by whole numbers
 _TINY = 1e-300
 
 
@@ -96,7 +97,8 @@ def wilson_interval(of: MeanError, samples: int, level: float) -> tuple[float, f
     spread = of.mean * (1 - of.mean) / n + c * c / (4 * n * n)
     middle, half = of.mean + c * c / (2 * n), c * math.sqrt(max(spread, 0.0))
     scale = 1 + c * c / n
-    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
+    low = 0.0 if of.mean <= 0 else max(0.0, (middle - half) / scale)  # exact, not within a rounding
+    return low, 1.0 if of.mean >= 1 else min(1.0, (middle + half) / scale)
 
 
 def effective_samples(of: MeanError, samples: int) -> float:
@@ -216,7 +218,10 @@ def mcnemar_p(gained: int, lost: int) -> float:
     fewer, all_of = min(gained, lost), gained + lost
     if 2 * fewer >= all_of:
         return 1.0
-    return min(1.0, 2 * _beta_share(all_of - fewer, fewer + 1, 0.5, 0.5))
+    if all_of > _MOST_EXACT:
+        return 2 * _beta_share(all_of - fewer, fewer + 1, 0.5, 0.5)  # the same sum
+    ways = sum(math.comb(all_of, j) for j in range(fewer + 1))
+    return min(1.0, float(2 * ways / (1 << all_of)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -272,18 +277,19 @@ def t_quantile(level: float, df: float) -> float:
     """Where `two_sided_p` is 1 - `level`: 12.7 for 0.95 and 1 degree of freedom, 1.96 for many.
 
     Newton's method from the normal quantile, which lies below: the function is convex, so each
-    step ends below the root too. Raises `ValueError` for a level or degrees that cannot be.
+    step goes up and ends below the root too, but for roundings. Raises `ValueError` for a level or
+    degrees that cannot be.
     """
     if not 0 < level < 1 or df <= 0:
         raise ValueError(f"no t quantile of level {level} and {df} degrees of freedom")
     beyond = 1 - level
     t = -NormalDist().inv_cdf(beyond / 2)
-    for _ in range(_MOST_STEPS):
+    for _ in range(_MOST_STEPS):  # a dozen, or some for each factor of 2 at one degree of freedom
         square = t * t
         density = _beta_power(df / 2, 0.5, df / (df + square), square / (df + square)) / t
         step = (two_sided_p(t, df) - beyond) / (2 * density)
         t += step
-        if abs(step) <= 1e-13 * t:
+        if step <= 1e-13 * t:
             break
     return t
 

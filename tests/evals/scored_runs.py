@@ -82,7 +82,7 @@ def outcome(row: int, custom_id: str, sample: int, variant: str | None, **given:
 
 def write_run(
     path: Path,
-    values: Mapping[str | None, Mapping[str, Sequence[Verdict]]],
+    values: Mapping[Any, Mapping[str, Sequence[Verdict]]],
     *,
     scorer: str = "exact",
     topics: Mapping[str, str] | None = None,
@@ -122,7 +122,7 @@ def write_run(
 
 def write_scores(
     path: Path,
-    values: Mapping[str | None, Mapping[str, Sequence[Verdict]]],
+    values: Mapping[Any, Mapping[str, Sequence[Verdict]]],
     *,
     scorer: str = "exact",
     metric: str = "value",

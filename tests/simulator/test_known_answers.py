@@ -93,7 +93,7 @@ def test_the_share_of_right_answers_is_as_asked_by_question_and_sample(tmp_path:
 
 
 def test_wrong_answers_are_wrong_by_any_rule(tmp_path: Path) -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"question": "Which number comes after four?", "answer": "5"},
         {"question": "Which number comes after fourteen?", "answer": "15"},
         {"question": "Is it so?", "answer": "5.0"},
@@ -221,7 +221,8 @@ async def test_each_asking_has_another_text_the_same_in_every_run_and_mode(
 
 async def test_what_brought_no_answer_is_no_asking(start: Start, http: Http) -> None:
     plain, faulty = await start(), await start(fault_rates={"503_json": 0.7})
-    told, retried = [await ask(http, plain) for _ in range(3)], []
+    told = [await ask(http, plain) for _ in range(3)]
+    retried: list[str] = []
     while len(retried) < 3:
         try:
             retried.append(await ask(http, faulty))
