@@ -41,7 +41,9 @@ async def test_the_sdk_creates_asks_and_gets_what_a_plain_request_gets(
 ) -> None:
     base_url = await start(latency_s=1.0, latency_spread=0)
     client = sdk(base_url)
-    response = await client.responses.create(model="m", input="hello", background=True)
+    response = await client.responses.create(
+        model="m", input="hello", temperature=0, background=True
+    )
     assert (response.status, response.background, response.output) == ("queued", True, [])
     seen = [str(response.status)]
     while response.status in ("queued", "in_progress"):
@@ -50,7 +52,7 @@ async def test_the_sdk_creates_asks_and_gets_what_a_plain_request_gets(
         if seen[-1] != response.status:
             seen.append(str(response.status))
     assert seen == ["queued", "in_progress", "completed"]
-    plain = await client.responses.create(model="m", input="hello")
+    plain = await client.responses.create(model="m", input="hello", temperature=0)
     assert plain.output_text == response.output_text
     assert plain.usage == response.usage
     counts = await stats(base_url)

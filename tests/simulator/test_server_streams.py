@@ -88,12 +88,13 @@ async def test_the_terminal_event_carries_what_a_plain_request_gets(
 async def test_the_sdk_reads_a_stream_as_it_is_written(start: Start, sdk: Sdk) -> None:
     client = sdk(await start(latency_s=0.2, latency_spread=0))
     said = ""
-    async for event in await client.responses.create(model="m", input="hello", stream=True):
+    fields: dict[str, Any] = {"model": "m", "input": "hello", "temperature": 0}
+    async for event in await client.responses.create(**fields, stream=True):
         if event.type == "response.output_text.delta":
             said += event.delta
         elif event.type == "response.completed":
             assert event.response.output_text == said
-    assert said == (await client.responses.create(model="m", input="hello")).output_text
+    assert said == (await client.responses.create(**fields)).output_text
 
 
 async def test_events_are_spread_over_the_latency(http: Http, start: Start) -> None:

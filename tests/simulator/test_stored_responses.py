@@ -176,7 +176,8 @@ async def test_work_in_background_is_streamed_from_queued_to_its_end(
     http: Http, start: Start, stats: FetchStats
 ) -> None:
     base_url = await start(latency_s=0.3, latency_spread=0)
-    body = {**_BODY, "background": True, "stream": True}
+    asked = {**_BODY, "temperature": 0}
+    body = {**asked, "background": True, "stream": True}
     events = await _events(http, f"{base_url}/responses", body)
     assert [event["type"] for event in events[:3]] == [
         "response.created",
@@ -191,7 +192,7 @@ async def test_work_in_background_is_streamed_from_queued_to_its_end(
     done = events[-1]["response"]
     assert (events[-1]["type"], done["background"]) == ("response.completed", True)
     assert await _call(http, "GET", f"{base_url}/responses/{done['id']}") == (200, done)
-    _, plain = await _call(http, "POST", f"{base_url}/responses", _BODY)
+    _, plain = await _call(http, "POST", f"{base_url}/responses", asked)
     assert _text(events) == plain["output"][0]["content"][0]["text"]
     counts = await stats(base_url)
     assert (counts["completions"], counts["destroyed"], counts["in_flight"]) == (2, 0, 0)
