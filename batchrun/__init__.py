@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
     import pyarrow.dataset
 
-    from batchrun.evals.score_run import score
     from batchrun.evals.compare import compare
     from batchrun.evals.metrics import metrics
+    from batchrun.evals.score_run import score
     from batchrun.job.job_file import load_job
     from batchrun.job.sections import Job
     from batchrun.progress.summary import Summary

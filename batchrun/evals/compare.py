@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from batchrun.errors import JobError
 from batchrun.evals.means import Interval, read_means
 from batchrun.evals.score_views import (
-    Grouping,
+    AnswerGroups,
     Missing,
     Scored,
     ScoredRun,
@@ -207,7 +207,7 @@ def compare(
         for source in sources:
             if isinstance(source, Path):
                 check_target(source, Path(flips))
-    grouping = Grouping(by, cluster, missing)
+    grouping = AnswerGroups(by, cluster, missing)
 
     def read(database: duckdb.DuckDBPyConnection, found: Sequence[ScoredRun]) -> Comparisons:
         sides = _sides(found, variants)

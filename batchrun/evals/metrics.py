@@ -15,7 +15,7 @@ from msgspec import Struct
 from batchrun.errors import JobError
 from batchrun.evals.means import Interval, Measure, QuestionMean, measured, read_means
 from batchrun.evals.score_views import (
-    Grouping,
+    AnswerGroups,
     Missing,
     Scored,
     ScoredRun,
@@ -175,7 +175,7 @@ def metrics(
     interval.check()
     if any(k < 1 for k in at):
         raise JobError(f"pass@k counts samples, from 1; {min(at)} is no such number")
-    grouping = Grouping(by, cluster, missing)
+    grouping = AnswerGroups(by, cluster, missing)
 
     def read(database: duckdb.DuckDBPyConnection, found: Sequence[ScoredRun]) -> Metrics:
         lines: list[MetricLine] = []

@@ -17,7 +17,7 @@ from batchrun.errors import JobError
 from batchrun.formats.amounts import plural
 from batchrun.formats.printable import listed, nearest
 from batchrun.records import RunRecord
-from batchrun.reports.cost_queries import MOST_VALUES
+from batchrun.reports.bill.cost_queries import MOST_VALUES
 from batchrun.reports.sql import (
     Files,
     connected,
@@ -83,7 +83,7 @@ class ScoredRun(Struct, frozen=True):
     path: Path | None = None
 
 
-class Grouping(Struct, frozen=True):
+class AnswerGroups(Struct, frozen=True):
     """Which columns the table `answers` has beside those of a score."""
 
     by: str | None = None
@@ -241,7 +241,7 @@ def answers_of(
     database: duckdb.DuckDBPyConnection,
     run: ScoredRun,
     scored: Scored,
-    grouping: Grouping,
+    grouping: AnswerGroups,
     table: str,
 ) -> int:
     """Makes a table of the run's stored answers with this score; how many scores are out of date.
@@ -311,7 +311,7 @@ def _as_text(column: str | None) -> str:
 
 
 def _check_groups(
-    database: duckdb.DuckDBPyConnection, run: ScoredRun, grouping: Grouping, table: str
+    database: duckdb.DuckDBPyConnection, run: ScoredRun, grouping: AnswerGroups, table: str
 ) -> None:
     """Raises `JobError` where there are too many groups, or a question is in several clusters."""
     if grouping.by is not None:
