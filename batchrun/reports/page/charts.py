@@ -22,8 +22,8 @@ from batchrun.reports.timeline import Moment, Timeline
 
 _MOST_KINDS = 7  # as many colours as can be distinguished; the rest is one kind more
 _MOST_TOOLS, _TOOL_NAME = 6, 24  # lines, and characters of a name
-# Axes and legend included: text has its size on a phone, and three charts fit beside each other.
-_WIDTH, _HEIGHT = 340, 220
+# Axes included: text has its size on a phone, and three charts fit beside each other.
+_WIDTH, _HEIGHT = 340, 200
 _UNITS = ((86_400, "day"), (3_600, "hour"), (60, "minute"), (1, "second"))
 _CONFIG = json.loads("""{
     "background": null, "font": "system-ui, sans-serif", "view": {"stroke": null},
@@ -33,12 +33,7 @@ _CONFIG = json.loads("""{
         "labelFontSize": 11, "titleFontSize": 11, "labelLimit": 150, "labelOverlap": true
     },
     "axisX": {"grid": false},
-    "axisY": {"domain": false, "ticks": false},
-    "legend": {
-        "orient": "top", "title": null, "labelColor": "var(--ink)", "labelFontSize": 11,
-        "symbolType": "square", "columns": 3, "columnPadding": 12, "rowPadding": 3,
-        "labelLimit": 110
-    }
+    "axisY": {"domain": false, "ticks": false}
 }""")
 _X = {"field": "x", "type": "quantitative"}
 _TO_X2 = {"x2": {"field": "x2"}}
@@ -55,6 +50,14 @@ class Chart(Struct, frozen=True):
     title: str
     spec: JsonObject
 
+    @property
+    def keys(self) -> list[tuple[str, str]]:
+        """What its colours stand for: name and colour, where there are several."""
+        layers = self.spec.get("layer", [self.spec])
+        scales = [one["encoding"]["color"]["scale"] for one in layers if "color" in one["encoding"]]
+        pairs = [pair for one in scales for pair in zip(one["domain"], one["range"], strict=True)]
+        return [(name, colour) for name, colour in pairs if name]
+
 
 def charts(report: Report) -> list[Chart]:
     """Those that have something to show."""
@@ -62,8 +65,8 @@ def charts(report: Report) -> list[Chart]:
     if report.timeline is not None:
         found += _over_time(report.timeline, are_unknown=are_unknown)
     for name, title, bins in (
-        ("latency", "Latency of the final attempt", report.latency_bins),
-        ("first_token", "Until the first token", report.first_token_bins),
+        ("latency", "Rows by latency of the final attempt", report.latency_bins),
+        ("first_token", "Rows by time to the first token", report.first_token_bins),
     ):
         if bins:
             found.append(Chart(name, title, _histogram(bins)))
@@ -108,7 +111,7 @@ def _over_time(line: Timeline, *, are_unknown: bool) -> list[Chart]:
         Chart("in_flight", "Requests in flight", in_flight),
     ]
     if any(one.errors for one in line.moments):
-        found.append(Chart("errors_over_time", "Failed attempts", _errors(line)))
+        found.append(_errors(line))
     if line.moments[-1].cost_usd:
         what = "Known cost" if are_unknown else "Cost"
         found.append(Chart("cost", f"{what} so far, USD", _cost(line)))
@@ -119,7 +122,7 @@ def _place(outcome: str) -> int:
     return list(OUTCOMES).index(outcome) if outcome in OUTCOMES else len(OUTCOMES)
 
 
-def _errors(line: Timeline) -> JsonObject:
+def _errors(line: Timeline) -> Chart:
     counts = sum((Counter(one.errors) for one in line.moments), Counter[str]())
     kinds = [kind for kind, _ in counts.most_common()]
     groups = {kind: [kind] for kind in kinds[:_MOST_KINDS]}
@@ -132,8 +135,10 @@ def _errors(line: Timeline) -> JsonObject:
     read = {name: of(group) for name, group in groups.items()}
     size, unit = next((s, u) for s, u in _UNITS if line.width_s >= s or u == "second")
     count = line.width_s / size
-    width = f"{count:g} {unit}{'' if count == 1 else 's'}"
-    return _bars_over_time(line, read, [*COLOURS[1:], REST], f"in {width}", whole=True)
+    title = f"Failed attempts in {f'{count:g} {unit}s' if count != 1 else f'a {unit}'}"
+    title = title.replace(" a hour", " an hour")
+    spec = _bars_over_time(line, read, [*COLOURS[1:], REST], "", whole=True)
+    return Chart("errors_over_time", title, spec)
 
 
 def _cost(line: Timeline) -> JsonObject:
@@ -144,7 +149,7 @@ def _cost(line: Timeline) -> JsonObject:
     mark = {"type": "area", "line": {"color": COLOURS[1]}, "opacity": 0.25, "color": COLOURS[1]}
     x = {**_time_axis(line), "bin": None}
     most = line.moments[-1].cost_usd
-    return _with_pauses(line, _layer(points, mark, x=x, y=_amount("USD", most, sign="$")))
+    return _with_pauses(line, _layer(points, mark, x=x, y=_amount(most, sign="$")))
 
 
 def _bars_over_time(
@@ -159,7 +164,7 @@ def _bars_over_time(
             "value": value,
             "kind": kind,
             "order": at,
-            "words": f"{one.at_s / unit:,.4g} {name}: {value:,.4g} {what} {kind}".rstrip(),
+            "words": " ".join(f"{one.at_s / unit:,.4g} {name}: {value:,.4g} {what} {kind}".split()),
         }
         for one in line.moments
         for at, (kind, read) in enumerate(kinds.items())
@@ -171,7 +176,7 @@ def _bars_over_time(
         {"type": "bar", "binSpacing": 0},
         x=_time_axis(line),
         **_TO_X2,
-        y={**_amount(what, most, whole=whole), "stack": "zero"},
+        y={**_amount(most, whole=whole), "stack": "zero"},
         color=_colour(list(kinds), colours),
         order={"field": "order", "type": "quantitative"},
     )
@@ -213,7 +218,7 @@ def _histogram(bins: Sequence[Bin]) -> JsonObject:
     axis = {**_ticks(log_ticks(low, high)), "title": "seconds, on a log scale"}
     x = {**_X, "bin": "binned", "scale": scale, "axis": axis}
     mark = {"type": "bar", "color": COLOURS[1], "binSpacing": 1}
-    y = _amount("rows", max(one.rows for one in bins), whole=True)
+    y = _amount(max(one.rows for one in bins), whole=True)
     return _spec(_layer(values, mark, x=x, **_TO_X2, y=y))
 
 
@@ -264,7 +269,7 @@ def _horizontal_bars(
         values,
         {"type": "bar", "height": {"band": 0.65}},
         y={"field": "name", "type": "nominal", "sort": names, "axis": axis},
-        x={**_amount(what, most, whole=True), "stack": "zero"},
+        x={**_amount(most, whole=True), "stack": "zero"},
         color=_colour(kinds, colours),
     )
     return _spec(layer)
@@ -279,11 +284,11 @@ def _time_axis(line: Timeline) -> JsonObject:
     return {**_X, "bin": "binned", "scale": scale, "axis": axis}
 
 
-def _amount(what: str, most: float, *, sign: str = "", whole: bool = False) -> JsonObject:
-    """An axis from 0 to the first tick that is not below `most`."""
+def _amount(most: float, *, sign: str = "", whole: bool = False) -> JsonObject:
+    """An axis from 0 to the first tick that is not below `most`; the chart's title names it."""
     ticks = amount_ticks(most, sign=sign, whole=whole)
     scale = {"domain": [0, ticks[-1].at], "nice": False}
-    axis = {**_ticks(ticks), "title": what}
+    axis = {**_ticks(ticks), "title": None}
     return {"field": "value", "type": "quantitative", "scale": scale, "axis": axis}
 
 
@@ -298,8 +303,8 @@ def _ticks(ticks: Iterable[Tick]) -> JsonObject:
 
 def _colour(kinds: Sequence[str], colours: Sequence[str]) -> JsonObject:
     scale = {"domain": list(kinds), "range": list(colours[: len(kinds)])}
-    legend: JsonObject | None = {} if any(kinds) else None
-    return {"field": "kind", "type": "nominal", "scale": scale, "legend": legend}
+    # The page has the keys in its own text, whose width depends on the reader's fonts.
+    return {"field": "kind", "type": "nominal", "scale": scale, "legend": None}
 
 
 def _layer(values: Sequence[JsonObject], mark: JsonObject, **encoding: JsonObject) -> JsonObject:

@@ -11,7 +11,7 @@ LIGHT = (
 )
 DARK = (
     *("#3cdcb8", "#4f6cfe", "#e3c14c", "#d3706d"),
-    *("#ba89ea", "#b3dbff", "#737e18", "#a36488"),
+    *("#ba89ea", "#b3dbff", "#a36488", "#737e18"),
 )
 COLOURS = tuple(f"var(--c{number})" for number in range(1, len(LIGHT) + 1))
 REST = "var(--rest)"  # a grey, for what is not told apart
