@@ -92,11 +92,14 @@ def usd(dollars: float) -> str:
     return f"${digits.ljust(4, '0')}"
 
 
+UNKNOWN = "unknown"  # a cost
+
+
 def known_usd(dollars: float | None, *, is_partly: bool) -> str:
     """A cost as every command shows it: `$12.30`, with `+?` where a part is unknown, `unknown`.
 
     That some attempts have cost nothing says nothing of the others.
     """
     if dollars is None or (is_partly and not dollars):
-        return "unknown"
+        return UNKNOWN
     return usd(dollars) + ("+?" if is_partly else "")

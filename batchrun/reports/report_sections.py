@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from rich.console import Console
 from rich.text import Text
 
-from batchrun.formats.amounts import duration, known_usd, plural, seconds, usd
+from batchrun.formats.amounts import UNKNOWN, duration, known_usd, plural, seconds, usd
 from batchrun.formats.printable import brief, one_line
 from batchrun.formats.text_tables import Section, show_section, show_text
 from batchrun.records import Estimated
@@ -47,14 +47,12 @@ def headline(report: Report) -> str:
     words = f"{report.state}: {plural(report.rows, 'row')}, {ok_rows(report):,} ok"
     if report.left:
         words += f", {report.left:,} left"
-    if report.cost_usd is not None:
-        is_partly = bool(report.unknown_attempts or report.unknown_usd)
-        words += f"; {known_usd(report.cost_usd, is_partly=is_partly)}"
-        if report.simulated:
-            words += ", simulated, so nothing is paid"
-    elif report.unknown_attempts:
-        words += "; cost unknown"
-    return words
+    is_partly = bool(report.unknown_attempts or report.unknown_usd)
+    if report.cost_usd is None and not is_partly:  # nothing was sent
+        return words
+    money = known_usd(report.cost_usd, is_partly=is_partly)
+    words += "; cost unknown" if money == UNKNOWN else f"; {money}"
+    return words + (", simulated, so nothing is paid" if report.simulated else "")
 
 
 def remarks(report: Report) -> list[str]:
