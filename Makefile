@@ -9,10 +9,11 @@ PEERS = .peers
 NEWEST = .newest
 LOWEST = .lowest
 TOOLS = .tools
+ORACLES = .oracles
 UV = $(TOOLS)/bin/uv
 PEER_NAMES = lm-deluge async-batch-llm openai litellm
 
-.PHONY: demo test test-long test-newest test-lowest test-wheel torture test-servers bench bench-peers bench-parts bench-pacing bench-queues check docs docs-site format lock lock-peers clean
+.PHONY: demo test test-long test-newest test-lowest test-wheel torture test-servers test-oracles bench bench-peers bench-parts bench-pacing bench-queues check docs docs-site format lock lock-peers clean
 
 # The main job against the embedded simulator: a prompt set with tools becomes two tables.
 demo: $(VENV)/installed
@@ -54,6 +55,10 @@ torture: $(VENV)/installed
 test-servers: $(VENV)/installed $(SERVERS)/litellm/installed $(SERVERS)/clients/installed \
 		$(SERVERS)/aimock/installed $(SERVERS)/node_client/installed $(SERVERS)/vllm/installed
 	$(BIN)/pytest -q -m servers tests/servers
+
+# Our scorers beside those of inspect_ai and lm-evaluation-harness, which it installs (0.8 GB).
+test-oracles: $(VENV)/installed $(ORACLES)/installed
+	$(BIN)/pytest -q -m oracles tests/oracles
 
 # Speed and memory beside a bare aiohttp loop and the peers that are installed; about half an hour, on
 # a machine that does nothing else.
@@ -108,7 +113,7 @@ lock-peers: $(TOOLS)/installed
 	done
 
 clean:
-	rm -rf $(VENV) $(SERVERS) $(PEERS) $(NEWEST) $(LOWEST) $(TOOLS) build runs .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(SERVERS) $(PEERS) $(NEWEST) $(LOWEST) $(TOOLS) $(ORACLES) build runs .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 $(VENV)/installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "batchrun needs Python 3.11 or later; say make PYTHON=python3.12")'
@@ -126,6 +131,11 @@ $(TOOLS)/installed: tests/wheel/tools.lock
 $(PEERS)/%/installed: benchmarks/peers/%.lock
 	$(PYTHON) -m venv --clear $(PEERS)/$*
 	$(PEERS)/$*/bin/pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r $<
+	touch $@
+
+$(ORACLES)/installed: tests/oracles/oracles.lock
+	$(PYTHON) -m venv --clear $(ORACLES)
+	$(ORACLES)/bin/pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r $<
 	touch $@
 
 # From PyPI: each in an environment of its own; a lock names all that is needed.
