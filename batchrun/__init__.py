@@ -27,7 +27,7 @@ from batchrun.errors import (
 from batchrun.version import VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     import pyarrow.dataset
@@ -101,6 +101,7 @@ def run(
     *,
     simulate: bool = False,
     limit: int | None = None,
+    variants: "Sequence[str]" = (),
     resend: "Resend | None" = None,
     insecure_http: bool = False,
     progress: "Callable[[Summary], None] | None" = None,
@@ -111,9 +112,10 @@ def run(
     The summary's `exit_code` says how it ended: 0 every row ok, 3 stopped early, 4 some rows not
     ok, 130 asked to stop by `stop.ask()`, which any thread may call. `progress` gets the summary
     of the run, four times a second and at its end, on the run's thread; what it raises becomes a
-    warning. `resend` says which complete rows to send again. `insecure_http` allows a key over
-    plain http to another machine. Nothing of the process is changed: no signal handler, no setting
-    of the interpreter. Raises `JobError` and `InputError` before anything is sent, `Interrupted`
+    warning. `resend` says which complete rows to send again, `variants` which variants to send now
+    (empty: all). `insecure_http` allows a key over plain http to another machine. Nothing of the
+    process is changed: no signal handler, no setting of the interpreter. Raises `JobError` and
+    `InputError` before anything is sent, `Interrupted`
     where it was asked to stop by then, `StoreError` where the disk fails.
     """
     import asyncio  # noqa: PLC0415 - see above
@@ -132,6 +134,7 @@ def run(
                 job,
                 simulate=simulate,
                 limit=limit,
+                variants=variants,
                 resend=resend,
                 insecure_http=insecure_http,
                 progress=progress,
@@ -145,6 +148,7 @@ async def run_async(
     *,
     simulate: bool = False,
     limit: int | None = None,
+    variants: "Sequence[str]" = (),
     resend: "Resend | None" = None,
     insecure_http: bool = False,
     progress: "Callable[[Summary], None] | None" = None,
@@ -162,6 +166,7 @@ async def run_async(
         job,
         simulate=simulate,
         limit=limit,
+        variants=variants,
         resend=resend or NOTHING_SENT_AGAIN,
         insecure_http=insecure_http,
         stop=stop,

@@ -16,6 +16,20 @@ JsonObject = dict[str, Any]
 RowKey = tuple[str, int, str | None]  # custom_id, sample, variant: what a row is known by
 
 
+def joined_key(key: RowKey) -> str:
+    """A row of a run as one name where samples or variants vary: `ID|VARIANT|SAMPLE`.
+
+    No variant's name holds `|`.
+    """
+    custom_id, sample, variant = key
+    return f"{custom_id}|{variant or ''}|{sample}"
+
+
+def shown_key(key: RowKey) -> str:
+    """The id alone where there is neither sample nor variant, else as `joined_key`."""
+    return joined_key(key) if key[1] or key[2] is not None else key[0]
+
+
 class Column(Struct, frozen=True):
     """One carried column, pinned in `run.json` when a source is planned for the first time."""
 
@@ -497,7 +511,7 @@ class RunRecord(Struct, frozen=True):
     job: JsonObject  # the sections as asked, headers by name only
     layout: Layout
     store_request: bool
-    rows: int  # in the source when it was last planned
+    rows: int  # in the source when it was last planned, times samples and variants
     started_at: int
     updated_at: int
     exit_code: int | None = None  # of the command that last ended; null while running

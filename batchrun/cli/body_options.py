@@ -1,4 +1,4 @@
-"""What the options for the request's body say: `--set`, `--prompt-file`, `--schema`."""
+"""What options for the request's body say: `--set`, `--vary`, `--prompt-file`, `--schema`."""
 
 import json
 from pathlib import Path
@@ -25,6 +25,24 @@ def body_fields(
             raise click.BadParameter(f"{key} is given twice; take one out")
         settings[f"request.{key}"] = _value(key, value)
     return settings
+
+
+def varied_fields(
+    _context: click.Context, _option: click.Parameter, texts: tuple[str, ...]
+) -> dict[str, list[Any]]:
+    """Values by dotted key; each is read as JSON where it is JSON, or all of them as a list."""
+    varied: dict[str, list[Any]] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key or not value:
+            raise click.BadParameter(f"{text}: write KEY=A,B, such as reasoning.effort=low,high")
+        if key in varied:
+            raise click.BadParameter(f"{key} is given twice; write all its values in one --vary")
+        if value.startswith("["):
+            varied[key] = _value(key, value)
+        else:
+            varied[key] = [_value(key, one.strip()) for one in value.split(",")]
+    return varied
 
 
 def _value(key: str, text: str) -> Any:

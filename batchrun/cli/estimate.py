@@ -61,6 +61,8 @@ def estimate(
             "--pilot picks from rows that have no outcome; leave --retry-failed and "
             "--rerun-changed out"
         )
+    if pilot and options.variants:
+        raise click.UsageError("--pilot sends rows of all variants; leave --variant out")
     if pilot and (models or expect_output is not None):
         raise click.UsageError(
             "--pilot measures the job's own models; leave --models and --expect-output out"
@@ -83,6 +85,7 @@ def estimate(
             simulate=options.simulate,
             limit=options.limit,
             sample_rows=options.sample_rows or 0,
+            variants=options.variants,
             resend=options.resend,
             models=names,
             expect_output=expect_output,

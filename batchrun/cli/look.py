@@ -36,7 +36,8 @@ def status(run_path: Path, *, as_json: bool) -> None:
 def show(run_path: Path, custom_id: str, *, as_json: bool) -> None:
     """Show one row: the conversation, the tool calls, and each attempt on a time line.
 
-    ID is the row's custom_id, or its number where the input has no ids.
+    ID is the row's custom_id, or its number where the input has no ids; of several samples and
+    variants 'ID|VARIANT|SAMPLE' is one.
     """
     from batchrun.reports.show import render_row
     from batchrun.store.reading import find_answered, find_row
@@ -49,7 +50,7 @@ def show(run_path: Path, custom_id: str, *, as_json: bool) -> None:
             f"{run_path}: no complete row has the id {custom_id!r}; "
             f"batchrun status {run_path} says how many are complete"
         )
-    bodies = read_unreadable(run_path, custom_id)
+    bodies = read_unreadable(run_path, (rows or unfinished)[0]["custom_id"])
     for row in (*rows, *unfinished):
         is_open = row in unfinished
         if as_json:

@@ -7,7 +7,7 @@ import click
 
 _COST = "the cap on dollars is --max-cost USD"
 _AGAIN = "the same command again goes on where it stopped; leave it out"
-_ROWS = "only the first N rows: --limit N. Several answers to each row: give each row several times"
+_ROWS = "only the first N rows: --limit N. Several answers to each row: --samples N"
 _TOKENS = "the longest answer is --set max_output_tokens=N"
 _FLIGHT = "the most requests in flight are --concurrency N"
 _TRIES = "the most attempts for a row are --max-attempts N"
@@ -21,7 +21,7 @@ _AGAIN_ALL = "a new run needs a new directory: -o DIR; failed rows are sent agai
 _GUESSES = {
     **dict.fromkeys(("budget", "cost-limit", "max-budget", "max-usd", "cost", "spend"), _COST),
     **dict.fromkeys(("resume", "continue", "restart", "checkpoint"), _AGAIN),
-    **dict.fromkeys(("n", "num", "samples", "num-samples", "max-rows", "rows", "head"), _ROWS),
+    **dict.fromkeys(("n", "num", "num-samples", "max-rows", "rows", "head"), _ROWS),
     **dict.fromkeys(("max-tokens", "max-output-tokens", "max-completion-tokens"), _TOKENS),
     **dict.fromkeys(("workers", "parallel", "threads", "jobs", "j", "max-concurrency"), _FLIGHT),
     **dict.fromkeys(("max-concurrent", "max-workers", "batch-size", "num-workers"), _FLIGHT),

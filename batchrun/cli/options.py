@@ -7,7 +7,12 @@ from typing import Any, NamedTuple, get_type_hints
 import click
 from msgspec.structs import fields
 
-from batchrun.cli.body_options import body_fields, prompt_of_file, schema_of_file
+from batchrun.cli.body_options import (
+    body_fields,
+    prompt_of_file,
+    schema_of_file,
+    varied_fields,
+)
 from batchrun.cli.once import OnceCommand
 from batchrun.errors import ErrorKind, JobError
 from batchrun.formats.printable import nearest
@@ -20,7 +25,7 @@ _RETRY_FAILED = "--retry-failed"
 # Option, job key, argument, help. Types, bounds and defaults are those of the field of the key.
 _JOB_OPTIONS = (
     ("-o,--output", "output.path", "DIR", "Run directory; runs/NAME unless given."),
-    ("--model", "request.model", "NAME", "Model for rows that name none."),
+    ("--model", "request.model", "NAME", "Model for rows that name none; several: all rows each."),
     ("--prompt", "request.input", "TEXT", "Jinja2 template that makes the input of each row."),
     ("--instructions", "request.instructions", "TEXT", "Instructions; may be a template too."),
     ("--id", "input.id", "COLUMN", "Column that names a row; custom_id, id or the number."),
@@ -47,6 +52,7 @@ _JOB_OPTIONS = (
     ("--max-attempts", "retry.max_attempts", "N", "Most attempts for a row."),
     ("--timeout", "endpoint.timeout_s", "S", "Seconds for one attempt."),
     ("--idle-timeout", "endpoint.idle_timeout_s", "S", "Seconds of silence once text has begun."),
+    ("--samples", "expand.samples", "N", "Requests for each row and variant."),
     ("--where", "input.where", "SQL", "Only rows for which this DuckDB expression holds."),
     ("--append", "input.append", None, "SOURCE holds further rows only; others stay as they are."),
     ("--skip-bad-rows", "input.skip_bad_rows", None, "Store bad rows with status invalid."),
@@ -65,6 +71,7 @@ class RunOptions(NamedTuple):
     insecure_http: bool
     quiet: bool
     sample_rows: int | None
+    variants: tuple[str, ...]  # run only these now; empty: all
 
 
 class SourceCommand(OnceCommand):
@@ -84,15 +91,24 @@ class SourceCommand(OnceCommand):
 def read_options(given: dict[str, Any]) -> RunOptions:
     """What the options say. Raises `JobError`."""
     settings = dict(given["set"])
+    varied: dict[str, Any] = {}
     named = [*((option.rpartition("--")[2], key) for option, key, _, _ in _JOB_OPTIONS)]
     named += [("prompt-file", "request.input"), ("schema", "request.text.format")]
     for option, key in named:
         value = given[option.replace("-", "_")]
+        if option == "model":
+            if len(value) > 1:
+                varied["model"] = list(value)
+            value = value[0] if len(value) == 1 else None
         if value is not None and value is not False:
             if key in settings:
                 other = "--prompt" if option == "prompt-file" else f"--set {key[8:]}=…"
                 raise click.UsageError(f"--{option} and {other} say the same; take one out")
             settings[key] = value
+    if "model" in varied and ("model" in given["vary"] or "request.model" in settings):
+        raise click.UsageError("several --model and --vary or --set model=… say the same")
+    if varied := {**varied, **given["vary"]}:
+        settings["expand.vary"] = varied
     for option in ("carry", "send"):
         if given[option]:
             settings[f"input.{option}"] = [name for name in given[option] if name]
@@ -105,7 +121,7 @@ def read_options(given: dict[str, Any]) -> RunOptions:
         given["limit"],
         Resend(kinds is not None, kinds or frozenset(), given["rerun_changed"]),
         _simulator(given["answers"], given["right"], simulate=given["simulate"]),
-        *(given[name] for name in ("simulate", "insecure_http", "quiet", "sample_rows")),
+        *(given[name] for name in ("simulate", "insecure_http", "quiet", "sample_rows", "variant")),
     )
 
 
@@ -151,6 +167,19 @@ def _options() -> list[click.Option]:
             callback=body_fields,
             metavar="KEY=VALUE",
             help="Any other body field, such as reasoning.effort=low; KEY=@FILE reads a file.",
+        ),
+        click.Option(
+            ["--vary"],
+            multiple=True,
+            callback=varied_fields,
+            metavar="KEY=A,B",
+            help="Ask each row with each of these values, such as reasoning.effort=low,high.",
+        ),
+        click.Option(
+            ["--variant"],
+            multiple=True,
+            metavar="NAME",
+            help="Run this variant alone now, once for each.",
         ),
         click.Option(
             ["--prompt-file"],
@@ -210,7 +239,8 @@ def _options() -> list[click.Option]:
 def _job_option(names: str, key: str, metavar: str | None, text: str) -> click.Option:
     section, _, name = key.partition(".")
     if section == "request":
-        return click.Option(names.split(","), metavar=metavar, help=text)
+        several = key == "request.model"
+        return click.Option(names.split(","), multiple=several, metavar=metavar, help=text)
     if metavar is None:
         return click.Option(names.split(","), is_flag=True, help=text)
     defaults = {field.name: field.default for field in fields(get_type_hints(Job)[section])}

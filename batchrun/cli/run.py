@@ -70,21 +70,25 @@ def _dry_run(options: RunOptions) -> None:
     job, simulate = options.job, options.simulate
     refuse_written_secrets(job, options.command)
     if not (simulate or options.insecure_http):
-        refuse_plain_http(job.endpoint)
+        for variant in job.expansion.variants:
+            refuse_plain_http(job.endpoint_of(variant))
     with planning(options) as said:
         plan = dry_run(
             job,
             simulate=simulate,
             limit=options.limit,
             sample_rows=options.sample_rows or 0,
+            variants=options.variants,
             resend=options.resend,
             doing=said.doing,
         )
     say_plan(plan, run_path(job, simulate=simulate))
     if plan.first is not None:
-        where = "the simulator" if simulate else job.endpoint.base_url
-        key = "" if simulate else f", {key_in_words(job.endpoint)}"
-        say(f"first request, row {plan.first.row}, to POST {where}{PATH}{key}:")
+        endpoint = job.endpoint_of(plan.first.variant)
+        where = "the simulator" if simulate else endpoint.base_url
+        key = "" if simulate else f", {key_in_words(endpoint)}"
+        of = "" if plan.first.variant is None else f", variant {plan.first.variant}"
+        say(f"first request, row {plan.first.row}{of}, to POST {where}{PATH}{key}:")
         body = json.dumps(json.loads(plan.first.body), indent=2, ensure_ascii=False)
         echo_json(body)
         say("nothing was sent (--dry-run)")

@@ -75,6 +75,7 @@ def _send(options: RunOptions, pilot: int, said: "Planning") -> "Summary":
                 simulator=options.simulator,
                 limit=options.limit,
                 sample_rows=options.sample_rows or 0,
+                variants=options.variants,
                 pilot=pilot,
                 command=options.command,
                 stop=stop,
@@ -191,7 +192,7 @@ def _warnings(plan: "Plan") -> list[str]:
 
 
 def say_plan(plan: "Plan", path: Path) -> None:
-    from batchrun.formats.amounts import plural, size_in_words
+    from batchrun.formats.amounts import size_in_words
 
     resent = f" ({plan.resumed.resent.rows:,} of them again)" if plan.resumed.resent.rows else ""
     counts = f"{plan.to_send:,} to send{resent}, {plan.bad_rows:,} bad"
@@ -205,7 +206,7 @@ def say_plan(plan: "Plan", path: Path) -> None:
     is_plain = plan.forms.keys() == {"rows for a template"}
     forms = "" if is_plain else ", ".join(f"{name}: {rows:,}" for name, rows in plan.forms.items())
     lines = [
-        f"plan: {plural(plan.rows, 'row')}, {complete}, {counts}; run directory {path}",
+        f"plan: {_rows_in_words(plan)}, {complete}, {counts}; run directory {path}",
         *([f"  read as: {forms}"] if forms else []),
         f"  sent: {', '.join(plan.sent) or 'no column of the rows'}",
         f"  carried: {', '.join(carried) or 'no column'}",
@@ -215,3 +216,11 @@ def say_plan(plan: "Plan", path: Path) -> None:
     if not plan.to_complete:
         lines.append("nothing left to send")
     say("\n".join(lines))
+
+
+def _rows_in_words(plan: "Plan") -> str:
+    """`1,319 rows`, or `1,319 rows x 2 variants x 4 samples = 10,552 requests`."""
+    from batchrun.formats.amounts import plural
+
+    words = plan.expansion.in_words(plan.source_rows)
+    return words if plan.expansion.is_plain else f"{words} = {plural(plan.rows, 'request')}"

@@ -9,8 +9,8 @@ import math
 import random
 import time
 import uuid
-from collections.abc import Awaitable
-from typing import Protocol
+from collections.abc import Awaitable, Mapping
+from typing import NamedTuple, Protocol
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -39,6 +39,7 @@ from batchrun.records import (
     Scope,
     Slot,
     UnreadableBody,
+    shown_key,
 )
 from batchrun.retry.next_step import (
     Again,
@@ -64,6 +65,13 @@ class Endpoint(Protocol):
     def via(self) -> str: ...
     def send(self, request: Request, client_request_id: str, left_s: float) -> Awaitable[Reply]:
         """The whole answer. Raises `EndpointError`."""
+
+
+class Destination(NamedTuple):
+    """An endpoint, and the name of the key that it gets."""
+
+    endpoint: Endpoint
+    key_name: str
 
 
 class Unfinished(Protocol):
@@ -128,18 +136,24 @@ class Dispatcher:
         has_budget: bool = False,
         hedges: bool = False,
         unfinished: Unfinished | None = None,
+        of_variants: Mapping[str, Destination] | None = None,
     ) -> None:
-        """`has_budget`: dollars are capped. `unfinished`: null where this process stores none."""
+        """`has_budget`: dollars are capped. `unfinished`: null where this process stores none.
+
+        `of_variants`: for those whose requests go elsewhere.
+        """
         self.retrying = 0  # rows between two attempts
         self.held = 0  # of rows that would end as failed, those that wait to see what others do
         self.no_more_rows = False  # all of the input is with a worker
-        self.endpoint, self.gate, self.scopes = endpoint, gate, scopes
+        self.gate, self.scopes = gate, scopes
         self.retry, self.prices, self.has_budget = retry, prices, has_budget
         self.hedge = Hedge(self.is_tail) if hedges else None
         self.unfinished = unfinished or _NothingUnfinished()
         self.open: dict[int, _RowAttempts] = {}  # rows sent and not complete, by their first send
-        self._key_name = key_name
-        self._known: dict[str | None, tuple[Scope, ScopeState]] = {}  # by model
+        self._destination = Destination(endpoint, key_name)
+        self._of_variants = of_variants or {}
+        # By model, and for variants that go elsewhere by both.
+        self._known: dict[object, tuple[Scope, ScopeState, Endpoint]] = {}
         self._run_id = uuid.uuid4().hex[:16]
         self._sent = 0
         # One configured object, copied for each row that fails: making it anew costs three times
@@ -157,8 +171,10 @@ class Dispatcher:
         Raises `RunStopped` or `GateClosed`: the row has no outcome, and an answer that was asked
         for again is on disk. `StoreError` where such an answer cannot be read.
         """
-        scope, state = self._known.get(request.model) or self._scope_of(request.model)
-        row = _RowAttempts(self, request, request, scope, state)
+        model = request.model
+        of: object = (request.variant, model) if self._of_variants else model
+        scope, state, endpoint = self._known.get(of) or self._meet(of, request)
+        row = _RowAttempts(self, request, request, scope, state, endpoint)
         answered = self.unfinished.answered(request)
         if answered is not None and (completed := row.resume(answered)) is not None:
             return completed
@@ -171,7 +187,7 @@ class Dispatcher:
                 if not row.asks_again(completed):
                     return completed
         finally:
-            self.open.pop(request.row, None)
+            self.open.pop(id(row), None)
 
     async def _retried(self, row: "_RowAttempts", wait_s: float) -> Completed:
         """The row's end after a first failure. Raises as `complete`."""
@@ -194,7 +210,7 @@ class Dispatcher:
         """Rows sent and not complete: id, and seconds since the first send; the oldest first."""
         now_s = time.perf_counter()
         rows = list(self.open.values())[:most]
-        return [(row.request.custom_id, now_s - row.first_sent_s) for row in rows]
+        return [(shown_key(row.request.key), now_s - row.first_sent_s) for row in rows]
 
     def retries(self) -> int:
         """Attempts beyond the first of rows that are not complete yet."""
@@ -205,9 +221,19 @@ class Dispatcher:
         self._sent += 1
         return f"{self._run_id}-{self._sent:x}"
 
-    def _scope_of(self, model: str | None) -> tuple[Scope, ScopeState]:
-        scope = Scope(self.endpoint.base_url, self._key_name, model or "")
-        known = self._known[model] = scope, self.scopes.of(scope)
+    def endpoint_of(self, variant: str | None) -> Endpoint:
+        """Where requests of a variant go."""
+        return self._to(variant).endpoint
+
+    def _to(self, variant: str | None) -> Destination:
+        own = None if variant is None else self._of_variants.get(variant)
+        return own or self._destination
+
+    def _meet(self, of: object, request: Request) -> tuple[Scope, ScopeState, Endpoint]:
+        """What is known of the requests like this one, from now on."""
+        endpoint, key_name = self._to(request.variant)
+        scope = Scope(endpoint.base_url, key_name, request.model or "")
+        known = self._known[of] = scope, self.scopes.of(scope), endpoint
         return known
 
 
@@ -219,6 +245,7 @@ class _RowAttempts(Struct, eq=False):
     asked: Request  # as sent: another limit, or background work that is resumed
     scope: Scope
     state: ScopeState
+    endpoint: Endpoint
     best: Outcome | None = None  # an answer that was asked for again
     said: Response | None = None  # the most of an answer that a failed attempt has brought
     first_sent_s: float = 0.0
@@ -243,7 +270,7 @@ class _RowAttempts(Struct, eq=False):
         began_s = time.perf_counter()
         if not self.sent:
             self.first_sent_s = began_s
-            run.open[self.request.row] = self
+            run.open[id(self)] = self
         kind, self.kind = self.kind, "retry"
         if hedge is None:
             attempted = (await self._send(slot, kind))[1]
@@ -329,12 +356,12 @@ class _RowAttempts(Struct, eq=False):
         try:
             end: Reply | EndpointError
             try:
-                end = await run.endpoint.send(self.asked, client_request_id, left_s)
+                end = await self.endpoint.send(self.asked, client_request_id, left_s)
             except EndpointError as error:
                 end = error
             latency_s = time.perf_counter() - began_s
             attempted = attempt_result(
-                end, self.asked, begun, latency_s, run.endpoint.via, run.prices, run.retry.words
+                end, self.asked, begun, latency_s, self.endpoint.via, run.prices, run.retry.words
             )
         except BaseException as error:
             if isinstance(error, RunStopped):
@@ -409,7 +436,7 @@ class _RowAttempts(Struct, eq=False):
         return self._outcome(replace(said, status=end.status, failure=failure), attempted)
 
     def _outcome(self, result: Response | Failure, attempted: AttemptResult) -> Outcome:
-        endpoint, reply = self.run.endpoint, attempted.reply
+        endpoint, reply = self.endpoint, attempted.reply
         if len(self.attempts) > 1:
             self.attempts.sort(key=lambda attempt: attempt.started_at)
         return Outcome(

@@ -36,11 +36,13 @@ class _Waiter(Struct, eq=False):
 class _Queues:
     """One scope's limits and its two queues, which take turns."""
 
-    __slots__ = ("again", "all", "finished", "fresh", "fresh_in_a_row", "limits", "started")
+    __slots__ = (
+        *("_shared", "again", "all", "finished", "fresh", "fresh_in_a_row", "limits", "started"),
+    )
 
     def __init__(self, shared: Sequence[Limit], limits: Sequence[Limit]) -> None:
-        self.limits = limits
-        self.set_shared(shared)
+        self._shared, self.limits = shared, limits
+        self._set()
         self.again: deque[_Waiter] = deque()  # of rows that were let in before
         self.fresh: deque[_Waiter] = deque()
         self.fresh_in_a_row = 0
@@ -51,9 +53,13 @@ class _Queues:
         is_fresh = self.fresh and (not self.again or self.fresh_in_a_row < _FRESH)
         return self.fresh if is_fresh else self.again
 
-    def set_shared(self, shared: Sequence[Limit]) -> None:
-        """Sets the limits of the whole run."""
-        self.all = (*shared, *self.limits)
+    def drop(self, limit: Limit) -> None:
+        """Takes out a limit of the scope."""
+        self.limits = [one for one in self.limits if one is not limit]
+        self._set()
+
+    def _set(self) -> None:
+        self.all = (*self._shared, *self.limits)
         self.started = [limit.started for limit in self.all]
         self.finished = [limit.finished for limit in self.all]
 
@@ -107,10 +113,11 @@ class Gate:
         self._numbers += 1
         waiter = _Waiter(self._numbers, need, turn)
         queue = queues.again if again else queues.fresh
+        is_first = not queues.fresh and not queues.again
         queue.append(waiter)
         self.waiting += 1
-        # Else the first waiter has been asked already.
-        if self.waiting == 1 or again or len(self._scopes) > 1:
+        # Else the scope's first waiter has been asked already.
+        if is_first or again:
             self._wake()
         if turn.done():
             return turn.result()
@@ -140,11 +147,9 @@ class Gate:
             self._wake()
         self.on_free()
 
-    def drop(self, shared: Limit) -> None:
-        """Takes out a limit of the whole run that has done its work."""
-        self._shared = [limit for limit in self._shared if limit is not shared]
-        for scope in self._scopes.values():
-            scope.set_shared(self._shared)
+    def drop(self, limit: Limit, scope: Scope) -> None:
+        """Takes out a limit of a scope that has done its work."""
+        self._scopes[scope].drop(limit)
 
     async def pause(self, seconds: float) -> None:
         """A backoff: holds no slot. Raises `GateClosed` as soon as the gate is closed."""
@@ -203,7 +208,7 @@ class Gate:
             self.waiting -= 1
             self.blocked_by, again_s = None, math.inf
             if len(scopes) > 1 or not queue:
-                scopes = self._waiting_scopes()
+                scopes = _reordered(scopes, queues)
 
     def _waiting_scopes(self) -> list[_Queues]:
         """Scopes with waiters, the one whose next waiter came first before the others."""
@@ -248,6 +253,16 @@ class Gate:
     def _wake_at(self, until_s: float) -> None:
         if until_s != math.inf:
             self._timer = self._loop.call_at(until_s, self._wake)
+
+
+def _reordered(scopes: list[_Queues], changed: _Queues) -> list[_Queues]:
+    """As `_waiting_scopes`, where the first waiter of one scope has gone in."""
+    scopes.remove(changed)
+    if changed.fresh or changed.again:
+        number = changed.next[0].number
+        later = (at for at, one in enumerate(scopes) if one.next[0].number > number)
+        scopes.insert(next(later, len(scopes)), changed)
+    return scopes
 
 
 def _let_in(limits: Sequence[Limit], need: Need, now_s: float) -> bool:

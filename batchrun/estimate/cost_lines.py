@@ -35,6 +35,7 @@ class InputTokens(Struct, frozen=True):
     p95: int
     max: int
     total: int
+    variant: str | None = None  # whose rows these are; null where there are none
 
 
 class Answers(Struct, frozen=True):
@@ -46,6 +47,7 @@ class Answers(Struct, frozen=True):
     output_tokens: int
     usd: dict[str, float | None]  # by tier; null: no price is known
     least_s: float | None  # at the limits given; null: none is
+    variant: str | None = None  # of its rows alone; null: of all
 
 
 class Range(Struct, frozen=True):
@@ -75,7 +77,7 @@ class Estimate(Struct, frozen=True):
 
     run: str
     simulated: bool
-    rows: int  # of the source
+    rows: int  # of the source, times samples and variants
     settled: int
     spent_usd: float | None  # in the run directory so far; null where nothing is known
     to_send: int
@@ -86,6 +88,7 @@ class Estimate(Struct, frozen=True):
     estimated: Estimated | None = None  # what `report` will say of it
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()  # the plan's, and of the cap
+    source_rows: int = 0  # of the source
 
 
 class Group(Struct, frozen=True):
@@ -110,17 +113,22 @@ def group(counted: Iterable[CountedRows]) -> list[Group]:
     return [Group(*key, count, tokens[key]) for key, count in rows.items()]
 
 
-def input_lines(counted: Iterable[CountedRows], counts: TokenCounts) -> list[InputTokens]:
-    """A line for each model, most rows first."""
+def input_lines(
+    counted: Iterable[CountedRows], counts: TokenCounts, variant: str | None = None
+) -> list[InputTokens]:
+    """A line for each model, most rows first; the rows are those of a variant."""
     by_model: dict[str | None, list[CountedRows]] = {}
     for one in counted:
         by_model.setdefault(one.model, []).append(one)
-    lines = [_input_line(model, rows, counts.vocabulary(model)) for model, rows in by_model.items()]
+    lines = [
+        _input_line(model, rows, counts.vocabulary(model), variant)
+        for model, rows in by_model.items()
+    ]
     return sorted(lines, key=lambda line: (-line.rows, line.model or ""))
 
 
 def _input_line(
-    model: str | None, counted: list[CountedRows], vocabulary: Vocabulary
+    model: str | None, counted: list[CountedRows], vocabulary: Vocabulary, variant: str | None
 ) -> InputTokens:
     counted = sorted(counted, key=lambda one: one.input_tokens)
     passed = list(accumulate(one.rows for one in counted))
@@ -140,6 +148,7 @@ def _input_line(
         p95=percentile(0.95),
         max=counted[-1].input_tokens,
         total=sum(one.rows * one.input_tokens for one in counted),
+        variant=variant,
     )
 
 
@@ -171,10 +180,11 @@ def answer_line(
     limits: LimitsJob,
     at: int,
     latency_s: float | None = None,
+    variant: str | None = None,
 ) -> Answers:
     """What the rows cost under one assumption, now (`at`, µs since 1970).
 
-    `latency_s`: mean of an answer, where one is known.
+    `latency_s`: mean of an answer, where one is known. `variant`: whose rows alone these are.
     """
     name, each_tokens = assumption
     outputs = [_output_tokens(one, each_tokens) for one in groups]
@@ -186,6 +196,7 @@ def answer_line(
         output_tokens=sum(outputs),
         usd={tier: dollars(groups, outputs, tier, prices, at) for tier in TIERS},
         least_s=_least_time(rows, tokens + sum(outputs), limits, latency_s),
+        variant=variant,
     )
 
 

@@ -48,8 +48,10 @@ def show_estimate(estimate: Estimate, stream: TextIO) -> None:
     console.print(Text(one_line(estimate.run), style="bold"), soft_wrap=True)
     for line in _head(estimate):
         show_text(line, console)
-    costs = _answers(estimate.answers) if estimate.pilot is None else _pilot(estimate.pilot)
-    for section in (costs, _inputs(estimate.inputs)):
+    costs = [_pilot(estimate.pilot)] if estimate.pilot is not None else []
+    if estimate.pilot is None or len(estimate.answers) > 1:  # of each variant
+        costs.append(_answers(estimate.answers))
+    for section in (*costs, _inputs(estimate.inputs)):
         if section.rows:
             show_section(section, console)
     if estimate.notes:
@@ -59,7 +61,10 @@ def show_estimate(estimate: Estimate, stream: TextIO) -> None:
 
 
 def _head(estimate: Estimate) -> Iterator[str]:
-    words = f"{plural(estimate.to_send, 'row')} to send of {estimate.rows:,}"
+    is_plain = estimate.source_rows in (0, estimate.rows)
+    what = "row" if is_plain else "request"
+    words = f"{plural(estimate.to_send, what)} to send of {estimate.rows:,}"
+    words += "" if is_plain else f" ({plural(estimate.source_rows, 'row')})"
     if estimate.settled:
         words += f", {estimate.settled:,} complete"
         if estimate.spent_usd is not None:
@@ -85,12 +90,13 @@ def _decided_by(estimate: Estimate) -> Iterator[str]:
             )
         return
     by_model: dict[str | None, list[Answers]] = {}
-    for line in estimate.answers:
+    of_all = [line for line in estimate.answers if line.variant is None]
+    for line in of_all:
         by_model.setdefault(line.model, []).append(line)
     for model, lines in list(by_model.items())[:_MOST_RANGES]:
         if len(lines) > 1:
             yield f"{'cost' if model is None else _model(model)}: {_range(lines[0], lines[-1])}"
-    if len(estimate.answers) > len(by_model):
+    if len(of_all) > len(by_model):
         how = "" if estimate.answers[0].model else "; --pilot N measures it"
         yield f"say how long they are with --expect-output N{how}"
 
@@ -112,25 +118,34 @@ def _range(short: Answers, long: Answers) -> str:
 
 def _inputs(inputs: tuple[InputTokens, ...]) -> Section:
     rows = [
-        (_model(one.model), one.rows, one.min, one.median, one.p95, one.max, one.total)
+        (_label(one), one.rows, one.min, one.median, one.p95, one.max, one.total)
         for one in inputs[:_MOST_MODELS]
     ]
     more = len(inputs) - len(rows)
     return Section(
         "inputs",
         "Input tokens",
-        ("model", "rows", "min", "median", "p95", "max", "total"),
+        (
+            "variant" if any(one.variant for one in inputs) else "model",
+            "rows",
+            "min",
+            "median",
+            "p95",
+            "max",
+            "total",
+        ),
         tuple((model, *(f"{count:,}" for count in counts)) for model, *counts in rows),
-        note=f"and {more:,} more models" if more > 0 else None,
+        note=f"and {more:,} more" if more > 0 else None,
     )
 
 
 def _answers(answers: tuple[Answers, ...]) -> Section:
-    has_models = any(one.model is not None for one in answers)
+    has_variants = any(one.variant is not None for one in answers)
+    has_models = has_variants or any(one.model is not None for one in answers)
     has_times = any(one.least_s is not None for one in answers)
     rows = [
         (
-            _model(one.model),
+            _label(one) if one.variant or not has_variants else "all",
             one.name,
             short_count(one.output_tokens) if has_models else f"{one.output_tokens:,}",
             *(_usd(one.usd[tier], one.usd[STANDARD]) for tier in TIERS),
@@ -138,7 +153,8 @@ def _answers(answers: tuple[Answers, ...]) -> Section:
         )
         for one in answers
     ]
-    heads: tuple[str, ...] = ("model", "if answers are", "output", *TIERS, "time")
+    head = "variant" if has_variants else "model"
+    heads: tuple[str, ...] = (head, "if answers are", "output", *TIERS, "time")
     columns = slice(0 if has_models else 1, None if has_times else -1)
     notes = ["time: at the limits given, at least"] if has_times else []
     if any(one.name.endswith(CAPPED) for one in answers):
@@ -179,6 +195,10 @@ def _model(name: str | None) -> str:
     return "(none)" if name is None else brief(name, _NAME)
 
 
+def _label(one: InputTokens | Answers) -> str:
+    return _model(one.model) if one.variant is None else brief(one.variant, _NAME)
+
+
 def _usd(value: float | None, standard: float | None) -> str:
     if value is None:
         return _NO_PRICE if standard is None else "-"
@@ -197,7 +217,7 @@ def cap_warnings(estimate: Estimate, cap_usd: float | None) -> Iterator[str]:
             yield f"{cap} lies within that interval: it may stop the run before its end"
         return
     above = []
-    for line in estimate.answers:
+    for line in (line for line in estimate.answers if line.variant is None):
         spent_usd = (estimate.spent_usd or 0.0) if line.model is None else 0.0
         if (cost := line.usd[STANDARD]) is not None and spent_usd + cost > cap_usd:
             above.append(line.name if line.model is None else f"{line.model}, {line.name}")
@@ -223,7 +243,7 @@ def notes(
     kinds: Counter[Kind] = Counter()
     for one in counted:
         kinds[one.kind] += one.rows
-    models = [line.model for line in estimate.inputs]
+    models = list(dict.fromkeys(line.model for line in estimate.inputs))
     yield from _on_counting(estimate.inputs)
     yield from _on_kinds(kinds)
     if estimate.pilot is None:
@@ -261,7 +281,7 @@ def _on_pilot(estimate: Estimate, rows: int, unfinished: int) -> Iterator[str]:
 def _on_the_rest(estimate: Estimate) -> Iterator[str]:
     """The rows to come in other tiers, and how long they take."""
     rest = plural(estimate.to_send, "row")
-    for line in estimate.answers:
+    for line in (line for line in estimate.answers if line.variant is None):
         dollars = {tier: line.usd[tier] for tier in TIERS if tier != STANDARD}
         words = [f"{usd(some)} at {tier}" for tier, some in dollars.items() if some is not None]
         if words:
@@ -281,7 +301,7 @@ def _on_counting(inputs: Sequence[InputTokens]) -> Iterator[str]:
         yield f"{how}. {form}"
         return
     yield f"texts are counted in {' and '.join(names)}; {form}"
-    if others := sorted(str(line.model) for line in inputs if line.factor != 1.0):
+    if others := sorted({str(line.model) for line in inputs if line.factor != 1.0}):
         yield (
             f"{_named(others)}: the vocabulary is not known, so the count in {O200K} is multiplied "
             f"by {OTHER_FACTOR}"

@@ -3,11 +3,13 @@
 Sends nothing. Rows of a pilot that ran earlier are read and count.
 """
 
+import operator
 import time
 from collections.abc import Callable, Sequence
 
 from msgspec.structs import replace
 
+from batchrun.errors import JobError
 from batchrun.estimate.cost_lines import (
     Answers,
     Estimate,
@@ -24,8 +26,8 @@ from batchrun.estimate.tokens import TokenCounts
 from batchrun.formats.amounts import plural
 from batchrun.job.sections import Job
 from batchrun.pricing.prices import STANDARD, Prices, age_warning
-from batchrun.records import NOTHING_SENT_AGAIN, Resend
-from batchrun.runner.plan import dry_run, known_prices, run_path
+from batchrun.records import NOTHING_SENT_AGAIN, Resend, Totals
+from batchrun.runner.plan import Plan, dry_run, known_prices, run_path
 
 
 def make_estimate(
@@ -34,6 +36,7 @@ def make_estimate(
     simulate: bool = False,
     limit: int | None = None,
     sample_rows: int = 0,
+    variants: Sequence[str] = (),
     resend: Resend = NOTHING_SENT_AGAIN,
     models: Sequence[str] = (),
     expect_output: int | None = None,
@@ -48,6 +51,11 @@ def make_estimate(
     where it is by a pilot. `doing`: see `make_plan`. Raises as `run_job`.
     """
     models = tuple(dict.fromkeys(models))
+    if models and job.variants:
+        raise JobError(
+            "--models asks what all rows cost with other models, and the job has variants, each of "
+            "which is estimated; leave --models out"
+        )
     if models and job.request.get("model") is None:
         job = replace(job, request={**job.request, "model": models[0]})
     counts = TokenCounts(models, by_bytes=by_bytes)
@@ -57,6 +65,7 @@ def make_estimate(
         simulate=simulate,
         limit=limit,
         sample_rows=sample_rows,
+        variants=variants,
         resend=resend,
         on_body=counts.add,
         is_new=bool(models),
@@ -64,21 +73,43 @@ def make_estimate(
     )
     doing(f"pricing {plural(plan.rows, 'row')}")
     prices, at = known_prices(job), time.time_ns() // 1000
-    wanted = len(plan.resumed.complete)  # of an input that is appended, its own rows alone
+    expansion, complete = plan.expansion, plan.resumed.complete
+    wanted = len(complete)  # of an input that is appended, its own rows alone
     wanted = wanted if plan.limit is None else min(plan.limit, wanted)
     asked = models or (None,)
-    counted = [counts.rows(plan.resumed.complete, wanted, model) for model in asked]
+    counted = [counts.rows(complete, wanted, model) for model in asked]
     groups = [group(rows) for rows in counted]
-    drawn = plan.pilot if not models and plan.pilot and plan.pilot.of == wanted else None
-    unfinished = sum(not plan.resumed.complete[row] for row in drawn.rows) if drawn else 0
-    pilot = None
+    of_variants = {
+        name: counts.rows(_with_others(plan, name), wanted)
+        for name in (expansion.variants if expansion.is_declared else ())
+    }
+    rest = {name: group(rows) for name, rows in of_variants.items()} or {None: groups[0]}
+    drawn = plan.pilot if not models and plan.pilot else None
+    drawn = drawn if drawn is not None and drawn.of * expansion.width == wanted else None
+    unfinished = sum(
+        not complete[expansion.first_sample(row, name)]
+        for row in (drawn.rows if drawn else ())
+        for name in expansion.variants
+    )
+    pilot, answers = None, list[Answers]()
     if drawn is not None and groups[0] and not unfinished:
         sampled, totals = read_sampled(path, drawn.rows), plan.resumed.totals
-        pilot = extrapolate(sampled, counts, groups[0], totals, prices, at)
+        pilot = extrapolate(sampled, counts, rest, totals, prices, at, expansion)
+        for name in of_variants if pilot is not None else ():
+            some = {name: rest[name]}
+            one = extrapolate(sampled, counts, some, Totals(), prices, at, expansion)
+            answers += [] if one is None else [_measured(rest[name], one, job, prices, at, name)]
     if pilot is not None:
-        answers = [_measured(groups[0], pilot, job, prices, at)]
+        answers.append(_measured(groups[0], pilot, job, prices, at))
     else:
-        answers = [
+        lengths = assumptions(groups[0], expect_output)
+        answers += [
+            answer_line(rest[name], None, assumption, prices, job.limits, at, variant=name)
+            for name in of_variants
+            if rest[name]
+            for assumption in lengths
+        ]
+        answers += [
             answer_line(some, model, assumption, prices, job.limits, at)
             for model, some in zip(asked, groups, strict=True)
             for assumption in (assumptions(some, expect_output) if some else ())
@@ -92,10 +123,15 @@ def make_estimate(
         spent_usd=(complete_usd or 0.0) + unfinished_usd if unfinished_usd else complete_usd,
         to_send=plan.to_send,
         bad_rows=plan.bad_rows,
-        inputs=tuple(line for rows in counted for line in input_lines(rows, counts)),
+        inputs=tuple(
+            line
+            for name, rows in of_variants.items() or ((None, rows) for rows in counted)
+            for line in input_lines(rows, counts, name)
+        ),
         answers=tuple(answers),
         pilot=pilot,
         estimated=None if pilot is None else as_estimated(pilot, plan.rows_in_all, at),
+        source_rows=plan.source_rows,
     )
     if store and estimate.estimated is not None and estimate.to_send:
         store_estimated(path, estimate.estimated)
@@ -115,8 +151,20 @@ def make_estimate(
     )
 
 
+def _with_others(plan: Plan, variant: str | None) -> bytearray:
+    """Marks of what is complete or belongs to another variant."""
+    expansion = plan.expansion
+    others = expansion.others(plan.source_rows, [variant], expansion.samples)
+    return bytearray(map(operator.or_, plan.resumed.complete, others))
+
+
 def _measured(
-    groups: Sequence[Group], pilot: PilotResult, job: Job, prices: Prices, at: int
+    groups: Sequence[Group],
+    pilot: PilotResult,
+    job: Job,
+    prices: Prices,
+    at: int,
+    variant: str | None = None,
 ) -> Answers:
     """The remaining rows, if they are as those of the pilot were."""
     rows = sum(one.rows for one in groups)
@@ -125,7 +173,8 @@ def _measured(
     factor = (given.total - given.so_far) / sum(one.input_tokens for one in groups)
     groups = [replace(one, input_tokens=round(one.input_tokens * factor)) for one in groups]
     assumption = f"as measured: {each:,.0f} each", each
-    line = answer_line(groups, None, assumption, prices, job.limits, at, pilot.latency_s)
+    limits, latency_s = job.limits, pilot.latency_s
+    line = answer_line(groups, None, assumption, prices, limits, at, latency_s, variant)
     listed_usd = line.usd[STANDARD]
     if pilot.cost_usd is None or not listed_usd:
         return line

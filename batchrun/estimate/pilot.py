@@ -9,7 +9,7 @@ supply.
 
 import math
 import random
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
 from operator import mul
 from pathlib import Path
@@ -21,6 +21,7 @@ from msgspec.structs import replace
 
 from batchrun.estimate.cost_lines import Group, PilotResult, Range, dollars, tier_price
 from batchrun.estimate.tokens import CountedRows, TokenCounts
+from batchrun.job.expansion import PLAIN, Expansion
 from batchrun.pricing.prices import STANDARD, Prices
 from batchrun.records import Estimated, Totals, Usage
 from batchrun.reports.sql import ask
@@ -32,7 +33,7 @@ _MOST_DRAWS = 1_500_000  # about half a second
 _LEAST_ROUNDS = 200
 _SEED = 20_261_122
 _ROWS = """
-    SELECT "row", ok, input_tokens, output_tokens, cost_usd, latency_s
+    SELECT "row", variant, ok, input_tokens, output_tokens, cost_usd, latency_s
     FROM responses WHERE "row" IN (SELECT unnest($rows)) AND sample = 0 ORDER BY "row"
 """
 
@@ -41,6 +42,7 @@ class SampledRow(Struct, frozen=True):
     """One complete row; null where the server said nothing, and cost where there is no price."""
 
     row: int
+    variant: str | None
     ok: bool
     input_tokens: int | None
     output_tokens: int | None
@@ -61,31 +63,47 @@ def read_sampled(path: Path, rows: Collection[int]) -> tuple[SampledRow, ...]:
 def extrapolate(
     sampled: Sequence[SampledRow],
     counts: TokenCounts,
-    rest: Sequence[Group],
+    rest: Mapping[str | None, Sequence[Group]],
     totals: Totals,
     prices: Prices,
     at: int,
+    expansion: Expansion = PLAIN,
 ) -> PilotResult | None:
     """Figures for all rows, by those of the sampled ones; null where none of these has any.
 
-    `rest` are the rows without an outcome, `totals` those with one, the sampled ones among them.
-    What the texts predict of each row is subtracted first, and added again for the rest: rows of
-    different lengths are no reason for a wide interval.
+    `rest` are the rows without an outcome, by variant; `totals` those with one, the sampled ones
+    among them. What the texts predict of each row is subtracted first, and added again for the
+    rest: rows of different lengths are no reason for a wide interval. The variants of a row of the
+    source are one member of the sample, each as often as it remains, since they go together.
     """
     known = [row for row in sampled if row.output_tokens is not None or row.cost_usd == 0.0]
-    if not known:
+    remaining = {name: sum(one.rows for one in groups) for name, groups in rest.items()}
+    rows = -(-max(remaining.values(), default=0) // expansion.samples)
+    weights = {name: count / rows for name, count in remaining.items() if count}
+    of_row: dict[int, list[SampledRow]] = {}
+    for row in known:
+        if row.variant in weights:
+            of_row.setdefault(row.row, []).append(row)
+    members = [some for some in of_row.values() if len(some) == len(weights)]
+    if not members:
         return None
-    rows = sum(one.rows for one in rest)
+    every = [one for groups in rest.values() for one in groups]
 
     def predicted_usd(one: CountedRows) -> float:
         price = tier_price(prices, one.model, STANDARD, at)
         return (price.cost(Usage(one.input_tokens, output_tokens=0)) or 0.0) if price else 0.0
 
-    pairs = [(row, counts.row(row.row)) for row in known]
+    def counted(row: SampledRow) -> CountedRows:
+        return counts.row(expansion.first_sample(row.row, row.variant))
+
+    def sample(value: Callable[[SampledRow], float]) -> list[float]:
+        """A value for each member."""
+        return [sum(weights[one.variant] * value(one) for one in some) for some in members]
+
     cost = None
-    if all(row.cost_usd is not None for row in known):
-        beyond = [(row.cost_usd or 0.0) - predicted_usd(one) for row, one in pairs]
-        predicted = sum(dollars([one], [0], STANDARD, prices, at) or 0.0 for one in rest)
+    if all(row.cost_usd is not None for some in members for row in some):
+        beyond = sample(lambda row: (row.cost_usd or 0.0) - predicted_usd(counted(row)))
+        predicted = sum(dollars([one], [0], STANDARD, prices, at) or 0.0 for one in every)
         cost = sum_range(beyond, rows, totals.cost_usd or 0.0, predicted)
     latencies = [row.latency_s for row in known if row.latency_s is not None]
     return PilotResult(
@@ -94,13 +112,13 @@ def extrapolate(
         used=len(known),
         share=SHARE,
         input_tokens=sum_range(
-            [(row.input_tokens or 0) - one.input_tokens for row, one in pairs],
+            sample(lambda row: (row.input_tokens or 0) - counted(row).input_tokens),
             rows,
             totals.input_tokens,
-            sum(one.input_tokens for one in rest),
+            sum(one.input_tokens for one in every),
         ),
         output_tokens=sum_range(
-            [row.output_tokens or 0 for row in known], rows, totals.output_tokens
+            sample(lambda row: row.output_tokens or 0), rows, totals.output_tokens
         ),
         cost_usd=cost,
         latency_s=fmean(latencies) if latencies else None,

@@ -206,7 +206,7 @@ class CountedRows(NamedTuple):
 
 
 class TokenCounts:
-    """The tokens of each row of a source, gathered while the plan reads it."""
+    """The tokens of each request of a source, gathered while the plan reads it."""
 
     def __init__(self, models: Sequence[str] = (), *, by_bytes: bool | None = None) -> None:
         """Counts for `models`, whatever rows ask for; without any, for the model of each row.
@@ -221,15 +221,21 @@ class TokenCounts:
         self._numbers: dict[Kind, int] = {}
         self._kind_of = array("H")
         self._tokens = tuple(array("I") for _ in self._asked or ("of each row",))
+        self._last: JsonObject | None = None  # samples of a row may share their body
 
     def _find_vocabulary(self, model: str | None) -> Vocabulary:
         return Vocabulary(BYTES, 1.0) if self._by_bytes else vocabulary_of(model)
 
     def add(self, row: int, body: JsonObject) -> None:
-        """Rows come in order; those that are left out cannot be sent. Raises `InputError`."""
+        """Requests come in order; those that are left out cannot be sent. Raises `InputError`."""
         missing = [_NO_ROW] * (row - len(self._kind_of))
         for numbers in (self._kind_of, *self._tokens):
             numbers.extend(missing)
+            if body is self._last:
+                numbers.append(numbers[-1])
+        if body is self._last:
+            return
+        self._last = body
         text = read_body_text(body)
         model, most, tier = map(body.get, ("model", "max_output_tokens", "service_tier"))
         reasoning = body.get("reasoning")
@@ -281,7 +287,7 @@ class TokenCounts:
         ]
 
     def row(self, number: int) -> CountedRows:
-        """One row, for its own model."""
+        """One request, for its own model."""
         return self._counted(self._kind_of[number], self._tokens[0][number], 1)
 
     def _counted(

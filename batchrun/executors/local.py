@@ -11,7 +11,13 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Self
 
-from batchrun.dispatch.dispatcher import Completed, Dispatcher, Endpoint, Unfinished
+from batchrun.dispatch.dispatcher import (
+    Completed,
+    Destination,
+    Dispatcher,
+    Endpoint,
+    Unfinished,
+)
 from batchrun.dispatch.gate import Gate, GateClosed
 from batchrun.errors import ErrorKind
 from batchrun.job.sections import Job
@@ -22,7 +28,7 @@ from batchrun.limits.scopes import Scopes, user_limits
 from batchrun.limits.verdicts import Limit
 from batchrun.pricing.prices import Prices
 from batchrun.progress.bottleneck import Activity
-from batchrun.records import BadRow, Failure, Largest, Outcome, Request
+from batchrun.records import BadRow, Failure, Largest, Outcome, Request, RowKey, Scope
 
 WORKERS_PER_SLOT = 4  # at most, for each request that may be in flight; each holds one row
 # Workers that wait at the gate while all slots are taken: at least _SPARE, or one for so many
@@ -45,7 +51,7 @@ _OLDEST = 3  # rows named while the last ones are waited for
 
 def local_executor(
     job: Job,
-    endpoint: Endpoint,
+    endpoints: Mapping[str | None, Endpoint],
     prices: Prices,
     in_flight: int,
     *,
@@ -57,6 +63,7 @@ def local_executor(
 ) -> "LocalExecutor":
     """The executor of a job.
 
+    `endpoints`: by the variants that have their own; null: of all others.
     `largest`: by model, what answers of earlier commands needed; `had_answers`: there were some;
     `met_before`: the error that ended the command before, where rows failed in the same way.
     """
@@ -70,19 +77,29 @@ def local_executor(
     given = [of for of, most in per_minute.items() if most is not None]
     adapts_to_s = job.endpoint.timeout_s if limits.concurrency == "auto" else None
     scopes = Scopes(in_flight, patience, largest, given, adapts_to_s)
-    first = FirstAlone()
-    gate = Gate([first, *shared], scopes.limits)
-    first.on_open = lambda: gate.drop(first)
+
+    def limits_of(scope: Scope) -> Sequence[Limit]:
+        first = FirstAlone()
+        first.on_open = lambda: gate.drop(first, scope)
+        return first, *scopes.limits(scope)
+
+    gate = Gate(shared, limits_of)
+    destinations = {
+        variant: Destination(endpoint, job.endpoint_of(variant).api_key_env)
+        for variant, endpoint in endpoints.items()
+    }
+    endpoint, key_name = destinations.get(None) or next(iter(destinations.values()))
     dispatcher = Dispatcher(
         endpoint,
         gate,
         scopes,
         job.retry,
         prices,
-        key_name=job.endpoint.api_key_env,
+        key_name=key_name,
         has_budget=bool(budgets),
         hedges=limits.hedge,
         unfinished=unfinished,
+        of_variants={name: one for name, one in destinations.items() if name is not None},
     )
     return LocalExecutor(dispatcher, gate, in_flight)
 
@@ -130,7 +147,7 @@ class LocalExecutor:
         held = [(one.slot, one.finish) for one in self._handed_out if one.slot is not None]
         if self._large:
             for one in self._handed_out:
-                if self._large.stored(one.outcome.request.row):
+                if self._large.stored(one.outcome.request.key):
                     self._wanted.set()
         self._handed_out = []
         self._gate.leave_all(held)
@@ -282,18 +299,20 @@ class LocalExecutor:
             model=None,
             max_output_tokens=None,
             carried=row.carried,
+            sample=row.sample,
+            variant=row.variant,
         )
         failure = Failure(ErrorKind.INVALID_ROW, f"{where}: {row.message}", status="invalid")
-        endpoint = self._dispatcher.endpoint
+        endpoint = self._dispatcher.endpoint_of(row.variant)
         return Outcome(request, failure, (), endpoint.base_url, endpoint.via)
 
 
 class LargeRows:
-    """What the large rows that are in memory take up, by their numbers."""
+    """What the large rows that are in memory take up."""
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._sizes: dict[int, int] = {}
+        self._sizes: dict[RowKey, int] = {}
         self._bytes = 0
 
     def __bool__(self) -> bool:
@@ -308,12 +327,12 @@ class LargeRows:
         for row in rows:
             size = _size(row)
             if size >= _LARGE_BYTES:
-                self._sizes[row.row] = size
+                self._sizes[row.key] = size
                 self._bytes += size
 
-    def stored(self, row: int) -> bool:
+    def stored(self, key: RowKey) -> bool:
         """The row is not in memory any more; whether it was a large one."""
-        size = self._sizes.pop(row, 0)
+        size = self._sizes.pop(key, 0)
         self._bytes -= size
         return size > 0
 

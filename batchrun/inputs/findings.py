@@ -6,7 +6,7 @@ for every row. Nothing here grows with the rows.
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -30,7 +30,7 @@ from batchrun.inputs.requests import (
     RequestMaker,
 )
 from batchrun.inputs.rows import RowProblem, SourceRow
-from batchrun.job.sections import InputJob
+from batchrun.job.sections import InputJob, VariantJob
 from batchrun.records import JsonObject
 
 _SEVERAL = 3  # rows that a column of the template is the same in, others not
@@ -347,3 +347,68 @@ def make_findings(request: JsonObject, maker: RequestMaker, job: InputJob) -> Fi
     """For one pass over the rows."""
     ids = frozenset({"custom_id", "id", *filter(None, (job.id,))})
     return Findings(request, maker, ids, frozenset(job.send))
+
+
+class VariantFindings:
+    """What is noticed about the requests of a row beside each other: samples and variants."""
+
+    def __init__(self, maker: RequestMaker, samples: int, variants: Sequence[VariantJob]) -> None:
+        self._maker, self._samples, self._variants = maker, samples, variants
+        maker.overridden.clear()  # rows may have been drafted before
+        self._per_variant = samples // maker.alike  # drafts
+        self._rows = 0  # that can be sent in some variant
+        self._cold = 0  # requests, samples that are alike counted once
+        self._requests = 0  # the same
+        # Pairs of variants whose requests have all been the same so far.
+        self._same = [
+            (one, other)
+            for other in range(len(variants))
+            for one in range(other)
+            if variants[one].endpoint == variants[other].endpoint
+        ]
+
+    def add(self, drafts: Sequence[Draft]) -> None:
+        """All drafts of a row: of each variant one for each sample, or one for all of them."""
+        bodies = [draft.body for draft in drafts if draft.body is not None]
+        if not bodies:
+            return
+        self._rows += 1
+        self._requests += len(bodies)
+        if self._samples > 1:
+            self._cold += sum([body.get("temperature") == 0 for body in bodies])
+        if self._same:
+            each = self._per_variant
+            self._same = [
+                (one, other)
+                for one, other in self._same
+                if drafts[one * each].hash == drafts[other * each].hash
+            ]
+
+    def warnings(self) -> Iterator[str]:
+        """What may be meant otherwise."""
+        names = [variant.name for variant in self._variants]
+        known = set[str]()
+        for variant in self._variants:
+            unknown = [key for key in variant.request if key not in known]
+            known.update(unknown)
+            for said in unknown_fields(unknown):
+                yield f"variant {variant.name}: {said}"
+        if self._cold:
+            share = "" if self._cold == self._requests else f" of {self._cold / self._requests:.0%}"
+            yield (
+                f"{self._samples:,} samples are asked{share} at temperature 0, at which they are "
+                "mostly the same"
+            )
+        for one, other in self._same if self._rows else ():
+            yield (
+                f"the variants {names[one]} and {names[other]} send the same requests to the same "
+                "endpoint"
+            )
+        for name in names:
+            if rows := self._maker.overridden[name]:
+                of = f"{plural(rows, 'row')} of {self._rows:,}"
+                yield f"variant {name} overrides settings of {of}"
+        for variant in self._variants:
+            for path in variant.drop:
+                if path not in self._maker.dropped:
+                    yield f"variant {variant.name} drops {path}, which no request has"

@@ -3,14 +3,19 @@
 The survey is one full pass: everything is read and checked before anything is sent. The same job
 and the same files give the same requests at each reading.
 
+A row is one request, or several where the job has samples or variants; requests have numbers (see
+`Expansion`), and marks, limits and hashes are those of requests.
+
 Memory: 18 bytes a row during the survey, 17 after it (hash and name of each row), 9 where rows are
-known by their number alone; one more where rows without a bound on their cost are marked. Bad rows
-are values here; what makes the whole source unusable raises.
+known by their number alone; 9 more for each further request of a row; one more where requests
+without a bound on their cost are marked. Bad rows are values here; what makes the whole source
+unusable raises.
 """
 
 from array import array
-from collections.abc import Callable, Iterator
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any
 
 from msgspec import Struct, field
 from msgspec.structs import asdict, replace
@@ -22,13 +27,14 @@ from batchrun.formats.printable import nearest
 from batchrun.inputs import parquet
 from batchrun.inputs.carried import Carrier, check_types
 from batchrun.inputs.column_tally import ColumnTally
-from batchrun.inputs.findings import make_findings
+from batchrun.inputs.findings import Findings, VariantFindings, make_findings
 from batchrun.inputs.identity import FALLBACK, Identity, RowNames
 from batchrun.inputs.parquet import ColumnUse
 from batchrun.inputs.requests import BATCH, HASH_RULE, Draft, RequestMaker
 from batchrun.inputs.rows import NO_COLUMNS, SourceFile, SourceRow
 from batchrun.inputs.sources import Source, SourceReader, find_source
-from batchrun.job.sections import InputJob
+from batchrun.job.expansion import PLAIN, Expansion
+from batchrun.job.sections import InputJob, VariantJob
 from batchrun.limits.answer_sizes import is_bounded
 from batchrun.records import BadRow, JsonObject, Layout, Request
 
@@ -42,14 +48,15 @@ _SHOWN = 10
 _OPTIONS = {"id": "--id", "carry": "--carry", "send": "--send", "types": "--type"}
 _UNSTORABLE = 0x5555_5555_5555_5555
 
-OnBody = Callable[[int, JsonObject], None]  # a row's number and its body
+OnBody = Callable[[int, JsonObject], None]  # a request's number and its body
 
 
 class _Gathered(Struct):
     """What the full pass gathers row by row."""
 
+    expansion: Expansion = PLAIN
     hashes: "array[int]" = field(default_factory=lambda: array("Q"))  # of requests, or bad rows
-    is_bad: bytearray = field(default_factory=bytearray)  # 1 for each bad row
+    is_bad: bytearray = field(default_factory=bytearray)  # 1 for each that cannot be sent
     # 1 where nothing bounds the cost; empty where not asked for
     is_unbounded: bytearray = field(default_factory=bytearray)
     models: dict[str | None, None] = field(default_factory=dict)  # None: rows name no model
@@ -57,11 +64,30 @@ class _Gathered(Struct):
 
     @property
     def rows(self) -> int:
+        """Those of the table: one for each request."""
         return len(self.hashes)
 
     @property
+    def source_rows(self) -> int:
+        return len(self.hashes) // self.expansion.width
+
+    @property
     def bad_rows(self) -> int:
+        """Of the table."""
         return self.is_bad.count(1)
+
+    def add(self, draft: Draft, *, mark_unbounded: bool) -> None:
+        """One more request of a row, but its first."""
+        body = draft.body
+        self.hashes.append(draft.hash)
+        self.is_bad.append(body is None)
+        if mark_unbounded:
+            bounded = body is None or is_bounded(draft.written, output_limit(body))
+            self.is_unbounded.append(not bounded)
+        if body is not None:
+            self.body_bytes += len(draft.written)
+            if len(self.models) < MAX_MODELS:
+                self.models[body.get("model")] = None
 
 
 class Survey(_Gathered, kw_only=True):
@@ -93,13 +119,18 @@ class PromptSet:
         request: JsonObject,
         hash_rule: int = HASH_RULE,
         *,
+        samples: int = 1,
+        variants: Sequence[VariantJob] = (),
         is_appended: bool = False,
     ) -> None:
         """`hash_rule`: by which the requests are hashed; that of the run, where it has begun.
 
-        `is_appended`: rows of other sources stand beside these, so that no number names one.
+        `samples`, `variants`: what each row is asked. `is_appended`: rows of other sources stand
+        beside these, so that no number names one.
         """
         check_types(input_job)
+        self.expansion = Expansion(samples, tuple(one.name for one in variants) or (None,))
+        self._variants = variants
         self._is_appended = is_appended
         if input_job.carry is None:
             input_job = replace(input_job, carry=source.carry)
@@ -108,13 +139,17 @@ class PromptSet:
         self._reader = SourceReader(source)
         named = Identity(input_job.id, None).consumed
         self._request = request
-        self._maker = RequestMaker(request, input_job, named, hash_rule)
+        self._maker = RequestMaker(
+            request, input_job, named, hash_rule, samples=samples, variants=variants
+        )
         self._maker.look_beside(source.files)
         used = self._maker.may_use
         if source.carry is not None and used is not None and not self._maker.has_template:
             used &= frozenset(source.carry)  # not the model that answered, and the like
-        names = {"custom_id", input_job.id or FALLBACK, FALLBACK}
-        self._used = None if used is None else used | names
+        self._names = frozenset({"custom_id", input_job.id or FALLBACK})
+        if any(file.is_keyed for file in source.files):
+            self._names |= {"sample", "variant"}
+        self._used = None if used is None else used | self._names | {FALLBACK}
         self._hashes: array[int] | None = None
         self._has_begun = False  # a run, with the layout that it has pinned
 
@@ -135,29 +170,21 @@ class PromptSet:
         identity = self._identity(pinned)
         self._has_begun = pinned is not None
         tally = ColumnTally(self._job, identity.consumed, pinned, self._used)
-        for file in self._source.files:
-            if file.kind == "parquet":
-                names_of_file = tally.add_file(file)
-                if (
-                    not self._job.skip_bad_rows
-                    and self._job.where is None
-                    and not self._maker.template_columns <= names_of_file
-                ):
-                    self._check_template(file, identity)
-        names, found = RowNames(), _Gathered()
-        findings = make_findings(self._request, self._maker, self._job)
+        self._add_files(tally, identity)
+        names, found = RowNames(), _Gathered(self.expansion)
+        findings, others = self._findings()
         note, add_form, noted = findings.add, findings.forms.append, self._used
         of_batch = self._maker.unsent[BATCH.number]
         if noted is not None and self._source.carry is None:
             noted |= SETTINGS  # to count those that nothing sends
-        draft_of, add_hash, add_bad = self._maker.draft, found.hashes.append, found.is_bad.append
+        draft_of, add_hash, add_bad = self._first_draft(), found.hashes.append, found.is_bad.append
         add_id, add_named_by = names.ids.append, names.named_by.append
-        told_bytes = 0
+        told_bytes, width = 0, self.expansion.width
         use = ColumnUse(noted, tally.expected(), check_only=True, sizes=tally.sizes)
         for row in self._reader.rows(use):
-            draft = draft_of(row, identity)
+            draft, is_misfit = draft_of(row, identity), False
             if row.data is not None and tally.add(row, draft.consumed) and draft.body is not None:
-                draft = _unstorable(draft)
+                draft, is_misfit = _unstorable(draft), True
             body = draft.body
             add_hash(draft.hash)
             add_id(hash(draft.custom_id))
@@ -182,7 +209,9 @@ class PromptSet:
                 if len(found.models) < MAX_MODELS:
                     found.models[body.get("model")] = None
                 if on_body is not None:
-                    on_body(row.row, body)
+                    on_body(row.row * width, body)
+            if others is not None:
+                self._add_others(row, identity, draft, found, others, on_body, is_misfit=is_misfit)
             if on_rows is not None and (
                 row.row % _STEP == _STEP - 1 or found.body_bytes >= told_bytes + _STEP_BYTES
             ):
@@ -217,10 +246,67 @@ class PromptSet:
                 *warnings,
                 *tally.warnings(),
                 *findings.warnings(),
+                *(others.warnings() if others is not None else ()),
             ),
             forms=findings.forms_in_words(),
             refusal=findings.refusal(),
         )
+
+    def _add_files(self, tally: ColumnTally, identity: Identity) -> None:
+        """What files say of their columns. Raises `InputError`."""
+        must_have = not self._job.skip_bad_rows and self._job.where is None
+        for file in self._source.files:
+            if file.kind == "parquet":
+                names = tally.add_file(file)
+                if must_have and not self._maker.template_columns <= names:
+                    self._check_template(file, identity)
+
+    def _findings(self) -> tuple[Findings, VariantFindings | None]:
+        """For one pass over the rows."""
+        request, variants = self._request, self._variants
+        if variants and "input" in variants[0].request:
+            request = {"input": variants[0].request["input"], **request}
+        findings = make_findings(request, self._maker, self._job)
+        if not self._maker.asked:
+            return findings, None
+        return findings, VariantFindings(self._maker, self.expansion.samples, variants)
+
+    def _first_draft(self) -> Callable[[SourceRow, Identity], Draft]:
+        """Makes the first request of a row."""
+        if not self._maker.asked:
+            return self._maker.draft
+        return partial(self._maker.draft, asked=self._maker.asked[0])
+
+    def _add_others(
+        self,
+        row: SourceRow,
+        identity: Identity,
+        draft: Draft,
+        found: _Gathered,
+        findings: VariantFindings,
+        on_body: OnBody | None,
+        *,
+        is_misfit: bool,
+    ) -> None:
+        """The requests of a row but for the first, whose draft this is.
+
+        `is_misfit`: what the row carries cannot be stored.
+        """
+        maker, number = self._maker, row.row * self.expansion.width
+        marks = bool(found.is_unbounded)
+        drafts = []
+        for at, asked in enumerate(maker.asked):
+            if at:
+                draft = maker.draft(row, identity, None, asked)
+                draft = _unstorable(draft) if is_misfit and draft.body is not None else draft
+            drafts.append(draft)
+            for sample in range(maker.alike):
+                if at or sample:
+                    found.add(draft, mark_unbounded=marks)
+                    if on_body is not None and draft.body is not None:
+                        on_body(number, draft.body)
+                number += 1
+        findings.add(drafts)
 
     def spans(self) -> list[tuple[SourceFile, int, int]]:
         """Each file with its first row and how many it has, after the survey."""
@@ -228,7 +314,7 @@ class PromptSet:
 
     def json_rows(self) -> Iterator[SourceRow]:
         """The rows of the files that are not Parquet, after the survey. Raises `InputError`."""
-        marks = bytearray(b"\1") * len(self._hashes or ())
+        marks = self._all_but(())
         for file, first, rows in self._reader.spans():
             if file.kind != "parquet":
                 marks[first : first + rows] = bytes(rows)
@@ -237,20 +323,21 @@ class PromptSet:
     def _check_template(self, file: SourceFile, identity: Identity) -> None:
         """Raises `InputError` where the first row lacks a column that the file has in no row."""
         first = next(parquet.read_rows(file, 0, bytearray(1), ColumnUse(self._used)), None)
-        if first is not None and (draft := self._maker.draft(first, identity)).lacks_column:
+        if first is not None and (draft := self._first_draft()(first, identity)).lacks_column:
             raise InputError(f"{file}: {draft.problem}. Fix the input or the options")
 
     def _check_again(self, layout: Layout, found: _Gathered) -> None:
         """Marks rows that do not fit the types which Parquet files and lines have in common."""
         for row in self.requests(layout, bytearray(found.is_bad)):
             if isinstance(row, BadRow):
-                found.is_bad[row.row] = True
-                found.hashes[row.row] ^= _UNSTORABLE
+                number = self.expansion.number(row)
+                found.is_bad[number] = True
+                found.hashes[number] ^= _UNSTORABLE
 
     def requests(
         self, layout: Layout, complete: bytearray, limit: int | None = None
     ) -> Iterator[Request | BadRow]:
-        """The rows that `complete` does not mark, lazily and in order, up to row `limit`.
+        """The requests that `complete` does not mark, lazily and in order, up to number `limit`.
 
         Raises `InputError` where the files changed since the survey.
         """
@@ -260,6 +347,9 @@ class PromptSet:
         if limit is not None:
             complete = complete[:limit] + b"\1" * max(len(complete) - limit, 0)
         hashes = self._hashes
+        if self._maker.asked:
+            yield from self._expanded(identity, carrier, use, complete)
+            return
         draft_of = self._maker.draft
         for row in self._reader.rows(use, complete):
             draft = draft_of(row, identity, hashes[row.row] if hashes is not None else None)
@@ -290,6 +380,58 @@ class PromptSet:
                 max_output_tokens=output_limit(body),
                 carried=carried,
             )
+
+    def _expanded(
+        self, identity: Identity, carrier: Carrier, use: ColumnUse, complete: bytearray
+    ) -> Iterator[Request | BadRow]:
+        """`requests`, where a row has several."""
+        maker, width, hashes = self._maker, self.expansion.width, self._hashes
+        alike, has_hash = maker.alike, hashes is not None
+        for row in self._reader.rows(use, self.expansion.all_of_row(complete)):
+            carried: tuple[Any, ...] | None = None
+            problem = ""
+            for at, asked in enumerate(maker.asked):
+                first = row.row * width + at * alike
+                wanted = [n for n in range(alike) if not complete[first + n]]
+                if not wanted:
+                    continue
+                known = hashes[first] if hashes is not None else None
+                draft = maker.draft(row, identity, known, asked)
+                if carried is None:
+                    carried = ()
+                    if row.data is not None:
+                        carried, problem = carrier.values(row, draft.consumed)
+                if problem and draft.body is not None:
+                    draft = _unstorable(draft, problem, has_hash=has_hash)
+                body, key = draft.body, f"{draft.hash:016x}"
+                model = None if body is None else body.get("model")
+                limit = None if body is None else output_limit(body)
+                for sample in wanted:
+                    if body is None:
+                        yield BadRow(
+                            row=row.row,
+                            custom_id=draft.custom_id,
+                            source=row.source,
+                            line=row.line,
+                            message=draft.problem,
+                            hash=key,
+                            carried=carried,
+                            sample=asked.sample + sample,
+                            variant=asked.variant,
+                        )
+                        continue
+                    yield Request(
+                        row=row.row,
+                        custom_id=draft.custom_id,
+                        source=row.source,
+                        body=draft.written,
+                        hash=key,
+                        model=model,
+                        max_output_tokens=limit,
+                        carried=carried,
+                        sample=asked.sample + sample,
+                        variant=asked.variant,
+                    )
 
     def _identity(self, layout: Layout | None) -> Identity:
         """The rule that names rows; as pinned where there is a layout."""
@@ -340,24 +482,36 @@ class PromptSet:
 
     def _rows(self, numbers: set[int]) -> Iterator[SourceRow]:
         """The rows of these numbers, of Parquet with the columns alone that may name them."""
-        names = frozenset({"custom_id", self._job.id or FALLBACK})
-        return self._reader.rows(ColumnUse(names), self._all_but(numbers))
+        return self._reader.rows(ColumnUse(self._names), self._all_but(numbers))
 
     def _examples(self, layout: Layout, is_bad: bytearray) -> tuple[Request | None, list[BadRow]]:
         """The first request, and the first bad rows."""
-        good = is_bad.find(0)
-        numbers = {good} if good >= 0 else set()
-        numbers.update(islice((row for row, bad in enumerate(is_bad) if bad), _SHOWN))
-        rows = list(self.requests(layout, self._all_but(numbers)))
+        good, width = is_bad.find(0), self.expansion.width
+        wanted = {good} if good >= 0 else set()
+        bad_rows = dict[int, None]()
+        for number in (number for number, bad in enumerate(is_bad) if bad):
+            bad_rows[number // width] = None
+            wanted.add(number)
+            if len(bad_rows) >= _SHOWN:
+                break
+        marks = bytearray(b"\1") * len(is_bad)
+        for number in wanted:
+            marks[number] = 0
+        rows = list(self.requests(layout, marks))
         first = next((row for row in rows if isinstance(row, Request)), None)
-        return first, [row for row in rows if isinstance(row, BadRow)]
+        return first, _distinct(row for row in rows if isinstance(row, BadRow))
 
-    def _all_but(self, numbers: set[int]) -> bytearray:
+    def _all_but(self, numbers: Iterable[int]) -> bytearray:
         """Marks by which nothing but the rows of these numbers is read."""
-        marks = bytearray(b"\1") * len(self._hashes or ())
+        marks = bytearray(b"\1") * (len(self._hashes or ()) // self.expansion.width)
         for number in numbers:
             marks[number] = 0
         return marks
+
+
+def _distinct(rows: Iterable[BadRow]) -> list[BadRow]:
+    """One for each problem of a row: mostly all its requests have the same."""
+    return list({(row.row, row.message): row for row in rows}.values())[:_SHOWN]
 
 
 def _unstorable(draft: Draft, problem: str = "", *, has_hash: bool = False) -> Draft:

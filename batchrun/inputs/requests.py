@@ -4,6 +4,7 @@ The form is recognised row by row. A row of which no request can be made becomes
 problem; no other error is raised, whatever the row holds.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from hashlib import sha256
@@ -53,7 +54,7 @@ from batchrun.inputs.rows import (
     encode_sorted,
 )
 from batchrun.inputs.template import Defaults
-from batchrun.job.sections import InputJob
+from batchrun.job.sections import InputJob, VariantJob
 from batchrun.records import JsonObject
 
 # The first 8 bytes of SHA-256, for which processors have instructions (rule 1 was blake2b), over
@@ -132,6 +133,16 @@ class Draft(Struct):
     lacks_column: bool = False  # the template's, which the row's file may have in no row
 
 
+class Asked(Struct, frozen=True):
+    """What is asked of a row in one of its requests, where it has several or a variant."""
+
+    sample: int  # the first of those that are alike
+    variant: str | None
+    values: JsonObject  # of these, as templates see them
+    defaults: Defaults  # what the variant says
+    drop: tuple[str, ...] = ()
+
+
 class RequestMaker:
     """Makes requests of rows as the job asks. Raises `JobError` for a bad template."""
 
@@ -143,37 +154,75 @@ class RequestMaker:
         rule: int = HASH_RULE,
         *,
         older: bool = False,
+        samples: int = 1,
+        variants: Sequence[VariantJob] = (),
     ) -> None:
-        """`rule`: by which the requests are hashed; `older`: they are made by rule 2 as well."""
+        """`rule`: by which the requests are hashed; `older`: they are made by rule 2 as well.
+
+        `samples`, `variants`: what each row is asked; see `asked`.
+        """
         self._older = older
         self._hashing: RequestMaker | None = None
         if rule == OLDER_HASH_RULE:
-            self._hashing = RequestMaker(request, input_job, identity, older=True)
-        self._defaults = Defaults(request, merges=not older)
-        self.media = self._defaults.media
-        self.template_columns = self._defaults.columns
+            self._hashing = RequestMaker(
+                request, input_job, identity, older=True, samples=samples, variants=variants
+            )
+        base = self._defaults = Defaults(request, merges=not older)
+        of_variants = [Defaults(one.request, merges=False, beside=base) for one in variants]
+        every = [base, *of_variants]
+        self.asked: list[Asked] = []  # of each row, in order; empty where it is one plain request
+        self.alike = samples  # samples that one `Asked` stands for
+        self.overridden: Counter[str] = Counter()  # variant to rows of which it overrode something
+        self.dropped: set[str] = set()  # fields that variants took out of some row
+        self._filled: tuple[JsonObject, JsonObject, JsonObject] | None = None  # see `_varied`
+        if samples > 1 or variants:
+            self._expand(samples, variants, of_variants)
+        has_input = any(one.has_input for one in every)
+        self._has_prompt = any(one.has_prompt for one in every)
+        columns = frozenset[str]().union(*(one.columns for one in every))
+        if self.asked:
+            columns -= {"sample", "variant"} - frozenset[str]().union(*(d.of_row for d in every))
+        reads_all = any(one.reads_all for one in every)
+        self.media = base.media
         self._send = input_job.send
-        self.has_template = self._defaults.has_input  # which says all that is sent
+        self.has_template = has_input  # which says all that is sent
         self._sent_settings = CHAT_SETTINGS & frozenset(input_job.send)
         named = identity | frozenset(input_job.send)
         # With a template for `input` everything is carried, also what is sent besides.
-        always = identity if self._defaults.has_input else named
+        always = identity if has_input else named
         late = CHAT_SETTINGS - OLDER_SETTINGS if older else NO_COLUMNS
         self._consumed = [(form.columns - late) | always for form in FORMS]
-        named |= self._defaults.columns
+        named |= columns
         # Columns that would be sent by their names, had the row another form or the job said so.
         data = frozenset(input_job.carry or ())
-        told = named | data if not self._defaults.reads_all else SETTINGS
+        told = named | data if not reads_all else SETTINGS
         self.unsent = [SETTINGS - form.columns - told for form in FORMS]
-        if not self._defaults.has_input:
+        if not has_input:
             named |= _READ_BEFORE if older else _READ
         # Columns that fill templates or are sent besides, and all that may be sent; None: any.
-        filling = self._defaults.columns | frozenset(input_job.send)
-        self.fills: frozenset[str] | None = None if self._defaults.reads_all else filling
-        self.may_use: frozenset[str] | None = None if self._defaults.reads_all else named
+        filling = columns | frozenset(input_job.send)
+        self.fills: frozenset[str] | None = None if reads_all else filling
+        self.may_use: frozenset[str] | None = None if reads_all else named
         names = {"custom_id", FALLBACK, input_job.id or FALLBACK}
         self._hashed = None if self.may_use is None else self.may_use | names  # of a bad row
-        self.template_columns = self._defaults.columns
+        self.template_columns = columns
+
+    def _expand(
+        self, samples: int, variants: Sequence[VariantJob], defaults: Sequence[Defaults]
+    ) -> None:
+        base = self._defaults
+        of_variants: list[tuple[str | None, Defaults, tuple[str, ...]]] = [
+            (one.name, made, one.drop) for one, made in zip(variants, defaults, strict=True)
+        ]
+        if any("sample" in one.reads for one in (base, *defaults)):
+            self.alike = 1
+        self.asked = [
+            Asked(sample, name, _values(sample, name), made, drop)
+            for name, made, drop in of_variants or [(None, Defaults({}, beside=base), ())]
+            for sample in range(0, samples, self.alike)
+        ]
+        for one in (base, *(asked.defaults for asked in self.asked)):
+            one.is_expanded = True
 
     def look_beside(self, files: Sequence[SourceFile]) -> None:
         """Paths of images and documents are relative to these files."""
@@ -181,18 +230,24 @@ class RequestMaker:
         if self._hashing is not None:
             self._hashing.look_beside(files)
 
-    def draft(self, row: SourceRow, identity: Identity, known_hash: int | None = None) -> Draft:
-        """The row's request. Raises `InputError` alone.
+    def draft(
+        self,
+        row: SourceRow,
+        identity: Identity,
+        known_hash: int | None = None,
+        asked: Asked | None = None,
+    ) -> Draft:
+        """The row's request, or one of them. Raises `InputError` alone.
 
         A hash that is known from an earlier reading saves a third of the time.
         """
         form, data, media, lacks = UNKNOWN, row.data or {}, self.media, False
         media.start_row(row.source)
         hashing = self._hashing
-        before = hashing.draft(row, identity, known_hash) if hashing is not None else None
+        before = hashing.draft(row, identity, known_hash, asked) if hashing is not None else None
         try:
             form, build = self._form(row, data)
-            body = self._body(data, form, build)
+            body = self._body(data, form, build, asked)
             name, named_by = identity.name(row)
             consumed, is_changed = self._consumed[form.number], False
             if known_hash is None:
@@ -215,6 +270,8 @@ class RequestMaker:
             problem = "nested too deeply"
         if before is not None and before.body is not None:
             return before
+        if asked is not None and asked.variant and self._filled and self._filled[0] is data:
+            problem = f"variant {asked.variant}: {problem}"
         name, named_by = identity.name_or_number(row)
         # A row of Parquet has no line; what may be sent of it is hashed.
         known = row.raw.strip() if row.line is not None else encode_leniently(self._part(data))
@@ -234,7 +291,7 @@ class RequestMaker:
         if row.problem:
             raise RowProblem(row.problem)
         older = self._older
-        if self._defaults.has_input:
+        if self.has_template:
             return TEMPLATE, lambda _: {}
         if is_batch_line(data):
             if data.get("url") != URL and not older and is_chat_line(data):
@@ -253,7 +310,7 @@ class RequestMaker:
             return RESPONSES, _from_fields
         if type(prompt) is str:
             return TEXT_PROMPT, partial(_from_chat, "prompt", older)
-        if self._defaults.has_prompt:
+        if self._has_prompt:
             return PROMPT_OF_JOB, lambda _: {}
         if not older and data.get("conversations") is not None:
             return SHAREGPT, from_sharegpt
@@ -261,19 +318,48 @@ class RequestMaker:
             return XLAM, from_xlam_row
         raise RowProblem(_no_form(data, row))
 
-    def _body(self, data: JsonObject, form: Form, build: Build) -> JsonObject:
-        body = build(data)
-        if self._send:
-            self._send_besides(body, data, form)
-        self._defaults.fill(body, data)
+    def _body(
+        self, data: JsonObject, form: Form, build: Build, asked: Asked | None = None
+    ) -> JsonObject:
+        if asked is not None:
+            body = self._varied(data, form, build, asked)
+        else:
+            body = build(data)
+            if self._send:
+                self._send_besides(body, data, form)
+            self._defaults.fill(body, data)
         for name in TRANSPORT_FIELDS:
             if name in body:
                 del body[name]
         if form is TEMPLATE and not self._older:
-            given = body["input"]
+            given = body.get("input")
             if type(given) is list and has_chat_messages(given):
                 body["input"] = input_items(given, "input", takes_items=True)
         _check(body, data)
+        return body
+
+    def _varied(self, data: JsonObject, form: Form, build: Build, asked: Asked) -> JsonObject:
+        """The body with what a variant says; what its requests have in common is made once."""
+        base, filled = self._defaults, self._filled
+        if base.reads or filled is None or filled[0] is not data:
+            base.asked = asked.values
+            common = build(data)
+            if self._send:
+                self._send_besides(common, data, form)
+            own = {**common}
+            base.fill(common, data)
+            filled = self._filled = data, own, common
+        _, own, common = filled
+        body = {**common}
+        for path in asked.drop:
+            if _drop(body, path):
+                self.dropped.add(path)
+        asked.defaults.asked = asked.values
+        asked.defaults.override(body, data)
+        if own and asked.sample == 0 and asked.variant is not None:
+            self.overridden[asked.variant] += any(
+                _is_overridden(value, body.get(name)) for name, value in own.items()
+            )
         return body
 
     def _send_besides(self, body: JsonObject, data: JsonObject, form: Form) -> None:
@@ -290,6 +376,32 @@ class RequestMaker:
         if settings and not form.has_settings:
             asked = {name: data[name] for name in settings if name in data}
             with_settings(body, chat_settings(asked))
+
+
+def _values(sample: int, variant: str | None) -> JsonObject:
+    return {"sample": sample} if variant is None else {"sample": sample, "variant": variant}
+
+
+def _drop(body: JsonObject, path: str) -> bool:
+    """Takes a dotted field out of a body, whose objects stay as they are; whether it was there."""
+    name, _, rest = path.partition(".")
+    if name not in body:
+        return False
+    if not rest:
+        del body[name]
+        return True
+    inner = body[name]
+    if type(inner) is not dict:
+        return False
+    body[name] = inner = {**inner}
+    return _drop(inner, rest)
+
+
+def _is_overridden(own: Any, made: Any) -> bool:
+    """Whether what a row asks for is not asked for: a null asks for nothing."""
+    if type(own) is dict and type(made) is dict:
+        return any(_is_overridden(inner, made.get(name)) for name, inner in own.items())
+    return own is not None and own is not made and bool(own != made)
 
 
 TRANSPORT_COLUMNS = frozenset(TRANSPORT_FIELDS)

@@ -30,6 +30,7 @@ class SourceFile(Struct, frozen=True):
     kind: str  # jsonl or parquet
     # Columns that the folders of a hive layout give to all rows of the file, with their values.
     partitions: tuple[tuple[str, int | str | None], ...] = ()
+    is_keyed: bool = False  # of a run whose rows are known by more than their ids
 
     def __str__(self) -> str:
         return self.name

@@ -26,10 +26,11 @@ from batchrun.formats.printable import cut, one_line
 from batchrun.inputs import jsonl, parquet
 from batchrun.inputs.rows import FileRows, SourceFile, SourceRow
 from batchrun.job.sections import STDIN, InputJob
+from batchrun.records import joined_key
 from batchrun.store.columns import as_schema, response_schema
 from batchrun.store.files import RESPONSES, WRITER, FileId, storing
 from batchrun.store.parts import new_files, read_part, without, write_parts
-from batchrun.store.reading import RUN_FILE, read_record
+from batchrun.store.reading import RUN_FILE, keys_vary, read_record
 from batchrun.store.snapshot import Snapshot, read_snapshot
 
 _JSONL = (".jsonl", ".ndjson", ".json")
@@ -83,7 +84,9 @@ class SourceReader:
             with handle:
                 self._check_unchanged(index, handle)
                 first = row
-                if file.kind == "parquet":
+                if file.is_keyed:
+                    row = yield from _with_keys(parquet.read_rows(file, row, complete, use))
+                elif file.kind == "parquet":
                     row = yield from parquet.read_rows(file, row, complete, use)
                 elif file.partitions:
                     row = yield from _with_partitions(file, jsonl.read_rows(file, row, complete))
@@ -108,6 +111,20 @@ class SourceReader:
                 f"{self.files[index].path}: changed while it was being read; leave the input as it "
                 "is during a run, then give the same command again"
             )
+
+
+def _with_keys(rows: FileRows) -> FileRows:
+    """The rows of a run, whose names say sample and variant too."""
+    while True:
+        try:
+            row = next(rows)
+        except StopIteration as end:
+            number: int = end.value
+            return number
+        if row.data is not None:
+            custom_id, variant = row.data["custom_id"], row.data.get("variant")
+            row.data["custom_id"] = joined_key((custom_id, row.data["sample"], variant))
+        yield row
 
 
 def _with_partitions(file: SourceFile, rows: FileRows) -> FileRows:
@@ -340,6 +357,8 @@ def _run_source(spec: str, path: Path) -> Source:
 
     with storing(folder, "write the journal's rows"):
         files = read_snapshot(path, read)
+    if keys_vary(record, [file.path for file in files]):
+        files = [structs.replace(file, is_keyed=True) for file in files]
     if not files:
         raise InputError(f"{spec}: this run directory holds no rows yet; give it once it has some")
     carry = (*(column.name for column in record.layout.columns), "output_text")

@@ -56,22 +56,30 @@ class Defaults:
     Raises `JobError` where a template cannot be read.
     """
 
-    def __init__(self, request: JsonObject, *, merges: bool = True) -> None:
-        """`merges`: an object of the row takes what it leaves out from that of the job."""
-        self._merges = merges
-        self._environment = Sandbox(
-            to_text=_to_text,
-            tojson=_to_json,
-            fromjson=_from_json,
-            undefined=_Strict,
-            keep_trailing_newline=True,
-        )
-        self.media = MediaReader(self._environment.charge_letters)
-        for make in (self.media.data_url, self.media.file_data):
-            self._environment.filters[make.__name__] = _late(make)
+    def __init__(
+        self, request: JsonObject, *, merges: bool = True, beside: "Defaults | None" = None
+    ) -> None:
+        """`merges`: an object of the row takes what it leaves out from that of the job.
+
+        `beside`: others that are filled from the same rows.
+        """
+        if beside is None:
+            self._environment = Sandbox(
+                to_text=_to_text,
+                tojson=_to_json,
+                fromjson=_from_json,
+                undefined=_Strict,
+                keep_trailing_newline=True,
+            )
+            self.media = MediaReader(self._environment.charge_letters)
+            for make in (self.media.data_url, self.media.file_data):
+                self._environment.filters[make.__name__] = _late(make)
+        else:
+            self._environment = beside._environment  # noqa: SLF001 - of its own class
+            self.media = beside.media
         self._globals = self._environment.globals
         self._names: set[str] = set()  # that templates use
-        self._of_row: set[str] = set()  # columns that they use as `row['name']` or `row.name`
+        self.of_row: set[str] = set()  # columns that they use as `row['name']` or `row.name`
         self.reads_all = False  # `row` used in another way: any column may be read
         self._fields = [(key, value, self._compiled(key, value)) for key, value in request.items()]
         # Of each object: its own fields, for rows that have some of them.
@@ -81,13 +89,27 @@ class Defaults:
             if merges and isinstance(value, dict) and key not in _WHOLE
         }
         self._globals_used = {n: self._globals[n] for n in self._names & {*self._globals}}
+        self.reads = self._names & {"sample", "variant"}  # of what `asked` may hold
+        # What is asked of the row this time: where the job says how often, before its columns.
+        self.asked: Columns = {"sample": 0}
+        self.is_expanded = False
         self.has_input = "input" in request
         self.has_prompt = isinstance(request.get("prompt"), dict)
-        self.columns = frozenset(self._names | self._of_row)  # that templates name
+        self.columns = frozenset(self._names | self.of_row)  # that templates name
 
     def fill(self, body: JsonObject, data: JsonObject) -> None:
         """Adds what `body` leaves out. Raises `RowProblem`."""
         self._add(body, self._fields, data, None)
+
+    def override(self, body: JsonObject, data: JsonObject) -> None:
+        """Puts these fields over those of `body`, objects merged. Raises `RowProblem`."""
+        given: Columns | None = None
+        for key, constant, make in self._fields:
+            value = constant
+            if make is not None:
+                given = self._given(data) if given is None else given
+                value = _run(make, given, key)
+            body[key] = _merged(key, body.get(key), value)
 
     def _add(
         self,
@@ -121,6 +143,8 @@ class Defaults:
             given = {**self._globals_used, **given}
         if "row" in self._names:  # for columns whose names are no identifiers
             given = {**given, "row": _with_columns(given.get("row"), given)}
+        if self.reads:
+            given = {**given, **self.asked} if self.is_expanded else {**self.asked, **given}
         return given
 
     def _compiled(self, key: str, value: Any) -> Fill | None:
@@ -182,7 +206,7 @@ class Defaults:
                     nodes.Getattr(node=nodes.Name(name="row"), attr=str(name))
                     | nodes.Getitem(node=nodes.Name(name="row"), arg=nodes.Const(value=str(name)))
                 ):
-                    self._of_row.add(name)
+                    self.of_row.add(name)
                     uses -= 1
         self.reads_all = self.reads_all or uses > 0
 
@@ -202,6 +226,13 @@ def _late(make: Callable[[Any], str]) -> Callable[[Any, Any], str]:
 def _is_mergeable(key: str, value: Any) -> bool:
     # Another stored prompt has variables of its own.
     return type(value) is dict and not (key == "prompt" and value.get("id") is not None)
+
+
+def _merged(key: str, before: Any, value: Any) -> Any:
+    """The value of a field over what was there: objects key by key, but for those of `_WHOLE`."""
+    if type(before) is not dict or not _is_mergeable(key, value) or key in _WHOLE:
+        return value
+    return {**before, **{k: _merged("", before.get(k), inner) for k, inner in value.items()}}
 
 
 def _run(make: Fill, given: Columns, key: str) -> Any:

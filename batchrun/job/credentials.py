@@ -136,7 +136,10 @@ def refuse_written_secrets(job: Job, command: str | None, key: str | None = None
     `key`: one that a command said, which is a secret too.
     """
     written = {**msgspec.to_builtins(job), "the command line": command}
-    variables = (job.endpoint.api_key_env, *_header_variables(job.endpoint).values())
+    endpoints = (job.endpoint, *(one.endpoint for one in job.variants if one.endpoint))
+    variables = dict.fromkeys(
+        name for one in endpoints for name in (one.api_key_env, *_header_variables(one).values())
+    )
     secrets = [(f"the environment variable {name}", os.environ.get(name, "")) for name in variables]
     if key is not None:
         secrets.append(("the key that endpoint.api_key_command says", key))
@@ -155,6 +158,7 @@ def refuse_keys(tree: dict[str, Any], where: str) -> None:
     for path, value in _strings(tree):
         *tables, last = path
         is_named = last.lower() in _SECRET_HEADERS or _SECRET_NAMES.search(last) is not None
+        tables = tables[1:] if path[0] == "variants" else tables  # each may have an endpoint
         in_headers = tables == ["endpoint", "headers"] and not value.startswith(FROM_ENVIRONMENT)
         in_endpoint = tables in (["endpoint"], ["endpoint", "query"]) and last != "api_key_env"
         is_path = path[0] in ("input", "output") and last == "path"

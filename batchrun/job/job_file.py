@@ -23,8 +23,9 @@ from batchrun.errors import JobError
 from batchrun.formats.json_text import as_utf8
 from batchrun.formats.printable import nearest
 from batchrun.job.credentials import refuse_keys
+from batchrun.job.expansion import varied
 from batchrun.job.scorer_sections import KINDS, JsonJob, PythonJob, ScorerJob
-from batchrun.job.sections import DEFAULT_KEY_ENV, STDIN, EndpointJob, Job, PriceJob
+from batchrun.job.sections import DEFAULT_KEY_ENV, STDIN, EndpointJob, Job, PriceJob, VariantJob
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
 _PRICE_TABLES = ("pricing", "aliases")
@@ -33,6 +34,7 @@ _ENDINGS = (
     *(".jsonl", ".ndjson", ".json", ".parquet", ".toml"),
     *(".gz", ".zst", ".bz2", ".xz"),
 )
+_VARIANT = re.compile(r"[A-Za-z0-9._:/@+-]{1,64}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _UNKNOWN = re.compile(r"Object contains unknown field `([^`]*)")
 _MISSING = re.compile(r"Object missing required field `([^`]*)")
@@ -56,8 +58,8 @@ def load_job(source: str | Path, settings: Mapping[str, Any] | None = None) -> J
                 f"{source}: [input] has no path; add path = 'FILE' (relative to the file)"
             )
     for key, value in settings.items():
-        if key == "input.types":  # those of the file stay
-            value = {**_types(tree), **value}  # noqa: PLW2901
+        if key in ("input.types", "expand.vary"):  # those of the file stay
+            value = {**_table(tree, *key.split(".")), **value}  # noqa: PLW2901
         _put(tree, key, value)
     refuse_keys(tree, "the options")
     _check_tables(tree, _TABLES, where)
@@ -66,19 +68,102 @@ def load_job(source: str | Path, settings: Mapping[str, Any] | None = None) -> J
     pricing, aliases = _read_prices(tree, where)
     tree |= {"name": _name_of(source), "pricing": pricing, "aliases": aliases}
     scorers = read_scorers(tree.pop("scorers", []), where, Path(source).parent)
-    job = _read_section(tree, Job, where)
+    job = _read_section({**tree, "variants": []}, Job, where)
     if source.endswith(".toml"):
         job = replace(job, scorers=scorers, file=as_utf8(str(Path(source).resolve())))
+    _refuse_own_fields(job.request, where)
+    job = replace(job, endpoint=_checked(job.endpoint, where))
+    for key in (key for key in job.expand.vary if f"request.{key}" in settings):
+        raise JobError(
+            f"{where}: request.{key} is given one value, and expand.vary (--vary) several; take "
+            "one out, or run some variants alone with --variant NAME"
+        )
+    return replace(job, variants=_read_variants(tree.get("variants", []), job, where))
+
+
+def _read_variants(tables: Any, job: Job, where: str) -> tuple[VariantJob, ...]:
+    """`[[variants]]`, or what `expand.vary` makes, checked. Raises `JobError`."""
+    vary = job.expand.vary
+    if tables and vary:
+        raise JobError(
+            f"{where}: [[variants]] and expand.vary (--vary, several --model) both say what "
+            "differs; take one out"
+        )
+    for key, values in vary.items():
+        if not values or not all(key.split(".")):
+            raise JobError(
+                f"{where}: expand.vary.{key}: give a request key and at least one value, such as "
+                '"reasoning.effort" = ["low", "high"]'
+            )
+    if vary:
+        tables = varied(vary)
+    elif not isinstance(tables, list) or not all(isinstance(one, dict) for one in tables):
+        raise JobError(f"{where}: variants must be a list of tables: write [[variants]]")
+    variants: list[VariantJob] = []
+    for number, table in enumerate(tables, 1):
+        name = table.get("name")
+        what = f"{where}: [[variants]] {number}"
+        if not isinstance(name, str) or not _VARIANT.fullmatch(name):
+            how = "give each variant a name in [[variants]]" if vary else "give it a name"
+            raise JobError(
+                f"{what}: name is {name!r}; {how} of 1 to 64 of A-Z a-z 0-9 . _ : / @ + -"
+            )
+        if name in [one.name for one in variants]:
+            raise JobError(f"{what}: there is another variant {name!r}; each has a name of its own")
+        if "endpoint" in table:
+            table = {**table, "endpoint": _own_endpoint(table["endpoint"], job, what)}  # noqa: PLW2901
+        one = _read_section(table, VariantJob, f"{what} ({name})")
+        _refuse_own_fields(one.request, f"{what} ({name})")
+        variants.append(one)
+    having = [one.name for one in variants if "input" in one.request]
+    if having and "input" not in job.request and len(having) < len(variants):
+        missing = next(one.name for one in variants if one.name not in having)
+        raise JobError(
+            f"{where}: variant {having[0]} has a template for request.input, and {missing} has "
+            "none; write it into [request], or into each variant"
+        )
+    return tuple(variants)
+
+
+def _own_endpoint(table: Any, job: Job, where: str) -> EndpointJob:
+    """A variant's endpoint: the job's, but for what is given. Raises `JobError`.
+
+    Where it has a URL of its own, nothing that may be secret goes along: keys, headers, query.
+    """
+    if not isinstance(table, dict):
+        raise JobError(f"{where}: endpoint must be a table: write endpoint = {{ base_url = … }}")
+    inherited: dict[str, Any] = msgspec.structs.asdict(job.endpoint)
+    if "base_url" in table:
+        for name in ("api_key_env", "api_key_command", "api_key_ttl_s", "headers", "query"):
+            del inherited[name]
+    elif "api_key_env" in table or "api_key_command" in table:
+        for name in ("api_key_env", "api_key_command", "api_key_ttl_s"):
+            del inherited[name]
+    endpoint = _checked(_read_section({**inherited, **table}, EndpointJob, where), where)
+    says_key = {"api_key_env", "api_key_command", "headers"} & table.keys()
+    if "base_url" in table and not says_key and not endpoint.is_loopback:
+        raise JobError(
+            f"{where}: endpoint has a base_url and no key; write api_key_env = "
+            f'"{DEFAULT_KEY_ENV}" or another name, or api_key_env = "none"'
+        )
+    return endpoint
+
+
+def _refuse_own_fields(request: Mapping[str, Any], where: str) -> None:
     for word in ("stream", "background"):
-        if word in job.request:
+        if word in request:
             raise JobError(f"{where}: request.{word} is set by batchrun itself; take it out")
-    if not _VARIABLE.fullmatch(job.endpoint.api_key_env):
+
+
+def _checked(endpoint: EndpointJob, where: str) -> EndpointJob:
+    """With a base URL as it is used. Raises `JobError`."""
+    if not _VARIABLE.fullmatch(endpoint.api_key_env):
         raise JobError(
             f"{where}: endpoint.api_key_env is no name of an environment variable (what it holds "
             "is not shown, since it may be a key); put the key into a variable and name that"
         )
-    _check_key_command(job.endpoint, where)
-    return replace(job, endpoint=replace(job.endpoint, base_url=_base_url(job.endpoint.base_url)))
+    _check_key_command(endpoint, where)
+    return replace(endpoint, base_url=_base_url(endpoint.base_url))
 
 
 def _check_key_command(endpoint: EndpointJob, where: str) -> None:
@@ -116,10 +201,11 @@ def _read_job_file(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _types(tree: Mapping[str, Any]) -> Mapping[str, Any]:
-    section = tree.get("input")
-    types = section.get("types") if isinstance(section, dict) else None
-    return types if isinstance(types, dict) else {}
+def _table(tree: Mapping[str, Any], section: str, key: str) -> Mapping[str, Any]:
+    """Empty where the file has none, or something else."""
+    of_section = tree.get(section)
+    table = of_section.get(key) if isinstance(of_section, dict) else None
+    return table if isinstance(table, dict) else {}
 
 
 def _put(tree: dict[str, Any], dotted: str, value: object) -> None:
@@ -247,7 +333,7 @@ def _check_tables(tree: Mapping[str, Any], known: Collection[str], where: str) -
     for name, table in tree.items():
         if name not in known:
             raise JobError(f"{where}: unknown section [{name}]; {nearest(name, known)}")
-        if not isinstance(table, dict) and name != "scorers":
+        if not isinstance(table, dict) and name not in ("scorers", "variants"):
             raise JobError(f"{where}: {name} must be a table: write [{name}]")
 
 

@@ -14,6 +14,7 @@ from msgspec import Meta, Struct, field
 
 from batchrun.errors import ErrorKind
 from batchrun.formats.printable import nearest
+from batchrun.job.expansion import Expansion
 from batchrun.job.scorer_sections import ScorerJob
 from batchrun.job.stop_time import stop_time
 
@@ -41,6 +42,7 @@ TOLD_KINDS = (
 )
 
 Count = Annotated[int, Meta(ge=1)]
+Samples = Annotated[int, Meta(ge=1, le=10_000, description="a number from 1 to 10,000")]
 Seconds = Annotated[float, Meta(ge=0)]
 Timeout = Annotated[float, Meta(ge=0.001)]  # seconds
 Dollars = Annotated[float, Meta(ge=0)]
@@ -153,6 +155,22 @@ class OutputJob(Struct, frozen=True, forbid_unknown_fields=True):
     part_bytes: Count = 64 * 1024 * 1024
 
 
+class ExpandJob(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[expand]`: how many requests a row becomes."""
+
+    samples: Samples = 1  # for each row and variant
+    vary: dict[str, tuple[Any, ...]] = field(default_factory=dict)  # dotted request key to values
+
+
+class VariantJob(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[[variants]]`, or one of those that `vary` makes: what of each request is another."""
+
+    name: str
+    drop: tuple[str, ...] = ()  # dotted fields of the body that are taken out first
+    request: dict[str, Any] = field(default_factory=dict)  # over the row's, objects merged
+    endpoint: EndpointJob | None = None  # null: that of the job
+
+
 class PriceJob(Struct, frozen=True, forbid_unknown_fields=True):
     """`[pricing."MODEL"]`: USD for a million tokens, all of it times `factor`."""
 
@@ -184,7 +202,20 @@ class Job(Struct, frozen=True, forbid_unknown_fields=True):
     retry: RetryJob = RetryJob()
     output: OutputJob = OutputJob()
     request: dict[str, Any] = field(default_factory=dict)  # body defaults, some of them templates
+    expand: ExpandJob = ExpandJob()
+    variants: tuple[VariantJob, ...] = ()  # also those that `expand.vary` makes
     pricing: dict[str, PriceJob] = field(default_factory=dict)  # by the model's name
     aliases: dict[str, str] = field(default_factory=dict)  # a gateway's name to the price list's
     scorers: tuple[ScorerJob, ...] = ()
     file: str | None = None  # the job file, in full
+
+    @property
+    def expansion(self) -> Expansion:
+        """The requests that each row becomes."""
+        names = tuple(variant.name for variant in self.variants)
+        return Expansion(self.expand.samples, names or (None,))
+
+    def endpoint_of(self, variant: str | None) -> EndpointJob:
+        """Where requests of a variant go."""
+        own = next((one.endpoint for one in self.variants if one.name == variant), None)
+        return own or self.endpoint

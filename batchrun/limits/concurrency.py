@@ -32,7 +32,7 @@ class InFlight:
 
 
 class FirstAlone:
-    """The first attempt of a run goes out alone, so that a wrong key or model costs one call.
+    """The first attempt of a scope goes out alone: a wrong key or model costs one call.
 
     The others follow when the server has answered, or after `patience_s` without an answer.
     """

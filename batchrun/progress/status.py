@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from batchrun.job.expansion import recorded_expansion
 from batchrun.job.stop_time import date_and_time
 from batchrun.progress.summary import RunCounters, Summary
 from batchrun.records import FAILED
@@ -48,6 +49,7 @@ def read_status(path: Path) -> Summary:
             remaining=record.rows - totals.rows + again,
         )
     unfinished_usd = reading.read_answered_usd(path)
+    expansion = recorded_expansion(record)
     return RunCounters(totals, now_s, again).summary(
         run=str(path),
         state=state,
@@ -60,6 +62,8 @@ def read_status(path: Path) -> Summary:
         unknown_usd=reading.read_unknown_usd(path, record),
         unfinished=len(unfinished_usd),
         unfinished_usd=round(sum(unfinished_usd), 9),
+        samples=expansion.samples,
+        variants=tuple(filter(None, expansion.variants)),
     )
 
 
@@ -79,7 +83,7 @@ def next_command(
     an outcome; `example_id`: of a row that is not ok.
     """
     words = [] if command is None else shlex.split(command)
-    unlimited = _without(words, "--limit", has_value=True)
+    unlimited = _without(_without(words, "--limit", has_value=True), "--variant", has_value=True)
     if exit_code in (0, 4) and remaining and words:  # a limit or a pilot is done
         return run_command(words if "--pilot" in words else unlimited)
     if exit_code == 4:

@@ -85,6 +85,8 @@ class Summary(Struct, frozen=True):
     unfinished: int = 0  # rows without an outcome whose answer is to be asked for again
     unfinished_usd: float = 0.0  # what these have cost so far, in no other sum
     warnings: tuple[str, ...] = ()  # of the plan of this command
+    samples: int = 1  # of each row and variant
+    variants: tuple[str, ...] = ()  # names; empty where none is declared
 
     @property
     def settled(self) -> int:

@@ -16,6 +16,7 @@ from batchrun.formats.amounts import (
     usd,
 )
 from batchrun.formats.printable import one_line, printable
+from batchrun.job.expansion import Expansion
 from batchrun.progress.summary import Summary
 from batchrun.records import FAILED, SHORTFALLS
 
@@ -80,7 +81,7 @@ def render_status(summary: Summary, path: Path) -> str:
         name = "note"
     words = {
         "state": summary.state,
-        "rows": f"{summary.rows:,}",
+        "rows": f"{summary.rows:,}{_expanded(summary)}",
         "ok": f"{summary.ok:,}",
         "not ok": f"{summary.not_ok:,}" + (f" ({not_ok})" if not_ok else ""),
         "remaining": f"{summary.left:,}",
@@ -95,6 +96,13 @@ def render_status(summary: Summary, path: Path) -> str:
     }
     lines = [f"  {name + ':':<12}{text}" for name, text in words.items() if text]
     return printable("\n".join([str(path), *lines]))
+
+
+def _expanded(summary: Summary) -> str:
+    """` (5 rows x 2 variants x 4 samples)`; empty without samples and variants."""
+    expansion = Expansion(summary.samples, summary.variants or (None,))
+    rows = max(summary.rows, summary.source_rows) // expansion.width
+    return "" if expansion.is_plain else f" ({expansion.in_words(rows)})"
 
 
 def progress_in_words(summary: Summary) -> list[list[str]]:

@@ -28,12 +28,13 @@ from batchrun.formats.csv_text import BOM, csv_line
 from batchrun.formats.json_text import decode, value_of
 from batchrun.formats.parquet_files import PART, write_parquet
 from batchrun.formats.printable import nearest
-from batchrun.records import JsonObject, RunRecord
+from batchrun.records import JsonObject, RunRecord, joined_key
 from batchrun.reports.ordered_rows import in_order, rows_of, with_calls
 from batchrun.reports.parsed import ParsedColumns
 from batchrun.reports.sql import Files, read_files
+from batchrun.store.columns import KEY
 from batchrun.store.files import RESPONSES, storing
-from batchrun.store.reading import RUN_FILE, read_record
+from batchrun.store.reading import RUN_FILE, keys_vary, read_record
 
 FORMATS = ("jsonl", "csv", "batch", "parquet")
 _BY_ENDING = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
@@ -238,9 +239,11 @@ def _lines(
                 yield csv_line(row.values(), for_sheets=not raw).encode()
         return
     of_json = [column.name for column in files.record.layout.columns if column.type == "json"]
+    responses = files.responses
+    varies = form == "batch" and keys_vary(files.record, (*responses.parts, *responses.journal))
     for row in with_calls(files.responses, files.tool_calls):
         if form == "batch":
-            yield batch_line(row) + b"\n"
+            yield batch_line(row, varies=varies) + b"\n"
             continue
         new = {} if parsed is None else parsed.values(row)
         values = {**json_row(row, of_json), **new}
@@ -291,10 +294,15 @@ def as_json(text: str) -> Any:
         return value_of(text)
 
 
-def batch_line(row: JsonObject) -> bytes:
-    """`response` is null where no answer came, `error` wherever one did, if only of an error."""
+def batch_line(row: JsonObject, *, varies: bool = False) -> bytes:
+    """`response` is null where no answer came, `error` wherever one did, if only of an error.
+
+    `varies`: rows of one `custom_id` differ in sample or variant, so that both are named with it.
+    """
     response, error = _result(row)
-    line = {"id": f"batch_req_{_mark(row)}", "custom_id": row["custom_id"]}
+    custom_id, sample, variant = (row[name] for name in KEY)
+    name = joined_key((custom_id, sample, variant)) if varies else custom_id
+    line = {"id": f"batch_req_{_mark(row)}", "custom_id": name}
     return _encode({**line, "response": response, "error": error})
 
 

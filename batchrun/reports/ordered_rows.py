@@ -27,6 +27,7 @@ T = TypeVar("T")
 _CACHE_BYTES = 64 << 20  # of row groups in memory, but for one
 _WINDOW_BYTES = 4 << 20
 _WINDOW_ROWS = 4_096
+_ORDER = [("row", "ascending"), ("variant", "ascending"), ("sample", "ascending")]
 _OF_ROW = ("row", *KEY, "response_id")  # as the row of `responses` says
 
 
@@ -83,7 +84,7 @@ def in_order(files: TableFiles) -> Iterator[pa.Table]:
         if window.num_rows:
             # Stable: of rows with the same number (the input's order changed between two
             # commands) the one in the older part comes first.
-            yield window.take(pc.sort_indices(window["row"]))
+            yield window.take(pc.sort_indices(window, sort_keys=_ORDER))
         for group in near:
             if group.last < end:
                 reader.drop(group)

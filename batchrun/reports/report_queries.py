@@ -52,6 +52,15 @@ TABLES = {
                sum(unknown)::BIGINT AS unknown
         FROM answers GROUP BY outcome ORDER BY outcome <> 'ok', rows DESC, outcome
     """,
+    Section("variants", "Variants"): """
+        SELECT variant, count(DISTINCT custom_id) AS rows, max(sample) + 1 AS samples,
+               count(*) FILTER (outcome = 'ok') AS ok,
+               count(*) FILTER (outcome <> 'ok') AS "not ok",
+               coalesce(sum(input_tokens), 0)::BIGINT AS input,
+               coalesce(sum(output_tokens), 0)::BIGINT AS output, sum(cost_usd) AS cost,
+               sum(unknown)::BIGINT AS unknown
+        FROM answers WHERE variant IS NOT NULL GROUP BY variant ORDER BY variant LIMIT 50
+    """,
     # As the server says; where none answered, as asked for.
     Section("models", "Models", words=2): """
         SELECT coalesce(model, model_requested) AS model, tier, count(*) AS rows,

@@ -118,7 +118,7 @@ def _against_the_estimate(report: Report, estimated: Estimated) -> str:
 def sections(report: Report) -> list[Section]:
     """Those that have rows."""
     found = [_filled(section, report.tables[section.name]) for section in TABLES]
-    found[2:2] = [_tokens(report.tokens), _spreads(report.spreads)]
+    found[3:3] = [_tokens(report.tokens), _spreads(report.spreads)]
     return [section for section in found if section.rows]
 
 

@@ -106,10 +106,8 @@ class Run:
         self.job, self.run_dir, self.plan, self.record = job, run_dir, plan, record
         self.counters, self.watch, self.stop = counters, watch, stop
         self.prices, self.most_in_flight = prices, most_in_flight
-        self.earlier = EarlierOutcomes(plan.resumed)
-        self.recorder = Recorder(
-            run_dir, counters, self.earlier, job.endpoint.base_url, self._stop_for
-        )
+        self.earlier = EarlierOutcomes(plan.resumed, plan.expansion)
+        self.recorder = Recorder(run_dir, counters, self.earlier, self._base_url, self._stop_for)
         spent_usd = (record.totals.cost_usd or 0.0) + (record.gone.cost_usd or 0.0)
         spent_usd += run_dir.unfinished.cost_usd
         cap_usd = job.limits.max_cost_usd
@@ -121,6 +119,9 @@ class Run:
         self._executor: Executor | None = None
         self._about_disk = ""  # whether answers were stored that the disk did not take at once
 
+    def _base_url(self, variant: str | None) -> str:
+        return self.job.endpoint_of(variant).base_url
+
     def _stop_for(self, cause: BaseException) -> None:
         """Nothing more is sent; what is in flight lands."""
         if self._executor is None:
@@ -128,11 +129,14 @@ class Run:
         else:
             self._executor.stop(cause)
 
-    async def send(self, client: Client, limit: int | None) -> None:
-        """Every remaining row, to its outcome in the journal; `end` says how it ended."""
+    async def send(self, clients: Mapping[str | None, Client], limit: int | None) -> None:
+        """Every remaining row, to its outcome in the journal; `end` says how it ended.
+
+        `clients`: by the variants that have an endpoint of their own; null: of all others.
+        """
         try:
             await self._prepare()
-            await self._send(await self._make_executor(client), limit)
+            await self._send(await self._make_executor(clients), limit)
         except asyncio.CancelledError:
             self._cancelled()
             raise
@@ -167,13 +171,13 @@ class Run:
         )
         run_dir.log_event("started", rows=self.plan.rows_in_all, to_send=self.plan.to_send)
 
-    async def _make_executor(self, client: Client) -> Executor:
+    async def _make_executor(self, clients: Mapping[str | None, Client]) -> Executor:
         largest: Mapping[str, Largest] = {}
         if self._budgets and self.plan.resumed.totals.rows:
             largest = await asyncio.to_thread(read_largest, self.run_dir.path)
         self._executor = local_executor(
             self.job,
-            client,
+            clients,
             self.prices,
             self.most_in_flight,
             budgets=self._budgets,
@@ -187,7 +191,7 @@ class Run:
     async def _send(self, executor: Executor, limit: int | None) -> None:
         plan, resumed = self.plan, self.plan.resumed
         requests = plan.prompts.requests(plan.layout, resumed.complete, limit)
-        requests = numbered(self.earlier.read_ahead(requests), resumed, self.earlier)
+        requests = numbered(self.earlier.read_ahead(requests), resumed)
         requests = with_background_ids(requests, self.run_dir)
         watchers = (
             FirstRows(resumed.totals.without(resumed.resent)),
@@ -382,6 +386,8 @@ class Run:
             unfinished_usd=self.run_dir.unfinished.cost_usd,
             reserved_usd=max((one.reserved_usd for one in self._budgets), default=0.0),
             warnings=self.plan.warnings,
+            samples=self.plan.expansion.samples,
+            variants=tuple(one.name for one in self.job.variants),
             cap_usd=self.job.limits.max_cost_usd,
         )
 

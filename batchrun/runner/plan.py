@@ -27,11 +27,13 @@ from batchrun.formats.json_text import as_utf8
 from batchrun.inputs.prompt_set import MAX_MODELS, OnBody, PromptSet, Source, Survey, find_source
 from batchrun.inputs.requests import HASH_RULE
 from batchrun.inputs.sources import store_stdin
+from batchrun.job.expansion import Expansion
 from batchrun.job.job_file import with_user_prices
 from batchrun.job.sections import STDIN, Job
 from batchrun.pricing.prices import Prices, age_warning, check_prices
 from batchrun.records import (
     NOTHING_SENT_AGAIN,
+    JsonObject,
     Judged,
     Layout,
     Pilot,
@@ -39,6 +41,7 @@ from batchrun.records import (
     Resend,
     RunRecord,
 )
+from batchrun.runner.asked_rows import AskedRows, refuse_unknown
 from batchrun.runner.changes import request_changes, setting_changes
 from batchrun.runner.output_place import refuse_place, refuse_scheme
 from batchrun.runner.resume import Resumed, match_rows
@@ -89,11 +92,12 @@ class Plan(Struct, frozen=True):
 
     prompts: PromptSet
     layout: Layout
-    rows: int  # in the source
+    rows: int  # of the table: those of the source, times samples and variants
     resumed: Resumed  # what is complete, and what of it is sent again
     pilot: Pilot | None  # random rows, drawn now or earlier to estimate what all will cost
     to_complete: int  # rows that have no outcome or are sent again, within `--limit`
     limited_to: str  # the rows that this command asks for, in words; empty: all
+    source_rows: int  # of the source
     to_send: int  # of them, those that are not bad
     bad_rows: int  # of the source; they become rows of status `invalid`
     sent: tuple[str, ...]  # source columns
@@ -104,9 +108,13 @@ class Plan(Struct, frozen=True):
     disk_bytes: int  # expected for what is still to be completed
     free_bytes: int
     unfinished_usd: float = 0.0  # spent on answers of rows that have no outcome yet
-    limit: int | None = None  # rows of the source after which none is asked for; null: all are
+    limit: int | None = None  # requests after which none is asked for; null: all are
     sampled: Pilot | None = None  # random rows of `--sample-rows`, drawn now or earlier
     forms: dict[str, int] = msgspec.field(default_factory=dict)  # what rows are taken for: how many
+
+    @property
+    def expansion(self) -> Expansion:
+        return self.prompts.expansion
 
     @property
     def rows_in_all(self) -> int:
@@ -120,6 +128,7 @@ def dry_run(
     simulate: bool = False,
     limit: int | None = None,
     sample_rows: int = 0,
+    variants: Sequence[str] = (),
     resend: Resend = NOTHING_SENT_AGAIN,
     on_body: OnBody | None = None,
     is_new: bool = False,
@@ -153,6 +162,7 @@ def dry_run(
             path,
             limit=limit,
             sample_rows=sample_rows,
+            variants=variants,
             resend=resend,
             doing=doing,
             on_body=on_body,
@@ -171,6 +181,7 @@ def make_plan(
     *,
     limit: int | None = None,
     sample_rows: int = 0,
+    variants: Sequence[str] = (),
     pilot: int = 0,
     resend: Resend = NOTHING_SENT_AGAIN,
     check: Callable[[], None] = lambda: None,
@@ -181,7 +192,8 @@ def make_plan(
     """Reads everything once; `path` is where the run directory is or will be.
 
     `pilot` and `sample_rows`: so many random rows alone are sent; the record remembers them. Rows
-    of a pilot are drawn of those that have no outcome.
+    of a pilot are drawn of those that have no outcome, and their first samples are sent.
+    `variants`: these alone are sent; empty: all.
     `prices` (null: made here where a cap asks for them) know all models of the source afterwards.
     `doing` is told in words what is done, and `check` is asked now and then whether to go on.
     Raises `JobError`, `InputError`, and what `check` raises.
@@ -191,12 +203,22 @@ def make_plan(
         check()
         doing(f"reading {source.spec}, {plural(rows, 'row')} so far")
 
+    expansion = job.expansion
+    refuse_unknown(variants, job)
     doing(f"reading {source.spec}")
     where = _row_filter(job)
     record = run_dir.record if run_dir else None
     hash_rule = record.hash_rule if record else HASH_RULE
     is_appended = appends(job, record)
-    prompts = PromptSet(source, job.input, job.request, hash_rule, is_appended=is_appended)
+    prompts = PromptSet(
+        source,
+        job.input,
+        job.request,
+        hash_rule,
+        samples=expansion.samples,
+        variants=job.variants,
+        is_appended=is_appended,
+    )
     caps_usd = (job.limits.max_cost_usd, job.limits.max_cost_per_command_usd)
     has_cap = any(cap is not None for cap in caps_usd)
     survey = prompts.survey(
@@ -212,10 +234,10 @@ def make_plan(
         raise InputError(f"{source.spec}: {survey.refusal}")
     sampled = record.sampled if record else None
     if sample_rows:
-        sampled = draw_sample(sampled, sample_rows, excluded, survey.is_bad)
-        excluded = _all_but(sampled.rows[:sample_rows], survey.rows)
-    if excluded is not None and limit is not None:
-        limit = _row_of_limit(excluded, limit)
+        sampled = draw_sample(sampled, sample_rows, excluded, expansion.all_of_row(survey.is_bad))
+        excluded = _all_but(sampled.rows[:sample_rows], survey.source_rows)
+    asked = AskedRows(job, limit, sample_rows, variants, survey.source_rows, excluded)
+    limit, excluded = asked.requests()
     if run_dir is not None and record is not None:
         doing(f"comparing {plural(survey.rows, 'row')} with what {path} holds")
         resumed = match_rows(
@@ -239,16 +261,14 @@ def make_plan(
     wanted = survey.rows if limit is None else min(limit, survey.rows)
     drawn = _pilot_before(record, pilot, is_appended=is_appended)
     if pilot:
-        drawn = draw_pilot(drawn, pilot, complete[:wanted], survey.is_bad[:wanted])
-        others = _all_but(drawn.rows, survey.rows)  # nothing but these rows is sent
-        complete = bytearray(map(operator.or_, complete, others))
+        drawn, complete = _with_pilot(drawn, pilot, complete, survey, wanted)
     resumed = replace(resumed, complete=complete)
     to_complete = complete[:wanted].count(0)
     bad = sum(map(operator.gt, survey.is_bad[:wanted], complete)) if survey.bad_rows else 0
     bounds = survey.is_unbounded
     unbounded = sum(map(operator.gt, bounds[:wanted], complete)) if bounds else 0
     store_request = _stores_request(job, record, survey)
-    row_bytes = survey.carried_bytes + (survey.body_bytes if store_request else 0)
+    row_bytes = survey.carried_bytes * expansion.width + (survey.body_bytes if store_request else 0)
     new_rows = resumed.complete.count(0) - resumed.again.count(1)
     return Plan(
         prompts=prompts,
@@ -257,7 +277,8 @@ def make_plan(
         resumed=resumed,
         pilot=drawn,
         to_complete=to_complete,
-        limited_to=_limited_to(job, limit, pilot, sample_rows, survey.rows, excluded),
+        limited_to=asked.in_words(pilot),
+        source_rows=survey.source_rows,
         to_send=to_complete - bad,
         bad_rows=survey.bad_rows,
         sent=survey.sent,
@@ -292,7 +313,8 @@ def _explain(
     """What has changed in complete rows: see `match_rows`. Raises `InputError`, `StoreError`."""
     stored = rows_at(path, changed, ("request",))
     others = _all_but(changed.values(), survey.rows)
-    now = {row.row: row for row in prompts.requests(survey.layout, others)}
+    requests = prompts.requests(survey.layout, others)
+    now = {prompts.expansion.number(one): one for one in requests}
     settings = setting_changes(record.job, msgspec.to_builtins(job))
     unknown = "no setting that requests are made by; requests are not stored, so it is in the row"
     return {
@@ -325,12 +347,13 @@ def _fitting(
     excluded = where.excluded(prompts.spans(), prompts.json_rows())
     if 0 not in excluded:
         raise InputError(
-            f"--where (where in [input]) fits none of {plural(survey.rows, 'row')}; change it"
+            f"--where (where in [input]) fits none of {plural(survey.source_rows, 'row')}; change "
+            "it"
         )
     if not survey.bad_rows:
         return survey, excluded
     problems = tuple(bad for bad in survey.problems if not excluded[bad.row])
-    is_bad = bytearray(map(operator.gt, survey.is_bad, excluded))
+    is_bad = bytearray(map(operator.gt, survey.is_bad, survey.expansion.of_rows(excluded)))
     return replace(survey, is_bad=is_bad, problems=problems), excluded
 
 
@@ -361,6 +384,21 @@ def _pilot_before(record: RunRecord | None, pilot: int, *, is_appended: bool) ->
     return None
 
 
+def _with_pilot(
+    before: Pilot | None, rows: int, complete: bytearray, survey: Survey, wanted: int
+) -> tuple[Pilot, bytearray]:
+    """A pilot of so many rows, and marks of all requests but the first samples of its rows."""
+    expansion = survey.expansion
+    done, is_bad = (expansion.any_of_row(one[:wanted]) for one in (complete, survey.is_bad))
+    drawn = draw_pilot(before, rows, done, is_bad)
+    for others in (
+        expansion.of_rows(_all_but(drawn.rows, survey.source_rows)),
+        expansion.others(survey.source_rows, expansion.variants, 1),
+    ):
+        complete = bytearray(map(operator.or_, complete, others))
+    return drawn, complete
+
+
 def _all_but(rows: Iterable[int], of: int) -> bytearray:
     """Marks of all but these rows."""
     marks = bytearray(b"\1") * of
@@ -374,16 +412,6 @@ def _stores_request(job: Job, record: RunRecord | None, survey: Survey) -> bool:
         return job.output.store_request
     fits = survey.body_bytes <= _LARGE_BODY_BYTES * survey.rows
     return record.store_request if record else fits
-
-
-def _row_of_limit(excluded: bytearray, limit: int) -> int:
-    """The row before which so many are asked for."""
-    row = -1
-    for _ in range(limit):
-        row = excluded.find(0, row + 1)
-        if row < 0:
-            return len(excluded)
-    return row + 1
 
 
 def draw_pilot(
@@ -404,26 +432,6 @@ def draw_pilot(
     free = [row for row, (done, bad) in marks if not done and not bad and row not in known]
     draw = random.Random(_PILOT_SEED + len(drawn))  # noqa: S311 - a sample, no secret
     return Pilot((*drawn, *draw.sample(free, min(missing, len(free)))), of)
-
-
-def _limited_to(
-    job: Job,
-    limit: int | None,
-    pilot: int,
-    sample_rows: int,
-    rows: int,
-    excluded: bytearray | None,
-) -> str:
-    if not pilot and excluded is not None:
-        wanted = excluded[:limit].count(0)
-        given = {"where": job.input.where, "sample": sample_rows, "limit": (limit or rows) < rows}
-        said = [name for name, is_given in given.items() if is_given]
-        return f"{' and '.join(said)}: {wanted:,} of {plural(rows, 'row')}" if wanted < rows else ""
-    if pilot:
-        return f"pilot: {min(pilot, rows):,} of {plural(rows, 'row')}, drawn at random,"
-    if limit is not None and limit < rows:
-        return f"limit: first {limit:,} of {plural(rows, 'row')}"
-    return ""
 
 
 def known_prices(job: Job) -> Prices:
@@ -508,8 +516,20 @@ def _problems(survey: Survey) -> str:
         fix = "Fix the input or the options"
     else:
         fix = "Fix the input, or give --skip-bad-rows to store them as rows of status invalid"
-    summary = f"{plural(survey.bad_rows, 'row')} of {survey.rows:,} cannot be sent:"
+    what = "row" if survey.expansion.width == 1 else "request"
+    summary = f"{plural(survey.bad_rows, what)} of {survey.rows:,} cannot be sent:"
     return "\n".join([summary, *lines, fix])
+
+
+def _without_headers(job: Job) -> JsonObject:
+    """The job's sections, of headers the names; without samples and variants as ever."""
+    sections: JsonObject = msgspec.to_builtins(job)
+    for one in (sections, *sections["variants"]):
+        if one["endpoint"] is not None:
+            one["endpoint"]["headers"] = sorted(one["endpoint"]["headers"])
+    if job.expansion.is_plain:
+        del sections["expand"], sections["variants"]
+    return sections
 
 
 def make_record(
@@ -521,8 +541,7 @@ def make_record(
     sha256: str | None,
 ) -> RunRecord:
     """What `run.json` says while the plan is carried out; never a secret."""
-    sections = msgspec.to_builtins(job)
-    sections["endpoint"]["headers"] = sorted(job.endpoint.headers)
+    sections = _without_headers(job)
     now_at = time.time_ns() // 1000
     schema_version = SCHEMA_VERSION if plan.to_complete else run_dir.writes_schema
     before = run_dir.record

@@ -31,13 +31,14 @@ class Recorder:
         run_dir: RunDir,
         counters: RunCounters,
         earlier: EarlierOutcomes,
-        endpoint: str,
+        base_url: Callable[[str | None], str],
         on_failure: Callable[[StoreError], None],
     ) -> None:
+        """`base_url`: where requests of a variant go."""
         self._run_dir, self._counters, self._earlier = run_dir, counters, earlier
-        self._endpoint, self._on_failure = endpoint, on_failure
-        # By row: attempts of an earlier command at a request that the row does not make any more.
-        self._abandoned: dict[int, tuple[Attempt, ...]] = {}
+        self._base_url, self._on_failure = base_url, on_failure
+        # Attempts of an earlier command at a request that the row does not make any more.
+        self._abandoned: dict[RowKey, tuple[Attempt, ...]] = {}
         self._held: deque[Outcome] = deque()  # what the disk did not take
         self._answered_held: deque[Answered] = deque()  # the same
         self._begun_held: dict[RowKey, tuple[Request, str]] = {}  # the same
@@ -48,13 +49,13 @@ class Recorder:
         """The answer that an earlier command was to ask for again. Raises `StoreError`."""
         answered = self._run_dir.unfinished.answered(request.key)
         if answered is not None and answered.outcome.request.hash != request.hash:
-            self._abandoned[request.row] = answered.outcome.attempts
+            self._abandoned[request.key] = answered.outcome.attempts
             return None
         return answered
 
     def ask_again(self, answered: Answered) -> None:
         """The answer survives a kill when this returns, or it is held and the run stops."""
-        if before := self._abandoned.get(answered.outcome.request.row):
+        if before := self._abandoned.get(answered.outcome.request.key):
             answered = replace(answered, outcome=after_attempts(answered.outcome, before))
         if self._is_holding:
             self._answered_held.append(answered)
@@ -76,12 +77,14 @@ class Recorder:
     async def begin(self, request: Request, response_id: str) -> None:
         """A background response has begun: on disk before it is waited for, or held."""
         try:
-            await asyncio.to_thread(
-                self._run_dir.unfinished.begin, request, self._endpoint, response_id
-            )
+            await self._begin(request, response_id)
         except StoreError as error:  # it is paid for: it is waited for as the others are
             self._begun_held[request.key] = request, response_id
             self._on_failure(error)
+
+    async def _begin(self, request: Request, response_id: str) -> None:
+        base_url = self._base_url(request.variant)
+        await asyncio.to_thread(self._run_dir.unfinished.begin, request, base_url, response_id)
 
     def record(self, outcomes: Sequence[Outcome]) -> None:
         """They survive a kill when this returns, but for what the disk refuses."""
@@ -105,7 +108,7 @@ class Recorder:
             self._count(outcomes[:stored])
 
     def _after_earlier(self, outcome: Outcome) -> Outcome:
-        if attempts := self._abandoned.pop(outcome.request.row, ()):
+        if attempts := self._abandoned.pop(outcome.request.key, ()):
             outcome = after_attempts(outcome, attempts)
         return self._earlier.join(outcome)
 
@@ -136,10 +139,8 @@ class Recorder:
             self._run_dir.unreadable.add(self._unreadable_held[0])
             self._unreadable_held.popleft()
         else:
-            key, (request, response_id) = next(iter(self._begun_held.items()))
-            await asyncio.to_thread(
-                self._run_dir.unfinished.begin, request, self._endpoint, response_id
-            )
+            key, begun = next(iter(self._begun_held.items()))
+            await self._begin(*begun)
             del self._begun_held[key]
 
     def _held_in_words(self) -> str:

@@ -1,13 +1,14 @@
 """Which rows earlier commands have completed, and which are still to be sent, or sent again.
 
-A row is known by its name, its request by a hash. In memory it takes 2 bytes for each row.
+A row is known by its name, its request by a hash. In memory it takes 2 bytes for each row, and 8
+more while it is compared.
 """
 
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from msgspec import Struct
+from msgspec import Struct, field
 from msgspec.structs import replace
 
 from batchrun.errors import InputError
@@ -15,8 +16,20 @@ from batchrun.formats.amounts import plural
 from batchrun.formats.json_text import valid_text
 from batchrun.formats.printable import one_line
 from batchrun.inputs.prompt_set import Survey
+from batchrun.job.expansion import PLAIN, Expansion
 from batchrun.pricing.price import sum_costs
-from batchrun.records import Attempt, BadRow, Earlier, Outcome, Request, Resend, RowKey, Totals
+from batchrun.records import (
+    Attempt,
+    BadRow,
+    Earlier,
+    Outcome,
+    Request,
+    Resend,
+    RowKey,
+    Totals,
+    shown_key,
+)
+from batchrun.store.columns import KEY
 from batchrun.store.complete_rows import (
     CompleteRows,
     EarlierRows,
@@ -44,8 +57,8 @@ _FIX_PARTS = (
 class Resumed(Struct, frozen=True):
     """What earlier commands have completed of a source, and what is sent again."""
 
-    complete: bytearray  # 1 for each row of the source that is not to be sent
-    again: bytearray  # 1 for each row that has an outcome and is sent again
+    complete: bytearray  # 1 for each request of the source that is not to be sent
+    again: bytearray  # 1 for each that has an outcome and is sent again
     spans: tuple[Span, ...] = ()  # where the older outcomes of these are
     totals: Totals = Totals()  # of the complete rows that the source holds
     resent: Totals = Totals()  # of them, those sent again, by their older outcomes
@@ -57,9 +70,12 @@ class Resumed(Struct, frozen=True):
     # 1, in the same order, for each row of status `invalid` that is not as it was: it is dropped.
     dropped_marks: bytearray = bytearray()
     next_row: int | None = None  # of a source that appends: the number of its first new row
+    # Of such a source, by row: the number that the tables give it; below 0: a new one.
+    stored_rows: "array[int]" = field(default_factory=lambda: array("q"))
     lost: int = 0  # rows that were complete and have no outcome on disk any more; sent again
     postponed: int = 0  # rows whose request changed, beyond the limit of this command
     warnings: tuple[str, ...] = ()
+    adopted: str | None = None  # the variant that rows without one belong to
 
 
 # What has changed in complete rows, by their positions in `CompleteRows`; these are mapped to
@@ -77,16 +93,19 @@ def match_rows(
     appends: bool = False,
     explain: Explain = lambda _changed: {},
 ) -> Resumed:
-    """What is sent of a source, up to row `limit`, with a run directory as it is.
+    """What is sent of a source, up to request `limit`, with a run directory as it is.
 
-    `excluded` marks rows that this command does not ask for; `appends`: complete rows that the
-    source lacks stay as they are.
+    `excluded` marks requests that this command does not ask for; `appends`: complete rows that
+    the source lacks stay as they are.
     Raises `InputError` where a complete row changed or was removed and `resend` does not say that
     this is meant; `StoreError`.
     """
-    before = run_dir.complete_rows(resend if resend.is_asked else None)
+    before = run_dir.complete_rows(resend if resend.is_asked else None, survey)
+    adopted = None
+    if survey.expansion.is_declared:
+        adopted = adopt(survey, before, run_dir)
     sent_rows = survey.rows if limit is None else min(limit, survey.rows)
-    found = _Matches(survey, before, sent_rows, excluded)
+    found = _Matches(survey, before, sent_rows, excluded, appends=appends)
     found.match()
     others = 0
     if appends:
@@ -97,7 +116,7 @@ def match_rows(
         if missing:
             raise InputError(f"{_missing_in_words(missing, run_dir)}\n{_FIX_PARTS}")
         known = read_removed_rows(run_dir.path)
-        removed = [index for index in found.removed if not _holds(known, before.ids[index])]
+        removed = [index for index in found.removed if not _holds(known, before.key_hash(index))]
         if found.changed or removed:
             raise InputError(_differences(found.changed, removed, before, run_dir, survey, explain))
     found.send_changed()
@@ -123,18 +142,88 @@ def match_rows(
         removed_marks=marks,
         others=others,
         dropped_marks=found.dropped,
-        next_row=max(before.rows, default=-1) + 1 if appends else None,
+        next_row=max(map(before.row, range(len(before.rows))), default=-1) + 1 if appends else None,
+        stored_rows=found.stored_rows,
         lost=max(0, lost),
         postponed=found.postponed,
         warnings=(
             *_lost_in_words(lost, missing, run_dir),
             *_removed_in_words(found.removed, before, run_dir),
+            *_adopted_in_words(adopted, before),
         ),
+        adopted=adopted,
     )
 
 
+def adopt(survey: Survey, before: CompleteRows, run_dir: RunDir) -> str | None:
+    """The variant whose requests are those of the rows without one, whose numbers then are its.
+
+    None where there are no such rows. Raises `InputError` where it is none of the variants.
+    """
+    expansion = survey.expansion
+    samples, width = expansion.samples, expansion.width
+    unnamed = [index for index, is_one in enumerate(before.unnamed) if is_one]
+    # The id, sample and hash of each; those of unfinished rows too.
+    wanted = [
+        (before.ids[at], before.rows[index] % width, before.hashes[at])
+        for at, index in enumerate(before.others)
+        if before.unnamed and before.unnamed[index] and before.rows[index] >= 0
+    ]
+    open_rows = [
+        (hash(key[0]), key[1], int(mark, 16)) for key, mark in run_dir.unfinished.unnamed()
+    ]
+    wanted += [one for one in open_rows if one[1] < samples]
+    if not unnamed and not open_rows:
+        return None
+    by_id: dict[int, list[tuple[int, int]]] = {}
+    for known, sample, mark in wanted:
+        by_id.setdefault(known, []).append((sample, mark))
+    counts = [0] * len(expansion.variants)
+    ids = survey.ids or (hash(str(row)) for row in range(survey.source_rows))
+    for row, known in enumerate(ids):
+        for sample, mark in by_id.get(known, ()):
+            for at in range(len(counts)):
+                counts[at] += survey.hashes[row * width + at * samples + sample] == mark
+    best = max(range(len(counts)), key=counts.__getitem__)
+    name = expansion.variants[best]
+    if not counts[best]:
+        removed = read_removed_rows(run_dir.path)
+        if all(_holds(removed, before.key_hash(index)) for index in unnamed):
+            before.leave_out(unnamed)
+            return None
+        raise InputError(
+            f"{run_dir.path}: it holds {plural(len(unnamed), 'row')} from before variants were "
+            "declared, which is the request of none of the variants "
+            f"({', '.join(map(str, expansion.variants))}). Declare the variant that they were "
+            "asked with, or start a new run directory with -o"
+        )
+    first = best * samples
+    for index, number in enumerate(before.rows):
+        is_unnamed = bool(before.unnamed) and before.unnamed[index] == 1
+        if not is_unnamed and number >= 0 and number % width // samples == best and unnamed:
+            raise InputError(
+                f"{run_dir.path}: it holds rows of the variant {name}, and rows without a variant "
+                "that would be the same; start a new run directory with -o"
+            )
+    for index in unnamed:
+        if before.rows[index] >= 0:
+            before.rows[index] += first
+            before.unnamed[index] = 2
+    return name
+
+
+def _adopted_in_words(adopted: str | None, before: CompleteRows) -> tuple[str, ...]:
+    if adopted is None or not before.unnamed:
+        return ()
+    rows = plural(len(before.unnamed) - before.unnamed.count(0), "row")
+    return (f"{rows} from before variants were declared: stored as rows of {adopted} from now on",)
+
+
 class _Matches:
-    """Complete rows found again in a source. An index is one into `CompleteRows`."""
+    """Complete rows found again in a source, by the numbers of their requests.
+
+    An index is one into `CompleteRows`.
+    """
 
     def __init__(
         self,
@@ -142,57 +231,88 @@ class _Matches:
         before: CompleteRows,
         sent_rows: int,
         excluded: bytearray | None = None,
+        *,
+        appends: bool = False,
     ) -> None:
         self.complete = bytearray(survey.rows)
         self.again = bytearray(survey.rows)
         self.marks = bytearray(len(before.rows))  # by index: 1 for each row sent again
         self.spans: dict[int, tuple[int, int]] = {}  # part to first and last row sent again
-        self.changed = array("q")  # pairs of index and row
+        self.changed = array("q")  # pairs of index and number
         self.removed: list[int] = []  # indexes
         self.postponed = 0  # changed rows that are not sent by this command
         self.dropped = bytearray(len(before.bad))  # by index: 1 for each bad row that is replaced
+        # In the source, by row: the number that the tables give it; only where rows are appended.
+        self.stored_rows = array("q", [-1] * survey.source_rows if appends else ())
+        self._width = survey.expansion.width
         self._survey, self._before = survey, before
         self._sent_rows, self._excluded = sent_rows, excluded
         self._ends = [end for _, end in before.parts]
 
     def match(self) -> None:
         """Finds where each complete row is now, or that it was removed."""
-        before, ids = self._before, self._survey.ids
+        before, ids, width = self._before, self._survey.ids, self._width
         rows = self._survey.rows
-        elsewhere = array("q")  # indexes of rows that moved or were removed
-        for index, row in enumerate(before.rows):
-            if row < rows and (ids is None or ids[row] == before.ids[index]):
-                self._match(index, row)
+        elsewhere = array("q")  # places in `others` of rows that moved or were removed
+        at, others = 0, before.others
+        next_other = others[0] if others else -1
+        for index, number in enumerate(before.rows):
+            if index != next_other:  # nearly always
+                self._found(index, number)
+                continue
+            if number < 0:
+                self.removed.append(index)
+            elif number < rows and (ids is None or ids[number // width] == before.ids[at]):
+                self._compare(at, number)
             else:
-                elsewhere.append(index)
+                elsewhere.append(at)
+            at += 1
+            next_other = others[at] if at < len(others) else -1
         if ids is None or not elsewhere:
-            self.removed += elsewhere
+            self.removed += (others[at] for at in elsewhere)
         elif len(elsewhere) <= rows:
-            by_id = {before.ids[index]: index for index in elsewhere}
+            by_key = {
+                before.ids[at] * width + before.rows[others[at]] % width: at for at in elsewhere
+            }
             for row, key in enumerate(ids):
-                if (found := by_id.pop(key, None)) is not None:
-                    self._match(found, row)
-            self.removed += sorted(by_id.values())
+                for offset in range(width):
+                    if (found := by_key.pop(key * width + offset, None)) is not None:
+                        self._compare(found, row * width + offset)
+            self.removed += (others[at] for at in by_key.values())
         else:  # few rows are appended to many
             places = {key: row for row, key in enumerate(ids)}
-            for index in elsewhere:
-                if (place := places.get(before.ids[index])) is not None:
-                    self._match(index, place)
+            for at in elsewhere:
+                if (place := places.get(before.ids[at])) is not None:
+                    self._compare(at, place * width + before.rows[others[at]] % width)
                 else:
-                    self.removed.append(index)
+                    self.removed.append(others[at])
+        self.removed.sort()
 
-    def _match(self, index: int, row: int) -> None:
-        """Whether a complete row is sent again, now that it is found."""
+    def _found(self, index: int, number: int) -> None:
+        """A complete row whose request is as it was: whether it is sent again."""
         before = self._before
-        if self._survey.hashes[row] != before.hashes[index]:
-            if before.bad and before.bad[index]:
-                self._replace_bad(index, row)
-            else:
-                self._note_changed(index, row)
-        elif before.again and before.again[index]:
-            self._send(index, row)
+        if self.stored_rows:
+            self.stored_rows[number // self._width] = before.row(index)
+        if before.again and before.again[index]:
+            self._send(index, number)
         else:
-            self.complete[row] = 1
+            self.complete[number] = 1
+
+    def _compare(self, at: int, number: int) -> None:
+        """One of `others` that the source has; its request may be another one."""
+        before = self._before
+        index = before.others[at]
+        if self._survey.hashes[number] == before.hashes[at]:
+            self._found(index, number)
+            return
+        if self.stored_rows:
+            self.stored_rows[number // self._width] = before.row(index)
+        if before.bad and before.bad[index]:
+            self._replace_bad(index, number)
+        elif self._survey.ids is None and before.ids[at] != hash(str(number // self._width)):
+            self.removed.append(index)  # it had a name, and has none any more
+        else:
+            self.changed.extend((index, number))
 
     def _replace_bad(self, index: int, row: int) -> None:
         """A row that could not be sent is another one now."""
@@ -212,26 +332,21 @@ class _Matches:
     def send_changed(self) -> None:
         """The changed rows are sent again."""
         for at in range(0, len(self.changed), 2):
-            index, row = self.changed[at : at + 2]
-            self.postponed += self._is_out(row)
-            self._send(index, row)
+            index, number = self.changed[at : at + 2]
+            self.postponed += self._is_out(number)
+            self._send(index, number)
 
-    def _is_out(self, row: int) -> bool:
+    def _is_out(self, number: int) -> bool:
         """Whether this command does not ask for the row."""
         excluded = self._excluded
-        return row >= self._sent_rows or (excluded is not None and excluded[row] == 1)
+        return number >= self._sent_rows or (excluded is not None and excluded[number] == 1)
 
-    def _note_changed(self, index: int, row: int) -> None:
-        if self._survey.ids is None and self._before.ids[index] != hash(str(row)):
-            self.removed.append(index)  # it had a name, and has none any more
-        else:
-            self.changed.extend((index, row))
-
-    def _send(self, index: int, row: int) -> None:
-        if self._is_out(row):
-            self.complete[row] = 1
+    def _send(self, index: int, number: int) -> None:
+        if self._is_out(number):
+            self.complete[number] = 1
             return
-        self.again[row] = self.marks[index] = 1
+        self.again[number] = self.marks[index] = 1
+        row = number // self._width
         part = bisect_right(self._ends, index)
         if part < len(self._ends):  # a dry run may leave rows in the journal
             first, last = self.spans.get(part, (row, row))
@@ -281,17 +396,16 @@ def _differences(
     """`changed`: pairs of index and row."""
     rows = dict(zip(changed[::2], changed[1::2], strict=True))
     lines: list[str] = []
-    shown = sorted(rows, key=before.rows.__getitem__)[:_SHOWN]
+    names = _names(rows, before, run_dir)
+    shown = list(names)
     how = explain({index: rows[index] for index in shown})
-    names = dict(zip(shown, _names(shown, before, run_dir), strict=True))
     for at, index in enumerate(shown):
         lines.append(f"  {names[index]}: its request has changed")
         changes = how.get(index, ())
         if at + 1 == len(shown) or how.get(shown[at + 1], ()) != changes:  # often it is one change
             lines += [f"    {change}" for change in changes]
-    lines += [
-        f"  {name}: removed" for name in _names(removed, before, run_dir)[: _SHOWN - len(shown)]
-    ]
+    gone = list(_names(removed, before, run_dir).values())
+    lines += [f"  {name}: removed" for name in gone[: _SHOWN - len(shown)]]
     count = len(rows) + len(removed)
     agree = "1 complete row does" if count == 1 else f"{count:,} complete rows do"
     said = f"{run_dir.path}: {agree} not agree with the input any more:"
@@ -327,15 +441,23 @@ def _removed_in_words(
     warning = (
         f"{rows} not in the input any more, stored in the tables and not counted in the totals"
     )
-    return (f"{warning}: {', '.join(names)}{tail}",)
+    return (f"{warning}: {', '.join(names.values())}{tail}",)
 
 
-def _names(indexes: Sequence[int], before: CompleteRows, run_dir: RunDir) -> list[str]:
-    """Of the first ten: `q17 (row 16)`."""
-    first = sorted(indexes, key=before.rows.__getitem__)[:_SHOWN]
-    found = rows_at(run_dir.path, first)
-    names = {index: found[index]["custom_id"][:_NAME] for index in first}
-    return [f"{one_line(names[index])} (row {before.rows[index]})" for index in first]
+def _names(indexes: Iterable[int], before: CompleteRows, run_dir: RunDir) -> dict[int, str]:
+    """Of the first ten, in the order of their rows: `q17 (row 16)`."""
+    first = sorted(indexes, key=before.row)[:_SHOWN]
+    found = rows_at(run_dir.path, first, KEY)
+    keys = {
+        index: (row["custom_id"], row["sample"], row["variant"]) for index, row in found.items()
+    }
+    first.sort(key=lambda index: (before.row(index), keys[index][2] or "", keys[index][1]))
+    return {index: f"{_name(keys[index])} (row {before.row(index)})" for index in first}
+
+
+def _name(key: RowKey) -> str:
+    """`q17`, or `q17|low|3`."""
+    return one_line(shown_key((key[0][:_NAME], *key[1:])))
 
 
 def note_differences(run_dir: RunDir, resumed: Resumed) -> None:
@@ -351,18 +473,17 @@ def note_differences(run_dir: RunDir, resumed: Resumed) -> None:
         run_dir.drop_rows(keys, resumed.totals, resumed.removed)
 
 
-def numbered(
-    requests: Iterator[Request | BadRow], resumed: Resumed, earlier: "EarlierOutcomes"
-) -> Iterator[Request | BadRow]:
+def numbered(requests: Iterator[Request | BadRow], resumed: Resumed) -> Iterator[Request | BadRow]:
     """The requests of a source that appends, with numbers after the greatest that is stored."""
     if resumed.next_row is None:
         yield from requests
         return
-    number = resumed.next_row
+    numbers, number = resumed.stored_rows, resumed.next_row
     for request in requests:
-        before = earlier.row_of(request.key)
-        yield replace(request, row=number if before is None else before)
-        number += before is None
+        if numbers[request.row] < 0:
+            numbers[request.row] = number
+            number += 1
+        yield replace(request, row=numbers[request.row])
 
 
 def with_background_ids(
@@ -383,8 +504,8 @@ def with_background_ids(
 class EarlierOutcomes:
     """Older outcomes of the rows that are sent again, from reading the row to counting it."""
 
-    def __init__(self, resumed: Resumed) -> None:
-        self._resumed = resumed
+    def __init__(self, resumed: Resumed, expansion: Expansion = PLAIN) -> None:
+        self._resumed, self._expansion = resumed, expansion
         self._earlier: dict[RowKey, Earlier] = {}
 
     def __bool__(self) -> bool:
@@ -399,28 +520,25 @@ class EarlierOutcomes:
             return
         rows = EarlierRows(self._resumed.spans)
         while some := _read_some(requests):
-            wanted = {
-                (valid_text(one.custom_id), *one.key[1:]): one.row for one in some if again[one.row]
-            }
+            wanted = {_key(one): one.row for one in some if again[self._expansion.number(one)]}
             if wanted:
-                found = rows.find(wanted)
-                self._earlier |= {one.key: found[one.row] for one in some if again[one.row]}
+                self._earlier.update(rows.find(wanted))
             yield from some
-
-    def row_of(self, key: RowKey) -> int | None:
-        """The number that the tables give the row; null where it is not sent again."""
-        earlier = self._earlier.get(key)
-        return None if earlier is None else earlier.row
 
     def join(self, outcome: Outcome) -> Outcome:
         """The outcome, with what the older one of the same row brings along, if there is one."""
-        earlier = self._earlier.get(outcome.request.key)
+        earlier = self._earlier.get(_key(outcome.request))
         return outcome if earlier is None else with_earlier(outcome, earlier)
 
     def replaced(self, outcome: Outcome) -> Totals | None:
         """What the older outcome added to the totals; asked once, when the new one is stored."""
-        earlier = self._earlier.pop(outcome.request.key, None)
+        earlier = self._earlier.pop(_key(outcome.request), None)
         return None if earlier is None else earlier.totals
+
+
+def _key(request: Request | BadRow) -> RowKey:
+    """As tables hold it."""
+    return valid_text(request.custom_id), request.sample, request.variant
 
 
 def _read_some(requests: Iterator[Request | BadRow]) -> list[Request | BadRow]:

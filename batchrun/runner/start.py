@@ -3,9 +3,10 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from datetime import datetime
 from functools import partial
+from typing import NamedTuple
 
 from msgspec.structs import replace
 
@@ -50,6 +51,7 @@ async def run_job(
     simulator: SimulatorSettings | None = None,
     limit: int | None = None,
     sample_rows: int = 0,
+    variants: Sequence[str] = (),
     pilot: int = 0,
     command: str | None = None,
     stop: StopSwitch | None = None,
@@ -60,8 +62,9 @@ async def run_job(
     """Runs or resumes; the summary's `exit_code` says how it ended: 0, 3, 4, or 128 + a signal.
 
     `simulator`: its settings for `simulate`, where these are not the defaults. `pilot`,
-    `sample_rows`: so many random rows alone; a later run without it sends the rest too. Raises
-    `JobError` and `InputError` before anything is sent, `StoreError` where the disk fails.
+    `sample_rows`: so many random rows alone; a later run without it sends the rest too.
+    `variants`: these alone, in the same way.
+    Raises `JobError` and `InputError` before anything is sent, `StoreError` where the disk fails.
     """
     stop, watch = stop or StopSwitch(), watch or Watch()
     stop_at = _stop_at(job)
@@ -72,14 +75,7 @@ async def run_job(
     refuse_place(path)
     _check_answers(simulator)
     refuse_written_secrets(job, command)
-    if not (simulate or insecure_http):
-        refuse_plain_http(job.endpoint)
-    if not simulate and job.endpoint.api_key_command is not None:
-        watch.doing("waiting for the command of --api-key-command")
-    key = None if simulate else await asyncio.to_thread(api_key, job.endpoint)
-    if job.endpoint.api_key_command is not None:
-        refuse_written_secrets(job, command, key)
-    headers = {} if simulate else header_values(job.endpoint)
+    servers = {} if simulate else await _destinations(job, command, watch, insecure_http)
     with contextlib.ExitStack() as stack:
         began_s = time.monotonic()
 
@@ -92,7 +88,8 @@ async def run_job(
             source, sha256 = await asyncio.to_thread(stored_input, job, run_dir, check)
         else:
             source, sha256 = found, None
-        if resend.is_asked:  # what is sent again must stand in a part
+        # What is sent again, and what is to get the name of a variant, must stand in a part.
+        if resend.is_asked or (job.variants and run_dir.has_no_variants):
             watch.doing(f"finishing the parts of {path}")
             await asyncio.to_thread(run_dir.finish)
         prices = known_prices(job)
@@ -104,6 +101,7 @@ async def run_job(
             path,
             limit=limit,
             sample_rows=sample_rows,
+            variants=variants,
             pilot=pilot,
             resend=resend,
             check=check,
@@ -116,6 +114,9 @@ async def run_job(
         warnings = [warning for warning in (too_few_files, fallback) if warning]
         plan = replace(plan, warnings=(*plan.warnings, *warnings))
         watch.plan(plan, path)
+        if plan.resumed.adopted is not None:
+            watch.doing(f"naming the rows of {path}")
+            await asyncio.to_thread(run_dir.name_variant, plan.resumed.adopted)
         await asyncio.to_thread(note_differences, run_dir, plan.resumed)
         record = make_record(job, plan, run_dir, simulate, command, sha256)
         counters = RunCounters(record.totals, began_s, again=plan.resumed.resent.rows)
@@ -123,24 +124,55 @@ async def run_job(
             job, run_dir, plan, record, counters, watch, stop, prices, most_in_flight, stop_at
         )
         if plan.to_complete:
-            async with contextlib.AsyncExitStack() as servers:
-                endpoint = job.endpoint
+            async with contextlib.AsyncExitStack() as open_clients:
                 if simulate:
-                    endpoint = await servers.enter_async_context(
-                        _simulated(endpoint, simulator or SimulatorSettings())
+                    simulated = await open_clients.enter_async_context(
+                        _simulated(job.endpoint, simulator or SimulatorSettings())
                     )
-                client = Client(
-                    endpoint,
-                    key,
-                    headers,
-                    VERSION,
-                    run.recorder.begin,
-                    connect=connect,
-                    words=job.retry.words,
-                )
-                await servers.enter_async_context(client)
-                await run.send(client, plan.limit)
+                    servers = {None: _Server(simulated, None, {})}
+                clients = {}
+                for variant, server in servers.items():
+                    client = clients[variant] = Client(
+                        server.endpoint,
+                        server.key,
+                        server.headers,
+                        VERSION,
+                        run.recorder.begin,
+                        connect=connect,
+                        words=job.retry.words,
+                    )
+                    await open_clients.enter_async_context(client)
+                await run.send(clients, plan.limit)
         return await run.end()
+
+
+class _Server(NamedTuple):
+    """Where requests go, with what is secret of it."""
+
+    endpoint: EndpointJob
+    key: str | None
+    headers: dict[str, str]
+
+
+async def _destinations(
+    job: Job, command: str | None, watch: Watch, insecure_http: bool
+) -> dict[str | None, _Server]:
+    """The job's endpoint, and those of the variants that have their own. Raises `JobError`."""
+    endpoints: dict[str | None, EndpointJob] = {None: job.endpoint}
+    endpoints |= {one.name: one.endpoint for one in job.variants if one.endpoint is not None}
+    if len(endpoints) > len(job.variants) > 0:  # nothing goes to that of the job
+        del endpoints[None]
+    servers: dict[str | None, _Server] = {}
+    for variant, endpoint in endpoints.items():
+        if not insecure_http:
+            refuse_plain_http(endpoint)
+        if endpoint.api_key_command is not None:
+            watch.doing("waiting for the command of --api-key-command")
+        key = await asyncio.to_thread(api_key, endpoint)
+        if endpoint.api_key_command is not None:
+            refuse_written_secrets(job, command, key)
+        servers[variant] = _Server(endpoint, key, header_values(endpoint))
+    return servers
 
 
 def _check(job: Job, stop: StopSwitch, stop_at: float | None) -> None:

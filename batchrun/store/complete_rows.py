@@ -6,11 +6,12 @@ read, and the older outcomes of rows that are sent again.
 
 import sys
 from array import array
+from bisect import bisect_left
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,6 +20,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from batchrun.errors import ErrorKind, StoreError
+from batchrun.job.expansion import PLAIN, Expansion
 from batchrun.records import (
     ANSWERED,
     FAILED,
@@ -39,21 +41,83 @@ _BAD = "invalid"  # the status of a row that was never sent
 _ASKED = ("status", "error_kind", "refusal", "truncated")  # what `Resend` selects by
 
 
-class CompleteRows(Struct, frozen=True):
-    """The rows that have an outcome: 24 bytes for each, in three arrays of the same order."""
+class Requests(Protocol):
+    """Those of a source, by their numbers."""
 
-    rows: "array[int]"  # "q": place in the input
-    ids: "array[int]"  # "q": this process's hash of the key, see `hash_keys`
-    hashes: "array[int]"  # "Q": the request's hash
+    @property
+    def expansion(self) -> Expansion: ...
+    @property
+    def ids(self) -> "array[int] | None":
+        """This process's hash of the id of each row; null: rows are known by their places."""
+
+    @property
+    def hashes(self) -> "array[int]":
+        """Of each request."""
+
+
+class CompleteRows(Struct, frozen=True):
+    """The rows that have an outcome: 8 bytes for each that is as the source has it, 32 for others.
+
+    An index is a place in `rows`.
+    """
+
+    # "q": the request's number, by the place in the input that the row had when it was sent; of a
+    # sample or variant that is not asked for any more -1 less that place.
+    rows: "array[int]"
+    others: "array[int]"  # "q": the indexes of rows that are not as the source has them
+    ids: "array[int]"  # "q": of these, this process's hash of the id; without a number of the key
+    hashes: "array[int]"  # "Q": of these, the request's hash
     totals: Totals
     again: bytearray  # 1 for each row that failed as asked; empty where nothing is asked
     parts: tuple[tuple[Path, int], ...]  # each, and how many rows there are up to its end
     bad: bytearray = bytearray()  # 1 for each row of status `invalid`; empty where there is none
+    # Where variants are declared, 1 for each row without one, whose number is as of the first
+    # variant; empty where there is none. They are all among `others`.
+    unnamed: bytearray = bytearray()
+    source: Requests | None = None  # whose requests are numbered so
+
+    @property
+    def expansion(self) -> Expansion:
+        return PLAIN if self.source is None else self.source.expansion
+
+    def id_hash(self, index: int) -> int:
+        """Of a row; without a number that of its key."""
+        at = bisect_left(self.others, index)
+        if at < len(self.others) and self.others[at] == index:
+            return self.ids[at]
+        row = self.row(index)
+        known = None if self.source is None else self.source.ids
+        return hash(str(row)) if known is None else known[row]
+
+    def key_hash(self, index: int) -> int:
+        """As `hash_keys` says."""
+        number, known = self.rows[index], self.id_hash(index)
+        if number < 0:
+            return known
+        is_unnamed = self.unnamed and self.unnamed[index]
+        sample, variant = self.expansion.sample_and_variant(number)
+        return hash_key(known, sample, None if is_unnamed else variant)
+
+    def leave_out(self, indexes: Iterable[int]) -> None:
+        """These, of `others`, are rows that are not asked for any more."""
+        for index in indexes:
+            known, row = self.key_hash(index), self.row(index)
+            self.ids[bisect_left(self.others, index)] = known
+            self.rows[index] = -1 - row
+
+    def row(self, index: int) -> int:
+        """Its place in the input when it was sent."""
+        number = self.rows[index]
+        return -1 - number if number < 0 else number // self.expansion.width
 
 
-def read_complete_rows(now: Snapshot, resend: Resend | None = None) -> CompleteRows:
+def read_complete_rows(
+    now: Snapshot, resend: Resend | None = None, source: Requests | None = None
+) -> CompleteRows:
     """All complete rows, first those in parts. Raises `StoreError`."""
-    rows, ids, hashes, again, bad = array("q"), array("q"), array("Q"), bytearray(), bytearray()
+    expansion = PLAIN if source is None else source.expansion
+    rows, again, bad, unnamed = array("q"), bytearray(), bytearray(), bytearray()
+    others, ids, hashes = array("q"), array("q"), array("Q")
     asked = resend if resend is not None and resend.failed else None
     totals = sum_totals(now)
     has_bad = _BAD in totals.statuses
@@ -62,9 +126,19 @@ def read_complete_rows(now: Snapshot, resend: Resend | None = None) -> CompleteR
 
     def take(batches: Iterable[pa.RecordBatch]) -> None:
         for batch in batches:
-            rows.extend(batch["row"].to_pylist())
-            ids.extend(hash_keys(batch))
-            hashes.extend(_as_numbers(batch["request_hash"].to_pylist()))
+            first, no_variants = len(rows), bytearray()
+            if expansion.is_plain and not _has_keys(batch):
+                rows.extend(batch["row"].to_pylist())
+                known: Iterable[int] = hash_keys(batch)
+            else:
+                known, no_variants = _number(batch, expansion, rows)
+            if expansion.is_declared:
+                unnamed.extend(no_variants)
+            marks = _as_numbers(batch["request_hash"].to_pylist())
+            for at, key, mark in _differing(rows[first:], known, marks, source, no_variants):
+                others.append(first + at)
+                ids.append(key)
+                hashes.append(mark)
             if asked:
                 again.extend(_is_sent_again(batch, asked).cast(pa.uint8()).to_pylist())
             if has_bad:
@@ -75,16 +149,76 @@ def read_complete_rows(now: Snapshot, resend: Resend | None = None) -> CompleteR
         take(now.part_batches(path, columns))
         parts.append((path, len(rows)))
     take(now.journal_batches(columns))
-    return CompleteRows(rows, ids, hashes, totals, again, tuple(parts), bad)
+    unnamed = unnamed if 1 in unnamed else bytearray()
+    return CompleteRows(
+        rows, others, ids, hashes, totals, again, tuple(parts), bad, unnamed, source
+    )
+
+
+def _differing(
+    numbers: Sequence[int],
+    ids: Iterable[int],
+    hashes: Iterable[int],
+    source: Requests | None,
+    unnamed: bytearray,
+) -> Iterator[tuple[int, int, int]]:
+    """Place, id and hash of the rows that are not as the source has them at their numbers."""
+    known = enumerate(zip(numbers, ids, hashes, strict=True))
+    if source is None:
+        yield from ((at, key, mark) for at, (_, key, mark) in known)
+        return
+    wanted, in_source, width, end = (
+        source.hashes, source.ids, source.expansion.width, len(source.hashes),
+    )  # fmt: skip
+    is_named = source.expansion.is_declared
+    for at, (number, key, mark) in known:
+        is_same = (
+            0 <= number < end
+            and wanted[number] == mark
+            and (in_source is None or in_source[number // width] == key)
+        )
+        if not is_same or (is_named and unnamed[at]):
+            yield at, key, mark
+
+
+def _number(
+    batch: pa.RecordBatch, expansion: Expansion, rows: "array[int]"
+) -> tuple[list[int], bytearray]:
+    """Appends numbers; hashes of ids, and marks of the rows that have no variant."""
+    samples, width = expansion.samples, expansion.width
+    first = {name: at * samples for at, name in enumerate(expansion.variants)}
+    if expansion.is_declared:
+        first[None] = 0
+    ids = []
+    for row, (custom_id, sample, variant) in zip(
+        batch["row"].to_pylist(), keys_of(batch), strict=True
+    ):
+        known = hash(custom_id)
+        if variant in first and sample < samples:
+            rows.append(row * width + first[variant] + sample)
+            ids.append(known)
+        else:
+            rows.append(-1 - row)
+            ids.append(hash_key(known, sample, variant))
+    return ids, bytearray(pc.is_null(batch["variant"]).cast(pa.uint8()).to_pylist())
+
+
+def _has_keys(batch: pa.RecordBatch) -> bool:
+    """Whether any row is known by more than its id."""
+    has_samples = bool(pc.any(pc.not_equal(batch["sample"], 0)).as_py())
+    return has_samples or batch["variant"].null_count < batch.num_rows
 
 
 def hash_keys(batch: pa.RecordBatch) -> list[int]:
-    """This process's hash of each row's key; of one without sample and variant that of its id."""
-    has_samples = pc.any(pc.not_equal(batch["sample"], 0)).as_py()
-    if has_samples or batch["variant"].null_count < batch.num_rows:
-        keys = keys_of(batch)
-        return [hash(key) if key[1] or key[2] is not None else hash(key[0]) for key in keys]
+    """This process's hash of each row's key."""
+    if _has_keys(batch):
+        return [hash_key(hash(key[0]), *key[1:]) for key in keys_of(batch)]
     return [hash(custom_id) for custom_id in batch["custom_id"].to_pylist()]
+
+
+def hash_key(id_hash: int, sample: int, variant: str | None) -> int:
+    """Of a key; of one without sample and variant it is that of its id."""
+    return hash((id_hash, sample, variant)) if sample or variant is not None else id_hash
 
 
 def _as_numbers(marks: Sequence[str]) -> "array[int]":
@@ -365,10 +499,10 @@ class EarlierRows:
         self._spans = [replace(s, path=s.path.with_name(current_name(s.path.name))) for s in spans]
         self._parts: OrderedDict[Path, tuple[pa.Table, dict[RowKey, int]]] = OrderedDict()
 
-    def find(self, wanted: Mapping[RowKey, int]) -> dict[int, Earlier]:
-        """By place in the input, as `wanted` says. Raises `StoreError` where one is not there."""
+    def find(self, wanted: Mapping[RowKey, int]) -> dict[RowKey, Earlier]:
+        """Those wanted, by place in the input. Raises `StoreError` where one is not there."""
         remaining = dict(wanted)
-        found: dict[int, Earlier] = {}
+        found: dict[RowKey, Earlier] = {}
         first, last = min(wanted.values(), default=0), max(wanted.values(), default=0)
         for span in self._spans:
             if remaining and span.first <= last and first <= span.last:
@@ -381,17 +515,18 @@ class EarlierRows:
             )
         return found
 
-    def _found_in(self, path: Path, remaining: dict[RowKey, int]) -> dict[int, Earlier]:
+    def _found_in(self, path: Path, remaining: dict[RowKey, int]) -> dict[RowKey, Earlier]:
+        """Takes what it finds out of `remaining`."""
         table, positions = self._part(path)
         keys = [key for key in remaining if key in positions]
         if not keys:
             return {}
         (batch,) = table.take([positions[key] for key in keys]).combine_chunks().to_batches()
         rows = batch.drop_columns("attempts").to_pylist()
+        for key in keys:
+            del remaining[key]
         return {
-            remaining.pop(key): Earlier(
-                attempts, row["cost_usd"], row_totals(row, attempts), row["row"]
-            )
+            key: Earlier(attempts, row["cost_usd"], row_totals(row, attempts))
             for key, row, attempts in zip(keys, rows, _attempts(batch["attempts"]), strict=True)
         }
 

@@ -252,11 +252,12 @@ def rewrite_part(
     layout: Layout = NO_COLUMNS,
     *,
     dropped: Collection[RowKey] = (),
+    variant: str | None = None,
 ) -> Rewrite:
     """One part with the columns of `schema`, without the rows `dropped`.
 
-    `files`: of the surrounding `new_files` block; `layout`: see `as_schema`. Raises
-    `OSError`, `StoreError`.
+    `variant`: that of the rows without one. `files`: of the surrounding `new_files` block;
+    `layout`: see `as_schema`. Raises `OSError`, `StoreError`.
     """
     new = PartFile(run, current_name(part), schema)
     files.append(new)
@@ -264,11 +265,17 @@ def rewrite_part(
     for batch in read_part(run / part, None, _REWRITE_ROWS):
         rows = without(batch, dropped)
         if rows.num_rows:
-            new.add(as_schema(rows, schema, layout))
+            rows = as_schema(rows, schema, layout)
+            new.add(rows if variant is None else _with_variant(rows, variant))
     new.finish()
     source, to = new.rename
     size, rows_left = new.path.stat().st_size, new.rows if dropped else None
     return Rewrite(source, to, size, rows_left, part if part != to else None)
+
+
+def _with_variant(rows: pa.RecordBatch, name: str) -> pa.RecordBatch:
+    at = rows.schema.names.index("variant")
+    return rows.set_column(at, rows.schema.field(at), pc.fill_null(rows["variant"], name))
 
 
 def rewrite_without(

@@ -1,6 +1,6 @@
 """A run directory read from outside, also while it is written: no lock, no file changed."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,18 @@ import pyarrow.compute as pc
 from batchrun.errors import JobError, StoreError
 from batchrun.formats.arrow import with_parts
 from batchrun.formats.json_text import valid_text
-from batchrun.records import JsonObject, Largest, Layout, Outcome, RunRecord, Totals
+from batchrun.job.expansion import recorded_expansion
+from batchrun.records import (
+    JsonObject,
+    Largest,
+    Layout,
+    Outcome,
+    RowKey,
+    RunRecord,
+    Totals,
+    joined_key,
+    shown_key,
+)
 from batchrun.store.columns import (
     KEY,
     NO_COLUMNS,
@@ -25,7 +36,7 @@ from batchrun.store.columns import (
 )
 from batchrun.store.complete_rows import sum_totals
 from batchrun.store.files import LOCK, current_name, is_locked, storing
-from batchrun.store.parts import opened
+from batchrun.store.parts import keys_of, opened, read_part
 from batchrun.store.snapshot import Snapshot, read_snapshot, snapshot
 from batchrun.store.unfinished import read_answered
 
@@ -211,33 +222,70 @@ def expected_rows(path: Path, record: RunRecord) -> int:
 
 
 def example_not_ok(path: Path) -> str | None:
-    """The custom_id of some row that is not ok; null where all are. Raises `StoreError`."""
+    """The name of some row that is not ok; null where all are. Raises `StoreError`."""
 
     def read(now: Snapshot) -> str | None:
-        for batch in now.batches(("custom_id", "ok")):
-            names = batch["custom_id"].filter(pc.invert(batch["ok"]))
-            if len(names):
-                return str(names[0].as_py())
+        for batch in now.batches((*KEY, "ok")):
+            rows = batch.filter(pc.invert(batch["ok"]))
+            if rows.num_rows:
+                return shown_key(next(keys_of(rows)))
         return None
 
     return read_snapshot(path, read)
 
 
-def find_row(path: Path, custom_id: str) -> list[JsonObject]:
+def keys_vary(record: RunRecord, paths: Iterable[Path]) -> bool:
+    """Whether rows are known by more than their ids: they differ in sample or variant.
+
+    `paths`: of all parts of `responses`. Raises `StoreError`.
+    """
+    if recorded_expansion(record).width > 1:
+        return True
+    found: set[tuple[int, str | None]] = set()
+    for path in paths:  # rows that are not asked for any more stay in the tables
+        for batch in read_part(path, KEY[1:]):
+            found.update(zip(*(batch[name].to_pylist() for name in KEY[1:]), strict=True))
+    return len(found) > 1
+
+
+def find_row(path: Path, name: str) -> list[JsonObject]:
     """The rows of this id, one for each sample and variant, with their calls under `tool_calls`.
 
-    Rows still in the journal too; empty where nothing has that id. Times finer than a
-    microsecond come as text. Raises `JobError`, `StoreError`.
+    `name` may also be `ID|VARIANT|SAMPLE`, of one row alone. Rows still in the journal too; empty
+    where nothing has that name. Times finer than a microsecond come as text. Raises `JobError`,
+    `StoreError`.
     """
-    record, wanted = read_record(path), valid_text(custom_id)
-    return _with_calls(*read_snapshot(path, lambda now: _found(now, record, wanted)))
+    record = read_record(path)
+
+    def find(now: Snapshot, custom_id: str) -> list[JsonObject]:
+        return _with_calls(*_found(now, record, custom_id))
+
+    return _named(name, lambda one: read_snapshot(path, lambda now: find(now, one)))
 
 
-def find_answered(path: Path, custom_id: str) -> list[JsonObject]:
+def find_answered(path: Path, name: str) -> list[JsonObject]:
     """The same of rows without an outcome: their answers that are asked for again."""
-    record, wanted = read_record(path), valid_text(custom_id)
-    outcomes = [one.outcome for one in read_answered(path) if one.key[0] == wanted]
-    return _with_calls(*_outcome_rows(outcomes, record))
+    record, answered = read_record(path), read_answered(path)
+
+    def find(custom_id: str) -> list[JsonObject]:
+        outcomes = [one.outcome for one in answered if one.key[0] == custom_id]
+        return _with_calls(*_outcome_rows(outcomes, record))
+
+    return _named(name, find)
+
+
+def _named(name: str, find: Callable[[str], list[JsonObject]]) -> list[JsonObject]:
+    """The rows of this id; where there are none, the row that is called so as `joined_key` does."""
+    name = valid_text(name)
+    custom_id, *rest = name.rsplit("|", 2)
+    rows = find(name)
+    if rows or len(rest) < 2:
+        return rows
+    return [row for row in find(custom_id) if joined_key(_key_of(row)) == name]
+
+
+def _key_of(row: JsonObject) -> RowKey:
+    return row["custom_id"], row["sample"], row["variant"]
 
 
 def read_answered_usd(path: Path) -> list[float]:
@@ -246,7 +294,7 @@ def read_answered_usd(path: Path) -> list[float]:
 
 
 def _with_calls(rows: list[JsonObject], calls: list[JsonObject]) -> list[JsonObject]:
-    rows.sort(key=lambda row: (row["sample"], row["variant"] or ""))
+    rows.sort(key=lambda row: (row["variant"] or "", row["sample"]))
     for row in rows:
         row["tool_calls"] = [call for call in calls if all(call[name] == row[name] for name in KEY)]
     return rows

@@ -19,7 +19,7 @@ from batchrun.errors import JobError, StoreError
 from batchrun.formats.json_text import encode_json
 from batchrun.records import Outcome, Resend, RowKey, RunRecord, Totals
 from batchrun.store.columns import SCHEMA_VERSION
-from batchrun.store.complete_rows import REMOVED_FILE, CompleteRows, read_complete_rows
+from batchrun.store.complete_rows import REMOVED_FILE, CompleteRows, Requests, read_complete_rows
 from batchrun.store.files import (
     INPUT,
     JOURNAL,
@@ -40,7 +40,14 @@ from batchrun.store.files import (
     write_whole,
 )
 from batchrun.store.reading import EVENTS_FILE, LIVE_FILE, RUN_FILE, read_run_record
-from batchrun.store.sealing import drop_rows, recover, rewrite_parts, seal, upgraded
+from batchrun.store.sealing import (
+    drop_rows,
+    name_variant,
+    recover,
+    rewrite_parts,
+    seal,
+    upgraded,
+)
 from batchrun.store.snapshot import snapshot
 from batchrun.store.unfinished import UnfinishedRows
 from batchrun.store.unreadable import UNREADABLE_FILE, UnreadableBodies
@@ -102,6 +109,11 @@ class RunDir:
             make_folders(folder)
         return folder
 
+    @property
+    def has_no_variants(self) -> bool:
+        """Whether the job of the last command declared none, so that rows may lack one."""
+        return self.record is not None and not self.record.job.get("variants")
+
     def save(self, record: RunRecord) -> None:
         """`run.json` says this, on disk, when it returns. Raises `StoreError`."""
         text = msgspec.json.format(encode_json(record), indent=2) + b"\n"
@@ -124,10 +136,12 @@ class RunDir:
                 self._events = os.open(path, flags, 0o600)
             write_whole(self._events, line)
 
-    def complete_rows(self, resend: Resend | None = None) -> CompleteRows:
+    def complete_rows(
+        self, resend: Resend | None = None, source: Requests | None = None
+    ) -> CompleteRows:
         """What parts and journal hold, and what of it failed as asked. Raises `StoreError`."""
         with snapshot(self.path) as now:
-            rows = read_complete_rows(now, resend)
+            rows = read_complete_rows(now, resend, source)
             self.unfinished.drop_known(now)
         return rows
 
@@ -189,6 +203,15 @@ class RunDir:
             leftover, self._leftover = self._leftover, ()
             seal(self.path, self.record, leftover)
         self.unfinished.close()
+
+    def name_variant(self, name: str) -> None:
+        """All rows without a variant are of this one; `finish` came before. Raises `StoreError`."""
+        self.unfinished.name_variant(name)
+        if self.record is not None:
+            self.upgrade()
+            with storing(self.path / JOURNAL, "list"):
+                of = self._next_id()
+            name_variant(self.path, of, self.record.layout, name)
 
     def close(self, *, seal: bool = False) -> None:
         """Everything is on disk, with `seal` in parts and the journal empty; the lock is free.

@@ -284,6 +284,29 @@ def rewrite_parts(folder: Path, layout: Layout) -> None:
         finish(folder, of.intent)
 
 
+def name_variant(folder: Path, of: FileId, layout: Layout, name: str) -> None:
+    """All rows without a variant are of this one, at once, when this returns. `StoreError`.
+
+    `of`: an id that is free, for the intent.
+    """
+    kinds = {
+        TOOL_CALLS: (tool_call_schema(), NO_COLUMNS),
+        RESPONSES: (response_schema(layout), layout),
+    }
+    with storing(folder, "write parts"):
+        parts = part_names(folder, TOOL_CALLS, RESPONSES)
+        if not parts:
+            return
+        make_folders(folder / JOURNAL)
+        with new_files() as files:
+            rewrites = [
+                rewrite_part(files, folder, part, *kinds[part.partition("/")[0]], variant=name)
+                for part in parts
+            ]
+        write_intent(folder, of, Intent((), (), tuple(rewrites)))
+    finish(folder, of.intent)
+
+
 def drop_rows(folder: Path, keys: Collection[RowKey], layout: Layout) -> None:
     """No part holds a row of these keys when this returns; all parts are of this schema.
 

@@ -121,6 +121,28 @@ class UnfinishedRows:
                 self._answered.pop(key, None)
                 self._is_changed = True
 
+    def unnamed(self) -> Iterator[tuple[RowKey, str]]:
+        """Rows without a variant, with the hashes of their requests. Raises `StoreError`."""
+        for key, begun in self._begun.items():
+            if key[2] is None:
+                yield key, begun.hash
+        for key in list(self._answered):
+            if key[2] is None and (one := self.answered(key)) is not None:
+                yield key, one.outcome.request.hash
+
+    def name_variant(self, name: str) -> None:
+        """All rows without a variant are of this one. Raises `StoreError`."""
+        with self._lock, storing(self._path, "write"):
+            if all(key[2] is not None for key in (*self._begun, *self._answered)):
+                return
+            self._begun = {
+                (new := _named(key, name)): msgspec.structs.replace(one, key=new)
+                for key, one in self._begun.items()
+            }
+            self._answered = {_named(key, name): one for key, one in self._answered.items()}
+            self._close_file()
+            self._rewrite(is_needed=True)
+
     def drop_known(self, now: Snapshot) -> None:
         """Drops what is part of an outcome: a kill came between the two. Raises `StoreError`."""
         ids = {key: {location.attempt} for key, location in self._answered.items()}
@@ -199,7 +221,10 @@ class UnfinishedRows:
         whole = bytearray(frame_of(_HEADER, 0))
         answered: dict[RowKey, _Location] = {}
         for key, location in self._answered.items():
-            frame = frame_of(location.read(), len(whole))
+            record = location.read()
+            if record.key[2] != key[2]:
+                record = _of_variant(record, key[2])
+            frame = frame_of(record, len(whole))
             offset, size = len(whole) + HEAD_BYTES, len(frame) - HEAD_BYTES
             answered[key] = msgspec.structs.replace(
                 location, path=self._path, offset=offset, bytes=size
@@ -288,6 +313,20 @@ def _decoded(payload: bytes) -> Begun | Answered | None:
         old = _decoder_of_schema_1.decode(payload)
         return Begun((old.custom_id, 0, None), old.hash, "", old.response_id)
     return None
+
+
+def _named(key: RowKey, name: str) -> RowKey:
+    return (*key[:2], name) if key[2] is None else key
+
+
+def _of_variant(answered: Answered, name: str | None) -> Answered:
+    outcome = answered.outcome
+    request = msgspec.structs.replace(outcome.request, variant=name)
+    return msgspec.structs.replace(
+        answered,
+        key=request.key,
+        outcome=msgspec.structs.replace(outcome, request=request),
+    )
 
 
 def _valid(key: RowKey) -> RowKey:

@@ -146,6 +146,26 @@ async def test_the_first_goes_alone_and_the_others_follow_its_answer() -> None:
     assert gate.in_flight == 4
 
 
+async def test_the_first_of_each_scope_goes_alone_and_holds_up_no_other() -> None:
+    def limits(scope: Scope) -> list[Limit]:
+        first = FirstAlone(patience_s=600)
+        first.on_open = lambda: gate.drop(first, scope)
+        return [first]
+
+    gate = Gate([InFlight(10)], limits)
+    async with asyncio.timeout(HANG_S):
+        first, other = await enter(gate), await enter(gate, OTHER)
+        waits = [asyncio.create_task(enter(gate, scope)) for scope in (SCOPE, OTHER)]
+        await asyncio.sleep(0.01)
+        assert (gate.in_flight, len(gate.statuses())) == (2, 3)
+        gate.leave(other, ANSWER)
+        await waits[1]
+        assert (waits[0].done(), len(gate.statuses())) == (False, 2)
+        gate.leave(first, ANSWER)
+        await waits[0]
+    assert (gate.in_flight, [one.name for one in gate.statuses()]) == (2, ["requests in flight"])
+
+
 async def test_a_scope_that_waits_does_not_hold_up_another() -> None:
     gate = Gate([InFlight(10)], lambda scope: [InFlight(1 if scope == SCOPE else 5)])
     await enter(gate)

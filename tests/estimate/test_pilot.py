@@ -21,7 +21,7 @@ PRICES = Prices({"m": PriceJob(input=USD, output=USD)})
 def row(
     number: int, output: int | None, cost: float | None, given: int | None = None
 ) -> SampledRow:
-    return SampledRow(number, output is not None, given, output, cost, 2.0)
+    return SampledRow(number, None, output is not None, given, output, cost, 2.0)
 
 
 def extrapolated(
@@ -39,7 +39,7 @@ def extrapolated(
         output_tokens=sum(one.output_tokens or 0 for one in sampled),
         cost_usd=sum(one.cost_usd or 0.0 for one in sampled),
     )
-    return extrapolate(sampled, counts, rest, totals, prices, 0)
+    return extrapolate(sampled, counts, {None: rest}, totals, prices, 0)
 
 
 def test_inputs_that_are_known_make_no_interval() -> None:

@@ -318,7 +318,8 @@ def test_the_size_of_a_row_is_that_of_its_body_and_of_what_it_carries() -> None:
     bad = BadRow(1, "1", "file", 7, "no", "0" * 16, ("x" * 30_000,))
     large.add([small, bad])
     assert (bool(large), large.is_full) == (True, False)
-    large.add([replace(small, row=2, body=b"x", carried=(*carried, 5, None, True))])
+    large.add([replace(small, body=b"x", carried=(*carried, 5, None, True))])
     assert (bool(large), large.is_full) == (True, True)
-    assert [large.stored(row) for row in (1, 0, 2)] == [True, False, True]
+    keys = (bad.key, replace(small, sample=1).key, small.key)
+    assert [large.stored(key) for key in keys] == [True, False, True]
     assert (bool(large), large.is_full) == (False, False)

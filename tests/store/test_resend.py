@@ -256,8 +256,9 @@ def test_older_outcomes_are_read_while_seals_replace_their_parts(
     run_dir.start(part_rows=10, part_bytes=1 << 20, replaces=True)
     for first in range(0, 40, 4):
         found = rows.find({(f"id-{row}", 0, None): row for row in range(first, first + 4)})
-        assert sorted(found) == list(range(first, first + 4))
-        for row, earlier in found.items():
+        assert sorted(found) == sorted((f"id-{row}", 0, None) for row in range(first, first + 4))
+        for key, earlier in found.items():
+            row = int(key[0][3:])
             assert earlier.attempts == failed(row).attempts
             assert earlier.totals.statuses == {"failed": 1}
             assert earlier.totals.error_kinds == {"bad_request": 1}
@@ -328,7 +329,7 @@ earlier = EarlierRows([Span(part, 0, 1 << 40) for part, _ in settled.parts])
 run_dir.start(part_rows=25, part_bytes=1 << 20, replaces=True)
 print("from", len(rows), flush=True)
 for row in rows:
-    before = earlier.find({(f"id-{row}", 0, None): row})[row]
+    (before,) = earlier.find({(f"id-{row}", 0, None): row}).values()
     attempts = (*before.attempts, Attempt(0, 1.0, "first"))
     call = ToolCall(0, "function_call", "c", "n", "{}", True, None, "{}")
     request = Request(row, f"id-{row}", "s", b"{}", f"{row:016x}", "m", None, ())
