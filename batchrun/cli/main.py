@@ -110,7 +110,7 @@ def _about(error: OSError) -> str:
     except FileNotFoundError:
         return (
             "the working directory is not there any more; change into one that exists (cd), or "
-            "give absolute paths, -o among them"
+            "give all paths from the root"
         )
     file = f"{error.filename}: " if error.filename else ""
     return f"{file}{error.strerror or error}; check that it is there and may be used"

@@ -1,7 +1,9 @@
 """The options that `run` and `estimate` have in common, each declared once."""
 
+import os
 import shlex
 import sys
+from contextlib import suppress
 from typing import Any, NamedTuple, get_type_hints
 
 import click
@@ -15,12 +17,14 @@ from batchrun.cli.body_options import (
 )
 from batchrun.cli.once import OnceCommand
 from batchrun.errors import ErrorKind, JobError
+from batchrun.formats.json_text import as_utf8
 from batchrun.formats.printable import nearest
 from batchrun.job.job_file import load_job, read_setting
 from batchrun.job.sections import Job
 from batchrun.records import ANSWERED, Resend
 from batchrun.simulator.settings import SimulatorSettings
 
+_PATHS = ("output.path", "input.path")  # as the file system has them
 _RETRY_FAILED = "--retry-failed"
 # Option, job key, argument, help. Types, bounds and defaults are those of the field of the key.
 _JOB_OPTIONS = (
@@ -115,8 +119,9 @@ def read_options(given: dict[str, Any]) -> RunOptions:
     if given["type"]:
         settings["input.types"] = given["type"]
     kinds: frozenset[str] | None = given["retry_failed"]
+    typed = {key: value if key in _PATHS else _as_typed(value) for key, value in settings.items()}
     return RunOptions(
-        load_job(given["source"], settings),
+        load_job(given["source"], typed),
         shlex.join(["batchrun", *sys.argv[1:]]),
         given["limit"],
         Resend(kinds is not None, kinds or frozenset(), given["rerun_changed"]),
@@ -137,6 +142,19 @@ def _simulator(
         return SimulatorSettings(answers=answers, right=right)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
+
+
+def _as_typed(value: Any) -> Any:
+    """The value with its text as UTF-8, which a terminal sends whatever the locale says."""
+    if isinstance(value, dict):
+        return {_as_typed(name): _as_typed(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_typed(inner) for inner in value]
+    if isinstance(value, str) and not value.isascii():
+        with suppress(UnicodeEncodeError):
+            return os.fsencode(value).decode("utf-8", "replace")
+        return as_utf8(value)
+    return value
 
 
 def _options() -> list[click.Option]:

@@ -25,6 +25,11 @@ def refuse_place(path: Path) -> None:
         nearest = next(one for one in (path, *path.absolute().parents) if one.exists())
         is_folder = nearest.is_dir()
     except OSError as error:
+        if isinstance(error, FileNotFoundError):  # what `absolute` asks for
+            raise JobError(
+                "the working directory is not there any more; change into one that exists (cd), or "
+                "give -o and all paths from the root"
+            ) from error
         raise JobError(f"{path}: cannot be used ({error.strerror}); {_HINT}") from error
     if not is_folder:
         raise JobError(f"{nearest} is a file, and a run directory is a folder; {_HINT}")
