@@ -85,7 +85,7 @@ def test_the_commands_of_the_page_do_what_it_says_for_five_nights(
         sent = stats(url)["requests"]
         shop.day(night, _NEW, where, refused=1)
         if night == 3:
-            _crash(shop, begin, stats, url)
+            _crash(begin, stats, url)
         if night == 4:
             moved = shop.type("Every other night", 1)
             assert "the source was" in moved.stderr
@@ -109,7 +109,7 @@ def test_the_commands_of_the_page_do_what_it_says_for_five_nights(
     _join(shop)
 
 
-def _crash(shop: Shop, begin: Any, stats: Any, url: str) -> None:
+def _crash(begin: Any, stats: Any, url: str) -> None:
     before = stats(url)["completions"]
     words = ("run", "night.toml", "--quiet", "--concurrency", "2")
     process: Popen[str] = begin(*words, env={"OPENAI_BASE_URL": url})

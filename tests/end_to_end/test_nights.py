@@ -278,8 +278,22 @@ def test_without_stored_requests_the_settings_that_differ_are_said(
 # Bad rows that are fixed.
 
 
-@pytest.mark.parametrize("broken", ['{"id": "b", "text": ', '{"id": "b", "text": null}', "{}"])
-@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize(
+    ("broken", "named"),
+    [
+        ('{"id": "b", "text": ', True),
+        ('{"id": "b", "text": null}', False),
+        *(
+            pytest.param(broken, named, marks=pytest.mark.long)
+            for broken, named in (
+                ('{"id": "b", "text": ', False),
+                ('{"id": "b", "text": null}', True),
+                ("{}", True),
+                ("{}", False),
+            )
+        ),
+    ],
+)
 def test_a_fixed_bad_row_is_sent_and_replaces_its_invalid_row(
     tmp_path: Path, batchrun: Run, query: Query, broken: str, named: bool
 ) -> None:
@@ -327,8 +341,15 @@ def test_a_fixed_row_beyond_the_limit_stays_invalid_until_it_is_sent(
 # Columns that are new.
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
-@pytest.mark.parametrize("way", ["carry it too", "leave it out"])
+@pytest.mark.parametrize(
+    ("kind", "way"),
+    [
+        ("parquet", "carry it too"),
+        ("jsonl", "leave it out"),
+        pytest.param("jsonl", "carry it too", marks=pytest.mark.long),
+        pytest.param("parquet", "leave it out", marks=pytest.mark.long),
+    ],
+)
 def test_a_new_column_is_null_for_older_rows_or_left_out(
     tmp_path: Path, write_rows: Any, batchrun: Run, query: Query, kind: str, way: str
 ) -> None:
