@@ -1,5 +1,6 @@
 """`batchrun import`: a run made of answers that were produced elsewhere."""
 
+import sys
 from pathlib import Path
 
 import click
@@ -51,13 +52,15 @@ def import_(
     from batchrun.evals.import_answers import Columns, import_answers
     from batchrun.formats.amounts import plural
     from batchrun.formats.printable import printable
+    from batchrun.progress.planning import Planning
 
     if text is not None and id is None:
         raise click.UsageError("--text needs --id, the column that names the prompt")
     if text is None and any((id, target, sample, variant, model, carry)):
         raise click.UsageError("name the column with the answers: --text COLUMN")
     columns = Columns(id, text, target, sample, variant, model, carry)
-    done = import_answers(source, columns, output)
+    with Planning(sys.stderr, word="importing") as said:
+        done = import_answers(source, columns, output, said.doing)
     not_ok = done.rows - done.ok
     rest = f", {not_ok:,} of them not ok (empty, cut, refused or failed)" if not_ok else ""
     click.echo(printable(f"{done.path}: {plural(done.rows, 'answer')} imported{rest}"))

@@ -46,9 +46,11 @@ def score(
     """
     from batchrun.evals.score_run import score as score_answers
     from batchrun.formats.printable import printable
+    from batchrun.progress.planning import Planning
 
     warn_of_missing_parts(run_path)
-    results = score_answers(run_path, file, only=only, again=again)
+    with Planning(sys.stderr, word="scoring") as said:
+        results = score_answers(run_path, file, only=only, again=again, doing=said.doing)
     if as_json:
         print_json([_as_json(one) for one in results])
     else:

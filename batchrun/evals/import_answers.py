@@ -9,7 +9,7 @@ import re
 import shutil
 import time
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -53,7 +53,8 @@ _SHOWN = 10
 _VARIANT = re.compile(r"[A-Za-z0-9._:/@+-]{1,64}")
 _MOST_SAMPLE = (1 << 31) - 1
 _PART_ROWS, _PART_BYTES = 50_000, 64 << 20
-_STORED = 1_000  # rows at a time
+_STORED = 1_000  # rows at a time, ...
+_STORED_BYTES = 4 << 20  # ... or so many characters of answers
 
 
 class Columns(Struct, frozen=True):
@@ -81,18 +82,23 @@ class Imported(Struct, frozen=True):
     ok: int
 
 
-def import_answers(source: str, columns: Columns, path: Path) -> Imported:
+def import_answers(
+    source: str,
+    columns: Columns,
+    path: Path,
+    doing: Callable[[str], None] = lambda _what: None,
+) -> Imported:
     """Makes the run directory `path` of a file's rows.
 
-    Without `columns.text` the file holds results of the Batch API, one a line. Raises `JobError`,
-    `InputError`, `StoreError`; then there is no directory.
+    Without `columns.text` the file holds results of the Batch API, one a line. `doing` is told in
+    words what is done. Raises `JobError`, `InputError`, `StoreError`; then there is no directory.
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise JobError(f"{path} is there already; give a new directory with -o")
     if as_utf8(str(path)) != str(path):
         raise JobError("the run directory's name is not UTF-8, which Parquet needs; give -o DIR")
     found = find_source(_input_job(source, columns))
-    answers = _Answers(found, columns, source)
+    answers = _Answers(found, columns, source, doing)
     layout = answers.survey()
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -114,8 +120,11 @@ def _input_job(source: str, columns: Columns) -> InputJob:
 class _Answers:
     """The rows of a source as outcomes, read twice: `survey` comes first."""
 
-    def __init__(self, source: Source, columns: Columns, spec: str) -> None:
+    def __init__(
+        self, source: Source, columns: Columns, spec: str, doing: Callable[[str], None]
+    ) -> None:
         self.spec = spec
+        self._doing = doing
         self.target = columns.target
         self._columns, self._source = columns, source
         self._job = _input_job(spec, columns)
@@ -146,6 +155,8 @@ class _Answers:
             if len(problems) > _SHOWN:
                 break
             self.rows += 1
+            if self.rows % _STORED == 0:
+                self._doing(f"reading {self.spec}, {self.rows:,} rows so far")
         self._check_columns(tally)
         if problems:
             more = "\n  and more" if len(problems) > _SHOWN else ""
@@ -240,6 +251,8 @@ class _Answers:
         carrier = Carrier(layout, self._job, begun=False)
         used = None if self._columns.text is None else self._used
         for row in self._reader.rows(ColumnUse(used, carrier.columns, carrier.left_out)):
+            if row.row % _STORED == 0:
+                self._doing(f"storing answers, {row.row:,} of {self.rows:,} rows")
             (custom_id, sample, variant), _ = self._key(row)
             carried, problem = carrier.values(row, NO_COLUMNS)
             if problem:
@@ -308,11 +321,14 @@ def _write(temporary: Path, path: Path, answers: _Answers, layout: Layout) -> To
         run_dir.save(record)
         run_dir.start(part_rows=_PART_ROWS, part_bytes=_PART_BYTES)
         some: list[Outcome] = []
+        size = 0
         for outcome in answers.outcomes(layout):
             some.append(outcome)
-            if len(some) >= _STORED:
+            result = outcome.result
+            size += len(result.output) if isinstance(result, Response) else 0
+            if len(some) >= _STORED or size >= _STORED_BYTES:
                 _store(run_dir, some)
-                some = []
+                some, size = [], 0
         _store(run_dir, some)
         run_dir.finish()
         totals = read_snapshot(temporary, sum_totals)

@@ -8,7 +8,7 @@ import fcntl
 import hashlib
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Self, overload
@@ -68,6 +68,7 @@ def score(
     *,
     only: Sequence[str] = (),
     again: bool = False,
+    doing: Callable[[str], None] = ...,
 ) -> list[ScorerResult]: ...
 
 
@@ -77,12 +78,14 @@ def score(
     *,
     only: Sequence[str] = (),
     again: bool = False,
+    doing: Callable[[str], None] = lambda _what: None,
 ) -> list[ScorerResult] | pa.Table:
     """Scores the rows of a run directory that are stored so far, or those of a table of answers.
 
     `scorers`: a file with `[[scorers]]`, or tables as such a file has; null: those of the run's job
     file, read again, or as they were if it is gone. `only`: the scorers of these names. Rows whose
-    rule and input are the same as before keep their scores, unless `again`.
+    rule and input are the same as before keep their scores, unless `again`. `doing` is told in
+    words what is done.
 
     A table has `custom_id`, `output_text` and the columns that the scorers name, and perhaps
     `sample`, `variant` and `status`; its scores are returned, with the columns of scores.parquet.
@@ -92,22 +95,29 @@ def score(
     if isinstance(run, pa.Table):
         jobs = _chosen(_declared(scorers or ()), only)
         with tempfile.TemporaryDirectory(prefix="batchrun-") as folder:
-            results = _score(jobs, TableAnswers(run), Path(folder), again=True)
+            results = _score(jobs, TableAnswers(run), Path(folder), doing, again=True)
             tables = [pq.read_table(one.path) for one in results]
         return pa.concat_tables(tables) if tables else score_schema().empty_table()
     path = Path(run)
     record = read_record(path)
     jobs = _chosen(_scorers_of(record, scorers, path), only)
     with _alone(path / SCORES):
-        return _score(jobs, RunAnswers(path, record), path / SCORES, again=again)
+        return _score(jobs, RunAnswers(path, record), path / SCORES, doing, again=again)
 
 
 def _score(
-    jobs: Sequence[ScorerJob], source: AnswerSource, folder: Path, *, again: bool
+    jobs: Sequence[ScorerJob],
+    source: AnswerSource,
+    folder: Path,
+    doing: Callable[[str], None],
+    *,
+    again: bool,
 ) -> list[ScorerResult]:
     with ExitStack() as stack:
         # What cannot be is known before anything is scored.
-        made = [stack.enter_context(_Scoring(one, source, folder, again=again)) for one in jobs]
+        made = [
+            stack.enter_context(_Scoring(one, source, folder, doing, again=again)) for one in jobs
+        ]
         changed = [one.score() for one in made]
         for one, is_new in zip(made, changed, strict=True):
             if is_new:
@@ -170,7 +180,17 @@ def _alone(folder: Path) -> Iterator[None]:
 class _Scoring:
     """One scorer at work on a run. Raises `JobError` where it cannot be."""
 
-    def __init__(self, job: ScorerJob, source: AnswerSource, folder: Path, *, again: bool) -> None:
+    def __init__(
+        self,
+        job: ScorerJob,
+        source: AnswerSource,
+        folder: Path,
+        doing: Callable[[str], None],
+        *,
+        again: bool,
+    ) -> None:
+        self._doing = doing
+        self._seen = 0  # rows
         self._job, self._source = with_target(job), source
         self._reader = ScoringInputs(job, source)
         self._version = rule_version(job)
@@ -238,11 +258,14 @@ class _Scoring:
     def _begin(self) -> OldScores:
         """Also where it begins again, since a seal has replaced a part meanwhile."""
         self.file.begin()
+        self._seen = 0
         old = OldScores(self.file.path, "" if self._again else self._version)
         self.file.know(old.metrics)
         return old
 
     def _piece(self, batch: pa.RecordBatch) -> "_Piece":
+        self._doing(f"{self._job.name}, {self._seen:,} rows so far")
+        self._seen += batch.num_rows
         answers = self._reader.answers(batch)
         unscored = zip(batch["status"].to_pylist(), batch["error_kind"].to_pylist(), strict=True)
         items = [

@@ -3,6 +3,7 @@
 It gets a pickled scorer and then lists of answers over a pipe, and sends back scores as they come.
 """
 
+import logging
 import math
 import os
 import signal
@@ -38,6 +39,7 @@ def serve() -> NoReturn:
     """The process itself: its argument is the number of the pipe's handle."""
     pipe = Connection(int(sys.argv[1]))
     os.dup2(2, 1)  # what functions print is for people
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # warns that we keep the time
     job: ScorerJob = pipe.recv()
     try:
         work = work_of(job)

@@ -1,4 +1,4 @@
-"""What a command is doing before anything is sent, said from a thread of its own.
+"""What a command is doing while nothing is sent, said from a thread of its own.
 
 Within a second of the start: on a terminal a line that changes, elsewhere a plain line every 10 s
 and where something else is done.
@@ -24,8 +24,9 @@ _CLEAR_LINE = "\r\x1b[K"
 class Planning:
     """Shows what `doing` was last given, while it is entered and until it is closed."""
 
-    def __init__(self, stream: TextIO, *, is_quiet: bool = False) -> None:
-        self._stream, self._is_quiet = stream, is_quiet
+    def __init__(self, stream: TextIO, *, is_quiet: bool = False, word: str = "planning") -> None:
+        """`word`: what it is, in one word."""
+        self._stream, self._is_quiet, self._word = stream, is_quiet, word
         self._doing = "starting"
         # What the process has worked so far, it has been there at least.
         self._began_s = time.monotonic() - min(time.process_time(), _START_S)
@@ -80,7 +81,7 @@ class Planning:
                 break
 
     def _line(self) -> str:
-        return one_line(f"planning: {self._doing} ({time.monotonic() - self._began_s:.0f} s)")
+        return one_line(f"{self._word}: {self._doing} ({time.monotonic() - self._began_s:.0f} s)")
 
     def _write(self, text: str) -> None:
         self._stream.write(text)

@@ -44,7 +44,8 @@ def _patterns(letters: str) -> _Patterns:
         ),
         re.compile(
             rf"\((?P<bracketed>{one})\)"
-            rf"|^[\s*_\"'`#>-]*(?P<alone>{one})[*_\"'`]*(?=[).:\]]*\s*$|[).:\]][*_]*\s)",
+            rf"|^[\s*_\"'`#>-]*(?P<alone>{one})[*_\"'`]*"
+            rf"(?=[).:\]]*\s*$|[).:\]][*_]*\s|\s*(?:,|/|&|\b(?:and|or)\b)\s*{upper}(?![\w'\u2019]))",
             re.MULTILINE,
         ),
     )
@@ -99,9 +100,7 @@ def _chosen(text: str, letters: str) -> str:
             if last is None or found.end() > last.end():
                 last = found
     if last is not None:
-        named, end = last["letter"].upper(), last.end()
-        while further := patterns.further.match(text, end):
-            named, end = named + further["letter"], further.end()
+        named = last["letter"].upper() + _further(patterns, text, last.end())
         return "".join(dict.fromkeys(named))
     line, named = -1, ""
     for found in patterns.marked.finditer(text):
@@ -109,7 +108,16 @@ def _chosen(text: str, letters: str) -> str:
         if start != line:
             line, named = start, ""
         named += (found["bracketed"] or found["alone"]).upper()
+        named += _further(patterns, text, found.end())
     return "".join(dict.fromkeys(named))
+
+
+def _further(patterns: _Patterns, text: str, end: int) -> str:
+    """The letters that are named with the one that ends here: ` or B`."""
+    named = ""
+    while found := patterns.further.match(text, end):
+        named, end = named + found["letter"], found.end()
+    return named
 
 
 _REST = re.compile(r"[\s)\]}*_\"'`$]*(?:[.,;:!?]|$)", re.MULTILINE)
