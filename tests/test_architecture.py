@@ -15,7 +15,12 @@ HOMES = {
     "duckdb": ("estimate/pilot.py", "evals", "reports", "runner/row_filter.py", "store"),
     "genai_prices": ("pricing/price_list.py",),
     "httptools": ("transport/answer_reader.py",),
-    "jinja2": ("inputs/sandbox.py", "inputs/template.py", "reports/page/page_file.py"),
+    "jinja2": (
+        "evals/tables/score_page.py",
+        "inputs/sandbox.py",
+        "inputs/template.py",
+        "reports/page/page_file.py",
+    ),
     "jsonschema_rs": ("dialects", "inputs", "scoring/json_match.py"),
     "math_verify": ("scoring/math_match.py",),
     "pyarrow": (

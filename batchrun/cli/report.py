@@ -42,9 +42,10 @@ def report(run_path: Path, page: Path | None, top: int) -> None:
 
     warn_of_missing_parts(run_path)
     if page is not None:
+        from batchrun.evals.tables.score_page import score_parts
         from batchrun.reports.page.page_file import write_page
 
-        size = write_page(run_path, page, top=top)
+        size = write_page(run_path, page, top=top, parts=score_parts)
         click.echo(printable(f"{page}: {size_in_words(size)}"))
         return
     from batchrun.reports.report_queries import read_report
