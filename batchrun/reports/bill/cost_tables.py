@@ -7,6 +7,8 @@ asked for, with everything.
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, TextIO
 
 from msgspec.structs import replace
@@ -258,9 +260,13 @@ def _columns(section: Section, columns: Sequence[int]) -> Section:
 
 def _short_names(paths: Sequence[str]) -> tuple[str, list[str]]:
     """The folder that all are in, if there is one, and what tells the paths apart."""
-    folders = {os.path.dirname(path.rstrip("/")) for path in paths}  # noqa: PTH120 - a text
-    folder = folders.pop() if len(folders) == 1 else ""
-    names = [one_line(path.rstrip("/").removeprefix(folder).lstrip("/") or path) for path in paths]
+    runs = [Path(path) for path in paths]
+    folder = ""
+    with suppress(ValueError):  # of full and relative paths
+        folder = os.path.commonpath([run.parent for run in runs])
+    inner = [run if folder in ("", ".", "..") else run.relative_to(folder) for run in runs]
+    folder = "" if inner == runs else folder
+    names = [one_line(str(name)) for name in inner]
     begins = [cut(name, _MOST_NAME) for name in names]
     ends = [_end_of(name, _MOST_NAME) for name in names]
     for some in (begins, ends):
