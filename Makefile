@@ -78,7 +78,7 @@ bench-pacing: $(VENV)/installed
 
 # Auto beside fixed numbers in flight and the openai SDK, against vLLM for CPUs; about ten minutes, on
 # a machine that does nothing else.
-bench-queues: $(VENV)/installed $(SERVERS)/vllm/installed
+bench-queues: $(VENV)/installed $(SERVERS)/vllm/installed $(SERVERS)/llama/installed
 	$(BIN)/python -m benchmarks.queues
 
 check: $(VENV)/installed
@@ -142,6 +142,26 @@ $(ORACLES)/installed: tests/oracles/oracles.lock
 $(SERVERS)/litellm/installed $(SERVERS)/clients/installed: $(SERVERS)/%/installed: tests/servers/%.lock
 	$(PYTHON) -m venv --clear $(SERVERS)/$*
 	$(SERVERS)/$*/bin/pip install --quiet --disable-pip-version-check --require-hashes --no-deps --only-binary :all: -r $<
+	touch $@
+
+# llama.cpp's server is built from the source that llama-cpp-python carries: a quarter of an hour on
+# two cores, with a compiler for C++. Nothing of its web page, so that nothing else is fetched.
+$(SERVERS)/llama/installed: tests/servers/llama.lock tests/servers/llama_source.lock tests/servers/prepare_llama.py
+	rm -rf $(SERVERS)/llama
+	$(PYTHON) -m venv $(SERVERS)/llama
+	$(SERVERS)/llama/bin/pip install --quiet --disable-pip-version-check --require-hashes --no-deps --only-binary :all: -r $<
+	$(SERVERS)/llama/bin/pip download --quiet --disable-pip-version-check --require-hashes --no-deps --no-binary :all: \
+		-d $(SERVERS)/llama -r tests/servers/llama_source.lock
+	mkdir $(SERVERS)/llama/source
+	tar -xzf $(SERVERS)/llama/llama_cpp_python-*.tar.gz --strip-components=1 -C $(SERVERS)/llama/source
+	$(SERVERS)/llama/bin/cmake -S $(SERVERS)/llama/source/vendor/llama.cpp -B $(SERVERS)/llama/built -G Ninja \
+		-DCMAKE_MAKE_PROGRAM=$(abspath $(SERVERS))/llama/bin/ninja -DCMAKE_BUILD_TYPE=Release \
+		-DBUILD_SHARED_LIBS=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF \
+		-DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_OPENSSL=OFF >/dev/null
+	$(SERVERS)/llama/bin/ninja -C $(SERVERS)/llama/built llama-server >/dev/null
+	cp $(SERVERS)/llama/built/bin/llama-server $(SERVERS)/llama/
+	rm -rf $(SERVERS)/llama/source $(SERVERS)/llama/built $(SERVERS)/llama/*.tar.gz
+	$(SERVERS)/llama/bin/python tests/servers/prepare_llama.py $(SERVERS)/llama/tiny.gguf
 	touch $@
 
 # From npm.

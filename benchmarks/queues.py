@@ -1,8 +1,9 @@
 """Throughput of a server that queues: `python -m benchmarks.queues` runs all and writes a table.
 
-The server is vLLM for CPUs with a tiny model, as `make test-servers` installs it. Each client sends
-the same rows, with a time-out that is short for the speed of this machine: `--concurrency auto`,
-fixed numbers in flight, and the openai SDK behind a semaphore. Exit code 1 when a goal is missed.
+The servers are vLLM for CPUs and llama.cpp, each with a tiny model, as `make bench-queues` installs
+them. Each client sends the same rows, with a time-out that is short for the speed of this machine:
+`--concurrency auto`, fixed numbers in flight, and the openai SDK behind a semaphore. Exit code 1
+when a goal is missed.
 """
 
 import argparse
@@ -30,6 +31,8 @@ from benchmarks.sdk_loop import Tally
 
 _ROOT = Path(__file__).parent.parent
 _VLLM = _ROOT / ".servers" / "vllm"
+_LLAMA = _ROOT / ".servers" / "llama"
+_SLOTS = 32  # that llama.cpp works on at once
 _FIXED = (8, 16, 32, 64, 128, 256)
 _SDK = 256  # in flight
 _SHARE = 0.95  # of the best fixed number, that auto has to reach
@@ -54,15 +57,33 @@ class Sent(Struct, frozen=True):
 
 def main() -> int:
     options = _options()
-    if not (_VLLM / "installed").exists():
-        print("vLLM is not in .servers/vllm: make .servers/vllm/installed puts it there")
-        return 1
+    servers = [options.server] if options.server else list(_SERVERS)
+    for name in servers:
+        if not (_ROOT / ".servers" / name / "installed").exists():
+            print(f"{name} is not installed: make .servers/{name}/installed does it")
+            return 1
+    measured = {name: _measure(name, options) for name in servers}
+    lines = [line for name, sums in measured.items() for line in _lines(name, sums)]
+    print("\n".join(lines))
+    if not options.dry and not options.server:
+        head = ["| server | in flight | tokens/s | to the best fixed | rows lost | attempts |"]
+        head += ["| --- | --- | --- | --- | --- | --- |"]
+        write_lines("queues", ["", *head, *lines, ""])
+    is_missed = [
+        sums["auto"].per_s < _SHARE * _best(sums) or sums["auto"].lost > 0
+        for sums in measured.values()
+    ]
+    return int(any(is_missed))
+
+
+def _measure(server: str, options: argparse.Namespace) -> dict[str, Sent]:
+    """What each client did with one server."""
     names = ["auto", *map(str, _FIXED), f"openai SDK, {_SDK}"]
     found: dict[str, list[Sent]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory(prefix="batchrun-queues-") as place_name:
         place = Path(place_name)
         source = place / "rows.jsonl"
-        with _vllm(place) as url:
+        with _served(server, place) as url:
             _write_rows(source, 64, "warm")
             _batchrun(place / "warm", source, url, "16", options.timeout)
             for number in range(options.rounds):
@@ -74,21 +95,13 @@ def main() -> int:
                     else:
                         sent = _batchrun(run, source, url, name, options.timeout)
                     found[name].append(sent)
-                    print(f"{name}: {sent}", flush=True)
-    sums = {name: _added(all_sent) for name, all_sent in found.items()}
-    best = max(sums[str(fixed)].per_s for fixed in _FIXED)
-    lines = [_line(name, sent, best) for name, sent in sums.items()]
-    print("\n".join(lines))
-    if not options.dry:
-        head = ["| in flight | tokens/s | to the best fixed | rows lost | attempts |"]
-        head += ["| --- | --- | --- | --- | --- |"]
-        write_lines("queues", ["", *head, *lines, ""])
-    auto = sums["auto"]
-    return int(auto.per_s < _SHARE * best or auto.lost > 0)
+                    print(f"{server}, {name}: {sent}", flush=True)
+    return {name: _added(all_sent) for name, all_sent in found.items()}
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--server", choices=_SERVERS, help="only this one; the page is left")
     parser.add_argument("--rows", type=int, default=2500, help="for each client and round")
     parser.add_argument(
         "--rounds", type=int, default=1, help="of all clients; every second in reverse order"
@@ -163,16 +176,45 @@ def _added(all_sent: list[Sent]) -> Sent:
     )
 
 
-def _line(name: str, sent: Sent, best: float) -> str:
-    attempts = "" if sent.attempts is None else f"{sent.attempts:,}"
-    client = name if name.startswith("openai") else f"batchrun, {name}"
-    share = sent.per_s / best
-    return f"| {client} | {sent.per_s:,.0f} | {share:.2f} | {sent.lost:,} | {attempts} |"
+def _best(sums: dict[str, Sent]) -> float:
+    return max(sums[str(fixed)].per_s for fixed in _FIXED)
+
+
+def _lines(server: str, sums: dict[str, Sent]) -> list[str]:
+    lines = []
+    for name, sent in sums.items():
+        attempts = "" if sent.attempts is None else f"{sent.attempts:,}"
+        client = name if name.startswith("openai") else f"batchrun, {name}"
+        share = sent.per_s / _best(sums)
+        lines.append(
+            f"| {server} | {client} | {sent.per_s:,.0f} | {share:.2f} | {sent.lost:,} "
+            f"| {attempts} |"
+        )
+    return lines
+
+
+def _vllm_command(port: int) -> list[object]:
+    return [
+        *(_VLLM / "bin/vllm", "serve", _VLLM / "tiny", "--served-model-name", "tiny"),
+        *("--host", "127.0.0.1", "--port", port),
+        *("--max-model-len", "2048", "--dtype", "float32", "--enforce-eager"),
+    ]
+
+
+def _llama_command(port: int) -> list[object]:
+    return [
+        *(_LLAMA / "llama-server", "--model", _LLAMA / "tiny.gguf", "--alias", "tiny"),
+        *("--host", "127.0.0.1", "--port", port),
+        *("--parallel", _SLOTS, "--ctx-size", _SLOTS * 1024, "--threads", 2, "--jinja"),
+    ]
+
+
+_SERVERS = {"vllm": _vllm_command, "llama": _llama_command}
 
 
 @contextmanager
-def _vllm(place: Path) -> Iterator[str]:
-    """A vLLM with the tiny model; its base URL."""
+def _served(server: str, place: Path) -> Iterator[str]:
+    """The server with its tiny model; its base URL."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -184,9 +226,7 @@ def _vllm(place: Path) -> Iterator[str]:
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_NO_USAGE_STATS": "1",
     }
-    words = ["timeout", "--kill-after=5", _SERVER_S, _VLLM / "bin/vllm", "serve", _VLLM / "tiny"]
-    words += ["--served-model-name", "tiny", "--host", "127.0.0.1", "--port", port]
-    words += ["--max-model-len", "2048", "--dtype", "float32", "--enforce-eager"]
+    words = ["timeout", "--kill-after=5", _SERVER_S, *_SERVERS[server](port)]
     with (place / "server.log").open("wb") as log:
         process = subprocess.Popen(
             [*map(str, words)],
@@ -214,7 +254,9 @@ def _wait_for(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
             urllib.request.urlopen(url, timeout=5).close()  # noqa: S310 - loopback
             return
         if process.poll() is not None or time.monotonic() > end_s:
-            raise SystemExit(f"vLLM does not listen:\n{log.read_text(errors='replace')[-2000:]}")
+            raise SystemExit(
+                f"the server does not listen:\n{log.read_text(errors='replace')[-2000:]}"
+            )
         time.sleep(0.5)
 
 
