@@ -58,7 +58,7 @@ TABLES = {
                count(*) FILTER (outcome <> 'ok') AS "not ok",
                coalesce(sum(input_tokens), 0)::BIGINT AS input,
                coalesce(sum(output_tokens), 0)::BIGINT AS output, sum(cost_usd) AS cost,
-               sum(unknown)::BIGINT AS unknown
+               sum(unknown)::BIGINT AS unknown, count(*) OVER () AS in_all
         FROM answers WHERE variant IS NOT NULL GROUP BY variant ORDER BY variant LIMIT 50
     """,
     # As the server says; where none answered, as asked for.

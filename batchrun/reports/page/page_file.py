@@ -11,6 +11,7 @@ from markupsafe import Markup
 from msgspec import Struct
 
 from batchrun.formats.printable import one_line
+from batchrun.formats.text_tables import Section
 from batchrun.reports.export import check_target, replacing
 from batchrun.reports.page import overview
 from batchrun.reports.page.charts import charts, drawn
@@ -20,6 +21,9 @@ from batchrun.reports.report_sections import headline, remarks, sections
 from batchrun.version import VERSION
 
 _TEMPLATE = Path(__file__).with_name("page.html")
+
+
+_MOST_COLUMNS = 6  # of a table that stands beside another
 
 
 class PagePart(Struct, frozen=True):
@@ -63,7 +67,8 @@ def write_page(
         remarks=remarks(report),
         parts=parts(path),
         charts=[(chart, Markup(drawn(chart.spec))) for chart in charts(report)],  # noqa: S704
-        sections=sections(report),
+        narrow=[one for one in sections(report) if not _is_wide(one)],
+        wide=[one for one in sections(report) if _is_wide(one)],
         light=list(enumerate(LIGHT, 1)),
         dark=list(enumerate(DARK, 1)),
         version=VERSION,
@@ -72,3 +77,7 @@ def write_page(
     with replacing(target) as temporary:
         temporary.write_bytes(page)
     return len(page)
+
+
+def _is_wide(section: Section) -> bool:
+    return section.words > 1 or section.message or len(section.heads) > _MOST_COLUMNS

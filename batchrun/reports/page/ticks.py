@@ -10,8 +10,11 @@ _HALVES = (0.5, 1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 30.0)  # of minutes
 _QUARTERS = (0.5, 1.0, 2.0, 3.0, 6.0, 12.0, 24.0)  # of hours
 _UNITS = ((86_400, "day"), (3_600, "hour"), (60, "minute"), (1, "second"))
 _SIZES = ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k"))  # from where on: divisor, letter
-_WITHIN = ((1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8), (1, 2, 5), (1, 3), (1,))  # a factor of ten
-_FEWEST, _MOST = 3, 7  # ticks on a log scale
+_WITHIN = (  # a factor of ten
+    *((1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8), (1, 1.5, 2, 3, 5, 7)),
+    *((1, 2, 5), (1, 3), (1,)),
+)
+_FEWEST, _MOST = 3, 6  # ticks on a log scale
 
 
 class Tick(Struct, frozen=True):
