@@ -1,6 +1,7 @@
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,8 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 
 import batchrun as library
-from tests.processes import run_batchrun
+from batchrun.dialects.responses import parse_response
+from batchrun.records import Attempt, Layout, Outcome, Request, Response
+from batchrun.store.run_dir import RunDir
+from tests.processes import COMMAND, run_batchrun
+from tests.runs import column, read_record, run_record
+from tests.waiting import wait_until
 
+RELEASED = Path(__file__).parents[1] / "released" / "schema_1"
 Command = Callable[..., subprocess.CompletedProcess[str]]
 Rows = Sequence[Mapping[str, object]]
 
@@ -666,3 +673,81 @@ def test_another_command_that_scores_is_waited_for(
     assert busy.returncode == 2
     assert "another command scores it" in busy.stderr
     assert batchrun("score", "run", "scorers.toml").returncode == 0
+
+
+def test_rows_that_are_only_in_the_journal_are_scored(tmp_path: Path) -> None:
+    layout = Layout(None, (column("answer", pa.string()),))
+    run = RunDir.open(tmp_path / "run")
+    run.save(run_record(layout))
+    run.start(part_rows=2, part_bytes=1 << 20)
+    for at in range(5):
+        request = Request(at, f"r{at}", "q.jsonl", b"{}", f"{at:016x}", "m", None, (str(at % 2),))
+        body = {"object": "response", "id": f"resp_{at}", "status": "completed", "output": []}
+        answer = parse_response(json.dumps({**body, "output_text": "1"}).encode(), request)
+        assert isinstance(answer, Response)
+        attempt = Attempt(0, 1.0, "first", 200)
+        run.store(Outcome(request, answer, (attempt,), "http://127.0.0.1", "plain", counted=0))
+    run.close()  # as a kill leaves it: the last rows are in no part
+    (result,) = library.score(run.path, [{"kind": "exact"}])
+    assert values(run.path, "exact") == {"r0": 0, "r1": 1, "r2": 0, "r3": 1, "r4": 0}
+    assert {row["response_id"] for row in scores(run.path, "exact").values()} == {
+        f"resp_{at}" for at in range(5)
+    }
+    own = {"kind": "python", "function": str(tmp_path / "own.py:score"), "rows": "samples"}
+    (tmp_path / "own.py").write_text("def score(rows): return [len(rows) for _ in rows]")
+    (result,) = library.score(run.path, [own])
+    assert result.metrics["value"].scored == 5
+    (result,) = library.score(run.path, [own])
+    assert result.fresh == 0
+
+
+@pytest.mark.parametrize("name", ["complete", "killed", "not_ok", "renamed"])
+def test_runs_of_an_earlier_release_are_scored(name: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(RELEASED / name / "run", run)
+    carried = read_record(run)["layout"]["columns"]
+    scorers: list[Mapping[str, object]] = [
+        {"kind": "regex", "pattern": ".", "target": False},
+        {"kind": "python", "function": str(tmp_path / "own.py:score"), "target": False},
+    ]
+    for at, one in enumerate(carried):
+        text = f"x{{{{ row['{one['name']}'] }}}}"
+        scorers.append(
+            {"kind": "includes", "name": f"of{at}", "input": text, "target": "custom_id"}
+        )
+    (tmp_path / "own.py").write_text("def score(row): return len(row['attempts'] or ())")
+    for result in library.score(run, scorers):
+        assert result.raised == 0
+        assert (result.metrics["value"].scored or 0) > 0
+
+
+def test_a_kill_leaves_the_old_scores_and_no_process(
+    run: Path, tmp_path: Path, environment: dict[str, str], batchrun: Command
+) -> None:
+    code = """
+import os, pathlib, time
+def score(row):
+    pathlib.Path("new").write_text(str(os.getpid()))
+    pathlib.Path("new").rename("pid")
+    while pathlib.Path("wait").exists() and row["custom_id"] == "c":
+        time.sleep(0.01)
+    return {value}
+"""
+    (tmp_path / "own.py").write_text(code.format(value=1))
+    write_scorers(tmp_path, 'name = "own"\nkind = "python"\nfunction = "own.py:score"')
+    assert batchrun("score", "run", "scorers.toml").returncode == 0
+    (tmp_path / "own.py").write_text(code.format(value=2))
+    (tmp_path / "wait").touch()
+    (tmp_path / "pid").unlink()
+    words = [*COMMAND, "score", "run", "scorers.toml"]
+    with subprocess.Popen(words, cwd=tmp_path, env=environment) as process:
+        wait_until((tmp_path / "pid").exists)
+        process.kill()
+    worker = int((tmp_path / "pid").read_text())
+    (tmp_path / "wait").unlink()
+    wait_until(lambda: not Path(f"/proc/{worker}").exists())
+    assert values(run, "own") == dict.fromkeys("abcd", 1)
+    assert batchrun("verify", "run").returncode == 0
+    assert batchrun("score", "run", "scorers.toml").returncode == 0
+    assert values(run, "own") == dict.fromkeys("abcd", 2)
+    assert [path.name for path in (run / "scores" / "own").iterdir()] == ["scores.parquet"]
