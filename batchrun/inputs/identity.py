@@ -30,6 +30,9 @@ _PARTITION = 50_000  # rows whose hashes are compared at a time,
 _PARTITIONS = 64  # or a 64th of all: each partition is one more pass over the hashes
 _SLICE = 250_000  # rows looked at in one step while a partition is gathered
 
+# Between the place and the checksum of a nameless bad row where rows are appended.
+BAD_ROW = " (bad row"
+
 NamedRow = tuple[SourceRow, str]
 Pair = tuple[NamedRow, NamedRow]
 ReadRows = Callable[[set[int]], Iterator[SourceRow]]  # the rows of these numbers, in order
@@ -84,7 +87,7 @@ class Identity(Struct, frozen=True):
                     return name, named_by
         if self.is_appended:  # a later source may have a file of the same name
             mark = f" {crc32(row.raw.strip()):08x}" if row.raw else ""
-            return f"{row} (bad row{mark})", NAMELESS
+            return f"{row}{BAD_ROW}{mark})", NAMELESS
         return f"{row.row}{self.bad_row_suffix}", NAMELESS
 
 

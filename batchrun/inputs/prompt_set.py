@@ -312,6 +312,15 @@ class PromptSet:
         """Each file with its first row and how many it has, after the survey."""
         return list(self._reader.spans())
 
+    @property
+    def file_names(self) -> frozenset[str]:
+        """The files as the column `source` names them."""
+        return frozenset(file.name for file in self._source.files)
+
+    def plain_rows(self) -> Iterator[SourceRow]:
+        """All rows as they are read, of Parquet without values. Raises `InputError`."""
+        return self._reader.rows(ColumnUse(NO_COLUMNS))
+
     def json_rows(self) -> Iterator[SourceRow]:
         """The rows of the files that are not Parquet, after the survey. Raises `InputError`."""
         marks = self._all_but(())

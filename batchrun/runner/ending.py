@@ -28,7 +28,7 @@ from batchrun.errors import (
 )
 from batchrun.formats.amounts import plural
 from batchrun.job.sections import LimitsJob
-from batchrun.records import SHORTFALLS, Failure, Judged, Outcome, Totals
+from batchrun.records import SHORTFALLS, Failure, Judged, Outcome, RunRecord, Totals
 
 FIRST_ROWS = 20  # that fail the same way stop the run
 WINDOW_ROWS = 100  # ended rows over which a share is taken
@@ -120,6 +120,20 @@ def time_is_up(limits: LimitsJob) -> RunStopped:
     return RunStopped(
         f"it is time to stop (--stop-at {limits.stop_at}); run again to go on", StopCause.TIME
     )
+
+
+def rows_judged(before: RunRecord | None, stay: Totals, *, sends: bool) -> Judged:
+    """The rows that a command does not judge again, of those that `stay` as they are.
+
+    One that sends rows judges them, and with them those of commands that ended early before it.
+    One that sends none judges again what the last one has judged.
+    """
+    if before is None or not sends:
+        return Judged() if before is None else before.judged
+    judged = Judged(stay.rows, stay.ok) if before.exit_code in (0, _NOT_OK) else before.judged
+    rows = min(judged.rows, stay.rows)
+    not_ok = min(judged.rows - judged.ok, stay.rows - stay.ok, rows)
+    return Judged(rows, rows - not_ok)
 
 
 def judge_rows(limits: LimitsJob, totals: Totals, judged: Judged) -> tuple[int, str | None]:

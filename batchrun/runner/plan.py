@@ -34,7 +34,6 @@ from batchrun.pricing.prices import Prices, age_warning, check_prices
 from batchrun.records import (
     NOTHING_SENT_AGAIN,
     JsonObject,
-    Judged,
     Layout,
     Pilot,
     Request,
@@ -43,11 +42,13 @@ from batchrun.records import (
 )
 from batchrun.runner.asked_rows import AskedRows, refuse_unknown
 from batchrun.runner.changes import request_changes, setting_changes
+from batchrun.runner.ending import rows_judged
 from batchrun.runner.output_place import refuse_place, refuse_scheme
 from batchrun.runner.resume import Resumed, match_rows
 from batchrun.runner.run_source import (
     about_source,
     appends,
+    fixed_bad_rows,
     full_source,
     refuse_other_use,
     source_name,
@@ -248,6 +249,7 @@ def make_plan(
             excluded,
             appends=is_appended,
             explain=partial(_explain, job, record, path, prompts, survey),
+            find_fixed=partial(fixed_bad_rows, prompts, survey),
         )
     else:
         resumed = Resumed(bytearray(survey.rows), bytearray(survey.rows))
@@ -579,21 +581,9 @@ def make_record(
         met_error=before.met_error if before else None,
         older_schema=older,
         appends=appends(job, before),
-        judged=_judged(before, plan),
+        judged=rows_judged(
+            before,
+            plan.resumed.totals.without(plan.resumed.resent),
+            sends=plan.to_complete > 0,
+        ),
     )
-
-
-def _judged(before: RunRecord | None, plan: Plan) -> Judged:
-    """The rows that are not judged again when this plan is carried out.
-
-    A command that sends rows judges them, and with them those of commands that ended early before
-    it. One that sends none judges again what the last one has judged.
-    """
-    if before is None or not plan.to_complete:
-        return Judged() if before is None else before.judged
-    stay, judged = plan.resumed.totals.without(plan.resumed.resent), before.judged
-    if before.exit_code in (0, 4):
-        judged = Judged(stay.rows, stay.ok)
-    rows = min(judged.rows, stay.rows)
-    not_ok = min(judged.rows - judged.ok, stay.rows - stay.ok, rows)
-    return Judged(rows, rows - not_ok)

@@ -6,7 +6,7 @@ more while it is compared.
 
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from msgspec import Struct, field
 from msgspec.structs import replace
@@ -83,6 +83,10 @@ class Resumed(Struct, frozen=True):
 Explain = Callable[[Mapping[int, int]], Mapping[int, Sequence[str]]]
 
 
+# Of bad rows without a name, by their positions with what stands for it: those fixed since.
+FindFixed = Callable[[Mapping[int, str]], Collection[int]]
+
+
 def match_rows(
     survey: Survey,
     run_dir: RunDir,
@@ -92,6 +96,7 @@ def match_rows(
     *,
     appends: bool = False,
     explain: Explain = lambda _changed: {},
+    find_fixed: FindFixed = lambda _names: (),
 ) -> Resumed:
     """What is sent of a source, up to request `limit`, with a run directory as it is.
 
@@ -109,7 +114,9 @@ def match_rows(
     found.match()
     others = 0
     if appends:
-        others, found.removed = len(found.removed), []
+        others = len(found.removed)
+        found.removed = _fixed(found.removed, before, run_dir, find_fixed)
+        others -= len(found.removed)
     found.drop_removed_bad()
     lost, missing = _lost(run_dir, before.totals.rows)
     if not resend.changed:
@@ -153,6 +160,17 @@ def match_rows(
         ),
         adopted=adopted,
     )
+
+
+def _fixed(
+    removed: Sequence[int], before: CompleteRows, run_dir: RunDir, find_fixed: FindFixed
+) -> list[int]:
+    """Bad rows of an input that appends whose line can be sent now, under another name."""
+    bad = [index for index in removed if before.bad and before.bad[index]]
+    if not bad:
+        return []
+    names = {index: row["custom_id"] for index, row in rows_at(run_dir.path, bad).items()}
+    return sorted(find_fixed(names))
 
 
 def adopt(survey: Survey, before: CompleteRows, run_dir: RunDir) -> str | None:

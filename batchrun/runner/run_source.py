@@ -6,13 +6,14 @@ they were read from.
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from batchrun.errors import InputError, JobError
 from batchrun.formats.amounts import plural
 from batchrun.formats.json_text import as_utf8
-from batchrun.inputs.prompt_set import Source, Survey, find_source
+from batchrun.inputs.identity import BAD_ROW
+from batchrun.inputs.prompt_set import PromptSet, Source, Survey, find_source
 from batchrun.inputs.requests import HASH_RULE, OLDER_HASH_RULE
 from batchrun.inputs.sources import check_stdin, store_stdin
 from batchrun.job.sections import STDIN, Job
@@ -51,6 +52,24 @@ def stored_input(
 def appends(job: Job, record: RunRecord | None) -> bool:
     """Whether the input holds further rows only; the run directory remembers that it did."""
     return job.input.append or (record is not None and record.appends)
+
+
+def fixed_bad_rows(prompts: PromptSet, survey: Survey, names: Mapping[int, str]) -> set[int]:
+    """Of stored bad rows without a name: those that this source has, and that can be sent now.
+
+    `names`: by any number, the file and line that stand for the name. Raises `InputError`.
+    """
+    wanted: dict[str, list[int]] = {}
+    for index, name in names.items():
+        place, mark, _ = name.partition(BAD_ROW)
+        if mark and place.rpartition(":" if ":" in place else ", row ")[0] in prompts.file_names:
+            wanted.setdefault(place, []).append(index)
+    if not wanted:  # nearly always: else the source is read once more
+        return set()
+    width = survey.expansion.width
+    places = ((wanted.get(str(row)), row.row * width) for row in prompts.plain_rows())
+    found = (some for some, number in places if some is not None and not survey.is_bad[number])
+    return {index for some in found for index in some}
 
 
 def unsent_rows(run_dir: RunDir) -> int:

@@ -159,6 +159,24 @@ def test_a_bad_row_of_each_night_is_stored_once(
     _verified(batchrun)
 
 
+def test_a_broken_line_of_an_appended_input_is_fixed(
+    tmp_path: Path, batchrun: Run, query: Query
+) -> None:
+    words = (*_TO, "--append", "--skip-bad-rows")
+    for name in ("1", "2"):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text(f'{{"id": "a{name}", "text": "A"}}\n\n{{"id": "b{name}", "text": ')
+        assert batchrun("run", path.name, *words).returncode == 4
+    path.write_text(path.read_text() + '"B"}')
+    done = batchrun("run", path.name, *words)
+    assert done.returncode == 4, done.stderr  # the other night's
+    assert query("SELECT custom_id FROM read_parquet(?) WHERE ok ORDER BY 1") == [
+        *(("a1",), ("a2",), ("b2",)),
+    ]
+    assert query("SELECT source FROM read_parquet(?) WHERE NOT ok") == [("1.jsonl",)]
+    _verified(batchrun)
+
+
 def test_standard_input_is_appended(batchrun: Run, query: Query) -> None:
     texts = ["".join(json.dumps(row) + "\n" for row in _night(number)) for number in (1, 2, 3)]
     assert batchrun("run", "-", *_TO, "--append", text=texts[0]).returncode == 0
