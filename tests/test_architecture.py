@@ -86,6 +86,18 @@ def test_packages_and_modules_keep_their_size() -> None:
     assert [name for name, count in lines.items() if count > 600] == []
 
 
+def test_no_message_shows_a_python_object() -> None:
+    own = {"__init__.py"}  # what a caller in Python sees
+    found = [
+        path.relative_to(PACKAGE).as_posix()
+        for path in MODULES
+        if path.parent.name != "simulator" and path.name not in own
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FormattedValue) and node.conversion == ord("r")
+    ]
+    assert found == []
+
+
 def test_each_module_says_its_job_in_its_first_line() -> None:
     for path in MODULES:
         text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))

@@ -2,6 +2,7 @@
 
 import json
 import math
+from datetime import date, time
 from typing import Any, TypeVar
 
 import msgspec
@@ -152,11 +153,19 @@ def shown(value: object, most: int = _VALUE) -> str:
     """A value as a message shows it: JSON in one line, cut."""
     try:
         written = json.dumps(value, ensure_ascii=False)
-    except TypeError:  # what JSON has no word for says itself what it is
-        written = repr(value)
+    except TypeError:
+        is_whole = not isinstance(value, dict | list)
+        written = _word(value) if is_whole else json.dumps(value, ensure_ascii=False, default=_word)
     except (ValueError, RecursionError):
         written = kind_in_words(value)
     return cut(one_line(written), most)
+
+
+def _word(value: object) -> str:
+    """What JSON has no word for: a date of TOML as text; our own stand-ins say what they are."""
+    if isinstance(value, date | time):
+        return value.isoformat()
+    return repr(value)
 
 
 def kind_in_words(value: object) -> str:

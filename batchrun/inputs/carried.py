@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from batchrun.errors import InputError, JobError
 from batchrun.formats.arrow import carried_type, own_type, pack, unpack
+from batchrun.formats.json_text import shown
 from batchrun.formats.printable import cut
 from batchrun.inputs.rows import RowProblem, SourceFile, SourceRow, Unsendable, to_json_text
 from batchrun.job.sections import InputJob
@@ -188,7 +189,7 @@ def check_types(input_job: InputJob) -> None:
     for column, name in input_job.types.items():
         if name not in NAMED_TYPES:
             raise JobError(
-                f"[input] types: `{column}` is {name!r} (--type); a type is one of "
+                f"[input] types: `{column}` is {shown(name)} (--type); a type is one of "
                 f"{', '.join(NAMED_TYPES)}"
             )
 

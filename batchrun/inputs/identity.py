@@ -18,6 +18,7 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from batchrun.errors import InputError
+from batchrun.formats.json_text import shown
 from batchrun.formats.printable import cut
 from batchrun.inputs.rows import RowProblem, SourceRow, Unsendable, encode_leniently
 
@@ -188,7 +189,7 @@ class RowNames(Struct):
         (one, name), (other, _) = pair
         if BY_COLUMN not in (self.named_by[one.row], self.named_by[other.row]):
             return None  # two of the same `custom_id`: an error in any case
-        return f"column `{FALLBACK}` is not unique ({name!r:.60} in {one} and {other})"
+        return f"column `{FALLBACK}` is not unique ({shown(name, 60)} in {one} and {other})"
 
     def _without_suffix(self, identity: Identity) -> Identity:
         """The rule under which nameless rows go by their number, unless it may be a name."""
@@ -208,13 +209,13 @@ class RowNames(Struct):
         for row in (one, other):
             if self.named_by[row.row] in (BY_NUMBER, NAMELESS, ODD_ID):
                 return (
-                    f"{one} and {other} would both be known as {name!r:.80}: "
+                    f"{one} and {other} would both be known as {shown(name, 80)}: "
                     f"{row} gives no name and goes by its number. Give that row a name, or "
                     "fix or take out the row"
                 )
         column = identity.explicit or "custom_id"
         return (
-            f"duplicate {column} {name!r:.80}: {one} and {other}. It names the row in "
+            f"duplicate {column} {shown(name, 80)}: {one} and {other}. It names the row in "
             "the results, so each must have its own"
         )
 

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from batchrun.errors import JobError
+from batchrun.formats.json_text import shown
 from batchrun.job.sections import DEFAULT_KEY_ENV, EndpointJob, Job
 
 FROM_ENVIRONMENT = "env:"  # before the variable that holds a header's value
@@ -95,7 +96,7 @@ def header_values(endpoint: EndpointJob) -> dict[str, str]:
         values[name] = os.environ[variable].strip()
     for name, value in values.items():
         if not _HEADER.fullmatch(name):
-            raise JobError(f"endpoint.headers: {name!r} is no name of a header; fix it")
+            raise JobError(f"endpoint.headers: {shown(name)} is no name of a header; fix it")
         if not (value.isprintable() or value.replace("\t", " ").isprintable()):
             source = (
                 f"the environment variable {variables[name]}" if name in variables else "its value"

@@ -20,7 +20,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from batchrun.errors import JobError
-from batchrun.formats.json_text import as_utf8
+from batchrun.formats.json_text import as_utf8, shown
 from batchrun.formats.printable import nearest
 from batchrun.job.credentials import refuse_keys
 from batchrun.job.expansion import varied
@@ -243,9 +243,9 @@ def _base_url(text: str) -> str:
     if parts.query or parts.fragment:
         raise JobError(f"the base URL has a query or fragment; put it in [endpoint.query], {how}")
     if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
-        raise JobError(f"the base URL {text!r} is no http or https URL; {how}")
+        raise JobError(f"the base URL {shown(text)} is no http or https URL; {how}")
     if any(letter.isspace() for letter in url):
-        raise JobError(f"the base URL {text!r} holds white space; {how}")
+        raise JobError(f"the base URL {shown(text)} holds white space; {how}")
     return url
 
 
@@ -306,8 +306,8 @@ def _read_prices(tree: Mapping[str, Any], where: str) -> tuple[Pricing, Aliases]
             raise JobError(f"{where}: [aliases] {whole}: put the name in quotes, such as {example}")
         if not isinstance(target, str) or not target.strip():
             raise JobError(
-                f'{where}: [aliases] "{name}" is {target!r}; it must be the name of a model in the '
-                'price list, such as "gpt-6-luna"'
+                f'{where}: [aliases] "{name}" is {shown(target)}; it must be the name of a model '
+                'in the price list, such as "gpt-6-luna"'
             )
         if name in pricing:
             raise JobError(f'{where}: "{name}" has a price and an alias; take one out')
@@ -395,7 +395,7 @@ def _read_section(table: Mapping[str, Any], kind: type[Section], where: str) -> 
         elif missing := _MISSING.match(problem):
             problem = f"{path}.{missing[1]} is missing" if path else f"{missing[1]} is missing"
         elif expected := _expected(hint):
-            problem = f"{path} is {value!r}; it must be {expected}"
+            problem = f"{path} is {shown(value)}; it must be {expected}"
         elif path:
             problem = f"{path}: {problem}"
         raise JobError(f"{where}: {problem}") from None
@@ -410,7 +410,7 @@ def read_setting(dotted: str, text: str) -> Any:
     for read in readers:
         with suppress(ValueError, msgspec.ValidationError):
             return msgspec.convert(read(text), hint)
-    raise JobError(f"it must be {_expected(hint)}, not {text!r}")
+    raise JobError(f"it must be {_expected(hint)}, not {shown(text)}")
 
 
 def _annotation(kind: Any, key: str) -> Any:

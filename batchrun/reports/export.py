@@ -25,7 +25,7 @@ from msgspec import Struct
 
 from batchrun.errors import JobError
 from batchrun.formats.csv_text import BOM, csv_line
-from batchrun.formats.json_text import decode, value_of
+from batchrun.formats.json_text import decode, shown, value_of
 from batchrun.formats.parquet_files import PART, write_parquet
 from batchrun.formats.printable import nearest
 from batchrun.records import JsonObject, RunRecord, joined_key
@@ -221,7 +221,9 @@ def _names(files: Files, form: str, wanted: Wanted, parsed: ParsedColumns | None
         raise JobError(f"no column is left beside {by[0]}; give further --columns")
     for name in (*names, *by):
         if name not in own and name not in new:
-            raise JobError(f"there is no column {name!r}; {nearest(name, [*own, *new], 'columns')}")
+            raise JobError(
+                f"there is no column {shown(name)}; {nearest(name, [*own, *new], 'columns')}"
+            )
     return [*names, *(name for name in by if name not in names)]
 
 

@@ -16,7 +16,7 @@ import msgspec
 from msgspec.structs import replace
 
 from batchrun.errors import JobError, StoreError
-from batchrun.formats.json_text import encode_json
+from batchrun.formats.json_text import encode_json, shown
 from batchrun.records import Outcome, Resend, RowKey, RunRecord, Totals
 from batchrun.store.columns import SCHEMA_VERSION
 from batchrun.store.complete_rows import REMOVED_FILE, CompleteRows, Requests, read_complete_rows
@@ -319,7 +319,7 @@ def _check_or_make(path: Path) -> tuple[Path, ...]:
     foreign = sorted(name for name in names - _OURS if not name.endswith(".tmp"))
     if RUN_FILE not in names and foreign:
         raise JobError(
-            f"{path} is no run directory and not empty (it holds {foreign[0]!r}); "
+            f"{path} is no run directory and not empty (it holds {shown(foreign[0])}); "
             "give an empty or new one with --output"
         )
     return ()

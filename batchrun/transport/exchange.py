@@ -19,7 +19,7 @@ from batchrun.dialects.other_apis import other_api
 from batchrun.dialects.responses import StreamAnswer
 from batchrun.dialects.sse import SseParser, begins_stream, text_outside
 from batchrun.errors import EndpointError, ErrorKind
-from batchrun.formats.json_text import is_object
+from batchrun.formats.json_text import is_object, shown
 from batchrun.formats.printable import cut
 from batchrun.job.sections import EndpointJob
 from batchrun.records import STORED_BODY_BYTES, Reply
@@ -223,7 +223,7 @@ async def _read(answer: HttpAnswer, content: bytes, arriving: _Arriving) -> byte
         if not is_accepted(coding):
             with suppress(aiohttp.ClientError, OSError):
                 await _read_whole(answer, content, arriving)
-            text = f"its Content-Encoding {coding!r} is not one of those accepted ({ACCEPTED})"
+            text = f"its Content-Encoding {shown(coding)} is not one of those accepted ({ACCEPTED})"
             raise EndpointError(ErrorKind.UNREADABLE, f"the answer cannot be unpacked: {text}")
         arriving.decompressor = Decompressor(coding)
         arriving.decompressor.add(content)

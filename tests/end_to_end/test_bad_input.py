@@ -126,7 +126,7 @@ _CASES: dict[str, tuple[dict[str, str | bytes], tuple[str, ...], str]] = {
     "a duplicate custom_id": (
         {"a.jsonl": '{"custom_id": "a", "prompt": "One?"}\n{"custom_id": "a", "prompt": "Two?"}\n'},
         ("a.jsonl", *_M),
-        "duplicate custom_id 'a': ",
+        'duplicate custom_id "a": ',
     ),
     "a duplicate in input.id": (
         {
@@ -134,7 +134,7 @@ _CASES: dict[str, tuple[dict[str, str | bytes], tuple[str, ...], str]] = {
             "job.toml": _JOB.replace("prompts", "a").replace("[request]", 'id = "id"\n[request]'),
         },
         ("job.toml",),
-        "duplicate id '1': ",
+        'duplicate id "1": ',
     ),
     "a job file that is not TOML": (_job("[output\n"), ("job.toml",), "job.toml: not TOML"),
     "a job file with an unknown key": (

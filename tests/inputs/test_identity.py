@@ -42,7 +42,7 @@ def test_id_names_rows_where_it_can_and_is_carried_too(write: Write, read: Read)
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
-        ([1, 2, 1], r"not unique \('1' in prompts.jsonl:1 and prompts.jsonl:3\)"),
+        ([1, 2, 1], r'not unique \("1" in prompts.jsonl:1 and prompts.jsonl:3\)'),
         ([1, "1", 2], "not unique"),
         ([1, None, 2], "prompts.jsonl:2"),
         ([1, 2.5, 3], "prompts.jsonl:2"),

@@ -44,7 +44,7 @@ def test_paths_are_relative_to_the_job_file_and_options_win(tmp_path: Path) -> N
         ("[input]\npath='x'\n[limit]\nconcurrency = 3", "did you mean `limits`"),
         (
             "[input]\npath='x'\n[limits]\nconcurrency = 'many'",
-            "limits.concurrency is 'many'; it must be a number from 1 up or auto",
+            'limits.concurrency is "many"; it must be a number from 1 up or auto',
         ),
         (
             "[input]\npath='x'\n[limits]\nconcurrency = 0",

@@ -90,10 +90,10 @@ def test_a_run_knows_the_user_s_prices(tmp_path: Path, monkeypatch: pytest.Monke
         ('[pricing."m"]\ninputs = 1\n', r'\[pricing."m"\]: unknown key inputs'),
         (
             '[pricing."m"]\ninput = "1"\noutput = 1\n',
-            r"""\[pricing."m"\]: input is '1'; it must be a number from 0""",
+            r"""\[pricing."m"\]: input is "1"; it must be a number from 0""",
         ),
         ('[aliases]\n"m" = 4\n', r'\[aliases\] "m" is 4; it must be the name of a model'),
-        ('[aliases]\n"m" = ""\n', r"\[aliases\] \"m\" is ''; it must be the name of a model"),
+        ('[aliases]\n"m" = ""\n', r"\[aliases\] \"m\" is \"\"; it must be the name of a model"),
         ("[aliases]\ngpt-4.1 = 'o3'\n", r'gpt-4.1: put the name in quotes, such as "gpt-4.1"'),
         (
             '[pricing."m"]\ninput = 1\noutput = 1\n[aliases]\n"m" = "o3"\n',

@@ -556,7 +556,7 @@ def test_prices_stand_in_the_job_file(tmp_path: Path) -> None:
         ("pricing = 1", r"pricing must be a table|unknown key input.pricing"),
         (
             '[pricing."m"]\ninput = "1"\noutput = 1',
-            r"""\[pricing."m"\]: input is '1'; it must be a number from 0""",
+            r"""\[pricing."m"\]: input is "1"; it must be a number from 0""",
         ),
     ],
 )
