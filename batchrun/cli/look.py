@@ -9,24 +9,57 @@ from batchrun.cli.once import OnceCommand
 from batchrun.cli.output import print_json, warn_of_missing_parts
 from batchrun.errors import JobError
 
+_EPILOG = """\b
+Examples:
+  batchrun status runs/prompts
+  batchrun status runs/prompts --watch
+  batchrun status runs/prompts --format prometheus > batchrun.prom
+"""
 
-@click.command(epilog="\b\nExample:\n  batchrun status runs/prompts", cls=OnceCommand)
+
+@click.command(epilog=_EPILOG, cls=OnceCommand)
 @click.argument("run_path", metavar="RUN", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def status(run_path: Path, *, as_json: bool) -> None:
+@click.option("--watch", is_flag=True, help="Show the progress until the run ends, then the state.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["text", "json", "prometheus"]),
+    help="Text, one JSON object, or metrics for a textfile collector.",
+)
+@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
+def status(run_path: Path, *, watch: bool, form: str | None, as_json: bool) -> None:
     """Show how many rows are complete, failed and remaining, and the next command.
 
     Works while the run goes on in another shell.
     """
+    from batchrun.progress.prometheus import prometheus_text
     from batchrun.progress.status import read_status
     from batchrun.progress.summary_text import render_status
 
+    if as_json and form not in (None, "json"):
+        raise click.UsageError(f"--json and --format {form} are two formats; give one of them.")
+    form = "json" if as_json else form or "text"
+    if watch:
+        if form != "text":
+            raise click.UsageError(f"--watch shows text; take --watch or {form} out.")
+        _watch(run_path)
     warn_of_missing_parts(run_path)
     summary = read_status(run_path)
-    if as_json:
+    if form == "json":
         print_json(summary)
+    elif form == "prometheus":
+        click.echo(prometheus_text(summary, run_path), nl=False)
     else:
         click.echo(render_status(summary, run_path))
+
+
+def _watch(path: Path) -> None:
+    """Shows a run that goes on; a signal ends it, and leaves the terminal as it was."""
+    from batchrun.cli.sending import exit_on_signals
+    from batchrun.progress.watching import watch_run
+
+    exit_on_signals()
+    watch_run(path, sys.stdout)
 
 
 @click.command(epilog="\b\nExample:\n  batchrun show runs/prompts 17", cls=OnceCommand)
@@ -39,6 +72,7 @@ def show(run_path: Path, custom_id: str, *, as_json: bool) -> None:
     ID is the row's custom_id, or its number where the input has no ids; of several samples and
     variants 'ID|VARIANT|SAMPLE' is one.
     """
+    from batchrun.formats.json_text import shown
     from batchrun.reports.show import render_row
     from batchrun.store.reading import find_answered, find_row
     from batchrun.store.unreadable import read_unreadable
@@ -47,7 +81,7 @@ def show(run_path: Path, custom_id: str, *, as_json: bool) -> None:
     rows, unfinished = find_row(run_path, custom_id), find_answered(run_path, custom_id)
     if not rows and not unfinished:
         raise JobError(
-            f"{run_path}: no complete row has the id {custom_id!r}; "
+            f"{run_path}: no complete row has the id {shown(custom_id)}; "
             f"batchrun status {run_path} says how many are complete"
         )
     bodies = read_unreadable(run_path, (rows or unfinished)[0]["custom_id"])

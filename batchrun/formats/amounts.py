@@ -53,17 +53,22 @@ def size_in_words(size: int) -> str:
     return f"{value:.1f} TB"
 
 
+_SCALES = ((86_400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s"))
+
+
 def duration(seconds: float) -> str:
-    """`45 s`, `12:05`, `3:07:45`."""
-    if seconds < 100:
+    """`1.2 s`, `45 s`, `12 min 5 s`, `3 h 8 min`, `2 d 4 h`."""
+    if seconds < 99.5:
         return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    for large, unit, small, small_unit in _SCALES:
+        count, rest = divmod(round(seconds / small), large // small)
+        if count:
+            return f"{count:,} {unit}" + (f" {rest} {small_unit}" if rest else "")
+    return f"{seconds:.0f} s"
 
 
 def seconds(value: float) -> str:
-    """`0.012 s`, `1.24 s`, `12:05`."""
+    """`0.012 s`, `1.24 s`, `12 min 5 s`."""
     if value < 9.995:
         return f"{value:.3f} s" if value < 0.9995 else f"{value:.2f} s"
     return duration(value)

@@ -65,14 +65,13 @@ def render_status(summary: Summary, path: Path) -> str:
     """The summary as lines of names and words."""
     not_ok = "; ".join(filter(None, (", ".join(not_ok_in_words(summary)), _errors(summary))))
     tokens = f"{summary.input_tokens:,} in, {summary.output_tokens:,} out"
-    left_s = summary.time_left_s
     live = {
         "in flight": f"{summary.in_flight:,}, {summary.retrying:,} waiting for a retry",
         "rate": ", ".join([f"{summary.rows_per_s:,.1f} rows/s", *_speed(summary)]),
         "limited by": one_line(summary.binds or ""),
         "limits": "; ".join(map(one_line, summary.limits)) or "-",
         "oldest": oldest_in_words(summary),
-        "time left": "" if left_s is None else duration(left_s),
+        "time left": time_left_in_words(summary),
     }
     name, message = "why", summary.message
     if message and summary.state == "limited":
@@ -105,33 +104,71 @@ def _expanded(summary: Summary) -> str:
     return "" if expansion.is_plain else f" ({expansion.in_words(rows)})"
 
 
-def progress_in_words(summary: Summary) -> list[list[str]]:
-    """Lines of facts about outcomes, speed, money and errors."""
-    most = "" if summary.most_in_flight is None else f"/{summary.most_in_flight:,}"
+def facts_in_words(summary: Summary) -> dict[str, list[str]]:
+    """What is said of requests, speed and money while a run goes on, by the name of its line."""
+    most = "" if summary.most_in_flight is None else f" of {summary.most_in_flight:,}"
     extra = summary.retries + summary.reasks + summary.hedges + summary.resent + summary.more_tries
-    outcomes = [f"{summary.ok:,} ok", *not_ok_in_words(summary)]
+    requests = [f"{summary.in_flight:,}{most} in flight"]
     if summary.retrying:
-        outcomes.append(f"{summary.retrying:,} waiting for a retry")
-    outcomes += [f"{extra:,} extra attempts", f"{summary.in_flight:,}{most} in flight"]
-    money = []
-    if summary.cost_usd is not None and not summary.simulated:
-        money.append(f"{usd(summary.cost_usd)} spent")
-        if summary.projected_usd is not None and summary.settled < summary.rows:
-            money.append(f"about {usd(summary.projected_usd)} in all")
-        if summary.cap_usd is not None:
-            money.append(f"cap {usd(summary.cap_usd)}")
+        requests.append(f"{summary.retrying:,} waiting for a retry")
+    requests.append(plural(extra, "extra attempt"))
+    facts = {"requests": requests, "speed": _speed(summary), "cost": _money(summary)}
+    return {name: words for name, words in facts.items() if words}
+
+
+def progress_in_words(summary: Summary) -> list[list[str]]:
+    """The same with outcomes and errors, for a line of text."""
     errors = [f"errors ({words})"] if (words := _errors(summary)) else []
-    return [some for some in (outcomes, _speed(summary), money, errors) if some]
+    outcomes = [f"{summary.ok:,} ok", *not_ok_in_words(summary)]
+    facts = facts_in_words(summary)
+    return [[*outcomes, *facts.pop("requests")], *facts.values(), *([errors] if errors else [])]
+
+
+def _money(summary: Summary) -> list[str]:
+    """What was spent, what that comes to in all, and the cap; empty where nothing is paid."""
+    if summary.simulated:
+        return []
+    words = []
+    if summary.cost_usd is not None:
+        words.append(f"{usd(summary.cost_usd)} spent")
+        if summary.projected_usd is not None and summary.settled < summary.rows:
+            words.append(f"about {usd(summary.projected_usd)} in all")
+    if summary.unpriced_model is not None:
+        words.append(f"no price for {one_line(summary.unpriced_model)}")
+    if summary.unknown_usd:
+        words.append(f"at most {usd(summary.unknown_usd)} more for attempts without usage")
+    if summary.cap_usd is not None:
+        words.append(f"cap {usd(summary.cap_usd)}")
+    return words
+
+
+_EXACT_S = 600.0  # a longer time left is no matter of seconds
+
+
+def time_left_in_words(summary: Summary) -> str:
+    """`20 min`; empty where it is not known."""
+    left_s = summary.time_left_s
+    if left_s is None:
+        return ""
+    return duration(left_s if left_s < _EXACT_S else round(left_s / 60) * 60)
+
+
+def not_ok_counts(summary: Summary) -> dict[str, int]:
+    """All rows that are not ok, by the kind of their answer, or by their status without one."""
+    statuses = {status: summary.statuses.get(status, 0) for status in (*FAILED, "invalid")}
+    counts = {"truncated": summary.truncated, "refused": summary.refused}
+    counts |= {kind.value: summary.error_kinds.get(kind, 0) for kind in _UNUSABLE}
+    others = summary.not_ok - sum(counts.values()) - sum(statuses.values())
+    if others < 0:  # rows that are both: their kind is that of the refusal
+        counts["truncated"] += others
+    else:  # cut off for another reason than their length, as by a content filter
+        counts["incomplete"] = others
+    return {what: count for what, count in {**counts, **statuses}.items() if count > 0}
 
 
 def not_ok_in_words(summary: Summary) -> list[str]:
     """`53 truncated`, `27 refused`, `9 empty_output`, `42 failed`: all rows that are not ok."""
-    statuses = {status: summary.statuses.get(status, 0) for status in (*FAILED, "invalid")}
-    counts = {"truncated": summary.truncated, "refused": summary.refused}
-    counts |= {kind.value: summary.error_kinds.get(kind, 0) for kind in _UNUSABLE}
-    # Cut off for another reason than their length, as by a content filter.
-    counts["incomplete"] = summary.not_ok - sum(counts.values()) - sum(statuses.values())
-    return [f"{count:,} {what}" for what, count in {**counts, **statuses}.items() if count > 0]
+    return [f"{count:,} {what}" for what, count in not_ok_counts(summary).items()]
 
 
 def _errors(summary: Summary) -> str:
@@ -156,12 +193,12 @@ def _speed(summary: Summary) -> list[str]:
 
 
 def oldest_in_words(summary: Summary) -> str:
-    """`waiting for 3 rows, the oldest for 412 s (id-7, id-9, id-12)`; empty before the last."""
+    """`3 rows, the oldest for 6 min 52 s (id-7, id-9, id-12)`; empty before the last rows."""
     if not summary.oldest:
         return ""
     rows = plural(summary.rows - summary.settled, "row")
     names = ", ".join(one_line(named[:_ID]) for named, _ in summary.oldest)
-    return f"waiting for {rows}, the oldest for {summary.oldest[0][1]:.0f} s ({names})"
+    return f"{rows}, the oldest for {duration(summary.oldest[0][1])} ({names})"
 
 
 def _attempts(summary: Summary) -> str:

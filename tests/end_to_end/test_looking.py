@@ -83,7 +83,7 @@ def test_what_is_no_run_and_no_row_is_said_so(source: Path, batchrun: Run) -> No
     ]
     missing = batchrun("show", "run", "17")
     assert missing.returncode == 2
-    assert "no complete row has the id '17'" in missing.stderr
+    assert 'no complete row has the id "17"' in missing.stderr
     for command in (("status", "nowhere"), ("show", "nowhere", "1"), ("status", ".")):
         done = batchrun(*command)
         assert done.returncode == 2

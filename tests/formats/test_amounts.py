@@ -10,7 +10,7 @@ from batchrun.formats.amounts import number_of, plural, seconds
         (0.9996, "1.00 s"),
         (1.239, "1.24 s"),
         (9.999, "10.0 s"),
-        (725.0, "12:05"),
+        (725.0, "12 min 5 s"),
     ],
 )
 def test_seconds_have_about_three_digits(value: float, said: str) -> None:

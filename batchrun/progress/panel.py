@@ -1,0 +1,160 @@
+"""What a terminal shows of a run: a bar across its width, and lines of facts below it.
+
+The bar is green for rows that are ok, yellow for answers that are not, red for rows without one.
+"""
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.segment import Segment
+from rich.table import Table
+from rich.text import Text
+
+from batchrun.formats.amounts import plural
+from batchrun.formats.printable import brief, cut, one_line
+from batchrun.progress.summary import Summary
+from batchrun.progress.summary_text import (
+    facts_in_words,
+    not_ok_counts,
+    oldest_in_words,
+    time_left_in_words,
+)
+from batchrun.records import FAILED, SHORTFALLS
+
+OK, UNUSABLE, NO_ANSWER, WAITS = "green", "yellow", "bold red", "yellow"
+_LABEL = 11  # columns of the names of lines, with their indent 13
+_LINES = 2  # of what is as long as a server's last words
+_EXAMPLE = 120  # characters of an error's message
+_TIME_LEFT = 15  # columns, so that the bar keeps its length
+_NO_ROW = (*FAILED, "invalid")  # statuses of rows without an answer
+_WORDS = {
+    "empty_output": "empty",
+    "invalid_output": "not fitting the schema",
+    "no_answer": "without an answer",
+    "invalid": "bad and not sent",
+}
+
+
+class _Bar:
+    """Cells of one colour for each part of all rows; what is there has at least one."""
+
+    def __init__(self, parts: dict[str, int], total: int) -> None:
+        """`parts`: styles to rows; together at most `total`."""
+        self._parts, self._total = parts, total
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        width = options.max_width
+        done, rest = "#-" if options.ascii_only else "━─"
+        sizes = bar_cells(list(self._parts.values()), self._total, width)
+        for style, size in zip(self._parts, sizes, strict=True):
+            yield Segment(done * size, console.get_style(style))
+        yield Segment(rest * (width - sum(sizes)), console.get_style("bright_black"))
+
+
+def bar_cells(parts: list[int], total: int, width: int) -> list[int]:
+    """How many of `width` cells each part of `total` rows has; all are full only at the end."""
+    rows = sum(parts)
+    if not rows:
+        return [0] * len(parts)
+    least = sum(map(bool, parts))
+    cells = width if rows >= total else max(least, min(width - 1, width * rows // total))
+    sizes = [max(1, cells * part // rows) if part else 0 for part in parts]
+    sizes[sizes.index(max(sizes))] += cells - sum(sizes)
+    return sizes
+
+
+def panel(summary: Summary, columns: int, countdown: str | None = None) -> Table:
+    """The whole panel for a terminal so wide; `countdown`: how long what is in flight may take."""
+    whole = Table.grid(expand=True)
+    whole.add_row(_head(summary))
+    whole.add_row(_facts(summary, columns, countdown))
+    return whole
+
+
+def _head(summary: Summary) -> Table:
+    percent = 100 * summary.settled // summary.rows if summary.rows else 100
+    head = Table.grid(expand=True, padding=(0, 1))
+    head.add_column(no_wrap=True)
+    head.add_column(ratio=1)
+    head.add_column(justify="right", no_wrap=True)
+    left = time_left_in_words(summary)
+    cells = [Text(summary.state, _state_style(summary)), _bar(summary), Text(f"{percent}%")]
+    if left:
+        head.add_column(min_width=_TIME_LEFT, no_wrap=True)
+        cells.append(Text(f"{left} left"))
+    head.add_row(*cells)
+    return head
+
+
+def _state_style(summary: Summary) -> str:
+    if summary.paused_by == "endpoint down":
+        return NO_ANSWER
+    if summary.paused_by or summary.state != "running":
+        return f"bold {WAITS}"
+    return "bold"
+
+
+def _bar(summary: Summary) -> _Bar:
+    counts = not_ok_counts(summary)
+    no_answer = sum(counts.get(status, 0) for status in _NO_ROW)
+    parts = {NO_ANSWER: no_answer, UNUSABLE: summary.not_ok - no_answer, OK: summary.ok}
+    again = summary.again  # these are not complete: their older outcomes are being replaced
+    for style, rows in parts.items():
+        parts[style] = max(0, rows - again)
+        again -= rows - parts[style]
+    return _Bar(dict(reversed(parts.items())), summary.rows)
+
+
+def _facts(summary: Summary, columns: int, countdown: str | None) -> Table:
+    lines: dict[str, Text] = {"rows": _rows(summary)}
+    for name, words in facts_in_words(summary).items():
+        lines[name] = Text(", ".join(words))
+    if errors := _errors(summary):
+        lines["errors"] = Text(errors, NO_ANSWER)
+    if countdown:
+        lines["stopping"] = Text(countdown, f"bold {WAITS}")
+    elif summary.message is not None:  # what a user must do is shown whole
+        lines["waiting"] = Text(one_line(summary.message), f"bold {WAITS}")
+    else:
+        most = _LINES * max(20, columns - _LABEL - 3)
+        style = {"endpoint down": NO_ANSWER, "cooldown": WAITS}.get(summary.paused_by or "", "")
+        if binds := limited_by(summary):
+            lines["limited by"] = Text(cut(one_line(binds), most), style)
+        if oldest := oldest_in_words(summary):
+            lines["waiting for"] = Text(cut(one_line(oldest), most))
+    table = Table.grid(padding=(0, 1))
+    table.add_column(width=_LABEL + 2, style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, text in lines.items():
+        table.add_row(Text(f"  {name}"), text)
+    return table
+
+
+def limited_by(summary: Summary) -> str:
+    """What limits the run at the moment; empty where nothing was sent yet."""
+    has_begun = summary.settled or summary.in_flight or summary.paused_by
+    return summary.binds if summary.binds and has_begun else ""
+
+
+def _rows(summary: Summary) -> Text:
+    """`4,512 of 10,000: 4,440 ok, 12 failed, 7 empty`."""
+    text = Text(f"{summary.settled:,} of {plural(summary.rows, 'row')}: ")
+    text.append(f"{summary.ok:,} ok", OK if summary.ok else "")
+    for kind, count in not_ok_counts(summary).items():
+        text.append(", ")
+        style = NO_ANSWER if kind in _NO_ROW else UNUSABLE
+        text.append(f"{count:,} {_WORDS.get(kind, kind)}", style)
+    if summary.again:
+        text.append(f"; {summary.again:,} of these are sent again")
+    return text
+
+
+def _errors(summary: Summary) -> str:
+    """`timeout 12, rate_limit 3: slow down`: why rows have no answer, and what was said first."""
+    kinds = {kind: rows for kind, rows in summary.error_kinds.items() if kind not in SHORTFALLS}
+    if not kinds:
+        return ""
+    ordered = sorted(kinds, key=lambda kind: -kinds[kind])
+    example = brief(summary.error_examples.get(ordered[0], ""), _EXAMPLE)
+    words = ", ".join(f"{kind} {kinds[kind]:,}" for kind in ordered)
+    if not example:
+        return words
+    return f"{words}: {example}" if len(ordered) == 1 else f"{words}; {ordered[0]}: {example}"
