@@ -6,7 +6,7 @@ for every row. Nothing here grows with the rows.
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -17,12 +17,15 @@ from batchrun.dialects.setting_names import SAME, unknown_fields
 from batchrun.formats.amounts import plural
 from batchrun.formats.json_text import shown
 from batchrun.formats.printable import listed
-from batchrun.inputs.forms.chat import CHAT_SETTINGS, CONVERTED, read_body
+from batchrun.inputs.forms.chat import CHAT_SETTINGS, CONVERTED, read_body, unsent_fields
 from batchrun.inputs.forms.tools import fit_name, read_structure, tool_shape
 from batchrun.inputs.requests import (
     BATCH,
+    CHAT,
     CHAT_BATCH,
     FORMS,
+    PROMPTS,
+    SHAREGPT,
     TEMPLATE,
     TRANSPORT_COLUMNS,
     XLAM,
@@ -39,6 +42,10 @@ _AS_INSTRUCTIONS = {name for name, same in SAME.items() if same == "instructions
 # `{name}`, `${name}`, `<name>`, `[name]` or `%(name)s` where a template has no braces of its own.
 _HOLES = re.compile(r"\{([^{}\n]{1,80})\}|<([^<>\n]{1,80})>|\[([^\[\]\n]{1,80})\]|%\(([^()\n]+)\)s")
 _JINJA = re.compile(r"\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\}", re.DOTALL)
+
+
+# Forms of rows with chat messages, to the column that holds them.
+_CHATS = {CHAT.number: "messages", PROMPTS.number: "prompt", SHAREGPT.number: "conversations"}
 
 
 class _Seen(Struct):
@@ -64,6 +71,7 @@ class Findings(Struct):
     unsent: dict[str, _Seen] = field(default_factory=dict)  # by column
     of_bodies: dict[str, _Seen] = field(default_factory=dict)  # by field of a chat Batch line
     transport: dict[str, _Seen] = field(default_factory=dict)
+    of_messages: dict[str, _Seen] = field(default_factory=dict)  # fields that are not sent
     body_fields: set[str] = field(default_factory=set)  # that chat Batch lines have
     shapes: dict[str, _Seen] = field(default_factory=dict)  # of tools, by whose they are
     renamed: dict[str, str] = field(default_factory=dict)  # one tool whose name was changed
@@ -82,6 +90,10 @@ class Findings(Struct):
             names = self.maker.unsent[form.number]
             if not names.isdisjoint(data):
                 self._note_unsent(row, data, names)
+            if form.number in _CHATS:
+                self._note_messages(row, data.get(_CHATS[form.number]))
+            elif form is TEMPLATE and type(body.get("input")) is list:
+                self._note_template(row, data, body["input"])
             if form is CHAT_BATCH:
                 self._note_body(row, data)
             elif form is not BATCH and "tools" in data:
@@ -122,6 +134,7 @@ class Findings(Struct):
 
     def _note_body(self, row: SourceRow, data: JsonObject) -> None:
         body = read_body(data)
+        self._note_messages(row, body.get("messages"))
         self.body_fields.update(body)
         for name, value in body.items():
             if name in TRANSPORT_COLUMNS and value:
@@ -132,6 +145,23 @@ class Findings(Struct):
                 self.of_bodies.setdefault(name, _Seen()).note(row)
         if "tools" in body:
             self._note_tools(row, body, is_xlam=False)
+
+    def _note_messages(self, row: SourceRow, messages: Any, sent: Collection[str] = ()) -> None:
+        """`sent`: fields that are sent all the same."""
+        if type(messages) is str:
+            try:
+                messages = read_structure(messages, "messages")
+            except RowProblem:
+                return
+        for name in unsent_fields(messages):
+            if name not in sent:
+                self.of_messages.setdefault(name, _Seen()).note(row)
+
+    def _note_template(self, row: SourceRow, data: JsonObject, items: list[Any]) -> None:
+        """Messages in columns that fill a template which gives a list."""
+        sent = {name for item in items if type(item) is dict for name in item}
+        for name in self.maker.template_columns:
+            self._note_messages(row, data.get(name), sent)
 
     def _note_tools(self, row: SourceRow, data: JsonObject, *, is_xlam: bool) -> None:
         try:
@@ -222,6 +252,12 @@ class Findings(Struct):
             yield (
                 f"{self._counted(self.of_bodies)}: fields of chat requests that the Responses API "
                 f"does not have, not sent; {_send(self.of_bodies)} sends them as they are"
+            )
+        if self.of_messages:
+            yield (
+                f"{self._counted(self.of_messages)}: fields of chat messages that the Responses "
+                "API does not have, not sent; write what the model must know of them into the "
+                "content"
             )
         for shape, seen in self.shapes.items():
             if XLAM.number in self.forms:

@@ -17,11 +17,13 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
 
+import msgspec
 import pyarrow as pa
-from msgspec import Struct
+from msgspec import Struct, field
 
 from batchrun.errors import InputError
 from batchrun.formats.json_text import kind_in_words
+from batchrun.formats.printable import listed
 from batchrun.inputs.rows import (
     FileRows,
     RowProblem,
@@ -44,15 +46,25 @@ _WHITE = b" \t\r\n"
 Lines = Iterator[tuple[int, bytes]]  # the number of the line where a value begins, and its bytes
 
 
-def read_rows(file: SourceFile, first: int, complete: bytearray | None) -> FileRows:
+class Wrapped(Struct):
+    """Files that are one object around the list of their rows, such as `{"data": [...]}`."""
+
+    row_columns: frozenset[str]  # an object with one of these is a row itself
+    found: dict[str, str] = field(default_factory=dict)  # file to what was read of it, in words
+
+
+def read_rows(
+    file: SourceFile, first: int, complete: bytearray | None, wrapped: Wrapped | None = None
+) -> FileRows:
     """The rows of the file, the first being `first`.
 
     Rows that `complete` marks are passed over undecoded; reading ends after the last other one.
+    `wrapped`: None where an object is a row in any case.
     Raises `InputError` where the file cannot be read.
     """
     number, name = first, file.name
     end = None if complete is None else complete.rfind(0) + 1
-    for line, raw in _with_tables(read_lines(file.path), file):
+    for line, raw in _with_tables(read_lines(file.path), file, wrapped):
         if number == end:
             break
         if complete is None or not complete[number]:
@@ -91,9 +103,13 @@ def _decoded_again(raw: bytes, problem: str) -> tuple[Any, str]:
     return None, problem
 
 
-def _with_tables(lines: Lines, file: SourceFile) -> Lines:
-    """The lines; a file that is one object of columns, as pandas writes it, gives its rows."""
-    if ".json" not in file.path.suffixes:
+def _with_tables(lines: Lines, file: SourceFile, wrapped: Wrapped | None) -> Lines:
+    """The lines; a file that is one object around rows gives these.
+
+    It holds a list of rows, or is an object of columns, as pandas writes it.
+    """
+    is_json = ".json" in file.path.suffixes
+    if not is_json and wrapped is None:
         yield from lines
         return
     start = list(islice(lines, 2))
@@ -103,10 +119,74 @@ def _with_tables(lines: Lines, file: SourceFile) -> Lines:
             value = decode(raw)
         except RowProblem:
             value = None
-        if (rows := _rows_of_columns(value)) is not None:
+        if is_json and (rows := _rows_of_columns(value)) is not None:
             yield from ((line, encode_leniently(row)) for row in rows)
             return
+        if wrapped is not None and (path := _path_of_rows(value, wrapped.row_columns)):
+            beside = listed(f"`{name}`" for name in value if name != path[0])
+            wrapped.found[file.name] = f"read are the objects in its list `{'.'.join(path)}`" + (
+                f"; {beside} beside it: not read" if beside else ""
+            )
+            del value
+            yield from _rows_at(path, line, raw)
+            return
     yield from chain(start, lines)
+
+
+_DEEPEST = 3  # objects around a list of rows
+
+
+def _path_of_rows(value: Any, row_columns: frozenset[str]) -> tuple[str, ...]:
+    """The names that lead to the one list of rows; empty where the value is a row itself.
+
+    Lists of objects count, those nearest to the top; of several the one with columns that the job
+    knows.
+    """
+    if type(value) is not dict or not row_columns.isdisjoint(value):
+        return ()
+    level = [((name,), inner) for name, inner in value.items()]
+    for _ in range(_DEEPEST):
+        lists = [(path, inner) for path, inner in level if _are_objects(inner)]
+        known = [one for one in lists if not row_columns.isdisjoint(one[1][0])]
+        if lists:
+            one = lists if len(lists) == 1 else known
+            return one[0][0] if len(one) == 1 else ()
+        level = [
+            ((*path, name), inner)
+            for path, outer in level
+            if type(outer) is dict
+            for name, inner in outer.items()
+        ]
+    return ()
+
+
+def _are_objects(value: Any) -> bool:
+    return type(value) is list and bool(value) and all(type(one) is dict for one in value)
+
+
+def _rows_at(path: tuple[str, ...], line: int, raw: bytes) -> Lines:
+    """The objects of the list at the path, as they stand there, with their lines."""
+    try:
+        rows = _list_at(path, raw)
+    except (msgspec.DecodeError, UnicodeError):  # NaN and the like: without places
+        rows = _list_at(path, encode_leniently(decode(raw)))
+        yield from ((line, bytes(row)) for row in rows)
+        return
+    counted = 0
+    for row in rows:
+        text = bytes(row)
+        place = raw.find(text, counted)
+        line += raw.count(b"\n", counted, place)
+        yield line, text
+        line += text.count(b"\n")
+        counted = place + len(text)
+
+
+def _list_at(path: tuple[str, ...], raw: bytes) -> list[msgspec.Raw]:
+    part = msgspec.Raw(raw.lstrip(_BOM))
+    for name in path:
+        part = msgspec.json.decode(part, type=dict[str, msgspec.Raw])[name]
+    return msgspec.json.decode(part, type=list[msgspec.Raw])
 
 
 def _rows_of_columns(value: Any) -> list[dict[str, Any]] | None:

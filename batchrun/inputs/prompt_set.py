@@ -29,6 +29,7 @@ from batchrun.inputs.carried import Carrier, check_types
 from batchrun.inputs.column_tally import ColumnTally
 from batchrun.inputs.findings import Findings, VariantFindings, make_findings
 from batchrun.inputs.identity import FALLBACK, Identity, RowNames
+from batchrun.inputs.jsonl import Wrapped
 from batchrun.inputs.parquet import ColumnUse
 from batchrun.inputs.requests import BATCH, HASH_RULE, Draft, RequestMaker
 from batchrun.inputs.rows import NO_COLUMNS, SourceFile, SourceRow
@@ -136,13 +137,15 @@ class PromptSet:
             input_job = replace(input_job, carry=source.carry)
         self._source = source
         self._job = input_job
-        self._reader = SourceReader(source)
         named = Identity(input_job.id, None).consumed
         self._request = request
         self._maker = RequestMaker(
             request, input_job, named, hash_rule, samples=samples, variants=variants
         )
         self._maker.look_beside(source.files)
+        columns = self._maker.row_columns
+        self._wrapped = None if columns is None else Wrapped(columns)
+        self._reader = SourceReader(source, self._wrapped)
         used = self._maker.may_use
         if source.carry is not None and used is not None and not self._maker.has_template:
             used &= frozenset(source.carry)  # not the model that answered, and the like
@@ -243,6 +246,7 @@ class PromptSet:
             problems=tuple(problems),
             warnings=(
                 *self._source.warnings,
+                *self._said_of_wrapped(),
                 *warnings,
                 *tally.warnings(),
                 *findings.warnings(),
@@ -307,6 +311,10 @@ class PromptSet:
                         on_body(number, draft.body)
                 number += 1
         findings.add(drafts)
+
+    def _said_of_wrapped(self) -> Iterator[str]:
+        for name, words in list((self._wrapped.found if self._wrapped else {}).items())[:_SHOWN]:
+            yield f"{name}: {words}"
 
     def spans(self) -> list[tuple[SourceFile, int, int]]:
         """Each file with its first row and how many it has, after the survey."""

@@ -4,10 +4,13 @@ The form is recognised row by row. A row of which no request can be made becomes
 problem; no other error is raised, whatever the row holds.
 """
 
+import json
+import shlex
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 from msgspec import Struct
@@ -42,6 +45,7 @@ from batchrun.inputs.forms.datasets import (
 )
 from batchrun.inputs.forms.tools import flat_choice, flat_tools, read_structure
 from batchrun.inputs.identity import FALLBACK, Identity
+from batchrun.inputs.jsonl import COMPRESSIONS
 from batchrun.inputs.media import changed_file
 from batchrun.inputs.rows import (
     NO_COLUMNS,
@@ -114,6 +118,10 @@ FORMS = (
     *(TEMPLATE, BATCH, CHAT_BATCH, CHAT, PROMPTS, TEXT_PROMPT, STORED_PROMPT, BOTH, RESPONSES),
     *(ALPACA, SHAREGPT, XLAM, PROMPT_OF_JOB, UNKNOWN),
 )
+# Columns by which forms are recognised.
+_FORMS_BY = frozenset(
+    {"body", "messages", "prompt", "input", "instruction", "conversations", "query"}
+)
 _READ = frozenset().union(*(form.columns for form in FORMS)) | {"instruction"}
 _READ_BEFORE = _FIELDS | OLDER_SETTINGS | BATCH_COLUMNS | {"messages"}
 
@@ -162,6 +170,7 @@ class RequestMaker:
         `samples`, `variants`: what each row is asked; see `asked`.
         """
         self._older = older
+        self._paths: dict[str, Path] = {}  # of the source's files, by name
         self._hashing: RequestMaker | None = None
         if rule == OLDER_HASH_RULE:
             self._hashing = RequestMaker(
@@ -199,6 +208,9 @@ class RequestMaker:
         self.unsent = [SETTINGS - form.columns - told for form in FORMS]
         if not has_input:
             named |= _READ_BEFORE if older else _READ
+        # An object with one of these is a row and no wrapper around rows; None: any object is.
+        own = columns if has_input else columns | _FORMS_BY
+        self.row_columns: frozenset[str] | None = None if reads_all else own
         # Columns that fill templates or are sent besides, and all that may be sent; None: any.
         filling = columns | frozenset(input_job.send)
         self.fills: frozenset[str] | None = None if reads_all else filling
@@ -226,6 +238,7 @@ class RequestMaker:
 
     def look_beside(self, files: Sequence[SourceFile]) -> None:
         """Paths of images and documents are relative to these files."""
+        self._paths = {file.name: file.path for file in files}
         self.media.look_beside(files)
         if self._hashing is not None:
             self._hashing.look_beside(files)
@@ -263,6 +276,7 @@ class RequestMaker:
             return Draft(name, named_by, consumed, body, written, known_hash, form, "", is_changed)
         except MissingColumn as missing:
             problem = _explained(missing, row)
+            problem += self._rows_within(row, missing.column)
             lacks = missing.column not in row.names
         except RowProblem as error:
             problem = error.message
@@ -316,7 +330,27 @@ class RequestMaker:
             return SHAREGPT, from_sharegpt
         if not older and is_xlam(data):
             return XLAM, from_xlam_row
-        raise RowProblem(_no_form(data, row))
+        raise RowProblem(_no_form(data, row) + self._rows_within(row))
+
+    def _rows_within(self, row: SourceRow, column: str | None = None) -> str:
+        """What to do where the one object of a file has several lists that may be the rows."""
+        path = self._paths.get(row.source)
+        if row.line != 1 or row.data is None or path is None or column in row.data:
+            return ""
+        lists = {n: v for n, v in row.data.items() if type(v) is list and v and type(v[0]) is dict}
+        for name in sorted(lists, key=lambda name: -len(lists[name])):
+            if column is not None and column not in lists[name][0]:
+                continue
+            program = (
+                "import json; [print(json.dumps(row)) for row in "
+                f'json.load(open({json.dumps(str(path))}, "rb"))[{json.dumps(name)}]]'
+            )
+            unpacked = " (unpack the file first)" if path.suffix in COMPRESSIONS else ""
+            return (
+                f"; if the rows are in its list `{name}`, give them as a file of their own"
+                f"{unpacked}: python -c {shlex.quote(program)} > rows.jsonl"
+            )
+        return ""
 
     def _body(
         self, data: JsonObject, form: Form, build: Build, asked: Asked | None = None
@@ -481,12 +515,6 @@ def _no_form(data: JsonObject, row: SourceRow) -> str:
         if name in row.names:
             return f"no way to a request: `{name}` is null; fill it, or take the row out"
     there = f"its columns are {listed(row.names)}" if row.names else "it is empty"
-    for name, value in data.items():
-        if row.line == 1 and type(value) is list and value and type(value[0]) is dict:
-            return (
-                f"no way to a request: it has none of body, messages, input and prompt ({there}); "
-                f"if the rows are in its list `{name}`, save that list as a file of its own"
-            )
     texts = [name for name, value in data.items() if type(value) is str and name.isidentifier()]
     meant = max(texts, key=lambda name: len(data[name]), default="COLUMN")
     return (

@@ -57,8 +57,8 @@ class Source(Struct, frozen=True):
 class SourceReader:
     """Reads a source's rows. Remembers each file's size, time and number of rows."""
 
-    def __init__(self, source: Source) -> None:
-        self.files = source.files
+    def __init__(self, source: Source, wrapped: jsonl.Wrapped | None = None) -> None:
+        self.files, self._wrapped = source.files, wrapped
         self._stamps: dict[int, tuple[int, int]] = {}
         self._counts: dict[int, int] = {}  # rows of a file that was read to its end
 
@@ -88,10 +88,9 @@ class SourceReader:
                     row = yield from _with_keys(parquet.read_rows(file, row, complete, use))
                 elif file.kind == "parquet":
                     row = yield from parquet.read_rows(file, row, complete, use)
-                elif file.partitions:
-                    row = yield from _with_partitions(file, jsonl.read_rows(file, row, complete))
                 else:
-                    row = yield from jsonl.read_rows(file, row, complete)
+                    found = jsonl.read_rows(file, row, complete, self._wrapped)
+                    row = yield from _with_partitions(file, found) if file.partitions else found
                 self._check_unchanged(index, handle)
                 if last is None or row <= last:
                     self._counts[index] = row - first

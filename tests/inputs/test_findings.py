@@ -241,3 +241,60 @@ def test_the_plan_says_what_rows_were_taken_for(planned: Planned) -> None:
     )
     assert [name.partition(" ")[0] for name in plan.forms] == ["prompt", "Alpaca", "ShareGPT"]
     assert "tools of Anthropic's shape are converted" in said(plan)
+
+
+def test_fields_of_messages_that_are_not_sent_are_named_with_their_rows(planned: Planned) -> None:
+    named = {"role": "user", "name": "ann", "weight": 0, "content": "hi"}
+    parts = [
+        {"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}},
+        {"type": "image_url", "image_url": {"url": "https://x/a.png", "format": "png"}},
+    ]
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}, "index": 0}
+    calls = {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{**call, "extra_content": {"a": 1}}],
+        "reasoning_content": "hm",
+        "audio": None,
+        "annotations": [],
+    }
+    result = {"role": "tool", "tool_call_id": "c", "name": "f", "content": "ok"}
+    rows: list[dict[str, Any]] = [
+        {"messages": [named]},
+        {"messages": json.dumps([named])},
+        {"body": {"messages": [named]}, "url": "/v1/chat/completions"},
+        {"prompt": [{"role": "user", "content": parts}]},
+        {"messages": [*USER, calls, result, {**USER[0], "type": "message"}]},
+        {"conversations": [{"from": "human", "value": "x", "weight": 1}]},
+    ]
+    plan = planned(*rows)
+    (warning,) = [line for line in plan.warnings if "fields of chat messages" in line]
+    named_rows = dict(re.findall(r"([\w.]+) \((\d) rows?\)", warning))
+    assert named_rows == {
+        "name": "3",
+        "weight": "4",
+        "content.cache_control": "1",
+        "content.image_url.format": "1",
+        "tool_calls.extra_content": "1",
+        "reasoning_content": "1",
+    }
+
+
+def test_of_a_template_s_messages_only_what_is_not_sent_is_named(planned: Planned) -> None:
+    named = {"role": "user", "name": "ann", "content": "hi"}
+    plan = planned({"messages": [named]}, **{"request.input": "{{ messages }}"})
+    assert body(plan)["input"] == [named]  # as it stands there: it is an item already
+    assert "fields of chat messages" not in said(plan)
+    converted = {**named, "content": [{"type": "text", "text": "hi"}]}
+    plan = planned({"messages": [converted]}, **{"request.input": "{{ messages }}"})
+    assert "name (1 row): fields of chat messages" in said(plan)
+    plan = planned({"messages": [named]}, **{"request.input": "{{ messages[0].name }}"})
+    assert "fields of chat messages" not in said(plan)
+
+
+def test_null_fields_of_structs_in_parquet_are_no_fields(tmp_path: Path) -> None:
+    messages = [[{"role": "user", "content": "a", "name": None}], [{**USER[0], "name": "ann"}]]
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"messages": messages}), path)
+    plan = dry_run(load_job(path, {"request.model": "m", "output.path": str(tmp_path / "run")}))
+    assert "name (1 row): fields of chat messages" in said(plan)

@@ -4,7 +4,7 @@ Raises `RowProblem`, which names the part that cannot be converted. Shapes: the 
 types of both endpoints. `older`: as hash rule 2 had it, for runs that were begun with it.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from batchrun.dialects.responses import INPUT_ALTERNATIVES, PATH, REQUEST_FIELDS
@@ -146,6 +146,58 @@ def input_items(messages: Any, name: str = "messages", *, takes_items: bool = Fa
     for at, message in enumerate(messages):
         conversation.add(message, f"{name}[{at}]")
     return conversation.items
+
+
+# What of a message is sent, by its role; ...
+_SENT = {
+    **dict.fromkeys(("system", "developer", "user"), frozenset({"role", "content"})),
+    "assistant": frozenset({"role", "content", "refusal", "tool_calls", "function_call"}),
+    **dict.fromkeys(("tool", "function"), frozenset({"role", "content", "tool_call_id", "name"})),
+}
+_SENT_OF_SHAREGPT = frozenset({"from", "value"})
+# ... and what of its parts and calls, beside the field that is named like their type.
+_SENT_OF_PART = {
+    "image_url": frozenset({"url", "detail"}),
+    "file": frozenset({"file_id", "filename", "file_data"}),
+}
+_SENT_OF_CALL = frozenset({"id", "type", "function", "custom", "index"})  # `index`: of a stream
+
+
+def unsent_fields(messages: Any) -> set[str]:
+    """Fields of chat messages, of their parts and calls, that say something and are not sent."""
+    found: set[str] = set()
+    for message in messages if type(messages) is list else ():
+        if type(message) is not dict:
+            continue
+        role = message.get("role")
+        if role is None and "from" in message:
+            sent, content = _SENT_OF_SHAREGPT, message.get("value")
+        elif type(role) is str and role in _SENT:
+            sent, content = _SENT[role], message.get("content")
+        else:
+            continue
+        if not sent >= message.keys():
+            found.update(_saying(message, sent, ""))
+        for part in content if type(content) is list else (content,):
+            kind = _kind(part)
+            if kind in _CHAT_PARTS or kind in ("input_audio", "refusal"):
+                found.update(_saying(part, {"type", kind}, "content."))
+                known = _SENT_OF_PART.get(kind)
+                if known is not None and type(part.get(kind)) is dict:
+                    found.update(_saying(part[kind], known, f"content.{kind}."))
+        calls = message.get("tool_calls")
+        for call in calls if type(calls) is list else ():
+            if type(call) is dict:
+                found.update(_saying(call, _SENT_OF_CALL, "tool_calls."))
+    return found
+
+
+def _saying(data: JsonObject, sent: Collection[str], where: str) -> Iterator[str]:
+    for name, value in data.items():
+        if name in sent or value is None or value in ("", [], {}):
+            continue
+        if not (name == "type" and value == "message"):
+            yield where + name
 
 
 def has_chat_messages(items: list[Any]) -> bool:
