@@ -149,7 +149,7 @@ def _rows(summary: Summary) -> Text:
 
 def _errors(summary: Summary) -> str:
     """`timeout 12, rate_limit 3: slow down`: why rows have no answer, and what was said first."""
-    kinds = {kind: rows for kind, rows in summary.error_kinds.items() if kind not in SHORTFALLS}
+    kinds = {kind: n for kind, n in summary.error_kinds.items() if n and kind not in SHORTFALLS}
     if not kinds:
         return ""
     ordered = sorted(kinds, key=lambda kind: -kinds[kind])
