@@ -1,9 +1,16 @@
 """`status` and `show` on runs that go on, were killed or have ended; and what a terminal shows."""
 
+import fcntl
 import json
+import os
+import pty
 import re
 import shlex
+import signal
+import struct
+import termios
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from subprocess import DEVNULL, CompletedProcess, Popen
 from typing import Any
@@ -11,6 +18,9 @@ from typing import Any
 import pytest
 
 from batchrun.store.snapshot import snapshot
+from tests.processes import frozen
+from tests.progress.exposition import samples_of
+from tests.waiting import HANG_S
 
 Run = Callable[..., CompletedProcess[str]]
 Begin = Callable[..., "Popen[str]"]
@@ -118,6 +128,102 @@ def test_a_terminal_shows_a_bar_whose_lines_fit_and_are_gone_at_the_end(
     assert not any("━" in row or "in flight" in row for row in rows)
     text = "".join(rows)
     assert f"done: {_ROWS} of {_ROWS} rows, {_ROWS} ok" in text
+
+
+def test_a_run_is_watched_from_another_shell_and_read_by_prometheus(
+    tmp_path: Path,
+    source: Path,
+    begin: Begin,
+    batchrun: Run,
+    simulator: Any,
+    wait_until: Callable[..., None],
+    stats: Callable[..., dict[str, Any]],
+    processes: "list[Popen[str]]",
+) -> None:
+    base_url = simulator("--latency", "0.2", "--fault", "500_json=0.02")
+    server = processes[-1]
+    words = ("run", source, *_ASK, "--limit", "60", "--concurrency", "8", "--base-url", base_url)
+    process = begin(*words, stdout=DEVNULL, stderr=DEVNULL)
+    wait_until(lambda: stats(base_url)["completions"] > 8, process)
+
+    with frozen(server):  # so that the run cannot end before all have looked
+        screen, terminal = pty.openpty()
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        env = {"TERM": "xterm-256color"}
+        on_terminal = begin(
+            "status", "run", "--watch", env=env, stdin=terminal, stdout=terminal, stderr=terminal
+        )
+        os.close(terminal)
+        shown = b""
+        while b" in flight" not in shown:
+            shown += os.read(screen, 65536)
+        in_lines, interrupted = begin("status", "run", "--watch"), begin("status", "run", "--watch")
+        for watching in (in_lines, interrupted):
+            assert watching.stdout is not None
+            assert re.match(r"running: \d+ of 60 rows; ", watching.stdout.readline())
+        interrupted.send_signal(signal.SIGINT)
+        assert interrupted.wait(HANG_S) == 130
+        _, said = interrupted.communicate(timeout=HANG_S)
+        assert not said.strip()
+        live = _metrics(batchrun("status", "run", "--format", "prometheus").stdout, tmp_path)
+        assert process.poll() is None
+    assert live["batchrun_state", "running"] == 1
+    assert live["batchrun_requests_in_flight", None] > 0
+    assert live["batchrun_requests_in_flight_limit", None] == 8
+
+    with suppress(OSError):  # nobody holds the terminal any more
+        while piece := os.read(screen, 65536):
+            shown += piece
+    os.close(screen)
+    assert on_terminal.wait(HANG_S) == 0
+    assert process.wait(HANG_S) == 0
+    out, _ = in_lines.communicate(timeout=HANG_S)
+    assert in_lines.returncode == 0
+    assert re.search(r"^  state: +limited$", out, re.MULTILINE)
+    assert "\x1b" not in out
+    assert any(re.search(r"running ━+─* \d+%", line) for line in _drawn(shown.decode()))
+    rows = _screen(shown.decode(), 80)
+    assert not any("━" in row for row in rows)
+    assert any(re.match(r"  ok: +60", row) for row in rows)
+
+    ended = _metrics(batchrun("status", "run", "--format", "prometheus").stdout, tmp_path)
+    summary = json.loads(batchrun("status", "run", "--format", "json").stdout)
+    assert ended["batchrun_state", "limited"] == 1
+    assert ended["batchrun_exit_code", None] == 0
+    assert ended["batchrun_rows", None] == _ROWS
+    assert ended["batchrun_rows_remaining", None] == summary["left"] == _ROWS - 60
+    assert ended["batchrun_rows_complete", "ok"] == summary["ok"] == 60
+    assert ended["batchrun_cost_usd_total", None] == summary["cost_usd"]
+    attempts = ("first", "retry", "reask", "hedge")
+    assert sum(ended["batchrun_attempts_total", kind] for kind in attempts) == summary["attempts"]
+    assert ("batchrun_requests_in_flight", None) not in ended
+    assert batchrun("status", "run", "--watch").stdout == batchrun("status", "run").stdout
+
+
+def test_formats_that_exclude_each_other_are_refused(batchrun: Run) -> None:
+    for words in (
+        ("--json", "--format", "prometheus"),
+        ("--watch", "--json"),
+        ("--watch", "--format", "prometheus"),
+    ):
+        done = batchrun("status", "run", *words)
+        assert done.returncode == 2
+        assert not done.stdout
+    missing = batchrun("status", "nowhere", "--watch")
+    assert missing.returncode == 2
+    assert "is no run directory" in missing.stderr
+    metrics = batchrun("status", "nowhere", "--format", "prometheus")
+    assert (metrics.returncode, metrics.stdout) == (2, "")
+
+
+def _metrics(text: str, folder: Path) -> dict[tuple[str, str | None], float]:
+    """Samples by name and the value of their one label beside `run`."""
+    found: dict[tuple[str, str | None], float] = {}
+    for (name, labels), value in samples_of(text.encode()).items():
+        others = dict(labels)
+        assert others.pop("run") == str(folder / "run")
+        found[name, next(iter(others.values()), None)] = value
+    return found
 
 
 def _drawn(shown: str) -> list[str]:
