@@ -186,7 +186,12 @@ def test_a_run_is_watched_from_another_shell_and_read_by_prometheus(
     assert not any("━" in row for row in rows)
     assert any(re.match(r"  ok: +60", row) for row in rows)
 
-    ended = _metrics(batchrun("status", "run", "--format", "prometheus").stdout, tmp_path)
+    _check_metrics_of_the_end(batchrun, tmp_path)
+    assert batchrun("status", "run", "--watch").stdout == batchrun("status", "run").stdout
+
+
+def _check_metrics_of_the_end(batchrun: Run, folder: Path) -> None:
+    ended = _metrics(batchrun("status", "run", "--format", "prometheus").stdout, folder)
     summary = json.loads(batchrun("status", "run", "--format", "json").stdout)
     assert ended["batchrun_state", "limited"] == 1
     assert ended["batchrun_exit_code", None] == 0
@@ -197,7 +202,6 @@ def test_a_run_is_watched_from_another_shell_and_read_by_prometheus(
     attempts = ("first", "retry", "reask", "hedge")
     assert sum(ended["batchrun_attempts_total", kind] for kind in attempts) == summary["attempts"]
     assert ("batchrun_requests_in_flight", None) not in ended
-    assert batchrun("status", "run", "--watch").stdout == batchrun("status", "run").stdout
 
 
 def test_formats_that_exclude_each_other_are_refused(batchrun: Run) -> None:
