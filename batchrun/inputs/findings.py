@@ -25,6 +25,7 @@ from batchrun.inputs.requests import (
     CHAT_BATCH,
     FORMS,
     PROMPTS,
+    RESPONSES,
     SHAREGPT,
     TEMPLATE,
     TRANSPORT_COLUMNS,
@@ -46,6 +47,16 @@ _JINJA = re.compile(r"\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\}", re.DOTALL)
 
 # Forms of rows with chat messages, to the column that holds them.
 _CHATS = {CHAT.number: "messages", PROMPTS.number: "prompt", SHAREGPT.number: "conversations"}
+_MESSAGES = _CHATS | {
+    CHAT_BATCH.number: "body.messages",
+    BATCH.number: "body.input",
+    RESPONSES.number: "input",
+}
+_PARTS = {
+    "data_url": ("input_image", "image_url"),
+    "file_data": ("input_file", "file_data"),
+}
+_AS_TEXT = re.compile(r"\|\s*(data_url|file_data)\b")
 
 
 class _Seen(Struct):
@@ -75,8 +86,10 @@ class Findings(Struct):
     body_fields: set[str] = field(default_factory=set)  # that chat Batch lines have
     shapes: dict[str, _Seen] = field(default_factory=dict)  # of tools, by whose they are
     renamed: dict[str, str] = field(default_factory=dict)  # one tool whose name was changed
+    is_text: bool = False  # some input is
     empty: _Seen = field(default_factory=_Seen)
     answered: _Seen = field(default_factory=_Seen)
+    answered_in: str = ""  # what holds the messages of the first such row, as a template says it
     changed: _Seen = field(default_factory=_Seen)
     same: int | None = None  # the hash of all requests so far; None: they differ
     differ: bool = False  # the rows themselves
@@ -100,6 +113,7 @@ class Findings(Struct):
                 self._note_tools(row, data, is_xlam=form is XLAM)
         given = body.get("input")
         if type(given) is str:
+            self.is_text = True
             if not given or given.isspace():
                 self.empty.note(row)
         elif type(given) is list:
@@ -107,6 +121,8 @@ class Findings(Struct):
                 self.empty.note(row)
             elif _is_answer(given[-1]):
                 self.answered.note(row)
+                if not self.answered_in and form.number in _MESSAGES:
+                    self.answered_in = _MESSAGES[form.number]
         if draft.is_changed:
             self.changed.note(row)
         if form is TEMPLATE and (self.same is not None or len(self.forms) == 1):
@@ -168,15 +184,19 @@ class Findings(Struct):
             tools = read_structure(data["tools"], "tools")
         except RowProblem:
             return
+        is_noted = False
         for tool in tools if type(tools) is list else ():
             shape = tool_shape(tool)
             if shape is None:
                 continue
-            self.shapes.setdefault(shape, _Seen()).note(row)
+            if not is_noted:
+                self.shapes.setdefault(shape, _Seen()).note(row)
+                is_noted = True
+            if self.renamed:
+                break
             name = tool["name"]
-            if (is_xlam or "parameters" in tool) and fit_name(name) != name and not self.renamed:
+            if (is_xlam or "parameters" in tool) and fit_name(name) != name:
                 self.renamed[name] = fit_name(name)
-            return
 
     @property
     def rows(self) -> int:
@@ -243,6 +263,14 @@ class Findings(Struct):
         yield from unknown_fields(list(self.request))
         yield from self._holes_left()
         yield from self._settings_left()
+        template = self.request.get("input")
+        if self.is_text and type(template) is str and (found := _AS_TEXT.search(template)):
+            part, key = _PARTS[found[1]]
+            yield (
+                f"request.input is text with what {found[1]} gives in it: the model reads it as "
+                f"letters, at their price. It belongs into the {key} of an {part}, in a list "
+                "(examples/captions.toml)"
+            )
         for name, seen in self.transport.items():
             yield (
                 f"`{name}` ({self._rows(seen)}) is set by batchrun itself; --mode says how "
@@ -274,7 +302,8 @@ class Findings(Struct):
             yield (
                 f"{self._rows(self.answered)}, the first {self.answered.first}: the last message "
                 "is the assistant's, as in files for fine-tuning, and is sent along. To leave it "
-                "out: --prompt '{{ messages[:-1] }}', or the column that holds the messages"
+                f"out: --prompt '{{{{ {self.answered_in or 'messages'}[:-1] }}}}', with --send "
+                "COLUMN for each tool or setting that the rows have"
             )
         if self.same is not None and self.differ and self.rows > 1 and self.refusal() is None:
             yield f"all {self.rows:,} rows come to the same request, though their columns differ"

@@ -105,7 +105,21 @@ def _refuse(value: Any) -> NoReturn:
     what, where = f"a {type(value).__name__}", ""
     if isinstance(value, Unsendable):
         what, where = value.what, f" of column `{value.column}`" if value.column else ""
-    raise RowProblem(f"a value{where} would be sent that is {what}; JSON has no word for it")
+    raise RowProblem(
+        f"a value{where} would be sent that is {what}; JSON has no word for it{_how_sent(value)}"
+    )
+
+
+def _how_sent(value: Any) -> str:
+    """What makes a part of a request of bytes; empty for what is none."""
+    if not isinstance(value, Unsendable) or not isinstance(value.value, bytes):
+        return ""
+    name = value.column if value.column.isidentifier() else f"row['{value.column}']"
+    return (
+        f'. An image is sent as image_url = "{{{{ {name} | data_url }}}}" of an input_image, a '
+        f'document as file_data = "{{{{ {name} | file_data }}}}" of an input_file '
+        "(examples/captions.toml)"
+    )
 
 
 def _instead(value: Any) -> str | None:

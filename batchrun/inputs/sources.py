@@ -8,6 +8,7 @@ import glob
 import hashlib
 import os
 import select
+import shlex
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -35,6 +36,16 @@ from batchrun.store.snapshot import Snapshot, read_snapshot
 
 _JSONL = (".jsonl", ".ndjson", ".json")
 _KNOWN = ".jsonl, .ndjson, .json (also with .gz, .zst, .bz2 or .xz) and .parquet"
+# What turns files of other kinds, or those in a folder, into Parquet. CSV says no types: text.
+_CSV = 'duckdb.read_csv(str(f), all_varchar=True).write_parquet(f"{f}.parquet")'
+_ARROW = (
+    'pq.write_table((pa.ipc.open_file if f.read_bytes()[:6] == b"ARROW1" else pa.ipc.open_stream)'
+    '(pa.memory_map(str(f))).read_all(), f"{f}.parquet")'
+)
+_CONVERSIONS = {
+    **dict.fromkeys((".csv", ".tsv"), ("duckdb", _CSV)),
+    **dict.fromkeys((".arrow", ".feather"), ("pyarrow as pa, pyarrow.parquet as pq", _ARROW)),
+}
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 _SHOWN = 5  # names
 _CHUNK = 1024 * 1024
@@ -170,7 +181,7 @@ def find_source(input_job: InputJob, stdin_copy: Path | None = None) -> Source:
             file = SourceFile(path=path, name=as_utf8(path.name), kind=kind or _kind_of(path) or "")
             if file.kind:
                 return Source(spec=spec, files=(file,))
-            missing = (
+            missing = _conversion(spec, path, [path]) or (
                 f"the ending says nothing about the format; known are {_KNOWN}. Say --format jsonl "
                 "or --format parquet (format in [input])"
             )
@@ -188,8 +199,28 @@ def find_source(input_job: InputJob, stdin_copy: Path | None = None) -> Source:
     except OSError as error:
         raise InputError(f"{spec}: cannot be read ({error.strerror}); check the path") from error
     if not files:
-        raise InputError(f"{spec}: {missing}")
+        raise InputError(f"{spec}: {_conversion(spec, base, passed_over) or missing}")
     return Source(spec=spec, files=files, warnings=_passed_over(spec, passed_over, base))
+
+
+def _conversion(spec: str, base: Path, paths: list[Path]) -> str | None:
+    """What to type where files of another kind are given; None where none of them is known."""
+    for path in paths:
+        ending = PurePath(_unpacked_name(path)).suffix
+        if ending in _CONVERSIONS:
+            library, write = _CONVERSIONS[ending]
+            whole = ending if path.suffix.lower() == ending else f"{ending}{path.suffix}"
+            found = f'(p.rglob("*{whole}") if p.is_dir() else [p])'
+            program = (
+                f"import sys, pathlib, {library}; p = pathlib.Path(sys.argv[1]); "
+                f"[{write} for f in {found}]"
+            )
+            then = f"{spec}.parquet" if path == base else "the folder, or the .parquet files in it"
+            return (
+                f"{ending} is not read; write it as Parquet: python -c {shlex.quote(program)} "
+                f"{shlex.quote(str(base))}\nand give {then}"
+            )
+    return None
 
 
 def _kind_of(path: PurePath) -> str | None:
@@ -213,7 +244,8 @@ def _without_descriptions(
     files = list(paths)
     known = [path for path in files if _kind_of(path) in ({kind} if kind else {"jsonl", "parquet"})]
     plain = {path for path in known if _unpacked_name(path).endswith(".json")}
-    if len(plain) in (0, len(known)):
+    of_datasets = any(path.suffix == ".arrow" for path in files)  # whose other files are .json
+    if not plain or (len(plain) == len(known) and not of_datasets):
         return files
     passed_over += sorted(plain)
     return [path for path in files if path not in plain]
