@@ -81,11 +81,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-_COMMANDS = dict(
-    re.findall(
-        r"^\| (.+?) \| `batchrun (.+)` \|$", section("prompt-sets", "Public datasets"), re.MULTILINE
-    )
-)
+_ROW = re.compile(r"^\| (.+?) \| `batchrun (.+)` \|$", re.MULTILINE)
+_COMMANDS = dict(_ROW.findall(section("prompt-sets", "Public datasets")))
 _USER = {"role": "user", "content": QUESTION}
 _FIRST: dict[str, Any] = {
     "ShareGPT": {"input": [_USER]},
@@ -192,9 +189,8 @@ def test_what_is_not_read_is_converted_as_the_message_says(
     done = batchrun("run", source, *words)
     assert done.returncode == 2
     (command,) = re.findall(r"python (-c .+)\nand give", done.stderr)
-    subprocess.run(
-        ["sh", "-c", f"'{sys.executable}' {command}"], cwd=tmp_path, check=True, timeout=HANG_S
-    )  # noqa: E501, S607 - as it is typed
+    typed = [sys.executable, *shlex.split(command)]
+    subprocess.run(typed, cwd=tmp_path, check=True, timeout=HANG_S)
     done = batchrun("run", then, *words)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {"model": "m", "input": "one, two"}

@@ -1,6 +1,7 @@
 """A file that is one object around its rows: they are read, or the remedy that is named works."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from batchrun.records import Request
 from tests.inputs.conftest import Read
+from tests.waiting import HANG_S
 
 ROWS: list[dict[str, Any]] = [
     {"question": f'"[{number}]" \u00e9?', "n": number} for number in range(3)
@@ -104,7 +106,10 @@ def test_of_several_lists_none_is_guessed_and_the_command_that_is_named_works(
     command = problem.message.partition(": python ")[2]
     assert command
     monkeypatch.chdir(tmp_path)
-    subprocess.run(["sh", "-c", f"'{sys.executable}' {command}"], check=True, timeout=60)  # noqa: S607 - as it is typed
+    *typed, sign, name = shlex.split(command)
+    assert (sign, name) == (">", "rows.jsonl")
+    with Path(name).open("wb") as file:
+        subprocess.run([sys.executable, *typed], stdout=file, check=True, timeout=HANG_S)
     survey, found = read(tmp_path / "rows.jsonl", request_)
     assert survey.rows == len(rows)
     assert all(isinstance(row, Request) for row in found)
