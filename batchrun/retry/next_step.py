@@ -9,6 +9,7 @@ from msgspec import Raw, Struct
 from msgspec.structs import replace
 
 from batchrun.errors import ErrorKind, StopCause
+from batchrun.formats.amounts import plural
 from batchrun.job.sections import RetryJob
 from batchrun.records import SHORTFALLS, Failure, Request, Response
 
@@ -236,7 +237,7 @@ def judge(
         return GiveUp("no_answer", reason + _INSTEAD.get(kind, ""))
     counted = sum(FACTS[other].cure not in _UNCOUNTED for other in kinds)
     if cure not in _UNCOUNTED and counted >= settings.max_attempts:
-        return GiveUp("no_answer", f"{counted} attempts (retry.max_attempts)")
+        return GiveUp("no_answer", f"{plural(counted, 'attempt')} (retry.max_attempts)")
     if (
         _is_refused_key(failures[-1], has_succeeded=has_succeeded)
         and len(same) >= settings.max_attempts

@@ -98,7 +98,7 @@ class TooManyFailures:
         if self._share is None:
             if failure is None or self._failed < int(self._most):
                 return None
-            what = f"{self._failed:,} rows failed"
+            what = f"{plural(self._failed, 'row')} failed"
         else:
             self._window.append(failure is not None)
             failed = sum(self._window) if failure is not None else 0

@@ -20,6 +20,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from batchrun.errors import StoreError
+from batchrun.formats.amounts import plural
 from batchrun.records import Outcome, RunRecord, Totals
 from batchrun.store.columns import (
     KEY,
@@ -192,7 +193,8 @@ def _check_parts(path: Path, record: RunRecord, proof: Proof) -> None:
     found = proof.rows_in_parts + proof.rows_in_journal
     missing = missing_parts(path, record, lambda: found)
     proof.problems += [
-        f"{name}: missing; it held {rows:,} rows. Put it back" for name, rows in missing.items()
+        f"{name}: missing; it held {plural(rows, 'row')}. Put it back"
+        for name, rows in missing.items()
     ]
     try:
         removed = len(read_removed_rows(path))
@@ -200,7 +202,7 @@ def _check_parts(path: Path, record: RunRecord, proof: Proof) -> None:
         removed = 0
     if proof.state in ENDED and removed != record.gone.rows:
         proof.problems.append(
-            f"{REMOVED_FILE}: names {removed:,} rows that were removed from the input, and "
+            f"{REMOVED_FILE}: names {plural(removed, 'row')} that were removed from the input, and "
             f"{RUN_FILE} counts {record.gone.rows:,}"
         )
 

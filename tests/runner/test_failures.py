@@ -107,7 +107,7 @@ def test_rows_that_were_never_sent_do_not_count_as_failed() -> None:
 def test_the_reason_says_how_many_and_what_and_what_to_do() -> None:
     said = TooManyFailures(LimitsJob(max_failures=1)).count(_outcome(BAD))
     assert said is not None
-    for word in ("1 rows failed", "limits.max_failures = 1", "bad_request", "--max-failures"):
+    for word in ("1 row failed", "limits.max_failures = 1", "bad_request", "--max-failures"):
         assert word in said
 
 
