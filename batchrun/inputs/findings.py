@@ -109,7 +109,7 @@ class Findings(Struct):
                 self._note_template(row, data, body["input"])
             if form is CHAT_BATCH:
                 self._note_body(row, data)
-            elif form is not BATCH and "tools" in data:
+            elif form is not BATCH and "tools" in data and "tools" in body:
                 self._note_tools(row, data, is_xlam=form is XLAM)
         given = body.get("input")
         if type(given) is str:
@@ -299,11 +299,13 @@ class Findings(Struct):
         if self.empty.rows:
             yield f"{self._rows(self.empty)}, the first {self.empty.first}: the input is empty"
         if self.answered.rows:
+            # A Batch line has its model beside its messages.
+            model = " --set model='{{ body.model }}'" if "body." in self.answered_in else ""
             yield (
                 f"{self._rows(self.answered)}, the first {self.answered.first}: the last message "
                 "is the assistant's, as in files for fine-tuning, and is sent along. To leave it "
-                f"out: --prompt '{{{{ {self.answered_in or 'messages'}[:-1] }}}}', with --send "
-                "COLUMN for each tool or setting that the rows have"
+                f"out: --prompt '{{{{ {self.answered_in or 'messages'}[:-1] }}}}'{model}, with "
+                "--send COLUMN for each tool or setting that the rows have"
             )
         if self.same is not None and self.differ and self.rows > 1 and self.refusal() is None:
             yield f"all {self.rows:,} rows come to the same request, though their columns differ"

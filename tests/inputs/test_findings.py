@@ -226,6 +226,40 @@ def test_answers_that_are_sent_along_are_named_with_a_remedy_that_works(planned:
     assert "assistant" not in said(plan)
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": ANSWERED},
+        {"input": ANSWERED},
+        {"conversations": ANSWERED},
+        {"body": {"input": ANSWERED, "model": "m"}},
+        {"body": {"messages": ANSWERED, "model": "m"}, "url": "/v1/chat/completions"},
+    ],
+)
+def test_the_remedy_names_what_holds_the_messages(planned: Planned, row: dict[str, Any]) -> None:
+    options = re.findall(r"(?:--prompt|--set (\w+)=) ?'(.*?)'", said(planned(row)))
+    given = {f"request.{key or 'input'}": value for key, value in options}
+    plan = planned(row, **{"request.model": None, **given} if "body" in row else given)
+    assert body(plan)["input"] == USER
+    assert body(plan)["model"] == "m"
+
+
+def test_tools_that_are_not_sent_are_not_said_to_be_converted(planned: Planned) -> None:
+    tools = [{"name": "f.g", "parameters": {"a": {"type": "str"}}}]
+    row = {"query": "q", "tools": json.dumps(tools)}
+    plan = planned(row, **{"request.input": "{{ query }}"})
+    assert "tools (1 row): named like settings of a request, and not sent" in said(plan)
+    assert "converted" not in said(plan)
+    plan = planned(row, **{"request.input": "{{ query }}", "input.send": ["tools"]})
+    assert "tools of xLAM's shape are converted" in said(plan)
+    assert '"f_g" for "f.g"' in said(plan)
+
+
+def test_the_second_tool_s_name_is_looked_at_too(planned: Planned) -> None:
+    tools = [{"name": name, "parameters": {"a": {"type": "str"}}} for name in ("f", "g.h")]
+    assert '"g_h" for "g.h"' in said(planned({"query": "q", "tools": tools}))
+
+
 def test_a_misspelt_field_of_the_job_is_named(planned: Planned) -> None:
     plan = planned({"prompt": "x"}, request__temprature=1, request__max_tokens=5)
     assert "did you mean `temperature`?" in said(plan)
