@@ -32,6 +32,7 @@ WORDS = (
     *("--set", "max_output_tokens=800", "--max-cost", "20"),
 )
 _REDRAWN = re.compile(r"(?:\x1b\[2K(?:\x1b\[1A)?){2,}")  # the display wipes its lines
+_FIRST_FRAME = re.compile(r"\n(?:\x1b\[[0-9;]*m)*running\b")
 _PRIVATE = re.compile(r"\x1b\[\?\d+[hl]")  # cursor off and on
 
 
@@ -52,7 +53,7 @@ def main() -> None:
             server.terminate()
             server.wait()
     plan, *frames = _REDRAWN.split(_PRIVATE.sub("", output.replace("\r", "")))
-    plan = plan[: plan.index("\nrunning ")]
+    plan = _FIRST_FRAME.split(plan)[0]
     frame = min(frames, key=lambda frame: abs(_percent(frame) - SHOWN)).strip("\n")
     console = Console(record=True, width=COLUMNS, file=open(os.devnull, "w"))  # noqa: PTH123, SIM115
     console.print(Text(f"$ {shlex.join(('batchrun', *WORDS))}", style="bold"))
