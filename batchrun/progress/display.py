@@ -55,7 +55,7 @@ class Progress:
                 self._live.update(shown, refresh=True)
             else:
                 self._write_line(summary)
-        except OSError:  # the stream is closed, which must not end a paid run
+        except (OSError, ValueError):  # the stream is closed, which must not end a paid run
             self._live, self.is_closed = None, True
 
     def count_down(self, left_s: float) -> None:
@@ -65,7 +65,7 @@ class Progress:
     def close(self) -> None:
         """Takes the panel away; the terminal is as it was."""
         if self._live is not None:
-            with suppress(OSError):
+            with suppress(OSError, ValueError):
                 self._live.stop()
             self._live = None
 

@@ -3,7 +3,9 @@
 The bar is green for rows that are ok, yellow for answers that are not, red for rows without one.
 """
 
-from rich.console import Console, ConsoleOptions, RenderResult
+from collections.abc import Iterator
+
+from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
@@ -20,7 +22,7 @@ from batchrun.progress.summary_text import (
 from batchrun.records import FAILED, SHORTFALLS
 
 OK, UNUSABLE, NO_ANSWER, WAITS = "green", "yellow", "bold red", "yellow"
-_LABEL = 11  # columns of the names of lines, with their indent 13
+_INDENT = 14  # columns of the names of lines
 _LINES = 2  # of what is as long as a server's last words
 _EXAMPLE = 120  # characters of an error's message
 _TIME_LEFT = 15  # columns, so that the bar keeps its length
@@ -61,12 +63,9 @@ def bar_cells(parts: list[int], total: int, width: int) -> list[int]:
     return sizes
 
 
-def panel(summary: Summary, columns: int, countdown: str | None = None) -> Table:
+def panel(summary: Summary, columns: int, countdown: str | None = None) -> Group:
     """The whole panel for a terminal so wide; `countdown`: how long what is in flight may take."""
-    whole = Table.grid(expand=True)
-    whole.add_row(_head(summary))
-    whole.add_row(_facts(summary, columns, countdown))
-    return whole
+    return Group(_head(summary), *_facts(summary, columns, countdown))
 
 
 def _head(summary: Summary) -> Table:
@@ -103,7 +102,8 @@ def _bar(summary: Summary) -> _Bar:
     return _Bar(dict(reversed(parts.items())), summary.rows)
 
 
-def _facts(summary: Summary, columns: int, countdown: str | None) -> Table:
+def _facts(summary: Summary, columns: int, countdown: str | None) -> Iterator[Text | Table]:
+    """Lines with their names, longer ones indented further."""
     lines: dict[str, Text] = {"rows": _rows(summary)}
     for name, words in facts_in_words(summary).items():
         lines[name] = Text(", ".join(words))
@@ -114,18 +114,22 @@ def _facts(summary: Summary, columns: int, countdown: str | None) -> Table:
     elif summary.message is not None:  # what a user must do is shown whole
         lines["waiting"] = Text(one_line(summary.message), f"bold {WAITS}")
     else:
-        most = _LINES * max(20, columns - _LABEL - 3)
+        most = _LINES * max(20, columns - _INDENT)
         style = {"endpoint down": NO_ANSWER, "cooldown": WAITS}.get(summary.paused_by or "", "")
         if binds := limited_by(summary):
             lines["limited by"] = Text(cut(one_line(binds), most), style)
         if oldest := oldest_in_words(summary):
             lines["waiting for"] = Text(cut(one_line(oldest), most))
-    table = Table.grid(padding=(0, 1))
-    table.add_column(width=_LABEL + 2, style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
     for name, text in lines.items():
-        table.add_row(Text(f"  {name}"), text)
-    return table
+        line = Text().append(f"  {name}".ljust(_INDENT), "dim")
+        if _INDENT + text.cell_len <= columns:
+            yield line.append_text(text)  # nearly all; to wrap takes longer
+            continue
+        table = Table.grid()
+        table.add_column(width=_INDENT, no_wrap=True)
+        table.add_column(overflow="fold")
+        table.add_row(line, text)
+        yield table
 
 
 def limited_by(summary: Summary) -> str:
