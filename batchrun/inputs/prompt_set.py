@@ -23,6 +23,7 @@ from msgspec.structs import asdict, replace
 from batchrun.dialects.responses import output_limit
 from batchrun.dialects.setting_names import SETTINGS
 from batchrun.errors import InputError
+from batchrun.formats.amounts import plural
 from batchrun.formats.printable import nearest
 from batchrun.inputs import parquet
 from batchrun.inputs.carried import Carrier, check_types
@@ -313,8 +314,11 @@ class PromptSet:
         findings.add(drafts)
 
     def _said_of_wrapped(self) -> Iterator[str]:
-        for name, words in list((self._wrapped.found if self._wrapped else {}).items())[:_SHOWN]:
+        found = self._wrapped.found if self._wrapped is not None else {}
+        for name, words in islice(found.items(), _SHOWN):
             yield f"{name}: {words}"
+        if len(found) > _SHOWN:
+            yield f"{plural(len(found) - _SHOWN, 'more file')}: read are the objects in a list too"
 
     def spans(self) -> list[tuple[SourceFile, int, int]]:
         """Each file with its first row and how many it has, after the survey."""
