@@ -144,7 +144,7 @@ def _path_of_rows(value: Any, row_columns: frozenset[str]) -> tuple[str, ...]:
     """
     if type(value) is not dict or not row_columns.isdisjoint(value):
         return ()
-    level = [((name,), inner) for name, inner in value.items()]
+    level: list[tuple[tuple[str, ...], Any]] = [((name,), inner) for name, inner in value.items()]
     for _ in range(_DEEPEST):
         lists = [(path, inner) for path, inner in level if _are_objects(inner)]
         known = [one for one in lists if not row_columns.isdisjoint(one[1][0])]

@@ -5,7 +5,7 @@ The bar is green for rows that are ok, yellow for answers that are not, red for 
 
 from collections.abc import Iterator
 
-from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
@@ -75,7 +75,11 @@ def _head(summary: Summary) -> Table:
     head.add_column(ratio=1)
     head.add_column(justify="right", no_wrap=True)
     left = time_left_in_words(summary)
-    cells = [Text(summary.state, _state_style(summary)), _bar(summary), Text(f"{percent}%")]
+    cells: list[RenderableType] = [
+        Text(summary.state, _state_style(summary)),
+        _bar(summary),
+        Text(f"{percent}%"),
+    ]
     if left:
         head.add_column(min_width=_TIME_LEFT, no_wrap=True)
         cells.append(Text(f"{left} left"))

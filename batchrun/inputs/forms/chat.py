@@ -180,6 +180,8 @@ def unsent_fields(messages: Any) -> set[str]:
             found.update(_saying(message, sent, ""))
         for part in content if type(content) is list else (content,):
             kind = _kind(part)
+            if type(part) is not dict:
+                continue
             if kind in _CHAT_PARTS or kind in ("input_audio", "refusal"):
                 found.update(_saying(part, {"type", kind}, "content."))
                 known = _SENT_OF_PART.get(kind)
