@@ -5,6 +5,7 @@ user's own prices are `[pricing]` and `[aliases]` of `~/.config/batchrun/prices.
 (`XDG_CONFIG_HOME` is honoured); for a name that a job mentions, the job wins.
 """
 
+import math
 import os
 import re
 import tomllib
@@ -354,13 +355,13 @@ def read_scorers(tables: Any, where: str, folder: Path) -> tuple[ScorerJob, ...]
         kind = table.get("kind")
         what = f"{where}: [[scorers]] {number}"
         if kind not in KINDS:
-            said = f"kind {kind!r} is not known" if "kind" in table else "it has no kind"
+            said = f"kind {shown(kind)} is not known" if "kind" in table else "it has no kind"
             raise JobError(f"{what}: {said}; {nearest(str(kind), KINDS)}")
         named = {"name": kind, **table}
         scorer = _in_full(_read_section(named, KINDS[kind], f"{what} ({named['name']})"), folder)
         if any(scorer.name == one.name for one in scorers):
             raise JobError(
-                f"{what}: there is another scorer {scorer.name!r}; give each a name of its own"
+                f"{what}: there is another scorer {shown(scorer.name)}; give each a name of its own"
             )
         scorers.append(scorer)
     return tuple(scorers)
@@ -395,10 +396,16 @@ def _read_section(table: Mapping[str, Any], kind: type[Section], where: str) -> 
         elif missing := _MISSING.match(problem):
             problem = f"{path}.{missing[1]} is missing" if path else f"{missing[1]} is missing"
         elif expected := _expected(hint):
-            problem = f"{path} is {shown(value)}; it must be {expected}"
+            problem = f"{path} is {_in_toml(value)}; it must be {expected}"
         elif path:
             problem = f"{path}: {problem}"
         raise JobError(f"{where}: {problem}") from None
+
+
+def _in_toml(value: object) -> str:
+    """The value in a message; TOML has words for numbers that JSON has none for."""
+    is_number = isinstance(value, float) and math.isfinite(value)
+    return shown(value) if is_number or not isinstance(value, float) else str(value)
 
 
 def read_setting(dotted: str, text: str) -> Any:

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
+from batchrun.formats.json_text import shown
+
 OUTPUT_TEXT = "{{ output_text }}"
 _NAME = r"^[a-z0-9_-]{1,40}$"
 Name = Annotated[str, Meta(pattern=_NAME, description="1 to 40 of the signs a-z, 0-9, _ and -")]
@@ -68,7 +70,7 @@ class RegexJob(ExactJob, frozen=True, kw_only=True):
         pattern = _compiled(self.pattern, "pattern")
         known = [*range(pattern.groups + 1), *pattern.groupindex]
         if self.group not in known and not (pattern.groups == 0 and self.group == 1):
-            raise ValueError(f"pattern has no group {self.group!r}")
+            raise ValueError(f"pattern has no group {shown(self.group)}")
 
 
 class NumberJob(ScorerJob, frozen=True, kw_only=True):
@@ -151,7 +153,7 @@ class PythonJob(ScorerJob, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not re.fullmatch(r".+\.py:\w+", self.function):
-            raise ValueError(f"function is {self.function!r}; write it as file.py:name")
+            raise ValueError(f"function is {shown(self.function)}; write it as file.py:name")
 
 
 KINDS: Mapping[str, type[ScorerJob]] = {

@@ -4,6 +4,7 @@ import re
 from datetime import datetime, time, timedelta
 
 from batchrun.formats.amounts import duration_s
+from batchrun.formats.json_text import shown
 
 _MOST_S = 10 * 365 * 86_400.0
 _MINUTES = re.compile(r"min\b")
@@ -27,7 +28,7 @@ def stop_time(text: str, now: datetime) -> float:
         return moment.timestamp()
     seconds = duration_s(_MINUTES.sub("m", text.lower()))
     if seconds is None or not 0 < seconds <= _MOST_S:
-        raise ValueError(f"stop_at is {text!r}; {_HOW}")
+        raise ValueError(f"stop_at is {shown(text)}; {_HOW}")
     return now.timestamp() + seconds
 
 
@@ -38,7 +39,7 @@ def time_of_day(text: str) -> time | None:
     try:
         return time.fromisoformat(text.rjust(text.count(":") * 3 + 2, "0"))
     except ValueError:
-        raise ValueError(f"stop_at is {text!r}, which is no time of day; {_HOW}") from None
+        raise ValueError(f"stop_at is {shown(text)}, which is no time of day; {_HOW}") from None
 
 
 def date_and_time(text: str) -> datetime | None:
@@ -48,4 +49,4 @@ def date_and_time(text: str) -> datetime | None:
     try:
         return datetime.fromisoformat(text)
     except ValueError:
-        raise ValueError(f"stop_at is {text!r}, which is no date and time; {_HOW}") from None
+        raise ValueError(f"stop_at is {shown(text)}, which is no date and time; {_HOW}") from None

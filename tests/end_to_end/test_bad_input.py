@@ -51,9 +51,9 @@ _CASES: dict[str, tuple[dict[str, str | bytes], tuple[str, ...], str]] = {
     ),
     "an empty file": ({"a.jsonl": ""}, ("a.jsonl", *_P, *_M), "a.jsonl"),
     "blank lines alone": ({"a.jsonl": "\n \r\n\n"}, ("a.jsonl", *_P, *_M), "a.jsonl"),
-    "an unknown ending": ({"a.csv": "a,b\n"}, ("a.csv", *_P, *_M), "a.csv: the ending"),
+    "an unknown ending": ({"a.dat": "a,b\n"}, ("a.dat", *_P, *_M), "a.dat: the ending"),
     "a folder without prompt sets": (
-        {"folder/a.csv": "a,b\n"},
+        {"folder/a.dat": "a,b\n"},
         ("folder", *_P, *_M),
         "folder: no prompt set in this folder",
     ),

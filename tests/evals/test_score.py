@@ -575,7 +575,7 @@ def test_a_scorer_whose_library_is_missing_says_how_to_install_it(
         ('name = "x"', "it has no kind"),
         ('kind = "exact"\nignorecase = true', "did you mean `ignore_case`?"),
         ('kind = "exact"\nname = "A b"', "it must be 1 to 40 of the signs a-z, 0-9, _ and -"),
-        ('kind = "exact"\n[[scorers]]\nkind = "exact"', "there is another scorer 'exact'"),
+        ('kind = "exact"\n[[scorers]]\nkind = "exact"', 'there is another scorer "exact"'),
         ('kind = "exact"\ntarget = "answr"', "target names the column `answr`"),
         ('kind = "exact"\ntarget = "{{ answr }}"', "target names the column `answr`"),
         ('kind = "exact"\ntarget = "{{ target"', "the template cannot be read"),

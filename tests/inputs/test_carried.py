@@ -185,7 +185,7 @@ def test_an_unknown_type_is_an_error_of_the_job(write: Write) -> None:
 
 
 def test_an_unknown_type_is_an_error_that_names_the_known_ones() -> None:
-    with pytest.raises(JobError, match=r"`x` is 'text' .*bool, int64, double, string, json"):
+    with pytest.raises(JobError, match=r'`x` is "text" .*bool, int64, double, string, json'):
         check_types(InputJob(path="a", types={"x": "text"}))
 
 

@@ -122,7 +122,7 @@ def test_a_duplicate_is_an_error_that_names_both_rows(
     rows = [{"prompt": "x", column: f"id-{number}"} for number in range(50)]
     rows[41][column] = "id-7"
     path = write(*rows)
-    message = rf"duplicate {column} 'id-7': prompts\.jsonl:8 and prompts\.jsonl:42"
+    message = rf'duplicate {column} "id-7": prompts\.jsonl:8 and prompts\.jsonl:42'
     with pytest.raises(InputError, match=message):
         read(path, id="key" if column == "key" else None)
 

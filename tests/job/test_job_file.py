@@ -118,11 +118,11 @@ def test_the_text_of_an_option_becomes_what_its_key_takes(
 @pytest.mark.parametrize(
     ("key", "text", "said"),
     [
-        ("limits.concurrency", "0", "a number from 1 up or auto, not '0'"),
-        ("limits.requests_per_minute", "1.5", "a number from 1 up, not '1.5'"),
-        ("limits.max_failures", "101%", "a share of the last rows such as '5%', not '101%'"),
-        ("limits.max_cost_usd", "nan", "a number from 0 up, not 'nan'"),
-        ("endpoint.mode", "fast", "plain, stream or background, not 'fast'"),
+        ("limits.concurrency", "0", 'a number from 1 up or auto, not "0"'),
+        ("limits.requests_per_minute", "1.5", 'a number from 1 up, not "1.5"'),
+        ("limits.max_failures", "101%", "a share of the last rows such as '5%', not \"101%\""),
+        ("limits.max_cost_usd", "nan", 'a number from 0 up, not "nan"'),
+        ("endpoint.mode", "fast", 'plain, stream or background, not "fast"'),
     ],
 )
 def test_an_option_out_of_range_is_refused_with_what_it_must_be(

@@ -1,5 +1,6 @@
 """Metrics of a run: valid, every figure as the summary has it, and unknown ones left out."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -105,10 +106,11 @@ def test_any_name_and_any_figure_give_valid_text(
     name: str, rows: int, cost_usd: float | None
 ) -> None:
     done = Totals(rows=rows, ok=rows, statuses={"completed": rows}, cost_usd=cost_usd)
-    samples = samples_of(prometheus_text(_summary("running", done), Path("/") / name))
+    summary = _summary("running", done)
+    samples = samples_of(prometheus_text(summary, Path("/") / name))
     ((_, value),) = {labels[0] for one, labels in samples if one == "batchrun_rows"}
     assert value == "/" + name.encode("utf-8", "replace").decode()
-    assert _of(samples, "cost_usd_total") == cost_usd
+    assert _of(samples, "cost_usd_total") == summary.cost_usd
     assert _of(samples, "rows_complete", outcome="ok") == rows
 
 
@@ -117,9 +119,5 @@ def test_each_metric_is_documented_and_nothing_else() -> None:
     text = prometheus_text(replace(summary, most_in_flight=9), Path("/r"))
     text += prometheus_text(_summary("finished", DONE), Path("/r"))
     names = {line.split()[2] for line in text.decode().splitlines() if line.startswith("# TYPE")}
-    told = {
-        word.partition("{")[0]
-        for word in page("summary").split("`")
-        if word.startswith("batchrun_")
-    }
+    told = set(re.findall(r"`(batchrun_[a-z0-9_]+)", page("summary")))
     assert told == names
