@@ -15,6 +15,7 @@ unusable raises.
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from msgspec import Struct, field
