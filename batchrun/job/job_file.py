@@ -107,10 +107,12 @@ def _read_variants(tables: Any, job: Job, where: str) -> tuple[VariantJob, ...]:
         if not isinstance(name, str) or not _VARIANT.fullmatch(name):
             how = "give each variant a name in [[variants]]" if vary else "give it a name"
             raise JobError(
-                f"{what}: name is {name!r}; {how} of 1 to 64 of A-Z a-z 0-9 . _ : / @ + -"
+                f"{what}: name is {shown(name)}; {how} of 1 to 64 of A-Z a-z 0-9 . _ : / @ + -"
             )
         if name in [one.name for one in variants]:
-            raise JobError(f"{what}: there is another variant {name!r}; each has a name of its own")
+            raise JobError(
+                f"{what}: there is another variant {shown(name)}; each has a name of its own"
+            )
         if "endpoint" in table:
             table = {**table, "endpoint": _own_endpoint(table["endpoint"], job, what)}  # noqa: PLW2901
         one = _read_section(table, VariantJob, f"{what} ({name})")

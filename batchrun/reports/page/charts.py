@@ -296,7 +296,7 @@ def _ticks(ticks: Iterable[Tick]) -> JsonObject:
     """Those and no others, in our words: Vega finds each by its place on the axis."""
     words = {tick.at: tick.words for tick in ticks}
     nearest = " : ".join(
-        f"abs(datum.value - {at!r}) <= {abs(at) * 1e-9!r} ? '{said}'" for at, said in words.items()
+        f"abs(datum.value - {at}) <= {abs(at) * 1e-9} ? '{said}'" for at, said in words.items()
     )
     return {"values": list(words), "labelExpr": f"{nearest} : ''"}
 
