@@ -322,7 +322,7 @@ def test_an_estimate_has_a_line_for_each_variant_and_a_pilot_sends_random_rows_i
         (("--model", "a", "--vary", "model=b,c"), "request.model is given one value, and expand."),
         ((*_TWO, "--vary", "model=b,c"), "several --model and --vary or --set model=… say the sa"),
         ((*_TWO, "--set", "model=x"), "several --model and --vary or --set model=… say the same"),
-        (("--model", "a", "--model", "a"), "there is another variant 'a'"),
+        (("--model", "a", "--model", "a"), 'there is another variant "a"'),
         (("--vary", "effort"), "write KEY=A,B, such as reasoning.effort=low,high"),
         (("--vary", "a=1", "--vary", "a=2"), "a is given twice; write all its values in one"),
         (("--vary", "model=a b,c"), "give each variant a name in [[variants]]"),
