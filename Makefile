@@ -13,7 +13,7 @@ ORACLES = .oracles
 UV = $(TOOLS)/bin/uv
 PEER_NAMES = lm-deluge async-batch-llm openai litellm
 
-.PHONY: demo test test-long test-newest test-lowest test-wheel torture test-servers test-oracles bench bench-peers bench-parts bench-pacing bench-queues check docs docs-site format lock lock-peers clean
+.PHONY: demo test test-long test-newest test-lowest test-wheel test-stores torture test-servers test-oracles bench bench-peers bench-parts bench-pacing bench-queues check docs docs-site format lock lock-peers clean
 
 # The main job against the embedded simulator: a prompt set with tools becomes two tables.
 demo: $(VENV)/installed
@@ -45,6 +45,11 @@ test-lowest: $(TOOLS)/installed
 # without each extra, and runs the walk-through of the README there; a few minutes.
 test-wheel: $(VENV)/installed $(TOOLS)/installed
 	$(BIN)/pytest -q -m wheel tests/wheel
+
+# Runs in the stores of Azure and Google, as Azurite and fake-gcs-server are, and kills at each write
+# of a run of 12,000 rows in S3, as moto is; all on loopback; installs them, needs npm. Ten minutes.
+test-stores: $(VENV)/installed $(SERVERS)/stores/installed
+	$(BIN)/pytest -q -n 2 -m "stores or long" tests/remote
 
 # 1,000 kills of real runs (TORTURE_KILLS=N for another number); the figures land in runs/torture.md.
 torture: $(VENV)/installed
@@ -162,6 +167,14 @@ $(SERVERS)/llama/installed: tests/servers/llama.lock tests/servers/llama_source.
 	cp $(SERVERS)/llama/built/bin/llama-server $(SERVERS)/llama/
 	rm -rf $(SERVERS)/llama/source $(SERVERS)/llama/built $(SERVERS)/llama/*.tar.gz
 	$(SERVERS)/llama/bin/python tests/servers/prepare_llama.py $(SERVERS)/llama/tiny.gguf
+	touch $@
+
+$(SERVERS)/stores/installed: tests/remote/stores/package.json tests/remote/stores/package-lock.json tests/remote/stores/python.lock
+	mkdir -p $(SERVERS)/stores
+	cp $^ $(SERVERS)/stores
+	npm ci --prefix $(SERVERS)/stores --silent --no-audit --no-fund --ignore-scripts
+	$(PYTHON) -m venv --clear $(SERVERS)/stores/venv
+	$(SERVERS)/stores/venv/bin/pip install --quiet --disable-pip-version-check --require-hashes --no-deps --only-binary :all: -r tests/remote/stores/python.lock
 	touch $@
 
 # From npm.

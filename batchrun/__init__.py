@@ -194,9 +194,16 @@ def _harmless(progress: "Callable[[Summary], None]") -> "Callable[[Summary], Non
 
 
 def open_run(path: "str | Path") -> Tables:
-    """The tables of a run directory, lazily. Raises `JobError` where it is none."""
+    """The tables of a run directory, or of a run at the URL of a store, lazily.
+
+    Raises `JobError` where it is none.
+    """
     from pathlib import Path  # noqa: PLC0415 - see above
 
+    from batchrun.remote.urls import is_store  # noqa: PLC0415 - see above
     from batchrun.store import reading  # noqa: PLC0415 - see above
 
+    if is_store(str(path)):
+        with reading.run_folder(str(path)) as folder:
+            return Tables(reading.responses(folder), reading.tool_calls(folder))
     return Tables(reading.responses(Path(path)), reading.tool_calls(Path(path)))

@@ -534,3 +534,5 @@ class RunRecord(Struct, frozen=True):
     imported: bool = False  # its answers were produced elsewhere; it cannot be run
     appends: bool = False  # inputs hold further rows only; rows that they lack stay
     judged: Judged = Judged()  # rows that earlier commands ended with, which are not judged again
+    source_commit: str | None = None  # of a data set of the Hub, which the run stays with
+    store: str | None = None  # the run's URL, where its tables are in a store

@@ -15,6 +15,7 @@ HOMES = {
     "duckdb": ("estimate/pilot.py", "evals", "reports", "runner/row_filter.py", "store"),
     "genai_prices": ("pricing/price_list.py",),
     "httptools": ("transport/answer_reader.py",),
+    "huggingface_hub": ("remote/hub.py",),
     "jinja2": (
         "evals/tables/score_page.py",
         "inputs/sandbox.py",
@@ -28,6 +29,7 @@ HOMES = {
         "evals",
         "formats",
         "inputs",
+        "remote",
         "reports",
         "simulator/knowledge",
         "store",

@@ -53,7 +53,6 @@ def estimate(
     from batchrun.formats.amounts import plural
     from batchrun.progress.status import run_command
     from batchrun.progress.summary_text import render_end
-    from batchrun.runner.plan import run_path
 
     options = read_options(given)
     if pilot and options.resend.is_asked:
@@ -76,7 +75,7 @@ def estimate(
         exit_code = summary.exit_code or 0
         if exit_code not in _ENDED:
             say("the pilot did not end, so there is no estimate yet")
-            say(render_end(summary, run_path(options.job, simulate=options.simulate)))
+            say(render_end(summary, summary.run))
             sys.exit(exit_code)
     exit_on_signals(heard)  # so that no copy of standard input stays behind
     with planning(options) as said:

@@ -6,6 +6,7 @@ import click
 
 from batchrun.cli.once import OnceCommand
 from batchrun.cli.output import warn_of_missing_parts
+from batchrun.cli.run_param import RUN
 
 _EPILOG = """\b
 Examples:
@@ -17,7 +18,7 @@ Examples:
 
 
 @click.command(epilog=_EPILOG, cls=OnceCommand)
-@click.argument("run_path", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("run_path", metavar="RUN", type=RUN)
 @click.argument("target", metavar="FILE", type=click.Path(path_type=Path))
 @click.option(
     "--format",

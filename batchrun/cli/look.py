@@ -7,6 +7,7 @@ import click
 
 from batchrun.cli.once import OnceCommand
 from batchrun.cli.output import print_json, warn_of_missing_parts
+from batchrun.cli.run_param import RUN
 from batchrun.errors import JobError
 
 _EPILOG = """\b
@@ -18,7 +19,7 @@ Examples:
 
 
 @click.command(epilog=_EPILOG, cls=OnceCommand)
-@click.argument("run_path", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("run_path", metavar="RUN", type=RUN)
 @click.option("--watch", is_flag=True, help="Show the progress until the run ends, then the state.")
 @click.option(
     "--format",
@@ -50,7 +51,7 @@ def status(run_path: Path, *, watch: bool, form: str | None, as_json: bool) -> N
     elif form == "prometheus":
         click.echo(prometheus_text(summary, run_path), nl=False)
     else:
-        click.echo(render_status(summary, run_path))
+        click.echo(render_status(summary, summary.run))
 
 
 def _watch(path: Path) -> None:
@@ -63,7 +64,7 @@ def _watch(path: Path) -> None:
 
 
 @click.command(epilog="\b\nExample:\n  batchrun show runs/prompts 17", cls=OnceCommand)
-@click.argument("run_path", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("run_path", metavar="RUN", type=RUN)
 @click.argument("custom_id", metavar="ID")
 @click.option("--json", "as_json", is_flag=True, help="Print all columns and tool calls as JSON.")
 def show(run_path: Path, custom_id: str, *, as_json: bool) -> None:
@@ -73,6 +74,7 @@ def show(run_path: Path, custom_id: str, *, as_json: bool) -> None:
     variants 'ID|VARIANT|SAMPLE' is one.
     """
     from batchrun.formats.json_text import shown
+    from batchrun.remote.run_link import run_name
     from batchrun.reports.show import render_row
     from batchrun.store.reading import find_answered, find_row
     from batchrun.store.unreadable import read_unreadable
@@ -81,8 +83,8 @@ def show(run_path: Path, custom_id: str, *, as_json: bool) -> None:
     rows, unfinished = find_row(run_path, custom_id), find_answered(run_path, custom_id)
     if not rows and not unfinished:
         raise JobError(
-            f"{run_path}: no complete row has the id {shown(custom_id)}; "
-            f"batchrun status {run_path} says how many are complete"
+            f"{run_name(run_path)}: no complete row has the id {shown(custom_id)}; "
+            f"batchrun status {run_name(run_path)} says how many are complete"
         )
     bodies = read_unreadable(run_path, (rows or unfinished)[0]["custom_id"])
     for row in (*rows, *unfinished):

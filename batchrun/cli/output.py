@@ -118,6 +118,7 @@ def warn_of_missing_parts(path: Path) -> None:
     """One line where a run directory has lost parts. Raises `JobError`, `StoreError`."""
     from batchrun.formats.amounts import plural
     from batchrun.formats.printable import one_line
+    from batchrun.remote.run_link import run_name
     from batchrun.store.reading import read_missing_parts
 
     parts = [f"{name} ({plural(rows, 'row')})" for name, rows in read_missing_parts(path).items()]
@@ -125,5 +126,5 @@ def warn_of_missing_parts(path: Path) -> None:
         which = (
             f"{parts[0]} is" if len(parts) == 1 else f"{parts[0]} and {len(parts) - 1:,} more are"
         )
-        fix = f"missing and left out here; restore what batchrun verify {path} names"
-        say(one_line(f"warning: {path}: {which} {fix}"))
+        fix = f"missing and left out here; restore what batchrun verify {run_name(path)} names"
+        say(one_line(f"warning: {run_name(path)}: {which} {fix}"))

@@ -7,6 +7,7 @@ import click
 
 from batchrun.cli.once import OnceCommand
 from batchrun.cli.output import warn_of_missing_parts
+from batchrun.cli.run_param import RUN
 
 _EPILOG = """\b
 Examples:
@@ -16,7 +17,7 @@ Examples:
 
 
 @click.command(epilog=_EPILOG, cls=OnceCommand)
-@click.argument("run_path", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("run_path", metavar="RUN", type=RUN)
 @click.option(
     "--html",
     "page",

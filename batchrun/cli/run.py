@@ -37,7 +37,8 @@ def run(*, dry_run: bool, as_json: bool, **given: Any) -> None:
     """Run a prompt set, or resume it.
 
     SOURCE is a prompt set (.jsonl, .json, the same packed (.gz, .bz2, …), .parquet, a folder or a
-    quoted glob of these, - for JSON Lines on standard input) or a job file (.toml).
+    quoted glob of these, such a place in an object store (s3://, gs://, abfs://) or on the Hub
+    (hf://datasets/OWNER/NAME), - for JSON Lines on standard input) or a job file (.toml).
 
     Rows may be columns for a template (--prompt), Responses bodies, OpenAI Batch lines, or chat
     messages. Everything is checked before anything is sent. The results are Parquet files in
@@ -45,14 +46,13 @@ def run(*, dry_run: bool, as_json: bool, **given: Any) -> None:
     lost or paid for again; after a kill, only requests that were in flight can be.
     """
     from batchrun.progress.summary_text import render_end
-    from batchrun.runner.plan import run_path
 
     options = read_options(given)
     if dry_run:
         _dry_run(options)
         return
     summary = send(options)
-    say(render_end(summary, run_path(options.job, simulate=options.simulate)))
+    say(render_end(summary, summary.run))
     if as_json:
         with suppress(BrokenPipeError):
             print_json(summary)

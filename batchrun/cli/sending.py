@@ -193,10 +193,12 @@ def _warnings(plan: "Plan") -> list[str]:
 
 def say_plan(plan: "Plan", path: Path) -> None:
     from batchrun.formats.amounts import size_in_words
+    from batchrun.remote.run_link import run_name
 
     resent = f" ({plan.resumed.resent.rows:,} of them again)" if plan.resumed.resent.rows else ""
     counts = f"{plan.to_send:,} to send{resent}, {plan.bad_rows:,} bad"
     complete = f"{plan.resumed.totals.rows:,} complete"
+    place = run_name(path)
     needed, free = size_in_words(plan.disk_bytes), size_in_words(plan.free_bytes)
     carried = [
         column.column if column.name == column.column else f"{column.column} (as {column.name})"
@@ -206,7 +208,8 @@ def say_plan(plan: "Plan", path: Path) -> None:
     is_plain = plan.forms.keys() == {"rows for a template"}
     forms = "" if is_plain else ", ".join(f"{name}: {rows:,}" for name, rows in plan.forms.items())
     lines = [
-        f"plan: {_rows_in_words(plan)}, {complete}, {counts}; run directory {path}",
+        f"plan: {_rows_in_words(plan)}, {complete}, {counts}; run directory {place}",
+        *([f"  journal: {path}"] if place != str(path) else []),
         *([f"  read as: {forms}"] if forms else []),
         f"  sent: {', '.join(plan.sent) or 'no column of the rows'}",
         f"  carried: {', '.join(carried) or 'no column'}",

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 import click
 
 from batchrun.cli.once import OnceCommand
+from batchrun.cli.run_param import RUN
 
 if TYPE_CHECKING:
     from batchrun.store.verify import Proof
 
 
 @click.command(epilog="\b\nExample:\n  batchrun verify runs/prompts", cls=OnceCommand)
-@click.argument("run_path", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("run_path", metavar="RUN", type=RUN)
 def verify(run_path: Path) -> None:
     """Prove from its files alone that a run is complete and consistent.
 
@@ -22,10 +23,11 @@ def verify(run_path: Path) -> None:
     row, with exit code 1. While a run goes on, only what cannot change is checked.
     """
     from batchrun.formats.printable import printable
+    from batchrun.remote.run_link import run_name
     from batchrun.store.verify import verify as prove
 
     proof = prove(run_path)
-    click.echo(printable("\n".join([f"{run_path}: {_result(proof)}", *_details(proof)])))
+    click.echo(printable("\n".join([f"{run_name(run_path)}: {_result(proof)}", *_details(proof)])))
     sys.exit(1 if proof.problems else 0)
 
 

@@ -32,6 +32,9 @@ from batchrun.inputs.rows import (
     decode,
     encode_leniently,
 )
+from batchrun.remote import remote_files
+from batchrun.remote.object_stores import RemoteError
+from batchrun.remote.remote_files import RemoteFile
 
 # By the ending of the file's name.
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bzip2", ".xz": "xz"}
@@ -43,6 +46,7 @@ _ODD = frozenset(b"\x1a\xef")  # first bytes of a line that are no JSON
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _WHITE = b" \t\r\n"
 
+AnyFile = Path | RemoteFile
 Lines = Iterator[tuple[int, bytes]]  # the number of the line where a value begins, and its bytes
 
 
@@ -202,7 +206,7 @@ def _rows_of_columns(value: Any) -> list[dict[str, Any]] | None:
     return [{name: column[key] for name, column in value.items()} for key in keys]
 
 
-def read_lines(path: Path, buffer_bytes: int = _BUFFER) -> Lines:
+def read_lines(path: AnyFile, buffer_bytes: int = _BUFFER) -> Lines:
     """The values of the file, with the numbers of their first lines, from 1.
 
     Of JSON Lines they are the lines that are not blank, with their ends if they have one. Time is
@@ -210,7 +214,7 @@ def read_lines(path: Path, buffer_bytes: int = _BUFFER) -> Lines:
     """
     compression = COMPRESSIONS.get(path.suffix.lower())
     try:
-        if compression is not None and path.stat().st_size == 0:
+        if compression is not None and _size(path) == 0:
             return  # some tools leave an empty file for no rows
         with _opened(path, compression, _BUFFER) as stream:
             layout = _layout(_start(stream), path)
@@ -225,6 +229,8 @@ def read_lines(path: Path, buffer_bytes: int = _BUFFER) -> Lines:
                 text = _without_marks(line) if line[0] in _ODD else line
                 if text and not text.isspace():
                     yield number, text
+    except RemoteError as error:
+        raise InputError(str(error)) from error
     except (OSError, EOFError, lzma.LZMAError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         is_of_system = getattr(error, "strerror", None) is not None
@@ -235,18 +241,26 @@ def read_lines(path: Path, buffer_bytes: int = _BUFFER) -> Lines:
 
 
 @contextmanager
-def _opened(path: Path, compression: str | None, buffer_bytes: int) -> Iterator[IO[bytes]]:
+def _opened(path: AnyFile, compression: str | None, buffer_bytes: int) -> Iterator[IO[bytes]]:
     raw: Any
+    packed: Any = path
+    if isinstance(path, RemoteFile):
+        packed = io.BufferedReader(path.open(), remote_files.BUFFER)
     if compression is None:
-        raw = path.open("rb", buffering=0)
+        raw = path.open("rb", buffering=0) if isinstance(path, Path) else packed
     elif compression == "bzip2":
-        raw = bz2.BZ2File(path)
+        raw = bz2.BZ2File(packed)
     elif compression == "xz":
-        raw = lzma.LZMAFile(path)  # noqa: SIM115 - closed with the reader over it
+        raw = lzma.LZMAFile(packed)  # noqa: SIM115 - closed with the reader over it
     else:
-        raw = pa.CompressedInputStream(pa.OSFile(os.fsencode(path)), compression)
+        file = pa.OSFile(os.fsencode(path)) if isinstance(path, Path) else packed
+        raw = pa.CompressedInputStream(file, compression)
     with io.BufferedReader(raw, buffer_bytes) as stream:
         yield stream
+
+
+def _size(path: AnyFile) -> int:
+    return path.stat().st_size if isinstance(path, Path) else path.size
 
 
 def _start(stream: IO[bytes]) -> bytes:
@@ -283,7 +297,7 @@ class _Layout(Struct, frozen=True):
     has_cr: bool = False  # lines end with a lone carriage return
 
 
-def _layout(start: bytes, path: Path) -> _Layout:
+def _layout(start: bytes, path: AnyFile) -> _Layout:
     """By the beginning of the file. Raises `InputError`."""
     if start.startswith(_UTF_16):
         raise InputError(f"{path}: the file is UTF-16, not UTF-8; save it as UTF-8")
@@ -342,7 +356,7 @@ def _follows(line: bytes, following: bytes) -> bool:
 class _Values:
     """The values of an array, or one after another, over any number of lines."""
 
-    def __init__(self, stream: IO[bytes], path: Path, layout: _Layout) -> None:
+    def __init__(self, stream: IO[bytes], path: AnyFile, layout: _Layout) -> None:
         self._stream, self._path = stream, path
         self._is_array = layout.is_array
         self._end_of_line = b"\r" if layout.has_cr else b"\n"

@@ -18,6 +18,7 @@ from batchrun.errors import InputError
 from batchrun.formats.amounts import size_in_words
 from batchrun.formats.printable import cut
 from batchrun.inputs.rows import RowProblem, SourceFile, Unsendable
+from batchrun.remote.remote_files import RemoteFile
 
 MOST_BYTES = 50 * 1024 * 1024  # of one image or document: what APIs take, at most
 _SNIFFED = 1024  # bytes that tell a type
@@ -140,6 +141,12 @@ class MediaReader:
             raise RowProblem(
                 f"{name}: {_named(path)} is a path, and standard input has no folder; save the "
                 "prompt set beside the files"
+            )
+        if isinstance(file.path, RemoteFile):
+            raise RowProblem(
+                f"{name}: {_named(path)} is a path, and files beside a source that is not on this "
+                "machine are not read; copy the source with its files here, or put the bytes into "
+                "the rows"
             )
         folder = file.path.parent
         depth = len(PurePosixPath(file.name).parts) - 1

@@ -7,11 +7,12 @@ import datetime as dt
 import math
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 from functools import partial
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -37,6 +38,9 @@ from batchrun.inputs.rows import (
     Unsendable,
     to_json_text,
 )
+from batchrun.remote import remote_files
+from batchrun.remote.object_stores import RemoteError
+from batchrun.remote.remote_files import RemoteFile
 
 _BATCH_BYTES = 8 * 1024 * 1024  # about what a batch may take up once decoded
 _BATCH_ROWS = 512
@@ -69,6 +73,18 @@ def read_columns(file: SourceFile) -> tuple[dict[str, pa.DataType], set[str]]:
     for name, value in file.partitions:
         types.setdefault(name, _partition_type(value))
     return types, {name for name, count in counts.items() if count > 1}
+
+
+def copy_columns(file: SourceFile, path: Path, names: Collection[str]) -> None:
+    """Writes the columns of these names, in lower case, for all rows. Raises `InputError`."""
+    with _opened(file) as parquet:
+        chosen = [name for name in parquet.schema_arrow.names if name.lower() in names]
+        # Without a column there are no rows: the first stands for them.
+        chosen = chosen or parquet.schema_arrow.names[:1]
+        schema = pa.schema([parquet.schema_arrow.field(name) for name in chosen])
+        with pq.ParquetWriter(path, schema) as copy:
+            for batch in parquet.iter_batches(_BATCH_ROWS, columns=chosen):
+                copy.write_batch(batch.select(chosen))
 
 
 def read_rows(file: SourceFile, first: int, complete: bytearray | None, use: ColumnUse) -> FileRows:
@@ -186,11 +202,14 @@ def _batch_rows(metadata: pq.FileMetaData) -> int:
 @contextmanager
 def _opened(file: SourceFile) -> Iterator[pq.ParquetFile]:
     try:
-        with (
-            pa.OSFile(os.fsencode(file.path)) as stream,
-            pq.ParquetFile(stream, buffer_size=_BUFFER, pre_buffer=False) as parquet,
-        ):
+        if isinstance(file.path, RemoteFile):
+            size, stream = remote_files.BUFFER, pa.PythonFile(file.path.open(), "r")
+        else:
+            size, stream = _BUFFER, pa.OSFile(os.fsencode(file.path))
+        with stream, pq.ParquetFile(stream, buffer_size=size, pre_buffer=False) as parquet:
             yield parquet
+    except RemoteError as error:
+        raise InputError(str(error)) from error
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(file, error) from error
 

@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from batchrun.formats.json_text import with_valid_text
 from batchrun.records import JsonObject
+from batchrun.remote.remote_files import RemoteFile
 
 # The rows of a file; it returns the number after the last.
 FileRows = Generator["SourceRow", None, int]
@@ -25,7 +26,7 @@ _decode = msgspec.json.Decoder().decode
 class SourceFile(Struct, frozen=True):
     """One file of a source."""
 
-    path: Path
+    path: Path | RemoteFile
     name: str  # as column `source` shows it: the file's name, or its path within the folder
     kind: str  # jsonl or parquet
     # Columns that the folders of a hive layout give to all rows of the file, with their values.

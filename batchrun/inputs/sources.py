@@ -1,7 +1,8 @@
 """The files that a source names, found by their names alone, and their rows in order.
 
-A source is a file, a folder, a glob, or the copy of standard input. Files are sorted by name, so
-rows keep their numbers. A file that changes between two passes, or during one, is an error.
+A source is a file, a folder or a glob, on this machine, in a store or on the Hub, or the copy of
+standard input. Files are sorted by name, so rows keep their numbers. A file that changes between
+two passes, or during one, is an error.
 """
 
 import glob
@@ -11,10 +12,11 @@ import select
 import shlex
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from itertools import takewhile
-from pathlib import Path, PurePath
-from typing import BinaryIO
+from pathlib import Path, PurePath, PurePosixPath
+from typing import BinaryIO, TypeVar
 from urllib.parse import unquote
 
 import pyarrow.parquet as pq
@@ -28,10 +30,14 @@ from batchrun.inputs import jsonl, parquet
 from batchrun.inputs.rows import FileRows, SourceFile, SourceRow
 from batchrun.job.sections import STDIN, InputJob
 from batchrun.records import joined_key
+from batchrun.remote.object_stores import RemoteError
+from batchrun.remote.part_stubs import read_stub
+from batchrun.remote.remote_files import Found, RemoteFile, find_files
+from batchrun.remote.urls import has_glob, is_remote, is_store
 from batchrun.store.columns import as_schema, response_schema
 from batchrun.store.files import RESPONSES, WRITER, FileId, storing
 from batchrun.store.parts import new_files, read_part, without, write_parts
-from batchrun.store.reading import RUN_FILE, keys_vary, read_record
+from batchrun.store.reading import RUN_FILE, keys_vary, read_record, run_folder
 from batchrun.store.snapshot import Snapshot, read_snapshot
 
 _JSONL = (".jsonl", ".ndjson", ".json")
@@ -51,6 +57,7 @@ _SHOWN = 5  # names
 _CHUNK = 1024 * 1024
 _CHECK_EVERY_S = 0.1
 
+AnyPath = TypeVar("AnyPath", bound=PurePath)
 Check = Callable[[], None]  # called while standard input is awaited; what it raises ends the wait
 
 
@@ -63,6 +70,7 @@ class Source(Struct, frozen=True):
     # Of a run directory: the columns that are carried unless the job lists others.
     carry: tuple[str, ...] | None = None
     temporary: tempfile.TemporaryDirectory[str] | None = None  # deleted with the source
+    commit: str | None = None  # of a data set of the Hub
 
 
 class SourceReader:
@@ -87,12 +95,13 @@ class SourceReader:
                 row = end
                 continue
             try:
-                handle = file.path.open("rb")
+                # Held open, so that it is the same file at the end.
+                handle = file.path.open("rb") if isinstance(file.path, Path) else None
             except OSError as error:
                 raise InputError(
                     f"{file.path}: cannot be read ({error.strerror}); check the path and its rights"
                 ) from error
-            with handle:
+            with handle or nullcontext():
                 self._check_unchanged(index, handle)
                 first = row
                 if file.is_keyed:
@@ -113,12 +122,20 @@ class SourceReader:
             yield file, first, self._counts[index]
             first += self._counts[index]
 
-    def _check_unchanged(self, index: int, handle: BinaryIO) -> None:
-        stat = os.fstat(handle.fileno())
-        stamp = (stat.st_size, stat.st_mtime_ns)
+    def _check_unchanged(self, index: int, handle: BinaryIO | None) -> None:
+        path = self.files[index].path
+        if handle is not None:
+            stat = os.fstat(handle.fileno())
+            stamp = (stat.st_size, stat.st_mtime_ns)
+        elif isinstance(path, RemoteFile):
+            try:
+                stamp = path.stamp()
+            except RemoteError as error:
+                raise InputError(str(error)) from error
+            self._stamps.setdefault(index, (path.size, path.written_at))
         if self._stamps.setdefault(index, stamp) != stamp:
             raise InputError(
-                f"{self.files[index].path}: changed while it was being read; leave the input as it "
+                f"{path}: changed while it was being read; leave the input as it "
                 "is during a run, then give the same command again"
             )
 
@@ -162,6 +179,8 @@ def find_source(input_job: InputJob, stdin_copy: Path | None = None) -> Source:
             raise InputError("standard input was not stored; give a file, or - with -o DIR")
         copy = SourceFile(path=stdin_copy, name=STDIN, kind=kind or "jsonl")
         return Source(spec=spec, files=(copy,))
+    if is_remote(spec):
+        return _remote_source(spec, kind)
     path = Path(spec)
     found: Iterable[Path] = ()
     passed_over: list[Path] = []
@@ -200,7 +219,54 @@ def find_source(input_job: InputJob, stdin_copy: Path | None = None) -> Source:
         raise InputError(f"{spec}: cannot be read ({error.strerror}); check the path") from error
     if not files:
         raise InputError(f"{spec}: {_conversion(spec, base, passed_over) or missing}")
-    return Source(spec=spec, files=files, warnings=_passed_over(spec, passed_over, base))
+    below = [path.relative_to(base) for path in passed_over]
+    return Source(spec=spec, files=files, warnings=_passed_over(spec, below))
+
+
+def _remote_source(spec: str, kind: str | None) -> Source:
+    """The files of a store or of the Hub. Raises `JobError`, `InputError`."""
+    found = find_files(spec)
+    if is_store(spec) and not has_glob(spec) and _has_record(found):
+        with run_folder(spec) as folder:
+            return _run_source(spec, folder)
+    by_name = {PurePosixPath(as_utf8(one.url.removeprefix(found.base))): one for one in found.files}
+    is_glob = not found.is_file and has_glob(spec)
+    any_kind = kind if found.is_file or is_glob else None
+    passed_over: list[PurePath] = []
+    names: list[PurePath] = [name for name in by_name if not _is_hidden(name)]
+    if not found.is_file:
+        runs = {name.parent for name in names if name.name == RUN_FILE and name.parent.parts}
+        passed_over += sorted(runs)
+        names = [name for name in names if runs.isdisjoint(name.parents)]
+        if not is_glob:
+            names = list(_without_descriptions(names, kind, passed_over))
+    files = []
+    for name in names:
+        known = any_kind or _kind_of(name)
+        if known is None or kind not in (None, known):
+            passed_over.append(name)
+        else:
+            files.append(SourceFile(by_name[name], str(name), known))
+    if not files:
+        what = "other files alone" if found.files else "nothing of this name"
+        raise InputError(
+            f"{spec}: no prompt set there ({what}); it would be files ending in {_KNOWN}, or say "
+            "--format jsonl or --format parquet (format in [input])"
+        )
+    return Source(
+        spec=spec,
+        files=_with_folders_as_columns(sorted(files, key=lambda file: file.name)),
+        warnings=_passed_over(spec, passed_over),
+        commit=found.commit,
+    )
+
+
+def _has_record(found: Found) -> bool:
+    return any(one.url.removeprefix(found.base) == RUN_FILE for one in found.files)
+
+
+def _is_hidden(name: PurePath) -> bool:
+    return any(part.startswith(".") for part in name.parts)
 
 
 def _conversion(spec: str, base: Path, paths: list[Path]) -> str | None:
@@ -238,8 +304,8 @@ def _unpacked_name(path: PurePath) -> str:
 
 
 def _without_descriptions(
-    paths: Iterable[Path], kind: str | None, passed_over: list[Path]
-) -> list[Path]:
+    paths: Iterable[AnyPath], kind: str | None, passed_over: list[AnyPath]
+) -> list[AnyPath]:
     """A `.json` beside files of another ending describes them, such as `dataset_info.json`."""
     files = list(paths)
     known = [path for path in files if _kind_of(path) in ({kind} if kind else {"jsonl", "parquet"})]
@@ -341,11 +407,9 @@ def _walk(folder: Path, passed_over: list[Path]) -> Iterator[Path]:
         starts += links
 
 
-def _passed_over(spec: str, paths: list[Path], base: Path) -> tuple[str, ...]:
-    """Markers such as `_SUCCESS` are not worth a word."""
-    names = sorted(
-        path.relative_to(base).as_posix() for path in paths if not path.name.startswith("_")
-    )
+def _passed_over(spec: str, paths: Sequence[PurePath]) -> tuple[str, ...]:
+    """Names within the source; markers such as `_SUCCESS` are not worth a word."""
+    names = sorted(path.as_posix() for path in paths if not path.name.startswith("_"))
     if not names:
         return ()
     shown = ", ".join(cut(one_line(name), 80) for name in names[:_SHOWN])
@@ -368,10 +432,10 @@ def _run_source(spec: str, path: Path) -> Source:
     def read(now: Snapshot) -> list[SourceFile]:
         files = []
         for part in now.responses:
-            name, read_from = f"{part.parent.name}/{part.name}", part
+            name, read_from = f"{part.parent.name}/{part.name}", _wherever(part)
             if now.replaced:
-                read_from = folder / part.name
-                with pq.ParquetWriter(read_from, schema) as copy:
+                read_from = copied = folder / part.name
+                with pq.ParquetWriter(copied, schema) as copy:
                     for batch in read_part(part, None):
                         rows = without(batch, now.replaced)
                         copy.write_batch(as_schema(rows, schema, record.layout))
@@ -394,6 +458,12 @@ def _run_source(spec: str, path: Path) -> Source:
         raise InputError(f"{spec}: this run directory holds no rows yet; give it once it has some")
     carry = (*(column.name for column in record.layout.columns), "output_text")
     return Source(spec=spec, files=tuple(files), carry=carry, temporary=temporary)
+
+
+def _wherever(part: Path) -> Path | RemoteFile:
+    """Where the part is read from, whatever becomes of the folder with its stub."""
+    stub = read_stub(part)
+    return part if stub is None else RemoteFile(stub.url, stub.size, stub.stamp)
 
 
 def store_stdin(stream: BinaryIO, copy: Path, check: Check = lambda: None) -> str:

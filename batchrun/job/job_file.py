@@ -27,6 +27,7 @@ from batchrun.job.credentials import refuse_keys
 from batchrun.job.expansion import varied
 from batchrun.job.scorer_sections import KINDS, JsonJob, PythonJob, ScorerJob
 from batchrun.job.sections import DEFAULT_KEY_ENV, STDIN, EndpointJob, Job, PriceJob, VariantJob
+from batchrun.remote.urls import is_remote, name_of
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
 _PRICE_TABLES = ("pricing", "aliases")
@@ -222,11 +223,14 @@ def _put(tree: dict[str, Any], dotted: str, value: object) -> None:
 
 
 def _name_of(source: str) -> str:
-    if source == STDIN or any(letter in source for letter in "*?["):
+    is_local = not is_remote(source)
+    if source == STDIN or (is_local and any(letter in source for letter in "*?[")):
         return ""
-    if (Path(source) / "run.json").is_file():  # a run directory; its answers are another run's rows
+    if (
+        is_local and (Path(source) / "run.json").is_file()
+    ):  # a run directory; its answers are another run's rows
         return ""
-    name = Path(source).resolve().name
+    name = Path(source).resolve().name if is_local else name_of(source)
     while name.lower().endswith(_ENDINGS) and Path(name).stem:
         name = Path(name).stem
     return name

@@ -56,7 +56,7 @@ ShareOfAll = Annotated[str, Meta(pattern=_SHARE, description="a share of the row
 class InputJob(Struct, frozen=True, forbid_unknown_fields=True):
     """`[input]`: the prompt set."""
 
-    path: str  # a file, a folder, a glob, or `-`
+    path: str  # a file, a folder, a glob, one of these in a store or on the Hub, or `-`
     id: str | None = None  # the column that names a row
     carry: tuple[str, ...] | None = None  # columns to carry; null: all that are not sent
     send: tuple[str, ...] = ()  # columns to send besides
@@ -149,10 +149,17 @@ class RetryJob(Struct, frozen=True, forbid_unknown_fields=True):
 class OutputJob(Struct, frozen=True, forbid_unknown_fields=True):
     """`[output]`: the run directory."""
 
-    path: str | None = None  # null: runs/NAME
+    path: str | None = None  # a folder, or its URL in a store; null: runs/NAME
     store_request: bool | None = None  # null: unless bodies average above 64 kB
     part_rows: Count = 50_000
     part_bytes: Count = 64 * 1024 * 1024
+    part_seconds: Annotated[float, Meta(ge=1)] | None = None  # null: 300 in a store, else none
+
+
+class ClusterJob(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[cluster]`: the machines of a run."""
+
+    scratch: str | None = None  # a local folder; null: in that of the state of programs
 
 
 class ExpandJob(Struct, frozen=True, forbid_unknown_fields=True):
@@ -201,6 +208,7 @@ class Job(Struct, frozen=True, forbid_unknown_fields=True):
     limits: LimitsJob = LimitsJob()
     retry: RetryJob = RetryJob()
     output: OutputJob = OutputJob()
+    cluster: ClusterJob = ClusterJob()
     request: dict[str, Any] = field(default_factory=dict)  # body defaults, some of them templates
     expand: ExpandJob = ExpandJob()
     variants: tuple[VariantJob, ...] = ()  # also those that `expand.vary` makes

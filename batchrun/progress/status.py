@@ -11,6 +11,7 @@ from batchrun.job.expansion import recorded_expansion
 from batchrun.job.stop_time import date_and_time
 from batchrun.progress.summary import RunCounters, Summary
 from batchrun.records import FAILED
+from batchrun.remote.run_link import run_name
 from batchrun.store import reading
 from batchrun.store.files import is_locked
 
@@ -41,7 +42,7 @@ def read_status(path: Path) -> Summary:
     if not is_running:
         goes_on = next_command(
             record.command,
-            path,
+            run_name(path),
             exit_code or 0,
             totals.statuses,
             reading.example_not_ok(path) if exit_code == 4 else None,
@@ -51,7 +52,7 @@ def read_status(path: Path) -> Summary:
     unfinished_usd = reading.read_answered_usd(path)
     expansion = recorded_expansion(record)
     return RunCounters(totals, now_s, again).summary(
-        run=str(path),
+        run=run_name(path),
         state=state,
         rows=record.rows,
         now_s=now_s,
@@ -69,7 +70,7 @@ def read_status(path: Path) -> Summary:
 
 def next_command(
     command: str | None,
-    path: Path,
+    run: Path | str,
     exit_code: int,
     statuses: Mapping[str, int],
     example_id: str | None,
@@ -79,8 +80,8 @@ def next_command(
 ) -> str | None:
     """The command that goes on after one that ended like this; None where none is needed.
 
-    `cap_usd`: what to allow where the budget ended the run; `remaining`: rows of the source without
-    an outcome; `example_id`: of a row that is not ok.
+    `run`: its path or URL; `cap_usd`: what to allow where the budget ended the run; `remaining`:
+    rows of the source without an outcome; `example_id`: of a row that is not ok.
     """
     words = [] if command is None else shlex.split(command)
     unlimited = _without(_without(words, "--limit", has_value=True), "--variant", has_value=True)
@@ -90,7 +91,7 @@ def next_command(
         if words and any(statuses.get(status) for status in FAILED):
             return _with_option(run_command(unlimited), "--retry-failed")
         shown = "ID" if example_id is None else shlex.quote(example_id)
-        return f"batchrun show {shlex.quote(str(path))} {shown}"
+        return f"batchrun show {shlex.quote(str(run))} {shown}"
     if not exit_code or command is None:
         return None
     if exit_code == _STOPPED:

@@ -26,8 +26,11 @@ _ID = 60  # characters of a row's id
 _SAID_BY_COUNT, _UNUSABLE = SHORTFALLS[:2], SHORTFALLS[2:]
 
 
-def render_end(summary: Summary, path: Path) -> str:
-    """The results, where the tables are and how to read them, and the next command."""
+def render_end(summary: Summary, run: Path | str) -> str:
+    """The results, where the tables are and how to read them, and the next command.
+
+    `run`: its path or URL.
+    """
     state = {"finished": "done", "stopped": "stopped early"}.get(summary.state, summary.state)
     rows = plural(max(summary.rows, summary.source_rows), "row")
     counts = [f"{summary.settled:,} of {rows}", f"{summary.ok:,} ok", *not_ok_in_words(summary)]
@@ -47,9 +50,10 @@ def render_end(summary: Summary, path: Path) -> str:
     if (cost := _cost(summary)) is not None:
         lines.append(f"  cost: {cost}")
     if summary.settled:
-        responses = (path / "responses").as_posix()
+        place = str(run).partition("?region=")[0]
+        responses = f"{place}/responses"
         lines += [
-            f"tables: {responses}/*.parquet, {(path / 'tool_calls').as_posix()}/*.parquet",
+            f"tables: {responses}/*.parquet, {place}/tool_calls/*.parquet",
             f"  python -c \"import duckdb; print(duckdb.read_parquet('{responses}/*.parquet'))\"",
             f"  python -c \"import pandas; print(pandas.read_parquet('{responses}'))\"",
         ]
@@ -61,7 +65,7 @@ def render_end(summary: Summary, path: Path) -> str:
     return printable("\n".join(lines))
 
 
-def render_status(summary: Summary, path: Path) -> str:
+def render_status(summary: Summary, run: Path | str) -> str:
     """The summary as lines of names and words."""
     not_ok = "; ".join(filter(None, (", ".join(not_ok_in_words(summary)), _errors(summary))))
     tokens = f"{summary.input_tokens:,} in, {summary.output_tokens:,} out"
@@ -94,7 +98,7 @@ def render_status(summary: Summary, path: Path) -> str:
         "next": summary.next_command,
     }
     lines = [f"  {name + ':':<12}{text}" for name, text in words.items() if text]
-    return printable("\n".join([str(path), *lines]))
+    return printable("\n".join([str(run), *lines]))
 
 
 def _expanded(summary: Summary) -> str:

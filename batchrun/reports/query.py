@@ -20,6 +20,7 @@ from batchrun.errors import JobError
 from batchrun.formats.arrow import has_map, is_number, json_values
 from batchrun.formats.printable import listed, nearest
 from batchrun.formats.result_text import ResultColumn, result_text
+from batchrun.remote.run_link import run_name
 from batchrun.reports.sql import (
     Files,
     TableFiles,
@@ -214,8 +215,8 @@ def _with_objects(value: Any) -> Any:
 
 def _run_names(paths: Sequence[Path]) -> list[str]:
     """As given, without a slash at the end; the same run twice is one that counts twice."""
-    names = [str(path) for path in paths]
-    twice = {str(path) for path in paths if names.count(str(path)) > 1}
+    names = [run_name(path) for path in paths]
+    twice = {name for name in names if names.count(name) > 1}
     if twice:
         raise JobError(f"given more than once: {listed(sorted(twice))}; give each run once")
     return names

@@ -12,6 +12,7 @@ from batchrun.formats.printable import printable
 from batchrun.formats.text_tables import Section
 from batchrun.pricing.prices import STANDARD, STANDARD_NAMES
 from batchrun.records import Estimated
+from batchrun.remote.run_link import run_name
 from batchrun.reports.show import Turn, turns_of
 from batchrun.reports.sql import Files, ask
 from batchrun.reports.timeline import Timeline, read_running_time, read_timeline
@@ -312,7 +313,7 @@ def _report(
     ((calls_in_text, chat_calls),) = database.execute(_STRAY_CALLS).fetchall()
     most = _MOST_KINDS * _SAMPLES_OF_EACH
     return Report(
-        run=str(path),
+        run=run_name(path),
         state=state,
         simulated=record.simulated,
         source=record.source_path or record.source,

@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from batchrun.errors import StoreError
 from batchrun.records import Layout, RowKey, RunRecord
+from batchrun.remote.part_stubs import dataset_of, read_stub
 from batchrun.store.columns import (
     KEY,
     NO_COLUMNS,
@@ -143,7 +144,14 @@ def select_of(files: TableFiles, database: duckdb.DuckDBPyConnection, of: str = 
     for names, parts in _by_names(files).items():
         renamed = ", ".join(f"{quoted(old)} AS {quoted(new)}" for old, new in names)
         every = f"* RENAME ({renamed})" if renamed else "*"
-        pieces.append(f"SELECT {every} FROM {_scan(parts)} part {left_out}")  # noqa: S608
+        local = [part for part in parts if read_stub(part) is None]
+        scans = [_scan(local)] if local else []
+        if len(local) < len(parts):  # DuckDB reads files of this machine
+            remote = f"remote_{id(files)}_{len(pieces)}"
+            stubs = [part for part in parts if part not in local]
+            database.register(remote, dataset_of(stubs, files.schema))
+            scans.append(remote)
+        pieces += [f"SELECT {every} FROM {scan} part {left_out}" for scan in scans]  # noqa: S608
     return " UNION ALL BY NAME ".join(pieces)
 
 

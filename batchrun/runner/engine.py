@@ -166,6 +166,7 @@ class Run:
         run_dir.start(
             part_rows=output.part_rows,
             part_bytes=output.part_bytes,
+            part_seconds=output.part_seconds,
             replaces=self.plan.resumed.resent.rows > 0,
             seal_in_process=True,
         )
@@ -302,7 +303,7 @@ class Run:
             message=message,
             next_command=next_command(
                 self.record.command,
-                run_dir.path,
+                run_dir.name,
                 end.exit_code,
                 totals.statuses,
                 example,
@@ -369,7 +370,7 @@ class Run:
         next_command: str | None = None,
     ) -> Summary:
         return self.counters.summary(
-            run=str(self.run_dir.path),
+            run=self.run_dir.name,
             state=state,
             rows=self.plan.rows_in_all,
             source_rows=self.plan.rows,
@@ -427,6 +428,7 @@ async def _watch_run(
             paused = current.paused_by
             if paused is not None:
                 run_dir.log_event(paused, binds=binds)
+        run_dir.seal_old()
         if now_s - live_s >= _LIVE_EVERY_S:
             live_s = now_s
             # To replace a file may take a disk 0.1 s, on which the event loop must not wait.

@@ -5,17 +5,19 @@ import re
 from pathlib import Path
 
 from batchrun.errors import JobError
+from batchrun.job.sections import Job
+from batchrun.remote.urls import is_store, store_url
 
 _HINT = "give another place with -o (output.path)"
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")  # one letter is a drive
 
 
 def refuse_scheme(text: str) -> None:
-    """Raises `JobError` for a URL: as a path it would make folders of these names."""
-    if found := _SCHEME.match(text):
+    """Raises `JobError` for a URL of no store: as a path it would make folders of these names."""
+    if (found := _SCHEME.match(text)) and not is_store(text):
         raise JobError(
-            f"{text}: a run directory is a local folder, and {found[1]}: is none; {_HINT}, and "
-            "copy the tables when the run has ended"
+            f"{text}: a run directory is a local folder, or in a store (s3://, gs://, abfs://), "
+            f"and {found[1]}: is neither; {_HINT}"
         )
 
 
@@ -36,3 +38,9 @@ def refuse_place(path: Path) -> None:
     if not os.access(nearest, os.W_OK | os.X_OK):
         where = path if nearest == path else f"{path}: the folder {nearest}"
         raise JobError(f"{where} cannot be written by this user; {_HINT}, or change its rights")
+
+
+def store_run_url(job: Job) -> str | None:
+    """The URL of a run in a store. Raises `JobError`."""
+    path = job.output.path
+    return store_url(path).full if path is not None and is_store(path) else None

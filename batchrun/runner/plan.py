@@ -40,16 +40,18 @@ from batchrun.records import (
     Resend,
     RunRecord,
 )
+from batchrun.remote.run_link import is_in_store, scratch_of
 from batchrun.runner.asked_rows import AskedRows, refuse_unknown
 from batchrun.runner.changes import request_changes, setting_changes
 from batchrun.runner.ending import rows_judged
-from batchrun.runner.output_place import refuse_place, refuse_scheme
+from batchrun.runner.output_place import refuse_place, refuse_scheme, store_run_url
 from batchrun.runner.resume import Resumed, match_rows
 from batchrun.runner.run_source import (
     about_source,
     appends,
     fixed_bad_rows,
     full_source,
+    pinned_source,
     refuse_other_use,
     source_name,
     stored_input,
@@ -66,7 +68,12 @@ if TYPE_CHECKING:
 
 
 def run_path(job: Job, *, simulate: bool = False) -> Path:
-    """The run directory. Raises `JobError` where the source gives no name that serves."""
+    """The run directory; of a run in a store its folder on this machine.
+
+    Raises `JobError` where the source gives no name that serves.
+    """
+    if (url := store_run_url(job)) is not None:
+        return scratch_of(url, job.cluster.scratch)
     path = job.output.path
     if path is None:
         if not job.name:
@@ -111,6 +118,7 @@ class Plan(Struct, frozen=True):
     unfinished_usd: float = 0.0  # spent on answers of rows that have no outcome yet
     limit: int | None = None  # requests after which none is asked for; null: all are
     sampled: Pilot | None = None  # random rows of `--sample-rows`, drawn now or earlier
+    commit: str | None = None  # of a data set of the Hub
     forms: dict[str, int] = msgspec.field(default_factory=dict)  # what rows are taken for: how many
 
     @property
@@ -144,11 +152,14 @@ def dry_run(
     refuse_place(path)
     with contextlib.ExitStack() as stack:
         run_dir = None
-        if not is_new and (path / "run.json").exists():
-            run_dir = stack.enter_context(contextlib.closing(RunDir.open(path)))
+        url = store_run_url(job)
+        exists = (path / "run.json").exists() or (url is not None and is_in_store(url))
+        if not is_new and exists:
+            run_dir = stack.enter_context(contextlib.closing(RunDir.open(path, url)))
             refuse_other_use(run_dir, simulate=simulate)
         if job.input.path != STDIN:
-            source = find_source(job.input)
+            record = run_dir.record if run_dir is not None else None
+            source = pinned_source(job, find_source(job.input), record)
         elif run_dir is not None and not appends(job, run_dir.record):
             source, _ = stored_input(job, run_dir)
         else:
@@ -301,6 +312,7 @@ def make_plan(
         forms=survey.forms,
         limit=limit,
         sampled=sampled,
+        commit=source.commit,
     )
 
 
@@ -586,4 +598,6 @@ def make_record(
             plan.resumed.totals.without(plan.resumed.resent),
             sends=plan.to_complete > 0,
         ),
+        source_commit=plan.commit,
+        store=store_run_url(job),
     )

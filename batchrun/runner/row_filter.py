@@ -1,6 +1,7 @@
 """Which rows a DuckDB expression over their columns leaves out.
 
-Parquet files are asked as they are, in their own types. Of JSON rows the columns that the
+Parquet files are asked as they are, in their own types; of those that are not on this machine the
+columns that the expression names are copied. Of JSON rows the columns that the
 expression names are written into a temporary file, whose types DuckDB finds itself.
 """
 
@@ -13,7 +14,7 @@ import duckdb
 
 from batchrun.errors import InputError, JobError
 from batchrun.formats.printable import cut, nearest
-from batchrun.inputs.parquet import read_columns
+from batchrun.inputs.parquet import copy_columns, read_columns
 from batchrun.inputs.rows import SourceFile, SourceRow, decode, encode_leniently
 
 Span = tuple[SourceFile, int, int]  # a file, its first row, how many it has
@@ -102,9 +103,16 @@ class RowFilter:
     ) -> None:
         types, _ = read_columns(file)
         known.update(types)
-        own = self._database.execute(
-            "SELECT name FROM parquet_schema(?)", [str(file.path)]
-        ).fetchall()
+        if isinstance(file.path, Path):
+            self._keep_rows(file, str(file.path), first, marks)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder) / "rows.parquet"
+            copy_columns(file, copy, _lower(self.columns))
+            self._keep_rows(file, str(copy), first, marks)
+
+    def _keep_rows(self, file: SourceFile, path: str, first: int, marks: bytearray) -> None:
+        own = self._database.execute("SELECT name FROM parquet_schema(?)", [path]).fetchall()
         names = _lower(name for (name,) in own)
         given = {name: value for name, value in file.partitions if name.lower() not in names}
         # A column that another file has is null here.
@@ -113,7 +121,7 @@ class RowFilter:
         source = "read_parquet(?, file_row_number=true, hive_partitioning=false)"
         self._keep(
             f"SELECT *, file_row_number AS {_NUMBER}{more} FROM {source}",  # noqa: S608 - quoted
-            [str(file.path)],
+            [path],
             first,
             marks,
         )

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from batchrun.errors import InputError, JobError
 from batchrun.formats.amounts import plural
 from batchrun.formats.json_text import as_utf8
@@ -18,6 +20,8 @@ from batchrun.inputs.requests import HASH_RULE, OLDER_HASH_RULE
 from batchrun.inputs.sources import check_stdin, store_stdin
 from batchrun.job.sections import STDIN, Job
 from batchrun.records import RunRecord
+from batchrun.remote.urls import hub_url, is_remote
+from batchrun.runner.output_place import store_run_url
 from batchrun.store.run_dir import RunDir
 
 
@@ -133,8 +137,10 @@ def about_source(job: Job, run_dir: RunDir, survey: Survey, new_rows: int) -> li
 
 def source_name(job: Job, run_path: Path) -> str:
     """The source as seen from the run directory, so that both can be moved together."""
-    if job.input.path == STDIN:
-        return STDIN
+    if job.input.path == STDIN or is_remote(job.input.path):
+        return as_utf8(job.input.path)
+    if store_run_url(job) is not None:  # it may be gone on with from another folder
+        return full_source(job)
     try:
         name = os.path.relpath(Path(job.input.path).resolve(), run_path.resolve())
     except ValueError:  # another drive
@@ -144,4 +150,19 @@ def source_name(job: Job, run_path: Path) -> str:
 
 def full_source(job: Job) -> str:
     """Empty for standard input."""
+    if is_remote(job.input.path):
+        return as_utf8(job.input.path)
     return "" if job.input.path == STDIN else as_utf8(str(Path(job.input.path).resolve()))
+
+
+def pinned_source(job: Job, source: Source, record: RunRecord | None) -> Source:
+    """The source at the commit that the run has begun with, unless the URL names a revision.
+
+    Raises as `find_source`.
+    """
+    commit = None if record is None else record.source_commit
+    if commit is None or source.commit in (None, commit) or hub_url(source.spec).revision:
+        return source
+    old = find_source(replace(job.input, path=str(replace(hub_url(source.spec), revision=commit))))
+    moved = f"{source.spec}: the data set has changed since; this run stays with commit {commit}"
+    return replace(old, warnings=(*old.warnings, moved))

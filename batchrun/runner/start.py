@@ -24,10 +24,10 @@ from batchrun.progress.summary import RunCounters, Summary
 from batchrun.records import NOTHING_SENT_AGAIN, Resend
 from batchrun.runner.ending import StopSwitch, time_is_up
 from batchrun.runner.engine import Run, Watch
-from batchrun.runner.output_place import refuse_place
+from batchrun.runner.output_place import refuse_place, store_run_url
 from batchrun.runner.plan import known_prices, make_plan, make_record, run_path
 from batchrun.runner.resume import note_differences
-from batchrun.runner.run_source import refuse_other_use, stored_input
+from batchrun.runner.run_source import pinned_source, refuse_other_use, stored_input
 from batchrun.simulator.settings import SimulatorSettings
 from batchrun.store.run_dir import RunDir
 from batchrun.transport.client import Client, fit_in_flight
@@ -70,24 +70,30 @@ async def run_job(
     stop_at = _stop_at(job)
     check = partial(_check, job, stop, stop_at)
     # First, since a wrong path is the first thing to hear of.
-    found = None if job.input.path == STDIN else find_source(job.input)
+    is_piped = job.input.path == STDIN
+    found = None if is_piped else await asyncio.to_thread(find_source, job.input)
     path = run_path(job, simulate=simulate)
     refuse_place(path)
     _check_answers(simulator)
+    url = store_run_url(job)
     refuse_written_secrets(job, command)
     servers = {} if simulate else await _destinations(job, command, watch, insecure_http)
     with contextlib.ExitStack() as stack:
         began_s = time.monotonic()
 
-        watch.doing(f"opening {path}")
+        watch.doing(f"opening {url or path}")
         # Before anything is read: of two commands for one directory one alone goes on.
-        run_dir = stack.enter_context(_closing(RunDir.open(path)))
+        # A store may take its time, in which signals are heard.
+        opened = (
+            RunDir.open(path) if url is None else await asyncio.to_thread(RunDir.open, path, url)
+        )
+        run_dir = stack.enter_context(_closing(opened))
         refuse_other_use(run_dir, simulate=simulate)
         if found is None:
             watch.doing("copying standard input")
             source, sha256 = await asyncio.to_thread(stored_input, job, run_dir, check)
         else:
-            source, sha256 = found, None
+            source, sha256 = pinned_source(job, found, run_dir.record), None
         # What is sent again, and what is to get the name of a variant, must stand in a part.
         if resend.is_asked or (job.variants and run_dir.has_no_variants):
             watch.doing(f"finishing the parts of {path}")

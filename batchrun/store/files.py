@@ -19,6 +19,7 @@ from typing import NamedTuple
 from msgspec import Struct
 
 from batchrun.errors import JobError, StoreError
+from batchrun.remote.object_stores import RemoteError
 
 JOURNAL = "journal"
 RESPONSES = "responses"
@@ -141,6 +142,8 @@ _ADVICE = {
 
 def store_error(path: Path | str, doing: str, error: OSError) -> StoreError:
     """What could not be done with `path`, why, and what to free or fix."""
+    if isinstance(error, RemoteError):
+        return StoreError(f"{error}; then run the same command again")
     reason = error.strerror or str(error)
     number = error.errno
     if number is None and (found := re.search(r"\[errno ([0-9]+)\]", str(error))):

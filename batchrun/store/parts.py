@@ -11,6 +11,8 @@ from msgspec import Struct
 
 from batchrun.errors import StoreError
 from batchrun.records import Layout, Outcome, Response, RowKey, RunRecord
+from batchrun.remote.object_stores import RemoteError
+from batchrun.remote.part_stubs import part_file
 from batchrun.store.columns import (
     KEY,
     NO_COLUMNS,
@@ -52,8 +54,10 @@ def opened(path: Path) -> Iterator[pq.ParquetFile]:
     """A part; what goes wrong inside becomes a `StoreError` about it."""
     with storing(path, "read"):
         try:
-            with pq.ParquetFile(path, page_checksum_verification=True) as part:
+            with pq.ParquetFile(part_file(path), page_checksum_verification=True) as part:
                 yield part
+        except RemoteError:
+            raise
         except DAMAGED as error:
             # pyarrow raises alike where a file cannot be read and where it is damaged.
             if isinstance(error, OSError) and (error.errno is not None or "[errno " in str(error)):

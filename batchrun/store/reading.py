@@ -1,6 +1,11 @@
 """A run directory read from outside, also while it is written: no lock, no file changed."""
 
+import fcntl
+import os
+import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +29,11 @@ from batchrun.records import (
     joined_key,
     shown_key,
 )
+from batchrun.remote.claims import owner_now
+from batchrun.remote.part_stubs import dataset_of
+from batchrun.remote.run_link import Link, place_of, read_link, scratch_of
+from batchrun.remote.run_mirror import is_current, pull
+from batchrun.remote.urls import store_url
 from batchrun.store.columns import (
     KEY,
     NO_COLUMNS,
@@ -53,6 +63,43 @@ _decode_object = msgspec.json.Decoder(JsonObject).decode
 
 class _Version(msgspec.Struct):
     schema_version: int
+
+
+@contextmanager
+def run_folder(url: str) -> Iterator[Path]:
+    """The folder that a run in a store is read from, while the block lasts.
+
+    It is the one that the run is written from, if that is on this machine and nobody has gone on
+    from another one since; else a temporary one that shows the run as the store has it.
+    Raises `JobError` where there is no run, `StoreError`.
+    """
+    full = store_url(url).full
+    with storing(full, "read"), ExitStack() as stack:
+        own = scratch_of(full)
+        if not _is_ours(own, full):
+            name = stack.enter_context(tempfile.TemporaryDirectory(prefix="batchrun-"))
+            copy = Path(name) / "run"
+            copy.mkdir()
+            link = pull(copy, Link(full), owns=False)
+            record = read_run_record(copy)
+            if record is None:
+                raise JobError(
+                    f"{url} is no run in a store (it has no {RUN_FILE}); give the URL that "
+                    "batchrun run wrote to"
+                )
+            own = scratch_of(full, record.job.get("cluster", {}).get("scratch"))
+            if not _is_ours(own, full):
+                own = copy
+                if owner_now(*place_of(link), time.time_ns()) is not None:  # on another machine
+                    lock = stack.enter_context((copy / LOCK).open("wb"))
+                    fcntl.flock(lock, fcntl.LOCK_EX)
+                    os.utime(lock.fileno(), (0, 0))  # it plans no more
+        yield own
+
+
+def _is_ours(folder: Path, url: str) -> bool:
+    link = read_link(folder)
+    return link is not None and (is_locked(folder) or is_current(folder, url))
 
 
 def read_record(path: Path) -> RunRecord:
@@ -380,6 +427,5 @@ def tool_calls(path: Path) -> "ds.Dataset":
 
 
 def _dataset(parts: tuple[Path, ...], schema: pa.Schema) -> "ds.Dataset":
-    import pyarrow.dataset as ds  # noqa: PLC0415 - imports pandas where it is installed: 0.3 s
-
-    return ds.dataset([str(part) for part in parts], schema=schema, format="parquet")
+    with storing(parts[0].parent if parts else "the tables", "read"):
+        return dataset_of(parts, schema)

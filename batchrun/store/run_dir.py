@@ -18,6 +18,8 @@ from msgspec.structs import replace
 from batchrun.errors import JobError, StoreError
 from batchrun.formats.json_text import encode_json, shown
 from batchrun.records import Outcome, Resend, RowKey, RunRecord, Totals
+from batchrun.remote.run_link import LINK_FILE, change_link, read_link
+from batchrun.remote.store_run import StoreRun
 from batchrun.store.columns import SCHEMA_VERSION
 from batchrun.store.complete_rows import REMOVED_FILE, CompleteRows, Requests, read_complete_rows
 from batchrun.store.files import (
@@ -56,19 +58,30 @@ from batchrun.store.writing import JournalWriter
 __all__ = ["SCHEMA_VERSION", "RunDir"]
 
 _ATTEMPTS = 5  # to have a directory that others make and delete
-_FILES = (RUN_FILE, LIVE_FILE, EVENTS_FILE, REMOVED_FILE, UNREADABLE_FILE, LOCK)
+_FILES = (RUN_FILE, LIVE_FILE, EVENTS_FILE, REMOVED_FILE, UNREADABLE_FILE, LOCK, LINK_FILE)
+_PART_SECONDS = 300.0  # of a run in a store: so much of it is on this machine alone
 _OURS = {*_FILES, JOURNAL, *TABLES, INPUT}
 
 
 class RunDir:
     """Open until `close`; not to be shared between threads."""
 
-    def __init__(self, path: Path, lock: Lock, made: tuple[Path, ...]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        lock: Lock,
+        made: tuple[Path, ...],
+        store_run: StoreRun | None = None,
+    ) -> None:
         """Recovers a directory that is locked: `open` does both. Raises as it does.
 
-        `made`: the folders that were not there before, the innermost first.
+        `made`: the folders that were not there before, the innermost first. `store_run`: of a run
+        whose tables are in a store.
         """
         self.path = path
+        self.name = str(path) if store_run is None else store_run.url
+        self._store_run = store_run
+        self._writer_id = WRITER if store_run is None else store_run.writer
         self.record = read_run_record(path)  # as found or saved; null for a new directory
         found = recover(path)
         has_outcomes = found.segments or found.has_parts or open_files(path / JOURNAL)
@@ -79,7 +92,7 @@ class RunDir:
             )
         # What was damaged and set aside, and that the directory cannot be locked.
         self.warnings = (*found.warnings, *([lock.warning] if lock.warning else ()))
-        self.unfinished = UnfinishedRows(path, WRITER)
+        self.unfinished = UnfinishedRows(path, self._writer_id)
         self.unreadable = UnreadableBodies(path)
         self._lock: int | None = lock.handle
         self._made = made
@@ -88,18 +101,36 @@ class RunDir:
         self._writer: JournalWriter | None = None
 
     @classmethod
-    def open(cls, path: Path) -> "RunDir":
+    def open(cls, path: Path, url: str | None = None) -> "RunDir":
         """The directory, made if absent, locked, and recovered whatever happened to it.
 
-        Raises `JobError` where another process has it, or where it is some other folder;
-        `StoreError`.
+        `url`: where the tables of the run are, if in a store; `path` is its folder on this machine.
+        Raises `JobError` where another process has it, or where it is some other folder, or where
+        the store cannot be used; `StoreError`.
         """
         made, lock = _made_and_locked(path)
+        store_run = None
         try:
-            return cls(path, lock, made)
+            link = read_link(path)
+            url = link.url if link is not None else url
+            store_run = None if url is None else StoreRun.open(path, url)
+            opened = cls(path, lock, made, store_run)
+            if link is not None and opened._leftover:
+                opened._seal_doubtful()
         except BaseException:
+            if store_run is not None:
+                with suppress(OSError, StoreError):
+                    store_run.close()
             os.close(lock.handle)
             raise
+        return opened
+
+    def _seal_doubtful(self) -> None:
+        """Rows that another machine may have completed too stand once. Raises `StoreError`."""
+        link = read_link(self.path)
+        if link is not None and link.doubtful:
+            self.finish()
+            change_link(self.path, doubtful=())
 
     @property
     def input_dir(self) -> Path:
@@ -119,10 +150,14 @@ class RunDir:
         text = msgspec.json.format(encode_json(record), indent=2) + b"\n"
         with storing(self.path / RUN_FILE, "write"):
             replace_file(self.path / RUN_FILE, text, durable=True)
-        self.record = record
+            self.record = record
+            if self._store_run is not None:
+                self._store_run.upload()
 
     def write_live(self, summary: object) -> None:
         """`live.json` says this: never seen half written, and not synced. Raises `StoreError`."""
+        if self._store_run is not None:
+            self._store_run.check()
         with storing(self.path / LIVE_FILE, "write"):
             replace_file(self.path / LIVE_FILE, encode_json(summary) + b"\n", durable=False)
 
@@ -150,11 +185,13 @@ class RunDir:
         *,
         part_rows: int,
         part_bytes: int,
+        part_seconds: float | None = None,
         replaces: bool = False,
         seal_in_process: bool = False,
     ) -> None:
         """Opens the journal; a part is sealed at so many rows or bytes. Raises `StoreError`.
 
+        `part_seconds`: or when its first row is so old; null: 300 s in a store, else at any age.
         `replaces`: outcomes will come of rows that parts hold already; `finish` has sealed what
         the journal held before. `seal_in_process`: a process of its own seals, not a thread.
         """
@@ -170,6 +207,9 @@ class RunDir:
             self._leftover,
             part_rows=part_rows,
             part_bytes=part_bytes,
+            part_seconds=_PART_SECONDS
+            if part_seconds is None and self._store_run
+            else part_seconds,
             replaces=replaces,
             lock=self._lock if seal_in_process else None,
             sync_also=self.unfinished.sync,
@@ -191,6 +231,11 @@ class RunDir:
             for outcome in outcomes[:taken]:
                 self.unfinished.drop(outcome.request.key)
         return taken
+
+    def seal_old(self) -> None:
+        """To be called now and then while outcomes are stored; see `part_seconds` of `start`."""
+        if self._writer is not None:
+            self._writer.seal_old()
 
     def finish(self) -> None:
         """All outcomes are in parts, and the journal has unfinished rows alone. `StoreError`."""
@@ -220,6 +265,8 @@ class RunDir:
         """
         with ExitStack() as rest:
             rest.callback(self._release)
+            if self._store_run is not None:
+                rest.callback(self._close_store_run)
             if self._lock is not None:
                 rest.callback(self.unfinished.close)
             rest.callback(self.unreadable.close)
@@ -259,8 +306,14 @@ class RunDir:
     def _next_id(self) -> FileId:
         """The first that is free for a segment."""
         names = [*numbered(self.path / JOURNAL, ".log"), *part_names(self.path, *TABLES)]
-        mine = [of.number for of in map(id_of, names) if of.writer == WRITER]
-        return FileId(WRITER, max(mine, default=0) + 1)
+        mine = [of.number for of in map(id_of, names) if of.writer == self._writer_id]
+        return FileId(self._writer_id, max(mine, default=0) + 1)
+
+    def _close_store_run(self) -> None:
+        store_run, self._store_run = self._store_run, None
+        if store_run is not None:
+            with storing(self.path, "end the run in its store"):
+                store_run.close(is_void=self.record is None)
 
     def _release(self) -> None:
         """Deletes what was made for a command that saved nothing: the plan found a problem."""
@@ -271,6 +324,9 @@ class RunDir:
                         file.unlink()
                     (self.path / INPUT).rmdir()
                 (self.path / LOCK).unlink()
+                for table in (*TABLES, JOURNAL):  # a run in a store has them from the start
+                    with suppress(FileNotFoundError):
+                        (self.path / table).rmdir()
                 for made in self._made:
                     made.rmdir()
         handles = (self._events, self._lock)

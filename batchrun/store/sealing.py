@@ -21,12 +21,14 @@ from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 
-import pyarrow.parquet as pq
 from msgspec import Struct
 from msgspec.structs import replace
 
 from batchrun.errors import StoreError
 from batchrun.records import Layout, Outcome, RowKey, RunRecord
+from batchrun.remote.part_stubs import part_size
+from batchrun.remote.run_link import read_link
+from batchrun.remote.run_upload import put_parts, replace_together
 from batchrun.store.columns import (
     KEY,
     NO_COLUMNS,
@@ -98,21 +100,28 @@ def finish_or_seal(folder: Path, record: RunRecord, segments: Sequence[str]) -> 
 def write_temporaries(folder: Path, record: RunRecord, segments: Sequence[str]) -> Intent:
     """Step 1, and what is still to be done. Raises `OSError`, `StoreError`."""
     replaced = set[RowKey]()
-    outcomes = _outcomes(folder, segments, replaced)
+    link = read_link(folder)
+    is_doubtful = link is not None and not set(segments).isdisjoint(link.doubtful)
+    outcomes = _outcomes(folder, segments, replaced, replaces_all=is_doubtful)
     with new_files() as files:
         renames = write_parts(files, folder, id_of(segments[-1]), outcomes, record)
         rewrites = rewrite_without(files, folder, replaced, record.layout)
     return Intent(tuple(segments), renames, rewrites)
 
 
-def _outcomes(folder: Path, segments: Sequence[str], replaced: set[RowKey]) -> Iterator[Outcome]:
-    """Raises `StoreError` at damage that nobody was warned of; fills `replaced`."""
+def _outcomes(
+    folder: Path, segments: Sequence[str], replaced: set[RowKey], *, replaces_all: bool
+) -> Iterator[Outcome]:
+    """Raises `StoreError` at damage that nobody was warned of; fills `replaced`.
+
+    `replaces_all`: another machine may have completed the same rows since.
+    """
     for name in segments:
         path = folder / JOURNAL / name
         with path.open("rb", buffering=READ_BYTES) as file:
             for piece in read_outcomes(file):
                 if isinstance(piece, Outcome):
-                    if piece.replaces:
+                    if piece.replaces or replaces_all:
                         replaced.add(piece.request.key)
                     yield piece
                 elif isinstance(piece, Torn) or not damaged_path(path, piece).exists():
@@ -130,6 +139,7 @@ def finish(folder: Path, name: str) -> None:
             there = [new for new in intent.rewrites if _exists(folder, new, is_committed=True)]
             intent = replace(intent, rewrites=tuple(there))
         if rename_parts(folder, intent):
+            _publish(folder, name, intent)
             delete_segments(folder, intent)
             replace_parts(folder, intent.rewrites)
         (folder / JOURNAL / name).unlink()
@@ -163,12 +173,29 @@ def rename_parts(folder: Path, intent: Intent) -> bool:
     return not missing
 
 
+def _publish(folder: Path, name: str, intent: Intent) -> None:
+    """Between 3 and 4, of a run in a store: it has the parts. Raises `OSError`, `StoreError`."""
+    parts = [to for _, to in intent.renames]
+    if not intent.rewrites:
+        put_parts(folder, parts)
+        return
+    deleted = [new.to for new in intent.rewrites if new.rows == 0]
+    deleted += [new.replaces for new in intent.rewrites if new.replaces is not None]
+    puts = [(part, part) for part in parts]
+    puts += [
+        (new.source, new.to)
+        for new in intent.rewrites
+        if new.rows != 0 and (folder / new.source).exists()
+    ]
+    replace_together(folder, name, puts, deleted)
+
+
 def _exists(folder: Path, new: Rewrite, *, is_committed: bool) -> bool:
     """Whether the new version of a part waits, or already has the part's name."""
     if (folder / new.source).exists():
         return True
     part = folder / new.to
-    return is_committed and (part.stat().st_size == new.bytes if part.exists() else new.rows == 0)
+    return is_committed and (part_size(part) == new.bytes if part.exists() else new.rows == 0)
 
 
 def delete_segments(folder: Path, intent: Intent) -> None:
@@ -336,9 +363,11 @@ def drop_orphan_calls(folder: Path) -> None:
                 parts = [one for one in part_names(folder, RESPONSES) if id_of(one) == id_of(calls)]
                 orphans = _keys(folder / calls).difference(*(_keys(folder / one) for one in parts))
                 if orphans:
-                    schema = pq.read_schema(folder / calls)
+                    with opened(folder / calls) as part:
+                        schema = part.schema_arrow
                     rewrites.append(rewrite_part(files, folder, calls, schema, dropped=orphans))
         replace_parts(folder, rewrites)
+        put_parts(folder, [new.to for new in rewrites])
 
 
 def _keys(path: Path) -> set[RowKey]:

@@ -22,6 +22,7 @@ from msgspec.structs import replace
 from batchrun.errors import StoreError
 from batchrun.formats.amounts import plural
 from batchrun.records import Outcome, RunRecord, Totals
+from batchrun.remote.part_stubs import part_file
 from batchrun.store.columns import (
     KEY,
     layout_of,
@@ -110,7 +111,7 @@ def _wrong_in_part(
     """Reads every page of a part; what is wrong with it by the rules of its own schema."""
     name = str(part.relative_to(folder))
     try:
-        found = pq.read_schema(part)
+        found = pq.read_schema(part_file(part))
     except DAMAGED as error:
         yield f"{name}: cannot be read ({error})"
         return

@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -43,6 +44,7 @@ class JournalWriter:
         *,
         part_rows: int,
         part_bytes: int,
+        part_seconds: float | None,
         replaces: bool,
         lock: int | None,
         sync_also: Callable[[], None],
@@ -54,7 +56,8 @@ class JournalWriter:
         `sync_also`: what is synced as often as the journal is. Raises `StoreError`.
         """
         self._folder, self._record, self._next = folder, record, first
-        self._part_rows, self._part_bytes = part_rows, part_bytes
+        self._part_rows, self._part_bytes, self._part_seconds = part_rows, part_bytes, part_seconds
+        self._began_s = time.monotonic()  # the current segment, with its first row
         self._lock, self._sync_also = lock, sync_also
         self._waiting = list(leftover)  # segments for the next seal, besides the current one
         columns = tuple(column.name for column in record.layout.columns)
@@ -84,14 +87,27 @@ class JournalWriter:
             self._is_raised = True
             raise self._failure
         segment = self._segment
+        if not segment.rows:
+            self._began_s = time.monotonic()
         taken = segment.append(outcomes[: max(1, self._part_rows - segment.rows)])
         is_full = segment.rows >= self._part_rows or segment.bytes >= self._part_bytes
-        if is_full and self._failure is None:
+        if is_full:
+            self._begin_segment()
+        return taken
+
+    def seal_old(self) -> None:
+        """A segment whose first row is old enough is sealed: to be called now and then."""
+        age_s = time.monotonic() - self._began_s
+        if self._part_seconds is not None and self._segment.rows and age_s >= self._part_seconds:
+            self._begin_segment()
+
+    def _begin_segment(self) -> None:
+        """For the next rows; the current one is sealed."""
+        if self._failure is None:
             try:
                 self._rotate()
             except StoreError as error:  # for the next call: what came with this one is stored
                 self._fail(error)
-        return taken
 
     def close(self, *, seal_rest: bool) -> None:
         """Ends the threads; everything is synced, and with `seal_rest` in parts.

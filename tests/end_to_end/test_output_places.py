@@ -20,9 +20,10 @@ def _rows_that_would_be_refused_when_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("place", "said"),
     [
-        ("s3://bucket/out", "a run directory is a local folder, and s3: is none"),
-        ("gs:/bucket/out", "and gs: is none"),
-        ("file:///tmp/out", "and file: is none"),
+        ("ftp://bucket/out", "a run directory is a local folder, or in a store"),
+        ("gs:/bucket/out", "and gs: is neither"),
+        ("file:///tmp/out", "and file: is neither"),
+        ("s3://bucket", "a run is a folder in a bucket"),
         ("prompts.jsonl", "prompts.jsonl is a file"),
         ("prompts.jsonl/deep/run", "prompts.jsonl is a file"),
     ],
@@ -39,7 +40,7 @@ def test_a_place_that_cannot_be_is_refused_with_a_hint(
 
 
 def test_estimate_refuses_it_too(batchrun: Batchrun) -> None:
-    done = batchrun("estimate", "prompts.jsonl", "--model", "m", "-o", "s3://bucket/out")
+    done = batchrun("estimate", "prompts.jsonl", "--model", "m", "-o", "ftp://bucket/out")
     assert done.returncode == 2
     assert "a run directory is a local folder" in done.stderr
 
@@ -49,12 +50,12 @@ def test_a_job_file_s_place_is_refused_as_it_stands_there(
 ) -> None:
     (tmp_path / "jobs").mkdir()
     text = (
-        "[input]\npath = '../prompts.jsonl'\n[request]\nmodel = 'm'\n[output]\npath = 's3://b/o'\n"
+        "[input]\npath = '../prompts.jsonl'\n[request]\nmodel = 'm'\n[output]\npath = 'ftp://b/o'\n"
     )
     (tmp_path / "jobs" / "job.toml").write_text(text)
     done = batchrun("run", "jobs/job.toml", "--simulate")
     assert done.returncode == 2
-    assert "s3://b/o: a run directory is a local folder" in done.stderr
+    assert "ftp://b/o: a run directory is a local folder" in done.stderr
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder nobody may write to")

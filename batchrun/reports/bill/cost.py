@@ -21,6 +21,7 @@ from batchrun.pricing.price import Price, sum_costs
 from batchrun.pricing.price_list import TIERS, warning_of_age
 from batchrun.pricing.prices import STANDARD, Prices, how_to_price, tier_name, tier_of
 from batchrun.records import RunRecord, Searches, Usage
+from batchrun.remote.run_link import run_name
 from batchrun.reports.bill.cost_queries import (
     Grouping,
     UsageCounts,
@@ -220,7 +221,7 @@ def _read_run(
         is_other = text in _BREAKDOWNS and text != "variant" and by[text] is not None
         tables[f"{text} (column)" if is_other else text] = name
     run = RunCost(
-        run=str(path),
+        run=run_name(path),
         state=state_now(path, record),
         simulated=record.simulated,
         total=_line(None, priced, 1 + len(compared)),

@@ -1,0 +1,22 @@
+"""The argument RUN: a run directory, or the URL of a run in a store."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from batchrun.remote.urls import is_store
+
+
+class _RunParam(click.Path):
+    """Of a URL the folder that the run is read from, which is gone when the command has ended."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if ctx is None or not isinstance(value, str) or not is_store(value):
+            return super().convert(value, param, ctx)
+        from batchrun.store.reading import run_folder
+
+        return ctx.with_resource(run_folder(value))
+
+
+RUN = _RunParam(path_type=Path)

@@ -1,0 +1,1 @@
+"""Files that are not on this machine: objects of stores, and data sets of the Hub."""

@@ -1,0 +1,116 @@
+"""Claims: objects by which the commands on several machines keep out of each other's runs.
+
+A store has no locks. So a command writes an object of its own, renews it, and lists what claims
+there are: of two that begin at the same time, at least one sees the other and steps back.
+"""
+
+import os
+import random
+import secrets
+import socket
+import time
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from batchrun.errors import JobError
+from batchrun.remote.object_stores import ObjectStore, RemoteError, RemoteObject
+from batchrun.remote.run_link import CLAIMS
+
+RENEW_S = 10.0
+STALE_S = 60.0  # after which a claim that was not renewed does not count
+_ATTEMPTS = 3
+_PAUSE_S = 3.0  # at most, between two attempts
+
+
+class Claimant(Struct, frozen=True):
+    """Who has a claim."""
+
+    host: str
+    pid: int
+    scratch: str  # the folder with the journal
+
+
+class Claim:
+    """Ours, until it is released."""
+
+    def __init__(self, store: ObjectStore, prefix: str, scratch: Path) -> None:
+        """`scratch`: the folder that is written from; it must be locked."""
+        self._store, self._prefix = store, prefix
+        self._about = Claimant(socket.gethostname(), os.getpid(), str(scratch))
+        self.key = f"{prefix}{CLAIMS}/{secrets.token_hex(8)}"
+
+    def renewed_by(self, store: ObjectStore) -> "Claim":
+        """The same one, over another connection."""
+        other = Claim(store, self._prefix, Path(self._about.scratch))
+        other.key = self.key
+        return other
+
+    def take(self, url: str) -> None:
+        """Raises `JobError` where another command has the run, `RemoteError`."""
+        for attempt in range(_ATTEMPTS):
+            if attempt:
+                time.sleep(random.uniform(0, _PAUSE_S))  # noqa: S311 - so that two do not keep pace
+            self.renew()
+            others = self._others()
+            if not others:
+                return
+            self.release()
+        owner = others[0]
+        raise JobError(
+            f"{url} is in use by process {owner.pid} on {owner.host} (its journal is in "
+            f"{owner.scratch} there); wait for it or stop it. If it was killed, its claim ends "
+            f"after {STALE_S:.0f} s; to use its journal, go on on that machine"
+        )
+
+    def renew(self) -> None:
+        """Raises `RemoteError`."""
+        self._store.write(self.key, msgspec.json.encode(self._about))
+
+    def is_there(self) -> bool:
+        """Whether no other command has removed it. Raises `RemoteError`."""
+        return self._store.find(self.key) is not None
+
+    def release(self) -> None:
+        """Raises `RemoteError`."""
+        self._store.delete(self.key)
+
+    def _others(self) -> list[Claimant]:
+        """Who else has the run; claims that do not count any more are deleted."""
+        claims = self._store.listing(f"{self._prefix}{CLAIMS}")
+        now = next((one.stamp for one in claims if one.key == self.key), 0)
+        found = []
+        for one in claims:
+            owner = None if one.key == self.key else _owner(self._store, one)
+            if owner is None:
+                continue
+            # Whoever had this folder before is gone: it is locked.
+            is_ours = (owner.host, owner.scratch) == (self._about.host, self._about.scratch)
+            if is_ours or one.stamp < now - STALE_S * 1e9:
+                self._store.delete(one.key)
+            else:
+                found.append(owner)
+        return found
+
+
+def owner_now(store: ObjectStore, prefix: str, now_ns: int) -> Claimant | None:
+    """Who has a run, as seen by somebody who reads it; by this machine's clock. `RemoteError`."""
+    for one in store.listing(f"{prefix}{CLAIMS}"):
+        if one.stamp >= now_ns - STALE_S * 1e9 and (owner := _owner(store, one)) is not None:
+            return owner
+    return None
+
+
+def _owner(store: ObjectStore, claim: RemoteObject) -> Claimant | None:
+    """Null where it was released meanwhile."""
+    data = store.read(claim.key)
+    if data is None:
+        return None
+    try:
+        return msgspec.json.decode(data, type=Claimant)
+    except msgspec.MsgspecError as error:
+        raise RemoteError(
+            f"{store.name(claim.key)}: no claim of batchrun ({error}); delete it, or give another "
+            "place with -o"
+        ) from error

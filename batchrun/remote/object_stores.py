@@ -1,0 +1,349 @@
+"""Object stores over `pyarrow.fs`: settings by the environment, and no call without an end.
+
+Retries are the libraries' own. Not each library bounds a server's silence (that for Google's store
+waits minutes), so each call is made in a thread and given up after a time. What goes wrong is a
+`RemoteError`, which says what to do.
+"""
+
+import datetime as dt
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+from pyarrow import fs
+
+from batchrun.errors import JobError
+from batchrun.remote.urls import StoreUrl, store_url
+
+T = TypeVar("T")
+
+_CONNECT_S = 5.0
+_SILENCE_S = 20.0  # of S3: so long may nothing move
+_ATTEMPTS = 8  # of S3: over about a minute, with its pauses
+_FIRST_SILENCE_S, _FIRST_ATTEMPTS = 5.0, 3  # at the first contact: 17 s of silence
+_RETRY_S = 60.0  # of Google's: for so long it tries again
+_FIRST_RETRY_S = 10.0
+_CALL_S = 180.0  # for one call, whatever the library does
+_FIRST_CALL_S = 25.0
+_SLOWEST = 50_000  # bytes a second that an upload may need
+_PIECE = 8 << 20  # bytes of an upload at a time
+
+
+class RemoteError(OSError):
+    """What a store or the Hub refused, or that it cannot be reached; the text says what to do."""
+
+
+class RemoteObject(NamedTuple):
+    """An object as a listing shows it."""
+
+    key: str
+    size: int
+    stamp: int  # nanoseconds since 1970 by the store's clock, when it was written
+
+
+def within(seconds: float, what: str, call: Callable[[], T]) -> T:
+    """What the call returns. Raises what it raises; `RemoteError` where it takes longer."""
+    answers: list[T] = []
+    errors: list[BaseException] = []
+
+    def answer() -> None:
+        try:
+            answers.append(call())
+        except BaseException as error:  # noqa: BLE001 - raised again below
+            errors.append(error)
+
+    # Not of a pool, whose threads the interpreter would wait for at its end.
+    thread = threading.Thread(target=answer, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if errors:
+        raise errors[0]
+    if not answers:
+        raise RemoteError(f"{what}: no answer for {seconds:.0f} s; check the network, then go on")
+    return answers[0]
+
+
+class ObjectStore:
+    """One bucket or container; keys are names in it."""
+
+    def __init__(self, url: StoreUrl, *, is_first: bool = False) -> None:
+        """`is_first`: calls fail soon where nothing answers. Raises `JobError`."""
+        self._url = url
+        self._seconds = _FIRST_CALL_S if is_first else _CALL_S
+        self._bucket = url.bucket.partition("@")[0]
+        self.files = _filesystem(url.scheme, url.bucket, url.region, url.is_anonymous, is_first)
+
+    def find(self, key: str) -> RemoteObject | None:
+        """The object of this name; null where there is none. Raises `RemoteError`."""
+        info = self._call(key, lambda: self.files.get_file_info(self._path(key)))
+        return self._object(info) if info.type is fs.FileType.File else None
+
+    def listing(self, prefix: str, *, deep: bool = True) -> list[RemoteObject]:
+        """The objects below a folder, in the order of their names. Raises `RemoteError`."""
+        where = fs.FileSelector(self._path(prefix), recursive=deep, allow_not_found=True)
+        infos = self._call(prefix, lambda: self.files.get_file_info(where))
+        files = (info for info in infos if info.type is fs.FileType.File)
+        # A name that ends with a slash stands for a folder.
+        return sorted(self._object(info) for info in files if not info.path.endswith("/"))
+
+    def open(self, key: str) -> Any:
+        """The object as a `NativeFile`, to be read at any place. Raises `RemoteError`."""
+        return self._call(key, lambda: self.files.open_input_file(self._path(key)))
+
+    def read(self, key: str) -> bytes | None:
+        """The whole object; null where there is none. Raises `RemoteError`."""
+        found = self.find(key)
+        if found is None:
+            return None
+
+        def read() -> bytes:
+            with self.files.open_input_file(self._path(key)) as file:
+                data: bytes = file.read()
+                return data
+
+        data = self._call(key, read)
+        if len(data) < found.size:
+            raise RemoteError(f"{self.name(key)}: {len(data)} of {found.size} bytes arrived")
+        return data
+
+    def read_at(self, file: Any, key: str, size: int, place: int) -> bytes:
+        """`size` bytes of an open object. Raises `RemoteError`, also where it ends before."""
+        data: bytes = self._call(key, lambda: file.read_at(size, place))
+        if len(data) < size:
+            raise RemoteError(
+                f"{self.name(key)}: ends after {place + len(data):,} bytes, and had "
+                f"{place + size:,} or more before; it has changed, or the answer was cut"
+            )
+        return data
+
+    def write(self, key: str, data: bytes) -> None:
+        """The object is these bytes, as a whole, when this returns. Raises `RemoteError`."""
+        self._call(key, lambda: self._write(key, iter((data,))))
+
+    def upload(self, key: str, path: Path) -> None:
+        """The object is the file, as a whole, when this returns. Raises `RemoteError`, `OSError`.
+
+        A pyarrow that is told of an error while it writes would store what it has: so the stream is
+        closed only after all was written.
+        """
+        more_s = path.stat().st_size / _SLOWEST
+        with path.open("rb") as file:
+            pieces = iter(lambda: file.read(_PIECE), b"")
+            self._call(key, lambda: self._write(key, pieces), more_s)
+
+    def _write(self, key: str, pieces: Iterator[bytes]) -> None:
+        stream = self.files.open_output_stream(self._path(key), compression=None)
+        for piece in pieces:
+            stream.write(piece)
+        stream.close()
+
+    def delete(self, key: str) -> None:
+        """There is no such object when this returns. Raises `RemoteError`."""
+
+        def delete() -> None:
+            try:
+                self.files.delete_file(self._path(key))
+            except FileNotFoundError:
+                return
+
+        self._call(key, delete)
+
+    def copy(self, key: str, to: str) -> None:
+        """By the store itself. Raises `RemoteError`."""
+        self._call(to, lambda: self.files.copy_file(self._path(key), self._path(to)))
+
+    def paths(self, keys: Sequence[str]) -> list[str]:
+        """The names that `files` has for objects."""
+        return [self._path(key) for key in keys]
+
+    def name(self, key: str) -> str:
+        """The URL of an object, for messages."""
+        return f"{self._url.scheme}://{self._url.bucket}/{key}"
+
+    def _path(self, key: str) -> str:
+        return f"{self._bucket}/{key}".rstrip("/")
+
+    def _object(self, info: Any) -> RemoteObject:
+        key = info.path.removeprefix(f"{self._bucket}/")
+        return RemoteObject(key, info.size or 0, info.mtime_ns or 0)
+
+    def _call(self, key: str, call: Callable[[], T], more_s: float = 0.0) -> T:
+        try:
+            return within(self._seconds + more_s, self.name(key), call)
+        except RemoteError:
+            raise
+        except (OSError, pa.ArrowException) as error:
+            raise RemoteError(explained(self.name(key), self._url.scheme, error)) from error
+
+
+_SAID = {  # what to do, by what errors say
+    "there is no such bucket; check its name, and create it before": (
+        r"NO_SUCH_BUCKET|NoSuchBucket|ContainerNotFound|bucket does not exist"
+    ),
+    "the credentials are missing, refused or not allowed to do this; {credentials}": (
+        r"ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE|EXPIRED|UNRECOGNIZED_CLIENT|"
+        r"HTTP status 40[13]|Forbidden|\b40[13]\b|PERMISSION_DENIED|UNAUTHENTICATED|"
+        r"AuthenticationFailed|AuthorizationFailure|[Cc]redential"
+    ),
+    "it cannot be reached; check the network, and {endpoint}": (
+        r"NETWORK_CONNECTION|curlCode|CURL error|Could not (connect|resolve)|Timeout|"
+        r"Fail to get a new connection|\[errno (110|111|113)\]"
+    ),
+    "the bucket is in another region; set AWS_REGION": (
+        r"HTTP status 301|PermanentRedirect|AuthorizationHeaderMalformed|IllegalLocation"
+    ),
+    "the store is overloaded or fails; go on later": (
+        r"SLOW_DOWN|HTTP status 5\d\d|SERVICE_UNAVAILABLE|INTERNAL_FAILURE"
+    ),
+}
+_CREDENTIALS = {
+    "s3": "they come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE and ~/.aws, or "
+    "the machine's role",
+    "gs": "they come from GOOGLE_APPLICATION_CREDENTIALS or gcloud auth application-default login",
+    "abfs": "they come from AZURE_STORAGE_CONNECTION_STRING, AZURE_STORAGE_ACCOUNT_KEY, "
+    "AZURE_STORAGE_SAS_TOKEN, az login or the machine's identity",
+}
+_ENDPOINTS = {
+    "s3": "AWS_ENDPOINT_URL and AWS_REGION",
+    "gs": "STORAGE_EMULATOR_HOST",
+    "abfs": "the account's name",
+}
+
+
+def explained(name: str, scheme: str, error: BaseException) -> str:
+    """The library's error in a line, and what to do."""
+    text = " ".join(str(error).split())
+    status = re.search(r"AWS Error ([A-Z_]+).*?operation: (.*)", text)
+    reason = ": ".join(filter(None, status.groups())) if status else text
+    found = (advice for advice, pattern in _SAID.items() if re.search(pattern, text))
+    advice = next(found, "try it with the vendor's own tool").format(
+        credentials=_CREDENTIALS[scheme], endpoint=_ENDPOINTS[scheme]
+    )
+    return f"{name}: {reason:.300}; {advice}"
+
+
+@cache
+def store_of(url: str, *, is_first: bool = False) -> tuple[ObjectStore, str]:
+    """The store, and the key, of such a URL. Raises `JobError`."""
+    parts = store_url(url)
+    return _store(parts.scheme, parts.bucket, parts.region, parts.is_anonymous, is_first), parts.key
+
+
+@cache
+def _store(
+    scheme: str, bucket: str, region: str | None, is_anonymous: bool, is_first: bool
+) -> ObjectStore:
+    return ObjectStore(StoreUrl(scheme, bucket, "", region, is_anonymous), is_first=is_first)
+
+
+@cache
+def _filesystem(
+    scheme: str, bucket: str, region: str | None, is_anonymous: bool, is_first: bool
+) -> fs.FileSystem:
+    try:
+        if scheme == "s3":
+            return _s3(region, is_anonymous, is_first)
+        return _gcs(is_anonymous, is_first) if scheme == "gs" else _azure(bucket)
+    except (AttributeError, ImportError) as error:  # a build of pyarrow without it
+        raise JobError(
+            f"{scheme}://: this pyarrow cannot read it ({error}); install one from PyPI"
+        ) from error
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise JobError(explained(f"{scheme}://{bucket}", scheme, error)) from error
+
+
+def _s3(region: str | None, is_anonymous: bool, is_first: bool) -> fs.FileSystem:
+    settings: dict[str, Any] = {}
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if endpoint:
+        parts = urlsplit(endpoint if "://" in endpoint else f"https://{endpoint}")
+        settings = {"endpoint_override": parts.netloc, "scheme": parts.scheme}
+    # An empty region would be looked for over the network.
+    return fs.S3FileSystem(
+        anonymous=is_anonymous,
+        region=region or _aws_region() or "us-east-1",
+        connect_timeout=_CONNECT_S,
+        request_timeout=_FIRST_SILENCE_S if is_first else _SILENCE_S,
+        retry_strategy=fs.AwsStandardS3RetryStrategy(
+            max_attempts=_FIRST_ATTEMPTS if is_first else _ATTEMPTS
+        ),
+        allow_delayed_open=True,  # what is below 10 MB is one request, which a kill cannot split
+        background_writes=False,
+        **settings,
+    )
+
+
+def _aws_region() -> str | None:
+    """As the environment or the profile of `~/.aws/config` says."""
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
+        if region := os.environ.get(name):
+            return region
+    import configparser  # noqa: PLC0415 - rarely needed
+
+    profile = os.environ.get("AWS_PROFILE") or os.environ.get("AWS_DEFAULT_PROFILE") or "default"
+    path = Path(os.environ.get("AWS_CONFIG_FILE") or "~/.aws/config").expanduser()
+    config = configparser.ConfigParser(interpolation=None)
+    try:
+        config.read(path)
+    except (OSError, configparser.Error, UnicodeDecodeError):
+        return None
+    section = "default" if profile == "default" else f"profile {profile}"
+    return config.get(section, "region", fallback=None)
+
+
+def _gcs(is_anonymous: bool, is_first: bool) -> fs.FileSystem:
+    settings: dict[str, Any] = {}
+    emulator = os.environ.get("STORAGE_EMULATOR_HOST")
+    if emulator:
+        parts = urlsplit(emulator if "://" in emulator else f"http://{emulator}")
+        settings = {"endpoint_override": parts.netloc, "scheme": parts.scheme}
+    seconds = _FIRST_RETRY_S if is_first else _RETRY_S
+    return fs.GcsFileSystem(
+        anonymous=is_anonymous or emulator is not None,
+        retry_time_limit=dt.timedelta(seconds=seconds),
+        **settings,
+    )
+
+
+def _azure(bucket: str) -> fs.FileSystem:
+    said = dict(
+        pair.partition("=")[::2]
+        for pair in os.environ.get("AZURE_STORAGE_CONNECTION_STRING", "").split(";")
+        if "=" in pair
+    )
+    host = bucket.partition("@")[2]
+    account = host.partition(".")[0] or said.get("AccountName")
+    account = account or _first_of("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT")
+    if not account:
+        raise JobError(
+            f"abfs://{bucket}: no storage account; write abfs://CONTAINER@ACCOUNT.dfs.core."
+            "windows.net/PATH, or set AZURE_STORAGE_ACCOUNT_NAME"
+        )
+    key = said.get("AccountKey") or _first_of("AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_KEY")
+    sas = said.get("SharedAccessSignature") or os.environ.get("AZURE_STORAGE_SAS_TOKEN")
+    settings: dict[str, Any] = {}
+    for kind in ("blob", "dfs"):
+        endpoint = said.get(f"{kind.capitalize()}Endpoint")
+        suffix = f".{kind}.{said['EndpointSuffix']}" if "EndpointSuffix" in said else None
+        if endpoint is None and suffix is None:  # an emulator has one address for both
+            blob = urlsplit(said.get("BlobEndpoint", ""))
+            endpoint = None if blob.netloc.startswith(f"{account}.") else blob.geturl()
+        if endpoint:
+            parts = urlsplit(endpoint)
+            settings[f"{kind}_storage_authority"] = parts.netloc.removeprefix(account)
+            settings[f"{kind}_storage_scheme"] = parts.scheme
+        elif suffix:
+            settings[f"{kind}_storage_authority"] = suffix
+    sas = None if key else sas
+    return fs.AzureFileSystem(account, account_key=key, sas_token=sas, **settings)
+
+
+def _first_of(*names: str) -> str | None:
+    """The first of these variables that is set."""
+    return next(filter(None, map(os.environ.get, names)), None)

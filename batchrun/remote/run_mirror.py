@@ -1,0 +1,159 @@
+"""A run in a store, brought into a folder: small files are copied, stubs stand for parts.
+
+Whoever has the claim first finishes what a command on another machine left half done; who only
+reads sees it as if it were done, and changes nothing.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+from msgspec.structs import replace
+
+from batchrun.remote.object_stores import ObjectStore, RemoteObject
+from batchrun.remote.part_stubs import Stub, read_stub, write_stub
+from batchrun.remote.run_link import (
+    COPIED_INPUT,
+    SMALL_FILES,
+    Link,
+    place_of,
+    read_link,
+    write_durably,
+    write_link,
+)
+from batchrun.remote.run_upload import StoreIntent, finish_intent, temporary_key
+from batchrun.remote.urls import store_url
+
+_TABLES = ("responses", "tool_calls")
+_JOURNAL = "journal"
+
+
+def pull(folder: Path, link: Link, *, owns: bool, is_last: bool = False) -> Link:
+    """The folder holds what the store does, and `store.json` says so; the new link.
+
+    What is only in the folder stays. `owns`: with the claim. `is_last`: nobody else has had it
+    since, so that files of the folder are newer than those of the store. Raises `RemoteError`,
+    `OSError`.
+    """
+    store, prefix = place_of(link)
+    names = _names(store, prefix)
+    intents = {
+        name: msgspec.json.decode(store.read(prefix + name) or b"{}", type=StoreIntent)
+        for name in names
+        if name.startswith(f"{_JOURNAL}/") and name.endswith(".intent")
+    }
+    if owns and (intents or any(map(_is_temporary, names))):
+        for name, intent in intents.items():
+            finish_intent(store, prefix, prefix + name, intent)
+        names = _names(store, prefix)
+        for name in filter(_is_temporary, names):  # written before an intent was
+            store.delete(prefix + name)
+        intents = {}
+    parts = _parts(names, intents.values())
+    _place_stubs(folder, link, parts)
+    if not is_last:
+        link = replace(link, seen=_copy_small_files(folder, link, store, names))
+    write_link(folder, link)
+    return link
+
+
+def _names(store: ObjectStore, prefix: str) -> dict[str, RemoteObject]:
+    return {one.key.removeprefix(prefix): one for one in store.listing(prefix.rstrip("/"))}
+
+
+def _is_temporary(name: str) -> bool:
+    return name.endswith(".tmp") and name.startswith(tuple(f"{table}/." for table in _TABLES))
+
+
+def _parts(
+    names: dict[str, RemoteObject], intents: Iterable[StoreIntent]
+) -> dict[str, tuple[str, RemoteObject]]:
+    """The parts that count: where each is to be read."""
+    found = {
+        name: (name, one)
+        for name, one in names.items()
+        if name.startswith(tuple(f"{table}/" for table in _TABLES))
+        and name.endswith(".parquet")
+        and not _is_temporary(name)
+    }
+    for intent in intents:
+        for part in intent.puts:
+            temporary = temporary_key(part)
+            if temporary in names:
+                found[part] = (temporary, names[temporary])
+        for part in intent.deletes:
+            found.pop(part, None)
+    return found
+
+
+def _place_stubs(folder: Path, link: Link, parts: dict[str, tuple[str, RemoteObject]]) -> None:
+    """A part that is here as a file and not as a stub is not uploaded yet: it stays."""
+    url = store_url(link.url)
+    for table in _TABLES:
+        (folder / table).mkdir(mode=0o700, exist_ok=True)
+        for path in (folder / table).glob("*.parquet"):
+            if f"{table}/{path.name}" not in parts and read_stub(path) is not None:
+                path.unlink()
+    for part, (name, one) in parts.items():
+        path, stub = folder / part, Stub(url.below(name), one.size, one.stamp)
+        if not path.exists() or read_stub(path) not in (None, stub):
+            write_stub(path, stub)
+
+
+def _copy_small_files(
+    folder: Path, link: Link, store: ObjectStore, names: dict[str, RemoteObject]
+) -> dict[str, tuple[int, int]]:
+    """Those that another machine has written since; what is told of all of them."""
+    seen = dict(link.seen)
+    for name in (*SMALL_FILES, COPIED_INPUT):
+        one = names.get(name)
+        if one is None or seen.get(name) == (one.size, one.stamp):
+            continue
+        data = store.read(one.key)
+        if data is not None:
+            (folder / name).parent.mkdir(mode=0o700, exist_ok=True)
+            write_durably(folder / name, data)
+            seen[name] = (one.size, one.stamp)
+    return seen
+
+
+def writers_of(names: Iterable[str]) -> set[int]:
+    """The writers that files of these names are of, or that said that they began."""
+    found = set()
+    for name in names:
+        mark = name.rpartition("/")[2].partition("-")[0].partition(".")[0]
+        if mark[:1] == "w" and mark[1:].isdecimal():
+            found.add(int(mark[1:]))
+    return found
+
+
+def new_link(url: str) -> Link:
+    """For a folder that has none yet: a writer whom nobody else is. Raises `RemoteError`.
+
+    Only with the claim: else two would be the same.
+    """
+    link = Link(url)
+    store, prefix = place_of(link)
+    writers = writers_of(_names(store, prefix))
+    link = Link(url, max(writers, default=-1) + 1)
+    store.write(f"{prefix}{_JOURNAL}/w{link.writer}.started", b"")
+    return link
+
+
+def is_current(folder: Path, url: str) -> bool:
+    """Whether the folder is the last that wrote to the run. Raises `RemoteError`, `StoreError`."""
+    link = read_link(folder)
+    if link is None or link.url != url:
+        return False
+    store, prefix = place_of(link)
+    if link.claim is not None:
+        return store.find(link.claim) is not None
+    found = store.find(f"{prefix}{SMALL_FILES[0]}")
+    return found is None or link.seen.get(SMALL_FILES[0]) == (found.size, found.stamp)
+
+
+def uncertain_segments(folder: Path, link: Link) -> tuple[str, ...]:
+    """Segments of the journal with rows that another machine may have completed: it has parts."""
+    parts = [path.name for table in _TABLES for path in (folder / table).glob("*.parquet")]
+    segments = sorted(path.name for path in (folder / _JOURNAL).glob("w*.log"))
+    return tuple(segments) if writers_of(parts) - {link.writer} else ()

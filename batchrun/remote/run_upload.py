@@ -1,0 +1,130 @@
+"""What a run writes into its store: parts, whole and checked, and small files.
+
+A part counts once an object of its name has its size. Where parts are replaced (rows were sent
+again), all new versions are written under temporary names first. Then an intent names them: from
+then on they count, whichever of them have their own names already. Whoever has the run next
+finishes what an intent names (`run_mirror`).
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from batchrun.remote.object_stores import ObjectStore, RemoteError, RemoteObject
+from batchrun.remote.part_stubs import Stub, read_stub, write_stub
+from batchrun.remote.run_link import Link, place_of, read_link
+from batchrun.remote.urls import store_url
+
+_PATIENCE_S = 300.0  # for one part, beyond what the library tries: the journal has its rows
+_PAUSE_S = 5.0
+
+
+class StoreIntent(Struct, frozen=True):
+    """Parts that are replaced together: names in the run."""
+
+    puts: tuple[str, ...]
+    deletes: tuple[str, ...]
+
+
+def temporary_key(part: str) -> str:
+    """A name that no reader of tables takes for a part."""
+    folder, _, name = part.rpartition("/")
+    return f"{folder}/.{name}.tmp"
+
+
+def put_parts(folder: Path, parts: Sequence[str]) -> None:
+    """The store has these parts as the folder has them, one after the other; stubs stand for them.
+
+    Nothing is done for a run that is in no store. Raises `RemoteError`, `OSError`, `StoreError`.
+    """
+    link = read_link(folder)
+    if link is None:
+        return
+    target = _Target(link)
+    for part in parts:
+        path = folder / part
+        if not path.exists():
+            target.store.delete(target.prefix + part)
+        elif read_stub(path) is None:
+            write_stub(path, target.upload(part, path))
+
+
+def replace_together(
+    folder: Path, intent_name: str, puts: Sequence[tuple[str, str]], deletes: Sequence[str]
+) -> None:
+    """Several parts change at once. As `put_parts`.
+
+    `puts`: names in the folder, and of the parts that they become.
+    """
+    link = read_link(folder)
+    if link is None:
+        return
+    target = _Target(link)
+    paths = [folder / source for source, _ in puts]
+    stubs = [read_stub(path) for path in paths]
+    if not any(stubs):  # else all are in the store: a stop came between two stubs
+        for path, (_, part) in zip(paths, puts, strict=True):
+            target.upload(temporary_key(part), path)
+        intent = StoreIntent(tuple(part for _, part in puts), tuple(deletes))
+        key = f"{target.prefix}journal/{intent_name}"
+        target.store.write(key, msgspec.json.encode(intent))
+        finish_intent(target.store, target.prefix, key, intent)
+    for path, (_, part) in zip(paths, puts, strict=True):
+        if read_stub(path) is None:
+            write_stub(path, target.stub(part))
+
+
+def finish_intent(store: ObjectStore, prefix: str, key: str, intent: StoreIntent) -> None:
+    """All that it names has its own name, and it is gone. Raises `RemoteError`."""
+    for part in intent.puts:
+        temporary = store.find(prefix + temporary_key(part))
+        if temporary is not None:
+            store.copy(temporary.key, prefix + part)
+            _check_size(store, store.find(prefix + part), prefix + part, temporary.size)
+    for part in intent.deletes:
+        store.delete(prefix + part)
+    for part in intent.puts:
+        store.delete(prefix + temporary_key(part))
+    store.delete(key)
+
+
+class _Target:
+    """Where parts go; only while the claim is ours."""
+
+    def __init__(self, link: Link) -> None:
+        self.store, self.prefix = place_of(link)
+        self._url = link.url
+        if link.claim is not None and self.store.find(link.claim) is None:
+            raise RemoteError(
+                f"{link.url}: another command has taken this run, since this one could not renew "
+                "its claim; let that one end"
+            )
+
+    def upload(self, name: str, path: Path) -> Stub:
+        """The object is there as a whole."""
+        key, size = self.prefix + name, path.stat().st_size
+        end_s = time.monotonic() + _PATIENCE_S
+        while True:
+            try:
+                self.store.upload(key, path)
+                _check_size(self.store, self.store.find(key), key, size)
+                return self.stub(name)
+            except RemoteError:
+                if time.monotonic() > end_s:
+                    raise
+            time.sleep(_PAUSE_S)
+
+    def stub(self, name: str) -> Stub:
+        found = self.store.find(self.prefix + name)
+        if found is None:
+            raise RemoteError(f"{self.store.name(self.prefix + name)}: it has vanished; restore it")
+        return Stub(store_url(self._url).below(name), found.size, found.stamp)
+
+
+def _check_size(store: ObjectStore, found: RemoteObject | None, key: str, size: int) -> None:
+    there = None if found is None else found.size
+    if there != size:
+        raise RemoteError(f"{store.name(key)}: {there} bytes are there, and {size} were written")

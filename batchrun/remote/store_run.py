@@ -1,0 +1,153 @@
+"""A run in a store while a command has it: its claim, and its small files as they change."""
+
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from batchrun.errors import JobError, StoreError
+from batchrun.remote.claims import RENEW_S, STALE_S, Claim
+from batchrun.remote.object_stores import RemoteError, store_of
+from batchrun.remote.run_link import (
+    COPIED_INPUT,
+    LINK_FILE,
+    SMALL_FILES,
+    Link,
+    change_link,
+    place_of,
+    read_link,
+)
+from batchrun.remote.run_mirror import new_link, pull, uncertain_segments
+from batchrun.remote.urls import store_url
+
+_UPLOAD_EVERY_S = 30.0
+_AT_END = ("unreadable.jsonl",)  # may be large
+
+
+class StoreRun:
+    """Ours until `close`."""
+
+    def __init__(self, folder: Path, claim: Claim, link: Link) -> None:
+        """`open` makes it."""
+        self.url, self.writer = link.url, link.writer
+        self.failure: StoreError | None = None  # the claim is lost: nothing more may be written
+        self._folder, self._claim = folder, claim
+        self._store, self._prefix = place_of(link)
+        self._seen = dict(link.seen)
+        self._stamps: dict[str, tuple[int, int]] = {}  # of the local files that were last uploaded
+        self._lock = threading.Lock()
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def open(cls, folder: Path, url: str) -> "StoreRun":
+        """Takes the run at the URL for a locked folder, which then holds what the store does.
+
+        Raises `JobError` where another command has it, or the store cannot be reached or written:
+        within 30 s.
+        """
+        where = store_url(url)
+        first, _ = store_of(where.full, is_first=True)
+        claim = Claim(first, f"{where.key}/", folder)
+        try:
+            link = read_link(folder)
+            is_last = link is not None and link.claim is not None
+            is_last = is_last and first.find(link.claim) is not None
+            claim.take(str(where))
+            try:
+                link = link or new_link(where.full)
+                link = pull(folder, link, owns=True, is_last=is_last)
+                doubtful = () if is_last else uncertain_segments(folder, link)
+                link = change_link(folder, claim=claim.key, doubtful=doubtful)
+            except BaseException:
+                with suppress(RemoteError):
+                    claim.release()
+                raise
+        except RemoteError as error:
+            raise JobError(str(error)) from error
+        return cls(folder, claim.renewed_by(store_of(where.full)[0]), link)
+
+    def check(self) -> None:
+        """Raises `StoreError` where another command may have the run by now."""
+        if self.failure is not None:
+            raise self.failure
+
+    def upload(self) -> None:
+        """The small files that have changed are in the store when this returns. `RemoteError`."""
+        with self._lock:
+            self._upload(SMALL_FILES)
+
+    def close(self, *, is_void: bool = False) -> None:
+        """All is in the store, and the run is free; `is_void`: nothing of it is to stay.
+
+        Raises `RemoteError`.
+        """
+        self._end.set()
+        self._thread.join()
+        try:
+            if is_void:
+                self._store.delete(f"{self._prefix}journal/w{self.writer}.started")
+                (self._folder / LINK_FILE).unlink(missing_ok=True)
+            elif self.failure is None:
+                with self._lock:
+                    self._upload((*SMALL_FILES, COPIED_INPUT))
+                change_link(self._folder, claim=None)
+        finally:
+            self._claim.release()
+
+    def _upload(self, names: tuple[str, ...]) -> None:
+        changed = False
+        for name in names:
+            if name in _AT_END and not self._end.is_set():
+                continue
+            changed |= self._upload_file(name)
+        if changed:
+            change_link(self._folder, seen=self._seen)
+
+    def _upload_file(self, name: str) -> bool:
+        """Whether the store has changed."""
+        path, key = self._folder / name, self._prefix + name
+        try:
+            stat = path.stat()
+            stamp = (stat.st_size, stat.st_mtime_ns)
+            if self._stamps.get(name) == stamp:
+                return False
+            data = path.read_bytes()
+        except FileNotFoundError:
+            if self._seen.pop(name, None) is None:
+                return False
+            self._store.delete(key)
+            return True
+        self._store.write(key, data)
+        found = self._store.find(key)
+        if found is None or found.size != len(data):
+            raise RemoteError(f"{self._store.name(key)}: was not written as a whole")
+        self._stamps[name], self._seen[name] = stamp, (found.size, found.stamp)
+        return True
+
+    def _watch(self) -> None:
+        """Renews the claim and uploads; what fails is tried again, until the claim is too old."""
+        renewed_s = uploaded_s = time.monotonic()
+        while not self._end.wait(RENEW_S):
+            try:
+                if not self._claim.is_there():
+                    self._lose("another command has taken it")
+                    return
+                self._claim.renew()
+                renewed_s = time.monotonic()
+            except RemoteError as error:
+                if time.monotonic() - renewed_s > STALE_S - RENEW_S:
+                    self._lose(f"the store could not be reached for so long: {error}")
+                    return
+                continue
+            if time.monotonic() - uploaded_s >= _UPLOAD_EVERY_S:
+                with suppress(RemoteError, OSError, StoreError):  # next time, or at the end
+                    self.upload()
+                uploaded_s = time.monotonic()
+
+    def _lose(self, why: str) -> None:
+        self.failure = StoreError(
+            f"{self.url}: its claim could not be renewed, so another machine may go on with it "
+            f"({why}); what has arrived is in {self._folder}: run the same command again"
+        )

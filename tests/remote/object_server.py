@@ -1,0 +1,165 @@
+"""An object store on loopback (moto's S3), and a proxy before it that fails as asked."""
+
+import http.client
+import re
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from html import unescape
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import NamedTuple
+from urllib.parse import quote
+
+from tests.waiting import HANG_S
+
+# moto looks at whose request it is, not at the signature.
+_SIGNED = {"Authorization": "AWS4-HMAC-SHA256 Credential=a/20260101/us-east-1/s3/aws4_request"}
+
+
+class Bucket:
+    """A bucket, looked at as its owner does, past the proxy."""
+
+    def __init__(self, address: str, name: str) -> None:
+        self.name, self._host = name, address.removeprefix("http://")
+        self._ask("PUT", "")
+
+    @property
+    def url(self) -> str:
+        return f"s3://{self.name}"
+
+    def put(self, key: str, data: bytes | str) -> None:
+        self._ask("PUT", f"/{quote(key)}", data.encode() if isinstance(data, str) else data)
+
+    def get(self, key: str) -> bytes | None:
+        return self._ask("GET", f"/{quote(key)}")
+
+    def delete(self, key: str) -> None:
+        self._ask("DELETE", f"/{quote(key)}")
+
+    def names(self, prefix: str = "") -> list[str]:
+        """Those that stand for folders are left out: pyarrow leaves some when it deletes."""
+        found: list[str] = []
+        more = ""
+        while True:
+            page = self._ask("GET", f"?list-type=2&prefix={quote(prefix)}{more}") or b""
+            found += [key for key in _values(page, "Key") if not key.endswith("/")]
+            tokens = _values(page, "NextContinuationToken")
+            if not tokens:
+                return sorted(found)
+            more = f"&continuation-token={quote(tokens[0], safe='')}"
+
+    def open_uploads(self) -> list[str]:
+        """Keys of uploads that were begun and not ended."""
+        return _values(self._ask("GET", "?uploads") or b"", "Key")
+
+    def _ask(self, method: str, rest: str, data: bytes | None = None) -> bytes | None:
+        """The body of the answer; null where there is no such object."""
+        connection = http.client.HTTPConnection(self._host, timeout=HANG_S)
+        connection.request(method, f"/{self.name}{rest}", data, _SIGNED)
+        answer = connection.getresponse()
+        body = answer.read()
+        connection.close()
+        assert answer.status < 300 or answer.status == 404, body
+        return body if answer.status < 300 else None
+
+
+def _values(page: bytes, tag: str) -> list[str]:
+    return [unescape(text) for text in re.findall(f"<{tag}>(.*?)</{tag}>", page.decode())]
+
+
+class Call(NamedTuple):
+    """A request that the proxy has got."""
+
+    number: int  # of all, from 1
+    method: str
+    path: str  # with its query
+
+
+# What is to be done with a request: `fail` (503), `silence`, `cut` (half of the body), or null.
+Rule = Callable[[Call], str | None]
+
+
+class Proxy:
+    """Passes requests on to a server, but for what `rule` says; `after` is told of each answer."""
+
+    def __init__(self, upstream: str) -> None:
+        self.rule: Rule = lambda _call: None
+        self.after: Callable[[Call], None] = lambda _call: None
+        self.calls: list[Call] = []
+        self._upstream = upstream.removeprefix("http://")
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        proxy = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def _serve(self) -> None:
+                proxy._handle(self)
+
+            do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _serve  # noqa: N815 - http.server's
+
+            def log_message(self, *_words: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.address = f"http://127.0.0.1:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
+        self._thread.start()
+
+    def close(self) -> None:
+        self._closing.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def _handle(self, handler: BaseHTTPRequestHandler) -> None:
+        body = _body(handler)
+        with self._lock:
+            call = Call(len(self.calls) + 1, handler.command, handler.path)
+            self.calls.append(call)
+        what = self.rule(call)
+        if what == "silence":
+            self._closing.wait(HANG_S)
+            handler.close_connection = True
+            return
+        if what == "fail":
+            handler.send_response(503)
+            handler.send_header("Content-Length", "0")
+            handler.end_headers()
+            return
+        upstream = http.client.HTTPConnection(self._upstream, timeout=HANG_S)
+        headers = {name.lower(): value for name, value in handler.headers.items()}
+        if headers.pop("transfer-encoding", None):
+            headers["content-length"] = str(len(body))
+        upstream.request(handler.command, handler.path, body or None, headers)
+        answer = upstream.getresponse()
+        data = answer.read()
+        upstream.close()
+        self.after(call)
+        with suppress(OSError):
+            handler.send_response(answer.status)
+            for name, value in answer.getheaders():
+                if name.lower() not in ("transfer-encoding", "connection", "server", "date"):
+                    handler.send_header(name, value)
+            if "Content-Length" not in answer.headers:
+                handler.send_header("Content-Length", str(len(data)))
+            handler.end_headers()
+            if handler.command != "HEAD":
+                handler.wfile.write(data[: len(data) // 2] if what == "cut" else data)
+            if what == "cut":
+                handler.close_connection = True
+                handler.connection.shutdown(socket.SHUT_RDWR)
+
+
+def _body(handler: BaseHTTPRequestHandler) -> bytes:
+    if "chunked" not in handler.headers.get("Transfer-Encoding", ""):
+        return handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
+    pieces = []
+    while size := int(handler.rfile.readline(), 16):
+        pieces.append(handler.rfile.read(size))
+        handler.rfile.readline()
+    handler.rfile.readline()
+    return b"".join(pieces)

@@ -1,0 +1,192 @@
+"""The stores of Azure and Google: Azurite and fake-gcs-server, as `make test-stores` has them."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyarrow import fs
+
+from batchrun.remote.object_stores import ObjectStore, store_of
+from tests.processes import COMMAND, free_port
+from tests.remote.object_server import Call, Proxy
+from tests.waiting import HANG_S, wait_until
+
+pytestmark = pytest.mark.stores
+SERVERS = Path(__file__).parents[2] / ".servers/stores"
+PROMPT = ("--prompt", "{{ question }}", "--model", "m", "--simulate", "--quiet")
+
+
+def _started(command: list[str], folder: Path, port: int, **more: str) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        env={**os.environ, **more},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    import socket
+
+    def answers() -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", port)) == 0
+
+    wait_until(answers)
+    return process
+
+
+@pytest.fixture(scope="module")
+def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    port, folder = free_port(), tmp_path_factory.mktemp("azurite")
+    node = shutil.which("node")
+    assert node is not None
+    script = SERVERS / "node_modules/azurite/dist/src/blob/main.js"
+    command = [node, str(script), "--blobPort", str(port), "--location", str(folder), "--silent"]
+    command += ["--skipApiVersionCheck", "--disableProductStyleUrl"]
+    process = _started(command, folder, port, AZURITE_ACCOUNTS="somebody:c29tZXRoaW5n")
+    yield f"http://127.0.0.1:{port}"
+    process.kill()
+    process.wait(HANG_S)
+
+
+@pytest.fixture(scope="module")
+def gcs_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    port, folder = free_port(), tmp_path_factory.mktemp("gcs")
+    (binary,) = (SERVERS / "venv").glob("lib/*/site-packages/**/fake-gcs-server*[!.py]")
+    command = [str(binary), "-scheme", "http", "-host", "127.0.0.1", "-port", str(port)]
+    command += ["-backend", "memory"]
+    process = _started(command, folder, port)
+    yield f"http://127.0.0.1:{port}"
+    process.kill()
+    process.wait(HANG_S)
+
+
+@pytest.fixture(params=["azure", "google"])
+def place(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Proxy, str, dict[str, str]]]:
+    """A proxy before the server, the URL of a new bucket, and the environment for both."""
+    is_azure = request.param == "azure"
+    proxy = Proxy(request.getfixturevalue("azurite" if is_azure else "gcs_server"))
+    environment = {"XDG_STATE_HOME": str(tmp_path / "state")}
+    if is_azure:
+        endpoint = f"BlobEndpoint={proxy.address}/somebody"
+        account = "AccountName=somebody;AccountKey=c29tZXRoaW5n"
+        environment["AZURE_STORAGE_CONNECTION_STRING"] = f"{account};{endpoint}"
+    else:
+        environment["STORAGE_EMULATOR_HOST"] = proxy.address
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    store_of.cache_clear()
+    url = f"{'abfs' if is_azure else 'gs'}://{tmp_path.name.replace('_', '-').lower()[:40]}"
+    store = _store(url)
+    store.files.create_dir(store.paths([""])[0])
+    yield proxy, url, environment
+    proxy.close()
+
+
+def _store(url: str) -> ObjectStore:
+    from batchrun.remote import object_stores
+
+    for cached in (store_of, object_stores._store, object_stores._filesystem):
+        cached.cache_clear()
+    return store_of(url)[0]
+
+
+def _rows(store: ObjectStore, prefix: str) -> list[str]:
+    import pyarrow.parquet as pq
+
+    found: list[str] = []
+    for one in store.listing(f"{prefix}/responses"):
+        with store.files.open_input_file(store.paths([one.key])[0]) as file:
+            found += pq.read_table(file, columns=["custom_id"])["custom_id"].to_pylist()
+    return sorted(found)
+
+
+def test_sources_and_runs(
+    place: tuple[Proxy, str, dict[str, str]],
+    batchrun: Callable[..., subprocess.CompletedProcess[str]],
+    questions: Callable[..., str],
+    tmp_path: Path,
+) -> None:
+    _, url, environment = place
+    store = _store(url)
+    store.write("in/a.jsonl", questions(20).encode())
+    store.write("in/b.jsonl", questions(20, 20).encode())
+    words = ("run", f"{url}/in/*.jsonl", *PROMPT, "-o", f"{url}/run")
+    done = batchrun(*words, "--limit", "25", env=environment)
+    assert done.returncode == 0, done.stderr
+    done = batchrun(*words, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert _rows(store, "run") == sorted(f"q{row}" for row in range(40))
+    other = {**environment, "XDG_STATE_HOME": str(tmp_path / "other")}
+    for command in (("status",), ("verify",), ("report",), ("show", "q3")):
+        looked = batchrun(command[0], f"{url}/run", *command[1:], env=other)
+        assert looked.returncode == 0, looked.stderr
+    record = json.loads(store.read("run/run.json") or b"")
+    assert (record["state"], record["store"]) == ("finished", f"{url}/run")
+
+
+@pytest.mark.parametrize("number", [4, 7, 8, 9, 10, 12])
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_killed_at_a_write(
+    number: int,
+    moment: str,
+    place: tuple[Proxy, str, dict[str, str]],
+    environment: dict[str, str],
+    batchrun: Callable[..., subprocess.CompletedProcess[str]],
+    questions: Callable[..., str],
+    tmp_path: Path,
+) -> None:
+    proxy, url, more = place
+    (tmp_path / "prompts.jsonl").write_text(questions(300))
+    words = ["run", "prompts.jsonl", *PROMPT, "-o", f"{url}/run"]
+    writes: list[Call] = []
+    process: list[subprocess.Popen[Any]] = []
+
+    def strike(when: str, call: Call) -> None:
+        if call.method in ("PUT", "POST", "DELETE"):
+            writes.extend([call] if when == "before" else [])
+            if len(writes) == number and when == moment:
+                process[0].send_signal(signal.SIGKILL)
+
+    def rule(call: Call) -> str | None:
+        strike("before", call)
+        return None
+
+    proxy.rule, proxy.after = rule, lambda call: strike("after", call)
+    command = [sys.executable, *COMMAND[1:], *words]
+    process.append(subprocess.Popen(command, cwd=tmp_path, env={**environment, **more}))
+    process[0].wait(HANG_S)
+    proxy.rule, proxy.after = lambda _call: None, lambda _call: None
+    done = batchrun(*words, env=more)
+    assert done.returncode == 0, done.stderr
+    assert _rows(_store(url), "run") == sorted(f"q{row}" for row in range(300))
+    assert batchrun("verify", f"{url}/run", env=more).returncode == 0
+
+
+@pytest.mark.parametrize("fault", ["fail", "silence"])
+def test_a_store_that_does_not_answer_is_said_within_30_s(
+    fault: str,
+    place: tuple[Proxy, str, dict[str, str]],
+    batchrun: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    import time
+
+    proxy, url, environment = place
+    proxy.rule = lambda _call: fault
+    began_s = time.monotonic()
+    done = batchrun("run", f"{url}/in/a.jsonl", *PROMPT, env=environment)
+    assert done.returncode == 2, done.stderr
+    assert time.monotonic() - began_s < 30, "the limit is what is promised, not a speed"
+
+
+def test_the_clients_are_those_of_pyarrow(place: tuple[Proxy, str, dict[str, str]]) -> None:
+    assert isinstance(_store(place[1]).files, fs.AzureFileSystem | fs.GcsFileSystem)

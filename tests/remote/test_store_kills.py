@@ -1,0 +1,163 @@
+"""A run in a store killed before and after its writes: the next command goes on, each row once."""
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.processes import COMMAND
+from tests.remote.object_server import Bucket, Call, Proxy
+from tests.waiting import HANG_S
+
+
+@pytest.fixture
+def killed_at(
+    proxy: Proxy, s3: dict[str, str], environment: dict[str, str], tmp_path: Path
+) -> Callable[..., bool]:
+    """Runs batchrun, and kills it before or after its write number N of those that `counts`."""
+
+    def run(number: int, moment: str, *words: str, counts: str = "") -> bool:
+        """Whether it came to that write."""
+        writes: list[Call] = []
+        process: list[subprocess.Popen[str]] = []
+
+        def strike(when: str, call: Call) -> None:
+            if call.method in ("PUT", "POST", "DELETE") and counts in call.path:
+                if when == "before":
+                    writes.append(call)
+                if len(writes) == number and moment == when and writes[-1] == call:
+                    with suppress(ProcessLookupError):
+                        os.kill(process[0].pid, signal.SIGKILL)
+
+        def rule(call: Call) -> str | None:
+            strike("before", call)
+            if moment == "before" and len(writes) >= number:
+                return "silence" if call in writes else "fail"
+            return None
+
+        proxy.rule, proxy.after = rule, lambda call: strike("after", call)
+        env = {**environment, **s3, "AWS_ENDPOINT_URL": proxy.address}
+        process.append(
+            subprocess.Popen(
+                [*COMMAND, *words],
+                cwd=tmp_path,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+        _, said = process[0].communicate(timeout=HANG_S)
+        proxy.rule, proxy.after = lambda _call: None, lambda _call: None
+        assert process[0].returncode in (0, -9), said
+        return process[0].returncode == -9
+
+    return run
+
+
+def check(bucket: Bucket, tmp_path: Path, rows: int, prefix: str = "run") -> None:
+    """Each row once, nothing left over."""
+    found: list[str] = []
+    for key in bucket.names(f"{prefix}/responses/"):
+        path = tmp_path / "copy.parquet"
+        path.write_bytes(bucket.get(key) or b"")
+        found += pq.read_table(path, columns=["custom_id"])["custom_id"].to_pylist()
+    assert sorted(found) == sorted(f"q{row}" for row in range(rows))
+    assert bucket.open_uploads() == []
+    left = [key for key in bucket.names() if key.endswith((".tmp", ".intent")) or "/claims/" in key]
+    assert left == []
+    assert json.loads(bucket.get(f"{prefix}/run.json") or b"")["state"] == "finished"
+
+
+def moments(most: int) -> list[tuple[int, str]]:
+    return [(number, moment) for number in range(1, most) for moment in ("before", "after")]
+
+
+@pytest.mark.parametrize(("number", "moment"), [(3, "before"), (4, "after"), (7, "before")])
+def test_killed_at_a_write(
+    number: int,
+    moment: str,
+    bucket: Bucket,
+    s3: dict[str, str],
+    killed_at: Any,
+    batchrun: Any,
+    tmp_path: Path,
+    questions: Any,
+) -> None:
+    _kill_and_go_on(number, moment, bucket, s3, killed_at, batchrun, tmp_path, questions(60), 60)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("number", "moment"), moments(40))
+def test_killed_at_any_write(
+    number: int,
+    moment: str,
+    bucket: Bucket,
+    s3: dict[str, str],
+    killed_at: Any,
+    batchrun: Any,
+    tmp_path: Path,
+    questions: Any,
+) -> None:
+    _kill_and_go_on(
+        number, moment, bucket, s3, killed_at, batchrun, tmp_path, questions(12_000), 12_000
+    )
+
+
+def _kill_and_go_on(
+    number: int,
+    moment: str,
+    bucket: Bucket,
+    s3: dict[str, str],
+    killed_at: Any,
+    batchrun: Any,
+    tmp_path: Path,
+    rows: str,
+    count: int,
+) -> None:
+    (tmp_path / "prompts.jsonl").write_text(rows)
+    (tmp_path / "job.toml").write_text(
+        f'[input]\npath = "prompts.jsonl"\n[request]\nmodel = "m"\ninput = "{{{{ question }}}}"\n'
+        f'[output]\npath = "{bucket.url}/run"\npart_rows = {max(count // 4, 10)}\n'
+    )
+    words = ("run", "job.toml", "--simulate", "--quiet")
+    killed_at(number, moment, *words)
+    done = batchrun(*words, env=s3)
+    assert done.returncode == 0, done.stderr
+    check(bucket, tmp_path, count)
+    assert batchrun("verify", f"{bucket.url}/run", env=s3).returncode == 0
+
+
+@pytest.mark.parametrize(("number", "moment"), [(2, "after"), (5, "after"), (6, "before")])
+def test_killed_while_parts_are_replaced(
+    number: int,
+    moment: str,
+    bucket: Bucket,
+    s3: dict[str, str],
+    killed_at: Any,
+    batchrun: Any,
+    tmp_path: Path,
+    questions: Any,
+) -> None:
+    """Seen from another machine, each row is there once at any moment."""
+    (tmp_path / "prompts.jsonl").write_text(questions(30))
+    words = ["run", "prompts.jsonl", "--model", "m", "--simulate", "--quiet"]
+    words += ["-o", f"{bucket.url}/run", "--prompt"]
+    assert batchrun(*words, "{{ question }}", env=s3).returncode == 0
+    again = (*words, "{{ question }}!", "--rerun-changed")
+    assert killed_at(number, moment, *again, counts=".parquet")
+    other = {**s3, "XDG_STATE_HOME": str(tmp_path / "other")}
+    sql = "SELECT count(*), count(DISTINCT custom_id) FROM responses"
+    seen = batchrun("sql", f"{bucket.url}/run", sql, "--format", "csv", env=other)
+    assert seen.stdout.splitlines()[-1] == "30,30", seen.stderr
+    done = batchrun(*again, env=s3)
+    assert done.returncode == 0, done.stderr
+    check(bucket, tmp_path, 30)
