@@ -229,7 +229,9 @@ def _remote_source(spec: str, kind: str | None) -> Source:
     if is_store(spec) and not has_glob(spec) and _has_record(found):
         with run_folder(spec) as folder:
             return _run_source(spec, folder)
-    by_name = {PurePosixPath(as_utf8(one.url.removeprefix(found.base))): one for one in found.files}
+    by_name: dict[PurePath, RemoteFile] = {
+        PurePosixPath(as_utf8(one.url.removeprefix(found.base))): one for one in found.files
+    }
     is_glob = not found.is_file and has_glob(spec)
     any_kind = kind if found.is_file or is_glob else None
     passed_over: list[PurePath] = []

@@ -34,7 +34,8 @@ def list_files(url: HubUrl, folder: str) -> list[RemoteObject]:
         )
         return sorted(RemoteObject(one.path, one.size, 0) for one in tree if hasattr(one, "size"))
 
-    return _asked(url, _CALL_S, walk)
+    found: list[RemoteObject] = _asked(url, _CALL_S, walk)
+    return found
 
 
 def local_copy(url: HubUrl) -> Path:
@@ -89,12 +90,11 @@ def _explained(url: HubUrl, call: Any) -> Any:
 
 def _library() -> Any:
     try:
-        import huggingface_hub  # noqa: PLC0415 - an extra
+        import huggingface_hub.utils  # noqa: PLC0415 - an extra
     except ImportError as error:
         raise JobError(
             "hf:// needs huggingface_hub, which is not installed; pip install 'batchrun[hub]'"
         ) from error
-    from huggingface_hub.utils import disable_progress_bars  # noqa: PLC0415 - an extra
-
-    disable_progress_bars()
-    return huggingface_hub
+    library: Any = huggingface_hub
+    library.utils.disable_progress_bars()
+    return library

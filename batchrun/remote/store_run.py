@@ -52,8 +52,8 @@ class StoreRun:
         claim = Claim(first, f"{where.key}/", folder)
         try:
             link = read_link(folder)
-            is_last = link is not None and link.claim is not None
-            is_last = is_last and first.find(link.claim) is not None
+            last = link.claim if link is not None else None
+            is_last = last is not None and first.find(last) is not None
             claim.take(str(where))
             try:
                 link = link or new_link(where.full)
