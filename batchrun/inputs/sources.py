@@ -431,30 +431,29 @@ def _run_source(spec: str, path: Path) -> Source:
     temporary = tempfile.TemporaryDirectory(prefix="batchrun-")
     folder = Path(temporary.name)
 
-    def read(now: Snapshot) -> list[SourceFile]:
-        files = []
+    def read(now: Snapshot) -> tuple[list[SourceFile], bool]:
+        files, parts = [], []
         for part in now.responses:
-            name, read_from = f"{part.parent.name}/{part.name}", _wherever(part)
+            read_from = part
             if now.replaced:
-                read_from = copied = folder / part.name
-                with pq.ParquetWriter(copied, schema) as copy:
+                read_from = folder / part.name
+                with pq.ParquetWriter(read_from, schema) as copy:
                     for batch in read_part(part, None):
                         rows = without(batch, now.replaced)
                         copy.write_batch(as_schema(rows, schema, record.layout))
-            files.append(SourceFile(read_from, name, "parquet"))
+            parts.append(read_from)
+            name = f"{part.parent.name}/{part.name}"
+            files.append(SourceFile(_wherever(read_from), name, "parquet"))
         with new_files() as new:
             renames = write_parts(new, folder, FileId(WRITER, 0), now.outcomes(), record)
             written = [folder / source for source, _ in renames]
-        files += [
-            SourceFile(one, f"journal/{one.name}", "parquet")
-            for one in written
-            if one.parent.name == RESPONSES
-        ]
-        return files
+        outcomes = [one for one in written if one.parent.name == RESPONSES]
+        files += [SourceFile(one, f"journal/{one.name}", "parquet") for one in outcomes]
+        return files, keys_vary(record, [*parts, *outcomes])
 
     with storing(folder, "write the journal's rows"):
-        files = read_snapshot(path, read)
-    if keys_vary(record, [file.path for file in files]):
+        files, has_keys = read_snapshot(path, read)
+    if has_keys:
         files = [structs.replace(file, is_keyed=True) for file in files]
     if not files:
         raise InputError(f"{spec}: this run directory holds no rows yet; give it once it has some")
