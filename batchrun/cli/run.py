@@ -64,7 +64,8 @@ def _dry_run(options: RunOptions) -> None:
 
     from batchrun.dialects.responses import PATH
     from batchrun.job.credentials import key_in_words, refuse_plain_http, refuse_written_secrets
-    from batchrun.runner.plan import dry_run, run_path
+    from batchrun.runner.output_place import run_path
+    from batchrun.runner.plan import dry_run
 
     exit_on_signals()  # so that no copy of standard input stays behind
     job, simulate = options.job, options.simulate

@@ -27,7 +27,8 @@ from batchrun.formats.amounts import plural
 from batchrun.job.sections import Job
 from batchrun.pricing.prices import STANDARD, Prices, age_warning
 from batchrun.records import NOTHING_SENT_AGAIN, Resend, Totals
-from batchrun.runner.plan import Plan, dry_run, known_prices, run_path
+from batchrun.runner.output_place import run_path
+from batchrun.runner.plan import Plan, dry_run, known_prices
 
 
 def make_estimate(

@@ -1,11 +1,13 @@
-"""Where a run directory can be, asked before anything is read."""
+"""Where a run directory is, and whether it can be there, asked before anything is read."""
 
 import os
 import re
 from pathlib import Path
 
 from batchrun.errors import JobError
+from batchrun.formats.json_text import as_utf8
 from batchrun.job.sections import Job
+from batchrun.remote.run_link import scratch_of
 from batchrun.remote.urls import is_store, store_url
 
 _HINT = "give another place with -o (output.path)"
@@ -38,6 +40,29 @@ def refuse_place(path: Path) -> None:
     if not os.access(nearest, os.W_OK | os.X_OK):
         where = path if nearest == path else f"{path}: the folder {nearest}"
         raise JobError(f"{where} cannot be written by this user; {_HINT}, or change its rights")
+
+
+def run_path(job: Job, *, simulate: bool = False) -> Path:
+    """The run directory; of a run in a store its folder on this machine.
+
+    Raises `JobError` where the source gives no name that serves.
+    """
+    if (url := store_run_url(job)) is not None:
+        return scratch_of(url, job.cluster.scratch)
+    path = job.output.path
+    if path is None:
+        if not job.name:
+            raise JobError(
+                "no run directory: standard input, globs and run directories as a source have no "
+                "name for it; give -o DIR"
+            )
+        path = f"runs/{job.name}-simulated" if simulate else f"runs/{job.name}"
+    refuse_scheme(path)
+    if as_utf8(path) != path:
+        raise JobError("the run directory's name is not UTF-8, which Parquet needs; give -o DIR")
+    if "\0" in path:
+        raise JobError("output.path holds a NUL character, which no file name may; give -o DIR")
+    return Path(path)
 
 
 def store_run_url(job: Job) -> str | None:

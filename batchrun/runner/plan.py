@@ -23,7 +23,6 @@ from msgspec.structs import replace
 
 from batchrun.errors import InputError, JobError
 from batchrun.formats.amounts import plural, usd
-from batchrun.formats.json_text import as_utf8
 from batchrun.inputs.prompt_set import MAX_MODELS, OnBody, PromptSet, Source, Survey, find_source
 from batchrun.inputs.requests import HASH_RULE
 from batchrun.inputs.sources import store_stdin
@@ -40,11 +39,11 @@ from batchrun.records import (
     Resend,
     RunRecord,
 )
-from batchrun.remote.run_link import is_in_store, scratch_of
+from batchrun.remote.run_link import is_in_store
 from batchrun.runner.asked_rows import AskedRows, refuse_unknown
 from batchrun.runner.changes import request_changes, setting_changes
 from batchrun.runner.ending import rows_judged
-from batchrun.runner.output_place import refuse_place, refuse_scheme, store_run_url
+from batchrun.runner.output_place import refuse_place, run_path, store_run_url
 from batchrun.runner.resume import Resumed, match_rows
 from batchrun.runner.run_source import (
     about_source,
@@ -65,29 +64,6 @@ from batchrun.version import VERSION
 
 if TYPE_CHECKING:
     from batchrun.runner.row_filter import RowFilter
-
-
-def run_path(job: Job, *, simulate: bool = False) -> Path:
-    """The run directory; of a run in a store its folder on this machine.
-
-    Raises `JobError` where the source gives no name that serves.
-    """
-    if (url := store_run_url(job)) is not None:
-        return scratch_of(url, job.cluster.scratch)
-    path = job.output.path
-    if path is None:
-        if not job.name:
-            raise JobError(
-                "no run directory: standard input, globs and run directories as a source have no "
-                "name for it; give -o DIR"
-            )
-        path = f"runs/{job.name}-simulated" if simulate else f"runs/{job.name}"
-    refuse_scheme(path)
-    if as_utf8(path) != path:
-        raise JobError("the run directory's name is not UTF-8, which Parquet needs; give -o DIR")
-    if "\0" in path:
-        raise JobError("output.path holds a NUL character, which no file name may; give -o DIR")
-    return Path(path)
 
 
 _PILOT_SEED = 7_411
@@ -118,8 +94,8 @@ class Plan(Struct, frozen=True):
     unfinished_usd: float = 0.0  # spent on answers of rows that have no outcome yet
     limit: int | None = None  # requests after which none is asked for; null: all are
     sampled: Pilot | None = None  # random rows of `--sample-rows`, drawn now or earlier
-    commit: str | None = None  # of a data set of the Hub
     forms: dict[str, int] = msgspec.field(default_factory=dict)  # what rows are taken for: how many
+    commit: str | None = None  # of a data set of the Hub
 
     @property
     def expansion(self) -> Expansion:

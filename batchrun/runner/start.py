@@ -24,8 +24,8 @@ from batchrun.progress.summary import RunCounters, Summary
 from batchrun.records import NOTHING_SENT_AGAIN, Resend
 from batchrun.runner.ending import StopSwitch, time_is_up
 from batchrun.runner.engine import Run, Watch
-from batchrun.runner.output_place import refuse_place, store_run_url
-from batchrun.runner.plan import known_prices, make_plan, make_record, run_path
+from batchrun.runner.output_place import refuse_place, run_path, store_run_url
+from batchrun.runner.plan import known_prices, make_plan, make_record
 from batchrun.runner.resume import note_differences
 from batchrun.runner.run_source import pinned_source, refuse_other_use, stored_input
 from batchrun.simulator.settings import SimulatorSettings
