@@ -238,7 +238,7 @@ class RequestMaker:
 
     def look_beside(self, files: Sequence[SourceFile]) -> None:
         """Paths of images and documents are relative to these files."""
-        self._paths = {file.name: file.path for file in files}
+        self._paths = {file.name: file.path for file in files if isinstance(file.path, Path)}
         self.media.look_beside(files)
         if self._hashing is not None:
             self._hashing.look_beside(files)
