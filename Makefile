@@ -13,13 +13,22 @@ ORACLES = .oracles
 UV = $(TOOLS)/bin/uv
 PEER_NAMES = lm-deluge async-batch-llm openai litellm
 
-.PHONY: demo test test-long test-newest test-lowest test-wheel test-stores torture test-servers test-oracles bench bench-peers bench-parts bench-pacing bench-queues check docs docs-site format lock lock-peers clean
+.PHONY: demo demo-eval test test-long test-newest test-lowest test-wheel test-stores torture test-servers test-oracles bench bench-peers bench-parts bench-pacing bench-queues check docs docs-site format lock lock-peers clean
 
 # The main job against the embedded simulator: a prompt set with tools becomes two tables.
 demo: $(VENV)/installed
 	rm -rf $(DEMO)
 	$(BIN)/batchrun run jobs/overnight_dataset.toml --simulate -o $(DEMO)
 	$(BIN)/python examples/read_tables.py $(DEMO)
+
+# An eval against the embedded simulator: two models of known ability, scored, measured and compared.
+demo-eval: $(VENV)/installed
+	rm -rf $(DEMO)-eval
+	$(BIN)/batchrun run jobs/eval_run.toml --simulate --answers examples/questions.jsonl --right 0.75,0.2 --right gpt-6-luna=0.6,0.2 -o $(DEMO)-eval
+	$(BIN)/batchrun score $(DEMO)-eval
+	$(BIN)/batchrun metrics $(DEMO)-eval
+	$(BIN)/batchrun compare $(DEMO)-eval --scorer answer
+	$(BIN)/batchrun report $(DEMO)-eval --html $(DEMO)-eval.html
 
 # What CI runs: lint, types, imports, links of the docs, the site of the docs, tests.
 test: check docs-site

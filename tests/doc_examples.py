@@ -47,7 +47,7 @@ def settled(output: str) -> str:
     kept = [
         line.rstrip()
         for line in output.splitlines()
-        if not line.startswith(("running: ", "planning: "))
+        if not line.startswith(("running: ", "planning: ", "scoring: "))
     ]
     text = "\n".join(kept).strip()
     # The price list that is installed, and how old it is today.
@@ -57,7 +57,9 @@ def settled(output: str) -> str:
     text = re.sub(r"checked \d{4}-\d{2}-\d{2}", "checked N", text)
     text = re.sub(r"[\d.]+ [kMGT]?B free", "N free", text)
     text = re.sub(r"from [\d: -]+ to [\d: -]+ UTC; [\d.:]+( s)?", "from N to N UTC; N s", text)
-    return re.sub(r"[\d,.]+ rows/s over [\d.:]+( s)?", "N rows/s over N s", text)
+    text = re.sub(r"[\d,.]+ rows/s over [\d.:]+( s)?", "N rows/s over N s", text)
+    # A latency at the end of a table's line.
+    return re.sub(r" +\d+\.\d+ s(?=$| \\\\$)", " N s", text, flags=re.MULTILINE)
 
 
 def check_console(name: str, title: str, folder: Path, environment: Mapping[str, str]) -> None:

@@ -76,6 +76,7 @@ def test_the_walk_through_is_what_happens(walked: tuple[Path, dict[str, str]]) -
         ("results", "In DuckDB, pandas and Polars"),
         ("results", "Your own SQL"),
         ("results", "A report of a run"),
+        ("evals", "A walk-through"),
     )
     for name, title in sections:
         check_console(name, title, folder, environment)

@@ -73,16 +73,15 @@ _PASSED = """
 SELECT line, cluster, {name} AS x FROM questions JOIN passes
     ON questions.counted = passes.samples AND questions."right" = passes."right" WHERE k = {k}
 """
-# Each question's most frequent answers; ties share the credit, and no answer is no vote.
+# Each question's most frequent answers, whose ties share the credit; none is an answer too.
 _MAJORITY = """
 WITH votes AS (
     SELECT line, question, answer, count(*) AS votes, avg(value) AS score FROM placed
-    WHERE answer IS NOT NULL AND value IS NOT NULL GROUP BY ALL
+    WHERE value IS NOT NULL GROUP BY ALL
 ), most AS (SELECT line, question, max(votes) AS votes FROM votes GROUP BY ALL)
-SELECT questions.line, questions.cluster, coalesce(avg(best.score), 0) AS x
-FROM questions LEFT JOIN (FROM most JOIN votes USING (line, question, votes)) AS best
-    ON questions.line = best.line AND questions.question = best.question
-WHERE counted > 0 GROUP BY questions.line, questions.question, questions.cluster
+SELECT line, any_value(questions.cluster) AS cluster, avg(votes.score) AS x
+FROM votes JOIN most USING (line, question, votes) JOIN questions USING (line, question)
+GROUP BY line, question
 """
 _NOTHING = Measure(None)
 _REQUIREMENT = re.compile(r"(.+?)\s*(>=|<=|>|<)([^<>=]+)", re.DOTALL)

@@ -185,12 +185,11 @@ def majority(answers: Iterable[tuple[str | None, float]]) -> float:
     """Of one question: the score of its most frequent answer; ties share the credit.
 
     `answers`: each sample's answer and score. An answer's score is the mean over the samples that
-    gave it. A sample without an answer (null) does not vote; where none has one, it is 0.
+    gave it; to give none (null) is an answer too. Without samples it is 0.
     """
-    scores: dict[str, list[float]] = defaultdict(list)
+    scores: dict[str | None, list[float]] = defaultdict(list)
     for answer, score in answers:
-        if answer is not None:
-            scores[answer].append(score)
+        scores[answer].append(score)
     most = max(map(len, scores.values()), default=0)
     best = [math.fsum(some) / most for some in scores.values() if len(some) == most]
     return math.fsum(best) / len(best) if best else 0.0

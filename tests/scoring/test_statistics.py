@@ -183,12 +183,13 @@ def test_two_methods_of_gsm8k_have_their_published_errors() -> None:
     assert apart[1] == pytest.approx(0.021, abs=5e-4)
 
 
-def test_a_majority_shares_ties_and_knows_no_empty_vote() -> None:
+def test_a_majority_shares_ties_and_counts_who_gives_no_answer() -> None:
     assert majority([("7", 1), ("7", 1), ("8", 0)]) == 1
     assert majority([("7", 1), ("8", 0)]) == 0.5
     assert majority([("7", 1), ("8", 0), ("9", 0)]) == pytest.approx(1 / 3)
-    assert majority([(None, 0), (None, 0), ("7", 1)]) == 1
-    assert majority([(None, 0)]) == 0
+    assert majority([(None, 0), (None, 0), ("7", 1)]) == 0
+    assert majority([(None, 0), ("7", 1)]) == 0.5
+    assert majority([]) == 0
     assert majority([("7", 1), ("7", 0.5)]) == 0.75  # one answer, two scores
 
 

@@ -99,10 +99,10 @@ def _flips(line: Comparison) -> FigureTable:
 
 
 def _side(right: int, samples: int, answers: Sequence[str | None]) -> tuple[str, str]:
-    """`right`, `wrong` or `3 of 4`, and the first answer."""
+    """`right`, `wrong` or `3 of 4`, and the most frequent answer."""
     verdict = f"{right} of {samples}" if samples > 1 else ("right" if right else "wrong")
-    first = next((answer for answer in answers if answer is not None), "")
-    return verdict, brief(first, _MOST_ANSWER)
+    given = sorted(answer for answer in answers if answer is not None)
+    return verdict, brief(max(given, key=given.count, default=""), _MOST_ANSWER)
 
 
 def _csv(lines: Sequence[Comparison]) -> Iterator[Sequence[Any]]:
