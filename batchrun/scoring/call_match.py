@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
+from batchrun.formats.amounts import plural
 from batchrun.scoring.json_match import canonical, read_json
 from batchrun.scoring.score import BadTarget, Score
 
@@ -108,7 +109,7 @@ def call_match(calls: Sequence[Call], expected: Sequence[Call], rules: CallRules
         return Score(1.0, answer)
     least = value if rules.partial else 0.0
     if len(calls) < len(expected) or (len(calls) > len(expected) and not at_least):
-        said = f"{len(calls)} calls, expected {len(expected)}"
+        said = f"{plural(len(calls), 'call')}, expected {len(expected)}"
         return Score(least, answer, "wrong_count", said)
     if same_order:
         reason, said = _out_of_order(wrong, pairs, len(calls))
