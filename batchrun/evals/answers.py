@@ -206,20 +206,20 @@ class _Template:
         for name in self._columns:
             if name not in schema.names:
                 raise _no_column(where, key, name, schema.names)
-        if not self._columns:
+        if not self._columns and key == "input":
             raise JobError(f"{where}: {key}: the template names no column; write {{{{ COLUMN }}}}")
 
     def maker(self) -> _Maker:
         return _Maker(self._columns, self._values)
 
     def _values(self, batch: pa.RecordBatch, scored: Sequence[bool]) -> list[Any]:
-        columns = [self._plain(name, batch[name]) for name in self._columns]
+        columns = {name: self._plain(name, batch[name]) for name in self._columns}
         names = batch["custom_id"].to_pylist()
         made = []
-        for at, values in enumerate(zip(*columns, strict=True)):
+        for at, name in enumerate(names):
             value = None
             if scored[at]:
-                value = self._filled(dict(zip(self._columns, values, strict=True)), names[at])
+                value = self._filled({one: column[at] for one, column in columns.items()}, name)
             made.append(value)
         return made
 

@@ -132,6 +132,30 @@ def test_scores_are_a_row_for_each_answer(run: Path, tmp_path: Path, batchrun: C
     assert verified.returncode == 0, verified.stdout
 
 
+def test_a_carried_number_is_scored_against_a_constant(tmp_path: Path, batchrun: Command) -> None:
+    rows = [{"id": at, "out": "x", "reward": at / 2} for at in range(3)]
+    write_rows(tmp_path / "answers.jsonl", rows)
+    made = batchrun(
+        *(
+            "import",
+            "answers.jsonl",
+            "--id",
+            "id",
+            "--text",
+            "out",
+            "--carry",
+            "reward",
+            "-o",
+            "run",
+        )
+    )
+    assert made.returncode == 0, made.stderr
+    text = 'kind = "number"\ninput = "{{ reward }}"\ntarget = "{{ 1 }}"'
+    write_scorers(tmp_path, text)
+    assert batchrun("score", "run", "scorers.toml").returncode == 0
+    assert values(tmp_path / "run", "number") == {"0": 0, "1": 0, "2": 1}
+
+
 @pytest.mark.usefixtures("run")
 def test_scores_are_a_table_for_sql(tmp_path: Path, batchrun: Command) -> None:
     query = "SELECT run, scorer, sum(value) AS n FROM scores GROUP BY ALL ORDER BY ALL"
