@@ -350,8 +350,10 @@ def _on_prices(models: Sequence[str | None], prices: Prices, at: int) -> Iterato
     }
     unknown = without.pop(STANDARD)
     if unknown:
+        near = prices.nearest(unknown[0], at)
+        meant = f". Did you mean {near} by {unknown[0]}? Else" if near else ":"
         yield (
-            f"no price is known for {_named(unknown)}: give it in the job file or in "
+            f"no price is known for {_named(unknown)}{meant} give it in the job file or in "
             f'~/.config/batchrun/prices.toml, as [pricing."{unknown[0]}"] with input and output '
             "in USD for a million tokens"
         )

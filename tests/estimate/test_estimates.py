@@ -90,6 +90,10 @@ def test_a_model_without_a_price_has_none_and_is_named(tmp_path: Path) -> None:
     assert "$0" not in said
     assert '[pricing."no-such-model"]' in said
     assert "no-such-model: the vocabulary is not known" in said
+    assert "Did you mean" not in said
+    misspelt = make_estimate(job_of(tmp_path, [{"input": "Hi", "model": "gpt-6-lunna"}]))
+    words = " ".join(shown(misspelt).split())
+    assert "no price is known for gpt-6-lunna. Did you mean gpt-6-luna by gpt-6-lunna?" in words
 
 
 def test_three_assumptions_are_stated_and_stay_below_each_row_s_own_limit(tmp_path: Path) -> None:
