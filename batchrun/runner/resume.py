@@ -274,9 +274,13 @@ class _Matches:
         elsewhere = array("q")  # places in `others` of rows that moved or were removed
         at, others = 0, before.others
         next_other = others[0] if others else -1
+        complete, is_plain = self.complete, not (before.again or self.stored_rows)
         for index, number in enumerate(before.rows):
             if index != next_other:  # nearly always
-                self._found(index, number)
+                if is_plain:
+                    complete[number] = 1
+                else:
+                    self._found(index, number)
                 continue
             if number < 0:
                 self.removed.append(index)

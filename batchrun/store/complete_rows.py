@@ -129,7 +129,7 @@ def read_complete_rows(
             first, no_variants = len(rows), bytearray()
             if expansion.is_plain and not _has_keys(batch):
                 rows.extend(batch["row"].to_pylist())
-                known: Iterable[int] = hash_keys(batch)
+                known = hash_keys(batch)
             else:
                 known, no_variants = _number(batch, expansion, rows)
             if expansion.is_declared:
@@ -156,29 +156,34 @@ def read_complete_rows(
 
 
 def _differing(
-    numbers: Sequence[int],
-    ids: Iterable[int],
-    hashes: Iterable[int],
+    numbers: "array[int]",
+    ids: Sequence[int],
+    hashes: "array[int]",
     source: Requests | None,
     unnamed: bytearray,
 ) -> Iterator[tuple[int, int, int]]:
     """Place, id and hash of the rows that are not as the source has them at their numbers."""
-    known = enumerate(zip(numbers, ids, hashes, strict=True))
     if source is None:
-        yield from ((at, key, mark) for at, (_, key, mark) in known)
-        return
-    wanted, in_source, width, end = (
-        source.hashes, source.ids, source.expansion.width, len(source.hashes),
-    )  # fmt: skip
-    is_named = source.expansion.is_declared
-    for at, (number, key, mark) in known:
-        is_same = (
-            0 <= number < end
-            and wanted[number] == mark
-            and (in_source is None or in_source[number // width] == key)
-        )
-        if not is_same or (is_named and unnamed[at]):
-            yield at, key, mark
+        places: Iterable[int] = range(len(numbers))
+    else:
+        given, wanted = _as_array(numbers, pa.int64()), _as_array(source.hashes, pa.uint64())
+        inside = pc.and_(pc.greater_equal(given, 0), pc.less(given, len(wanted)))
+        given = pc.if_else(inside, given, 0)
+        same = pc.and_(inside, pc.equal(wanted.take(given), _as_array(hashes, pa.uint64())))
+        if source.ids is not None:
+            in_source = _as_array(source.ids, pa.int64())
+            at_places = in_source.take(pc.divide(given, source.expansion.width))
+            same = pc.and_(same, pc.equal(at_places, pa.array(ids, pa.int64())))
+        if source.expansion.is_declared:
+            same = pc.and_(same, pc.invert(as_mask(unnamed)))
+        places = pc.indices_nonzero(pc.invert(same)).to_pylist()
+    for at in places:
+        yield at, ids[at], hashes[at]
+
+
+def _as_array(values: "array[int]", kind: pa.DataType) -> pa.Array:
+    """The same memory."""
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values)])
 
 
 def _number(

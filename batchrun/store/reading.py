@@ -4,7 +4,7 @@ import fcntl
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -281,18 +281,21 @@ def example_not_ok(path: Path) -> str | None:
     return read_snapshot(path, read)
 
 
-def keys_vary(record: RunRecord, paths: Iterable[Path]) -> bool:
+def keys_vary(record: RunRecord, paths: Sequence[Path]) -> bool:
     """Whether rows are known by more than their ids: they differ in sample or variant.
 
     `paths`: of all parts of `responses`. Raises `StoreError`.
     """
     if recorded_expansion(record).width > 1:
         return True
-    found: set[tuple[int, str | None]] = set()
-    for path in paths:  # rows that are not asked for any more stay in the tables
-        for batch in read_part(path, KEY[1:]):
-            found.update(zip(*(batch[name].to_pylist() for name in KEY[1:]), strict=True))
-    return len(found) > 1
+    for name in KEY[1:]:
+        found: set[int | str | None] = set()
+        for path in paths:  # rows that are not asked for any more stay in the tables
+            for batch in read_part(path, (name,)):
+                found.update(pc.unique(batch[name]).to_pylist())
+        if len(found) > 1:
+            return True
+    return False
 
 
 def find_row(path: Path, name: str) -> list[JsonObject]:
