@@ -15,7 +15,12 @@ from batchrun.store.run_dir import RunDir
 from tests.runs import column, run_record
 
 _HERE = Path(__file__).parent
-_LAYOUT = Layout(None, (column("topic", pa.string()), column("tags", pa.list_(pa.string()))))
+# The names of two are those of columns that are calculated with.
+_CARRIED = {name: pa.string() for name in ("topic", "question", "target")}
+_LAYOUT = Layout(
+    None,
+    (*(column(*one) for one in _CARRIED.items()), column("tags", pa.list_(pa.string()))),
+)
 _KEY = [("custom_id", pa.string()), ("sample", pa.int32()), ("variant", pa.string())]
 SCHEMA = pa.schema(
     [
@@ -50,7 +55,7 @@ def outcome(row: int, custom_id: str, sample: int, variant: str | None, **given:
         hash=f"{row:016x}",
         model="gpt-4.1",
         max_output_tokens=None,
-        carried=(given.get("topic"), ["a", "b"]),
+        carried=(given.get("topic"), f"What is {custom_id}?", "42", ["a", "b"]),
         sample=sample,
         variant=variant,
     )

@@ -15,7 +15,7 @@ from batchrun.reports.page.overview import (
     limit_lines,
     outcome_shares,
     time_places,
-    title_of,
+    title_words,
 )
 from batchrun.reports.page.palette import COLOURS, OUTCOMES
 from batchrun.reports.report_queries import Report, read_report
@@ -104,16 +104,16 @@ def test_the_title_names_prompt_set_model_and_date(
     tmp_path: Path, write: Write, outcome: Make, hostile: str
 ) -> None:
     path = write(tmp_path / "run", [outcome(0)])
-    assert title_of(read_report(path)) == "prompts.jsonl, gpt-4.1, 2026-09-21"
+    assert title_words(read_report(path)) == ["prompts.jsonl", "gpt-4.1", "2026-09-21"]
     ask = outcome(1).request
     other = msgspec.structs.replace(outcome(1), request=msgspec.structs.replace(ask, model=hostile))
     several = read_report(write(tmp_path / "several", [outcome(0), other]))
-    assert title_of(several) == "prompts.jsonl, 2 models, 2026-09-21"
-    one = title_of(msgspec.structs.replace(several, models=1, model=hostile))
-    assert one.isprintable()
+    assert title_words(several) == ["prompts.jsonl", "2 models", "2026-09-21"]
+    words = title_words(msgspec.structs.replace(several, models=1, model=hostile))
+    assert all(word.isprintable() for word in words)
     record = json.loads((path / "run.json").read_bytes())
     (path / "run.json").write_text(json.dumps({**record, "source": "-", "source_path": ""}))
-    assert title_of(read_report(path)).startswith("standard input, ")
+    assert title_words(read_report(path))[0] == "standard input"
 
 
 def _line(*limits: LimitedBy, span_s: float = 100.0) -> Timeline:

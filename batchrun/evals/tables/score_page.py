@@ -40,19 +40,22 @@ SELECT question, min(row) AS row, any_value(target) AS target, sum(unscored) > 0
 FROM shares GROUP BY question
 ORDER BY is_split DESC, is_wrong DESC, is_unscored DESC, row, question LIMIT {most}
 """
+# Rows may carry columns of any name, `question` and `target` too: each column says whose it is.
 _PROMPTS = """
-SELECT chosen.question, target, is_unscored, is_wrong, is_split, any_value(request) AS request
-FROM chosen JOIN responses_{number} ON custom_id = question
-GROUP BY ALL ORDER BY is_split DESC, is_wrong DESC, is_unscored DESC, min(chosen.row), question
+SELECT c.question, c.target, c.is_unscored, c.is_wrong, c.is_split,
+       any_value(r.request) AS request
+FROM chosen c JOIN responses_{number} r ON r.custom_id = c.question
+GROUP BY ALL
+ORDER BY c.is_split DESC, c.is_wrong DESC, c.is_unscored DESC, min(c.row), c.question
 """
 _VERDICTS = """
 SELECT question, sample, variant, value, passed, answer, reason
 FROM answers JOIN chosen USING (question)
 """
 _OUTPUTS = """
-SELECT custom_id, sample, variant, left(output_text, {most}) AS output_text, refusal,
-       error_message
-FROM responses_{number} JOIN chosen ON custom_id = question ORDER BY sample
+SELECT r.custom_id, r.sample, r.variant, left(r.output_text, {most}) AS output_text, r.refusal,
+       r.error_message
+FROM responses_{number} r JOIN chosen c ON r.custom_id = c.question ORDER BY r.sample
 """
 _CALLS = """
 SELECT custom_id, sample, variant, name, left(arguments, {most}) AS arguments

@@ -48,8 +48,8 @@ class LimitLine(Struct, frozen=True):
     colour: str
 
 
-def title_of(report: Report) -> str:
-    """`prompts.jsonl, gpt-6.1-terra, 2026-11-30`."""
+def title_words(report: Report) -> list[str]:
+    """`prompts.jsonl`, `gpt-6.1-terra` and `2026-11-30`."""
     name = "standard input" if report.source == "-" else PurePath(report.source).name
     at = report.started_at if report.started_at is not None else report.begun_at
     words = [brief(name, _NAME) or "run"]
@@ -58,7 +58,7 @@ def title_of(report: Report) -> str:
     elif report.model is not None:
         words.append(brief(report.model, _NAME))
     words.append(f"{datetime.fromtimestamp(at / 1e6, UTC):%Y-%m-%d}")
-    return ", ".join(words)
+    return words
 
 
 def key_figures(report: Report) -> list[KeyFigure]:

@@ -58,7 +58,7 @@ def write_page(
     text = template.render(
         report=report,
         name=one_line(report.run),
-        title=overview.title_of(report),
+        title=overview.title_words(report),
         headline=headline(report),
         figures=overview.key_figures(report),
         shares=overview.outcome_shares(report),
