@@ -12,6 +12,7 @@ PAUSES = ("cooldown", "endpoint down")  # limits that stop all sending
 _BUSY_CPU = 0.9  # of one core: this process is the limit
 _BUSY_DISK = 0.5  # of the time: writing is the limit
 _SOON_S = 0.1  # a shorter wait is not worth a number
+_WINDOWS = {1: "a second", 60: "a minute", 3600: "an hour"}
 _SAID = 200  # characters of a server's last words
 
 
@@ -87,12 +88,21 @@ def limit_in_words(limit: LimitStatus, now_s: float) -> str:
         is_cost = limit.of == "dollars"
         number = usd if is_cost else _number
         used = "" if limit.used is None else f"{number(limit.used)} of "
-        is_per_minute = limit.per_s is not None and math.isclose(limit.most, 60 * limit.per_s)
-        unit = f" {limit.of} a minute" if is_per_minute and limit.of not in limit.name else ""
+        unit = _unit(limit)
         words += f" ({used}{number(limit.most)}{', reservations included' if is_cost else unit})"
     if limit.until_s is not None and limit.until_s - now_s >= _SOON_S:
         words += f", next request in {limit.until_s - now_s:.1f} s"
     return words if limit.says is None else f"{words}: {limit.says[:_SAID]}"
+
+
+def _unit(limit: LimitStatus) -> str:
+    """` requests a minute` without what the limit's name says itself; empty where it is no rate."""
+    if limit.per_s is None or limit.most is None:
+        return ""
+    for seconds, window in _WINDOWS.items():
+        if math.isclose(limit.most, seconds * limit.per_s) and window not in limit.name:
+            return f"{'' if limit.of in limit.name else f' {limit.of}'} {window}"
+    return ""
 
 
 def _number(value: float) -> str:

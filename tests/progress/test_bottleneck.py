@@ -45,7 +45,12 @@ def test_a_limit_is_shown_with_how_much_of_it_is_used_and_when_it_opens() -> Non
     dollars = LimitStatus("--max-cost", 0.0719, 0.08, of="dollars")
     assert limit_in_words(dollars, 0.0) == "--max-cost ($0.0719 of $0.08, reservations included)"
     header = LimitStatus("x-ratelimit-limit-requests", None, 1200, of="requests", per_s=20.0)
-    assert limit_in_words(header, 0.0) == "the server's x-ratelimit-limit-requests (1,200)"
+    words = "the server's x-ratelimit-limit-requests (1,200 a minute)"
+    assert limit_in_words(header, 0.0) == words
+    header = LimitStatus("ratelimit-policy", 3, 50, of="requests", per_s=50.0)
+    assert (
+        limit_in_words(header, 0.0) == "the server's ratelimit-policy (3 of 50 requests a second)"
+    )
     inferred = LimitStatus("inferred rate", None, 97.25, of="requests", per_s=97.25 / 60)
     assert limit_in_words(inferred, 0.0) == "inferred rate (97.2 requests a minute)"
     queue = LimitStatus("the server's throughput", 64, 64, of="in flight", per_s=41.2)
