@@ -29,9 +29,10 @@ SERVER = ("--port", "0", "--latency", "0.8", "--rpm", "9000", "--fault", "500_js
 SHOWN = 60  # per cent done in the frame that is shown
 WORDS = (
     *("run", "prompts.jsonl", "--prompt", "{{ question }}", "--model", "gpt-6.1-terra"),
-    *("--set", "max_output_tokens=800", "--max-cost", "20"),
+    *("--set", "max_output_tokens=2000", "--max-cost", "20"),
 )
 _REDRAWN = re.compile(r"(?:\x1b\[2K(?:\x1b\[1A)?){2,}")  # the display wipes its lines
+_ERASED = re.compile(r"[^\n]*\x1b\[K")  # lines of what is done before there is a plan
 _FIRST_FRAME = re.compile(r"\n(?:\x1b\[[0-9;]*m)*running\b")
 _PRIVATE = re.compile(r"\x1b\[\?\d+[hl]")  # cursor off and on
 
@@ -52,7 +53,8 @@ def main() -> None:
         finally:
             server.terminate()
             server.wait()
-    plan, *frames = _REDRAWN.split(_PRIVATE.sub("", output.replace("\r", "")))
+    output = _ERASED.sub("", _PRIVATE.sub("", output)).replace("\r", "")
+    plan, *frames = _REDRAWN.split(output)
     plan = _FIRST_FRAME.split(plan)[0]
     frame = min(frames, key=lambda frame: abs(_percent(frame) - SHOWN)).strip("\n")
     console = Console(record=True, width=COLUMNS, file=open(os.devnull, "w"))  # noqa: PTH123, SIM115

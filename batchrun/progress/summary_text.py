@@ -133,14 +133,16 @@ def _money(summary: Summary) -> list[str]:
     if summary.simulated:
         return []
     words = []
-    if summary.cost_usd is not None:
-        words.append(f"{usd(summary.cost_usd)} spent")
-        if summary.projected_usd is not None and summary.settled < summary.rows:
-            words.append(f"about {usd(summary.projected_usd)} in all")
+    is_partly = bool(summary.unknown_attempts or summary.unknown_usd)
+    if summary.cost_usd is not None or is_partly:
+        known = known_usd(summary.cost_usd, is_partly=is_partly)
+        words.append(f"{known} so far" if known == "unknown" else f"{known} spent")
+    if summary.unknown_usd:
+        words.append(f"at most {usd(summary.unknown_usd)} more")
+    if summary.projected_usd is not None and summary.settled < summary.rows:
+        words.append(f"about {usd(summary.projected_usd)} in all")
     if summary.unpriced_model is not None:
         words.append(f"no price for {one_line(summary.unpriced_model)}")
-    if summary.unknown_usd:
-        words.append(f"at most {usd(summary.unknown_usd)} more for attempts without usage")
     if summary.cap_usd is not None:
         words.append(f"cap {usd(summary.cap_usd)}")
     return words
