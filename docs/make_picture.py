@@ -85,7 +85,7 @@ def _typed(folder: str, base_url: str) -> str:
 
 
 def _percent(frame: str) -> int:
-    found = re.search(r"(\d+)% ", frame)
+    found = re.search(r"(\d+)%", frame)
     return int(found[1]) if found else 0
 
 

@@ -78,7 +78,7 @@ def _head(summary: Summary) -> Table:
     cells: list[RenderableType] = [
         Text(summary.state, _state_style(summary)),
         _bar(summary),
-        Text(f"{percent}%"),
+        Text(f"{percent}%{left and ','}"),
     ]
     if left:
         head.add_column(min_width=_TIME_LEFT, no_wrap=True)
