@@ -1,23 +1,25 @@
 """Where answers come from: the rows of a run, in parts and journal, or a table of the caller."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from itertools import islice
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
+import duckdb
 import pyarrow as pa
 
 from batchrun.errors import JobError
 from batchrun.formats.printable import listed
 from batchrun.records import RunRecord
-from batchrun.reports.sql import Files, connected, read_files, select_of
+from batchrun.reports.ordered_rows import in_order
+from batchrun.reports.sql import Files, connected, read_files, select_of, unreadable
 from batchrun.store.columns import NO_COLUMNS, new_names, response_batch, response_schema
-from batchrun.store.parts import SLICE_ROWS, opened
+from batchrun.store.parts import opened, slices
 from batchrun.store.snapshot import Snapshot, read_snapshot
 
 T = TypeVar("T")
 Batches = Iterator[pa.RecordBatch]
-_BATCH_ROWS = 1_024  # of whole rows in memory
+_BATCH_ROWS = 256  # of whole rows in memory
+_BATCH_BYTES = 8 << 20  # in memory, of the columns that are asked for
 _TABLE_ROWS = 16_384  # of a table's columns as Python values
 
 
@@ -57,12 +59,12 @@ class RunAnswers:
 
         def read(files: Files) -> T:
             with connected(files.temporary) as database:
-                database.execute("SET TimeZone = 'UTC'")
-                rows = f"FROM ({select_of(files.responses, database)}) ORDER BY {', '.join(by)}"
-                result = database.sql(rows)
-                # Releases of DuckDB know the one or the other.
-                reader = getattr(result, "to_arrow_reader", None) or result.fetch_arrow_reader
-                return use(_whole_groups(reader(_BATCH_ROWS), by[:-1]))
+                try:
+                    if not _are_apart(files, database):
+                        return use(_whole_groups(_by_row(files, by), by[:-1]))
+                    return use(_whole_groups(_sorted(files, database, by), by[:-1]))
+                except duckdb.Error as error:
+                    raise unreadable(self._run, error) from error
 
         return read_files(self._run, read)
 
@@ -74,7 +76,7 @@ class RunAnswers:
                 renamed = new_names(part.schema_arrow, layout)
                 of_part = {renamed.get(name, name): name for name in part.schema_arrow.names}
             wanted = [of_part[name] for name in schema.names if name in of_part]
-            for batch in now.part_batches(path, wanted):
+            for batch in now.part_batches(path, wanted, _BATCH_BYTES):
                 arrays = [
                     batch[of_part[one.name]].cast(one.type)
                     if one.name in of_part
@@ -82,8 +84,7 @@ class RunAnswers:
                     for one in schema
                 ]
                 yield pa.RecordBatch.from_arrays(arrays, schema=schema)
-        outcomes = now.outcomes()
-        while some := list(islice(outcomes, SLICE_ROWS)):
+        for some in slices(now.outcomes()):
             yield response_batch(
                 some,
                 layout,
@@ -91,6 +92,32 @@ class RunAnswers:
                 store_request=record.store_request,
                 names=schema.names,
             )
+
+
+def _are_apart(files: Files, database: duckdb.DuckDBPyConnection) -> bool:
+    """Whether rows of one id have several numbers: the input's order changed between commands."""
+    rows = select_of(files.responses, database)
+    found = database.sql(
+        f'SELECT 1 FROM ({rows}) GROUP BY custom_id HAVING min("row") <> max("row") LIMIT 1'  # noqa: S608
+    )
+    return bool(found.fetchall())
+
+
+def _by_row(files: Files, by: Sequence[str]) -> Batches:
+    """All rows by number, a window of the input at a time, and within it in the order of `by`."""
+    order = [(name, "ascending") for name in ("row", *by)]
+    for window in in_order(files.responses):
+        yield from window.sort_by(order).combine_chunks().to_batches()
+
+
+def _sorted(files: Files, database: duckdb.DuckDBPyConnection, by: Sequence[str]) -> Batches:
+    """All rows in the order of `by`, on disk where they do not fit. Raises `duckdb.Error`."""
+    database.execute("SET TimeZone = 'UTC'")
+    rows = f"({select_of(files.responses, database)}) ORDER BY {', '.join(by)}"
+    result = database.sql(f"SELECT * FROM {rows}")  # noqa: S608 - our own words
+    # Releases of DuckDB know the one or the other.
+    read: Any = getattr(result, "to_arrow_reader", None) or result.fetch_arrow_reader
+    yield from read(_BATCH_ROWS)
 
 
 class TableAnswers:

@@ -249,6 +249,7 @@ class _Answers:
     def outcomes(self, layout: Layout) -> Iterator[Outcome]:
         """Each row, as if it had been asked. Raises `InputError`."""
         carrier = Carrier(layout, self._job, begun=False)
+        first: dict[int, int] = {}  # the number of the first row of each id: all its rows have it
         used = None if self._columns.text is None else self._used
         for row in self._reader.rows(ColumnUse(used, carrier.columns, carrier.left_out)):
             if row.row % _STORED == 0:
@@ -258,7 +259,16 @@ class _Answers:
             if problem:
                 raise InputError(f"{row}: {problem}")
             request = Request(
-                row.row, custom_id, row.source, b"", "", None, None, carried, sample, variant
+                first.setdefault(hash(custom_id), row.row),
+                custom_id,
+                row.source,
+                b"",
+                "",
+                None,
+                None,
+                carried,
+                sample,
+                variant,
             )
             yield Outcome(request, self._result(row, request), (), "", "")
 

@@ -43,7 +43,8 @@ from batchrun.store.reading import read_record
 
 Scorers = str | Path | Sequence[Mapping[str, Any]]  # a file, or tables as it has them
 _LOCK = "lock"
-_SENT_ROWS = 256  # to a process at a time
+_SENT_ROWS = 256  # to a process at a time, ...
+_SENT_BYTES = 1 << 20  # ... or so many bytes
 _HASH_DIGITS = 16
 
 
@@ -165,16 +166,17 @@ def _alone(folder: Path) -> Iterator[None]:
     """No other command scores this run. Raises `JobError` where one does, `StoreError`."""
     with storing(folder, "make this directory"):
         folder.mkdir(mode=0o700, exist_ok=True)
-        with (folder / _LOCK).open("wb") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise JobError(
-                    f"{folder.parent}: another command scores it; wait until that has ended"
-                ) from None
-            except OSError:  # a file system without locks
-                pass
-            yield
+        lock = (folder / _LOCK).open("wb")
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise JobError(
+                f"{folder.parent}: another command scores it; wait until that has ended"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        yield
 
 
 class _Scoring:
@@ -237,11 +239,7 @@ class _Scoring:
             for batch in batches:
                 self._score_here(self._changed(self._piece(batch), old), self._score)
             return self.file.finish(old)
-        small = (
-            batch.slice(at, _SENT_ROWS)
-            for batch in batches
-            for at in range(0, batch.num_rows, _SENT_ROWS)
-        )
+        small = (piece for batch in batches for piece in _small(batch))
         pieces = (self._changed(self._piece(batch), old) for batch in small)
         self._score_in_processes(self._pool, ((piece, piece.to_score()) for piece in pieces))
         return self.file.finish(old)
@@ -259,6 +257,8 @@ class _Scoring:
         """Also where it begins again, since a seal has replaced a part meanwhile."""
         self.file.begin()
         self._seen = 0
+        if self._pool is not None and self._pool.is_closed:
+            self._pool = WorkerPool(self._job)
         old = OldScores(self.file.path, "" if self._again else self._version)
         self.file.know(old.metrics)
         return old
@@ -329,6 +329,13 @@ class _Scoring:
             'give targets from a file: targets = { file = "labels.jsonl", id = "id", '
             'column = "answer" }'
         )
+
+
+def _small(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """The batch in pieces that are sent to a process at once."""
+    rows = max(1, min(_SENT_ROWS, _SENT_BYTES * batch.num_rows // max(batch.nbytes, 1)))
+    for at in range(0, batch.num_rows, rows):
+        yield batch.slice(at, rows)
 
 
 class _Piece(NamedTuple):

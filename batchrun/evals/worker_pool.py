@@ -88,11 +88,11 @@ class WorkerPool:
         self._most = min(_MOST, len(os.sched_getaffinity(0)))
         self._idle: SimpleQueue[_Worker] = SimpleQueue()
         self._all: list[_Worker] = []
-        self._is_closed = False
+        self.is_closed = False
         self._idle.put(self._new())
 
     def close(self) -> None:
-        self._is_closed = True
+        self.is_closed = True
         for worker in list(self._all):
             worker.kill()
 
@@ -134,7 +134,7 @@ class WorkerPool:
                     made += worker.receive(self._limit_s)
             except _Gone as error:
                 self._all.remove(worker)
-                if self._is_closed:
+                if self.is_closed:
                     raise JobError("the scoring was ended") from None
                 if is_single:
                     made.append(self._lost(str(error)))

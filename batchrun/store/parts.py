@@ -68,18 +68,41 @@ def opened(path: Path) -> Iterator[pq.ParquetFile]:
 
 
 def read_part(
-    path: Path, columns: Sequence[str] | None, batch_rows: int = _BATCH_ROWS
+    path: Path,
+    columns: Sequence[str] | None,
+    batch_rows: int = _BATCH_ROWS,
+    most_bytes: int | None = None,
 ) -> Iterator[pa.RecordBatch]:
-    """A part's rows, these columns alone (null: all). Raises `StoreError`."""
+    """A part's rows, these columns alone (null: all). Raises `StoreError`.
+
+    `most_bytes`: what the values of a batch take up, about; else large rows make large batches.
+    """
     with opened(path) as part:
         wanted = None if columns is None else list(columns)
         _check_columns(part, wanted or ())
+        if most_bytes is not None:
+            batch_rows = max(1, min(batch_rows, most_bytes // _row_bytes(part, wanted)))
         rows = 0
         for batch in part.iter_batches(batch_rows, columns=wanted):
             rows += batch.num_rows
             yield batch
         if rows != part.metadata.num_rows:
             raise pa.ArrowInvalid(f"it holds {rows} of {part.metadata.num_rows} rows")
+
+
+def _row_bytes(part: pq.ParquetFile, wanted: Collection[str] | None) -> int:
+    """Of a row's values in these columns, in the row group where they are largest."""
+    largest = 1
+    for number in range(part.num_row_groups):
+        group = part.metadata.row_group(number)
+        columns = (group.column(at) for at in range(group.num_columns))
+        size = sum(
+            column.total_uncompressed_size
+            for column in columns
+            if wanted is None or column.path_in_schema.partition(".")[0] in wanted
+        )
+        largest = max(largest, size // max(group.num_rows, 1))
+    return largest
 
 
 def _check_columns(part: pq.ParquetFile, wanted: Sequence[str]) -> None:
@@ -210,7 +233,7 @@ def write_parts(
     not_ok = PartFile(run, of.part(RESPONSES, not_ok=True), schema)
     files += (calls, ok, not_ok)
     make_folders(run / TOOL_CALLS, run / RESPONSES)
-    for outcomes_slice in _slices(outcomes):
+    for outcomes_slice in slices(outcomes):
         by_ok: dict[bool, list[Outcome]] = {True: [], False: []}
         for outcome in outcomes_slice:
             by_ok[outcome.ok].append(outcome)
@@ -221,7 +244,7 @@ def write_parts(
     return tuple(part.rename for part in (calls, ok, not_ok) if part.finish())
 
 
-def _slices(outcomes: Iterable[Outcome]) -> Iterator[list[Outcome]]:
+def slices(outcomes: Iterable[Outcome]) -> Iterator[list[Outcome]]:
     """Outcomes in lists that are short and, but for single large ones, light."""
     some: list[Outcome] = []
     size = 0

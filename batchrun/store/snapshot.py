@@ -71,10 +71,15 @@ class Snapshot(Struct, frozen=True):
             yield from self.part_batches(path, columns)
         yield from self.journal_batches(columns)
 
-    def part_batches(self, path: Path, columns: Collection[str]) -> Iterator[pa.RecordBatch]:
-        """The same of one part of `responses`; its rows that the journal replaces are left out."""
+    def part_batches(
+        self, path: Path, columns: Collection[str], most_bytes: int | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """The same of one part of `responses`; its rows that the journal replaces are left out.
+
+        `most_bytes`: what the values of a batch take up, about.
+        """
         wanted = dict.fromkeys((*columns, *KEY) if self.replaced else columns)
-        for batch in read_part(path, list(wanted)):
+        for batch in read_part(path, list(wanted), most_bytes=most_bytes):
             yield without(batch, self.replaced)
 
     def journal_batches(self, columns: Collection[str]) -> Iterator[pa.RecordBatch]:

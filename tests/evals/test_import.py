@@ -24,7 +24,7 @@ def responses(run: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = (
         ds.dataset(run / "responses", format="parquet").to_table().to_pylist()
     )
-    return sorted(rows, key=lambda row: row["row"])
+    return sorted(rows, key=lambda row: (row["row"], row["variant"] or "", row["sample"]))
 
 
 def test_answers_from_elsewhere_are_a_run(tmp_path: Path, batchrun: Command) -> None:

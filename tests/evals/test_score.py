@@ -775,3 +775,28 @@ def score(row):
     assert batchrun("score", "run", "scorers.toml").returncode == 0
     assert values(run, "own") == dict.fromkeys("abcd", 2)
     assert [path.name for path in (run / "scores" / "own").iterdir()] == ["scores.parquet"]
+
+
+def test_samples_whose_rows_have_other_numbers_are_together(tmp_path: Path) -> None:
+    """The input was in another order when the second samples were sent."""
+    run = RunDir.open(tmp_path / "run")
+    run.save(run_record())
+    run.start(part_rows=2, part_bytes=1 << 20)
+    for sample in (0, 1):
+        for at, name in enumerate("abc" if sample else "cba"):
+            request = Request(at, name, "q.jsonl", b"{}", "0" * 16, "m", None, (), sample)
+            body = {"object": "response", "status": "completed", "output": [], "output_text": name}
+            answer = parse_response(json.dumps(body).encode(), request)
+            assert isinstance(answer, Response)
+            run.store(
+                Outcome(request, answer, (Attempt(0, 1.0, "first", 200),), "u", "plain", counted=0)
+            )
+    run.close()
+    (tmp_path / "own.py").write_text("""
+def score(rows):
+    assert len({row["custom_id"] for row in rows}) == 1
+    return len(rows)
+""")
+    own = {"kind": "python", "function": str(tmp_path / "own.py:score"), "rows": "samples"}
+    (result,) = library.score(run.path, [own])
+    assert (result.metrics["value"].scored, result.metrics["value"].mean) == (6, 2)
