@@ -412,8 +412,9 @@ async def _watch_run(
     show: Callable[[Summary], None],
 ) -> None:
     """Looks at the run a few times a second until it is cancelled. Raises `StoreError`."""
-    live_s = event_s = -_EVENT_EVERY_S
-    looked_s, cpu_s, write_s = time.monotonic(), time.process_time(), 0.0
+    live_s = -_LIVE_EVERY_S
+    begun_s = tick_s = time.monotonic()
+    looked_s, cpu_s, write_s = begun_s, time.process_time(), 0.0
     paused: str | None = None  # as last logged
     while True:
         now_s, now_cpu_s, now = time.monotonic(), time.process_time(), activity()
@@ -433,8 +434,8 @@ async def _watch_run(
             live_s = now_s
             # To replace a file may take a disk 0.1 s, on which the event loop must not wait.
             await _to_its_end(run_dir.write_live, current)
-        if now_s - event_s >= _EVENT_EVERY_S:
-            event_s = now_s
+        if now_s >= tick_s:  # more often at first: much changes then, and short runs have some too
+            tick_s = now_s + min(_EVENT_EVERY_S, max(_LIVE_EVERY_S, now_s - begun_s))
             run_dir.log_event("tick", settled=current.settled, left=current.left, binds=binds)
         await asyncio.sleep(_SHOW_EVERY_S)
 
