@@ -210,13 +210,15 @@ class Throughput:
         waits = levels[n].latency_s / self._base_s
         if self._searches and waits < tuning.QUEUE_FREE:
             return tuning.QUEUE_GROWS_FREE
-        if self._searches and waits > tuning.QUEUE_DEEP:
-            return tuning.QUEUE_STEP / waits
         before = max((m for m in levels if m < n), default=None)
         if before is None:
             return tuning.QUEUE_GROWS if self._searches else 1.0
         slope = math.log(levels[n].per_s / levels[before].per_s) / math.log(n / before)
-        return tuning.QUEUE_GROWS if slope > tuning.QUEUE_SLOPE else tuning.QUEUE_PROBE
+        if slope > tuning.QUEUE_SLOPE:
+            return tuning.QUEUE_GROWS
+        if self._searches and waits > tuning.QUEUE_DEEP:
+            return tuning.QUEUE_STEP / waits
+        return tuning.QUEUE_PROBE
 
     def _fewer(self, best: int) -> float:
         """Between the best and what was measured below it, where latency begins to grow."""
