@@ -366,10 +366,12 @@ def test_a_console_gets_text_that_it_can_show(alone: Any, encoding: str) -> None
     found = shown("show", "run", "r1")
     assert "row ? 1" in found or "row - 1 ... " in found, found
     assert "é" in found or encoding == "ascii"
-    shown("cost", "run", "--by", "text")
+    shown("report", "run")
     if encoding == "latin-1":  # the long form
-        for command in ("status", "report", "verify"):
+        for command in ("status", "cost", "verify"):
             shown(command, "run")
+        shown("cost", "run", "--by", "text")
+        shown("sql", "run", "SELECT text FROM responses")
         shown("estimate", "a.jsonl", *_TO[:4])
         shown("run", "--help")
     row = json.loads(alone("show", "run", "r1", "--json", env=env).stdout)
@@ -379,7 +381,6 @@ def test_a_console_gets_text_that_it_can_show(alone: Any, encoding: str) -> None
               env=env).stdout
     )  # fmt: skip
     assert found_row == {"text": "row \u2013 2 … é"}
-    shown("sql", "run", "SELECT text FROM responses")
     refused = alone("run", "fehlt\u2013é.jsonl", *_TO, env=env)
     assert refused.returncode == 2
     assert encoding == "latin-1" or refused.stderr.isascii()
