@@ -33,8 +33,10 @@ class Nights:
         self.texts: dict[str, str] = {}  # id to the text that was answered, or is to be
         self.broken: dict[str, int] = {}  # id to its place in `rows`
         self.name, self.count = "in.jsonl", 0
-        self.options = (*_ASK, "-o", "run", "--quiet", "--skip-bad-rows", "--base-url", base_url)
-        self.options += ("--concurrency", "4", *(["--append"] if self.appends else []))
+        self.options: tuple[str, ...] = (
+            *(*_ASK, "-o", "run", "--quiet", "--skip-bad-rows", "--base-url", base_url),
+            *("--concurrency", "4", *(["--append"] if self.appends else [])),
+        )
         self.killed = 0  # commands, each of which may cost as many answers as were in flight
 
     def grow(self) -> None:
