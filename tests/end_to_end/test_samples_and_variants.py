@@ -374,3 +374,20 @@ def test_a_bad_row_is_one_row_for_each_sample_and_variant(
                   "GROUP BY ALL ORDER BY 1")  # fmt: skip
     assert found == [("completed", 4, 4), ("invalid", 8, 4)]
     assert "12 rows, each once" in batchrun("verify", "run").stdout
+
+
+def test_an_appended_input_gives_new_rows_one_number_for_all_their_samples(
+    write_rows: Callable[..., Path], batchrun: Run, query: Query
+) -> None:
+    words = (*_TWO, "--prompt", "{{ q }}", "--samples", 2, "-o", "run", "--simulate")
+    write_rows([{"id": name, "q": name} for name in ("a", "b", "c")], "one.jsonl")
+    write_rows([{"id": name, "q": name} for name in ("d", "b", "e")], "two.jsonl")
+    assert batchrun("run", "one.jsonl", *words, "--limit", 2).returncode == 0
+    done = batchrun("run", "two.jsonl", *words, "--append")
+    assert done.returncode == 0, done.stderr
+    # More samples of the rows that this input holds; the others stay as they are.
+    done = batchrun("run", "two.jsonl", *words[:4], *words[4:6], "--samples", 3, *words[8:])
+    assert done.returncode == 0, done.stderr
+    numbers = query("SELECT DISTINCT custom_id, row, count(*) FROM read_parquet(?) GROUP BY ALL")
+    assert sorted(numbers) == [("a", 0, 4), ("b", 1, 6), ("d", 2, 6), ("e", 3, 6)]
+    assert "22 rows, each once" in batchrun("verify", "run").stdout
