@@ -27,7 +27,7 @@ from batchrun.formats.amounts import plural
 from batchrun.job.sections import Job
 from batchrun.pricing.prices import STANDARD, Prices, age_warning
 from batchrun.records import NOTHING_SENT_AGAIN, Resend, Totals
-from batchrun.runner.output_place import run_path
+from batchrun.runner.output_place import run_path, store_run_url
 from batchrun.runner.plan import Plan, dry_run, known_prices
 
 
@@ -117,7 +117,7 @@ def make_estimate(
         ]
     complete_usd, unfinished_usd = plan.resumed.totals.cost_usd, plan.unfinished_usd
     estimate = Estimate(
-        run=str(path),
+        run=store_run_url(job) or str(path),
         simulated=simulate,
         rows=plan.rows,
         settled=0 if models else plan.resumed.totals.rows - plan.resumed.resent.rows,

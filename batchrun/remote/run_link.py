@@ -31,8 +31,7 @@ class Link(Struct, frozen=True):
     claim: str | None = (
         None  # the key of the object that keeps other machines out, while it is ours
     )
-    # Segments of the journal whose rows another machine may have completed since.
-    doubtful: tuple[str, ...] = ()
+    is_doubtful: bool = False  # another machine may have completed rows of the journal since
     # Of small files: size and time of the object that was last written or read here.
     seen: dict[str, tuple[int, int]] = {}
 

@@ -152,8 +152,8 @@ def is_current(folder: Path, url: str) -> bool:
     return found is None or link.seen.get(SMALL_FILES[0]) == (found.size, found.stamp)
 
 
-def uncertain_segments(folder: Path, link: Link) -> tuple[str, ...]:
-    """Segments of the journal with rows that another machine may have completed: it has parts."""
+def is_doubtful(folder: Path, link: Link) -> bool:
+    """Whether another machine may have completed rows of the journal: it has parts."""
     parts = [path.name for table in _TABLES for path in (folder / table).glob("*.parquet")]
-    segments = sorted(path.name for path in (folder / _JOURNAL).glob("w*.log"))
-    return tuple(segments) if writers_of(parts) - {link.writer} else ()
+    has_rows = any((folder / _JOURNAL).glob("w*.log"))
+    return has_rows and bool(writers_of(parts) - {link.writer})

@@ -17,7 +17,7 @@ from batchrun.remote.run_link import (
     place_of,
     read_link,
 )
-from batchrun.remote.run_mirror import new_link, pull, uncertain_segments
+from batchrun.remote.run_mirror import is_doubtful, new_link, pull
 from batchrun.remote.urls import store_url
 
 _UPLOAD_EVERY_S = 30.0
@@ -29,7 +29,7 @@ class StoreRun:
 
     def __init__(self, folder: Path, claim: Claim, link: Link) -> None:
         """`open` makes it."""
-        self.url, self.writer = link.url, link.writer
+        self.url, self.writer, self.is_doubtful = link.url, link.writer, link.is_doubtful
         self.failure: StoreError | None = None  # the claim is lost: nothing more may be written
         self._folder, self._claim = folder, claim
         self._store, self._prefix = place_of(link)
@@ -58,8 +58,8 @@ class StoreRun:
             try:
                 link = link or new_link(where.full)
                 link = pull(folder, link, owns=True, is_last=is_last)
-                doubtful = () if is_last else uncertain_segments(folder, link)
-                link = change_link(folder, claim=claim.key, doubtful=doubtful)
+                doubtful = link.is_doubtful or (not is_last and is_doubtful(folder, link))
+                link = change_link(folder, claim=claim.key, is_doubtful=doubtful)
             except BaseException:
                 with suppress(RemoteError):
                     claim.release()

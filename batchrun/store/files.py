@@ -80,6 +80,13 @@ def part_names(run: Path, *tables: str) -> list[str]:
     return [f"{one}/{name}" for one in tables for name in numbered(run / one, ".parquet")]
 
 
+def next_id(run: Path, writer: int) -> FileId:
+    """The first that is free for a segment of the writer, after all that it has. `OSError`."""
+    names = [*numbered(run / JOURNAL, ".log"), *part_names(run, *TABLES)]
+    mine = [of.number for of in map(id_of, names) if of.writer == writer]
+    return FileId(writer, max(mine, default=0) + 1)
+
+
 def current_name(part: str) -> str:
     """The name of a part as schema 2 has it."""
     return part.replace("-other.parquet", "-not_ok.parquet")

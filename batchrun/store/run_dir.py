@@ -28,13 +28,10 @@ from batchrun.store.files import (
     LOCK,
     TABLES,
     WRITER,
-    FileId,
     Lock,
-    id_of,
     make_folders,
-    numbered,
+    next_id,
     open_files,
-    part_names,
     replace_file,
     storing,
     sync_path,
@@ -48,6 +45,7 @@ from batchrun.store.sealing import (
     recover,
     rewrite_parts,
     seal,
+    undo_seals,
     upgraded,
 )
 from batchrun.store.snapshot import snapshot
@@ -114,9 +112,13 @@ class RunDir:
             link = read_link(path)
             url = link.url if link is not None else url
             store_run = None if url is None else StoreRun.open(path, url)
+            is_doubtful = store_run is not None and store_run.is_doubtful
+            if is_doubtful:
+                undo_seals(path)
             opened = cls(path, lock, made, store_run)
-            if link is not None and opened._leftover:
-                opened._seal_doubtful()
+            if is_doubtful:  # a row that another machine has completed too stands once
+                opened.finish()
+                change_link(path, is_doubtful=False)
         except BaseException:
             if store_run is not None:
                 with suppress(OSError, StoreError):
@@ -124,13 +126,6 @@ class RunDir:
             os.close(lock.handle)
             raise
         return opened
-
-    def _seal_doubtful(self) -> None:
-        """Rows that another machine may have completed too stand once. Raises `StoreError`."""
-        link = read_link(self.path)
-        if link is not None and link.doubtful:
-            self.finish()
-            change_link(self.path, doubtful=())
 
     @property
     def input_dir(self) -> Path:
@@ -199,7 +194,7 @@ class RunDir:
             raise RuntimeError("start() needs a saved record, and comes once")
         self.upgrade()
         with storing(self.path / JOURNAL, "list"):
-            first = self._next_id()
+            first = next_id(self.path, self._writer_id)
         self._writer = JournalWriter(
             self.path,
             self.record,
@@ -255,7 +250,7 @@ class RunDir:
         if self.record is not None:
             self.upgrade()
             with storing(self.path / JOURNAL, "list"):
-                of = self._next_id()
+                of = next_id(self.path, self._writer_id)
             name_variant(self.path, of, self.record.layout, name)
 
     def close(self, *, seal: bool = False) -> None:
@@ -302,12 +297,6 @@ class RunDir:
         if self.record is not None:  # first, so that a kill in between does not look like a loss
             self.save(replace(self.record, totals=totals, gone=gone, parts={}))
             drop_rows(self.path, keys, self.record.layout)
-
-    def _next_id(self) -> FileId:
-        """The first that is free for a segment."""
-        names = [*numbered(self.path / JOURNAL, ".log"), *part_names(self.path, *TABLES)]
-        mine = [of.number for of in map(id_of, names) if of.writer == self._writer_id]
-        return FileId(self._writer_id, max(mine, default=0) + 1)
 
     def _close_store_run(self) -> None:
         store_run, self._store_run = self._store_run, None

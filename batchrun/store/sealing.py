@@ -46,6 +46,7 @@ from batchrun.store.files import (
     FileId,
     id_of,
     make_folders,
+    next_id,
     numbered,
     open_files,
     part_names,
@@ -101,7 +102,7 @@ def write_temporaries(folder: Path, record: RunRecord, segments: Sequence[str]) 
     """Step 1, and what is still to be done. Raises `OSError`, `StoreError`."""
     replaced = set[RowKey]()
     link = read_link(folder)
-    is_doubtful = link is not None and not set(segments).isdisjoint(link.doubtful)
+    is_doubtful = link is not None and link.is_doubtful
     outcomes = _outcomes(folder, segments, replaced, replaces_all=is_doubtful)
     with new_files() as files:
         renames = write_parts(files, folder, id_of(segments[-1]), outcomes, record)
@@ -144,6 +145,27 @@ def finish(folder: Path, name: str) -> None:
             replace_parts(folder, intent.rewrites)
         (folder / JOURNAL / name).unlink()
         sync_path(folder / JOURNAL)
+
+
+def undo_seals(folder: Path) -> None:
+    """Seals of which no segment is deleted yet have not begun. Raises `StoreError`.
+
+    Their segments get new numbers, as parts of the old ones may be known on other machines.
+    """
+    journal = folder / JOURNAL
+    with storing(journal, "undo a seal"):
+        for name in numbered(journal, ".intent"):
+            intent = read_intent(folder, name)
+            if intent.is_committed(numbered(journal, ".log")):
+                continue
+            for part in (*chain(*intent.renames), *(new.source for new in intent.rewrites)):
+                (folder / part).unlink(missing_ok=True)
+            put_parts(folder, [part for _, part in intent.renames])
+            (journal / name).unlink()
+            for segment in intent.segments:
+                (journal / segment).rename(journal / next_id(folder, id_of(segment).writer).segment)
+        if journal.is_dir():
+            sync_path(journal)
 
 
 def rename_parts(folder: Path, intent: Intent) -> bool:

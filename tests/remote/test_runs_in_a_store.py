@@ -4,6 +4,7 @@ import asyncio
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from batchrun.remote.object_stores import RemoteError, within
 from batchrun.simulator.server import serve
 from batchrun.simulator.settings import SimulatorSettings
 from tests.remote.object_server import Bucket, Proxy
@@ -178,6 +180,25 @@ def test_a_store_that_cannot_be_written_is_said_at_the_start(
     assert done.returncode == 2
     assert said in done.stderr
     assert not list((tmp_path / "state").glob("**/*.*"))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("source", ["prompts.jsonl", "s3://bucket/prompts.jsonl"])
+def test_a_store_that_is_silent_is_said_too(
+    source: str, proxy: Proxy, s3: dict[str, str], batchrun: Command, tmp_path: Path
+) -> None:
+    """By the library's own limits: three times 5 s; else at 25 s, see `within`."""
+    (tmp_path / "prompts.jsonl").write_text('{"question": "?"}\n')
+    proxy.rule = lambda _call: "silence"
+    env = {**s3, "AWS_ENDPOINT_URL": proxy.address}
+    done = batchrun("run", source, *PROMPT, "-o", "s3://bucket/run", env=env)
+    assert done.returncode == 2
+    assert "cannot be reached" in done.stderr
+
+
+def test_what_a_library_waits_for_has_an_end() -> None:
+    with pytest.raises(RemoteError, match="a store: no answer for 0 s"):
+        within(0.01, "a store", threading.Event().wait)
 
 
 def test_two_drivers_keep_out_of_each_other(

@@ -161,3 +161,34 @@ def test_killed_while_parts_are_replaced(
     done = batchrun(*again, env=s3)
     assert done.returncode == 0, done.stderr
     check(bucket, tmp_path, 30)
+
+
+def test_rows_of_a_journal_that_another_machine_has_completed_since_stand_once(
+    bucket: Bucket,
+    s3: dict[str, str],
+    killed_at: Any,
+    batchrun: Any,
+    tmp_path: Path,
+    questions: Any,
+) -> None:
+    """The first machine is killed with its rows in the journal, and comes back after the second."""
+    (tmp_path / "prompts.jsonl").write_text(questions(20))
+    words = ["run", "prompts.jsonl", "--prompt", "{{ question }}", "--model", "m", "--simulate"]
+    words += ["--quiet", "-o", f"{bucket.url}/run"]
+    assert killed_at(1, "before", *words, counts="/responses/")
+    (scratch,) = (tmp_path / "state/batchrun").iterdir()
+    assert list((scratch / "journal").glob("*.log"))
+    other = {**s3, "XDG_STATE_HOME": str(tmp_path / "other")}
+    refused = batchrun(*words, env=other)
+    assert refused.returncode == 2
+    assert "its claim ends after 60 s" in refused.stderr
+    for claim in bucket.names("run/claims/"):
+        bucket.delete(claim)  # as if a minute had passed
+    done = batchrun(*words, env=other)
+    assert done.returncode == 0, done.stderr
+    check(bucket, tmp_path, 20)
+    again = batchrun(*words, env=s3)
+    assert again.returncode == 0, again.stderr
+    check(bucket, tmp_path, 20)
+    assert not list((scratch / "journal").glob("*.log"))
+    assert batchrun("verify", f"{bucket.url}/run", env=other).returncode == 0
