@@ -1,5 +1,6 @@
 """The stores of Azure and Google: Azurite and fake-gcs-server, as `make test-stores` has them."""
 
+import http.client
 import json
 import os
 import shutil
@@ -59,7 +60,7 @@ def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def gcs_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     port, folder = free_port(), tmp_path_factory.mktemp("gcs")
-    (binary,) = (SERVERS / "venv").glob("lib/*/site-packages/**/fake-gcs-server*[!.py]")
+    (binary,) = (SERVERS / "venv").glob("lib/*/site-packages/*/vendor/fake-gcs-server/bin/*")
     command = [str(binary), "-scheme", "http", "-host", "127.0.0.1", "-port", str(port)]
     command += ["-backend", "memory"]
     process = _started(command, folder, port)
@@ -84,10 +85,15 @@ def place(
         environment["STORAGE_EMULATOR_HOST"] = proxy.address
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    store_of.cache_clear()
-    url = f"{'abfs' if is_azure else 'gs'}://{tmp_path.name.replace('_', '-').lower()[:40]}"
-    store = _store(url)
-    store.files.create_dir(store.paths([""])[0])
+    bucket = tmp_path.name.replace("_", "-").lower()[:40]
+    url = f"{'abfs' if is_azure else 'gs'}://{bucket}"
+    if is_azure:
+        _store(url).files.create_dir(bucket)
+    else:
+        connection = http.client.HTTPConnection(proxy.address.removeprefix("http://"))
+        connection.request("POST", "/storage/v1/b", json.dumps({"name": bucket}))
+        assert connection.getresponse().status == 200
+        connection.close()
     yield proxy, url, environment
     proxy.close()
 
