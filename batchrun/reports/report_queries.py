@@ -33,7 +33,7 @@ _WORST_ROWS = """
            input_tokens AS input, output_tokens AS output, reasoning_tokens AS reasoning,
            cost_usd AS cost, unknown,
            concat(outcome, CASE WHEN sent > 1 THEN ' after ' || sent || ' attempts' END,
-                  CASE WHEN error_kind <> outcome THEN ': ' || error_kind END,
+                  CASE WHEN error_kind NOT IN (outcome, 'refusal') THEN ': ' || error_kind END,
                   ': ' || error_message) AS outcome
     FROM answers WHERE {0} > 0 ORDER BY {0} DESC, "row", variant, "sample" LIMIT {{top}}
 """

@@ -333,6 +333,7 @@ def test_the_worst_rows_say_their_tokens_and_their_error(report: Report, whole: 
     assert "ok after 2 attempts" in words
     assert "failed: bad_request: no such thing" in words
     assert "no_answer after 3 attempts: connection: refused" in words
+    assert "refused: the model refused" in words
     assert len(read_report(whole, top=3).tables["slowest"]) == 3
 
 

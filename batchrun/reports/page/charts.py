@@ -21,7 +21,7 @@ from batchrun.reports.report_queries import Bin, Report
 from batchrun.reports.timeline import Moment, Timeline
 
 _MOST_KINDS = 7  # as many colours as can be distinguished; the rest is one kind more
-_MOST_TOOLS, _TOOL_NAME = 6, 24  # lines, and characters of a name
+_MOST_TOOLS, _TOOL_NAME = 6, 20  # lines, and characters of a name
 # Axes included: text has its size on a phone, and three charts fit beside each other.
 _WIDTH, _HEIGHT = 340, 200
 _UNITS = ((86_400, "day"), (3_600, "hour"), (60, "minute"), (1, "second"))
