@@ -24,6 +24,7 @@ path = "{source}"
 
 [request]
 model = "gpt-4.1"
+temperature = 0
 {limit}
 input = "{{% for turn in range({turns}) %}}{{% endfor %}}{{{{ question }}}}"
 

@@ -65,7 +65,8 @@ async function parse(body) {
   const whole = await client.responses.parse({ ...body, text: { format } });
   Solution.parse(whole.output_parsed);
   const streamed = await client.responses.stream({ ...body, text: { format } }).finalResponse();
-  assert.deepEqual(streamed.output_parsed, whole.output_parsed);
+  Solution.parse(streamed.output_parsed);
+  if (body.temperature === 0) assert.deepEqual(streamed.output_parsed, whole.output_parsed);
 }
 
 async function tools(body) {
@@ -108,14 +109,20 @@ async function stored(body) {
 }
 
 async function one(row) {
-  const body = { model: row % 2 ? "gpt-6.1-terra" : "gpt-4.1", input: `Row ${row} asks.` };
+  // A model that thinks takes no temperature, and so says something else each time.
+  const thinks = row % 2;
+  const asked = thinks ? { model: "gpt-6.1-terra" } : { model: "gpt-4.1", temperature: 0 };
+  const body = { ...asked, input: `Row ${row} asks.` };
   const first = await client.responses.create(body);
   assert.equal(first.status, "completed");
   done.plain += 1;
   for (const mode of [stream, background, resumed]) {
     const again = await mode(body);
-    assert.equal(again.output_text, first.output_text);
-    assert.deepEqual(again.usage, first.usage);
+    assert.ok(again.output_text);
+    if (!thinks) {
+      assert.equal(again.output_text, first.output_text);
+      assert.deepEqual(again.usage, first.usage);
+    }
     done[mode.name] += 1;
   }
   await parse(body);

@@ -1,7 +1,8 @@
 """The openai SDK for Python as a client: `openai_python.py BASE_URL REQUESTS`.
 
 So many requests in each mode; every answer must pass the SDK's own models strictly, and be the same
-in each mode. What was done is printed as JSON; whatever is not as it should be raises.
+in each mode where the temperature is 0 (a model that thinks takes none). What was done is printed
+as JSON; whatever is not as it should be raises.
 """
 
 import asyncio
@@ -15,6 +16,7 @@ from pydantic import BaseModel
 
 MODEL = "gpt-4.1"
 THINKS = "gpt-6.1-terra"
+AT_ZERO = {MODEL: {"temperature": 0}}
 MODES = ("plain", "stream", "background", "resumed", "parse", "tools", "stored")
 DONE = ("completed", "incomplete", "failed", "cancelled")
 TOOL: Any = {
@@ -50,7 +52,9 @@ def check(is_so: object, what: object) -> None:
 
 
 async def plain(client: AsyncOpenAI, text: str, model: str = MODEL) -> Response:
-    raw = await client.responses.with_raw_response.create(model=model, input=text)
+    raw = await client.responses.with_raw_response.create(
+        model=model, input=text, extra_body=AT_ZERO.get(model)
+    )
     Response.model_validate_json(raw.content, strict=True)
     response = raw.parse()
     check(response.status == "completed" and response.output_text, response)
@@ -59,7 +63,9 @@ async def plain(client: AsyncOpenAI, text: str, model: str = MODEL) -> Response:
 
 async def stream(client: AsyncOpenAI, text: str, model: str = MODEL) -> Response:
     said = ""
-    async with client.responses.stream(model=model, input=text) as events:
+    async with client.responses.stream(
+        model=model, input=text, extra_body=AT_ZERO.get(model)
+    ) as events:
         async for event in events:
             if event.type == "response.output_text.delta":
                 said += event.delta
@@ -70,7 +76,9 @@ async def stream(client: AsyncOpenAI, text: str, model: str = MODEL) -> Response
 
 
 async def background(client: AsyncOpenAI, text: str, model: str = MODEL) -> Response:
-    response = await client.responses.create(model=model, input=text, background=True)
+    response = await client.responses.create(
+        model=model, input=text, background=True, extra_body=AT_ZERO.get(model)
+    )
     while response.status not in DONE:
         await asyncio.sleep(0.02)
         response = await client.responses.retrieve(response.id)
@@ -80,7 +88,9 @@ async def background(client: AsyncOpenAI, text: str, model: str = MODEL) -> Resp
 async def resumed(client: AsyncOpenAI, text: str, model: str = MODEL) -> Response:
     """Background as a stream that the client leaves and takes up again."""
     events: list[Any] = []
-    begun = await client.responses.create(model=model, input=text, background=True, stream=True)
+    begun = await client.responses.create(
+        model=model, input=text, background=True, stream=True, extra_body=AT_ZERO.get(model)
+    )
     async for event in begun:
         events.append(event)
         if len(events) == 5:
@@ -95,9 +105,13 @@ async def resumed(client: AsyncOpenAI, text: str, model: str = MODEL) -> Respons
 
 
 async def parsed(client: AsyncOpenAI, text: str) -> None:
-    whole = await client.responses.parse(model=MODEL, input=text, text_format=Solution)
+    whole = await client.responses.parse(
+        model=MODEL, input=text, text_format=Solution, extra_body=AT_ZERO[MODEL]
+    )
     check(isinstance(whole.output_parsed, Solution), whole)
-    async with client.responses.stream(model=MODEL, input=text, text_format=Solution) as events:
+    async with client.responses.stream(
+        model=MODEL, input=text, text_format=Solution, extra_body=AT_ZERO[MODEL]
+    ) as events:
         final = await events.get_final_response()
     check(final.output_parsed == whole.output_parsed, final)
 
@@ -121,7 +135,7 @@ async def tools(client: AsyncOpenAI, text: str) -> None:
         model=THINKS, input=text, tools=[TOOL], tool_choice="required", stream=True
     )
     arguments = [e.arguments async for e in streamed if "arguments.done" in e.type]  # type: ignore[union-attr]
-    check(arguments == [call.arguments for call in calls], arguments)
+    check(arguments and all("city" in json.loads(one) for one in arguments), arguments)
 
 
 async def stored(client: AsyncOpenAI, text: str) -> None:
@@ -160,7 +174,7 @@ async def main(base_url: str, requests: int) -> None:
             for mode in (stream, background, resumed):
                 again = await mode(client, text, model)
                 same = again.output_text == first.output_text and again.usage == first.usage
-                check(same, (mode.__name__, again))
+                check(same or model == THINKS, (mode.__name__, again))
                 done[mode.__name__] += 1
             await parsed(client, text)
             done["parse"] += 1
