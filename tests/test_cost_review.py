@@ -1,17 +1,15 @@
 """The page about a cost review: each of its commands is run, and prints what the page shows."""
 
 import csv
-import os
 import re
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import duckdb
 import pytest
 
-from tests.doc_examples import ROOT, check_console, page
-from tests.processes import clean_environment
+from tests.doc_examples import ROOT, page, settled, typed_and_shown
 from tests.waiting import HANG_S
 
 _NAME = "cost-review"
@@ -21,67 +19,64 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page(_NAME), re.DOTALL | re.MULTILINE)
 
 
-def sh(text: str, folder: Path, environment: dict[str, str]) -> None:
+def commands(text: str, folder: Path) -> list[list[str]]:
+    """The words of each `batchrun` that a shell calls there, with loops and globs expanded."""
     done = subprocess.run(
-        ["/bin/sh", "-ec", text],
+        [
+            "/bin/sh",
+            "-ec",
+            "batchrun() { printf '%s\\037' \"$@\" >&2; printf '\\036' >&2; }\n" + text,
+        ],
         cwd=folder,
-        env=environment,
         capture_output=True,
         encoding="utf-8",
         timeout=HANG_S,
-        check=False,
+        check=True,
     )
-    assert done.returncode == 0, done.stderr
+    calls = done.stderr.removesuffix("\036").split("\036")
+    return [call.removesuffix("\037").split("\037") for call in calls]
 
 
-@pytest.fixture(scope="module")
-def reviewed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
-    """A folder with the eight runs, and an environment to run in."""
-    folder = tmp_path_factory.mktemp("review")
-    (folder / "examples").symlink_to(ROOT / "examples")
+def test_each_command_of_the_page_prints_what_it_shows_and_the_bills_add_up(
+    tmp_path: Path, batchrun: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
     job, prices = blocks("toml")
-    (folder / "review.toml").write_text(job, encoding="utf-8")
-    (folder / ".config" / "batchrun").mkdir(parents=True)
-    (folder / ".config" / "batchrun" / "prices.toml").write_text(prices, encoding="utf-8")
-    commands = folder / "bin"
-    commands.mkdir()
-    script = commands / "batchrun"
-    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m batchrun "$@"\n')
-    script.chmod(0o700)
+    nights, bills = blocks("sh")
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    (tmp_path / "review.toml").write_text(job, encoding="utf-8")
+    (tmp_path / ".config" / "batchrun").mkdir(parents=True)
+    (tmp_path / ".config" / "batchrun" / "prices.toml").write_text(prices, encoding="utf-8")
     environment = {
-        **clean_environment(),
-        "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
-        "PYTHONIOENCODING": "utf-8",
         "COLUMNS": "80",
-        "HOME": str(folder),
-        "XDG_CONFIG_HOME": str(folder / ".config"),
+        "HOME": str(tmp_path),
+        "XDG_CONFIG_HOME": str(tmp_path / ".config"),
     }
-    nights, _ = blocks("sh")
-    sh(nights, folder, environment)
-    return folder, environment
 
+    def run(text: str) -> str:
+        said = ""
+        for words in commands(text, tmp_path):
+            done = batchrun(*words, env=environment)
+            assert done.returncode == 0, done.stderr
+            said += done.stdout
+        return said
 
-@pytest.mark.parametrize("title", re.findall(r"^## (.*)$", page(_NAME), re.MULTILINE))
-def test_each_command_prints_what_the_page_shows(
-    title: str, reviewed: tuple[Path, dict[str, str]]
-) -> None:
-    check_console(_NAME, title, *reviewed)
+    run(nights)
+    assert len(list(tmp_path.glob("runs/*/run.json"))) == 8
+    for title in re.findall(r"^## (.*)$", page(_NAME), re.MULTILINE):
+        for command, shown in typed_and_shown(_NAME, title):
+            assert settled(run(command)) == settled(shown), command
 
-
-def test_what_finance_gets_adds_up_to_what_the_tables_hold(
-    reviewed: tuple[Path, dict[str, str]],
-) -> None:
-    folder, environment = reviewed
-    _, bills = blocks("sh")
-    sh(bills, folder, environment)
-    rows_of_all = duckdb.read_parquet(f"{folder}/runs/*/responses/*.parquet")
+    rows_of_all = duckdb.read_parquet(f"{tmp_path}/runs/*/responses/*.parquet")
     (paid,) = rows_of_all.aggregate("sum(cost_usd), count(*)").fetchall()
-    for name, count in (("bill.csv", 3), ("runs.csv", 8)):
-        with (folder / name).open(encoding="utf-8-sig", newline="") as file:
+    counts = {"bill.csv": 3, "runs.csv": 8}
+    for line in bills.splitlines():
+        command, _, name = line.partition(" > ")
+        (tmp_path / name).write_text(run(command), encoding="utf-8")
+        with (tmp_path / name).open(encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file))
-        assert len(rows) == count
+        assert len(rows) == counts.pop(name)
         assert sum(float(row["cost_usd"]) for row in rows) == pytest.approx(paid[0], rel=1e-12)
         assert sum(int(row["rows"]) for row in rows) == paid[1] == 48
-        read = duckdb.read_csv(str(folder / name)).aggregate("sum(cost_usd), count(*)").fetchall()
-        assert read == [(pytest.approx(paid[0], rel=1e-12), count)]
+        read = duckdb.read_csv(str(tmp_path / name)).aggregate("sum(cost_usd), count(*)").fetchall()
+        assert read == [(pytest.approx(paid[0], rel=1e-12), len(rows))]
+    assert counts == {}

@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from subprocess import CompletedProcess, Popen
+from subprocess import STDOUT, CompletedProcess, Popen
 from typing import Any
 
 import pytest
@@ -15,9 +15,10 @@ from tests.waiting import HANG_S
 Run = Callable[..., CompletedProcess[str]]
 Begin = Callable[..., "Popen[str]"]
 
-# A list in which nothing was checked since 2025, as a package that was never updated has it.
+# Commands with a list in which nothing was checked since 2025, as a package that was never updated
+# has it: one after the other, each with the folder of its user's prices.
 _OLD_LIST = """
-import re
+import json, os, re, sys
 from genai_prices import data_snapshot
 from batchrun.cli.main import main
 snapshot = data_snapshot.get_snapshot()
@@ -25,7 +26,14 @@ for some in [*snapshot.providers, *(one for each in snapshot.providers for one i
     if some.price_comments:
         some.price_comments = re.sub("202[6-9]-", "2025-", some.price_comments)
 data_snapshot.set_custom_snapshot(snapshot)
-main()
+for folder, words in json.loads(sys.argv[1]):
+    os.environ["XDG_CONFIG_HOME"] = folder
+    sys.argv[:] = ["batchrun", *words]
+    try:
+        main()
+    except SystemExit as end:
+        assert not end.code, words
+    print("\\036", flush=True)
 """
 
 
@@ -56,23 +64,26 @@ def test_an_old_price_list_is_warned_of_wherever_its_prices_count(
     ask = (source, "--prompt", "{{ question }}", "--model", "gpt-4.1", "--simulate", "-o", "run")
     assert batchrun("run", *ask).returncode == 0
 
-    def said(*words: object, **env: str) -> str:
-        process = begin(*words, command=(sys.executable, "-c", _OLD_LIST), env=env)
-        out, messages = process.communicate(timeout=HANG_S)
-        assert process.returncode == 0, messages
-        return " ".join((out + messages).split())
-
-    old = "days old: no price in it was checked after 2025-"
-    assert old in said("cost", "run")
-    assert said("estimate", *ask, "--max-cost", "1", "--rerun-changed").count(old) == 1
-    assert old in said("estimate", *ask[:-1], "new")
-    assert old in said("run", *ask, "--max-cost", "1", "--quiet", "--dry-run")
-    assert old not in said("run", *ask, "--quiet", "--dry-run")
-    assert old in said("prices", "gpt-4.1")
-    (tmp_path / "batchrun").mkdir()
+    (tmp_path / "own" / "batchrun").mkdir(parents=True)
     own = '[pricing."gpt-4.1"]\ninput = 1.0\noutput = 4.0\n'
-    (tmp_path / "batchrun" / "prices.toml").write_text(own)
-    assert old not in said("cost", "run", XDG_CONFIG_HOME=str(tmp_path))
+    (tmp_path / "own" / "batchrun" / "prices.toml").write_text(own)
+    new = (*ask[:-1], "new", "--quiet", "--dry-run")
+    warned: dict[tuple[str, ...], int] = {
+        ("cost", "run"): 1,
+        ("estimate", *ask, "--max-cost", "1", "--retry-failed"): 1,
+        ("estimate", *ask[:-1], "new"): 1,
+        ("run", *new, "--max-cost", "1"): 1,
+        ("run", *new): 0,
+        ("prices", "gpt-4.1"): 1,
+    }
+    asked = [(str(tmp_path), list(map(str, words))) for words in warned]
+    asked.append((str(tmp_path / "own"), ["cost", "run"]))
+    process = begin(json.dumps(asked), command=(sys.executable, "-c", _OLD_LIST), stderr=STDOUT)
+    out, _ = process.communicate(timeout=HANG_S)
+    assert process.returncode == 0, out
+    said = [" ".join(some.split()) for some in out.split("\036")[:-1]]
+    old = "days old: no price in it was checked after 2025-"
+    assert [some.count(old) for some in said] == [*warned.values(), 0]
 
 
 def test_runs_are_one_bill_by_team_and_tier(write_rows: Any, batchrun: Run, query: Any) -> None:

@@ -387,7 +387,7 @@ def check_words(costs: Costs, report: Report, status: Summary, path: Path) -> No
 def seeds() -> Iterator[Any]:
     """200 of them; a few are for each day."""
     for seed in range(200):
-        yield pytest.param(seed, marks=[] if seed < 12 else [pytest.mark.long])
+        yield pytest.param(seed, marks=[] if seed < 8 else [pytest.mark.long])
 
 
 @pytest.mark.parametrize("seed", list(seeds()))
