@@ -76,7 +76,8 @@ def show(run_path: Path, custom_id: str, *, as_json: bool) -> None:
     from batchrun.formats.json_text import shown
     from batchrun.remote.run_link import run_name
     from batchrun.reports.show import render_row
-    from batchrun.store.reading import find_answered, find_row
+    from batchrun.store.columns import KEY
+    from batchrun.store.reading import find_answered, find_row, find_scores
     from batchrun.store.unreadable import read_unreadable
 
     warn_of_missing_parts(run_path)
@@ -87,8 +88,11 @@ def show(run_path: Path, custom_id: str, *, as_json: bool) -> None:
             f"batchrun status {run_name(run_path)} says how many are complete"
         )
     bodies = read_unreadable(run_path, (rows or unfinished)[0]["custom_id"])
+    scores = find_scores(run_path, (rows or unfinished)[0]["custom_id"])
     for row in (*rows, *unfinished):
         is_open = row in unfinished
+        if own := [one for one in scores if all(one[name] == row[name] for name in KEY)]:
+            row["scores"] = [{n: v for n, v in one.items() if n not in KEY} for one in own]
         if as_json:
             more = {"unfinished": True} if is_open else {}
             print_json({**row, **more, **({"unreadable": bodies} if bodies else {})})

@@ -122,8 +122,9 @@ def _json(value: Any) -> str:
 
 _IN_CONVERSATION = ("model", "input", "instructions", "prompt")
 _FIELD = 200  # characters of one field of the request
+_SCORED = 80  # characters of an answer or a target that was scored
 _BAR = 24  # characters of the time line
-_NOT_CARRIED = {*own_columns(), "tool_calls"}
+_NOT_CARRIED = {*own_columns(), "tool_calls", "scores"}
 # Columns that are not shown: others say the same, or nothing fills them yet.
 LEFT_OUT = (
     *("output_text", "reasoning_summary", "reasoning_text", "citations", "tool_call_count"),
@@ -140,11 +141,11 @@ _TOKENS = {
 
 
 def render_row(row: JsonObject, unreadable: Sequence[JsonObject] = ()) -> str:
-    """The row as lines of text; `row` is as `reading.find_row` gives it.
+    """The row as lines of text; `row` is as `reading.find_row` gives it, perhaps with `scores`.
 
     `unreadable`: the lines of `unreadable.jsonl` about its attempts.
     """
-    parts = (_head(row), _conversation(row), _calls(row), _attempts(row))
+    parts = (_head(row), _conversation(row), _calls(row), _scores(row), _attempts(row))
     return "\n".join([*chain(*parts), *_unreadable(row, unreadable)])
 
 
@@ -283,6 +284,23 @@ def _calls(row: JsonObject) -> Iterator[str]:
         name = call["name"] or call["type"]
         said = one_line(f"{name}({call['arguments'] or ''})")
         yield f"  {words[call['arguments_valid']]:<9}{said}"
+
+
+def _scores(row: JsonObject) -> Iterator[str]:
+    scores = row.get("scores")
+    if not scores:
+        return
+    yield from ("", "scores:")
+    for one in scores:
+        name = one["scorer"] + ("" if one["metric"] == "value" else f".{one['metric']}")
+        value = "-" if one["value"] is None else f"{one['value']:.4g}"
+        passed = {True: "passed", False: "not passed", None: ""}[one["passed"]]
+        texts = {"answer": one["answer"], "target": one["target"]}
+        said = [
+            f"{word} {brief(text, _SCORED)}" for word, text in texts.items() if text is not None
+        ]
+        words = [passed, one["reason"], one["explanation"], *said]
+        yield one_line(f"  {name} {value}: {'; '.join(filter(None, words))}".rstrip(": "))
 
 
 def _attempts(row: JsonObject) -> Iterator[str]:

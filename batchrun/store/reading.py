@@ -41,11 +41,12 @@ from batchrun.store.columns import (
     as_schema,
     response_batch,
     response_schema,
+    score_schema,
     tool_call_batch,
     tool_call_schema,
 )
 from batchrun.store.complete_rows import sum_totals
-from batchrun.store.files import LOCK, current_name, is_locked, storing
+from batchrun.store.files import LOCK, SCORES, SCORES_FILE, current_name, is_locked, storing
 from batchrun.store.parts import keys_of, opened, read_part
 from batchrun.store.snapshot import Snapshot, read_snapshot, snapshot
 from batchrun.store.unfinished import read_answered
@@ -311,6 +312,22 @@ def find_row(path: Path, name: str) -> list[JsonObject]:
         return _with_calls(*_found(now, record, custom_id))
 
     return _named(name, lambda one: read_snapshot(path, lambda now: find(now, one)))
+
+
+_OF_SCORE = ("scorer", "metric", "value", "passed", "answer", "target", "reason", "explanation")
+
+
+def find_scores(path: Path, custom_id: str) -> list[JsonObject]:
+    """All scores of rows of this id, with the columns of their key. Raises `StoreError`."""
+    found: list[JsonObject] = []
+    same_id = pc.field("custom_id") == pa.scalar(valid_text(custom_id), pa.string())
+    with storing(path / SCORES, "read"):
+        files = sorted((path / SCORES).glob(f"*/{SCORES_FILE}"))
+    for file in files:
+        with opened(file):  # what is wrong with it becomes a `StoreError`
+            rows = _dataset((file,), score_schema())
+            found += rows.to_table([*KEY, *_OF_SCORE], filter=same_id).to_pylist()
+    return found
 
 
 def find_answered(path: Path, name: str) -> list[JsonObject]:

@@ -28,6 +28,7 @@ from batchrun.store.columns import (
     layout_of,
     response_batch,
     response_schema,
+    score_schema,
     tool_call_schema,
     version_of,
 )
@@ -35,6 +36,8 @@ from batchrun.store.complete_rows import REMOVED_FILE, read_removed_rows, sum_to
 from batchrun.store.files import (
     JOURNAL,
     RESPONSES,
+    SCORES,
+    SCORES_FILE,
     TABLES,
     TOOL_CALLS,
     is_locked,
@@ -100,6 +103,7 @@ def _check(path: Path, now: Snapshot, record: RunRecord, proof: Proof) -> None:
         proof.rows_in_parts, proof.tool_calls, proof.rows_in_journal = ledger.counts()
     if proof.state != "live":
         _check_parts(path, record, proof)
+        _check_scores(path, proof)
         _check_leftovers(path, proof)
     if not proof.problems and proof.state in ENDED:  # else it says again what is wrong, in sums
         _check_totals(now, record, proof)
@@ -206,6 +210,20 @@ def _check_parts(path: Path, record: RunRecord, proof: Proof) -> None:
             f"{REMOVED_FILE}: names {plural(removed, 'row')} that were removed from the input, and "
             f"{RUN_FILE} counts {record.gone.rows:,}"
         )
+
+
+def _check_scores(path: Path, proof: Proof) -> None:
+    """Each file of scores can be read whole; a scorer can make it again."""
+    for file in sorted((path / SCORES).glob(f"*/{SCORES_FILE}")):
+        name = file.relative_to(path)
+        again = f"batchrun score {path} --again makes it anew"
+        try:
+            for batch in read_part(file, None):
+                if batch.schema.names != score_schema().names:
+                    proof.problems.append(f"{name}: its columns are not those of scores; {again}")
+                    break
+        except StoreError as error:
+            proof.problems.append(f"{name}: it cannot be read; {again} ({error})")
 
 
 def _check_leftovers(path: Path, proof: Proof) -> None:

@@ -130,6 +130,24 @@ def test_scores_are_a_row_for_each_answer(run: Path, tmp_path: Path, batchrun: C
     assert len(row["scorer_version"]) == len(row["input_hash"]) == 16
     verified = batchrun("verify", "run")
     assert verified.returncode == 0, verified.stdout
+    shown = batchrun("show", "run", "c").stdout
+    assert "  exact 0: not passed; different; answer It is 25.; target 5\n" in shown
+    assert "  includes 0: not passed; not_included; target 5\n" in shown
+    as_json = json.loads(batchrun("show", "run", "d", "--json").stdout)
+    assert [one["scorer"] for one in as_json["scores"]] == ["exact", "found", "includes", "spelt"]
+
+
+def test_verify_finds_scores_that_are_damaged(run: Path, tmp_path: Path, batchrun: Command) -> None:
+    write_scorers(tmp_path, 'kind = "exact"')
+    assert batchrun("score", "run", "scorers.toml").returncode == 0
+    assert batchrun("verify", "run").returncode == 0
+    file = run / "scores" / "exact" / "scores.parquet"
+    file.write_bytes(file.read_bytes()[:-9])
+    verified = batchrun("verify", "run")
+    assert verified.returncode == 1
+    assert "scores/exact/scores.parquet: it cannot be read" in verified.stdout + verified.stderr
+    assert batchrun("score", "run", "scorers.toml", "--again").returncode == 0
+    assert batchrun("verify", "run").returncode == 0
 
 
 def test_a_carried_number_is_scored_against_a_constant(tmp_path: Path, batchrun: Command) -> None:
