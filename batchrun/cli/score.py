@@ -62,7 +62,7 @@ def _lines(result: "ScorerResult") -> list[str]:
     """`exact: 4 of 5 scored, mean 0.75, 3 passed; …`."""
     lines = []
     for metric, tally in result.metrics.items():
-        name = result.name if metric == "value" else f"{result.name}.{metric}"
+        name = result.name if metric == "value" else f"{result.name}/{metric}"
         said = f"{name}: {tally.scored:,} of {tally.rows:,} scored"
         if tally.mean is not None:
             said += f", mean {tally.mean:.4g}, {tally.passed:,} passed"
