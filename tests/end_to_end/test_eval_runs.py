@@ -67,3 +67,30 @@ def test_intervals_hold_the_truth_200_times(batchrun: Run, tmp_path: Path, part:
         alarms += found["compare"]["lines"][0]["p"] < 0.05
     assert held / 100 >= 0.88
     assert alarms / 50 <= 0.16
+
+
+def test_answers_that_were_asked_for_again_count_once_they_are_scored(
+    batchrun: Run, tmp_path: Path
+) -> None:
+    _prompts(tmp_path / "p.jsonl", 20)
+    (tmp_path / "scorers.toml").write_text(_SCORER)
+
+    def run(prompt: str, *more: str) -> None:
+        words = ("--prompt", prompt, "--model", "m", "--samples", "2", "--carry", "answer")
+        simulated = ("--simulate", "--answers", "p.jsonl", "--right", "0.5", "--quiet")
+        assert batchrun("run", "p.jsonl", *words, *simulated, "-o", "run", *more).returncode == 0
+
+    def line() -> dict[str, Any]:
+        done = batchrun("metrics", "run", "--format", "json")
+        found: dict[str, Any] = json.loads(done.stdout)["lines"][0]
+        return {**found, "notes": " ".join(json.loads(done.stdout)["notes"])}
+
+    run("{{ question }}")
+    batchrun("score", "run", "scorers.toml")
+    assert line()["scored"] == 40
+    run("Now: {{ question }}", "--rerun-changed")
+    stale = line()
+    assert (stale["samples"], stale["scored"], stale["mean"]) == (40, 0, None)
+    assert "40 scores are of an older answer and left out" in stale["notes"]
+    batchrun("score", "run", "scorers.toml")
+    assert line()["scored"] == 40
