@@ -77,7 +77,7 @@ def _rows(folder: Path, query: Query, tmp_path: Path) -> list[tuple[Any, ...]]:
 def test_the_crontab_line_mails_only_what_somebody_should_see(
     place: Path, tmp_path: Path, simulator: Any, query: Query
 ) -> None:
-    line = block(_PAGE, "cron", "crontab").strip().replace("/srv/nightly", str(place))
+    line = block(_PAGE, "cron", "text").strip().replace("/srv/nightly", str(place))
     when, command = line.split(None, 5)[:5], line.split(None, 5)[5]
     assert when == ["30", "22", "*", "*", "*"]
     assert "%" not in command.replace("\\%", "")
