@@ -19,6 +19,7 @@ from batchrun.reports.timeline import Timeline, read_running_time, read_timeline
 from batchrun.store import reading
 
 T = TypeVar("T")
+_MEMORY = "500MB"  # what goes beyond is written to disk
 TOP_ROWS = 10  # of the slowest and the most expensive
 _FEWEST_BINS, _MOST_BINS = 8, 32  # of a histogram; about two for the square root of its rows
 _LEAST_S = 1e-3  # the first bin holds what took less, too
@@ -296,6 +297,7 @@ def _report(
     database: duckdb.DuckDBPyConnection, files: Files, path: Path, state: str, top: int
 ) -> Report:
     record = files.record
+    database.execute(f"SET memory_limit = '{_MEMORY}'")
     database.execute(_PREPARE)
     database.execute(_ROWS.replace("{tier}", _TIER))
     time = read_running_time(database, path)
