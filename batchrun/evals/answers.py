@@ -12,7 +12,7 @@ from batchrun.errors import InputError, JobError
 from batchrun.evals.answer_sources import AnswerSource
 from batchrun.evals.rules import is_structured, needs_target, takes_target, with_target
 from batchrun.formats.arrow import json_values
-from batchrun.formats.json_text import value_of
+from batchrun.formats.json_text import shown, value_of
 from batchrun.formats.printable import nearest
 from batchrun.inputs.parquet import ColumnUse
 from batchrun.inputs.rows import RowProblem
@@ -106,8 +106,8 @@ class ScoringInputs:
                 return None
             file = self._job.targets.file if self._job.targets else ""
             raise JobError(
-                f"{self._where}: {file} has no target for the row {custom_id!r:.80}; add it, or "
-                "take `targets` out"
+                f"{self._where}: {file} has no target for the row {shown(custom_id, 80)}; add it, "
+                "or take `targets` out"
             )
         return self._targets[custom_id]
 
@@ -236,7 +236,7 @@ class _Template:
             self._defaults.fill(made, columns)
         except RowProblem as problem:
             said = problem.message.replace(f"request.{self._field}", self._key)
-            raise JobError(f"{self._where}: row {custom_id!r:.80}: {said}") from None
+            raise JobError(f"{self._where}: row {shown(custom_id, 80)}: {said}") from None
         value = made[self._field]
         return value if self._field == "value" else _as_text(value)
 
@@ -323,6 +323,8 @@ def read_targets(job: TargetsJob, where: str) -> dict[str, Any]:
             raise JobError(f"{where}: targets: {row}: `{job.id}` is null")
         name, value = text_of(name), row.data.get(job.column)
         if name in targets and targets[name] != value:
-            raise JobError(f"{where}: targets: {row}: there is another target for {name!r:.80}")
+            raise JobError(
+                f"{where}: targets: {row}: there is another target for {shown(name, 80)}"
+            )
         targets[name] = value
     return targets

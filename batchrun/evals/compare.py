@@ -30,6 +30,7 @@ from batchrun.evals.score_views import (
     with_scores,
 )
 from batchrun.formats.amounts import plural
+from batchrun.formats.json_text import shown
 from batchrun.formats.printable import listed, nearest
 from batchrun.reports.export import check_target, replacing
 from batchrun.scoring.statistics import (
@@ -337,8 +338,8 @@ def _checked(
             for table in ("base", "other")
         ]
         raise JobError(
-            f"{names} share no custom_id: the first are {ids[0]!r} and {ids[1]!r}; compare runs "
-            "over the same prompts"
+            f"{names} share no custom_id: the first are {shown(ids[0])} and {shown(ids[1])}; "
+            "compare runs over the same prompts"
         )
     if not scored_pairs:
         raise JobError(
@@ -351,8 +352,8 @@ def _checked(
     )
     for question, target, other_target in database.sql(differs).fetchall():
         raise JobError(
-            f"{scored.name}: {question!r} has the target {target!r} in {base.name} and "
-            f"{other_target!r} in {other.name}; score both against the same targets"
+            f"{scored.name}: {shown(question)} has the target {shown(target)} in {base.name} and "
+            f"{shown(other_target)} in {other.name}; score both against the same targets"
         )
     mixed = (
         "SELECT question FROM pairs WHERE groups > 2 "
@@ -360,8 +361,8 @@ def _checked(
     )
     for (question,) in database.sql(mixed).fetchall() if by else ():
         raise JobError(
-            f"{by} is not the same for all answers to {question!r}, so pairs cannot be grouped by "
-            "it; name a column of the prompts"
+            f"{by} is not the same for all answers to {shown(question)}, so pairs cannot be "
+            "grouped by it; name a column of the prompts"
         )
     for table, side in (("base", base), ("other", other)):
         if alone := sizes[table] - pairs:

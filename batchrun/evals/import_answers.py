@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from batchrun.dialects.responses import parse_response
 from batchrun.errors import InputError, JobError
 from batchrun.evals.batch_results import is_batch_result, read_batch_result
-from batchrun.formats.json_text import as_utf8, encode_json
+from batchrun.formats.json_text import as_utf8, encode_json, shown
 from batchrun.formats.printable import nearest
 from batchrun.inputs.carried import Carrier
 from batchrun.inputs.column_tally import ColumnTally
@@ -193,7 +193,7 @@ class _Answers:
                 custom_id, sample, variant = key
                 of = f", sample {sample}" + (f", variant {variant}" if variant else "")
                 raise InputError(
-                    f"{self.spec}: two rows of the id {custom_id!r:.80}{of}: {first[key]} and "
+                    f"{self.spec}: two rows of the id {shown(custom_id, 80)}{of}: {first[key]} and "
                     f"{row}. Where a prompt has several answers, name the column that tells them "
                     "apart with --sample (numbers from 0) or --variant"
                 )

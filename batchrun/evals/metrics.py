@@ -25,6 +25,7 @@ from batchrun.evals.score_views import (
     with_scores,
 )
 from batchrun.formats.amounts import plural
+from batchrun.formats.json_text import shown
 from batchrun.formats.printable import nearest
 from batchrun.scoring.statistics import (
     BOOTSTRAP_DRAWS,
@@ -359,7 +360,7 @@ def read_requirement(text: str) -> Requirement:
     if found is None or bound is None:
         raise JobError(
             f"a requirement is SCORER>=NUMBER or SCORER.VARIANT>=NUMBER, with >=, >, <= or <; "
-            f"{text!r} is none"
+            f"{shown(text)} is none"
         )
     scorer, _, variant = found[1].partition(".")
     return Requirement(text, scorer, variant or None, found[2], bound)

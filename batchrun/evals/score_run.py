@@ -31,7 +31,7 @@ from batchrun.evals.rules import (
 from batchrun.evals.score_files import OF_ROW, OldScores, ScoreFile, Tally, read_tallies
 from batchrun.evals.scoring_worker import VALUE, Scores, failed
 from batchrun.evals.worker_pool import WorkerPool
-from batchrun.formats.json_text import encode_json
+from batchrun.formats.json_text import encode_json, shown
 from batchrun.formats.printable import nearest
 from batchrun.job.job_file import load_scorers, read_scorers
 from batchrun.job.scorer_sections import PythonJob, ScorerJob
@@ -157,7 +157,7 @@ def _chosen(jobs: Sequence[ScorerJob], only: Sequence[str]) -> list[ScorerJob]:
     names = [one.name for one in jobs]
     for name in only:
         if name not in names:
-            raise JobError(f"there is no scorer {name!r}; {nearest(name, names, 'scorers')}")
+            raise JobError(f"there is no scorer {shown(name)}; {nearest(name, names, 'scorers')}")
     return [one for one in jobs if not only or one.name in only]
 
 
@@ -325,8 +325,8 @@ class _Scoring:
     def _bad_target(self, piece: "_Piece", at: int, error: BadTarget) -> JobError:
         row = piece.rows["custom_id"][at].as_py()
         return JobError(
-            f"scorer {self._job.name}: row {row!r:.80}: {error}. Nothing is scored; correct it, or "
-            'give targets from a file: targets = { file = "labels.jsonl", id = "id", '
+            f"scorer {self._job.name}: row {shown(row, 80)}: {error}. Nothing is scored; correct "
+            'it, or give targets from a file: targets = { file = "labels.jsonl", id = "id", '
             'column = "answer" }'
         )
 

@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from batchrun.errors import JobError
 from batchrun.formats.amounts import plural
+from batchrun.formats.json_text import shown
 from batchrun.formats.printable import listed, nearest
 from batchrun.records import RunRecord
 from batchrun.reports.bill.cost_queries import MOST_VALUES
@@ -331,7 +332,7 @@ def _check_groups(
         if split:
             raise JobError(
                 f"{run.name}: {grouping.cluster} is not the same for all answers to "
-                f"{split[0][0]!r}, so it is no cluster of questions; name another column"
+                f"{shown(split[0][0])}, so it is no cluster of questions; name another column"
             )
 
 

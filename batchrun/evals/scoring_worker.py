@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 from batchrun.errors import BatchrunError, JobError
 from batchrun.evals.rules import make_scorer, time_limit_s
-from batchrun.formats.json_text import encode_json, valid_text
+from batchrun.formats.json_text import encode_json, shown, valid_text
 from batchrun.formats.printable import nearest
 from batchrun.job.scorer_sections import PythonJob, ScorerJob
 from batchrun.scoring.score import BadTarget, Score, text_of
@@ -139,7 +139,7 @@ def scores_of(result: Any) -> Scores:
         return {VALUE: Score(_number(result))}
     for key in result:
         if key not in _KEYS:
-            raise TypeError(f"it returned {key!r}; {nearest(str(key), _KEYS)}")
+            raise TypeError(f"it returned {shown(key)}; {nearest(str(key), _KEYS)}")
     answer, reason, explanation = (
         None if result.get(key) is None else valid_text(text_of(result[key]))
         for key in ("answer", "reason", "explanation")

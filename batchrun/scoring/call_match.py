@@ -16,6 +16,7 @@ from typing import Any, Literal
 from msgspec import Struct
 
 from batchrun.formats.amounts import plural
+from batchrun.formats.json_text import shown
 from batchrun.scoring.json_match import canonical, read_json
 from batchrun.scoring.score import BadTarget, Score
 
@@ -68,11 +69,11 @@ def expected_calls(target: Any) -> tuple[Call, ...]:
         text = target if isinstance(target, str) else json.dumps(target, default=float)
         value = read_json(text)
     except (ValueError, TypeError):
-        raise BadTarget(f"the expected calls are no JSON: {text!r:.80}") from None
+        raise BadTarget(f"the expected calls are no JSON: {shown(text, 80)}") from None
     if isinstance(value, dict):
         value = [value]
     if not isinstance(value, list):
-        raise BadTarget(f"the expected calls are no list: {text!r:.80}")
+        raise BadTarget(f"the expected calls are no list: {shown(text, 80)}")
     return tuple(_expected(one) for one in value)
 
 

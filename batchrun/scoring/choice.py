@@ -6,6 +6,7 @@ from functools import lru_cache
 from string import ascii_uppercase
 from typing import NamedTuple
 
+from batchrun.formats.json_text import shown
 from batchrun.scoring.score import BadTarget, Score
 from batchrun.scoring.text_match import normaliser
 
@@ -85,7 +86,7 @@ def _letter_of(target: str, letters: str, choices: Sequence[str]) -> str:
             return letters[at]
     if plain.isdecimal() and int(plain) < len(letters):
         return letters[int(plain)]
-    raise BadTarget(f"the target {plain!r:.80} is none of the choices {', '.join(letters)}")
+    raise BadTarget(f"the target {shown(plain, 80)} is none of the choices {', '.join(letters)}")
 
 
 def _chosen(text: str, letters: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from jsonschema_rs import ReferencingError, ValidationError, validator_for
 
+from batchrun.formats.json_text import shown
 from batchrun.scoring.score import BadTarget, Score
 
 _FENCE = re.compile(r"\A\s*```[\w-]*\s*\n(.*?)\n?\s*```\s*\Z", re.DOTALL)
@@ -203,7 +204,7 @@ def _target(target: Any, paths: Sequence[str]) -> Any:
         try:
             target = read_json(target)
         except ValueError as error:
-            raise BadTarget(f"the target is no JSON ({error}): {target!r:.80}") from None
+            raise BadTarget(f"the target is no JSON ({error}): {shown(target, 80)}") from None
     for path in paths:
         if at_path(target, path) is _MISSING:
             raise BadTarget(f"the target has nothing at {path}")

@@ -6,6 +6,7 @@ Slow (milliseconds) and able to hang: to be called in a process of its own, with
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from batchrun.formats.json_text import shown
 from batchrun.scoring.score import BadTarget, MissingLibrary, Score
 
 Verify = Callable[[str, Sequence[str]], Score]
@@ -32,7 +33,7 @@ def math_verifier() -> Verify:
     def expressions(target: str) -> list[Any]:
         found = read(target) or read(f"${target}$")
         if not found:
-            raise BadTarget(f"the target is no mathematical expression: {target!r:.80}")
+            raise BadTarget(f"the target is no mathematical expression: {shown(target, 80)}")
         return found
 
     def score(text: str, targets: Sequence[str]) -> Score:

@@ -13,6 +13,7 @@ from decimal import Context, Decimal, Inexact, InvalidOperation
 from math import gcd
 from typing import Literal, NamedTuple
 
+from batchrun.formats.json_text import shown
 from batchrun.scoring.score import BadTarget, Score
 
 _MOST_DIGITS = 1_000
@@ -190,10 +191,10 @@ def _target(target: str, after: re.Pattern[str] | None, which: str) -> ReadNumbe
         start = 0 if after is None else max(0, _end_of_last(after, text))
         chosen = _chosen(text, start, which)
         if isinstance(chosen, str):
-            raise BadTarget(f"the target has several numbers: {text!r:.80}")
+            raise BadTarget(f"the target has several numbers: {shown(text, 80)}")
         number = chosen
     if number is None:
-        raise BadTarget(f"the target has no number: {text!r:.80}")
+        raise BadTarget(f"the target has no number: {shown(text, 80)}")
     return number
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Literal
 
+from batchrun.formats.json_text import shown
 from batchrun.scoring.score import BadTarget, Score
 
 Normalise = Callable[[str], str]
@@ -101,7 +102,7 @@ def exact(text: str, targets: Sequence[str], normalise: Normalise = str.strip) -
     for target in targets:
         wanted = normalise(target)
         if not wanted:
-            raise BadTarget(f"the target {target!r:.80} is empty once it is normalised")
+            raise BadTarget(f"the target {shown(target, 80)} is empty once it is normalised")
         found = found or wanted == answer
     return Score(1.0, answer) if found else Score(0.0, answer, "different")
 
@@ -134,7 +135,9 @@ def includes(
             missing = missing or target
     if found is not None and not (every and missing):
         return Score(1.0, found)
-    return Score(0.0, None, "not_included", f"{missing!r:.200} is not in it" if every else None)
+    return Score(
+        0.0, None, "not_included", f"{shown(missing, 200)} is not in it" if every else None
+    )
 
 
 def _contains(text: str, wanted: str, *, word: bool) -> bool:

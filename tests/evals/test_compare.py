@@ -185,14 +185,14 @@ def test_other_versions_of_a_rule_are_said(tmp_path: Path) -> None:
         (["two", "plain"], "say by --variant which one is meant; its variants are a, b"),
         (["two", "plain", "--variant", "a"], "plain: there is no variant a"),
         (["two", "plain", "other", "--variant", "a", "--variant", "b"], "give one --variant"),
-        (["plain", "other"], "share no custom_id: the first are 'q' and 'other'"),
-        (["plain", "relabelled"], "'q' has the target '42' in plain and '43' in relabelled"),
+        (["plain", "other"], 'share no custom_id: the first are "q" and "other"'),
+        (["plain", "relabelled"], '"q" has the target "42" in plain and "43" in relabelled'),
         (["plain", "rescored"], "no scorer has scored all runs"),
         (["plain", "failed"], "no question is scored in both plain and failed"),
         (["plain", "plain"], "given more than once"),
         (["two", "--by", "topik"], "did you mean `topic`?"),
         (["two", "--by", "model_requested", "--scorer", "exakt"], "did you mean `exact`?"),
-        (["two", "--by", "variant"], "variant is not the same for all answers to 'q'"),
+        (["two", "--by", "variant"], 'variant is not the same for all answers to "q"'),
     ],
 )
 def test_what_cannot_be_compared_is_said(

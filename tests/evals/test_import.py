@@ -157,7 +157,7 @@ def test_results_of_a_batch_with_calls_usage_and_errors(tmp_path: Path, batchrun
 @pytest.mark.parametrize(
     ("rows", "options", "said"),
     [
-        ([{"q": 1, "out": "a"}] * 2, "--id q --text out", "two rows of the id '1'"),
+        ([{"q": 1, "out": "a"}] * 2, "--id q --text out", 'two rows of the id "1"'),
         ([{"q": 1, "out": "a"}], "--id qq --text out", "--id names the column `qq`"),
         ([{"q": 1, "out": "a"}], "--id q --text ot", "did you mean `out`?"),
         ([{"q": 1, "out": "a"}], "--id q --text out --carry x", "--carry names the column `x`"),

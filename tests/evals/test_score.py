@@ -108,7 +108,7 @@ def test_scores_are_a_row_for_each_answer(run: Path, tmp_path: Path, batchrun: C
     (tmp_path / "scorers.toml").write_text(text)
     wrong = batchrun("score", "run", "scorers.toml", "--scorer", "number")
     assert wrong.returncode == 2
-    assert "the target has no number: 'Paris'" in wrong.stderr
+    assert 'the target has no number: "Paris"' in wrong.stderr
 
     done = batchrun("score", "run", "scorers.toml", "--scorer", "exact", "--scorer", "includes")
     assert done.returncode == 0, done.stderr
@@ -623,9 +623,9 @@ def test_a_scorer_whose_library_is_missing_says_how_to_install_it(
         ('kind = "exact"\ntarget = "{{ target"', "the template cannot be read"),
         ('kind = "exact"\ninput = "{{ outputtext }}"', "did you mean `output_text`?"),
         ('kind = "exact"\ntarget = ""', "target is a column, a template, or false"),
-        ('kind = "exact"\ntarget = "empty"', "row 'a': the target is empty"),
+        ('kind = "exact"\ntarget = "empty"', 'row "a": the target is empty'),
         ('kind = "exact"\ntargets = { file = "no.jsonl" }', "no such file"),
-        ('kind = "exact"\ntargets = { file = "few.jsonl" }', "has no target for the row 'b'"),
+        ('kind = "exact"\ntargets = { file = "few.jsonl" }', 'has no target for the row "b"'),
         (
             'kind = "exact"\ntargets = { file = "few.jsonl", column = "anser" }',
             "did you mean `answer`?",
@@ -673,7 +673,7 @@ def test_from_the_library(run: Path) -> None:
     assert (result.name, result.fresh, result.raised) == ("exact", 4, 0)
     assert result.metrics["value"].mean == 0.25
     assert result.path == run / "scores" / "exact" / "scores.parquet"
-    with pytest.raises(library.JobError, match="there is no scorer 'exct'; did you mean `exact`"):
+    with pytest.raises(library.JobError, match='there is no scorer "exct"; did you mean `exact`'):
         library.score(run, [{"kind": "exact"}], only=["exct"])
 
 
