@@ -426,8 +426,9 @@ def _differences(
         changes = how.get(index, ())
         if at + 1 == len(shown) or how.get(shown[at + 1], ()) != changes:  # often it is one change
             lines += [f"    {change}" for change in changes]
-    gone = list(_names(removed, before, run_dir).values())
-    lines += [f"  {name}: removed" for name in gone[: _SHOWN - len(shown)]]
+    for index, name in list(_names(removed, before, run_dir).items())[: _SHOWN - len(shown)]:
+        what = "removed" if before.rows[index] >= 0 else "not asked for any more"
+        lines.append(f"  {name}: {what}")
     count = len(rows) + len(removed)
     agree = "1 complete row does" if count == 1 else f"{count:,} complete rows do"
     said = f"{run_dir.path}: {agree} not agree with the input any more:"

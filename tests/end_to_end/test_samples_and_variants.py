@@ -143,6 +143,7 @@ def test_a_run_grows_by_what_is_missing_and_pays_nothing_twice(
     less = batchrun(*_BASE, *_TWO, "--samples", 4, "--base-url", url)
     assert less.returncode == 2
     assert "136 complete rows do not agree with the input any more" in less.stderr
+    assert "q0|o3|3 (row 0): not asked for any more" in less.stderr
     assert stats(url)["requests"] == 272
     assert "272 rows, each once" in batchrun("verify", "run").stdout
 
