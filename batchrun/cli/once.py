@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 _COST = "the cap on dollars is --max-cost USD"
+_STOP = "when to stop is --stop-at TIME: a time of day (06:30), a date and time, or 8h"
 _AGAIN = "the same command again goes on where it stopped; leave it out"
 _ROWS = "only the first N rows: --limit N. Several answers to each row: --samples N"
 _TOKENS = "the longest answer is --set max_output_tokens=N"
@@ -20,6 +21,7 @@ _AGAIN_ALL = "a new run needs a new directory: -o DIR; failed rows are sent agai
 # Words that people try, without dashes, and what to say instead.
 _GUESSES = {
     **dict.fromkeys(("budget", "cost-limit", "max-budget", "max-usd", "cost", "spend"), _COST),
+    **dict.fromkeys(("deadline", "until", "stop-after", "max-time", "time-limit"), _STOP),
     **dict.fromkeys(("resume", "continue", "restart", "checkpoint"), _AGAIN),
     **dict.fromkeys(("n", "num", "num-samples", "max-rows", "rows", "head"), _ROWS),
     **dict.fromkeys(("max-tokens", "max-output-tokens", "max-completion-tokens"), _TOKENS),

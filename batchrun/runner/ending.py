@@ -115,10 +115,14 @@ class TooManyFailures:
 _ASKED = 130  # the exit code of a run that its caller asked to stop, as of one that Ctrl-C did
 
 
-def time_is_up(limits: LimitsJob) -> RunStopped:
-    """The cause of a run's end when `limits.stop_at` has come."""
+def time_is_up(limits: LimitsJob, down: str | None = None) -> RunStopped:
+    """The cause of a run's end when `limits.stop_at` has come.
+
+    `down`: the last words of an endpoint that is down by then.
+    """
+    why = f"; the endpoint was down by then: {down}" if down else ""
     return RunStopped(
-        f"it is time to stop (--stop-at {limits.stop_at}); run again to go on", StopCause.TIME
+        f"it is time to stop (--stop-at {limits.stop_at}); run again to go on{why}", StopCause.TIME
     )
 
 

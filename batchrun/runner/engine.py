@@ -253,7 +253,8 @@ class Run:
         """Nothing more is sent once it is time; asked a few times a second."""
         if self.stop_at is not None and time.time() >= self.stop_at:
             self.stop_at = None
-            executor.stop(time_is_up(self.job.limits))
+            said = [one.says for one in executor.status().limits if one.says]
+            executor.stop(time_is_up(self.job.limits, said[0] if said else None))
 
     def _interrupt(self, executor: Executor) -> None:
         for cause in self.stop.asked:

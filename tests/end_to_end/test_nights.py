@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.doc_examples import page
+from tests.processes import free_port
 from tests.remedies import remedies, remedy
 from tests.runs import read_record
 
@@ -558,6 +559,17 @@ def test_at_its_time_nothing_more_is_sent_and_what_is_in_flight_lands(
     status = json.loads(batchrun("status", "run", "--json").stdout)
     assert (status["state"], status["exit_code"], status["left"]) == ("stopped", 3, 400 - stored)
     _verified(batchrun)
+
+
+def test_at_its_time_a_run_says_that_the_endpoint_is_down(write_rows: Any, batchrun: Run) -> None:
+    write_rows(_night(1, 30), "a.jsonl")
+    url = f"http://127.0.0.1:{free_port()}/v1"
+    words = (*_ASK, "-o", "run", "--base-url", url, "--quiet", "--give-up-after", "600")
+    done = batchrun("run", "a.jsonl", *words, "--stop-at", "4s")
+    assert done.returncode == 3, done.stderr
+    assert "it is time to stop (--stop-at 4s)" in done.stderr
+    assert "the endpoint was down by then: " in done.stderr
+    assert "30 rows remain" in done.stderr
 
 
 def test_a_run_that_is_done_by_its_time_is_done(write_rows: Any, batchrun: Run) -> None:
