@@ -165,6 +165,8 @@ class Findings(Struct):
     def _note_messages(self, row: SourceRow, messages: Any, sent: Collection[str] = ()) -> None:
         """`sent`: fields that are sent all the same."""
         if type(messages) is str:
+            if not messages[:20].lstrip().startswith("["):
+                return  # any text that fills a template comes here
             try:
                 messages = read_structure(messages, "messages")
             except RowProblem:
