@@ -58,7 +58,15 @@ def _watch(path: Path) -> None:
     """Shows a run that goes on; a signal ends it, and leaves the terminal as it was."""
     from batchrun.cli.sending import exit_on_signals
     from batchrun.progress.watching import watch_run
+    from batchrun.remote.run_link import read_link
+    from batchrun.store.files import is_locked
 
+    link = read_link(path)
+    if link is not None and link.claim is None and is_locked(path):
+        raise JobError(
+            f"{link.url}: --watch works on the machine that writes the run; give batchrun status "
+            "without it here"
+        )
     exit_on_signals()
     watch_run(path, sys.stdout)
 

@@ -178,7 +178,8 @@ class ObjectStore:
             return within(self._seconds + more_s, self.name(key), call)
         except RemoteError:
             raise
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, ValueError, pa.ArrowException) as error:
+            # pyarrow says with a `ValueError` that a stream of Google's was closed by an error.
             raise RemoteError(explained(self.name(key), self._url.scheme, error)) from error
 
 

@@ -75,14 +75,16 @@ def place(
 ) -> Iterator[tuple[Proxy, str, dict[str, str]]]:
     """A proxy before the server, the URL of a new bucket, and the environment for both."""
     is_azure = request.param == "azure"
-    proxy = Proxy(request.getfixturevalue("azurite" if is_azure else "gcs_server"))
+    server = request.getfixturevalue("azurite" if is_azure else "gcs_server")
+    proxy = Proxy(server)
     environment = {"XDG_STATE_HOME": str(tmp_path / "state")}
     if is_azure:
         endpoint = f"BlobEndpoint={proxy.address}/somebody"
         account = "AccountName=somebody;AccountKey=c29tZXRoaW5n"
         environment["AZURE_STORAGE_CONNECTION_STRING"] = f"{account};{endpoint}"
     else:
-        environment["STORAGE_EMULATOR_HOST"] = proxy.address
+        is_direct = request.param == "google"
+        environment["STORAGE_EMULATOR_HOST"] = server if is_direct else proxy.address
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     bucket = tmp_path.name.replace("_", "-").lower()[:40]
@@ -140,6 +142,7 @@ def test_sources_and_runs(
     assert (record["state"], record["store"]) == ("finished", f"{url}/run")
 
 
+@pytest.mark.parametrize("place", ["azure"], indirect=True)
 @pytest.mark.parametrize("number", [4, 7, 8, 9, 10, 12])
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_killed_at_a_write(
@@ -178,6 +181,7 @@ def test_killed_at_a_write(
     assert batchrun("verify", f"{url}/run", env=more).returncode == 0
 
 
+@pytest.mark.parametrize("place", ["azure", "google by the proxy"], indirect=True)
 @pytest.mark.parametrize("fault", ["fail", "silence"])
 def test_a_store_that_does_not_answer_is_said(
     fault: str,

@@ -213,6 +213,20 @@ def test_two_drivers_keep_out_of_each_other(
     assert bucket.names("runs/first/") == ["runs/first/claims/0123"]
 
 
+def test_a_run_that_another_machine_writes_is_live(
+    bucket: Bucket, s3: dict[str, str], batchrun: Command, tmp_path: Path, job: Any
+) -> None:
+    assert batchrun("run", job(12), "--simulate", "--quiet", env=s3).returncode == 0
+    bucket.put("runs/first/claims/0123", '{"host": "another", "pid": 17, "scratch": "/somewhere"}')
+    url, other = f"{bucket.url}/runs/first", {**s3, "XDG_STATE_HOME": str(tmp_path / "other")}
+    verified = batchrun("verify", url, env=other)
+    assert verified.returncode == 0, verified.stderr
+    assert "live: a process writes to this run" in verified.stdout
+    watched = batchrun("status", url, "--watch", env=other)
+    assert watched.returncode == 2
+    assert "works on the machine that writes the run" in watched.stderr
+
+
 @pytest.mark.parametrize("fault", ["fail", "cut"])
 def test_uploads_that_fail_are_tried_again(
     fault: str,
