@@ -122,7 +122,7 @@ def _wait_s(state: RetryCallState) -> float:
 
 
 class Dispatcher:
-    """Completes requests against one endpoint."""
+    """Completes requests: against one endpoint, or that of their variant."""
 
     def __init__(
         self,

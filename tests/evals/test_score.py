@@ -284,9 +284,9 @@ def of_samples(rows):
             assert "3 of 4 scored, mean 1.5, 2 passed" in done.stdout
         if name == "several":
             assert "on standard output" not in done.stdout
-            assert "several.length: 3 of 4 scored" in done.stdout
+            assert "several/length: 3 of 4 scored" in done.stdout
             assert (
-                "several.right: 3 of 4 scored, mean 0, 0 passed; between 0 and 0.25" in done.stdout
+                "several/right: 3 of 4 scored, mean 0, 0 passed; between 0 and 0.25" in done.stdout
             )
     assert values(run, "score") == {"a": 1, "b": 0.5, "c": None, "d": 3}
     half = scores(run, "score")["b"]

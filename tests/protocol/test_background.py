@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from batchrun.dispatch.dispatcher import Dispatcher
 from batchrun.errors import EndpointError, ErrorKind, RunStopped, StopCause
 from batchrun.job.sections import EndpointJob, RetryJob
 from batchrun.records import Failure, Request, Response
@@ -228,7 +229,10 @@ async def test_a_server_that_restarts_in_mid_run_costs_no_row(
     async with listening(serve) as port, endpoint([ERROR], mode="background") as connected:
         job = EndpointJob(base_url=f"http://127.0.0.1:{port}/v1", mode="background")
         async with Client(job, None, {}, "test") as client:
-            connected.dispatcher.endpoint = client
+            before = connected.dispatcher
+            connected.dispatcher = Dispatcher(
+                client, connected.gate, before.scopes, before.retry, before.prices, key_name="KEY"
+            )
             outcomes = await asyncio.gather(*map(connected.outcome_beside_others, rows))
     kinds = [attempt.error_kind for outcome in outcomes for attempt in outcome.attempts]
     assert all(outcome.ok for outcome in outcomes)

@@ -145,7 +145,7 @@ async def test_an_error_in_a_coding_that_was_not_asked_for_has_its_status(
     step = {"status": 429, "body": b"\x8b\x00\x80\x03", "headers": {"Content-Encoding": "br"}}
     outcome = await complete([step, {"body": answer()}])
     assert outcome.attempts[0].error_kind is ErrorKind.RATE_LIMIT
-    assert "'br'" in outcome.attempts[0].error_message
+    assert '"br"' in outcome.attempts[0].error_message
     assert outcome.ok
 
 
@@ -197,8 +197,8 @@ async def test_an_answer_of_another_api_is_named_and_asked_for_three_times(
 @pytest.mark.parametrize(
     ("encoding", "body", "named"),
     [
-        ("br", b"\x8b\x02\x80{}\x03", "'br'"),
-        ("zstd", b"\x28\xb5\x2f\xfd\x00", "'zstd'"),
+        ("br", b"\x8b\x02\x80{}\x03", '"br"'),
+        ("zstd", b"\x28\xb5\x2f\xfd\x00", '"zstd"'),
         ("deflate", b"\xff\xff\xff\xff", "unpacked"),
         ("gzip", gzip.compress(b"x" * 99)[:10] + b"\xff" * 20, "unpacked"),
     ],
