@@ -11,8 +11,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from msgspec.structs import replace
 
 from batchrun.remote.object_stores import RemoteError, within
+from batchrun.remote.run_link import Link, place_of, write_link
+from batchrun.remote.run_mirror import is_current
 from batchrun.simulator.server import serve
 from batchrun.simulator.settings import SimulatorSettings
 from tests.remote.object_server import Bucket, Proxy
@@ -84,6 +87,23 @@ def test_a_run_is_in_the_store_and_nothing_of_it_here(
     assert again.returncode == 0, again.stderr
     assert "nothing left to send" in again.stderr
     assert bucket.names() == keys
+
+
+def test_what_another_machine_wrote_in_the_same_second_is_not_taken_for_ones_own(
+    bucket: Bucket, s3: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Stores tell times by the second, and both files are as long."""
+    for name, value in s3.items():
+        monkeypatch.setenv(name, value)
+    bucket.put("run/run.json", '{"pid": 1}')
+    link = Link(f"{bucket.url}/run")
+    store, prefix = place_of(link)
+    found = store.find(f"{prefix}run.json")
+    assert found is not None
+    write_link(tmp_path, replace(link, seen={"run.json": (found.size, found.stamp)}))
+    for text, is_ours in (('{"pid": 1}', True), ('{"pid": 2}', False)):
+        (tmp_path / "run.json").write_text(text)
+        assert is_current(tmp_path, link.url) is is_ours
 
 
 @pytest.mark.parametrize("place", ["here", "elsewhere"])
