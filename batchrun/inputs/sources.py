@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from itertools import takewhile
 from pathlib import Path, PurePath, PurePosixPath
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 from urllib.parse import unquote
 
 import pyarrow.parquet as pq
@@ -105,7 +105,9 @@ class SourceReader:
                 self._check_unchanged(index, handle)
                 first = row
                 if file.is_keyed:
-                    row = yield from _with_keys(parquet.read_rows(file, row, complete, use))
+                    row = yield from _changed(
+                        parquet.read_rows(file, row, complete, use), _name_by_key
+                    )
                 elif file.kind == "parquet":
                     row = yield from parquet.read_rows(file, row, complete, use)
                 else:
@@ -140,8 +142,8 @@ class SourceReader:
             )
 
 
-def _with_keys(rows: FileRows) -> FileRows:
-    """The rows of a run, whose names say sample and variant too."""
+def _changed(rows: FileRows, change: Callable[[dict[str, Any]], None]) -> FileRows:
+    """The rows, the columns of each as `change` leaves them."""
     while True:
         try:
             row = next(rows)
@@ -149,23 +151,24 @@ def _with_keys(rows: FileRows) -> FileRows:
             number: int = end.value
             return number
         if row.data is not None:
-            custom_id, variant = row.data["custom_id"], row.data.get("variant")
-            row.data["custom_id"] = joined_key((custom_id, row.data["sample"], variant))
+            change(row.data)
         yield row
+
+
+def _name_by_key(columns: dict[str, Any]) -> None:
+    """The name of a run's row says sample and variant too."""
+    key = (columns["custom_id"], columns["sample"], columns.get("variant"))
+    columns["custom_id"] = joined_key(key)
 
 
 def _with_partitions(file: SourceFile, rows: FileRows) -> FileRows:
     """The rows with the columns that folders give, unless they have their own."""
-    while True:
-        try:
-            row = next(rows)
-        except StopIteration as end:
-            number: int = end.value
-            return number
-        if row.data is not None:
-            for name, value in file.partitions:
-                row.data.setdefault(name, value)
-        yield row
+
+    def add(columns: dict[str, Any]) -> None:
+        for name, value in file.partitions:
+            columns.setdefault(name, value)
+
+    return _changed(rows, add)
 
 
 def find_source(input_job: InputJob, stdin_copy: Path | None = None) -> Source:
