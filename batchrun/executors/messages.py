@@ -1,0 +1,110 @@
+"""What a driver and its workers tell each other: leases and shares out, counts back. No I/O.
+
+The driver calls each worker some times a second with a `FleetTick`, and gets a `WorkerReport` back. Either may
+be lost, come twice or late. So all counts are cumulative since the worker began, and what is listed
+is listed again until the other side has it: leases until `WorkerReport.seq` reaches their tick, ends of
+leases and failures until `FleetTick.heard` reaches their report. A worker ignores all but the leases of
+a tick that is older than one that it has seen, and leases that it has had; a driver ignores a
+report that is older than one that it has seen.
+"""
+
+from msgspec import Struct, msgpack
+
+from batchrun.errors import ErrorKind, StopCause
+from batchrun.limits.sharing.shares import ScopeNews, Shares, SharesUsed
+from batchrun.progress.bottleneck import Activity
+from batchrun.records import Totals
+
+# In `Lease.marks`, for each request.
+TO_SEND, COMPLETE, AGAIN = 0, 1, 2  # AGAIN: it has an older outcome, which the new one replaces
+FAILURES = 20  # in one report
+
+
+class Lease(Struct, frozen=True):
+    """Rows of one file that one worker completes."""
+
+    id: int  # never used again
+    file: int  # place of the file among those of the source, as planned
+    first: int  # row of the file, from 0
+    row: int  # the same row in the whole input
+    rows: int
+    offset: int  # of JSONL: byte at which row `offset_row` of the file begins; else 0
+    offset_row: int  # at or before `first`
+    marks: bytes  # one for each request: the rows in order, each times the requests of a row
+
+
+class StopOrder(Struct, frozen=True):
+    """Nothing more is sent."""
+
+    reason: str
+    drop: bool = False  # what is in flight is dropped; else it lands
+
+
+class FleetTick(Struct, frozen=True):
+    """From the driver to one worker."""
+
+    seq: int  # grows with each tick of this worker, from 1
+    heard: int = 0  # the number of the latest report that the driver has
+    leases: tuple[Lease, ...] = ()  # those that it does not know to be there
+    shares: Shares = Shares()
+    scopes: tuple[ScopeNews, ...] = ()  # what all workers know together
+    last: bool = False  # there are no more rows than those leased
+    stop: StopOrder | None = None
+
+
+class WorkerStop(Struct, frozen=True):
+    """Why a worker sends nothing more by itself."""
+
+    message: str
+    cause: StopCause | None = None  # null: its disk, the input, or a bug
+    kind: str = ""  # the exception's class: RunStopped, StoreError, InputError, ...
+    endpoint_error: str | None = None  # as in `RunStopped`
+    rows: int | None = None
+
+
+class FailedRow(Struct, frozen=True):
+    """A row that was sent and failed."""
+
+    row: int
+    kind: ErrorKind
+    message: str
+    status: str = "failed"
+
+
+class WorkerReport(Struct, frozen=True):
+    """From a worker to the driver: the answer to a tick."""
+
+    number: int  # grows with each report of this worker, from 1
+    seq: int  # of the latest tick that it obeys
+    done: tuple[int, ...] = ()  # leases whose rows all are stored, not heard of yet
+    unread: int = 0  # rows of its leases that are still to be read
+    totals: Totals = Totals()  # of what it has stored
+    sent_rows: int = 0  # of them, those that were sent
+    failed_rows: int = 0  # of these, those that failed, as `limits.max_failures` counts
+    failures: tuple[FailedRow, ...] = ()  # the latest, not heard of yet
+    used: SharesUsed = SharesUsed()
+    stops: tuple[WorkerStop, ...] = ()  # all of them
+    activity: Activity = Activity()  # for the display
+    retries: int = 0
+    p50_s: float | None = None
+    p99_s: float | None = None
+    is_drained: bool = False  # nothing is in flight any more, and all that arrived is on disk
+
+
+_encode = msgpack.Encoder().encode
+_ticks, _reports = msgpack.Decoder(FleetTick), msgpack.Decoder(WorkerReport)
+
+
+def encode(message: FleetTick | WorkerReport) -> bytes:
+    """As it travels."""
+    return _encode(message)
+
+
+def decode_tick(data: bytes) -> FleetTick:
+    """Raises `msgspec.DecodeError`."""
+    return _ticks.decode(data)
+
+
+def decode_report(data: bytes) -> WorkerReport:
+    """Raises `msgspec.DecodeError`."""
+    return _reports.decode(data)

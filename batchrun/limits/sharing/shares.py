@@ -1,0 +1,69 @@
+"""What one of several workers may use of the limits they have together, and what it used. No I/O.
+
+Plain values, cumulative since the worker began, so that a message that is lost, late or comes
+twice does no harm. A worker obeys the latest shares, by the number of the message.
+"""
+
+from msgspec import Struct
+
+from batchrun.records import Scope
+
+WHOLE = 1_000_000  # parts of a rate; the shares of all workers together are no more
+DOLLAR = 10**12  # purses are whole picodollars
+
+
+class Allowance(Struct, frozen=True):
+    """Requests or tokens that may be started."""
+
+    most: int  # in all, since the worker began; tokens as they are reserved
+    pace: float  # a second
+
+
+class Shares(Struct, frozen=True):
+    """What a worker may use from now on; null: nothing limits it."""
+
+    in_flight: int = 0
+    purse: int | None = None  # picodollars, reservations included, since it began
+    requests: Allowance | None = None
+    tokens: Allowance | None = None
+    rate: int = WHOLE  # parts of what servers advertise, or of what is inferred
+
+
+class Flow(Struct, frozen=True):
+    """Requests or tokens that a worker has started."""
+
+    started: int = 0  # since it began; tokens as they were reserved
+    counted: int = 0  # in its last minute; tokens as used, where that is known
+    wanted: int = 0  # by what waits first, where the allowance does not do; 0: nothing waits for it
+
+
+class Spending(Struct, frozen=True):
+    """Picodollars since the worker began."""
+
+    spent: int = 0
+    unknown: int = 0  # reserved for attempts that reported no usage
+    reserved: int = 0  # for attempts in flight
+    wanted: int = 0  # by what waits first, where the purse does not do; 0: nothing waits for it
+
+
+class ScopeNews(Struct, frozen=True):
+    """What a worker knows of one scope, or all of them together."""
+
+    scope: Scope
+    is_answered: bool = False  # the first request need not go out alone any more
+    cooldown_s: float = 0.0  # nothing is sent for so long
+    in_flight: int | None = None  # with how many in all a server that queues does best
+    down: str | None = None  # the endpoint's last words, where it is down
+
+
+class SharesUsed(Struct, frozen=True):
+    """What a worker has used of its shares."""
+
+    in_flight: int = 0
+    waiting: int = 0  # requests that wait for a limit
+    is_pressed: bool = False  # it would have sent more with a larger share of the rate
+    used: float = 0.0  # of its share of the rate, from 0 to 1
+    requests: Flow = Flow()
+    tokens: Flow = Flow()
+    spending: Spending = Spending()
+    scopes: tuple[ScopeNews, ...] = ()
