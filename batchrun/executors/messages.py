@@ -1,10 +1,10 @@
 """What a driver and its workers tell each other: leases and shares out, counts back. No I/O.
 
-The driver calls each worker some times a second with a `FleetTick`, and gets a `WorkerReport` back. Either may
-be lost, come twice or late. So all counts are cumulative since the worker began, and what is listed
-is listed again until the other side has it: leases until `WorkerReport.seq` reaches their tick, ends of
-leases and failures until `FleetTick.heard` reaches their report. A worker ignores all but the leases of
-a tick that is older than one that it has seen, and leases that it has had; a driver ignores a
+The driver calls each worker some times a second with a `FleetTick`, and gets a `WorkerReport` back.
+Either may be lost, come twice or late. So all counts are cumulative since the worker began, and
+what is listed is listed again until the other side has it: leases until `WorkerReport.seq` reaches
+their tick, ends of leases and failures until `FleetTick.heard` reaches their report. Of a tick that
+is older than one that it has seen a worker takes the leases alone, once each; a driver ignores a
 report that is older than one that it has seen.
 """
 
