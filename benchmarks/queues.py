@@ -33,6 +33,7 @@ _ROOT = Path(__file__).parent.parent
 _VLLM = _ROOT / ".servers" / "vllm"
 _LLAMA = _ROOT / ".servers" / "llama"
 _SLOTS = 32  # that llama.cpp works on at once
+_ROWS = {"vllm": 2500, "llama": 1500}  # for each client and round: half a minute, and a minute
 _FIXED = (8, 16, 32, 64, 128, 256)
 _SDK = 256  # in flight
 _SHARE = 0.95  # of the best fixed number, that auto has to reach
@@ -89,7 +90,7 @@ def _measure(server: str, options: argparse.Namespace) -> dict[str, Sent]:
             for number in range(options.rounds):
                 for name in names if number % 2 == 0 else reversed(names):
                     run = place / f"{name}-{number}"
-                    _write_rows(source, options.rows, run.name)
+                    _write_rows(source, options.rows or _ROWS[server], run.name)
                     if name.startswith("openai"):
                         sent = _sdk(source, url, options.timeout)
                     else:
@@ -102,7 +103,7 @@ def _measure(server: str, options: argparse.Namespace) -> dict[str, Sent]:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--server", choices=_SERVERS, help="only this one; the page is left")
-    parser.add_argument("--rows", type=int, default=2500, help="for each client and round")
+    parser.add_argument("--rows", type=int, help="for each client and round")
     parser.add_argument(
         "--rounds", type=int, default=1, help="of all clients; every second in reverse order"
     )

@@ -5,7 +5,6 @@ For rates an expectation is enough; for dollars it is a bound where one can be k
 
 import math
 import re
-from bisect import bisect_left, insort
 from collections import deque
 
 import msgspec
@@ -31,6 +30,7 @@ _find_part_or_data = re.compile(
 _REFERRING = (b'"tools"', b'"previous_response_id"', b'"conversation"', b'"prompt"')
 _BYTES_A_TOKEN = 4  # of text
 _SHORT_BYTES = 4_096  # a body of so many holds no image, at most the address of one
+_RENEWED = 8  # an expectation holds for one in so many of the answers that it is made of
 _OWN_TOOLS = frozenset({"function", "custom"})  # the others run, and read, at the provider
 
 
@@ -138,20 +138,23 @@ class _Latest:
     """The last numbers, and what most of them stay within; flat memory."""
 
     def __init__(self) -> None:
-        self._latest: deque[int] = deque()
-        self._by_size: list[int] = []  # the same, in order
-
-    def add(self, number: int) -> None:
-        by_size = self._by_size
-        if len(by_size) == tuning.LATEST:
-            del by_size[bisect_left(by_size, self._latest.popleft())]
-        self._latest.append(number)
-        insort(by_size, number)
+        self._latest: deque[int] = deque(maxlen=tuning.LATEST)
+        self.add = self._latest.append
+        self._asked = 0  # times that an expectation was asked for, ...
+        self._renews = 0  # ... and how many of them it holds for
+        self._expected: int | None = None
 
     def expected(self) -> int | None:
-        """What 95 % of them stay within; None before the first."""
-        by_size = self._by_size
-        return by_size[math.ceil(tuning.SHARE * len(by_size)) - 1] if by_size else None
+        """What 95 % of them stay within; None before the first.
+
+        Sorted anew once a few more have come, since it is asked for each request.
+        """
+        self._asked += 1
+        if self._asked >= self._renews and self._latest:
+            by_size = sorted(self._latest)
+            self._expected = by_size[math.ceil(tuning.SHARE * len(by_size)) - 1]
+            self._asked, self._renews = 0, len(by_size) // _RENEWED
+        return self._expected
 
 
 class AnswerSizes:

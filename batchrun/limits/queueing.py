@@ -216,7 +216,9 @@ class Throughput:
         slope = math.log(levels[n].per_s / levels[before].per_s) / math.log(n / before)
         if slope > tuning.QUEUE_SLOPE:
             return tuning.QUEUE_GROWS
-        if self._searches and waits > tuning.QUEUE_DEEP:
+        # From one alone to the first few, batching makes latency grow too.
+        is_queue = before > 1 or slope < tuning.QUEUE_FLAT
+        if self._searches and waits > tuning.QUEUE_DEEP and is_queue:
             return tuning.QUEUE_STEP / waits
         return tuning.QUEUE_PROBE
 
