@@ -151,6 +151,11 @@ class Gate:
         """Takes out a limit of a scope that has done its work."""
         self._scopes[scope].drop(limit)
 
+    def ask_again(self) -> None:
+        """A limit has changed, perhaps."""
+        if self.waiting:
+            self._wake()
+
     async def pause(self, seconds: float) -> None:
         """A backoff: holds no slot. Raises `GateClosed` as soon as the gate is closed."""
         if seconds > 0 and not self._closed.done():

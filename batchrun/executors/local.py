@@ -25,6 +25,7 @@ from batchrun.limits.budget import Budget
 from batchrun.limits.concurrency import FirstAlone
 from batchrun.limits.pauses import Patience
 from batchrun.limits.scopes import Scopes, user_limits
+from batchrun.limits.sharing.worker_share import WorkerShare
 from batchrun.limits.verdicts import Limit
 from batchrun.pricing.prices import Prices
 from batchrun.progress.bottleneck import Activity
@@ -60,18 +61,23 @@ def local_executor(
     unfinished: Unfinished,
     had_answers: bool,
     met_before: str | None,
+    share: WorkerShare | None = None,
 ) -> "LocalExecutor":
     """The executor of a job.
 
     `endpoints`: by the variants that have their own; null: of all others.
     `largest`: by model, what answers of earlier commands needed; `had_answers`: there were some;
     `met_before`: the error that ended the command before, where rows failed in the same way.
+    `share`: where this process is one of several workers, its part of the user's limits and of the
+    budgets, which then stand in its place.
     """
     limits = job.limits
-    shared: list[Limit] = user_limits(
-        in_flight, limits.requests_per_minute, limits.tokens_per_minute
-    )
-    shared += budgets
+    shared: list[Limit]
+    if share is None:
+        shared = user_limits(in_flight, limits.requests_per_minute, limits.tokens_per_minute)
+        shared += budgets
+    else:
+        shared = share.limits
     patience = Patience(limits.outage_s, limits.unanswered_s, had_answers, met_before)
     per_minute = {"requests": limits.requests_per_minute, "tokens": limits.tokens_per_minute}
     given = [of for of, most in per_minute.items() if most is not None]
@@ -80,6 +86,8 @@ def local_executor(
 
     def limits_of(scope: Scope) -> Sequence[Limit]:
         first = FirstAlone()
+        if share is not None and share.met(scope, first):
+            return scopes.limits(scope)
         first.on_open = lambda: gate.drop(first, scope)
         return first, *scopes.limits(scope)
 
@@ -96,12 +104,16 @@ def local_executor(
         job.retry,
         prices,
         key_name=key_name,
-        has_budget=bool(budgets),
+        has_budget=bool(budgets) if share is None else share.has_budget,
         hedges=limits.hedge,
         unfinished=unfinished,
         of_variants={name: one for name, one in destinations.items() if name is not None},
     )
-    return LocalExecutor(dispatcher, gate, in_flight)
+    executor = LocalExecutor(dispatcher, gate, in_flight)
+    if share is not None:
+        share.join(gate, scopes)
+        share.resized = executor.resize
+    return executor
 
 
 class LocalExecutor:
@@ -128,6 +140,15 @@ class LocalExecutor:
         self._fed = False
         self.causes: list[BaseException] = []  # why nothing more is sent, in order
         gate.on_free = self._start_workers
+
+    def resize(self, in_flight: int) -> None:
+        """So many may be in flight from now on; at least one, as far as rows are read ahead."""
+        self._slots = max(1, in_flight)
+        self._spare = max(_SPARE, self._slots // _SPARE_SHARE)
+        self._at_once = max(_READ_AHEAD, self._slots)
+        self._least_ahead = max(_READ_AHEAD // 2, self._slots)
+        self._wanted.set()
+        self._start_workers()
 
     @asynccontextmanager
     async def run(self, requests: Iterator[Request | BadRow]) -> AsyncIterator[Self]:

@@ -39,8 +39,8 @@ class Budget:
         self.is_used_up = False  # it has stopped the run
         self.refused_usd = 0.0  # what the request reserves that it stopped at
         self._cap = int(min(cap_usd, 1e12) * _PARTS)  # a cap may be infinite
-        self._spent = _parts(spent_usd or 0.0)
-        self._unknown = _parts(unknown_usd)
+        self._spent = picodollars(spent_usd or 0.0)
+        self._unknown = picodollars(unknown_usd)
         self._reserved = 0
         self._in_flight = 0  # attempts with a reservation
 
@@ -55,12 +55,17 @@ class Budget:
         return self._unknown / _PARTS
 
     @property
+    def parts(self) -> tuple[int, int, int]:
+        """Picodollars that are spent, that may have been, and that are reserved."""
+        return self._spent, self._unknown, self._reserved
+
+    @property
     def reserved_usd(self) -> float:
         """Reserved for attempts in flight."""
         return self._reserved / _PARTS
 
     def verdict(self, need: Need, now_s: float) -> Verdict:
-        if self._spent + self._unknown + self._reserved + _parts(need.dollars) <= self._cap:
+        if self._spent + self._unknown + self._reserved + picodollars(need.dollars) <= self._cap:
             return GO
         if self._in_flight:
             return Wait()
@@ -69,16 +74,16 @@ class Budget:
 
     def started(self, need: Need, now_s: float) -> None:
         if need.dollars > 0:
-            self._reserved += _parts(need.dollars)
+            self._reserved += picodollars(need.dollars)
             self._in_flight += 1
 
     def finished(self, slot: Slot, finish: Finish, now_s: float) -> None:
-        reserved = _parts(slot.need.dollars)
+        reserved = picodollars(slot.need.dollars)
         if reserved:
             self._reserved -= reserved
             self._in_flight -= 1
         if finish.dollars is not None:
-            self._spent += _parts(finish.dollars)
+            self._spent += picodollars(finish.dollars)
         else:
             self._unknown += reserved
 
@@ -123,6 +128,6 @@ class Budget:
         return "--max-cost-per-command" if self._of_command else "--max-cost"
 
 
-def _parts(dollars: float) -> int:
+def picodollars(dollars: float) -> int:
     """Whole picodollars, at least one where there is anything to pay."""
     return math.ceil(dollars * _PARTS) if dollars > 0 else 0

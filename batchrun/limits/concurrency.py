@@ -56,7 +56,17 @@ class FirstAlone:
 
     def finished(self, slot: Slot, finish: Finish, now_s: float) -> None:
         self._in_flight -= 1
-        if finish.answered and not self._open:
+        if finish.answered:
+            self.open()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether all may go."""
+        return self._open
+
+    def open(self) -> None:
+        """The server has answered others."""
+        if not self._open:
             self._open = True
             self.on_open()
 
@@ -75,6 +85,7 @@ class InferredConcurrency:
     def __init__(self, most: int) -> None:
         self.most = most
         self.now = 0
+        self._part = 1.0  # of what the server takes is for this process
         self._fits = float(min(most, tuning.CONCURRENCY_FIRST))
         self._searches = True
         self._grow_s = -math.inf  # when it may grow again
@@ -97,9 +108,16 @@ class InferredConcurrency:
 
     def restart(self, now_s: float) -> None:
         """After an outage: what was refused meanwhile said nothing about a limit."""
-        self._fits = float(min(self.most, tuning.CONCURRENCY_FIRST))
+        self._fits = max(1.0, min(self.most, tuning.CONCURRENCY_FIRST) * self._part)
         self._searches, self._step, self._fitted = True, 1.0, math.inf
         self._grow_s, self._cut_s, self._answered = now_s, now_s, 0
+
+    def set_part(self, part: float) -> None:
+        """So much of what the server takes is for this process."""
+        factor, self._part = part / self._part, part
+        self._fits = max(1.0, min(self._fits * factor, float(self.most)))
+        self._fitted *= factor
+        self._base = round(self._base * factor)
 
     def verdict(self, need: Need, now_s: float) -> Verdict:
         if self.now < int(self._fits):
@@ -190,4 +208,5 @@ class InferredConcurrency:
         self._cost_s += (0.3 if self._cost_s else 1.0) * (hint_s - self._cost_s)
         self._until_s = now_s + hint_s
         cost = tuning.CONCURRENCY_COST_BLIND if is_blind else self._cost
-        self._grow_s = self._until_s + max(tuning.CONCURRENCY_PROBE_S, cost * self._cost_s)
+        least_s = tuning.CONCURRENCY_PROBE_S / self._part  # as rare as one process would
+        self._grow_s = self._until_s + max(least_s, cost * self._cost_s)

@@ -21,6 +21,7 @@ class InferredRate:
     def __init__(self, *advertised: AdvertisedRate) -> None:
         self._advertised = advertised  # that of requests comes first
         self._advertised_rate = math.inf  # of requests, as last seen
+        self._part = 1.0  # of what the server takes is for this process
         self._spacing = Spacing(tuning.RATE_FIRST)
         self._estimate = LimitEstimate()
         self._log = SentLog()
@@ -50,6 +51,12 @@ class InferredRate:
         """Requests a second."""
         return self._spacing.rate
 
+    def set_part(self, part: float, now_s: float) -> None:
+        """So much of what the server takes is for this process."""
+        factor, self._part = part / self._part, part
+        self._spacing.change(max(self._spacing.rate * factor, tuning.RATE_LEAST), now_s)
+        self._estimate.scale(factor, self._log.sent)
+
     def verdict(self, need: Need, now_s: float) -> Verdict:
         until_s = self._spacing.next_s if self._shut_s is None else self._ask_s
         if until_s <= now_s + tuning.EARLY_S:
@@ -71,9 +78,11 @@ class InferredRate:
             quick_s = tuning.RATE_DOUBLES_ANSWERS * (now_s - slot.started_s)
             if quick_s < self._doubles_s:
                 self._doubles_s = max(tuning.RATE_DOUBLES_LEAST_S, quick_s)
-            if self._advertised and self._advertised[0].least_rate > self._spacing.rate:
-                least = self._advertised[0].least_rate * tuning.BELOW_ADVERTISED
-                self._spacing.change(max(least, self._spacing.rate), now_s)
+            if self._advertised and self._advertised[0].least_rate:
+                least = self._advertised[0].least_rate * self._part
+                if least > self._spacing.rate:
+                    least *= tuning.BELOW_ADVERTISED
+                    self._spacing.change(max(least, self._spacing.rate), now_s)
         if self._advertised and self._advertised[0].rate != self._advertised_rate:
             self._jump(self._advertised[0].rate, now_s)
 
@@ -93,7 +102,7 @@ class InferredRate:
             return
         self._searches = False
         self._cut_s = now_s
-        self._estimate.high = rate * tuning.ABOVE_ADVERTISED
+        self._estimate.high = rate * self._part * tuning.ABOVE_ADVERTISED
         self._rise_s = now_s + tuning.HOLD_LEAST_S
         self._spacing.change(self._estimate.high, now_s)
 
@@ -123,7 +132,8 @@ class InferredRate:
             return tuning.SLOPE + (-tuning.NEAR - beyond) / tuning.CLOSES_S
         if beyond < tuning.NEAR:
             return tuning.SLOPE
-        return tuning.SLOPE + min(tuning.GROWS, max(0.15, rate / 20)) * (beyond - tuning.NEAR)
+        steep = min(tuning.GROWS, max(0.15, rate / self._part / 20))
+        return tuning.SLOPE + steep * (beyond - tuning.NEAR)
 
     def _refuse(self, sent_s: float, hint_s: float, now_s: float) -> None:
         self._lag_s += 0.2 * (now_s - sent_s - self._lag_s)
@@ -166,18 +176,19 @@ class InferredRate:
 
     def _plateau(self, rate: float, hint_s: float, now_s: float) -> None:
         # After a handful nothing is known, and a small run should not wait for it.
-        rate = max(
-            rate, tuning.RATE_LEAST if self._log.sent >= tuning.HANDFUL else tuning.HANDFUL_RATE
-        )
+        is_handful = self._log.sent < tuning.HANDFUL * self._part
+        rate = max(rate, tuning.HANDFUL_RATE * self._part if is_handful else tuning.RATE_LEAST)
         self._cost_s += (0.3 if self._cost_s else 1.0) * (hint_s - self._cost_s)
-        requests_s = min(tuning.HOLD_REQUESTS / rate, tuning.HOLD_MOST_S)
+        # Several processes together should meet as few refusals as one.
+        hold_least_s = tuning.HOLD_LEAST_S / self._part
+        requests_s = min(tuning.HOLD_REQUESTS / rate, tuning.HOLD_MOST_S / self._part)
         cost_s = max(
             min(self._cost * self._cost_s, tuning.RATE_COST_MOST_S),
             tuning.RATE_COST_LEAST * self._cost_s,
         )
-        hold_s = max(tuning.HOLD_LEAST_S, requests_s, cost_s)
+        hold_s = max(hold_least_s, requests_s, cost_s)
         if rate < 0.9 * self._estimate.high:
-            least_s = 1.0 if self._estimate.is_blind else tuning.HOLD_LEAST_S
+            least_s = 1.0 if self._estimate.is_blind else hold_least_s
             hold_s = min(hold_s, max(least_s, 30 / rate))
         if hint_s == round(hint_s):  # rounded up: so much of the stop may be for nothing
             self._estimate.unsure(min(hint_s, 1.0))

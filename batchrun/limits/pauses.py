@@ -29,6 +29,7 @@ class Cooldown:
 
     def __init__(self) -> None:
         self._until_s = -math.inf
+        self._own_until_s = -math.inf  # the same, by what this process was told itself
         self._stopped_s = -math.inf  # when the last stop began
         self._slow_until_s = -math.inf
         self._rate = 0.0  # of starts, when the stop began
@@ -68,17 +69,29 @@ class Cooldown:
         if slot.started_s <= self._stopped_s:  # one more of the wave that began this stop
             until_s = slot.started_s + finish.hint_s
             if until_s > self._until_s > now_s:
-                self._until_s = until_s
+                self._until_s = self._own_until_s = until_s
             return
         self._stop(now_s, finish.hint_s)
 
     def status(self, now_s: float) -> LimitStatus:
         return LimitStatus("cooldown", until_s=self._until_s if now_s < self._until_s else None)
 
+    def left_s(self, now_s: float) -> float:
+        """For how long nothing is sent, by what the server told this process."""
+        return max(0.0, self._own_until_s - now_s)
+
+    def follow(self, hint_s: float, now_s: float) -> None:
+        """Another process was told to wait for so long."""
+        if now_s + hint_s > self._until_s:
+            own_until_s = self._own_until_s
+            self._stop(now_s, hint_s)
+            self._own_until_s = own_until_s
+
     def _stop(self, now_s: float, hint_s: float) -> None:
         rate = self._measure(now_s)
         self._stopped_s = now_s
         self._until_s = max(self._until_s, now_s + hint_s)
+        self._own_until_s = max(self._own_until_s, now_s + hint_s)
         if hint_s < 0.1 and now_s >= self._slow_until_s:
             return  # too short to have lost the step
         self._ramp_from_s = self._until_s

@@ -36,6 +36,9 @@ class Throughput:
         self._longest_s = timeout_s / tuning.QUEUE_TIMEOUT
         self._advertised = advertised
         self._allowed = min(most, tuning.CONCURRENCY_FIRST)
+        self._part = 1.0  # of what is in flight is for this process
+        self._settle_s = 0.0  # until others have followed
+        self._leads = True
         self._sizes = Sizes()
         self._sums: dict[int, Sums] = {}  # by what was in flight
         self._levels: dict[int, LevelEstimate] = {}  # the same, as measured
@@ -53,14 +56,35 @@ class Throughput:
         self._refused_s = -math.inf  # the latest refusal
         self._cut_s = -math.inf  # what was sent before has been answered for
 
+    def set_part(self, part: float, settle_s: float = 0.0, *, leads: bool = True) -> None:
+        """So much of what is in flight is for this process.
+
+        One process measures (`leads`), and the others have followed it after `settle_s`.
+        """
+        is_new = part != self._part
+        if is_new:
+            self._allow(self._allowed * part / self._part)
+        if leads and (is_new or not self._leads):
+            self._restart()
+        self._part, self._settle_s, self._leads = part, settle_s, leads
+
+    def in_all(self) -> int:
+        """In flight with all processes together, as this one has measured."""
+        return max(1, round(self._allowed / self._part))
+
+    def follow(self, in_all: int) -> None:
+        """The process that measures allows so many in all."""
+        if not self._leads:
+            self._allow(in_all * self._part)
+
     def verdict(self, need: Need, now_s: float) -> Verdict:
         if self.now < self._allowed:
             return GO
         if self._refuses(now_s):
-            self._follow()
+            self._pass()
             return GO
-        if self._began_s is None and self.now == self._allowed:
-            self._begin(now_s)
+        if self._began_s is None and self.now == self._allowed and self._leads:
+            self._begin(now_s + self._settle_s)
         return Wait()
 
     def started(self, need: Need, now_s: float) -> None:
@@ -92,7 +116,13 @@ class Throughput:
             return True
         return any(one.rate < math.inf for one in self._advertised)
 
-    def _follow(self) -> None:
+    def _restart(self) -> None:
+        """What was measured was with another part of the server's work."""
+        self._sums.clear()
+        self._levels.clear()
+        self._began_s, self._base_s, self._searches, self._grows = None, math.inf, False, True
+
+    def _pass(self) -> None:
         """Another limit holds what is in flight; should that end, this one goes on from there."""
         self._allowed, self._began_s, self._grows = min(self.most, self.now + 1), None, True
         self._sums.clear()

@@ -124,6 +124,16 @@ class MinuteLimit:
         self._total -= unused
         self._spacing.give_back(unused)
 
+    def counted(self, now_s: float) -> float:
+        """What counts in the minute that ends now."""
+        self._forget(now_s)
+        return self._total
+
+    def set_pace(self, per_s: float, now_s: float) -> None:
+        """Spaces starts by another rate than the limit's."""
+        if per_s != self._spacing.rate:
+            self._spacing.change(per_s, now_s)
+
     def status(self, now_s: float) -> LimitStatus:
         self._forget(now_s)
         until_s = self._spacing.next_s
@@ -165,6 +175,7 @@ class AdvertisedRate:
         self._spacing = Spacing(1.0)
         self._updated_s = -math.inf  # when the attempt was sent whose headers were last used
         self._share = 1.0  # of the advertised rate: less where refusals come all the same
+        self._part = 1.0  # of it that is for this process
         self._pressed_s = -math.inf  # when an attempt last had to wait
         self._cut_s = -math.inf  # refusals of what was sent before are of one wave
         self._strikes = 0.0
@@ -178,6 +189,13 @@ class AdvertisedRate:
         """A second, as advertised; infinite where nothing is."""
         own = self._headers[self._binding].rate if self._binding is not None else math.inf
         return min((own, *(side.rate for side in self._sides))) if self._sides else own
+
+    def set_part(self, part: float, now_s: float) -> None:
+        """So much of what is advertised is for this process."""
+        for side in self._sides:
+            side.set_part(part, now_s)
+        self._spacing.change(self._spacing.rate * (part / self._part), now_s)
+        self._part = part
 
     def verdict(self, need: Need, now_s: float) -> Verdict:
         if self._sides:
@@ -202,6 +220,8 @@ class AdvertisedRate:
             advertised = finish.advertised
             if advertised and not self._sides and any(one.of in _SIDES for one in advertised):
                 self._sides = tuple(map(AdvertisedRate, _SIDES))
+                for side in self._sides:
+                    side.set_part(self._part, now_s)
             for side in self._sides:
                 side.finished(slot, finish, now_s)
         if self._is_replaced:
@@ -286,7 +306,7 @@ class AdvertisedRate:
             return
         if changed:
             self._share, self._strikes, self._cut_s = 1.0, 0.0, now_s
-        rate = lowest_rate * lowest.factor * self._share
+        rate = lowest_rate * lowest.factor * self._share * self._part
         if self._binding is None:
             self._spacing = Spacing(rate)
             self._spacing.next_s = now_s

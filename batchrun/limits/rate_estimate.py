@@ -191,6 +191,12 @@ class LimitEstimate:
         """For so long nothing was sent, though something might have been."""
         self._unsure_s += span_s
 
+    def scale(self, factor: float, sent: int) -> None:
+        """From now on so many times the rate is for this process; `sent` by it so far."""
+        self._low, self.high = self._low * factor, self.high * factor
+        self._sent = sent - round((sent - self._sent) * factor)
+        self._refused = round(self._refused * factor)
+
     def set(self, rate: float) -> None:
         """Measured in another way."""
         self._low, self.high = rate, max(rate * tuning.ABOVE, tuning.RATE_LEAST)

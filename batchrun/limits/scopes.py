@@ -1,6 +1,8 @@
 """What is known of each scope: its limits, its health, and what its answers need. No I/O."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, ItemsView, Mapping, Sequence
+
+from msgspec import Struct
 
 from batchrun.errors import ErrorKind
 from batchrun.limits.answer_sizes import NONE_BEFORE, AnswerSizes
@@ -49,6 +51,14 @@ def scope_limits(
     return limits
 
 
+class Part(Struct, frozen=True):
+    """What one of several processes may use of what servers take."""
+
+    share: float = 1.0  # above 0
+    leads: bool = True  # it measures servers that queue, and others follow it, ...
+    settle_s: float = 0.0  # ... so much later
+
+
 class ScopeState:
     """One scope."""
 
@@ -67,6 +77,7 @@ class ScopeState:
         self.breaker = Breaker(patience, inferred.restart)
         self.limits: Sequence[Limit] = (self.breaker, *limits)
         self._throughput = next((one for one in limits if isinstance(one, Throughput)), None)
+        self._all = limits
 
     def has_waited(self, kind: ErrorKind) -> bool:
         """Whether an attempt that ends so has only waited for others, of which there are fewer now.
@@ -74,6 +85,34 @@ class ScopeState:
         With a fixed number in flight it would wait as long again: then it is the row that fails.
         """
         return kind in TIME_OUTS and self._throughput is not None and self._throughput.waits
+
+    def set_part(self, part: Part, now_s: float) -> None:
+        """So much of what the server takes is for this process."""
+        for limit in self._all:
+            match limit:
+                case AdvertisedRate() | InferredRate():
+                    limit.set_part(part.share, now_s)
+                case InferredConcurrency():
+                    limit.set_part(part.share)
+                case Throughput():
+                    limit.set_part(part.share, part.settle_s, leads=part.leads)
+
+    def follow(self, cooldown_s: float, in_flight: int | None, now_s: float) -> None:
+        """What other processes know of it."""
+        for limit in self._all:
+            match limit:
+                case Cooldown() if cooldown_s > 0:
+                    limit.follow(cooldown_s, now_s)
+                case Throughput() if in_flight is not None:
+                    limit.follow(in_flight)
+
+    def cooldown_s(self, now_s: float) -> float:
+        """For how long nothing is sent, by what the server told this process."""
+        return sum(one.left_s(now_s) for one in self._all if isinstance(one, Cooldown))
+
+    def in_all(self) -> int | None:
+        """In flight with all processes together, as this one has measured; null: it has not."""
+        return None if self._throughput is None else self._throughput.in_all()
 
 
 class Scopes:
@@ -92,6 +131,7 @@ class Scopes:
         self.patience = patience
         self._most_in_flight = most_in_flight
         self._states: dict[Scope, ScopeState] = {}
+        self._part: Part | None = None  # null: all, and no other process
 
     def of(self, scope: Scope) -> ScopeState:
         state = self._states.get(scope)
@@ -103,7 +143,19 @@ class Scopes:
                 self._given,
                 self._adapts_to_s,
             )
+            if self._part is not None:
+                state.set_part(self._part, 0.0)
         return state
+
+    def items(self) -> ItemsView[Scope, ScopeState]:
+        return self._states.items()
+
+    def set_part(self, part: Part, now_s: float) -> None:
+        """So much of what servers take is for this process."""
+        if part != self._part:
+            self._part = part
+            for state in self._states.values():
+                state.set_part(part, now_s)
 
     def limits(self, scope: Scope) -> Sequence[Limit]:
         return self.of(scope).limits

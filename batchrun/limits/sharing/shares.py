@@ -26,13 +26,14 @@ class Shares(Struct, frozen=True):
     purse: int | None = None  # picodollars, reservations included, since it began
     requests: Allowance | None = None
     tokens: Allowance | None = None
-    rate: int = WHOLE  # parts of what servers advertise, or of what is inferred
+    rate: int = WHOLE  # parts of what servers advertise, or of what is inferred; above 0
+    leads: bool = True  # it measures servers that queue, for all workers
 
 
 class Flow(Struct, frozen=True):
     """Requests or tokens that a worker has started."""
 
-    started: int = 0  # since it began; tokens as they were reserved
+    started: int = 0  # since it began, as far as an allowance counts; tokens as reserved
     counted: int = 0  # in its last minute; tokens as used, where that is known
     wanted: int = 0  # by what waits first, where the allowance does not do; 0: nothing waits for it
 
@@ -61,8 +62,9 @@ class SharesUsed(Struct, frozen=True):
 
     in_flight: int = 0
     waiting: int = 0  # requests that wait for a limit
-    is_pressed: bool = False  # it would have sent more with a larger share of the rate
-    used: float = 0.0  # of its share of the rate, from 0 to 1
+    started: int = 0  # requests since it began
+    for_slots: bool = False  # what waits first waits for a slot, ...
+    for_rate: bool = False  # ... or for what servers take
     requests: Flow = Flow()
     tokens: Flow = Flow()
     spending: Spending = Spending()

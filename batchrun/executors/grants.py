@@ -1,0 +1,215 @@
+"""What workers were promised of something that they have together, so that it is enough. No I/O.
+
+A promise holds from when it is told until the worker is known to obey a later one: nobody knows
+which of the ticks since then have reached it. What may come of all promises together never passes
+the limit. So one worker's promise is lowered first, and another's raised when the first obeys.
+"""
+
+import math
+from collections import deque
+from collections.abc import Sequence
+
+from msgspec import Struct, field
+
+
+class Promises:
+    """What one worker was told, until it is known what it obeys."""
+
+    __slots__ = ("_told",)
+
+    def __init__(self) -> None:
+        self._told: deque[tuple[int, int]] = deque([(0, 0)])  # number of the tick, amount
+
+    @property
+    def latest(self) -> int:
+        return self._told[-1][1]
+
+    @property
+    def most(self) -> int:
+        """Of what it may obey now or later."""
+        return max(amount for _, amount in self._told)
+
+    def tell(self, seq: int, amount: int) -> int:
+        """In the tick of that number; gives the amount."""
+        if amount != self._told[-1][1]:
+            self._told.append((seq, amount))
+        return amount
+
+    def obeys(self, seq: int) -> None:
+        """The worker obeys that tick, or a later one."""
+        while len(self._told) > 1 and self._told[1][0] <= seq:
+            self._told.popleft()
+
+
+def divide(total: int, wants: Sequence[float]) -> list[int]:
+    """As evenly as nobody gets more than it wants; what nobody wants is left."""
+    parts, left = [0] * len(wants), total
+    order = sorted(range(len(wants)), key=lambda at: wants[at])
+    for place, at in enumerate(order):
+        even = left // (len(order) - place)
+        parts[at] = even if wants[at] >= even else math.ceil(wants[at])
+        left -= parts[at]
+    return parts
+
+
+class _Holder(Struct):
+    """One worker's part of a stock."""
+
+    promises: Promises = field(default_factory=Promises)
+    used: int = 0  # as last reported: it may go on with that, whatever it is told
+    wants: float = math.inf
+
+
+class Stock:
+    """Slots, or parts of a rate: what is given back can be given to another worker."""
+
+    def __init__(self, total: int, step: float = 0.0) -> None:
+        """`step`: a part is not changed for less than so much of it."""
+        self.total = total
+        self._step = step
+        self._holders: dict[str, _Holder] = {}
+
+    def __contains__(self, worker: str) -> bool:
+        return worker in self._holders
+
+    @property
+    def free(self) -> int:
+        """Promised to nobody."""
+        return self.total - sum(self.held(one) for one in self._holders)
+
+    def held(self, worker: str) -> int:
+        """The most that it may use now or later."""
+        holder = self._holders[worker]
+        return max(holder.promises.most, holder.used)
+
+    def latest(self, worker: str) -> int:
+        return self._holders[worker].promises.latest
+
+    def join(self, worker: str) -> None:
+        self._holders[worker] = _Holder()
+
+    def leave(self, worker: str) -> None:
+        """It can use nothing any more."""
+        self._holders.pop(worker, None)
+
+    def heard(self, worker: str, seq: int, used: int, wants: float) -> None:
+        """`wants`: infinite where it would use more than it has."""
+        holder = self._holders[worker]
+        holder.promises.obeys(seq)
+        holder.used, holder.wants = used, wants
+
+    def give(self, worker: str, seq: int, most: float = math.inf) -> int:
+        """The worker's part from the tick of that number on, and no more than `most`."""
+        names = list(self._holders)
+        targets = dict(
+            zip(names, divide(self.total, [self._holders[one].wants for one in names]), strict=True)
+        )
+        promises, free = self._holders[worker].promises, max(0, self.free)
+        mine, target = promises.latest, targets[worker]
+        missing = sum(
+            max(0, targets[one] - holder.promises.latest)
+            for one, holder in self._holders.items()
+            if one != worker and holder.wants == math.inf
+        )
+        if target > mine * (1 + self._step) or (mine == 0 and target):
+            # What nobody else misses is given whole: it would only lie about.
+            mine += min(target - mine, free)
+        elif target < mine * (1 - self._step) and missing > free:
+            mine = target
+        return promises.tell(seq, int(min(mine, most)))
+
+
+class _Claim(Struct):
+    """One worker's part of what is used up."""
+
+    promises: Promises = field(default_factory=Promises)  # in all, since it began
+    counts: int = 0  # of what it has used, as last reported, that counts against the limit
+    used: int = 0  # in all
+    wanted: int = 0  # by what waits first
+    since: float = math.inf  # since when that waits
+
+    @property
+    def left(self) -> int:
+        """Of the latest promise, as far as is known."""
+        return max(0, self.promises.latest - self.used)
+
+    @property
+    def held(self) -> int:
+        return self.counts + max(0, self.promises.most - self.used)
+
+
+class Grants:
+    """Starts in a minute, or dollars: what is used counts, for a minute or for ever.
+
+    Workers whose first request waits for more than they have are served in the order they came.
+    """
+
+    _KEPT_S = 1.0  # so long one may wait until others give back what they have and do not need
+
+    def __init__(self, total: int, *, expires: bool) -> None:
+        """`expires`: a request above the limit goes when nothing else counts any more."""
+        self.total, self._expires = total, expires
+        self._claims: dict[str, _Claim] = {}
+        self._past: deque[tuple[float, int]] = deque()  # of dead workers: until when, amount
+
+    def join(self, worker: str) -> None:
+        self._claims[worker] = _Claim()
+
+    def leave(self, worker: str, until_s: float = math.inf, amount: int | None = None) -> None:
+        """It can use nothing any more; what it may have used counts until then.
+
+        `amount`: what it has used, where that is known.
+        """
+        claim = self._claims.pop(worker, None)
+        if claim is not None:
+            self._past.append((until_s, claim.held if amount is None else amount))
+
+    def heard(
+        self, worker: str, seq: int, now_s: float, counts: int, used: int, wanted: int
+    ) -> None:
+        claim = self._claims[worker]
+        claim.promises.obeys(seq)
+        claim.counts, claim.used, claim.wanted = counts, used, wanted
+        claim.since = min(claim.since, now_s) if wanted else math.inf
+
+    def free(self, now_s: float) -> int:
+        """What nobody has used or can use."""
+        if self._past and self._past[0][0] <= now_s:
+            self._past = deque(one for one in self._past if one[0] > now_s)
+        past = sum(amount for _, amount in self._past)
+        return self.total - past - sum(one.held for one in self._claims.values())
+
+    def held(self, worker: str) -> int:
+        return self._claims[worker].held
+
+    def short(self) -> list[str]:
+        """Workers whose first request waits, the longest waiting first."""
+        names = [name for name, one in self._claims.items() if one.wanted]
+        return sorted(names, key=lambda name: self._claims[name].since)
+
+    def is_settled(self) -> bool:
+        """Whether no worker has anything left that it has not used."""
+        return all(one.held == one.counts for one in self._claims.values())
+
+    def give(self, worker: str, seq: int, headroom: int, now_s: float) -> int:
+        """What the worker may use in all, from the tick of that number on."""
+        claim, free, short = self._claims[worker], self.free(now_s), self.short()
+        first = short[0] if short else None
+        ahead = short[: short.index(worker)] if claim.wanted else short
+        room = free - sum(self._missing(self._claims[name]) for name in ahead)
+        wanted = max(headroom, claim.wanted)
+        amount = claim.promises.latest
+        if self._expires and first == worker and claim.wanted > self.total:
+            if free + claim.left >= self.total:
+                amount = claim.used + claim.wanted
+        elif wanted > claim.left and room > 0 and claim.left + room >= claim.wanted:
+            amount = claim.used + min(wanted, claim.left + room)
+        elif first not in (None, worker) and self._missing(self._claims[str(first)]) > free:
+            waits_s = now_s - self._claims[str(first)].since
+            kept = 0 if claim.wanted or waits_s > self._KEPT_S else min(headroom, claim.left)
+            amount = claim.used + min(claim.left, kept)
+        return claim.promises.tell(seq, amount)
+
+    @staticmethod
+    def _missing(claim: _Claim) -> int:
+        return max(0, claim.wanted - claim.left)

@@ -1,0 +1,229 @@
+"""What each worker may use of the limits that all workers have together. No I/O.
+
+In flight and dollars are stocks; requests and tokens a minute are cumulative allowances with a
+pace; what servers advertise, or what is inferred of them, is divided by demand. Whatever is lost,
+late or repeated between driver and workers, the parts together never pass a limit.
+"""
+
+import math
+
+from msgspec import Struct
+
+from batchrun.executors.grants import Grants, Stock, divide
+from batchrun.limits import tuning
+from batchrun.limits.sharing.shares import WHOLE, Allowance, Flow, Shares, SharesUsed
+from batchrun.records import Scope
+
+_STEP = 0.1  # a share of a rate changes by so much of it, or not at all
+_LEAST_RATE = 0.05  # of an even share, for a worker that sends nothing
+_MORE_RATE = 1.3  # times what a worker uses that could use more
+_MORE_SLOTS = 1.25  # the same
+_SMOOTH = 0.2  # weight of the latest report in what a worker does
+_PRESSED = 0.5  # of the latest reports say that a limit holds the worker up
+_FAST = 1.03  # times the even pace: what was lost to late messages is made up for
+_GAPS = 1.5  # times between two reports, for which an allowance does
+_LATE_S = 0.05  # the way of a tick
+_GAP_S = 0.25  # between two reports, before there are two
+_PURSE_GROWS = 2.0  # times, where a purse does not do
+_PURSE_LASTS_S = 1.5  # with what is spent now
+
+
+class SharedLimits(Struct, frozen=True):
+    """Of all workers together; null: none."""
+
+    in_flight: int
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+    budget: int | None = None  # picodollars that this command may spend
+
+
+class _Seen(Struct):
+    """What one worker does, smoothed."""
+
+    at_s: float
+    used: SharesUsed = SharesUsed()
+    gap_s: float = _GAP_S  # between two reports
+    starts_per_s: float = 0.0
+    tokens_per_s: float = 0.0
+    spends_per_s: float = 0.0  # picodollars
+    pressed: float = 1.0  # by what servers take: of the latest reports
+    purse: int = 0  # beyond what is used
+    has_started: bool = False
+
+    def look(self, used: SharesUsed, now_s: float) -> None:
+        gap_s = max(now_s - self.at_s, 1e-3)
+        weight = min(1.0, _SMOOTH * gap_s / _GAP_S) if self.has_started else 1.0
+        before, self.used, self.at_s = self.used, used, now_s
+        self.gap_s += _SMOOTH * (min(gap_s, 1.0) - self.gap_s)
+        self.starts_per_s += weight * ((used.started - before.started) / gap_s - self.starts_per_s)
+        tokens = used.tokens.started - before.tokens.started
+        self.tokens_per_s += weight * (tokens / gap_s - self.tokens_per_s)
+        spends = max(0, _in_all(used) - _in_all(before)) / gap_s
+        self.spends_per_s += weight * (spends - self.spends_per_s)
+        if used.started:
+            self.pressed += _SMOOTH * (used.for_rate - self.pressed)
+        self.has_started = self.has_started or used.started > 0
+        wanted = used.spending.wanted
+        if wanted:
+            self.purse = max(2 * wanted, int(_PURSE_GROWS * self.purse))
+        else:
+            self.purse = int(max(0.9 * self.purse, _PURSE_LASTS_S * self.spends_per_s))
+
+
+class ShareBook:
+    """The shares of one command's workers."""
+
+    def __init__(self, limits: SharedLimits) -> None:
+        self.limits = limits
+        self._slots = Stock(limits.in_flight)
+        self._rate = Stock(WHOLE, _STEP)
+        rpm, tpm = limits.requests_per_minute, limits.tokens_per_minute
+        self._requests = None if rpm is None else _Minute(rpm, tuning.REQUESTS_MINUTE_S)
+        self._tokens = None if tpm is None else _Minute(tpm, tuning.MINUTE_S)
+        self._purse = None if limits.budget is None else Grants(limits.budget, expires=False)
+        self._seen: dict[str, _Seen] = {}
+        self._leader: str | None = None
+
+    def join(self, worker: str, now_s: float) -> None:
+        """A worker that uses nothing yet."""
+        self._seen[worker] = _Seen(now_s)
+        for stock in (self._slots, self._rate):
+            stock.join(worker)
+        for grants in self._grants():
+            grants.join(worker)
+
+    def leave(self, worker: str, now_s: float, *, is_clean: bool) -> int:
+        """The worker is dead, and its lock taken: the picodollars that it may have spent.
+
+        `is_clean`: its last report said that nothing was in flight any more.
+        """
+        if worker not in self._seen:
+            return 0
+        seen = self._seen.pop(worker)
+        self._slots.leave(worker)
+        self._rate.leave(worker)
+        if self._leader == worker:
+            self._leader = None
+        for minute in (self._requests, self._tokens):
+            if minute is not None:
+                minute.grants.leave(worker, now_s + minute.minute_s)
+        if self._purse is None:
+            return 0
+        spent = _in_all(seen.used) if is_clean else self._purse.held(worker)
+        self._purse.leave(worker, amount=spent)
+        return spent
+
+    def heard(self, worker: str, seq: int, used: SharesUsed, now_s: float) -> None:
+        """The worker obeys the tick of that number."""
+        seen = self._seen[worker]
+        seen.look(used, now_s)
+        in_flight = used.in_flight
+        is_short = used.for_slots or (used.waiting and in_flight >= self._slots.latest(worker))
+        slots = math.inf if is_short else in_flight * _MORE_SLOTS + 2
+        self._slots.heard(worker, seq, in_flight, slots)
+        self._rate.heard(worker, seq, 0, self._rate_wanted(worker))
+        for minute, flow in ((self._requests, used.requests), (self._tokens, used.tokens)):
+            if minute is not None:
+                minute.grants.heard(worker, seq, now_s, flow.counted, flow.started, flow.wanted)
+        if self._purse is not None:
+            spent = _in_all(used)
+            self._purse.heard(worker, seq, now_s, spent, spent, used.spending.wanted)
+
+    def shares(self, worker: str, seq: int, now_s: float, most: float = math.inf) -> Shares:
+        """The worker's part from the tick of that number on; `most`: in flight, at most."""
+        seen = self._seen[worker]
+        if self._leader is None:
+            self._leader = worker
+        rate = self._rate.give(worker, seq)
+        slots = self._slots.give(worker, seq, most if rate else 0)
+        allowances = [
+            None if one is None else one.allowance(worker, seq, self._seen, now_s)
+            for one in (self._requests, self._tokens)
+        ]
+        purse = None
+        if self._purse is not None:
+            purse = self._purse.give(worker, seq, seen.purse, now_s)
+        return Shares(slots, purse, *allowances, rate, leads=self._leader == worker)
+
+    def slots(self, worker: str) -> int:
+        """In flight, as it was told last."""
+        return self._slots.latest(worker)
+
+    def in_all(self, scope: Scope) -> int | None:
+        """In flight at a server that queues, by the worker that measures; null: not known."""
+        leader = self._leader
+        if leader is None:
+            return None
+        news = self._seen[leader].used.scopes
+        return next((one.in_flight for one in news if one.scope == scope), None)
+
+    def share_of_rate(self, worker: str) -> float:
+        """From 0 to 1, for people."""
+        return self._rate.latest(worker) / WHOLE if worker in self._rate else 0.0
+
+    def short_of_dollars(self, now_s: float) -> int | None:
+        """Picodollars that a request needs and nobody has left; null where that is not so.
+
+        Only once nothing is in flight anywhere: what is may cost less than it reserves.
+        """
+        if self._purse is None or not (short := self._purse.short()):
+            return None
+        used = [one.used.spending for one in self._seen.values()]
+        wanted = self._seen[short[0]].used.spending.wanted
+        if any(one.reserved for one in used) or not self._purse.is_settled():
+            return None
+        return wanted if wanted > self._purse.free(now_s) else None
+
+    def _grants(self) -> list[Grants]:
+        minutes = [one.grants for one in (self._requests, self._tokens) if one is not None]
+        return minutes if self._purse is None else [*minutes, self._purse]
+
+    def _rate_wanted(self, worker: str) -> float:
+        """Parts of the rate; infinite where it would use more than it has."""
+        seen = self._seen[worker]
+        if seen.pressed >= _PRESSED or not seen.has_started:
+            return math.inf
+        # What all is, by those that use up their parts.
+        pressed = [name for name, one in self._seen.items() if one.pressed >= _PRESSED]
+        parts = sum(self._rate.latest(one) for one in pressed)
+        per_s = sum(self._seen[one].starts_per_s for one in pressed)
+        even = WHOLE / max(1, len(self._seen))
+        if not parts or not per_s:
+            return even
+        return _LEAST_RATE * even + _MORE_RATE * seen.starts_per_s * parts / per_s
+
+
+class _Minute:
+    """Requests or tokens that may be started in any minute."""
+
+    def __init__(self, most: float, minute_s: float) -> None:
+        self.minute_s = minute_s
+        self.grants = Grants(int(most), expires=True)
+        self._per_s = most / minute_s * _FAST
+
+    def allowance(self, worker: str, seq: int, seen: dict[str, _Seen], now_s: float) -> Allowance:
+        of_tokens = self.minute_s == tuning.MINUTE_S
+        wants = [
+            self._per_s
+            if one.used.waiting
+            else _MORE_RATE * (one.tokens_per_s if of_tokens else one.starts_per_s)
+            + _LEAST_RATE * self._per_s
+            for one in seen.values()
+        ]
+        parts = divide(_FINE, [want / self._per_s * _FINE for want in wants])
+        pace = self._per_s * parts[list(seen).index(worker)] / _FINE
+        mine = seen[worker]
+        headroom = math.ceil(pace * (_GAPS * mine.gap_s + _LATE_S)) if mine.used.waiting else 0
+        flow: Flow = mine.used.tokens if of_tokens else mine.used.requests
+        if not flow.started and not flow.wanted:
+            headroom = 0
+        return Allowance(self.grants.give(worker, seq, headroom, now_s), max(pace, 1e-6))
+
+
+_FINE = 1_000_000
+
+
+def _in_all(used: SharesUsed) -> int:
+    """Picodollars that are spent, may have been, or are reserved."""
+    spending = used.spending
+    return spending.spent + spending.unknown + spending.reserved

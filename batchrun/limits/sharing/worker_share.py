@@ -1,0 +1,233 @@
+"""One worker's part of the limits that several workers have together. No I/O."""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from batchrun.limits.budget import Budget, picodollars
+from batchrun.limits.concurrency import FirstAlone, InFlight
+from batchrun.limits.rate import MinuteLimit
+from batchrun.limits.scopes import Part, Scopes
+from batchrun.limits.sharing.shares import (
+    WHOLE,
+    Allowance,
+    Flow,
+    ScopeNews,
+    Shares,
+    SharesUsed,
+    Spending,
+)
+from batchrun.limits.verdicts import GO, Limit, LimitStatus, Verdict, Wait
+from batchrun.records import Finish, Need, Scope, Slot
+
+
+class AskedGate(Protocol):
+    """The gate that asks these limits."""
+
+    waiting: int
+    blocked_by: Limit | None  # what the first waiter waits for
+
+    def ask_again(self) -> None:
+        """Asks the limits of all that wait."""
+
+
+class SlotShare:
+    """So many attempts may be in flight here."""
+
+    def __init__(self) -> None:
+        self._slots = InFlight(0)
+        self.started_ever = 0
+        self.verdict, self.finished = self._slots.verdict, self._slots.finished
+        self.status = self._slots.status
+
+    @property
+    def now(self) -> int:
+        return self._slots.now
+
+    def set(self, most: int) -> None:
+        self._slots.most = most
+
+    def started(self, need: Need, now_s: float) -> None:
+        self.started_ever += 1
+        self._slots.started(need, now_s)
+
+
+class StartAllowance:
+    """So many requests or tokens may be started here in all; evenly spaced.
+
+    What was started in the last minute is counted as `MinuteLimit` does.
+    """
+
+    def __init__(self, of: str, most: float) -> None:
+        """`most`: a minute, with all workers."""
+        self._of_tokens = of == "tokens"
+        self._minute = MinuteLimit(of, most)
+        self._started = 0
+        self._allowance = Allowance(0, 0.0)
+        self._wanted = 0  # by what was refused last
+
+    def set(self, allowance: Allowance, now_s: float) -> None:
+        self._allowance = allowance
+        if allowance.pace > 0:
+            self._minute.set_pace(allowance.pace, now_s)
+
+    def used(self, now_s: float, *, is_waiting: bool) -> Flow:
+        counted = round(self._minute.counted(now_s))
+        short = self._wanted > self._allowance.most - self._started
+        return Flow(self._started, counted, self._wanted if is_waiting and short else 0)
+
+    def verdict(self, need: Need, now_s: float) -> Verdict:
+        amount = need.tokens if self._of_tokens else 1
+        if self._started + amount > self._allowance.most:
+            self._wanted = amount
+            return Wait()
+        return self._minute.verdict(need, now_s)
+
+    def started(self, need: Need, now_s: float) -> None:
+        self._wanted = 0
+        self._started += need.tokens if self._of_tokens else 1
+        self._minute.started(need, now_s)
+
+    def finished(self, slot: Slot, finish: Finish, now_s: float) -> None:
+        self._minute.finished(slot, finish, now_s)
+
+    def status(self, now_s: float) -> LimitStatus:
+        return self._minute.status(now_s)
+
+
+class Purse:
+    """So many dollars may be spent here; where it does not do, more are asked for."""
+
+    def __init__(self) -> None:
+        self._sums = Budget(0.0, None)
+        self._most = 0
+        self._wanted = 0  # by what was refused last
+
+    def set(self, most: int) -> None:
+        """Picodollars."""
+        self._most = most
+
+    def used(self, *, is_waiting: bool) -> Spending:
+        spent, unknown, reserved = self._sums.parts
+        short = spent + unknown + reserved + self._wanted > self._most
+        return Spending(spent, unknown, reserved, self._wanted if is_waiting and short else 0)
+
+    def verdict(self, need: Need, now_s: float) -> Verdict:
+        amount = picodollars(need.dollars)
+        if sum(self._sums.parts) + amount <= self._most:
+            return GO
+        self._wanted = amount
+        return Wait()
+
+    def started(self, need: Need, now_s: float) -> None:
+        self._wanted = 0
+        self._sums.started(need, now_s)
+
+    def finished(self, slot: Slot, finish: Finish, now_s: float) -> None:
+        self._sums.finished(slot, finish, now_s)
+
+    def status(self, now_s: float) -> LimitStatus:
+        return LimitStatus("this worker's part of the budget", sum(self._sums.parts) / 1e12)
+
+
+class WorkerShare:
+    """Obeys shares, and says what became of them. Nothing may be sent before the first ones."""
+
+    def __init__(
+        self,
+        *,
+        requests_per_minute: float | None = None,
+        tokens_per_minute: float | None = None,
+        has_budget: bool = False,
+        settle_s: float = 0.0,
+        resized: Callable[[int], None] = lambda _in_flight: None,
+    ) -> None:
+        """The limits a minute are those of all workers.
+
+        `settle_s`: until others have heard what this one measures. `resized` is called with the
+        number of slots.
+        """
+        self._slots = SlotShare()
+        rpm, tpm = requests_per_minute, tokens_per_minute
+        self._requests = None if rpm is None else StartAllowance("requests", rpm)
+        self._tokens = None if tpm is None else StartAllowance("tokens", tpm)
+        self._purse = Purse() if has_budget else None
+        self.has_budget = has_budget
+        self.resized = resized
+        self._settle_s = settle_s
+        self._gate: AskedGate | None = None
+        self._scopes: Scopes | None = None
+        self._first: dict[Scope, FirstAlone] = {}
+        self._news: dict[Scope, ScopeNews] = {}  # of all workers
+        self._in_flight = -1
+        self.seq = 0  # of the tick that is obeyed
+
+    @property
+    def limits(self) -> list[Limit]:
+        """Those of the whole run, as the gate of this worker asks them."""
+        every = (self._slots, self._requests, self._tokens, self._purse)
+        return [one for one in every if one is not None]
+
+    def join(self, gate: AskedGate, scopes: Scopes) -> None:
+        """Before anything is obeyed."""
+        self._gate, self._scopes = gate, scopes
+
+    def met(self, scope: Scope, first: FirstAlone) -> bool:
+        """The gate has met a scope: whether others have sent its first attempt."""
+        self._first[scope] = first
+        if scope in self._news and self._news[scope].is_answered:
+            first.open()
+        return first.is_open
+
+    def obey(self, seq: int, shares: Shares, news: Sequence[ScopeNews], now_s: float) -> bool:
+        """From now on; false, and nothing is done, where a later tick is obeyed already."""
+        gate, scopes = self._gate, self._scopes
+        if seq <= self.seq or gate is None or scopes is None:
+            return False
+        self.seq = seq
+        self._slots.set(shares.in_flight)
+        for flow, allowance in ((self._requests, shares.requests), (self._tokens, shares.tokens)):
+            if flow is not None and allowance is not None:
+                flow.set(allowance, now_s)
+        if self._purse is not None and shares.purse is not None:
+            self._purse.set(shares.purse)
+        scopes.set_part(Part(max(shares.rate, 1) / WHOLE, shares.leads, self._settle_s), now_s)
+        self._news = {one.scope: one for one in news}
+        for scope, state in scopes.items():
+            one = self._news.get(scope)
+            if one is None:
+                continue
+            state.follow(one.cooldown_s, one.in_flight, now_s)
+            if one.is_answered and scope in self._first:
+                self._first[scope].open()
+        if shares.in_flight != self._in_flight:
+            self._in_flight = shares.in_flight
+            self.resized(shares.in_flight)
+        gate.ask_again()
+        return True
+
+    def used(self, now_s: float) -> SharesUsed:
+        """At this moment."""
+        gate, slots = self._gate, self._slots
+        waiting = 0 if gate is None else gate.waiting
+        blocked_by = None if gate is None or not waiting else gate.blocked_by
+        requests, tokens, purse = self._requests, self._tokens, self._purse
+        return SharesUsed(
+            in_flight=slots.now,
+            waiting=waiting,
+            started=slots.started_ever,
+            for_slots=blocked_by is slots,
+            for_rate=blocked_by is not None and blocked_by not in self.limits,
+            requests=Flow() if requests is None else requests.used(now_s, is_waiting=waiting > 0),
+            tokens=Flow() if tokens is None else tokens.used(now_s, is_waiting=waiting > 0),
+            spending=Spending() if purse is None else purse.used(is_waiting=waiting > 0),
+            scopes=() if self._scopes is None else self._scope_news(self._scopes, now_s),
+        )
+
+    def _scope_news(self, scopes: Scopes, now_s: float) -> tuple[ScopeNews, ...]:
+        news = []
+        for scope, state in scopes.items():
+            first, down = self._first.get(scope), state.breaker.status(now_s).says
+            is_answered = first is not None and first.is_open
+            cooldown_s = state.cooldown_s(now_s)
+            news.append(ScopeNews(scope, is_answered, cooldown_s, state.in_all(), down))
+        return tuple(news)
