@@ -67,9 +67,9 @@ class Stock:
         """`step`: a part is not changed for less than so much of it."""
         self.total = total
         self._step = step
-        self._holders: dict[str, _Holder] = {}
+        self._holders: dict[int, _Holder] = {}
 
-    def __contains__(self, worker: str) -> bool:
+    def __contains__(self, worker: int) -> bool:
         return worker in self._holders
 
     @property
@@ -77,29 +77,38 @@ class Stock:
         """Promised to nobody."""
         return self.total - sum(self.held(one) for one in self._holders)
 
-    def held(self, worker: str) -> int:
+    def held(self, worker: int) -> int:
         """The most that it may use now or later."""
         holder = self._holders[worker]
         return max(holder.promises.most, holder.used)
 
-    def latest(self, worker: str) -> int:
+    def latest(self, worker: int) -> int:
         return self._holders[worker].promises.latest
 
-    def join(self, worker: str) -> None:
+    def join(self, worker: int) -> None:
         self._holders[worker] = _Holder()
 
-    def leave(self, worker: str) -> None:
+    def leave(self, worker: int) -> None:
         """It can use nothing any more."""
         self._holders.pop(worker, None)
 
-    def heard(self, worker: str, seq: int, used: int, wants: float) -> None:
+    def heard(self, worker: int, seq: int, used: int, wants: float) -> None:
         """`wants`: infinite where it would use more than it has."""
         holder = self._holders[worker]
         holder.promises.obeys(seq)
         holder.used, holder.wants = used, wants
 
-    def give(self, worker: str, seq: int, most: float = math.inf) -> int:
-        """The worker's part from the tick of that number on, and no more than `most`."""
+    def give(
+        self, worker: int, seq: int, most: float = math.inf, *, only: int | None = None
+    ) -> int:
+        """The worker's part from the tick of that number on, and no more than `most`.
+
+        `only`: the one that gets any.
+        """
+        if only is not None:
+            holder = self._holders[worker]
+            mine = holder.promises.latest + max(0, self.free) if only == worker else 0
+            return holder.promises.tell(seq, int(min(mine, most)))
         names = list(self._holders)
         targets = dict(
             zip(names, divide(self.total, [self._holders[one].wants for one in names]), strict=True)
@@ -149,13 +158,13 @@ class Grants:
     def __init__(self, total: int, *, expires: bool) -> None:
         """`expires`: a request above the limit goes when nothing else counts any more."""
         self.total, self._expires = total, expires
-        self._claims: dict[str, _Claim] = {}
+        self._claims: dict[int, _Claim] = {}
         self._past: deque[tuple[float, int]] = deque()  # of dead workers: until when, amount
 
-    def join(self, worker: str) -> None:
+    def join(self, worker: int) -> None:
         self._claims[worker] = _Claim()
 
-    def leave(self, worker: str, until_s: float = math.inf, amount: int | None = None) -> None:
+    def leave(self, worker: int, until_s: float = math.inf, amount: int | None = None) -> None:
         """It can use nothing any more; what it may have used counts until then.
 
         `amount`: what it has used, where that is known.
@@ -165,7 +174,7 @@ class Grants:
             self._past.append((until_s, claim.held if amount is None else amount))
 
     def heard(
-        self, worker: str, seq: int, now_s: float, counts: int, used: int, wanted: int
+        self, worker: int, seq: int, now_s: float, counts: int, used: int, wanted: int
     ) -> None:
         claim = self._claims[worker]
         claim.promises.obeys(seq)
@@ -179,19 +188,30 @@ class Grants:
         past = sum(amount for _, amount in self._past)
         return self.total - past - sum(one.held for one in self._claims.values())
 
-    def held(self, worker: str) -> int:
+    def held(self, worker: int) -> int:
         return self._claims[worker].held
 
-    def short(self) -> list[str]:
+    def short(self) -> list[int]:
         """Workers whose first request waits, the longest waiting first."""
         names = [name for name, one in self._claims.items() if one.wanted]
         return sorted(names, key=lambda name: self._claims[name].since)
 
-    def is_settled(self) -> bool:
-        """Whether no worker has anything left that it has not used."""
-        return all(one.held == one.counts for one in self._claims.values())
+    def lacking(self, now_s: float) -> int | None:
+        """What the worker that waits longest wants, where nobody can give it; null where it can be.
 
-    def give(self, worker: str, seq: int, headroom: int, now_s: float) -> int:
+        Only once the others have given back what they have not used.
+        """
+        short = self.short()
+        if not short:
+            return None
+        first = self._claims[short[0]]
+        others = [one for one in self._claims.values() if one is not first]
+        if any(one.held > one.counts for one in others):
+            return None
+        has = self.free(now_s) + first.held - first.counts
+        return first.wanted if first.wanted > has else None
+
+    def give(self, worker: int, seq: int, headroom: int, now_s: float) -> int:
         """What the worker may use in all, from the tick of that number on."""
         claim, free, short = self._claims[worker], self.free(now_s), self.short()
         first = short[0] if short else None
@@ -204,8 +224,8 @@ class Grants:
                 amount = claim.used + claim.wanted
         elif wanted > claim.left and room > 0 and claim.left + room >= claim.wanted:
             amount = claim.used + min(wanted, claim.left + room)
-        elif first not in (None, worker) and self._missing(self._claims[str(first)]) > free:
-            waits_s = now_s - self._claims[str(first)].since
+        elif first is not None and first != worker and self._missing(self._claims[first]) > free:
+            waits_s = now_s - self._claims[first].since
             kept = 0 if claim.wanted or waits_s > self._KEPT_S else min(headroom, claim.left)
             amount = claim.used + min(claim.left, kept)
         return claim.promises.tell(seq, amount)

@@ -11,12 +11,12 @@ from msgspec import Struct
 
 from batchrun.executors.grants import Grants, Stock, divide
 from batchrun.limits import tuning
-from batchrun.limits.sharing.shares import WHOLE, Allowance, Flow, Shares, SharesUsed
+from batchrun.limits.sharing.shares import WHOLE, Allowance, Shares, SharesUsed
 from batchrun.records import Scope
 
-_STEP = 0.1  # a share of a rate changes by so much of it, or not at all
-_LEAST_RATE = 0.05  # of an even share, for a worker that sends nothing
-_MORE_RATE = 1.3  # times what a worker uses that could use more
+_STEP = 0.04  # a share of a rate changes by so much of it, or not at all
+_LEAST_RATE = 0.02  # of an even share, for a worker that sends nothing
+_MORE_RATE = 1.2  # times what a worker uses that could use more
 _MORE_SLOTS = 1.25  # the same
 _SMOOTH = 0.2  # weight of the latest report in what a worker does
 _PRESSED = 0.5  # of the latest reports say that a limit holds the worker up
@@ -60,7 +60,7 @@ class _Seen(Struct):
         self.tokens_per_s += weight * (tokens / gap_s - self.tokens_per_s)
         spends = max(0, _in_all(used) - _in_all(before)) / gap_s
         self.spends_per_s += weight * (spends - self.spends_per_s)
-        if used.started:
+        if used.started > 1:
             self.pressed += _SMOOTH * (used.for_rate - self.pressed)
         self.has_started = self.has_started or used.started > 0
         wanted = used.spending.wanted
@@ -78,13 +78,15 @@ class ShareBook:
         self._slots = Stock(limits.in_flight)
         self._rate = Stock(WHOLE, _STEP)
         rpm, tpm = limits.requests_per_minute, limits.tokens_per_minute
-        self._requests = None if rpm is None else _Minute(rpm, tuning.REQUESTS_MINUTE_S)
-        self._tokens = None if tpm is None else _Minute(tpm, tuning.MINUTE_S)
+        self._requests = (
+            None if rpm is None else _Minute(rpm, tuning.REQUESTS_MINUTE_S, of_tokens=False)
+        )
+        self._tokens = None if tpm is None else _Minute(tpm, tuning.MINUTE_S, of_tokens=True)
         self._purse = None if limits.budget is None else Grants(limits.budget, expires=False)
-        self._seen: dict[str, _Seen] = {}
-        self._leader: str | None = None
+        self._seen: dict[int, _Seen] = {}
+        self._leader: int | None = None
 
-    def join(self, worker: str, now_s: float) -> None:
+    def join(self, worker: int, now_s: float) -> None:
         """A worker that uses nothing yet."""
         self._seen[worker] = _Seen(now_s)
         for stock in (self._slots, self._rate):
@@ -92,7 +94,7 @@ class ShareBook:
         for grants in self._grants():
             grants.join(worker)
 
-    def leave(self, worker: str, now_s: float, *, is_clean: bool) -> int:
+    def leave(self, worker: int, now_s: float, *, is_clean: bool) -> int:
         """The worker is dead, and its lock taken: the picodollars that it may have spent.
 
         `is_clean`: its last report said that nothing was in flight any more.
@@ -113,7 +115,7 @@ class ShareBook:
         self._purse.leave(worker, amount=spent)
         return spent
 
-    def heard(self, worker: str, seq: int, used: SharesUsed, now_s: float) -> None:
+    def heard(self, worker: int, seq: int, used: SharesUsed, now_s: float) -> None:
         """The worker obeys the tick of that number."""
         seen = self._seen[worker]
         seen.look(used, now_s)
@@ -129,13 +131,24 @@ class ShareBook:
             spent = _in_all(used)
             self._purse.heard(worker, seq, now_s, spent, spent, used.spending.wanted)
 
-    def shares(self, worker: str, seq: int, now_s: float, most: float = math.inf) -> Shares:
-        """The worker's part from the tick of that number on; `most`: in flight, at most."""
+    def shares(
+        self,
+        worker: int,
+        seq: int,
+        now_s: float,
+        *,
+        only: int | None = None,
+        most: float = math.inf,
+    ) -> Shares:
+        """The worker's part from the tick of that number on.
+
+        `only`: the worker that may send, where the others must wait. `most`: in flight, at most.
+        """
         seen = self._seen[worker]
-        if self._leader is None:
-            self._leader = worker
-        rate = self._rate.give(worker, seq)
-        slots = self._slots.give(worker, seq, most if rate else 0)
+        if self._leader is None or only is not None:
+            self._leader = worker if only is None else only
+        rate = self._rate.give(worker, seq, only=only)
+        slots = self._slots.give(worker, seq, most if rate else 0, only=only)
         allowances = [
             None if one is None else one.allowance(worker, seq, self._seen, now_s)
             for one in (self._requests, self._tokens)
@@ -145,7 +158,15 @@ class ShareBook:
             purse = self._purse.give(worker, seq, seen.purse, now_s)
         return Shares(slots, purse, *allowances, rate, leads=self._leader == worker)
 
-    def slots(self, worker: str) -> int:
+    def has_found(self, worker: int) -> bool:
+        """Whether the worker knows what the server takes."""
+        return any(one.is_measured and one.rate for one in self._seen[worker].used.scopes)
+
+    def is_pressed(self, worker: int) -> bool:
+        """Whether what the server takes, as far as the worker knows, holds it up."""
+        return self._seen[worker].pressed >= _PRESSED
+
+    def slots(self, worker: int) -> int:
         """In flight, as it was told last."""
         return self._slots.latest(worker)
 
@@ -157,7 +178,17 @@ class ShareBook:
         news = self._seen[leader].used.scopes
         return next((one.in_flight for one in news if one.scope == scope), None)
 
-    def share_of_rate(self, worker: str) -> float:
+    def rate_in_all(self, scope: Scope) -> float | None:
+        """Requests a second that the server takes, by all workers that have inferred it."""
+        known, parts = 0.0, 0
+        for worker, seen in self._seen.items():
+            for one in seen.used.scopes:
+                if one.scope == scope and one.rate is not None:
+                    part = self._rate.latest(worker)
+                    known, parts = known + one.rate * part, parts + part
+        return known / parts if parts else None
+
+    def share_of_rate(self, worker: int) -> float:
         """From 0 to 1, for people."""
         return self._rate.latest(worker) / WHOLE if worker in self._rate else 0.0
 
@@ -166,19 +197,15 @@ class ShareBook:
 
         Only once nothing is in flight anywhere: what is may cost less than it reserves.
         """
-        if self._purse is None or not (short := self._purse.short()):
+        if self._purse is None or any(one.used.spending.reserved for one in self._seen.values()):
             return None
-        used = [one.used.spending for one in self._seen.values()]
-        wanted = self._seen[short[0]].used.spending.wanted
-        if any(one.reserved for one in used) or not self._purse.is_settled():
-            return None
-        return wanted if wanted > self._purse.free(now_s) else None
+        return self._purse.lacking(now_s)
 
     def _grants(self) -> list[Grants]:
         minutes = [one.grants for one in (self._requests, self._tokens) if one is not None]
         return minutes if self._purse is None else [*minutes, self._purse]
 
-    def _rate_wanted(self, worker: str) -> float:
+    def _rate_wanted(self, worker: int) -> float:
         """Parts of the rate; infinite where it would use more than it has."""
         seen = self._seen[worker]
         if seen.pressed >= _PRESSED or not seen.has_started:
@@ -196,31 +223,34 @@ class ShareBook:
 class _Minute:
     """Requests or tokens that may be started in any minute."""
 
-    def __init__(self, most: float, minute_s: float) -> None:
+    def __init__(self, most: float, minute_s: float, *, of_tokens: bool) -> None:
         self.minute_s = minute_s
         self.grants = Grants(int(most), expires=True)
         self._per_s = most / minute_s * _FAST
+        self._of_tokens = of_tokens
 
-    def allowance(self, worker: str, seq: int, seen: dict[str, _Seen], now_s: float) -> Allowance:
-        of_tokens = self.minute_s == tuning.MINUTE_S
+    def allowance(self, worker: int, seq: int, seen: dict[int, _Seen], now_s: float) -> Allowance:
+        """The worker's, from the tick of that number on."""
+        rates = {
+            name: one.tokens_per_s if self._of_tokens else one.starts_per_s
+            for name, one in seen.items()
+        }
         wants = [
-            self._per_s
-            if one.used.waiting
-            else _MORE_RATE * (one.tokens_per_s if of_tokens else one.starts_per_s)
-            + _LEAST_RATE * self._per_s
-            for one in seen.values()
+            _FINE
+            if seen[name].used.waiting
+            else (_MORE_RATE * rate / self._per_s + _LEAST_RATE) * _FINE
+            for name, rate in rates.items()
         ]
-        parts = divide(_FINE, [want / self._per_s * _FINE for want in wants])
-        pace = self._per_s * parts[list(seen).index(worker)] / _FINE
-        mine = seen[worker]
-        headroom = math.ceil(pace * (_GAPS * mine.gap_s + _LATE_S)) if mine.used.waiting else 0
-        flow: Flow = mine.used.tokens if of_tokens else mine.used.requests
-        if not flow.started and not flow.wanted:
-            headroom = 0
+        parts = dict(zip(rates, divide(_FINE, wants), strict=True))
+        pace, mine = self._per_s * parts[worker] / _FINE, seen[worker]
+        headroom = 0
+        if mine.used.waiting or rates[worker] > _IDLE * self._per_s:
+            headroom = math.ceil(pace * (_GAPS * mine.gap_s + _LATE_S))
         return Allowance(self.grants.give(worker, seq, headroom, now_s), max(pace, 1e-6))
 
 
 _FINE = 1_000_000
+_IDLE = 1e-3  # of the whole rate: a worker that starts less than that needs no allowance ahead
 
 
 def _in_all(used: SharesUsed) -> int:

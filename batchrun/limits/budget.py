@@ -43,6 +43,7 @@ class Budget:
         self._unknown = picodollars(unknown_usd)
         self._reserved = 0
         self._in_flight = 0  # attempts with a reservation
+        self._before = self._spent, self._unknown
 
     @property
     def spent_usd(self) -> float:
@@ -53,6 +54,16 @@ class Budget:
     def unknown_usd(self) -> float:
         """Reserved for attempts that reported no usage."""
         return self._unknown / _PARTS
+
+    @property
+    def left_parts(self) -> int:
+        """Picodollars that nobody has spent, or may have."""
+        return max(0, self._cap - self._spent - self._unknown - self._reserved)
+
+    def follow(self, spent: int, unknown: int, reserved: int) -> None:
+        """So many picodollars in all were spent by others, under this cap, since it was made."""
+        self._spent, self._unknown = self._before[0] + spent, self._before[1] + unknown
+        self._reserved = reserved
 
     @property
     def parts(self) -> tuple[int, int, int]:

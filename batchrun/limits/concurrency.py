@@ -85,7 +85,7 @@ class InferredConcurrency:
     def __init__(self, most: int) -> None:
         self.most = most
         self.now = 0
-        self._part = 1.0  # of what the server takes is for this process
+        self._part = self._exact = 1.0  # of what the server takes is for this process
         self._fits = float(min(most, tuning.CONCURRENCY_FIRST))
         self._searches = True
         self._grow_s = -math.inf  # when it may grow again
@@ -115,7 +115,9 @@ class InferredConcurrency:
     def set_part(self, part: float) -> None:
         """So much of what the server takes is for this process."""
         factor, self._part = part / self._part, part
-        self._fits = max(1.0, min(self._fits * factor, float(self.most)))
+        # One is in flight even where that is more than its part.
+        self._exact = (self._exact if self._fits == 1.0 else self._fits) * factor
+        self._fits = max(1.0, min(self._exact, float(self.most)))
         self._fitted *= factor
         self._base = round(self._base * factor)
 
@@ -139,7 +141,8 @@ class InferredConcurrency:
     def finished(self, slot: Slot, finish: Finish, now_s: float) -> None:
         if finish.kind is ErrorKind.OVERLOADED:
             probed = not self._searches and slot.started_s >= self._probed_s
-            in_vain = None if slot.started_s <= self._cut_s else not self._searches and not probed
+            is_unsure = slot.started_s <= self._cut_s or self._part < 1
+            in_vain = None if is_unsure else not self._searches and not probed
             is_limit = self._random.is_limit(self._sent, self._fits, now_s, in_vain=in_vain)
             if self._random.is_usual:
                 self._searches = True

@@ -54,8 +54,35 @@ class InferredRate:
     def set_part(self, part: float, now_s: float) -> None:
         """So much of what the server takes is for this process."""
         factor, self._part = part / self._part, part
-        self._spacing.change(max(self._spacing.rate * factor, tuning.RATE_LEAST), now_s)
+        self._spacing.change(self._spacing.rate * factor, now_s)
         self._estimate.scale(factor, self._log.sent)
+
+    @property
+    def in_all(self) -> float | None:
+        """Requests a second that the server takes of all processes; null: not known."""
+        if self._advertised and self._advertised[0].rate < math.inf:
+            return self._advertised[0].rate
+        is_guess = self._searches or self._random.is_usual or self._is_advertised()
+        return None if is_guess else self._spacing.rate / self._part
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether that is more than a guess."""
+        return not self._estimate.is_blind or self._is_advertised()
+
+    def follow(self, in_all: float, now_s: float) -> None:
+        """Other processes have inferred that: where this one has not, it goes on from there."""
+        if (
+            (self._log.sent and not self._searches)
+            or self._random.is_usual
+            or self._is_advertised()
+        ):
+            return
+        self._searches = False
+        self._cut_s = now_s
+        self._estimate.set(in_all * self._part)
+        self._random.is_known(now_s)
+        self._plateau(in_all * self._part, 0.0, now_s)
 
     def verdict(self, need: Need, now_s: float) -> Verdict:
         until_s = self._spacing.next_s if self._shut_s is None else self._ask_s
@@ -141,7 +168,9 @@ class InferredRate:
         self._estimate.refused(sent_s)
         probes = not self._searches and now_s >= self._rise_s
         is_old = sent_s <= self._cut_s or self._shut_s is not None
-        in_vain = None if is_old else not self._searches and not probes
+        # Others may have tried more meanwhile, where this is one of several processes.
+        is_unsure = is_old or self._part < 1
+        in_vain = None if is_unsure else not self._searches and not probes
         is_limit = self._random.is_limit(self._log.sent, self.rate, now_s, in_vain=in_vain)
         if self._random.is_usual:
             self._searches = True

@@ -82,7 +82,7 @@ class Cooldown:
 
     def follow(self, hint_s: float, now_s: float) -> None:
         """Another process was told to wait for so long."""
-        if now_s + hint_s > self._until_s:
+        if now_s + hint_s > self._until_s + tuning.FOLLOWED_S:
             own_until_s = self._own_until_s
             self._stop(now_s, hint_s)
             self._own_until_s = own_until_s

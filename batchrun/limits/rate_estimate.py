@@ -77,6 +77,10 @@ class RandomRefusals:
         """Whether refusals are known to be a share of all, whatever is sent."""
         return self._usual is not None
 
+    def is_known(self, now_s: float) -> None:
+        """Others have met a limit."""
+        self._sure_s = now_s
+
     def is_limit(self, sent: int, level: float, now_s: float, *, in_vain: bool | None) -> bool:
         """Whether one more refusal is the limit's, when so many attempts were sent.
 
@@ -199,6 +203,7 @@ class LimitEstimate:
 
     def set(self, rate: float) -> None:
         """Measured in another way."""
+        self.is_blind = False
         self._low, self.high = rate, max(rate * tuning.ABOVE, tuning.RATE_LEAST)
 
     def measure(

@@ -97,7 +97,9 @@ class ScopeState:
                 case Throughput():
                     limit.set_part(part.share, part.settle_s, leads=part.leads)
 
-    def follow(self, cooldown_s: float, in_flight: int | None, now_s: float) -> None:
+    def follow(
+        self, cooldown_s: float, in_flight: int | None, rate: float | None, now_s: float
+    ) -> None:
         """What other processes know of it."""
         for limit in self._all:
             match limit:
@@ -105,10 +107,20 @@ class ScopeState:
                     limit.follow(cooldown_s, now_s)
                 case Throughput() if in_flight is not None:
                     limit.follow(in_flight)
+                case InferredRate() if rate is not None:
+                    limit.follow(rate, now_s)
 
     def cooldown_s(self, now_s: float) -> float:
         """For how long nothing is sent, by what the server told this process."""
         return sum(one.left_s(now_s) for one in self._all if isinstance(one, Cooldown))
+
+    def rate_in_all(self) -> tuple[float | None, bool]:
+        """Requests a second of all processes, as inferred by this one, and whether it was measured.
+
+        Null: not known.
+        """
+        inferred = next(one for one in self._all if isinstance(one, InferredRate))
+        return inferred.in_all, inferred.is_measured
 
     def in_all(self) -> int | None:
         """In flight with all processes together, as this one has measured; null: it has not."""

@@ -149,6 +149,7 @@ HEARD = 64  # (c) refusals that are remembered
 LONG_S = 2.0  # (c) after stops at least so long the ramp begins at ...
 BELOW = 0.7  # (m) ... this share of where it was, after shorter ones nearer to it
 DOUBLES_S = 0.5  # (m) in which the ramp doubles
+FOLLOWED_S = 0.1  # (c) by which another process's stop must be longer
 MEASURED_S = 1.0  # (c) over which starts are counted
 SLOW_DOWN_S = 60.0  # (c) for how long the word `slow_down` holds
 SLOW_RAMP = 1.5  # (c) at most this factor in ...

@@ -26,7 +26,7 @@ class Shares(Struct, frozen=True):
     purse: int | None = None  # picodollars, reservations included, since it began
     requests: Allowance | None = None
     tokens: Allowance | None = None
-    rate: int = WHOLE  # parts of what servers advertise, or of what is inferred; above 0
+    rate: int = 0  # parts of what servers advertise, or of what is inferred
     leads: bool = True  # it measures servers that queue, for all workers
 
 
@@ -54,6 +54,8 @@ class ScopeNews(Struct, frozen=True):
     is_answered: bool = False  # the first request need not go out alone any more
     cooldown_s: float = 0.0  # nothing is sent for so long
     in_flight: int | None = None  # with how many in all a server that queues does best
+    rate: float | None = None  # requests a second that the server takes in all, as inferred
+    is_measured: bool = False  # that is more than a guess
     down: str | None = None  # the endpoint's last words, where it is down
 
 

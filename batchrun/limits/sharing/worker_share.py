@@ -8,6 +8,7 @@ from batchrun.limits.concurrency import FirstAlone, InFlight
 from batchrun.limits.rate import MinuteLimit
 from batchrun.limits.scopes import Part, Scopes
 from batchrun.limits.sharing.shares import (
+    DOLLAR,
     WHOLE,
     Allowance,
     Flow,
@@ -126,7 +127,8 @@ class Purse:
         self._sums.finished(slot, finish, now_s)
 
     def status(self, now_s: float) -> LimitStatus:
-        return LimitStatus("this worker's part of the budget", sum(self._sums.parts) / 1e12)
+        used, most = sum(self._sums.parts) / DOLLAR, self._most / DOLLAR
+        return LimitStatus("dollars of the budget", used, most, of="dollars")
 
 
 class WorkerShare:
@@ -190,13 +192,14 @@ class WorkerShare:
                 flow.set(allowance, now_s)
         if self._purse is not None and shares.purse is not None:
             self._purse.set(shares.purse)
-        scopes.set_part(Part(max(shares.rate, 1) / WHOLE, shares.leads, self._settle_s), now_s)
+        if shares.rate:
+            scopes.set_part(Part(shares.rate / WHOLE, shares.leads, self._settle_s), now_s)
         self._news = {one.scope: one for one in news}
         for scope, state in scopes.items():
             one = self._news.get(scope)
             if one is None:
                 continue
-            state.follow(one.cooldown_s, one.in_flight, now_s)
+            state.follow(one.cooldown_s, one.in_flight, one.rate, now_s)
             if one.is_answered and scope in self._first:
                 self._first[scope].open()
         if shares.in_flight != self._in_flight:
@@ -229,5 +232,16 @@ class WorkerShare:
             first, down = self._first.get(scope), state.breaker.status(now_s).says
             is_answered = first is not None and first.is_open
             cooldown_s = state.cooldown_s(now_s)
-            news.append(ScopeNews(scope, is_answered, cooldown_s, state.in_all(), down))
+            rate, is_measured = state.rate_in_all()
+            news.append(
+                ScopeNews(
+                    scope,
+                    is_answered=is_answered,
+                    cooldown_s=cooldown_s,
+                    in_flight=state.in_all(),
+                    rate=rate,
+                    is_measured=is_measured,
+                    down=down,
+                )
+            )
         return tuple(news)

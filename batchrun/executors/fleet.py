@@ -1,0 +1,259 @@
+"""What a driver decides about its workers: leases, shares of limits, what goes out first. No I/O.
+
+A worker gets about two leases more than it reads, each of some seconds of its speed. The first
+request of a command goes out alone, from one worker. A worker's rows are leased to others, and its
+shares given to them, only once it is proven that it can neither send nor store any more.
+"""
+
+import math
+from collections.abc import Callable, Collection, Sequence
+
+from msgspec import Struct, field
+
+from batchrun.errors import BatchrunError, InputError, RunStopped
+from batchrun.executors.lease_book import LeaseBook, UnleasedRows, remaining_of, rows_of
+from batchrun.executors.messages import FleetTick, Lease, StopOrder, WorkerReport
+from batchrun.executors.share_book import ShareBook, SharedLimits
+from batchrun.job.sections import LimitsJob
+from batchrun.limits import tuning
+from batchrun.limits.budget import Budget
+from batchrun.limits.sharing.shares import DOLLAR, ScopeNews, Shares
+from batchrun.limits.verdicts import Stop
+from batchrun.records import Need, Scope
+
+_LEASE_S = 5.0  # of a worker's speed in a lease
+_LEASE_LEAST = 64  # requests, unless there are fewer for each worker
+_LEASES = 2  # that a worker has and has not begun to read
+_SPEED = 0.1  # weight of the latest report in a worker's speed
+_SEARCH_S = 15.0  # that one worker looks for what the server takes, before the others may send
+_NOBODY = -1  # no worker's number
+_COOLDOWN_S = 0.1  # shorter ones end before others hear of them
+
+
+class _Worker(Struct):
+    """What is known of one worker."""
+
+    seq: int = 0  # of its last tick
+    began_s: float = math.inf  # its first request
+    heard_s: float = -math.inf
+    report: WorkerReport | None = None  # the latest
+    sent: dict[int, tuple[int, Lease]] = field(default_factory=dict)  # by id: since which tick
+    per_s: float = 0.0  # requests completed
+
+    @property
+    def unread(self) -> int:
+        """Requests leased to it that it has not read, as far as is known."""
+        told = 0 if self.report is None else self.report.unread
+        return told + sum(remaining_of(lease) for _, lease in self.sent.values())
+
+
+class Fleet:
+    """The workers of one command, by their numbers as writers."""
+
+    def __init__(
+        self,
+        rows: UnleasedRows,
+        limits: LimitsJob,
+        in_flight: int,
+        budgets: Sequence[Budget] = (),
+    ) -> None:
+        """`in_flight`: of all workers together. `budgets` follow what workers spend."""
+        left = [one.left_parts for one in budgets]
+        self._budgets = budgets
+        self._book = LeaseBook(rows)
+        self._shares = ShareBook(
+            SharedLimits(
+                in_flight,
+                limits.requests_per_minute,
+                limits.tokens_per_minute,
+                min(left) if left else None,
+            )
+        )
+        self._in_flight = in_flight
+        self._workers: dict[int, _Worker] = {}
+        self._order: StopOrder | None = None
+        self._first: int | None = None  # the worker that sends the first request
+        self._answered_s = math.inf  # when the first answer was reported
+        self._is_open = False  # all workers may send
+        self._lost = (0, 0)  # picodollars of dead workers: spent, perhaps spent
+        self._scopes_s: dict[Scope, dict[int, tuple[float, ScopeNews]]] = {}
+        self._problem: BatchrunError | None = None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether each row is complete."""
+        return self._book.is_done
+
+    @property
+    def _is_answered(self) -> bool:
+        return self._answered_s < math.inf
+
+    def add(self, writer: int, now_s: float) -> None:
+        """A worker that is ready for leases; its number was never used."""
+        self._workers[writer] = _Worker()
+        self._shares.join(writer, now_s)
+
+    def stop(self, order: StopOrder) -> None:
+        """All workers send nothing more, from the next tick of each on."""
+        self._order = order
+
+    def tick(self, writer: int, now_s: float) -> FleetTick:
+        """What the worker is told now."""
+        worker = self._workers[writer]
+        worker.seq += 1
+        if self._order is None:
+            self._lease_more(writer, worker)
+        return FleetTick(
+            seq=worker.seq,
+            heard=0 if worker.report is None else worker.report.number,
+            leases=tuple(lease for _, lease in worker.sent.values()),
+            shares=self._shares_of(writer, worker, now_s),
+            scopes=self._news_for(writer, now_s),
+            last=self._book.left == 0,
+            stop=self._order,
+        )
+
+    def hear(self, writer: int, report: WorkerReport, now_s: float) -> None:
+        """What the worker said; a report that is older than another, or of the dead, is ignored."""
+        worker = self._workers.get(writer)
+        if worker is None or (worker.report and report.number <= worker.report.number):
+            return
+        self._measure(worker, report, now_s)
+        worker.report, worker.heard_s = report, now_s
+        for one in [one for one, (seq, _) in worker.sent.items() if seq <= report.seq]:
+            del worker.sent[one]
+        self._book.done(writer, report.done)
+        self._shares.heard(writer, report.seq, report.used, now_s)
+        for news in report.used.scopes:
+            self._scopes_s.setdefault(news.scope, {})[writer] = now_s, news
+            if news.is_answered:
+                self._answered_s = min(self._answered_s, now_s)
+        if report.used.started:
+            worker.began_s = min(worker.began_s, now_s)
+        self._follow_budgets()
+
+    def stop_reason(self, now_s: float) -> BatchrunError | None:
+        """Why the run should end, as far as it is seen here; null where it should not."""
+        wanted = self._shares.short_of_dollars(now_s)
+        for budget in self._budgets if wanted is not None else ():
+            need = Need(Scope("", "", ""), dollars=(wanted or 0) / DOLLAR)
+            verdict = budget.verdict(need, now_s)
+            if isinstance(verdict, Stop):
+                return RunStopped(verdict.reason, verdict.cause)
+        return self._problem
+
+    def share_of(self, writer: int) -> float:
+        """Of what servers take, from 0 to 1, for people."""
+        return self._shares.share_of_rate(writer)
+
+    def leases_of(self, writer: int) -> list[Lease]:
+        """Those that are not complete, as far as is known."""
+        return self._book.held_by(writer)
+
+    def rows_of(self, writer: int) -> list[int]:
+        """The rows of these, by their numbers in the tables."""
+        return rows_of(self._book.held_by(writer))
+
+    def adopted(self, writer: int, places: Callable[[Lease], Collection[int]], now_s: float) -> int:
+        """The worker can neither send nor store any more; nothing that it says counts from now on.
+
+        Its lock is taken, or, where none can be, it was silent for longer than it may store.
+        `places`: of the requests in a lease that have an outcome. Gives how many requests that were
+        sent again have a new one, by this worker.
+        """
+        worker = self._workers.pop(writer, None)
+        if worker is None:
+            return 0
+        spending = None if worker.report is None else worker.report.used.spending
+        is_clean = worker.report is not None and worker.report.is_drained
+        perhaps = self._shares.leave(writer, now_s, is_clean=is_clean)
+        if spending is not None:
+            spent, unknown = self._lost
+            self._lost = spent + spending.spent, unknown + perhaps - spending.spent
+        else:
+            self._lost = self._lost[0], self._lost[1] + perhaps
+        for by_worker in self._scopes_s.values():
+            by_worker.pop(writer, None)
+        if self._first == writer:
+            self._first = None
+        self._follow_budgets()
+        try:
+            return self._book.take_back(writer, places)
+        except InputError as problem:
+            self._problem = problem
+            return 0
+
+    def _lease_more(self, writer: int, worker: _Worker) -> None:
+        """Until it has what it can complete in some seconds, and more rows to read."""
+        if worker.report is None or worker.report.stops or worker.report.is_drained:
+            return
+        size = max(_LEASE_LEAST, int(_LEASE_S * worker.per_s), self._shares.slots(writer))
+        even = math.ceil(self._book.left / (_LEASES * max(1, len(self._workers))))
+        size = max(1, min(size, even))
+        for _ in range(_LEASES):
+            if worker.unread > (_LEASES - 1) * size:
+                return
+            lease = self._book.lease(writer, size)
+            if lease is None:
+                return
+            worker.sent[lease.id] = worker.seq, lease
+
+    def _measure(self, worker: _Worker, report: WorkerReport, now_s: float) -> None:
+        before = worker.report
+        if before is not None and now_s > worker.heard_s:
+            per_s = (report.totals.rows - before.totals.rows) / (now_s - worker.heard_s)
+            worker.per_s += _SPEED * (per_s - worker.per_s)
+
+    def _shares_of(self, writer: int, worker: _Worker, now_s: float) -> Shares:
+        if self._order is not None:
+            return self._shares.shares(writer, worker.seq, now_s, most=0)
+        if self._is_open:
+            return self._shares.shares(writer, worker.seq, now_s)
+        if self._first is None and worker.report and worker.report.used.waiting:
+            self._first = writer
+        if self._first is None:
+            return self._shares.shares(writer, worker.seq, now_s, only=_NOBODY)
+        first = self._workers[self._first]
+        alone_s = now_s - min(first.began_s, now_s)
+        if self._is_answered:
+            self._is_open = (
+                now_s - self._answered_s >= _SEARCH_S
+                or self._shares.has_found(self._first)
+                or not self._shares.is_pressed(self._first)
+            )
+        else:
+            self._is_open = alone_s >= tuning.FIRST_ALONE_S
+        only = None if self._is_open else self._first
+        most = math.inf if self._is_answered else 1
+        return self._shares.shares(writer, worker.seq, now_s, only=only, most=most)
+
+    def _news_for(self, writer: int, now_s: float) -> tuple[ScopeNews, ...]:
+        """What the other workers know of each scope."""
+        news = []
+        for scope, by_worker in self._scopes_s.items():
+            others = [one for worker, one in by_worker.items() if worker != writer]
+            left_s = max((one.cooldown_s - (now_s - at_s) for at_s, one in others), default=0.0)
+            news.append(
+                ScopeNews(
+                    scope,
+                    is_answered=any(one.is_answered for _, one in others),
+                    cooldown_s=left_s if left_s > _COOLDOWN_S else 0.0,
+                    in_flight=self._shares.in_all(scope),
+                    rate=self._shares.rate_in_all(scope),
+                )
+            )
+        return tuple(news)
+
+    def _follow_budgets(self) -> None:
+        """The budgets of the run know what all workers have spent."""
+        if not self._budgets:
+            return
+        spent, unknown = self._lost
+        reserved = 0
+        for worker in self._workers.values():
+            if worker.report is not None:
+                spending = worker.report.used.spending
+                spent, unknown = spent + spending.spent, unknown + spending.unknown
+                reserved += spending.reserved
+        for budget in self._budgets:
+            budget.follow(spent, unknown, reserved)
