@@ -145,8 +145,10 @@ class ShareBook:
         `only`: the worker that may send, where the others must wait. `most`: in flight, at most.
         """
         seen = self._seen[worker]
-        if self._leader is None or only is not None:
-            self._leader = worker if only is None else only
+        if only in self._seen:
+            self._leader = only
+        elif self._leader is None:
+            self._leader = worker
         rate = self._rate.give(worker, seq, only=only)
         slots = self._slots.give(worker, seq, most if rate else 0, only=only)
         allowances = [
