@@ -31,6 +31,9 @@ class Lease(Struct, frozen=True):
     offset: int  # of JSONL: byte at which row `offset_row` of the file begins; else 0
     offset_row: int  # at or before `first`
     marks: bytes  # one for each request: the rows in order, each times the requests of a row
+    line: int = 1  # of row `offset_row` of the file
+    hashes: bytes = b""  # 8 for each request, in the order of `marks`
+    numbers: bytes = b""  # 8 for each row: its number in the tables, where that is not `row`
 
 
 class StopOrder(Struct, frozen=True):

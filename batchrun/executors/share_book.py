@@ -151,14 +151,15 @@ class ShareBook:
             self._leader = worker
         rate = self._rate.give(worker, seq, only=only)
         slots = self._slots.give(worker, seq, most if rate else 0, only=only)
-        allowances = [
+        requests, tokens = (
             None if one is None else one.allowance(worker, seq, self._seen, now_s)
             for one in (self._requests, self._tokens)
-        ]
+        )
         purse = None
         if self._purse is not None:
             purse = self._purse.give(worker, seq, seen.purse, now_s)
-        return Shares(slots, purse, *allowances, rate, leads=self._leader == worker)
+        leads = self._leader == worker
+        return Shares(slots, purse, requests, tokens, rate, leads)
 
     def has_found(self, worker: int) -> bool:
         """Whether the worker knows what the server takes."""

@@ -51,7 +51,7 @@ def test_a_report_is_read_as_it_was_written() -> None:
         done=(1, 2),
         totals=Totals(rows=3, statuses={"completed": 3}, cost_usd=0.25),
         failures=(FailedRow(4, ErrorKind.BAD_REQUEST, "no"),),
-        used=SharesUsed(3, 4, used=0.9, requests=Flow(9, 8, 1), spending=Spending(1, 2, 3, 4)),
+        used=SharesUsed(3, 4, for_rate=True, requests=Flow(9, 8, 1), spending=Spending(1, 2, 3, 4)),
         stops=(WorkerStop("no money", StopCause.QUOTA, "RunStopped"),),
         activity=Activity(limits=[LimitStatus("cooldown")]),
     )

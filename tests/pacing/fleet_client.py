@@ -153,8 +153,8 @@ def lead(
             fleet.add(at, loop.time())
             calls.append(asyncio.ensure_future(call(fleet, at, one)))
         traffic = [await one for one in runs]
-        for one in calls:
-            one.cancel()
+        for calling in calls:
+            calling.cancel()
         await asyncio.gather(*calls, return_exceptions=True)
         return traffic
 
