@@ -160,18 +160,25 @@ async def run_async(
     """
     from batchrun.records import NOTHING_SENT_AGAIN  # noqa: PLC0415 - see above
     from batchrun.runner.engine import Watch  # noqa: PLC0415 - see above
+    from batchrun.runner.notified import notified  # noqa: PLC0415 - see above
     from batchrun.runner.start import run_job  # noqa: PLC0415
 
-    return await run_job(
-        job,
-        simulate=simulate,
-        limit=limit,
-        variants=variants,
-        resend=resend or NOTHING_SENT_AGAIN,
-        insecure_http=insecure_http,
-        stop=stop,
-        watch=None if progress is None else Watch(summary=_harmless(progress)),
-    )
+    seen = Watch() if progress is None else Watch(summary=_harmless(progress))
+    async with notified(job, seen, command=None, say=lambda _what: None, warn=_warn) as watch:
+        return await run_job(
+            job,
+            simulate=simulate,
+            limit=limit,
+            variants=variants,
+            resend=resend or NOTHING_SENT_AGAIN,
+            insecure_http=insecure_http,
+            stop=stop,
+            watch=watch,
+        )
+
+
+def _warn(problem: str) -> None:
+    warnings.warn(f"batchrun: {problem}", stacklevel=2)
 
 
 def _harmless(progress: "Callable[[Summary], None]") -> "Callable[[Summary], None]":

@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "batchrun"
 # Each library and the only places that import it.
 HOMES = {
     "aiohttp": ("transport", "simulator"),
+    "apprise": ("progress/apprise_process.py",),
     "bpe_openai": ("estimate/tokens.py",),
     "click": ("cli",),
     "duckdb": ("estimate/pilot.py", "evals", "reports", "runner/row_filter.py", "store"),

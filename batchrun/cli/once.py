@@ -42,6 +42,7 @@ _GUESSES = {
     **dict.fromkeys(("stream", "background"), "how requests are made is --mode stream|background"),
     **dict.fromkeys(("m", "model-name"), "the model is --model NAME"),
     "tools": "tools are --set tools=@FILE",
+    **dict.fromkeys(("webhook", "slack", "mail", "email", "notify-url"), "it is --notify URL"),
     "dry": "it is --dry-run",
     "verbose": "it says all that it does already; --quiet says less",
 }

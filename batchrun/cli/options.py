@@ -113,9 +113,9 @@ def read_options(given: dict[str, Any]) -> RunOptions:
         raise click.UsageError("several --model and --vary or --set model=… say the same")
     if varied := {**varied, **given["vary"]}:
         settings["expand.vary"] = varied
-    for option in ("carry", "send"):
-        if given[option]:
-            settings[f"input.{option}"] = [name for name in given[option] if name]
+    for key in ("input.carry", "input.send", "notify.urls"):
+        if values := given["notify" if key == "notify.urls" else key.rpartition(".")[2]]:
+            settings[key] = [value for value in values if value]
     if given["type"]:
         settings["input.types"] = given["type"]
     kinds: frozenset[str] | None = given["retry_failed"]
@@ -230,6 +230,12 @@ def _options() -> list[click.Option]:
             ["--rerun-changed"],
             is_flag=True,
             help="Send again rows whose request changed or whose part was deleted.",
+        ),
+        click.Option(
+            ["--notify"],
+            multiple=True,
+            metavar="URL",
+            help="Tell this address of the end, a stall, and a budget at 80 %; env:NAME; several.",
         ),
         click.Option(
             ["--simulate"], is_flag=True, help="Use the embedded simulator: no key, no cost."

@@ -64,6 +64,7 @@ def _dry_run(options: RunOptions) -> None:
 
     from batchrun.dialects.responses import PATH
     from batchrun.job.credentials import key_in_words, refuse_plain_http, refuse_written_secrets
+    from batchrun.progress.notifier import usable_addresses
     from batchrun.runner.output_place import run_path
     from batchrun.runner.plan import dry_run
 
@@ -74,6 +75,9 @@ def _dry_run(options: RunOptions) -> None:
         for variant in job.expansion.variants:
             refuse_plain_http(job.endpoint_of(variant))
     with planning(options) as said:
+        if job.notify.urls:
+            said.doing("checking the addresses of --notify")
+            usable_addresses(job)
         plan = dry_run(
             job,
             simulate=simulate,

@@ -46,10 +46,13 @@ def send(options: RunOptions, *, pilot: int = 0) -> "Summary":
 def _send(options: RunOptions, pilot: int, said: "Planning") -> "Summary":
     import asyncio
 
+    from msgspec.structs import replace
+
     from batchrun.progress.display import Progress
     from batchrun.progress.summary import Summary
     from batchrun.runner.ending import StopSwitch
     from batchrun.runner.engine import Watch
+    from batchrun.runner.notified import notified
     from batchrun.runner.start import new_event_loop, run_job
 
     progress, stop = Progress(sys.stderr), StopSwitch()
@@ -66,27 +69,33 @@ def _send(options: RunOptions, pilot: int, said: "Planning") -> "Summary":
         say_it(plan, path)
 
     watch.plan = plan_made
+    not_told: list[str] = []
+    say_wait = (lambda _what: None) if options.quiet else say
+    telling = notified(
+        options.job, watch, command=options.command, say=say_wait, warn=not_told.append
+    )
 
     async def main() -> "Summary":
         with _stopping_on_signals(stop, progress, said):
-            return await run_job(
-                options.job,
-                simulate=options.simulate,
-                simulator=options.simulator,
-                limit=options.limit,
-                sample_rows=options.sample_rows or 0,
-                variants=options.variants,
-                pilot=pilot,
-                command=options.command,
-                stop=stop,
-                watch=watch,
-                insecure_http=options.insecure_http,
-                resend=options.resend,
-            )
+            async with telling as watch:
+                return await run_job(
+                    options.job,
+                    simulate=options.simulate,
+                    simulator=options.simulator,
+                    limit=options.limit,
+                    sample_rows=options.sample_rows or 0,
+                    variants=options.variants,
+                    pilot=pilot,
+                    command=options.command,
+                    stop=stop,
+                    watch=watch,
+                    insecure_http=options.insecure_http,
+                    resend=options.resend,
+                )
 
     try:
         with interpreter, asyncio.Runner(loop_factory=new_event_loop) as loop:
-            return loop.run(main())
+            summary = loop.run(main())
     # Before anything was sent: later it is a summary's `exit_code`.
     except (Interrupted, RunStopped) as end:
         say(f"{end}; nothing was sent\nnext: {options.command}")
@@ -94,9 +103,12 @@ def _send(options: RunOptions, pilot: int, said: "Planning") -> "Summary":
     except BatchrunError as error:
         if not isinstance(error.summary, Summary):
             raise
-        return error.summary
+        summary = error.summary
     finally:
         progress.close()
+        for problem in not_told:
+            say(f"warning: {problem}")
+    return replace(summary, warnings=(*summary.warnings, *not_told))
 
 
 def planning(options: RunOptions) -> "Planning":

@@ -6,7 +6,7 @@ import shlex
 import subprocess
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
 
@@ -14,12 +14,17 @@ from batchrun.errors import JobError
 from batchrun.formats.json_text import shown
 from batchrun.job.sections import DEFAULT_KEY_ENV, EndpointJob, Job
 
-FROM_ENVIRONMENT = "env:"  # before the variable that holds a header's value
+FROM_ENVIRONMENT = "env:"  # before the variable that holds the value of a header, or a URL
 COMMAND_S = 30.0  # that a command may take to say a key
+IN_VARIABLE = (
+    "Files and command lines are seen by others: put the whole URL into an environment variable, "
+    "and write env:NAME in its place"
+)
 _SECRET_LENGTH = 8  # what is shorter is a placeholder, such as EMPTY
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _SECRET_HEADERS = {"authorization", "proxy-authorization", "api-key", "x-api-key", "cookie"}
-_SECRET_NAMES = re.compile(r"(?i)(^|[-_.])(key|apikey|api_key|token|secret|password|sig)$")
+_SECRET_NAMES = re.compile(r"(?i)(^|[-_.])(key|apikey|api_key|token|secret|password|pass|sig)$")
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")  # the name of one
 # With a digit: words of a path or a sentence may begin so too.
 _SECRET_VALUE = re.compile(r"\b(sk|rk|pk|gsk|xai|hf)[-_](?=[A-Za-z_-]*[0-9])[A-Za-z0-9_-]{16,}")
 
@@ -114,6 +119,39 @@ def _header_variables(endpoint: EndpointJob) -> dict[str, str]:
     }
 
 
+def notify_urls(job: Job) -> dict[str, str]:
+    """The URLs of `[notify]`, by what a message may call them. Raises `JobError`."""
+    urls: dict[str, str] = {}
+    for url in job.notify.urls:
+        name = _variable_of(url)
+        if name is None:
+            urls[url] = url
+            continue
+        urls[url] = os.environ.get(name, "").strip()
+        if not urls[url]:
+            raise JobError(
+                f"notify.urls (--notify): the environment variable {name} is not set; set it"
+            )
+    return urls
+
+
+def refuse_no_urls(job: Job, where: str) -> None:
+    """Raises `JobError` where `[notify]` holds what is no URL; it is not shown."""
+    for number, url in enumerate(job.notify.urls, 1):
+        name = _variable_of(url)
+        if not ("://" in url if name is None else VARIABLE.fullmatch(name)):
+            raise JobError(
+                f"{where}: notify.urls (--notify): number {number} is no URL (it is not shown, "
+                "since it may be a secret); write a URL of apprise, such as "
+                "mailto://localhost?from=me@example.com, or env:NAME for the variable that holds it"
+            )
+
+
+def _variable_of(text: str) -> str | None:
+    """NAME of `env:NAME`; null of another text."""
+    return text.removeprefix(FROM_ENVIRONMENT) if text.startswith(FROM_ENVIRONMENT) else None
+
+
 def refuse_plain_http(endpoint: EndpointJob) -> None:
     """Raises `JobError` where a key would go through the net for all to read."""
     if endpoint.is_loopback or urlsplit(endpoint.base_url).scheme != "http":
@@ -141,6 +179,7 @@ def refuse_written_secrets(job: Job, command: str | None, key: str | None = None
     variables = dict.fromkeys(
         name for one in endpoints for name in (one.api_key_env, *_header_variables(one).values())
     )
+    variables |= dict.fromkeys(filter(None, map(_variable_of, job.notify.urls)))
     secrets = [(f"the environment variable {name}", os.environ.get(name, "")) for name in variables]
     if key is not None:
         secrets.append(("the key that endpoint.api_key_command says", key))
@@ -165,6 +204,8 @@ def refuse_keys(tree: dict[str, Any], where: str) -> None:
         is_path = path[0] in ("input", "output") and last == "path"
         # A path may hold anything, but no file is called like a key and nothing more.
         find = _SECRET_VALUE.fullmatch if is_path else _SECRET_VALUE.search
+        if path[0] == "notify" and (find(value) is not None or _is_url_with_secret(value)):
+            raise JobError(f"{where}: {'.'.join(path)} holds a secret. {IN_VARIABLE}")
         if (is_named and (in_headers or in_endpoint)) or find(value) is not None:
             raise JobError(
                 f"{where}: {'.'.join(path)} holds what looks like a key. Files and command lines "
@@ -173,12 +214,24 @@ def refuse_keys(tree: dict[str, Any], where: str) -> None:
             )
 
 
+def _is_url_with_secret(text: str) -> bool:
+    """Whether anybody can see a secret in it: a password, or a value with the name of one."""
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        return False
+    # apprise has marks before the names of headers and of fields.
+    names = [name.strip(" +-:").lower() for name, _ in parse_qsl(parts.query)]
+    is_secret = any(name in _SECRET_HEADERS or _SECRET_NAMES.search(name) for name in names)
+    return is_secret or bool(parts.password)
+
+
 def _strings(value: object, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
     if isinstance(value, str):
         yield path, value
     elif isinstance(value, dict):
         for key, inner in value.items():
             yield from _strings(inner, (*path, key))
-    elif isinstance(value, list):
+    elif isinstance(value, list | tuple):
         for inner in value:
             yield from _strings(inner, path)

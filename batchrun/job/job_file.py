@@ -23,7 +23,7 @@ from msgspec.structs import replace
 from batchrun.errors import JobError
 from batchrun.formats.json_text import as_utf8, shown
 from batchrun.formats.printable import nearest
-from batchrun.job.credentials import refuse_keys
+from batchrun.job.credentials import VARIABLE, refuse_keys, refuse_no_urls
 from batchrun.job.expansion import varied
 from batchrun.job.scorer_sections import KINDS, JsonJob, PythonJob, ScorerJob
 from batchrun.job.sections import DEFAULT_KEY_ENV, STDIN, EndpointJob, Job, PriceJob, VariantJob
@@ -37,7 +37,6 @@ _ENDINGS = (
     *(".gz", ".zst", ".bz2", ".xz"),
 )
 _VARIANT = re.compile(r"[A-Za-z0-9._:/@+-]{1,64}")
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _UNKNOWN = re.compile(r"Object contains unknown field `([^`]*)")
 _MISSING = re.compile(r"Object missing required field `([^`]*)")
 Section = TypeVar("Section", bound=Struct)
@@ -74,6 +73,7 @@ def load_job(source: str | Path, settings: Mapping[str, Any] | None = None) -> J
     if source.endswith(".toml"):
         job = replace(job, scorers=scorers, file=as_utf8(str(Path(source).resolve())))
     _refuse_own_fields(job.request, where)
+    refuse_no_urls(job, where)
     job = replace(job, endpoint=_checked(job.endpoint, where))
     for key in (key for key in job.expand.vary if f"request.{key}" in settings):
         raise JobError(
@@ -161,7 +161,7 @@ def _refuse_own_fields(request: Mapping[str, Any], where: str) -> None:
 
 def _checked(endpoint: EndpointJob, where: str) -> EndpointJob:
     """With a base URL as it is used. Raises `JobError`."""
-    if not _VARIABLE.fullmatch(endpoint.api_key_env):
+    if not VARIABLE.fullmatch(endpoint.api_key_env):
         raise JobError(
             f"{where}: endpoint.api_key_env is no name of an environment variable (what it holds "
             "is not shown, since it may be a key); put the key into a variable and name that"

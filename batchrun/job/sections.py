@@ -162,6 +162,12 @@ class ClusterJob(Struct, frozen=True, forbid_unknown_fields=True):
     scratch: str | None = None  # a local folder; null: in that of the state of programs
 
 
+class NotifyJob(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[notify]`: who is told how a run is doing."""
+
+    urls: tuple[str, ...] = ()  # as apprise has them, or `env:NAME`
+
+
 class ExpandJob(Struct, frozen=True, forbid_unknown_fields=True):
     """`[expand]`: how many requests a row becomes."""
 
@@ -209,6 +215,7 @@ class Job(Struct, frozen=True, forbid_unknown_fields=True):
     retry: RetryJob = RetryJob()
     output: OutputJob = OutputJob()
     cluster: ClusterJob = ClusterJob()
+    notify: NotifyJob = NotifyJob()
     request: dict[str, Any] = field(default_factory=dict)  # body defaults, some of them templates
     expand: ExpandJob = ExpandJob()
     variants: tuple[VariantJob, ...] = ()  # also those that `expand.vary` makes

@@ -100,7 +100,7 @@ class Budget:
 
     def status(self, now_s: float) -> LimitStatus:
         used = (self._spent + self._unknown + self._reserved) / _PARTS
-        return LimitStatus(self._option, used, self.cap_usd, of="dollars")
+        return LimitStatus(self.option, used, self.cap_usd, of="dollars")
 
     def enough_usd(self, rows: int, rows_usd: float | None) -> float:
         """A cap with enough for so many more rows and one reservation, rounded up.
@@ -135,7 +135,8 @@ class Budget:
         )
 
     @property
-    def _option(self) -> str:
+    def option(self) -> str:
+        """That sets the cap."""
         return "--max-cost-per-command" if self._of_command else "--max-cost"
 
 

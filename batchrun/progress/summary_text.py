@@ -47,7 +47,7 @@ def render_end(summary: Summary, run: Path | str) -> str:
         f"{_of_counted_answers(summary)}; {plural(summary.tool_calls, 'tool call')}"
     )
     lines.append(f"  attempts: {_attempts(summary)}{speed if summary.rows_per_s else ''}")
-    if (cost := _cost(summary)) is not None:
+    if (cost := cost_in_words(summary)) is not None:
         lines.append(f"  cost: {cost}")
     if summary.settled:
         place = str(run).partition("?region=")[0]
@@ -61,7 +61,7 @@ def render_end(summary: Summary, run: Path | str) -> str:
         is_end = summary.state in ("limited", "finished")
         lines.append(summary.message if is_end else f"why: {summary.message}")
     if summary.next_command:
-        lines += [f"next step: {_next_step(summary)}", f"next: {summary.next_command}"]
+        lines += [f"next step: {next_step(summary)}", f"next: {summary.next_command}"]
     return printable("\n".join(lines))
 
 
@@ -91,10 +91,10 @@ def render_status(summary: Summary, run: Path | str) -> str:
         **(live if summary.exit_code is None else {}),
         "attempts": _attempts(summary),
         "tokens": tokens + _of_counted_answers(summary),
-        "cost": _cost(summary),
+        "cost": cost_in_words(summary),
         "tool calls": f"{summary.tool_calls:,}",
         name: message,
-        "next step": _next_step(summary),
+        "next step": next_step(summary),
         "next": summary.next_command,
     }
     lines = [f"  {name + ':':<12}{text}" for name, text in words.items() if text]
@@ -224,7 +224,7 @@ def _of_counted_answers(summary: Summary) -> str:
     return ", of the answers that counted" if others else ""
 
 
-def _cost(summary: Summary) -> str | None:
+def cost_in_words(summary: Summary) -> str | None:
     """What the run directory has cost, and what is not known of it; None before the first send."""
     count, most_usd = summary.unknown_attempts, summary.unknown_usd
     parts = []
@@ -249,7 +249,7 @@ def _cost(summary: Summary) -> str | None:
     return "; ".join(parts) or None
 
 
-def _next_step(summary: Summary) -> str:
+def next_step(summary: Summary) -> str:
     """What the next command does; empty where there is none."""
     if summary.next_command is None:
         return ""

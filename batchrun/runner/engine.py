@@ -60,6 +60,7 @@ class Watch(Struct):
 
     doing: Callable[[str], None] = lambda _what: None  # what is done before the plan is there
     plan: Callable[[Plan, Path], None] = lambda _plan, _path: None
+    budgets: Callable[[Sequence[Budget]], None] = lambda _budgets: None  # as they fill
     sending: Callable[[], None] = lambda: None  # the first request is about to go out
     summary: Callable[[Summary], None] = lambda _summary: None
 
@@ -114,6 +115,7 @@ class Run:
         self.budget = None if cap_usd is None else Budget(cap_usd, spent_usd, record.unknown_usd)
         cap_usd = job.limits.max_cost_per_command_usd
         self.command_budget = None if cap_usd is None else Budget(cap_usd, 0.0, of_command=True)
+        watch.budgets(self._budgets)
         self.stop_at = stop_at  # seconds since 1970; null: never
         self.causes: list[BaseException] = []  # why nothing more is sent
         self._executor: Executor | None = None

@@ -512,8 +512,12 @@ def _problems(survey: Survey) -> str:
 
 
 def _without_headers(job: Job) -> JsonObject:
-    """The job's sections, of headers the names; without samples and variants as ever."""
+    """The job's sections, of headers the names; without samples and variants as ever.
+
+    Who is told of a run is no part of it.
+    """
     sections: JsonObject = msgspec.to_builtins(job)
+    del sections["notify"]
     for one in (sections, *sections["variants"]):
         if one["endpoint"] is not None:
             one["endpoint"]["headers"] = sorted(one["endpoint"]["headers"])

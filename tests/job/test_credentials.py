@@ -10,6 +10,7 @@ from batchrun.job.credentials import (
     header_values,
     key_in_words,
     key_of_command,
+    notify_urls,
     refuse_plain_http,
 )
 from batchrun.job.job_file import load_job
@@ -51,6 +52,46 @@ def test_headers_may_name_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("TEAM_KEY")
     with pytest.raises(JobError, match="TEAM_KEY is not set"):
         header_values(job.endpoint)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "mailto://me:ThisIsTheKey@example.com",
+        "json://example.com/?+Authorization=ThisIsTheKey",
+        "form://example.com/?-api_key=ThisIsTheKey",
+        "mailtos://example.com/?user=me&pass=ThisIsTheKey",
+        f"ntfys://{KEY}@example.com/ThisIsTheKey",
+    ],
+)
+def test_an_address_that_shows_a_secret_is_refused_and_not_repeated(
+    tmp_path: Path, url: str
+) -> None:
+    file = _job_file(tmp_path, f"[input]\npath = 'x'\n[notify]\nurls = ['json://a', '{url}']")
+    for load in (lambda: load_job(file), lambda: load_job("x.jsonl", {"notify.urls": (url,)})):
+        with pytest.raises(JobError, match=r"notify\.urls holds a secret\..* write env:NAME") as no:
+            load()
+        assert "ThisIsTheKey" not in str(no.value)
+        assert KEY not in str(no.value)
+
+
+@pytest.mark.parametrize(
+    "urls", [["ThisIsTheKey"], ["json://a", "env:ThisIsTheKey/x"], "json://ThisIsTheKey", [1], [""]]
+)
+def test_what_is_no_address_is_refused_and_not_repeated(urls: object) -> None:
+    with pytest.raises(JobError, match=r"notify\.urls") as caught:
+        load_job("x.jsonl", {"notify.urls": urls})
+    assert "ThisIsTheKey" not in str(caught.value)
+
+
+def test_addresses_come_from_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    urls = ["json://localhost/a", "env:OPS", "mailto://localhost?from=a@example.com"]
+    job = load_job("x.jsonl", {"notify.urls": urls})
+    monkeypatch.setenv("OPS", " slack://a/b/c ")
+    assert notify_urls(job) == {urls[0]: urls[0], "env:OPS": "slack://a/b/c", urls[2]: urls[2]}
+    monkeypatch.setenv("OPS", " ")
+    with pytest.raises(JobError, match="OPS is not set"):
+        notify_urls(job)
 
 
 def test_paths_may_begin_as_keys_do() -> None:

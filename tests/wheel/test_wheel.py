@@ -30,6 +30,7 @@ PROJECT_FILES = {"README.md", "LICENSE", "CHANGELOG.md", "pyproject.toml"}
 WHEEL, SDIST = f"batchrun-{VERSION}-py3-none-any.whl", f"batchrun-{VERSION}.tar.gz"
 RUN = "runs/prompts-simulated"  # of the walk-through
 LIMIT_S = 600
+TOLD = ("--prompt", "{{ question }}", "--simulate", "--dry-run", "--notify", "json://localhost")
 
 
 class Built(NamedTuple):
@@ -172,7 +173,7 @@ def test_the_changelog_begins_with_this_version() -> None:
     assert released[0] == VERSION
 
 
-@pytest.mark.parametrize("extra", ["", "eval", "math", "report", "tokens"])
+@pytest.mark.parametrize("extra", ["", "eval", "math", "notify", "report", "tokens"])
 @pytest.mark.parametrize("installer", ["pip", "uv"])
 def test_the_wheel_does_what_the_readme_shows(
     built: Built, install: Install, installer: str, extra: str
@@ -193,6 +194,9 @@ def test_the_wheel_does_what_the_readme_shows(
         guess = there.run("batchrun", "estimate", "prompts.jsonl", *words)
         assert guess.returncode == 0, guess.stderr
         assert "pip install" in guess.stdout
+    told = there.run("batchrun", "run", "prompts.jsonl", *TOLD)
+    assert told.returncode == (0 if extra == "notify" else 2), told.stderr
+    assert extra == "notify" or "pip install 'batchrun[notify]'" in told.stderr
     for kind, needed in (("similarity", "eval"), ("math", "math")):
         scorer = f"[[scorers]]\nkind = '{kind}'\ntarget = '{{{{ row.custom_id }}}} + 1'\n"
         (there.folder / "scorers.toml").write_text(scorer, encoding="utf-8")
