@@ -2,18 +2,22 @@
 
 Each is a process of its own, as `python -m batchrun` is, and starts in a tenth of the time.
 
-A request is JSON (words, folder, environment) with the three standard streams; the answer is the
-exit code, negative for a signal.
+A request is JSON (words, folder, environment) with the three standard streams; the answers are the
+process's number and its exit code, negative for a signal. With a socket as the fourth stream, both
+come there while others are served, and the process ends with its other end at the latest.
 """
 
 import gc
 import json
 import os
 import pkgutil
+import select
+import signal
 import socket
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from typing import NoReturn
 
@@ -26,20 +30,53 @@ _LIBRARIES = ("aiohttp", "duckdb", "jinja2.sandbox", "pyarrow.dataset", "rich.li
 
 
 def _serve(channel: socket.socket) -> None:
+    keepers: list[int] = []
     while True:
-        request, streams, _, _ = socket.recv_fds(channel, MOST_BYTES, 3)
+        request, streams, _, _ = socket.recv_fds(channel, MOST_BYTES, 4)
         if not request:  # nobody is left to ask
             return
+        keepers = [keeper for keeper in keepers if not os.waitpid(keeper, os.WNOHANG)[0]]
         pid = os.fork()
         if not pid:
             channel.close()
             words, folder, environment = json.loads(request)
-            _run(words, folder, environment, streams)
+            for control in streams[3:]:
+                _keep(socket.socket(fileno=control), streams[:3])
+            _run(words, folder, environment, streams[:3])
         for stream in streams:
             os.close(stream)
+        if len(streams) > 3:
+            keepers.append(pid)
+            continue
         channel.send(str(pid).encode())
         _, status = os.waitpid(pid, 0)
         channel.send(str(os.waitstatus_to_exitcode(status)).encode())
+
+
+def _keep(control: socket.socket, streams: Sequence[int]) -> None:
+    """Returns in a fork; says how that is doing, and ends it once nobody listens any more.
+
+    Until then its number belongs to nobody else.
+    """
+    pid = os.fork()
+    if not pid:
+        control.close()
+        return
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # they are for the fork
+    for stream in streams:
+        os.close(stream)
+    with suppress(OSError):
+        control.send(str(pid).encode())
+        ended = os.pidfd_open(pid)
+        if ended in select.select((ended, control), (), ())[0]:
+            found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+            assert found is not None
+            has_ended = found.si_code == os.CLD_EXITED
+            control.send(str(found.si_status if has_ended else -found.si_status).encode())
+        control.recv(1)
+    os.kill(pid, signal.SIGKILL)
+    os._exit(0)
 
 
 def _run(

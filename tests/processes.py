@@ -3,16 +3,19 @@
 import json
 import os
 import secrets
+import select
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
-from tests.waiting import HANG_S
+from tests.waiting import HANG_S, wait_until
 
 COMMAND = (sys.executable, "-m", "batchrun")
 _OURS = ("OPENAI_", "FORCE_COLOR", "NO_COLOR", "TTY_", "COLUMNS", "LINES")
@@ -65,10 +68,13 @@ def read_rest(process: subprocess.Popen[str]) -> str:
 
 
 @contextmanager
-def frozen(process: subprocess.Popen[str]) -> Iterator[None]:
+def frozen(process: "subprocess.Popen[str] | Forked") -> Iterator[None]:
     """The process does nothing meanwhile, so that nothing depends on who is faster."""
     process.send_signal(signal.SIGSTOP)
-    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+    if isinstance(process, Forked):
+        wait_until(lambda: Path(f"/proc/{process.pid}/stat").read_text().split(") ")[1][0] == "T")
+    else:
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
     assert process.poll() is None, "the process ended before"
     try:
         yield
@@ -83,6 +89,61 @@ def free_port() -> int:
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
+
+
+class Forked:
+    """A command in a fork, as `subprocess.Popen` has it."""
+
+    def __init__(
+        self, control: socket.socket, stdout: IO[str] | None, stderr: IO[str] | None
+    ) -> None:
+        self.stdin: IO[str] | None = None
+        self.stdout, self.stderr = stdout, stderr
+        self.returncode: int | None = None
+        self._control = control
+        self.pid = int(control.recv(32))
+
+    def poll(self) -> int | None:
+        return self._ended(0)
+
+    def wait(self, timeout: float | None = None) -> int:
+        code = self._ended(timeout)
+        if code is None:
+            raise subprocess.TimeoutExpired("batchrun", timeout or 0.0)
+        return code
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """What it prints, from here to its end."""
+        with ThreadPoolExecutor(2) as pool:
+            texts = [
+                pool.submit(stream.read if stream else str) for stream in (self.stdout, self.stderr)
+            ]
+            try:
+                out, said = (text.result(timeout) for text in texts)
+            except TimeoutError:
+                self.kill()
+                raise
+        self.wait(timeout)
+        return out, said
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def close(self) -> None:
+        """It is killed where it has not ended."""
+        self._control.close()
+
+    def _ended(self, timeout: float | None) -> int | None:
+        if self.returncode is None and select.select((self._control,), (), (), timeout)[0]:
+            self.returncode = int(self._control.recv(32))
+        return self.returncode
 
 
 class ForkServer:
@@ -128,3 +189,21 @@ class ForkServer:
             done = subprocess.CompletedProcess(list(map(str, words)), code, out.read(), said.read())
         assert "Traceback" not in done.stderr, done.stderr
         return done
+
+    def start(
+        self, folder: Path, environment: Mapping[str, str], *words: object, is_heard: bool = True
+    ) -> Forked:
+        """The same without waiting for its end; `is_heard`: with pipes for what it prints."""
+        request = json.dumps([list(map(str, words)), str(folder), dict(environment)]).encode()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        pipes = [os.pipe() for _ in ("stdout", "stderr")] if is_heard else []
+        nothing = os.open(os.devnull, os.O_RDWR)
+        written = [end for _, end in pipes] or [nothing, nothing]
+        with theirs:
+            streams = [nothing, *written, theirs.fileno()]
+            socket.send_fds(self._channel, [request], streams)
+        for end in {nothing, *written}:
+            os.close(end)
+        stdout, stderr = [os.fdopen(end, encoding="utf-8") for end, _ in pipes] or [None, None]
+        ours.settimeout(HANG_S)
+        return Forked(ours, stdout, stderr)

@@ -21,7 +21,7 @@ import duckdb
 import pytest
 
 import batchrun as library
-from tests.processes import COMMAND
+from tests.processes import COMMAND, Forked, ForkServer
 from tests.waiting import HANG_S
 
 
@@ -37,9 +37,9 @@ def _finished_means_that_no_row_remains(tmp_path: Path) -> Iterator[None]:
 
 
 @pytest.fixture
-def processes() -> Iterator[list[subprocess.Popen[str]]]:
+def processes() -> "Iterator[list[subprocess.Popen[str] | Forked]]":
     """Whatever a test starts; what still runs at its end is killed."""
-    started: list[subprocess.Popen[str]] = []
+    started: list[subprocess.Popen[str] | Forked] = []
     yield started
     for process in started:
         process.kill()
@@ -47,31 +47,51 @@ def processes() -> Iterator[list[subprocess.Popen[str]]]:
         for stream in (process.stdin, process.stdout, process.stderr):
             if stream is not None:
                 stream.close()
+        if isinstance(process, Forked):
+            process.close()
+
+
+_SILENT = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+_IS_HEARD = {(): True, tuple(sorted(_SILENT.items())): False}  # by what is asked of its streams
+_BY_PYTHON = ("PYTHON", "LANG", "LC_")  # variables that are read as the interpreter starts
 
 
 @pytest.fixture
 def begin(
-    tmp_path: Path, environment: dict[str, str], processes: list[subprocess.Popen[str]]
-) -> Callable[..., subprocess.Popen[str]]:
-    """Starts `batchrun ...` in `tmp_path`, and does not wait for it."""
+    tmp_path: Path,
+    environment: dict[str, str],
+    processes: "list[subprocess.Popen[str] | Forked]",
+    fork_server: ForkServer,
+) -> Callable[..., Any]:
+    """Starts `batchrun ...` in `tmp_path`, and does not wait for it; in a fork, where that is all.
+
+    `command`: another one than that.
+    """
 
     def start(
         *words: object,
         env: dict[str, str] | None = None,
         before: tuple[str, ...] = (),
-        command: Sequence[str] = COMMAND,
+        command: Sequence[str] | None = None,
         **options: Any,
-    ) -> subprocess.Popen[str]:
+    ) -> subprocess.Popen[str] | Forked:
+        variables = {**environment, **(env or {})}
+        is_heard = _IS_HEARD.get(tuple(sorted(options.items())))
+        is_plain = not (before or command or any(name.startswith(_BY_PYTHON) for name in env or ()))
+        if is_plain and is_heard is not None:
+            fork = fork_server.start(tmp_path, variables, *words, is_heard=is_heard)
+            processes.append(fork)
+            return fork
         settings = {
             "cwd": tmp_path,
-            "env": {**environment, **(env or {})},
+            "env": variables,
             "stdin": subprocess.DEVNULL,
             "stdout": subprocess.PIPE,
             "stderr": subprocess.PIPE,
             "text": True,
             **options,
         }
-        process = subprocess.Popen([*before, *command, *map(str, words)], **settings)
+        process = subprocess.Popen([*before, *(command or COMMAND), *map(str, words)], **settings)
         processes.append(process)
         return process
 

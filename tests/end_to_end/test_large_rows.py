@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import pytest
 
+from tests.processes import COMMAND
 from tests.raw_sockets import listening, read_head, text_answer
 from tests.waiting import HANG_S
 
@@ -123,6 +124,7 @@ def test_rows_of_4_mb_have_a_budget_in_bytes(
         begin(
             *("run", "large.jsonl", "--model", "m", "--base-url", server.base_url, "-o", "run"),
             *("--concurrency", 200, "--api-key-env", "none", *options),
+            command=COMMAND,  # a fork's memory is also that of what it was forked from
         )
     )
     assert totals() == (rows, rows, rows), said
