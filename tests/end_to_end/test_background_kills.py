@@ -37,7 +37,7 @@ def _begun(run: Path) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("kills", "count"), [(4, 100), pytest.param(20, 400, marks=pytest.mark.long)]
+    ("kills", "count"), [(3, 50), pytest.param(20, 400, marks=pytest.mark.long)]
 )
 def test_kills_create_no_response_again_whose_id_was_on_disk(
     kills: int,

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,18 @@ _LASTS_S = 2.0
 _ROWS = 1_500
 
 
-@pytest.mark.parametrize("clothes", _CLOTHES)
+def _clothes(*short: str, long: Sequence[str]) -> list[Any]:
+    """Clothes, and those of the long form."""
+    return [*short, *(pytest.param(one, marks=pytest.mark.long) for one in long)]
+
+
+@pytest.mark.parametrize(
+    "clothes",
+    _clothes(
+        *("503", "page_200", "empty_200", "reset", "403"),
+        long=("500", "424", "page_403", "404", "400"),
+    ),
+)
 async def test_an_outage_in_any_clothes_costs_no_row_and_few_requests(
     run: Callable[..., Any], clothes: str
 ) -> None:
@@ -117,7 +128,9 @@ async def _outage(run: Callable[..., Any], clothes: str, rows: int, lasts_s: flo
     assert failed < 64 + 200  # those in flight when it began, and what was sent into it
 
 
-@pytest.mark.parametrize("clothes", ["500", "503", "424", "reset", "page_200", "empty_200", "400"])
+@pytest.mark.parametrize(
+    "clothes", _clothes("500", "reset", "page_200", "400", long=("503", "424", "empty_200"))
+)
 @pytest.mark.parametrize("bad", [(3, 11, 29), (37, 38, 39)], ids=["among", "last"])
 async def test_rows_that_always_fail_end_without_an_answer_and_the_run_ends(
     run: Callable[..., Any], clothes: str, bad: tuple[int, ...]
@@ -134,7 +147,7 @@ async def test_rows_that_always_fail_end_without_an_answer_and_the_run_ends(
     assert sum(server.requests[row] for row in range(40) if row not in bad) == 37
 
 
-@pytest.mark.parametrize("clothes", ["500", "503", "reset", "400", "403"])
+@pytest.mark.parametrize("clothes", _clothes("500", "400", long=("503", "reset", "403")))
 async def test_many_first_rows_that_always_fail_are_no_outage_at_the_end(
     run: Callable[..., Any], clothes: str
 ) -> None:
@@ -156,7 +169,7 @@ async def test_a_server_that_fails_from_the_start_is_told_as_what_it_says(
     assert "nothing has answered" not in summary.message
 
 
-@pytest.mark.parametrize("clothes", ["403", "404", "400"])
+@pytest.mark.parametrize("clothes", _clothes("403", long=("404", "400")))
 async def test_a_refusal_of_all_rows_holds_the_run_and_a_second_command_ends_them(
     run: Callable[..., Any], clothes: str, tmp_path: Path
 ) -> None:
