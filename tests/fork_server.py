@@ -90,6 +90,9 @@ def _run(
         for number, stream in enumerate(streams):
             os.dup2(stream, number)
             os.close(stream)
+        # Those of before know whether what they were opened on is a file.
+        sys.stdout = open(1, "w", encoding=sys.stdout.encoding, closefd=False)  # noqa: SIM115 - open to the end
+        sys.stderr = open(2, "w", 1, encoding=sys.stderr.encoding, closefd=False)  # noqa: SIM115
         sys.argv[:] = ["batchrun", *words]
         main()
         code = 0
