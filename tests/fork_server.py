@@ -69,7 +69,7 @@ def _keep(control: socket.socket, streams: Sequence[int]) -> None:
     with suppress(OSError):
         control.send(str(pid).encode())
         ended = os.pidfd_open(pid)
-        if ended in select.select((ended, control), (), ())[0]:
+        if ended in select.select((ended, control.fileno()), (), ())[0]:
             found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
             assert found is not None
             has_ended = found.si_code == os.CLD_EXITED

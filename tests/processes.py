@@ -95,7 +95,10 @@ class Forked:
     """A command in a fork, as `subprocess.Popen` has it."""
 
     def __init__(
-        self, control: socket.socket, stdout: IO[str] | None, stderr: IO[str] | None
+        self,
+        control: socket.socket,
+        stdout: IO[str] | None = None,
+        stderr: IO[str] | None = None,
     ) -> None:
         self.stdin: IO[str] | None = None
         self.stdout, self.stderr = stdout, stderr
@@ -204,6 +207,5 @@ class ForkServer:
             socket.send_fds(self._channel, [request], streams)
         for end in {nothing, *written}:
             os.close(end)
-        stdout, stderr = [os.fdopen(end, encoding="utf-8") for end, _ in pipes] or [None, None]
         ours.settimeout(HANG_S)
-        return Forked(ours, stdout, stderr)
+        return Forked(ours, *(os.fdopen(end, encoding="utf-8") for end, _ in pipes))

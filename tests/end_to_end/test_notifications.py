@@ -237,7 +237,7 @@ def test_what_ends_before_anything_is_sent_is_told(
     assert "bad.jsonl:2" in said["message"]
 
 
-_REFUSED = (
+_REFUSED: tuple[tuple[tuple[str, ...], dict[str, str], str], ...] = (
     # Seen at once.
     (("--notify", "nowhere"), {}, "number 1 is no URL"),
     (("--notify", "env:NOT-A-NAME"), {}, "number 1 is no URL"),

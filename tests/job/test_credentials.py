@@ -68,9 +68,9 @@ def test_an_address_that_shows_a_secret_is_refused_and_not_repeated(
     tmp_path: Path, url: str
 ) -> None:
     file = _job_file(tmp_path, f"[input]\npath = 'x'\n[notify]\nurls = ['json://a', '{url}']")
-    for load in (lambda: load_job(file), lambda: load_job("x.jsonl", {"notify.urls": (url,)})):
+    for source, settings in ((file, {}), ("x.jsonl", {"notify.urls": (url,)})):
         with pytest.raises(JobError, match=r"notify\.urls holds a secret\..* write env:NAME") as no:
-            load()
+            load_job(source, settings)
         assert "ThisIsTheKey" not in str(no.value)
         assert KEY not in str(no.value)
 

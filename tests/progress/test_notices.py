@@ -10,6 +10,7 @@ from batchrun.progress.apprise_process import hidden
 from batchrun.progress.notices import Notice, Notices, of_end, of_failed_end, of_refusal
 from batchrun.progress.summary import RunCounters, Summary
 from batchrun.records import Totals
+from tests.doc_examples import block
 
 
 def summary(ok: int = 0, not_ok: int = 0, again: int = 0, **facts: Any) -> Summary:
@@ -106,8 +107,20 @@ def test_the_end_is_told_in_its_words(made: Summary, title: str, kind: str) -> N
 
 def test_an_end_names_what_remains_and_the_next_command() -> None:
     command = "batchrun run a.jsonl -o 'my run'"
-    made = summary(ok=3, not_ok=1, state="stopped", exit_code=3, next_command=command, cap_usd=2.0)
-    assert of_end(made).body == "\n".join(
+    made = summary(
+        ok=3,
+        not_ok=1,
+        state="stopped",
+        exit_code=3,
+        next_command=command,
+        cap_usd=2.0,
+        message="no",
+    )
+    told = of_end(made).body
+    shown = block("unattended", "Being told", "text")
+    names = [[line.partition(":")[0] for line in text.splitlines()] for text in (shown, told)]
+    assert names[0] == names[1]
+    assert told == "\n".join(
         [
             "run: my run",
             "state: stopped early (exit code 3)",
@@ -116,6 +129,7 @@ def test_an_end_names_what_remains_and_the_next_command() -> None:
             "not ok: 1 (1 failed)",
             "cost: nothing so far; the cap is $2.00 (--max-cost)",
             "remaining: 6",
+            "why: no",
             "next step: go on with the 6 remaining rows",
             f"next: {command}",
         ]
