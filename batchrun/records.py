@@ -536,3 +536,6 @@ class RunRecord(Struct, frozen=True):
     judged: Judged = Judged()  # rows that earlier commands ended with, which are not judged again
     source_commit: str | None = None  # of a data set of the Hub, which the run stays with
     store: str | None = None  # the run's URL, where its tables are in a store
+    executor: str = "local"  # where the requests of the last command were sent from
+    workers: int = 0  # that it asked for; 0: it sent them itself
+    writers: int = 1  # ids given so far, also to workers that never wrote: none is given again

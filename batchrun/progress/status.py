@@ -7,13 +7,14 @@ from pathlib import Path
 
 import msgspec
 
+from batchrun.formats.amounts import plural
 from batchrun.job.expansion import recorded_expansion
 from batchrun.job.stop_time import date_and_time
 from batchrun.progress.summary import RunCounters, Summary
 from batchrun.records import FAILED
 from batchrun.remote.run_link import run_name
 from batchrun.store import reading
-from batchrun.store.files import is_locked
+from batchrun.store.files import is_driven, is_locked, live_workers
 
 _STOPPED = 3  # exit code
 _STOP_AT = "--stop-at"
@@ -24,15 +25,19 @@ def read_status(path: Path) -> Summary:
     """The live summary while it runs; else what the files hold. Raises `JobError`, `StoreError`."""
     record = reading.read_record(path)
     is_running, is_planning = is_locked(path), reading.is_planning(path)
-    if is_running and not is_planning and (live := reading.read_live(path)) is not None:
+    draining = [] if is_driven(path) else live_workers(path)
+    if is_running and not is_planning and not draining and (live := reading.read_live(path)):
         try:
             return msgspec.convert(live, Summary)
         except msgspec.ValidationError:
             pass  # written by another version: count the files
     totals = reading.read_totals(path)
     state, exit_code = reading.state_now(path, record), record.exit_code
+    message = record.message
     if is_planning:
-        state, exit_code = "planning", None
+        state, exit_code, message = "planning", None, None
+    elif draining:
+        state, exit_code, message = "stopping", None, _draining_in_words(draining)
     elif state == "killed":
         exit_code = 137
     now_s = time.monotonic()
@@ -57,7 +62,7 @@ def read_status(path: Path) -> Summary:
         rows=record.rows,
         now_s=now_s,
         exit_code=exit_code,
-        message=None if is_planning else record.message,
+        message=message,
         next_command=goes_on,
         simulated=record.simulated,
         unknown_usd=reading.read_unknown_usd(path, record),
@@ -65,6 +70,14 @@ def read_status(path: Path) -> Summary:
         unfinished_usd=round(sum(unfinished_usd), 9),
         samples=expansion.samples,
         variants=tuple(filter(None, expansion.variants)),
+    )
+
+
+def _draining_in_words(workers: Sequence[int]) -> str:
+    what = plural(len(workers), "worker")
+    return (
+        f"the command that led this run is gone; {what} (w{', w'.join(map(str, workers))}) land "
+        "what is in flight, and the next command waits for that"
     )
 
 

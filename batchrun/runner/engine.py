@@ -195,7 +195,7 @@ class Run:
         plan, resumed = self.plan, self.plan.resumed
         requests = plan.prompts.requests(plan.layout, resumed.complete, limit)
         requests = numbered(self.earlier.read_ahead(requests), resumed)
-        requests = with_background_ids(requests, self.run_dir)
+        requests = with_background_ids(requests, self.run_dir.unfinished)
         watchers = (
             FirstRows(resumed.totals.without(resumed.resent)),
             TooManyFailures(self.job.limits),

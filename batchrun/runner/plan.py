@@ -131,7 +131,7 @@ def dry_run(
         url = store_run_url(job)
         exists = (path / "run.json").exists() or (url is not None and is_in_store(url))
         if not is_new and exists:
-            run_dir = stack.enter_context(contextlib.closing(RunDir.open(path, url)))
+            run_dir = stack.enter_context(contextlib.closing(RunDir.open(path, url, doing)))
             refuse_other_use(run_dir, simulate=simulate)
         if job.input.path != STDIN:
             record = run_dir.record if run_dir is not None else None

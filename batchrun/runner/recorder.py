@@ -7,6 +7,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from msgspec.structs import replace
 
@@ -15,9 +16,20 @@ from batchrun.formats.amounts import plural
 from batchrun.progress.summary import RunCounters
 from batchrun.records import Answered, Attempt, Outcome, Request, RowKey, UnreadableBody
 from batchrun.runner.resume import EarlierOutcomes, after_attempts
-from batchrun.store.run_dir import RunDir
+from batchrun.store.unfinished import UnfinishedRows
+from batchrun.store.unreadable import UnreadableBodies
 
 DISK_PATIENCE_S = 60.0  # for a disk that does not take what has arrived
+
+
+class OutcomeStore(Protocol):
+    """Where outcomes go: a run directory, in the hands of a command or of a worker."""
+
+    unfinished: UnfinishedRows
+    unreadable: UnreadableBodies
+
+    def store(self, outcome: Outcome, *, anyway: bool = False) -> None: ...
+    def store_some(self, outcomes: Sequence[Outcome], *, anyway: bool = False) -> int: ...
 
 
 class Recorder:
@@ -28,7 +40,7 @@ class Recorder:
 
     def __init__(
         self,
-        run_dir: RunDir,
+        run_dir: OutcomeStore,
         counters: RunCounters,
         earlier: EarlierOutcomes,
         base_url: Callable[[str | None], str],

@@ -43,6 +43,7 @@ from batchrun.store.complete_rows import (
 from batchrun.store.reading import expected_rows, missing_parts
 from batchrun.store.run_dir import RunDir
 from batchrun.store.sealing import drop_orphan_calls
+from batchrun.store.unfinished import UnfinishedRows
 
 _SHOWN = 10
 _NAME = 80  # letters of a row's id
@@ -510,14 +511,14 @@ def numbered(requests: Iterator[Request | BadRow], resumed: Resumed) -> Iterator
 
 
 def with_background_ids(
-    requests: Iterator[Request | BadRow], run_dir: RunDir
+    requests: Iterator[Request | BadRow], unfinished: UnfinishedRows
 ) -> Iterator[Request | BadRow]:
     """The requests; those begun in background by an earlier command know their response."""
-    if not run_dir.unfinished:  # mostly so: a row is read with less
+    if not unfinished:  # mostly so: a row is read with less
         yield from requests
         return
     for request in requests:
-        begun = run_dir.unfinished.begun(request.key)
+        begun = unfinished.begun(request.key)
         if isinstance(request, Request) and begun is not None and begun.hash == request.hash:
             yield replace(request, resume_id=begun.response_id)
         else:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from datetime import datetime
 from functools import partial
 from typing import NamedTuple
@@ -83,9 +83,9 @@ async def run_job(
 
         watch.doing(f"opening {url or path}")
         # Before anything is read: of two commands for one directory one alone goes on.
-        # A store may take its time, in which signals are heard.
-        opened = (
-            RunDir.open(path) if url is None else await asyncio.to_thread(RunDir.open, path, url)
+        # A store or earlier workers may take their time, in which signals are heard.
+        opened = await asyncio.to_thread(
+            RunDir.open, path, url, partial(_wait_for_workers, check, watch)
         )
         run_dir = stack.enter_context(_closing(opened))
         refuse_other_use(run_dir, simulate=simulate)
@@ -210,6 +210,12 @@ def _check_answers(settings: SimulatorSettings | None) -> None:
             settings.known_answers()
     except ValueError as error:
         raise JobError(str(error)) from error
+
+
+def _wait_for_workers(check: Callable[[], None], watch: Watch, who: str) -> None:
+    """Called while workers of an earlier command land what they have in flight."""
+    check()
+    watch.doing(who)
 
 
 @contextlib.contextmanager

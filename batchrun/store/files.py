@@ -1,4 +1,7 @@
-"""The files of a run directory: their names, durable writes, and the lock.
+"""The files of a run directory: their names, durable writes, and the locks.
+
+`lock` is that of the command that has the directory. Each worker of a run has one of its own,
+`journal/wN.lock`: a worker whose lock can be taken is dead.
 
 Where the file system cannot lock, the lock file holds nothing but the owner's name: a process of
 this host that is still alive counts as the owner, and the next one is warned that nothing keeps a
@@ -29,10 +32,12 @@ SCORES = "scores"  # a folder for each scorer
 SCORES_FILE = "scores.parquet"
 INPUT = "input"
 LOCK = "lock"
-WRITER = 0  # of a run in one process
+WRITER = 0  # of the command that has the run; its workers are 1, 2, ...
 
 _NUMBERED = re.compile(r"w(\d+)-(\d{6,})(\.log|\.intent|(-not_ok|-other)?\.parquet)")
-_OPEN = re.compile(r"w\d+\.(open|started)")
+_OPEN = re.compile(r"w(\d+)\.(open|started)")
+_WORKER_LOCK = re.compile(r"w(\d+)\.lock")
+_OF_WRITER = re.compile(r"\.?(?:damaged-)?w(\d+)[-.]")
 
 
 class FileId(NamedTuple):
@@ -100,10 +105,41 @@ def open_name(writer: int) -> str:
 def open_files(folder: Path) -> tuple[str, ...]:
     """The names in `folder` of files of unfinished rows, of all writers. Raises `OSError`.
 
-    Those of schema 1 come first: a kill may have left them beside the file that took them over.
+    The last record of a row counts. Those of schema 1 come first: a kill may have left them beside
+    the file that took them over. A worker knows more of its rows than the command that gave it
+    these, and no two workers have the same rows.
     """
     names = (name for name in _entries(folder) if _OPEN.fullmatch(name))
-    return tuple(sorted(names, key=lambda name: (name.endswith(".open"), name)))
+    return tuple(sorted(names, key=lambda name: (name.endswith(".open"), writer_of(name), name)))
+
+
+def writer_of(name: str) -> int | None:
+    """Whose file it is, also of a temporary one; null for a name that no writer gives."""
+    found = _OF_WRITER.match(name.rpartition("/")[2])
+    return None if found is None else int(found[1])
+
+
+def highest_writer(run: Path) -> int:
+    """Of those whose files are there; 0 without any. Raises `OSError`."""
+    names = [name for folder in (JOURNAL, *TABLES) for name in _entries(run / folder)]
+    return max((one for one in map(writer_of, names) if one is not None), default=WRITER)
+
+
+def lock_name(writer: int) -> str:
+    """The lock of a worker, in its run directory."""
+    return f"{JOURNAL}/w{writer}.lock"
+
+
+def drained_name(writer: int) -> str:
+    """The file that says that a worker has ended by itself, in its run directory."""
+    return f"{JOURNAL}/w{writer}.drained"
+
+
+def workers_of(run: Path) -> list[int]:
+    """The workers that have a lock, dead or alive, in order. Raises `OSError`."""
+    return sorted(
+        int(found[1]) for found in map(_WORKER_LOCK.fullmatch, _entries(run / JOURNAL)) if found
+    )
 
 
 def temporary_name(name: str) -> str:
@@ -241,16 +277,16 @@ class Lock(Struct, frozen=True):
     warning: str | None = None  # the file system cannot lock
 
 
-def take_lock(folder: Path, flock: Flock = fcntl.flock) -> Lock:
+def take_lock(folder: Path, flock: Flock = fcntl.flock, name: str = LOCK) -> Lock:
     """Held until its handle is closed. Raises `JobError` where another has it; `StoreError`."""
-    path = folder / LOCK
+    path = folder / name
     with storing(path, "open the lock"):
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         warning = _lock_or_warn(folder, handle, flock)
         if not _is_at(path, handle):  # its last owner removed the directory
             os.close(handle)
-            return take_lock(folder, flock)
+            return take_lock(folder, flock, name)
         os.ftruncate(handle, 0)
         os.pwrite(handle, f"{socket.gethostname()} {os.getpid()}\n".encode(), 0)
     except BlockingIOError:
@@ -274,9 +310,59 @@ def _is_at(path: Path, handle: int) -> bool:
         return False
 
 
+def try_lock(path: Path, flock: Flock = fcntl.flock) -> Lock | None:
+    """The lock of a worker that is dead; null where it lives, or may. Raises `StoreError`.
+
+    It has a warning where only the caller can know whether the worker is dead.
+    """
+    with storing(path, "open the lock"):
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        is_alive = isinstance(error, BlockingIOError)
+        if not is_alive and error.errno not in _NO_LOCKS:
+            os.close(handle)
+            raise store_error(path, "lock", error) from error
+        owner = None if is_alive else _owner(handle)
+        if is_alive or (is_known := _is_alive(owner)):
+            os.close(handle)
+            return None
+        return Lock(handle, None if is_known is False else f"{path}: {error.strerror}")
+    return Lock(handle)
+
+
+def owner_in_words(path: Path) -> str:
+    """`process 17 on host`, of whoever took the lock last. Raises `StoreError`."""
+    with storing(path, "read"):
+        try:
+            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return _in_words(None)
+        try:
+            return _in_words(_owner(handle))
+        finally:
+            os.close(handle)
+
+
 def is_locked(folder: Path, flock: Flock = fcntl.flock) -> bool:
-    """Whether a process has the directory open to write. Raises `StoreError`."""
-    path = folder / LOCK
+    """Whether a process writes to the directory: a command or a worker. Raises `StoreError`."""
+    return is_driven(folder, flock) or bool(live_workers(folder, flock))
+
+
+def is_driven(folder: Path, flock: Flock = fcntl.flock) -> bool:
+    """Whether a command has the directory. Raises `StoreError`."""
+    return _is_held(folder / LOCK, flock)
+
+
+def live_workers(folder: Path, flock: Flock = fcntl.flock) -> list[int]:
+    """The workers that write to the directory. Raises `StoreError`."""
+    with storing(folder / JOURNAL, "list"):
+        workers = workers_of(folder)
+    return [one for one in workers if _is_held(folder / lock_name(one), flock)]
+
+
+def _is_held(path: Path, flock: Flock) -> bool:
     with storing(path, "open the lock"):
         try:
             handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

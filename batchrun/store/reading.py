@@ -46,7 +46,15 @@ from batchrun.store.columns import (
     tool_call_schema,
 )
 from batchrun.store.complete_rows import sum_totals
-from batchrun.store.files import LOCK, SCORES, SCORES_FILE, current_name, is_locked, storing
+from batchrun.store.files import (
+    LOCK,
+    SCORES,
+    SCORES_FILE,
+    current_name,
+    is_driven,
+    is_locked,
+    storing,
+)
 from batchrun.store.parts import keys_of, opened, read_part
 from batchrun.store.snapshot import Snapshot, read_snapshot, snapshot
 from batchrun.store.unfinished import read_answered
@@ -182,8 +190,8 @@ def read_events(folder: Path) -> Iterator[tuple[int, JsonObject]]:
 
 
 def is_planning(path: Path) -> bool:
-    """Whether the process that has the directory has not begun to send. Raises `StoreError`."""
-    if not is_locked(path):
+    """Whether the command that has the directory has not begun to send. Raises `StoreError`."""
+    if not is_driven(path):
         return False
     with storing(path, "read"):
         try:
@@ -200,7 +208,7 @@ def read_totals(path: Path) -> Totals:
 
 
 def state_now(path: Path, record: RunRecord) -> str:
-    """As `run.json` says; `killed` where no process has a run that is said to go on."""
+    """As `run.json` says; `killed` where no process writes to a run that is said to go on."""
     return "killed" if record.state == "running" and not is_locked(path) else record.state
 
 

@@ -6,8 +6,10 @@ asyncio here: `store` and the small files are quick, the slow work has threads o
 """
 
 import errno
+import fcntl
 import os
-from collections.abc import Collection, Sequence
+import threading
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,7 +30,9 @@ from batchrun.store.files import (
     LOCK,
     TABLES,
     WRITER,
+    Flock,
     Lock,
+    highest_writer,
     make_folders,
     next_id,
     open_files,
@@ -36,6 +40,7 @@ from batchrun.store.files import (
     storing,
     sync_path,
     take_lock,
+    workers_of,
     write_whole,
 )
 from batchrun.store.reading import EVENTS_FILE, LIVE_FILE, RUN_FILE, read_run_record
@@ -51,6 +56,14 @@ from batchrun.store.sealing import (
 from batchrun.store.snapshot import snapshot
 from batchrun.store.unfinished import UnfinishedRows
 from batchrun.store.unreadable import UNREADABLE_FILE, UnreadableBodies
+from batchrun.store.workers.adoption import (
+    Adopted,
+    adopt,
+    drop_doubles,
+    forget,
+    seal_full_segments,
+    wait_for_workers,
+)
 from batchrun.store.writing import JournalWriter
 
 __all__ = ["SCHEMA_VERSION", "RunDir"]
@@ -62,7 +75,7 @@ _OURS = {*_FILES, JOURNAL, *TABLES, INPUT}
 
 
 class RunDir:
-    """Open until `close`; not to be shared between threads."""
+    """Open until `close`; not to be shared between threads, but for what says so."""
 
     def __init__(
         self,
@@ -70,6 +83,7 @@ class RunDir:
         lock: Lock,
         made: tuple[Path, ...],
         store_run: StoreRun | None = None,
+        flock: Flock = fcntl.flock,
     ) -> None:
         """Recovers a directory that is locked: `open` does both. Raises as it does.
 
@@ -93,29 +107,42 @@ class RunDir:
         self.unfinished = UnfinishedRows(path, self._writer_id)
         self.unreadable = UnreadableBodies(path)
         self._lock: int | None = lock.handle
+        self._flock = flock
+        self._sealing = threading.Lock()  # what workers left
+        self._has_doubts = False  # a worker may live that was taken for dead
         self._made = made
         self._leftover = found.segments
         self._events: int | None = None
         self._writer: JournalWriter | None = None
 
     @classmethod
-    def open(cls, path: Path, url: str | None = None) -> "RunDir":
+    def open(
+        cls,
+        path: Path,
+        url: str | None = None,
+        waiting: Callable[[str], None] = lambda _what: None,
+        flock: Flock = fcntl.flock,
+    ) -> "RunDir":
         """The directory, made if absent, locked, and recovered whatever happened to it.
 
         `url`: where the tables of the run are, if in a store; `path` is its folder on this machine.
-        Raises `JobError` where another process has it, or where it is some other folder, or where
-        the store cannot be used; `StoreError`.
+        `waiting`: called while workers of an earlier command land what they have in flight, with
+        who they are; what it raises ends the waiting. Raises `JobError` where another process has
+        it, or where it is some other folder, or where the store cannot be used; `StoreError`.
         """
-        made, lock = _made_and_locked(path)
+        made, lock = _made_and_locked(path, flock)
         store_run = None
         try:
+            workers = wait_for_workers(path, waiting, flock)
             link = read_link(path)
             url = link.url if link is not None else url
             store_run = None if url is None else StoreRun.open(path, url)
             is_doubtful = store_run is not None and store_run.is_doubtful
             if is_doubtful:
                 undo_seals(path)
-            opened = cls(path, lock, made, store_run)
+            opened = cls(path, lock, made, store_run, flock)
+            forget(path, workers)
+            opened._drop_doubles(is_due=lock.warning is not None)
             if is_doubtful:  # a row that another machine has completed too stands once
                 opened.finish()
                 change_link(path, is_doubtful=False)
@@ -142,6 +169,8 @@ class RunDir:
 
     def save(self, record: RunRecord) -> None:
         """`run.json` says this, on disk, when it returns. Raises `StoreError`."""
+        if self.record is not None and self.record.writers > record.writers:
+            record = replace(record, writers=self.record.writers)
         text = msgspec.json.format(encode_json(record), indent=2) + b"\n"
         with storing(self.path / RUN_FILE, "write"):
             replace_file(self.path / RUN_FILE, text, durable=True)
@@ -232,8 +261,69 @@ class RunDir:
         if self._writer is not None:
             self._writer.seal_old()
 
+    def new_writer(self) -> int:
+        """The number of a worker that is about to be started: never given again. `StoreError`."""
+        if self.record is None:
+            raise RuntimeError("new_writer() needs a saved record")
+        self.upgrade()  # an older batchrun would take what workers write for a run of its own
+        with storing(self.path, "list"):
+            writer = max(self.record.writers, highest_writer(self.path) + 1)
+        self.save(replace(self.record, writers=writer + 1))
+        return writer
+
+    def adopt(
+        self, worker: int, rows: Collection[int] = (), *, is_silent: bool = False
+    ) -> Adopted | None:
+        """Puts in order what a worker left, if it is dead; null where it lives, or may.
+
+        `rows`: those that it had, as the tables number them. `is_silent`: where its lock says
+        nothing, the caller knows that it has stopped by itself. For any thread. Raises
+        `StoreError`.
+        """
+        if self.record is None:
+            raise RuntimeError("adopt() needs a saved record")
+        with self._sealing:
+            self._has_doubts |= is_silent
+            return adopt(
+                self.path,
+                self.record,
+                self.unfinished,
+                worker,
+                rows,
+                is_silent=is_silent,
+                flock=self._flock,
+            )
+
+    def seal_full_segments(self) -> None:
+        """To be called now and then where rows are sent again by workers. For any thread.
+
+        Workers leave these to this process: it alone replaces rows. Raises `StoreError`.
+        """
+        if self.record is not None:
+            with self._sealing:
+                seal_full_segments(self.path, self.record)
+
     def finish(self) -> None:
-        """All outcomes are in parts, and the journal has unfinished rows alone. `StoreError`."""
+        """All outcomes are in parts, and the journal has unfinished rows alone. `StoreError`.
+
+        But for those of workers that live.
+        """
+        if self.record is not None:
+            with storing(self.path / JOURNAL, "list"):
+                workers = workers_of(self.path)
+            for worker in workers:
+                self.adopt(worker)
+        self._finish()
+        self._drop_doubles(is_due=self._has_doubts)
+
+    def _drop_doubles(self, *, is_due: bool) -> None:
+        """Where workers were taken for dead by their silence, two may have completed a row."""
+        if is_due and self.record is not None and self.record.writers > 1:
+            self._finish()
+            self.upgrade()
+            drop_doubles(self.path, self.record.layout)
+
+    def _finish(self) -> None:
         writer, self._writer = self._writer, None
         if writer is not None:
             self._leftover = ()
@@ -325,16 +415,16 @@ class RunDir:
                 os.close(handle)
 
 
-def _made_and_locked(path: Path) -> tuple[tuple[Path, ...], Lock]:
+def _made_and_locked(path: Path, flock: Flock) -> tuple[tuple[Path, ...], Lock]:
     """The folders that were made, and the lock. Raises as `RunDir.open`."""
     for _ in range(_ATTEMPTS):
         made = _check_or_make(path)
         try:
-            return made, take_lock(path)
+            return made, take_lock(path, flock)
         except StoreError as error:  # another command made it, found a problem, and deleted it
             if not isinstance(error.__cause__, FileNotFoundError):
                 raise
-    return _check_or_make(path), take_lock(path)
+    return _check_or_make(path), take_lock(path, flock)
 
 
 def _check_or_make(path: Path) -> tuple[Path, ...]:

@@ -53,6 +53,7 @@ from batchrun.store.files import (
     storing,
     sync_path,
     temporaries,
+    writer_of,
 )
 from batchrun.store.journal import (
     READ_BYTES,
@@ -252,24 +253,31 @@ class Recovered(Struct, frozen=True):
     warnings: tuple[str, ...]
 
 
-def recover(folder: Path) -> Recovered:
-    """Finishes or rolls back interrupted seals, then repairs each segment. Raises `StoreError`."""
+def recover(folder: Path, writer: int | None = None) -> Recovered:
+    """Finishes or rolls back interrupted seals, then repairs each segment. Raises `StoreError`.
+
+    `writer`: of this one alone, since others write; else of all, which are dead.
+    """
     journal = folder / JOURNAL
+
+    def is_meant(name: str) -> bool:
+        return writer is None or writer_of(name) == writer
+
     warnings: list[str] = []
     segments = []
     with storing(folder, "recover"):
-        for name in numbered(journal, ".intent"):
+        for name in filter(is_meant, numbered(journal, ".intent")):
             finish(folder, name)
-        for name in temporaries(folder, "", JOURNAL, *TABLES):
+        for name in filter(is_meant, temporaries(folder, "", JOURNAL, *TABLES)):
             (folder / name).unlink()
-        for name in open_files(journal):
+        for name in filter(is_meant, open_files(journal)):
             _repair(journal / name, warnings)
-        for name in numbered(journal, ".log"):
+        for name in filter(is_meant, numbered(journal, ".log")):
             if _repair(journal / name, warnings):
                 segments.append(name)
             else:
                 (journal / name).unlink()
-        parts = part_names(folder, RESPONSES)
+        parts = list(filter(is_meant, part_names(folder, RESPONSES)))
     return Recovered(tuple(segments), bool(parts), tuple(warnings))
 
 

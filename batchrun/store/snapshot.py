@@ -22,6 +22,7 @@ from batchrun.records import Outcome, RowKey
 from batchrun.store.columns import KEY, response_batch
 from batchrun.store.files import (
     JOURNAL,
+    RESPONSES,
     TABLES,
     FileId,
     current_name,
@@ -36,7 +37,7 @@ from batchrun.store.files import (
     temporary_name,
 )
 from batchrun.store.journal import READ_BYTES, Frame, frame_of, may_replace, read_outcomes, scan
-from batchrun.store.parts import SLICE_ROWS, Rewrite, read_part, without
+from batchrun.store.parts import SLICE_ROWS, Rewrite, keys_of, read_part, without
 
 _ATTEMPTS = 1_000  # each failed one means that a seal took a step meanwhile
 
@@ -245,6 +246,25 @@ def _intent_by_names(folder: Path, of: FileId) -> Intent:
             rewrites.append(Rewrite(source, part, size, None, before))
         elif now == part or now not in waiting | there:
             renames.append((source, part))
-    ids = {name: id_of(name) for name in numbered(folder / JOURNAL, ".log")}
-    older = (name for name, one in ids.items() if one.writer == of.writer and one <= of)
-    return Intent(tuple(older), tuple(renames), tuple(rewrites))
+    sealed = _sealed_segments(folder, of, [source for source, _ in renames])
+    return Intent(tuple(sealed), tuple(renames), tuple(rewrites))
+
+
+def _sealed_segments(folder: Path, of: FileId, sources: Sequence[str]) -> Iterator[str]:
+    """The segments whose rows are in the parts of this id; `sources`: those before the rename."""
+    names = numbered(folder / JOURNAL, ".log")
+    if not any(name != of.segment for name in names):
+        yield from names
+        return
+    paths = (
+        folder / (source if (folder / source).exists() else final_name(source))
+        for source in sources
+        if source.startswith(f"{RESPONSES}/")
+    )
+    keys = {key for path in paths for batch in read_part(path, KEY) for key in keys_of(batch)}
+    for name in names:
+        with (folder / JOURNAL / name).open("rb", buffering=READ_BYTES) as file:
+            outcomes = (piece for piece in read_outcomes(file) if isinstance(piece, Outcome))
+            first = next(outcomes, None)
+        if name == of.segment or (first is not None and first.request.key in keys):
+            yield name

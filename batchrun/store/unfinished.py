@@ -5,11 +5,13 @@ again is there before it is. The file is framed as the journal is, and outlives 
 is dropped when the row's outcome is in the journal.
 """
 
+import errno
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 from msgspec import Struct
@@ -19,6 +21,7 @@ from batchrun.records import Answered, Begun, Request, RowKey
 from batchrun.store.columns import KEY, SCHEMA_VERSION
 from batchrun.store.files import (
     JOURNAL,
+    WRITER,
     make_folders,
     open_files,
     open_name,
@@ -35,6 +38,7 @@ from batchrun.store.snapshot import Snapshot, read_snapshot
 
 _COMPACT_BYTES = 16 << 20  # below this the file is not written anew while a run goes on; ...
 _DEAD_SHARE = 4  # ... nor while more than a fourth of it is still needed
+_ATTEMPTS = 100  # to read a file that another process writes anew meanwhile
 _HEADER = Header(SCHEMA_VERSION, 0, ())
 
 
@@ -57,10 +61,17 @@ class _Location(Struct, frozen=True):
 class UnfinishedRows:
     """The records of a run directory, in the hands of its owner. For any thread."""
 
-    def __init__(self, folder: Path, writer: int) -> None:
-        """Reads what earlier processes left. Raises `StoreError`."""
+    def __init__(self, folder: Path, writer: int, *, is_worker: bool = False) -> None:
+        """Reads what earlier processes left. Raises `StoreError`.
+
+        `is_worker`: records of the command that it works for are read and left where they are.
+        """
         self._folder = folder / JOURNAL
         self._path = self._folder / open_name(writer)
+        self._is_worker = is_worker
+        # Of a worker: what it has begun is its own but for these, which the command has.
+        self._given: set[RowKey] = set()
+        self._given_stamp: tuple[int, int, int] | None = None  # of the file that these are in
         self._lock = threading.Lock()
         self._handle: int | None = None
         self._size = 0
@@ -68,7 +79,14 @@ class UnfinishedRows:
         self._is_changed = False  # the files hold something else than what is open
         self._begun: dict[RowKey, Begun] = {}
         self._answered: dict[RowKey, _Location] = {}
-        for record, path, offset, size in _read_all(self._folder):
+        self._others: set[str] = set()  # files of dead writers, whose records are in these too
+        if is_worker:
+            self.refresh()
+            return
+        with storing(self._folder, "list"):
+            names = open_files(self._folder)
+        self._others = {*names} - {self._path.name}
+        for record, path, offset, size in _read_all(self._folder, names):
             self._take(record, path, offset, size)
 
     def __bool__(self) -> bool:
@@ -110,7 +128,7 @@ class UnfinishedRows:
             if location is None:
                 return None
             with storing(location.path, "read"):
-                return location.read()
+                return location.read() if self._is_own(location) else self._read_given(_valid(key))
 
     def drop(self, key: RowKey) -> None:
         """The row's outcome is in the journal."""
@@ -118,8 +136,82 @@ class UnfinishedRows:
         with self._lock:
             if key in self._begun or key in self._answered:
                 self._begun.pop(key, None)
+                self._given.discard(key)
                 self._answered.pop(key, None)
                 self._is_changed = True
+
+    def refresh(self) -> None:
+        """Of a worker: what the command has of rows that it may give to it. Raises `StoreError`.
+
+        To be called for each lease: it may be of rows that another worker had before.
+        """
+        with self._lock:
+            self._refresh()
+
+    def _refresh(self) -> None:
+        path = self._folder / open_name(WRITER)
+        with storing(path, "read"):
+            try:
+                with path.open("rb") as file:
+                    stat = os.fstat(file.fileno())
+                    stamp = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+                    if stamp == self._given_stamp:
+                        return
+                    records = list(_read(file, path))
+            except FileNotFoundError:
+                records, stamp = [], None
+        self._given_stamp = stamp
+        self._answered = {key: one for key, one in self._answered.items() if self._is_own(one)}
+        for key in self._given:
+            del self._begun[key]
+        self._given.clear()
+        begun, answered = set(self._begun), set(self._answered)  # what is known better here
+        for record, where, offset, size in records:
+            key = _valid(record.key)
+            if key in answered:
+                continue
+            if isinstance(record, Answered):
+                self._answered[key] = _location(record, where, offset, size)
+                if key in self._given:  # what was begun before it has ended in this answer
+                    self._given.discard(key)
+                    del self._begun[key]
+            elif key not in begun:
+                self._begun[key] = record
+                self._given.add(key)
+
+    def _is_own(self, location: _Location) -> bool:
+        """Whether it is in the file that is written here; else in the command's."""
+        return location.path == self._path or not self._is_worker
+
+    def _read_given(self, key: RowKey) -> Answered | None:
+        """A record of the command's file, which it may write anew at any moment. `OSError`."""
+        for _ in range(_ATTEMPTS):
+            location = self._answered.get(key)
+            if location is None:
+                return None
+            with suppress(FileNotFoundError, msgspec.MsgspecError):
+                found = location.read()
+                if _valid(found.key) == key:
+                    return found
+            self._given_stamp = None
+            self._refresh()
+        raise OSError(errno.EIO, "it changes faster than it can be read")
+
+    def take_over(self, writer: int, now: Snapshot) -> None:
+        """What a dead worker left is among these, but for what outcomes know. `StoreError`.
+
+        `now`: the worker's outcomes.
+        """
+        name = open_name(writer)
+        with self._lock:
+            for record, path, offset, size in _read_all(self._folder, (name,)):
+                self._take(record, path, offset, size)
+        self.drop_known(now)
+        with self._lock, storing(self._path, "write"):
+            if (self._folder / name).exists():
+                self._others.add(name)
+                self._close_file()
+                self._rewrite(is_needed=bool(self))
 
     def unnamed(self) -> Iterator[tuple[RowKey, str]]:
         """Rows without a variant, with the hashes of their requests. Raises `StoreError`."""
@@ -171,17 +263,17 @@ class UnfinishedRows:
         """The file holds what is open, or there is none. Raises `StoreError`."""
         with self._lock, storing(self._path, "write"):
             if self._is_changed:
-                self._rewrite(is_needed=bool(self))
+                self._rewrite(is_needed=bool(self._begun.keys() - self._given or self._own()))
             self._close_file()
 
     def _take(self, record: Begun | Answered, path: Path, offset: int, size: int) -> None:
         """The last record of a row is the one that counts."""
         key = _valid(record.key)
+        self._given.discard(key)
         if isinstance(record, Begun):
             self._begun[key] = record
             return
-        cost_usd = record.outcome.cost_usd or 0.0
-        self._answered[key] = _Location(path, offset, size, _last_attempt(record), cost_usd)
+        self._answered[key] = _location(record, path, offset, size)
         self._begun.pop(key, None)  # what was begun before it has ended in this answer
 
     def _append(self, record: Begun | Answered) -> None:
@@ -206,7 +298,10 @@ class UnfinishedRows:
 
     def _is_mostly_dead(self) -> bool:
         dead = self._size - _COMPACT_BYTES
-        return dead > 0 and dead > _DEAD_SHARE * sum(one.bytes for one in self._answered.values())
+        return dead > 0 and dead > _DEAD_SHARE * sum(one.bytes for one in self._own())
+
+    def _own(self) -> list[_Location]:
+        return [one for one in self._answered.values() if self._is_own(one)]
 
     def _close_file(self) -> None:
         if self._handle is not None:
@@ -221,6 +316,9 @@ class UnfinishedRows:
         whole = bytearray(frame_of(_HEADER, 0))
         answered: dict[RowKey, _Location] = {}
         for key, location in self._answered.items():
+            if not self._is_own(location):
+                answered[key] = location
+                continue
             record = location.read()
             if record.key[2] != key[2]:
                 record = _of_variant(record, key[2])
@@ -230,20 +328,23 @@ class UnfinishedRows:
                 location, path=self._path, offset=offset, bytes=size
             )
             whole += frame
-        for begun in self._begun.values():  # last: each is to end in an answer that comes later
-            whole += frame_of(begun, len(whole))
+        for key, begun in self._begun.items():  # last: each is to end in an answer that comes later
+            if key not in self._given:
+                whole += frame_of(begun, len(whole))
         if is_needed:
             replace_file(self._path, bytes(whole), durable=True)
-        for name in open_files(self._folder):
-            if name != self._path.name or not is_needed:
-                (self._folder / name).unlink()
+        for name in (*self._others, *(() if is_needed else (self._path.name,))):
+            (self._folder / name).unlink(missing_ok=True)
+        self._others.clear()
         sync_path(self._folder)
         self._answered, self._size, self._is_changed = answered, len(whole), False
 
 
 def read_open(folder: Path) -> Iterator[Begun | Answered]:
     """All records as they are now, for readers: a row's last one counts. Raises `StoreError`."""
-    for record, *_ in _read_all(folder / JOURNAL):
+    with storing(folder / JOURNAL, "list"):
+        names = open_files(folder / JOURNAL)
+    for record, *_ in _read_all(folder / JOURNAL, names):
         yield record
 
 
@@ -274,6 +375,12 @@ def _rows_that_know(now: Snapshot, ids: Mapping[RowKey, set[str | None]]) -> set
     return known
 
 
+def _location(record: Answered, path: Path, offset: int, size: int) -> _Location:
+    """`offset` and `size`: of its payload."""
+    cost_usd = record.outcome.cost_usd or 0.0
+    return _Location(path, offset, size, _last_attempt(record), cost_usd)
+
+
 def _last_attempt(answered: Answered) -> str | None:
     """Its client request id."""
     attempts = answered.outcome.attempts
@@ -293,16 +400,21 @@ _decoder = msgspec.msgpack.Decoder(Header | Begun | Answered)
 _decoder_of_schema_1 = msgspec.msgpack.Decoder(_Started)
 
 
-def _read_all(folder: Path) -> Iterator[tuple[Begun | Answered, Path, int, int]]:
-    """Each record, with its file, and the offset and size of its payload. Raises `StoreError`."""
-    with storing(folder, "list"):
-        names = open_files(folder)
+_Found = tuple[Begun | Answered, Path, int, int]  # with the file, offset and size of its payload
+
+
+def _read_all(folder: Path, names: Iterable[str]) -> Iterator[_Found]:
+    """Each record of these files, as far as they are there. Raises `StoreError`."""
     for name in names:
         path = folder / name
         with storing(path, "read"), suppress(FileNotFoundError), path.open("rb") as file:
-            for piece in scan(file):
-                if isinstance(piece, Frame) and (record := _decoded(piece.payload)):
-                    yield record, path, piece.offset + HEAD_BYTES, len(piece.payload)
+            yield from _read(file, path)
+
+
+def _read(file: BinaryIO, path: Path) -> Iterator[_Found]:
+    for piece in scan(file):
+        if isinstance(piece, Frame) and (record := _decoded(piece.payload)):
+            yield record, path, piece.offset + HEAD_BYTES, len(piece.payload)
 
 
 def _decoded(payload: bytes) -> Begun | Answered | None:

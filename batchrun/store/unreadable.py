@@ -1,7 +1,8 @@
 """Bodies of paid answers that nobody could read: `unreadable.jsonl`, a line for each.
 
 For a person who wants to see what was paid for; no table is made of it. The file is appended to,
-and only made when the first such body comes.
+and only made when the first such body comes. Each worker of a run has a file of its own,
+`unreadable-wN.jsonl`.
 """
 
 import os
@@ -17,16 +18,17 @@ from batchrun.records import STORED_BODY_BYTES, JsonObject, UnreadableBody
 from batchrun.store.files import storing, sync_data, write_whole
 
 UNREADABLE_FILE = "unreadable.jsonl"
+_OF_WORKERS = "unreadable-w*.jsonl"
 # Of the file: where a gateway answers every request with a page, its pages must not fill the disk.
 _MOST_BYTES = 256 * 1024 * 1024
 _LONGEST_LETTER = 4  # bytes of it in UTF-8
 
 
 class UnreadableBodies:
-    """The file, in the hands of the directory's owner."""
+    """The file, in the hands of the one who writes it: the directory's owner, or a worker."""
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / UNREADABLE_FILE
+    def __init__(self, folder: Path, worker: int | None = None) -> None:
+        self._path = folder / (UNREADABLE_FILE if worker is None else f"unreadable-w{worker}.jsonl")
         self._handle: int | None = None
         self._size = 0
 
@@ -69,17 +71,18 @@ class UnreadableBodies:
 
 def read_unreadable(folder: Path, custom_id: str) -> list[JsonObject]:
     """The lines of one row's attempts, in order. Raises `StoreError`."""
-    path, lines = folder / UNREADABLE_FILE, []
+    lines = []
     quoted = encode_json(custom_id)
-    with storing(path, "read"), suppress(FileNotFoundError), path.open("rb") as file:
-        for line in file:
-            if quoted not in line:
-                continue
-            with suppress(msgspec.DecodeError):  # the last line before a kill may be half there
-                value = msgspec.json.decode(line)
-                if isinstance(value, dict) and value.get("custom_id") == custom_id:
-                    lines.append(value)
-    return lines
+    for path in (folder / UNREADABLE_FILE, *sorted(folder.glob(_OF_WORKERS))):
+        with storing(path, "read"), suppress(FileNotFoundError), path.open("rb") as file:
+            for line in file:
+                if quoted not in line:
+                    continue
+                with suppress(msgspec.DecodeError):  # the last line before a kill may be half there
+                    value = msgspec.json.decode(line)
+                    if isinstance(value, dict) and value.get("custom_id") == custom_id:
+                        lines.append(value)
+    return sorted(lines, key=lambda line: str(line.get("at")))
 
 
 def _line(body: UnreadableBody) -> JsonObject:

@@ -239,6 +239,8 @@ def _check_leftovers(path: Path, proof: Proof) -> None:
             said.append(f"{name}: its rows should be in parts by now")
         elif entry.suffix in (".open", ".started"):
             _check_open(entry, name, proof)
+        elif entry.suffix in (".lock", ".drained"):
+            proof.notes.append(f"{name}: of a worker that has ended; the next command removes it")
         elif entry.name.startswith("damaged-"):
             proof.notes.append(f"{name}: damaged bytes set aside; their rows were sent again")
     proof.problems += [

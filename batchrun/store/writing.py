@@ -48,13 +48,16 @@ class JournalWriter:
         replaces: bool,
         lock: int | None,
         sync_also: Callable[[], None],
+        seals: bool = True,
     ) -> None:
         """`first` is the first id that is free.
 
         `leftover`: older segments, sealed with the first new one.
         `lock`: the folder's, for a process that seals; without it a thread of this one does.
-        `sync_also`: what is synced as often as the journal is. Raises `StoreError`.
+        `sync_also`: what is synced as often as the journal is. `seals`: else somebody else does.
+        Raises `StoreError`.
         """
+        self._is_sealed_here = seals
         self._folder, self._record, self._next = folder, record, first
         self._part_rows, self._part_bytes, self._part_seconds = part_rows, part_bytes, part_seconds
         self._began_s = time.monotonic()  # the current segment, with its first row
@@ -117,7 +120,7 @@ class JournalWriter:
         self._stop.set()
         self._syncing.join()
         self._sync()
-        if seal_rest and self._failure is None:
+        if seal_rest and self._is_sealed_here and self._failure is None:
             rest = [self._segment.path.name] if self._segment.rows else []
             if names := [*self._waiting, *rest]:
                 self._seals.put(names)
@@ -141,7 +144,8 @@ class JournalWriter:
         self._next = self._next._replace(number=self._next.number + 1)
         self._segment = self._new_segment()
         self._full.put(full)
-        self._seals.put([*self._waiting, full.path.name])
+        if self._is_sealed_here:
+            self._seals.put([*self._waiting, full.path.name])
         self._waiting = []
 
     def _sync_until_stopped(self) -> None:

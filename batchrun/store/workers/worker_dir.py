@@ -1,0 +1,163 @@
+"""A run directory in the hands of one of the workers of a run: what it writes there.
+
+A worker has a number that no other has, and files that nobody else writes while it lives: its
+journal, its parts, what is known of its unfinished rows. It adds rows and replaces none. Where
+rows are sent again, its segments stay in the journal until the command that has the run seals
+them, since that alone may write parts of others anew.
+"""
+
+import fcntl
+import os
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from batchrun.errors import JobError, StoreError
+from batchrun.formats.json_text import encode_json
+from batchrun.records import Outcome, RunRecord
+from batchrun.store.files import (
+    JOURNAL,
+    FileId,
+    Flock,
+    Lock,
+    drained_name,
+    lock_name,
+    make_folders,
+    replace_file,
+    storing,
+    take_lock,
+)
+from batchrun.store.reading import RUN_FILE, read_run_record
+from batchrun.store.unfinished import UnfinishedRows
+from batchrun.store.unreadable import UnreadableBodies
+from batchrun.store.writing import JournalWriter
+
+
+class WorkerDir:
+    """Open until `close`; not to be shared between threads."""
+
+    def __init__(self, path: Path, writer: int, record: RunRecord, lock: Lock) -> None:
+        """`open` makes it."""
+        self.path, self.writer, self.record = path, writer, record
+        # Whether the lock proves that it lives; else it is to stop by itself, see `write_until`.
+        self.can_lock = lock.warning is None
+        self.unfinished = UnfinishedRows(path, writer, is_worker=True)
+        self.unreadable = UnreadableBodies(path, writer)
+        self._lock: int | None = lock.handle
+        self._until_s: float | None = None
+        self._writer: JournalWriter | None = None
+        self._rows = 0
+
+    @classmethod
+    def open(
+        cls, path: Path, writer: int, record: RunRecord, flock: Flock = fcntl.flock
+    ) -> "WorkerDir":
+        """`writer`: from `RunDir.new_writer`; `record`: that of the command that has the run.
+
+        Raises `JobError` where this host does not see the run directory, or another process is this
+        writer; `StoreError`.
+        """
+        found = read_run_record(path)
+        if found is None or found.started_at != record.started_at or found.writers <= writer:
+            raise JobError(
+                f"{path}: a worker on {os.uname().nodename} does not see this run directory "
+                f"({RUN_FILE} is {'not there' if found is None else 'another one'}); give one on a "
+                "file system that all hosts share with --output"
+            )
+        with storing(path / JOURNAL, "make this folder"):
+            make_folders(path / JOURNAL)
+        lock = take_lock(path, flock, lock_name(writer))
+        try:
+            return cls(path, writer, record, lock)
+        except BaseException:
+            os.close(lock.handle)
+            raise
+
+    def start(
+        self,
+        *,
+        part_rows: int,
+        part_bytes: int,
+        part_seconds: float | None = None,
+        replaces: bool = False,
+        seal_in_process: bool = False,
+    ) -> None:
+        """As `RunDir.start`. Raises `StoreError`."""
+        if self._writer is not None:
+            raise RuntimeError("start() comes once")
+        self._writer = JournalWriter(
+            self.path,
+            self.record,
+            FileId(self.writer, 1),
+            (),
+            part_rows=part_rows,
+            part_bytes=part_bytes,
+            part_seconds=part_seconds,
+            replaces=replaces,
+            lock=self._lock if seal_in_process else None,
+            sync_also=self._sync_also,
+            seals=not replaces,
+        )
+
+    def write_until(self, moment_s: float | None) -> None:
+        """Nothing is stored after this moment of `time.monotonic`; null: there is none.
+
+        For where the file system cannot lock: then others take a worker for dead that has been
+        silent for long enough.
+        """
+        self._until_s = moment_s
+
+    def store(self, outcome: Outcome, *, anyway: bool = False) -> None:
+        """As `RunDir.store`."""
+        self.store_some((outcome,), anyway=anyway)
+
+    def store_some(self, outcomes: Sequence[Outcome], *, anyway: bool = False) -> int:
+        """As `RunDir.store_some`."""
+        if self._writer is None:
+            raise RuntimeError("store() comes between start() and close()")
+        if self._until_s is not None and time.monotonic() > self._until_s:
+            raise StoreError(
+                f"{self.path}: worker {self.writer} was silent for too long; others take it for "
+                "dead, so it stores nothing more"
+            )
+        taken = self._writer.append(outcomes, anyway=anyway)
+        self._rows += taken
+        if self.unfinished:
+            for outcome in outcomes[:taken]:
+                self.unfinished.drop(outcome.request.key)
+        return taken
+
+    def seal_old(self) -> None:
+        """As `RunDir.seal_old`."""
+        if self._writer is not None:
+            self._writer.seal_old()
+
+    def close(self, *, has_drained: bool = False) -> None:
+        """Everything is on disk, and the lock is free.
+
+        `has_drained`: nothing is in flight, nor will be: what is to be sealed here is sealed, and
+        `wN.drained` says so. Raises `StoreError` for what failed and was not raised yet; the
+        lock is free even so.
+        """
+        try:
+            with ExitStack() as rest:
+                rest.callback(self.unfinished.close)
+                rest.callback(self.unreadable.close)
+                writer, self._writer = self._writer, None
+                if writer is not None:
+                    writer.close(seal_rest=has_drained)
+            if has_drained:
+                path = self.path / drained_name(self.writer)
+                with storing(path, "write"):
+                    replace_file(path, encode_json({"rows": self._rows}) + b"\n", durable=True)
+        finally:
+            lock, self._lock = self._lock, None
+            if lock is not None:
+                os.close(lock)
+
+    def _sync_also(self) -> None:
+        self.unfinished.sync()
+        if not self.can_lock and self._lock is not None:  # its time says that the worker lives
+            with storing(self.path / lock_name(self.writer), "write"):
+                os.utime(self._lock)
