@@ -131,15 +131,27 @@ def lock_name(writer: int) -> str:
 
 
 def drained_name(writer: int) -> str:
-    """The file that says that a worker has ended by itself, in its run directory."""
+    """The file that says that a worker has ended, or may not begin; in its run directory."""
     return f"{JOURNAL}/w{writer}.drained"
 
 
 def workers_of(run: Path) -> list[int]:
     """The workers that have a lock, dead or alive, in order. Raises `OSError`."""
-    return sorted(
-        int(found[1]) for found in map(_WORKER_LOCK.fullmatch, _entries(run / JOURNAL)) if found
-    )
+    found = map(_WORKER_LOCK.fullmatch, _entries(run / JOURNAL))
+    return sorted(int(one[1]) for one in found if one is not None)
+
+
+def see_all(run: Path) -> None:
+    """What processes on other hosts have named in a run directory is listed from now on.
+
+    NFS knows names for up to a minute as they were, but for those in a folder that was changed from
+    here. Raises `OSError`.
+    """
+    for folder in (JOURNAL, *TABLES):
+        with suppress(FileNotFoundError):
+            name = run / folder / temporary_name(f"seen-{os.getpid()}")
+            os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            name.unlink()
 
 
 def temporary_name(name: str) -> str:

@@ -313,6 +313,7 @@ class RunDir:
                 workers = workers_of(self.path)
             for worker in workers:
                 self.adopt(worker)
+            forget(self.path)
         self._finish()
         self._drop_doubles(is_due=self._has_doubts)
 

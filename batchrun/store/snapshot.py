@@ -7,6 +7,7 @@ have their own. An intent that names no segments, of parts that are rewritten to
 counts at once.
 """
 
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
@@ -39,7 +40,9 @@ from batchrun.store.files import (
 from batchrun.store.journal import READ_BYTES, Frame, frame_of, may_replace, read_outcomes, scan
 from batchrun.store.parts import SLICE_ROWS, Rewrite, keys_of, read_part, without
 
-_ATTEMPTS = 1_000  # each failed one means that a seal took a step meanwhile
+_ATTEMPTS = 1_000  # each failed one means that a seal took a step meanwhile, ...
+_AT_ONCE = 100  # ... or, from here on, that a file system shows another host's late
+_PAUSE_S = 0.1
 
 T = TypeVar("T")
 Stamp = tuple[int, int, int]  # inode, size, time: another file has another one
@@ -106,7 +109,9 @@ def snapshot(folder: Path) -> Iterator[Snapshot]:
     """
     with ExitStack() as files:
         with storing(folder, "list"):
-            for _ in range(_ATTEMPTS):
+            for attempt in range(_ATTEMPTS):
+                if attempt > _AT_ONCE:
+                    time.sleep(_PAUSE_S)
                 listing = _list(folder)
                 with ExitStack() as opened, suppress(FileNotFoundError):
                     taken = _take(folder, listing, opened)

@@ -35,8 +35,9 @@ from batchrun.store.files import (
     numbered,
     owner_in_words,
     part_names,
+    replace_file,
+    see_all,
     storing,
-    sync_path,
     try_lock,
     workers_of,
 )
@@ -75,14 +76,17 @@ def adopt(
     `rows`: those that it had, as the tables number them. `is_silent`: where its lock says nothing,
     the caller knows that it has stopped by itself. Raises `StoreError`.
     """
-    with storing(folder / JOURNAL, "make this folder"):
-        make_folders(folder / JOURNAL)
+    if not (folder / JOURNAL).is_dir():
+        with storing(folder / JOURNAL, "make this folder"):
+            make_folders(folder / JOURNAL)
     lock = try_lock(folder / lock_name(worker), flock)
     if lock is None:
         return None
     try:
         if lock.warning is not None and not (is_silent or _has_drained(folder, worker)):
             return None
+        with storing(folder, "list"):
+            see_all(folder)
         found = recover(folder, worker)
         for segment in found.segments:  # one by one, as the worker would: its parts have the names
             seal(folder, record, (segment,))
@@ -90,7 +94,9 @@ def adopt(
         unfinished.take_over(worker, now)
         complete = frozenset(_among(now, rows)) if rows else frozenset()
         adopted = Adopted(complete, sum_totals(now), found.warnings)
-        forget(folder, (worker,))
+        with storing(folder / JOURNAL, "write"):  # it may be about to begin, which is too late
+            replace_file(folder / drained_name(worker), b"{}\n", durable=False)
+            (folder / lock_name(worker)).unlink(missing_ok=True)
     finally:
         os.close(lock.handle)
     return adopted
@@ -138,14 +144,13 @@ def seal_full_segments(folder: Path, record: RunRecord) -> None:
             seal(folder, record, (name,))
 
 
-def forget(folder: Path, workers: Sequence[int]) -> None:
-    """Nothing says any more that these may live. Raises `StoreError`."""
+def forget(folder: Path, workers: Sequence[int] = ()) -> None:
+    """Nothing says any more that there were these, or any that were adopted. `StoreError`."""
     with storing(folder / JOURNAL, "write"):
-        for worker in workers:
-            (folder / drained_name(worker)).unlink(missing_ok=True)
-            (folder / lock_name(worker)).unlink(missing_ok=True)
-        if workers:
-            sync_path(folder / JOURNAL)
+        names = [folder / lock_name(worker) for worker in workers]
+        names += (folder / JOURNAL).glob("w*.drained")
+        for name in names:
+            name.unlink(missing_ok=True)
 
 
 def wait_for_workers(
@@ -163,6 +168,9 @@ def wait_for_workers(
     while True:
         alive = [one for one in alive if not _is_dead(folder, one, silence, flock)]
         if not alive:
+            if workers:
+                with storing(folder, "list"):
+                    see_all(folder)
             return tuple(workers)
         owners = " and ".join(owner_in_words(folder / lock_name(one)) for one in alive)
         waiting(f"waiting for workers of the last command to land what is in flight ({owners})")

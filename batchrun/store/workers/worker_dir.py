@@ -69,6 +69,7 @@ class WorkerDir:
             make_folders(path / JOURNAL)
         lock = take_lock(path, flock, lock_name(writer))
         try:
+            _refuse_late(path, writer)
             return cls(path, writer, record, lock)
         except BaseException:
             os.close(lock.handle)
@@ -161,3 +162,11 @@ class WorkerDir:
         if not self.can_lock and self._lock is not None:  # its time says that the worker lives
             with storing(self.path / lock_name(self.writer), "write"):
                 os.utime(self._lock)
+
+
+def _refuse_late(path: Path, writer: int) -> None:
+    """Raises `JobError` where the worker was adopted before it began."""
+    if (path / drained_name(writer)).exists():
+        raise JobError(
+            f"{path}: worker {writer} begins only now, and was taken for dead; start another one"
+        )
