@@ -73,6 +73,8 @@ def work(
     assert record is not None
     mine = WorkerDir.open(run, worker, record)
     mine.start(part_rows=PART_ROWS, part_bytes=1 << 26, replaces=again, seal_in_process=in_process)
+    with suppress(OSError):
+        pipe.sendall(b"[]\n")
     for line in lines:
         for row in json.loads(line):
             if is_at_end(pipe):  # the driver is gone: no further row is begun
@@ -104,6 +106,7 @@ class Colleague:
     pipe: socket.socket
     leases: list[list[int]] = field(default_factory=list)
     said: bytes = b""
+    has_begun: bool = False
     is_gone: bool = False
 
 
@@ -140,8 +143,8 @@ def drive(run: Path, control: socket.socket, notes: Notes, rows: int, *, again: 
                 with suppress(OSError):
                     one.pipe.sendall(json.dumps(lease).encode() + b"\n")
         hear(workers)
-        for number, one in list(workers.items()):
-            if one.is_gone and adopt(run_dir, number, one, leases):
+        for number, one in list(workers.items()):  # also of those that live, or are frozen
+            if (one.is_gone or one.has_begun) and adopt(run_dir, number, one, leases):
                 del workers[number]
         run_dir.seal_full_segments()
     for one in workers.values():
@@ -174,7 +177,9 @@ def hear(workers: dict[int, Colleague]) -> None:
         one.said += data
         *done, one.said = one.said.split(b"\n")
         for line in done:
-            one.leases.remove(json.loads(line))
+            if lease := json.loads(line):
+                one.leases.remove(lease)
+            one.has_begun = True
 
 
 def adopt(run_dir: RunDir, number: int, one: Colleague, leases: list[list[int]]) -> bool:
@@ -220,6 +225,7 @@ class Stage:
         self.in_process = in_process
         self.alive: dict[int, str] = {}
         self.kills = Counter[str]()
+        self.frozen: dict[int, float] = {}  # until when
 
     def fork(self, role: str, main: Callable[[], None], *others: socket.socket) -> int:
         """`others`: what the new process must not hold."""
@@ -248,6 +254,21 @@ class Stage:
             if not pid:
                 return
             yield self.alive.pop(pid), os.waitstatus_to_exitcode(status)
+
+    def freeze_one(self) -> None:
+        """A worker does nothing for a moment, and goes on."""
+        workers = [pid for pid, role in self.alive.items() if role == "worker"]
+        if workers:
+            pid = self.dice.choice(workers)
+            os.kill(pid, signal.SIGSTOP)
+            self.frozen[pid] = time.monotonic() + self.dice.random() * 0.2
+
+    def thaw(self) -> None:
+        for pid, until_s in list(self.frozen.items()):
+            if time.monotonic() > until_s:
+                del self.frozen[pid]
+                if pid in self.alive:
+                    os.kill(pid, signal.SIGCONT)
 
     def kill_one(self) -> None:
         pids = [pid for pid, role in self.alive.items() if role != "watcher"]
@@ -290,6 +311,8 @@ class Stage:
             if self.kills.total() < left and time.monotonic() > next_s:
                 next_s = time.monotonic() + self.dice.random() * 0.15
                 self.kill_one()
+                self.freeze_one()
+            self.thaw()
             for role, how in self.reap():
                 if role == "driver":
                     code = how
@@ -315,6 +338,7 @@ class Stage:
     def end(self) -> None:
         """Nobody is left."""
         while any(role != "watcher" for role in self.alive.values()):
+            self.thaw()
             list(self.reap())
             time.sleep(_LOOK_S)
         for pid in self.alive:
