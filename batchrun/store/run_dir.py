@@ -108,7 +108,7 @@ class RunDir:
         self.unreadable = UnreadableBodies(path)
         self._lock: int | None = lock.handle
         self._flock = flock
-        self._sealing = threading.Lock()  # what workers left
+        self._sealing = threading.Lock()  # held by the thread that seals
         self._has_doubts = False  # a worker may live that was taken for dead
         self._made = made
         self._leftover = found.segments
@@ -237,6 +237,7 @@ class RunDir:
             replaces=replaces,
             lock=self._lock if seal_in_process else None,
             sync_also=self.unfinished.sync,
+            sealing=self._sealing,
         )
 
     def store(self, outcome: Outcome, *, anyway: bool = False) -> None:

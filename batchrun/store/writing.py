@@ -48,16 +48,17 @@ class JournalWriter:
         replaces: bool,
         lock: int | None,
         sync_also: Callable[[], None],
+        sealing: threading.Lock,
         seals: bool = True,
     ) -> None:
         """`first` is the first id that is free.
 
         `leftover`: older segments, sealed with the first new one.
         `lock`: the folder's, for a process that seals; without it a thread of this one does.
-        `sync_also`: what is synced as often as the journal is. `seals`: else somebody else does.
-        Raises `StoreError`.
+        `sync_also`: what is synced as often as the journal is. `sealing`: held by whoever seals in
+        this process. `seals`: else another process does. Raises `StoreError`.
         """
-        self._is_sealed_here = seals
+        self._sealing_lock, self._is_sealed_here = sealing, seals
         self._folder, self._record, self._next = folder, record, first
         self._part_rows, self._part_bytes, self._part_seconds = part_rows, part_bytes, part_seconds
         self._began_s = time.monotonic()  # the current segment, with its first row
@@ -181,7 +182,8 @@ class JournalWriter:
             if self._failure is not None:
                 continue
             try:
-                self._seal(names)
+                with self._sealing_lock:
+                    self._seal(names)
             except StoreError as error:
                 self._fail(error)
             except Exception as error:  # noqa: BLE001 - a thread's bug must end the run, not hide

@@ -8,6 +8,7 @@ them, since that alone may write parts of others anew.
 
 import fcntl
 import os
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -98,6 +99,7 @@ class WorkerDir:
             replaces=replaces,
             lock=self._lock if seal_in_process else None,
             sync_also=self._sync_also,
+            sealing=threading.Lock(),
             seals=not replaces,
         )
 
