@@ -160,24 +160,21 @@ class UnfinishedRows:
                     records = list(_read(file, path))
             except FileNotFoundError:
                 records, stamp = [], None
-        self._given_stamp = stamp
-        self._answered = {key: one for key, one in self._answered.items() if self._is_own(one)}
-        for key in self._given:
-            del self._begun[key]
-        self._given.clear()
-        begun, answered = set(self._begun), set(self._answered)  # what is known better here
+        # What is known better here. The new ones replace the old at once: others read meanwhile.
+        begun = {key: one for key, one in self._begun.items() if key not in self._given}
+        answered = {key: one for key, one in self._answered.items() if self._is_own(one)}
+        given_begun, given_answered = dict[RowKey, Begun](), dict[RowKey, _Location]()
         for record, where, offset, size in records:
             key = _valid(record.key)
             if key in answered:
                 continue
             if isinstance(record, Answered):
-                self._answered[key] = _location(record, where, offset, size)
-                if key in self._given:  # what was begun before it has ended in this answer
-                    self._given.discard(key)
-                    del self._begun[key]
+                given_answered[key] = _location(record, where, offset, size)
+                given_begun.pop(key, None)  # what was begun before it has ended in this answer
             elif key not in begun:
-                self._begun[key] = record
-                self._given.add(key)
+                given_begun[key] = record
+        self._begun, self._answered = begun | given_begun, answered | given_answered
+        self._given, self._given_stamp = set(given_begun), stamp
 
     def _is_own(self, location: _Location) -> bool:
         """Whether it is in the file that is written here; else in the command's."""
