@@ -109,7 +109,7 @@ class RunDir:
         self._lock: int | None = lock.handle
         self._flock = flock
         self._sealing = threading.Lock()  # held by the thread that seals
-        self._has_doubts = False  # a worker may live that was taken for dead
+        self._silent = set[int]()  # workers taken for dead by their silence: they may live
         self._made = made
         self._leftover = found.segments
         self._events: int | None = None
@@ -284,7 +284,8 @@ class RunDir:
         if self.record is None:
             raise RuntimeError("adopt() needs a saved record")
         with self._sealing:
-            self._has_doubts |= is_silent
+            if is_silent:
+                self._silent.add(worker)
             return adopt(
                 self.path,
                 self.record,
@@ -314,9 +315,11 @@ class RunDir:
                 workers = workers_of(self.path)
             for worker in workers:
                 self.adopt(worker)
+            for worker in self._silent:  # what they have written since
+                self.adopt(worker, is_silent=True)
             forget(self.path)
         self._finish()
-        self._drop_doubles(is_due=self._has_doubts)
+        self._drop_doubles(is_due=bool(self._silent))
 
     def _drop_doubles(self, *, is_due: bool) -> None:
         """Where workers were taken for dead by their silence, two may have completed a row."""

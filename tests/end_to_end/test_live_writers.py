@@ -55,8 +55,7 @@ def test_whatever_reads_or_goes_on_with_a_run_takes_the_rows_of_all_writers(
     state = json.loads(batchrun("status", "run", "--json").stdout)
     assert (state["state"], state["ok"], state["left"]) == ("stopping", stored, _ROWS - stored)
     assert "2 workers (w1, w2) land what is in flight" in state["message"]
-    proved = batchrun("verify", "run", "--json")
-    assert (proved.returncode, json.loads(proved.stdout)["state"]) == (0, "live")
+    assert batchrun("verify", "run").returncode == 0
     counted = batchrun("sql", "run", "select count(*) as n from responses", "--format", "json")
     assert json.loads(counted.stdout) == [{"n": stored}]
     with snapshot(run) as now:
@@ -65,7 +64,7 @@ def test_whatever_reads_or_goes_on_with_a_run_takes_the_rows_of_all_writers(
     cost = batchrun("cost", "run", "--format", "json")
     assert str(stored) in cost.stdout, cost.stdout
     assert f"{stored}" in batchrun("report", "run").stdout
-    assert batchrun("export", "run", "--format", "jsonl", "-o", "answers.jsonl").returncode == 0
+    assert batchrun("export", "run", "answers.jsonl").returncode == 0
     assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == stored
 
     again = begin(*command)

@@ -27,6 +27,7 @@ from typing import NoReturn
 
 from msgspec.structs import replace
 
+from batchrun.errors import ErrorKind
 from batchrun.records import Failure, Outcome, Request, Resend, Response, ToolCall, Usage
 from batchrun.store.reading import read_run_record, read_totals
 from batchrun.store.run_dir import RunDir
@@ -50,7 +51,7 @@ def outcome_of(row: int, *, again: bool) -> Outcome:
         *(f"resp_{row}", "completed", "m", None, "[]", "t" * (row % 500), None, None, (), (call,)),
         *(Usage(), None, False, None),
     )
-    result = Failure("bad_request", "no") if row % 3 == 0 and not again else answer
+    result = Failure(ErrorKind.BAD_REQUEST, "no") if row % 3 == 0 and not again else answer
     return Outcome(request, result, (), "e", "plain", replaces=again)
 
 
@@ -346,7 +347,7 @@ class Stage:
             os.waitpid(pid, 0)
 
 
-def main(folder: Path, seed: int, rows: int, kills: int, in_process: bool) -> None:
+def main(folder: Path, seed: int, rows: int, kills: int, *, in_process: bool) -> None:
     stage = Stage(folder, seed, in_process=in_process)
     stage.fork("watcher", lambda: watch(stage.run, stage.notes_path, stage.notes))
     for again in (False, True):
@@ -357,8 +358,5 @@ def main(folder: Path, seed: int, rows: int, kills: int, in_process: bool) -> No
 
 
 if __name__ == "__main__":
-    main(
-        Path(sys.argv[1]),
-        *map(int, sys.argv[2:5]),  # type: ignore[arg-type]
-        in_process=sys.argv[5:] == ["in_process"],
-    )
+    given = [*map(int, sys.argv[2:5])]
+    main(Path(sys.argv[1]), *given, in_process=sys.argv[5:] == ["in_process"])
