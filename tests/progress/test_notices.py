@@ -117,7 +117,7 @@ def test_an_end_names_what_remains_and_the_next_command() -> None:
         message="no",
     )
     told = of_end(made).body
-    shown = block("unattended", "Being told", "text")
+    shown = block("unattended", "Messages about a run", "text")
     names = [[line.partition(":")[0] for line in text.splitlines()] for text in (shown, told)]
     assert names[0] == names[1]
     assert told == "\n".join(
