@@ -284,9 +284,7 @@ class RunDir:
         if self.record is None:
             raise RuntimeError("adopt() needs a saved record")
         with self._sealing:
-            if is_silent:
-                self._silent.add(worker)
-            return adopt(
+            adopted = adopt(
                 self.path,
                 self.record,
                 self.unfinished,
@@ -295,6 +293,9 @@ class RunDir:
                 is_silent=is_silent,
                 flock=self._flock,
             )
+        if adopted is not None and not adopted.is_certain:
+            self._silent.add(worker)
+        return adopted
 
     def seal_full_segments(self) -> None:
         """To be called now and then where rows are sent again by workers. For any thread.
@@ -315,7 +316,7 @@ class RunDir:
                 workers = workers_of(self.path)
             for worker in workers:
                 self.adopt(worker)
-            for worker in self._silent:  # what they have written since
+            for worker in sorted(self._silent):  # what they have written since
                 self.adopt(worker, is_silent=True)
             forget(self.path)
         self._finish()

@@ -20,7 +20,7 @@ from tests.waiting import HANG_S
 Run = Callable[..., CompletedProcess[str]]
 Begin = Callable[..., "Popen[str]"]
 
-_ROWS, _IN_FLIGHT = 60, 8
+_ROWS, _IN_FLIGHT = 300, 8  # of the command that is killed
 _ASK = ("--prompt", "{{ question }}", "--model", "gpt-4.1", "-o", "run")
 
 
@@ -42,10 +42,10 @@ def test_whatever_reads_or_goes_on_with_a_run_takes_the_rows_of_all_writers(
     workers: ExitStack,
 ) -> None:
     source = write_rows(questions(_ROWS))
-    base_url = simulator("--latency", "0.1")
-    command = ("run", source, *_ASK, "--concurrency", _IN_FLIGHT, "--base-url", base_url)
+    base_url = simulator("--latency", "0.3")
+    command = ("run", source, *_ASK, "--base-url", base_url)
     run = tmp_path / "run"
-    first = begin(*command)
+    first = begin(*command, "--concurrency", _IN_FLIGHT)
     wait_until(lambda: (run / "run.json").exists() and read_totals(run).rows > 30, first)
     first.kill()
     first.wait(HANG_S)
@@ -67,7 +67,7 @@ def test_whatever_reads_or_goes_on_with_a_run_takes_the_rows_of_all_writers(
     assert batchrun("export", "run", "answers.jsonl").returncode == 0
     assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == stored
 
-    again = begin(*command)
+    again = begin(*command, "--concurrency", _ROWS)
     read_until(again, "waiting for workers of the last command to land what is in flight")
     one.close(has_drained=True)
     assert again.poll() is None

@@ -69,7 +69,7 @@ def work(
     run: Path, worker: int, pipe: socket.socket, notes: Notes, *, again: bool, in_process: bool
 ) -> None:
     """A worker: rows in, a line for each lease that is done; at the end of the pipe it drains."""
-    lines = pipe.makefile("rb")
+    lines = lines_of(pipe)
     record = read_run_record(run)
     assert record is not None
     mine = WorkerDir.open(run, worker, record)
@@ -89,6 +89,11 @@ def work(
             continue
         break
     mine.close(has_drained=True)
+
+
+def lines_of(pipe: socket.socket) -> Iterator[bytes]:
+    with suppress(ConnectionResetError):  # a driver that was killed had not read all
+        yield from pipe.makefile("rb")
 
 
 def is_at_end(pipe: socket.socket) -> bool:
@@ -305,7 +310,10 @@ class Stage:
         code: int | None = None
         while code is None:
             ready, _, _ = select.select([control], [], [], _LOOK_S)
-            if ready and (asked := control.recv(100)):
+            asked = b""
+            with suppress(ConnectionResetError):
+                asked = control.recv(100) if ready else b""
+            if asked:
                 self._start_worker(int(asked), control, again=again)
             elif ready:
                 time.sleep(_LOOK_S)
@@ -337,23 +345,30 @@ class Stage:
         ours.close()
 
     def end(self) -> None:
-        """Nobody is left."""
+        """Nobody is left, once all but the watcher have ended."""
         while any(role != "watcher" for role in self.alive.values()):
             self.thaw()
             list(self.reap())
             time.sleep(_LOOK_S)
+        self.kill_all()
+
+    def kill_all(self) -> None:
         for pid in self.alive:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
+        self.alive.clear()
 
 
 def main(folder: Path, seed: int, rows: int, kills: int, *, in_process: bool) -> None:
     stage = Stage(folder, seed, in_process=in_process)
     stage.fork("watcher", lambda: watch(stage.run, stage.notes_path, stage.notes))
-    for again in (False, True):
-        stage.play(rows, kills, again=again)
-        stage.notes.add("ended")
-    stage.end()
+    try:
+        for again in (False, True):
+            stage.play(rows, kills, again=again)
+            stage.notes.add("ended")
+        stage.end()
+    finally:
+        stage.kill_all()
     sys.stdout.write(json.dumps(dict(stage.kills)))
 
 

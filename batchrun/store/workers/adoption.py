@@ -59,6 +59,7 @@ class Adopted(Struct, frozen=True):
     complete: frozenset[Place]  # of the rows asked about
     totals: Totals  # of all rows that it completed
     warnings: tuple[str, ...]  # what was damaged and set aside
+    is_certain: bool = True  # that it is dead: else only its silence says so
 
 
 def adopt(
@@ -93,7 +94,8 @@ def adopt(
         now = _only(folder, worker)
         unfinished.take_over(worker, now)
         complete = frozenset(_among(now, rows)) if rows else frozenset()
-        adopted = Adopted(complete, sum_totals(now), found.warnings)
+        is_certain = lock.warning is None
+        adopted = Adopted(complete, sum_totals(now), found.warnings, is_certain=is_certain)
         with storing(folder / JOURNAL, "write"):  # it may be about to begin, which is too late
             replace_file(folder / drained_name(worker), b"{}\n", durable=False)
             (folder / lock_name(worker)).unlink(missing_ok=True)
