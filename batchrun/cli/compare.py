@@ -25,16 +25,14 @@ Examples:
     "variants",
     metavar="NAME",
     multiple=True,
-    help="The first is what the others are compared with. Several runs: one for all, or for each.",
+    help="Repeatable; the others are compared with the first. Several runs: one for all or each.",
 )
 @click.option(
     "--scorer", "scorers", metavar="NAME", multiple=True, help="This one alone; repeatable."
 )
 @click.option("--by", metavar="COLUMN", help="A line for each value of a column of the prompts.")
-@click.option(
-    "--cluster", metavar="COLUMN", help="Questions with one value of COLUMN belong together."
-)
-@click.option("--level", default=0.95, show_default=True, help="Of the intervals.")
+@click.option("--cluster", metavar="COLUMN", help="Questions with the same value are one cluster.")
+@click.option("--level", default=0.95, show_default=True, help="Level of the intervals.")
 @click.option(
     "--missing",
     type=click.Choice(["leave", "zero"]),
@@ -46,7 +44,7 @@ Examples:
     "--flips",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="Write all questions of which another share is right, as Parquet.",
+    help="Write all questions whose shares of right answers differ, as Parquet.",
 )
 @click.option(
     "--format",
@@ -68,7 +66,7 @@ def compare(
 ) -> None:
     """Compare variants of a run, or runs, over the questions that both have scored.
 
-    The difference is taken question by question, so what is hard for both does not count as error.
+    The difference is taken question by question, so that the difficulty of a question cancels out.
     All are compared with the first; with more than two the p values are corrected (Holm).
     """
     from batchrun.evals.compare import compare as compare_runs

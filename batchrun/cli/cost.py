@@ -23,7 +23,7 @@ Examples:
     "--by",
     metavar="COLUMN",
     multiple=True,
-    help="By a column of responses or of the input, run, model, tier or attempt, by date as "
+    help="Group by a column of responses or of the input, run, model, tier or attempt, by date as "
     "started_at:day (hour, week, month, year), or by an expression in SQL. May be repeated: by all "
     "of them together.",
 )

@@ -25,14 +25,14 @@ Examples:
     "--expect-output",
     type=click.IntRange(0, 10_000_000),
     metavar="N",
-    help="Tokens of an answer, instead of three assumptions.",
+    help="Assume N tokens for each answer, instead of three lengths.",
 )
 @click.option("--models", metavar="A,B,C", help="Compare models: all rows with each of these.")
 @click.option(
     "--pilot",
     type=click.IntRange(1),
     metavar="N",
-    help="Send N random rows, and estimate by them what all will cost.",
+    help="Send N random rows, and estimate from them what all will cost.",
 )
 def estimate(
     *,

@@ -19,7 +19,7 @@ Examples:
 @click.argument("source", metavar="FILE")
 @click.option("--id", metavar="COLUMN", help="Column that names the prompt.")
 @click.option("--text", metavar="COLUMN", help="Column with the answer's text.")
-@click.option("--target", metavar="COLUMN", help="Column with what is right; stored as target.")
+@click.option("--target", metavar="COLUMN", help="Column with the right answer; stored as target.")
 @click.option("--sample", metavar="COLUMN", help="Column that numbers answers to a prompt, from 0.")
 @click.option("--variant", metavar="COLUMN", help="Column that names the model or setting.")
 @click.option("--model", metavar="COLUMN", help="Column with the model that answered.")
@@ -30,7 +30,7 @@ Examples:
     metavar="DIR",
     required=True,
     type=click.Path(path_type=Path),
-    help="Run directory; a new one.",
+    help="New run directory.",
 )
 def import_(
     *,
@@ -46,8 +46,9 @@ def import_(
 ) -> None:
     """Make a run of answers that were produced elsewhere, to be scored and compared.
 
-    FILE has a row for each answer (.jsonl, .parquet, …): name its columns. Without --text it holds
-    results of the Batch API. The rows are stored as completed answers; the run cannot be sent.
+    FILE (.jsonl, .parquet, …) has a row for each answer; the options name its columns. Without
+    --text, FILE holds results of the Batch API. The rows are stored as completed answers; the run
+    cannot be sent.
     """
     from batchrun.evals.import_answers import Columns, import_answers
     from batchrun.formats.amounts import plural

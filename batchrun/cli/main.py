@@ -24,10 +24,10 @@ _COMMANDS = {
     "report": ("report", "Summarise a run, in tables or as an HTML page."),
     "import": ("import_", "Make a run of answers produced elsewhere."),
     "score": ("score", "Score the answers of a run."),
-    "metrics": ("metrics", "Show what scores add up to, with intervals."),
+    "metrics": ("metrics", "Summarise scores: means, intervals, pass@k."),
     "compare": ("compare", "Compare variants or runs by their scores."),
-    "sql": ("sql", "Answer a query in SQL over the rows of runs."),
-    "export": ("export", "Write all rows into one file: JSON Lines, CSV, Batch."),
+    "sql": ("sql", "Run an SQL query over the rows of runs."),
+    "export": ("export", "Write all rows into one file, such as CSV or Parquet."),
     "verify": ("verify", "Prove from its files that a run is complete."),
     "simulate": ("simulate", "Serve simulated answers of the Responses API."),
 }
@@ -70,7 +70,7 @@ class _Commands(click.Group):
 def batchrun() -> None:
     """Run a prompt set against an OpenAI-style Responses API, and get Parquet tables.
 
-    The same command again resumes: no answer that arrived is lost or paid for again.
+    The same command again resumes: no answer that has arrived is lost or paid for again.
     """
 
 

@@ -26,26 +26,24 @@ Examples:
     "--scorer", "scorers", metavar="NAME", multiple=True, help="This one alone; repeatable."
 )
 @click.option("--by", metavar="COLUMN", help="A line for each value of a column of responses.")
+@click.option("--cluster", metavar="COLUMN", help="Questions with the same value are one cluster.")
 @click.option(
-    "--cluster", metavar="COLUMN", help="Questions with one value of COLUMN belong together."
+    "--at", metavar="K,K", help="The k of pass@k and pass^k.  [default: number of samples]"
 )
-@click.option(
-    "--at", metavar="K,K", help="The k of pass@k and pass^k.  [default: samples of a question]"
-)
-@click.option("--level", default=0.95, show_default=True, help="Of the intervals.")
+@click.option("--level", default=0.95, show_default=True, help="Level of the intervals.")
 @click.option(
     "--method",
     type=click.Choice(["auto", "t", "wilson", "bootstrap"]),
     default="auto",
     show_default=True,
-    help="Of the intervals; auto: wilson for scores of 0 and 1, t for others.",
+    help="How intervals are made; auto: wilson for scores of 0 and 1, t for others.",
 )
 @click.option(
     "--missing",
     type=click.Choice(["leave", "zero"]),
     default="leave",
     show_default=True,
-    help="Rows without a score leave the mean, or count as 0.",
+    help="Rows without a score are left out, or count as 0.",
 )
 @click.option(
     "--format",
@@ -59,7 +57,7 @@ Examples:
     "requirements",
     metavar="TEXT",
     multiple=True,
-    help="SCORER>=0.8 or SCORER.VARIANT>=0.8; exit code 1 where a mean is not so. Repeatable.",
+    help="SCORER>=0.8 or SCORER.VARIANT>=0.8: exit code 1 if it does not hold. Repeatable.",
 )
 def metrics(
     run_paths: tuple[Path, ...],
@@ -73,10 +71,10 @@ def metrics(
     form: str,
     requirements: tuple[str, ...],
 ) -> None:
-    """Show what the scores of runs add up to: means, errors, pass@k, cost.
+    """Summarise the scores of runs: means, errors, pass@k, cost.
 
-    The error of a mean is over questions, whose samples are one each, never over samples. Works
-    while a run goes on, with the rows that are scored.
+    Standard errors count questions, never samples: each question counts with the mean of its
+    samples. Works while a run goes on, with the rows that are scored.
     """
     from batchrun.evals.metrics import metrics as measure
     from batchrun.evals.metrics import read_requirement, unmet

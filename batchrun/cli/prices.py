@@ -31,7 +31,7 @@ Examples:
     "form",
     type=click.Choice(["table", "csv", "json", "markdown"]),
     default="table",
-    help="Tables for a terminal, or one of these.",
+    help="Tables for a terminal (the default), or one of these.",
 )
 def prices(models: tuple[str, ...], job_file: Path | None, form: str) -> None:
     """Show the prices of models: by tier, where each comes from, and how old the list is.

@@ -27,7 +27,7 @@ Exit codes:
   3  stopped early (budget, key, quota, failures, endpoint down, time to stop)
   4  ended, but some rows are not ok (more than --tolerate)
   129, 130, 143  interrupted
-After 1, 3, 129, 130 and 143 the same command goes on where it stopped.
+After 1, 3, 129, 130 and 143 the same command continues where it stopped.
 """
 
 
@@ -36,14 +36,15 @@ After 1, 3, 129, 130 and 143 the same command goes on where it stopped.
 def run(*, dry_run: bool, as_json: bool, **given: Any) -> None:
     """Run a prompt set, or resume it.
 
-    SOURCE is a prompt set (.jsonl, .json, the same packed (.gz, .bz2, …), .parquet, a folder or a
-    quoted glob of these, such a place in an object store (s3://, gs://, abfs://) or on the Hub
-    (hf://datasets/OWNER/NAME), - for JSON Lines on standard input) or a job file (.toml).
+    SOURCE is a job file (.toml) or a prompt set. A prompt set is a file (.parquet; .jsonl, .ndjson
+    or .json, also with .gz, .zst, .bz2 or .xz), a folder or a quoted glob of such files, one of
+    these in an object store (s3://, gs://, abfs://) or on the Hub (hf://datasets/OWNER/NAME), a run
+    directory, or - for JSON Lines on standard input.
 
     Rows may be columns for a template (--prompt), Responses bodies, OpenAI Batch lines, or chat
     messages. Everything is checked before anything is sent. The results are Parquet files in
-    RUN/responses and RUN/tool_calls. The same command again resumes. No answer that arrived is
-    lost or paid for again; after a kill, only requests that were in flight can be.
+    RUN/responses and RUN/tool_calls. The same command again resumes: no answer that has arrived is
+    lost or paid for again. After a kill, only requests that were in flight can be paid for twice.
     """
     from batchrun.progress.summary_text import render_end
 

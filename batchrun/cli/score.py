@@ -23,7 +23,7 @@ Exit codes:
   0  all rows that can be scored are
   1  the run directory cannot be read or written
   2  a scorer, a target or the run is wrong; no score was changed
-  4  a scorer raised for some rows, which have no score
+  4  a scorer failed for some rows, which have no score
 """
 
 
