@@ -22,12 +22,12 @@ from batchrun.evals.batch_results import is_batch_result, read_batch_result
 from batchrun.formats.json_text import as_utf8, encode_json, shown
 from batchrun.formats.printable import nearest
 from batchrun.inputs.carried import Carrier
-from batchrun.inputs.column_tally import ColumnTally
 from batchrun.inputs.identity import repeated_hashes
 from batchrun.inputs.parquet import ColumnUse
 from batchrun.inputs.requests import HASH_RULE
 from batchrun.inputs.rows import NO_COLUMNS, SourceRow, Unsendable
 from batchrun.inputs.sources import Source, SourceReader, find_source
+from batchrun.inputs.survey.column_tally import ColumnTally
 from batchrun.job.sections import InputJob
 from batchrun.records import (
     Failure,

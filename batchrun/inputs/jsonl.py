@@ -25,7 +25,9 @@ from batchrun.errors import InputError
 from batchrun.formats.json_text import kind_in_words
 from batchrun.formats.printable import listed
 from batchrun.inputs.rows import (
+    OFFSETS_EVERY,
     FileRows,
+    RowOffsets,
     RowProblem,
     SourceFile,
     SourceRow,
@@ -45,6 +47,7 @@ _BRACE = ord("{")
 _ODD = frozenset(b"\x1a\xef")  # first bytes of a line that are no JSON
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _WHITE = b" \t\r\n"
+_BEGIN = (0, 1)  # byte and line
 
 AnyFile = Path | RemoteFile
 Lines = Iterator[tuple[int, bytes]]  # the number of the line where a value begins, and its bytes
@@ -58,17 +61,25 @@ class Wrapped(Struct):
 
 
 def read_rows(
-    file: SourceFile, first: int, complete: bytearray | None, wrapped: Wrapped | None = None
+    file: SourceFile,
+    first: int,
+    complete: bytearray | None,
+    wrapped: Wrapped | None = None,
+    *,
+    begin: tuple[int, int] = _BEGIN,
+    noted: RowOffsets | None = None,
 ) -> FileRows:
     """The rows of the file, the first being `first`.
 
     Rows that `complete` marks are passed over undecoded; reading ends after the last other one.
-    `wrapped`: None where an object is a row in any case.
+    `wrapped`: None where an object is a row in any case. `begin`: the byte and line at which
+    `first` is, as they were `noted`; these get nothing where a file can be read as a whole alone.
     Raises `InputError` where the file cannot be read.
     """
     number, name = first, file.name
     end = None if complete is None else complete.rfind(0) + 1
-    for line, raw in _with_tables(read_lines(file.path), file, wrapped):
+    lines = read_lines(file.path, begin=begin, noted=noted)
+    for line, raw in lines if begin[0] else _with_tables(lines, file, wrapped):
         if number == end:
             break
         if complete is None or not complete[number]:
@@ -206,23 +217,39 @@ def _rows_of_columns(value: Any) -> list[dict[str, Any]] | None:
     return [{name: column[key] for name, column in value.items()} for key in keys]
 
 
-def read_lines(path: AnyFile, buffer_bytes: int = _BUFFER) -> Lines:
+def read_lines(
+    path: AnyFile,
+    buffer_bytes: int = _BUFFER,
+    *,
+    begin: tuple[int, int] = _BEGIN,
+    noted: RowOffsets | None = None,
+) -> Lines:
     """The values of the file, with the numbers of their first lines, from 1.
 
     Of JSON Lines they are the lines that are not blank, with their ends if they have one. Time is
-    linear in the bytes. Raises `InputError` where the file cannot be read.
+    linear in the bytes. `begin` and `noted`: see `read_rows`.
+    Raises `InputError` where the file cannot be read.
     """
     compression = COMPRESSIONS.get(path.suffix.lower())
+    offset, first_line = begin
     try:
         if compression is not None and _size(path) == 0:
             return  # some tools leave an empty file for no rows
-        with _opened(path, compression, _BUFFER) as stream:
-            layout = _layout(_start(stream), path)
+        layout = _Layout()
+        if not offset:
+            with _opened(path, compression, _BUFFER) as stream:
+                layout = _layout(_start(stream), path)
         with _opened(path, compression, buffer_bytes) as stream:
             if layout.spans_lines:
                 yield from _Values(stream, path, layout).read()
                 return
-            for number, line in enumerate(_cr_lines(stream) if layout.has_cr else stream, 1):
+            if offset:
+                stream.seek(offset)
+            if noted is not None and compression is None and not layout.has_cr:
+                yield from _noting_lines(stream, noted)
+                return
+            lines = _cr_lines(stream) if layout.has_cr else stream
+            for number, line in enumerate(lines, first_line):
                 if line[0] == _BRACE:  # nearly all
                     yield number, line
                     continue
@@ -238,6 +265,19 @@ def read_lines(path: AnyFile, buffer_bytes: int = _BUFFER) -> Lines:
         raise InputError(
             f"{path}: cannot be read ({reason}){damaged}; write the file again or check its rights"
         ) from error
+
+
+def _noting_lines(stream: IO[bytes], noted: RowOffsets) -> Lines:
+    """The lines of `read_lines`, while it is noted where they begin."""
+    rows = offset = 0
+    for number, line in enumerate(stream, 1):
+        text = _without_marks(line) if line[0] in _ODD else line
+        if text and not text.isspace():
+            if rows % OFFSETS_EVERY == 0:
+                noted.add(offset, number)
+            rows += 1
+            yield number, text
+        offset += len(line)
 
 
 @contextmanager

@@ -75,6 +75,13 @@ def read_columns(file: SourceFile) -> tuple[dict[str, pa.DataType], set[str]]:
     return types, {name for name, count in counts.items() if count > 1}
 
 
+def largest_group(file: SourceFile) -> int:
+    """Rows of the largest row group. Raises `InputError`."""
+    with _opened(file) as parquet:
+        groups = range(parquet.metadata.num_row_groups)
+        return max((parquet.metadata.row_group(at).num_rows for at in groups), default=0)
+
+
 def copy_columns(file: SourceFile, path: Path, names: Collection[str]) -> None:
     """Writes the columns of these names, in lower case, for all rows. Raises `InputError`."""
     with _opened(file) as parquet:
@@ -90,10 +97,10 @@ def copy_columns(file: SourceFile, path: Path, names: Collection[str]) -> None:
 def read_rows(file: SourceFile, first: int, complete: bytearray | None, use: ColumnUse) -> FileRows:
     """The rows of the file, the first being `first`.
 
-    Rows that `complete` marks are passed over undecoded.
+    Rows that `complete` marks are passed over undecoded; reading ends after the last other one.
     Raises `InputError` where the file cannot be read, or a column does not fit its pinned type.
     """
-    row = first
+    row, last = first, None if complete is None else complete.rfind(0)
     with _opened(file) as parquet:
         reader = _BatchReader(file, parquet.schema_arrow, use)
         size = _batch_rows(parquet.metadata)
@@ -107,6 +114,8 @@ def read_rows(file: SourceFile, first: int, complete: bytearray | None, use: Col
                 for batch in chain.from_iterable(map(_halved, batches)):
                     yield from reader.rows(batch, row, complete)
                     row += batch.num_rows
+                    if last is not None and row > last:
+                        return row
             except OSError as error:
                 if _is_encrypted(error):
                     raise _encrypted(file, parquet, group, reader) from error

@@ -16,9 +16,9 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, Self
 
-from msgspec import Struct, field
+from msgspec import Struct
 from msgspec.structs import asdict, replace
 
 from batchrun.dialects.responses import output_limit
@@ -28,22 +28,22 @@ from batchrun.formats.amounts import plural
 from batchrun.formats.printable import nearest
 from batchrun.inputs import parquet
 from batchrun.inputs.carried import Carrier, check_types
-from batchrun.inputs.column_tally import ColumnTally
 from batchrun.inputs.findings import Findings, VariantFindings, make_findings
 from batchrun.inputs.identity import FALLBACK, Identity, RowNames
 from batchrun.inputs.jsonl import Wrapped
 from batchrun.inputs.parquet import ColumnUse
 from batchrun.inputs.requests import BATCH, HASH_RULE, Draft, RequestMaker
-from batchrun.inputs.rows import NO_COLUMNS, SourceFile, SourceRow
-from batchrun.inputs.sources import Source, SourceReader, find_source
-from batchrun.job.expansion import PLAIN, Expansion
-from batchrun.job.sections import InputJob, VariantJob
+from batchrun.inputs.rows import NO_COLUMNS, FilePart, FileSpan, SourceFile, SourceRow
+from batchrun.inputs.sources import Source, SourceReader, Stamp, find_source, without_folder
+from batchrun.inputs.survey.column_tally import ColumnTally
+from batchrun.inputs.survey.survey import MAX_MODELS, Gathered, Survey
+from batchrun.job.expansion import Expansion
+from batchrun.job.sections import InputJob, Job, VariantJob
 from batchrun.limits.answer_sizes import is_bounded
 from batchrun.records import BadRow, JsonObject, Layout, Request
 
-__all__ = ["PromptSet", "Source", "SourceFile", "Survey", "find_source"]
+__all__ = ["MAX_MODELS", "PromptSet", "Source", "SourceFile", "Survey", "find_source"]
 
-MAX_MODELS = 1_000  # that are remembered
 _STEP = 1_000  # rows between two calls of `on_rows`, ...
 _STEP_BYTES = 16 << 20  # ... or so many bytes of bodies
 _SHOWN = 10
@@ -54,58 +54,15 @@ _UNSTORABLE = 0x5555_5555_5555_5555
 OnBody = Callable[[int, JsonObject], None]  # a request's number and its body
 
 
-class _Gathered(Struct):
-    """What the full pass gathers row by row."""
+class PinnedSource(Struct, frozen=True):
+    """What another process needs to read the same requests of a source, without a survey."""
 
-    expansion: Expansion = PLAIN
-    hashes: "array[int]" = field(default_factory=lambda: array("Q"))  # of requests, or bad rows
-    is_bad: bytearray = field(default_factory=bytearray)  # 1 for each that cannot be sent
-    # 1 where nothing bounds the cost; empty where not asked for
-    is_unbounded: bytearray = field(default_factory=bytearray)
-    models: dict[str | None, None] = field(default_factory=dict)  # None: rows name no model
-    body_bytes: int = 0  # sum
-
-    @property
-    def rows(self) -> int:
-        """Those of the table: one for each request."""
-        return len(self.hashes)
-
-    @property
-    def source_rows(self) -> int:
-        return len(self.hashes) // self.expansion.width
-
-    @property
-    def bad_rows(self) -> int:
-        """Of the table."""
-        return self.is_bad.count(1)
-
-    def add(self, draft: Draft, *, mark_unbounded: bool) -> None:
-        """One more request of a row, but its first."""
-        body = draft.body
-        self.hashes.append(draft.hash)
-        self.is_bad.append(body is None)
-        if mark_unbounded:
-            bounded = body is None or is_bounded(draft.written, output_limit(body))
-            self.is_unbounded.append(not bounded)
-        if body is not None:
-            self.body_bytes += len(draft.written)
-            if len(self.models) < MAX_MODELS:
-                self.models[body.get("model")] = None
-
-
-class Survey(_Gathered, kw_only=True):
-    """What the full pass found."""
-
+    source: Source
+    stamps: dict[int, Stamp]
     layout: Layout
-    ids: "array[int] | None"  # 'q': hash(custom_id) of each row; None: known by number alone
-    carried_bytes: int  # sum, an estimate
-    sent: tuple[str, ...]  # source columns, in order of first appearance
-    carried: tuple[str, ...]
-    first: Request | None
-    problems: tuple[BadRow, ...]  # the first ten
-    warnings: tuple[str, ...]
-    forms: dict[str, int] = field(default_factory=dict)  # what rows were taken for, to their number
-    refusal: str | None = None  # why the template cannot be meant
+    hash_rule: int
+    is_appended: bool
+    has_begun: bool
 
 
 class PromptSet:
@@ -148,6 +105,7 @@ class PromptSet:
         columns = self._maker.row_columns
         self._wrapped = None if columns is None else Wrapped(columns)
         self._reader = SourceReader(source, self._wrapped)
+        self._hash_rule = hash_rule
         used = self._maker.may_use
         if source.carry is not None and used is not None and not self._maker.has_template:
             used &= frozenset(source.carry)  # not the model that answered, and the like
@@ -158,6 +116,29 @@ class PromptSet:
         self._hashes: array[int] | None = None
         self._has_begun = False  # a run, with the layout that it has pinned
 
+    @classmethod
+    def reopen(cls, pinned: PinnedSource, job: Job) -> Self:
+        """As another process has surveyed it, for `part`. Raises as the class itself."""
+        made = cls(
+            pinned.source,
+            job.input,
+            job.request,
+            pinned.hash_rule,
+            samples=job.expand.samples,
+            variants=job.variants,
+            is_appended=pinned.is_appended,
+        )
+        made._has_begun = pinned.has_begun
+        made._reader.stamps.update(pinned.stamps)
+        return made
+
+    def pinned(self, layout: Layout) -> PinnedSource:
+        """For another process, after the survey."""
+        source, stamps = without_folder(self._source), dict(self._reader.stamps)
+        return PinnedSource(
+            source, stamps, layout, self._hash_rule, self._is_appended, self._has_begun
+        )
+
     def survey(
         self,
         pinned: Layout | None,
@@ -165,18 +146,21 @@ class PromptSet:
         *,
         mark_unbounded: bool = False,
         on_body: OnBody | None = None,
+        in_parts: bool = False,
     ) -> Survey:
         """Everything read once. `on_rows` gets the rows so far; what it raises passes through.
 
         `on_body` gets each row's number and the body that is made of it. `mark_unbounded` marks
-        the rows whose cost nothing bounds, at some µs a row.
+        the rows whose cost nothing bounds, at some µs a row. `in_parts`: so that `file_spans` says
+        where other processes may begin to read.
         Raises `InputError` where the source as a whole cannot be used.
         """
         identity = self._identity(pinned)
         self._has_begun = pinned is not None
+        self._reader.offsets = {} if in_parts else None
         tally = ColumnTally(self._job, identity.consumed, pinned, self._used)
         self._add_files(tally, identity)
-        names, found = RowNames(), _Gathered(self.expansion)
+        names, found = RowNames(), Gathered(self.expansion)
         findings, others = self._findings()
         note, add_form, noted = findings.add, findings.forms.append, self._used
         of_batch = self._maker.unsent[BATCH.number]
@@ -288,7 +272,7 @@ class PromptSet:
         row: SourceRow,
         identity: Identity,
         draft: Draft,
-        found: _Gathered,
+        found: Gathered,
         findings: VariantFindings,
         on_body: OnBody | None,
         *,
@@ -321,6 +305,15 @@ class PromptSet:
         if len(found) > _SHOWN:
             yield f"{plural(len(found) - _SHOWN, 'more file')}: read are the objects in a list too"
 
+    def file_spans(self) -> list[FileSpan]:
+        """How each file is read in parts, after a survey for that. Raises `InputError`."""
+        return list(self._reader.file_spans())
+
+    @property
+    def hashes(self) -> "array[int]":
+        """Of all requests, after the survey."""
+        return self._hashes if self._hashes is not None else array("Q")
+
     def spans(self) -> list[tuple[SourceFile, int, int]]:
         """Each file with its first row and how many it has, after the survey."""
         return list(self._reader.spans())
@@ -348,7 +341,7 @@ class PromptSet:
         if first is not None and (draft := self._first_draft()(first, identity)).lacks_column:
             raise InputError(f"{file}: {draft.problem}. Fix the input or the options")
 
-    def _check_again(self, layout: Layout, found: _Gathered) -> None:
+    def _check_again(self, layout: Layout, found: Gathered) -> None:
         """Marks rows that do not fit the types which Parquet files and lines have in common."""
         for row in self.requests(layout, bytearray(found.is_bad)):
             if isinstance(row, BadRow):
@@ -363,18 +356,43 @@ class PromptSet:
 
         Raises `InputError` where the files changed since the survey.
         """
-        identity = self._identity(layout)
-        carrier = Carrier(layout, self._job, begun=self._has_begun)
-        use = ColumnUse(self._used, carrier.columns, carrier.left_out)
         if limit is not None:
             complete = complete[:limit] + b"\1" * max(len(complete) - limit, 0)
-        hashes = self._hashes
+        carrier, use = self._carrier(layout)
+        rows = self._reader.rows(use, self.expansion.all_of_row(complete))
+        return self._made(rows, self._identity(layout), carrier, complete, self._hashes)
+
+    def part(
+        self, part: FilePart, layout: Layout, complete: bytearray, hashes: "array[int]"
+    ) -> Iterator[Request | BadRow]:
+        """The requests of a part that `complete` does not mark, as `requests` gives them.
+
+        `complete` and `hashes`: of the requests of this part. Raises as `requests`.
+        """
+        carrier, use = self._carrier(layout)
+        rows = self._reader.part(part, use, self.expansion.all_of_row(complete))
+        return self._made(rows, self._identity(layout), carrier, complete, hashes, part.first)
+
+    def _carrier(self, layout: Layout) -> tuple[Carrier, ColumnUse]:
+        carrier = Carrier(layout, self._job, begun=self._has_begun)
+        return carrier, ColumnUse(self._used, carrier.columns, carrier.left_out)
+
+    def _made(
+        self,
+        rows: Iterator[SourceRow],
+        identity: Identity,
+        carrier: Carrier,
+        complete: bytearray,
+        hashes: "array[int] | None",
+        first: int = 0,
+    ) -> Iterator[Request | BadRow]:
+        """The requests of rows. `complete` and `hashes` begin with those of row `first`."""
         if self._maker.asked:
-            yield from self._expanded(identity, carrier, use, complete)
+            yield from self._expanded(rows, identity, carrier, complete, hashes, first)
             return
         draft_of = self._maker.draft
-        for row in self._reader.rows(use, complete):
-            draft = draft_of(row, identity, hashes[row.row] if hashes is not None else None)
+        for row in rows:
+            draft = draft_of(row, identity, hashes[row.row - first] if hashes is not None else None)
             carried, problem = (), ""
             if row.data is not None:
                 carried, problem = carrier.values(row, draft.consumed)
@@ -404,20 +422,26 @@ class PromptSet:
             )
 
     def _expanded(
-        self, identity: Identity, carrier: Carrier, use: ColumnUse, complete: bytearray
+        self,
+        rows: Iterator[SourceRow],
+        identity: Identity,
+        carrier: Carrier,
+        complete: bytearray,
+        hashes: "array[int] | None",
+        first: int,
     ) -> Iterator[Request | BadRow]:
-        """`requests`, where a row has several."""
-        maker, width, hashes = self._maker, self.expansion.width, self._hashes
+        """`_made`, where a row has several."""
+        maker, width = self._maker, self.expansion.width
         alike, has_hash = maker.alike, hashes is not None
-        for row in self._reader.rows(use, self.expansion.all_of_row(complete)):
+        for row in rows:
             carried: tuple[Any, ...] | None = None
             problem = ""
             for at, asked in enumerate(maker.asked):
-                first = row.row * width + at * alike
-                wanted = [n for n in range(alike) if not complete[first + n]]
+                place = (row.row - first) * width + at * alike
+                wanted = [n for n in range(alike) if not complete[place + n]]
                 if not wanted:
                     continue
-                known = hashes[first] if hashes is not None else None
+                known = hashes[place] if hashes is not None else None
                 draft = maker.draft(row, identity, known, asked)
                 if carried is None:
                     carried = ()

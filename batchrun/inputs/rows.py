@@ -6,12 +6,13 @@ msgspec does the work; where it refuses, the standard library decides whether th
 import base64
 import json
 import math
+from array import array
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any, NoReturn
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, field
 
 from batchrun.formats.json_text import with_valid_text
 from batchrun.records import JsonObject
@@ -35,6 +36,55 @@ class SourceFile(Struct, frozen=True):
 
     def __str__(self) -> str:
         return self.name
+
+
+OFFSETS_EVERY = 1_000  # rows
+
+
+class RowOffsets(Struct, frozen=True):
+    """Where every 1,000th row of a file of JSON Lines begins, and on which line."""
+
+    offsets: "array[int]" = field(default_factory=lambda: array("Q"))
+    lines: "array[int]" = field(default_factory=lambda: array("Q"))
+
+    def add(self, offset: int, line: int) -> None:
+        """Of the next 1,000th row. Before the first one stands nothing that is passed over."""
+        self.offsets.append(offset if self.offsets else 0)
+        self.lines.append(line if self.lines else 1)
+
+    def are_whole(self, rows: int) -> bool:
+        """Whether reading may begin at each of them, in a file of so many rows."""
+        return 0 < len(self.offsets) == -(-rows // OFFSETS_EVERY)
+
+
+class FileSpan(Struct, frozen=True):
+    """The rows of one file of a source, and how it is read in parts."""
+
+    file: int  # its place among the files
+    first: int  # the first row's number in the whole source
+    rows: int
+    least: int  # rows that a part has, so that no more time goes into what is passed over
+    offsets: RowOffsets | None = None  # null: a part is reached from the start of the file alone
+
+    def part(self, first: int, rows: int) -> "FilePart":
+        """These rows; `first` is a number in the whole source."""
+        before = first - self.first
+        if self.offsets is None:
+            return FilePart(self.file, first, rows, skipped=before)
+        at, skipped = divmod(before, OFFSETS_EVERY)
+        offset, line = self.offsets.offsets[at], self.offsets.lines[at]
+        return FilePart(self.file, first, rows, offset, line, skipped)
+
+
+class FilePart(Struct, frozen=True):
+    """Some rows of one file of a source, and where its reader finds them."""
+
+    file: int  # its place among the files
+    first: int  # the first row's number in the whole source
+    rows: int
+    offset: int = 0  # bytes of JSON Lines that are passed over, ...
+    line: int = 1  # ... the number of the line there, ...
+    skipped: int = 0  # ... and rows of the file from there to the first
 
 
 class SourceRow(Struct):

@@ -12,8 +12,8 @@ import select
 import shlex
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from itertools import takewhile
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, BinaryIO, TypeVar
@@ -27,7 +27,7 @@ from batchrun.formats.amounts import plural
 from batchrun.formats.json_text import as_utf8
 from batchrun.formats.printable import cut, one_line
 from batchrun.inputs import jsonl, parquet
-from batchrun.inputs.rows import FileRows, SourceFile, SourceRow
+from batchrun.inputs.rows import FilePart, FileRows, FileSpan, RowOffsets, SourceFile, SourceRow
 from batchrun.job.sections import STDIN, InputJob
 from batchrun.records import joined_key
 from batchrun.remote.object_stores import RemoteError
@@ -56,7 +56,10 @@ _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 _SHOWN = 5  # names
 _CHUNK = 1024 * 1024
 _CHECK_EVERY_S = 0.1
+# Parts of a row group: to reach one, what stands before it in the group is decoded too.
+_PARTS_OF_GROUP = 16
 
+Stamp = tuple[int, int]  # size and time
 AnyPath = TypeVar("AnyPath", bound=PurePath)
 Check = Callable[[], None]  # called while standard input is awaited; what it raises ends the wait
 
@@ -76,9 +79,16 @@ class Source(Struct, frozen=True):
 class SourceReader:
     """Reads a source's rows. Remembers each file's size, time and number of rows."""
 
-    def __init__(self, source: Source, wrapped: jsonl.Wrapped | None = None) -> None:
+    def __init__(
+        self,
+        source: Source,
+        wrapped: jsonl.Wrapped | None = None,
+        stamps: Mapping[int, Stamp] | None = None,
+    ) -> None:
+        """`stamps`: as another reader of the same files remembers them."""
         self.files, self._wrapped = source.files, wrapped
-        self._stamps: dict[int, tuple[int, int]] = {}
+        self.stamps: dict[int, Stamp] = dict(stamps or {})
+        self.offsets: dict[int, RowOffsets] | None = None  # of each file, where they are noted
         self._counts: dict[int, int] = {}  # rows of a file that was read to its end
 
     def rows(
@@ -94,28 +104,71 @@ class SourceReader:
             if row < end and complete is not None and complete.find(0, row, end) < 0:
                 row = end
                 continue
-            try:
-                # Held open, so that it is the same file at the end.
-                handle = file.path.open("rb") if isinstance(file.path, Path) else None
-            except OSError as error:
-                raise InputError(
-                    f"{file.path}: cannot be read ({error.strerror}); check the path and its rights"
-                ) from error
-            with handle or nullcontext():
-                self._check_unchanged(index, handle)
+            noted = None
+            if self.offsets is not None and complete is None:
+                noted = self.offsets[index] = RowOffsets()
+            with self._held(index):
                 first = row
-                if file.is_keyed:
-                    row = yield from _changed(
-                        parquet.read_rows(file, row, complete, use), _name_by_key
-                    )
-                elif file.kind == "parquet":
-                    row = yield from parquet.read_rows(file, row, complete, use)
-                else:
-                    found = jsonl.read_rows(file, row, complete, self._wrapped)
-                    row = yield from _with_partitions(file, found) if file.partitions else found
-                self._check_unchanged(index, handle)
-                if last is None or row <= last:
-                    self._counts[index] = row - first
+                row = yield from self._file_rows(file, row, complete, use, noted=noted)
+            if last is None or row <= last:
+                self._counts[index] = row - first
+
+    def file_spans(self) -> Iterator[FileSpan]:
+        """How each file is read in parts, once offsets were noted. Raises `InputError`."""
+        for index, (file, first, rows) in enumerate(self.spans()):
+            if file.kind == "parquet":
+                least = -(-parquet.largest_group(file) // _PARTS_OF_GROUP)
+                yield FileSpan(index, first, rows, max(least, 1))
+                continue
+            offsets = (self.offsets or {}).get(index)
+            can_begin = offsets is not None and offsets.are_whole(rows)
+            yield FileSpan(index, first, rows, *((1, offsets) if can_begin else (max(rows, 1),)))
+
+    def part(
+        self, part: FilePart, use: parquet.ColumnUse, complete: bytearray
+    ) -> Iterator[SourceRow]:
+        """The rows of a part of a file that `complete`, marks of this part, does not mark.
+
+        Raises `InputError`.
+        """
+        marks = bytearray(b"\1") * part.skipped + complete
+        before = part.first - part.skipped
+        begin = part.offset, part.line
+        with self._held(part.file):
+            for row in self._file_rows(self.files[part.file], 0, marks, use, begin=begin):
+                row.row += before
+                yield row
+
+    def _file_rows(
+        self,
+        file: SourceFile,
+        first: int,
+        complete: bytearray | None,
+        use: parquet.ColumnUse,
+        **place: Any,
+    ) -> FileRows:
+        """The rows of a file; `place`: what a reader of JSON is told about places in it."""
+        if file.is_keyed:
+            return _changed(parquet.read_rows(file, first, complete, use), _name_by_key)
+        if file.kind == "parquet":
+            return parquet.read_rows(file, first, complete, use)
+        found = jsonl.read_rows(file, first, complete, self._wrapped, **place)
+        return _with_partitions(file, found) if file.partitions else found
+
+    @contextmanager
+    def _held(self, index: int) -> Iterator[None]:
+        """The file is open, so that it is the same at the end. Raises `InputError`."""
+        path = self.files[index].path
+        try:
+            handle = path.open("rb") if isinstance(path, Path) else None
+        except OSError as error:
+            raise InputError(
+                f"{path}: cannot be read ({error.strerror}); check the path and its rights"
+            ) from error
+        with handle or nullcontext():
+            self._check_unchanged(index, handle)
+            yield
+            self._check_unchanged(index, handle)
 
     def spans(self) -> Iterator[tuple[SourceFile, int, int]]:
         """Each file with its first row and how many it has, once all were read to their ends."""
@@ -134,8 +187,8 @@ class SourceReader:
                 stamp = path.stamp()
             except RemoteError as error:
                 raise InputError(str(error)) from error
-            self._stamps.setdefault(index, (path.size, path.written_at))
-        if self._stamps.setdefault(index, stamp) != stamp:
+            self.stamps.setdefault(index, (path.size, path.written_at))
+        if self.stamps.setdefault(index, stamp) != stamp:
             raise InputError(
                 f"{path}: changed while it was being read; leave the input as it "
                 "is during a run, then give the same command again"
@@ -224,6 +277,15 @@ def find_source(input_job: InputJob, stdin_copy: Path | None = None) -> Source:
         raise InputError(f"{spec}: {_conversion(spec, base, passed_over) or missing}")
     below = [path.relative_to(base) for path in passed_over]
     return Source(spec=spec, files=files, warnings=_passed_over(spec, below))
+
+
+def without_folder(source: Source) -> Source:
+    """The same files, wherever a process is; they last as long as the first source."""
+    files = [
+        structs.replace(file, path=file.path.absolute()) if isinstance(file.path, Path) else file
+        for file in source.files
+    ]
+    return structs.replace(source, files=tuple(files), warnings=(), temporary=None)
 
 
 def _remote_source(spec: str, kind: str | None) -> Source:

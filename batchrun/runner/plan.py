@@ -176,12 +176,14 @@ def make_plan(
     doing: Callable[[str], None] = lambda _what: None,
     on_body: OnBody | None = None,
     prices: Prices | None = None,
+    in_parts: bool = False,
 ) -> Plan:
     """Reads everything once; `path` is where the run directory is or will be.
 
     `pilot` and `sample_rows`: so many random rows alone are sent; the record remembers them. Rows
     of a pilot are drawn of those that have no outcome, and their first samples are sent.
     `variants`: these alone are sent; empty: all.
+    `in_parts`: so that other processes can read parts of the source.
     `prices` (null: made here where a cap asks for them) know all models of the source afterwards.
     `doing` is told in words what is done, and `check` is asked now and then whether to go on.
     Raises `JobError`, `InputError`, and what `check` raises.
@@ -214,6 +216,7 @@ def make_plan(
         on_rows,
         mark_unbounded=has_cap,
         on_body=on_body,
+        in_parts=in_parts,
     )
     survey, excluded = _fitting(where, prompts, survey, doing)
     if survey.bad_rows and not job.input.skip_bad_rows:

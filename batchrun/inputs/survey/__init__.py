@@ -1,0 +1,1 @@
+"""What one full pass over a source finds: its columns, problems and requests."""
