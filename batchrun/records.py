@@ -427,6 +427,23 @@ class Totals(Struct, frozen=True):
             **sums,
         )
 
+    def plus(self, others: "Totals") -> "Totals":
+        """The totals of both."""
+        sums = {
+            name: mine + getattr(others, name)
+            for name in self.__struct_fields__
+            if isinstance(mine := getattr(self, name), int)
+        }
+        costs = [one.cost_usd for one in (self, others) if one.cost_usd is not None]
+        return Totals(
+            statuses=_more(self.statuses, others.statuses),
+            error_kinds=_more(self.error_kinds, others.error_kinds),
+            attempt_kinds=_more(self.attempt_kinds, others.attempt_kinds),
+            cost_usd=sum(costs) if costs else None,
+            unpriced_model=self.unpriced_model or others.unpriced_model,
+            **sums,
+        )
+
 
 _NO_COST_USD = 1e-9  # sums in another order differ by less
 
@@ -434,6 +451,10 @@ _NO_COST_USD = 1e-9  # sums in another order differ by less
 def _less(counts: dict[str, int], some: dict[str, int]) -> dict[str, int]:
     less = {name: count - some.get(name, 0) for name, count in counts.items()}
     return {name: count for name, count in less.items() if count}
+
+
+def _more(counts: dict[str, int], others: dict[str, int]) -> dict[str, int]:
+    return {name: counts.get(name, 0) + others.get(name, 0) for name in sorted(counts | others)}
 
 
 class Earlier(Struct, frozen=True):

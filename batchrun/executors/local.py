@@ -7,7 +7,7 @@ never more than the gate allows.
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Self
 
@@ -62,6 +62,7 @@ def local_executor(
     had_answers: bool,
     met_before: str | None,
     share: WorkerShare | None = None,
+    further: Sequence[Limit] = (),
 ) -> "LocalExecutor":
     """The executor of a job.
 
@@ -69,7 +70,7 @@ def local_executor(
     `largest`: by model, what answers of earlier commands needed; `had_answers`: there were some;
     `met_before`: the error that ended the command before, where rows failed in the same way.
     `share`: where this process is one of several workers, its part of the user's limits and of the
-    budgets, which then stand in its place.
+    budgets, which then stand in its place. `further`: limits of all attempts besides.
     """
     limits = job.limits
     shared: list[Limit]
@@ -78,6 +79,7 @@ def local_executor(
         shared += budgets
     else:
         shared = share.limits
+    shared += further
     patience = Patience(limits.outage_s, limits.unanswered_s, had_answers, met_before)
     per_minute = {"requests": limits.requests_per_minute, "tokens": limits.tokens_per_minute}
     given = [of for of, most in per_minute.items() if most is not None]
@@ -138,7 +140,9 @@ class LocalExecutor:
         self._handed_out: list[Completed] = []
         self._news = asyncio.Event()
         self._fed = False
+        self._is_last = False  # the same, but more may come
         self.causes: list[BaseException] = []  # why nothing more is sent, in order
+        self.on_stop: Callable[[], None] = lambda: None  # also where an error stops it
         gate.on_free = self._start_workers
 
     def resize(self, in_flight: int) -> None:
@@ -151,8 +155,11 @@ class LocalExecutor:
         self._start_workers()
 
     @asynccontextmanager
-    async def run(self, requests: Iterator[Request | BadRow]) -> AsyncIterator[Self]:
-        """Outcomes as they come, to the last; `causes` then says what stopped the sending."""
+    async def run(self, requests: Iterator[Request | BadRow | None]) -> AsyncIterator[Self]:
+        """Outcomes as they come, to the last; `causes` then says what stopped the sending.
+
+        None among the requests: further ones may be long in coming.
+        """
         feeder = asyncio.create_task(self._feed(requests))
         try:
             yield self
@@ -202,6 +209,7 @@ class LocalExecutor:
         """Sends no more; what is in flight lands."""
         self.causes.append(cause)
         self._gate.close()
+        self.on_stop()
         self._wanted.set()
         self._news.set()
 
@@ -212,13 +220,18 @@ class LocalExecutor:
         for worker in self._workers:
             worker.cancel()
 
+    def note_last(self, is_last: bool) -> None:
+        """Whether all requests were read that there are, although further ones may come."""
+        self._is_last = is_last
+        self._dispatcher.no_more_rows = (is_last or self._fed) and not self._rows
+
     def rest(self) -> list[Outcome]:
         """What has arrived and was not handed out, where the iteration was broken off."""
         rest = [completed.outcome for completed in self._done]
         self._done.clear()
         return rest
 
-    async def _feed(self, requests: Iterator[Request | BadRow]) -> None:
+    async def _feed(self, requests: Iterator[Request | BadRow | None]) -> None:
         try:
             while not self.causes:
                 # Reading may wait for a disk or unpack a large batch: not on the event loop.
@@ -265,7 +278,7 @@ class LocalExecutor:
             row = rows.popleft()
             if len(rows) <= self._least_ahead:
                 self._wanted.set()
-                self._dispatcher.no_more_rows = self._fed and not rows
+                self._dispatcher.no_more_rows = (self._fed or self._is_last) and not rows
             if isinstance(row, BadRow):
                 done.append(Completed(self._never_sent(row)))
                 self._news.set()
@@ -381,10 +394,14 @@ def _nested_size(value: Any) -> int:
     return 8
 
 
-def _read_some(requests: Iterator[Request | BadRow], most: int) -> list[Request | BadRow]:
+def _read_some(requests: Iterator[Request | BadRow | None], most: int) -> list[Request | BadRow]:
     rows: list[Request | BadRow] = []
     size = 0
     for row in requests:
+        if row is None:
+            if rows:
+                break
+            continue
         rows.append(row)
         size += _size(row)
         if len(rows) >= most or size >= _READ_BYTES:

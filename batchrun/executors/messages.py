@@ -82,6 +82,7 @@ class WorkerReport(Struct, frozen=True):
     done: tuple[int, ...] = ()  # leases whose rows all are stored, not heard of yet
     unread: int = 0  # rows of its leases that are still to be read
     totals: Totals = Totals()  # of what it has stored
+    replaced: Totals = Totals()  # of the older outcomes that it has replaced
     sent_rows: int = 0  # of them, those that were sent
     failed_rows: int = 0  # of these, those that failed, as `limits.max_failures` counts
     failures: tuple[FailedRow, ...] = ()  # the latest, not heard of yet

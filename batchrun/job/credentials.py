@@ -5,7 +5,7 @@ import re
 import shlex
 import subprocess
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
@@ -27,6 +27,17 @@ _SECRET_NAMES = re.compile(r"(?i)(^|[-_.])(key|apikey|api_key|token|secret|passw
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")  # the name of one
 # With a digit: words of a path or a sentence may begin so too.
 _SECRET_VALUE = re.compile(r"\b(sk|rk|pk|gsk|xai|hf)[-_](?=[A-Za-z_-]*[0-9])[A-Za-z0-9_-]{16,}")
+
+
+class Server(NamedTuple):
+    """Where requests go, with what is secret of it."""
+
+    endpoint: EndpointJob
+    key: str | None
+    headers: dict[str, str]
+
+    def __repr__(self) -> str:
+        return f"Server({self.endpoint.base_url})"
 
 
 def api_key(endpoint: EndpointJob) -> str | None:

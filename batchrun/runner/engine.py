@@ -107,7 +107,7 @@ class Run:
         self.job, self.run_dir, self.plan, self.record = job, run_dir, plan, record
         self.counters, self.watch, self.stop = counters, watch, stop
         self.prices, self.most_in_flight = prices, most_in_flight
-        self.earlier = EarlierOutcomes(plan.resumed, plan.expansion)
+        self.earlier = EarlierOutcomes(plan.resumed.spans)
         self.recorder = Recorder(run_dir, counters, self.earlier, self._base_url, self._stop_for)
         spent_usd = (record.totals.cost_usd or 0.0) + (record.gone.cost_usd or 0.0)
         spent_usd += run_dir.unfinished.cost_usd
@@ -194,7 +194,10 @@ class Run:
     async def _send(self, executor: Executor, limit: int | None) -> None:
         plan, resumed = self.plan, self.plan.resumed
         requests = plan.prompts.requests(plan.layout, resumed.complete, limit)
-        requests = numbered(self.earlier.read_ahead(requests), resumed)
+        if resumed.resent.rows:
+            number, again = plan.expansion.number, resumed.again
+            requests = self.earlier.read_ahead(requests, lambda one: again[number(one)])
+        requests = numbered(requests, resumed)
         requests = with_background_ids(requests, self.run_dir.unfinished)
         watchers = (
             FirstRows(resumed.totals.without(resumed.resent)),

@@ -13,8 +13,15 @@ from msgspec.structs import replace
 
 from batchrun.errors import StoreError
 from batchrun.formats.amounts import plural
-from batchrun.progress.summary import RunCounters
-from batchrun.records import Answered, Attempt, Outcome, Request, RowKey, UnreadableBody
+from batchrun.records import (
+    Answered,
+    Attempt,
+    Outcome,
+    Request,
+    RowKey,
+    Totals,
+    UnreadableBody,
+)
 from batchrun.runner.resume import EarlierOutcomes, after_attempts
 from batchrun.store.unfinished import UnfinishedRows
 from batchrun.store.unreadable import UnreadableBodies
@@ -32,6 +39,14 @@ class OutcomeStore(Protocol):
     def store_some(self, outcomes: Sequence[Outcome], *, anyway: bool = False) -> int: ...
 
 
+class Counters(Protocol):
+    """What counts the outcomes that are stored."""
+
+    def count(self, outcomes: Sequence[Outcome], /) -> None: ...
+    def take_out(self, replaced: Totals, /) -> None:
+        """The older outcome of one that was counted is replaced by it."""
+
+
 class Recorder:
     """Stores a run's outcomes, and what is known of rows that have none yet.
 
@@ -41,7 +56,7 @@ class Recorder:
     def __init__(
         self,
         run_dir: OutcomeStore,
-        counters: RunCounters,
+        counters: Counters,
         earlier: EarlierOutcomes,
         base_url: Callable[[str | None], str],
         on_failure: Callable[[StoreError], None],

@@ -16,7 +16,6 @@ from batchrun.formats.amounts import plural
 from batchrun.formats.json_text import valid_text
 from batchrun.formats.printable import one_line
 from batchrun.inputs.prompt_set import Survey
-from batchrun.job.expansion import PLAIN, Expansion
 from batchrun.pricing.price import sum_costs
 from batchrun.records import (
     Attempt,
@@ -528,25 +527,24 @@ def with_background_ids(
 class EarlierOutcomes:
     """Older outcomes of the rows that are sent again, from reading the row to counting it."""
 
-    def __init__(self, resumed: Resumed, expansion: Expansion = PLAIN) -> None:
-        self._resumed, self._expansion = resumed, expansion
+    def __init__(self, spans: Sequence[Span]) -> None:
+        self._rows = EarlierRows(spans)
         self._earlier: dict[RowKey, Earlier] = {}
 
     def __bool__(self) -> bool:
         """Whether there is any at the moment."""
         return bool(self._earlier)
 
-    def read_ahead(self, requests: Iterator[Request | BadRow]) -> Iterator[Request | BadRow]:
+    def read_ahead(
+        self,
+        requests: Iterator[Request | BadRow],
+        is_again: Callable[[Request | BadRow], object],
+    ) -> Iterator[Request | BadRow]:
         """The requests, once the older outcomes of those sent again are read. `StoreError`."""
-        again = self._resumed.again
-        if not self._resumed.resent.rows:
-            yield from requests
-            return
-        rows = EarlierRows(self._resumed.spans)
         while some := _read_some(requests):
-            wanted = {_key(one): one.row for one in some if again[self._expansion.number(one)]}
+            wanted = {_key(one): one.row for one in some if is_again(one)}
             if wanted:
-                self._earlier.update(rows.find(wanted))
+                self._earlier.update(self._rows.find(wanted))
             yield from some
 
     def join(self, outcome: Outcome) -> Outcome:

@@ -6,13 +6,13 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from datetime import datetime
 from functools import partial
-from typing import NamedTuple
 
 from msgspec.structs import replace
 
 from batchrun.errors import JobError, StoreError
 from batchrun.inputs.prompt_set import find_source
 from batchrun.job.credentials import (
+    Server,
     api_key,
     header_values,
     refuse_plain_http,
@@ -135,7 +135,7 @@ async def run_job(
                     simulated = await open_clients.enter_async_context(
                         _simulated(job.endpoint, simulator or SimulatorSettings())
                     )
-                    servers = {None: _Server(simulated, None, {})}
+                    servers = {None: Server(simulated, None, {})}
                 clients = {}
                 for variant, server in servers.items():
                     client = clients[variant] = Client(
@@ -152,23 +152,15 @@ async def run_job(
         return await run.end()
 
 
-class _Server(NamedTuple):
-    """Where requests go, with what is secret of it."""
-
-    endpoint: EndpointJob
-    key: str | None
-    headers: dict[str, str]
-
-
 async def _destinations(
     job: Job, command: str | None, watch: Watch, insecure_http: bool
-) -> dict[str | None, _Server]:
+) -> dict[str | None, Server]:
     """The job's endpoint, and those of the variants that have their own. Raises `JobError`."""
     endpoints: dict[str | None, EndpointJob] = {None: job.endpoint}
     endpoints |= {one.name: one.endpoint for one in job.variants if one.endpoint is not None}
     if len(endpoints) > len(job.variants) > 0:  # nothing goes to that of the job
         del endpoints[None]
-    servers: dict[str | None, _Server] = {}
+    servers: dict[str | None, Server] = {}
     for variant, endpoint in endpoints.items():
         if not insecure_http:
             refuse_plain_http(endpoint)
@@ -177,7 +169,7 @@ async def _destinations(
         key = await asyncio.to_thread(api_key, endpoint)
         if endpoint.api_key_command is not None:
             refuse_written_secrets(job, command, key)
-        servers[variant] = _Server(endpoint, key, header_values(endpoint))
+        servers[variant] = Server(endpoint, key, header_values(endpoint))
     return servers
 
 

@@ -1,0 +1,52 @@
+"""How long a worker has heard nothing of its driver, and that it sends nothing after too long.
+
+The driver may have given its rows to another by then. The clock goes on while the process or the
+machine is stopped.
+"""
+
+import time
+from collections.abc import Callable
+
+from batchrun.limits.verdicts import GO, LimitStatus, Verdict, Wait
+from batchrun.records import Finish, Need, Slot
+
+
+def _clock_s() -> float:
+    return time.clock_gettime(_CLOCK)
+
+
+_CLOCK: int = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+class Fence:
+    """A limit on all attempts of a worker; once it is silent it stays so."""
+
+    def __init__(self, silence_s: float, clock: Callable[[], float] = _clock_s) -> None:
+        self._silence_s, self._clock = silence_s, clock
+        self._until_s = clock() + silence_s
+        self._is_silent = False
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether the driver was silent for too long."""
+        self._is_silent = self._is_silent or self._clock() > self._until_s
+        return self._is_silent
+
+    def hear(self) -> bool:
+        """The driver has said something; whether it was not too late."""
+        if self.is_silent:
+            return False
+        self._until_s = self._clock() + self._silence_s
+        return True
+
+    def verdict(self, need: Need, now_s: float) -> Verdict:
+        return Wait() if self.is_silent else GO
+
+    def started(self, need: Need, now_s: float) -> None:
+        return
+
+    def finished(self, slot: Slot, finish: Finish, now_s: float) -> None:
+        return
+
+    def status(self, now_s: float) -> LimitStatus:
+        return LimitStatus("the driver")

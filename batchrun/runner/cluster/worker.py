@@ -1,0 +1,276 @@
+"""One worker of a run: completes the rows it is leased, and stores them as a writer of its own.
+
+It knows nothing of the engine that runs it. A driver calls `tick` some times a second; where it is
+silent for too long the worker gives it up, lands what is in flight, and ends by itself.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from batchrun.errors import BatchrunError, RunStopped
+from batchrun.executors.local import LocalExecutor, local_executor
+from batchrun.executors.messages import AGAIN, FleetTick, Lease, WorkerReport, WorkerStop
+from batchrun.inputs.prompt_set import PinnedSource, PromptSet
+from batchrun.job.credentials import Server
+from batchrun.job.sections import Job, PriceJob
+from batchrun.limits.sharing.fence import Fence
+from batchrun.pricing.prices import Prices
+from batchrun.progress.bottleneck import Activity
+from batchrun.records import BadRow, Largest, Request, RunRecord
+from batchrun.runner.cluster.lease_feed import LeaseFeed
+from batchrun.runner.cluster.leases import is_sent_again, lease_requests, renumbered
+from batchrun.runner.cluster.worker_counts import Unheard, WorkerCounts
+from batchrun.runner.ending import bug_in_words
+from batchrun.runner.recorder import Recorder
+from batchrun.runner.resume import EarlierOutcomes, with_background_ids
+from batchrun.store.complete_rows import Span
+from batchrun.store.workers.worker_dir import WorkerDir
+from batchrun.transport.client import Client, fit_in_flight
+from batchrun.transport.fallback import choose_connections
+from batchrun.version import VERSION
+
+_LOOK_EVERY_S = 0.2
+
+
+class WorkerSetup(Struct, frozen=True):
+    """What a worker is made of, but for what is secret."""
+
+    job: Job
+    source: PinnedSource
+    path: Path  # of the run directory
+    writer: int
+    record: RunRecord  # of the command that has the run
+    in_flight: int  # most of the whole run
+    pricing: Mapping[str, PriceJob]  # of the job and of the user
+    aliases: Mapping[str, str]
+    spans: tuple[Span, ...] = ()  # where older outcomes are of rows that are sent again
+    largest: Mapping[str, Largest] = {}
+    had_answers: bool = False
+    met_before: str | None = None
+
+    @property
+    def answer_s(self) -> float:
+        """How long after the last word of the driver an answer may still come."""
+        endpoints = [self.job.endpoint, *(one.endpoint for one in self.job.variants)]
+        longest_s = max(one.timeout_s for one in endpoints if one is not None)
+        return self.job.cluster.silence_s + longest_s * 1.05 + _LOOK_EVERY_S
+
+
+class _Told(BatchrunError):  # noqa: N818 - no fault
+    """The driver asked to stop: nothing to report."""
+
+
+class Worker:
+    """Open from `start` until `is_over`."""
+
+    def __init__(
+        self,
+        setup: WorkerSetup,
+        servers: Mapping[str | None, Server],
+        on_end: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`servers`: by the variants that have their own; null: of all others.
+
+        `on_end`: called once everything is on disk and the lock is free.
+        """
+        self._setup, self._servers, self._on_end = setup, servers, on_end
+        self._done = Unheard[int]()  # leases
+        self._feed = LeaseFeed(self._read, self._done.add)
+        self._counts = WorkerCounts(self._feed.stored)
+        self._earlier = EarlierOutcomes(setup.spans)
+        self._causes: list[BaseException] = []
+        self._leases: set[int] = set()  # had so far
+        self._seq = self._number = 0
+        self._is_last = False
+        self._has_drained = False
+        self.is_over = asyncio.Event()
+        self._running: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """The run directory is open, and leases may come. Raises `JobError`, `StoreError`."""
+        setup, job = self._setup, self._setup.job
+        self._prompts = PromptSet.reopen(setup.source, job)
+        self._dir = await asyncio.to_thread(WorkerDir.open, setup.path, setup.writer, setup.record)
+        self._recorder = Recorder(
+            self._dir,
+            self._counts,
+            self._earlier,
+            lambda variant: job.endpoint_of(variant).base_url,
+            self._stop,
+        )
+        try:
+            await asyncio.to_thread(
+                self._dir.start,
+                part_rows=job.output.part_rows,
+                part_bytes=job.output.part_bytes,
+                part_seconds=job.output.part_seconds,
+                replaces=bool(setup.spans),
+                seal_in_process=True,
+            )
+            async with contextlib.AsyncExitStack() as opening:
+                clients = await self._open_clients(opening)
+                self._fence = Fence(job.cluster.silence_s)
+                self._executor = self._make_executor(clients)
+                self._executor.on_stop = self._feed.close
+                self._open = opening.pop_all()
+        except BaseException:
+            await asyncio.to_thread(self._dir.close)
+            raise
+        self._hear()
+        self._running = asyncio.create_task(self._run())
+
+    async def tick(self, tick: FleetTick) -> WorkerReport:
+        """Obeys, and says how it is doing."""
+        if self._fence.is_silent:
+            self._give_up()
+        else:
+            self._hear()
+        for lease in tick.leases:
+            if lease.id not in self._leases:
+                self._leases.add(lease.id)
+                self._feed.add(lease)
+        self._done.heard(tick.heard)
+        self._counts.failures.heard(tick.heard)
+        if tick.seq > self._seq:
+            self._seq, self._is_last = tick.seq, tick.last
+            if tick.stop is not None:
+                self._stop(_Told(tick.stop.reason))
+                if tick.stop.drop:
+                    self._executor.drop()
+        self._executor.note_last(self._is_last and not self._feed.unread)
+        self._dir.seal_old()
+        return self._report()
+
+    async def close(self) -> None:
+        """Everything is on disk, and the lock is free; nothing is in flight any more."""
+        self._stop(_Told("closed"))
+        await self.is_over.wait()
+
+    def _hear(self) -> None:
+        self._fence.hear()
+        if not self._dir.can_lock:
+            self._dir.write_until(time.monotonic() + self._setup.answer_s)
+
+    def _read(self, lease: Lease) -> Iterator[Request | BadRow]:
+        """The requests of a lease, with all that is known of them."""
+        self._dir.unfinished.refresh()
+        expansion = self._prompts.expansion
+        requests = lease_requests(self._prompts, self._setup.source.layout, lease)
+        if AGAIN in lease.marks:
+            requests = self._earlier.read_ahead(
+                requests, lambda one: is_sent_again(lease, expansion, one)
+            )
+        return with_background_ids(renumbered(requests, lease), self._dir.unfinished)
+
+    async def _open_clients(self, opening: contextlib.AsyncExitStack) -> dict[str | None, Client]:
+        connect, _ = await choose_connections()
+        clients = {}
+        for variant, server in self._servers.items():
+            clients[variant] = Client(
+                server.endpoint,
+                server.key,
+                server.headers,
+                VERSION,
+                self._recorder.begin,
+                connect=connect,
+                words=self._setup.job.retry.words,
+            )
+            await opening.enter_async_context(clients[variant])
+        return clients
+
+    def _make_executor(self, clients: Mapping[str | None, Client]) -> LocalExecutor:
+        setup = self._setup
+        here, _ = fit_in_flight(setup.job.limits)
+        return local_executor(
+            setup.job,
+            clients,
+            Prices(setup.pricing, setup.aliases),
+            min(here, setup.in_flight),
+            budgets=(),
+            largest=setup.largest,
+            unfinished=self._recorder,
+            had_answers=setup.had_answers,
+            met_before=setup.met_before,
+            further=(self._fence,),
+        )
+
+    async def _run(self) -> None:
+        """All that is leased, until a stop; then everything is on disk."""
+        watching = asyncio.create_task(self._watch())
+        try:
+            async with self._executor.run(self._feed) as arriving:
+                async for outcomes in arriving:
+                    try:
+                        self._recorder.record(outcomes)
+                    except Exception as bug:  # noqa: BLE001 - the others must land: reported
+                        self._stop(bug)
+                    outcomes.clear()
+            await self._recorder.write_held(lambda: self._fence.is_silent, lambda _: None)
+        except Exception as error:  # noqa: BLE001 - reported
+            self._causes.append(error)
+        self._feed.close()
+        try:
+            await self._open.aclose()
+            await asyncio.to_thread(self._dir.close, has_drained=True)
+        except Exception as error:  # noqa: BLE001 - reported
+            self._causes.append(error)
+        self._has_drained = True
+        watching.cancel()
+        self.is_over.set()
+        self._on_end()
+
+    async def _watch(self) -> None:
+        """Gives up a driver that is silent."""
+        while True:
+            await asyncio.sleep(_LOOK_EVERY_S)
+            if self._fence.is_silent:
+                self._give_up()
+                return
+
+    def _give_up(self) -> None:
+        silence_s = self._setup.job.cluster.silence_s
+        self._stop(_Told(f"no word from the driver for {silence_s:g} s"))
+
+    def _stop(self, cause: BaseException) -> None:
+        """Nothing more is read or sent; what is in flight lands."""
+        was_told = any(isinstance(one, _Told) for one in self._executor.causes)
+        if not (was_told and isinstance(cause, _Told)):
+            self._executor.stop(cause)
+
+    def _report(self) -> WorkerReport:
+        self._number += 1
+        counts, executor = self._counts, self._executor
+        activity = Activity() if self._has_drained else executor.status()
+        causes = [*executor.causes, *(one for one in self._causes if one not in executor.causes)]
+        return WorkerReport(
+            number=self._number,
+            seq=self._seq,
+            done=self._done.tell(self._number),
+            unread=self._feed.unread,
+            totals=counts.totals(),
+            replaced=counts.replaced,
+            sent_rows=counts.sent_rows,
+            failed_rows=counts.failed_rows,
+            failures=counts.failures.tell(self._number),
+            stops=tuple(_as_stop(one) for one in causes if not isinstance(one, _Told)),
+            activity=replace(activity, write_s=self._recorder.write_s),
+            retries=activity.retries,
+            p50_s=counts.latencies.quantile(0.5),
+            p99_s=counts.latencies.quantile(0.99),
+            is_drained=self._has_drained,
+        )
+
+
+def _as_stop(cause: BaseException) -> WorkerStop:
+    kind = type(cause).__name__
+    if isinstance(cause, RunStopped):
+        return WorkerStop(str(cause), cause.cause, kind, cause.endpoint_error, cause.rows)
+    return WorkerStop(
+        str(cause) if isinstance(cause, BatchrunError) else bug_in_words(cause), None, kind
+    )
