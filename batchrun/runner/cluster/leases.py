@@ -106,9 +106,7 @@ class PlannedRows:
             marks=bytes(self._marks[first:end]),
             line=part.line,
             hashes=self._hashes[first:end].tobytes(),
-            numbers=b""
-            if numbers is None
-            else numbers[part.first : part.first + part.rows].tobytes(),
+            numbers=numbers,
         )
 
 
