@@ -18,6 +18,7 @@ from batchrun.executors.local import LocalExecutor, local_executor
 from batchrun.executors.messages import AGAIN, FleetTick, Lease, WorkerReport, WorkerStop
 from batchrun.inputs.prompt_set import PinnedSource, PromptSet
 from batchrun.job.credentials import Server
+from batchrun.job.job_file import with_user_prices
 from batchrun.job.sections import Job, PriceJob
 from batchrun.limits.sharing.fence import Fence
 from batchrun.pricing.prices import Prices
@@ -27,9 +28,12 @@ from batchrun.runner.cluster.lease_feed import LeaseFeed
 from batchrun.runner.cluster.leases import is_sent_again, lease_requests, renumbered
 from batchrun.runner.cluster.worker_counts import Unheard, WorkerCounts
 from batchrun.runner.ending import bug_in_words
+from batchrun.runner.plan import Plan
 from batchrun.runner.recorder import Recorder
 from batchrun.runner.resume import EarlierOutcomes, with_background_ids
 from batchrun.store.complete_rows import Span
+from batchrun.store.reading import read_largest
+from batchrun.store.run_dir import RunDir
 from batchrun.store.workers.worker_dir import WorkerDir
 from batchrun.transport.client import Client, fit_in_flight
 from batchrun.transport.fallback import choose_connections
@@ -47,6 +51,7 @@ class WorkerSetup(Struct, frozen=True):
     writer: int
     record: RunRecord  # of the command that has the run
     in_flight: int  # most of the whole run
+    silence_s: float  # of the driver, after which it is given up
     pricing: Mapping[str, PriceJob]  # of the job and of the user
     aliases: Mapping[str, str]
     spans: tuple[Span, ...] = ()  # where older outcomes are of rows that are sent again
@@ -59,7 +64,36 @@ class WorkerSetup(Struct, frozen=True):
         """How long after the last word of the driver an answer may still come."""
         endpoints = [self.job.endpoint, *(one.endpoint for one in self.job.variants)]
         longest_s = max(one.timeout_s for one in endpoints if one is not None)
-        return self.job.cluster.silence_s + longest_s * 1.05 + _LOOK_EVERY_S
+        return self.silence_s + longest_s * 1.05 + _LOOK_EVERY_S
+
+
+def worker_setup(
+    job: Job, plan: Plan, run_dir: RunDir, in_flight: int, silence_s: float
+) -> WorkerSetup:
+    """Of one more worker of a run whose record is saved. Raises `JobError`, `StoreError`.
+
+    `in_flight`: the most of the whole run. `silence_s`: of the driver, after which it is given up.
+    """
+    writer, record = run_dir.new_writer(), run_dir.record
+    assert record is not None  # noqa: S101 - else it gave no writer
+    pricing, aliases = with_user_prices(job.pricing, job.aliases)
+    limits, resumed = job.limits, plan.resumed
+    has_cap = any(cap is not None for cap in (limits.max_cost_usd, limits.max_cost_per_command_usd))
+    return WorkerSetup(
+        job=job,
+        source=plan.prompts.pinned(plan.layout),
+        path=run_dir.path.absolute(),
+        writer=writer,
+        record=record,
+        in_flight=in_flight,
+        silence_s=silence_s,
+        pricing=pricing,
+        aliases=aliases,
+        spans=tuple(replace(span, path=span.path.absolute()) for span in resumed.spans),
+        largest=read_largest(run_dir.path) if has_cap and resumed.totals.rows else {},
+        had_answers=resumed.totals.ok > 0,
+        met_before=record.met_error,
+    )
 
 
 class _Told(BatchrunError):  # noqa: N818 - no fault
@@ -115,7 +149,7 @@ class Worker:
             )
             async with contextlib.AsyncExitStack() as opening:
                 clients = await self._open_clients(opening)
-                self._fence = Fence(job.cluster.silence_s)
+                self._fence = Fence(setup.silence_s)
                 self._executor = self._make_executor(clients)
                 self._executor.on_stop = self._feed.close
                 self._open = opening.pop_all()
@@ -234,7 +268,7 @@ class Worker:
                 return
 
     def _give_up(self) -> None:
-        silence_s = self._setup.job.cluster.silence_s
+        silence_s = self._setup.silence_s
         self._stop(_Told(f"no word from the driver for {silence_s:g} s"))
 
     def _stop(self, cause: BaseException) -> None:

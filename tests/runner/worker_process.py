@@ -1,0 +1,111 @@
+"""A worker in a process of its own, that a test drives over its standard streams.
+
+Frames of four bytes of length and so many of payload: first the pickled setup and servers, answered
+by an empty frame; then ticks, each answered by a report. An empty tick is none at all.
+"""
+
+import asyncio
+import os
+import pickle
+import struct
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import BinaryIO
+
+from batchrun.executors.messages import (
+    FleetTick,
+    WorkerReport,
+    decode_report,
+    decode_tick,
+    encode,
+)
+from batchrun.job.credentials import Server
+from batchrun.runner.cluster.worker import Worker, WorkerSetup
+from batchrun.runner.start import new_event_loop
+
+
+class WorkerProcess:
+    """As a test sees it."""
+
+    def __init__(self, setup: WorkerSetup, servers: Mapping[str | None, Server]) -> None:
+        """It has started when this returns."""
+        self.writer = setup.writer
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.runner.worker_process"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self._to, self._from = self.process.stdin, self.process.stdout
+        _write(self._to, pickle.dumps((setup, servers)))
+
+    def started(self) -> None:
+        assert _read(self._from) == b""
+
+    def tick(self, tick: FleetTick) -> WorkerReport:
+        """Raises `EOFError` where the process has ended."""
+        try:
+            _write(self._to, encode(tick))
+        except BrokenPipeError:
+            raise EOFError from None
+        return decode_report(_read(self._from))
+
+    def end(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self._to.close()
+        self._from.close()
+
+
+def _write(stream: BinaryIO, payload: bytes) -> None:
+    stream.write(struct.pack("!I", len(payload)) + payload)
+    stream.flush()
+
+
+def _read(stream: BinaryIO) -> bytes:
+    (size,) = struct.unpack("!I", _exactly(stream, 4))
+    return _exactly(stream, size)
+
+
+def _exactly(stream: BinaryIO, size: int) -> bytes:
+    data = stream.read(size)
+    if len(data) < size:
+        raise EOFError
+    return data
+
+
+async def _serve() -> None:
+    reader = asyncio.StreamReader(1 << 30)
+    await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), sys.stdin.buffer
+    )
+
+    async def read() -> bytes:
+        (size,) = struct.unpack("!I", await reader.readexactly(4))
+        return await reader.readexactly(size)
+
+    setup, servers = pickle.loads(await read())  # noqa: S301 - of the test that started it
+    worker = Worker(setup, servers)
+    await worker.start()
+    _write(sys.stdout.buffer, b"")
+    ended = asyncio.create_task(worker.is_over.wait())
+    while True:
+        asked = asyncio.create_task(read())
+        await asyncio.wait((asked, ended), return_when=asyncio.FIRST_COMPLETED)
+        if not asked.done():
+            # The last report tells that it has ended; a driver that is gone asks for none.
+            await asyncio.wait((asked,), timeout=5)
+            if not asked.done() or asked.exception() is not None:
+                os._exit(0)
+        if asked.exception() is not None:  # the driver is gone: nobody ticks any more
+            await ended
+            os._exit(0)
+        report = await worker.tick(decode_tick(asked.result()))
+        _write(sys.stdout.buffer, encode(report))
+
+
+if __name__ == "__main__":
+    new_event_loop().run_until_complete(_serve())
