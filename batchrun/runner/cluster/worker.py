@@ -68,14 +68,14 @@ class WorkerSetup(Struct, frozen=True):
 
 
 def worker_setup(
-    job: Job, plan: Plan, run_dir: RunDir, in_flight: int, silence_s: float
+    job: Job, plan: Plan, run_dir: RunDir, writer: int, *, in_flight: int, silence_s: float
 ) -> WorkerSetup:
-    """Of one more worker of a run whose record is saved. Raises `JobError`, `StoreError`.
+    """Of the worker with this number, which `RunDir.new_writer` gave. `JobError`, `StoreError`.
 
     `in_flight`: the most of the whole run. `silence_s`: of the driver, after which it is given up.
     """
-    writer, record = run_dir.new_writer(), run_dir.record
-    assert record is not None  # noqa: S101 - else it gave no writer
+    record = run_dir.record
+    assert record is not None  # noqa: S101 - else it gave no number
     pricing, aliases = with_user_prices(job.pricing, job.aliases)
     limits, resumed = job.limits, plan.resumed
     has_cap = any(cap is not None for cap in (limits.max_cost_usd, limits.max_cost_per_command_usd))
