@@ -104,7 +104,10 @@ class _Driver:
 
     def start(self, workers: int, silence_s: float = _SILENCE_S) -> None:
         for _ in range(workers):
-            setup = worker_setup(self.job, self.plan, self.run_dir, 8, silence_s)
+            writer = self.run_dir.new_writer()
+            setup = worker_setup(
+                self.job, self.plan, self.run_dir, writer, in_flight=8, silence_s=silence_s
+            )
             server = Server(self.job.endpoint, None, {})
             self.workers.append(WorkerProcess(setup, {None: server}))
         for worker in self.workers[-workers:]:
