@@ -1,7 +1,8 @@
 """A worker in a process of its own, that a test drives over its standard streams.
 
-Frames of four bytes of length and so many of payload: first the pickled setup and servers, answered
-by an empty frame; then ticks, each answered by a report. An empty tick is none at all.
+Frames of four bytes of length and so many of payload. An empty one says that it is ready for the
+pickled setup and servers, and another that the worker has started; then ticks are answered by
+reports.
 """
 
 import asyncio
@@ -28,9 +29,8 @@ from batchrun.runner.start import new_event_loop
 class WorkerProcess:
     """As a test sees it."""
 
-    def __init__(self, setup: WorkerSetup, servers: Mapping[str | None, Server]) -> None:
-        """It has started when this returns."""
-        self.writer = setup.writer
+    def __init__(self, writer: int) -> None:
+        self.writer = writer
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.runner.worker_process"],
             stdin=subprocess.PIPE,
@@ -39,9 +39,13 @@ class WorkerProcess:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self._to, self._from = self.process.stdin, self.process.stdout
-        _write(self._to, pickle.dumps((setup, servers)))
 
-    def started(self) -> None:
+    def wait(self) -> None:
+        """Until it is ready for its setup."""
+        assert _read(self._from) == b""
+
+    def start(self, setup: WorkerSetup, servers: Mapping[str | None, Server]) -> None:
+        _write(self._to, pickle.dumps((setup, servers)))
         assert _read(self._from) == b""
 
     def tick(self, tick: FleetTick) -> WorkerReport:
@@ -87,6 +91,7 @@ async def _serve() -> None:
         (size,) = struct.unpack("!I", await reader.readexactly(4))
         return await reader.readexactly(size)
 
+    _write(sys.stdout.buffer, b"")
     setup, servers = pickle.loads(await read())  # noqa: S301 - of the test that started it
     worker = Worker(setup, servers)
     await worker.start()
@@ -97,7 +102,7 @@ async def _serve() -> None:
         await asyncio.wait((asked, ended), return_when=asyncio.FIRST_COMPLETED)
         if not asked.done():
             # The last report tells that it has ended; a driver that is gone asks for none.
-            await asyncio.wait((asked,), timeout=5)
+            await asyncio.wait((asked,), timeout=1)
             if not asked.done() or asked.exception() is not None:
                 os._exit(0)
         if asked.exception() is not None:  # the driver is gone: nobody ticks any more
