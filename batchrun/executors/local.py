@@ -220,7 +220,7 @@ class LocalExecutor:
         for worker in self._workers:
             worker.cancel()
 
-    def note_last(self, is_last: bool) -> None:
+    def note_last(self, *, is_last: bool) -> None:
         """Whether all requests were read that there are, although further ones may come."""
         self._is_last = is_last
         self._dispatcher.no_more_rows = (is_last or self._fed) and not self._rows

@@ -110,6 +110,64 @@ async def test_a_stop_while_rows_are_read_ends_the_run() -> None:
     assert run.causes == [stop]
 
 
+async def test_rows_go_out_while_further_ones_are_long_in_coming() -> None:
+    goes_on = threading.Event()
+
+    def rows() -> Iterator[Request | BadRow | None]:
+        requests = _requests(10)
+        yield from (next(requests) for _ in range(3))
+        yield None
+        assert goes_on.wait(HANG_S)
+        yield None
+        yield from requests
+
+    async with _executor(SimulatorSettings(latency_s=0.001)) as (run, _):
+        done = 0
+        async with run.run(rows()) as outcomes, asyncio.timeout(HANG_S):
+            async for some in outcomes:
+                done += len(some)
+                if done == 3:
+                    goes_on.set()
+        assert done == 10
+
+
+async def test_an_error_of_the_server_ends_the_wait_for_further_rows() -> None:
+    stopped = threading.Event()
+
+    def rows() -> Iterator[Request | BadRow | None]:
+        yield from _requests(3)
+        yield None
+        assert stopped.wait(HANG_S)
+
+    async with _executor(SimulatorSettings(latency_s=0.001, quota=1)) as (run, _):
+        run.on_stop = stopped.set
+        async with run.run(rows()) as outcomes, asyncio.timeout(HANG_S):
+            assert sum([len(some) async for some in outcomes]) == 1
+    assert [cause.cause for cause in run.causes if isinstance(cause, RunStopped)] == [
+        StopCause.QUOTA
+    ]
+
+
+async def test_a_failed_row_ends_where_no_others_are_to_come() -> None:
+    may_end = threading.Event()
+
+    def rows() -> Iterator[Request | BadRow | None]:
+        yield from _requests(1)
+        yield None
+        assert may_end.wait(HANG_S)
+
+    behavior = SimulatorSettings(latency_s=0.001, fault_rates={"500_json": 1.0})
+    async with _executor(behavior, retry=RetryJob(max_attempts=1)) as (run, _):
+        async with run.run(rows()) as outcomes, asyncio.timeout(HANG_S):
+            waiting = asyncio.ensure_future(anext(outcomes))
+            await asyncio.sleep(0.3)
+            assert not waiting.done()  # others might show whether the row fails, or the server
+            run.note_last(is_last=True)
+            (failed,) = await waiting
+            assert not failed.ok
+            may_end.set()
+
+
 async def test_a_stop_lets_what_is_in_flight_land() -> None:
     async with _executor(SimulatorSettings(latency_s=0.05), in_flight=4) as (run, _):
         rows = []

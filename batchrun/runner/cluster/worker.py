@@ -177,7 +177,7 @@ class Worker:
                 self._stop(_Told(tick.stop.reason))
                 if tick.stop.drop:
                     self._executor.drop()
-        self._executor.note_last(self._is_last and not self._feed.unread)
+        self._executor.note_last(is_last=self._is_last and not self._feed.unread)
         self._dir.seal_old()
         return self._report()
 
