@@ -23,20 +23,25 @@ class Fence:
 
     def __init__(self, silence_s: float, clock: Callable[[], float] = _clock_s) -> None:
         self._silence_s, self._clock = silence_s, clock
-        self._until_s = clock() + silence_s
+        self._heard_s = clock()
         self._is_silent = False
 
     @property
     def is_silent(self) -> bool:
         """Whether the driver was silent for too long."""
-        self._is_silent = self._is_silent or self._clock() > self._until_s
+        self._is_silent = self._is_silent or self.silent_s > self._silence_s
         return self._is_silent
+
+    @property
+    def silent_s(self) -> float:
+        """Since it said something in time."""
+        return self._clock() - self._heard_s
 
     def hear(self) -> bool:
         """The driver has said something; whether it was not too late."""
         if self.is_silent:
             return False
-        self._until_s = self._clock() + self._silence_s
+        self._heard_s = self._clock()
         return True
 
     def verdict(self, need: Need, now_s: float) -> Verdict:

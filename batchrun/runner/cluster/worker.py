@@ -6,6 +6,7 @@ silent for too long the worker gives it up, lands what is in flight, and ends by
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -187,8 +188,7 @@ class Worker:
         await self.is_over.wait()
 
     def _hear(self) -> None:
-        self._fence.hear()
-        if not self._dir.can_lock:
+        if self._fence.hear() and not self._dir.can_lock:
             self._dir.write_until(time.monotonic() + self._setup.answer_s)
 
     def _read(self, lease: Lease) -> Iterator[Request | BadRow]:
@@ -240,6 +240,8 @@ class Worker:
         try:
             async with self._executor.run(self._feed) as arriving:
                 async for outcomes in arriving:
+                    if not self._dir.can_lock and self._fence.silent_s > self._setup.answer_s:
+                        self._dir.write_until(-math.inf)  # also where the machine was suspended
                     try:
                         self._recorder.record(outcomes)
                     except Exception as bug:  # noqa: BLE001 - the others must land: reported
@@ -281,6 +283,7 @@ class Worker:
         self._number += 1
         counts, executor = self._counts, self._executor
         activity = Activity() if self._has_drained else executor.status()
+        is_reading = activity.is_reading and self._feed.unread > 0  # else it waits for leases
         causes = [*executor.causes, *(one for one in self._causes if one not in executor.causes)]
         return WorkerReport(
             number=self._number,
@@ -293,7 +296,7 @@ class Worker:
             failed_rows=counts.failed_rows,
             failures=counts.failures.tell(self._number),
             stops=tuple(_as_stop(one) for one in causes if not isinstance(one, _Told)),
-            activity=replace(activity, write_s=self._recorder.write_s),
+            activity=replace(activity, write_s=self._recorder.write_s, is_reading=is_reading),
             retries=activity.retries,
             p50_s=counts.latencies.quantile(0.5),
             p99_s=counts.latencies.quantile(0.99),
