@@ -106,11 +106,14 @@ class _Driver:
         started = [WorkerProcess(self.run_dir.new_writer()) for _ in range(workers)]
         for worker in started:  # so that none is silent while others import what they need
             worker.wait()
+        record = self.run_dir.record
+        assert record is not None
+        setup = worker_setup(
+            self.job, self.plan, self.run_dir, record, in_flight=8, silence_s=silence_s
+        )
         for worker in started:
-            setup = worker_setup(
-                self.job, self.plan, self.run_dir, worker.writer, in_flight=8, silence_s=silence_s
-            )
-            worker.start(setup, {None: Server(self.job.endpoint, None, {})})
+            servers = {None: Server(self.job.endpoint, None, {})}
+            worker.start(setup.of(worker.writer), servers)
         self.workers += started
 
     def tick(self, worker: WorkerProcess, stop: StopOrder | None = None) -> WorkerReport | None:

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from msgspec import Struct
@@ -49,7 +49,6 @@ class WorkerSetup(Struct, frozen=True):
     job: Job
     source: PinnedSource
     path: Path  # of the run directory
-    writer: int
     record: RunRecord  # of the command that has the run
     in_flight: int  # most of the whole run
     silence_s: float  # of the driver, after which it is given up
@@ -59,6 +58,11 @@ class WorkerSetup(Struct, frozen=True):
     largest: Mapping[str, Largest] = {}
     had_answers: bool = False
     met_before: str | None = None
+    writer: int = 0  # as `RunDir.new_writer` gave it
+
+    def of(self, writer: int) -> "WorkerSetup":
+        """That of the worker with this number."""
+        return replace(self, writer=writer)
 
     @property
     def answer_s(self) -> float:
@@ -69,14 +73,12 @@ class WorkerSetup(Struct, frozen=True):
 
 
 def worker_setup(
-    job: Job, plan: Plan, run_dir: RunDir, writer: int, *, in_flight: int, silence_s: float
+    job: Job, plan: Plan, run_dir: RunDir, record: RunRecord, *, in_flight: int, silence_s: float
 ) -> WorkerSetup:
-    """Of the worker with this number, which `RunDir.new_writer` gave. `JobError`, `StoreError`.
+    """What all workers of a run have in common, for `of`. Raises `JobError`, `StoreError`.
 
     `in_flight`: the most of the whole run. `silence_s`: of the driver, after which it is given up.
     """
-    record = run_dir.record
-    assert record is not None  # noqa: S101 - else it gave no number
     pricing, aliases = with_user_prices(job.pricing, job.aliases)
     limits, resumed = job.limits, plan.resumed
     has_cap = any(cap is not None for cap in (limits.max_cost_usd, limits.max_cost_per_command_usd))
@@ -84,7 +86,6 @@ def worker_setup(
         job=job,
         source=plan.prompts.pinned(plan.layout),
         path=run_dir.path.absolute(),
-        writer=writer,
         record=record,
         in_flight=in_flight,
         silence_s=silence_s,
@@ -104,17 +105,9 @@ class _Told(BatchrunError):  # noqa: N818 - no fault
 class Worker:
     """Open from `start` until `is_over`."""
 
-    def __init__(
-        self,
-        setup: WorkerSetup,
-        servers: Mapping[str | None, Server],
-        on_end: Callable[[], None] = lambda: None,
-    ) -> None:
-        """`servers`: by the variants that have their own; null: of all others.
-
-        `on_end`: called once everything is on disk and the lock is free.
-        """
-        self._setup, self._servers, self._on_end = setup, servers, on_end
+    def __init__(self, setup: WorkerSetup, servers: Mapping[str | None, Server]) -> None:
+        """`servers`: by the variants that have their own; null: of all others."""
+        self._setup, self._servers = setup, servers
         self._done = Unheard[int]()  # leases
         self._feed = LeaseFeed(self._read, self._done.add)
         self._counts = WorkerCounts(self._feed.stored)
@@ -124,7 +117,7 @@ class Worker:
         self._seq = self._number = 0
         self._is_last = False
         self._has_drained = False
-        self.is_over = asyncio.Event()
+        self.is_over = asyncio.Event()  # everything is on disk, and the lock is free
         self._running: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -181,11 +174,6 @@ class Worker:
         self._executor.note_last(is_last=self._is_last and not self._feed.unread)
         self._dir.seal_old()
         return self._report()
-
-    async def close(self) -> None:
-        """Everything is on disk, and the lock is free; nothing is in flight any more."""
-        self._stop(_Told("closed"))
-        await self.is_over.wait()
 
     def _hear(self) -> None:
         if self._fence.hear() and not self._dir.can_lock:
@@ -259,7 +247,6 @@ class Worker:
         self._has_drained = True
         watching.cancel()
         self.is_over.set()
-        self._on_end()
 
     async def _watch(self) -> None:
         """Gives up a driver that is silent."""
