@@ -29,6 +29,7 @@ from batchrun.runner.cluster.leases import (
     PlannedRows,
     is_sent_again,
     lease_requests,
+    one_worker_file,
     places_of,
     planned_rows,
     remaining_of,
@@ -217,6 +218,19 @@ def test_a_packed_file_is_one_lease(tmp_path: Path) -> None:
     lease = planned.cut(1)
     assert lease is not None
     assert (lease.first, lease.rows, planned.left) == (0, _ROWS, 0)
+
+
+def test_a_file_that_keeps_all_workers_but_one_waiting_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "packed.jsonl.gz"
+    rows = [json.dumps(_row(number)).encode() for number in range(2_000)]
+    path.write_bytes(gzip.compress(b"\n".join(rows)))
+    assert one_worker_file(_plan(_job(path, {}), tmp_path), 1) is None
+    said = one_worker_file(_plan(_job(path, {}), tmp_path), 3)
+    assert said is not None
+    assert said.startswith("packed.jsonl.gz holds 2,000 of 2,000 rows")
+    plain = tmp_path / "plain.jsonl"
+    plain.write_bytes(b"\n".join(rows))
+    assert one_worker_file(_plan(_job(plain, {}), tmp_path), 3) is None
 
 
 def test_a_lease_spans_no_more_than_so_many_complete_requests(

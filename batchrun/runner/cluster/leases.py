@@ -12,8 +12,9 @@ from itertools import count
 from msgspec.structs import replace
 
 from batchrun.executors.messages import AGAIN, COMPLETE, TO_SEND, Lease
+from batchrun.formats.amounts import plural
 from batchrun.inputs.prompt_set import PromptSet
-from batchrun.inputs.rows import FilePart, FileSpan
+from batchrun.inputs.rows import OFFSETS_EVERY, FilePart, FileSpan
 from batchrun.job.expansion import Expansion
 from batchrun.records import BadRow, Layout, Request
 from batchrun.runner.plan import Plan
@@ -123,6 +124,22 @@ def planned_rows(plan: Plan) -> PlannedRows:
         at = resumed.again.find(1, at + 1)
     numbers = _stored_numbers(resumed, marks, expansion)
     return PlannedRows(plan.prompts.file_spans(), expansion, marks, plan.prompts.hashes, numbers)
+
+
+def one_worker_file(plan: Plan, workers: int) -> str | None:
+    """What to say of a file that one worker has to read while the others wait. `InputError`."""
+    whole = [span for span in plan.prompts.file_spans() if span.least >= span.rows]
+    largest = max(whole, key=lambda span: span.rows, default=None)
+    if largest is None or workers < 2 or largest.rows * workers <= plan.source_rows:
+        return None
+    file, _, rows = plan.prompts.spans()[largest.file]
+    if rows < OFFSETS_EVERY:
+        return None
+    return (
+        f"{file} holds {rows:,} of {plural(plan.source_rows, 'row')} and can be read from its start "
+        f"alone, so one of {workers} workers completes them; write it as JSON Lines that are not "
+        "packed, as Parquet, or as several files"
+    )
 
 
 def _stored_numbers(
