@@ -6,6 +6,7 @@ import pickle
 import random
 from array import array
 from collections.abc import Iterator
+from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -96,14 +97,17 @@ def _make(folder: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
 
 
 @pytest.fixture(scope="module")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[Job, Path]]]:
-    """Offsets are noted every fifth row."""
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Job, Path]]:
     folder = tmp_path_factory.mktemp("sources")
-    made = _make(folder)
+    return {name: (_job(path, given), folder) for name, (path, given) in _make(folder).items()}
+
+
+@contextmanager
+def _few_rows_between_offsets() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for module in (rows, jsonl):
             patch.setattr(module, "OFFSETS_EVERY", 5)
-        yield {name: (_job(path, given), folder) for name, (path, given) in made.items()}
+        yield
 
 
 def _job(path: Path, given: dict[str, Any]) -> Job:
@@ -144,8 +148,9 @@ def _whole(plan: Plan) -> Requests:
     return list(numbered(requests, plan.resumed))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data())
+@_few_rows_between_offsets()
 def test_leases_hold_each_request_of_a_plan_once_as_the_whole_reading_gives_it(
     sources: dict[str, tuple[Job, Path]], data: st.DataObject
 ) -> None:

@@ -18,6 +18,7 @@ from batchrun.executors.messages import FleetTick, Lease, StopOrder, WorkerRepor
 from batchrun.inputs.prompt_set import find_source
 from batchrun.job.credentials import Server
 from batchrun.job.job_file import load_job
+from batchrun.limits.sharing.shares import Shares
 from batchrun.records import Resend, Totals
 from batchrun.runner.cluster.leases import places_of, planned_rows
 from batchrun.runner.cluster.worker import worker_setup
@@ -132,6 +133,7 @@ class _Driver:
             self.seqs[worker.writer],
             heard=0 if known is None else known.number,
             leases=tuple(new),
+            shares=Shares(in_flight=8),
             last=not (self.planned.left or self.again),
             stop=stop,
         )

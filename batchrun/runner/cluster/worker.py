@@ -20,8 +20,9 @@ from batchrun.executors.messages import AGAIN, FleetTick, Lease, WorkerReport, W
 from batchrun.inputs.prompt_set import PinnedSource, PromptSet
 from batchrun.job.credentials import Server
 from batchrun.job.job_file import with_user_prices
-from batchrun.job.sections import Job, PriceJob
+from batchrun.job.sections import Job, LimitsJob, PriceJob
 from batchrun.limits.sharing.fence import Fence
+from batchrun.limits.sharing.worker_share import WorkerShare
 from batchrun.pricing.prices import Prices
 from batchrun.progress.bottleneck import Activity
 from batchrun.records import BadRow, Largest, Request, RunRecord
@@ -41,6 +42,7 @@ from batchrun.transport.fallback import choose_connections
 from batchrun.version import VERSION
 
 _LOOK_EVERY_S = 0.2
+_SETTLE_S = 0.4  # until other workers have heard what one measures: two ticks, and their way
 
 
 class WorkerSetup(Struct, frozen=True):
@@ -80,8 +82,7 @@ def worker_setup(
     `in_flight`: the most of the whole run. `silence_s`: of the driver, after which it is given up.
     """
     pricing, aliases = with_user_prices(job.pricing, job.aliases)
-    limits, resumed = job.limits, plan.resumed
-    has_cap = any(cap is not None for cap in (limits.max_cost_usd, limits.max_cost_per_command_usd))
+    has_cap, resumed = _has_cap(job.limits), plan.resumed
     return WorkerSetup(
         job=job,
         source=plan.prompts.pinned(plan.layout),
@@ -98,6 +99,10 @@ def worker_setup(
     )
 
 
+def _has_cap(limits: LimitsJob) -> bool:
+    return any(cap is not None for cap in (limits.max_cost_usd, limits.max_cost_per_command_usd))
+
+
 class _Told(BatchrunError):  # noqa: N818 - no fault
     """The driver asked to stop: nothing to report."""
 
@@ -108,13 +113,20 @@ class Worker:
     def __init__(self, setup: WorkerSetup, servers: Mapping[str | None, Server]) -> None:
         """`servers`: by the variants that have their own; null: of all others."""
         self._setup, self._servers = setup, servers
+        limits = setup.job.limits
+        self._share = WorkerShare(
+            requests_per_minute=limits.requests_per_minute,
+            tokens_per_minute=limits.tokens_per_minute,
+            has_budget=_has_cap(limits),
+            settle_s=_SETTLE_S,
+        )
         self._done = Unheard[int]()  # leases
         self._feed = LeaseFeed(self._read, self._done.add)
         self._counts = WorkerCounts(self._feed.stored)
         self._earlier = EarlierOutcomes(setup.spans)
         self._causes: list[BaseException] = []
         self._leases: set[int] = set()  # had so far
-        self._seq = self._number = 0
+        self._number = 0
         self._is_last = False
         self._has_drained = False
         self.is_over = asyncio.Event()  # everything is on disk, and the lock is free
@@ -165,8 +177,9 @@ class Worker:
                 self._feed.add(lease)
         self._done.heard(tick.heard)
         self._counts.failures.heard(tick.heard)
-        if tick.seq > self._seq:
-            self._seq, self._is_last = tick.seq, tick.last
+        now_s = asyncio.get_running_loop().time()
+        if self._share.obey(tick.seq, tick.shares, tick.scopes, now_s):
+            self._is_last = tick.last
             if tick.stop is not None:
                 self._stop(_Told(tick.stop.reason))
                 if tick.stop.drop:
@@ -219,6 +232,7 @@ class Worker:
             unfinished=self._recorder,
             had_answers=setup.had_answers,
             met_before=setup.met_before,
+            share=self._share,
             further=(self._fence,),
         )
 
@@ -274,7 +288,7 @@ class Worker:
         causes = [*executor.causes, *(one for one in self._causes if one not in executor.causes)]
         return WorkerReport(
             number=self._number,
-            seq=self._seq,
+            seq=self._share.seq,
             done=self._done.tell(self._number),
             unread=self._feed.unread,
             totals=counts.totals(),
@@ -282,6 +296,7 @@ class Worker:
             sent_rows=counts.sent_rows,
             failed_rows=counts.failed_rows,
             failures=counts.failures.tell(self._number),
+            used=self._share.used(asyncio.get_running_loop().time()),
             stops=tuple(_as_stop(one) for one in causes if not isinstance(one, _Told)),
             activity=replace(activity, write_s=self._recorder.write_s, is_reading=is_reading),
             retries=activity.retries,
