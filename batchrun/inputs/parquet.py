@@ -79,7 +79,8 @@ def largest_group(file: SourceFile) -> int:
     """Rows of the largest row group. Raises `InputError`."""
     with _opened(file) as parquet:
         groups = range(parquet.metadata.num_row_groups)
-        return max((parquet.metadata.row_group(at).num_rows for at in groups), default=0)
+        rows: list[int] = [parquet.metadata.row_group(at).num_rows for at in groups]
+        return max(rows, default=0)
 
 
 def copy_columns(file: SourceFile, path: Path, names: Collection[str]) -> None:

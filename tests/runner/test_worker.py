@@ -115,7 +115,7 @@ class _Driver:
             self.job, self.plan, self.run_dir, record, in_flight=8, silence_s=silence_s
         )
         for worker in started:
-            servers = {None: Server(self.job.endpoint, None, {})}
+            servers: dict[str | None, Server] = {None: Server(self.job.endpoint, None, {})}
             worker.start(setup.of(worker.writer), servers)
         self.workers += started
 

@@ -12,7 +12,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Mapping
-from typing import BinaryIO
+from typing import IO
 
 from batchrun.executors.messages import (
     FleetTick,
@@ -64,17 +64,17 @@ class WorkerProcess:
         self._from.close()
 
 
-def _write(stream: BinaryIO, payload: bytes) -> None:
+def _write(stream: IO[bytes], payload: bytes) -> None:
     stream.write(struct.pack("!I", len(payload)) + payload)
     stream.flush()
 
 
-def _read(stream: BinaryIO) -> bytes:
+def _read(stream: IO[bytes]) -> bytes:
     (size,) = struct.unpack("!I", _exactly(stream, 4))
     return _exactly(stream, size)
 
 
-def _exactly(stream: BinaryIO, size: int) -> bytes:
+def _exactly(stream: IO[bytes], size: int) -> bytes:
     data = stream.read(size)
     if len(data) < size:
         raise EOFError
