@@ -80,7 +80,7 @@ def largest_group(file: SourceFile) -> int:
     with _opened(file) as parquet:
         groups = range(parquet.metadata.num_row_groups)
         rows: list[int] = [parquet.metadata.row_group(at).num_rows for at in groups]
-        return max(rows, default=0)
+    return max(rows, default=0)
 
 
 def copy_columns(file: SourceFile, path: Path, names: Collection[str]) -> None:
