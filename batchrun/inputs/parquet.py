@@ -114,7 +114,7 @@ def read_rows(file: SourceFile, first: int, complete: bytearray | None, use: Col
                 batches = parquet.iter_batches(size, row_groups=[group], columns=reader.needed)
                 for batch in chain.from_iterable(map(_halved, batches)):
                     yield from reader.rows(batch, row, complete)
-                    row += batch.num_rows
+                    row += int(batch.num_rows)
                     if last is not None and row > last:
                         return row
             except OSError as error:
