@@ -135,7 +135,7 @@ class _Claim(Struct):
     counts: int = 0  # of what it has used, as last reported, that counts against the limit
     used: int = 0  # in all
     wanted: int = 0  # by what waits first
-    since: float = math.inf  # since when that waits
+    since_s: float = math.inf  # since when that waits, perhaps for something else
 
     @property
     def left(self) -> int:
@@ -150,7 +150,8 @@ class _Claim(Struct):
 class Grants:
     """Starts in a minute, or dollars: what is used counts, for a minute or for ever.
 
-    Workers whose first request waits for more than they have are served in the order they came.
+    Workers whose first request waits for more than they have are served in the order they came,
+    which is the same for all that a request needs.
     """
 
     _KEPT_S = 1.0  # so long one may wait until others give back what they have and do not need
@@ -174,12 +175,12 @@ class Grants:
             self._past.append((until_s, claim.held if amount is None else amount))
 
     def heard(
-        self, worker: int, seq: int, now_s: float, counts: int, used: int, wanted: int
+        self, worker: int, seq: int, since_s: float, counts: int, used: int, wanted: int
     ) -> None:
+        """`since_s`: since when its first request waits, for this or for something else."""
         claim = self._claims[worker]
         claim.promises.obeys(seq)
-        claim.counts, claim.used, claim.wanted = counts, used, wanted
-        claim.since = min(claim.since, now_s) if wanted else math.inf
+        claim.counts, claim.used, claim.wanted, claim.since_s = counts, used, wanted, since_s
 
     def free(self, now_s: float) -> int:
         """What nobody has used or can use."""
@@ -194,7 +195,11 @@ class Grants:
     def short(self) -> list[int]:
         """Workers whose first request waits, the longest waiting first."""
         names = [name for name, one in self._claims.items() if one.wanted]
-        return sorted(names, key=lambda name: self._claims[name].since)
+        return sorted(names, key=self._place)
+
+    def _place(self, worker: int) -> tuple[float, int]:
+        """In the line."""
+        return self._claims[worker].since_s, worker
 
     def lacking(self, now_s: float) -> int | None:
         """What the worker that waits longest wants, where nobody can give it; null where it can be.
@@ -224,11 +229,19 @@ class Grants:
                 amount = claim.used + claim.wanted
         elif wanted > claim.left and room > 0 and claim.left + room >= claim.wanted:
             amount = claim.used + min(wanted, claim.left + room)
-        elif first is not None and first != worker and self._missing(self._claims[first]) > free:
-            waits_s = now_s - self._claims[first].since
+        elif first is not None and first != worker and self._must_return(worker, first, free):
+            waits_s = now_s - self._claims[first].since_s
             kept = 0 if claim.wanted or waits_s > self._KEPT_S else min(headroom, claim.left)
             amount = claim.used + min(claim.left, kept)
         return claim.promises.tell(seq, amount)
+
+    def _must_return(self, worker: int, first: int, free: int) -> bool:
+        """Whether a worker gives back what it does not use, for the one that waits longest.
+
+        Not one that waits for longer, for something else: it would never have all that it needs.
+        """
+        is_later = self._place(worker) > self._place(first)
+        return is_later and self._missing(self._claims[first]) > free
 
     @staticmethod
     def _missing(claim: _Claim) -> int:

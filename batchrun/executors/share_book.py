@@ -24,7 +24,8 @@ _FAST = 1.03  # times the even pace: what was lost to late messages is made up f
 _GAPS = 1.5  # times between two reports, for which an allowance does
 _LATE_S = 0.05  # the way of a tick
 _GAP_S = 0.25  # between two reports, before there are two
-_PURSE_GROWS = 2.0  # times, where a purse does not do
+_PURSE_GROWS = 2  # times, where a purse does not do, ...
+_PURSE_MOST = 256  # ... up to so many times what one request may cost
 _PURSE_LASTS_S = 1.5  # with what is spent now
 
 
@@ -49,6 +50,7 @@ class _Seen(Struct):
     pressed: float = 1.0  # by what servers take: of the latest reports
     purse: int = 0  # beyond what is used
     has_started: bool = False
+    since_s: float = math.inf  # since when its first request waits for a grant
 
     def look(self, used: SharesUsed, now_s: float) -> None:
         gap_s = max(now_s - self.at_s, 1e-3)
@@ -63,9 +65,13 @@ class _Seen(Struct):
         if used.started > 1:
             self.pressed += _SMOOTH * (used.for_rate - self.pressed)
         self.has_started = self.has_started or used.started > 0
+        if used.started != before.started or not used.waiting:
+            self.since_s = math.inf
+        if used.requests.wanted or used.tokens.wanted or used.spending.wanted:
+            self.since_s = min(self.since_s, now_s)
         wanted = used.spending.wanted
         if wanted:
-            self.purse = max(2 * wanted, int(_PURSE_GROWS * self.purse))
+            self.purse = max(2 * wanted, min(_PURSE_GROWS * self.purse, _PURSE_MOST * wanted))
         else:
             self.purse = int(max(0.9 * self.purse, _PURSE_LASTS_S * self.spends_per_s))
 
@@ -126,10 +132,12 @@ class ShareBook:
         self._rate.heard(worker, seq, 0, self._rate_wanted(worker))
         for minute, flow in ((self._requests, used.requests), (self._tokens, used.tokens)):
             if minute is not None:
-                minute.grants.heard(worker, seq, now_s, flow.counted, flow.started, flow.wanted)
+                minute.grants.heard(
+                    worker, seq, seen.since_s, flow.counted, flow.started, flow.wanted
+                )
         if self._purse is not None:
             spent = _in_all(used)
-            self._purse.heard(worker, seq, now_s, spent, spent, used.spending.wanted)
+            self._purse.heard(worker, seq, seen.since_s, spent, spent, used.spending.wanted)
 
     def shares(
         self,

@@ -325,7 +325,7 @@ class World:
 
     def settle(self, most_s: float) -> bool:
         """From now on nothing is lost; false where rows remain after so long."""
-        until_s = self.now_s + most_s
+        until_s, step_s, started = self.now_s + most_s, 0.25, 0
         for at in [at for at, one in self.machines.items() if not one.is_alive]:
             self.adopt(at)
         while self.now_s < until_s:
@@ -340,5 +340,9 @@ class World:
             if self.fleet.stop_reason(self.now_s) is not None:
                 self.fleet.stop(StopOrder("budget"))
                 return False
-            self.move(0.25)
+            if started == len(self.witness.starts):
+                step_s = min(1.25 * step_s, 5.0)
+            else:
+                step_s, started = 0.25, len(self.witness.starts)
+            self.move(step_s)
         return False
