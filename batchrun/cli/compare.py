@@ -7,6 +7,7 @@ import click
 
 from batchrun.cli.once import OnceCommand
 from batchrun.cli.output import say, warn_of_missing_parts
+from batchrun.cli.run_param import SCORED_RUN
 
 _EPILOG = """\b
 Examples:
@@ -17,9 +18,7 @@ Examples:
 
 
 @click.command(epilog=_EPILOG, cls=OnceCommand)
-@click.argument(
-    "run_paths", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path)
-)
+@click.argument("run_paths", metavar="RUN...", nargs=-1, required=True, type=SCORED_RUN)
 @click.option(
     "--variant",
     "variants",

@@ -1,7 +1,6 @@
 """`batchrun import`: a run made of answers that were produced elsewhere."""
 
 import sys
-from pathlib import Path
 
 import click
 
@@ -12,6 +11,7 @@ Examples:
   batchrun import answers.jsonl --id question_id --text output --target answer -o runs/theirs
   batchrun import out.parquet --id id --text text --sample try --variant model -o runs/old
   batchrun import batch_results.jsonl -o runs/batch
+  batchrun import s3://bucket/out.parquet --id id --text text -o s3://bucket/runs/theirs
 """
 
 
@@ -29,8 +29,7 @@ Examples:
     "--output",
     metavar="DIR",
     required=True,
-    type=click.Path(path_type=Path),
-    help="New run directory.",
+    help="New run directory, or its URL in a store.",
 )
 def import_(
     *,
@@ -42,7 +41,7 @@ def import_(
     variant: str | None,
     model: str | None,
     carry: tuple[str, ...],
-    output: Path,
+    output: str,
 ) -> None:
     """Make a run of answers that were produced elsewhere, to be scored and compared.
 
@@ -54,11 +53,13 @@ def import_(
     from batchrun.formats.amounts import plural
     from batchrun.formats.printable import printable
     from batchrun.progress.planning import Planning
+    from batchrun.runner.output_place import refuse_scheme
 
     if text is not None and id is None:
         raise click.UsageError("--text needs --id, the column that names the prompt")
     if text is None and any((id, target, sample, variant, model, carry)):
         raise click.UsageError("name the column with the answers: --text COLUMN")
+    refuse_scheme(output)
     columns = Columns(id, text, target, sample, variant, model, carry)
     with Planning(sys.stderr, word="importing") as said:
         done = import_answers(source, columns, output, said.doing)

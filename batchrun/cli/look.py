@@ -7,7 +7,7 @@ import click
 
 from batchrun.cli.once import OnceCommand
 from batchrun.cli.output import print_json, warn_of_missing_parts
-from batchrun.cli.run_param import RUN
+from batchrun.cli.run_param import RUN, SCORED_RUN
 from batchrun.errors import JobError
 
 _EPILOG = """\b
@@ -72,7 +72,7 @@ def _watch(path: Path) -> None:
 
 
 @click.command(epilog="\b\nExample:\n  batchrun show runs/prompts 17", cls=OnceCommand)
-@click.argument("run_path", metavar="RUN", type=RUN)
+@click.argument("run_path", metavar="RUN", type=SCORED_RUN)
 @click.argument("custom_id", metavar="ID")
 @click.option("--json", "as_json", is_flag=True, help="Print all columns and tool calls as JSON.")
 def show(run_path: Path, custom_id: str, *, as_json: bool) -> None:

@@ -7,7 +7,7 @@ import click
 
 from batchrun.cli.once import OnceCommand
 from batchrun.cli.output import warn_of_missing_parts
-from batchrun.cli.run_param import RUN
+from batchrun.cli.run_param import SCORED_RUN
 
 _EPILOG = """\b
 Examples:
@@ -17,7 +17,7 @@ Examples:
 
 
 @click.command(epilog=_EPILOG, cls=OnceCommand)
-@click.argument("run_path", metavar="RUN", type=RUN)
+@click.argument("run_path", metavar="RUN", type=SCORED_RUN)
 @click.option(
     "--html",
     "page",

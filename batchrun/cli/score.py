@@ -8,6 +8,7 @@ import click
 
 from batchrun.cli.once import OnceCommand
 from batchrun.cli.output import print_json, warn_of_missing_parts
+from batchrun.cli.run_param import SCORED_RUN
 
 if TYPE_CHECKING:
     from batchrun.evals.score_run import ScorerResult
@@ -28,7 +29,7 @@ Exit codes:
 
 
 @click.command(epilog=_EPILOG, cls=OnceCommand)
-@click.argument("run_path", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("run_path", metavar="RUN", type=SCORED_RUN)
 @click.argument("file", metavar="[FILE]", required=False, type=click.Path(path_type=Path))
 @click.option(
     "--scorer", "only", multiple=True, metavar="NAME", help="This scorer alone; repeatable."

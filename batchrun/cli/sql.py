@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from batchrun.cli.output import echo_json, warn_of_missing_parts
-from batchrun.cli.run_param import RUN
+from batchrun.cli.run_param import SCORED_RUN
 
 _EPILOG = """\b
 Examples:
@@ -20,7 +20,7 @@ Examples:
 
 
 @click.command(epilog=_EPILOG)
-@click.argument("run_paths", metavar="RUN...", nargs=-1, required=True, type=RUN)
+@click.argument("run_paths", metavar="RUN...", nargs=-1, required=True, type=SCORED_RUN)
 @click.argument("query", metavar="QUERY")
 @click.option(
     "--format",

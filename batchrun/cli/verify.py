@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 import click
 
 from batchrun.cli.once import OnceCommand
-from batchrun.cli.run_param import RUN
+from batchrun.cli.run_param import SCORED_RUN
 
 if TYPE_CHECKING:
     from batchrun.store.verify import Proof
 
 
 @click.command(epilog="\b\nExample:\n  batchrun verify runs/prompts", cls=OnceCommand)
-@click.argument("run_path", metavar="RUN", type=RUN)
+@click.argument("run_path", metavar="RUN", type=SCORED_RUN)
 def verify(run_path: Path) -> None:
     """Prove from its files alone that a run is complete and consistent.
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 from batchrun.errors import JobError
 from batchrun.formats.printable import listed
 from batchrun.records import RunRecord
+from batchrun.remote.run_link import run_name
 from batchrun.reports.ordered_rows import in_order
 from batchrun.reports.sql import Files, connected, read_files, select_of, unreadable
 from batchrun.store.columns import NO_COLUMNS, new_names, response_batch, response_schema
@@ -44,7 +45,7 @@ class RunAnswers:
     """The rows that a run directory holds so far. Raises `JobError` where it is none."""
 
     def __init__(self, run: Path, record: RunRecord) -> None:
-        self.name = f"the run {run}"
+        self.name = f"the run {run_name(run)}"
         self.schema = response_schema(record.layout, record.schema_version)
         json_columns = (one.name for one in record.layout.columns if one.type == "json")
         self.of_json: Collection[str] = frozenset(json_columns)

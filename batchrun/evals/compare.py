@@ -203,11 +203,6 @@ def compare(
     """
     interval = Interval(level, "t", cluster is not None)
     interval.check()
-    sources = sources_of(runs)
-    if flips is not None:
-        for source in sources:
-            if isinstance(source, Path):
-                check_target(source, Path(flips))
     grouping = AnswerGroups(by, cluster, missing)
 
     def read(database: duckdb.DuckDBPyConnection, found: Sequence[ScoredRun]) -> Comparisons:
@@ -240,7 +235,12 @@ def compare(
                 pq.write_table(pa.concat_tables(tables), temporary, compression="zstd")
         return Comparisons(tuple(lines), level, by, cluster, missing, tuple(notes))
 
-    return with_scores(sources, scorers, read)
+    with sources_of(runs) as sources:
+        if flips is not None:
+            for source in sources:
+                if isinstance(source, Path):
+                    check_target(source, Path(flips))
+        return with_scores(sources, scorers, read)
 
 
 def _sides(runs: Sequence[ScoredRun], variants: Sequence[str]) -> list[_Side]:

@@ -10,7 +10,7 @@ import shutil
 import time
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from msgspec import Struct
@@ -19,6 +19,7 @@ from msgspec.structs import replace
 from batchrun.dialects.responses import parse_response
 from batchrun.errors import InputError, JobError
 from batchrun.evals.batch_results import is_batch_result, read_batch_result
+from batchrun.formats.amounts import plural
 from batchrun.formats.json_text import as_utf8, encode_json, shown
 from batchrun.formats.printable import nearest
 from batchrun.inputs.carried import Carrier
@@ -26,7 +27,7 @@ from batchrun.inputs.identity import repeated_hashes
 from batchrun.inputs.parquet import ColumnUse
 from batchrun.inputs.requests import HASH_RULE
 from batchrun.inputs.rows import NO_COLUMNS, SourceRow, Unsendable
-from batchrun.inputs.sources import Source, SourceReader, find_source
+from batchrun.inputs.sources import SourceReader, find_source
 from batchrun.inputs.survey.column_tally import ColumnTally
 from batchrun.job.sections import InputJob
 from batchrun.records import (
@@ -40,11 +41,15 @@ from batchrun.records import (
     RunRecord,
     Totals,
 )
+from batchrun.remote.run_link import scratch_of
+from batchrun.remote.run_upload import publish, refuse_taken
+from batchrun.remote.urls import is_remote, is_store, store_url
 from batchrun.scoring.score import text_of
 from batchrun.store.columns import SCHEMA_VERSION, name_columns
 from batchrun.store.complete_rows import sum_totals
+from batchrun.store.files import storing
 from batchrun.store.parts import count_rows
-from batchrun.store.run_dir import RunDir
+from batchrun.store.run_dir import STORE_PART_BYTES, RunDir
 from batchrun.store.snapshot import read_snapshot
 from batchrun.version import VERSION
 
@@ -77,7 +82,7 @@ class Columns(Struct, frozen=True):
 class Imported(Struct, frozen=True):
     """What came of it."""
 
-    path: Path
+    path: Path | str  # a URL, where it is in a store
     rows: int
     ok: int
 
@@ -85,31 +90,55 @@ class Imported(Struct, frozen=True):
 def import_answers(
     source: str,
     columns: Columns,
-    path: Path,
+    path: Path | str,
     doing: Callable[[str], None] = lambda _what: None,
 ) -> Imported:
-    """Makes the run directory `path` of a file's rows.
+    """Makes the run directory `path`, or one at this URL in a store, of a file's rows.
 
     Without `columns.text` the file holds results of the Batch API, one a line. `doing` is told in
     words what is done. Raises `JobError`, `InputError`, `StoreError`; then there is no directory.
     """
+    if is_store(str(path)):
+        return _import_into_store(source, columns, store_url(str(path)).full, doing)
+    path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise JobError(f"{path} is there already; give a new directory with -o")
     if as_utf8(str(path)) != str(path):
         raise JobError("the run directory's name is not UTF-8, which Parquet needs; give -o DIR")
-    found = find_source(_input_job(source, columns))
-    answers = _Answers(found, columns, source, doing)
+    answers = _Answers(source, columns, doing)
     layout = answers.survey()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        totals = _write(temporary, path, answers, layout)
+    with _temporary(path) as temporary:
+        totals = _write(temporary, answers, layout, as_seen_from=path)
         with suppress(FileNotFoundError):
             path.rmdir()  # where it is empty
         temporary.rename(path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     return Imported(path, totals.rows, totals.ok)
+
+
+def _import_into_store(
+    source: str, columns: Columns, url: str, doing: Callable[[str], None]
+) -> Imported:
+    folder = scratch_of(url)
+    refuse_taken(url)
+    answers = _Answers(source, columns, doing)
+    layout = answers.survey()
+    with _temporary(folder) as temporary:
+        totals = _write(temporary, answers, layout, url=url)
+        doing(f"uploading {plural(totals.rows, 'row')}")
+        with storing(url, "write"):
+            publish(temporary, url)
+    return Imported(str(store_url(url)), totals.rows, totals.ok)
+
+
+@contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """A folder beside the path, which is gone when the block has ended."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _input_job(source: str, columns: Columns) -> InputJob:
@@ -120,15 +149,15 @@ def _input_job(source: str, columns: Columns) -> InputJob:
 class _Answers:
     """The rows of a source as outcomes, read twice: `survey` comes first."""
 
-    def __init__(
-        self, source: Source, columns: Columns, spec: str, doing: Callable[[str], None]
-    ) -> None:
+    def __init__(self, spec: str, columns: Columns, doing: Callable[[str], None]) -> None:
+        """Raises as `find_source`."""
         self.spec = spec
         self._doing = doing
         self.target = columns.target
-        self._columns, self._source = columns, source
+        self._columns = columns
         self._job = _input_job(spec, columns)
-        self._reader = SourceReader(source)
+        self._source = find_source(self._job)
+        self._reader = SourceReader(self._source)
         self._used = frozenset(columns.named().values())
         self._repeated: set[int] = set()  # hashes of keys that several rows may have
         self._is_joined = columns.text is None  # ids are `ID|VARIANT|SAMPLE`, as an export has them
@@ -304,12 +333,23 @@ def _in_words(value: object) -> str:
     return value.what if isinstance(value, Unsendable) else f"{text_of(value):.60}"
 
 
-def _write(temporary: Path, path: Path, answers: _Answers, layout: Layout) -> Totals:
-    shutil.rmtree(temporary, ignore_errors=True)
+def _write(
+    temporary: Path,
+    answers: _Answers,
+    layout: Layout,
+    *,
+    as_seen_from: Path | None = None,
+    url: str | None = None,
+) -> Totals:
+    """The run directory that is to be at `as_seen_from`, or at `url` in a store."""
     run_dir = RunDir.open(temporary)
     try:
         now_at = time.time_ns() // 1000
-        full = Path(answers.spec).resolve()
+        is_here = not is_remote(answers.spec)
+        full = str(Path(answers.spec).resolve()) if is_here else answers.spec
+        name = full
+        if is_here and as_seen_from is not None:
+            name = os.path.relpath(full, as_seen_from.resolve())
         record = RunRecord(
             schema_version=SCHEMA_VERSION,
             hash_rule=HASH_RULE,
@@ -318,8 +358,8 @@ def _write(temporary: Path, path: Path, answers: _Answers, layout: Layout) -> To
             state="running",
             command=None,
             simulated=False,
-            source=as_utf8(os.path.relpath(full, path.resolve())),
-            source_path=as_utf8(str(full)),
+            source=as_utf8(name),
+            source_path=as_utf8(full),
             job={},
             layout=_as_stored(layout, answers.target),
             store_request=False,
@@ -327,9 +367,11 @@ def _write(temporary: Path, path: Path, answers: _Answers, layout: Layout) -> To
             started_at=now_at,
             updated_at=now_at,
             imported=True,
+            store=url,
         )
         run_dir.save(record)
-        run_dir.start(part_rows=_PART_ROWS, part_bytes=_PART_BYTES)
+        part_bytes = _PART_BYTES if url is None else STORE_PART_BYTES
+        run_dir.start(part_rows=_PART_ROWS, part_bytes=part_bytes)
         some: list[Outcome] = []
         size = 0
         for outcome in answers.outcomes(layout):

@@ -194,7 +194,8 @@ def metrics(
             notes[f"bootstrap: {BOOTSTRAP_DRAWS:,} draws, seed {BOOTSTRAP_SEED}"] = None
         return Metrics(tuple(lines), level, by, cluster, missing, tuple(notes))
 
-    return with_scores(sources_of(runs), scorers, read)
+    with sources_of(runs) as sources:
+        return with_scores(sources, scorers, read)
 
 
 def _lines(

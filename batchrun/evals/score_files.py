@@ -1,6 +1,7 @@
 """`RUN/scores/NAME/scores.parquet`: one row for each stored row and metric of a scorer.
 
 A new file is written beside the old one and renamed. What of the old one still holds is copied.
+Of a run in a store the new file goes there, and a stub takes its place here.
 """
 
 from array import array
@@ -17,6 +18,7 @@ from msgspec import Struct
 
 from batchrun.errors import StoreError
 from batchrun.evals.scoring_worker import ERROR, VALUE, Scores
+from batchrun.remote.run_upload import put_file
 from batchrun.scoring.score import Score
 from batchrun.store.columns import KEY, score_schema
 from batchrun.store.files import storing, sync_path
@@ -294,9 +296,18 @@ class ScoreFile:
             sync_path(self._new)
         return True
 
-    def commit(self) -> None:
-        """The new file is in place of the old one. Raises `StoreError`."""
+    def tallies(self, *, is_new: bool) -> dict[str, Tally]:
+        """What the scores add up to, of the new file before `commit`. Raises `StoreError`."""
+        return read_tallies(self._new if is_new else self.path)
+
+    def commit(self, run: Path | None) -> None:
+        """The new file is in place of the old one. Raises `StoreError`.
+
+        `run`: the run directory; null: the scores are of none.
+        """
         with storing(self.path, "write"):
+            if run is not None:
+                put_file(run, str(self.path.relative_to(run)), self._new)
             self._new.replace(self.path)
             sync_path(self.path.parent)
 

@@ -28,7 +28,7 @@ from batchrun.evals.rules import (
     with_target,
     written_target,
 )
-from batchrun.evals.score_files import OF_ROW, OldScores, ScoreFile, Tally, read_tallies
+from batchrun.evals.score_files import OF_ROW, OldScores, ScoreFile, Tally
 from batchrun.evals.scoring_worker import VALUE, Scores, failed
 from batchrun.evals.worker_pool import WorkerPool
 from batchrun.formats.json_text import encode_json, shown
@@ -36,10 +36,12 @@ from batchrun.formats.printable import nearest
 from batchrun.job.job_file import load_scorers, read_scorers
 from batchrun.job.scorer_sections import PythonJob, ScorerJob
 from batchrun.records import RunRecord
+from batchrun.remote.run_link import run_name
+from batchrun.remote.urls import is_store
 from batchrun.scoring.score import BadTarget, Score
 from batchrun.store.columns import score_schema
 from batchrun.store.files import SCORES, SCORES_FILE, storing
-from batchrun.store.reading import read_record
+from batchrun.store.reading import read_record, run_folder
 
 Scorers = str | Path | Sequence[Mapping[str, Any]]  # a file, or tables as it has them
 _LOCK = "lock"
@@ -52,7 +54,7 @@ class ScorerResult(Struct, frozen=True):
     """What one scorer made of a run."""
 
     name: str
-    path: Path  # of its scores
+    path: Path | str  # of its scores; of a run in a store their URL
     metrics: Mapping[str, Tally]
     fresh: int  # rows that were scored now
     raised: int  # of these, rows whose scorer raised
@@ -81,7 +83,9 @@ def score(
     again: bool = False,
     doing: Callable[[str], None] = lambda _what: None,
 ) -> list[ScorerResult] | pa.Table:
-    """Scores the rows of a run directory that are stored so far, or those of a table of answers.
+    """Scores the rows of a run that are stored so far, or those of a table of answers.
+
+    A run is a run directory, or the URL of one in a store.
 
     `scorers`: a file with `[[scorers]]`, or tables as such a file has; null: those of the run's job
     file, read again, or as they were if it is gone. `only`: the scorers of these names. Rows whose
@@ -99,11 +103,14 @@ def score(
             results = _score(jobs, TableAnswers(run), Path(folder), doing, again=True)
             tables = [pq.read_table(one.path) for one in results]
         return pa.concat_tables(tables) if tables else score_schema().empty_table()
+    if is_store(str(run)):
+        with run_folder(str(run), scores=True) as folder:
+            return score(folder, scorers, only=only, again=again, doing=doing)
     path = Path(run)
     record = read_record(path)
     jobs = _chosen(_scorers_of(record, scorers, path), only)
     with _alone(path / SCORES):
-        return _score(jobs, RunAnswers(path, record), path / SCORES, doing, again=again)
+        return _score(jobs, RunAnswers(path, record), path / SCORES, doing, again=again, run=path)
 
 
 def _score(
@@ -113,6 +120,7 @@ def _score(
     doing: Callable[[str], None],
     *,
     again: bool,
+    run: Path | None = None,
 ) -> list[ScorerResult]:
     with ExitStack() as stack:
         # What cannot be is known before anything is scored.
@@ -120,10 +128,13 @@ def _score(
             stack.enter_context(_Scoring(one, source, folder, doing, again=again)) for one in jobs
         ]
         changed = [one.score() for one in made]
+        results = [
+            one.result(run, is_new=is_new) for one, is_new in zip(made, changed, strict=True)
+        ]
         for one, is_new in zip(made, changed, strict=True):
             if is_new:
-                one.file.commit()
-        return [one.result() for one in made]
+                one.file.commit(run)
+        return results
 
 
 def _declared(given: Scorers) -> tuple[ScorerJob, ...]:
@@ -140,7 +151,7 @@ def _scorers_of(record: RunRecord, given: Scorers | None, run: Path) -> tuple[Sc
         where = str(given) if isinstance(given, str | Path) else "the list"
     else:
         file = record.job.get("file")
-        where = str(file) if file else f"the job of {run}"
+        where = str(file) if file else f"the job of {run_name(run)}"
         if file and Path(file).is_file():
             found = load_scorers(Path(file))
         else:
@@ -148,7 +159,7 @@ def _scorers_of(record: RunRecord, given: Scorers | None, run: Path) -> tuple[Sc
     if not found:
         raise JobError(
             f"{where}: it has no [[scorers]]; write some there, or give a file: "
-            f"batchrun score {run} FILE.toml"
+            f"batchrun score {run_name(run)} FILE.toml"
         )
     return found
 
@@ -172,7 +183,7 @@ def _alone(folder: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise JobError(
-                f"{folder.parent}: another command scores it; wait until that has ended"
+                f"{run_name(folder.parent)}: another command scores it; wait until that has ended"
             ) from None
         except OSError:  # a file system without locks
             pass
@@ -223,11 +234,14 @@ class _Scoring:
             return self._source.read_groups(by, self._scored_in_groups)
         return self._source.read(self._reader.schema, self._scored)
 
-    def result(self) -> ScorerResult:
+    def result(self, run: Path | None, *, is_new: bool) -> ScorerResult:
+        path: Path | str = self.file.path
+        if run is not None and run_name(run) != str(run):
+            path = f"{run_name(run)}/{self.file.path.relative_to(run)}"
         return ScorerResult(
             self._job.name,
-            self.file.path,
-            read_tallies(self.file.path),
+            path,
+            self.file.tallies(is_new=is_new),
             self.file.fresh,
             self.file.raised,
         )

@@ -6,6 +6,7 @@ the run that such a file lacks, or whose answer has changed since, counts as not
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Literal, TypeAlias, TypeVar
 
@@ -18,19 +19,21 @@ from batchrun.formats.amounts import plural
 from batchrun.formats.json_text import shown
 from batchrun.formats.printable import listed, nearest
 from batchrun.records import RunRecord
+from batchrun.remote.run_link import run_name
+from batchrun.remote.urls import is_store
 from batchrun.reports.bill.cost_queries import MOST_VALUES
 from batchrun.reports.sql import (
     Files,
     connected,
-    pattern_of,
     quoted,
     read_all_files,
+    scan_of,
     select_of,
     unreadable,
 )
-from batchrun.store.columns import KEY
+from batchrun.store.columns import KEY, score_schema
 from batchrun.store.files import TABLES
-from batchrun.store.reading import state_now
+from batchrun.store.reading import run_folder, state_now
 
 T = TypeVar("T")
 Missing = Literal["leave", "zero"]
@@ -92,15 +95,27 @@ class AnswerGroups(Struct, frozen=True):
     missing: Missing = "leave"
 
 
-def sources_of(runs: Sequence[str | Path | pa.Table]) -> list[Source]:
-    """Raises `JobError` where none is given, or one twice."""
-    sources: list[Source] = [run if isinstance(run, pa.Table) else Path(run) for run in runs]
-    paths = [source for source in sources if isinstance(source, Path)]
-    if not sources:
+@contextmanager
+def sources_of(runs: Sequence[str | Path | pa.Table]) -> Iterator[list[Source]]:
+    """The folders of runs in a store are there while the block lasts.
+
+    Raises `JobError` where no run is given, or one twice; as `run_folder`.
+    """
+    if not runs:
         raise JobError("no run is given; name a run directory")
-    if twice := {str(path) for path in paths if paths.count(path) > 1}:
-        raise JobError(f"given more than once: {listed(sorted(twice))}; give each run once")
-    return sources
+    sources: list[Source] = []
+    with ExitStack() as stack:
+        for run in runs:
+            if isinstance(run, pa.Table):
+                sources.append(run)
+            elif is_store(str(run)):
+                sources.append(stack.enter_context(run_folder(str(run), scores=True)))
+            else:
+                sources.append(Path(run))
+        names = [run_name(source) for source in sources if isinstance(source, Path)]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise JobError(f"given more than once: {listed(sorted(twice))}; give each run once")
+        yield sources
 
 
 def with_scores(
@@ -147,21 +162,22 @@ def _add_run(
 
     Raises `JobError` where nothing is scored.
     """
-    for name in TABLES:
-        select = select_of(getattr(files, name), database, f"_{name}_{number}")
-        database.execute(f"CREATE TEMP VIEW {name}_{number} AS {select}")
+    for table in TABLES:
+        select = select_of(getattr(files, table), database, f"_{table}_{number}")
+        database.execute(f"CREATE TEMP VIEW {table}_{number} AS {select}")
+    name = run_name(path)
     found = tuple(
         Scored(file.parent.name, metric, file)
         for file in _score_files(path)
         for metric in _metrics_of(database, file)
     )
     if not found:
-        raise JobError(f"{path}: nothing is scored yet; batchrun score {path} scores its rows")
-    stored = [name for (name,) in _column(database, f"responses_{number}", "variant")]
+        raise JobError(f"{name}: nothing is scored yet; batchrun score {name} scores its rows")
+    stored = [variant for (variant,) in _column(database, f"responses_{number}", "variant")]
     declared = [one["name"] for one in files.record.job.get("variants", ())]
     variants = tuple(sorted(stored, key=[*declared, *stored].index))
     columns = _plain(files.responses.schema)
-    return ScoredRun(str(path), number, found, variants, columns, files.record, path)
+    return ScoredRun(name, number, found, variants, columns, files.record, path)
 
 
 def _plain(schema: pa.Schema) -> tuple[str, ...]:
@@ -180,7 +196,7 @@ def _score_files(path: Path) -> list[Path]:
 
 def _metrics_of(database: duckdb.DuckDBPyConnection, file: Path) -> list[str]:
     """Those that any row has a value of, `value` first, else as the function gave them."""
-    found = _column(database, _scan(file), "metric", "HAVING count(value) > 0")
+    found = _column(database, _scan(database, file), "metric", "HAVING count(value) > 0")
     names = [name or _VALUE for (name,) in found]
     return sorted(names, key=lambda name: name != _VALUE) or [_VALUE]
 
@@ -194,8 +210,8 @@ def _column(
     ).fetchall()
 
 
-def _scan(file: Path) -> str:
-    return "read_parquet('" + pattern_of(file).replace("'", "''") + "')"
+def _scan(database: duckdb.DuckDBPyConnection, file: Path) -> str:
+    return scan_of(database, file, score_schema())
 
 
 def _add_table(database: duckdb.DuckDBPyConnection, number: int, table: pa.Table) -> ScoredRun:
@@ -266,7 +282,7 @@ def answers_of(
     else:
         rows = f"""responses_{run.number} AS r LEFT JOIN (
             SELECT {key}, response_id, value, passed, answer, target, reason
-            FROM {_scan(scored.file)} WHERE metric = $metric
+            FROM {_scan(database, scored.file)} WHERE metric = $metric
         ) AS s ON r.custom_id = s.custom_id AND r.sample = s.sample
             AND r.variant IS NOT DISTINCT FROM s.variant"""  # noqa: S608
         where, score = "", "s"
@@ -338,7 +354,7 @@ def _check_groups(
 
 def versions_of(database: duckdb.DuckDBPyConnection, run: ScoredRun, scored: Scored) -> list[str]:
     """The versions of the rule by which rows are scored."""
-    table = f"scores_{run.number}" if scored.file is None else _scan(scored.file)
+    table = f"scores_{run.number}" if scored.file is None else _scan(database, scored.file)
     found = database.execute(
         f"SELECT DISTINCT scorer_version FROM {table} "  # noqa: S608
         "WHERE metric = ? AND scorer_version IS NOT NULL",

@@ -4,7 +4,8 @@ Whoever has the claim first finishes what a command on another machine left half
 reads sees it as if it were done, and changes nothing.
 """
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -26,6 +27,8 @@ from batchrun.remote.urls import store_url
 
 _TABLES = ("responses", "tool_calls")
 _JOURNAL = "journal"
+_SCORES = "scores"
+_SCORE_FILE = re.compile(rf"{_SCORES}/[^/]+/scores\.parquet")
 
 
 def pull(folder: Path, link: Link, *, owns: bool, is_last: bool = False) -> Link:
@@ -51,14 +54,16 @@ def pull(folder: Path, link: Link, *, owns: bool, is_last: bool = False) -> Link
         intents = {}
     parts = _parts(names, intents.values())
     _place_stubs(folder, link, parts)
+    _place_scores(folder, link, names)
     if not is_last:
         link = replace(link, seen=_copy_small_files(folder, link, store, names))
     write_link(folder, link)
     return link
 
 
-def _names(store: ObjectStore, prefix: str) -> dict[str, RemoteObject]:
-    return {one.key.removeprefix(prefix): one for one in store.listing(prefix.rstrip("/"))}
+def _names(store: ObjectStore, prefix: str, below: str = "") -> dict[str, RemoteObject]:
+    found = store.listing(f"{prefix}{below}".rstrip("/"))
+    return {one.key.removeprefix(prefix): one for one in found}
 
 
 def _is_temporary(name: str) -> bool:
@@ -97,6 +102,30 @@ def _place_stubs(folder: Path, link: Link, parts: dict[str, tuple[str, RemoteObj
     for part, (name, one) in parts.items():
         path, stub = folder / part, Stub(url.below(name), one.size, one.stamp)
         if not path.exists() or read_stub(path) not in (None, stub):
+            write_stub(path, stub)
+
+
+def pull_scores(folder: Path) -> None:
+    """The folder has the scores that the store has, whoever made them.
+
+    Nothing is done for a run that is in no store. Raises `RemoteError`, `OSError`, `StoreError`.
+    """
+    link = read_link(folder)
+    if link is not None:
+        store, prefix = place_of(link)
+        _place_scores(folder, link, _names(store, prefix, _SCORES))
+
+
+def _place_scores(folder: Path, link: Link, names: Mapping[str, RemoteObject]) -> None:
+    url = store_url(link.url)
+    found = {name: one for name, one in names.items() if _SCORE_FILE.fullmatch(name)}
+    for path in (folder / _SCORES).glob("*/scores.parquet"):
+        if str(path.relative_to(folder)) not in found:
+            path.unlink()
+    for name, one in found.items():
+        path, stub = folder / name, Stub(url.below(name), one.size, one.stamp)
+        if not path.exists() or read_stub(path) != stub:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_stub(path, stub)
 
 

@@ -12,10 +12,13 @@ from pathlib import Path
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
-from batchrun.remote.object_stores import ObjectStore, RemoteError, RemoteObject
+from batchrun.errors import JobError
+from batchrun.remote.claims import Claim
+from batchrun.remote.object_stores import ObjectStore, RemoteError, RemoteObject, store_of
 from batchrun.remote.part_stubs import Stub, read_stub, write_stub
-from batchrun.remote.run_link import Link, place_of, read_link
+from batchrun.remote.run_link import CLAIMS, SMALL_FILES, Link, place_of, read_link
 from batchrun.remote.urls import store_url
 
 _PATIENCE_S = 300.0  # for one part, beyond what the library tries: the journal has its rows
@@ -52,6 +55,54 @@ def put_parts(folder: Path, parts: Sequence[str]) -> None:
             write_stub(path, target.upload(part, path))
 
 
+def put_file(folder: Path, name: str, path: Path) -> None:
+    """The store has the file under the name in the run; a stub takes the place of `path`.
+
+    As `put_parts`; the claim may be another's.
+    """
+    link = read_link(folder)
+    if link is not None:
+        target = _Target(replace(link, claim=None))
+        write_stub(path, target.upload(name, path))
+
+
+def publish(folder: Path, url: str) -> None:
+    """The store has the whole run directory, and `run.json` last: until then it is no run.
+
+    Raises `JobError` where something is at the URL, or the store cannot be used; `RemoteError`,
+    `OSError`.
+    """
+    where = store_url(url)
+    target = _Target(Link(where.full))
+    claim = Claim(target.store, target.prefix, folder)
+    claim.take(str(where))
+    try:
+        refuse_taken(url)
+        for table in ("tool_calls", "responses"):
+            for path in sorted((folder / table).glob("*.parquet")):
+                target.upload(f"{table}/{path.name}", path)
+        for name in reversed(SMALL_FILES):
+            if (folder / name).exists():
+                target.upload(name, folder / name)
+    finally:
+        claim.release()
+
+
+def refuse_taken(url: str) -> None:
+    """Raises `JobError` where objects are at the URL, or where the store cannot be asked."""
+    store, key = store_of(store_url(url).full, is_first=True)
+    try:
+        found = store.listing(key)
+    except RemoteError as error:
+        raise JobError(str(error)) from error
+    there = next((one.key for one in found if not one.key.startswith(f"{key}/{CLAIMS}/")), None)
+    if there is not None:
+        raise JobError(
+            f"{url} is there already ({store.name(there)}); give another place with -o, or delete "
+            "it: an import that was killed leaves such objects"
+        )
+
+
 def replace_together(
     folder: Path, intent_name: str, puts: Sequence[tuple[str, str]], deletes: Sequence[str]
 ) -> None:
@@ -83,7 +134,7 @@ def finish_intent(store: ObjectStore, prefix: str, key: str, intent: StoreIntent
         temporary = store.find(prefix + temporary_key(part))
         if temporary is not None:
             store.copy(temporary.key, prefix + part)
-            _check_size(store, store.find(prefix + part), prefix + part, temporary.size)
+            _checked(store, prefix + part, temporary.size)
     for part in intent.deletes:
         store.delete(prefix + part)
     for part in intent.puts:
@@ -110,8 +161,8 @@ class _Target:
         while True:
             try:
                 self.store.upload(key, path)
-                _check_size(self.store, self.store.find(key), key, size)
-                return self.stub(name)
+                found = _checked(self.store, key, size)
+                return Stub(store_url(self._url).below(name), found.size, found.stamp)
             except RemoteError:
                 if time.monotonic() > end_s:
                     raise
@@ -124,7 +175,10 @@ class _Target:
         return Stub(store_url(self._url).below(name), found.size, found.stamp)
 
 
-def _check_size(store: ObjectStore, found: RemoteObject | None, key: str, size: int) -> None:
-    there = None if found is None else found.size
-    if there != size:
-        raise RemoteError(f"{store.name(key)}: {there} bytes are there, and {size} were written")
+def _checked(store: ObjectStore, key: str, size: int) -> RemoteObject:
+    """The object as the store has it. Raises `RemoteError` where it is not of this size."""
+    found = store.find(key)
+    if found is None or found.size != size:
+        there = "nothing is" if found is None else f"{found.size} bytes are"
+        raise RemoteError(f"{store.name(key)}: {there} there, and {size} bytes were written")
+    return found

@@ -28,6 +28,7 @@ from batchrun.reports.sql import (
     pattern_of,
     quoted,
     read_all_files,
+    scan_of,
     select_of,
     unreadable,
 )
@@ -242,7 +243,8 @@ def _add_views(
     for table, schema in _later_tables().items():
         database.register(table, schema.empty_table())
     scores = [
-        f"SELECT {_text(name)} AS {_RUN}, * FROM read_parquet({_text(pattern_of(file))})"  # noqa: S608
+        f"SELECT {_text(name)} AS {_RUN}, * FROM "  # noqa: S608
+        + scan_of(database, file, score_schema())
         for path, name in zip(paths, names, strict=True)
         for file in sorted((path / SCORES).glob(f"*/{SCORES_FILE}"))
     ]

@@ -1,5 +1,6 @@
 """Questions to a run's tables in SQL: parts and journal, at one instant."""
 
+import hashlib
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from msgspec import Struct
 from batchrun.errors import StoreError
 from batchrun.records import Layout, RowKey, RunRecord
 from batchrun.remote.part_stubs import dataset_of, read_stub
+from batchrun.remote.run_link import run_name
 from batchrun.store.columns import (
     KEY,
     NO_COLUMNS,
@@ -123,7 +125,8 @@ def connected(temporary: Path) -> duckdb.DuckDBPyConnection:
 def unreadable(path: Path, error: duckdb.Error) -> StoreError:
     reason = str(error).partition("\n")[0]  # the SQL follows
     return StoreError(
-        f"{path}: its tables cannot be read ({reason}); batchrun verify {path} says what is damaged"
+        f"{run_name(path)}: its tables cannot be read ({reason}); batchrun verify {run_name(path)} "
+        "says what is damaged"
     )
 
 
@@ -174,6 +177,15 @@ def quoted(name: str) -> str:
 def pattern_of(path: Path) -> str:
     """What DuckDB takes, and calls, the path."""
     return str(path).translate(_GLOB)
+
+
+def scan_of(database: duckdb.DuckDBPyConnection, file: Path, schema: pa.Schema) -> str:
+    """What stands for a Parquet file of a run in a query; also where it is in a store."""
+    if read_stub(file) is None:
+        return _scan([file])
+    name = f"file_{hashlib.sha256(bytes(file)).hexdigest()[:16]}"
+    database.register(name, dataset_of([file], schema))
+    return name
 
 
 def _scan(paths: Sequence[Path]) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from batchrun.simulator.counting.input_tokens import input_tokens
 from batchrun.simulator.errors import (
     ApiError,
     check_type,
@@ -30,7 +31,6 @@ _LOGPROBS = "message.output_text.logprobs"
 _TRANSPORT = ("stream", "background")
 # o1, gpt-5.1, gpt-6.1-terra and their like, of any vendor prefix; the chat variants do not reason
 _REASONING_MODEL = re.compile(r"(^|/)(o\d|gpt-([5-9]|1\d)(?!\d|.*chat))")
-_BYTES_A_TOKEN = 4
 _ROLES = ("assistant", "system", "developer", "user")
 _TYPES: dict[str, tuple[type, ...]] = {
     "an object": (dict,),
@@ -158,8 +158,8 @@ def read_body(data: bytes) -> RequestBody:
         canonical = _encode(meant)
     except (OverflowError, RecursionError, msgspec.MsgspecError) as error:
         raise _unreadable(str(error)) from error
-    input_tokens = len(canonical) // _BYTES_A_TOKEN + 3
-    return RequestBody(data, fields, sha256(canonical).digest(), input_tokens)
+    tokens = input_tokens(meant, canonical)
+    return RequestBody(data, fields, sha256(canonical).digest(), tokens)
 
 
 def check_request(body: RequestBody, models: tuple[str, ...] = ()) -> CheckedRequest:

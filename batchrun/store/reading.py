@@ -14,7 +14,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchrun.errors import JobError, StoreError
+from batchrun.errors import BatchrunError, JobError, StoreError
 from batchrun.formats.arrow import with_parts
 from batchrun.formats.json_text import valid_text
 from batchrun.job.expansion import recorded_expansion
@@ -32,7 +32,7 @@ from batchrun.records import (
 from batchrun.remote.claims import owner_now
 from batchrun.remote.part_stubs import dataset_of
 from batchrun.remote.run_link import Link, place_of, read_link, scratch_of
-from batchrun.remote.run_mirror import is_current, pull
+from batchrun.remote.run_mirror import is_current, pull, pull_scores
 from batchrun.remote.urls import store_url
 from batchrun.store.columns import (
     KEY,
@@ -75,35 +75,49 @@ class _Version(msgspec.Struct):
 
 
 @contextmanager
-def run_folder(url: str) -> Iterator[Path]:
+def run_folder(url: str, *, scores: bool = False) -> Iterator[Path]:
     """The folder that a run in a store is read from, while the block lasts.
 
     It is the one that the run is written from, if that is on this machine and nobody has gone on
     from another one since; else a temporary one that shows the run as the store has it.
+    `scores`: they are looked for too. Errors of the block name the URL, not the folder.
     Raises `JobError` where there is no run, `StoreError`.
     """
     full = store_url(url).full
-    with storing(full, "read"), ExitStack() as stack:
-        own = scratch_of(full)
-        if not _is_ours(own, full):
-            name = stack.enter_context(tempfile.TemporaryDirectory(prefix="batchrun-"))
-            copy = Path(name) / "run"
-            copy.mkdir()
-            link = pull(copy, Link(full), owns=False)
-            record = read_run_record(copy)
-            if record is None:
-                raise JobError(
-                    f"{url} is no run in a store (it has no {RUN_FILE}); give the URL that "
-                    "batchrun run wrote to"
-                )
-            own = scratch_of(full, record.job.get("cluster", {}).get("scratch"))
+    with ExitStack() as stack:
+        with storing(full, "read"):
+            own = scratch_of(full)
             if not _is_ours(own, full):
-                own = copy
-                if owner_now(*place_of(link), time.time_ns()) is not None:  # on another machine
-                    lock = stack.enter_context((copy / LOCK).open("wb"))
-                    fcntl.flock(lock, fcntl.LOCK_EX)
-                    os.utime(lock.fileno(), (0, 0))  # it plans no more
-        yield own
+                name = stack.enter_context(tempfile.TemporaryDirectory(prefix="batchrun-"))
+                own = _seen_from_here(Path(name) / "run", url, stack)
+            if scores:
+                pull_scores(own)
+        try:
+            yield own
+        except BatchrunError as error:
+            error.args = (str(error).replace(str(own), url),)
+            raise
+
+
+def _seen_from_here(copy: Path, url: str, stack: ExitStack) -> Path:
+    """The folder of a run elsewhere: made at `copy`, unless one that the job names is ours."""
+    full = store_url(url).full
+    copy.mkdir()
+    link = pull(copy, Link(full), owns=False)
+    record = read_run_record(copy)
+    if record is None:
+        raise JobError(
+            f"{url} is no run in a store (it has no {RUN_FILE}); give the URL that "
+            "batchrun run wrote to"
+        )
+    own = scratch_of(full, record.job.get("cluster", {}).get("scratch"))
+    if _is_ours(own, full):
+        return own
+    if owner_now(*place_of(link), time.time_ns()) is not None:  # on another machine
+        lock = stack.enter_context((copy / LOCK).open("wb"))
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        os.utime(lock.fileno(), (0, 0))  # it plans no more
+    return copy
 
 
 def _is_ours(folder: Path, url: str) -> bool:

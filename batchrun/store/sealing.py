@@ -79,7 +79,14 @@ from batchrun.store.snapshot import Intent, read_intent, write_intent
 
 
 def seal(folder: Path, record: RunRecord, segments: Sequence[str]) -> None:
-    """The segments' outcomes are in parts, on disk, when this returns. Raises `StoreError`."""
+    """The segments' outcomes are in parts, on disk, when this returns. Raises `StoreError`.
+
+    In a store each segment has parts of its own, none of which is too large for one request.
+    """
+    if len(segments) > 1 and read_link(folder) is not None:
+        for name in segments:
+            seal(folder, record, (name,))
+        return
     last = id_of(segments[-1])
     with storing(folder / RESPONSES, "write parts"):
         intent = write_temporaries(folder, record, segments)
@@ -92,11 +99,12 @@ def seal(folder: Path, record: RunRecord, segments: Sequence[str]) -> None:
 
 def finish_or_seal(folder: Path, record: RunRecord, segments: Sequence[str]) -> None:
     """`seal`, where another process may have begun it, or done it all. Raises `StoreError`."""
-    intent = id_of(segments[-1]).intent
-    if (folder / JOURNAL / intent).exists():
-        finish(folder, intent)
-    if (folder / JOURNAL / segments[-1]).exists():
-        seal(folder, record, segments)
+    for name in segments:
+        if (folder / JOURNAL / id_of(name).intent).exists():
+            finish(folder, id_of(name).intent)
+    remaining = [name for name in segments if (folder / JOURNAL / name).exists()]
+    if remaining:
+        seal(folder, record, remaining)
 
 
 def write_temporaries(folder: Path, record: RunRecord, segments: Sequence[str]) -> Intent:

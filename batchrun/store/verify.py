@@ -23,6 +23,7 @@ from batchrun.errors import StoreError
 from batchrun.formats.amounts import plural
 from batchrun.records import Outcome, RunRecord, Totals
 from batchrun.remote.part_stubs import part_file
+from batchrun.remote.run_link import run_name
 from batchrun.store.columns import (
     KEY,
     layout_of,
@@ -216,7 +217,7 @@ def _check_scores(path: Path, proof: Proof) -> None:
     """Each file of scores can be read whole; a scorer can make it again."""
     for file in sorted((path / SCORES).glob(f"*/{SCORES_FILE}")):
         name = file.relative_to(path)
-        again = f"batchrun score {path} --again makes it anew"
+        again = f"batchrun score {run_name(path)} --again makes it anew"
         try:
             for batch in read_part(file, None):
                 if batch.schema.names != score_schema().names:

@@ -76,12 +76,16 @@ class Call(NamedTuple):
     path: str  # with its query
 
 
-# What is to be done with a request: `fail` (503), `silence`, `cut` (half of the body), or null.
+# What is to be done with a request: `fail` (503), `deny` (403), `silence`, `cut` (half of the body
+# arrives), or null.
 Rule = Callable[[Call], str | None]
 
 
 class Proxy:
-    """Passes requests on to a server, but for what `rule` says; `after` is told of each answer."""
+    """Passes requests on to a server, but for what `rule` says; `after` is told of each answer.
+
+    The server believes to be asked itself, and what it says of its own address is ours.
+    """
 
     def __init__(self, upstream: str) -> None:
         self.rule: Rule = lambda _call: None
@@ -125,13 +129,14 @@ class Proxy:
             self._closing.wait(HANG_S)
             handler.close_connection = True
             return
-        if what == "fail":
-            handler.send_response(503)
+        if what in ("fail", "deny"):
+            handler.send_response(503 if what == "fail" else 403)
             handler.send_header("Content-Length", "0")
             handler.end_headers()
             return
         upstream = http.client.HTTPConnection(self._upstream, timeout=HANG_S)
         headers = {name.lower(): value for name, value in handler.headers.items()}
+        headers["host"] = self._upstream
         if headers.pop("transfer-encoding", None):
             headers["content-length"] = str(len(body))
         upstream.request(handler.command, handler.path, body or None, headers)
@@ -139,11 +144,12 @@ class Proxy:
         data = answer.read()
         upstream.close()
         self.after(call)
+        own = self.address.removeprefix("http://")
         with suppress(OSError):
             handler.send_response(answer.status)
             for name, value in answer.getheaders():
                 if name.lower() not in ("transfer-encoding", "connection", "server", "date"):
-                    handler.send_header(name, value)
+                    handler.send_header(name, value.replace(self._upstream, own))
             if "Content-Length" not in answer.headers:
                 handler.send_header("Content-Length", str(len(data)))
             handler.end_headers()

@@ -18,7 +18,9 @@ from batchrun.remote.run_link import Link, place_of, write_link
 from batchrun.remote.run_mirror import is_current
 from batchrun.simulator.server import serve
 from batchrun.simulator.settings import SimulatorSettings
+from tests.processes import COMMAND
 from tests.remote.object_server import Bucket, Proxy
+from tests.waiting import HANG_S
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 PROMPT = ("--prompt", "{{ question }}", "--model", "m", "--simulate", "--quiet")
@@ -200,6 +202,69 @@ def test_a_store_that_cannot_be_written_is_said_at_the_start(
     assert done.returncode == 2
     assert said in done.stderr
     assert not list((tmp_path / "state").glob("**/*.*"))
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [("deny", "refused or not allowed to do this"), ("fail", "the store is overloaded or fails")],
+)
+@pytest.mark.parametrize("method", ["GET", "PUT"])
+def test_a_store_that_refuses_reads_or_writes_is_said_too(
+    method: str,
+    fault: str,
+    said: str,
+    bucket: Bucket,
+    proxy: Proxy,
+    s3: dict[str, str],
+    batchrun: Command,
+    tmp_path: Path,
+) -> None:
+    """Whether it can be read does not say whether it can be written."""
+    (tmp_path / "prompts.jsonl").write_text('{"question": "?"}\n')
+    proxy.rule = lambda call: fault if call.method == method else None
+    env = {**s3, "AWS_ENDPOINT_URL": proxy.address}
+    done = batchrun("run", "prompts.jsonl", *PROMPT, "-o", f"{bucket.url}/run", env=env)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+    assert f"{bucket.url}/run" in done.stderr
+    assert bucket.names() == []
+    assert not list((tmp_path / "state").glob("**/*.*"))
+
+
+@pytest.mark.long
+async def test_a_run_whose_claim_another_command_has_taken_stops_and_loses_nothing(
+    bucket: Bucket,
+    s3: dict[str, str],
+    environment: dict[str, str],
+    batchrun: Command,
+    tmp_path: Path,
+    job: Any,
+) -> None:
+    """It looks every 10 s."""
+    name = job(400, "part_rows = 1000")
+    async with serve(SimulatorSettings(latency_s=0.2)) as base_url:
+        words = ("run", name, "--base-url", base_url, "--concurrency", "1", "--quiet")
+        process = subprocess.Popen(
+            [*COMMAND, *words],
+            cwd=tmp_path,
+            env={**environment, **s3},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        while not bucket.names("runs/first/claims/"):
+            await asyncio.sleep(0.05)
+        for claim in bucket.names("runs/first/claims/"):
+            bucket.delete(claim)
+        _, said = await asyncio.to_thread(process.communicate, timeout=HANG_S)
+        assert process.returncode == 1, said
+        assert "another machine may go on with it (another command has taken it)" in said
+        assert "run the same command again" in said
+        assert list(scratch_of(tmp_path).glob("journal/w*.log"))
+        done = await asyncio.to_thread(batchrun, *words[:4], "--quiet", env=s3)
+    assert done.returncode == 0, done.stderr
+    assert len(parts_of(bucket, tmp_path)) == 400
 
 
 @pytest.mark.long

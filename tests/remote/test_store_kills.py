@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+from base64 import b64encode
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -134,6 +135,62 @@ def _kill_and_go_on(
     assert done.returncode == 0, done.stderr
     check(bucket, tmp_path, count)
     assert batchrun("verify", f"{bucket.url}/run", env=s3).returncode == 0
+
+
+def _kill_with_large_parts(
+    number: int,
+    moment: str,
+    bucket: Bucket,
+    proxy: Proxy,
+    s3: dict[str, str],
+    killed_at: Any,
+    batchrun: Any,
+    tmp_path: Path,
+) -> None:
+    """Of 24 MB that no packing makes smaller; each upload is one request, which a kill undoes."""
+    with (tmp_path / "prompts.jsonl").open("w") as file:
+        for row in range(24):
+            noise = b64encode(os.urandom(750_000)).decode()
+            file.write(json.dumps({"id": f"q{row}", "question": "?", "noise": noise}) + "\n")
+    words = ("run", "prompts.jsonl", "--prompt", "{{ question }}", "--model", "m", "--simulate")
+    words += ("--quiet", "-o", f"{bucket.url}/run")
+    assert killed_at(number, moment, *words, counts="/responses/")
+    assert bucket.open_uploads() == []
+    done = batchrun(*words, env={**s3, "AWS_ENDPOINT_URL": proxy.address})
+    assert done.returncode == 0, done.stderr
+    check(bucket, tmp_path, 24)
+    assert len(bucket.names("run/responses/")) >= 3
+    assert [call for call in proxy.calls if "upload" in call.path.partition("?")[2]] == []
+    assert batchrun("verify", f"{bucket.url}/run", env=s3).returncode == 0
+
+
+@pytest.mark.parametrize(("number", "moment"), [(1, "before")])
+def test_large_parts_leave_no_open_upload(
+    number: int,
+    moment: str,
+    bucket: Bucket,
+    proxy: Proxy,
+    s3: dict[str, str],
+    killed_at: Any,
+    batchrun: Any,
+    tmp_path: Path,
+) -> None:
+    _kill_with_large_parts(number, moment, bucket, proxy, s3, killed_at, batchrun, tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("number", "moment"), [(1, "after"), (2, "before"), (3, "before")])
+def test_large_parts_leave_no_open_upload_whenever_it_is_killed(
+    number: int,
+    moment: str,
+    bucket: Bucket,
+    proxy: Proxy,
+    s3: dict[str, str],
+    killed_at: Any,
+    batchrun: Any,
+    tmp_path: Path,
+) -> None:
+    _kill_with_large_parts(number, moment, bucket, proxy, s3, killed_at, batchrun, tmp_path)
 
 
 @pytest.mark.parametrize(("number", "moment"), [(2, "after"), (5, "after"), (6, "before")])

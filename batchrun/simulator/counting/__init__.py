@@ -1,0 +1,1 @@
+"""What the input of a request is billed as."""
