@@ -244,20 +244,19 @@ async def test_a_run_whose_claim_another_command_has_taken_stops_and_loses_nothi
     name = job(400, "part_rows = 1000")
     async with serve(SimulatorSettings(latency_s=0.2)) as base_url:
         words = ("run", name, "--base-url", base_url, "--concurrency", "1", "--quiet")
-        process = subprocess.Popen(
-            [*COMMAND, *words],
+        process = await asyncio.create_subprocess_exec(
+            *(*COMMAND, *words),
             cwd=tmp_path,
             env={**environment, **s3},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            text=True,
         )
         while not bucket.names("runs/first/claims/"):
             await asyncio.sleep(0.05)
         for claim in bucket.names("runs/first/claims/"):
             bucket.delete(claim)
-        _, said = await asyncio.to_thread(process.communicate, timeout=HANG_S)
+        said = (await asyncio.wait_for(process.communicate(), HANG_S))[1].decode()
         assert process.returncode == 1, said
         assert "another machine may go on with it (another command has taken it)" in said
         assert "run the same command again" in said
