@@ -11,6 +11,7 @@ from batchrun.remote.run_link import scratch_of
 from batchrun.remote.urls import is_store, store_url
 
 _HINT = "give another place with -o (output.path)"
+_SCRATCH_HINT = "give another folder for the journal with XDG_STATE_HOME, or scratch in [cluster]"
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")  # one letter is a drive
 
 
@@ -23,8 +24,12 @@ def refuse_scheme(text: str) -> None:
         )
 
 
-def refuse_place(path: Path) -> None:
-    """Raises `JobError` where no run directory can be at the path, as far as can be seen."""
+def refuse_place(path: Path, url: str | None) -> None:
+    """Raises `JobError` where no run directory can be at the path, as far as can be seen.
+
+    `url`: of a run in a store, whose journal is at the path.
+    """
+    hint = _HINT if url is None else _SCRATCH_HINT
     try:
         nearest = next(one for one in (path, *path.absolute().parents) if one.exists())
         is_folder = nearest.is_dir()
@@ -34,12 +39,12 @@ def refuse_place(path: Path) -> None:
                 "the working directory is not there any more; change into one that exists (cd), or "
                 "give -o and all paths from the root"
             ) from error
-        raise JobError(f"{path}: cannot be used ({error.strerror}); {_HINT}") from error
+        raise JobError(f"{path}: cannot be used ({error.strerror}); {hint}") from error
     if not is_folder:
-        raise JobError(f"{nearest} is a file, and a run directory is a folder; {_HINT}")
+        raise JobError(f"{nearest} is a file, and a run directory is a folder; {hint}")
     if not os.access(nearest, os.W_OK | os.X_OK):
         where = path if nearest == path else f"{path}: the folder {nearest}"
-        raise JobError(f"{where} cannot be written by this user; {_HINT}, or change its rights")
+        raise JobError(f"{where} cannot be written by this user; {hint}, or change its rights")
 
 
 def run_path(job: Job, *, simulate: bool = False) -> Path:

@@ -125,10 +125,10 @@ def dry_run(
     `make_plan`.
     """
     path = run_path(job, simulate=simulate).resolve()
-    refuse_place(path)
+    url = store_run_url(job)
+    refuse_place(path, url)
     with contextlib.ExitStack() as stack:
         run_dir = None
-        url = store_run_url(job)
         exists = (path / "run.json").exists() or (url is not None and is_in_store(url))
         if not is_new and exists:
             run_dir = stack.enter_context(contextlib.closing(RunDir.open(path, url, doing)))

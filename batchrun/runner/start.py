@@ -73,9 +73,9 @@ async def run_job(
     is_piped = job.input.path == STDIN
     found = None if is_piped else await asyncio.to_thread(find_source, job.input)
     path = run_path(job, simulate=simulate)
-    refuse_place(path)
-    _check_answers(simulator)
     url = store_run_url(job)
+    refuse_place(path, url)
+    _check_answers(simulator)
     refuse_written_secrets(job, command)
     servers = {} if simulate else await _destinations(job, command, watch, insecure_http)
     with contextlib.ExitStack() as stack:

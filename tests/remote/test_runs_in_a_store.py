@@ -204,6 +204,18 @@ def test_a_store_that_cannot_be_written_is_said_at_the_start(
     assert not list((tmp_path / "state").glob("**/*.*"))
 
 
+def test_a_folder_for_the_journal_that_cannot_be_is_said_with_what_names_another(
+    s3: dict[str, str], batchrun: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "prompts.jsonl").write_text('{"question": "?"}\n')
+    env = {**s3, "XDG_STATE_HOME": str(tmp_path / "prompts.jsonl")}
+    for option in ((), ("--dry-run",)):
+        done = batchrun("run", "prompts.jsonl", *PROMPT, "-o", "s3://bucket/run", *option, env=env)
+        assert done.returncode == 2
+        assert "prompts.jsonl is a file" in done.stderr
+        assert "XDG_STATE_HOME, or scratch in [cluster]" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("fault", "said"),
     [("deny", "refused or not allowed to do this"), ("fail", "the store is overloaded or fails")],
