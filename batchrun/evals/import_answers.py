@@ -49,7 +49,7 @@ from batchrun.store.columns import SCHEMA_VERSION, name_columns
 from batchrun.store.complete_rows import sum_totals
 from batchrun.store.files import storing
 from batchrun.store.parts import count_rows
-from batchrun.store.run_dir import STORE_PART_BYTES, RunDir
+from batchrun.store.run_dir import STORE_SEGMENT_BYTES, RunDir
 from batchrun.store.snapshot import read_snapshot
 from batchrun.version import VERSION
 
@@ -370,7 +370,7 @@ def _write(
             store=url,
         )
         run_dir.save(record)
-        part_bytes = _PART_BYTES if url is None else STORE_PART_BYTES
+        part_bytes = _PART_BYTES if url is None else STORE_SEGMENT_BYTES
         run_dir.start(part_rows=_PART_ROWS, part_bytes=part_bytes)
         some: list[Outcome] = []
         size = 0

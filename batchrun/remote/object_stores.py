@@ -32,7 +32,7 @@ _FIRST_RETRY_S = 10.0
 _CALL_S = 180.0  # for one call, whatever the library does
 _FIRST_CALL_S = 25.0
 _SLOWEST = 50_000  # bytes a second that an upload may need
-_PIECE = 8 << 20  # bytes of an upload at a time
+MULTIPART_BYTES = 10 << 20  # pyarrow sends what is smaller in one request
 
 
 class RemoteError(OSError):
@@ -130,15 +130,17 @@ class ObjectStore:
         """The object is the file, as a whole, when this returns. Raises `RemoteError`, `OSError`.
 
         A pyarrow that is told of an error while it writes would store what it has: so the stream is
-        closed only after all was written.
+        closed only after all was written, and opened only after the first piece was read.
         """
         more_s = path.stat().st_size / _SLOWEST
         with path.open("rb") as file:
-            pieces = iter(lambda: file.read(_PIECE), b"")
+            pieces = iter(lambda: file.read(MULTIPART_BYTES), b"")
             self._call(key, lambda: self._write(key, pieces), more_s)
 
     def _write(self, key: str, pieces: Iterator[bytes]) -> None:
+        first = next(pieces, b"")
         stream = self.files.open_output_stream(self._path(key), compression=None)
+        stream.write(first)
         for piece in pieces:
             stream.write(piece)
         stream.close()

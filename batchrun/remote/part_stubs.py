@@ -31,9 +31,13 @@ class Stub(Struct, frozen=True):
     stamp: int  # nanoseconds since 1970 by the store's clock, when it was written
 
 
-def write_stub(path: Path, stub: Stub) -> None:
+def write_stub(path: Path, stub: Stub, *, is_durable: bool = True) -> None:
     """Raises `OSError`."""
-    write_durably(path, _HEAD + msgspec.json.encode(stub))
+    data = _HEAD + msgspec.json.encode(stub)
+    if is_durable:
+        write_durably(path, data)
+    else:
+        path.write_bytes(data)
 
 
 def read_stub(path: Path) -> Stub | None:

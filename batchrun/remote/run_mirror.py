@@ -53,7 +53,7 @@ def pull(folder: Path, link: Link, *, owns: bool, is_last: bool = False) -> Link
             store.delete(prefix + name)
         intents = {}
     parts = _parts(names, intents.values())
-    _place_stubs(folder, link, parts)
+    _place_stubs(folder, link, parts, is_durable=owns)
     _place_scores(folder, link, names)
     if not is_last:
         link = replace(link, seen=_copy_small_files(folder, link, store, names))
@@ -91,7 +91,9 @@ def _parts(
     return found
 
 
-def _place_stubs(folder: Path, link: Link, parts: dict[str, tuple[str, RemoteObject]]) -> None:
+def _place_stubs(
+    folder: Path, link: Link, parts: dict[str, tuple[str, RemoteObject]], *, is_durable: bool
+) -> None:
     """A part that is here as a file and not as a stub is not uploaded yet: it stays."""
     url = store_url(link.url)
     for table in _TABLES:
@@ -102,7 +104,7 @@ def _place_stubs(folder: Path, link: Link, parts: dict[str, tuple[str, RemoteObj
     for part, (name, one) in parts.items():
         path, stub = folder / part, Stub(url.below(name), one.size, one.stamp)
         if not path.exists() or read_stub(path) not in (None, stub):
-            write_stub(path, stub)
+            write_stub(path, stub, is_durable=is_durable)
 
 
 def pull_scores(folder: Path) -> None:

@@ -70,11 +70,11 @@ __all__ = ["SCHEMA_VERSION", "RunDir"]
 
 _ATTEMPTS = 5  # to have a directory that others make and delete
 _FILES = (RUN_FILE, LIVE_FILE, EVENTS_FILE, REMOVED_FILE, UNREADABLE_FILE, LOCK, LINK_FILE)
-# Of a run in a store: so much of it is on this machine alone, ...
+# Of a run in a store: so much of it is on this machine alone; and journal bytes of a part, and of a
+# segment, which makes a part smaller than itself: see `seal`.
 _PART_SECONDS = 300.0
-# ... and a part is never more than the journal it is made of, which here is one request to S3. A
-# larger one is several, of which a kill would leave some in the store, to be paid for.
-STORE_PART_BYTES = 8 << 20
+_STORE_PART_BYTES = 32 << 20
+STORE_SEGMENT_BYTES = 8 << 20
 _OURS = {*_FILES, JOURNAL, *TABLES, INPUT}
 
 
@@ -219,8 +219,8 @@ class RunDir:
     ) -> None:
         """Opens the journal; a part is sealed at so many rows or bytes. Raises `StoreError`.
 
-        `part_bytes`: of the journal; in a store 8 MB at most. `part_seconds`: or when its first row
-        is so old; null: 300 s in a store, else at any age.
+        `part_bytes`: of the journal; in a store 32 MB at most. `part_seconds`: or when its first
+        row is so old; null: 300 s in a store, else at any age.
         `replaces`: outcomes will come of rows that parts hold already; `finish` has sealed what
         the journal held before. `seal_in_process`: a process of its own seals, not a thread.
         """
@@ -229,8 +229,10 @@ class RunDir:
         self.upgrade()
         with storing(self.path / JOURNAL, "list"):
             first = next_id(self.path, self._writer_id)
+        segment_bytes = part_bytes
         if self._store_run is not None:
-            part_bytes = min(part_bytes, STORE_PART_BYTES)
+            part_bytes = min(part_bytes, _STORE_PART_BYTES)
+            segment_bytes = min(part_bytes, STORE_SEGMENT_BYTES)
             part_seconds = part_seconds or _PART_SECONDS
         self._writer = JournalWriter(
             self.path,
@@ -239,6 +241,7 @@ class RunDir:
             self._leftover,
             part_rows=part_rows,
             part_bytes=part_bytes,
+            segment_bytes=segment_bytes,
             part_seconds=part_seconds,
             replaces=replaces,
             lock=self._lock if seal_in_process else None,

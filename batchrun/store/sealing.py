@@ -26,6 +26,7 @@ from msgspec.structs import replace
 
 from batchrun.errors import StoreError
 from batchrun.records import Layout, Outcome, RowKey, RunRecord
+from batchrun.remote.object_stores import MULTIPART_BYTES
 from batchrun.remote.part_stubs import part_size
 from batchrun.remote.run_link import read_link
 from batchrun.remote.run_upload import put_parts, replace_together
@@ -81,20 +82,27 @@ from batchrun.store.snapshot import Intent, read_intent, write_intent
 def seal(folder: Path, record: RunRecord, segments: Sequence[str]) -> None:
     """The segments' outcomes are in parts, on disk, when this returns. Raises `StoreError`.
 
-    In a store each segment has parts of its own, none of which is too large for one request.
+    In a store no part is larger than one request, but for one of a single segment: a larger upload
+    is several requests, and a kill would leave some of them in the store, to be paid for.
     """
-    if len(segments) > 1 and read_link(folder) is not None:
-        for name in segments:
-            seal(folder, record, (name,))
-        return
     last = id_of(segments[-1])
     with storing(folder / RESPONSES, "write parts"):
-        intent = write_temporaries(folder, record, segments)
+        try:
+            intent = write_temporaries(folder, record, segments)
+        except _TooLarge:
+            half = len(segments) // 2
+            seal(folder, record, segments[:half])
+            seal(folder, record, segments[half:])
+            return
         for name in segments:  # they count until one is deleted: after a loss of power too
             sync_path(folder / JOURNAL / name)
         sync_path(folder / JOURNAL)
         write_intent(folder, last, intent)
     finish(folder, last.intent)
+
+
+class _TooLarge(Exception):  # noqa: N818 - the segments are sealed apart
+    """A part that several segments would make."""
 
 
 def finish_or_seal(folder: Path, record: RunRecord, segments: Sequence[str]) -> None:
@@ -108,13 +116,17 @@ def finish_or_seal(folder: Path, record: RunRecord, segments: Sequence[str]) -> 
 
 
 def write_temporaries(folder: Path, record: RunRecord, segments: Sequence[str]) -> Intent:
-    """Step 1, and what is still to be done. Raises `OSError`, `StoreError`."""
+    """Step 1, and what is still to be done. Raises `OSError`, `StoreError`, `_TooLarge`."""
     replaced = set[RowKey]()
     link = read_link(folder)
     is_doubtful = link is not None and link.is_doubtful
     outcomes = _outcomes(folder, segments, replaced, replaces_all=is_doubtful)
     with new_files() as files:
         renames = write_parts(files, folder, id_of(segments[-1]), outcomes, record)
+        if link is not None and len(segments) > 1:
+            sizes = [(folder / temporary).stat().st_size for temporary, _ in renames]
+            if max(sizes, default=0) >= MULTIPART_BYTES:
+                raise _TooLarge
         rewrites = rewrite_without(files, folder, replaced, record.layout)
     return Intent(tuple(segments), renames, rewrites)
 

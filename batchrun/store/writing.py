@@ -44,6 +44,7 @@ class JournalWriter:
         *,
         part_rows: int,
         part_bytes: int,
+        segment_bytes: int,
         part_seconds: float | None,
         replaces: bool,
         lock: int | None,
@@ -53,7 +54,8 @@ class JournalWriter:
     ) -> None:
         """`first` is the first id that is free.
 
-        `leftover`: older segments, sealed with the first new one.
+        `leftover`: older segments, sealed with the first new one. A part is made of one segment, or
+        of several where `segment_bytes` is less than `part_bytes`.
         `lock`: the folder's, for a process that seals; without it a thread of this one does.
         `sync_also`: what is synced as often as the journal is. `sealing`: held by whoever seals in
         this process. `seals`: else another process does. Raises `StoreError`.
@@ -61,9 +63,11 @@ class JournalWriter:
         self._sealing_lock, self._is_sealed_here = sealing, seals
         self._folder, self._record, self._next = folder, record, first
         self._part_rows, self._part_bytes, self._part_seconds = part_rows, part_bytes, part_seconds
-        self._began_s = time.monotonic()  # the current segment, with its first row
+        self._segment_bytes = segment_bytes
+        self._began_s = time.monotonic()  # what is not sealed, with its first row
         self._lock, self._sync_also = lock, sync_also
-        self._waiting = list(leftover)  # segments for the next seal, besides the current one
+        self._waiting = list(leftover)  # segments for the next seal, besides the current one; ...
+        self._waiting_rows = self._waiting_bytes = 0  # ... of those that are not left over
         columns = tuple(column.name for column in record.layout.columns)
         self._header = Header(SCHEMA_VERSION, record.hash_rule, columns, replaces)
         self._process: SealProcess | None = None
@@ -90,26 +94,32 @@ class JournalWriter:
         if self._failure is not None and not anyway:
             self._is_raised = True
             raise self._failure
-        segment = self._segment
-        if not segment.rows:
+        segment, part_rows = self._segment, self._part_rows - self._waiting_rows
+        if not segment.rows and not self._waiting_rows:
             self._began_s = time.monotonic()
-        taken = segment.append(outcomes[: max(1, self._part_rows - segment.rows)])
-        is_full = segment.rows >= self._part_rows or segment.bytes >= self._part_bytes
+        taken = segment.append(outcomes[: max(1, part_rows - segment.rows)])
+        is_full = segment.rows >= part_rows or segment.bytes >= self._segment_bytes
         if is_full:
-            self._begin_segment()
+            self._begin_segment(is_part=segment.rows >= part_rows)
         return taken
 
     def seal_old(self) -> None:
-        """A segment whose first row is old enough is sealed: to be called now and then."""
+        """What has been in the journal for long enough is sealed: to be called now and then."""
+        has_rows = self._segment.rows or self._waiting_rows
         age_s = time.monotonic() - self._began_s
-        if self._part_seconds is not None and self._segment.rows and age_s >= self._part_seconds:
-            self._begin_segment()
+        if self._part_seconds is not None and has_rows and age_s >= self._part_seconds:
+            self._begin_segment(is_part=True)
 
-    def _begin_segment(self) -> None:
-        """For the next rows; the current one is sealed."""
+    def _begin_segment(self, *, is_part: bool) -> None:
+        """For the next rows; `is_part`: what came before is sealed, however small it is."""
         if self._failure is None:
             try:
-                self._rotate()
+                if self._segment.rows:
+                    self._rotate()
+                if is_part or self._waiting_bytes >= self._part_bytes:
+                    if self._is_sealed_here:
+                        self._seals.put(self._waiting)
+                    self._waiting, self._waiting_rows, self._waiting_bytes = [], 0, 0
             except StoreError as error:  # for the next call: what came with this one is stored
                 self._fail(error)
 
@@ -145,9 +155,9 @@ class JournalWriter:
         self._next = self._next._replace(number=self._next.number + 1)
         self._segment = self._new_segment()
         self._full.put(full)
-        if self._is_sealed_here:
-            self._seals.put([*self._waiting, full.path.name])
-        self._waiting = []
+        self._waiting.append(full.path.name)
+        self._waiting_rows += full.rows
+        self._waiting_bytes += full.bytes
 
     def _sync_until_stopped(self) -> None:
         while not self._stop.wait(_SYNC_EVERY_S):
