@@ -156,7 +156,10 @@ class _Answers:
         self.target = columns.target
         self._columns = columns
         self._job = _input_job(spec, columns)
-        self._source = find_source(self._job)
+        found = find_source(self._job)
+        # Of a run, columns that are named here say which answer a row is, and not its joined name.
+        plain = tuple(replace(file, is_keyed=False) for file in found.files)
+        self._source = replace(found, files=plain)
         self._reader = SourceReader(self._source)
         self._used = frozenset(columns.named().values())
         self._repeated: set[int] = set()  # hashes of keys that several rows may have

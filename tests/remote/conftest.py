@@ -1,13 +1,19 @@
 """Object stores and the Hub on loopback."""
 
+import os
+import signal
+import subprocess
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from tests.processes import COMMAND
 from tests.remote.hub_server import Hub
-from tests.remote.object_server import Bucket, Proxy
+from tests.remote.object_server import Bucket, Call, Proxy
+from tests.waiting import HANG_S
 
 
 @pytest.fixture(scope="session")
@@ -48,6 +54,52 @@ def s3(s3_server: str, tmp_path: Path) -> dict[str, str]:
         "AWS_ENDPOINT_URL": s3_server,
         "XDG_STATE_HOME": str(tmp_path / "state"),
     }
+
+
+@pytest.fixture
+def killed_at(
+    proxy: Proxy, s3: dict[str, str], environment: dict[str, str], tmp_path: Path
+) -> Callable[..., bool]:
+    """Runs batchrun, and kills it before or after its write number N of those that `counts`."""
+
+    def run(number: int, moment: str, *words: str, counts: str = "") -> bool:
+        """Whether it came to that write."""
+        writes: list[Call] = []
+        process: list[subprocess.Popen[str]] = []
+
+        def strike(when: str, call: Call) -> None:
+            if call.method in ("PUT", "POST", "DELETE") and counts in call.path:
+                if when == "before":
+                    writes.append(call)
+                if len(writes) == number and moment == when and writes[-1] == call:
+                    with suppress(ProcessLookupError):
+                        os.kill(process[0].pid, signal.SIGKILL)
+
+        def rule(call: Call) -> str | None:
+            strike("before", call)
+            if moment == "before" and len(writes) >= number:
+                return "silence" if call in writes else "fail"
+            return None
+
+        proxy.rule, proxy.after = rule, lambda call: strike("after", call)
+        env = {**environment, **s3, "AWS_ENDPOINT_URL": proxy.address}
+        process.append(
+            subprocess.Popen(
+                [*COMMAND, *words],
+                cwd=tmp_path,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+        _, said = process[0].communicate(timeout=HANG_S)
+        proxy.rule, proxy.after = lambda _call: None, lambda _call: None
+        assert process[0].returncode in (0, -9), said
+        return process[0].returncode == -9
+
+    return run
 
 
 @pytest.fixture

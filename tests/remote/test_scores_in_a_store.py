@@ -12,7 +12,7 @@ import pytest
 
 import batchrun as library
 from batchrun.errors import JobError
-from tests.remote.object_server import Bucket, Proxy
+from tests.remote.object_server import Bucket
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 _RULE = '[[scorers]]\nname = "same"\nkind = "{kind}"\n'
@@ -114,17 +114,16 @@ def test_an_import_into_a_store_is_there_whole_or_is_no_run(
     url: str,
     bucket: Bucket,
     here: Callable[..., str],
-    proxy: Proxy,
-    s3: dict[str, str],
+    killed_at: Callable[..., bool],
     tmp_path: Path,
 ) -> None:
     (tmp_path / "answers.jsonl").write_text(answers("0", "1"))
     words = ("import", "answers.jsonl", *_COLUMNS, "-o")
     assert "is there already" in here(*words, url, code=2)
-    proxy.rule = lambda call: "deny" if call.path.endswith("/run.json") else None
-    proxied = {**s3, "AWS_ENDPOINT_URL": proxy.address}
-    failed = here(*words, f"{bucket.url}/runs/half", env=proxied, code=1)
-    assert "the credentials are missing, refused or not allowed" in failed
+    assert killed_at(1, "before", *words, f"{bucket.url}/runs/half", counts="/run.json")
+    for claim in bucket.names("runs/half/claims/"):
+        bucket.delete(claim)  # as if a minute had passed
+    assert bucket.names("runs/half/responses/")
     assert bucket.get("runs/half/run.json") is None
     assert "is no run in a store" in here("status", f"{bucket.url}/runs/half", code=2)
     again = here(*words, f"{bucket.url}/runs/half", code=2)
@@ -133,7 +132,7 @@ def test_an_import_into_a_store_is_there_whole_or_is_no_run(
         bucket.delete(key)
     here(*words, f"{bucket.url}/runs/half")
     assert json.loads(bucket.get("runs/half/run.json") or b"")["store"] == f"{bucket.url}/runs/half"
-    assert not list((tmp_path / "state").glob("**/*.*"))
+    assert len(list((tmp_path / "state/batchrun").iterdir())) == 1  # what the kill has left
     assert "is neither" in here(*words, "ftp://somewhere/run", code=2)
 
 

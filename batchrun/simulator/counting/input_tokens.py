@@ -115,8 +115,8 @@ def image_size(head: bytes) -> tuple[int, int] | None:
 def _webp_size(head: bytes) -> tuple[int, int]:
     form = head[12:16]
     if form == b"VP8X":
-        sides = head[24:27], head[27:30]
-        return int.from_bytes(sides[0], "little") + 1, int.from_bytes(sides[1], "little") + 1
+        low_width, high_width, low_height, high_height = struct.unpack_from("<HBHB", head, 24)
+        return (low_width | high_width << 16) + 1, (low_height | high_height << 16) + 1
     if form == b"VP8L":
         (bits,) = struct.unpack_from("<I", head, 21)
         return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
