@@ -9,6 +9,7 @@ import random
 import secrets
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -52,8 +53,13 @@ class Claim:
         for attempt in range(_ATTEMPTS):
             if attempt:
                 time.sleep(random.uniform(0, _PAUSE_S))  # noqa: S311 - so that two do not keep pace
-            self.renew()
-            others = self._others()
+            try:
+                self.renew()
+                others = self._others()
+            except BaseException:
+                with suppress(RemoteError):
+                    self.release()
+                raise
             if not others:
                 return
             self.release()

@@ -99,7 +99,9 @@ def _kill_with_large_parts(
     with (tmp_path / "prompts.jsonl").open("w") as file:
         for row in range(24):
             noise = b64encode(os.urandom(750_000)).decode()
-            file.write(json.dumps({"id": f"q{row}", "question": "?", "noise": noise}) + "\n")
+            question = f"How much is {row}?"
+            line = {"id": f"q{row}", "question": question, "noise": noise}
+            file.write(json.dumps(line) + "\n")
     words = ("run", "prompts.jsonl", "--prompt", "{{ question }}", "--model", "m", "--simulate")
     words += ("--quiet", "-o", f"{bucket.url}/run")
     assert killed_at(number, moment, *words, counts="/responses/")
