@@ -49,8 +49,9 @@ from batchrun.store.columns import SCHEMA_VERSION, name_columns
 from batchrun.store.complete_rows import sum_totals
 from batchrun.store.files import storing
 from batchrun.store.parts import count_rows
-from batchrun.store.run_dir import STORE_SEGMENT_BYTES, RunDir
+from batchrun.store.run_dir import RunDir
 from batchrun.store.snapshot import read_snapshot
+from batchrun.store.writing import STORE_SEGMENT_BYTES
 from batchrun.version import VERSION
 
 TARGET = "target"  # the carried column that is right

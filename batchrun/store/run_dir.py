@@ -70,11 +70,7 @@ __all__ = ["SCHEMA_VERSION", "RunDir"]
 
 _ATTEMPTS = 5  # to have a directory that others make and delete
 _FILES = (RUN_FILE, LIVE_FILE, EVENTS_FILE, REMOVED_FILE, UNREADABLE_FILE, LOCK, LINK_FILE)
-# Of a run in a store: so much of it is on this machine alone; and journal bytes of a part, and of a
-# segment, which makes a part smaller than itself: see `seal`.
-_PART_SECONDS = 300.0
-_STORE_PART_BYTES = 32 << 20
-STORE_SEGMENT_BYTES = 8 << 20
+_PART_SECONDS = 300.0  # of a run in a store: so much of it is on this machine alone
 _OURS = {*_FILES, JOURNAL, *TABLES, INPUT}
 
 
@@ -229,10 +225,7 @@ class RunDir:
         self.upgrade()
         with storing(self.path / JOURNAL, "list"):
             first = next_id(self.path, self._writer_id)
-        segment_bytes = part_bytes
         if self._store_run is not None:
-            part_bytes = min(part_bytes, _STORE_PART_BYTES)
-            segment_bytes = min(part_bytes, STORE_SEGMENT_BYTES)
             part_seconds = part_seconds or _PART_SECONDS
         self._writer = JournalWriter(
             self.path,
@@ -241,7 +234,6 @@ class RunDir:
             self._leftover,
             part_rows=part_rows,
             part_bytes=part_bytes,
-            segment_bytes=segment_bytes,
             part_seconds=part_seconds,
             replaces=replaces,
             lock=self._lock if seal_in_process else None,

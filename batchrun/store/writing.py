@@ -24,12 +24,16 @@ import msgspec
 from batchrun.errors import StoreError
 from batchrun.formats.json_text import encode_json
 from batchrun.records import Outcome, RunRecord
+from batchrun.remote.run_link import read_link
 from batchrun.store.columns import SCHEMA_VERSION
 from batchrun.store.files import JOURNAL, FileId, make_folders, store_error, storing, sync_path
 from batchrun.store.journal import Header, Segment
 from batchrun.store.sealing import finish_or_seal, seal
 
 _SYNC_EVERY_S = 0.5  # and the sync itself takes its time: within a second of the write
+# Journal bytes of a part in a store, and of a segment, which makes a part of less: see `seal`.
+_STORE_PART_BYTES = 32 << 20
+STORE_SEGMENT_BYTES = 8 << 20
 
 
 class JournalWriter:
@@ -44,7 +48,6 @@ class JournalWriter:
         *,
         part_rows: int,
         part_bytes: int,
-        segment_bytes: int,
         part_seconds: float | None,
         replaces: bool,
         lock: int | None,
@@ -54,16 +57,17 @@ class JournalWriter:
     ) -> None:
         """`first` is the first id that is free.
 
-        `leftover`: older segments, sealed with the first new one. A part is made of one segment, or
-        of several where `segment_bytes` is less than `part_bytes`.
+        `leftover`: older segments, sealed with the first new one. `part_bytes`: in a store less.
         `lock`: the folder's, for a process that seals; without it a thread of this one does.
         `sync_also`: what is synced as often as the journal is. `sealing`: held by whoever seals in
         this process. `seals`: else another process does. Raises `StoreError`.
         """
         self._sealing_lock, self._is_sealed_here = sealing, seals
         self._folder, self._record, self._next = folder, record, first
-        self._part_rows, self._part_bytes, self._part_seconds = part_rows, part_bytes, part_seconds
-        self._segment_bytes = segment_bytes
+        is_in_store = read_link(folder) is not None
+        self._part_rows, self._part_seconds = part_rows, part_seconds
+        self._part_bytes = min(part_bytes, _STORE_PART_BYTES) if is_in_store else part_bytes
+        self._segment_bytes = min(part_bytes, STORE_SEGMENT_BYTES) if is_in_store else part_bytes
         self._began_s = time.monotonic()  # what is not sealed, with its first row
         self._lock, self._sync_also = lock, sync_also
         self._waiting = list(leftover)  # segments for the next seal, besides the current one; ...
