@@ -102,8 +102,8 @@ def _kill_with_large_parts(
             question = f"How much is {row}?"
             line = {"id": f"q{row}", "question": question, "noise": noise}
             file.write(json.dumps(line) + "\n")
-    words = ("run", "prompts.jsonl", "--prompt", "{{ question }}", "--model", "m", "--simulate")
-    words += ("--quiet", "-o", f"{bucket.url}/run")
+    words = ["run", "prompts.jsonl", "--prompt", "{{ question }}", "--model", "m", "--simulate"]
+    words += ["--quiet", "-o", f"{bucket.url}/run"]
     assert killed_at(number, moment, *words, counts="/responses/")
     assert bucket.open_uploads() == []
     done = batchrun(*words, env={**s3, "AWS_ENDPOINT_URL": proxy.address})
