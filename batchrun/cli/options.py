@@ -75,6 +75,8 @@ _JOB_OPTIONS = (
         None,
         "Store bad rows with status invalid, send the rest.",
     ),
+    ("--executor", "cluster.executor", "local|ray", "Where requests are sent from."),
+    ("--workers", "cluster.workers", "N", "Processes that send them, with --executor ray."),
 )
 
 

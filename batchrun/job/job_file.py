@@ -26,7 +26,15 @@ from batchrun.formats.printable import nearest
 from batchrun.job.credentials import VARIABLE, refuse_keys, refuse_no_urls
 from batchrun.job.expansion import varied
 from batchrun.job.scorer_sections import KINDS, JsonJob, PythonJob, ScorerJob
-from batchrun.job.sections import DEFAULT_KEY_ENV, STDIN, EndpointJob, Job, PriceJob, VariantJob
+from batchrun.job.sections import (
+    DEFAULT_KEY_ENV,
+    STDIN,
+    ClusterJob,
+    EndpointJob,
+    Job,
+    PriceJob,
+    VariantJob,
+)
 from batchrun.remote.urls import is_remote, name_of
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
@@ -75,6 +83,7 @@ def load_job(source: str | Path, settings: Mapping[str, Any] | None = None) -> J
     _refuse_own_fields(job.request, where)
     refuse_no_urls(job, where)
     job = replace(job, endpoint=_checked(job.endpoint, where))
+    _check_cluster(job.cluster, where, is_chosen="cluster.executor" in settings)
     for key in (key for key in job.expand.vary if f"request.{key}" in settings):
         raise JobError(
             f"{where}: request.{key} is given one value, and expand.vary (--vary) several; take "
@@ -127,6 +136,23 @@ def _read_variants(tables: Any, job: Job, where: str) -> tuple[VariantJob, ...]:
             "none; write it into [request], or into each variant"
         )
     return tuple(variants)
+
+
+def _check_cluster(cluster: ClusterJob, where: str, *, is_chosen: bool) -> None:
+    """Raises `JobError` where a setting would do nothing, or lacks another.
+
+    `is_chosen`: whether the command says which executor, so that settings of the other may stand.
+    """
+    if cluster.executor == "ray" and cluster.workers is None:
+        raise JobError(
+            f"{where}: cluster.executor (--executor) is ray, and nothing says how many workers; "
+            "give cluster.workers, such as --workers 4"
+        )
+    if cluster.executor == "local" and cluster.workers is not None and not is_chosen:
+        raise JobError(
+            f"{where}: cluster.workers (--workers) is for cluster.executor ray, and it is local; "
+            "add --executor ray"
+        )
 
 
 def _own_endpoint(table: Any, job: Job, where: str) -> EndpointJob:

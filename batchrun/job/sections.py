@@ -47,6 +47,8 @@ Seconds = Annotated[float, Meta(ge=0)]
 Timeout = Annotated[float, Meta(ge=0.001)]  # seconds
 Dollars = Annotated[float, Meta(ge=0)]
 Rate = Annotated[float, Meta(ge=0, le=sys.float_info.max)]
+Cpus = Annotated[float, Meta(ge=0, le=10_000, description="a number of cores from 0 to 10,000")]
+Silence = Annotated[float, Meta(ge=1, le=3600, description="seconds from 1 to 3,600")]
 _SHARE = r"^(100|[0-9]{1,2}(\.[0-9]+)?)%$"
 Share = Annotated[str, Meta(pattern=_SHARE, description="a share of the last rows such as '5%'")]
 # Of all rows that a command completes.
@@ -157,9 +159,19 @@ class OutputJob(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ClusterJob(Struct, frozen=True, forbid_unknown_fields=True):
-    """`[cluster]`: the machines of a run."""
+    """`[cluster]`: the processes and machines of a run."""
 
+    executor: Literal["local", "ray"] = "local"
+    workers: Count | None = None  # processes, with `ray`
+    address: str | None = None  # of a Ray cluster, auto, or local; null: $RAY_ADDRESS, or auto
+    cpus_per_worker: Cpus = 1.0
+    silence_s: Silence = 30.0  # after so much of it workers and driver give each other up
+    per_node_endpoint: bool = False  # each machine has its own server at a loopback address
     scratch: str | None = None  # a local folder; null: in that of the state of programs
+
+    def __post_init__(self) -> None:
+        if self.cpus_per_worker > 1 and not self.cpus_per_worker.is_integer():
+            raise ValueError("cpus_per_worker is a whole number, or a share below 1")
 
 
 class NotifyJob(Struct, frozen=True, forbid_unknown_fields=True):

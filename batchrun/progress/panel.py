@@ -12,12 +12,13 @@ from rich.text import Text
 
 from batchrun.formats.amounts import plural
 from batchrun.formats.printable import brief, cut, one_line
-from batchrun.progress.summary import Summary
+from batchrun.progress.summary import Summary, WorkerState
 from batchrun.progress.summary_text import (
     facts_in_words,
     not_ok_counts,
     oldest_in_words,
     time_left_in_words,
+    worker_in_words,
 )
 from batchrun.records import FAILED, SHORTFALLS
 
@@ -25,7 +26,9 @@ OK, UNUSABLE, NO_ANSWER, WAITS = "green", "yellow", "bold red", "yellow"
 _INDENT = 14  # columns of the names of lines
 _LINES = 2  # of what is as long as a server's last words
 _EXAMPLE = 120  # characters of an error's message
+_WORKERS = 8  # with a line of their own, those that need to be looked at first
 _TIME_LEFT = 15  # columns, so that the bar keeps its length
+_LATE = ("silent", "lost")  # states of workers
 _NO_ROW = (*FAILED, "invalid")  # statuses of rows without an answer
 _WORDS = {
     "empty_output": "empty",
@@ -111,6 +114,8 @@ def _facts(summary: Summary, columns: int, countdown: str | None) -> Iterator[Te
     lines: dict[str, Text] = {"rows": _rows(summary)}
     for name, words in facts_in_words(summary).items():
         lines[name] = Text(", ".join(words))
+    for one in _shown_workers(summary):
+        lines[f"  {one.id}"] = Text(worker_in_words(one), WAITS if one.state in _LATE else "")
     if errors := _errors(summary):
         lines["errors"] = Text(errors, NO_ANSWER)
     if countdown:
@@ -134,6 +139,13 @@ def _facts(summary: Summary, columns: int, countdown: str | None) -> Iterator[Te
         table.add_column(overflow="fold")
         table.add_row(line, text)
         yield table
+
+
+def _shown_workers(summary: Summary) -> list[WorkerState]:
+    """As many as have a place, in their order."""
+    urgent = sorted(summary.workers, key=lambda one: (one.state not in _LATE, -int(one.id[1:])))
+    shown = urgent[:_WORKERS]
+    return [one for one in summary.workers if one in shown]
 
 
 def limited_by(summary: Summary) -> str:

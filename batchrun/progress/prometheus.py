@@ -5,7 +5,8 @@ its outcome. What is not known has no sample. See
 https://prometheus.io/docs/instrumenting/exposition_formats/
 """
 
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from msgspec import Struct
@@ -16,6 +17,7 @@ from batchrun.records import FAILED, SHORTFALLS
 
 GOES_ON = ("planning", "running", "stopping")
 ENDED = ("finished", "limited", "stopped", "interrupted", "failed", "killed")
+WORKER_STATES = ("starting", "running", "silent", "draining", "lost", "adopted", "ended")
 PAUSES = ("cooldown", "endpoint down")
 OUTCOMES = (
     *("ok", "truncated", "refused"),
@@ -94,6 +96,9 @@ def metrics(summary: Summary) -> Iterator[Metric]:
     yield _one("rows_waiting_for_retry", "Rows waiting for a retry.", summary.retrying)
     paused = {summary.paused_by: 1} if summary.paused_by else {}
     yield _by("paused", "1 for what pauses all sending at the moment.", "by", PAUSES, paused)
+    if summary.workers:
+        now = Counter(one.state for one in summary.workers)
+        yield _by("workers", "Workers of this command by state.", "state", WORKER_STATES, now)
     left_s = summary.time_left_s
     yield _one("time_left_seconds", "Until all rows asked for are complete, estimated.", left_s)
     words = "Latency of the answers of this command"
@@ -110,7 +115,7 @@ def _by(
     words: str,
     label: str,
     values: Iterable[str],
-    counts: dict[str, int],
+    counts: Mapping[str, int],
 ) -> Metric:
     """A gauge with a sample for each value of a label; those that are not counted are 0."""
     samples = tuple(({label: value}, counts.get(value, 0)) for value in values)

@@ -23,6 +23,20 @@ _LEAST_S, _MOST_S = 1e-4, 1e6
 _BUCKETS = int(math.log(_MOST_S / _LEAST_S) * _PER_FACTOR) + 1
 
 
+class WorkerState(Struct, frozen=True):
+    """One of the processes that send the requests of a run."""
+
+    id: str  # as the files that it writes begin: w1, w2, ...
+    host: str  # empty before it is known, as the process is 0
+    pid: int
+    state: str  # starting, running, silent, draining, lost, adopted, ended
+    completed: int = 0  # rows, of this command
+    in_flight: int = 0
+    waiting: int = 0  # requests that wait for a limit
+    share: float | None = None  # of the limits that workers have together; null: none is shared
+    silent_s: float = 0.0  # since it was heard of
+
+
 class Summary(Struct, frozen=True):
     """`live.json`, the final JSON, and what the display shows."""
 
@@ -87,6 +101,7 @@ class Summary(Struct, frozen=True):
     warnings: tuple[str, ...] = ()  # of the plan of this command
     samples: int = 1  # of each row and variant
     variants: tuple[str, ...] = ()  # names; empty where none is declared
+    workers: tuple[WorkerState, ...] = ()  # empty where the run's own process sends all
 
     @property
     def settled(self) -> int:

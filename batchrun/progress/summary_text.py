@@ -17,7 +17,7 @@ from batchrun.formats.amounts import (
 )
 from batchrun.formats.printable import one_line, printable
 from batchrun.job.expansion import Expansion
-from batchrun.progress.summary import Summary
+from batchrun.progress.summary import Summary, WorkerState
 from batchrun.records import FAILED, SHORTFALLS
 
 _EXAMPLE = 200  # characters of a message
@@ -75,6 +75,8 @@ def render_status(summary: Summary, run: Path | str) -> str:
         "limited by": one_line(summary.binds or ""),
         "limits": "; ".join(map(one_line, summary.limits)) or "-",
         "oldest": oldest_in_words(summary),
+        "workers": workers_in_words(summary),
+        **{f"  {one.id}": worker_in_words(one) for one in summary.workers},
         "time left": time_left_in_words(summary),
     }
     name, message = "why", summary.message
@@ -117,6 +119,8 @@ def facts_in_words(summary: Summary) -> dict[str, list[str]]:
         requests.append(f"{summary.retrying:,} waiting for a retry")
     requests.append(plural(extra, "extra attempt"))
     facts = {"requests": requests, "speed": _speed(summary), "cost": _money(summary)}
+    if summary.workers:
+        facts["workers"] = [workers_in_words(summary)]
     return {name: words for name, words in facts.items() if words}
 
 
@@ -125,6 +129,8 @@ def progress_in_words(summary: Summary) -> list[list[str]]:
     errors = [f"errors ({words})"] if (words := _errors(summary)) else []
     outcomes = [f"{summary.ok:,} ok", *not_ok_in_words(summary)]
     facts = facts_in_words(summary)
+    if workers := facts.pop("workers", None):
+        facts["workers"] = [f"workers: {workers[0]}"]
     return [[*outcomes, *facts.pop("requests")], *facts.values(), *([errors] if errors else [])]
 
 
@@ -157,6 +163,30 @@ def time_left_in_words(summary: Summary) -> str:
     if left_s is None:
         return ""
     return duration(left_s if left_s < _EXACT_S else round(left_s / 60) * 60)
+
+
+def workers_in_words(summary: Summary) -> str:
+    """`3 running, 1 adopted`; empty where the run's own process sends all."""
+    states = Counter(one.state for one in summary.workers)
+    return ", ".join(f"{count} {state}" for state, count in states.items())
+
+
+_QUIET_S = 3.0  # of silence that is not worth a word
+
+
+def worker_in_words(one: WorkerState) -> str:
+    """`running, gpu-3 (process 4711): 1,200 rows, 32 in flight, 4 waiting, 34 % of the limits`."""
+    where = f", {one_line(one.host)} (process {one.pid})" if one.host else ""
+    facts = [plural(one.completed, "row")]
+    if one.state in ("running", "silent", "draining"):
+        facts.append(f"{one.in_flight:,} in flight")
+        if one.waiting:
+            facts.append(f"{one.waiting:,} waiting")
+        if one.share is not None:
+            facts.append(f"{one.share:.0%} of the limits")
+        if one.silent_s >= _QUIET_S:
+            facts.append(f"silent for {duration(one.silent_s)}")
+    return f"{one.state}{where}: {', '.join(facts)}"
 
 
 def not_ok_counts(summary: Summary) -> dict[str, int]:

@@ -1,0 +1,171 @@
+"""A Ray cluster of this machine alone, for one run: started with it, and ended with it.
+
+`ray start` runs in a session of its own, below a process that watches over it. When the run ends,
+so does the cluster. Where the run is killed, the cluster stays until its workers have stored what
+was in flight, which they show by giving up the locks on their journals.
+"""
+
+import fcntl
+import json
+import math
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Collection
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+
+from batchrun.errors import JobError
+
+_MAIN = "from batchrun.executors.local_cluster import serve; serve()"
+_RAY = "from ray.scripts.scripts import main; main()"
+_ADDRESS = "127.0.0.1"
+_START_S = 90.0  # until the cluster is there
+_STOP_S = 20.0  # until it has ended
+_LOOK_S = 0.1
+_OBJECT_STORE = 80 << 20  # bytes; the least that Ray takes is 75 MiB, and nothing is put there
+_SAID = 2000  # characters of what Ray says where it does not start
+_CLOSE = b"close\n"
+
+
+class LocalCluster:
+    """The cluster, as the run's own process sees it."""
+
+    def __init__(self, run: Path, cpus: float, secret_variables: Collection[str]) -> None:
+        """Starts it, with so many CPUs; takes seconds. Raises `JobError`.
+
+        `secret_variables` are left out of the environment of its processes.
+        """
+        # Paths of sockets below it must be short.
+        self._folder = tempfile.mkdtemp(prefix="batchrun-", dir="/tmp")
+        # So that nobody else on this machine can start anything in it.
+        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        os.environ.update(token)
+        kept = {name: text for name, text in os.environ.items() if name not in secret_variables}
+        self._process = subprocess.Popen(  # noqa: S603 - this interpreter, and this code
+            [sys.executable, "-P", "-c", _MAIN, self._folder, str(math.ceil(cpus)), str(run)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**kept, "PYTHONPATH": os.pathsep.join(map(str, sys.path))},
+            start_new_session=True,
+        )
+        assert self._process.stdin is not None  # noqa: S101 - pipes were asked for
+        assert self._process.stdout is not None  # noqa: S101 - the same
+        self._to, self._from = self._process.stdin, self._process.stdout
+        answer = self._from.readline()
+        started = json.loads(answer) if answer.endswith(b"\n") else {"problem": "it was killed"}
+        if "problem" in started:
+            self.close()
+            raise JobError(f"Ray cannot be started on this machine: {started['problem']}")
+        self.address: str = started["address"]
+
+    @property
+    def has_ended(self) -> bool:
+        return self._process.poll() is not None
+
+    def close(self) -> None:
+        """All its processes have ended when this returns."""
+        with suppress(BrokenPipeError):
+            self._to.write(_CLOSE)
+            self._to.close()
+        self._from.close()
+        try:
+            self._process.wait(2 * _STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def serve() -> None:
+    """The process that watches over the cluster: ends with it."""
+    folder, cpus, run = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+    log = folder / "start.log"
+    with log.open("wb") as said:
+        cluster = subprocess.Popen(  # noqa: S603 - this interpreter, and Ray's code
+            [sys.executable, "-c", _RAY, *_words(folder, cpus)],
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        started = _started(cluster, folder / "ray_current_cluster", log)
+        sys.stdout.buffer.write(json.dumps(started).encode() + b"\n")
+        sys.stdout.buffer.flush()
+        if "address" in started:
+            _watch(cluster, run)
+    except BrokenPipeError:
+        pass  # the run has ended meanwhile
+    finally:
+        cluster.terminate()
+        try:
+            cluster.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            cluster.kill()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _words(folder: Path, cpus: str) -> list[str]:
+    """`ray start ...`: on loopback alone, no dashboard, and ports that nobody else has."""
+    words = [
+        *("start", "--head", "--block", "--port=0", f"--node-ip-address={_ADDRESS}"),
+        *("--include-dashboard=false", "--disable-usage-stats", f"--temp-dir={folder}"),
+        *(f"--num-cpus={cpus}", "--num-gpus=0", f"--object-store-memory={_OBJECT_STORE}"),
+        f"--dashboard-agent-listen-port={_free_port()}",
+    ]
+    if find_spec("grpc") is not None:  # then there is a server for Ray's client too
+        words.append(f"--ray-client-server-port={_free_port()}")
+    return words
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((_ADDRESS, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _started(cluster: "subprocess.Popen[bytes]", file: Path, log: Path) -> dict[str, str]:
+    """The address once it is there, or the problem."""
+    until_s = time.monotonic() + _START_S
+    while time.monotonic() < until_s:
+        with suppress(OSError):
+            if address := file.read_text(encoding="utf-8").strip():
+                return {"address": address}
+        if cluster.poll() is not None:
+            said = log.read_text(encoding="utf-8", errors="replace").strip()
+            return {"problem": f"exit code {cluster.returncode}: {said[-_SAID:]}"}
+        time.sleep(_LOOK_S)
+    return {"problem": f"it did not start within {_START_S:.0f} s"}
+
+
+def _watch(cluster: "subprocess.Popen[bytes]", run: Path) -> None:
+    """Returns when the cluster is to end, or has ended."""
+    asked: list[bytes] = []
+
+    def listen() -> None:
+        asked.append(sys.stdin.buffer.readline())
+
+    threading.Thread(target=listen, daemon=True).start()
+    while cluster.poll() is None:
+        if asked and (asked[0] == _CLOSE or not _has_workers(run)):
+            return
+        time.sleep(_LOOK_S)
+
+
+def _has_workers(run: Path) -> bool:
+    """Whether the journal of a worker is locked by somebody."""
+    for path in (run / "journal").glob("w*.lock"):
+        with suppress(OSError), path.open("rb") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+    return False

@@ -1,0 +1,267 @@
+"""Workers as actors of a Ray cluster: the only module that imports Ray.
+
+Actors are detached and never restarted by Ray: they outlive the run's process for as long as they
+need to store what was in flight, and each new one has a name of its own. Secrets are arguments of a
+method, which Ray hands from process to process; settings of its environments would be logged.
+"""
+
+import asyncio
+import atexit
+import math
+import os
+import secrets
+import socket
+import threading
+from collections.abc import Collection
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from batchrun.errors import JobError
+from batchrun.executors.local_cluster import LocalCluster
+from batchrun.executors.worker_process import (
+    FleetWorker,
+    Greeting,
+    MakeWorker,
+    WorkerFailed,
+    decode_greeting,
+    encode_greeting,
+    greeting,
+)
+from batchrun.job.sections import ClusterJob
+
+_NAMESPACE = "batchrun"
+_CONNECT_S = 10.0
+_JOIN_S = 60.0
+_LEAVE_S = 5.0
+_LAST_CALL_S = 3.0  # that a worker stays after its end, so that its driver hears of it
+# Without its head a cluster is of no use, but the process must live to say so: Ray would end it.
+_HEAD_GONE_S = 10**6
+_SAID = 500  # characters of Ray's errors
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", str(_HEAD_GONE_S))
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns of a change
+
+try:
+    import ray
+    from ray.exceptions import ActorUnavailableError, AuthenticationError, RayActorError, RayError
+except ImportError as missing:
+    raise JobError(
+        "--executor ray needs Ray, which is not installed; pip install 'batchrun[ray]'"
+    ) from missing
+
+
+class _Actor:
+    """The process of a worker, as Ray calls it."""
+
+    def __init__(self) -> None:
+        self._worker: FleetWorker | None = None
+        self._watching: asyncio.Task[None] | None = None
+
+    async def greet(self, path: str, token: str) -> bytes:
+        node = ray.get_runtime_context().get_node_id()
+        return encode_greeting(await asyncio.to_thread(greeting, path, token, node))
+
+    async def begin(self, make: MakeWorker, settings: bytes, secrets: bytes) -> None:
+        self._worker = make(settings, secrets)
+        self._watching = asyncio.create_task(self._end_with(self._worker))
+        await self._worker.begin()
+
+    async def tick(self, message: bytes) -> bytes:
+        if self._worker is None:
+            raise RuntimeError("there is no worker yet")
+        return await self._worker.tick(message)
+
+    async def _end_with(self, worker: FleetWorker) -> None:
+        """The process ends soon after the worker, also where no driver is left to end it."""
+        try:
+            await worker.ended()
+            await asyncio.sleep(_LAST_CALL_S)
+        finally:
+            os._exit(0)
+
+
+class RayCluster:
+    """A cluster that this process has joined; in a process there is one at a time."""
+
+    def __init__(self, cluster: ClusterJob, run: Path, secret_variables: Collection[str]) -> None:
+        """Starts a cluster where the job says `local`; joins it. Raises `JobError`."""
+        address = cluster.address or os.environ.get("RAY_ADDRESS") or "auto"
+        self._cpus = cluster.cpus_per_worker
+        self._local: LocalCluster | None = None
+        if address == "local":
+            cpus = max(os.cpu_count() or 1, math.ceil(self._cpus * (cluster.workers or 1)))
+            self._local = LocalCluster(run, cpus, secret_variables)
+            address = self._local.address
+        try:
+            self._join(address)
+        except BaseException:
+            self.close()
+            raise
+
+    def _join(self, address: str) -> None:
+        if "://" in address:
+            raise JobError(
+                f"the address {address} is of Ray's client, which batchrun does not use; run it on "
+                "a machine of the cluster, with the address HOST:6379 (RAY_ADDRESS, or address in "
+                "[cluster])"
+            )
+        if address != "auto":
+            _check_port(address)
+        # `auto` is what the environment says, for Ray, which may be what this run does not mean.
+        os.environ.pop("RAY_ADDRESS", None)
+        problem: list[BaseException] = []
+
+        def join() -> None:
+            try:
+                ray.init(
+                    address=address,
+                    namespace=_NAMESPACE,
+                    log_to_driver=False,
+                    configure_logging=False,
+                    **({"_node_ip_address": "127.0.0.1"} if self._local is not None else {}),
+                )
+            except Exception as error:  # noqa: BLE001 - said below
+                problem.append(error)
+
+        joining = threading.Thread(target=join, daemon=True)
+        joining.start()
+        joining.join(_JOIN_S)
+        if joining.is_alive():
+            raise JobError(f"the Ray cluster at {address} does not answer; look at `ray status`")
+        if problem:
+            raise JobError(_why_not_joined(address, problem[0])) from problem[0]
+        atexit.unregister(ray.shutdown)  # it would wait for a head that is gone
+
+    def start(self, name: str) -> "RayActor":
+        """May take its time: for a thread. Raises `WorkerFailed`."""
+        try:
+            actor = (
+                ray.remote(_Actor)
+                .options(
+                    name=f"{name}-{secrets.token_hex(4)}",
+                    lifetime="detached",
+                    num_cpus=self._cpus,
+                    max_restarts=0,
+                    max_task_retries=0,
+                )
+                .remote()
+            )
+        except Exception as error:  # whatever Ray raises, of which no list exists
+            raise WorkerFailed(_in_words(error), is_over=True) from error
+        return RayActor(actor)
+
+    def problem(self) -> str | None:
+        """Why nothing can be started any more, in words; null where it can."""
+        if self._local is not None and self._local.has_ended:
+            return "the Ray cluster on this machine has ended"
+        return None
+
+    def free_in_words(self) -> str:
+        """What it has to give, in words; asks the cluster: for a thread."""
+        try:
+            free, of = (kind().get("CPU", 0.0) for kind in (_free, _all))
+        except Exception as error:  # noqa: BLE001 - a cluster that ends
+            return f"the Ray cluster does not answer ({_in_words(error)})"
+        return (
+            f"{free:g} of {of:g} CPUs of the Ray cluster are free, and a worker needs "
+            f"{self._cpus:g} (cpus_per_worker in [cluster])"
+        )
+
+    def close(self) -> None:
+        """A cluster that was started for this run ends."""
+        leaving = threading.Thread(target=_leave, daemon=True)
+        leaving.start()
+        leaving.join(_LEAVE_S)
+        if self._local is not None:
+            self._local.close()
+
+
+class RayActor:
+    """A worker's process. The methods raise `WorkerFailed`."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    async def greet(self, path: str, token: str) -> Greeting:
+        """Waits until the process is there."""
+        return decode_greeting(await _answer(self._actor.greet, path, token))
+
+    async def begin(self, make: MakeWorker, settings: bytes, secrets: bytes) -> None:
+        """The worker is made in it."""
+        await _answer(self._actor.begin, make, settings, secrets)
+
+    async def tick(self, message: bytes) -> bytes:
+        """A `FleetTick` in, a `WorkerReport` out."""
+        answer: bytes = await _answer(self._actor.tick, message)
+        return answer
+
+    def kill(self) -> None:
+        """Ends the process, whatever it does."""
+        with suppress(Exception):  # it has ended, or nobody can be asked
+            ray.kill(self._actor)
+
+
+async def _answer(method: Any, *arguments: object) -> Any:
+    """What an actor's method returns. Raises `WorkerFailed`."""
+    try:
+        return await method.remote(*arguments)
+    except ActorUnavailableError as error:
+        raise WorkerFailed(_in_words(error), is_over=False) from error
+    except RayActorError as error:
+        raise WorkerFailed(_in_words(error), is_over=True) from error
+    except Exception as error:  # what the method raised, or Ray
+        raise WorkerFailed(_in_words(error), is_over=not isinstance(error, RayError)) from error
+
+
+def _free() -> dict[str, float]:
+    free: dict[str, float] = ray.available_resources()
+    return free
+
+
+def _all() -> dict[str, float]:
+    every: dict[str, float] = ray.cluster_resources()
+    return every
+
+
+def _leave() -> None:
+    with suppress(Exception):
+        ray.shutdown()
+
+
+def _check_port(address: str) -> None:
+    """Raises `JobError` where nobody listens: Ray would ask for a minute."""
+    host, _, port = address.rpartition(":")
+    how = "give RAY_ADDRESS (or address in [cluster]) as HOST:6379, auto or local"
+    if not host or not port.isdecimal():
+        raise JobError(f"the address {address} of the Ray cluster is no HOST:PORT; {how}")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_S).close()
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise JobError(
+            f"no Ray cluster answers at {address} ({why}); start one with `ray start --head`, "
+            f"or {how}"
+        ) from error
+
+
+def _why_not_joined(address: str, error: BaseException) -> str:
+    if isinstance(error, AuthenticationError):
+        return (
+            f"the Ray cluster at {address} wants a token: set RAY_AUTH_MODE=token and "
+            "RAY_AUTH_TOKEN_PATH as on its head"
+        )
+    if isinstance(error, ConnectionError) and address == "auto":
+        return (
+            "no Ray cluster runs on this machine; start one with `ray start --head`, say where one "
+            "is with RAY_ADDRESS=HOST:6379, or have one started for this run with RAY_ADDRESS=local"
+        )
+    return f"the Ray cluster at {address} cannot be joined: {_in_words(error)}"
+
+
+def _in_words(error: BaseException) -> str:
+    """Its last line, where Ray puts what went wrong, without the colours that it has."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[-1] if lines else type(error).__name__
+    return "".join(letter for letter in text if letter.isprintable())[:_SAID]

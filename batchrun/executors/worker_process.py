@@ -1,0 +1,187 @@
+"""A worker as its driver sees it, whatever engine runs it, and what both must agree on.
+
+A worker is an object in a process of its own, perhaps on another machine. It is called, and its
+answers are awaited; an error says that it may have ended, and is a hint only: that a worker has
+ended is proven by the lock on its journal.
+"""
+
+import os
+import platform
+import socket
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+from msgspec import Struct
+
+from batchrun.errors import JobError
+from batchrun.inputs.requests import HASH_RULE
+from batchrun.store.run_dir import SCHEMA_VERSION
+from batchrun.version import VERSION
+
+_PROBE = "probe-{}.tmp"  # in the journal; what reads runs passes over such names
+_SEE_S = 15.0  # until a file that one machine has written is seen by another
+
+
+class WorkerFailed(Exception):  # noqa: N818 - a hint, which the driver judges
+    """A worker did not answer. `is_over`: it never will, by what the engine says."""
+
+    def __init__(self, message: str, *, is_over: bool) -> None:
+        super().__init__(message)
+        self.is_over = is_over
+
+
+class Greeting(Struct, frozen=True):
+    """What a worker says of itself before it is told anything."""
+
+    batchrun: str
+    python: str  # major and minor version
+    schema: int
+    hash_rule: int
+    host: str
+    machine: str  # what tells machines apart, of which two may have one name
+    pid: int
+    sees_run: bool  # the file that the driver has just written into the run directory
+
+
+class FleetWorker(Protocol):
+    """What runs in the process of a worker."""
+
+    async def begin(self) -> None:
+        """Raises what keeps it from its work."""
+
+    async def tick(self, message: bytes) -> bytes:
+        """A `FleetTick` in, a `WorkerReport` out."""
+
+    async def ended(self) -> None:
+        """Returns when it has nothing more to do, also where nobody calls it any more."""
+
+
+MakeWorker = Callable[[bytes, bytes], FleetWorker]  # of its settings, and of what is secret of them
+
+
+class WorkerProcess(Protocol):
+    """A process that was asked for. The methods raise `WorkerFailed`."""
+
+    async def greet(self, path: str, token: str) -> Greeting:
+        """Waits until the process is there."""
+
+    async def begin(self, make: MakeWorker, settings: bytes, secrets: bytes) -> None:
+        """The worker is made in it."""
+
+    async def tick(self, message: bytes) -> bytes:
+        """A `FleetTick` in, a `WorkerReport` out."""
+
+    def kill(self) -> None:
+        """Ends the process, whatever it does."""
+
+
+class Cluster(Protocol):
+    """Where workers are started."""
+
+    def start(self, name: str) -> WorkerProcess:
+        """May take its time: for a thread. Raises `WorkerFailed`."""
+
+    def problem(self) -> str | None:
+        """Why nothing can be started any more, in words; null where it can."""
+
+    def free_in_words(self) -> str:
+        """What it has to give, in words."""
+
+    def close(self) -> None:
+        """What was started for this run alone ends; workers that were not killed do not."""
+
+
+def greeting(path: str, token: str, machine: str | None = None) -> Greeting:
+    """That of this process. Waits for the driver's file, if it is not there at once."""
+    probe, until_s = Path(path, "journal", _PROBE.format(token)), time.monotonic() + _SEE_S
+    while not (is_there := _holds(probe, token)) and time.monotonic() < until_s:
+        time.sleep(0.2)
+    return Greeting(
+        batchrun=VERSION,
+        python=_python(),
+        schema=SCHEMA_VERSION,
+        hash_rule=HASH_RULE,
+        host=socket.gethostname(),
+        machine=machine or socket.gethostname(),
+        pid=os.getpid(),
+        sees_run=is_there,
+    )
+
+
+def write_probe(path: Path, token: str) -> Path:
+    """The file by which workers prove that they see this run directory. Raises `OSError`."""
+    probe = path / "journal" / _PROBE.format(token)
+    probe.parent.mkdir(exist_ok=True)
+    probe.write_text(token, encoding="ascii")
+    return probe
+
+
+def check_greeting(said: Greeting, path: Path) -> None:
+    """Raises `JobError` where a worker cannot take part in the run of this process."""
+    where = f"the worker on {said.host}"
+    for what, theirs, ours in (
+        ("batchrun", said.batchrun, VERSION),
+        ("Python", said.python, _python()),
+        ("schema", said.schema, SCHEMA_VERSION),
+        ("rule for hashes", said.hash_rule, HASH_RULE),
+    ):
+        if theirs != ours:
+            raise JobError(
+                f"{where} has {what} {theirs}, and this machine has {ours}; install the same "
+                "version on all machines of the cluster"
+            )
+    if not said.sees_run:
+        raise JobError(
+            f"{where} does not see the run directory {path}; give a folder that all machines of "
+            "the cluster share, at the same path, with -o"
+        )
+
+
+def check_machines(
+    greetings: Sequence[Greeting], base_urls: Sequence[str], *, simulated: bool
+) -> None:
+    """Raises `JobError` where workers on several machines would each call their own loopback.
+
+    `base_urls`: the loopback addresses that requests go to.
+    """
+    machines = {one.machine: one.host for one in greetings}
+    if len(machines) < 2 or not base_urls:
+        return
+    hosts = ", ".join(sorted(machines.values()))
+    if simulated:
+        raise JobError(
+            f"the simulator serves this machine alone, and there are workers on {hosts}; use "
+            'address = "local" in [cluster], or start `batchrun simulate` and give its --base-url'
+        )
+    raise JobError(
+        f"{base_urls[0]} is a loopback address, and there are workers on {hosts}; give an address "
+        "that all of them reach, or, where each has a server of its own, write per_node_endpoint "
+        "= true into [cluster]"
+    )
+
+
+def encode_greeting(said: Greeting) -> bytes:
+    """As it travels: JSON, so that versions that differ can read it."""
+    return msgspec.json.encode(said)
+
+
+def decode_greeting(data: Any) -> Greeting:
+    """Raises `WorkerFailed` where it is none."""
+    try:
+        return msgspec.json.decode(data, type=Greeting)
+    except (msgspec.DecodeError, TypeError) as error:
+        raise WorkerFailed(f"it says nothing that can be read: {error}", is_over=True) from error
+
+
+def _python() -> str:
+    return ".".join(platform.python_version_tuple()[:2])
+
+
+def _holds(probe: Path, token: str) -> bool:
+    try:
+        return probe.read_text(encoding="ascii") == token
+    except OSError:
+        return False
