@@ -133,8 +133,10 @@ def test_the_help_on_the_command_page_names_each_option(name: str) -> None:
     assert not options(commands()[name]) - names
 
 
-# Those of Slurm and systemd that runs without anybody there need.
+# Those of Slurm and systemd that runs without anybody there need, and of Ray.
 OF_OTHERS = {
+    *("--address", "--block", "--exclude", "--generate", "--head", "--node-ip-address"),
+    *("--nodes", "--ntasks", "--ntasks-per-node", "--num-cpus", "--overlap"),
     *("--cpus-per-task", "--dependency", "--job-name", "--mem", "--open-mode", "--requeue"),
     *("--signal", "--time", "--failed"),
 }

@@ -63,10 +63,10 @@ class _Actor:
         node = ray.get_runtime_context().get_node_id()
         return encode_greeting(await asyncio.to_thread(greeting, path, token, node))
 
-    async def begin(self, make: MakeWorker, settings: bytes, secrets: bytes) -> None:
+    async def begin(self, make: MakeWorker, settings: object, secrets: object) -> str | None:
         self._worker = make(settings, secrets)
         self._watching = asyncio.create_task(self._end_with(self._worker))
-        await self._worker.begin()
+        return await self._worker.begin()
 
     async def tick(self, message: bytes) -> bytes:
         if self._worker is None:
@@ -188,9 +188,10 @@ class RayActor:
         """Waits until the process is there."""
         return decode_greeting(await _answer(self._actor.greet, path, token))
 
-    async def begin(self, make: MakeWorker, settings: bytes, secrets: bytes) -> None:
-        """The worker is made in it."""
-        await _answer(self._actor.begin, make, settings, secrets)
+    async def begin(self, make: MakeWorker, settings: object, secrets: object) -> str | None:
+        """The worker is made in it; what keeps it from its work, or null."""
+        problem: str | None = await _answer(self._actor.begin, make, settings, secrets)
+        return problem
 
     async def tick(self, message: bytes) -> bytes:
         """A `FleetTick` in, a `WorkerReport` out."""

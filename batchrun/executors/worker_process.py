@@ -49,8 +49,8 @@ class Greeting(Struct, frozen=True):
 class FleetWorker(Protocol):
     """What runs in the process of a worker."""
 
-    async def begin(self) -> None:
-        """Raises what keeps it from its work."""
+    async def begin(self) -> str | None:
+        """What keeps it from its work; null where nothing does."""
 
     async def tick(self, message: bytes) -> bytes:
         """A `FleetTick` in, a `WorkerReport` out."""
@@ -59,7 +59,7 @@ class FleetWorker(Protocol):
         """Returns when it has nothing more to do, also where nobody calls it any more."""
 
 
-MakeWorker = Callable[[bytes, bytes], FleetWorker]  # of its settings, and of what is secret of them
+MakeWorker = Callable[[Any, Any], FleetWorker]  # of its settings, and of what is secret of them
 
 
 class WorkerProcess(Protocol):
@@ -68,8 +68,8 @@ class WorkerProcess(Protocol):
     async def greet(self, path: str, token: str) -> Greeting:
         """Waits until the process is there."""
 
-    async def begin(self, make: MakeWorker, settings: bytes, secrets: bytes) -> None:
-        """The worker is made in it."""
+    async def begin(self, make: MakeWorker, settings: object, secrets: object) -> str | None:
+        """The worker is made in it; what keeps it from its work, or null."""
 
     async def tick(self, message: bytes) -> bytes:
         """A `FleetTick` in, a `WorkerReport` out."""

@@ -3,7 +3,7 @@
 import math
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -124,6 +124,7 @@ class RunCounters:
         self._completed = 0  # rows, by this command
         self._sent_rows = earlier.rows - earlier.statuses.get("invalid", 0)
         self._latencies = Latencies()
+        self._told_s: tuple[float, float] | None = None  # latencies, where workers measure them
         self._first = self._mark(began_s, earlier, 0)
         self._marks: deque[_Mark] = deque([self._first])
 
@@ -139,6 +140,26 @@ class RunCounters:
         self._sums.set_to(self.totals().without(replaced))
         self._sent_rows -= bool(replaced.attempts)
         self.again -= 1
+
+    def follow(
+        self,
+        totals: Totals,
+        *,
+        completed: int,
+        again: int,
+        examples: Mapping[str, str],
+        latencies_s: tuple[float, float] | None = None,
+    ) -> None:
+        """Takes over what workers have counted, where these store the outcomes.
+
+        `totals`: of all commands; `completed`: rows, by this one; `again`: as in the constructor,
+        of now; `examples`: `error_kind` to a message; `latencies_s`: median and 99th percentile.
+        """
+        self._sums.set_to(totals)
+        self._sums.error_examples.update(examples)
+        self._completed, self.again = completed, again
+        self._sent_rows = totals.rows - totals.statuses.get("invalid", 0)
+        self._told_s = latencies_s
 
     def remaining(self, rows: int) -> int:
         """How many of so many rows have no outcome yet, or are being sent again."""
@@ -169,6 +190,7 @@ class RunCounters:
         now = self._mark(now_s, totals, activity.retries)
         rows_per_s, requests_per_s, tokens_per_s = self._rates(now, is_over=exit_code is not None)
         most_in_flight = lowest_limit(activity.limits, "in flight")
+        p50_s, p99_s = self._told_s or map(self._latencies.quantile, (0.5, 0.99))
         more_usd = cost_of_remaining(totals, remaining)
         return Summary(
             **{name: getattr(totals, name) for name in _IN_BOTH},
@@ -192,8 +214,8 @@ class RunCounters:
             most_in_flight=None if most_in_flight is None else int(most_in_flight),
             most_requests_per_s=lowest_limit(activity.limits, "requests"),
             most_tokens_per_s=lowest_limit(activity.limits, "tokens"),
-            p50_s=self._latencies.quantile(0.5),
-            p99_s=self._latencies.quantile(0.99),
+            p50_s=p50_s,
+            p99_s=p99_s,
             time_left_s=remaining / rows_per_s if rows_per_s > 0 and exit_code is None else None,
             paused_by=paused_by(activity),
             limits=limits_in_words(activity),

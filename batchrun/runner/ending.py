@@ -13,7 +13,7 @@ causes of one kind.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from msgspec import Struct
 
@@ -37,6 +37,7 @@ WINDOW_ROWS = 100  # ended rows over which a share is taken
 # Such a row has an answer that can be read, and stops no run. An empty one has been paid for
 # nothing, and many of them say that the settings or the server are wrong.
 _HAVE_ANSWERS = frozenset(SHORTFALLS) - {ErrorKind.EMPTY_OUTPUT}
+_NO_FAILURES = _HAVE_ANSWERS | {ErrorKind.INVALID_ROW}
 
 
 def failure_of(outcome: Outcome) -> Failure | None:
@@ -71,13 +72,34 @@ class FirstRows:
             self._is_over = True
         if failure is None or len(self._kinds) > 1 or self._rows < FIRST_ROWS:
             return None
-        is_answer = failure.kind in SHORTFALLS  # sent again by name alone
-        again = f"--retry-failed={failure.kind}" if is_answer else "--retry-failed"
-        return (
-            f"the first {FIRST_ROWS} rows all failed the same way ({failure.kind}): "
-            f"{failure.message}; fix the cause and run again with {again}; where the "
-            "request itself was fixed, with --rerun-changed"
-        )
+        return _all_failed_alike(failure.kind, failure.message)
+
+    def look(
+        self, rows: int, failed: Mapping[str, int], kind: ErrorKind, message: str
+    ) -> str | None:
+        """The same, of what workers have counted so far: `rows` that this command sent.
+
+        `failed`: of these, by their kinds, as in `Totals`; the others are of the last that failed.
+        """
+        failures = {
+            one: count for one, count in failed.items() if one not in _NO_FAILURES and count
+        }
+        kinds = self._kinds | failures.keys()
+        if self._is_over or len(kinds) > 1 or sum(failures.values()) < rows:
+            self._is_over = True
+        if self._is_over or self._rows + rows < FIRST_ROWS:
+            return None
+        self._is_over = True
+        return _all_failed_alike(kind, message)
+
+
+def _all_failed_alike(kind: ErrorKind, message: str) -> str:
+    is_answer = kind in SHORTFALLS  # sent again by name alone
+    again = f"--retry-failed={kind}" if is_answer else "--retry-failed"
+    return (
+        f"the first {FIRST_ROWS} rows all failed the same way ({kind}): {message}; fix the cause "
+        f"and run again with {again}; where the request itself was fixed, with --rerun-changed"
+    )
 
 
 class TooManyFailures:
@@ -88,6 +110,7 @@ class TooManyFailures:
         self._share = limits.max_failed_share
         self._failed = 0
         self._window: deque[bool] = deque(maxlen=WINDOW_ROWS)
+        self._looks: deque[tuple[int, int]] = deque([(0, 0)])  # rows, and those that failed
 
     def count(self, outcome: Outcome) -> str | None:
         """Why the run should stop, after this outcome; null where it should not."""
@@ -106,9 +129,33 @@ class TooManyFailures:
                 return None
             what = f"{failed} of the last {WINDOW_ROWS} rows failed"
         assert failure is not None  # noqa: S101 - a row that did not fail never stops a run
+        return self._in_words(what, failure.kind, failure.message)
+
+    def look(self, rows: int, failed: int, kind: ErrorKind, message: str) -> str | None:
+        """The same, of what workers have counted so far; the last failure was like that.
+
+        A share is one of the last rows that were reported together, at least so many.
+        """
+        if self._most is None or not failed:
+            return None
+        if self._share is None:
+            if failed < int(self._most):
+                return None
+            return self._in_words(f"{plural(failed, 'row')} failed", kind, message)
+        looks = self._looks
+        while len(looks) > 1 and rows - looks[1][0] >= WINDOW_ROWS:
+            looks.popleft()
+        recent, recent_failed = rows - looks[0][0], failed - looks[0][1]
+        is_new = failed > looks[-1][1]
+        looks.append((rows, failed))
+        if not is_new or recent < WINDOW_ROWS or recent_failed <= self._share * recent:
+            return None
+        return self._in_words(f"{recent_failed} of the last {recent} rows failed", kind, message)
+
+    def _in_words(self, what: str, kind: ErrorKind, message: str) -> str:
         return (
-            f"{what} (limits.max_failures = {self._most}), the last with {failure.kind}: "
-            f"{failure.message}; fix the cause, or allow more with --max-failures, and run again"
+            f"{what} (limits.max_failures = {self._most}), the last with {kind}: {message}; fix "
+            "the cause, or allow more with --max-failures, and run again"
         )
 
 

@@ -9,7 +9,7 @@ flight has landed.
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Protocol
@@ -136,9 +136,21 @@ class Run:
 
         `clients`: by the variants that have an endpoint of their own; null: of all others.
         """
+
+        async def make() -> Executor:
+            return await self._make_executor(clients)
+
+        await self._carry_out(make, limit)
+
+    async def lead(self, make: Callable[[], Awaitable[Executor]]) -> None:
+        """The same by an executor whose workers store the outcomes."""
+        await self._carry_out(make, None)
+
+    async def _carry_out(self, make: Callable[[], Awaitable[Executor]], limit: int | None) -> None:
         try:
             await self._prepare()
-            await self._send(await self._make_executor(clients), limit)
+            self._executor = await make()
+            await self._send(self._executor, limit)
         except asyncio.CancelledError:
             self._cancelled()
             raise
@@ -178,7 +190,7 @@ class Run:
         largest: Mapping[str, Largest] = {}
         if self._budgets and self.plan.resumed.totals.rows:
             largest = await asyncio.to_thread(read_largest, self.run_dir.path)
-        self._executor = local_executor(
+        return local_executor(
             self.job,
             clients,
             self.prices,
@@ -189,7 +201,6 @@ class Run:
             had_answers=self.plan.resumed.totals.ok > 0,
             met_before=self.record.met_error,
         )
-        return self._executor
 
     async def _send(self, executor: Executor, limit: int | None) -> None:
         plan, resumed = self.plan, self.plan.resumed

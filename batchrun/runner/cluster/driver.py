@@ -1,0 +1,601 @@
+"""Leads the workers of a run: starts them, calls each some times a second, adopts those that ended.
+
+An executor (see `runner/engine.py`) whose outcomes stay with the workers, who store them: it hands
+out none, and counts what they report. What is decided is decided by `executors/fleet.py`.
+
+Nothing here waits for one worker while another is to be called: each has a task of its own. That a
+worker has ended is proven by its lock; errors of the engine make the driver look at it.
+"""
+
+import asyncio
+import contextlib
+import math
+import secrets
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Self, TypeVar
+
+from batchrun.errors import BatchrunError, InputError, JobError, RunStopped, StopCause, StoreError
+from batchrun.executors.fleet import Fleet
+from batchrun.executors.messages import (
+    StopOrder,
+    WorkerReport,
+    WorkerStop,
+    decode_report,
+    decode_tick,
+    encode,
+)
+from batchrun.executors.worker_process import (
+    Cluster,
+    Greeting,
+    WorkerFailed,
+    WorkerProcess,
+    check_greeting,
+    check_machines,
+    write_probe,
+)
+from batchrun.formats.amounts import duration, plural
+from batchrun.job.credentials import Server
+from batchrun.progress.bottleneck import Activity
+from batchrun.progress.summary import WorkerState
+from batchrun.records import BadRow, Outcome, Request, Totals
+from batchrun.runner.cluster.fleet_view import added, joined
+from batchrun.runner.cluster.worker import Worker, WorkerSetup
+from batchrun.runner.ending import FirstRows, TooManyFailures
+from batchrun.runner.engine import Run
+from batchrun.store.files import storing
+from batchrun.store.reading import read_totals
+
+_TICK_S = 0.15  # between two calls of a worker
+_LOOK_S = 0.1  # between two looks at all of them
+_GATHER_S = 10.0  # that further workers are waited for once one is there, before anything is sent
+_AGAIN_S = 1.0  # until a worker is called again that could not be reached
+_MOST_BACKOFF_S = 60.0  # until another worker is started, where those before did not get far
+_LOCK_S = 0.3  # between two attempts to take the lock of a worker
+_KILL_AGAIN_S = 10.0
+_SILENT_S = 5.0  # of silence, which the display says
+_GIVE_UP_LOCK_S = 300.0  # beyond what a worker may take to land what it has in flight
+_ASK_FREE_S = 2.0
+_SEAL_EVERY_S = 5.0
+_ALIVE = ("starting", "running", "silent", "draining")
+_WORKING = ("running", "silent")
+_NAME = "batchrun-worker"
+Result = TypeVar("Result")
+
+
+class LedWorker:
+    """A worker in its process, as the engine calls it."""
+
+    def __init__(self, setup: WorkerSetup, servers: Mapping[str | None, Server]) -> None:
+        self._worker = Worker(setup, servers)
+
+    async def begin(self) -> str | None:
+        try:
+            await self._worker.start()
+        except BatchrunError as error:
+            return str(error)
+        return None
+
+    async def tick(self, message: bytes) -> bytes:
+        return encode(await self._worker.tick(decode_tick(message)))
+
+    async def ended(self) -> None:
+        await self._worker.is_over.wait()
+
+
+class _Led:
+    """What the driver knows of one worker."""
+
+    def __init__(self, now_s: float) -> None:
+        self.state = "starting"
+        self.writer = 0  # its number among the writers of the run directory, once it has one
+        self.process: WorkerProcess | None = None
+        self.greeting: Greeting | None = None
+        self.report: WorkerReport | None = None
+        self.totals: Totals | None = None  # exact, once it was adopted
+        self.error: BaseException | None = None  # why it could not work, or does not any more
+        self.stops = 0  # that it has reported
+        self.heard_s = now_s  # when it was last heard of
+        self.ok_s = -math.inf  # when it last had an answer
+        self.task: asyncio.Task[None] | None = None
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it works, or is about to."""
+        return self.state in _ALIVE
+
+    @property
+    def id(self) -> str:
+        return f"w{self.writer}"
+
+    @property
+    def name(self) -> str:
+        host = "" if self.greeting is None else f" on {self.greeting.host}"
+        return f"worker {self.id}{host}" if self.writer else f"a worker{host}"
+
+    def hear(self, report: WorkerReport, now_s: float) -> None:
+        self.heard_s = now_s
+        if self.report is None or report.number > self.report.number:
+            if self.report is None or report.totals.ok > self.report.totals.ok:
+                self.ok_s = now_s
+            self.report = report
+            if self.state == "silent":
+                self.state = "running"
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+
+
+class Driver:
+    """The workers of one run, from asking for them until the last has ended."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        fleet: Fleet,
+        run: Run,
+        setup: Callable[[int], WorkerSetup],
+        servers: Mapping[str | None, Server],
+    ) -> None:
+        """`setup`: of the worker with this number; `servers`: as `Worker` takes them."""
+        self._cluster, self._fleet, self._run = cluster, fleet, run
+        self._setup, self._servers = setup, servers
+        self._job, self._dir = run.job, run.run_dir
+        self._wanted = self._job.cluster.workers or 1
+        self._silence_s = self._job.cluster.silence_s
+        self._token = secrets.token_hex(8)
+        self._probe: Path | None = None
+        self._go = asyncio.Event()  # workers may begin
+        self._news = asyncio.Event()
+        self._workers: list[_Led] = []
+        self._failed_starts = 0  # one after another
+        self._next_start_s = 0.0
+        self._idle_s = math.inf  # since when no worker works
+        self._again = run.plan.resumed.resent.rows  # rows whose older outcome still counts
+        self._first_rows = FirstRows(run.plan.resumed.totals.without(run.plan.resumed.resent))
+        self._too_many = TooManyFailures(self._job.limits)
+        self._is_sealing = False
+        self.causes: list[BaseException] = []  # why nothing more is sent, in order
+
+    async def gather(self, tell: Callable[[str], None], check: Callable[[], None]) -> None:
+        """Waits for workers, before anything is sent. `check` is asked whether to go on.
+
+        Raises `JobError` where one cannot take part, `RunStopped` where none comes, and what
+        `check` raises.
+        """
+        began_s, first_s, looked_s, free = time.monotonic(), math.inf, -math.inf, ""
+        try:
+            with storing(self._dir.path, "write"):
+                self._probe = write_probe(self._dir.path, self._token)
+            for _ in range(self._wanted):
+                self._ask_for_one(began_s)
+            while True:
+                check()
+                if (failed := next((one for one in self._workers if one.error), None)) is not None:
+                    raise JobError(_not_started(failed)) from failed.error
+                now_s, ready = time.monotonic(), self._greeted()
+                first_s = min(first_s, now_s) if ready else first_s
+                if len(ready) == self._wanted or now_s - first_s >= _GATHER_S:
+                    break
+                if not ready and now_s - began_s >= self._job.limits.outage_s:
+                    raise RunStopped(_none_came(now_s - began_s, free), StopCause.ENDPOINT)
+                if now_s - looked_s >= _ASK_FREE_S:
+                    looked_s, free = now_s, await _aside(self._cluster.free_in_words)
+                tell(f"{len(ready)} of {plural(self._wanted, 'worker')} started; {free}")
+                await asyncio.sleep(_LOOK_S)
+            check_machines([one.greeting for one in ready if one.greeting], self._loopback_urls())
+        except BaseException:
+            self._end_all()
+            raise
+
+    @asynccontextmanager
+    async def run(self, _requests: Iterator[Request | BadRow]) -> AsyncIterator[Self]:
+        """Hands out no outcomes, and ends once all workers have ended."""
+        self._idle_s = time.monotonic()
+        self._go.set()
+        try:
+            yield self
+        finally:
+            self._end_all()
+        self._follow(await _aside(self._recounted))
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> list[Outcome]:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._news.wait(), _LOOK_S)
+        self._news.clear()
+        self._look(time.monotonic())
+        if self._is_over():
+            raise StopAsyncIteration
+        return []
+
+    def stop(self, cause: BaseException) -> None:
+        """Sends no more; what is in flight lands."""
+        self.causes.append(cause)
+        self._order(StopOrder(str(cause)))
+
+    def drop(self) -> None:
+        """Drops what is in flight."""
+        self._order(StopOrder("what is in flight is dropped", drop=True))
+
+    def rest(self) -> list[Outcome]:
+        """None: workers store what they have."""
+        return []
+
+    def status(self) -> Activity:
+        """How all workers are doing, for the display."""
+        reports = [one.report for one in self._workers if one.is_alive and one.report is not None]
+        activities = [report.activity for report in reports]
+        return joined(activities, time.monotonic(), is_stopping=bool(self.causes))
+
+    def workers(self) -> tuple[WorkerState, ...]:
+        """Each that has begun, for the display."""
+        now_s = time.monotonic()
+        return tuple(_as_state(one, self._fleet, now_s) for one in self._workers if one.writer)
+
+    # --- what is decided a few times a second
+
+    def _look(self, now_s: float) -> None:
+        for one in self._workers:
+            if one.state == "running" and now_s - one.heard_s >= _SILENT_S:
+                one.state = "silent"
+        working = [one for one in self._workers if one.state in _WORKING]
+        self._idle_s = math.inf if working else min(self._idle_s, now_s)
+        if self._fleet.is_done:
+            self._order(StopOrder("all rows are complete"))
+        elif not self.causes:
+            if (reason := self._fleet.stop_reason(now_s)) is not None:
+                self.stop(reason)
+            self._replace_lost(now_s)
+        self._judge_rows()
+        self._seal()
+        self._follow(None)
+
+    def _replace_lost(self, now_s: float) -> None:
+        """Asks for workers in place of those that are lost."""
+        alive = sum(one.is_alive for one in self._workers)
+        if not alive and (problem := self._cluster.problem()) is not None:
+            self.stop(RunStopped(f"{problem}; run again to go on", StopCause.ENDPOINT))
+        elif now_s - self._idle_s >= self._job.limits.outage_s:
+            self.stop(RunStopped(_none_came(now_s - self._idle_s, ""), StopCause.ENDPOINT))
+        elif alive < self._wanted and now_s >= self._next_start_s:
+            self._ask_for_one(now_s)
+            self._next_start_s = now_s + min(2.0**self._failed_starts, _MOST_BACKOFF_S)
+            self._failed_starts += 1  # until one works
+
+    def _judge_rows(self) -> None:
+        """Stops where too many rows fail."""
+        reports = [one.report for one in self._workers if one.report is not None]
+        failures = [failure for report in reports for failure in report.failures]
+        if self.causes or not failures:
+            return
+        rows = sum(report.sent_rows for report in reports)
+        failed = sum(report.failed_rows for report in reports)
+        kinds = added(report.totals for report in reports).error_kinds
+        last = failures[-1]
+        for reason in (
+            self._first_rows.look(rows, kinds, last.kind, last.message),
+            self._too_many.look(rows, failed, last.kind, last.message),
+        ):
+            if reason is not None:
+                self.stop(RunStopped(reason, StopCause.FAILURES))
+
+    def _judge_stop(self, led: _Led, stop: WorkerStop) -> None:
+        """The run stops for what a worker met, unless it met it alone."""
+        cause = _as_cause(led, stop)
+        others = [one for one in self._workers if one is not led and one.state == "running"]
+        since_s = time.monotonic() - self._job.limits.outage_s
+        is_alone = isinstance(cause, StoreError) or (
+            stop.cause is StopCause.ENDPOINT and any(one.ok_s > since_s for one in others)
+        )
+        if others and is_alone:  # its machine, perhaps: others complete its rows
+            led.error = cause
+            self._log("worker_stopped", led, why=str(cause))
+        else:
+            self.stop(cause)
+
+    def _follow(self, totals: Totals | None) -> None:
+        """Counts what workers report; `totals`: of the run, as its tables say."""
+        plan, reports = self._run.plan, [one.report for one in self._workers if one.report]
+        if totals is None:
+            new = [_totals_of(one) for one in self._workers]
+            replaced = added(report.replaced for report in reports)
+            totals = added([plan.resumed.totals, *new]).without(replaced)
+        examples = {
+            failure.kind.value: failure.message
+            for report in reports
+            for failure in reversed(report.failures)
+        }
+        self._run.counters.follow(
+            totals,
+            completed=sum(_totals_of(one).rows for one in self._workers),
+            again=self._again,
+            examples=examples,
+            latencies_s=_latencies(reports),
+        )
+
+    def _recounted(self) -> Totals:
+        """Of the run's rows, as the tables hold them. Raises `StoreError`."""
+        return read_totals(self._dir.path).without(self._run.plan.resumed.removed)
+
+    def _seal(self) -> None:
+        """Seals what workers leave to this process, now and then, where rows are sent again."""
+        if self._is_sealing or not self._run.plan.resumed.resent.rows:
+            return
+        self._is_sealing = True
+
+        async def seal() -> None:
+            try:
+                await _aside(self._dir.seal_full_segments)
+            except StoreError as error:
+                self.stop(error)
+            await asyncio.sleep(_SEAL_EVERY_S)
+            self._is_sealing = False
+
+        self._sealing = asyncio.create_task(seal())
+
+    def _is_over(self) -> bool:
+        """Whether no worker is left that may do anything."""
+        if any(one.task is not None and not one.task.done() for one in self._workers):
+            return False
+        return bool(self.causes) or self._fleet.is_done
+
+    def _order(self, order: StopOrder) -> None:
+        """To all workers, by the next tick of each; those that have not begun never do."""
+        self._fleet.stop(order)
+        for one in self._workers:
+            if one.state == "starting" and one.task is not None:
+                one.task.cancel()
+        self._news.set()
+
+    # --- one worker, from asking for it until it is adopted
+
+    def _ask_for_one(self, now_s: float) -> None:
+        led = _Led(now_s)
+        self._workers.append(led)
+        led.task = asyncio.create_task(self._lead(led))
+
+    async def _lead(self, led: _Led) -> None:
+        try:
+            await self._start(led)
+            await self._go.wait()
+            await self._begin(led)
+            self._log("worker_started", led)
+            await self._call(led)
+            led.state = "draining"
+        except (WorkerFailed, JobError) as error:
+            led.error, led.state = error, "lost"
+            if led.writer:
+                self._log("worker_lost", led, why=str(error))
+        except asyncio.CancelledError:
+            led.state = "lost"
+            led.kill()
+            raise
+        except Exception as error:  # noqa: BLE001 - the driver's own disk, or a bug: the run ends
+            led.error, led.state = error, "lost"
+            self.stop(error)
+        if led.writer:
+            await self._adopt(led)
+        led.kill()  # where it has not ended by itself
+        self._news.set()
+
+    async def _start(self, led: _Led) -> None:
+        """Its process is there, and may take part. Raises `JobError`, `WorkerFailed`."""
+        led.process = await _aside(partial(self._cluster.start, _NAME))
+        said = await led.process.greet(str(self._dir.path), self._token)
+        check_greeting(said, self._dir.path)
+        if self._go.is_set():  # else all that have come are looked at together
+            check_machines([said, *self._greetings()], self._loopback_urls())
+        led.greeting, led.heard_s = said, time.monotonic()
+        self._news.set()
+
+    async def _begin(self, led: _Led) -> None:
+        """It is ready for leases. Raises `WorkerFailed`, `StoreError`."""
+        assert led.process is not None  # noqa: S101 - `_start` came before
+        led.writer = self._dir.new_writer()
+        problem = await led.process.begin(LedWorker, self._setup(led.writer), self._servers)
+        if problem is not None:
+            raise WorkerFailed(problem, is_over=True)
+        led.heard_s = time.monotonic()
+        self._fleet.add(led.writer, led.heard_s)
+        led.state = "running"
+
+    async def _call(self, led: _Led) -> None:
+        """Calls it until nothing is in flight there any more. Raises `WorkerFailed`."""
+        assert led.process is not None  # noqa: S101 - `_start` came before
+        while True:
+            message = encode(self._fleet.tick(led.writer, time.monotonic()))
+            report = decode_report(await self._answer(led, message))
+            now_s = time.monotonic()
+            led.hear(report, now_s)
+            self._fleet.hear(led.writer, report, now_s)
+            for stop in report.stops[led.stops :]:
+                self._judge_stop(led, stop)
+            led.stops = max(led.stops, len(report.stops))
+            if report.sent_rows:
+                self._failed_starts = 0
+            self._news.set()
+            if report.is_drained:
+                return
+            await asyncio.sleep(_TICK_S)
+
+    async def _answer(self, led: _Led, message: bytes) -> bytes:
+        """What it answers to a tick. Raises `WorkerFailed` where it does not, for too long."""
+        assert led.process is not None  # noqa: S101 - `_start` came before
+        while True:
+            call = asyncio.ensure_future(led.process.tick(message))
+            left_s = led.heard_s + self._silence_s - time.monotonic()
+            await asyncio.wait((call,), timeout=max(left_s, _AGAIN_S))
+            if not call.done():  # it gives this driver up, too; its lock will say when it has
+                call.add_done_callback(_forget)
+                raise WorkerFailed(f"no word for {self._silence_s:g} s", is_over=False)
+            try:
+                return call.result()
+            except WorkerFailed as error:
+                if error.is_over or time.monotonic() - led.heard_s >= self._silence_s:
+                    raise
+            await asyncio.sleep(_AGAIN_S)
+
+    async def _adopt(self, led: _Led) -> None:
+        """What it has left is in order, and its other rows are to be leased again."""
+        leases = self._fleet.leases_of(led.writer)
+        rows = [row for lease in leases for row in rows_of(lease)]
+        setup, lost_s, killed_s = self._setup(led.writer), time.monotonic(), math.inf
+        while True:
+            now_s = time.monotonic()
+            is_silent = now_s - led.heard_s >= setup.answer_s + self._silence_s
+            adopt = partial(self._dir.adopt, led.writer, rows, is_silent=is_silent)
+            try:
+                adopted = await _aside(adopt)
+            except StoreError as error:
+                self.stop(error)
+                return
+            if adopted is not None:
+                break
+            if is_silent and now_s - killed_s >= _KILL_AGAIN_S:
+                killed_s = now_s
+                led.kill()
+            if is_silent and now_s - lost_s >= setup.answer_s + _GIVE_UP_LOCK_S:
+                self.stop(_holds_its_lock(led, now_s - lost_s))
+                return
+            await asyncio.sleep(_LOCK_S)
+        self._again -= self._fleet.adopted(led.writer, adopted.complete)
+        led.totals = adopted.totals
+        was_lost, led.state = led.state == "lost", "adopted" if led.state == "lost" else "ended"
+        self._log("worker_adopted" if was_lost else "worker_drained", led, rows=adopted.totals.rows)
+
+    def _end_all(self) -> None:
+        """No worker is waited for any more."""
+        for one in self._workers:
+            if one.task is not None and not one.task.done():
+                one.task.cancel()
+            one.kill()
+        if self._probe is not None:
+            with contextlib.suppress(OSError):
+                self._probe.unlink(missing_ok=True)
+
+    def _greeted(self) -> list[_Led]:
+        return [one for one in self._workers if one.greeting is not None and one.is_alive]
+
+    def _greetings(self) -> list[Greeting]:
+        return [one.greeting for one in self._greeted() if one.greeting is not None]
+
+    def _loopback_urls(self) -> list[str]:
+        """The addresses of which each machine has its own."""
+        if self._job.cluster.per_node_endpoint and not self._run.record.simulated:
+            return []
+        endpoints = [server.endpoint for server in self._servers.values()]
+        return [one.base_url for one in endpoints if one.is_loopback]
+
+    def _log(self, event: str, led: _Led, **facts: object) -> None:
+        said = led.greeting
+        place = {} if said is None else {"host": said.host, "pid": said.pid}
+        try:
+            self._dir.log_event(event, worker=led.id, **place, **facts)
+        except StoreError as error:
+            self.stop(error)
+
+
+async def _aside(work: Callable[[], Result]) -> Result:
+    """In a thread that nobody waits for at the end, should the work never return."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[Result] = loop.create_future()
+
+    def finish(take: Callable[[], None]) -> None:
+        if not done.done():
+            take()
+
+    def do() -> None:
+        try:
+            result = work()
+        except BaseException as error:  # noqa: BLE001 - it goes to whoever waits
+            take = partial(done.set_exception, error)
+        else:
+            take = partial(done.set_result, result)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+            loop.call_soon_threadsafe(finish, take)
+
+    threading.Thread(target=do, daemon=True).start()
+    return await done
+
+
+def _forget(call: "asyncio.Future[bytes]") -> None:
+    """An answer that comes too late, or never."""
+    if not call.cancelled():
+        call.exception()
+
+
+def _totals_of(led: _Led) -> Totals:
+    """Of what it has completed."""
+    if led.totals is not None:
+        return led.totals
+    return Totals() if led.report is None else led.report.totals
+
+
+def _latencies(reports: Sequence[WorkerReport]) -> tuple[float, float] | None:
+    """The median, weighed by rows, and the longest of the 99th percentiles."""
+    known = [one for one in reports if one.p50_s is not None and one.p99_s is not None]
+    rows = sum(one.sent_rows for one in known)
+    if not rows:
+        return None
+    p50_s = sum((one.p50_s or 0.0) * one.sent_rows for one in known) / rows
+    return p50_s, max(one.p99_s or 0.0 for one in known)
+
+
+def _as_state(led: _Led, fleet: Fleet, now_s: float) -> WorkerState:
+    said, report = led.greeting, led.report
+    return WorkerState(
+        id=led.id,
+        host="" if said is None else said.host,
+        pid=0 if said is None else said.pid,
+        state=led.state,
+        completed=_totals_of(led).rows,
+        in_flight=report.used.in_flight if report and led.is_alive else 0,
+        waiting=report.used.waiting if report and led.is_alive else 0,
+        share=fleet.share_of(led.writer) if led.is_alive else None,
+        silent_s=round(now_s - led.heard_s, 1) if led.is_alive else 0.0,
+    )
+
+
+def _as_cause(led: _Led, stop: WorkerStop) -> BaseException:
+    """The cause of a run's end, as `ending` judges it."""
+    if stop.cause is not None:
+        return RunStopped(
+            stop.message, stop.cause, endpoint_error=stop.endpoint_error, rows=stop.rows
+        )
+    if stop.kind == "InputError":
+        return InputError(stop.message)
+    kind = StoreError if stop.kind == "StoreError" else BatchrunError
+    return kind(f"{led.name}: {stop.message}")
+
+
+def _not_started(led: _Led) -> str:
+    if isinstance(led.error, JobError):
+        return str(led.error)
+    return (
+        f"a worker cannot be started: {led.error}; the machines of the cluster need the same "
+        "batchrun and the same Python as this one"
+    )
+
+
+def _none_came(waited_s: float, free: str) -> str:
+    why = f" ({free})" if free else ""
+    return (
+        f"no worker could be had for {duration(waited_s)}{why}; look at `ray status`, and run "
+        "again to go on, perhaps with fewer --workers"
+    )
+
+
+def _holds_its_lock(led: _Led, silent_s: float) -> RunStopped:
+    return RunStopped(
+        f"{led.name} has not answered for {duration(silent_s)}, and still holds the lock of its "
+        "journal; end its process, and run again to go on",
+        StopCause.ENDPOINT,
+    )

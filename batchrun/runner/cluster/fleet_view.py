@@ -1,0 +1,89 @@
+"""How all workers of a run are doing together, from what each has said. No I/O."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from msgspec.structs import replace
+
+from batchrun.limits.verdicts import LimitStatus
+from batchrun.progress.bottleneck import Activity
+from batchrun.records import Totals
+
+_OLDEST = 3  # rows named while the last ones are waited for
+_COUNTS = ("statuses", "error_kinds", "attempt_kinds")
+
+
+def added(parts: Iterable[Totals]) -> Totals:
+    """What totals of different rows add up to."""
+    sums: Counter[str] = Counter()
+    counts: dict[str, Counter[str]] = {name: Counter() for name in _COUNTS}
+    cost_usd: float | None = None
+    unpriced_model: str | None = None
+    for one in parts:
+        for name in _COUNTS:
+            counts[name].update(getattr(one, name))
+        sums.update(
+            {
+                name: value
+                for name in Totals.__struct_fields__
+                if isinstance(value := getattr(one, name), int)
+            }
+        )
+        if one.cost_usd is not None:
+            cost_usd = (cost_usd or 0.0) + one.cost_usd
+        unpriced_model = unpriced_model or one.unpriced_model
+    return Totals(
+        **{name: {kind: n for kind, n in sorted(counts[name].items()) if n} for name in _COUNTS},
+        **sums,
+        cost_usd=cost_usd,
+        unpriced_model=unpriced_model if sums["unpriced"] else None,
+    )
+
+
+def joined(activities: Sequence[Activity], now_s: float, *, is_stopping: bool) -> Activity:
+    """One activity of many workers, on this process's clock."""
+    limited = [one for one in activities if one.is_limited]
+    return Activity(
+        is_stopping=is_stopping,
+        in_flight=sum(one.in_flight for one in activities),
+        retrying=sum(one.retrying for one in activities),
+        retries=sum(one.retries for one in activities),
+        is_limited=bool(limited) and len(limited) * 2 >= len(activities),
+        is_reading=bool(activities) and all(one.is_reading for one in activities),
+        limits=_joined_limits(
+            [*limited, *(one for one in activities if one not in limited)], now_s
+        ),
+        oldest=sorted(
+            (named for one in activities for named in one.oldest), key=lambda named: -named[1]
+        )[:_OLDEST],
+        now_s=now_s,
+    )
+
+
+def _joined_limits(activities: Sequence[Activity], now_s: float) -> tuple[LimitStatus, ...]:
+    """Each limit once, in the order of the first that has it; shares of one limit add up."""
+    joined: dict[tuple[str, str], LimitStatus] = {}
+    for activity in activities:
+        for limit in activity.limits:
+            until_s = limit.until_s
+            if until_s is not None:
+                limit = replace(limit, until_s=until_s - activity.now_s + now_s)  # noqa: PLW2901
+            key = limit.name, limit.of
+            joined[key] = _sum(joined[key], limit) if key in joined else limit
+    return tuple(joined.values())
+
+
+def _sum(one: LimitStatus, other: LimitStatus) -> LimitStatus:
+    def total(name: str) -> float | None:
+        values = [value for each in (one, other) if (value := getattr(each, name)) is not None]
+        return sum(values) if values else None
+
+    until_s = max((each.until_s for each in (one, other) if each.until_s is not None), default=None)
+    return replace(
+        one,
+        used=total("used"),
+        most=total("most"),
+        per_s=total("per_s"),
+        until_s=until_s,
+        says=one.says if other.says else None,  # an endpoint is down where it is so for all
+    )
