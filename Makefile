@@ -13,7 +13,7 @@ ORACLES = .oracles
 UV = $(TOOLS)/bin/uv
 PEER_NAMES = lm-deluge async-batch-llm openai litellm
 
-.PHONY: demo demo-eval test test-long test-newest test-lowest test-wheel test-stores torture test-servers test-oracles bench bench-peers bench-parts bench-pacing bench-queues check docs docs-site format lock lock-peers clean
+.PHONY: demo demo-eval demo-cluster test test-long test-newest test-lowest test-wheel test-stores torture torture-cluster test-servers test-oracles bench bench-peers bench-parts bench-pacing bench-queues bench-cluster check docs docs-site format lock lock-peers clean
 
 # The main job against the embedded simulator: a prompt set with tools becomes two tables.
 demo: $(VENV)/installed
@@ -29,6 +29,14 @@ demo-eval: $(VENV)/installed
 	$(BIN)/batchrun metrics $(DEMO)-eval
 	$(BIN)/batchrun compare $(DEMO)-eval --scorer answer
 	$(BIN)/batchrun report $(DEMO)-eval --html $(DEMO)-eval.html
+
+# Three workers on a Ray cluster of this machine; one of them is killed, and each row is there once.
+demo-cluster: $(VENV)/installed
+	rm -rf $(DEMO)-cluster
+	RAY_ADDRESS=local $(BIN)/python examples/kill_a_worker.py $(DEMO)-cluster \
+		$(BIN)/batchrun run examples/questions.jsonl --prompt '{{ question }}' --model gpt-6-luna --samples 100 \
+		--simulate --concurrency 60 --executor ray --workers 3 -o $(DEMO)-cluster
+	$(BIN)/batchrun verify $(DEMO)-cluster
 
 # What CI runs: lint, types, imports, links of the docs, the site of the docs, tests.
 test: check docs-site
@@ -62,7 +70,12 @@ test-stores: $(VENV)/installed $(SERVERS)/stores/installed
 
 # 1,000 kills of real runs (TORTURE_KILLS=N for another number); the figures land in runs/torture.md.
 torture: $(VENV)/installed
-	$(BIN)/pytest -q -s -m torture tests/torture
+	$(BIN)/pytest -q -s -m torture tests/torture/test_torture.py
+
+# Runs with three workers on Ray, of which workers, the driver and Ray's own processes are killed or
+# stopped at random moments (TORTURE_KILLS=N, default 60); figures in runs/torture_cluster.md.
+torture-cluster: $(VENV)/installed
+	$(BIN)/pytest -q -s -m torture tests/torture/test_cluster_torture.py
 
 # 50 rows in each mode against three servers of other projects, and clients of other projects with 30
 # requests in each mode against the simulator, all on loopback; installs them, needs npm and 4 GB.
@@ -94,6 +107,11 @@ bench-pacing: $(VENV)/installed
 # a machine that does nothing else.
 bench-queues: $(VENV)/installed $(SERVERS)/vllm/installed $(SERVERS)/llama/installed
 	$(BIN)/python -m benchmarks.queues
+
+# A server with a hidden limit and 1, 3 and 8 workers; what a row costs with workers and without; on a
+# machine that does nothing else.
+bench-cluster: $(VENV)/installed
+	$(BIN)/python -m benchmarks.cluster
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .

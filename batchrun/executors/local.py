@@ -29,6 +29,7 @@ from batchrun.limits.sharing.worker_share import WorkerShare
 from batchrun.limits.verdicts import Limit
 from batchrun.pricing.prices import Prices
 from batchrun.progress.bottleneck import Activity
+from batchrun.progress.summary import WorkerState
 from batchrun.records import BadRow, Failure, Largest, Outcome, Request, RowKey, Scope
 
 WORKERS_PER_SLOT = 4  # at most, for each request that may be in flight; each holds one row
@@ -204,6 +205,10 @@ class LocalExecutor:
             oldest=dispatcher.oldest(_OLDEST) if dispatcher.is_tail() else (),
             now_s=asyncio.get_running_loop().time(),
         )
+
+    def workers(self) -> tuple[WorkerState, ...]:
+        """None: this process sends all."""
+        return ()
 
     def stop(self, cause: BaseException) -> None:
         """Sends no more; what is in flight lands."""

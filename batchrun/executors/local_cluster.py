@@ -35,6 +35,14 @@ _SAID = 2000  # characters of what Ray says where it does not start
 _CLOSE = b"close\n"
 
 
+def refuse_without_ray() -> None:
+    """Raises `JobError` where Ray is not installed; does not import it."""
+    if find_spec("ray") is None:
+        raise JobError(
+            "--executor ray needs Ray, which is not installed; pip install 'batchrun[ray]'"
+        )
+
+
 class LocalCluster:
     """The cluster, as the run's own process sees it."""
 

@@ -43,13 +43,8 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", str(_HEAD_GONE_S))
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns of a change
 
-try:
-    import ray
-    from ray.exceptions import ActorUnavailableError, AuthenticationError, RayActorError, RayError
-except ImportError as missing:
-    raise JobError(
-        "--executor ray needs Ray, which is not installed; pip install 'batchrun[ray]'"
-    ) from missing
+import ray  # noqa: E402 - it reads these when it is imported
+from ray import exceptions  # noqa: E402
 
 
 class _Actor:
@@ -208,12 +203,14 @@ async def _answer(method: Any, *arguments: object) -> Any:
     """What an actor's method returns. Raises `WorkerFailed`."""
     try:
         return await method.remote(*arguments)
-    except ActorUnavailableError as error:
+    except exceptions.ActorUnavailableError as error:
         raise WorkerFailed(_in_words(error), is_over=False) from error
-    except RayActorError as error:
+    except exceptions.RayActorError as error:
         raise WorkerFailed(_in_words(error), is_over=True) from error
     except Exception as error:  # what the method raised, or Ray
-        raise WorkerFailed(_in_words(error), is_over=not isinstance(error, RayError)) from error
+        raise WorkerFailed(
+            _in_words(error), is_over=not isinstance(error, exceptions.RayError)
+        ) from error
 
 
 def _free() -> dict[str, float]:
@@ -248,7 +245,7 @@ def _check_port(address: str) -> None:
 
 
 def _why_not_joined(address: str, error: BaseException) -> str:
-    if isinstance(error, AuthenticationError):
+    if type(error).__name__ == "AuthenticationError":  # Ray before 2.52 knows no tokens
         return (
             f"the Ray cluster at {address} wants a token: set RAY_AUTH_MODE=token and "
             "RAY_AUTH_TOKEN_PATH as on its head"

@@ -163,6 +163,15 @@ def _variable_of(text: str) -> str | None:
     return text.removeprefix(FROM_ENVIRONMENT) if text.startswith(FROM_ENVIRONMENT) else None
 
 
+def secret_variables(job: Job) -> tuple[str, ...]:
+    """The environment variables that hold what is secret of the job."""
+    endpoints = (job.endpoint, *(one.endpoint for one in job.variants if one.endpoint))
+    variables = dict.fromkeys(
+        name for one in endpoints for name in (one.api_key_env, *_header_variables(one).values())
+    )
+    return (*variables, *filter(None, map(_variable_of, job.notify.urls)))
+
+
 def refuse_plain_http(endpoint: EndpointJob) -> None:
     """Raises `JobError` where a key would go through the net for all to read."""
     if endpoint.is_loopback or urlsplit(endpoint.base_url).scheme != "http":
@@ -186,11 +195,7 @@ def refuse_written_secrets(job: Job, command: str | None, key: str | None = None
     `key`: one that a command said, which is a secret too.
     """
     written = {**msgspec.to_builtins(job), "the command line": command}
-    endpoints = (job.endpoint, *(one.endpoint for one in job.variants if one.endpoint))
-    variables = dict.fromkeys(
-        name for one in endpoints for name in (one.api_key_env, *_header_variables(one).values())
-    )
-    variables |= dict.fromkeys(filter(None, map(_variable_of, job.notify.urls)))
+    variables = secret_variables(job)
     secrets = [(f"the environment variable {name}", os.environ.get(name, "")) for name in variables]
     if key is not None:
         secrets.append(("the key that endpoint.api_key_command says", key))

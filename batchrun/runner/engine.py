@@ -11,6 +11,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -27,6 +28,7 @@ from batchrun.progress.status import next_command
 from batchrun.progress.summary import (
     RunCounters,
     Summary,
+    WorkerState,
     cost_of_remaining,
     remaining_in_words,
 )
@@ -87,6 +89,9 @@ class Executor(Protocol):
     def status(self) -> Activity:
         """How it is doing, for the display."""
 
+    def workers(self) -> tuple[WorkerState, ...]:
+        """The processes that send requests for it, if others do."""
+
 
 class Run:
     """One run from its plan to its end."""
@@ -146,6 +151,10 @@ class Run:
         """The same by an executor whose workers store the outcomes."""
         await self._carry_out(make, None)
 
+    def tell(self, state: str, message: str | None = None) -> None:
+        """Shows what is done where nothing is sent, and what is waited for."""
+        self.watch.summary(self._summary(state, message=message))
+
     async def _carry_out(self, make: Callable[[], Awaitable[Executor]], limit: int | None) -> None:
         try:
             await self._prepare()
@@ -174,7 +183,7 @@ class Run:
         run_dir, output = self.run_dir, self.job.output
         run_dir.save(self.record)
         if self.record.older_schema is not None:
-            self.watch.summary(self._summary("rewriting an older run directory"))
+            self.tell("rewriting an older run directory")
             await asyncio.to_thread(run_dir.upgrade)
             self.record = replace(self.record, older_schema=None)
         run_dir.start(
@@ -226,9 +235,7 @@ class Run:
                 outcomes.clear()  # their rows may be large
         self._about_disk = await self.recorder.write_held(
             is_hurried=lambda: len(self.stop.asked) > 1,
-            tell=lambda message: self.watch.summary(
-                self._summary("waiting for the disk", message=message)
-            ),
+            tell=partial(self.tell, "waiting for the disk"),
         )
 
     def _take(
@@ -407,6 +414,7 @@ class Run:
             samples=self.plan.expansion.samples,
             variants=tuple(one.name for one in self.job.variants),
             cap_usd=self.job.limits.max_cost_usd,
+            workers=() if self._executor is None else self._executor.workers(),
         )
 
     @property

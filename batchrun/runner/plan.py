@@ -583,4 +583,6 @@ def make_record(
         ),
         source_commit=plan.commit,
         store=store_run_url(job),
+        executor=job.cluster.executor,
+        workers=(job.cluster.workers or 0) if job.cluster.executor == "ray" else 0,
     )

@@ -3,13 +3,14 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 
 from msgspec.structs import replace
 
 from batchrun.errors import JobError, StoreError
+from batchrun.executors.local_cluster import refuse_without_ray
 from batchrun.inputs.prompt_set import find_source
 from batchrun.job.credentials import (
     Server,
@@ -22,6 +23,7 @@ from batchrun.job.sections import STDIN, EndpointJob, Job
 from batchrun.job.stop_time import stop_time
 from batchrun.progress.summary import RunCounters, Summary
 from batchrun.records import NOTHING_SENT_AGAIN, Resend
+from batchrun.runner.cluster.lead import lead_run, refuse_store
 from batchrun.runner.ending import StopSwitch, time_is_up
 from batchrun.runner.engine import Run, Watch
 from batchrun.runner.output_place import refuse_place, run_path, store_run_url
@@ -30,7 +32,7 @@ from batchrun.runner.resume import note_differences
 from batchrun.runner.run_source import pinned_source, refuse_other_use, stored_input
 from batchrun.simulator.settings import SimulatorSettings
 from batchrun.store.run_dir import RunDir
-from batchrun.transport.client import Client, fit_in_flight
+from batchrun.transport.client import Client, Connect, fit_in_flight
 from batchrun.transport.fallback import choose_connections
 from batchrun.version import VERSION
 
@@ -77,6 +79,7 @@ async def run_job(
     refuse_place(path, url)
     _check_answers(simulator)
     refuse_written_secrets(job, command)
+    has_workers = _has_workers(job, url)
     servers = {} if simulate else await _destinations(job, command, watch, insecure_http)
     with contextlib.ExitStack() as stack:
         began_s = time.monotonic()
@@ -113,10 +116,12 @@ async def run_job(
             check=check,
             doing=watch.doing,
             prices=prices,
+            in_parts=has_workers,
         )
         stop.check()
         most_in_flight, too_few_files = fit_in_flight(job.limits, here=simulate)
-        connect, fallback = await choose_connections() if plan.to_complete else (None, None)
+        sends = plan.to_complete and not has_workers
+        connect, fallback = await choose_connections() if sends else (None, None)
         warnings = [warning for warning in (too_few_files, fallback) if warning]
         plan = replace(plan, warnings=(*plan.warnings, *warnings))
         watch.plan(plan, path)
@@ -130,26 +135,44 @@ async def run_job(
             job, run_dir, plan, record, counters, watch, stop, prices, most_in_flight, stop_at
         )
         if plan.to_complete:
-            async with contextlib.AsyncExitStack() as open_clients:
-                if simulate:
-                    simulated = await open_clients.enter_async_context(
-                        _simulated(job.endpoint, simulator or SimulatorSettings())
-                    )
-                    servers = {None: Server(simulated, None, {})}
-                clients = {}
-                for variant, server in servers.items():
-                    client = clients[variant] = Client(
-                        server.endpoint,
-                        server.key,
-                        server.headers,
-                        VERSION,
-                        run.recorder.begin,
-                        connect=connect,
-                        words=job.retry.words,
-                    )
-                    await open_clients.enter_async_context(client)
-                await run.send(clients, plan.limit)
+            async with _serving(run, servers, simulator) as reached:
+                if has_workers:
+                    await lead_run(run, reached, check)
+                else:
+                    await _send_here(run, reached, connect)
         return await run.end()
+
+
+@contextlib.asynccontextmanager
+async def _serving(
+    run: Run, servers: Mapping[str | None, Server], simulator: SimulatorSettings | None
+) -> AsyncIterator[Mapping[str | None, Server]]:
+    """Where requests go: the job's servers, or a simulator that serves meanwhile."""
+    if not run.record.simulated:
+        yield servers
+        return
+    async with _simulated(run.job.endpoint, simulator or SimulatorSettings()) as endpoint:
+        yield {None: Server(endpoint, None, {})}
+
+
+async def _send_here(
+    run: Run, servers: Mapping[str | None, Server], connect: Connect | None
+) -> None:
+    """Every remaining row, from this process."""
+    async with contextlib.AsyncExitStack() as open_clients:
+        clients = {}
+        for variant, server in servers.items():
+            client = clients[variant] = Client(
+                server.endpoint,
+                server.key,
+                server.headers,
+                VERSION,
+                run.recorder.begin,
+                connect=connect,
+                words=run.job.retry.words,
+            )
+            await open_clients.enter_async_context(client)
+        await run.send(clients, run.plan.limit)
 
 
 async def _destinations(
@@ -171,6 +194,15 @@ async def _destinations(
             refuse_written_secrets(job, command, key)
         servers[variant] = Server(endpoint, key, header_values(endpoint))
     return servers
+
+
+def _has_workers(job: Job, url: str | None) -> bool:
+    """Whether workers send the requests. Raises `JobError` where they cannot."""
+    if job.cluster.executor == "local":
+        return False
+    refuse_without_ray()
+    refuse_store(url)
+    return True
 
 
 def _check(job: Job, stop: StopSwitch, stop_at: float | None) -> None:

@@ -13,38 +13,46 @@ import math
 import secrets
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Self, TypeVar
 
-from batchrun.errors import BatchrunError, InputError, JobError, RunStopped, StopCause, StoreError
+from batchrun.errors import JobError, RunStopped, StopCause, StoreError
 from batchrun.executors.fleet import Fleet
 from batchrun.executors.messages import (
     StopOrder,
-    WorkerReport,
     WorkerStop,
     decode_report,
-    decode_tick,
     encode,
 )
 from batchrun.executors.worker_process import (
     Cluster,
     Greeting,
     WorkerFailed,
-    WorkerProcess,
     check_greeting,
     check_machines,
     write_probe,
 )
-from batchrun.formats.amounts import duration, plural
+from batchrun.formats.amounts import plural
 from batchrun.job.credentials import Server
 from batchrun.progress.bottleneck import Activity
 from batchrun.progress.summary import WorkerState
 from batchrun.records import BadRow, Outcome, Request, Totals
 from batchrun.runner.cluster.fleet_view import added, joined
-from batchrun.runner.cluster.worker import Worker, WorkerSetup
+from batchrun.runner.cluster.led_worker import (
+    Led,
+    LedWorker,
+    cause_of,
+    holding_its_lock,
+    latencies_of,
+    none_came_in_words,
+    not_started_in_words,
+    state_of,
+    totals_of,
+)
+from batchrun.runner.cluster.worker import WorkerSetup
 from batchrun.runner.ending import FirstRows, TooManyFailures
 from batchrun.runner.engine import Run
 from batchrun.store.files import storing
@@ -61,74 +69,9 @@ _SILENT_S = 5.0  # of silence, which the display says
 _GIVE_UP_LOCK_S = 300.0  # beyond what a worker may take to land what it has in flight
 _ASK_FREE_S = 2.0
 _SEAL_EVERY_S = 5.0
-_ALIVE = ("starting", "running", "silent", "draining")
 _WORKING = ("running", "silent")
 _NAME = "batchrun-worker"
 Result = TypeVar("Result")
-
-
-class LedWorker:
-    """A worker in its process, as the engine calls it."""
-
-    def __init__(self, setup: WorkerSetup, servers: Mapping[str | None, Server]) -> None:
-        self._worker = Worker(setup, servers)
-
-    async def begin(self) -> str | None:
-        try:
-            await self._worker.start()
-        except BatchrunError as error:
-            return str(error)
-        return None
-
-    async def tick(self, message: bytes) -> bytes:
-        return encode(await self._worker.tick(decode_tick(message)))
-
-    async def ended(self) -> None:
-        await self._worker.is_over.wait()
-
-
-class _Led:
-    """What the driver knows of one worker."""
-
-    def __init__(self, now_s: float) -> None:
-        self.state = "starting"
-        self.writer = 0  # its number among the writers of the run directory, once it has one
-        self.process: WorkerProcess | None = None
-        self.greeting: Greeting | None = None
-        self.report: WorkerReport | None = None
-        self.totals: Totals | None = None  # exact, once it was adopted
-        self.error: BaseException | None = None  # why it could not work, or does not any more
-        self.stops = 0  # that it has reported
-        self.heard_s = now_s  # when it was last heard of
-        self.ok_s = -math.inf  # when it last had an answer
-        self.task: asyncio.Task[None] | None = None
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether it works, or is about to."""
-        return self.state in _ALIVE
-
-    @property
-    def id(self) -> str:
-        return f"w{self.writer}"
-
-    @property
-    def name(self) -> str:
-        host = "" if self.greeting is None else f" on {self.greeting.host}"
-        return f"worker {self.id}{host}" if self.writer else f"a worker{host}"
-
-    def hear(self, report: WorkerReport, now_s: float) -> None:
-        self.heard_s = now_s
-        if self.report is None or report.number > self.report.number:
-            if self.report is None or report.totals.ok > self.report.totals.ok:
-                self.ok_s = now_s
-            self.report = report
-            if self.state == "silent":
-                self.state = "running"
-
-    def kill(self) -> None:
-        if self.process is not None:
-            self.process.kill()
 
 
 class Driver:
@@ -139,10 +82,10 @@ class Driver:
         cluster: Cluster,
         fleet: Fleet,
         run: Run,
-        setup: Callable[[int], WorkerSetup],
+        setup: Callable[[], WorkerSetup],
         servers: Mapping[str | None, Server],
     ) -> None:
-        """`setup`: of the worker with this number; `servers`: as `Worker` takes them."""
+        """`setup`: of one more worker; `servers`: as `Worker` takes them."""
         self._cluster, self._fleet, self._run = cluster, fleet, run
         self._setup, self._servers = setup, servers
         self._job, self._dir = run.job, run.run_dir
@@ -152,7 +95,7 @@ class Driver:
         self._probe: Path | None = None
         self._go = asyncio.Event()  # workers may begin
         self._news = asyncio.Event()
-        self._workers: list[_Led] = []
+        self._workers: list[Led] = []
         self._failed_starts = 0  # one after another
         self._next_start_s = 0.0
         self._idle_s = math.inf  # since when no worker works
@@ -168,30 +111,33 @@ class Driver:
         Raises `JobError` where one cannot take part, `RunStopped` where none comes, and what
         `check` raises.
         """
-        began_s, first_s, looked_s, free = time.monotonic(), math.inf, -math.inf, ""
         try:
             with storing(self._dir.path, "write"):
                 self._probe = write_probe(self._dir.path, self._token)
-            for _ in range(self._wanted):
-                self._ask_for_one(began_s)
-            while True:
-                check()
-                if (failed := next((one for one in self._workers if one.error), None)) is not None:
-                    raise JobError(_not_started(failed)) from failed.error
-                now_s, ready = time.monotonic(), self._greeted()
-                first_s = min(first_s, now_s) if ready else first_s
-                if len(ready) == self._wanted or now_s - first_s >= _GATHER_S:
-                    break
-                if not ready and now_s - began_s >= self._job.limits.outage_s:
-                    raise RunStopped(_none_came(now_s - began_s, free), StopCause.ENDPOINT)
-                if now_s - looked_s >= _ASK_FREE_S:
-                    looked_s, free = now_s, await _aside(self._cluster.free_in_words)
-                tell(f"{len(ready)} of {plural(self._wanted, 'worker')} started; {free}")
-                await asyncio.sleep(_LOOK_S)
-            check_machines([one.greeting for one in ready if one.greeting], self._loopback_urls())
+            await self._gather(tell, check)
+            check_machines(self._greetings(), self._loopback_urls())
         except BaseException:
             self._end_all()
             raise
+
+    async def _gather(self, tell: Callable[[str], None], check: Callable[[], None]) -> None:
+        began_s, first_s, looked_s, free = time.monotonic(), math.inf, -math.inf, ""
+        for _ in range(self._wanted):
+            self._ask_for_one(began_s)
+        while True:
+            check()
+            if (failed := next((one for one in self._workers if one.error), None)) is not None:
+                raise JobError(not_started_in_words(failed)) from failed.error
+            now_s, ready = time.monotonic(), len(self._greetings())
+            first_s = min(first_s, now_s) if ready else first_s
+            if ready == self._wanted or now_s - first_s >= _GATHER_S:
+                return
+            if not ready and now_s - began_s >= self._job.limits.outage_s:
+                raise RunStopped(none_came_in_words(now_s - began_s, free), StopCause.ENDPOINT)
+            if now_s - looked_s >= _ASK_FREE_S:
+                looked_s, free = now_s, await _aside(self._cluster.free_in_words)
+            tell(f"{ready} of {plural(self._wanted, 'worker')} started; {free}")
+            await asyncio.sleep(_LOOK_S)
 
     @asynccontextmanager
     async def run(self, _requests: Iterator[Request | BadRow]) -> AsyncIterator[Self]:
@@ -238,7 +184,7 @@ class Driver:
     def workers(self) -> tuple[WorkerState, ...]:
         """Each that has begun, for the display."""
         now_s = time.monotonic()
-        return tuple(_as_state(one, self._fleet, now_s) for one in self._workers if one.writer)
+        return tuple(state_of(one, self._fleet, now_s) for one in self._workers if one.writer)
 
     # --- what is decided a few times a second
 
@@ -264,7 +210,7 @@ class Driver:
         if not alive and (problem := self._cluster.problem()) is not None:
             self.stop(RunStopped(f"{problem}; run again to go on", StopCause.ENDPOINT))
         elif now_s - self._idle_s >= self._job.limits.outage_s:
-            self.stop(RunStopped(_none_came(now_s - self._idle_s, ""), StopCause.ENDPOINT))
+            self.stop(RunStopped(none_came_in_words(now_s - self._idle_s, ""), StopCause.ENDPOINT))
         elif alive < self._wanted and now_s >= self._next_start_s:
             self._ask_for_one(now_s)
             self._next_start_s = now_s + min(2.0**self._failed_starts, _MOST_BACKOFF_S)
@@ -287,9 +233,9 @@ class Driver:
             if reason is not None:
                 self.stop(RunStopped(reason, StopCause.FAILURES))
 
-    def _judge_stop(self, led: _Led, stop: WorkerStop) -> None:
+    def _judge_stop(self, led: Led, stop: WorkerStop) -> None:
         """The run stops for what a worker met, unless it met it alone."""
-        cause = _as_cause(led, stop)
+        cause = cause_of(led, stop)
         others = [one for one in self._workers if one is not led and one.state == "running"]
         since_s = time.monotonic() - self._job.limits.outage_s
         is_alone = isinstance(cause, StoreError) or (
@@ -305,7 +251,7 @@ class Driver:
         """Counts what workers report; `totals`: of the run, as its tables say."""
         plan, reports = self._run.plan, [one.report for one in self._workers if one.report]
         if totals is None:
-            new = [_totals_of(one) for one in self._workers]
+            new = [totals_of(one) for one in self._workers]
             replaced = added(report.replaced for report in reports)
             totals = added([plan.resumed.totals, *new]).without(replaced)
         examples = {
@@ -315,10 +261,10 @@ class Driver:
         }
         self._run.counters.follow(
             totals,
-            completed=sum(_totals_of(one).rows for one in self._workers),
+            completed=sum(totals_of(one).rows for one in self._workers),
             again=self._again,
             examples=examples,
-            latencies_s=_latencies(reports),
+            latencies_s=latencies_of(reports),
         )
 
     def _recounted(self) -> Totals:
@@ -358,11 +304,11 @@ class Driver:
     # --- one worker, from asking for it until it is adopted
 
     def _ask_for_one(self, now_s: float) -> None:
-        led = _Led(now_s)
+        led = Led(now_s)
         self._workers.append(led)
         led.task = asyncio.create_task(self._lead(led))
 
-    async def _lead(self, led: _Led) -> None:
+    async def _lead(self, led: Led) -> None:
         try:
             await self._start(led)
             await self._go.wait()
@@ -386,7 +332,7 @@ class Driver:
         led.kill()  # where it has not ended by itself
         self._news.set()
 
-    async def _start(self, led: _Led) -> None:
+    async def _start(self, led: Led) -> None:
         """Its process is there, and may take part. Raises `JobError`, `WorkerFailed`."""
         led.process = await _aside(partial(self._cluster.start, _NAME))
         said = await led.process.greet(str(self._dir.path), self._token)
@@ -396,18 +342,19 @@ class Driver:
         led.greeting, led.heard_s = said, time.monotonic()
         self._news.set()
 
-    async def _begin(self, led: _Led) -> None:
+    async def _begin(self, led: Led) -> None:
         """It is ready for leases. Raises `WorkerFailed`, `StoreError`."""
         assert led.process is not None  # noqa: S101 - `_start` came before
-        led.writer = self._dir.new_writer()
-        problem = await led.process.begin(LedWorker, self._setup(led.writer), self._servers)
+        setup = self._setup()
+        led.writer, led.answer_s = setup.writer, setup.answer_s
+        problem = await led.process.begin(LedWorker, setup, self._servers)
         if problem is not None:
             raise WorkerFailed(problem, is_over=True)
         led.heard_s = time.monotonic()
         self._fleet.add(led.writer, led.heard_s)
         led.state = "running"
 
-    async def _call(self, led: _Led) -> None:
+    async def _call(self, led: Led) -> None:
         """Calls it until nothing is in flight there any more. Raises `WorkerFailed`."""
         assert led.process is not None  # noqa: S101 - `_start` came before
         while True:
@@ -426,7 +373,7 @@ class Driver:
                 return
             await asyncio.sleep(_TICK_S)
 
-    async def _answer(self, led: _Led, message: bytes) -> bytes:
+    async def _answer(self, led: Led, message: bytes) -> bytes:
         """What it answers to a tick. Raises `WorkerFailed` where it does not, for too long."""
         assert led.process is not None  # noqa: S101 - `_start` came before
         while True:
@@ -443,14 +390,13 @@ class Driver:
                     raise
             await asyncio.sleep(_AGAIN_S)
 
-    async def _adopt(self, led: _Led) -> None:
+    async def _adopt(self, led: Led) -> None:
         """What it has left is in order, and its other rows are to be leased again."""
-        leases = self._fleet.leases_of(led.writer)
-        rows = [row for lease in leases for row in rows_of(lease)]
-        setup, lost_s, killed_s = self._setup(led.writer), time.monotonic(), math.inf
+        rows = self._fleet.rows_of(led.writer)
+        lost_s, killed_s = time.monotonic(), -math.inf
         while True:
             now_s = time.monotonic()
-            is_silent = now_s - led.heard_s >= setup.answer_s + self._silence_s
+            is_silent = now_s - led.heard_s >= led.answer_s + self._silence_s
             adopt = partial(self._dir.adopt, led.writer, rows, is_silent=is_silent)
             try:
                 adopted = await _aside(adopt)
@@ -462,8 +408,8 @@ class Driver:
             if is_silent and now_s - killed_s >= _KILL_AGAIN_S:
                 killed_s = now_s
                 led.kill()
-            if is_silent and now_s - lost_s >= setup.answer_s + _GIVE_UP_LOCK_S:
-                self.stop(_holds_its_lock(led, now_s - lost_s))
+            if is_silent and now_s - lost_s >= led.answer_s + _GIVE_UP_LOCK_S:
+                self.stop(holding_its_lock(led, now_s - lost_s))
                 return
             await asyncio.sleep(_LOCK_S)
         self._again -= self._fleet.adopted(led.writer, adopted.complete)
@@ -481,11 +427,8 @@ class Driver:
             with contextlib.suppress(OSError):
                 self._probe.unlink(missing_ok=True)
 
-    def _greeted(self) -> list[_Led]:
-        return [one for one in self._workers if one.greeting is not None and one.is_alive]
-
     def _greetings(self) -> list[Greeting]:
-        return [one.greeting for one in self._greeted() if one.greeting is not None]
+        return [one.greeting for one in self._workers if one.is_alive and one.greeting is not None]
 
     def _loopback_urls(self) -> list[str]:
         """The addresses of which each machine has its own."""
@@ -494,7 +437,7 @@ class Driver:
         endpoints = [server.endpoint for server in self._servers.values()]
         return [one.base_url for one in endpoints if one.is_loopback]
 
-    def _log(self, event: str, led: _Led, **facts: object) -> None:
+    def _log(self, event: str, led: Led, **facts: object) -> None:
         said = led.greeting
         place = {} if said is None else {"host": said.host, "pid": said.pid}
         try:
@@ -530,72 +473,3 @@ def _forget(call: "asyncio.Future[bytes]") -> None:
     """An answer that comes too late, or never."""
     if not call.cancelled():
         call.exception()
-
-
-def _totals_of(led: _Led) -> Totals:
-    """Of what it has completed."""
-    if led.totals is not None:
-        return led.totals
-    return Totals() if led.report is None else led.report.totals
-
-
-def _latencies(reports: Sequence[WorkerReport]) -> tuple[float, float] | None:
-    """The median, weighed by rows, and the longest of the 99th percentiles."""
-    known = [one for one in reports if one.p50_s is not None and one.p99_s is not None]
-    rows = sum(one.sent_rows for one in known)
-    if not rows:
-        return None
-    p50_s = sum((one.p50_s or 0.0) * one.sent_rows for one in known) / rows
-    return p50_s, max(one.p99_s or 0.0 for one in known)
-
-
-def _as_state(led: _Led, fleet: Fleet, now_s: float) -> WorkerState:
-    said, report = led.greeting, led.report
-    return WorkerState(
-        id=led.id,
-        host="" if said is None else said.host,
-        pid=0 if said is None else said.pid,
-        state=led.state,
-        completed=_totals_of(led).rows,
-        in_flight=report.used.in_flight if report and led.is_alive else 0,
-        waiting=report.used.waiting if report and led.is_alive else 0,
-        share=fleet.share_of(led.writer) if led.is_alive else None,
-        silent_s=round(now_s - led.heard_s, 1) if led.is_alive else 0.0,
-    )
-
-
-def _as_cause(led: _Led, stop: WorkerStop) -> BaseException:
-    """The cause of a run's end, as `ending` judges it."""
-    if stop.cause is not None:
-        return RunStopped(
-            stop.message, stop.cause, endpoint_error=stop.endpoint_error, rows=stop.rows
-        )
-    if stop.kind == "InputError":
-        return InputError(stop.message)
-    kind = StoreError if stop.kind == "StoreError" else BatchrunError
-    return kind(f"{led.name}: {stop.message}")
-
-
-def _not_started(led: _Led) -> str:
-    if isinstance(led.error, JobError):
-        return str(led.error)
-    return (
-        f"a worker cannot be started: {led.error}; the machines of the cluster need the same "
-        "batchrun and the same Python as this one"
-    )
-
-
-def _none_came(waited_s: float, free: str) -> str:
-    why = f" ({free})" if free else ""
-    return (
-        f"no worker could be had for {duration(waited_s)}{why}; look at `ray status`, and run "
-        "again to go on, perhaps with fewer --workers"
-    )
-
-
-def _holds_its_lock(led: _Led, silent_s: float) -> RunStopped:
-    return RunStopped(
-        f"{led.name} has not answered for {duration(silent_s)}, and still holds the lock of its "
-        "journal; end its process, and run again to go on",
-        StopCause.ENDPOINT,
-    )

@@ -1,7 +1,7 @@
 """How all workers of a run are doing together, from what each has said. No I/O."""
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import reduce
 
 from msgspec.structs import replace
 
@@ -10,34 +10,11 @@ from batchrun.progress.bottleneck import Activity
 from batchrun.records import Totals
 
 _OLDEST = 3  # rows named while the last ones are waited for
-_COUNTS = ("statuses", "error_kinds", "attempt_kinds")
 
 
 def added(parts: Iterable[Totals]) -> Totals:
     """What totals of different rows add up to."""
-    sums: Counter[str] = Counter()
-    counts: dict[str, Counter[str]] = {name: Counter() for name in _COUNTS}
-    cost_usd: float | None = None
-    unpriced_model: str | None = None
-    for one in parts:
-        for name in _COUNTS:
-            counts[name].update(getattr(one, name))
-        sums.update(
-            {
-                name: value
-                for name in Totals.__struct_fields__
-                if isinstance(value := getattr(one, name), int)
-            }
-        )
-        if one.cost_usd is not None:
-            cost_usd = (cost_usd or 0.0) + one.cost_usd
-        unpriced_model = unpriced_model or one.unpriced_model
-    return Totals(
-        **{name: {kind: n for kind, n in sorted(counts[name].items()) if n} for name in _COUNTS},
-        **sums,
-        cost_usd=cost_usd,
-        unpriced_model=unpriced_model if sums["unpriced"] else None,
-    )
+    return reduce(Totals.plus, parts, Totals())
 
 
 def joined(activities: Sequence[Activity], now_s: float, *, is_stopping: bool) -> Activity:

@@ -1,0 +1,68 @@
+"""A run by workers: joins the cluster, waits for workers, leads them to the end."""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+
+from batchrun.errors import JobError
+from batchrun.executors.fleet import Fleet
+from batchrun.executors.worker_process import Cluster
+from batchrun.job.credentials import Server, secret_variables
+from batchrun.job.sections import Job
+from batchrun.runner.cluster.driver import Driver
+from batchrun.runner.cluster.leases import planned_rows
+from batchrun.runner.cluster.worker import WorkerSetup, worker_setup
+from batchrun.runner.engine import Executor, Run
+
+_LEAVE_S = 30.0
+
+
+def refuse_store(url: str | None) -> None:
+    """Raises `JobError` where the tables are to be in a store: workers share a folder."""
+    if url is not None:
+        raise JobError(
+            f"-o {url} is in a store, and --executor ray needs a folder that all workers share; "
+            "give one with -o, and copy its tables into the store once the run has ended"
+        )
+
+
+async def lead_run(
+    run: Run,
+    servers: Mapping[str | None, Server],
+    check: Callable[[], None],
+    join: Callable[[Job, Run], Cluster] | None = None,
+) -> None:
+    """Every remaining row, to its outcome in the journal of a worker; as `Run.send`.
+
+    `check`: asked whether to go on, before anything is sent. `join`: gives the cluster.
+    Raises `JobError` where there is none, or a worker cannot take part; `RunStopped` where no
+    worker comes; what `check` raises.
+    """
+    run.tell("joining the cluster")
+    cluster = await asyncio.to_thread(join or _join_ray, run.job, run)
+    try:
+        driver = _make_driver(run, cluster, servers)
+        await driver.gather(lambda message: run.tell("starting workers", message), check)
+
+        async def make() -> Executor:
+            return driver
+
+        await run.lead(make)
+    finally:
+        await asyncio.wait_for(asyncio.to_thread(cluster.close), _LEAVE_S)
+
+
+def _join_ray(job: Job, run: Run) -> Cluster:
+    from batchrun.executors.ray import RayCluster  # noqa: PLC0415 - an extra; takes a second
+
+    return RayCluster(job.cluster, run.run_dir.path, secret_variables(job))
+
+
+def _make_driver(run: Run, cluster: Cluster, servers: Mapping[str | None, Server]) -> Driver:
+    job, plan = run.job, run.plan
+
+    def setup() -> WorkerSetup:
+        return worker_setup(job, plan, run.run_dir, run.most_in_flight, job.cluster.silence_s)
+
+    fleet = Fleet(planned_rows(plan), job.limits, run.most_in_flight, time.monotonic())
+    return Driver(cluster, fleet, run, setup, servers)

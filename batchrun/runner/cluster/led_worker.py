@@ -1,0 +1,151 @@
+"""One worker of a run as its driver knows it: its process, what it said last, how it stands."""
+
+import asyncio
+import math
+from collections.abc import Mapping, Sequence
+
+from batchrun.errors import BatchrunError, InputError, JobError, RunStopped, StopCause, StoreError
+from batchrun.executors.fleet import Fleet
+from batchrun.executors.messages import WorkerReport, WorkerStop, decode_tick, encode
+from batchrun.executors.worker_process import Greeting, WorkerProcess
+from batchrun.formats.amounts import duration
+from batchrun.job.credentials import Server
+from batchrun.progress.summary import WorkerState
+from batchrun.records import Totals
+from batchrun.runner.cluster.worker import Worker, WorkerSetup
+
+ALIVE = ("starting", "running", "silent", "draining")  # states
+
+
+class LedWorker:
+    """A worker in its process, as the engine calls it."""
+
+    def __init__(self, setup: WorkerSetup, servers: Mapping[str | None, Server]) -> None:
+        self._worker = Worker(setup, servers)
+
+    async def begin(self) -> str | None:
+        try:
+            await self._worker.start()
+        except BatchrunError as error:
+            return str(error)
+        return None
+
+    async def tick(self, message: bytes) -> bytes:
+        return encode(await self._worker.tick(decode_tick(message)))
+
+    async def ended(self) -> None:
+        await self._worker.is_over.wait()
+
+
+class Led:
+    """What the driver knows of one worker."""
+
+    def __init__(self, now_s: float) -> None:
+        self.state = "starting"
+        self.writer = 0  # its number among the writers of the run directory, once it has one
+        self.process: WorkerProcess | None = None
+        self.greeting: Greeting | None = None
+        self.report: WorkerReport | None = None
+        self.totals: Totals | None = None  # exact, once it was adopted
+        self.error: BaseException | None = None  # why it could not work, or does not any more
+        self.stops = 0  # that it has reported
+        self.heard_s = now_s  # when it was last heard of
+        self.answer_s = 0.0  # how long after that an answer may still come
+        self.ok_s = -math.inf  # when it last had an answer
+        self.task: asyncio.Task[None] | None = None
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it works, or is about to."""
+        return self.state in ALIVE
+
+    @property
+    def id(self) -> str:
+        return f"w{self.writer}"
+
+    @property
+    def name(self) -> str:
+        host = "" if self.greeting is None else f" on {self.greeting.host}"
+        return f"worker {self.id}{host}" if self.writer else f"a worker{host}"
+
+    def hear(self, report: WorkerReport, now_s: float) -> None:
+        self.heard_s = now_s
+        if self.report is None or report.number > self.report.number:
+            if self.report is None or report.totals.ok > self.report.totals.ok:
+                self.ok_s = now_s
+            self.report = report
+            if self.state == "silent":
+                self.state = "running"
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+
+
+def totals_of(led: Led) -> Totals:
+    """Of what it has completed."""
+    if led.totals is not None:
+        return led.totals
+    return Totals() if led.report is None else led.report.totals
+
+
+def latencies_of(reports: Sequence[WorkerReport]) -> tuple[float, float] | None:
+    """The median, weighed by rows, and the longest of the 99th percentiles."""
+    known = [one for one in reports if one.p50_s is not None and one.p99_s is not None]
+    rows = sum(one.sent_rows for one in known)
+    if not rows:
+        return None
+    p50_s = sum((one.p50_s or 0.0) * one.sent_rows for one in known) / rows
+    return p50_s, max(one.p99_s or 0.0 for one in known)
+
+
+def state_of(led: Led, fleet: Fleet, now_s: float) -> WorkerState:
+    said, report = led.greeting, led.report
+    return WorkerState(
+        id=led.id,
+        host="" if said is None else said.host,
+        pid=0 if said is None else said.pid,
+        state=led.state,
+        completed=totals_of(led).rows,
+        in_flight=report.used.in_flight if report and led.is_alive else 0,
+        waiting=report.used.waiting if report and led.is_alive else 0,
+        share=fleet.share_of(led.writer) if led.is_alive else None,
+        silent_s=round(now_s - led.heard_s, 1) if led.is_alive else 0.0,
+    )
+
+
+def cause_of(led: Led, stop: WorkerStop) -> BaseException:
+    """The cause of a run's end, as `ending` judges it."""
+    if stop.cause is not None:
+        return RunStopped(
+            stop.message, stop.cause, endpoint_error=stop.endpoint_error, rows=stop.rows
+        )
+    if stop.kind == "InputError":
+        return InputError(stop.message)
+    kind = StoreError if stop.kind == "StoreError" else BatchrunError
+    return kind(f"{led.name}: {stop.message}")
+
+
+def not_started_in_words(led: Led) -> str:
+    if isinstance(led.error, JobError):
+        return str(led.error)
+    return (
+        f"a worker cannot be started: {led.error}; the machines of the cluster need the same "
+        "batchrun and the same Python as this one"
+    )
+
+
+def none_came_in_words(waited_s: float, free: str) -> str:
+    why = f" ({free})" if free else ""
+    return (
+        f"no worker could be had for {duration(waited_s)}{why}; look at `ray status`, and run "
+        "again to go on, perhaps with fewer --workers"
+    )
+
+
+def holding_its_lock(led: Led, silent_s: float) -> RunStopped:
+    return RunStopped(
+        f"{led.name} has not answered for {duration(silent_s)}, and still holds the lock of its "
+        "journal; end its process, and run again to go on",
+        StopCause.ENDPOINT,
+    )

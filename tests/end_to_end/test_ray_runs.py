@@ -1,0 +1,246 @@
+"""Runs with workers on a real Ray cluster on loopback; skipped where the extra is absent."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.processes import read_rest
+from tests.ray_cluster import standing_cluster, wait_for_none, worker_pids
+from tests.waiting import HANG_S, wait_until
+
+pytest.importorskip("ray", reason="the extra `ray` is not installed")
+ROWS = 400
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[dict[str, str]]:
+    with standing_cluster(4) as found:
+        yield found
+
+
+@pytest.fixture
+def run_words(
+    write_rows: Any, questions: Any, simulator: Any
+) -> Callable[..., tuple[str, list[str]]]:
+    """A prompt set and a simulator: its base URL, and the words of a run with three workers."""
+
+    def make(*more: str, rows: int = ROWS, latency_s: float = 0.05) -> tuple[str, list[str]]:
+        source, base_url = write_rows(questions(rows)), simulator("--latency", latency_s)
+        words = ["run", str(source), "--prompt", "{{ question }}", "--model", "m", "-o", "run"]
+        return base_url, [
+            *(*words, "--base-url", base_url, "--concurrency", "12"),
+            *("--executor", "ray", "--workers", "3", *more),
+        ]
+
+    return make
+
+
+@pytest.fixture
+def live(tmp_path: Path) -> Callable[[], dict[str, Any]]:
+    def read() -> dict[str, Any]:
+        path = tmp_path / "run/live.json"
+        found: dict[str, Any] = json.loads(path.read_bytes()) if path.exists() else {"workers": []}
+        return found
+
+    return read
+
+
+def completed(live: dict[str, Any]) -> int:
+    return sum(one["completed"] for one in live["workers"])
+
+
+def test_three_workers_complete_each_row_once(
+    tmp_path: Path,
+    cluster: dict[str, str],
+    run_words: Any,
+    batchrun: Callable[..., subprocess.CompletedProcess[str]],
+    stats: Any,
+    totals: Any,
+) -> None:
+    base_url, words = run_words()
+    done = batchrun(*words, "--json", env=cluster)
+    assert done.returncode == 0, done.stderr
+    assert totals() == (ROWS, ROWS, ROWS)
+    served = stats(base_url)
+    assert (served["completions"], served["most_in_flight"] <= 12) == (ROWS, True)
+    summary = json.loads(done.stdout)
+    assert (summary["ok"], summary["left"], summary["state"]) == (ROWS, 0, "finished")
+    assert [one["state"] for one in summary["workers"]] == ["ended"] * 3
+    assert all(one["completed"] for one in summary["workers"])
+    record = json.loads((tmp_path / "run/run.json").read_bytes())
+    assert (record["executor"], record["workers"]) == ("ray", 3)
+    assert not list((tmp_path / "run/journal").glob("w[1-9]*"))
+    verified = batchrun("verify", "run")
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+    again = batchrun(*words, env=cluster)
+    assert (again.returncode, stats(base_url)["completions"]) == (0, ROWS), again.stderr
+
+
+def test_a_killed_worker_costs_what_it_had_in_flight(
+    cluster: dict[str, str],
+    run_words: Any,
+    begin: Callable[..., "subprocess.Popen[str]"],
+    batchrun: Callable[..., subprocess.CompletedProcess[str]],
+    live: Callable[[], dict[str, Any]],
+    stats: Any,
+    totals: Any,
+) -> None:
+    base_url, words = run_words(latency_s=0.2)
+    process = begin(*words, env=cluster)
+    wait_until(lambda: completed(live()) >= 60 and worker_pids(live(), "running"), process)
+    os.kill(worker_pids(live(), "running")[0], signal.SIGKILL)
+    said = read_rest(process)
+    assert process.returncode == 0, said
+    assert totals() == (ROWS, ROWS, ROWS)
+    assert ROWS <= stats(base_url)["completions"] <= ROWS + 12
+    assert batchrun("verify", "run").returncode == 0
+    assert "adopted" in [one["state"] for one in live()["workers"]]
+
+
+def test_a_killed_driver_costs_nothing(
+    cluster: dict[str, str],
+    run_words: Any,
+    write_job: Any,
+    begin: Callable[..., "subprocess.Popen[str]"],
+    batchrun: Callable[..., subprocess.CompletedProcess[str]],
+    live: Callable[[], dict[str, Any]],
+    stats: Any,
+    totals: Any,
+) -> None:
+    base_url, words = run_words(latency_s=0.2)
+    job = write_job('[input]\npath = "prompts.jsonl"\n[cluster]\nsilence_s = 2.0\n')
+    words[1] = job
+    process = begin(*words, env=cluster)
+    wait_until(lambda: completed(live()) >= 60, process)
+    process.kill()
+    process.wait(HANG_S)
+    done = batchrun(*words, env=cluster)
+    assert done.returncode == 0, done.stderr
+    assert "waiting for workers" in done.stderr
+    assert totals() == (ROWS, ROWS, ROWS)
+    assert stats(base_url)["completions"] == ROWS
+    assert batchrun("verify", "run").returncode == 0
+
+
+def test_ctrl_c_lands_what_is_in_flight_of_all_workers(
+    cluster: dict[str, str],
+    run_words: Any,
+    begin: Callable[..., "subprocess.Popen[str]"],
+    batchrun: Callable[..., subprocess.CompletedProcess[str]],
+    live: Callable[[], dict[str, Any]],
+    stats: Any,
+    totals: Any,
+) -> None:
+    base_url, words = run_words(latency_s=0.2)
+    process = begin(*words, env=cluster)
+    wait_until(lambda: completed(live()) >= 60, process)
+    process.send_signal(signal.SIGINT)
+    said = read_rest(process)
+    assert process.returncode == 130, said
+    rows, _, ok = totals()
+    assert rows == ok == stats(base_url)["completions"] < ROWS
+    assert batchrun(*words, env=cluster).returncode == 0
+    assert (totals(), stats(base_url)["completions"]) == ((ROWS, ROWS, ROWS), ROWS)
+
+
+def test_limits_and_failures_are_those_of_the_whole_run(
+    cluster: dict[str, str],
+    run_words: Any,
+    batchrun: Callable[..., subprocess.CompletedProcess[str]],
+    simulator: Any,
+    stats: Any,
+) -> None:
+    _, words = run_words("--max-attempts", "1")
+    failing = simulator("--fault", "bad_request=1")
+    words[words.index("--base-url") + 1] = failing
+    done = batchrun(*words, env=cluster)
+    assert done.returncode == 3, done.stderr
+    assert "the first 20 rows all failed the same way" in done.stderr
+    assert stats(failing)["requests"] < 100
+
+
+def test_no_worker_within_the_time_is_exit_3_and_nothing_is_sent(
+    cluster: dict[str, str],
+    run_words: Any,
+    tmp_path: Path,
+    batchrun: Callable[..., subprocess.CompletedProcess[str]],
+    stats: Any,
+    write_job: Any,
+) -> None:
+    base_url, words = run_words("--give-up-after", "2")
+    words[1] = write_job('[input]\npath = "prompts.jsonl"\n[cluster]\ncpus_per_worker = 64\n')
+    done = batchrun(*words, env=cluster)
+    assert done.returncode == 3, done.stderr
+    assert "no worker could be had for 2" in done.stderr
+    assert "a worker needs 64" in done.stderr
+    assert stats(base_url)["requests"] == 0
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_cluster_of_the_run_alone_ends_with_it(
+    run_words: Any,
+    begin: Callable[..., "subprocess.Popen[str]"],
+    live: Callable[[], dict[str, Any]],
+    totals: Any,
+) -> None:
+    _, words = run_words("--rpm", "100000")
+    key = "a-secret-of-thirty-letters-000"
+    local = {"RAY_ADDRESS": "local", "OPENAI_API_KEY": key}
+    process = begin(*words, env=local)
+    wait_until(lambda: completed(live()) >= 20, process)
+    (pid, *_) = worker_pids(live(), "running")
+    environment = Path(f"/proc/{pid}/environ").read_bytes()
+    assert key.encode() not in environment
+    folder = next(
+        word
+        for word in Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+        if "/batchrun-" in word
+    )
+    said = read_rest(process)
+    assert process.returncode == 0, said
+    assert totals() == (ROWS, ROWS, ROWS)
+    root = folder[folder.index("/tmp/batchrun-") :].split("/")[2]
+    assert wait_for_none(root, 10) == []
+    assert not Path("/tmp", root).exists()
+
+
+def test_what_cannot_be_joined_is_exit_2(
+    run_words: Any, tmp_path: Path, batchrun: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    _, words = run_words()
+    for address, told in (
+        ("127.0.0.1:9", "no Ray cluster answers at 127.0.0.1:9"),
+        ("ray://127.0.0.1:10001", "is of Ray's client"),
+        ("somewhere", "is no HOST:PORT"),
+    ):
+        done = batchrun(*words, env={"RAY_ADDRESS": address})
+        assert (done.returncode, told in done.stderr) == (2, True), done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_without_workers_does_not_import_ray(tmp_path: Path) -> None:
+    code = (
+        "import sys, batchrun; from batchrun.cli.main import main\n"
+        "try: main()\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "assert not {'ray', 'huggingface_hub', 'pyarrow.fs'} & sys.modules.keys()"
+    )
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "one"}\n')
+    words = ("run", "rows.jsonl", "--model", "m", "--simulate", "--quiet")
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=HANG_S,
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,56 @@
+"""A Ray cluster on loopback that outlives the runs in it, as a standing one does."""
+
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from batchrun.executors.local_cluster import LocalCluster
+
+TOKEN = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
+
+
+@contextmanager
+def standing_cluster(cpus: int) -> Iterator[dict[str, str]]:
+    """What a command finds it by."""
+    before = {name: os.environ.get(name) for name in TOKEN}
+    with tempfile.TemporaryDirectory(prefix="batchrun-none-") as nowhere:
+        cluster = LocalCluster(Path(nowhere), cpus, ())
+        try:
+            token = {name: os.environ[name] for name in TOKEN}
+            yield {"RAY_ADDRESS": cluster.address, **token}
+        finally:
+            cluster.close()
+            for name, value in before.items():
+                os.environ.pop(name, None)
+                if value is not None:
+                    os.environ[name] = value
+
+
+def worker_pids(live: Mapping[str, object], *states: str) -> list[int]:
+    """Of the workers in a summary that are in one of these states."""
+    workers = live.get("workers")
+    assert isinstance(workers, list)
+    return [one["pid"] for one in workers if one["state"] in states]
+
+
+def processes_with(text: str) -> list[str]:
+    """The command lines of all processes that hold a text."""
+    shown = subprocess.run(
+        ["ps", "-eo", "pid,stat,args"],  # noqa: S607 - where it is differs
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    return [line for line in shown.splitlines() if text in line and " Z" not in line]
+
+
+def wait_for_none(text: str, within_s: float) -> list[str]:
+    """The processes that hold a text, once there are none or it is time."""
+    end_s = time.monotonic() + within_s
+    while (found := processes_with(text)) and time.monotonic() < end_s:
+        time.sleep(0.1)
+    return found
