@@ -21,7 +21,7 @@ def standing_cluster(cpus: int) -> Iterator[dict[str, str]]:
         cluster = LocalCluster(Path(nowhere), cpus, ())
         try:
             token = {name: os.environ[name] for name in TOKEN}
-            yield {"RAY_ADDRESS": cluster.address, **token}
+            yield {"RAY_ADDRESS": cluster.address, "RAY_ROOT": cluster.folder, **token}
         finally:
             cluster.close()
             for name, value in before.items():

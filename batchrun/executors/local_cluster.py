@@ -52,13 +52,13 @@ class LocalCluster:
         `secret_variables` are left out of the environment of its processes.
         """
         # Paths of sockets below it must be short.
-        self._folder = tempfile.mkdtemp(prefix="batchrun-", dir="/tmp")
+        self.folder = tempfile.mkdtemp(prefix="batchrun-", dir="/tmp")
         # So that nobody else on this machine can start anything in it.
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         os.environ.update(token)
         kept = {name: text for name, text in os.environ.items() if name not in secret_variables}
         self._process = subprocess.Popen(  # noqa: S603 - this interpreter, and this code
-            [sys.executable, "-P", "-c", _MAIN, self._folder, str(math.ceil(cpus)), str(run)],
+            [sys.executable, "-P", "-c", _MAIN, self.folder, str(math.ceil(cpus)), str(run)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**kept, "PYTHONPATH": os.pathsep.join(map(str, sys.path))},
@@ -89,7 +89,7 @@ class LocalCluster:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def serve() -> None:
