@@ -197,14 +197,14 @@ class Run:
 
     async def _make_executor(self, clients: Mapping[str | None, Client]) -> Executor:
         largest: Mapping[str, Largest] = {}
-        if self._budgets and self.plan.resumed.totals.rows:
+        if self.budgets and self.plan.resumed.totals.rows:
             largest = await asyncio.to_thread(read_largest, self.run_dir.path)
         return local_executor(
             self.job,
             clients,
             self.prices,
             self.most_in_flight,
-            budgets=self._budgets,
+            budgets=self.budgets,
             largest=largest,
             unfinished=self.recorder,
             had_answers=self.plan.resumed.totals.ok > 0,
@@ -409,7 +409,7 @@ class Run:
             unknown_usd=self.unknown_usd,
             unfinished=self.run_dir.unfinished.answers,
             unfinished_usd=self.run_dir.unfinished.cost_usd,
-            reserved_usd=max((one.reserved_usd for one in self._budgets), default=0.0),
+            reserved_usd=max((one.reserved_usd for one in self.budgets), default=0.0),
             warnings=self.plan.warnings,
             samples=self.plan.expansion.samples,
             variants=tuple(one.name for one in self.job.variants),
@@ -418,7 +418,7 @@ class Run:
         )
 
     @property
-    def _budgets(self) -> list[Budget]:
+    def budgets(self) -> list[Budget]:
         return [one for one in (self.budget, self.command_budget) if one is not None]
 
     @property

@@ -154,3 +154,21 @@ def test_a_gateways_own_words_are_read_by_kind(tmp_path: Path) -> None:
     words = load_job(_job_file(tmp_path, text)).retry.words
     assert words == {"rate_limit": ("pool drained", "slow"), "quota": ("w",)}
     assert set(TOLD_KINDS) < set(ErrorKind)
+
+
+def test_workers_need_ray_and_ray_needs_their_number(tmp_path: Path) -> None:
+    path = _job_file(
+        tmp_path, '[input]\npath = "x.jsonl"\n[cluster]\nexecutor = "ray"\nworkers = 4\n'
+    )
+    assert load_job(path).cluster.workers == 4
+    # What a command says wins, and what the file says of workers may stay.
+    assert load_job(path, {"cluster.executor": "local"}).cluster.executor == "local"
+    for settings, message in (
+        ({"cluster.executor": "ray"}, "give cluster.workers, such as --workers 4"),
+        ({"cluster.workers": 4}, "add --executor ray"),
+        ({"cluster.executor": "ray", "cluster.workers": 0}, "a number from 1 up"),
+        ({"cluster.cpus_per_worker": 1.5}, "a whole number, or a share below 1"),
+        ({"cluster.silence_s": 0.1}, "seconds from 1 to 3,600"),
+    ):
+        with pytest.raises(JobError, match=message):
+            load_job("x.jsonl", settings)

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from batchrun.progress.display import Progress
 from batchrun.progress.panel import bar_cells, panel
-from batchrun.progress.summary import RunCounters, Summary
+from batchrun.progress.summary import RunCounters, Summary, WorkerState
 from batchrun.progress.summary_text import not_ok_counts, time_left_in_words
 from batchrun.records import Totals
 
@@ -209,3 +209,21 @@ def test_only_a_terminal_that_can_erase_gets_a_panel(
     assert "\x1b" not in log.getvalue()
     assert ("\x1b" in terminal.getvalue()) == (term != "dumb")
     assert terminal.getvalue().startswith(plain) == (term == "dumb")
+
+
+def test_workers_have_lines_and_the_silent_come_first() -> None:
+    workers = [
+        WorkerState(f"w{at}", "gpu-3", 100 + at, "running", 10, 3, 1, 0.25) for at in range(1, 12)
+    ]
+    workers[0] = WorkerState("w1", "gpu-1", 7, "silent", 5, 2, silent_s=12.0)
+    lines = _lines(_summary(100, Totals(), workers=tuple(workers)), 100)
+    shown = [line.strip() for line in lines if line.strip().startswith("w")]
+    assert shown[0].split(maxsplit=1) == ["workers", "1 silent, 10 running"]
+    assert len(shown) == 9
+    assert shown[1].split(maxsplit=1)[1] == (
+        "silent, gpu-1 (process 7): 5 rows, 2 in flight, silent for 12 s"
+    )
+    assert shown[-1].split(maxsplit=1)[1] == (
+        "running, gpu-3 (process 111): 10 rows, 3 in flight, 1 waiting, 25% of the limits"
+    )
+    assert not [line for line in _lines(_summary(100, Totals())) if "worker" in line]

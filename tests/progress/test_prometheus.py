@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from batchrun.progress.prometheus import ENDED, GOES_ON, prometheus_text
-from batchrun.progress.summary import RunCounters, Summary
+from batchrun.progress.prometheus import ENDED, GOES_ON, WORKER_STATES, prometheus_text
+from batchrun.progress.summary import RunCounters, Summary, WorkerState
 from batchrun.records import Totals
 from tests.doc_examples import page
 from tests.progress.exposition import Samples, samples_of
@@ -121,3 +121,12 @@ def test_each_metric_is_documented_and_nothing_else() -> None:
     names = {line.split()[2] for line in text.decode().splitlines() if line.startswith("# TYPE")}
     told = set(re.findall(r"`(batchrun_[a-z0-9_]+)", page("summary")))
     assert told == names
+
+
+def test_workers_are_counted_by_state() -> None:
+    workers = (WorkerState("w1", "a", 1, "running"), WorkerState("w2", "b", 2, "lost"))
+    samples = samples_of(prometheus_text(_summary("running", DONE, workers=workers), Path("r")))
+    states = {state: _of(samples, "workers", state=state) for state in WORKER_STATES}
+    assert states == {state: float(state in ("running", "lost")) for state in WORKER_STATES}
+    without = samples_of(prometheus_text(_summary("running", DONE), Path("r")))
+    assert not [name for name, _ in without if name == "batchrun_workers"]

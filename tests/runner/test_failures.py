@@ -115,3 +115,27 @@ def test_the_reason_says_how_many_and_what_and_what_to_do() -> None:
 def test_what_is_neither_a_count_nor_a_share_is_refused(most: Any) -> None:
     with pytest.raises(JobError, match=r"limits\.max_failures"):
         load_job("a.jsonl", {"limits.max_failures": most})
+
+
+def test_what_workers_counted_is_judged_as_single_rows_are() -> None:
+    kinds = {"bad_request": 19}
+    first = FirstRows(Totals())
+    assert first.look(19, kinds, BAD, "because") is None
+    assert "because" in str(first.look(25, {"bad_request": 25}, BAD, "because"))
+    assert first.look(40, {"bad_request": 40}, BAD, "because") is None  # said once
+    mixed = FirstRows(Totals())
+    assert mixed.look(19, kinds, BAD, "because") is None
+    assert mixed.look(30, {"bad_request": 29, "refusal": 1}, BAD, "because") is None
+    most = TooManyFailures(LimitsJob(max_failures=30))
+    assert most.look(1_000, 29, BAD, "because") is None
+    assert "31 rows failed" in str(most.look(1_100, 31, BAD, "because"))
+
+
+def test_a_share_is_one_of_the_rows_that_workers_counted_last() -> None:
+    share = TooManyFailures(LimitsJob(max_failures="10%"))
+    assert share.look(60, 30, BAD, "because") is None  # less than a window
+    early = share.look(WINDOW_ROWS + 20, 30, BAD, "because")
+    assert early is None  # none of the rows since then failed
+    assert share.look(1_000, 80, BAD, "because") is None
+    said = share.look(1_100, 95, BAD, "because")
+    assert "15 of the last 100 rows failed" in str(said)

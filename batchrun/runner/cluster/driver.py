@@ -41,6 +41,7 @@ from batchrun.progress.bottleneck import Activity
 from batchrun.progress.summary import WorkerState
 from batchrun.records import BadRow, Outcome, Request, Totals
 from batchrun.runner.cluster.fleet_view import added, joined
+from batchrun.runner.cluster.leases import places_of
 from batchrun.runner.cluster.led_worker import (
     Led,
     LedWorker,
@@ -115,7 +116,7 @@ class Driver:
             with storing(self._dir.path, "write"):
                 self._probe = write_probe(self._dir.path, self._token)
             await self._gather(tell, check)
-            check_machines(self._greetings(), self._loopback_urls())
+            self._check_machines(self._greetings())
         except BaseException:
             self._end_all()
             raise
@@ -250,6 +251,9 @@ class Driver:
     def _follow(self, totals: Totals | None) -> None:
         """Counts what workers report; `totals`: of the run, as its tables say."""
         plan, reports = self._run.plan, [one.report for one in self._workers if one.report]
+        # Older outcomes that count until new ones are stored; of workers that were adopted exactly.
+        open_reports = [one.report for one in self._workers if one.report and one.totals is None]
+        again = self._again - sum(report.replaced.rows for report in open_reports)
         if totals is None:
             new = [totals_of(one) for one in self._workers]
             replaced = added(report.replaced for report in reports)
@@ -262,7 +266,7 @@ class Driver:
         self._run.counters.follow(
             totals,
             completed=sum(totals_of(one).rows for one in self._workers),
-            again=self._again,
+            again=again,
             examples=examples,
             latencies_s=latencies_of(reports),
         )
@@ -338,7 +342,7 @@ class Driver:
         said = await led.process.greet(str(self._dir.path), self._token)
         check_greeting(said, self._dir.path)
         if self._go.is_set():  # else all that have come are looked at together
-            check_machines([said, *self._greetings()], self._loopback_urls())
+            self._check_machines([said, *self._greetings()])
         led.greeting, led.heard_s = said, time.monotonic()
         self._news.set()
 
@@ -412,7 +416,9 @@ class Driver:
                 self.stop(holding_its_lock(led, now_s - lost_s))
                 return
             await asyncio.sleep(_LOCK_S)
-        self._again -= self._fleet.adopted(led.writer, adopted.complete)
+        expansion, complete = self._run.plan.expansion, adopted.complete
+        places = partial(places_of, expansion=expansion, rows=complete)
+        self._again -= self._fleet.adopted(led.writer, places, time.monotonic())
         led.totals = adopted.totals
         was_lost, led.state = led.state == "lost", "adopted" if led.state == "lost" else "ended"
         self._log("worker_adopted" if was_lost else "worker_drained", led, rows=adopted.totals.rows)
@@ -430,12 +436,13 @@ class Driver:
     def _greetings(self) -> list[Greeting]:
         return [one.greeting for one in self._workers if one.is_alive and one.greeting is not None]
 
-    def _loopback_urls(self) -> list[str]:
-        """The addresses of which each machine has its own."""
-        if self._job.cluster.per_node_endpoint and not self._run.record.simulated:
-            return []
-        endpoints = [server.endpoint for server in self._servers.values()]
-        return [one.base_url for one in endpoints if one.is_loopback]
+    def _check_machines(self, greetings: Sequence[Greeting]) -> None:
+        """Raises `JobError` where each machine would call its own loopback."""
+        simulated = self._run.record.simulated
+        if simulated or not self._job.cluster.per_node_endpoint:
+            endpoints = [server.endpoint for server in self._servers.values()]
+            urls = [one.base_url for one in endpoints if one.is_loopback]
+            check_machines(greetings, urls, simulated=simulated)
 
     def _log(self, event: str, led: Led, **facts: object) -> None:
         said = led.greeting

@@ -1,7 +1,6 @@
 """A run by workers: joins the cluster, waits for workers, leads them to the end."""
 
 import asyncio
-import time
 from collections.abc import Callable, Mapping
 
 from batchrun.errors import JobError
@@ -64,5 +63,5 @@ def _make_driver(run: Run, cluster: Cluster, servers: Mapping[str | None, Server
     def setup() -> WorkerSetup:
         return worker_setup(job, plan, run.run_dir, run.most_in_flight, job.cluster.silence_s)
 
-    fleet = Fleet(planned_rows(plan), job.limits, run.most_in_flight, time.monotonic())
+    fleet = Fleet(planned_rows(plan), job.limits, run.most_in_flight, run.budgets)
     return Driver(cluster, fleet, run, setup, servers)
