@@ -49,13 +49,17 @@ class LocalCluster:
     def __init__(self, run: Path, cpus: float, secret_variables: Collection[str]) -> None:
         """Starts it, with so many CPUs; takes seconds. Raises `JobError`.
 
-        `secret_variables` are left out of the environment of its processes.
+        It is to be started before Ray is imported, which then reads the environment.
+        `secret_variables` are left out of that of its processes.
         """
         # Paths of sockets below it must be short.
         self.folder = tempfile.mkdtemp(prefix="batchrun-", dir="/tmp")
-        # So that nobody else on this machine can start anything in it.
-        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-        os.environ.update(token)
+        # So that nobody else on this machine can start anything in it, and that it is on loopback.
+        os.environ |= {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # what Ray has for systems that ask otherwise
+        }
         kept = {name: text for name, text in os.environ.items() if name not in secret_variables}
         self._process = subprocess.Popen(  # noqa: S603 - this interpreter, and this code
             [sys.executable, "-P", "-c", _MAIN, self.folder, str(math.ceil(cpus)), str(run)],

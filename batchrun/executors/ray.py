@@ -7,14 +7,12 @@ method, which Ray hands from process to process; settings of its environments wo
 
 import asyncio
 import atexit
-import math
+import logging
 import os
 import secrets
 import socket
 import threading
-from collections.abc import Collection
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from batchrun.errors import JobError
@@ -28,7 +26,6 @@ from batchrun.executors.worker_process import (
     encode_greeting,
     greeting,
 )
-from batchrun.job.sections import ClusterJob
 
 _NAMESPACE = "batchrun"
 _CONNECT_S = 10.0
@@ -80,15 +77,9 @@ class _Actor:
 class RayCluster:
     """A cluster that this process has joined; in a process there is one at a time."""
 
-    def __init__(self, cluster: ClusterJob, run: Path, secret_variables: Collection[str]) -> None:
-        """Starts a cluster where the job says `local`; joins it. Raises `JobError`."""
-        address = cluster.address or os.environ.get("RAY_ADDRESS") or "auto"
-        self._cpus = cluster.cpus_per_worker
-        self._local: LocalCluster | None = None
-        if address == "local":
-            cpus = max(os.cpu_count() or 1, math.ceil(self._cpus * (cluster.workers or 1)))
-            self._local = LocalCluster(run, cpus, secret_variables)
-            address = self._local.address
+    def __init__(self, address: str, cpus: float, local: LocalCluster | None = None) -> None:
+        """`cpus`: of a worker; `local`: one that ends with this. Raises `JobError`."""
+        self._cpus, self._local = cpus, local
         try:
             self._join(address)
         except BaseException:
@@ -106,6 +97,7 @@ class RayCluster:
             _check_port(address)
         # `auto` is what the environment says, for Ray, which may be what this run does not mean.
         os.environ.pop("RAY_ADDRESS", None)
+        logging.getLogger("ray").setLevel(logging.ERROR)
         problem: list[BaseException] = []
 
         def join() -> None:
@@ -115,7 +107,6 @@ class RayCluster:
                     namespace=_NAMESPACE,
                     log_to_driver=False,
                     configure_logging=False,
-                    **({"_node_ip_address": "127.0.0.1"} if self._local is not None else {}),
                 )
             except Exception as error:  # noqa: BLE001 - said below
                 problem.append(error)

@@ -1,13 +1,14 @@
 """A run by workers: joins the cluster, waits for workers, leads them to the end."""
 
 import asyncio
+import os
 from collections.abc import Callable, Mapping
 
 from batchrun.errors import JobError
 from batchrun.executors.fleet import Fleet
+from batchrun.executors.local_cluster import LocalCluster
 from batchrun.executors.worker_process import Cluster
 from batchrun.job.credentials import Server, secret_variables
-from batchrun.job.sections import Job
 from batchrun.runner.cluster.driver import Driver
 from batchrun.runner.cluster.leases import planned_rows
 from batchrun.runner.cluster.worker import WorkerSetup, worker_setup
@@ -29,7 +30,7 @@ async def lead_run(
     run: Run,
     servers: Mapping[str | None, Server],
     check: Callable[[], None],
-    join: Callable[[Job, Run], Cluster] | None = None,
+    join: Callable[[Run], Cluster] | None = None,
 ) -> None:
     """Every remaining row, to its outcome in the journal of a worker; as `Run.send`.
 
@@ -38,7 +39,7 @@ async def lead_run(
     worker comes; what `check` raises.
     """
     run.tell("joining the cluster")
-    cluster = await asyncio.to_thread(join or _join_ray, run.job, run)
+    cluster = await asyncio.to_thread(join or _join_ray, run)
     try:
         driver = _make_driver(run, cluster, servers)
         await driver.gather(lambda message: run.tell("starting workers", message), check)
@@ -51,10 +52,18 @@ async def lead_run(
         await asyncio.wait_for(asyncio.to_thread(cluster.close), _LEAVE_S)
 
 
-def _join_ray(job: Job, run: Run) -> Cluster:
+def _join_ray(run: Run) -> Cluster:
+    """Joins the cluster that the job names, or starts one. Raises `JobError`."""
+    settings, local = run.job.cluster, None
+    address = settings.address or os.environ.get("RAY_ADDRESS") or "auto"
+    cpus = settings.cpus_per_worker
+    if address == "local":
+        cores = max(os.cpu_count() or 1, cpus * (settings.workers or 1))
+        local = LocalCluster(run.run_dir.path, cores, secret_variables(run.job))
+        address = local.address
     from batchrun.executors.ray import RayCluster  # noqa: PLC0415 - an extra; takes a second
 
-    return RayCluster(job.cluster, run.run_dir.path, secret_variables(job))
+    return RayCluster(address, cpus, local)
 
 
 def _make_driver(run: Run, cluster: Cluster, servers: Mapping[str | None, Server]) -> Driver:
