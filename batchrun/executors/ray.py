@@ -119,6 +119,7 @@ class RayCluster:
         if problem:
             raise JobError(_why_not_joined(address, problem[0])) from problem[0]
         atexit.unregister(ray.shutdown)  # it would wait for a head that is gone
+        _hush()
 
     def start(self, name: str) -> "RayActor":
         """May take its time: for a thread. Raises `WorkerFailed`."""
@@ -212,6 +213,14 @@ def _free() -> dict[str, float]:
 def _all() -> dict[str, float]:
     every: dict[str, float] = ray.cluster_resources()
     return every
+
+
+def _hush() -> None:
+    """Ends Ray's thread that says on standard output that a worker has died."""
+    with suppress(AttributeError):
+        worker = ray._private.worker.global_worker  # noqa: SLF001 - nothing public turns it off
+        worker.threads_stopped.set()
+        worker.gcs_error_subscriber.close()
 
 
 def _leave() -> None:
