@@ -24,6 +24,7 @@ from batchrun.job.stop_time import stop_time
 from batchrun.progress.summary import RunCounters, Summary
 from batchrun.records import NOTHING_SENT_AGAIN, Resend
 from batchrun.runner.cluster.lead import lead_run, refuse_store
+from batchrun.runner.cluster.leases import one_worker_file
 from batchrun.runner.ending import StopSwitch, time_is_up
 from batchrun.runner.engine import Run, Watch
 from batchrun.runner.output_place import refuse_place, run_path, store_run_url
@@ -122,7 +123,8 @@ async def run_job(
         most_in_flight, too_few_files = fit_in_flight(job.limits, here=simulate)
         sends = plan.to_complete and not has_workers
         connect, fallback = await choose_connections() if sends else (None, None)
-        warnings = [warning for warning in (too_few_files, fallback) if warning]
+        of_workers = one_worker_file(plan, job.cluster.workers or 1) if has_workers else None
+        warnings = [warning for warning in (too_few_files, fallback, of_workers) if warning]
         plan = replace(plan, warnings=(*plan.warnings, *warnings))
         watch.plan(plan, path)
         if plan.resumed.adopted is not None:

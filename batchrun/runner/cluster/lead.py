@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import Callable, Mapping
+from functools import cache
 
 from batchrun.errors import JobError
 from batchrun.executors.fleet import Fleet
@@ -69,8 +70,19 @@ def _join_ray(run: Run) -> Cluster:
 def _make_driver(run: Run, cluster: Cluster, servers: Mapping[str | None, Server]) -> Driver:
     job, plan = run.job, run.plan
 
+    @cache
+    def common() -> WorkerSetup:
+        return worker_setup(
+            job,
+            plan,
+            run.run_dir,
+            run.record,
+            in_flight=run.most_in_flight,
+            silence_s=job.cluster.silence_s,
+        )
+
     def setup() -> WorkerSetup:
-        return worker_setup(job, plan, run.run_dir, run.most_in_flight, job.cluster.silence_s)
+        return common().of(run.run_dir.new_writer())
 
     fleet = Fleet(planned_rows(plan), job.limits, run.most_in_flight, run.budgets)
     return Driver(cluster, fleet, run, setup, servers)
