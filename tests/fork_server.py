@@ -109,7 +109,8 @@ def _run(
 if __name__ == "__main__":
     prepare_arrow_import()
     for module in pkgutil.walk_packages(batchrun.__path__, "batchrun."):
-        if not module.name.endswith("__main__"):
+        # Ray reads the environment when it is imported, and starts threads.
+        if not module.name.endswith(("__main__", "executors.ray")):
             import_module(module.name)
     for library in _LIBRARIES:
         import_module(library)

@@ -10,18 +10,19 @@ from pathlib import Path
 
 from batchrun.executors.local_cluster import LocalCluster
 
-TOKEN = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
+# What `LocalCluster` sets, and whoever joins it needs.
+_SET = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
 
 
 @contextmanager
 def standing_cluster(cpus: int) -> Iterator[dict[str, str]]:
     """What a command finds it by."""
-    before = {name: os.environ.get(name) for name in TOKEN}
+    before = {name: os.environ.get(name) for name in _SET}
     with tempfile.TemporaryDirectory(prefix="batchrun-none-") as nowhere:
         cluster = LocalCluster(Path(nowhere), cpus, ())
         try:
-            token = {name: os.environ[name] for name in TOKEN}
-            yield {"RAY_ADDRESS": cluster.address, "RAY_ROOT": cluster.folder, **token}
+            found = {name: os.environ[name] for name in _SET}
+            yield {"RAY_ADDRESS": cluster.address, "RAY_ROOT": cluster.folder, **found}
         finally:
             cluster.close()
             for name, value in before.items():

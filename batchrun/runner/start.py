@@ -33,8 +33,8 @@ from batchrun.runner.resume import note_differences
 from batchrun.runner.run_source import pinned_source, refuse_other_use, stored_input
 from batchrun.simulator.settings import SimulatorSettings
 from batchrun.store.run_dir import RunDir
-from batchrun.transport.client import Client, Connect, fit_in_flight
-from batchrun.transport.fallback import choose_connections
+from batchrun.transport.client import Client, fit_in_flight
+from batchrun.transport.fallback import Connect, choose_connections
 from batchrun.version import VERSION
 
 

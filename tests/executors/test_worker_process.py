@@ -46,7 +46,7 @@ def test_one_that_does_not_is_named(
     said: Greeting, tmp_path: Path, change: dict[str, object], told: str
 ) -> None:
     with pytest.raises(JobError, match=told):
-        check_greeting(replace(replace(said, host="far"), **change), tmp_path)  # type: ignore[arg-type]
+        check_greeting(replace(replace(said, host="far"), **change), tmp_path)
 
 
 def test_loopback_is_refused_on_several_machines(said: Greeting) -> None:
