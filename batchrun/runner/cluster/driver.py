@@ -339,7 +339,7 @@ class Driver:
     async def _start(self, led: Led) -> None:
         """Its process is there, and may take part. Raises `JobError`, `WorkerFailed`."""
         led.process = await _aside(partial(self._cluster.start, _NAME))
-        said = await led.process.greet(str(self._dir.path), self._token)
+        said = await led.process.greet(str(self._dir.path.absolute()), self._token)
         check_greeting(said, self._dir.path)
         if self._go.is_set():  # else all that have come are looked at together
             self._check_machines([said, *self._greetings()])
