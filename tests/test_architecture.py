@@ -35,6 +35,7 @@ HOMES = {
         "simulator/knowledge",
         "store",
     ),
+    "ray": ("executors/ray.py",),
     "rapidfuzz": ("scoring/text_similarity.py",),
     "rich": ("cli", "estimate", "evals", "formats/text_tables.py", "progress", "reports"),
     "tenacity": ("dispatch/dispatcher.py",),

@@ -158,7 +158,7 @@ def test_limits_and_failures_are_those_of_the_whole_run(
     stats: Any,
 ) -> None:
     _, words = run_words("--max-attempts", "1")
-    failing = simulator("--fault", "bad_request=1")
+    failing = simulator("--fault", "422_text=1")
     words[words.index("--base-url") + 1] = failing
     done = batchrun(*words, env=cluster)
     assert done.returncode == 3, done.stderr
