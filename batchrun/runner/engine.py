@@ -120,7 +120,7 @@ class Run:
         self.budget = None if cap_usd is None else Budget(cap_usd, spent_usd, record.unknown_usd)
         cap_usd = job.limits.max_cost_per_command_usd
         self.command_budget = None if cap_usd is None else Budget(cap_usd, 0.0, of_command=True)
-        watch.budgets(self._budgets)
+        watch.budgets(self.budgets)
         self.stop_at = stop_at  # seconds since 1970; null: never
         self.causes: list[BaseException] = []  # why nothing more is sent
         self._executor: Executor | None = None

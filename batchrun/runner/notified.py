@@ -60,12 +60,12 @@ class _Told:
     def __init__(self, watch: Watch, notifier: Notifier, stall_s: float) -> None:
         self._watch, self.notifier = watch, notifier
         self._notices = Notices(stall_s)
-        self._budgets: Sequence[Budget] = ()
+        self.budgets: Sequence[Budget] = ()
         self._end: Summary | None = None
         self.is_over = False
 
     def watch_budgets(self, budgets: Sequence[Budget]) -> None:
-        self._budgets = budgets
+        self.budgets = budgets
         self._watch.budgets(budgets)
 
     def see(self, summary: Summary) -> None:
@@ -74,7 +74,7 @@ class _Told:
             self._end = summary
             return
         with self._harmless():
-            for notice in self._notices.look(summary, self._budgets, time.monotonic()):
+            for notice in self._notices.look(summary, self.budgets, time.monotonic()):
                 self.notifier.send(notice)
 
     def of_end(self) -> None:
