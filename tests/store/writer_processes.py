@@ -277,12 +277,15 @@ class Stage:
                     os.kill(pid, signal.SIGCONT)
 
     def kill_one(self) -> None:
-        pids = [pid for pid, role in self.alive.items() if role != "watcher"]
-        workers = [pid for pid in pids if self.alive[pid] == "worker"]
-        if pids:
-            pid = self.dice.choice(pids if self.dice.random() < 0.3 else workers or pids)
-            os.kill(pid, signal.SIGKILL)
-            self.kills[self.alive[pid]] += 1
+        by_role: dict[str, list[int]] = {"driver": [], "worker": []}
+        for pid, role in self.alive.items():
+            by_role.get(role, []).append(pid)
+        # Mostly workers; of drivers few before they have begun, so that there is an end.
+        roles = ["worker", "worker", "driver"] if by_role["worker"] else ["driver", "", "", ""]
+        role = self.dice.choice(roles)
+        if pids := by_role.get(role):
+            os.kill(self.dice.choice(pids), signal.SIGKILL)
+            self.kills[role] += 1
 
     def play(self, rows: int, kills: int, *, again: bool) -> None:
         """To the end of a run, whoever is killed on the way."""
