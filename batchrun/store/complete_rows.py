@@ -4,6 +4,7 @@ Also the rows that the user has agreed to leave out of the totals, in a file tha
 read, and the older outcomes of rows that are sent again.
 """
 
+import os
 import sys
 from array import array
 from bisect import bisect_left
@@ -553,12 +554,17 @@ def _read(path: Path) -> pa.Table:
     """In one piece; without rows where a seal has deleted the part with its last row."""
     schema = response_schema(NO_COLUMNS)
     empty = pa.schema([schema.field(name) for name in _EARLIER]).empty_table()
-    try:
-        batches = list(read_part(path, _EARLIER))
-    except StoreError:
-        if path.exists():
-            raise
-        return empty
+    while True:
+        try:
+            before = path.stat()
+            batches = list(read_part(path, _EARLIER))
+            break
+        except FileNotFoundError:
+            return empty
+        except StoreError:
+            # Some file systems do not keep what another host has replaced while it is read.
+            if path.exists() and os.path.samestat(path.stat(), before):
+                raise
     # In one piece: `take` on many would join them each time.
     return pa.Table.from_batches(batches).combine_chunks() if batches else empty
 

@@ -2,9 +2,11 @@
 
 import errno
 import json
+import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -402,6 +404,32 @@ def test_what_a_worker_wrote_too_late_is_found_by_the_next_command(
     driver.finish()
     driver.close()
     assert [name for name in files(path) if "responses" in name] == ["responses/w1-000001.parquet"]
+
+
+def test_where_nothing_can_be_locked_a_worker_lives_as_long_as_it_renews_its_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("batchrun.store.workers.adoption._SILENT_S", 0.5)
+    path = tmp_path / "run"
+    driver = RunDir.open(path, flock=_cannot_lock)
+    driver.save(run_record())
+    record = driver.record
+    assert record is not None
+    worker = WorkerDir.open(path, driver.new_writer(), record, flock=_cannot_lock)
+    driver.close()
+    (path / "journal/w1.lock").write_text("elsewhere 17\n")
+    times: list[float] = []
+
+    def look(what: str) -> None:
+        assert "process 17 on elsewhere" in what
+        times.append(time.monotonic())
+        if len(times) < 6:  # as the thread that syncs does
+            os.utime(path / "journal/w1.lock")
+
+    RunDir.open(path, waiting=look, flock=_cannot_lock).close()
+    assert times[-1] - times[5] >= 0.2
+    assert not (path / "journal/w1.lock").exists()
+    worker.close()
 
 
 def test_a_damaged_intent_takes_only_the_segments_that_its_parts_hold(
