@@ -10,7 +10,7 @@ from msgspec import Struct
 from batchrun.errors import InputError
 from batchrun.executors.messages import AGAIN, COMPLETE, Lease
 
-MOST_DEATHS = 5  # of workers that had the same rows, none of which they completed
+MOST_DEATHS = 5  # of workers one after the other that had the same rows and completed none
 
 
 class UnleasedRows(Protocol):

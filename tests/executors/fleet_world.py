@@ -275,7 +275,7 @@ class World:
         self.witness = Witness(caps)
         self.machines: dict[int, Machine] = {}
         self.lost: list[Machine] = []
-        self._numbers = 0
+        self._numbers = self.kills = 0
         for _ in range(self.workers):
             self.add()
 
@@ -302,6 +302,7 @@ class World:
         self.fleet.hear(at, decode_report(message), self.now_s)
 
     def kill(self, at: int) -> None:
+        self.kills += 1
         self.machines[at].kill()
 
     def adopt(self, at: int) -> None:

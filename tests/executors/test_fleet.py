@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from batchrun.errors import BatchrunError, RunStopped
+from batchrun.executors.lease_book import MOST_DEATHS
 from tests.executors.fleet_world import Caps, Row, World
 
 MOST_S = 3 * 3600.0  # rows at the lowest rates
@@ -75,7 +77,7 @@ def storm(world: World, weather: Weather, turns: int) -> None:
         world.move(draw.uniform(0.02, weather.longest_s))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     count=st.integers(1, 100),
     lasts_s=st.sampled_from((0.2, 2.0, 30.0)),
@@ -99,6 +101,7 @@ def test_no_limit_is_passed_and_every_row_is_leased_until_it_is_complete(
     if world.settle(MOST_S):
         assert sorted(world.witness.stored) == list(range(count))
         return
-    # Only a budget may end it: the row that waits does not fit into what is left of it.
-    assert caps.dollars is not None
-    assert world.fleet.stop_reason(world.now_s) is not None
+    # What waits does not fit into what is left of the budget, or rows seem to kill workers.
+    reason = world.fleet.stop_reason(world.now_s)
+    assert isinstance(reason, RunStopped if world.kills < MOST_DEATHS else BatchrunError)
+    assert caps.dollars is not None or world.kills >= MOST_DEATHS

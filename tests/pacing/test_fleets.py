@@ -1,0 +1,93 @@
+"""Workers that share a server's limits use them as one process would."""
+
+import pytest
+
+from tests.pacing.fleet_client import Fleets, lead
+from tests.pacing.server_model import BARE, HEADERS, MESSAGE, SECONDS, Plan, Server
+
+ROWS = ((0, 0),) * 40_000
+LASTS_S = 120.0
+PER_S = 100
+STARVED = {0: 5.0}  # a worker that has no more rows than that
+
+
+def led(workers: int, hints: str, starved: dict[int, float] | None = None, seed: int = 1) -> Fleets:
+    plan = Plan(requests=PER_S, hints=hints, latency_s=0.2)
+    return lead(Server(plan, seed), ROWS, workers, until_s=LASTS_S, starved=starved, seed=seed)
+
+
+def used(fleets: Fleets) -> float:
+    """Of what the server takes in that time."""
+    return fleets.accepted(0, LASTS_S) / (PER_S * LASTS_S)
+
+
+@pytest.mark.parametrize("workers", [3, 8, pytest.param(1, marks=pytest.mark.long)])
+def test_a_limit_told_in_headers_is_used_and_nothing_refused(workers: int) -> None:
+    fleets = led(workers, HEADERS)
+    assert used(fleets) >= 0.97
+    assert fleets.refused(0, LASTS_S) == 0
+
+
+@pytest.mark.parametrize("workers", [3, 8, pytest.param(1, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "hints", [BARE, *(pytest.param(one, marks=pytest.mark.long) for one in (MESSAGE, SECONDS))]
+)
+def test_a_hidden_limit_is_used_and_little_refused(workers: int, hints: str) -> None:
+    fleets = led(workers, hints)
+    assert used(fleets) >= (0.97 if hints == BARE else 0.95)
+    assert fleets.share_refused <= 0.015
+
+
+@pytest.mark.parametrize("hints", [BARE, HEADERS])
+def test_what_a_starved_worker_leaves_goes_to_the_others(hints: str) -> None:
+    fleets = led(3, hints, STARVED)
+    assert used(fleets) >= 0.93
+    assert fleets.share_refused <= (0.015 if hints == BARE else 0.0)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("workers", [3, 8])
+@pytest.mark.parametrize("seed", range(2, 8))
+def test_that_holds_for_other_servers_of_the_kind(workers: int, seed: int) -> None:
+    fleets = led(workers, BARE, seed=seed)
+    assert used(fleets) >= 0.97
+    assert fleets.share_refused <= 0.02
+
+
+@pytest.mark.parametrize(
+    ("workers", "starved"),
+    [
+        (3, STARVED),
+        pytest.param(3, None, marks=pytest.mark.long),
+        pytest.param(8, STARVED, marks=pytest.mark.long),
+    ],
+)
+def test_the_users_own_limit_is_never_passed_and_used(
+    workers: int, starved: dict[int, float] | None
+) -> None:
+    plan = Plan(latency_s=0.2)
+    fleets = lead(
+        Server(plan, 1), ROWS, workers, until_s=200.0, requests_per_minute=6000, starved=starved
+    )
+    starts = [fleets.accepted(second / 2, second / 2 + 60) for second in range(280)]
+    assert max(starts) <= 6000
+    assert fleets.accepted(80, 200) >= 0.97 * 2 * 6000
+
+
+def test_tokens_a_minute_are_used_and_never_passed() -> None:
+    rows = ((700, 500), (1500, 900), (300, 100)) * 4000
+    fleets = lead(Server(Plan(latency_s=1.0), 1), rows, 3, until_s=240.0, tokens_per_minute=600_000)
+    for second in range(170):
+        assert (
+            sum(one.between(one.tokens, second, second + 60) for one in fleets.traffic) <= 600_000
+        )
+    used_tokens = sum(one.between(one.tokens, 120, 240) for one in fleets.traffic)
+    assert used_tokens >= 0.9 * 2 * 600_000
+
+
+@pytest.mark.parametrize("workers", [3, pytest.param(8, marks=pytest.mark.long)])
+def test_requests_in_flight_that_a_server_takes_are_found_together(workers: int) -> None:
+    plan = Plan(in_flight=32, hints=BARE, latency_s=1.0, spread=0.0)
+    fleets = lead(Server(plan, 1), ROWS, workers, until_s=60.0)
+    assert fleets.accepted(10, 60) >= 0.93 * 32 * 50
+    assert fleets.share_refused <= 0.03
