@@ -187,6 +187,8 @@ class Fleet:
         """Until it has what it can complete in some seconds, and more rows to read."""
         if worker.report is None or worker.report.stops or worker.report.is_drained:
             return
+        if self._is_open and not self._shares.slots(writer):
+            return  # there are fewer slots than workers: its rows would wait for ever
         size = max(_LEASE_LEAST, int(_LEASE_S * worker.per_s), self._shares.slots(writer))
         even = math.ceil(self._book.left / (_LEASES * max(1, len(self._workers))))
         size = max(1, min(size, even))
