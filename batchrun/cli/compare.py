@@ -52,6 +52,11 @@ Examples:
     default="table",
     show_default=True,
 )
+@click.option(
+    "--columns",
+    metavar="A,B",
+    help="Only these figures, in this order, by their heads, such as difference,interval,p.",
+)
 def compare(
     run_paths: tuple[Path, ...],
     variants: tuple[str, ...],
@@ -62,6 +67,7 @@ def compare(
     missing: str,
     flips: Path | None,
     form: str,
+    columns: str | None,
 ) -> None:
     """Compare variants of a run, or runs, over the questions that both have scored.
 
@@ -83,6 +89,6 @@ def compare(
         missing="zero" if missing == "zero" else "leave",
         flips=flips,
     )
-    write_comparisons(found, form, sys.stdout)
+    write_comparisons(found, form, sys.stdout, columns)
     if flips is not None:
         say(f"{flips}: {sum(line.flips for line in found.lines):,} flipped")

@@ -12,7 +12,7 @@ from batchrun.cli.run_param import SCORED_RUN
 _EPILOG = """\b
 Examples:
   batchrun metrics runs/gsm8k
-  batchrun metrics runs/gsm8k --scorer number --at 1,4 --format latex
+  batchrun metrics runs/gsm8k --at 1,4 --format latex --columns pass@1,pass@4
   batchrun metrics runs/mmlu --by subject
   batchrun metrics runs/squad --cluster article
   batchrun metrics runs/gsm8k --require 'number.mini>=0.8'
@@ -52,6 +52,11 @@ Examples:
     show_default=True,
 )
 @click.option(
+    "--columns",
+    metavar="A,B",
+    help="Only these figures, in this order, by their heads, such as mean,interval,pass@4.",
+)
+@click.option(
     "--require",
     "requirements",
     metavar="TEXT",
@@ -68,6 +73,7 @@ def metrics(
     method: str,
     missing: str,
     form: str,
+    columns: str | None,
     requirements: tuple[str, ...],
 ) -> None:
     """Summarise the scores of runs: means, errors, pass@k, cost.
@@ -94,7 +100,7 @@ def metrics(
         missing="zero" if missing == "zero" else "leave",
     )
     messages = unmet(found, wanted)
-    write_metrics(found, form, sys.stdout)
+    write_metrics(found, form, sys.stdout, columns)
     for message in messages:
         say(f"batchrun: {message}")
     if messages:

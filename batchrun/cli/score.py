@@ -74,6 +74,8 @@ def _lines(result: "ScorerResult") -> list[str]:
     unchanged = max((tally.rows for tally in result.metrics.values()), default=0) - result.fresh
     raised = f", of which the scorer raised for {result.raised:,}" if result.raised else ""
     rest = f"; {unchanged:,} unchanged" if unchanged > 0 else ""
+    if result.corrections:
+        lines.append(f"  {result.corrections}")
     lines.append(f"  {result.fresh:,} scored now{raised}{rest}: {result.path}")
     return lines
 
@@ -84,6 +86,7 @@ def _as_json(result: "ScorerResult") -> dict[str, object]:
         "file": str(result.path),
         "scored_now": result.fresh,
         "raised": result.raised,
+        "corrections": result.corrections or None,
         "metrics": {
             metric: {
                 "rows": tally.rows,

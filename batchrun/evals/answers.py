@@ -11,9 +11,10 @@ import pyarrow as pa
 from batchrun.errors import InputError, JobError
 from batchrun.evals.answer_sources import AnswerSource
 from batchrun.evals.rules import is_structured, needs_target, takes_target, with_target
+from batchrun.formats.amounts import plural
 from batchrun.formats.arrow import json_values
 from batchrun.formats.json_text import shown, value_of
-from batchrun.formats.printable import nearest
+from batchrun.formats.printable import listed, nearest
 from batchrun.inputs.parquet import ColumnUse
 from batchrun.inputs.rows import RowProblem
 from batchrun.inputs.sources import SourceReader, find_source
@@ -63,6 +64,7 @@ class ScoringInputs:
         self._where = f"scorer {job.name}"
         self._text = self._maker("input", self._job.input)
         self._targets: Mapping[str, Any] | None = None
+        self._used: set[str] = set()  # names of rows whose target the file has
         self._target = self._target_maker()
         self._extra = self._extra_maker()
         self.is_whole = isinstance(job, PythonJob)
@@ -87,29 +89,42 @@ class ScoringInputs:
         elif self._extra is not None:
             extras = self._extra.values(batch, scored)
         targets: Sequence[Any] = [None] * batch.num_rows
-        if self._targets is not None:
-            targets = [
-                self._looked_up(name) if is_scored else None
-                for name, is_scored in zip(batch["custom_id"].to_pylist(), scored, strict=True)
-            ]
-        elif self._target is not None:
+        if self._target is not None:
             targets = self._target.values(batch, scored)
+        if self._targets is not None:
+            names = batch["custom_id"].to_pylist()
+            targets = [
+                self._looked_up(name, own) if is_scored else None
+                for name, own, is_scored in zip(names, targets, scored, strict=True)
+            ]
         return [
             Answer(text, target, extra) if is_scored else None
             for is_scored, text, target, extra in zip(scored, texts, targets, extras, strict=True)
         ]
 
-    def _looked_up(self, custom_id: str) -> Any:
+    @property
+    def corrections(self) -> str:
+        """What a file of targets that holds some alone has changed; empty for any other."""
+        if self._targets is None or self._target is None or self._job.targets is None:
+            return ""
+        said = f"{plural(len(self._used), 'target')} of {self._job.targets.file}"
+        if unused := [name for name in self._targets if name not in self._used]:
+            said += f" ({plural(len(unused), 'id')} there that no answer has: {listed(unused)})"
+        return f"{said}, all others as target = {shown(self._job.target)} says"
+
+    def _looked_up(self, custom_id: str, own: Any) -> Any:
+        """The target of the file, or the row's own."""
         assert self._targets is not None  # noqa: S101 - the caller has looked
-        if custom_id not in self._targets:
-            if not needs_target(self._job):
-                return None
-            file = self._job.targets.file if self._job.targets else ""
-            raise JobError(
-                f"{self._where}: {file} has no target for the row {shown(custom_id, 80)}; add it, "
-                "or take `targets` out"
-            )
-        return self._targets[custom_id]
+        if custom_id in self._targets:
+            self._used.add(custom_id)
+            return self._targets[custom_id]
+        if self._target is not None or not needs_target(self._job):
+            return own
+        file = self._job.targets.file if self._job.targets else ""
+        raise JobError(
+            f"{self._where}: {file} has no target for the row {shown(custom_id, 80)}; add it, take "
+            '`targets` out, or say by target = "COLUMN" which are right where the file has none'
+        )
 
     def _target_maker(self) -> "_Maker | None":
         job = self._job
@@ -117,7 +132,8 @@ class ScoringInputs:
             return None
         if job.targets is not None:
             self._targets = read_targets(job.targets, self._where)
-            return None
+            if not isinstance(job.target, str):
+                return None
         if isinstance(job.target, str):
             return self._maker("target", job.target)
         found = next((name for name in _DEFAULT_TARGETS if name in self._schema.names), None)

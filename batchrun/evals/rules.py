@@ -70,7 +70,9 @@ def time_limit_s(job: ScorerJob) -> float:
 def rule_version(job: ScorerJob) -> str:
     """16 hex digits. Raises `JobError` where the file of a function cannot be read."""
     said = msgspec.to_builtins(job)
-    for name in ("name", "targets", "timeout_s"):  # of no consequence for a score
+    if job.target is not False:  # where targets come from: each is hashed with what is scored
+        said.pop("target")
+    for name in ("name", "targets", "expected", "timeout_s"):  # of no consequence for a score
         said.pop(name, None)
     said["rule"] = _RULES[job.kind]
     if isinstance(job, sections.PythonJob):

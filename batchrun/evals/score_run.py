@@ -58,6 +58,7 @@ class ScorerResult(Struct, frozen=True):
     metrics: Mapping[str, Tally]
     fresh: int  # rows that were scored now
     raised: int  # of these, rows whose scorer raised
+    corrections: str = ""  # what a file with some of the targets has changed, in words
 
 
 @overload
@@ -244,6 +245,7 @@ class _Scoring:
             self.file.tallies(is_new=is_new),
             self.file.fresh,
             self.file.raised,
+            self._reader.corrections,
         )
 
     def _scored(self, batches: Batches) -> bool:

@@ -105,8 +105,8 @@ class Findings(Struct):
                 self._note_unsent(row, data, names)
             if form.number in _CHATS:
                 self._note_messages(row, data.get(_CHATS[form.number]))
-            elif form is TEMPLATE and type(body.get("input")) is list:
-                self._note_template(row, data, body["input"])
+            elif form is TEMPLATE:
+                self._note_template(row, data, body)
             if form is CHAT_BATCH:
                 self._note_body(row, data)
             elif form is not BATCH and "tools" in data and "tools" in body:
@@ -175,11 +175,16 @@ class Findings(Struct):
             if name not in sent:
                 self.of_messages.setdefault(name, _Seen()).note(row)
 
-    def _note_template(self, row: SourceRow, data: JsonObject, items: list[Any]) -> None:
-        """Messages in columns that fill a template which gives a list."""
-        sent = {name for item in items if type(item) is dict for name in item}
-        for name in self.maker.template_columns:
-            self._note_messages(row, data.get(name), sent)
+    def _note_template(self, row: SourceRow, data: JsonObject, body: JsonObject) -> None:
+        """Messages and tools in columns that fill a template which gives a list."""
+        items, has_tools = body.get("input"), type(body.get("tools")) is list
+        if type(items) is list:
+            sent = {name for item in items if type(item) is dict for name in item}
+            for name in self.maker.template_columns:
+                self._note_messages(row, data.get(name), sent)
+        for name in self.maker.template_columns if has_tools else ():
+            if type(data.get(name)) is list:
+                self._note_tools(row, {"tools": data[name]}, is_xlam=False)
 
     def _note_tools(self, row: SourceRow, data: JsonObject, *, is_xlam: bool) -> None:
         try:
@@ -292,7 +297,7 @@ class Findings(Struct):
         for shape, seen in self.shapes.items():
             if XLAM.number in self.forms:
                 continue
-            yield f"{self._rows(seen)}: tools of {shape}'s shape are converted"
+            yield f"{self._rows(seen)}: tools in the form of {shape} are converted"
         for name, fit in self.renamed.items():
             yield (
                 f"names of tools are sent with _ for characters that the API refuses, such as "

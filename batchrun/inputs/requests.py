@@ -43,7 +43,12 @@ from batchrun.inputs.forms.datasets import (
     is_alpaca,
     is_xlam,
 )
-from batchrun.inputs.forms.tools import flat_choice, flat_tools, read_structure
+from batchrun.inputs.forms.tools import (
+    flat_choice,
+    flat_tools,
+    has_other_tools,
+    read_structure,
+)
 from batchrun.inputs.identity import FALLBACK, Identity
 from batchrun.inputs.jsonl import COMPRESSIONS
 from batchrun.inputs.media import changed_file
@@ -369,6 +374,9 @@ class RequestMaker:
             given = body.get("input")
             if type(given) is list and has_chat_messages(given):
                 body["input"] = input_items(given, "input", takes_items=True)
+            tools = body.get("tools")
+            if type(tools) is list and has_other_tools(tools):
+                body["tools"] = flat_tools(tools)
         _check(body, data)
         return body
 

@@ -16,7 +16,7 @@ Seconds = Annotated[float, Meta(ge=0.001)]
 
 
 class TargetsJob(Struct, frozen=True, forbid_unknown_fields=True):
-    """`targets`: a file of targets, in place of what the run carries."""
+    """`targets`: a file of targets, which win over what the run carries."""
 
     file: str
     id: str = "id"  # its column that has the `custom_id`
@@ -37,8 +37,8 @@ class ScorerJob(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if self.target is True or (isinstance(self.target, str) and not self.target.strip()):
             raise ValueError("target is a column, a template, or false where there is none")
-        if self.targets is not None and self.target is not None:
-            raise ValueError("target and targets both say what is right; take one out")
+        if self.targets is not None and self.target is False:
+            raise ValueError("target = false and targets contradict each other; take one out")
 
 
 class ExactJob(ScorerJob, frozen=True, kw_only=True):

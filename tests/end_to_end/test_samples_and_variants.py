@@ -1,18 +1,15 @@
-"""Every row asked several times, of several models: from the command line, killed and grown."""
+"""Every row asked several times, of several models: from the command line, and grown."""
 
 import json
-import os
-import signal
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from subprocess import DEVNULL, CompletedProcess, Popen
+from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
 
 from tests.runs import read_record
-from tests.waiting import HANG_S
 
 Run = Callable[..., CompletedProcess[str]]
 Query = Callable[..., list[tuple[Any, ...]]]
@@ -229,57 +226,6 @@ def test_failed_rows_are_sent_again_in_their_variant_and_sample_alone(
     done = batchrun(*words, "--base-url", simulator(), "--retry-failed")
     assert done.returncode == 0, done.stderr
     _each_once(query, 12, 2, ("gpt-4.1", "gpt-4.1-mini"))
-    assert "each once" in batchrun("verify", "run").stdout
-
-
-@pytest.mark.parametrize(
-    ("mode", "kills", "count", "in_flight"),
-    [
-        ("plain", 3, 48, 4),
-        ("background", 2, 24, 24),
-        pytest.param("plain", 40, 400, 4, marks=pytest.mark.long),
-        pytest.param("background", 12, 100, 24, marks=pytest.mark.long),
-    ],
-)
-def test_kills_lose_nothing_and_pay_only_what_was_in_flight_again(
-    mode: str,
-    kills: int,
-    count: int,
-    in_flight: int,
-    rows: Callable[[int], None],
-    simulator: Any,
-    stats: Any,
-    begin: Callable[..., "Popen[str]"],
-    batchrun: Run,
-    query: Query,
-    wait_until: Callable[..., None],
-) -> None:
-    """Grown from kill to kill: samples, variants and rows."""
-    url = simulator("--latency", 0.02)
-    base = (*_BASE, "--base-url", url, "--concurrency", in_flight, "--mode", mode)
-    size, samples, two = count // 4, 1, ["--model", "gpt-4.1"]
-    for kill in range(kills):
-        rows(size)
-        words = (*base, *two, "--samples", samples)
-        before = stats(url)["completions"]
-        process = begin(*words, stdout=DEVNULL, stderr=DEVNULL, start_new_session=True)
-        more = 3 + kill % 3
-        wait_until(lambda b=before, m=more: stats(url)["completions"] > b + m, process)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait(HANG_S)
-        assert batchrun("verify", "run").returncode == 0
-        size = min(size + count // 4, count // 2)
-        samples = min(samples + kill % 2, 3)
-        two = ["--model", "gpt-4.1-mini", "--model", "gpt-4.1"] if kill else two
-    rows(count // 2)
-    done = batchrun(*base, *two, "--samples", 3)
-    assert done.returncode == 0, done.stderr
-    _each_once(query, count // 2, 3, ("gpt-4.1", "gpt-4.1-mini"))
-    wanted = count // 2 * 6
-    again = kills * in_flight
-    asked = stats(url)
-    paid = asked["background"]["created"] if mode == "background" else asked["completions"]
-    assert wanted <= paid <= wanted + again
     assert "each once" in batchrun("verify", "run").stdout
 
 

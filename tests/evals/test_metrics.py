@@ -316,6 +316,14 @@ def test_formats_hold_the_same_figures(batchrun: Run, tmp_path: Path) -> None:
     assert r"pass\textasciicircum{}2" in latex
     widths = {line.count(" & ") for line in latex.splitlines() if line.endswith(r"\\")}
     assert len(widths) == 1
+    few = batchrun("metrics", "run", "--format", "latex", "--columns", "pass@2, interval").stdout
+    assert "variant & pass@2 & 95 \\% interval \\\\" in few
+    for form in ("csv", "json"):
+        refused = batchrun("metrics", "run", "--format", form, "--columns", "mean")
+        assert (refused.returncode, refused.stdout) == (2, "")
+    refused = batchrun("metrics", "run", "--columns", "mean,SEM")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert 'there is no "SEM"; did you mean `SE`?' in refused.stderr
     markdown = batchrun("metrics", "run", "--format", "markdown").stdout
     assert r"| 50%&amp;\<b> | 30 | 60 |" in markdown
     table_lines = [line for line in markdown.splitlines() if line.startswith("|")]

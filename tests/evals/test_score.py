@@ -244,6 +244,31 @@ def score(row):
     assert scores(run, "own")["d"]["passed"] is True
 
 
+def test_a_file_may_hold_the_corrected_labels_alone(
+    run: Path, tmp_path: Path, batchrun: Command
+) -> None:
+    write_scorers(tmp_path, 'kind = "exact"\ntarget = "target"')
+    assert batchrun("score", "run", "scorers.toml").returncode == 0
+    before = scores(run, "exact")
+    write_scorers(
+        tmp_path,
+        'kind = "exact"\ntarget = "target"\ntargets = { file = "labels.jsonl", column = "right" }',
+    )
+    labels = [{"id": "a", "right": "I think Paris"}, {"id": "z", "right": "x"}]
+    write_rows(tmp_path / "labels.jsonl", labels)
+    done = batchrun("score", "run", "scorers.toml")
+    assert done.returncode == 0, done.stderr
+    assert (
+        'labels.jsonl (1 id there that no answer has: z), all others as target = "target" says'
+    ) in " ".join(done.stdout.split())
+    assert "1 scored now; 3 unchanged" in done.stdout
+    after = scores(run, "exact")
+    assert {key for key in after if after[key] != before[key]} == {"a"}
+    assert (before["a"]["value"], after["a"]["value"]) == (0, 1)
+    # Where targets come from is no part of the rule.
+    assert after["a"]["scorer_version"] == before["b"]["scorer_version"]
+
+
 def test_what_a_function_may_return(run: Path, tmp_path: Path, batchrun: Command) -> None:
     (tmp_path / "own.py").write_text("""
 import os, time
@@ -626,6 +651,7 @@ def test_a_scorer_whose_library_is_missing_says_how_to_install_it(
         ('kind = "exact"\ntarget = "empty"', 'row "a": the target is empty'),
         ('kind = "exact"\ntargets = { file = "no.jsonl" }', "no such file"),
         ('kind = "exact"\ntargets = { file = "few.jsonl" }', 'has no target for the row "b"'),
+        ('kind = "exact"\ntarget = false\ntargets = { file = "few.jsonl" }', "contradict each"),
         (
             'kind = "exact"\ntargets = { file = "few.jsonl", column = "anser" }',
             "did you mean `answer`?",

@@ -100,6 +100,45 @@ def test_xlam_rows_send_the_query_with_tools_that_the_api_takes(write: Write, re
     ]
 
 
+def test_rows_of_the_berkeley_leaderboard_fill_templates(write: Write, read: Read) -> None:
+    """Turns of messages, and functions without a type, with types of Python, at any depth."""
+    parameters = {
+        "type": "dict",
+        "properties": {
+            "point": {"type": "tuple", "items": {"type": "float"}},
+            "type": {"type": "any", "description": "a property that is called so"},
+            "deep": {"type": "dict", "properties": {"list": {"type": "array"}}},
+        },
+        "required": ["point"],
+    }
+    row = {
+        "id": "r1",
+        "question": [[{"role": "user", "content": "one"}], [{"role": "user", "content": "two"}]],
+        "function": [{"name": "geo.point", "description": "d", "parameters": parameters}],
+    }
+    request = {"model": "m", "input": "{{ question | sum(start=[]) }}", "tools": "{{ function }}"}
+    _, rows = read(write(row), request)
+    (body,) = bodies(rows)
+    assert [message["content"] for message in body["input"]] == ["one", "two"]
+    assert body["tools"] == [
+        {
+            "type": "function",
+            "name": "geo_point",
+            "description": "d",
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "point": {"type": "array", "items": {"type": "number"}},
+                    "type": {"description": "a property that is called so"},
+                    "deep": {"type": "object", "properties": {"list": {"type": "array"}}},
+                },
+                "required": ["point"],
+            },
+            "strict": False,
+        }
+    ]
+
+
 def test_tools_of_anthropic_and_flat_ones_without_a_type_are_converted() -> None:
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
     wanted = {"type": "function", "name": "f", "parameters": schema, "strict": False}

@@ -251,7 +251,7 @@ def test_tools_that_are_not_sent_are_not_said_to_be_converted(planned: Planned) 
     assert "tools (1 row): named like settings of a request, and not sent" in said(plan)
     assert "converted" not in said(plan)
     plan = planned(row, **{"request.input": "{{ query }}", "input.send": ["tools"]})
-    assert "tools of xLAM's shape are converted" in said(plan)
+    assert "tools in the form of xLAM or BFCL are converted" in said(plan)
     assert '"f_g" for "f.g"' in said(plan)
 
 
@@ -274,7 +274,7 @@ def test_the_plan_says_what_rows_were_taken_for(planned: Planned) -> None:
         {"prompt": "c", "tools": [{"name": "f", "input_schema": {"type": "object"}}]},
     )
     assert [name.partition(" ")[0] for name in plan.forms] == ["prompt", "Alpaca", "ShareGPT"]
-    assert "tools of Anthropic's shape are converted" in said(plan)
+    assert "tools in the form of Anthropic are converted" in said(plan)
 
 
 def test_fields_of_messages_that_are_not_sent_are_named_with_their_rows(planned: Planned) -> None:

@@ -9,8 +9,10 @@ from batchrun.evals.compare import Comparison, Comparisons
 from batchrun.evals.tables.figure_tables import (
     FigureTable,
     chance,
+    chosen_heads,
     figure,
     interval_text,
+    with_columns,
     write_csv,
     write_tables,
 )
@@ -20,17 +22,21 @@ _Column = tuple[str, Callable[[Comparison], str]]
 _MOST_ANSWER = 30  # characters
 
 
-def write_comparisons(found: Comparisons, form: str, stream: TextIO) -> None:
-    """In one of `figure_tables.FORMATS`."""
+def write_comparisons(
+    found: Comparisons, form: str, stream: TextIO, columns: str | None = None
+) -> None:
+    """In one of `figure_tables.FORMATS`. `columns`: see `chosen_heads`. Raises `JobError`."""
+    wanted = chosen_heads(columns, form)
     if form == "json":
         stream.write(printable_json(msgspec.json.encode(found).decode()) + "\n")
     elif form == "csv":
         write_csv(_csv(found.lines), stream)
     else:
-        write_tables(list(_tables(found)), found.notes, form, stream)
+        tables = with_columns([*_tables(found, with_flips=not wanted)], wanted)
+        write_tables(tables, found.notes, form, stream)
 
 
-def _tables(found: Comparisons) -> Iterator[FigureTable]:
+def _tables(found: Comparisons, *, with_flips: bool) -> Iterator[FigureTable]:
     groups: dict[tuple[str, str], list[Comparison]] = {}
     for line in found.lines:
         groups.setdefault((line.name, line.base), []).append(line)
@@ -41,7 +47,7 @@ def _tables(found: Comparisons) -> Iterator[FigureTable]:
         heads = tuple(head for head, _ in columns)
         table = FigureTable(f"{name}: against {base}", heads, rows, len(names))
         yield table.without_empty()
-        for line in lines:
+        for line in lines if with_flips else ():
             if line.flips:
                 yield _flips(line)
 

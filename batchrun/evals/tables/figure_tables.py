@@ -8,8 +8,10 @@ from typing import Any, TextIO
 from msgspec import Struct
 from rich.console import Console
 
+from batchrun.errors import JobError
 from batchrun.formats.csv_text import csv_line
-from batchrun.formats.printable import one_line, printable
+from batchrun.formats.json_text import shown
+from batchrun.formats.printable import nearest, one_line, printable
 from batchrun.formats.text_tables import Section, cell_len, show_section, show_text, width_of
 
 FORMATS = ("table", "json", "csv", "markdown", "latex")
@@ -36,10 +38,44 @@ class FigureTable(Struct, frozen=True):
 
     def without_empty(self) -> "FigureTable":
         """Without columns in which nothing stands."""
-        kept = [at for at in range(len(self.heads)) if any(row[at] for row in self.rows)]
+        return self._of([at for at in range(len(self.heads)) if any(row[at] for row in self.rows)])
+
+    def with_figures(self, heads: Sequence[str]) -> "FigureTable":
+        """The words, and the figures with these heads, in their order."""
+        places = {head: at for at, head in enumerate(self.heads) if at >= self.words}
+        return self._of([*range(self.words), *(places[one] for one in heads if one in places)])
+
+    def _of(self, kept: Sequence[int]) -> "FigureTable":
         words = sum(at < self.words for at in kept)
         heads, *rows = (tuple(line[at] for at in kept) for line in (self.heads, *self.rows))
         return FigureTable(self.title, heads, tuple(rows), words)
+
+
+def chosen_heads(text: str | None, form: str) -> list[str]:
+    """Heads as `A,B` names them. Raises `JobError` for formats that have all figures."""
+    heads = [name for one in (text or "").split(",") if (name := one.strip())]
+    if text is not None and form in ("json", "csv"):
+        raise JobError(f"--columns is for tables; {form} has all figures under names of their own")
+    if text is not None and not heads:
+        raise JobError("--columns: name the figures by their heads, such as mean,interval")
+    return heads
+
+
+def with_columns(tables: Sequence[FigureTable], names: Sequence[str]) -> list[FigureTable]:
+    """With these columns alone, in this order, beside those of words; no names: with all.
+
+    `interval` is the one whose head names its level. Raises `JobError` where no table has one.
+    """
+    if not names:
+        return [*tables]
+    heads = dict.fromkeys(head for table in tables for head in table.heads[table.words :])
+    known = {head.casefold(): head for head in heads}
+    known.update(("interval", head) for head in heads if head.endswith(" % interval"))
+    for name in names:
+        if name.casefold() not in known:
+            raise JobError(f"--columns: there is no {shown(name)}; {nearest(name, heads, 'they')}")
+    wanted = [*dict.fromkeys(known[name.casefold()] for name in names)]
+    return [table.with_figures(wanted) for table in tables]
 
 
 def write_tables(

@@ -9,8 +9,10 @@ from batchrun.evals.means import Measure
 from batchrun.evals.metrics import MetricLine, Metrics, PassRate
 from batchrun.evals.tables.figure_tables import (
     FigureTable,
+    chosen_heads,
     figure,
     interval_text,
+    with_columns,
     write_csv,
     write_tables,
 )
@@ -26,14 +28,15 @@ _PLAIN = (
 _SPENT = ("right", "cost_usd", "unpriced", "usd_per_1000", "usd_per_right", "latency_p50_s")
 
 
-def write_metrics(found: Metrics, form: str, stream: TextIO) -> None:
-    """In one of `figure_tables.FORMATS`."""
+def write_metrics(found: Metrics, form: str, stream: TextIO, columns: str | None = None) -> None:
+    """In one of `figure_tables.FORMATS`. `columns`: see `chosen_heads`. Raises `JobError`."""
+    wanted = chosen_heads(columns, form)
     if form == "json":
         stream.write(printable_json(msgspec.json.encode(found).decode()) + "\n")
     elif form == "csv":
         write_csv(_csv(found.lines), stream)
     else:
-        write_tables(metrics_tables(found), found.notes, form, stream)
+        write_tables(with_columns(metrics_tables(found), wanted), found.notes, form, stream)
 
 
 def metrics_tables(found: Metrics) -> list[FigureTable]:
@@ -84,8 +87,8 @@ def _figures(lines: Sequence[MetricLine], found: Metrics) -> Iterator[_Column]:
     yield "between", lambda line: _variance(line.between)
     yield "SE of many", lambda line: figure(line.se_of_many, line.se_of_many)
     yield "cost", _cost
-    yield "1,000 requests", lambda line: _usd(line.usd_per_1000)
-    yield "a right answer", lambda line: _usd(line.usd_per_right)
+    yield "cost per thousand", lambda line: _usd(line.usd_per_1000)
+    yield "cost per right answer", lambda line: _usd(line.usd_per_right)
     yield "p50 latency", lambda line: _seconds(line.latency_p50_s)
 
 

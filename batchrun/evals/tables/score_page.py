@@ -53,8 +53,9 @@ SELECT question, sample, variant, value, passed, answer, reason
 FROM answers JOIN chosen USING (question)
 """
 _OUTPUTS = """
-SELECT r.custom_id, r.sample, r.variant, left(r.output_text, {most}) AS output_text, r.refusal,
-       r.error_message
+SELECT r.custom_id, r.sample, r.variant, r.refusal, r.error_message,
+       CASE WHEN length(r.output_text) <= 2 * {most} THEN r.output_text
+       ELSE left(r.output_text, {most}) || right(r.output_text, {most}) END AS output_text
 FROM responses_{number} r JOIN chosen c ON r.custom_id = c.question ORDER BY r.sample
 """
 _CALLS = """
@@ -246,9 +247,14 @@ def _prompt(request: str | None) -> str:
 
 
 def _cut(text: str, most: int) -> str:
-    """At most so many bytes of the page."""
+    """At most so many bytes of the page: of a longer text its beginning and, longer, its end.
+
+    Answers stand at the end of outputs, and questions at that of prompts.
+    """
     text = printable(text)
-    shown = text[:most]
-    while len(str(escape(shown)).encode("utf-8", "replace")) > most:
-        shown = shown[: len(shown) * 3 // 4]
-    return shown if shown == text else f"{shown}…"
+    shown, size = text, most
+    while size and len(str(escape(shown)).encode("utf-8", "replace")) > most:
+        head = size // 3
+        shown = f"{text[:head]} … {text[len(text) - (size - head) :]}"
+        size = size * 3 // 4
+    return shown

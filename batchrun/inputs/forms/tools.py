@@ -1,7 +1,8 @@
 """Tools and tool choices as rows have them, to those of the Responses API.
 
 Known shapes: Responses and chat completions (the `openai` package's types), Anthropic
-(`input_schema`), and xLAM, whose parameters are no schema. `older`: as hash rule 2 had it.
+(`input_schema`), and tools without a type, as xLAM and the Berkeley leaderboard have them, whose
+parameters are no schema or one with the types of Python. `older`: as hash rule 2 had it.
 """
 
 import re
@@ -13,12 +14,14 @@ from batchrun.records import JsonObject
 
 _UNFIT = re.compile(r"[^A-Za-z0-9_-]")  # in a function's name
 _MOST_NAME = 64  # letters of it
-# The types of Python as xLAM's parameters name them; what is not here may be anything.
+# The types of Python and Java as parameters name them; what is not here may be anything.
 _TYPES = {
     "str": "string",
+    "char": "string",
     "string": "string",
     "int": "integer",
     "integer": "integer",
+    "long": "integer",
     "float": "number",
     "number": "number",
     "double": "number",
@@ -33,6 +36,10 @@ _TYPES = {
     "none": "null",
     "null": "null",
 }
+_JSON_TYPES = frozenset(_TYPES.values())
+# What holds further schemas: by name, and as such or in a list.
+_NAMED = ("properties", "patternProperties", "$defs", "definitions")
+_WITHIN = ("items", "additionalProperties", "anyOf", "oneOf", "allOf")
 
 
 def read_structure(value: Any, name: str, what: str = "JSON") -> Any:
@@ -94,7 +101,16 @@ def flat_choice(choice: Any, name: str = "tool_choice") -> Any:
     return {"type": kind, **inner}
 
 
-ANTHROPIC, XLAM = "Anthropic", "xLAM"
+ANTHROPIC, XLAM = "Anthropic", "xLAM or BFCL"  # in messages
+
+
+def has_other_tools(tools: list[Any]) -> bool:
+    """Whether a list that a template gives holds tools that are none of Responses as they are."""
+    return any(
+        tool_shape(tool) is not None or type(tool.get("function")) is dict
+        for tool in tools
+        if type(tool) is dict
+    )
 
 
 def tool_shape(tool: Any) -> str | None:
@@ -132,8 +148,10 @@ def fit_name(name: str) -> str:
 
 def _schema(given: Any) -> Any:
     """A JSON Schema of `{"a": {"type": "str, optional", "description": ..., "default": ...}}`."""
-    if type(given) is not dict or not given or type(given.get("properties")) is dict:
+    if type(given) is not dict or not given:
         return given
+    if type(given.get("properties")) is dict:
+        return _with_json_types(given)
     if type(given.get("type")) is str and all(type(one) is not dict for one in given.values()):
         return given
     if not all(type(one) is dict for one in given.values()):
@@ -144,6 +162,24 @@ def _schema(given: Any) -> Any:
         "properties": properties,
         "required": [name for name, one in given.items() if _is_required(one)],
     }
+
+
+def _with_json_types(schema: Any) -> Any:
+    """The schema with the names that JSON Schema has for types, at every depth."""
+    if type(schema) is not dict:
+        return schema
+    made: JsonObject = {}
+    for key, value in schema.items():
+        if key == "type" and type(value) is str:
+            made |= {key: value} if value in _JSON_TYPES else _type_schema(value)
+        elif key in _NAMED and type(value) is dict:
+            made[key] = {name: _with_json_types(inner) for name, inner in value.items()}
+        elif key in _WITHIN:
+            is_list = type(value) is list
+            made[key] = [*map(_with_json_types, value)] if is_list else _with_json_types(value)
+        else:
+            made[key] = value
+    return made
 
 
 def _is_required(one: JsonObject) -> bool:
