@@ -24,7 +24,8 @@ Examples:
     "variants",
     metavar="NAME",
     multiple=True,
-    help="Repeatable; the others are compared with the first. Several runs: one for all or each.",
+    help="Repeatable; the others are compared with the first. Several runs: one for all or each, "
+    "else each variant with the same one of the first run.",
 )
 @click.option(
     "--scorer", "scorers", metavar="NAME", multiple=True, help="This one alone; repeatable."
@@ -72,7 +73,7 @@ def compare(
     """Compare variants of a run, or runs, over the questions that both have scored.
 
     The difference is taken question by question, so that the difficulty of a question cancels out.
-    All are compared with the first; with more than two the p values are corrected (Holm).
+    All are compared with the first; the p values of several comparisons are corrected (Holm).
     """
     from batchrun.evals.compare import compare as compare_runs
     from batchrun.evals.tables.compare_text import write_comparisons

@@ -107,10 +107,10 @@ class ScoringInputs:
         """What a file of targets that holds some alone has changed; empty for any other."""
         if self._targets is None or self._target is None or self._job.targets is None:
             return ""
-        said = f"{plural(len(self._used), 'target')} of {self._job.targets.file}"
+        said = f"{plural(len(self._used), 'target')} from {self._job.targets.file}"
         if unused := [name for name in self._targets if name not in self._used]:
             said += f" ({plural(len(unused), 'id')} there that no answer has: {listed(unused)})"
-        return f"{said}, all others as target = {shown(self._job.target)} says"
+        return f"{said}, all others from target = {shown(self._job.target)}"
 
     def _looked_up(self, custom_id: str, own: Any) -> Any:
         """The target of the file, or the row's own."""

@@ -197,7 +197,7 @@ def compare(
     """Variants of one run, or runs, each against the first one.
 
     `variants`: of one run which ones, in this order, by default all; of several runs one that all
-    of them have, or one for each. Runs, `scorers`, `by`, `cluster`, `level` and `missing` are as
+    of them have, or one for each, by default each with its like in the other runs. Runs, `scorers`, `by`, `cluster`, `level` and `missing` are as
     for `metrics`. `flips`: a Parquet file for all questions of which another share is right.
     Raises `JobError`, `StoreError`.
     """
@@ -206,7 +206,8 @@ def compare(
     grouping = AnswerGroups(by, cluster, missing)
 
     def read(database: duckdb.DuckDBPyConnection, found: Sequence[ScoredRun]) -> Comparisons:
-        sides = _sides(found, variants)
+        groups = _groups(found, variants)
+        sides = [side for group in groups for side in group]
         lines: list[Comparison] = []
         notes: dict[str, None] = {}
         tables: list[pa.Table] = []
@@ -217,14 +218,15 @@ def compare(
                 count = answers_of(database, run, own, grouping, f"answers_{run.number}")
                 stale[run.number] = max(count, stale.get(run.number, 0))
             notes.update(dict.fromkeys(_notes_of_rules(database, scored, found)))
-            _add_side(database, sides[0], "base")
             of_scorer: list[Comparison] = []
-            for other in sides[1:]:
-                _add_side(database, other, "other")
-                database.execute(_PAIRS)
-                notes.update(dict.fromkeys(_checked(database, sides[0], other, scored, by)))
-                tables.append(_flips(database, sides[0], other, scored))
-                of_scorer += _lines(database, sides[0], other, scored, interval, tables[-1])
+            for base, *others in groups:
+                _add_side(database, base, "base")
+                for other in others:
+                    _add_side(database, other, "other")
+                    database.execute(_PAIRS)
+                    notes.update(dict.fromkeys(_checked(database, base, other, scored, by)))
+                    tables.append(_flips(database, base, other, scored))
+                    of_scorer += _lines(database, base, other, scored, interval, tables[-1])
             notes.update((note, None) for line in of_scorer for note in _notes(line, interval))
             lines += _corrected(of_scorer)
         for run in found:
@@ -241,6 +243,18 @@ def compare(
                 if isinstance(source, Path):
                     check_target(source, Path(flips))
         return with_scores(sources, scorers, read)
+
+
+def _groups(runs: Sequence[ScoredRun], variants: Sequence[str]) -> list[list[_Side]]:
+    """What is compared with the first of each; of runs with the same variants, a group for each.
+
+    Raises `JobError`.
+    """
+    names = runs[0].variants
+    are_alike = all(set(run.variants) == set(names) for run in runs)
+    if are_alike and len(runs) > 1 and len(names) > 1 and not variants:
+        return [[_side(run, name, f"{run.name} {name}") for run in runs] for name in names]
+    return [_sides(runs, variants)]
 
 
 def _sides(runs: Sequence[ScoredRun], variants: Sequence[str]) -> list[_Side]:
@@ -461,7 +475,7 @@ def _of_group(flips: pa.Table, by: str | None) -> tuple[Flip, ...]:
 
 
 def _corrected(lines: Sequence[Comparison]) -> list[Comparison]:
-    """With Holm's correction where, within a group, several sides are compared with the first."""
+    """With Holm's correction where, within a group, there are several comparisons."""
     groups: dict[str | None, list[int]] = {}
     for at, line in enumerate(lines):
         if line.p is not None:

@@ -32,7 +32,7 @@ from batchrun.scoring.text_similarity import measure_of, similarity
 Scorer = Callable[[str, Any, Any], Score]
 
 # Raised when the rule of a kind changes: then all is scored anew.
-_RULES = dict.fromkeys(sections.KINDS, 1)
+_RULES = {**dict.fromkeys(sections.KINDS, 1), "number": 2}
 _LIBRARIES = {"similarity": "rapidfuzz", "math": "math-verify", "json": "jsonschema-rs"}
 _WITH_TARGET_IF_ANY = ("regex", "python")  # kinds that make sense without
 

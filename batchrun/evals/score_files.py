@@ -222,7 +222,12 @@ class ScoreFile:
         if not scores:
             return
         count = len(scores)
-        values, answers, reasons, explanations, metadata = zip(*scores, strict=True)
+        values, answers, reasons, explanations, metadata, parts = zip(*scores, strict=True)
+        if any(parts):
+            targets = [
+                all_of_it if part is None else part
+                for all_of_it, part in zip(targets, parts, strict=True)
+            ]
         self.raised += reasons.count(ERROR)
         value = pa.array(values, pa.float64())
         made = {

@@ -342,6 +342,8 @@ class RequestMaker:
         path = self._paths.get(row.source)
         if row.line != 1 or row.data is None or path is None or column in row.data:
             return ""
+        if _has_more(path, row.raw):
+            return ""
         lists = {n: v for n, v in row.data.items() if type(v) is list and v and type(v[0]) is dict}
         for name in sorted(lists, key=lambda name: -len(lists[name])):
             if column is not None and column not in lists[name][0]:
@@ -503,6 +505,11 @@ def _check(body: JsonObject, data: JsonObject) -> None:
     elif not _is_input(given):
         what = kind_in_words(given)
         raise RowProblem(f"`input` is {what}, {shown(given)}; it must be text or a list of items")
+    elif type(given) is list and any(type(one) is list for one in given):
+        raise RowProblem(
+            "`input` is a list of lists; it must be a list of items: {{ COLUMN | sum(start=[]) }} "
+            "makes one list of the turns in a column"
+        )
     if model is None:
         if type(body.get("prompt")) is dict:
             return
@@ -523,12 +530,39 @@ def _no_form(data: JsonObject, row: SourceRow) -> str:
         if name in row.names:
             return f"no way to a request: `{name}` is null; fill it, or take the row out"
     there = f"its columns are {listed(row.names)}" if row.names else "it is empty"
-    texts = [name for name, value in data.items() if type(value) is str and name.isidentifier()]
-    meant = max(texts, key=lambda name: len(data[name]), default="COLUMN")
     return (
         f"no way to a request: it has none of body, messages, input and prompt ({there}); "
-        f"say how with a template, such as --prompt '{{{{ {meant} }}}}'"
+        f"say how with a template, such as --prompt '{{{{ {_meant(data)} }}}}'"
     )
+
+
+def _meant(data: JsonObject) -> str:
+    """What a template may say: the column of messages or of turns of these, or the longest text."""
+    texts = {"COLUMN": 0}
+    for name, value in data.items():
+        if not name.isidentifier():
+            continue
+        if type(value) is str:
+            texts[name] = len(value) + 1
+        for path, items in ((name, value), (f"{name} | sum(start=[])", _first(value))):
+            first = _first(items)
+            if type(first) is dict and "role" in first and "content" in first:
+                return path
+    return max(texts, key=texts.__getitem__)
+
+
+def _first(value: Any) -> Any:
+    return value[0] if type(value) is list and value else None
+
+
+def _has_more(path: Path, raw: bytes) -> bool:
+    """Whether a further row follows this one, the first of a file that is not packed."""
+    try:
+        with path.open("rb") as file:
+            begin = file.read(len(raw) + 64)
+    except OSError:
+        return False
+    return begin.startswith(raw.strip()) and begin[len(raw.strip()) :].lstrip()[:1] == b"{"
 
 
 def _explained(missing: MissingColumn, row: SourceRow) -> str:

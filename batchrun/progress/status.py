@@ -97,7 +97,9 @@ def next_command(
     rows of the source without an outcome; `example_id`: of a row that is not ok.
     """
     words = [] if command is None else shlex.split(command)
-    unlimited = _without(_without(words, "--limit", has_value=True), "--variant", has_value=True)
+    unlimited = words
+    for option in ("--limit", "--sample-rows", "--variant"):
+        unlimited = _without(unlimited, option, has_value=True)
     if exit_code in (0, 4) and remaining and words:  # a limit or a pilot is done
         return run_command(words if "--pilot" in words else unlimited)
     if exit_code == 4:

@@ -50,6 +50,7 @@ _NUMBER = re.compile(
     re.VERBOSE,
 )
 _DIGIT = re.compile(rf"[\d{_VULGAR}]")
+_MARK = "####"  # before the number of a target that explains its steps, as in GSM8K
 _WINDOW = 28  # characters up to the last digit, in which the last number of most texts is; ...
 _SURE = 10  # ... one that begins after so many of them is not cut by their beginning
 _BEHIND = 8  # characters after the last digit that may be of its number
@@ -161,41 +162,49 @@ def number(
     """1 where the number that the text gives is one of the targets.
 
     The number is the last, first or only one of the text, or of what follows the last place where
-    `after` matches. A target that is more than a number is read in the same way. Equal means equal
-    as decimals, whatever their length, or within `abs_tol`, or `rel_tol` times the target.
-    Raises `BadTarget` where a target has no number.
+    `after` matches. A target that is more than a number is read in the same way, or after its last
+    `####`. Equal means equal as decimals, whatever their length, or within `abs_tol`, or `rel_tol`
+    times the target. Raises `BadTarget` where a target has no number.
     """
     wanted = [_target(target, after, which) for target in targets]
+    own = None  # a single target that is more than its number
+    if len(wanted) == 1 and wanted[0][1]:
+        own = str(wanted[0][0])
     start = 0
     if after is not None:
         start = _end_of_last(after, text)
         if start < 0:
-            return Score(0.0, None, "no_match", "what `after` names is not in it")
+            said = "what `after` names is not in it"
+            return Score(0.0, None, "no_match", said, target=own)
     found = _chosen(text, start, which)
     if found is None:
-        return Score(0.0, None, "no_number")
+        return Score(0.0, None, "no_number", target=own)
     if isinstance(found, str):
-        return Score(0.0, None, "ambiguous", found)
+        return Score(0.0, None, "ambiguous", found, target=own)
     exactly = not abs_tol and not rel_tol
-    for one in wanted:
+    for one, _ in wanted:
         if found.equals(one) if exactly else found.is_near(one, abs_tol, rel_tol):
-            return Score(1.0, str(found))
-    return Score(0.0, str(found), "different")
+            return Score(1.0, str(found), target=own)
+    return Score(0.0, str(found), "different", target=own)
 
 
-def _target(target: str, after: re.Pattern[str] | None, which: str) -> ReadNumber:
+def _target(target: str, after: re.Pattern[str] | None, which: str) -> tuple[ReadNumber, bool]:
+    """Its number, and whether it is more than that."""
     text = target.strip()
     whole = _NUMBER.fullmatch(text)
     number = _read(whole) if whole is not None else None
+    is_more = number is None
     if number is None:
-        start = 0 if after is None else max(0, _end_of_last(after, text))
+        start = -1 if after is None else _end_of_last(after, text)
+        if start < 0:
+            start = text.rfind(_MARK) + len(_MARK) if _MARK in text else 0
         chosen = _chosen(text, start, which)
         if isinstance(chosen, str):
             raise BadTarget(f"the target has several numbers: {shown(text, 80)}")
         number = chosen
     if number is None:
         raise BadTarget(f"the target has no number: {shown(text, 80)}")
-    return number
+    return number, is_more
 
 
 def _end_of_last(pattern: re.Pattern[str], text: str) -> int:

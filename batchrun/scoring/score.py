@@ -18,6 +18,7 @@ class Score(NamedTuple):
     reason: str | None = None  # a word: why it is not the best value; null where it is
     explanation: str | None = None  # for a person
     metadata: str | None = None  # JSON text
+    target: str | None = None  # what was compared, where that is a part of the target
 
 
 class BadTarget(BatchrunError):  # noqa: N818 - what is wrong is the target, not the scorer

@@ -177,6 +177,7 @@ def test_a_sample_is_random_and_the_same_each_time(
     done = batchrun("run", source, *ASK, "--sample-rows", 10)
     assert done.returncode == 0, done.stderr
     assert "sample: 10 of 60 rows done" in done.stderr
+    assert "--sample-rows" not in done.stderr.partition("next: ")[2]
     first = rows()
     assert len(first) == 10
     assert first != set(range(10))

@@ -82,6 +82,34 @@ def test_two_runs_are_paired_by_their_ids(batchrun: Run, tmp_path: Path) -> None
     assert (zero.lines[0].pairs, zero.lines[0].lost) == (4, 2)
 
 
+def test_runs_with_the_same_variants_are_compared_variant_by_variant(
+    batchrun: Run, tmp_path: Path
+) -> None:
+    texts = {"one": ("1100", "1010"), "two": ("1001", "1111")}
+    for name, (first, second) in texts.items():
+        values = {"a": first, "b": second}
+        made = {
+            variant: questions({f"q{at}": digit for at, digit in enumerate(text)})
+            for variant, text in (values.items() if name == "one" else [*values.items()][::-1])
+        }
+        write_run(tmp_path / name, made)
+    done = batchrun("compare", "one", "two", "--format", "json", "--flips", "flips.parquet")
+    assert done.returncode == 0, done.stderr
+    lines = as_struct(Comparisons, done.stdout).lines
+    assert [(line.base, line.other, line.difference) for line in lines] == [
+        ("one a", "two a", 0), ("one b", "two b", 0.5)
+    ]  # fmt: skip
+    p_values = holm([line.p or 0 for line in lines])
+    assert [line.p_holm for line in lines] == pytest.approx(p_values)
+    flips = pq.read_table(tmp_path / "flips.parquet")
+    assert flips.group_by("base").aggregate([([], "count_all")]).num_rows == 2
+    one = batchrun("compare", "one", "two", "--variant", "b", "--format", "json").stdout
+    assert [line.base for line in as_struct(Comparisons, one).lines] == ["one b"]
+    few = batchrun("compare", "one", "two", "--format", "latex", "--columns", "difference,p").stdout
+    assert few.count(r"\begin{tabular}{lrr}") == 2
+    assert "flipped" not in few
+
+
 def test_a_difference_of_samples_is_one_of_questions() -> None:
     base = {"a": "1100", "b": "1111", "c": "0000", "d": "1000"}
     other = {"a": "1110", "b": "11", "c": "0001", "d": "1000"}
@@ -149,6 +177,17 @@ def test_flips_show_targets_and_answers(batchrun: Run, tmp_path: Path) -> None:
     assert r"a          42      right  42          wrong  41\x1b[2J" in done.stdout
     (flip,) = pq.read_table(tmp_path / "flips.parquet").to_pylist()
     assert (flip["base_answers"], flip["other_answers"]) == (["42"], ["41\x1b[2J"])
+
+
+def test_flips_of_long_answers_show_verdicts_alone(batchrun: Run, tmp_path: Path) -> None:
+    calls = '[{"name": "spotify_play", "arguments": {"artist": "Taylor Swift", "minutes": 20}}]'
+    for name, digit in (("old", "1"), ("new", "0")):
+        values = {None: questions({"a": digit, "b": "1"})}
+        answers = {(one, 0): calls for one in "ab"}
+        write_run(tmp_path / name, values, answers=answers)
+    done = batchrun("compare", "old", "new")
+    said = " ".join(done.stdout.split())
+    assert "flipped (--flips FILE has targets and answers) custom_id base other a right" in said
 
 
 def test_what_does_not_differ_has_no_interval_of_width_0(batchrun: Run, tmp_path: Path) -> None:

@@ -259,7 +259,7 @@ def test_a_file_may_hold_the_corrected_labels_alone(
     done = batchrun("score", "run", "scorers.toml")
     assert done.returncode == 0, done.stderr
     assert (
-        'labels.jsonl (1 id there that no answer has: z), all others as target = "target" says'
+        'labels.jsonl (1 id there that no answer has: z), all others from target = "target"'
     ) in " ".join(done.stdout.split())
     assert "1 scored now; 3 unchanged" in done.stdout
     after = scores(run, "exact")

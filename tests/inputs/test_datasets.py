@@ -139,6 +139,20 @@ def test_rows_of_the_berkeley_leaderboard_fill_templates(write: Write, read: Rea
     ]
 
 
+def test_turns_that_are_sent_as_they_are_or_not_at_all_are_told_what_to_do(
+    write: Write, read: Read
+) -> None:
+    turns = [[{"role": "user", "content": "one"}]]
+    row = {"id": "a", "question": turns, "function": [{"name": "f", "parameters": {}}]}
+    said = "{{ question | sum(start=[]) }}"
+    survey, _ = read(write(row, {**row, "id": "b"}), {"model": "m"})
+    assert all(one.message.endswith(f"--prompt '{said}'") for one in survey.problems)
+    survey, _ = read(write(row), {"model": "m", "input": "{{ question }}"})
+    assert "`input` is a list of lists" in survey.problems[0].message
+    survey, _ = read(write(row), {"model": "m", "input": said})
+    assert not survey.problems
+
+
 def test_tools_of_anthropic_and_flat_ones_without_a_type_are_converted() -> None:
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
     wanted = {"type": "function", "name": "f", "parameters": schema, "strict": False}

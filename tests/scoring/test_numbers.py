@@ -2,6 +2,7 @@ import json
 import re
 from decimal import Decimal
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -93,6 +94,19 @@ def test_numbers_are_read(text: str, numbers: list[str]) -> None:
 )
 def test_number(text: str, target: str, value: int) -> None:
     assert number(text, (target,)).value == value
+
+
+@pytest.mark.parametrize("which", ["last", "first", "only"])
+def test_a_target_that_explains_its_steps_is_what_stands_at_its_mark(
+    which: Literal["last", "first", "only"],
+) -> None:
+    target = "She sells 16 - 3 = <<16-3=13>>13 eggs.\n#### 1,013"
+    for after in (None, re.compile("Answer:")):
+        text = "Answer: 1013"
+        assert number(text, (target,), after=after, which=which).value == 1
+        score = number("Answer: 16", (target,), after=after, which=which)
+        assert (score.value, score.answer, score.target) == (0, "16", "1013")
+    assert number("5", ("5",)).target is None
 
 
 def test_which_number_counts() -> None:

@@ -5,7 +5,7 @@ from typing import Any, TextIO
 
 import msgspec
 
-from batchrun.evals.compare import Comparison, Comparisons
+from batchrun.evals.compare import Comparison, Comparisons, Flip
 from batchrun.evals.tables.figure_tables import (
     FigureTable,
     chance,
@@ -89,7 +89,12 @@ def _difference(line: Comparison) -> str:
 def _flips(line: Comparison) -> FigureTable:
     of = ", ".join(filter(None, (line.name, line.other, line.by)))
     shown = len(line.first_flips)
-    count = f"{shown} of {line.flips:,}; --flips FILE has them all" if shown < line.flips else ""
+    texts = [text or "" for flip in line.first_flips for text in _texts(flip)]
+    are_long = sum(len(text) > 2 * _MOST_ANSWER for text in texts) > len(texts) / 2
+    count = f"{shown} of {line.flips:,}" if shown < line.flips else ""
+    has = "has them all" if count else ""
+    has += (" with" if has else "has") + " targets and answers" if are_long else ""
+    more = "; ".join(filter(None, (count, f"--flips FILE {has}" if has else "")))
     rows = tuple(
         (
             flip.custom_id,
@@ -100,8 +105,14 @@ def _flips(line: Comparison) -> FigureTable:
         for flip in line.first_flips
     )
     heads = ("custom_id", "target", "base", "its answer", "other", "its answer")
-    title = f"{of}: flipped" + (f" ({count})" if count else "")
-    return FigureTable(title, heads, rows, len(heads)).without_empty()
+    if are_long:  # their beginnings say nothing
+        heads, *rows = (line[::2] for line in (heads, *rows))
+    title = f"{of}: flipped" + (f" ({more})" if more else "")
+    return FigureTable(title, heads, tuple(rows), len(heads)).without_empty()
+
+
+def _texts(flip: Flip) -> tuple[str | None, ...]:
+    return (flip.target, *flip.base_answers, *flip.other_answers)
 
 
 def _side(right: int, samples: int, answers: Sequence[str | None]) -> tuple[str, str]:

@@ -81,6 +81,8 @@ def _figures(lines: Sequence[MetricLine], found: Metrics) -> Iterator[_Column]:
     )
     for k in sorted({rate.k for line in lines for rate in line.passes}):
         yield f"pass@{k}", lambda line, k=k: _with_interval(_rate(line, k).at)  # type: ignore[misc]
+        if k == 1:  # pass^1 is the same
+            continue
         yield f"pass^{k}", lambda line, k=k: _with_interval(_rate(line, k).hat)  # type: ignore[misc]
     yield "majority", lambda line: _with_interval(line.majority)
     yield "within", lambda line: _variance(line.within)
