@@ -197,9 +197,9 @@ def compare(
     """Variants of one run, or runs, each against the first one.
 
     `variants`: of one run which ones, in this order, by default all; of several runs one that all
-    of them have, or one for each, by default each with its like in the other runs. Runs, `scorers`, `by`, `cluster`, `level` and `missing` are as
-    for `metrics`. `flips`: a Parquet file for all questions of which another share is right.
-    Raises `JobError`, `StoreError`.
+    of them have, or one for each, by default each with its like in the other runs. Runs, `scorers`,
+    `by`, `cluster`, `level` and `missing` are as for `metrics`. `flips`: a Parquet file for all
+    questions of which another share is right. Raises `JobError`, `StoreError`.
     """
     interval = Interval(level, "t", cluster is not None)
     interval.check()

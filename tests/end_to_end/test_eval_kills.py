@@ -245,7 +245,7 @@ def kit(
     return Kit(tmp_path, batchrun, begin, simulator, stats, rows)
 
 
-@pytest.mark.parametrize(("mode", "kills", "seed"), [("plain", 4, 2), ("background", 3, 1)])
+@pytest.mark.parametrize(("mode", "kills", "seed"), [("plain", 3, 3), ("background", 2, 8)])
 def test_kills_lose_nothing_and_pay_only_what_was_in_flight_again(
     kit: Kit, mode: str, kills: int, seed: int
 ) -> None:
@@ -259,4 +259,5 @@ def test_two_hundred_kills_spread_over_samples_variants_and_scoring(kit: Kit, pa
     kills = _KILLS // _PARTS + (part < _KILLS % _PARTS)
     campaign = Campaign(kit, _MODES[part % len(_MODES)], 100 + part)
     campaign.play(kills)
-    print(f"{campaign.kills.total()} kills: {dict(campaign.kills)}")  # noqa: T201
+    if kills > 20:
+        assert {"sending", "scoring", "sending while scored"} <= set(campaign.kills)

@@ -56,12 +56,12 @@ def test_a_matrix_has_a_mark_for_each_sample_worst_first(run: Path) -> None:
     html = _html(run)
     rows = re.findall(r'<details class="([^"]*)"><summary.*?</summary>', html)
     assert rows == ["w d", "w", "n", ""]
-    names = re.findall(r'<summary class="sc-line"><bdi>(.*?)</bdi>', html)
+    names = re.findall(r'<summary class="sc-line"><bdi>([^<\s]+)', html)
     assert names == ["c", "b", "d", "a"]
     marks = re.findall(r'<span class="sc-marks">(.*?)</span>', html)
     signs = [re.sub(r"<[^>]*>", "", mark) for mark in marks]
     assert signs == ["✗✗", "✓✓", "✓✗", "✓✗", "✓–", "✓✓", "✓✓", "✓✓"]  # noqa: RUF001
-    for words in ("any wrong 2", "variants disagree 1", "not scored 1", "What loose says"):
+    for words in (">all 4<", "any wrong 2", "variants disagree 1", "not scored 1", "What loose"):
         assert words in html
     assert "7 of 8 scored" in html
 
@@ -104,6 +104,18 @@ def test_a_large_page_is_below_3_mb(large: Path) -> None:
     assert len(html.encode()) < 2_700_000
     assert html.count("<details") == 500
     assert "20 further prompts are in the tables alone" in html
+    assert ">all 500 of 520<" in html
+    assert "é&lt;é" in html.partition('class="sc-side"')[2]
+
+
+def test_of_long_outputs_the_end_is_shown_and_calls_are_shown_once(tmp_path: Path) -> None:
+    values = {"a": questions({f"q{at}": "01" for at in range(500)})}
+    answers = {("q0", 0): '[{"name": "f", "arguments": {}}]', ("q1", 0): "7"}
+    text = f"{'step by step, ' * 400}Answer: 7"
+    html = _html(write_run(tmp_path / "run", values, text=text, answers=answers))
+    assert html.count("Answer: 7</bdi>") == 1_000
+    assert "arguments" not in html
+    assert "sample 0: ✗ <bdi>7</bdi></b>" in html
 
 
 @pytest.mark.skipif(PROGRAM is None, reason="there is no Chromium here; Debian: chromium")

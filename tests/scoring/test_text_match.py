@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from batchrun.scoring.score import BadTarget, target_texts, text_of
+from batchrun.scoring.score import BadTarget, Score, target_texts, text_of
 from batchrun.scoring.text_match import exact, includes, normaliser, regex
 
 
@@ -43,7 +43,7 @@ def test_exact(text: str, target: str, options: dict[str, object], value: int) -
 
 def test_any_target_of_several_will_do() -> None:
     assert exact("b", ("a", "b")).value == 1
-    assert exact("c", ("a", "b")) == (0, "c", "different", None, None)
+    assert exact("c", ("a", "b")) == Score(0, "c", "different")
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_includes(text: str, target: str, options: dict[str, bool], value: int) 
 
 
 def test_includes_wants_one_target_or_all() -> None:
-    assert includes("salt and pepper", ("pepper", "sugar")) == (1, "pepper", None, None, None)
+    assert includes("salt and pepper", ("pepper", "sugar")) == Score(1, "pepper")
     found = includes("salt and pepper", ("pepper", "sugar"), every=True)
     assert found[:3] == (0, None, "not_included")
     assert "sugar" in str(found.explanation)
@@ -91,11 +91,11 @@ def test_regex_compares_the_group_that_it_finds() -> None:
     assert regex(text, ("one",), pattern).value == 0
     assert regex(text, ("one",), pattern, which="first").value == 1
     assert regex(text, ("TWO",), pattern, normalise=normaliser(ignore_case=True)).value == 1
-    assert regex("nothing", ("one",), pattern) == (0, None, "no_match", None, None)
+    assert regex("nothing", ("one",), pattern) == Score(0, None, "no_match")
 
 
 def test_regex_without_target_wants_a_match() -> None:
-    assert regex("I am sorry", None, re.compile("(?i)i'?m|i am")) == (1, "I am", None, None, None)
+    assert regex("I am sorry", None, re.compile("(?i)i'?m|i am")) == Score(1, "I am")
     assert regex("No", None, re.compile("(?i)i am")).value == 0
 
 

@@ -93,7 +93,7 @@ def _flips(line: Comparison) -> FigureTable:
     are_long = sum(len(text) > 2 * _MOST_ANSWER for text in texts) > len(texts) / 2
     count = f"{shown} of {line.flips:,}" if shown < line.flips else ""
     has = "has them all" if count else ""
-    has += (" with" if has else "has") + " targets and answers" if are_long else ""
+    has += (", with" if has else "has") + " targets and answers" if are_long else ""
     more = "; ".join(filter(None, (count, f"--flips FILE {has}" if has else "")))
     rows = tuple(
         (

@@ -85,11 +85,11 @@ def _figures(lines: Sequence[MetricLine], found: Metrics) -> Iterator[_Column]:
             continue
         yield f"pass^{k}", lambda line, k=k: _with_interval(_rate(line, k).hat)  # type: ignore[misc]
     yield "majority", lambda line: _with_interval(line.majority)
-    yield "within", lambda line: _variance(line.within)
-    yield "between", lambda line: _variance(line.between)
-    yield "SE of many", lambda line: figure(line.se_of_many, line.se_of_many)
+    yield "var within", lambda line: _variance(line.within)
+    yield "var between", lambda line: _variance(line.between)
+    yield "SE with many samples", lambda line: figure(line.se_of_many, line.se_of_many)
     yield "cost", _cost
-    yield "cost per thousand", lambda line: _usd(line.usd_per_1000)
+    yield "cost per 1k requests", lambda line: _usd(line.usd_per_1000)
     yield "cost per right answer", lambda line: _usd(line.usd_per_right)
     yield "p50 latency", lambda line: _seconds(line.latency_p50_s)
 

@@ -16,19 +16,22 @@ from msgspec import Struct
 
 from batchrun.evals.metrics import MetricLine, Metrics, metrics
 from batchrun.evals.score_views import AnswerGroups, ScoredRun, answers_of, has_scores, with_scores
+from batchrun.evals.tables.figure_tables import FigureTable
 from batchrun.evals.tables.metrics_text import metrics_tables
-from batchrun.formats.printable import one_line, printable
+from batchrun.formats.printable import brief, one_line, printable
 from batchrun.reports.page.page_file import PagePart
 from batchrun.reports.show import turns_of
+from batchrun.reports.sql import pattern_of
 
 MOST_PROMPTS = 500
 _BYTES = 1_700_000  # of all outputs together; what is around them takes about a third of that
 _PROMPT_BYTES = 300_000
 _LEAST, _MOST = 60, 2_000  # bytes of one text
+_MOST_BRIEF = 90  # characters of a prompt on its line
 _TEMPLATE = Path(__file__).with_name("score_page.html")
 # Wrong ones and those that variants disagree on come first.
 _CHOSEN = """
-CREATE OR REPLACE TEMP TABLE chosen AS
+CREATE OR REPLACE TEMP TABLE prompts AS
 WITH shares AS (
     SELECT question, variant, min(row) AS row, any_value(target) AS target,
            count(*) FILTER (value IS NULL) AS unscored, count(value) AS scored,
@@ -37,8 +40,14 @@ WITH shares AS (
 )
 SELECT question, min(row) AS row, any_value(target) AS target, sum(unscored) > 0 AS is_unscored,
        sum(scored) > sum("right") AS is_wrong, count(DISTINCT s) > 1 AS is_split
-FROM shares GROUP BY question
+FROM shares GROUP BY question;
+
+CREATE OR REPLACE TEMP TABLE chosen AS FROM prompts
 ORDER BY is_split DESC, is_wrong DESC, is_unscored DESC, row, question LIMIT {most}
+"""
+_COUNTS = """
+SELECT count(*), count(*) FILTER (is_wrong), count(*) FILTER (is_split),
+       count(*) FILTER (is_unscored) FROM prompts
 """
 # Rows may carry columns of any name, `question` and `target` too: each column says whose it is.
 _PROMPTS = """
@@ -49,8 +58,11 @@ GROUP BY ALL
 ORDER BY c.is_split DESC, c.is_wrong DESC, c.is_unscored DESC, min(c.row), c.question
 """
 _VERDICTS = """
-SELECT question, sample, variant, value, passed, answer, reason
-FROM answers JOIN chosen USING (question)
+SELECT a.question, a.sample, a.variant, a.value, a.passed, a.answer, a.reason, s.explanation
+FROM answers a JOIN chosen USING (question) LEFT JOIN (
+    SELECT custom_id, sample, variant, explanation FROM read_parquet($file) WHERE metric = $metric
+) s ON a.question = s.custom_id AND a.sample = s.sample
+    AND a.variant IS NOT DISTINCT FROM s.variant
 """
 _OUTPUTS = """
 SELECT r.custom_id, r.sample, r.variant, r.refusal, r.error_message,
@@ -64,6 +76,9 @@ FROM tool_calls_{number} JOIN chosen ON custom_id = question
 WHERE name IS NOT NULL ORDER BY position
 """
 _Key = tuple[str, int, str | None]
+_KINDS = (("a", "all"), ("w", "any wrong"), ("d", "variants disagree"), ("n", "not scored"))
+# One of these begins the second table.
+_SECOND = ("majority", "var within", "var between", "cost", "p50 latency")
 
 
 class Verdict(Struct, frozen=True):
@@ -88,10 +103,20 @@ class PromptRow(Struct, frozen=True):
     """One prompt in the matrix."""
 
     name: str
+    brief: str  # the beginning of the prompt
     prompt: str
     target: str
     kinds: str  # of w: a wrong sample, d: variants disagree, n: not scored
     samples: tuple[tuple[SampleMark, ...], ...]  # of each variant
+
+
+class PromptKind(Struct, frozen=True):
+    """Prompts that a button shows."""
+
+    letter: str  # a: all
+    words: str
+    shown: int  # of `prompts`
+    prompts: int
 
 
 class IntervalLine(Struct, frozen=True):
@@ -117,6 +142,7 @@ class _Matrix(Struct, frozen=True):
     others: tuple[str, ...]
     variants: tuple[str, ...]
     prompts: tuple[PromptRow, ...]
+    kinds: tuple[PromptKind, ...]
     left_out: int
 
 
@@ -129,11 +155,13 @@ def score_parts(path: Path) -> list[PagePart]:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
     text = template.render(
-        tables=list(zip(metrics_tables(found), _charts(found), strict=True)),
+        tables=[
+            (_halves(table), chart)
+            for table, chart in zip(metrics_tables(found), _charts(found), strict=True)
+        ],
         level=f"{100 * found.level:.4g} %",
         notes=list(map(one_line, found.notes)),
         matrix=matrix,
-        kinds={kind: sum(kind in one.kinds for one in matrix.prompts) for kind in "wdn"},
     )
     return [PagePart("scores", "Scores", Markup(text))]  # noqa: S704 - escaped by the template
 
@@ -175,15 +203,15 @@ def _matrix(database: duckdb.DuckDBPyConnection, runs: Sequence[ScoredRun]) -> _
     (run,) = runs
     first, *others = run.scored
     verdicts: dict[_Key, list[Verdict]] = defaultdict(list)
-    questions = 0
+    counts: tuple[int, ...] = ()
     for scored in (first, *others):
         answers_of(database, run, scored, AnswerGroups(), "answers")
         if scored is first:
-            (questions,) = database.sql("SELECT count(DISTINCT question) FROM answers").fetchall()[
-                0
-            ]
             database.execute(_CHOSEN.format(most=MOST_PROMPTS))
-        for question, sample, variant, *said in database.sql(_VERDICTS).fetchall():
+            (counts,) = database.sql(_COUNTS).fetchall()
+        assert scored.file is not None  # noqa: S101 - the page is of a run directory
+        given = {"file": pattern_of(scored.file), "metric": scored.metric}
+        for question, sample, variant, *said in database.execute(_VERDICTS, given).fetchall():
             verdicts[question, sample, variant].append(_verdict(scored.name, *said))
     prompts = _rows(database, _PROMPTS.format(number=run.number))
     most = min(_MOST, max(_LEAST, _BYTES // max(1, len(verdicts)) - 150))
@@ -198,14 +226,20 @@ def _matrix(database: duckdb.DuckDBPyConnection, runs: Sequence[ScoredRun]) -> _
         own = verdicts.get(key) or [Verdict(first.name, _MARKS[None], "")]
         mark = SampleMark(own[0].mark, tuple(own), key[1], _cut(output, most), tuple(calls[key]))
         samples[key[0], key[2]].append(mark)
+    shown = ({}, {"is_wrong": True}, {"is_split": True}, {"is_unscored": True})
     return _Matrix(
         scorer=first.name,
         others=tuple(one.name for one in others),
         variants=tuple(name or "all" for name in run.variants),
+        kinds=tuple(
+            PromptKind(letter, words, sum(wanted.items() <= row.items() for row in prompts), count)
+            for (letter, words), wanted, count in zip(_KINDS, shown, counts, strict=True)
+        ),
         prompts=tuple(
             PromptRow(
                 name=one_line(row["question"]),
-                prompt=_cut(_prompt(row["request"]), most_prompt),
+                brief=brief(text, _MOST_BRIEF),
+                prompt=_cut(text, most_prompt),
                 target=_cut(row["target"] or "", most_prompt),
                 kinds="".join(
                     kind
@@ -215,9 +249,18 @@ def _matrix(database: duckdb.DuckDBPyConnection, runs: Sequence[ScoredRun]) -> _
                 samples=tuple(tuple(samples[row["question"], name]) for name in run.variants),
             )
             for row in prompts
+            for text in [_prompt(row["request"])]
         ),
-        left_out=questions - len(prompts),
+        left_out=counts[0] - len(prompts),
     )
+
+
+def _halves(table: FigureTable) -> tuple[FigureTable, ...]:
+    """As two tables that fit a page: how good, and at what price."""
+    heads = table.heads[table.words :]
+    at = next((n for n, head in enumerate(heads) if head in _SECOND), len(heads))
+    halves = (table.with_figures(heads[:at]), table.with_figures(heads[at:]))
+    return tuple(half for half in halves if len(half.heads) > half.words)
 
 
 def _rows(database: duckdb.DuckDBPyConnection, query: str) -> list[dict[str, Any]]:
@@ -229,14 +272,22 @@ def _key(row: Mapping[str, Any]) -> _Key:
     return row["custom_id"], row["sample"], row["variant"]
 
 
+_CALLS_BEGIN = '[{"name": '
 _MARKS = {True: "✓", False: "✗", None: "–"}  # noqa: RUF001 - a sign for each
 
 
 def _verdict(
-    scorer: str, value: float | None, passed: bool, answer: str | None, reason: str | None
+    scorer: str,
+    value: float | None,
+    passed: bool,
+    answer: str | None,
+    reason: str | None,
+    explanation: str | None,
 ) -> Verdict:
     words = [] if value in (None, 0, 1) else [f"{value:.3g}"]
-    words += [one_line(text) for text in (answer, reason) if text]
+    if answer and answer.startswith(_CALLS_BEGIN):  # they stand below
+        answer = None
+    words += [one_line(text) for text in (answer, reason, explanation) if text]
     return Verdict(scorer, _MARKS[None if value is None else passed], _cut(", ".join(words), 160))
 
 
