@@ -377,10 +377,7 @@ class _Piece(NamedTuple):
         return [tuple(item) for item in self.items if type(item) is not Score]
 
     def targets(self) -> list[str | None]:
-        return [
-            None if type(item) is Score else written_target(item.target)  # type: ignore[union-attr]
-            for item in self.items
-        ]
+        return [None if type(item) is Score else written_target(item.target) for item in self.items]
 
     @property
     def answered(self) -> int:

@@ -95,7 +95,7 @@ def _flips(line: Comparison) -> FigureTable:
     has = "has them all" if count else ""
     has += (", with" if has else "has") + " targets and answers" if are_long else ""
     more = "; ".join(filter(None, (count, f"--flips FILE {has}" if has else "")))
-    rows = tuple(
+    rows: list[tuple[str, ...]] = [
         (
             flip.custom_id,
             brief(flip.target or "", _MOST_ANSWER),
@@ -103,8 +103,8 @@ def _flips(line: Comparison) -> FigureTable:
             *_side(flip.other_right, flip.other_samples, flip.other_answers),
         )
         for flip in line.first_flips
-    )
-    heads = ("custom_id", "target", "base", "its answer", "other", "its answer")
+    ]
+    heads: tuple[str, ...] = ("custom_id", "target", "base", "its answer", "other", "its answer")
     if are_long:  # their beginnings say nothing
         heads, *rows = (line[::2] for line in (heads, *rows))
     title = f"{of}: flipped" + (f" ({more})" if more else "")

@@ -226,7 +226,12 @@ def _matrix(database: duckdb.DuckDBPyConnection, runs: Sequence[ScoredRun]) -> _
         own = verdicts.get(key) or [Verdict(first.name, _MARKS[None], "")]
         mark = SampleMark(own[0].mark, tuple(own), key[1], _cut(output, most), tuple(calls[key]))
         samples[key[0], key[2]].append(mark)
-    shown = ({}, {"is_wrong": True}, {"is_split": True}, {"is_unscored": True})
+    shown: tuple[Mapping[str, bool], ...] = (
+        {},
+        {"is_wrong": True},
+        {"is_split": True},
+        {"is_unscored": True},
+    )
     return _Matrix(
         scorer=first.name,
         others=tuple(one.name for one in others),
