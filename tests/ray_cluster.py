@@ -38,6 +38,14 @@ def worker_pids(live: Mapping[str, object], *states: str) -> list[int]:
     return [one["pid"] for one in workers if one["state"] in states]
 
 
+def folder_of_cluster(worker: int) -> str:
+    """Where the files of the cluster are that the process of a worker belongs to."""
+    lines = Path(f"/proc/{worker}/status").read_text().splitlines()
+    raylet = next(line.split()[1] for line in lines if line.startswith("PPid"))
+    words = Path(f"/proc/{raylet}/cmdline").read_text()
+    return words[words.index("/tmp/batchrun-") :].split("/session")[0]
+
+
 def processes_with(text: str) -> list[str]:
     """The command lines of all processes that hold a text."""
     shown = subprocess.run(

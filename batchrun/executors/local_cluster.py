@@ -29,6 +29,7 @@ _RAY = "from ray.scripts.scripts import main; main()"
 _ADDRESS = "127.0.0.1"
 _START_S = 90.0  # until the cluster is there
 _STOP_S = 20.0  # until it has ended
+_DELETE_S = 5.0
 _LOOK_S = 0.1
 _OBJECT_STORE = 80 << 20  # bytes; the least that Ray takes is 75 MiB, and nothing is put there
 _SAID = 2000  # characters of what Ray says where it does not start
@@ -93,7 +94,7 @@ class LocalCluster:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        _delete(Path(self.folder))
 
 
 def serve() -> None:
@@ -121,7 +122,15 @@ def serve() -> None:
             cluster.wait(_STOP_S)
         except subprocess.TimeoutExpired:
             cluster.kill()
+        _delete(folder)
+
+
+def _delete(folder: Path) -> None:
+    """Also where processes that are about to end still write there."""
+    until_s = time.monotonic() + _DELETE_S
+    while folder.exists() and time.monotonic() < until_s:
         shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(_LOOK_S)
 
 
 def _words(folder: Path, cpus: str) -> list[str]:

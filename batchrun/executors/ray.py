@@ -259,7 +259,8 @@ def _why_not_joined(address: str, error: BaseException) -> str:
 
 
 def _in_words(error: BaseException) -> str:
-    """Its last line, where Ray puts what went wrong, without the colours that it has."""
+    """Its last line, where Ray puts what went wrong, without what may be its cause and colours."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[-1] if lines else type(error).__name__
+    text = text.partition(" Some common causes")[0]
     return "".join(letter for letter in text if letter.isprintable())[:_SAID]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.processes import read_rest
-from tests.ray_cluster import standing_cluster, wait_for_none, worker_pids
+from tests.ray_cluster import folder_of_cluster, standing_cluster, wait_for_none, worker_pids
 from tests.waiting import HANG_S, wait_until
 
 pytest.importorskip("ray", reason="the extra `ray` is not installed")
@@ -56,6 +56,7 @@ def completed(live: dict[str, Any]) -> int:
     return sum(one["completed"] for one in live["workers"])
 
 
+@pytest.mark.long
 def test_three_workers_complete_each_row_once(
     tmp_path: Path,
     cluster: dict[str, str],
@@ -83,9 +84,11 @@ def test_three_workers_complete_each_row_once(
     assert (again.returncode, stats(base_url)["completions"]) == (0, ROWS), again.stderr
 
 
-def test_a_killed_worker_costs_what_it_had_in_flight(
+def test_a_killed_worker_costs_what_it_had_in_flight_and_no_worker_is_exit_3(
     cluster: dict[str, str],
     run_words: Any,
+    write_job: Any,
+    tmp_path: Path,
     begin: Callable[..., "subprocess.Popen[str]"],
     batchrun: Callable[..., subprocess.CompletedProcess[str]],
     live: Callable[[], dict[str, Any]],
@@ -93,17 +96,38 @@ def test_a_killed_worker_costs_what_it_had_in_flight(
     totals: Any,
 ) -> None:
     base_url, words = run_words(latency_s=0.2)
-    process = begin(*words, env=cluster)
+    large = write_job('[input]\npath = "prompts.jsonl"\n[cluster]\ncpus_per_worker = 64\n')
+    waited = batchrun("run", large, *words[2:], "--give-up-after", "1", env=cluster)
+    assert waited.returncode == 3, waited.stderr
+    assert "no worker could be had for 1" in waited.stderr
+    assert "a worker needs 64" in waited.stderr
+    assert not (tmp_path / "run").exists()
+
+    process = begin(*words, "--json", env=cluster)
     wait_until(lambda: completed(live()) >= 60 and worker_pids(live(), "running"), process)
     os.kill(worker_pids(live(), "running")[0], signal.SIGKILL)
-    said = read_rest(process)
+    shown = batchrun("status", "run")
+    assert "workers:" in shown.stdout
+    out, said = process.communicate(timeout=HANG_S)
     assert process.returncode == 0, said
     assert totals() == (ROWS, ROWS, ROWS)
     assert ROWS <= stats(base_url)["completions"] <= ROWS + 12
-    assert batchrun("verify", "run").returncode == 0
-    assert "adopted" in [one["state"] for one in live()["workers"]]
+    assert stats(base_url)["most_in_flight"] <= 12
+    summary = json.loads(out)
+    assert (summary["ok"], summary["left"], summary["state"]) == (ROWS, 0, "finished")
+    states = [one["state"] for one in summary["workers"]]
+    assert (states.count("adopted"), states.count("ended") >= 2) == (1, True), states
+    record = json.loads((tmp_path / "run/run.json").read_bytes())
+    assert (record["executor"], record["workers"]) == ("ray", 3)
+    assert not list((tmp_path / "run/journal").iterdir())
+    verified = batchrun("verify", "run")
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+    answered = stats(base_url)["completions"]
+    again = batchrun(*words, env=cluster)
+    assert (again.returncode, stats(base_url)["completions"]) == (0, answered), again.stderr
 
 
+@pytest.mark.long
 def test_a_killed_driver_costs_nothing(
     cluster: dict[str, str],
     run_words: Any,
@@ -129,6 +153,7 @@ def test_a_killed_driver_costs_nothing(
     assert batchrun("verify", "run").returncode == 0
 
 
+@pytest.mark.long
 def test_ctrl_c_lands_what_is_in_flight_of_all_workers(
     cluster: dict[str, str],
     run_words: Any,
@@ -150,6 +175,7 @@ def test_ctrl_c_lands_what_is_in_flight_of_all_workers(
     assert (totals(), stats(base_url)["completions"]) == ((ROWS, ROWS, ROWS), ROWS)
 
 
+@pytest.mark.long
 def test_limits_and_failures_are_those_of_the_whole_run(
     cluster: dict[str, str],
     run_words: Any,
@@ -166,50 +192,32 @@ def test_limits_and_failures_are_those_of_the_whole_run(
     assert stats(failing)["requests"] < 100
 
 
-def test_no_worker_within_the_time_is_exit_3_and_nothing_is_sent(
-    cluster: dict[str, str],
+def test_a_cluster_of_a_killed_run_ends_once_its_workers_have_stored_what_was_in_flight(
     run_words: Any,
-    tmp_path: Path,
-    batchrun: Callable[..., subprocess.CompletedProcess[str]],
-    stats: Any,
     write_job: Any,
-) -> None:
-    base_url, words = run_words("--give-up-after", "2")
-    words[1] = write_job('[input]\npath = "prompts.jsonl"\n[cluster]\ncpus_per_worker = 64\n')
-    done = batchrun(*words, env=cluster)
-    assert done.returncode == 3, done.stderr
-    assert "no worker could be had for 2" in done.stderr
-    assert "a worker needs 64" in done.stderr
-    assert stats(base_url)["requests"] == 0
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_cluster_of_the_run_alone_ends_with_it(
-    run_words: Any,
     begin: Callable[..., "subprocess.Popen[str]"],
+    batchrun: Callable[..., subprocess.CompletedProcess[str]],
     live: Callable[[], dict[str, Any]],
+    stats: Any,
     totals: Any,
 ) -> None:
-    _, words = run_words("--rpm", "100000")
+    base_url, words = run_words(latency_s=0.2)
+    words[1] = write_job('[input]\npath = "prompts.jsonl"\n[cluster]\nsilence_s = 2.0\n')
     key = "a-secret-of-thirty-letters-000"
     local = {"RAY_ADDRESS": "local", "OPENAI_API_KEY": key}
     process = begin(*words, env=local)
-    wait_until(lambda: completed(live()) >= 20, process)
+    wait_until(lambda: completed(live()) >= 60, process)
     (pid, *_) = worker_pids(live(), "running")
-    environment = Path(f"/proc/{pid}/environ").read_bytes()
-    assert key.encode() not in environment
-    raylet = next(
-        line.split()[1]
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines()
-        if line.startswith("PPid")
-    )
-    words_of_raylet = Path(f"/proc/{raylet}/cmdline").read_text()
-    root = words_of_raylet[words_of_raylet.index("/tmp/batchrun-") :].split("/session")[0]
-    said = read_rest(process)
-    assert process.returncode == 0, said
-    assert totals() == (ROWS, ROWS, ROWS)
-    assert wait_for_none(root, 10) == []
+    assert key.encode() not in Path(f"/proc/{pid}/environ").read_bytes()
+    root = folder_of_cluster(pid)
+    process.kill()
+    process.wait(HANG_S)
+    assert wait_for_none(root, HANG_S) == []
     assert not Path(root).exists()
+    done = batchrun(*words, env=local)
+    assert done.returncode == 0, done.stderr
+    assert (totals(), stats(base_url)["completions"]) == ((ROWS, ROWS, ROWS), ROWS)
+    assert batchrun("verify", "run").returncode == 0
 
 
 def test_what_cannot_be_joined_is_exit_2(
