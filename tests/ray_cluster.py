@@ -49,7 +49,7 @@ def folder_of_cluster(worker: int) -> str:
 def processes_with(text: str) -> list[str]:
     """The command lines of all processes that hold a text."""
     shown = subprocess.run(
-        ["ps", "-eo", "pid,stat,args"],  # noqa: S607 - where it is differs
+        ["ps", "-ewwo", "pid,stat,args"],  # noqa: S607 - where it is differs
         capture_output=True,
         text=True,
         check=True,
