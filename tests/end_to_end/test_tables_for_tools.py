@@ -157,7 +157,7 @@ def test_the_summary_says_what_duckdb_computes(
         *("--faults", "0.05", "--fault", "truncated_json=0.3", "--retry-after", "0.05"),
         *("--refusals", "0.1", "--bad-arguments", "0.2", "--seed", "3"),
     )
-    rows = questions(300)
+    rows = questions(150)
     for number, row in enumerate(rows):
         row["heat"] = 7 if number % 40 == 5 else 1
         row["most"] = 16 if number % 10 == 3 else 4_000
@@ -176,7 +176,7 @@ def test_the_summary_says_what_duckdb_computes(
         for number, row in enumerate(rows)
     ]
     command = ("run", write_rows(lines), "-o", "run", "--base-url", base_url, "--json")
-    assert batchrun(*command, "--limit", "120").returncode == 4
+    assert batchrun(*command, "--limit", "60").returncode == 4
     done = batchrun(*command)
     assert done.returncode == 4, done.stderr
     summary = json.loads(done.stdout)
