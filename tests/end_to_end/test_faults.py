@@ -172,7 +172,11 @@ def test_what_never_passes_ends_as_no_answer_with_its_reason(
             "no connection within 0.6 s",
         ),
         (("--fault", "no_headers=1"), {"timeout_s": 0.5}, "timeout", "no answer within 0.5 s"),
-        (("--fault", "endless_body=1"), {"timeout_s": 3.0}, "timeout", "not complete within 3 s"),
+        pytest.param(
+            *(("--fault", "endless_body=1"), {"timeout_s": 3.0}),
+            *("timeout", "not complete within 3 s"),
+            marks=pytest.mark.long,
+        ),
         (
             ("--fault", "stalled_body=1"),
             {"idle_timeout_s": 0.4},

@@ -110,7 +110,9 @@ def write_large(path: Path, rows: int, size: int, **fields: Any) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
-@pytest.mark.parametrize("options", [[], ["--mode", "stream"]])
+@pytest.mark.parametrize(
+    "options", [[], pytest.param(["--mode", "stream"], marks=pytest.mark.long)]
+)
 def test_rows_of_4_mb_have_a_budget_in_bytes(
     begin: Callable[..., subprocess.Popen[str]],
     server: SlowServer,

@@ -110,7 +110,7 @@ def test_without_a_terminal_lines_come_at_changes_of_state_alone(
     assert "\r" not in done.stderr
 
 
-@pytest.mark.parametrize("columns", [80, 50])
+@pytest.mark.parametrize("columns", [pytest.param(80, marks=pytest.mark.long), 50])
 def test_a_terminal_shows_a_bar_whose_lines_fit_and_are_gone_at_the_end(
     columns: int, source: Path, on_terminal: Callable[..., str], simulator: Any
 ) -> None:

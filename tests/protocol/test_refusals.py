@@ -213,7 +213,13 @@ PAGES = {
 }
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("a page", "a short page"),
+        *(pytest.param(one, marks=pytest.mark.long) for one in ("nothing", "a firewall's page")),
+    ],
+)
 async def test_a_wave_of_pages_or_of_nothing_is_an_outage_and_loses_no_row(
     endpoint: Connect, request_of: Callable[..., Request], answer: Make, name: str
 ) -> None:

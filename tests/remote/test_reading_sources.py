@@ -87,7 +87,7 @@ def test_a_store_that_cannot_be_reached_is_said(s3: dict[str, str], batchrun: Co
     assert "AWS_ENDPOINT_URL" in done.stderr
 
 
-@pytest.mark.parametrize("fault", ["fail", "cut"])
+@pytest.mark.parametrize("fault", [pytest.param("fail", marks=pytest.mark.long), "cut"])
 def test_a_read_that_fails_is_tried_again(
     fault: str,
     bucket: Bucket,

@@ -323,7 +323,7 @@ def test_a_run_that_another_machine_writes_is_live(
     assert "works on the machine that writes the run" in watched.stderr
 
 
-@pytest.mark.parametrize("fault", ["fail", "cut"])
+@pytest.mark.parametrize("fault", ["fail", pytest.param("cut", marks=pytest.mark.long)])
 def test_uploads_that_fail_are_tried_again(
     fault: str,
     bucket: Bucket,

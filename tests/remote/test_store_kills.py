@@ -143,7 +143,10 @@ def test_large_parts_leave_no_open_upload_whenever_it_is_killed(
     _kill_with_large_parts(number, moment, bucket, proxy, s3, killed_at, batchrun, tmp_path)
 
 
-@pytest.mark.parametrize(("number", "moment"), [(2, "after"), (5, "after"), (6, "before")])
+@pytest.mark.parametrize(
+    ("number", "moment"),
+    [(2, "after"), pytest.param(5, "after", marks=pytest.mark.long), (6, "before")],
+)
 def test_killed_while_parts_are_replaced(
     number: int,
     moment: str,

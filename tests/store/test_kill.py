@@ -43,7 +43,12 @@ while True:
 
 @pytest.mark.parametrize(
     ("in_process", "part_rows", "kills", "longest_s"),
-    [(False, 60, 12, 0.02), (True, 1_000, 4, 0.8)],
+    [
+        (False, 60, 6, 0.02),
+        (True, 1_000, 4, 0.8),
+        pytest.param(False, 60, 12, 0.02, marks=pytest.mark.long),
+        pytest.param(True, 1_000, 8, 0.8, marks=pytest.mark.long),
+    ],
 )
 def test_kills_at_any_moment_lose_and_double_nothing(
     tmp_path: Path,
