@@ -59,8 +59,8 @@ def _value(key: str, text: str) -> Any:
             if isinstance(error, json.JSONDecodeError):
                 said = f"{error.msg} (line {error.lineno}, column {error.colno})"
             raise click.BadParameter(
-                f"{key}: the value{where} begins like JSON and is none: {said}; mend it, or write "
-                "the text as a JSON string"
+                f"{key}: the value{where} begins like JSON but is not JSON: {said}; correct it, or "
+                "write the text as a JSON string"
             ) from None
         return text
 

@@ -7,7 +7,7 @@ import click
 
 _COST = "the cap on dollars is --max-cost USD"
 _STOP = "when to stop is --stop-at TIME: a time of day (06:30), a date and time, or 8h"
-_AGAIN = "the same command again goes on where it stopped; leave it out"
+_AGAIN = "the same command continues where it stopped; leave this option out"
 _ROWS = "only the first N rows: --limit N. Several answers to each row: --samples N"
 _TOKENS = "the longest answer is --set max_output_tokens=N"
 _FLIGHT = "the most requests in flight are --concurrency N"
@@ -44,7 +44,7 @@ _GUESSES = {
     "tools": "tools are --set tools=@FILE",
     **dict.fromkeys(("webhook", "slack", "mail", "email", "notify-url"), "it is --notify URL"),
     "dry": "it is --dry-run",
-    "verbose": "it says all that it does already; --quiet says less",
+    "verbose": "batchrun prints all that it does anyway; --quiet prints less",
 }
 _EFFORT = ("reasoning-effort", "effort", "reasoning")
 # Fields of the request, which --set gives.

@@ -124,10 +124,12 @@ def read_options(given: dict[str, Any]) -> RunOptions:
         if value is not None and value is not False:
             if key in settings:
                 other = "--prompt" if option == "prompt-file" else f"--set {key[8:]}=…"
-                raise click.UsageError(f"--{option} and {other} say the same; take one out")
+                raise click.UsageError(f"--{option} and {other} set the same; take one out")
             settings[key] = value
     if "model" in varied and ("model" in given["vary"] or "request.model" in settings):
-        raise click.UsageError("several --model and --vary or --set model=… say the same")
+        raise click.UsageError(
+            "several --model and --vary or --set model=… set the same; take one out"
+        )
     if varied := {**varied, **given["vary"]}:
         settings["expand.vary"] = varied
     for key in ("input.carry", "input.send", "notify.urls"):
@@ -154,7 +156,7 @@ def _simulator(
     if not answers and not right:
         return None
     if not simulate:
-        raise click.UsageError("--answers and --right are of the simulator; add --simulate")
+        raise click.UsageError("--answers and --right are options of the simulator; add --simulate")
     try:
         return SimulatorSettings(answers=answers, right=right)
     except ValueError as error:
@@ -252,7 +254,7 @@ def _options() -> list[click.Option]:
             ["--notify"],
             multiple=True,
             metavar="URL",
-            help="Tell this address of the end, a stall, and a budget at 80 %; env:NAME; several.",
+            help="URL or env:NAME for messages: the end, a stall, 80 % of a budget; repeatable.",
         ),
         click.Option(
             ["--simulate"], is_flag=True, help="Use the embedded simulator: no key, no cost."
@@ -320,7 +322,7 @@ def _kinds(
     known = {*(kind.value for kind in ErrorKind), *ANSWERED} - {ErrorKind.INVALID_ROW.value}
     if unknown := sorted(kinds - known):
         raise click.BadParameter(
-            f"{', '.join(map(repr, unknown))} is no kind of failure that is sent again; "
+            f"{', '.join(map(repr, unknown))} is no error kind that can be sent again; "
             f"{nearest(unknown[0], sorted(known))}"
         )
     return frozenset(kinds)

@@ -223,7 +223,7 @@ class Findings(Struct):
         if self.empty.rows == self.rows:
             what = "every row has an empty input"
         elif self._says_the_same(others):
-            what = f"all {self.rows:,} rows come to the same request"
+            what = f"all {self.rows:,} rows make the same request"
         else:
             return None
         meant = self._meant(others)
@@ -232,7 +232,7 @@ class Findings(Struct):
             ""
             if "empty" in what
             else (
-                "; where the same request is meant for every row, tell them apart: "
+                "; to send the same prompt for every row, make the requests different: "
                 "--set metadata.row='{{ "
                 + (sorted(self.ids & set(self.columns)) or ["id"])[0]
                 + " }}'"
@@ -274,8 +274,8 @@ class Findings(Struct):
         if self.is_text and type(template) is str and (found := _AS_TEXT.search(template)):
             part, key = _PARTS[found[1]]
             yield (
-                f"request.input is text with what {found[1]} gives in it: the model reads it as "
-                f"letters, at their price. It belongs into the {key} of an {part}, in a list "
+                f"request.input is text that holds the output of {found[1]}: the model reads it as "
+                f"text, which costs as many tokens. Put it into the {key} of an {part}, in a list "
                 "(examples/captions.toml)"
             )
         for name, seen in self.transport.items():
@@ -315,7 +315,7 @@ class Findings(Struct):
                 "--send COLUMN for each tool or setting that the rows have"
             )
         if self.same is not None and self.differ and self.rows > 1 and self.refusal() is None:
-            yield f"all {self.rows:,} rows come to the same request, though their columns differ"
+            yield f"all {self.rows:,} rows make the same request, though their columns differ"
         if self.changed.rows:
             yield (
                 f"{self._rows(self.changed)} would be sent in another way than by the version that "
@@ -328,7 +328,7 @@ class Findings(Struct):
         known = {n: s for n, s in columns.items() if n in REQUEST_FIELDS or n in CHAT_SETTINGS}
         said = {n: s for n, s in columns.items() if n in _AS_INSTRUCTIONS and n not in known}
         others = {n: s for n, s in columns.items() if n not in known and n not in said}
-        data = "list them in --carry, with all else to carry, if they are data"
+        data = "if they are data, list them in --carry, with all other columns to carry"
         if known:
             yield (
                 f"{self._counted(known)}: named like settings of a request, and not sent; "
@@ -358,8 +358,8 @@ class Findings(Struct):
             for hole in dict.fromkeys(h for text in _texts(value) for h in _holes(text, "{")):
                 if hole in columns:
                     yield (
-                        f"request.{key} holds {{{hole}}} as it stands; for the value of the column "
-                        f"write {_reference(hole)}"
+                        f"request.{key} holds {{{hole}}}, which is sent as it is; for the value of "
+                        f"the column write {_reference(hole)}"
                     )
 
     def _counted(self, seen: dict[str, _Seen]) -> str:

@@ -210,7 +210,7 @@ class RowNames(Struct):
             if self.named_by[row.row] in (BY_NUMBER, NAMELESS, ODD_ID):
                 return (
                     f"{one} and {other} would both be known as {shown(name, 80)}: "
-                    f"{row} gives no name and goes by its number. Give that row a name, or "
+                    f"{row} has no name and is known by its number. Give that row a name, or "
                     "fix or take out the row"
                 )
         column = identity.explicit or "custom_id"

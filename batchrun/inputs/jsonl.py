@@ -139,8 +139,9 @@ def _with_tables(lines: Lines, file: SourceFile, wrapped: Wrapped | None) -> Lin
             return
         if wrapped is not None and (path := _path_of_rows(value, wrapped.row_columns)):
             beside = listed(f"`{name}`" for name in value if name != path[0])
-            wrapped.found[file.name] = f"read are the objects in its list `{'.'.join(path)}`" + (
-                f"; {beside} beside it: not read" if beside else ""
+            wrapped.found[file.name] = (
+                f"the rows are the objects in its list `{'.'.join(path)}`"
+                + (f"; {beside} beside it: not read" if beside else "")
             )
             del value
             yield from _rows_at(path, line, raw)
@@ -452,7 +453,7 @@ class _Values:
                 break
         if depth > 0:
             place = begin if begin >= 0 else len(self._buffer)
-            raise self._error(place, "the file ends within what begins or goes on here: it is cut")
+            raise self._error(place, "the file ends before this value does: it was cut off")
 
     def _load(self, keep: int) -> bool:
         """Reads on, keeping the buffer from `keep` on; whether the file ends with it."""

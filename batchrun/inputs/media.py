@@ -77,7 +77,7 @@ class MediaReader:
         if not kind.startswith("image/"):
             held = "nothing known" if kind == _UNKNOWN else kind
             raise RowProblem(
-                f"data_url: {_named(value)} is no image by its content ({held}); repair it, or "
+                f"data_url: {_named(value)} is no image, by its content ({held}); repair it, or "
                 "use the filter file_data for documents"
             )
         return self._encoded(content, kind)
@@ -114,7 +114,7 @@ class MediaReader:
                 text = str.__str__(value)
                 return base64_content(text) or self._read(text, name)
         raise RowProblem(
-            f"{name}: {cut(str(value), _SHOWN)} is no image or document; it takes bytes, an object "
+            f"{name}: {cut(str(value), _SHOWN)} is no image or document; give bytes, an object "
             "with `bytes` or `path`, or the path of a file"
         )
 
@@ -160,8 +160,8 @@ class MediaReader:
             below = next((found.relative_to(r) for r in roots if found.is_relative_to(r)), None)
             if below is None or any(part.startswith(".") for part in below.parts):
                 raise RowProblem(
-                    f"{name}: {_named(path)} is hidden or not below the source's folder "
-                    f"{roots[-1]}, where alone files are read; move the file there"
+                    f"{name}: {_named(path)} is hidden, or outside the source's folder "
+                    f"{roots[-1]}; only files in that folder are read: move the file there"
                 )
             if found.exists():
                 return found

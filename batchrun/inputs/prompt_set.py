@@ -303,7 +303,7 @@ class PromptSet:
         for name, words in islice(found.items(), _SHOWN):
             yield f"{name}: {words}"
         if len(found) > _SHOWN:
-            yield f"{plural(len(found) - _SHOWN, 'more file')}: read are the objects in a list too"
+            yield f"{plural(len(found) - _SHOWN, 'more file')}: the rows are in a list too"
 
     def file_spans(self) -> list[FileSpan]:
         """How each file is read in parts, after a survey for that. Raises `InputError`."""

@@ -528,11 +528,11 @@ def _no_form(data: JsonObject, row: SourceRow) -> str:
         return "`body` is text that holds no request; name the text with --prompt '{{ body }}'"
     for name in ("body", "messages", "input", "prompt"):
         if name in row.names:
-            return f"no way to a request: `{name}` is null; fill it, or take the row out"
+            return f"no request can be made of it: `{name}` is null; fill it, or take the row out"
     there = f"its columns are {listed(row.names)}" if row.names else "it is empty"
     return (
-        f"no way to a request: it has none of body, messages, input and prompt ({there}); "
-        f"say how with a template, such as --prompt '{{{{ {_meant(data)} }}}}'"
+        f"no request can be made of it without a template: it has none of body, messages, input "
+        f"and prompt ({there}); give a template, such as --prompt '{{{{ {_meant(data)} }}}}'"
     )
 
 

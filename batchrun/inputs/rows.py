@@ -157,7 +157,7 @@ def _refuse(value: Any) -> NoReturn:
     if isinstance(value, Unsendable):
         what, where = value.what, f" of column `{value.column}`" if value.column else ""
     raise RowProblem(
-        f"a value{where} would be sent that is {what}; JSON has no word for it{_how_sent(value)}"
+        f"a value{where} would be sent that is {what}; JSON cannot express it{_how_sent(value)}"
     )
 
 

@@ -117,8 +117,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self._letters += max(letters, 0)
         if self._steps > MAX_STEPS or self._letters > MAX_LETTERS or self._spent_s > MAX_S:
             raise SecurityError(
-                f"more than {MAX_STEPS:,} turns of loops, {MAX_LETTERS:,} letters or {MAX_S:.0f} s "
-                "for one row"
+                f"more than {MAX_STEPS:,} steps of loops, {MAX_LETTERS:,} characters or "
+                f"{MAX_S:.0f} s for one row"
             )
 
     def _measure(self, name: str, *values: Any) -> None:

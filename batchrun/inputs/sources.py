@@ -315,7 +315,7 @@ def _remote_source(spec: str, kind: str | None) -> Source:
         else:
             files.append(SourceFile(by_name[name], str(name), known))
     if not files:
-        what = "other files alone" if found.files else "nothing of this name"
+        what = "only other files" if found.files else "nothing of this name"
         raise InputError(
             f"{spec}: no prompt set there ({what}); it would be files ending in {_KNOWN}, or say "
             "--format jsonl or --format parquet (format in [input])"
@@ -482,7 +482,7 @@ def _passed_over(spec: str, paths: Sequence[PurePath]) -> tuple[str, ...]:
     shown = ", ".join(cut(one_line(name), 80) for name in names[:_SHOWN])
     more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
     what = plural(len(names), "file or run directory", "files or run directories")
-    return (f"{spec}: {what} passed over ({shown}{more}); read are {_KNOWN}",)
+    return (f"{spec}: {what} not read ({shown}{more}); files end in {_KNOWN}",)
 
 
 def _run_source(spec: str, path: Path) -> Source:

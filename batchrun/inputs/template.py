@@ -346,7 +346,7 @@ def _json_value(value: Any) -> Any:
         case Iterable() if not isinstance(value, bytes):
             return [None if inner is None else _json_value(inner) for inner in value]
     what = "infinity or NaN" if isinstance(value, float) else "a value"
-    raise RowProblem(f"a template gives {what} that JSON has no word for")
+    raise RowProblem(f"a template gives {what}, which JSON cannot express")
 
 
 class _RowColumn:

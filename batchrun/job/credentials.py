@@ -68,7 +68,7 @@ def key_of_command(command: str) -> str:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise JobError(f"{what} said no key within {COMMAND_S:.0f} s; {seen}") from None
+        raise JobError(f"{what} printed no key within {COMMAND_S:.0f} s; {seen}") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise JobError(f"{what} cannot be run ({reason}); {seen}") from None
@@ -77,9 +77,9 @@ def key_of_command(command: str) -> str:
         raise JobError(f"{what} failed ({how}); {seen}")
     key = ended.stdout.partition(b"\n")[0].decode(errors="replace").strip()
     if not key:
-        raise JobError(f"{what} said nothing in its first line of output; {seen}")
+        raise JobError(f"{what} printed nothing in its first line; {seen}")
     if not (key.isascii() and key.isprintable()):
-        raise JobError(f"{what} said a key with characters that no header may have; {seen}")
+        raise JobError(f"{what} printed a key with characters that no header may have; {seen}")
     return key
 
 
@@ -204,7 +204,7 @@ def refuse_written_secrets(job: Job, command: str | None, key: str | None = None
         for section, text in written.items():
             if len(secret) >= _SECRET_LENGTH and secret in str(text):
                 raise JobError(
-                    f"{section} holds the very value of {source}, which "
+                    f"{section} holds the value of {source}, which "
                     "is a secret and would be written into the run directory; take it out"
                 )
 

@@ -201,8 +201,8 @@ def _check_key_command(endpoint: EndpointJob, where: str) -> None:
     if endpoint.api_key_command is None:
         if endpoint.api_key_ttl_s is not None:
             raise JobError(
-                f"{where}: endpoint.api_key_ttl_s says when endpoint.api_key_command is asked "
-                "again, which is not given; give it with --api-key-command"
+                f"{where}: endpoint.api_key_ttl_s says when endpoint.api_key_command is run again, "
+                "but there is no such command; give it with --api-key-command"
             )
         return
     if not endpoint.api_key_command.strip():
@@ -212,7 +212,7 @@ def _check_key_command(endpoint: EndpointJob, where: str) -> None:
         other = "a header Authorization in endpoint.headers"
     if other is not None:
         raise JobError(
-            f"{where}: endpoint.api_key_command says the key, and so does {other}; take one out"
+            f"{where}: endpoint.api_key_command gives the key, and so does {other}; take one out"
         )
 
 

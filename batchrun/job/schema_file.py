@@ -31,7 +31,9 @@ def read_schema(text: str) -> dict[str, Any]:
     except OSError as error:
         raise JobError(f"{text}: cannot be read ({error.strerror}); check the path") from None
     except UnicodeDecodeError as error:
-        raise JobError(f"{text}: not UTF-8 text (byte {error.start + 1}); save it so") from None
+        raise JobError(
+            f"{text}: not UTF-8 text (byte {error.start + 1}); save it as UTF-8"
+        ) from None
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
         raise JobError(f"{text}: not JSON: {error.msg} ({place}); {_HOW}") from None

@@ -10,7 +10,9 @@ from batchrun.formats.json_text import shown
 
 OUTPUT_TEXT = "{{ output_text }}"
 _NAME = r"^[a-z0-9_-]{1,40}$"
-Name = Annotated[str, Meta(pattern=_NAME, description="1 to 40 of the signs a-z, 0-9, _ and -")]
+Name = Annotated[
+    str, Meta(pattern=_NAME, description="1 to 40 of the characters a-z, 0-9, _ and -")
+]
 Tolerance = Annotated[float, Meta(ge=0)]
 Seconds = Annotated[float, Meta(ge=0.001)]
 

@@ -126,12 +126,12 @@ class Budget:
         )
         if self._of_command:
             return (
-                f"the budget of this command {is_used_up}; run it again to go on with as much "
-                "again, or raise --max-cost-per-command (limits.max_cost_per_command_usd)"
+                f"the budget of this command {is_used_up}; run it again to spend as much again, or "
+                "raise --max-cost-per-command (limits.max_cost_per_command_usd)"
             )
         return (
-            f"the budget {is_used_up}; raise --max-cost (limits.max_cost_usd) and run again to go "
-            "on"
+            f"the budget {is_used_up}; to continue, raise --max-cost (limits.max_cost_usd) and run "
+            "again"
         )
 
     @property

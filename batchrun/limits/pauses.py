@@ -301,7 +301,7 @@ class Breaker:
             cause = StopCause.KEY if FACTS[kind].cure is Cure.FIX else StopCause.ENDPOINT
             advice = FACTS[kind].advice or "fix the cause"
             reason = (
-                f"{rows} rows in a row failed in the same way, and so did every request for "
+                f"{rows} consecutive rows failed in the same way, and so did every request for "
                 f"{age_s:.0f} s: {error}; {advice}, then run the same command again"
             )
             if kind is not ErrorKind.UNAUTHORIZED:  # else with another key

@@ -244,7 +244,9 @@ def _attempts(summary: Summary) -> str:
     named += [plural(count, kind) for kind, count in kinds.items() if count]
     named += [f"{summary.resent:,} resent"] if summary.resent else []
     whose = " of complete rows" if summary.left else ""
-    more = f"; {summary.more_tries:,} more of rows without an outcome" if summary.more_tries else ""
+    more = (
+        f"; {summary.more_tries:,} more for rows without an outcome" if summary.more_tries else ""
+    )
     return f"{summary.attempts:,}{whose}, of them {', '.join(named)}{more}"
 
 
@@ -291,4 +293,5 @@ def next_step(summary: Summary) -> str:
         return f"send the {plural(failed, 'failed row')} again"
     is_part = "--limit" in words or "--pilot" in words
     rows = "remaining rows" if is_part else f"the {plural(summary.left, 'remaining row')}"
-    return f"go on with {rows}{', and the failed ones again' if '--retry-failed' in words else ''}"
+    failed_too = ", and the failed ones again" if "--retry-failed" in words else ""
+    return f"continue with {rows}{failed_too}"

@@ -65,9 +65,7 @@ FACTS: dict[ErrorKind, KindFacts] = {
         "the key may not do this: check its rights, the model and the project"
     ),
     ErrorKind.NOT_FOUND: _refused("no such model or path: check --model and --base-url"),
-    ErrorKind.REDIRECT: _refused(
-        "the server sends elsewhere: check --base-url (https? /v1 at its end?)"
-    ),
+    ErrorKind.REDIRECT: _refused("the server redirects: check --base-url (https? /v1 at its end?)"),
     ErrorKind.RATE_LIMIT: KindFacts(Cure.WAIT, is_free=True),
     ErrorKind.BUSY: KindFacts(Cure.AGAIN, is_free=True, is_outage=True),
     ErrorKind.GONE: KindFacts(Cure.LOST),
@@ -116,9 +114,9 @@ _MORE = {
 }
 # Added to that; a time-out of our own names the setting that ended it.
 _INSTEAD = {
-    ErrorKind.TIMEOUT: "; where the server is only busy, a lower --concurrency helps too",
+    ErrorKind.TIMEOUT: "; if the server is only busy, a lower --concurrency helps too",
     ErrorKind.GATEWAY_TIMEOUT: (
-        "; for long answers use --mode stream or background, and where the server is only busy a "
+        "; for long answers use --mode stream or background, and if the server is only busy, a "
         "lower --concurrency"
     ),
 }
@@ -222,7 +220,7 @@ def judge(
     if pauses_scope and hint_s is not None and hint_s > give_up_after_s:
         return Halt(
             f"the server asks to wait {hint_s:.0f} s, longer than limits.give_up_after_s; "
-            "run the same command again then",
+            "run the same command again after that time",
             StopCause.ENDPOINT,
         )
     if excused is not None:
@@ -275,11 +273,11 @@ def _is_refused_key(last: Failure, *, has_succeeded: bool) -> bool:
     return last.kind is ErrorKind.RATE_LIMIT and last.http_status == 401 and not has_succeeded
 
 
-_BEGUN = "what has begun is asked about again, and not begun twice, by the same command"
+_BEGUN = "the same command then asks about the same work, and does not begin it twice"
 _FIX_POLLS = {
-    ErrorKind.UNAUTHORIZED: f"the key is refused when the work is asked about: fix it; {_BEGUN}",
-    ErrorKind.FORBIDDEN: f"the key may begin work but not ask about it: check its rights; {_BEGUN}",
-    ErrorKind.NOT_FOUND: "the same command with another --mode goes on",
+    ErrorKind.UNAUTHORIZED: f"the key is refused for polls of background work: fix it; {_BEGUN}",
+    ErrorKind.FORBIDDEN: f"the key may begin work but not poll it: check its rights; {_BEGUN}",
+    ErrorKind.NOT_FOUND: "give the same command with another --mode",
 }
 
 

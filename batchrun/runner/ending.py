@@ -97,8 +97,8 @@ def _all_failed_alike(kind: ErrorKind, message: str) -> str:
     is_answer = kind in SHORTFALLS  # sent again by name alone
     again = f"--retry-failed={kind}" if is_answer else "--retry-failed"
     return (
-        f"the first {FIRST_ROWS} rows all failed the same way ({kind}): {message}; fix the cause "
-        f"and run again with {again}; where the request itself was fixed, with --rerun-changed"
+        f"the first {FIRST_ROWS} rows all failed the same way ({kind}): {message}; fix the cause, "
+        f"then run again with {again}; if that changes the requests, with --rerun-changed"
     )
 
 
@@ -169,7 +169,8 @@ def time_is_up(limits: LimitsJob, down: str | None = None) -> RunStopped:
     """
     why = f"; the endpoint was down by then: {down}" if down else ""
     return RunStopped(
-        f"it is time to stop (--stop-at {limits.stop_at}); run again to go on{why}", StopCause.TIME
+        f"it is time to stop (--stop-at {limits.stop_at}); run again to continue{why}",
+        StopCause.TIME,
     )
 
 
@@ -267,7 +268,7 @@ def end_of(causes: Iterable[BaseException], *, remaining: int, not_asked: int, n
         rows = "1 row has" if missed == 1 else f"{missed:,} rows have"
         strongest = BatchrunError(
             f"{rows} no outcome though nothing stopped the run: a bug of batchrun. What has "
-            "arrived is stored, and the same command again sends the others; please report this"
+            "arrived is stored, and the same command sends the other rows; please report this"
         )
     match strongest:
         case None:
@@ -286,7 +287,7 @@ def bug_in_words(error: BaseException) -> str:
     """What a user is told of an error that nobody foresaw."""
     return (
         f"a bug of batchrun ended the run ({type(error).__name__}: {error}). What has arrived is "
-        "stored, and the same command again goes on; please report this"
+        "stored, and the same command continues; please report this"
     )
 
 

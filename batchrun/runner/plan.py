@@ -309,7 +309,7 @@ def _explain(
     requests = prompts.requests(survey.layout, others)
     now = {prompts.expansion.number(one): one for one in requests}
     settings = setting_changes(record.job, msgspec.to_builtins(job))
-    unknown = "no setting that requests are made by; requests are not stored, so it is in the row"
+    unknown = "something in the row, as no setting has changed (requests are not stored)"
     return {
         index: request_changes(before, now[changed[index]])
         if (before := stored[index]["request"]) is not None
@@ -371,8 +371,8 @@ def _pilot_before(record: RunRecord | None, pilot: int, *, is_appended: bool) ->
         return record.pilot if record else None
     if pilot:
         raise JobError(
-            "a pilot knows rows by their numbers, which those of an input that is appended do not "
-            "have in the tables; estimate without --pilot, or give another -o"
+            "--pilot does not work with --append: the numbers of the input's rows are not those of "
+            "the tables; estimate without --pilot, or give another -o"
         )
     return None
 
@@ -477,7 +477,7 @@ def _past_the_cap(
         )
     if resumed.lost:
         rows = plural(resumed.lost, "row")
-        warnings.append(f"{cap} does not count what {rows} cost that are not on disk any more")
+        warnings.append(f"{cap} does not count the cost of {rows} not on disk any more")
     if record is not None and record.state == "running":
         warnings.append(
             "the last command was killed; what was in flight then may have been billed, and "

@@ -211,9 +211,9 @@ def adopt(survey: Survey, before: CompleteRows, run_dir: RunDir) -> str | None:
             return None
         raise InputError(
             f"{run_dir.path}: it holds {plural(len(unnamed), 'row')} from before variants were "
-            "declared, which is the request of none of the variants "
-            f"({', '.join(map(str, expansion.variants))}). Declare the variant that they were "
-            "asked with, or start a new run directory with -o"
+            "declared, and none of the variants "
+            f"({', '.join(map(str, expansion.variants))}) makes the same requests. Declare the "
+            "variant that they were sent with, or start a new run directory with -o"
         )
     first = best * samples
     for index, number in enumerate(before.rows):

@@ -40,7 +40,7 @@ class RowFilter:
         if tree.get("error") or [node.get("type") for node in nodes] != ["SELECT_NODE"]:
             raise JobError(
                 f"--where (where in [input]) is no condition in SQL: "
-                f"{tree.get('error_message') or 'more than one'}; write such as "
+                f"{tree.get('error_message') or 'more than one'}; an example: "
                 "--where \"level > 3 AND lang = 'de'\""
             )
         return nodes

@@ -101,7 +101,7 @@ def refuse_other_use(run_dir: RunDir, *, simulate: bool) -> None:
     if record.hash_rule not in (HASH_RULE, OLDER_HASH_RULE):
         raise JobError(
             f"{run_dir.path}: its requests were hashed by rule {record.hash_rule} of batchrun "
-            f"{record.batchrun}, and this version has rule {HASH_RULE}; go on with that one, or "
+            f"{record.batchrun}, and this version has rule {HASH_RULE}; use that version, or "
             "choose another directory with -o"
         )
 
@@ -120,8 +120,8 @@ def about_source(job: Job, run_dir: RunDir, survey: Survey, new_rows: int) -> li
         if left <= 0 or (is_same and left == new_rows):
             return []
         unsent = (
-            f"when the last command ended, {plural(left, 'row')} of {was} had no outcome; what of "
-            "them this input does not hold is not sent: give that input again to send it"
+            f"when the last command ended, {plural(left, 'row')} of {was} had no outcome; those "
+            "that this input does not hold are not sent: to send them, give that input again"
         )
         return [unsent]
     if is_same:
@@ -130,7 +130,7 @@ def about_source(job: Job, run_dir: RunDir, survey: Survey, new_rows: int) -> li
     known = "ids" if survey.ids is not None else "numbers"
     moved = (
         f"the source was {was} and is {now} now; rows are known by their {known} and requests, so "
-        "the run goes on"
+        "the run continues"
     )
     return [moved]
 

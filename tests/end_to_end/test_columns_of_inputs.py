@@ -265,7 +265,7 @@ def test_links_are_followed_once_and_what_is_passed_over_is_counted(
     done = send("data")
     assert done.returncode == 0
     assert totals() == (2, 2, 2)
-    said = "data: 3 files or run directories passed over (README.md, c.parquet, notes.csv)"
+    said = "data: 3 files or run directories not read (README.md, c.parquet, notes.csv)"
     assert said in done.stderr
 
 

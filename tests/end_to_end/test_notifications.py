@@ -247,7 +247,7 @@ _REFUSED: tuple[tuple[tuple[str, ...], dict[str, str], str], ...] = (
     (
         ("--set", "metadata.to=json://u:ThisIsThe@x"),
         {"A": "json://u:ThisIsThe@x"},
-        "the very value",
+        "holds the value",
     ),
     # Seen by apprise.
     (("--notify", "nosuch://example.com/ThisIsTheKey"), {}, "number 1 (nosuch://…) is no URL that"),

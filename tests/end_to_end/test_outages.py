@@ -181,7 +181,7 @@ async def test_a_refusal_of_all_rows_holds_the_run_and_a_second_command_ends_the
         first = await run(server, 200, limits__give_up_after_s=1.5)
         assert (first.exit_code, first.ok) == (3, 100)
         assert _statuses(first) == {"completed": 100}  # the others have no outcome
-        assert "rows in a row failed in the same way" in first.message
+        assert "consecutive rows failed in the same way" in first.message
         assert read_record(tmp_path / "run")["met_error"]
         second = await run(server, 200, limits__give_up_after_s=1.5)
         assert (second.exit_code, second.left) == (4, 0)

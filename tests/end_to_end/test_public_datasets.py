@@ -146,7 +146,7 @@ def test_images_that_would_be_sent_as_text_are_named(folder: Path, batchrun: Run
     assert 'image_url = "{{ image | data_url }}"' in done.stderr
     done = batchrun(*words, "What is on {{ image | data_url }}?")
     assert done.returncode == 0
-    assert "the model reads it as letters" in done.stderr
+    assert "the model reads it as text" in done.stderr
     assert "the model reads" not in batchrun("run", "captions.toml", "--dry-run").stderr
     assert (folder / "photos.parquet").exists()
 

@@ -149,7 +149,7 @@ def test_the_next_word_is_never_taken_for_a_kind(
     assert batchrun("run", "--retry-failed", *words).returncode == 0
     wrong = batchrun("run", "--retry-failed=timeout,nonsense", *words)
     assert wrong.returncode == 2
-    assert "'nonsense' is no kind of failure that is sent again; known are bad_request," in (
+    assert "'nonsense' is no error kind that can be sent again; known are bad_request," in (
         " ".join(wrong.stderr.split())
     )
     meant = batchrun("run", "--retry-failed=refused", *words)

@@ -152,7 +152,7 @@ def test_rows_from_before_variants_that_are_of_none_stop_the_plan(
     assert batchrun(*_BASE, "--model", "gpt-4o", "--simulate").returncode == 0
     done = batchrun(*_BASE, *_TWO, "--simulate")
     assert done.returncode == 2
-    assert "the request of none of the variants (gpt-4.1, gpt-4.1-mini)" in done.stderr
+    assert "none of the variants (gpt-4.1, gpt-4.1-mini) makes the same requests" in done.stderr
     assert "start a new run directory with -o" in done.stderr
     assert query(_VARIANTS) == [(None, 4)]
 
@@ -268,7 +268,7 @@ def test_an_estimate_has_a_line_for_each_variant_and_a_pilot_sends_random_rows_i
         (("--model", "a", "--variant", "a"), "--variant a: there is no such variant; the job decl"),
         (("--model", "a", "--vary", "model=b,c"), "request.model is given one value, and expand."),
         ((*_TWO, "--vary", "model=b,c"), "several --model and --vary or --set model=… say the sa"),
-        ((*_TWO, "--set", "model=x"), "several --model and --vary or --set model=… say the same"),
+        ((*_TWO, "--set", "model=x"), "several --model and --vary or --set model=… set the same"),
         (("--model", "a", "--model", "a"), 'there is another variant "a"'),
         (("--vary", "effort"), "write KEY=A,B, such as reasoning.effort=low,high"),
         (("--vary", "a=1", "--vary", "a=2"), "a is given twice; write all its values in one"),

@@ -250,11 +250,11 @@ def test_a_dry_run_shows_no_key(tmp_path: Path, job: Any, batchrun: Run) -> None
 @pytest.mark.parametrize(
     ("words", "env", "said"),
     [
-        (("--set", f"user={KEY}"), {}, "holds the very value of the environment variable OPENAI"),
+        (("--set", f"user={KEY}"), {}, "holds the value of the environment variable OPENAI"),
         (
             ("--set", f"metadata.team={TEAM}"),
             {},
-            "holds the very value of the environment variable TEAM",
+            "holds the value of the environment variable TEAM",
         ),
         (
             ("--set", "user=sk-live-0123456789abcdef"),

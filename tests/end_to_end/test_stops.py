@@ -147,7 +147,7 @@ def test_twenty_refusals_in_a_row_stop_a_run_that_went_well(
     assert simulator("--port", port, "--require-key-env", "THE_KEY", env=key) == base_url
     _, said = process.communicate(timeout=HANG_S)
     assert process.returncode == 3, said
-    assert "20 rows in a row failed in the same way" in said
+    assert "20 consecutive rows failed in the same way" in said
     assert stats(base_url)["requests"] == 20
     assert query("SELECT count(*) FROM read_parquet(?) WHERE NOT ok") == [(0,)]  # nothing is ended
     ended = batchrun(*_next(said), env={"OPENAI_API_KEY": "another-key"})

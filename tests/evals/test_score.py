@@ -641,7 +641,7 @@ def test_a_scorer_whose_library_is_missing_says_how_to_install_it(
         ('kind = "nmber"', "did you mean `number`?"),
         ('name = "x"', "it has no kind"),
         ('kind = "exact"\nignorecase = true', "did you mean `ignore_case`?"),
-        ('kind = "exact"\nname = "A b"', "it must be 1 to 40 of the signs a-z, 0-9, _ and -"),
+        ('kind = "exact"\nname = "A b"', "it must be 1 to 40 of the characters a-z, 0-9, _ and -"),
         ('kind = "exact"\n[[scorers]]\nkind = "exact"', 'there is another scorer "exact"'),
         ('kind = "exact"\ntarget = "answr"', "target names the column `answr`"),
         ('kind = "exact"\ntarget = "{{ answr }}"', "target names the column `answr`"),

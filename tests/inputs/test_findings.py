@@ -167,7 +167,7 @@ def _sent(request: dict[str, Any]) -> list[str]:
         ("Summarise it", "write {{ question }}"),
         ("", "every row has an empty input"),
         ("{{ missing | default('') }}", "every row has an empty input"),
-        ("{{ topic }}", "all 3 rows come to the same request"),
+        ("{{ topic }}", "all 3 rows make the same request"),
     ],
 )
 def test_a_template_that_says_the_same_for_all_rows_stops_the_plan(
@@ -201,7 +201,7 @@ def test_the_same_request_may_be_meant(planned: Planned) -> None:
 
 def test_braces_that_look_like_a_column_are_named(planned: Planned) -> None:
     plan = planned({"q": "a", "answer": "b"}, **{"request.input": "{{ q }} {answer} {json}"})
-    assert "request.input holds {answer} as it stands" in said(plan)
+    assert "request.input holds {answer}, which is sent as it is" in said(plan)
     assert "{json}" not in said(plan)
 
 

@@ -140,7 +140,7 @@ def test_names_are_compared_once_surrogates_are_replaced(write: Write, read: Rea
 
 def test_a_name_that_is_another_rows_number_is_an_error(write: Write, read: Read) -> None:
     path = write({"prompt": "x", "custom_id": "1"}, {"prompt": "x"})
-    with pytest.raises(InputError, match=r"prompts.jsonl:2 gives no name and goes by its number"):
+    with pytest.raises(InputError, match=r"prompts.jsonl:2 has no name and is known by its number"):
         read(path)
 
 

@@ -128,7 +128,10 @@ def test_a_file_that_may_not_be_read_is_an_error(tmp_path: Path) -> None:
         (b"null", "not an object but null"),
         (b'{"prompt": "\xff"}', "not UTF-8 .byte 13"),
         (b'{"body": {"input": "a", "temperature": NaN}}', "a value would be sent that is NaN"),
-        (b'{"input": "a", "text": {"x": -Infinity}}', "sent that is -Infinity; JSON has no word"),
+        (
+            b'{"input": "a", "text": {"x": -Infinity}}',
+            "sent that is -Infinity; JSON cannot express",
+        ),
         (b'{"prompt": "a", "x": 1e400}', "1e400 is out of range"),
         (b'{"prompt": "a", "x": ' + b"1" * 5_000 + b"}", "an integer of 5,000 digits"),
         (b'{"prompt": "a", "x": ' + b"[" * 200_000 + b"]" * 200_000 + b"}", "nested too deeply"),

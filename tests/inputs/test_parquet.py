@@ -118,7 +118,7 @@ def test_what_json_has_no_word_for_is_a_bad_row(
     path = table({"question": ["a", "b"], "user": [{"x": None}, {"x": value}]})
     for template in ("{{ question }} {{ user }}", "{{ [user] }}"):
         _, rows = read(path, {"input": template, "model": "m"})
-        assert "JSON has no word for it" in rows[1].message
+        assert "JSON cannot express it" in rows[1].message
         assert word in rows[1].message
     _, rows = read(path, {"input": "{{ row.question }}", "model": "m"})
     assert [body["input"] for body in bodies(rows)] == ["a", "b"]
@@ -223,8 +223,8 @@ def test_types_that_do_not_go_together_are_an_error(
     with pytest.raises(InputError) as caught:
         read(tmp_path)
     said = (
-        "`n` has types that fit into no one column (int64 (1.parquet), string (2.parquet)); say "
-        "--type n=string, or leave the column out with --carry ''"
+        "`n` has types that do not fit into one column (int64 (1.parquet), string (2.parquet)); "
+        "say --type n=string, or leave the column out with --carry ''"
     )
     assert said in str(caught.value)
     assert [row.carried for row in read(tmp_path, types={"n": "string"})[1]] == [("1",), ("x",)]

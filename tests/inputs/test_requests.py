@@ -110,7 +110,7 @@ def test_columns_to_send_besides_go_by_their_names(write: Write, read: Read) -> 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({}, "no way to a request: .*it is empty"),
+        ({}, "no request can be made of it .*it is empty"),
         ({"promt": "x"}, "none of body, messages, input and prompt .its columns are promt"),
         ({"input": 5}, "`input` is 5; it must be text or a list"),
         ({"input": {"role": "user"}}, "must be text or a list"),

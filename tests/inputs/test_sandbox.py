@@ -92,7 +92,7 @@ _GROWS = "{% set ns = namespace(x='a') %}{% for _ in range(60) %}GROW{% endfor %
     ],
 )
 def test_what_would_never_end_is_a_problem_of_the_row(template: str) -> None:
-    said = r"more than 1,000,000 turns|Range too big|nested too deeply"
+    said = r"more than 1,000,000 steps|Range too big|nested too deeply"
     with pytest.raises(RowProblem, match=said):
         _fill(template)
 

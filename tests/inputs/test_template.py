@@ -135,7 +135,7 @@ def test_a_column_that_is_missing_or_null_is_a_problem_that_names_it(template: s
         ("{{ [absent] }}", "`absent`"),
         ("{% include 'x' %}", "loader"),
         ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "nested too deeply"),
-        ("{{ cycler }}", "JSON has no word"),
+        ("{{ cycler }}", "JSON cannot express"),
     ],
 )
 def test_any_error_in_a_template_is_the_rows_problem(template: str, message: str) -> None:

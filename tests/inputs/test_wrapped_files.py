@@ -29,7 +29,7 @@ def _write(folder: Path, value: object, name: str = "set.json", indent: int | No
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        ({"data": ROWS}, "read are the objects in its list `data`"),
+        ({"data": ROWS}, "the rows are the objects in its list `data`"),
         ({"version": "1.1", "data": ROWS}, "its list `data`; `version` beside it: not read"),
         ({"data": ROWS, "tags": ["a"], "meta": {"n": 3}}, "`tags`, `meta` beside it: not read"),
         ({"data": {"items": ROWS}}, "its list `data.items`"),
@@ -92,7 +92,7 @@ def test_an_object_that_the_job_uses_is_a_row_itself(
 ) -> None:
     survey, rows = read(_write(tmp_path, value), request_)
     assert [type(row) for row in rows] == [Request]
-    assert not any("read are" in line for line in survey.warnings)
+    assert not any("the rows are" in line for line in survey.warnings)
 
 
 @pytest.mark.parametrize("request_", [ASK, {"model": "m"}])

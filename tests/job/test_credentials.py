@@ -184,5 +184,5 @@ def test_a_command_is_the_one_source_of_the_key() -> None:
 
 def test_a_command_has_half_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("batchrun.job.credentials.COMMAND_S", 0.2)
-    with pytest.raises(JobError, match="said no key within"):
+    with pytest.raises(JobError, match="printed no key within"):
         key_of_command("sleep 60")

@@ -149,7 +149,7 @@ def test_a_held_run_stops_with_the_servers_words_and_the_next_command_is_not_hel
     line.now_s += 100
     verdict = line.breaker.verdict(NEED, line.now_s)
     assert isinstance(verdict, Stop)
-    assert "20 rows in a row failed in the same way" in verdict.reason
+    assert "20 consecutive rows failed in the same way" in verdict.reason
     assert "not today" in verdict.reason
     assert verdict.endpoint_error == "forbidden"
     second = Line(met_before=verdict.endpoint_error)

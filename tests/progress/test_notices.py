@@ -130,7 +130,7 @@ def test_an_end_names_what_remains_and_the_next_command() -> None:
             "cost: nothing so far; the cap is $2.00 (--max-cost)",
             "remaining: 6",
             "why: no",
-            "next step: go on with the 6 remaining rows",
+            "next step: continue with the 6 remaining rows",
             f"next: {command}",
         ]
     )

@@ -154,7 +154,7 @@ def test_attempts_beyond_the_first_are_counted_by_kind() -> None:
         assert "that counted" not in render(summed(sent("first", "retry")), Path("run"))
     summary = msgspec.structs.replace(summary, left=3, more_tries=4)
     assert (
-        "6 of complete rows, of them 1 retry, 1 reask, 1 hedge; 4 more of rows without an outcome"
+        "6 of complete rows, of them 1 retry, 1 reask, 1 hedge; 4 more for rows without an outcome"
         in render_status(summary, Path("run"))
     )
 

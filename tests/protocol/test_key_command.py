@@ -211,7 +211,7 @@ async def test_a_command_that_says_no_key_or_writes_it_down_starts_nothing(
     async with serve([{"body": answer()}]) as server:
         for line, words in (
             ("false", "failed (exit code 1)"),
-            ("true", "said nothing in its first line"),
+            ("true", "printed nothing in its first line"),
             ("no-such-program-here", "cannot be run"),
             ("echo 'a", "cannot be run (No closing quotation)"),
             (f"echo {OLD}", "which is a secret and would be written"),

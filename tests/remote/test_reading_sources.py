@@ -62,7 +62,7 @@ def test_globs_and_folders_of_packed_and_parquet_files(
     bucket.put("d2/e.jsonl", questions(5))
     done = batchrun("run", f"{bucket.url}/d/", *PROMPT, "-o", "folder", env=s3)
     assert done.returncode == 0, done.stderr
-    assert "1 file or run directory passed over (notes.txt)" in done.stderr
+    assert "1 file or run directory not read (notes.txt)" in done.stderr
     rows = rows_of(tmp_path / "folder")
     assert [row["lang"] for row in rows] == ["de"] * 5 + ["en"] * 9
     assert rows[5]["source"] == "lang=en/b.parquet"

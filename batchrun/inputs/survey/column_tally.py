@@ -285,7 +285,7 @@ class ColumnTally:
             found += [f"{word} ({row})" for word, row in seen.words().items()]
             others = [name for name in self.carried() if name != column]
             raise InputError(
-                f"[input] column `{column}` has types that fit into no one column "
+                f"[input] column `{column}` has types that do not fit into one column "
                 f"({listed(found)}); say "
                 f"{shlex.join(['--type', f'{column}=string'])}, or leave the column out with "
                 f"{carry_options(others)}"
