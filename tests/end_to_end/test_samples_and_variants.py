@@ -267,7 +267,10 @@ def test_an_estimate_has_a_line_for_each_variant_and_a_pilot_sends_random_rows_i
         ((*_TWO, "--variant", "gpt-4.1-nano"), "no such variant; did you mean `gpt-4.1-mini`"),
         (("--model", "a", "--variant", "a"), "--variant a: there is no such variant; the job decl"),
         (("--model", "a", "--vary", "model=b,c"), "request.model is given one value, and expand."),
-        ((*_TWO, "--vary", "model=b,c"), "several --model and --vary or --set model=… say the sa"),
+        (
+            (*_TWO, "--vary", "model=b,c"),
+            "several --model and --vary or --set model=… set the same",
+        ),
         ((*_TWO, "--set", "model=x"), "several --model and --vary or --set model=… set the same"),
         (("--model", "a", "--model", "a"), 'there is another variant "a"'),
         (("--vary", "effort"), "write KEY=A,B, such as reasoning.effort=low,high"),
