@@ -192,7 +192,7 @@ def test_each_step_sends_exactly_the_missing_requests(steps: Sequence[Step]) -> 
 
 def test_rows_from_before_variants_may_be_of_any_of_them_or_of_none(tmp_path: Path) -> None:
     _carry_out(tmp_path, Step(samples=2))
-    with pytest.raises(InputError, match="none of the variants .* makes the same requests") as raised:
+    with pytest.raises(InputError, match="makes the same requests") as raised:
         _carry_out(tmp_path, Step(samples=2, variants="bc"))
     assert "6 rows from before variants were declared" in str(raised.value)
     assert "-o" in str(raised.value)
