@@ -103,7 +103,9 @@ class ObjectStore:
             return None
 
         def read() -> bytes:
-            with self.files.open_input_file(self._path(key)) as file:
+            # A stream: of Google's files, the first call of any other asks the store, with the
+            # interpreter locked.
+            with self.files.open_input_stream(self._path(key), compression=None) as file:
                 data: bytes = file.read()
                 return data
 

@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -73,26 +74,31 @@ def gcs_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def place(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[Proxy, str, dict[str, str]]]:
-    """A proxy before the server, the URL of a new bucket, and the environment for both."""
+    """A proxy before the server, the URL of a new bucket, and the environment for both.
+
+    The test itself goes past the proxy, which is of its own process: pyarrow asks Google's store
+    with the interpreter locked.
+    """
     is_azure = request.param == "azure"
     server = request.getfixturevalue("azurite" if is_azure else "gcs_server")
     proxy = Proxy(server)
-    environment = {"XDG_STATE_HOME": str(tmp_path / "state")}
-    if is_azure:
-        endpoint = f"BlobEndpoint={proxy.address}/somebody"
+
+    def variables(address: str) -> dict[str, str]:
+        if not is_azure:
+            return {"STORAGE_EMULATOR_HOST": address}
         account = "AccountName=somebody;AccountKey=c29tZXRoaW5n"
-        environment["AZURE_STORAGE_CONNECTION_STRING"] = f"{account};{endpoint}"
-    else:
-        is_direct = request.param == "google"
-        environment["STORAGE_EMULATOR_HOST"] = server if is_direct else proxy.address
-    for name, value in environment.items():
+        endpoint = f"{account};BlobEndpoint={address}/somebody"
+        return {"AZURE_STORAGE_CONNECTION_STRING": endpoint}
+
+    environment = {"XDG_STATE_HOME": str(tmp_path / "state"), **variables(proxy.address)}
+    for name, value in variables(server).items():
         monkeypatch.setenv(name, value)
     bucket = tmp_path.name.replace("_", "-").lower()[:40]
     url = f"{'abfs' if is_azure else 'gs'}://{bucket}"
     if is_azure:
         _store(url).files.create_dir(bucket)
     else:
-        connection = http.client.HTTPConnection(proxy.address.removeprefix("http://"))
+        connection = http.client.HTTPConnection(server.removeprefix("http://"))
         connection.request("POST", "/storage/v1/b", json.dumps({"name": bucket}))
         assert connection.getresponse().status == 200
         connection.close()
@@ -142,8 +148,7 @@ def test_sources_and_runs(
     assert (record["state"], record["store"]) == ("finished", f"{url}/run")
 
 
-@pytest.mark.parametrize("place", ["azure"], indirect=True)
-@pytest.mark.parametrize("number", [4, 7, 8, 9, 10, 12])
+@pytest.mark.parametrize("number", [3, 4, 7, 8, 9, 10, 12])
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_killed_at_a_write(
     number: int,
@@ -181,18 +186,52 @@ def test_killed_at_a_write(
     assert batchrun("verify", f"{url}/run", env=more).returncode == 0
 
 
-@pytest.mark.parametrize("place", ["azure", "google by the proxy"], indirect=True)
 @pytest.mark.parametrize("fault", ["fail", "silence"])
+@pytest.mark.parametrize("option", ["SOURCE", "-o"])
 def test_a_store_that_does_not_answer_is_said(
+    option: str,
     fault: str,
     place: tuple[Proxy, str, dict[str, str]],
     batchrun: Callable[..., subprocess.CompletedProcess[str]],
+    questions: Callable[..., str],
+    tmp_path: Path,
 ) -> None:
     proxy, url, environment = place
     proxy.rule = lambda _call: fault
-    done = batchrun("run", f"{url}/in/a.jsonl", *PROMPT, env=environment)
+    (tmp_path / "prompts.jsonl").write_text(questions(1))
+    words = ("prompts.jsonl", "-o", f"{url}/run")
+    if option == "SOURCE":
+        words = (f"{url}/in/a.jsonl", "-o", "run")
+    done = batchrun("run", *words, *PROMPT, env=environment)
     assert done.returncode == 2, done.stderr
-    assert f"{url}/in/a.jsonl" in done.stderr
+    assert f"{url}/{'in/a.jsonl' if option == 'SOURCE' else 'run'}" in done.stderr
+
+
+@pytest.mark.parametrize("fault", ["fail", "cut"])
+def test_what_fails_once_is_tried_again(
+    fault: str,
+    place: tuple[Proxy, str, dict[str, str]],
+    batchrun: Callable[..., subprocess.CompletedProcess[str]],
+    questions: Callable[..., str],
+    tmp_path: Path,
+) -> None:
+    proxy, url, environment = place
+    failed: set[tuple[str, str]] = set()
+
+    def once(call: Call) -> str | None:
+        mark = call.method, re.sub(r"upload_id=\w+", "", call.path)  # a new one for each attempt
+        if mark in failed or ".parquet" not in call.path:
+            return None
+        failed.add(mark)
+        return fault
+
+    proxy.rule = once
+    (tmp_path / "prompts.jsonl").write_text(questions(300))
+    done = batchrun("run", "prompts.jsonl", *PROMPT, "-o", f"{url}/run", env=environment)
+    assert done.returncode == 0, done.stderr
+    assert failed
+    assert _rows(_store(url), "run") == sorted(f"q{row}" for row in range(300))
+    assert batchrun("verify", f"{url}/run", env=environment).returncode == 0
 
 
 def test_the_clients_are_those_of_pyarrow(place: tuple[Proxy, str, dict[str, str]]) -> None:
