@@ -15,7 +15,7 @@ from batchrun.records import Estimated
 from batchrun.remote.run_link import run_name
 from batchrun.reports.show import Turn, turns_of
 from batchrun.reports.sql import Files, ask
-from batchrun.reports.timeline import Timeline, read_running_time, read_timeline
+from batchrun.reports.timeline import Timeline, read_running_time, read_timeline, read_workers
 from batchrun.store import reading
 
 T = TypeVar("T")
@@ -25,6 +25,7 @@ _FEWEST_BINS, _MOST_BINS = 8, 32  # of a histogram; about two for the square roo
 _LEAST_S = 1e-3  # the first bin holds what took less, too
 _SAMPLES_OF_EACH, _MOST_KINDS = 3, 12  # kinds of outcome
 _SHOWN = 1_000  # characters of one turn
+_WORKERS = 200
 _TURNS = 6  # the last of a conversation
 _SPREADS = ("latency_s", "first_token_s", "elapsed_s", "input_tokens", "output_tokens", "cost_usd")
 
@@ -328,7 +329,8 @@ def _report(
         tables={
             section.name: rows_of(query.replace("{top}", str(top)))
             for section, query in TABLES.items()
-        },
+        }
+        | {"workers": read_workers(path)[:_WORKERS]},
         tokens=made(Tokens, _TOKENS)[0],
         spreads=sum((made(Spread, _SPREAD.format(name)) for name in _SPREADS), ()),
         latency_bins=_bins(database, "latency_s"),

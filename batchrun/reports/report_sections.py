@@ -18,6 +18,12 @@ _HIDDEN = ("unknown", "in_all")  # columns that are no part of a table
 _LONGEST = {"id": 40, "example": 160, "outcome": 160}  # characters of what rows or servers made
 _LONGEST_NAME = 60
 _LONGEST_LIMIT = 120
+_WORKERS = Section(
+    "workers",
+    "Workers",
+    words=3,
+    note="adopted: it was lost, what it had stored counts, and others completed its other rows",
+)
 _SPREADS = {
     "latency_s": "latency",
     "first_token_s": "first token",
@@ -119,6 +125,7 @@ def sections(report: Report) -> list[Section]:
     """Those that have rows."""
     found = [_filled(section, report.tables[section.name]) for section in TABLES]
     found[3:3] = [_tokens(report.tokens), _spreads(report.spreads)]
+    found.append(_filled(_WORKERS, report.tables["workers"]))
     return [section for section in found if section.rows]
 
 

@@ -13,10 +13,12 @@ import duckdb
 from msgspec import Struct
 
 from batchrun.progress.bottleneck import PAUSES
+from batchrun.records import JsonObject
 from batchrun.store.reading import read_events
 
 _MOST_GAPS = 1_000  # of more, the shortest count as work
 _MOST_MOMENTS = 120
+_OF_WORKER = "worker_"
 _LEAST_TICKS = 3  # looks at what limits a run, that say anything
 _WIDTHS_S = (  # of a moment, up to minutes, hours and a week
     *(0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1_800),
@@ -177,6 +179,38 @@ def read_timeline(
     )
 
 
+def _events_of_run(path: Path) -> Iterator[tuple[int, JsonObject]]:
+    """Those that tell how the whole run goes."""
+    return (one for one in read_events(path) if not _is_of_worker(one[1]))
+
+
+def _is_of_worker(event: JsonObject) -> bool:
+    return str(event.get("event")).startswith(_OF_WORKER)
+
+
+def read_workers(path: Path) -> list[dict[str, str | float]]:
+    """The processes that sent requests, in the order in which they began; empty without any.
+
+    Of each, as a row of a report: its id, host, how it ended, and what it completed.
+    """
+    found: dict[str, dict[str, str | float]] = {}
+    began: dict[str, int] = {}
+    for at, event in read_events(path):
+        worker = str(event.get("worker"))
+        if not _is_of_worker(event):
+            continue
+        name = str(event["event"]).removeprefix(_OF_WORKER)
+        if name == "started":
+            began[worker] = at
+            row = {"worker": worker, "host": str(event.get("host", "")), "end": "unknown"}
+            found[worker] = {**row, "rows": 0, "time": 0.0}
+        elif worker in found:
+            found[worker] |= {"end": name, "time": (at - began[worker]) / 1e6}
+            if isinstance(rows := event.get("rows"), int):
+                found[worker]["rows"] = rows
+    return list(found.values())
+
+
 def _limits(path: Path, time: RunningTime) -> tuple[LimitedBy, ...]:
     """None where it was not looked at often enough. Raises `StoreError`."""
     looks = 0
@@ -185,7 +219,7 @@ def _limits(path: Path, time: RunningTime) -> tuple[LimitedBy, ...]:
     now: tuple[str, int] | None = None  # what limits, and since when
     before: str | None = None  # what did before a pause
     last = 0
-    for at, event in read_events(path):
+    for at, event in _events_of_run(path):
         name, said = event.get("event"), event.get("binds")
         if now is not None:
             # After a kill, nothing is known beyond the last event.
@@ -247,7 +281,7 @@ def _pauses(path: Path, time: RunningTime) -> Iterator[Pause]:
     """Each ends at the next event but a tick; in a killed command at its last one."""
     begun: tuple[str, int] | None = None
     last = 0
-    for at, event in chain(read_events(path), [(None, {})]):
+    for at, event in chain(_events_of_run(path), [(None, {})]):
         name = event.get("event")
         if begun is not None and name != "tick":
             end = last if at is None or name == "started" else at

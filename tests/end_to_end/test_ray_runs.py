@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -122,6 +123,8 @@ def test_a_killed_worker_costs_what_it_had_in_flight_and_no_worker_is_exit_3(
     assert not list((tmp_path / "run/journal").iterdir())
     verified = batchrun("verify", "run")
     assert verified.returncode == 0, verified.stdout + verified.stderr
+    report = batchrun("report", "run").stdout
+    assert re.search(r"Workers.*w1 .*(adopted|drained)", report, re.DOTALL), report
     answered = stats(base_url)["completions"]
     again = batchrun(*words, env=cluster)
     assert (again.returncode, stats(base_url)["completions"]) == (0, answered), again.stderr
