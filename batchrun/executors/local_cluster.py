@@ -172,7 +172,7 @@ def _watch(cluster: "subprocess.Popen[bytes]", run: Path) -> None:
     asked: list[bytes] = []
 
     def listen() -> None:
-        asked.append(sys.stdin.buffer.readline())
+        asked.append(os.read(sys.stdin.fileno(), len(_CLOSE)))  # no buffer that it holds at the end
 
     threading.Thread(target=listen, daemon=True).start()
     while cluster.poll() is None:

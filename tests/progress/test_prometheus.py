@@ -116,7 +116,8 @@ def test_any_name_and_any_figure_give_valid_text(
 
 def test_each_metric_is_documented_and_nothing_else() -> None:
     summary = _summary("running", DONE, cap_usd=2.0, time_left_s=3.0, p50_s=1.0, p99_s=2.0)
-    text = prometheus_text(replace(summary, most_in_flight=9), Path("/r"))
+    workers = (WorkerState("w1", "host", 1, "running"),)
+    text = prometheus_text(replace(summary, most_in_flight=9, workers=workers), Path("/r"))
     text += prometheus_text(_summary("finished", DONE), Path("/r"))
     names = {line.split()[2] for line in text.decode().splitlines() if line.startswith("# TYPE")}
     told = set(re.findall(r"`(batchrun_[a-z0-9_]+)", page("summary")))

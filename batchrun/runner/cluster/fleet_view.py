@@ -19,6 +19,7 @@ def added(parts: Iterable[Totals]) -> Totals:
 
 def joined(activities: Sequence[Activity], now_s: float, *, is_stopping: bool) -> Activity:
     """One activity of many workers, on this process's clock."""
+    oldest = [named for one in activities for named in one.oldest]
     limited = [one for one in activities if one.is_limited]
     return Activity(
         is_stopping=is_stopping,
@@ -30,9 +31,7 @@ def joined(activities: Sequence[Activity], now_s: float, *, is_stopping: bool) -
         limits=_joined_limits(
             [*limited, *(one for one in activities if one not in limited)], now_s
         ),
-        oldest=sorted(
-            (named for one in activities for named in one.oldest), key=lambda named: -named[1]
-        )[:_OLDEST],
+        oldest=tuple(sorted(oldest, key=lambda named: -named[1])[:_OLDEST]),
         now_s=now_s,
     )
 
