@@ -110,9 +110,9 @@ class Stock:
             mine = holder.promises.latest + max(0, self.free) if only == worker else 0
             return holder.promises.tell(seq, int(min(mine, most)))
         names = list(self._holders)
-        targets = dict(
-            zip(names, divide(self.total, [self._holders[one].wants for one in names]), strict=True)
-        )
+        parts = divide(self.total, [self._holders[one].wants for one in names])
+        spare = (self.total - sum(parts)) // len(parts)  # what nobody wants only lies about
+        targets = {name: part + spare for name, part in zip(names, parts, strict=True)}
         promises, free = self._holders[worker].promises, max(0, self.free)
         mine, target = promises.latest, targets[worker]
         missing = sum(
@@ -121,7 +121,6 @@ class Stock:
             if one != worker and holder.wants == math.inf
         )
         if target > mine * (1 + self._step) or (mine == 0 and target):
-            # What nobody else misses is given whole: it would only lie about.
             mine += min(target - mine, free)
         elif target < mine * (1 - self._step) and missing > free:
             mine = target

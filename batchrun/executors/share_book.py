@@ -20,7 +20,6 @@ _MORE_RATE = 1.2  # times what a worker uses that could use more
 _MORE_SLOTS = 1.25  # the same
 _SMOOTH = 0.2  # weight of the latest report in what a worker does
 _PRESSED = 0.5  # of the latest reports say that a limit holds the worker up
-_FAST = 1.03  # times the even pace: what was lost to late messages is made up for
 _GAPS = 1.5  # times between two reports, for which an allowance does
 _LATE_S = 0.05  # the way of a tick
 _GAP_S = 0.25  # between two reports, before there are two
@@ -237,7 +236,7 @@ class _Minute:
     def __init__(self, most: float, minute_s: float, *, of_tokens: bool) -> None:
         self.minute_s = minute_s
         self.grants = Grants(int(most), expires=True)
-        self._per_s = most / minute_s * _FAST
+        self._per_s = most / minute_s
         self._of_tokens = of_tokens
 
     def allowance(self, worker: int, seq: int, seen: dict[int, _Seen], now_s: float) -> Allowance:

@@ -74,10 +74,10 @@ class MinuteLimit:
         self._name = f"{of} a minute"
         self._most = most
         self._of_tokens = of == "tokens"
-        self._minute_s = tuning.MINUTE_S if self._of_tokens else tuning.REQUESTS_MINUTE_S
+        self.minute_s = tuning.MINUTE_S if self._of_tokens else tuning.REQUESTS_MINUTE_S
         # A large need waits until the minute has room; what waited behind it is made up for.
         self._spacing = Spacing(
-            most / self._minute_s, tuning.TOKENS_LATE_S if self._of_tokens else tuning.LATE_S
+            most / self.minute_s, tuning.TOKENS_LATE_S if self._of_tokens else tuning.LATE_S
         )
         self._in_flight = 0
         self._total = 0.0
@@ -143,11 +143,11 @@ class MinuteLimit:
             self._most,
             until_s if until_s > now_s else None,
             of="tokens" if self._of_tokens else "requests",
-            per_s=self._most / self._minute_s,
+            per_s=self._most / self.minute_s,
         )
 
     def _expires_s(self, entry: list[float]) -> float:
-        return (entry[0] + 1) * tuning.MERGED_S + self._minute_s + tuning.ROUNDED_S
+        return (entry[0] + 1) * tuning.MERGED_S + self.minute_s + tuning.ROUNDED_S
 
     def _forget(self, now_s: float) -> None:
         while self._log and self._expires_s(self._log[0]) <= now_s:

@@ -16,6 +16,7 @@ REQUESTS_MINUTE_S = 60.3  # (m) so that a jittering network cannot push two minu
 TOKENS_LATE_S = 2.0  # (c) a large need waits for room in the minute: so much is made up for
 ROUNDED_S = 1e-6  # quotients and sums of times are a little off
 MERGED_S = 0.01  # (c) starts within it are one entry
+ALLOWANCE_FAST = 1.03  # (m) times a worker's even part of the rate; the allowance holds it back
 
 # Advertised limits
 BELOW_ADVERTISED = 0.995  # (m) of the limit, where the server does not say what remains

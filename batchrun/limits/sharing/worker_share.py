@@ -3,6 +3,9 @@
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from msgspec.structs import replace
+
+from batchrun.limits import tuning
 from batchrun.limits.budget import Budget, picodollars
 from batchrun.limits.concurrency import FirstAlone, InFlight
 from batchrun.limits.rate import MinuteLimit
@@ -68,8 +71,8 @@ class StartAllowance:
 
     def set(self, allowance: Allowance, now_s: float) -> None:
         self._allowance = allowance
-        if allowance.pace > 0:
-            self._minute.set_pace(allowance.pace, now_s)
+        if allowance.pace > 0:  # what was lost to late messages is made up for
+            self._minute.set_pace(tuning.ALLOWANCE_FAST * allowance.pace, now_s)
 
     def used(self, now_s: float, *, is_waiting: bool) -> Flow:
         counted = round(self._minute.counted(now_s))
@@ -92,7 +95,9 @@ class StartAllowance:
         self._minute.finished(slot, finish, now_s)
 
     def status(self, now_s: float) -> LimitStatus:
-        return self._minute.status(now_s)
+        """With its part of the limit, so that those of all workers add up to it."""
+        status, per_s = self._minute.status(now_s), self._allowance.pace
+        return replace(status, most=per_s * self._minute.minute_s, per_s=per_s)
 
 
 class Purse:
