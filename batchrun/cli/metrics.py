@@ -1,5 +1,6 @@
 """`batchrun metrics`: what the scores of runs add up to."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -87,6 +88,8 @@ def metrics(
 
     wanted = [read_requirement(text) for text in requirements]
     ks = _whole_numbers(at)
+    if columns is not None and at is None:
+        ks = [int(k) for k in re.findall(r"pass[@^](\d+)", columns, re.IGNORECASE)]
     for path in run_paths:
         warn_of_missing_parts(path)
     found = measure(

@@ -318,6 +318,8 @@ def test_formats_hold_the_same_figures(batchrun: Run, tmp_path: Path) -> None:
     assert len(widths) == 1
     few = batchrun("metrics", "run", "--format", "latex", "--columns", "pass@2, interval").stdout
     assert "variant & pass@2 & 95 \\% interval \\\\" in few
+    one = batchrun("metrics", "run", "--format", "markdown", "--columns", "pass@1,pass@2").stdout
+    assert "| variant | pass@1 | pass@2 |" in one
     for form in ("csv", "json"):
         refused = batchrun("metrics", "run", "--format", form, "--columns", "mean")
         assert (refused.returncode, refused.stdout) == (2, "")

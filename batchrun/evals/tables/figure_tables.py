@@ -173,4 +173,4 @@ def chance(p: float | None) -> str:
         return ""
     if p < 0.0001:
         return "<0.0001"
-    return f"{p:.2f}" if p >= 0.1 else f"{p:.2g}"
+    return f"{p:.2f}" if p >= 0.1 else f"{p:#.2g}"
