@@ -274,14 +274,16 @@ _SAMPLES = """
     WITH picked AS (
         SELECT outcome, error_kind, count(*) AS rows,
                unnest(arg_min({{'row': "row", 'id': custom_id, 'sample': sample,
-                                'variant': variant}}, hash(custom_id), {of_each})) AS one
+                                'variant': variant}},
+                              hash(custom_id, "sample", variant), {of_each})) AS one
         FROM answers GROUP BY outcome, error_kind
         ORDER BY outcome <> 'ok', rows DESC, outcome, error_kind LIMIT {most})
     SELECT outcome, picked.error_kind, "row", row_name(custom_id, "sample", variant),
            error_message, request, output
     FROM picked JOIN responses ON "row" = one.row AND custom_id = one.id AND sample = one.sample
         AND variant IS NOT DISTINCT FROM one.variant
-    ORDER BY outcome <> 'ok', rows DESC, outcome, picked.error_kind, hash(custom_id)
+    ORDER BY outcome <> 'ok', rows DESC, outcome, picked.error_kind,
+        hash(custom_id, "sample", variant)
 """
 
 

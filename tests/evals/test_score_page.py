@@ -11,6 +11,7 @@ import pytest
 
 from batchrun.evals.tables.score_page import score_parts
 from batchrun.reports.page.page_file import write_page
+from batchrun.reports.report_queries import read_report
 from tests.evals.scored_runs import questions, write_run, write_scores
 from tests.reports.chromium import PROGRAM, opened
 
@@ -106,6 +107,11 @@ def test_a_large_page_is_below_3_mb(large: Path) -> None:
     assert "20 further prompts are in the tables alone" in html
     assert ">all 500 of 520<" in html
     assert "é&lt;é" in html.partition('class="sc-side"')[2]
+
+
+def test_random_rows_are_of_several_prompts(large: Path) -> None:
+    names = [one.custom_id.partition("|")[0] for one in read_report(large).samples]
+    assert len(set(names)) == len(names) == 3
 
 
 def test_of_long_outputs_the_end_is_shown_and_calls_are_shown_once(tmp_path: Path) -> None:
