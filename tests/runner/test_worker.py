@@ -20,7 +20,7 @@ from batchrun.job.credentials import Server
 from batchrun.job.job_file import load_job
 from batchrun.limits.sharing.shares import Shares
 from batchrun.records import Resend, Totals
-from batchrun.runner.cluster.leases import places_of, planned_rows
+from batchrun.runner.cluster.leases import places_of, planned_rows, remaining_of
 from batchrun.runner.cluster.worker import worker_setup
 from batchrun.runner.plan import make_plan, make_record
 from batchrun.runner.resume import note_differences
@@ -35,7 +35,7 @@ from tests.waiting import HANG_S, wait_until
 
 _TICK_S = 0.02
 _SILENCE_S, _SHORT_S = 60.0, 3.0
-_ROWS = 200
+_ROWS = 120
 
 
 @contextmanager
@@ -122,15 +122,16 @@ class _Driver:
     def tick(self, worker: WorkerProcess, stop: StopOrder | None = None) -> WorkerReport | None:
         """One; null where the worker is dead: its rows are leased to others."""
         leased = self.leased.setdefault(worker.writer, {})
-        new = []
-        while stop is None and len(leased) < 2:
+        known = self.reports.get(worker.writer)
+        new, unread = [], 0 if known is None else known.unread
+        while stop is None and unread < 8:
             lease = self.again.pop() if self.again else self.planned.cut(7)
             if lease is None:
                 break
             leased[lease.id] = lease
+            unread += remaining_of(lease)
             new.append(lease)
         self.seqs[worker.writer] += 1
-        known = self.reports.get(worker.writer)
         tick = FleetTick(
             self.seqs[worker.writer],
             heard=0 if known is None else known.number,
@@ -168,6 +169,11 @@ class _Driver:
             if (rest := self.planned.rest(lease, done)) is not None:
                 self.again.append(rest)
 
+    def kill_all(self) -> None:
+        for worker in self.workers:
+            worker.end()
+        self.run_dir.close()
+
     def lead(self, until: Callable[[], bool] = lambda: False) -> None:
         """Until nothing is leased any more, or `until`."""
         while not until():
@@ -201,6 +207,20 @@ def rows(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def make_driver(rows: Path) -> Iterator[Callable[..., _Driver]]:
+    """Their workers end with the test."""
+    made: list[_Driver] = []
+
+    def make(url: str, **given: Any) -> _Driver:
+        made.append(_Driver(rows, url, **given))
+        return made[-1]
+
+    yield make
+    for driver in made:
+        driver.kill_all()
+
+
 def _stand(folder: Path) -> dict[str, tuple[bool, int]]:
     """All rows, each once; whether they are ok, and their attempts."""
     rows = standing_rows(folder / "run")
@@ -209,11 +229,13 @@ def _stand(folder: Path) -> dict[str, tuple[bool, int]]:
     return rows
 
 
-def test_each_row_is_completed_once_while_a_worker_is_killed(rows: Path) -> None:
+def test_each_row_is_completed_once_while_a_worker_is_killed(
+    rows: Path, make_driver: Callable[..., _Driver]
+) -> None:
     with _serving(SimulatorSettings(latency_s=0.02)) as url:
-        driver = _Driver(rows, url)
+        driver = make_driver(url)
         driver.start(3)
-        driver.lead(until=lambda: driver.completed >= 60)
+        driver.lead(until=lambda: driver.completed >= 40)
         killed = driver.workers[0]
         killed.process.kill()
         driver.lead()
@@ -232,11 +254,13 @@ def test_each_row_is_completed_once_while_a_worker_is_killed(rows: Path) -> None
     assert _ROWS - 40 <= totals.rows <= _ROWS  # the last report of the killed one did not come
 
 
-def test_a_worker_that_its_driver_leaves_lands_what_is_in_flight_and_ends(rows: Path) -> None:
+def test_a_worker_that_its_driver_leaves_lands_what_is_in_flight_and_ends(
+    rows: Path, make_driver: Callable[..., _Driver]
+) -> None:
     with _serving(SimulatorSettings(latency_s=0.05)) as url:
-        driver = _Driver(rows, url)
+        driver = make_driver(url)
         driver.start(2, silence_s=_SHORT_S)
-        driver.lead(until=lambda: driver.completed >= 40)
+        driver.lead(until=lambda: driver.completed >= 30)
         left = list(driver.workers)
         assert [worker.process.wait(HANG_S) for worker in left] == [0, 0]
         for worker in left:
@@ -250,9 +274,11 @@ def test_a_worker_that_its_driver_leaves_lands_what_is_in_flight_and_ends(rows: 
     assert set(answers.values()) == {1}
 
 
-def test_a_worker_that_was_stopped_for_too_long_sends_and_doubles_nothing(rows: Path) -> None:
+def test_a_worker_that_was_stopped_for_too_long_sends_and_doubles_nothing(
+    rows: Path, make_driver: Callable[..., _Driver]
+) -> None:
     with _serving(SimulatorSettings(latency_s=0.05)) as url:
-        driver = _Driver(rows, url)
+        driver = make_driver(url)
         driver.start(2, silence_s=_SHORT_S)
         driver.lead(until=lambda: driver.completed >= 40)
         stopped, other = driver.workers
@@ -280,16 +306,18 @@ def test_a_worker_that_was_stopped_for_too_long_sends_and_doubles_nothing(rows: 
     assert set(answers.values()) == {1}
 
 
-def test_rows_that_are_sent_again_keep_their_earlier_attempts(rows: Path) -> None:
+def test_rows_that_are_sent_again_keep_their_earlier_attempts(
+    rows: Path, make_driver: Callable[..., _Driver]
+) -> None:
     with _serving(SimulatorSettings(latency_s=0.002, fault_rates={"500_json": 0.3})) as url:
-        first = _Driver(rows, url, retry__max_attempts=1)
+        first = make_driver(url, retry__max_attempts=1)
         first.start(1)
         first.lead()
         first.end()
     failed = {name for name, (ok, _) in _stand(rows).items() if not ok} - {"17"}
     assert failed
     with _serving(SimulatorSettings(latency_s=0.002)) as url:
-        driver = _Driver(rows, url, resend=Resend(failed=True))
+        driver = make_driver(url, resend=Resend(failed=True))
         assert driver.plan.to_complete == len(failed)
         driver.start(2)
         driver.lead()
@@ -302,9 +330,11 @@ def test_rows_that_are_sent_again_keep_their_earlier_attempts(rows: Path) -> Non
     assert sum(replaced) == len(failed)
 
 
-def test_background_work_of_a_killed_worker_is_waited_for_by_another(rows: Path) -> None:
+def test_background_work_of_a_killed_worker_is_waited_for_by_another(
+    rows: Path, make_driver: Callable[..., _Driver]
+) -> None:
     with _serving(SimulatorSettings(latency_s=0.2)) as url:
-        driver = _Driver(rows, url, endpoint__mode="background")
+        driver = make_driver(url, endpoint__mode="background")
         driver.start(2)
         driver.lead(until=lambda: driver.completed >= 10)
         driver.workers[0].process.kill()
