@@ -22,6 +22,7 @@ import pytest
 from tests.processes import COMMAND, run_batchrun
 from tests.ray_cluster import standing_cluster, worker_pids
 from tests.runs import standing_rows
+from tests.torture.purse import Purse
 from tests.torture.server import Server
 from tests.waiting import HANG_S
 
@@ -70,15 +71,16 @@ class Campaign:
     def close(self) -> None:
         self._server.close()
 
-    def play(self, cluster: Mapping[str, str], ways: Iterator[str]) -> str | None:
+    def play(self, cluster: Mapping[str, str], purse: Purse) -> str | None:
         """Until the run is complete; the way that ended the cluster, if one did."""
         environment, self._root = {**self._environment, **cluster}, cluster["RAY_ROOT"]
-        for way in ways:
+        while purse.take():
+            way = self._dice.choice(_WAYS)
             before = self._server.at_rest().completions - len(self._stored())
             with self._run(environment) as process:
                 if not self._act(way, process):
-                    self._end(environment)
-                    return None
+                    purse.put_back()
+                    break
             if way in ("raylet", "head"):
                 return way
             self._wait_for_rest(environment)
@@ -202,8 +204,7 @@ def test_nothing_is_lost_or_answered_twice_whatever_is_killed(
     tmp_path: Path, environment: Mapping[str, str]
 ) -> None:
     pytest.importorskip("ray", reason="the extra `ray` is not installed")
-    dice, began_s = random.Random(1), time.monotonic()
-    ways = iter([dice.choice(_WAYS) for _ in range(_KILLS)])
+    purse, began_s = Purse(_KILLS), time.monotonic()
     kills, twice, runs = Counter[str](), Counter[str](), 0
     campaign: Campaign | None = None
     while kills.total() < _KILLS:
@@ -212,7 +213,7 @@ def test_nothing_is_lost_or_answered_twice_whatever_is_killed(
                 if campaign is None:
                     campaign = Campaign(tmp_path / f"run-{runs}", environment, runs)
                     runs += 1
-                if campaign.play(cluster, ways) is not None:
+                if campaign.play(cluster, purse) is not None:
                     break  # the same run goes on in a new cluster
                 kills += campaign.kills
                 twice += campaign.twice
