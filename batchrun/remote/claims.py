@@ -16,13 +16,14 @@ import msgspec
 from msgspec import Struct
 
 from batchrun.errors import JobError
-from batchrun.remote.object_stores import ObjectStore, RemoteError, RemoteObject
+from batchrun.remote.object_stores import ObjectStore, RemoteError, RemoteObject, within
 from batchrun.remote.run_link import CLAIMS
 
 RENEW_S = 10.0
 STALE_S = 60.0  # after which a claim that was not renewed does not count
 _ATTEMPTS = 3
 _PAUSE_S = 3.0  # at most, between two attempts
+_RELEASE_S = 3.0  # of a claim that could not be checked; else it ends by itself
 
 
 class Claimant(Struct, frozen=True):
@@ -53,12 +54,12 @@ class Claim:
         for attempt in range(_ATTEMPTS):
             if attempt:
                 time.sleep(random.uniform(0, _PAUSE_S))  # noqa: S311 - so that two do not keep pace
+            self.renew()
             try:
-                self.renew()
                 others = self._others()
             except BaseException:
-                with suppress(RemoteError):
-                    self.release()
+                with suppress(RemoteError):  # soon: a store that cannot be used is said within 30 s
+                    within(_RELEASE_S, self._store.name(self.key), self.release)
                 raise
             if not others:
                 return
