@@ -3,11 +3,15 @@
 import pytest
 
 from tests.pacing.fleet_client import Fleets, lead
+from tests.pacing.queueing_fleet import lead_auto
+from tests.pacing.queueing_model import Plan as Queueing
+from tests.pacing.queueing_model import best_fixed, draw_batching, draw_fixed
 from tests.pacing.server_model import BARE, HEADERS, MESSAGE, SECONDS, Plan, Server
 
 ROWS = ((0, 0),) * 40_000
 LASTS_S = 120.0
 PER_S = 100
+BUSY_SERVERS = (draw_fixed(3), draw_batching(1))
 STARVED = {0: 5.0}  # a worker that has no more rows than that
 
 
@@ -91,3 +95,16 @@ def test_requests_in_flight_that_a_server_takes_are_found_together(workers: int)
     fleets = lead(Server(plan, 1), ROWS, workers, until_s=60.0)
     assert fleets.accepted(10, 60) >= 0.93 * 32 * 50
     assert fleets.share_refused <= 0.03
+
+
+@pytest.mark.parametrize("workers", [3, pytest.param(8, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "plan",
+    [draw_fixed(0), *(pytest.param(one, marks=pytest.mark.long) for one in BUSY_SERVERS)],
+)
+def test_a_server_that_queues_is_used_by_all_together(plan: Queueing, workers: int) -> None:
+    answers = lead_auto(plan, workers, 120.0, timeout_s=120.0)
+    best = best_fixed(plan, 60.0, 120.0, 0, 120.0)
+    assert sum(one.rate(60, 120) for one in answers) >= 0.92 * best.rate(60, 120)
+    latency_s = sum(one.latency_s(60, 120) for one in answers) / workers
+    assert latency_s <= 2.0 * best.latency_s(60, 120)
