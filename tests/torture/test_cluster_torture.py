@@ -201,7 +201,7 @@ def _kill_named(name: str, root: str) -> None:
 @pytest.mark.torture
 @pytest.mark.timeout(4 * 3_600)
 def test_nothing_is_lost_or_answered_twice_whatever_is_killed(
-    tmp_path: Path, environment: Mapping[str, str]
+    tmp_path: Path, environment: Mapping[str, str], request: pytest.FixtureRequest
 ) -> None:
     pytest.importorskip("ray", reason="the extra `ray` is not installed")
     purse, began_s = Purse(_KILLS), time.monotonic()
@@ -212,6 +212,7 @@ def test_nothing_is_lost_or_answered_twice_whatever_is_killed(
             while kills.total() < _KILLS:
                 if campaign is None:
                     campaign = Campaign(tmp_path / f"run-{runs}", environment, runs)
+                    request.addfinalizer(campaign.close)
                     runs += 1
                 if campaign.play(cluster, purse) is not None:
                     break  # the same run goes on in a new cluster
