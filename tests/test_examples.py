@@ -124,6 +124,26 @@ def test_captions_are_asked_for_with_the_images_of_a_parquet_file(tmp_path: Path
         assert base64.b64decode(content) == given[name][2]
 
 
+@pytest.mark.long
+def test_a_killed_worker_leaves_each_row_once_in_the_demo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    said = script(
+        tmp_path,
+        "kill_a_worker.py",
+        *("run", sys.executable, "-m", "batchrun", "run", EXAMPLES / "questions.jsonl"),
+        *("--prompt", "{{ question }}", "--model", "gpt-6-luna", "--samples", "40", "--simulate"),
+        *("--concurrency", "30", "--executor", "ray", "--workers", "3", "-o", "run"),
+    )
+    assert "killed worker w" in said
+    assert "worker_adopted" in said
+    rows = duckdb.read_parquet(f"{tmp_path}/run/responses/*.parquet")
+    assert rows.aggregate("count(*), count(DISTINCT (row, sample))").fetchall() == [(1600, 1600)]
+    batchrun(tmp_path, "verify", "run")
+
+
 def test_each_file_in_jobs_and_examples_has_its_test_here() -> None:
     # tickets.jsonl is run by tests/test_cost_review.py.
     there = {

@@ -187,7 +187,7 @@ async def test_a_refused_key_stops_the_run_before_any_success_and_fails_rows_aft
             outcome = await setup.outcome(row)
             assert isinstance(outcome.result, Failure)
             assert outcome.result.status == "failed"
-        with pytest.raises(RunStopped, match="20 rows in a row"):
+        with pytest.raises(RunStopped, match="20 consecutive rows"):
             await setup.outcome(19)
 
 

@@ -305,7 +305,7 @@ def test_without_stored_requests_the_settings_that_differ_are_said(
     rows[4]["text"] = "other"
     write_rows(rows, "a.jsonl")
     refused = batchrun("run", job, "--simulate")
-    assert "no setting that requests are made by; requests are not stored" in refused.stderr
+    assert "as no setting has changed (requests are not stored)" in refused.stderr
 
 
 # Bad rows that are fixed.

@@ -108,7 +108,7 @@ def test_an_array_is_read_in_pieces(read: Read, monkeypatch: pytest.MonkeyPatch)
     [
         (b'[{"q": 1},]', ":1: not JSON: a comma before it"),
         (b'[{"q": 1}\n{"q": 2}]', ":2: not JSON: a comma is missing before it"),
-        (b'[{"q": 1},\n{"q": ', ":2: not JSON: the file ends within"),
+        (b'[{"q": 1},\n{"q": ', ":2: not JSON: the file ends before this value does"),
         (b'[{"q": 1},\n{"q": 2}] x', ":2: not JSON: text after the end of the array"),
         (b'{\n"q": 1\n},\n{\n"q": 2}', ":3: not JSON: values with commas between them"),
         ('[{"q": 1}]'.encode("utf-16"), "the file is UTF-16, not UTF-8"),

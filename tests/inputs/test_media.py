@@ -115,7 +115,7 @@ def test_nothing_above_the_source_is_read(folder: Path) -> None:
         lines(folder, "../above.png", "link.png", "/etc/hostname", ".hidden.png", absolute)
     )
     for message in rows[:4]:
-        assert f"is hidden or not below the source's folder {folder}" in message
+        assert f"is hidden, or outside the source's folder {folder}" in message
     assert rows[4] == url(JPEG, "image/jpeg")
     # A folder that a link makes part of the source is one: its files are beside the row.
     linked = folder.parent / "linked"
@@ -126,9 +126,12 @@ def test_nothing_above_the_source_is_read(folder: Path) -> None:
     (folder / "more").symlink_to(linked)
     rows = rows_of(folder)
     assert rows[0] == url(PNG, "image/png")
-    assert "not below" in rows[1]
+    assert "outside the source's folder" in rows[1]
     # The folder of the one file that is the source bounds it, whatever else is beside that.
-    assert "not below" in rows_of(lines(folder, "../photos/a.png", name="meta/rows.jsonl"))[0]
+    assert (
+        "outside the source's folder"
+        in rows_of(lines(folder, "../photos/a.png", name="meta/rows.jsonl"))[0]
+    )
 
 
 def test_what_is_no_image_is_a_bad_row_that_says_why(
@@ -258,7 +261,7 @@ def test_what_the_filters_make_counts_for_the_bound_of_a_row(
 ) -> None:
     monkeypatch.setattr("batchrun.inputs.sandbox.MAX_LETTERS", 10_000)
     part = {"type": "input_image", "image_url": "{{ (['b.jpg'] * 60) | map('data_url') | list }}"}
-    assert "letters" in rows_of(lines(folder, "x"), part)[0]
+    assert "10,000 characters" in rows_of(lines(folder, "x"), part)[0]
 
 
 def test_a_path_from_standard_input_has_no_folder(tmp_path: Path) -> None:

@@ -360,7 +360,7 @@ async def test_a_key_refused_at_a_poll_stops_the_run_and_not_the_row(
     refused = {"status": status, "body": {"error": {"message": "no", "code": None}}}
     async with endpoint([{"body": answer()}, refused], mode="background") as connected:
         assert (await connected.outcome(request_of())).ok  # the key did before
-        with pytest.raises(RunStopped, match="asked about again") as stopped:
+        with pytest.raises(RunStopped, match="asks about the same work") as stopped:
             await connected.outcome(request_of(resume_id="resp_9"))
     assert stopped.value.cause is StopCause.KEY
     assert len(connected.server.requests) == 2
