@@ -2,6 +2,7 @@
 
 import ast
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,7 @@ HOMES = {
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
+@cache
 def imported(module: Path) -> set[str]:
     names: set[str] = set()
     for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):

@@ -5,7 +5,7 @@ from tests.pacing.random_servers import draw_case, measure
 SERVERS = 200
 _PARTS = 20  # so that the processes share them
 _QUICK_S = 3.0  # of an answer
-_SHORT = 4  # parts in the short form
+_SHORT = 2  # parts in the short form
 
 
 @pytest.mark.parametrize(

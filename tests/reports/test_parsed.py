@@ -200,7 +200,9 @@ def agrees(found: Any, expected: Any) -> bool:
     return type(found) is type(expected) and bool(found == expected)
 
 
-@pytest.mark.parametrize("first", range(0, 300, 50))
+@pytest.mark.parametrize(
+    "first", [0, 50, *(pytest.param(one, marks=pytest.mark.long) for one in range(100, 300, 50))]
+)
 def test_generated_schemas_give_their_types_and_exact_values(
     first: int, tmp_path: Path, outcome: Make, write: Write
 ) -> None:

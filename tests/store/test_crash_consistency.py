@@ -184,8 +184,14 @@ def crashes(script: Script, loss: Loss) -> Iterator[tuple[Tree, Known]]:
             yield disk.after(loss, dice), known
 
 
-@pytest.mark.parametrize("loss", Loss)
-@pytest.mark.parametrize("name", ["first", "second", "resending"])
+@pytest.mark.parametrize(
+    ("name", "loss"),
+    [
+        pytest.param(name, loss, marks=() if name != "second" or not loss_at else pytest.mark.long)
+        for name in ("first", "second", "resending")
+        for loss_at, loss in enumerate(Loss)
+    ],
+)
 def test_a_crash_at_any_step_loses_nothing_that_was_promised(
     scripts: dict[str, list[Script]], made: Made, folder: Path, name: str, loss: Loss
 ) -> None:

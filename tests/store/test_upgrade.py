@@ -49,8 +49,16 @@ def _crashes(path: Path, loss: Loss) -> list[Tree]:
     return trees
 
 
-@pytest.mark.parametrize("loss", Loss)
-@pytest.mark.parametrize("name", ["not_ok", "resending", "gone", "renamed"])
+@pytest.mark.parametrize(
+    ("name", "loss"),
+    [
+        pytest.param(
+            name, loss, marks=() if name == "resending" or not loss_at else pytest.mark.long
+        )
+        for name in ("not_ok", "resending", "gone", "renamed")
+        for loss_at, loss in enumerate(Loss)
+    ],
+)
 def test_a_crash_at_any_step_of_the_rewriting_loses_no_row(
     folder: Path, name: str, loss: Loss
 ) -> None:
