@@ -80,3 +80,8 @@ def batchrun(
         return fork_server.run(tmp_path, {**environment, **(env or {})}, *words, text=text)
 
     return run
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest as a module begins first, so that no process is left alone with it."""
+    items.sort(key=lambda item: "test_ray_runs" not in item.nodeid)

@@ -147,6 +147,8 @@ def test_a_run_is_watched_from_another_shell_and_read_by_prometheus(
     wait_until(lambda: stats(base_url)["completions"] > 8, process)
 
     with frozen(server):  # so that the run cannot end before all have looked
+        live_file = tmp_path / "run/live.json"
+        wait_until(lambda: json.loads(live_file.read_bytes())["in_flight"] > 0, process)
         screen, terminal = pty.openpty()
         fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
         env = {"TERM": "xterm-256color"}
