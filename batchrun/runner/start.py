@@ -23,12 +23,10 @@ from batchrun.job.sections import STDIN, EndpointJob, Job
 from batchrun.job.stop_time import stop_time
 from batchrun.progress.summary import RunCounters, Summary
 from batchrun.records import NOTHING_SENT_AGAIN, Resend
-from batchrun.runner.cluster.lead import lead_run, refuse_store
-from batchrun.runner.cluster.leases import one_worker_file
 from batchrun.runner.ending import StopSwitch, time_is_up
 from batchrun.runner.engine import Run, Watch
 from batchrun.runner.output_place import refuse_place, run_path, store_run_url
-from batchrun.runner.plan import known_prices, make_plan, make_record
+from batchrun.runner.plan import Plan, known_prices, make_plan, make_record
 from batchrun.runner.resume import note_differences
 from batchrun.runner.run_source import pinned_source, refuse_other_use, stored_input
 from batchrun.simulator.settings import SimulatorSettings
@@ -123,7 +121,7 @@ async def run_job(
         most_in_flight, too_few_files = fit_in_flight(job.limits, here=simulate)
         sends = plan.to_complete and not has_workers
         connect, fallback = await choose_connections() if sends else (None, None)
-        of_workers = one_worker_file(plan, job.cluster.workers or 1) if has_workers else None
+        of_workers = _file_of_one_worker(plan, job) if has_workers else None
         warnings = [warning for warning in (too_few_files, fallback, of_workers) if warning]
         plan = replace(plan, warnings=(*plan.warnings, *warnings))
         watch.plan(plan, path)
@@ -139,7 +137,7 @@ async def run_job(
         if plan.to_complete:
             async with _serving(run, servers, simulator) as reached:
                 if has_workers:
-                    await lead_run(run, reached, check)
+                    await _send_by_workers(run, reached, check)
                 else:
                     await _send_here(run, reached, connect)
         return await run.end()
@@ -177,6 +175,15 @@ async def _send_here(
         await run.send(clients, run.plan.limit)
 
 
+async def _send_by_workers(
+    run: Run, servers: Mapping[str | None, Server], check: Callable[[], None]
+) -> None:
+    """The same by workers."""
+    from batchrun.runner.cluster.lead import lead_run  # noqa: PLC0415 - 14 ms of a local run
+
+    await lead_run(run, servers, check)
+
+
 async def _destinations(
     job: Job, command: str | None, watch: Watch, insecure_http: bool
 ) -> dict[str | None, Server]:
@@ -202,9 +209,18 @@ def _has_workers(job: Job, url: str | None) -> bool:
     """Whether workers send the requests. Raises `JobError` where they cannot."""
     if job.cluster.executor == "local":
         return False
+    from batchrun.runner.cluster.lead import refuse_store  # noqa: PLC0415 - not in other runs
+
     refuse_without_ray()
     refuse_store(url)
     return True
+
+
+def _file_of_one_worker(plan: Plan, job: Job) -> str | None:
+    """A warning where a file keeps all workers but one waiting."""
+    from batchrun.runner.cluster.leases import one_worker_file  # noqa: PLC0415 - not in other runs
+
+    return one_worker_file(plan, job.cluster.workers or 1)
 
 
 def _check(job: Job, stop: StopSwitch, stop_at: float | None) -> None:
