@@ -109,7 +109,12 @@ class LeaseBook:
 
 def remaining_of(lease: Lease) -> int:
     """Requests of a lease that are to be sent."""
-    return len(lease.marks) - lease.marks.count(COMPLETE)
+    return remaining_in(lease.marks)
+
+
+def remaining_in(marks: bytes | bytearray) -> int:
+    """Requests to send among those that have these marks."""
+    return len(marks) - marks.count(COMPLETE)
 
 
 def rows_of(leases: Iterable[Lease]) -> list[int]:

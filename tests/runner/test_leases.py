@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from batchrun.errors import InputError
+from batchrun.executors.lease_book import remaining_of
 from batchrun.executors.messages import FleetTick, Lease, decode_tick, encode
 from batchrun.inputs import jsonl, rows
 from batchrun.inputs.prompt_set import PinnedSource, PromptSet, find_source
@@ -33,7 +34,6 @@ from batchrun.runner.cluster.leases import (
     one_worker_file,
     places_of,
     planned_rows,
-    remaining_of,
     renumbered,
 )
 from batchrun.runner.plan import Plan, make_plan

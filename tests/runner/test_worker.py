@@ -14,13 +14,14 @@ from typing import Any
 
 import pytest
 
+from batchrun.executors.lease_book import remaining_of
 from batchrun.executors.messages import FleetTick, Lease, StopOrder, WorkerReport
 from batchrun.inputs.prompt_set import find_source
 from batchrun.job.credentials import Server
 from batchrun.job.job_file import load_job
 from batchrun.limits.sharing.shares import Shares
 from batchrun.records import Resend, Totals
-from batchrun.runner.cluster.leases import places_of, planned_rows, remaining_of
+from batchrun.runner.cluster.leases import places_of, planned_rows
 from batchrun.runner.cluster.worker import worker_setup
 from batchrun.runner.plan import make_plan, make_record
 from batchrun.runner.resume import note_differences

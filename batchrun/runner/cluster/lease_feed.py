@@ -11,9 +11,9 @@ from typing import Self
 from msgspec import Struct
 
 from batchrun.errors import InputError
+from batchrun.executors.lease_book import remaining_of
 from batchrun.executors.messages import Lease
 from batchrun.records import BadRow, Outcome, Request, RowKey
-from batchrun.runner.cluster.leases import remaining_of
 
 Read = Callable[[Lease], Iterator[Request | BadRow]]
 

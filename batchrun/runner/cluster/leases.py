@@ -11,6 +11,7 @@ from itertools import count
 
 from msgspec.structs import replace
 
+from batchrun.executors.lease_book import remaining_in
 from batchrun.executors.messages import AGAIN, COMPLETE, TO_SEND, Lease
 from batchrun.formats.amounts import plural
 from batchrun.inputs.prompt_set import PromptSet
@@ -45,7 +46,7 @@ class PlannedRows:
         self._marks, self._hashes, self._numbers = marks, hashes, numbers
         self._next = 0  # request
         self._ids = count(1)
-        self.left = len(marks) - marks.count(COMPLETE)  # requests
+        self.left = remaining_in(marks)  # requests
 
     def cut(self, requests: int) -> Lease | None:
         """The next rows, with about so many requests to send; null where there are no more.
@@ -60,7 +61,7 @@ class PlannedRows:
         end = self._end(row, span, requests)
         lease = self._lease(span.part(row, end - row))
         self._next = end * self._width
-        self.left -= _remaining(lease.marks)
+        self.left -= remaining_in(lease.marks)
         return lease
 
     def rest(self, lease: Lease, done: Collection[int]) -> Lease | None:
@@ -71,7 +72,7 @@ class PlannedRows:
         marks = bytearray(lease.marks)
         for place in done:
             marks[place] = COMPLETE
-        if not _remaining(marks):
+        if not remaining_in(marks):
             return None
         return replace(lease, id=next(self._ids), marks=bytes(marks))
 
@@ -82,10 +83,10 @@ class PlannedRows:
         end, wanted = row, max(requests, 1)
         while end < most and wanted > 0:
             step = min(most, end - (-wanted // width))
-            wanted -= _remaining(marks[end * width : step * width])
+            wanted -= remaining_in(marks[end * width : step * width])
             end = step
         end = min(most, max(end, row + span.least))
-        while end > row + 1 and not _remaining(marks[(end - 1) * width : end * width]):
+        while end > row + 1 and not remaining_in(marks[(end - 1) * width : end * width]):
             end -= 1
         return end
 
@@ -150,7 +151,7 @@ def _stored_numbers(
         return None
     numbers, number, width = array("q", resumed.stored_rows), resumed.next_row, expansion.width
     for row, known in enumerate(numbers):
-        if known < 0 and _remaining(marks[row * width : (row + 1) * width]):
+        if known < 0 and remaining_in(marks[row * width : (row + 1) * width]):
             numbers[row] = number
             number += 1
     return numbers
@@ -179,15 +180,6 @@ def _numbers_of(lease: Lease) -> "array[int] | None":
     numbers = array("q")
     numbers.frombytes(lease.numbers)
     return numbers
-
-
-def remaining_of(lease: Lease) -> int:
-    """Requests of the lease that are to be sent."""
-    return _remaining(lease.marks)
-
-
-def _remaining(marks: bytes | bytearray) -> int:
-    return len(marks) - marks.count(COMPLETE)
 
 
 def lease_requests(prompts: PromptSet, layout: Layout, lease: Lease) -> Iterator[Request | BadRow]:
