@@ -30,7 +30,6 @@ _find_part_or_data = re.compile(
 _REFERRING = (b'"tools"', b'"previous_response_id"', b'"conversation"', b'"prompt"')
 _BYTES_A_TOKEN = 4  # of text
 _SHORT_BYTES = 4_096  # a body of so many holds no image, at most the address of one
-_RENEWED = 8  # an expectation holds for one in so many of the answers that it is made of
 _OWN_TOOLS = frozenset({"function", "custom"})  # the others run, and read, at the provider
 
 
@@ -153,7 +152,7 @@ class _Latest:
         if self._asked >= self._renews and self._latest:
             by_size = sorted(self._latest)
             self._expected = by_size[math.ceil(tuning.SHARE * len(by_size)) - 1]
-            self._asked, self._renews = 0, len(by_size) // _RENEWED
+            self._asked, self._renews = 0, len(by_size) // tuning.RENEWED
         return self._expected
 
 

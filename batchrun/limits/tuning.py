@@ -170,4 +170,5 @@ FIRST_UNSEEN_INPUT = (
     2_048  # (c) for an image, a file, or what is only referred to, before any answer
 )
 LATEST = 256  # (c) the last answers of a scope
-SHARE = 0.95  # (c) of them, that an expectation covers
+SHARE = 0.95  # (c) of them, that an expectation covers; ...
+RENEWED = 8  # (c) ... it is asked for a share of their number, one in so many, before it is renewed
