@@ -24,6 +24,7 @@ from benchmarks.machine import machine
 from benchmarks.measures import Measure
 from benchmarks.pages import write_lines
 from benchmarks.processes import Ended, Load, run_batchrun
+from benchmarks.timed import children_of
 
 _HEAD = ["| figure | goal | batchrun |", "| --- | --- | --- |"]
 _PER_S = 100.0
@@ -161,24 +162,16 @@ def _cpu_of(pid: int) -> float:
 
 
 def _commands(parent: int, folder: Path) -> list[int]:
-    return [one for one in _children(parent) if str(folder) in _words(one)]
+    return [one for one in children_of(parent) if str(folder) in _words(one)]
 
 
 def _below(pid: int) -> list[int]:
     """What it has started; not the cluster, which is there for any number of rows."""
     found: list[int] = []
-    for child in _children(pid):
+    for child in children_of(pid):
         if "local_cluster" not in _words(child):
             found += [child, *_below(child)]
     return found
-
-
-def _children(pid: int) -> list[int]:
-    try:
-        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    except OSError:
-        return []
-    return [int(word) for word in text.split()]
 
 
 def _words(pid: int) -> str:

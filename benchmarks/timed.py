@@ -115,7 +115,7 @@ def run_timed(
             if ended_at - began_at > _LONGEST_S:
                 raise SystemExit(f"{' '.join(command)}\ntook more than {_LONGEST_S:.0f} s")
             with suppress(OSError):  # it may have ended just now
-                family = (process.pid, *_children(process.pid))
+                family = (process.pid, *children_of(process.pid))
                 samples.append(Sample(ended_at, sum(map(_cpu_s, family))))
                 peak_bytes = max(peak_bytes, sum(map(_peak_bytes, family)))
             if breaks is not None and ended_at - runs_since_at >= breaks.every_s:
@@ -138,7 +138,7 @@ def _hold_up(pid: int, fill: Callable[[], None]) -> Break:
     """Stops the process and its children while something else is done."""
     from_at = time.time()
     os.kill(pid, signal.SIGSTOP)
-    children = _children(pid)  # none comes or goes unseen any more
+    children = children_of(pid)  # none comes or goes unseen any more
     for child in children:
         os.kill(child, signal.SIGSTOP)
     try:
@@ -150,9 +150,13 @@ def _hold_up(pid: int, fill: Callable[[], None]) -> Break:
     return Break(from_at, to_at)
 
 
-def _children(pid: int) -> list[int]:
-    lists = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(child) for one in lists for child in one.read_text().split()]
+def children_of(pid: int) -> list[int]:
+    """Processes that any of its threads has started, and that have not ended."""
+    found: list[int] = []
+    for one in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):  # the thread has ended
+            found += map(int, one.read_text().split())
+    return found
 
 
 def _cpu_s(pid: int) -> float:

@@ -85,7 +85,16 @@ def _kill_and_go_on(
     assert batchrun("verify", f"{bucket.url}/run", env=s3).returncode == 0
 
 
-def _kill_with_large_parts(
+@pytest.mark.parametrize(
+    ("number", "moment"),
+    [
+        (1, "before"),
+        pytest.param(1, "after", marks=pytest.mark.long),
+        pytest.param(2, "before", marks=pytest.mark.long),
+        pytest.param(3, "before", marks=pytest.mark.long),
+    ],
+)
+def test_large_parts_leave_no_open_upload(
     number: int,
     moment: str,
     bucket: Bucket,
@@ -112,35 +121,6 @@ def _kill_with_large_parts(
     assert len(bucket.names("run/responses/")) >= 3
     assert [call for call in proxy.calls if "upload" in call.path.partition("?")[2]] == []
     assert batchrun("verify", f"{bucket.url}/run", env=s3).returncode == 0
-
-
-@pytest.mark.parametrize(("number", "moment"), [(1, "before")])
-def test_large_parts_leave_no_open_upload(
-    number: int,
-    moment: str,
-    bucket: Bucket,
-    proxy: Proxy,
-    s3: dict[str, str],
-    killed_at: Any,
-    batchrun: Any,
-    tmp_path: Path,
-) -> None:
-    _kill_with_large_parts(number, moment, bucket, proxy, s3, killed_at, batchrun, tmp_path)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize(("number", "moment"), [(1, "after"), (2, "before"), (3, "before")])
-def test_large_parts_leave_no_open_upload_whenever_it_is_killed(
-    number: int,
-    moment: str,
-    bucket: Bucket,
-    proxy: Proxy,
-    s3: dict[str, str],
-    killed_at: Any,
-    batchrun: Any,
-    tmp_path: Path,
-) -> None:
-    _kill_with_large_parts(number, moment, bucket, proxy, s3, killed_at, batchrun, tmp_path)
 
 
 @pytest.mark.parametrize(

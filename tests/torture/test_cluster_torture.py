@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.timed import children_of
 from tests.processes import COMMAND, run_batchrun
 from tests.ray_cluster import standing_cluster, worker_pids
 from tests.runs import standing_rows
@@ -125,7 +126,7 @@ class Campaign:
                 case "driver":
                     process.kill()
                 case "sealing":
-                    for pid in _children(victim):
+                    for pid in children_of(victim):
                         os.kill(pid, signal.SIGKILL)
                 case "stopped worker":
                     os.kill(victim, signal.SIGSTOP)
@@ -179,14 +180,6 @@ class Campaign:
 
     def _said(self) -> str:
         return (self._folder / "errors.txt").read_text()[-3000:]
-
-
-def _children(pid: int) -> list[int]:
-    try:
-        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    except OSError:
-        return []
-    return [int(word) for word in text.split()]
 
 
 def _kill_named(name: str, root: str) -> None:
