@@ -37,6 +37,7 @@ from batchrun.inputs.rows import RowProblem, SourceRow
 from batchrun.job.sections import InputJob, VariantJob
 from batchrun.records import JsonObject
 
+_SHORT = 60  # characters of a value that may stand in metadata
 _SEVERAL = 3  # rows that a column of the template is the same in, others not
 _INPUTS = ("input", "prompt", "messages", "contents", "conversation")
 _AS_INSTRUCTIONS = {name for name, same in SAME.items() if same == "instructions"}
@@ -228,19 +229,21 @@ class Findings(Struct):
             return None
         meant = self._meant(others)
         how = f"write {meant} where its column belongs" if meant else "name a column in {{ }}"
-        apart = (
-            ""
-            if "empty" in what
-            else (
-                "; to send the same prompt for every row, make the requests different: "
-                "--set metadata.row='{{ "
-                + (sorted(self.ids & set(self.columns)) or ["id"])[0]
-                + " }}'"
-            )
-        )
+        apart = "" if "empty" in what else self._how_to_differ(others)
         return (
             f"request.input is {shown(self.request.get('input'))}: {what}. In --prompt (input in "
             f"[request]) {how}; the columns are {listed(self.columns)}{apart}"
+        )
+
+    def _how_to_differ(self, others: list[str]) -> str:
+        """What makes requests of one prompt differ; empty where no short column is known."""
+        short = [name for name in others if 0 < len(str(self.sample.get(name) or "")) <= _SHORT]
+        names = [*sorted(self.ids & set(self.columns)), *short]
+        if not names:
+            return ""
+        return (
+            "; to send the same prompt for every row, make the requests different: "
+            f"--set metadata.row='row {_reference(names[0])}'"
         )
 
     def _says_the_same(self, others: list[str]) -> bool:

@@ -195,6 +195,15 @@ def test_the_same_request_may_be_meant(planned: Planned) -> None:
     (remedy,) = re.findall(r"--set ([\w.]+)='(.*?)'", str(raised.value))
     plan = planned(*rows, **{"request.input": "A joke, please", f"request.{remedy[0]}": remedy[1]})
     assert plan.to_send == 3
+    nameless = [{"ticket no": n + 1, "question": f"q{n}"} for n in range(3)]
+    with pytest.raises(InputError) as raised:
+        planned(*nameless, **{"request.input": "A joke, please"})
+    (remedy,) = re.findall(r"--set ([\w.]+)='(.*?)'", str(raised.value))
+    job = {"request.input": "A joke, please", f"request.{remedy[0]}": remedy[1]}
+    plan = planned(*nameless, **job)
+    assert plan.to_send == 3
+    assert plan.first is not None
+    assert b'"metadata":{"row":"row 1"}' in plan.first.body
     same = [{"id": n, "question": "q"} for n in range(3)]
     assert planned(*same, **{"request.input": "{{ question }}"}).to_send == 3
 
