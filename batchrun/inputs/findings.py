@@ -237,8 +237,11 @@ class Findings(Struct):
 
     def _how_to_differ(self, others: list[str]) -> str:
         """What makes requests of one prompt differ; empty where no short column is known."""
-        short = [name for name in others if 0 < len(str(self.sample.get(name) or "")) <= _SHORT]
-        names = [*sorted(self.ids & set(self.columns)), *short]
+        names = sorted(self.ids & set(self.columns))
+        for name in others:  # other values may be none that JSON can express
+            value = self.sample.get(name)
+            if type(value) is int or (type(value) is str and 0 < len(value) <= _SHORT):
+                names.append(name)
         if not names:
             return ""
         return (

@@ -1,6 +1,7 @@
 """Nothing like a setting is dropped in silence, and templates that cannot be meant stop."""
 
 import json
+import math
 import random
 import re
 from collections.abc import Callable
@@ -195,7 +196,7 @@ def test_the_same_request_may_be_meant(planned: Planned) -> None:
     (remedy,) = re.findall(r"--set ([\w.]+)='(.*?)'", str(raised.value))
     plan = planned(*rows, **{"request.input": "A joke, please", f"request.{remedy[0]}": remedy[1]})
     assert plan.to_send == 3
-    nameless = [{"ticket no": n + 1, "question": f"q{n}"} for n in range(3)]
+    nameless = [{"score": math.nan, "ticket no": n + 1, "question": f"q{n}"} for n in range(3)]
     with pytest.raises(InputError) as raised:
         planned(*nameless, **{"request.input": "A joke, please"})
     (remedy,) = re.findall(r"--set ([\w.]+)='(.*?)'", str(raised.value))
