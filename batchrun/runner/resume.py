@@ -1,6 +1,6 @@
 """Which rows earlier commands have completed, and which are still to be sent, or sent again.
 
-A row is known by its name, its request by a hash. In memory it takes 2 bytes for each row, and 8
+A row is known by its name, its request by a hash. In memory it takes 2 bytes for each row, and 5
 more while it is compared.
 """
 

@@ -39,6 +39,7 @@ from batchrun.store.parts import as_mask, keys_of, read_part
 from batchrun.store.snapshot import Snapshot, snapshot
 
 _BAD = "invalid"  # the status of a row that was never sent
+_MOST_NARROW = 1 << 30  # requests; their numbers, and what follows the last of them, fit in "i"
 _ASKED = ("status", "error_kind", "refusal", "truncated")  # what `Resend` selects by
 
 
@@ -57,13 +58,14 @@ class Requests(Protocol):
 
 
 class CompleteRows(Struct, frozen=True):
-    """The rows that have an outcome: 8 bytes for each that is as the source has it, 32 for others.
+    """The rows that have an outcome: 4 bytes for each that is as the source has it, 28 for others.
 
     An index is a place in `rows`.
     """
 
-    # "q": the request's number, by the place in the input that the row had when it was sent; of a
-    # sample or variant that is not asked for any more -1 less that place.
+    # The request's number, by the place in the input that the row had when it was sent; of a
+    # sample or variant that is not asked for any more -1 less that place. "i", and "q" where
+    # there are more requests than that holds.
     rows: "array[int]"
     others: "array[int]"  # "q": the indexes of rows that are not as the source has them
     ids: "array[int]"  # "q": of these, this process's hash of the id; without a number of the key
@@ -117,10 +119,12 @@ def read_complete_rows(
 ) -> CompleteRows:
     """All complete rows, first those in parts. Raises `StoreError`."""
     expansion = PLAIN if source is None else source.expansion
-    rows, again, bad, unnamed = array("q"), bytearray(), bytearray(), bytearray()
+    again, bad, unnamed = bytearray(), bytearray(), bytearray()
     others, ids, hashes = array("q"), array("q"), array("Q")
     asked = resend if resend is not None and resend.failed else None
     totals = sum_totals(now)
+    most = max(totals.rows, 0 if source is None else len(source.hashes))
+    rows = array("i" if most < _MOST_NARROW else "q")
     has_bad = _BAD in totals.statuses
     columns = ["row", *KEY, "request_hash", *(["status"] if has_bad else [])]
     columns += [name for name in _ASKED if asked and name not in columns]
@@ -167,7 +171,8 @@ def _differing(
     if source is None:
         places: Iterable[int] = range(len(numbers))
     else:
-        given, wanted = _as_array(numbers, pa.int64()), _as_array(source.hashes, pa.uint64())
+        kind = pa.int32() if numbers.typecode == "i" else pa.int64()
+        given, wanted = _as_array(numbers, kind), _as_array(source.hashes, pa.uint64())
         inside = pc.and_(pc.greater_equal(given, 0), pc.less(given, len(wanted)))
         given = pc.if_else(inside, given, 0)
         same = pc.and_(inside, pc.equal(wanted.take(given), _as_array(hashes, pa.uint64())))

@@ -116,7 +116,8 @@ def _wrong_in_part(
     """Reads every page of a part; what is wrong with it by the rules of its own schema."""
     name = str(part.relative_to(folder))
     try:
-        found = pq.read_schema(part_file(part))
+        with pq.ParquetFile(part_file(part)) as file:
+            found = file.schema_arrow
     except DAMAGED as error:
         yield f"{name}: cannot be read ({error})"
         return
