@@ -34,7 +34,6 @@ class _Worker(Struct):
     """What is known of one worker."""
 
     seq: int = 0  # of its last tick
-    began_s: float = math.inf  # its first request
     heard_s: float = -math.inf
     report: WorkerReport | None = None  # the latest
     sent: dict[int, tuple[int, Lease]] = field(default_factory=dict)  # by id: since which tick
@@ -72,7 +71,8 @@ class Fleet:
         self._in_flight = in_flight
         self._workers: dict[int, _Worker] = {}
         self._order: StopOrder | None = None
-        self._first: int | None = None  # the worker that sends the first request
+        self._first: int | None = None  # the worker that sends the first request, ...
+        self._first_s = math.inf  # ... since when it may
         self._answered_s = math.inf  # when the first answer was reported
         self._is_open = False  # all workers may send
         self._lost = (0, 0)  # picodollars of dead workers: spent, perhaps spent
@@ -128,8 +128,6 @@ class Fleet:
             self._scopes_s.setdefault(news.scope, {})[writer] = now_s, news
             if news.is_answered:
                 self._answered_s = min(self._answered_s, now_s)
-        if report.used.started:
-            worker.began_s = min(worker.began_s, now_s)
         self._follow_budgets()
 
     def stop_reason(self, now_s: float) -> BatchrunError | None:
@@ -212,19 +210,18 @@ class Fleet:
         if self._is_open:
             return self._shares.shares(writer, worker.seq, now_s)
         if self._first is None and worker.report and worker.report.used.waiting:
-            self._first = writer
+            self._first, self._first_s = writer, now_s
         if self._first is None:
             return self._shares.shares(writer, worker.seq, now_s, only=_NOBODY)
-        first = self._workers[self._first]
-        alone_s = now_s - min(first.began_s, now_s)
         if self._is_answered:
             self._is_open = (
                 now_s - self._answered_s >= _SEARCH_S
                 or self._shares.has_found(self._first)
                 or not self._shares.is_pressed(self._first)
+                or self._shares.is_silent(self._first)
             )
         else:
-            self._is_open = alone_s >= tuning.FIRST_ALONE_S
+            self._is_open = now_s - self._first_s >= tuning.FIRST_ALONE_S
         only = None if self._is_open else self._first
         most = math.inf if self._is_answered else 1
         return self._shares.shares(writer, worker.seq, now_s, only=only, most=most)
@@ -235,13 +232,15 @@ class Fleet:
         for scope, by_worker in self._scopes_s.items():
             others = [one for worker, one in by_worker.items() if worker != writer]
             left_s = max((one.cooldown_s - (now_s - at_s) for at_s, one in others), default=0.0)
+            rate, takes = self._shares.found_in_all(scope)
             news.append(
                 ScopeNews(
                     scope,
                     is_answered=any(one.is_answered for _, one in others),
                     cooldown_s=left_s if left_s > _COOLDOWN_S else 0.0,
                     in_flight=self._shares.in_all(scope),
-                    rate=self._shares.rate_in_all(scope),
+                    rate=rate,
+                    takes=takes,
                 )
             )
         return tuple(news)

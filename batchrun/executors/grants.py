@@ -5,6 +5,7 @@ which of the ticks since then have reached it. What may come of all promises tog
 the limit. So one worker's promise is lowered first, and another's raised when the first obeys.
 """
 
+import itertools
 import math
 from collections import deque
 from collections.abc import Sequence
@@ -85,12 +86,21 @@ class Stock:
     def latest(self, worker: int) -> int:
         return self._holders[worker].promises.latest
 
+    def before(self, worker: int) -> int:
+        """What those that came before it were told last."""
+        earlier = itertools.takewhile(lambda one: one != worker, self._holders)
+        return sum(self.latest(one) for one in earlier)
+
     def join(self, worker: int) -> None:
         self._holders[worker] = _Holder()
 
     def leave(self, worker: int) -> None:
         """It can use nothing any more."""
         self._holders.pop(worker, None)
+
+    def suspend(self, worker: int) -> None:
+        """What it has is given to others, although it may go on with that for a moment."""
+        self._holders[worker] = _Holder(wants=0)
 
     def heard(self, worker: int, seq: int, used: int, wants: float) -> None:
         """`wants`: infinite where it would use more than it has."""
@@ -131,7 +141,9 @@ class _Claim(Struct):
     """One worker's part of what is used up."""
 
     promises: Promises = field(default_factory=Promises)  # in all, since it began
-    counts: int = 0  # of what it has used, as last reported, that counts against the limit
+    counted: int = 0  # of what it has used, as last reported, that counts against the limit, ...
+    lapses: Sequence[int] = ()  # ... and what of that ceases to within each second, ...
+    heard_s: float = 0.0  # ... from then on
     used: int = 0  # in all
     wanted: int = 0  # by what waits first
     since_s: float = math.inf  # since when that waits, perhaps for something else
@@ -141,9 +153,22 @@ class _Claim(Struct):
         """Of the latest promise, as far as is known."""
         return max(0, self.promises.latest - self.used)
 
-    @property
-    def held(self) -> int:
-        return self.counts + max(0, self.promises.most - self.used)
+    def counts(self, now_s: float) -> int:
+        """Of what it has used, as far as is known, that still counts."""
+        return self.counted - sum(self.lapses[: self._seconds(now_s)])
+
+    def held(self, now_s: float) -> int:
+        return self.counts(now_s) + max(0, self.promises.most - self.used)
+
+    def later(self, now_s: float) -> list[tuple[float, int]]:
+        """When what counts ceases to, as far as that was reported."""
+        first = self._seconds(now_s)
+        left = enumerate(self.lapses[first:], first + 1)
+        return [(self.heard_s + second, amount) for second, amount in left if amount]
+
+    def _seconds(self, now_s: float) -> int:
+        """Whole ones since its report arrived; it was made before that."""
+        return max(0, int(now_s - self.heard_s))
 
 
 class Grants:
@@ -159,37 +184,59 @@ class Grants:
         """`expires`: a request above the limit goes when nothing else counts any more."""
         self.total, self._expires = total, expires
         self._claims: dict[int, _Claim] = {}
-        self._past: deque[tuple[float, int]] = deque()  # of dead workers: until when, amount
+        self._past: list[tuple[float, int]] = []  # of dead workers: until when, amount
 
     def join(self, worker: int) -> None:
         self._claims[worker] = _Claim()
 
-    def leave(self, worker: int, until_s: float = math.inf, amount: int | None = None) -> None:
-        """It can use nothing any more; what it may have used counts until then.
+    def leave(
+        self, worker: int, now_s: float, lasts_s: float = math.inf, amount: int | None = None
+    ) -> None:
+        """It can use nothing any more; what it may have used and not reported counts for so long.
 
         `amount`: what it has used, where that is known.
         """
         claim = self._claims.pop(worker, None)
-        if claim is not None:
-            self._past.append((until_s, claim.held if amount is None else amount))
+        if claim is None:
+            return
+        later = claim.later(now_s)
+        rest = claim.held(now_s) - sum(part for _, part in later) if amount is None else amount
+        self._past = sorted([*self._past, *later, (now_s + lasts_s, rest)])
 
     def heard(
-        self, worker: int, seq: int, since_s: float, counts: int, used: int, wanted: int
+        self,
+        worker: int,
+        seq: int,
+        since_s: float,
+        counted: int,
+        used: int,
+        wanted: int,
+        *,
+        lapses: Sequence[int] = (),
+        now_s: float = 0.0,
     ) -> None:
-        """`since_s`: since when its first request waits, for this or for something else."""
+        """`since_s`: since when its first request waits, for this or for something else.
+
+        `lapses`: of what counts, how much ceases to within each second from now on.
+        """
         claim = self._claims[worker]
         claim.promises.obeys(seq)
-        claim.counts, claim.used, claim.wanted, claim.since_s = counts, used, wanted, since_s
+        claim.counted, claim.used, claim.wanted, claim.since_s = counted, used, wanted, since_s
+        claim.lapses, claim.heard_s = lapses, now_s
+
+    def suspend(self, worker: int) -> None:
+        """Nobody waits for what it waits for, until it is heard of again."""
+        self._claims[worker].wanted = 0
 
     def free(self, now_s: float) -> int:
         """What nobody has used or can use."""
         if self._past and self._past[0][0] <= now_s:
-            self._past = deque(one for one in self._past if one[0] > now_s)
+            self._past = [one for one in self._past if one[0] > now_s]
         past = sum(amount for _, amount in self._past)
-        return self.total - past - sum(one.held for one in self._claims.values())
+        return self.total - past - sum(one.held(now_s) for one in self._claims.values())
 
-    def held(self, worker: int) -> int:
-        return self._claims[worker].held
+    def held(self, worker: int, now_s: float) -> int:
+        return self._claims[worker].held(now_s)
 
     def short(self) -> list[int]:
         """Workers whose first request waits, the longest waiting first."""
@@ -210,9 +257,9 @@ class Grants:
             return None
         first = self._claims[short[0]]
         others = [one for one in self._claims.values() if one is not first]
-        if any(one.held > one.counts for one in others):
+        if any(one.held(now_s) > one.counts(now_s) for one in others):
             return None
-        has = self.free(now_s) + first.held - first.counts
+        has = self.free(now_s) + first.held(now_s) - first.counts(now_s)
         return first.wanted if first.wanted > has else None
 
     def give(self, worker: int, seq: int, headroom: int, now_s: float) -> int:

@@ -23,6 +23,8 @@ _PRESSED = 0.5  # of the latest reports say that a limit holds the worker up
 _GAPS = 2.0  # times between two reports, for which an allowance does: the last one is as old
 _LATE_S = 0.05  # the way of a tick
 _GAP_S = 0.25  # between two reports, before there are two
+_SILENT_S = 1.0  # without a report, and ...
+_SILENT_GAPS = 4.0  # ... so many times as long as between two: a worker that stands still
 _PURSE_GROWS = 2  # times, where a purse does not do, ...
 _PURSE_MOST = 256  # ... up to so many times what one request may cost
 _PURSE_LASTS_S = 1.5  # with what is spent now
@@ -50,8 +52,11 @@ class _Seen(Struct):
     purse: int = 0  # beyond what is used
     has_started: bool = False
     since_s: float = math.inf  # since when its first request waits for a grant
+    is_silent: bool = False  # it stands still, as far as is known
+    absences: int = 0  # how often it did
 
     def look(self, used: SharesUsed, now_s: float) -> None:
+        self.is_silent = False
         gap_s = max(now_s - self.at_s, 1e-3)
         weight = min(1.0, _SMOOTH * gap_s / _GAP_S) if self.has_started else 1.0
         before, self.used, self.at_s = self.used, used, now_s
@@ -76,7 +81,11 @@ class _Seen(Struct):
 
 
 class ShareBook:
-    """The shares of one command's workers."""
+    """The shares of one command's workers.
+
+    A worker that stands still keeps what it may be using: slots, dollars, and starts, for a minute.
+    Its part of rates is given to the others, until it is heard of again.
+    """
 
     def __init__(self, limits: SharedLimits) -> None:
         self.limits = limits
@@ -113,11 +122,11 @@ class ShareBook:
             self._leader = None
         for minute in (self._requests, self._tokens):
             if minute is not None:
-                minute.grants.leave(worker, now_s + minute.minute_s)
+                minute.grants.leave(worker, now_s, minute.minute_s)
         if self._purse is None:
             return 0
-        spent = _in_all(seen.used) if is_clean else self._purse.held(worker)
-        self._purse.leave(worker, amount=spent)
+        spent = _in_all(seen.used) if is_clean else self._purse.held(worker, now_s)
+        self._purse.leave(worker, now_s, amount=spent)
         return spent
 
     def heard(self, worker: int, seq: int, used: SharesUsed, now_s: float) -> None:
@@ -128,11 +137,18 @@ class ShareBook:
         is_short = used.for_slots or (used.waiting and in_flight >= self._slots.latest(worker))
         slots = math.inf if is_short else in_flight * _MORE_SLOTS + 2
         self._slots.heard(worker, seq, in_flight, slots)
-        self._rate.heard(worker, seq, 0, self._rate_wanted(worker))
+        self._rate.heard(worker, seq, self._rate_used(worker), self._rate_wanted(worker))
         for minute, flow in ((self._requests, used.requests), (self._tokens, used.tokens)):
             if minute is not None:
                 minute.grants.heard(
-                    worker, seq, seen.since_s, flow.counted, flow.started, flow.wanted
+                    worker,
+                    seq,
+                    seen.since_s,
+                    flow.counted,
+                    flow.started,
+                    flow.wanted,
+                    lapses=flow.lapses,
+                    now_s=now_s,
                 )
         if self._purse is not None:
             spent = _in_all(used)
@@ -151,10 +167,11 @@ class ShareBook:
 
         `only`: the worker that may send, where the others must wait. `most`: in flight, at most.
         """
+        self._note_silent(now_s)
         seen = self._seen[worker]
         if only in self._seen:
             self._leader = only
-        elif self._leader is None:
+        elif self._leader is None or self._seen[self._leader].is_silent:
             self._leader = worker
         rate = self._rate.give(worker, seq, only=only)
         slots = self._slots.give(worker, seq, most if rate else 0, only=only)
@@ -166,11 +183,16 @@ class ShareBook:
         if self._purse is not None:
             purse = self._purse.give(worker, seq, seen.purse, now_s)
         leads = self._leader == worker
-        return Shares(slots, purse, requests, tokens, rate, leads)
+        before = self._rate.before(worker)
+        return Shares(slots, purse, requests, tokens, rate, before, seen.absences, leads)
+
+    def is_silent(self, worker: int) -> bool:
+        """Whether the worker stands still, as far as is known."""
+        return self._seen[worker].is_silent
 
     def has_found(self, worker: int) -> bool:
         """Whether the worker knows what the server takes."""
-        return any(one.is_measured and one.rate for one in self._seen[worker].used.scopes)
+        return any(one.is_settled for one in self._seen[worker].used.scopes)
 
     def is_pressed(self, worker: int) -> bool:
         """Whether what the server takes, as far as the worker knows, holds it up."""
@@ -188,15 +210,16 @@ class ShareBook:
         news = self._seen[leader].used.scopes
         return next((one.in_flight for one in news if one.scope == scope), None)
 
-    def rate_in_all(self, scope: Scope) -> float | None:
-        """Requests a second that the server takes, by all workers that have inferred it."""
-        known, parts = 0.0, 0
+    def found_in_all(self, scope: Scope) -> tuple[float | None, float | None]:
+        """Requests a second, and in flight, that the server takes, by all workers that know."""
+        rates, takes = _Mean(), _Mean()
         for worker, seen in self._seen.items():
+            part = max(1, self._rate.latest(worker))
             for one in seen.used.scopes:
-                if one.scope == scope and one.rate is not None:
-                    part = self._rate.latest(worker)
-                    known, parts = known + one.rate * part, parts + part
-        return known / parts if parts else None
+                if one.scope == scope:
+                    rates.add(one.rate, part)
+                    takes.add(one.takes, part)
+        return rates.mean, takes.mean
 
     def share_of_rate(self, worker: int) -> float:
         """From 0 to 1, for people."""
@@ -211,20 +234,37 @@ class ShareBook:
             return None
         return self._purse.lacking(now_s)
 
+    def _note_silent(self, now_s: float) -> None:
+        for worker, seen in self._seen.items():
+            longest_s = max(_SILENT_S, _SILENT_GAPS * seen.gap_s)
+            if not seen.is_silent and now_s - seen.at_s > longest_s:
+                seen.is_silent, seen.absences = True, seen.absences + 1
+                self._rate.suspend(worker)
+                for grants in self._grants():
+                    grants.suspend(worker)
+
     def _grants(self) -> list[Grants]:
         minutes = [one.grants for one in (self._requests, self._tokens) if one is not None]
         return minutes if self._purse is None else [*minutes, self._purse]
 
+    def _rate_used(self, worker: int) -> int:
+        """Parts of the rate that what is in flight takes up beyond the worker's own: it lands."""
+        news = self._seen[worker].used.scopes
+        beyond = max((one.excess / one.takes for one in news if one.takes), default=0.0)
+        return self._rate.latest(worker) + int(min(1.0, beyond) * WHOLE) if beyond else 0
+
     def _rate_wanted(self, worker: int) -> float:
         """Parts of the rate; infinite where it would use more than it has."""
         seen = self._seen[worker]
-        if seen.pressed >= _PRESSED or not seen.has_started:
+        has_any = seen.has_started and self._rate.latest(worker) > 0
+        if seen.pressed >= _PRESSED or not has_any:
             return math.inf
         # What all is, by those that use up their parts.
-        pressed = [name for name, one in self._seen.items() if one.pressed >= _PRESSED]
+        seen_now = [(name, one) for name, one in self._seen.items() if not one.is_silent]
+        pressed = [name for name, one in seen_now if one.pressed >= _PRESSED]
         parts = sum(self._rate.latest(one) for one in pressed)
         per_s = sum(self._seen[one].starts_per_s for one in pressed)
-        even = WHOLE / max(1, len(self._seen))
+        even = WHOLE / max(1, len(seen_now))
         if not parts or not per_s:
             return even
         return _LEAST_RATE * even + _MORE_RATE * seen.starts_per_s * parts / per_s
@@ -245,18 +285,37 @@ class _Minute:
             name: one.tokens_per_s if self._of_tokens else one.starts_per_s
             for name, one in seen.items()
         }
-        wants = [
-            _FINE
-            if seen[name].used.waiting
-            else (_MORE_RATE * rate / self._per_s + _LEAST_RATE) * _FINE
-            for name, rate in rates.items()
-        ]
+        wants = [self._wanted(one, rates[name]) for name, one in seen.items()]
         parts = dict(zip(rates, divide(_FINE, wants), strict=True))
         pace, mine = self._per_s * parts[worker] / _FINE, seen[worker]
         headroom = 0
         if mine.used.waiting or rates[worker] > _IDLE * self._per_s:
             headroom = math.ceil(pace * (_GAPS * mine.gap_s + _LATE_S))
         return Allowance(self.grants.give(worker, seq, headroom, now_s), max(pace, 1e-6))
+
+    def _wanted(self, one: _Seen, per_s: float) -> float:
+        """Of the pace."""
+        if one.is_silent:
+            return 0.0
+        if one.used.waiting:
+            return _FINE
+        return (_MORE_RATE * per_s / self._per_s + _LEAST_RATE) * _FINE
+
+
+class _Mean(Struct):
+    """Of what workers have found."""
+
+    sum: float = 0.0
+    weight: int = 0
+
+    def add(self, found: float | None, weight: int) -> None:
+        if found is not None:
+            self.sum, self.weight = self.sum + found * weight, self.weight + weight
+
+    @property
+    def mean(self) -> float | None:
+        """Null: nobody has found anything."""
+        return self.sum / self.weight if self.weight else None
 
 
 _FINE = 1_000_000

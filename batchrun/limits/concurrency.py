@@ -85,9 +85,14 @@ class InferredConcurrency:
     def __init__(self, most: int) -> None:
         self.most = most
         self.now = 0
-        self._part = self._exact = 1.0  # of what the server takes is for this process
+        self._part = 1.0  # of what the server takes is for this process, ...
+        self._before = 0.0  # ... and so much for those before it
         self._fits = float(min(most, tuning.CONCURRENCY_FIRST))
+        self._whole = self._exact = (
+            self._fits
+        )  # the same when it was divided: in whole ones, and not
         self._searches = True
+        self._was_out = False  # it had no part for a while, and others may know more
         self._grow_s = -math.inf  # when it may grow again
         self._step_s = tuning.CONCURRENCY_STEP_S
         self._step = 1.0
@@ -108,18 +113,63 @@ class InferredConcurrency:
 
     def restart(self, now_s: float) -> None:
         """After an outage: what was refused meanwhile said nothing about a limit."""
-        self._fits = max(1.0, min(self.most, tuning.CONCURRENCY_FIRST) * self._part)
+        self._divide(min(self.most, tuning.CONCURRENCY_FIRST))
         self._searches, self._step, self._fitted = True, 1.0, math.inf
         self._grow_s, self._cut_s, self._answered = now_s, now_s, 0
 
-    def set_part(self, part: float) -> None:
-        """So much of what the server takes is for this process."""
-        factor, self._part = part / self._part, part
-        # One is in flight even where that is more than its part.
-        self._exact = (self._exact if self._fits == 1.0 else self._fits) * factor
-        self._fits = max(1.0, min(self._exact, float(self.most)))
-        self._fitted *= factor
-        self._base = round(self._base * factor)
+    def set_part(self, part: float, before: float = 0.0) -> None:
+        """So much of what the server takes is for this process, and that for those before it."""
+        in_all, factor = self._known() / self._part, part / self._part
+        is_below = self._fits < 0.9 * self._fitted
+        self._part, self._before = part, before
+        self._divide(in_all)
+        self._fitted = self._fitted * factor if is_below else self._fits
+        self._base, self._refused = round(self._base * factor), round(self._refused * factor)
+
+    @property
+    def in_all(self) -> float | None:
+        """In flight with all processes, as the server takes it; null: not known."""
+        if self._searches or self._random.is_usual:
+            return None
+        return self._known() / self._part
+
+    @property
+    def excess(self) -> int:
+        """In flight here beyond what may be, since that was lowered."""
+        return max(0, self.now - int(self._fits))
+
+    def is_settled(self, now_s: float) -> bool:
+        """Whether what the server takes is known, and nothing was refused for a while."""
+        held_s = now_s - max(self._cut_s, self._until_s)
+        is_near = self._fits >= 0.9 * self._fitted
+        return self.in_all is not None and is_near and held_s >= tuning.CONCURRENCY_PROBE_S
+
+    def rejoin(self) -> None:
+        """Others have used this process's part for a while: they know more."""
+        self._was_out = True
+
+    def follow(self, in_all: float, now_s: float) -> None:
+        """Other processes have found that: where this one has not, it goes on from there."""
+        knows = self._sent and not self._searches and not self._was_out
+        if knows or self._random.is_usual:
+            return
+        self._searches = self._was_out = False
+        self._random.is_known(now_s)
+        self._divide(in_all)
+        self._fitted, self._step, self._answered = self._fits, 1.0, 0
+        self._cut_s, self._base, self._refused = now_s, self.most, 0
+        self._grow_s = now_s + tuning.CONCURRENCY_PROBE_S / self._part
+
+    def _known(self) -> float:
+        """This process's part, before it was divided into whole ones."""
+        return self._exact if self._fits == self._whole else self._fits
+
+    def _divide(self, in_all: float) -> None:
+        """The parts of all processes in whole ones add up to so many; each has one at least."""
+        first = math.floor(in_all * self._before + tuning.ROUNDED_S)
+        last = math.floor(in_all * (self._before + self._part) + tuning.ROUNDED_S)
+        self._exact = in_all * self._part
+        self._fits = self._whole = max(1.0, min(float(last - first), float(self.most)))
 
     def verdict(self, need: Need, now_s: float) -> Verdict:
         if self.now < int(self._fits):

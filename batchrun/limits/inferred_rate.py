@@ -22,6 +22,7 @@ class InferredRate:
         self._advertised = advertised  # that of requests comes first
         self._advertised_rate = math.inf  # of requests, as last seen
         self._part = 1.0  # of what the server takes is for this process
+        self._was_out = False  # it had no part for a while, and others may know more
         self._spacing = Spacing(tuning.RATE_FIRST)
         self._estimate = LimitEstimate()
         self._log = SentLog()
@@ -65,20 +66,30 @@ class InferredRate:
         is_guess = self._searches or self._random.is_usual or self._is_advertised()
         return None if is_guess else self._spacing.rate / self._part
 
-    @property
-    def is_measured(self) -> bool:
-        """Whether that is more than a guess."""
-        return not self._estimate.is_blind or self._is_advertised()
+    def is_settled(self, now_s: float) -> bool:
+        """Whether that was measured, and what is below it was not refused for a while."""
+        if self._is_advertised():
+            return True
+        is_near = self._spacing.rate >= 0.9 * self._estimate.high
+        held_s = now_s - max(self._cut_s, self._until_s)
+        return (
+            self.in_all is not None
+            and not self._estimate.is_blind
+            and is_near
+            and held_s >= tuning.HOLD_LEAST_S
+        )
+
+    def rejoin(self) -> None:
+        """Others have used this process's part for a while: what it has measured is of before."""
+        self._was_out = True
+        self._estimate.forget()
 
     def follow(self, in_all: float, now_s: float) -> None:
         """Other processes have inferred that: where this one has not, it goes on from there."""
-        if (
-            (self._log.sent and not self._searches)
-            or self._random.is_usual
-            or self._is_advertised()
-        ):
+        knows = self._log.sent and not self._searches and not self._was_out
+        if knows or self._random.is_usual or self._is_advertised():
             return
-        self._searches = False
+        self._searches = self._was_out = False
         self._cut_s = now_s
         self._estimate.set(in_all * self._part)
         self._random.is_known(now_s)
@@ -163,7 +174,8 @@ class InferredRate:
         return tuning.SLOPE + steep * (beyond - tuning.NEAR)
 
     def _refuse(self, sent_s: float, hint_s: float, now_s: float) -> None:
-        self._lag_s += 0.2 * (now_s - sent_s - self._lag_s)
+        is_first = not self._log.refused
+        self._lag_s += (1.0 if is_first else 0.2) * (now_s - sent_s - self._lag_s)
         self._log.refuse(sent_s)
         self._estimate.refused(sent_s)
         probes = not self._searches and now_s >= self._rise_s

@@ -129,6 +129,14 @@ class MinuteLimit:
         self._forget(now_s)
         return self._total
 
+    def lapses(self, now_s: float) -> tuple[int, ...]:
+        """Of what counts now, how much ceases to within each second from now on."""
+        self._forget(now_s)
+        parts = [0.0] * (math.ceil(self.minute_s) + 1)
+        for entry in self._log:
+            parts[int(self._expires_s(entry) - now_s)] += entry[1]
+        return tuple(map(int, parts))
+
     def set_pace(self, per_s: float, now_s: float) -> None:
         """Spaces starts by another rate than the limit's."""
         if per_s != self._spacing.rate:

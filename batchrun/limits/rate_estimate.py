@@ -201,6 +201,10 @@ class LimitEstimate:
         self._sent = sent - round((sent - self._sent) * factor)
         self._refused = round(self._refused * factor)
 
+    def forget(self) -> None:
+        """What was let in so far says nothing: the next measure begins with the next refusal."""
+        self._mark_s, self._early = -math.inf, 0
+
     def set(self, rate: float) -> None:
         """Measured in another way."""
         self.is_blind = False
@@ -226,7 +230,7 @@ class LimitEstimate:
             mean=count / (span_s - 0.5 * min(self._unsure_s, tuning.UNSURE * span_s)),
             is_unsure=self._unsure_s > tuning.UNSURE * span_s,
             is_enough=count >= tuning.ENOUGH and max(0.3, 3 * lag_s) < span_s < math.inf,
-            is_long=span_s > 3 * lag_s,
+            is_long=3 * lag_s < span_s < math.inf,
             known_s=known_s,
             end_s=end_s,
             sent=sent,
@@ -250,11 +254,15 @@ class LimitEstimate:
             self._low = min(max(mean, 0.98 * rate), rate) if mean > 0.9 * rate else mean
             return self._begin_anew(seen, self._low, self._low * tuning.ABOVE)
         self.high = rate
+        if seen.span_s == math.inf:  # as others have measured: what is measured here begins now
+            self._begin_anew(seen, rate, rate)
         if self._early <= 2 and self._low:
             low = min(self._low, rate)
             return math.sqrt(low * rate) if doubts else (low + rate) / 2
         self._low = 0.0
         estimate = rate * (0.6 if self.is_blind else 1 - 0.1 * min(self._early, 3))
+        if seen.is_long:  # so much was let in since the server had nothing left
+            estimate = max(estimate, (seen.count - 1) / seen.span_s)
         if seen.is_long and not seen.is_unsure:
             estimate = min(estimate, max((seen.count + 2) / seen.span_s, 0.3 * rate))
         return estimate

@@ -55,8 +55,18 @@ class Part(Struct, frozen=True):
     """What one of several processes may use of what servers take."""
 
     share: float = 1.0  # above 0
+    before: float = 0.0  # that of the processes before it: so that all add up in whole requests
     leads: bool = True  # it measures servers that queue, and others follow it, ...
     settle_s: float = 0.0  # ... so much later
+
+
+class Found(Struct, frozen=True):
+    """What one process has found out of what a server takes of all of them; null: not known."""
+
+    rate: float | None  # requests a second
+    takes: float | None  # requests in flight
+    excess: int  # in flight at this process, beyond its part of that
+    is_settled: bool  # one of these is more than a guess
 
 
 class ScopeState:
@@ -73,8 +83,9 @@ class ScopeState:
         self.health = ScopeHealth()
         self.sizes = AnswerSizes(largest)
         limits = scope_limits(most_in_flight, given, adapts_to_s)
-        inferred = next(limit for limit in limits if isinstance(limit, InferredConcurrency))
-        self.breaker = Breaker(patience, inferred.restart)
+        self._in_flight = next(one for one in limits if isinstance(one, InferredConcurrency))
+        self._rate = next(one for one in limits if isinstance(one, InferredRate))
+        self.breaker = Breaker(patience, self._in_flight.restart)
         self.limits: Sequence[Limit] = (self.breaker, *limits)
         self._throughput = next((one for one in limits if isinstance(one, Throughput)), None)
         self._all = limits
@@ -93,14 +104,24 @@ class ScopeState:
                 case AdvertisedRate() | InferredRate():
                     limit.set_part(part.share, now_s)
                 case InferredConcurrency():
-                    limit.set_part(part.share)
+                    limit.set_part(part.share, part.before)
                 case Throughput():
                     limit.set_part(part.share, part.settle_s, leads=part.leads)
 
+    def rejoin(self) -> None:
+        """Others have used what is for this process for a while."""
+        self._rate.rejoin()
+        self._in_flight.rejoin()
+
     def follow(
-        self, cooldown_s: float, in_flight: int | None, rate: float | None, now_s: float
+        self,
+        cooldown_s: float,
+        in_flight: int | None,
+        rate: float | None,
+        takes: float | None,
+        now_s: float,
     ) -> None:
-        """What other processes know of it."""
+        """What other processes know of it: of one that queues, and as in `Found`."""
         for limit in self._all:
             match limit:
                 case Cooldown() if cooldown_s > 0:
@@ -109,18 +130,22 @@ class ScopeState:
                     limit.follow(in_flight)
                 case InferredRate() if rate is not None:
                     limit.follow(rate, now_s)
+                case InferredConcurrency() if takes is not None:
+                    limit.follow(takes, now_s)
 
     def cooldown_s(self, now_s: float) -> float:
         """For how long nothing is sent, by what the server told this process."""
         return sum(one.left_s(now_s) for one in self._all if isinstance(one, Cooldown))
 
-    def rate_in_all(self) -> tuple[float | None, bool]:
-        """Requests a second of all processes, as inferred by this one, and whether it was measured.
-
-        Null: not known.
-        """
-        inferred = next(one for one in self._all if isinstance(one, InferredRate))
-        return inferred.in_all, inferred.is_measured
+    def found(self, now_s: float) -> Found:
+        """By this process."""
+        takes, rate = self._in_flight, self._rate
+        return Found(
+            rate=rate.in_all,
+            takes=takes.in_all,
+            excess=0 if takes.in_all is None else takes.excess,
+            is_settled=rate.is_settled(now_s) or takes.is_settled(now_s),
+        )
 
     def in_all(self) -> int | None:
         """In flight with all processes together, as this one has measured; null: it has not."""
@@ -168,6 +193,11 @@ class Scopes:
             self._part = part
             for state in self._states.values():
                 state.set_part(part, now_s)
+
+    def rejoin(self) -> None:
+        """Others have used what is for this process for a while."""
+        for state in self._states.values():
+            state.rejoin()
 
     def limits(self, scope: Scope) -> Sequence[Limit]:
         return self.of(scope).limits

@@ -2,10 +2,10 @@
 
 The fleet and the limits are the real ones; the clock is a number. Messages wait in a bag until
 somebody takes one out, once, twice or never. A worker that is killed does nothing any more; one
-that is stopped goes on later, when its driver has long given it up, but keeps its lock: it is not
-adopted before it is killed.
+that stands still hears and does nothing for a while, and then goes on with what it was told.
 """
 
+import math
 import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -178,6 +178,8 @@ class Machine:
         self._rows_stored = 0
         self._is_stopped = False
         self.is_alive = True
+        self.still_until_s = -math.inf
+        self.pending: list[bytes] = []  # ticks that came while it stood still
 
     def hear(self, message: bytes, now_s: float) -> bytes:
         tick: FleetTick = decode_tick(message)
@@ -206,6 +208,8 @@ class Machine:
 
     def work(self, now_s: float) -> None:
         """What ends by now ends, and what may start starts."""
+        if now_s < self.still_until_s:
+            return
         clock_s = now_s + self._clock_s
         for flight in [one for one in self._flights if one.ends_s <= now_s]:
             self._end(flight, clock_s)
@@ -294,7 +298,11 @@ class World:
     def deliver_tick(self, place: int, *, keep: bool = False) -> None:
         at, message = self.ticks[place] if keep else self.ticks.pop(place)
         machine = self.machines.get(at)
-        if machine is not None and machine.is_alive:
+        if machine is None or not machine.is_alive:
+            return
+        if self.now_s < machine.still_until_s:
+            machine.pending.append(message)
+        else:
             self.reports.append((at, machine.hear(message, self.now_s)))
 
     def deliver_report(self, place: int, *, keep: bool = False) -> None:
@@ -304,6 +312,9 @@ class World:
     def kill(self, at: int) -> None:
         self.kills += 1
         self.machines[at].kill()
+
+    def stand_still(self, at: int, seconds: float) -> None:
+        self.machines[at].still_until_s = self.now_s + seconds
 
     def adopt(self, at: int) -> None:
         """Its lock can be taken: what it has stored counts, and another takes its place."""
@@ -320,13 +331,17 @@ class World:
 
     def move(self, seconds: float) -> None:
         self.now_s += seconds
-        for machine in list(self.machines.values()):
-            if machine.is_alive:
+        for at, machine in list(self.machines.items()):
+            if machine.is_alive and self.now_s >= machine.still_until_s:
                 machine.work(self.now_s)
+                while machine.pending:
+                    self.reports.append((at, machine.hear(machine.pending.pop(0), self.now_s)))
 
     def settle(self, most_s: float) -> bool:
         """From now on nothing is lost; false where rows remain after so long."""
         until_s, step_s, started = self.now_s + most_s, 0.25, 0
+        for machine in self.machines.values():
+            machine.still_until_s = -math.inf
         for at in [at for at, one in self.machines.items() if not one.is_alive]:
             self.adopt(at)
         while self.now_s < until_s:

@@ -21,6 +21,7 @@ class Weather:
     late: float
     repeated: float
     killed: float
+    still: float
     adopted: float
     longest_s: float  # of a turn
 
@@ -31,6 +32,7 @@ WEATHER = st.builds(
     late=st.sampled_from((0.0, 0.1, 0.5)),
     repeated=st.sampled_from((0.0, 0.1, 0.5)),
     killed=st.sampled_from((0.0, 0.01, 0.1)),
+    still=st.sampled_from((0.0, 0.02, 0.1)),
     adopted=st.sampled_from((1.0, 0.05)),
     longest_s=st.sampled_from((0.3, 0.3, 5.0)),
 )
@@ -59,6 +61,8 @@ def storm(world: World, weather: Weather, turns: int) -> None:
         for at, machine in list(world.machines.items()):
             if machine.is_alive and draw.random() < weather.killed:
                 world.kill(at)
+            if draw.random() < weather.still:
+                world.stand_still(at, draw.uniform(0.5, 90.0))
             if not machine.is_alive and draw.random() < weather.adopted:
                 world.adopt(at)
         for at in world.machines:

@@ -75,7 +75,7 @@ def test_dollars_of_a_dead_worker_count_as_far_as_it_may_have_spent_them() -> No
     grants.heard(1, 0, 0.0, 0, 0, 30)
     assert grants.give(1, 1, 60, 0.0) == 60
     grants.heard(1, 1, math.inf, 20, 20, 0)
-    grants.leave(1)
+    grants.leave(1, 1.0)
     assert grants.free(1e9) == 40
     grants.join(2)
     grants.heard(2, 0, 5.0, 0, 0, 50)
@@ -109,3 +109,56 @@ def test_what_is_above_the_limit_alone_goes_when_nothing_else_counts() -> None:
     assert grants.give(2, 1, 5, 2.0) == 4  # what it has started: it waits for that one
     grants.heard(2, 1, math.inf, 0, 4, 0)
     assert grants.give(1, 2, 0, 62.0) == 25
+
+
+def test_what_a_silent_worker_has_used_ceases_to_count_when_it_would_have() -> None:
+    grants = Grants(100, expires=True)
+    for worker in (1, 2):
+        grants.join(worker)
+    grants.heard(1, 0, 1.0, 0, 0, 40, now_s=10.0)
+    assert grants.give(1, 1, 40, 10.0) == 40
+    grants.heard(1, 1, math.inf, 30, 30, 0, lapses=(5, 0, 10, 15), now_s=20.0)
+    frees = [grants.free(20.0 + age_s) for age_s in (0.9, 1.0, 2.9, 3.0, 4.0, 99.0)]
+    assert frees == [60, 65, 65, 75, 90, 90]  # ten that it may still start are never free
+
+
+def test_what_a_dead_worker_has_used_ceases_to_count_when_it_would_have() -> None:
+    grants = Grants(100, expires=True)
+    grants.join(1)
+    grants.heard(1, 0, 1.0, 0, 0, 40, now_s=10.0)
+    assert grants.give(1, 1, 40, 10.0) == 40
+    grants.heard(1, 1, math.inf, 30, 30, 0, lapses=(5, 0, 10, 15), now_s=20.0)
+    grants.leave(1, 22.5, 60.0)
+    frees = [grants.free(at_s) for at_s in (22.5, 23.0, 24.0, 82.0, 82.5)]
+    assert frees == [65, 75, 90, 90, 100]
+
+
+def test_nobody_waits_for_what_a_silent_worker_waits_for() -> None:
+    grants = Grants(10, expires=True)
+    for worker in (1, 2):
+        grants.join(worker)
+    grants.heard(1, 0, 1.0, 4, 4, 8)
+    grants.heard(2, 0, 2.0, 0, 0, 3)
+    assert grants.give(2, 1, 5, 3.0) == 0
+    grants.suspend(1)
+    assert grants.give(2, 2, 5, 3.0) == 5
+    grants.heard(1, 0, 1.0, 0, 4, 8)
+    assert grants.give(2, 3, 5, 4.0) == 0  # it is served first again
+
+
+def test_the_part_of_a_worker_that_stands_still_goes_to_the_others_at_once() -> None:
+    stock = Stock(10)
+    for worker in (1, 2):
+        stock.join(worker)
+    stock.heard(1, 0, 0, math.inf)
+    stock.heard(2, 0, 0, math.inf)
+    assert (stock.give(1, 1), stock.give(2, 1)) == (5, 5)
+    stock.suspend(1)
+    assert stock.give(2, 2) == 10
+    assert (stock.before(1), stock.before(2)) == (0, 0)
+    stock.heard(1, 1, 0, math.inf)
+    assert stock.give(1, 2) == 0  # until the other has given it back
+    assert stock.give(2, 3) == 5
+    stock.heard(2, 3, 0, math.inf)
+    assert stock.give(1, 3) == 5
+    assert stock.before(2) == 5

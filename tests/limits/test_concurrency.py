@@ -1,3 +1,5 @@
+import pytest
+
 from batchrun.errors import ErrorKind
 from batchrun.limits.concurrency import FirstAlone, InferredConcurrency, InFlight
 from batchrun.limits.verdicts import GO, Wait
@@ -117,3 +119,27 @@ def test_it_never_shrinks_below_one() -> None:
         now_s += 0.3
     assert limit.now == 0
     assert limit.verdict(NEED, now_s) is GO
+
+
+@pytest.mark.parametrize("in_all", [12.0, 32.0, 7.0])
+def test_what_several_processes_follow_adds_up_in_whole_requests(in_all: float) -> None:
+    limits = [InferredConcurrency(1000) for _ in range(5)]
+    for place, limit in enumerate(limits):
+        limit.set_part(0.2, 0.2 * place)
+        limit.follow(in_all, 0.0)
+        assert limit.in_all == pytest.approx(in_all)
+    assert sum(len(fill(limit, 0.1, 0.2)) for limit in limits) == in_all
+
+
+def test_what_a_process_has_found_is_known_in_all_once_nothing_is_refused_for_a_while() -> None:
+    limit = InferredConcurrency(1000)
+    slots = fill(limit, 0.0, 0.3)
+    assert limit.in_all is None
+    for slot in slots[32:]:
+        limit.finished(slot, OVERLOADED, 0.35)
+    assert limit.in_all is not None
+    assert not limit.is_settled(0.4)
+    limit.finished(slots[0], ANSWER, 3.4)
+    assert limit.is_settled(3.4)
+    limit.set_part(0.25)
+    assert limit.excess == 31 - int(0.25 * limit.in_all)

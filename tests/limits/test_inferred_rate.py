@@ -144,3 +144,22 @@ def test_the_log_knows_what_was_sent_and_refused_later() -> None:
     log.refuse(2.0)
     assert log.until(5.05) == (51, 1)
     assert (log.sent, log.refused) == (100, 2)
+
+
+def test_the_first_refusals_of_what_others_have_measured_lower_it_a_little() -> None:
+    limit = InferredRate()
+    limit.set_part(0.5, 0.0)
+    limit.follow(100.0, 0.0)
+    assert limit.rate == pytest.approx(50.0)
+    play(limit, 0.0, 3.0, 45.0)
+    assert 40.0 < limit.rate < 46.0
+
+
+def test_a_rate_is_settled_once_nothing_is_refused_below_it_for_a_while() -> None:
+    limit, now_s = InferredRate(), 0.0
+    while not limit.is_settled(now_s):
+        let_in, refused = play(limit, now_s, now_s + 1.0, 200.0)
+        now_s += 1.0
+    assert 3.0 <= now_s <= 15.0
+    assert (let_in, refused) == (pytest.approx(200, abs=20), 0)
+    assert limit.in_all == pytest.approx(200.0, rel=0.08)

@@ -194,3 +194,14 @@ def test_refusals_that_come_in_spite_of_it_lower_the_rate_for_a_while() -> None:
     for second in range(60):
         hear(limit, told(6_000.0), now_s + 3 + second)
     assert len(starts(limit, now_s + 70, now_s + 71, ONE)) >= 98
+
+
+def test_what_counts_in_a_minute_says_when_it_ceases_to() -> None:
+    limit = MinuteLimit("tokens", 1000)
+    for at_s, tokens in ((0.0, 100), (10.0, 200), (10.5, 50)):
+        limit.started(Need(SCOPE, tokens), at_s)
+    limit.finished(Slot(Need(SCOPE, 200), 10.0), Finish(tokens=80), 12.0)
+    lapses = limit.lapses(20.0)
+    assert {second: amount for second, amount in enumerate(lapses) if amount} == {40: 100, 50: 130}
+    for second in range(len(lapses)):
+        assert limit.counted(20.0 + second) <= sum(lapses[second:])

@@ -82,7 +82,7 @@ class Client:
         self.gate.close()
         return self.traffic
 
-    def send(self, visit: "_Visit", slot: Slot) -> None:
+    def send(self, visit: "RowVisit", slot: Slot) -> None:
         """A row was let in."""
         now_s = self._now_s()
         latency_s, finish = self._server.take(visit.used, now_s)
@@ -94,7 +94,7 @@ class Client:
             traffic.note(traffic.refused, now_s)
         self._loop.call_later(latency_s, self._ends, visit, slot, finish)
 
-    def _ends(self, visit: "_Visit", slot: Slot, finish: Finish) -> None:
+    def _ends(self, visit: "RowVisit", slot: Slot, finish: Finish) -> None:
         if self._done.done():
             return
         if finish.kind is None:
@@ -119,7 +119,7 @@ class Client:
             self._next += 1
             if self._next == len(self._rows):
                 self.traffic.full_s = self._now_s()
-            _Visit(self, self._rows[self._next - 1]).enter()
+            RowVisit(self, self._rows[self._next - 1]).enter()
 
     def _now_s(self) -> float:
         return self._loop.time() - self._start_s
@@ -131,7 +131,7 @@ class Client:
             self._done.set_result(None)
 
 
-class _Visit:
+class RowVisit:
     """One row's way through the gate, driven by hand: a task for each would take far longer."""
 
     __slots__ = ("_client", "_need", "_way", "failures", "used")

@@ -4,7 +4,8 @@ In virtual time and one loop; ticks and reports take their time on the way.
 """
 
 import asyncio
-from collections.abc import Collection, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from batchrun.executors.fleet import Fleet
@@ -21,10 +22,11 @@ from batchrun.limits.concurrency import FirstAlone
 from batchrun.limits.pauses import Patience
 from batchrun.limits.scopes import Scopes
 from batchrun.limits.sharing.worker_share import WorkerShare
-from batchrun.limits.verdicts import Limit
-from tests.pacing.client import SCOPE, Client, Traffic
+from batchrun.limits.verdicts import GO, Limit, LimitStatus, Verdict, Wait
+from batchrun.records import Finish, Need, Slot
+from tests.pacing.client import SCOPE, Client, RowVisit, Traffic
 from tests.pacing.server_model import Server
-from tests.pacing.virtual_loop import run
+from tests.pacing.virtual_loop import FIRST_S, run
 
 _TICK_S = 0.15
 _WAY_S = 0.01
@@ -42,6 +44,28 @@ class NoRows:
         return None
 
 
+class Standstill:
+    """The time in which a worker's process does nothing, as after SIGSTOP: a limit on starts."""
+
+    def __init__(self, from_s: float, until_s: float) -> None:
+        self._from_s, self._until_s = from_s, until_s
+
+    def left_s(self, now_s: float) -> float:
+        return self._until_s - now_s if self._from_s <= now_s < self._until_s else 0.0
+
+    def verdict(self, need: Need, now_s: float) -> Verdict:
+        return Wait(self._until_s) if self.left_s(now_s) else GO
+
+    def started(self, need: Need, now_s: float) -> None:
+        return
+
+    def finished(self, slot: Slot, finish: Finish, now_s: float) -> None:
+        return
+
+    def status(self, now_s: float) -> LimitStatus:
+        return LimitStatus("standstill")
+
+
 class Worker(Client):
     """One worker; with `rows_per_s` it has no more rows to send than that."""
 
@@ -55,6 +79,7 @@ class Worker(Client):
         seed: int,
         rows_per_s: float | None,
         adapts_to_s: float | None,
+        still: Standstill,
     ) -> None:
         rpm, tpm = limits.requests_per_minute, limits.tokens_per_minute
         self.share = WorkerShare(
@@ -62,7 +87,9 @@ class Worker(Client):
         )
         given = [of for of, most_of in (("requests", rpm), ("tokens", tpm)) if most_of is not None]
         self.scopes = Scopes(most, Patience(1800.0, 60.0), {}, given, adapts_to_s)
-        super().__init__(server, rows, most, self.share.limits, self._limits, until_s, seed)
+        self.still = still
+        shared = [*self.share.limits, still]
+        super().__init__(server, rows, most, shared, self._limits, until_s, seed)
         self._rows_per_s = rows_per_s
         self._number = 0
 
@@ -83,6 +110,12 @@ class Worker(Client):
         self.share.obey(tick.seq, tick.shares, tick.scopes, now_s)
         self._number += 1
         return WorkerReport(self._number, self.share.seq, used=self.share.used(now_s))
+
+    def _ends(self, visit: RowVisit, slot: Slot, finish: Finish) -> None:
+        if left_s := self.still.left_s(self._loop.time()):
+            self._loop.call_later(left_s, self._ends, visit, slot, finish)
+        else:
+            super()._ends(visit, slot, finish)
 
     def _admit(self) -> None:
         if self._rows_per_s is None:
@@ -121,14 +154,25 @@ def lead(
     most: int = 1000,
     requests_per_minute: int | None = None,
     tokens_per_minute: int | None = None,
-    starved: dict[int, float] | None = None,
+    starved: Mapping[int, float] | None = None,
+    still: Mapping[int, tuple[float, float]] | None = None,
     seed: int = 0,
     adapts_to_s: float | None = None,
 ) -> Fleets:
-    """`starved`: rows a second that a worker has, by its place."""
+    """By the place of a worker: `starved`: rows a second that it has; `still`: it stands still."""
     limits = LimitsJob(requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute)
     clients = [
-        Worker(server, rows, most, limits, until_s, seed + at, (starved or {}).get(at), adapts_to_s)
+        Worker(
+            server,
+            rows,
+            most,
+            limits,
+            until_s,
+            seed + at,
+            (starved or {}).get(at),
+            adapts_to_s,
+            Standstill(*(FIRST_S + one for one in (still or {}).get(at, (math.inf, math.inf)))),
+        )
         for at in range(workers)
     ]
 
@@ -137,6 +181,7 @@ def lead(
         while True:
             tick = encode(fleet.tick(at, loop.time()))
             await asyncio.sleep(_WAY_S)
+            await asyncio.sleep(worker.still.left_s(loop.time()))
             report = encode(worker.tick(decode_tick(tick)))
             await asyncio.sleep(_WAY_S)
             fleet.hear(at, decode_report(report), loop.time())

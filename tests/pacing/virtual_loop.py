@@ -12,6 +12,7 @@ from collections.abc import Coroutine, Mapping
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+FIRST_S = 1000.0  # the time to begin with
 _LEAST_S = 1e-9  # what a wait moves the time on by, whatever floats can tell apart
 
 
@@ -19,7 +20,7 @@ class _Clock(selectors.BaseSelector):
     """Waits by moving the time on; no file ever becomes ready."""
 
     def __init__(self, seed: int, late_s: float) -> None:
-        self.now_s = 1000.0
+        self.now_s = FIRST_S
         self._late_s = late_s
         self._draw = random.Random(seed).random
         self._keys: dict[Any, selectors.SelectorKey] = {}

@@ -27,6 +27,8 @@ class Shares(Struct, frozen=True):
     requests: Allowance | None = None
     tokens: Allowance | None = None
     rate: int = 0  # parts of what servers advertise, or of what is inferred
+    before: int = 0  # those of the workers before it
+    absences: int = 0  # how often its part was given to others, since it stood still
     leads: bool = True  # it measures servers that queue, for all workers
 
 
@@ -35,6 +37,7 @@ class Flow(Struct, frozen=True):
 
     started: int = 0  # since it began, as far as an allowance counts; tokens as reserved
     counted: int = 0  # in its last minute; tokens as used, where that is known
+    lapses: tuple[int, ...] = ()  # of these, what ceases to count within each second from now on
     wanted: int = 0  # by what waits first, where the allowance does not do; 0: nothing waits for it
 
 
@@ -55,7 +58,9 @@ class ScopeNews(Struct, frozen=True):
     cooldown_s: float = 0.0  # nothing is sent for so long
     in_flight: int | None = None  # with how many in all a server that queues does best
     rate: float | None = None  # requests a second that the server takes in all, as inferred
-    is_measured: bool = False  # that is more than a guess
+    takes: float | None = None  # requests in flight, the same
+    excess: int = 0  # in flight at this worker, beyond its part of these
+    is_settled: bool = False  # what is inferred is more than a guess
     down: str | None = None  # the endpoint's last words, where it is down
 
 

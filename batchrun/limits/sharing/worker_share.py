@@ -75,9 +75,13 @@ class StartAllowance:
             self._minute.set_pace(tuning.ALLOWANCE_FAST * allowance.pace, now_s)
 
     def used(self, now_s: float, *, is_waiting: bool) -> Flow:
-        counted = round(self._minute.counted(now_s))
         short = self._wanted > self._allowance.most - self._started
-        return Flow(self._started, counted, self._wanted if is_waiting and short else 0)
+        return Flow(
+            started=self._started,
+            counted=round(self._minute.counted(now_s)),
+            lapses=self._minute.lapses(now_s),
+            wanted=self._wanted if is_waiting and short else 0,
+        )
 
     def verdict(self, need: Need, now_s: float) -> Verdict:
         amount = need.tokens if self._of_tokens else 1
@@ -166,6 +170,7 @@ class WorkerShare:
         self._first: dict[Scope, FirstAlone] = {}
         self._news: dict[Scope, ScopeNews] = {}  # of all workers
         self._in_flight = -1
+        self._absences = 0  # that are known here
         self.seq = 0  # of the tick that is obeyed
 
     @property
@@ -197,14 +202,18 @@ class WorkerShare:
                 flow.set(allowance, now_s)
         if self._purse is not None and shares.purse is not None:
             self._purse.set(shares.purse)
+        if shares.absences > self._absences:
+            self._absences = shares.absences
+            scopes.rejoin()
         if shares.rate:
-            scopes.set_part(Part(shares.rate / WHOLE, shares.leads, self._settle_s), now_s)
+            part, before = shares.rate / WHOLE, shares.before / WHOLE
+            scopes.set_part(Part(part, before, shares.leads, self._settle_s), now_s)
         self._news = {one.scope: one for one in news}
         for scope, state in scopes.items():
             one = self._news.get(scope)
             if one is None:
                 continue
-            state.follow(one.cooldown_s, one.in_flight, one.rate, now_s)
+            state.follow(one.cooldown_s, one.in_flight, one.rate, one.takes, now_s)
             if one.is_answered and scope in self._first:
                 self._first[scope].open()
         if shares.in_flight != self._in_flight:
@@ -237,15 +246,17 @@ class WorkerShare:
             first, down = self._first.get(scope), state.breaker.status(now_s).says
             is_answered = first is not None and first.is_open
             cooldown_s = state.cooldown_s(now_s)
-            rate, is_measured = state.rate_in_all()
+            found = state.found(now_s)
             news.append(
                 ScopeNews(
                     scope,
                     is_answered=is_answered,
                     cooldown_s=cooldown_s,
                     in_flight=state.in_all(),
-                    rate=rate,
-                    is_measured=is_measured,
+                    rate=found.rate,
+                    takes=found.takes,
+                    excess=found.excess,
+                    is_settled=found.is_settled,
                     down=down,
                 )
             )
