@@ -12,6 +12,8 @@ from collections.abc import Sequence
 
 from msgspec import Struct, field
 
+from batchrun.limits.sharing.shares import Flow
+
 
 class Promises:
     """What one worker was told, until it is known what it obeys."""
@@ -141,29 +143,27 @@ class _Claim(Struct):
     """One worker's part of what is used up."""
 
     promises: Promises = field(default_factory=Promises)  # in all, since it began
-    counted: int = 0  # of what it has used, as last reported, that counts against the limit, ...
-    lapses: Sequence[int] = ()  # ... and what of that ceases to within each second, ...
-    heard_s: float = 0.0  # ... from then on
-    used: int = 0  # in all
+    flow: Flow = Flow()  # what it has used, as last reported
+    heard_s: float = 0.0  # when that was
     wanted: int = 0  # by what waits first
     since_s: float = math.inf  # since when that waits, perhaps for something else
 
     @property
     def left(self) -> int:
         """Of the latest promise, as far as is known."""
-        return max(0, self.promises.latest - self.used)
+        return max(0, self.promises.latest - self.flow.started)
 
     def counts(self, now_s: float) -> int:
         """Of what it has used, as far as is known, that still counts."""
-        return self.counted - sum(self.lapses[: self._seconds(now_s)])
+        return self.flow.counted - sum(self.flow.lapses[: self._seconds(now_s)])
 
     def held(self, now_s: float) -> int:
-        return self.counts(now_s) + max(0, self.promises.most - self.used)
+        return self.counts(now_s) + max(0, self.promises.most - self.flow.started)
 
     def later(self, now_s: float) -> list[tuple[float, int]]:
         """When what counts ceases to, as far as that was reported."""
         first = self._seconds(now_s)
-        left = enumerate(self.lapses[first:], first + 1)
+        left = enumerate(self.flow.lapses[first:], first + 1)
         return [(self.heard_s + second, amount) for second, amount in left if amount]
 
     def _seconds(self, now_s: float) -> int:
@@ -203,26 +203,11 @@ class Grants:
         rest = claim.held(now_s) - sum(part for _, part in later) if amount is None else amount
         self._past = sorted([*self._past, *later, (now_s + lasts_s, rest)])
 
-    def heard(
-        self,
-        worker: int,
-        seq: int,
-        since_s: float,
-        counted: int,
-        used: int,
-        wanted: int,
-        *,
-        lapses: Sequence[int] = (),
-        now_s: float = 0.0,
-    ) -> None:
-        """`since_s`: since when its first request waits, for this or for something else.
-
-        `lapses`: of what counts, how much ceases to within each second from now on.
-        """
+    def heard(self, worker: int, seq: int, since_s: float, flow: Flow, now_s: float) -> None:
+        """`since_s`: since when its first request waits, for this or for something else."""
         claim = self._claims[worker]
         claim.promises.obeys(seq)
-        claim.counted, claim.used, claim.wanted, claim.since_s = counted, used, wanted, since_s
-        claim.lapses, claim.heard_s = lapses, now_s
+        claim.flow, claim.wanted, claim.since_s, claim.heard_s = flow, flow.wanted, since_s, now_s
 
     def suspend(self, worker: int) -> None:
         """Nobody waits for what it waits for, until it is heard of again."""
@@ -272,13 +257,13 @@ class Grants:
         amount = claim.promises.latest
         if self._expires and first == worker and claim.wanted > self.total:
             if free + claim.left >= self.total:
-                amount = claim.used + claim.wanted
+                amount = claim.flow.started + claim.wanted
         elif wanted > claim.left and room > 0 and claim.left + room >= claim.wanted:
-            amount = claim.used + min(wanted, claim.left + room)
+            amount = claim.flow.started + min(wanted, claim.left + room)
         elif first is not None and first != worker and self._must_return(worker, first, free):
             waits_s = now_s - self._claims[first].since_s
             kept = 0 if claim.wanted or waits_s > self._KEPT_S else min(headroom, claim.left)
-            amount = claim.used + min(claim.left, kept)
+            amount = claim.flow.started + min(claim.left, kept)
         return claim.promises.tell(seq, amount)
 
     def _must_return(self, worker: int, first: int, free: int) -> bool:

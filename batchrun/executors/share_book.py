@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from batchrun.executors.grants import Grants, Stock, divide
 from batchrun.limits import tuning
-from batchrun.limits.sharing.shares import WHOLE, Allowance, Shares, SharesUsed
+from batchrun.limits.sharing.shares import WHOLE, Allowance, Flow, Shares, SharesUsed
 from batchrun.records import Scope
 
 _STEP = 0.04  # a share of a rate changes by so much of it, or not at all
@@ -25,6 +25,7 @@ _LATE_S = 0.05  # the way of a tick
 _GAP_S = 0.25  # between two reports, before there are two
 _SILENT_S = 1.0  # without a report, and ...
 _SILENT_GAPS = 4.0  # ... so many times as long as between two: a worker that stands still
+_LISTENS_S = 0.25  # between two messages at most; in a longer time it was the driver that stood
 _PURSE_GROWS = 2  # times, where a purse does not do, ...
 _PURSE_MOST = 256  # ... up to so many times what one request may cost
 _PURSE_LASTS_S = 1.5  # with what is spent now
@@ -52,6 +53,7 @@ class _Seen(Struct):
     purse: int = 0  # beyond what is used
     has_started: bool = False
     since_s: float = math.inf  # since when its first request waits for a grant
+    heard_s: float = 0.0  # its latest report, on the clock of `ShareBook`
     is_silent: bool = False  # it stands still, as far as is known
     absences: int = 0  # how often it did
 
@@ -99,10 +101,13 @@ class ShareBook:
         self._purse = None if limits.budget is None else Grants(limits.budget, expires=False)
         self._seen: dict[int, _Seen] = {}
         self._leader: int | None = None
+        self._now_s = math.inf
+        self._listened_s = 0.0  # so far; while the driver stands still nobody is silent
 
     def join(self, worker: int, now_s: float) -> None:
         """A worker that uses nothing yet."""
-        self._seen[worker] = _Seen(now_s)
+        self._listen(now_s)
+        self._seen[worker] = _Seen(now_s, heard_s=self._listened_s)
         for stock in (self._slots, self._rate):
             stock.join(worker)
         for grants in self._grants():
@@ -131,8 +136,10 @@ class ShareBook:
 
     def heard(self, worker: int, seq: int, used: SharesUsed, now_s: float) -> None:
         """The worker obeys the tick of that number."""
+        self._listen(now_s)
         seen = self._seen[worker]
         seen.look(used, now_s)
+        seen.heard_s = self._listened_s
         in_flight = used.in_flight
         is_short = used.for_slots or (used.waiting and in_flight >= self._slots.latest(worker))
         slots = math.inf if is_short else in_flight * _MORE_SLOTS + 2
@@ -140,19 +147,11 @@ class ShareBook:
         self._rate.heard(worker, seq, self._rate_used(worker), self._rate_wanted(worker))
         for minute, flow in ((self._requests, used.requests), (self._tokens, used.tokens)):
             if minute is not None:
-                minute.grants.heard(
-                    worker,
-                    seq,
-                    seen.since_s,
-                    flow.counted,
-                    flow.started,
-                    flow.wanted,
-                    lapses=flow.lapses,
-                    now_s=now_s,
-                )
+                minute.grants.heard(worker, seq, seen.since_s, flow, now_s)
         if self._purse is not None:
             spent = _in_all(used)
-            self._purse.heard(worker, seq, seen.since_s, spent, spent, used.spending.wanted)
+            flow = Flow(spent, spent, wanted=used.spending.wanted)
+            self._purse.heard(worker, seq, seen.since_s, flow, now_s)
 
     def shares(
         self,
@@ -234,10 +233,15 @@ class ShareBook:
             return None
         return self._purse.lacking(now_s)
 
+    def _listen(self, now_s: float) -> None:
+        self._listened_s += max(0.0, min(now_s - self._now_s, _LISTENS_S))
+        self._now_s = now_s
+
     def _note_silent(self, now_s: float) -> None:
+        self._listen(now_s)
         for worker, seen in self._seen.items():
-            longest_s = max(_SILENT_S, _SILENT_GAPS * seen.gap_s)
-            if not seen.is_silent and now_s - seen.at_s > longest_s:
+            silent_s = self._listened_s - seen.heard_s
+            if not seen.is_silent and silent_s > max(_SILENT_S, _SILENT_GAPS * seen.gap_s):
                 seen.is_silent, seen.absences = True, seen.absences + 1
                 self._rate.suspend(worker)
                 for grants in self._grants():

@@ -88,9 +88,7 @@ class InferredConcurrency:
         self._part = 1.0  # of what the server takes is for this process, ...
         self._before = 0.0  # ... and so much for those before it
         self._fits = float(min(most, tuning.CONCURRENCY_FIRST))
-        self._whole = self._exact = (
-            self._fits
-        )  # the same when it was divided: in whole ones, and not
+        self._whole = self._exact = self._fits  # when it was divided last: rounded, and not
         self._searches = True
         self._was_out = False  # it had no part for a while, and others may know more
         self._grow_s = -math.inf  # when it may grow again

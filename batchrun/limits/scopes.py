@@ -60,8 +60,8 @@ class Part(Struct, frozen=True):
     settle_s: float = 0.0  # ... so much later
 
 
-class Found(Struct, frozen=True):
-    """What one process has found out of what a server takes of all of them; null: not known."""
+class InferredLimits(Struct, frozen=True):
+    """What one process has inferred of what a server takes from all of them; null: not known."""
 
     rate: float | None  # requests a second
     takes: float | None  # requests in flight
@@ -121,7 +121,7 @@ class ScopeState:
         takes: float | None,
         now_s: float,
     ) -> None:
-        """What other processes know of it: of one that queues, and as in `Found`."""
+        """What other processes know of it: of one that queues, and as in `InferredLimits`."""
         for limit in self._all:
             match limit:
                 case Cooldown() if cooldown_s > 0:
@@ -137,10 +137,10 @@ class ScopeState:
         """For how long nothing is sent, by what the server told this process."""
         return sum(one.left_s(now_s) for one in self._all if isinstance(one, Cooldown))
 
-    def found(self, now_s: float) -> Found:
+    def found(self, now_s: float) -> InferredLimits:
         """By this process."""
         takes, rate = self._in_flight, self._rate
-        return Found(
+        return InferredLimits(
             rate=rate.in_all,
             takes=takes.in_all,
             excess=0 if takes.in_all is None else takes.excess,

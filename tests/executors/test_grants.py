@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchrun.executors.grants import Grants, Promises, Stock, divide
+from batchrun.limits.sharing.shares import Flow
 
 
 def test_a_promise_holds_until_the_worker_obeys_a_later_one() -> None:
@@ -72,13 +73,13 @@ def test_what_a_worker_needs_no_more_goes_to_one_that_does() -> None:
 def test_dollars_of_a_dead_worker_count_as_far_as_it_may_have_spent_them() -> None:
     grants = Grants(100, expires=False)
     grants.join(1)
-    grants.heard(1, 0, 0.0, 0, 0, 30)
+    grants.heard(1, 0, 0.0, Flow(0, 0, wanted=30), 0.0)
     assert grants.give(1, 1, 60, 0.0) == 60
-    grants.heard(1, 1, math.inf, 20, 20, 0)
+    grants.heard(1, 1, math.inf, Flow(20, 20), 0.0)
     grants.leave(1, 1.0)
     assert grants.free(1e9) == 40
     grants.join(2)
-    grants.heard(2, 0, 5.0, 0, 0, 50)
+    grants.heard(2, 0, 5.0, Flow(0, 0, wanted=50), 0.0)
     assert grants.give(2, 1, 50, 6.0) == 0
     assert grants.lacking(6.0) == 50
 
@@ -89,13 +90,13 @@ def test_the_one_that_waits_longest_is_served_first(first: int) -> None:
     second = 3 - first
     for worker in (1, 2):
         grants.join(worker)
-    grants.heard(first, 0, 1.0, 0, 0, 8)
-    grants.heard(second, 0, 2.0, 0, 0, 5)
+    grants.heard(first, 0, 1.0, Flow(0, 0, wanted=8), 0.0)
+    grants.heard(second, 0, 2.0, Flow(0, 0, wanted=5), 0.0)
     assert grants.give(second, 1, 5, 3.0) == 0
     assert grants.give(first, 1, 0, 3.0) == 8
-    grants.heard(first, 1, math.inf, 8, 8, 0)
+    grants.heard(first, 1, math.inf, Flow(8, 8), 0.0)
     assert grants.give(second, 2, 5, 4.0) == 0
-    grants.heard(first, 1, math.inf, 0, 8, 0)  # a minute later
+    grants.heard(first, 1, math.inf, Flow(8, 0), 0.0)  # a minute later
     assert grants.give(second, 3, 5, 70.0) == 5
 
 
@@ -103,11 +104,11 @@ def test_what_is_above_the_limit_alone_goes_when_nothing_else_counts() -> None:
     grants = Grants(10, expires=True)
     for worker in (1, 2):
         grants.join(worker)
-    grants.heard(1, 0, 1.0, 0, 0, 25)
-    grants.heard(2, 0, math.inf, 4, 4, 0)
+    grants.heard(1, 0, 1.0, Flow(0, 0, wanted=25), 0.0)
+    grants.heard(2, 0, math.inf, Flow(4, 4), 0.0)
     assert grants.give(1, 1, 0, 2.0) == 0
     assert grants.give(2, 1, 5, 2.0) == 4  # what it has started: it waits for that one
-    grants.heard(2, 1, math.inf, 0, 4, 0)
+    grants.heard(2, 1, math.inf, Flow(4, 0), 0.0)
     assert grants.give(1, 2, 0, 62.0) == 25
 
 
@@ -115,9 +116,9 @@ def test_what_a_silent_worker_has_used_ceases_to_count_when_it_would_have() -> N
     grants = Grants(100, expires=True)
     for worker in (1, 2):
         grants.join(worker)
-    grants.heard(1, 0, 1.0, 0, 0, 40, now_s=10.0)
+    grants.heard(1, 0, 1.0, Flow(0, 0, wanted=40), 10.0)
     assert grants.give(1, 1, 40, 10.0) == 40
-    grants.heard(1, 1, math.inf, 30, 30, 0, lapses=(5, 0, 10, 15), now_s=20.0)
+    grants.heard(1, 1, math.inf, Flow(30, 30, (5, 0, 10, 15)), 20.0)
     frees = [grants.free(20.0 + age_s) for age_s in (0.9, 1.0, 2.9, 3.0, 4.0, 99.0)]
     assert frees == [60, 65, 65, 75, 90, 90]  # ten that it may still start are never free
 
@@ -125,9 +126,9 @@ def test_what_a_silent_worker_has_used_ceases_to_count_when_it_would_have() -> N
 def test_what_a_dead_worker_has_used_ceases_to_count_when_it_would_have() -> None:
     grants = Grants(100, expires=True)
     grants.join(1)
-    grants.heard(1, 0, 1.0, 0, 0, 40, now_s=10.0)
+    grants.heard(1, 0, 1.0, Flow(0, 0, wanted=40), 10.0)
     assert grants.give(1, 1, 40, 10.0) == 40
-    grants.heard(1, 1, math.inf, 30, 30, 0, lapses=(5, 0, 10, 15), now_s=20.0)
+    grants.heard(1, 1, math.inf, Flow(30, 30, (5, 0, 10, 15)), 20.0)
     grants.leave(1, 22.5, 60.0)
     frees = [grants.free(at_s) for at_s in (22.5, 23.0, 24.0, 82.0, 82.5)]
     assert frees == [65, 75, 90, 90, 100]
@@ -137,12 +138,12 @@ def test_nobody_waits_for_what_a_silent_worker_waits_for() -> None:
     grants = Grants(10, expires=True)
     for worker in (1, 2):
         grants.join(worker)
-    grants.heard(1, 0, 1.0, 4, 4, 8)
-    grants.heard(2, 0, 2.0, 0, 0, 3)
+    grants.heard(1, 0, 1.0, Flow(4, 4, wanted=8), 0.0)
+    grants.heard(2, 0, 2.0, Flow(0, 0, wanted=3), 0.0)
     assert grants.give(2, 1, 5, 3.0) == 0
     grants.suspend(1)
     assert grants.give(2, 2, 5, 3.0) == 5
-    grants.heard(1, 0, 1.0, 0, 4, 8)
+    grants.heard(1, 0, 1.0, Flow(4, 0, wanted=8), 0.0)
     assert grants.give(2, 3, 5, 4.0) == 0  # it is served first again
 
 

@@ -28,7 +28,7 @@ class Shares(Struct, frozen=True):
     tokens: Allowance | None = None
     rate: int = 0  # parts of what servers advertise, or of what is inferred
     before: int = 0  # those of the workers before it
-    absences: int = 0  # how often its part was given to others, since it stood still
+    absences: int = 0  # how often others were given its part, because it stood still
     leads: bool = True  # it measures servers that queue, for all workers
 
 
