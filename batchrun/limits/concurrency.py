@@ -154,9 +154,11 @@ class InferredConcurrency:
         self._searches = self._was_out = False
         self._random.is_known(now_s)
         self._divide(in_all)
-        self._fitted, self._step, self._answered = self._fits, 1.0, 0
+        self._fitted, self._step = self._fits, 1.0
         self._cut_s, self._base, self._refused = now_s, self.most, 0
-        self._grow_s = now_s + tuning.CONCURRENCY_PROBE_S / self._part
+        turn = self._before + self._part  # they try more one after the other
+        self._answered = round(tuning.CONCURRENCY_PROBE_ANSWERS * (1 - turn))
+        self._grow_s = now_s + tuning.CONCURRENCY_PROBE_S * turn / self._part
 
     def _known(self) -> float:
         """This process's part, before it was divided into whole ones."""

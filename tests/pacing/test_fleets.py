@@ -147,8 +147,9 @@ def test_tokens_a_minute_are_used_and_never_passed() -> None:
     assert used_tokens >= 0.9 * 2 * 600_000
 
 
-@pytest.mark.parametrize("workers", [3, 8])
-@pytest.mark.parametrize("in_flight", [32, pytest.param(12, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    ("workers", "in_flight"), [(3, 32), (8, 32), pytest.param(3, 12, marks=pytest.mark.long)]
+)
 def test_requests_in_flight_that_a_server_takes_are_found_together(
     workers: int, in_flight: int
 ) -> None:
