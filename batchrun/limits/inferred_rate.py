@@ -91,6 +91,7 @@ class InferredRate:
             return
         self._searches = self._was_out = False
         self._cut_s = now_s
+        self._estimate.forget()
         self._estimate.set(in_all * self._part)
         self._random.is_known(now_s)
         self._plateau(in_all * self._part, 0.0, now_s)

@@ -173,6 +173,7 @@ class LimitEstimate:
     def __init__(self) -> None:
         self.high = math.inf  # what was refused last, or is likely to be
         self.is_blind = True  # nothing was measured yet
+        self._is_shared = False  # what others send is refused, too, and they lower it as well
         self._low = 0.0  # what the server surely takes
         self._empty_s = -math.inf  # when the server was known to have nothing left
         self._mark_s = -math.inf  # the same, or until when a hint said so
@@ -197,6 +198,7 @@ class LimitEstimate:
 
     def scale(self, factor: float, sent: int) -> None:
         """From now on so many times the rate is for this process; `sent` by it so far."""
+        self._is_shared = self._is_shared or factor < 1
         self._low, self.high = self._low * factor, self.high * factor
         self._sent = sent - round((sent - self._sent) * factor)
         self._refused = round(self._refused * factor)
@@ -251,6 +253,7 @@ class LimitEstimate:
         doubts, self._doubts = self._doubts, False
         if seen.is_enough and not seen.is_unsure:
             self.is_blind = False
+            self._early = 1 if self._is_shared else self._early
             self._low = min(max(mean, 0.98 * rate), rate) if mean > 0.9 * rate else mean
             return self._begin_anew(seen, self._low, self._low * tuning.ABOVE)
         self.high = rate
@@ -260,9 +263,10 @@ class LimitEstimate:
             low = min(self._low, rate)
             return math.sqrt(low * rate) if doubts else (low + rate) / 2
         self._low = 0.0
-        estimate = rate * (0.6 if self.is_blind else 1 - 0.1 * min(self._early, 3))
-        if seen.is_long:  # so much was let in since the server had nothing left
-            estimate = max(estimate, (seen.count - 1) / seen.span_s)
+        steps = 1 if self._is_shared else min(self._early, 3)
+        estimate = rate * (0.6 if self.is_blind else 1 - 0.1 * steps)
+        if seen.is_enough:  # so much was let in at least
+            estimate = max(estimate, (seen.count - math.sqrt(seen.count)) / seen.span_s)
         if seen.is_long and not seen.is_unsure:
             estimate = min(estimate, max((seen.count + 2) / seen.span_s, 0.3 * rate))
         return estimate
