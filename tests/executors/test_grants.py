@@ -118,7 +118,7 @@ def test_what_a_silent_worker_has_used_ceases_to_count_when_it_would_have() -> N
         grants.join(worker)
     grants.heard(1, 0, 1.0, Flow(0, 0, wanted=40), 10.0)
     assert grants.give(1, 1, 40, 10.0) == 40
-    grants.heard(1, 1, math.inf, Flow(30, 30, (5, 0, 10, 15)), 20.0)
+    grants.heard(1, 1, math.inf, Flow(30, 30, lapses=(5, 0, 10, 15)), 20.0)
     frees = [grants.free(20.0 + age_s) for age_s in (0.9, 1.0, 2.9, 3.0, 4.0, 99.0)]
     assert frees == [60, 65, 65, 75, 90, 90]  # ten that it may still start are never free
 
@@ -128,7 +128,7 @@ def test_what_a_dead_worker_has_used_ceases_to_count_when_it_would_have() -> Non
     grants.join(1)
     grants.heard(1, 0, 1.0, Flow(0, 0, wanted=40), 10.0)
     assert grants.give(1, 1, 40, 10.0) == 40
-    grants.heard(1, 1, math.inf, Flow(30, 30, (5, 0, 10, 15)), 20.0)
+    grants.heard(1, 1, math.inf, Flow(30, 30, lapses=(5, 0, 10, 15)), 20.0)
     grants.leave(1, 22.5, 60.0)
     frees = [grants.free(at_s) for at_s in (22.5, 23.0, 24.0, 82.0, 82.5)]
     assert frees == [65, 75, 90, 90, 100]

@@ -13,8 +13,8 @@ PER_S = 600 / 60.3
 class Book:
     """A share book, its clock, and what each worker was told last."""
 
-    def __init__(self, workers: int, **limits: float) -> None:
-        self.book = ShareBook(SharedLimits(100, **limits))
+    def __init__(self, workers: int, requests_per_minute: float | None = None) -> None:
+        self.book = ShareBook(SharedLimits(100, requests_per_minute))
         self.now_s = 100.0
         self.used = dict.fromkeys(range(workers), BUSY)
         self.told: dict[int, Shares] = {}

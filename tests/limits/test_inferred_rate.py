@@ -161,5 +161,6 @@ def test_a_rate_is_settled_once_nothing_is_refused_below_it_for_a_while() -> Non
         let_in, refused = play(limit, now_s, now_s + 1.0, 200.0)
         now_s += 1.0
     assert 3.0 <= now_s <= 15.0
-    assert (let_in, refused) == (pytest.approx(200, abs=20), 0)
+    assert abs(let_in - 200) <= 20
+    assert refused == 0
     assert limit.in_all == pytest.approx(200.0, rel=0.08)

@@ -37,8 +37,8 @@ class Flow(Struct, frozen=True):
 
     started: int = 0  # since it began, as far as an allowance counts; tokens as reserved
     counted: int = 0  # in its last minute; tokens as used, where that is known
-    lapses: tuple[int, ...] = ()  # of these, what ceases to count within each second from now on
     wanted: int = 0  # by what waits first, where the allowance does not do; 0: nothing waits for it
+    lapses: tuple[int, ...] = ()  # of what counts, what ceases to in each second from now on
 
 
 class Spending(Struct, frozen=True):
