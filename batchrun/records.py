@@ -355,9 +355,11 @@ class Outcome(Struct, frozen=True, array_like=True, gc=False, tag="outcome"):
 
     @property
     def unpriced_model(self) -> str | None:
-        """The model asked for, where it answered and has no price."""
+        """The model asked for, where it said what it used and has no price."""
         if self.is_unpriced and self.priced_as is None and isinstance(self.result, Response):
-            return self.request.model
+            usage = self.result.usage
+            if usage.input_tokens is not None or usage.output_tokens is not None:
+                return self.request.model
         return None
 
 

@@ -27,7 +27,7 @@ from batchrun.estimate.tokens import (
     Kind,
 )
 from batchrun.formats.amounts import duration, plural, short_count, usd
-from batchrun.formats.printable import brief, one_line
+from batchrun.formats.printable import brief, one_line, toml_name
 from batchrun.formats.text_tables import Section, show_section, show_text
 from batchrun.pricing.price_list import spellings
 from batchrun.pricing.prices import STANDARD, Prices
@@ -354,8 +354,8 @@ def _on_prices(models: Sequence[str | None], prices: Prices, at: int) -> Iterato
         meant = f". Did you mean {near} by {unknown[0]}? Else" if near else ":"
         yield (
             f"no price is known for {_named(unknown)}{meant} give it in the job file or in "
-            f'~/.config/batchrun/prices.toml, as [pricing."{unknown[0]}"] with input and output '
-            "in USD for a million tokens"
+            f"~/.config/batchrun/prices.toml, as [pricing.{toml_name(unknown[0])}] with input and "
+            "output in USD for a million tokens"
         )
     if None in models:
         yield "rows that name no model have no price; a stored prompt names its model itself"

@@ -4,6 +4,7 @@ Control characters are shown by their codes, and so are marks that turn the dire
 and what else cannot be seen.
 """
 
+import json
 from collections.abc import Callable, Iterable
 
 
@@ -20,6 +21,11 @@ def one_line(text: str) -> str:
 def printable_json(text: str) -> str:
     """JSON that means the same and is harmless."""
     return _shown(text, "\n", _json_code)
+
+
+def toml_name(name: str) -> str:
+    """In quotes, as TOML has it, and harmless."""
+    return printable_json(json.dumps(name, ensure_ascii=False))
 
 
 def ascii_json(text: str) -> str:

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from batchrun.errors import JobError
 from batchrun.formats.amounts import plural
+from batchrun.formats.printable import toml_name
 from batchrun.job.sections import PriceJob
 from batchrun.pricing.price import Price, Rates
 from batchrun.pricing.price_list import (
@@ -188,4 +189,4 @@ def how_to_price(prices: Prices, model: str, at: int) -> str:
     where = "it a price in the job file or in ~/.config/batchrun/prices.toml, in USD for a million"
     give = f"If the name is right, give {where}" if near else f"Give {where}"
     asked = f"Did you mean {near}? " if near else ""
-    return f'{asked}{give} tokens:\n  [pricing."{model}"]\n  input = 2.0\n  output = 8.0'
+    return f"{asked}{give} tokens:\n  [pricing.{toml_name(model)}]\n  input = 2.0\n  output = 8.0"

@@ -63,9 +63,16 @@ def paused_by(activity: Activity) -> str | None:
 
 
 def lowest_limit(limits: Sequence[LimitStatus], of: str) -> float | None:
-    """The lowest limit on requests in flight, or on the rate a second of requests or tokens."""
-    values = (one.most if of == "in flight" else one.per_s for one in limits if one.of == of)
-    return min((value for value in values if value is not None), default=None)
+    """The lowest limit on requests in flight, or on the rate a second of requests or tokens.
+
+    Several models have limits of one name each, which allow their sum.
+    """
+    by_name: dict[str, list[float | None]] = {}
+    for one in limits:
+        if one.of == of:
+            by_name.setdefault(one.name, []).append(one.most if of == "in flight" else one.per_s)
+    sums = (sum(value or 0.0 for value in each) for each in by_name.values() if None not in each)
+    return min(sums, default=None)
 
 
 def limits_in_words(activity: Activity) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ The bar is green for rows that are ok, yellow for answers that are not, red for 
 
 from collections.abc import Iterator
 
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.segment import Segment
 from rich.table import Table
@@ -28,6 +29,7 @@ _LINES = 2  # of what is as long as a server's last words
 _EXAMPLE = 120  # characters of an error's message
 _WORKERS = 8  # with a line of their own, those that need to be looked at first
 _TIME_LEFT = 15  # columns, so that the bar keeps its length
+_MESSAGES = ("errors", "stopping", "waiting", "limited by", "waiting for")  # lines of words
 _LATE = ("silent", "lost")  # states of workers
 _NO_ROW = (*FAILED, "invalid")  # statuses of rows without an answer
 _WORDS = {
@@ -79,7 +81,7 @@ def _head(summary: Summary) -> Table:
     head.add_column(justify="right", no_wrap=True)
     left = time_left_in_words(summary)
     cells: list[RenderableType] = [
-        Text(summary.state, _state_style(summary)),
+        Text("waiting" if _is_down(summary) else summary.state, _state_style(summary)),
         _bar(summary),
         Text(f"{percent}%{left and ','}"),
     ]
@@ -88,6 +90,10 @@ def _head(summary: Summary) -> Table:
         cells.append(Text(f"{left} left"))
     head.add_row(*cells)
     return head
+
+
+def _is_down(summary: Summary) -> bool:
+    return summary.state == "running" and summary.paused_by == "endpoint down"
 
 
 def _state_style(summary: Summary) -> str:
@@ -137,8 +143,19 @@ def _facts(summary: Summary, columns: int, countdown: str | None) -> Iterator[Te
         table = Table.grid()
         table.add_column(width=_INDENT, no_wrap=True)
         table.add_column(overflow="fold")
-        table.add_row(line, text)
+        table.add_row(line, text if name in _MESSAGES else _folded(text, columns - _INDENT))
         yield table
+
+
+def _folded(text: Text, width: int) -> Text:
+    """Lines that end after a comma, so that no figure stands without its word."""
+    lines = [Text()]
+    for piece in text.split(", ", include_separator=True):
+        if lines[-1] and lines[-1].cell_len + cell_len(piece.plain.rstrip()) > width:
+            lines[-1].rstrip()
+            lines.append(Text())
+        lines[-1].append_text(piece)
+    return Text("\n").join(lines)
 
 
 def _shown_workers(summary: Summary) -> list[WorkerState]:

@@ -15,7 +15,7 @@ from batchrun.formats.amounts import (
     short_count,
     usd,
 )
-from batchrun.formats.printable import one_line, printable
+from batchrun.formats.printable import one_line, printable, toml_name
 from batchrun.job.expansion import Expansion
 from batchrun.progress.summary import Summary, WorkerState
 from batchrun.records import FAILED, SHORTFALLS
@@ -158,9 +158,9 @@ _EXACT_S = 600.0  # a longer time left is no matter of seconds
 
 
 def time_left_in_words(summary: Summary) -> str:
-    """`20 min`; empty where it is not known."""
+    """`20 min`; empty where it is not known, also while nothing more is sent."""
     left_s = summary.time_left_s
-    if left_s is None:
+    if left_s is None or summary.state == "stopping" or summary.paused_by == "endpoint down":
         return ""
     return duration(left_s if left_s < _EXACT_S else round(left_s / 60) * 60)
 
@@ -213,16 +213,19 @@ def _errors(summary: Summary) -> str:
     return ", ".join(f"{kind} {count:,}" for kind, count in kinds if kind not in SHORTFALLS)
 
 
+_ABOVE = 1.1  # the speed is a mean over half a minute, and may be above a limit of now
+
+
 def _speed(summary: Summary) -> list[str]:
-    """How fast it goes, and how fast limits would let it go."""
+    """How fast it goes, and how fast limits would let it go, unless it has been faster."""
     rates = (
         (summary.requests_per_s, summary.most_requests_per_s, "requests/s"),
         (summary.tokens_per_s, summary.most_tokens_per_s, "tokens/s"),
     )
-    words = [
-        f"{short_count(now)}{'' if most is None else f' of {short_count(most)}'} {unit}"
-        for now, most, unit in rates
-    ]
+    words = []
+    for now, most, unit in rates:
+        is_bound = most is not None and now <= _ABOVE * most
+        words.append(f"{short_count(now)}{f' of {short_count(most)}' if is_bound else ''} {unit}")
     if summary.p50_s is not None and summary.p99_s is not None:
         words.append(f"p50 {seconds(summary.p50_s)}, p99 {seconds(summary.p99_s)}")
     return words
@@ -268,7 +271,7 @@ def cost_in_words(summary: Summary) -> str | None:
             parts.append(f"{attempts} reported no usage")
         else:
             parts.append(
-                f'no price for {attempts} (add [pricing."{one_line(summary.unpriced_model)}"] to '
+                f"no price for {attempts} (add [pricing.{toml_name(summary.unpriced_model)}] to "
                 "~/.config/batchrun/prices.toml, then batchrun cost recalculates it)"
             )
     elif summary.cost_usd is not None:

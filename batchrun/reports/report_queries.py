@@ -36,7 +36,7 @@ _WORST_ROWS = """
            cost_usd AS cost, unknown,
            concat(outcome, CASE WHEN sent > 1 THEN ' after ' || sent || ' attempts' END,
                   CASE WHEN error_kind NOT IN (outcome, 'refusal') THEN ': ' || error_kind END,
-                  ': ' || error_message) AS outcome
+                  ': ' || coalesce(error_message, incomplete_reason)) AS outcome
     FROM answers WHERE {0} > 0 ORDER BY {0} DESC, "row", variant, "sample" LIMIT {{top}}
 """
 # As `tier_name` has it.
@@ -55,7 +55,7 @@ TABLES = {
                sum(unknown)::BIGINT AS unknown
         FROM answers GROUP BY outcome ORDER BY outcome <> 'ok', rows DESC, outcome
     """,
-    Section("variants", "Variants"): """
+    Section("variants", "Variants", note="input and output in tokens"): """
         SELECT variant, count(DISTINCT custom_id) AS rows, max(sample) + 1 AS samples,
                count(*) FILTER (outcome = 'ok') AS ok,
                count(*) FILTER (outcome <> 'ok') AS "not ok",
@@ -65,7 +65,7 @@ TABLES = {
         FROM answers WHERE variant IS NOT NULL GROUP BY variant ORDER BY variant LIMIT 50
     """,
     # As the server says; where none answered, as asked for.
-    Section("models", "Models", words=2): """
+    Section("models", "Models", words=2, note="input, cached and output in tokens"): """
         SELECT coalesce(model, model_requested) AS model, tier, count(*) AS rows,
                coalesce(sum(input_tokens), 0)::BIGINT AS input,
                coalesce(sum(cached_tokens), 0)::BIGINT AS cached,
@@ -81,7 +81,7 @@ TABLES = {
     Section(
         "errors",
         "Errors",
-        note="attempts that met it, and rows without an answer",
+        note="attempts that met each kind, and rows without an answer",
         message=True,
     ): """
         WITH met AS (SELECT error_kind AS kind, count(*) AS attempts,
@@ -106,7 +106,7 @@ TABLES = {
     Section(
         "slowest",
         "Slowest rows",
-        note="from first send to end, without waits between commands",
+        note="time of work from first send to end; tokens of the answer",
         message=True,
     ): _WORST_ROWS.format("elapsed_s"),
     Section(
@@ -169,6 +169,7 @@ class Report(Struct, frozen=True):
     rows: int  # in the tables
     models: int  # that were asked for
     model: str | None  # one of them
+    is_expanded: bool  # rows have samples or variants
     begun_at: int  # when the run was first planned
     not_in_input: int  # of them, rows that are no longer in the input
     left: int  # rows of the source without an outcome
@@ -209,7 +210,7 @@ _PREPARE = r"""
 _ROWS = """
     CREATE TEMP TABLE row_facts AS SELECT
         "row", custom_id, "sample", variant, error_kind, error_message[:300] AS error_message,
-        CASE WHEN ok THEN 'ok' WHEN refusal IS NOT NULL THEN 'refused'
+        incomplete_reason, CASE WHEN ok THEN 'ok' WHEN refusal IS NOT NULL THEN 'refused'
              WHEN truncated THEN 'truncated'
              WHEN status = 'completed' AND error_kind IS NOT NULL THEN error_kind
              ELSE status END AS outcome,
@@ -242,7 +243,8 @@ _SUMS = """
            (SELECT count(*) FROM all_attempts WHERE cost_usd IS NULL) AS unknown_attempts,
            min(start_us) AS started_at, max(end_us) AS finished_at,
            count(DISTINCT coalesce(model_requested, model)) AS models,
-           min(coalesce(model_requested, model)) AS model
+           min(coalesce(model_requested, model)) AS model,
+           coalesce(bool_or(variant IS NOT NULL OR "sample" > 0), false) AS is_expanded
     FROM answers
 """
 _TOKENS = """
@@ -279,7 +281,7 @@ _SAMPLES = """
         FROM answers GROUP BY outcome, error_kind
         ORDER BY outcome <> 'ok', rows DESC, outcome, error_kind LIMIT {most})
     SELECT outcome, picked.error_kind, "row", row_name(custom_id, "sample", variant),
-           error_message, request, output
+           coalesce(error_message, incomplete_reason), request, output
     FROM picked JOIN responses ON "row" = one.row AND custom_id = one.id AND sample = one.sample
         AND variant IS NOT DISTINCT FROM one.variant
     ORDER BY outcome <> 'ok', rows DESC, outcome, picked.error_kind,

@@ -1,5 +1,6 @@
 """A report as tables of words, the same for the terminal and for the page."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, TextIO
@@ -15,9 +16,15 @@ from batchrun.records import Estimated
 from batchrun.reports.report_queries import TABLES, Report, Spread, Tokens
 
 _HIDDEN = ("unknown", "in_all")  # columns that are no part of a table
-_LONGEST = {"id": 40, "example": 160, "outcome": 160}  # characters of what rows or servers made
+_LONGEST = {  # characters of what rows or servers made
+    "id": 40,
+    "example": 160,
+    "outcome": 160,
+    **dict.fromkeys(("variant", "model", "tool"), 120),
+}
 _LONGEST_NAME = 60
 _LONGEST_LIMIT = 120
+_NEXT = re.compile(r", next request in [\d.]+ s")  # was true for a moment
 _WORKERS = Section(
     "workers",
     "Workers",
@@ -49,10 +56,10 @@ def ok_rows(report: Report) -> int:
 
 
 def headline(report: Report) -> str:
-    """`finished: 3,000 rows, 2,990 ok, 10 left; $1.20`, in one line."""
+    """`finished: 3,000 rows, 2,990 ok, 10 remaining; $1.20`, in one line."""
     words = f"{report.state}: {plural(report.rows, 'row')}, {ok_rows(report):,} ok"
     if report.left:
-        words += f", {report.left:,} left"
+        words += f", {report.left:,} remaining"
     is_partly = bool(report.unknown_attempts or report.unknown_usd)
     if report.cost_usd is None and not is_partly:  # nothing was sent
         return words
@@ -73,8 +80,8 @@ def remarks(report: Report) -> list[str]:
         lines.append(f"from {first} to {last} UTC; {duration(ran)} of work{pauses}")
     if report.timeline is not None and report.timeline.limits:
         limit = report.timeline.limits[0]
-        words = brief(limit.words, _LONGEST_LIMIT)
-        lines.append(f"for {limit.share:.0%} of the time limited by {words}")
+        words = brief(_NEXT.sub("", limit.words), _LONGEST_LIMIT)
+        lines.append(f"for {share_in_words(limit.share)} of the time limited by {words}")
     if report.unknown_attempts:
         attempts = plural(report.unknown_attempts, "attempt")
         lines.append(f"the cost of {attempts} is not included (no price, or no usage reported)")
@@ -126,6 +133,11 @@ def sections(report: Report) -> list[Section]:
     found = [_filled(section, report.tables[section.name]) for section in TABLES]
     found[3:3] = [_tokens(report.tokens), _spreads(report.spreads)]
     found.append(_filled(_WORKERS, report.tables["workers"]))
+    if report.is_expanded:
+        found = [
+            replace(one, heads=("id|variant|sample", *one.heads[1:])) if "id" in one.heads else one
+            for one in found
+        ]
     return [section for section in found if section.rows]
 
 
@@ -173,14 +185,14 @@ def _tokens(tokens: Tokens) -> Section:
         (name, f"{count:,}", share_in_words(count / both)) for name, count in kinds.items() if both
     )
     note = "of the answers that counted"
-    return Section("tokens", "Tokens", ("", "tokens", "share"), rows, note=note)
+    return Section("tokens", "Tokens", ("", "tokens", "share of all"), rows, note=note)
 
 
 def _spreads(spreads: Iterable[Spread]) -> Section:
     rows = tuple((_SPREADS[one.name], f"{one.rows:,}", *_percentiles(one)) for one in spreads)
     heads = ("", "rows", "median", "p90", "p99", "most")
     note = "latency and first token of the final attempt"
-    return Section("spreads", "A row", heads, rows, note=note)
+    return Section("spreads", "Per row", heads, rows, note=note)
 
 
 def _percentiles(spread: Spread) -> Iterator[str]:

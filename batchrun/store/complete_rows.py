@@ -448,8 +448,8 @@ class TotalsBuilder:
             unknown = pc.and_(pc.is_null(costs), was_sent)
             sums["unpriced"] += _sum(unknown)
             if self._unpriced_model is None:
-                is_answer = pc.is_valid(batch["tool_call_count"])
-                no_price = pc.and_(pc.and_(unknown, is_answer), pc.is_null(batch["priced_as"]))
+                used = (pc.is_valid(batch[f"{kind}_tokens"]) for kind in ("input", "output"))
+                no_price = pc.and_(pc.and_(unknown, pc.or_(*used)), pc.is_null(batch["priced_as"]))
                 models = batch["model_requested"].filter(no_price).drop_null()
                 self._unpriced_model = models[0].as_py() if len(models) else None
 

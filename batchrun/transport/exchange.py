@@ -4,7 +4,11 @@ Content type and first byte decide how a body is read, whatever was asked for (P
 """
 
 import asyncio
+import errno
 import math
+import os
+import socket
+import ssl
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -477,12 +481,21 @@ def _described(error: Exception, arriving: _Arriving) -> tuple[ErrorKind, str, b
         text = f"the proxy answers {error.status} {error.message}".rstrip()
         return ErrorKind.PROXY if is_login else ErrorKind.CONNECTION, text, False
     if isinstance(error, aiohttp.ClientConnectorError):
+        text = f"cannot connect to {error.host}:{error.port}: {_reason(error.os_error)}"
         return ErrorKind.CONNECTION, text, False
     if has_head and isinstance(error, aiohttp.ClientError):
         return ErrorKind.CUT, f"the answer broke off: {text}", True
     if isinstance(error, aiohttp.ClientPayloadError):
         text = f"the answer is not HTTP: {error}"
     return ErrorKind.CONNECTION, text, True
+
+
+def _reason(error: OSError) -> str:
+    """Why no connection was made: by its number, since asyncio's own words repeat the address."""
+    has_words = isinstance(error, socket.gaierror | ssl.SSLError)  # their numbers are others
+    if has_words or error.errno not in errno.errorcode:
+        return error.strerror or str(error) or type(error).__name__
+    return os.strerror(error.errno)
 
 
 def _timeout_in_words(settings: EndpointJob, deadline: Deadline, *, has_head: bool) -> str:

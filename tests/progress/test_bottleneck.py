@@ -6,6 +6,7 @@ from batchrun.progress.bottleneck import (
     bottleneck,
     limit_in_words,
     limits_in_words,
+    lowest_limit,
     paused_by,
 )
 
@@ -61,6 +62,18 @@ def test_a_limit_is_shown_with_how_much_of_it_is_used_and_when_it_opens() -> Non
     assert limit_in_words(grows, 0.0) == "the server's throughput (16 of 16)"
     mine = LimitStatus("requests a minute", 12, 600, of="requests", per_s=10.0)
     assert limit_in_words(mine, 0.0) == "requests a minute (12 of 600)"
+
+
+def test_limits_that_several_models_have_each_are_added_up() -> None:
+    mine = LimitStatus("requests in flight", 9, 64, of="in flight")
+    some = [LimitStatus("inferred limit", 1, most, of="in flight") for most in (1, 4)]
+    assert lowest_limit((mine, *some), "in flight") == 5
+    assert lowest_limit((mine, some[0]), "in flight") == 1
+    free = LimitStatus("inferred limit", 1, None, of="in flight")
+    assert lowest_limit((mine, *some, free), "in flight") == 64
+    rates = [LimitStatus("inferred rate", of="requests", per_s=rate) for rate in (5.7, 9.0)]
+    assert lowest_limit((mine, *rates), "requests") == pytest.approx(14.7)
+    assert lowest_limit((mine, *rates), "tokens") is None
 
 
 def test_limits_with_nothing_to_say_are_left_out() -> None:

@@ -86,10 +86,13 @@ def test_the_most_frequent_error_is_shown_with_what_was_said() -> None:
 
 
 def test_a_pause_and_an_outage_are_coloured() -> None:
-    for paused_by, colour in (("cooldown", "\x1b[1;33m"), ("endpoint down", RED)):
+    for paused_by, start in (
+        ("cooldown", "\x1b[1;33mrunning"),
+        ("endpoint down", f"{RED}waiting"),
+    ):
         summary = _summary(100, WELL, paused_by=paused_by, binds=f"{paused_by}, next in 3 s")
         drawn = _drawn(summary)
-        assert drawn.startswith(f"{colour}running")
+        assert drawn.startswith(start)
         assert re.search(rf"limited by.*\x1b\[[0-9;]*m{paused_by}", drawn)
     assert _drawn(_summary(100, WELL, binds="CPU")).startswith("\x1b[1mrunning")
 
@@ -120,6 +123,35 @@ def test_amounts_have_units_and_one_row_is_one_row() -> None:
 )
 def test_the_time_left_is_in_words(left_s: float | None, words: str) -> None:
     assert time_left_in_words(_summary(9, WELL, time_left_s=left_s)) == words
+
+
+def test_no_time_is_left_to_be_told_while_nothing_is_sent() -> None:
+    for facts in ({"paused_by": "endpoint down"}, {"state": "stopping"}):
+        summary = _summary(100, WELL, **{"time_left_s": 68.0, **facts})
+        assert "68 s left" not in _lines(summary)[0]
+    assert "68 s left" in _lines(_summary(100, WELL, time_left_s=68.0, paused_by="cooldown"))[0]
+
+
+def test_a_speed_is_compared_with_limits_that_still_hold() -> None:
+    facts = {"requests_per_s": 10.4, "tokens_per_s": 2_700.0, "most_tokens_per_s": 2_600.0}
+    fast = _summary(100, WELL, most_requests_per_s=5.7, **facts)
+    assert "  speed       10.4 requests/s, 2.7k of 2.6k tokens/s" in _lines(fast)
+    bound = _summary(100, WELL, most_requests_per_s=14.8, **facts)
+    assert "  speed       10.4 of 14.8 requests/s, 2.7k of 2.6k tokens/s" in _lines(bound)
+
+
+def test_long_lines_end_after_a_comma() -> None:
+    done = Totals(
+        rows=138,
+        ok=99,
+        refused=9,
+        statuses={"completed": 132, "failed": 6},
+        error_kinds={"refusal": 9, "invalid_output": 24, "bad_request": 6},
+    )
+    lines = _lines(_summary(1_200, done))
+    at = next(at for at, line in enumerate(lines) if line.startswith("  rows"))
+    assert lines[at].endswith("24 not fitting the schema,")
+    assert lines[at + 1].strip() == "6 failed"
 
 
 def test_it_never_says_100_per_cent_before_the_end() -> None:

@@ -1,6 +1,7 @@
 """The words that the end of a run and `status` share: costs, attempts, rows that are not ok."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import msgspec
@@ -90,6 +91,19 @@ def test_attempts_that_reported_no_usage_are_counted_however_the_row_ended() -> 
     assert said(summary) == "$0.50+?; 1 attempt reported no usage"
     summary = summed(ended(RESPONSE, 0.5, "m", before=(late, refused, late)))
     assert said(summary) == "$0.50+?; 2 attempts reported no usage"
+
+
+def test_a_response_that_reported_no_usage_is_not_said_to_have_no_price() -> None:
+    silent = msgspec.structs.replace(RESPONSE, status="failed", usage=Usage())
+    assert said(summed(ended(silent, None, None))) == "unknown; 1 attempt reported no usage"
+
+
+def test_the_remedy_for_a_model_without_a_price_is_toml_whatever_its_name() -> None:
+    name = "</td>&'\"\\ \x1b\n"
+    words = said(summed(ended(RESPONSE, None, None, name))) or ""
+    table = re.search(r"add (\[pricing\..*\]) to", words)
+    assert table is not None
+    assert tomllib.loads(table[1]) == {"pricing": {name: {}}}
 
 
 def test_what_attempts_without_usage_may_have_cost_is_said() -> None:

@@ -182,6 +182,21 @@ def test_a_module_may_add_a_part_above_the_charts(run: Path, tmp_path: Path) -> 
     assert _Read(text).open == []
 
 
+def test_a_table_of_long_figures_has_the_whole_width(
+    tmp_path: Path, write: Callable[..., Path], outcome: Callable[..., Outcome]
+) -> None:
+    def made(row: int, factor: float) -> Outcome:
+        one = outcome(row)
+        return msgspec.structs.replace(one, cost_usd=factor * 0.0000201)
+
+    for name, factor in (("long", 1.0), ("short", 1e5)):
+        path = write(tmp_path / name, [made(row, factor) for row in (0, 1, 3, 8)])
+        write_page(path, tmp_path / "page.html")
+        text = (tmp_path / "page.html").read_text(encoding="utf-8")
+        before = text.partition('id="head-spreads"')[0]
+        assert ('<section class="full">' in before) == (name == "long")
+
+
 def test_as_many_of_the_worst_rows_as_asked_for(run: Path, tmp_path: Path) -> None:
     write_page(run, tmp_path / "page.html", top=3)
     tables = _Read((tmp_path / "page.html").read_text(encoding="utf-8")).tables

@@ -16,7 +16,7 @@ from rich.console import Console
 from batchrun.errors import JobError
 from batchrun.formats.amounts import usd
 from batchrun.formats.text_tables import show_section
-from batchrun.records import Outcome
+from batchrun.records import Outcome, Response
 from batchrun.reports.report_queries import Report, read_report
 from batchrun.reports.report_sections import headline, remarks, sections, show_report
 from batchrun.reports.timeline import Gap, RunningTime, running_sql
@@ -128,7 +128,7 @@ def test_the_terminals_page_fits_and_is_harmless(report: Report, hostile: str) -
     assert max(len(line.rstrip()) for line in lines) <= 80
     assert "\x1b" not in text
     assert hostile not in text
-    for title in ("Outcomes", "Models", "Tokens", "A row", "Attempts", "Errors", "Tool calls"):
+    for title in ("Outcomes", "Models", "Tokens", "Per row", "Attempts", "Errors", "Tool calls"):
         assert any(line.startswith(title) for line in lines)
 
 
@@ -251,7 +251,7 @@ def test_a_run_without_rows_has_a_report(tmp_path: Path, write: Callable[..., Pa
     assert report.tables["outcomes"] == []
     stream = io.StringIO()
     show_report(report, stream)
-    assert "0 rows, 0 ok, 250 left" in stream.getvalue()
+    assert "0 rows, 0 ok, 250 remaining" in stream.getvalue()
     with pytest.raises(JobError, match="is no run directory"):
         read_report(tmp_path)
 
@@ -288,8 +288,38 @@ def test_what_limited_the_run_most_of_the_time_is_said(
         ("reading the input", 0.25),
     ]
     assert any(
-        line == f"for 50% of the time limited by {queue.format(41)}" for line in remarks(report)
+        line == f"for 50.0 % of the time limited by {queue.format(41)}" for line in remarks(report)
     )
+
+
+def test_of_what_limited_the_run_nothing_is_said_that_was_true_for_a_moment(
+    tmp_path: Path, write: Callable[..., Path], outcome: Callable[..., Outcome]
+) -> None:
+    path = write(tmp_path / "run", [outcome(0), outcome(100)])
+    said = "endpoint down, next request in 7.3 s: overloaded, try later"
+    _ticks(path, *((at, "tick", said) for at in (0.0, 1.0, 2.0)), (4.0, "finished", None))
+    lines = remarks(read_report(path))
+    words = "for 100.0 % of the time limited by endpoint down: overloaded, try later"
+    assert words in lines
+
+
+def test_an_incomplete_answer_says_why_and_names_of_samples_say_what_they_are(
+    tmp_path: Path, write: Callable[..., Path], outcome: Callable[..., Outcome]
+) -> None:
+    cut = outcome(0)
+    assert isinstance(cut.result, Response)
+    ended = msgspec.structs.replace(
+        cut.result, status="incomplete", incomplete_reason="content_filter"
+    )
+    cut = msgspec.structs.replace(
+        cut, result=ended, request=msgspec.structs.replace(cut.request, sample=1)
+    )
+    report = read_report(write(tmp_path / "run", [cut]))
+    (row,) = report.tables["slowest"]
+    assert (row["id"], row["outcome"]) == ("q0||1", "incomplete: content_filter")
+    assert [one.message for one in report.samples] == ["content_filter"]
+    heads = {one.name: one.heads[0] for one in sections(report)}
+    assert heads["slowest"] == heads["most_expensive"] == "id|variant|sample"
 
 
 def test_limits_are_known_through_pauses_and_not_beyond_a_kill(

@@ -30,6 +30,7 @@ def test_amounts_have_round_ticks(most: float, words: list[str]) -> None:
 
 def test_small_dollars_have_as_many_digits_as_tell_them_apart() -> None:
     assert _words(0.019, sign="$") == ["0", "$0.005", "$0.010", "$0.015", "$0.020"]
+    assert _words(1.4, sign="$") == ["0", "$0.50", "$1.00", "$1.50"]
     assert _words(0.00007, sign="$") == ["0", "$0.00002", "$0.00004", "$0.00006", "$0.00008"]
 
 

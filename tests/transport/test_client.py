@@ -104,6 +104,7 @@ async def test_a_refused_connection_is_a_connection_error() -> None:
     with pytest.raises(EndpointError) as caught:
         await send(f"http://{host}:{port}/v1")
     assert caught.value.kind is ErrorKind.CONNECTION
+    assert str(caught.value).startswith(f"cannot connect to {host}:{port}: Connection refused")
 
 
 async def test_a_reset_before_the_answer_is_a_connection_error() -> None:

@@ -16,7 +16,7 @@ from batchrun.evals.tables.figure_tables import (
     write_csv,
     write_tables,
 )
-from batchrun.formats.amounts import seconds, usd
+from batchrun.formats.amounts import known_usd, seconds, usd
 from batchrun.formats.printable import printable_json
 
 _Column = tuple[str, Callable[[MetricLine], str]]
@@ -114,8 +114,10 @@ def _usd(dollars: float | None) -> str:
 
 
 def _cost(line: MetricLine) -> str:
-    """With `+?` where it is not all."""
-    return _usd(line.cost_usd) + ("+?" if line.cost_usd is not None and line.unpriced else "")
+    """With `+?` where it is not all; empty where nothing was sent."""
+    if line.cost_usd is None and not line.unpriced:
+        return ""
+    return known_usd(line.cost_usd, is_partly=bool(line.unpriced))
 
 
 def _seconds(value: float | None) -> str:

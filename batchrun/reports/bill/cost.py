@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from batchrun.errors import JobError
 from batchrun.formats.amounts import plural, usd
-from batchrun.formats.printable import listed, nearest
+from batchrun.formats.printable import listed, nearest, toml_name
 from batchrun.job.job_file import with_user_prices
 from batchrun.job.sections import PriceJob
 from batchrun.pricing.price import Price, sum_costs
@@ -388,9 +388,11 @@ def _notes(
     for number, line in enumerate(unpriced):
         near = prices.nearest(line.name, now_at) if line.name and number < _MOST_HINTS else None
         yield (
-            f"no price for {line.name}{f' ({near} has one)' if near else ''}, so the sum leaves "
+            f"no price for {line.name or 'rows that name no model'}"
+            f"{f' ({near} has one)' if near else ''}, so the sum leaves "
             f"out {plural(line.unpriced, 'attempt')}; give "
-            f'[pricing."{line.name}"], or an alias, in ~/.config/batchrun/prices.toml'
+            f"[pricing.{toml_name(line.name or 'MODEL')}], or an alias, "
+            "in ~/.config/batchrun/prices.toml"
         )
     if run.total.unknown:
         yield f"{plural(run.total.unknown, 'attempt')} reported no usage, at an unknown cost"

@@ -135,10 +135,9 @@ def _errors(line: Timeline) -> Chart:
     read = {name: of(group) for name, group in groups.items()}
     size, unit = next((s, u) for s, u in _UNITS if line.width_s >= s or u == "second")
     count = line.width_s / size
-    title = f"Failed attempts in {f'{count:g} {unit}s' if count != 1 else f'a {unit}'}"
-    title = title.replace(" a hour", " an hour")
+    many = f"per {count:g} {unit}s" if count != 1 else f"a{'n' if unit == 'hour' else ''} {unit}"
     spec = _bars_over_time(line, read, [*COLOURS[1:], REST], "", whole=True)
-    return Chart("errors_over_time", title, spec)
+    return Chart("errors_over_time", f"Failed attempts {many}", spec)
 
 
 def _cost(line: Timeline) -> JsonObject:
@@ -184,7 +183,7 @@ def _bars_over_time(
 
 
 def _with_pauses(line: Timeline, chart: JsonObject) -> JsonObject:
-    """Shades behind the figures where all sending stopped; a rule where a later command began."""
+    """Shades where requests waited for a pause; a rule where a later command began."""
     unit, _ = time_unit(line.span_s)
     pauses = [
         {
@@ -263,7 +262,7 @@ def _horizontal_bars(
     for name, _, count in bars:
         sums[name] += count
     names = list(sums)
-    axis = {"title": None, "ticks": False, "domain": False}
+    axis = {"title": None, "ticks": False, "domain": False, "labelPadding": 6}
     most = max(sums.values())
     layer = _layer(
         values,

@@ -17,6 +17,7 @@ from batchrun.reports.timeline import LimitedBy, Timeline
 _NAME = 60  # characters of a name in the title
 _MOST_LIMITS = 7  # lines; the rest is one line more
 _LEAST_PERCENT = 0.15  # of the time line: what is shorter would not be seen
+_SHORT_FROM = 10_000  # tokens
 _RATES = ((1, "s"), (60, "min"), (3_600, "h"), (86_400, "day"))
 
 
@@ -105,8 +106,13 @@ def _tokens(report: Report) -> KeyFigure:
     given, made = report.tokens.input_tokens, report.tokens.output_tokens
     if not given + made:
         return KeyFigure("Tokens", "-", "no answer reported any")
-    note = f"{short_count(given)} in, {short_count(made)} out"
-    return KeyFigure("Tokens", short_count(given + made), note)
+    note = f"{_count(given)} in, {_count(made)} out"
+    return KeyFigure("Tokens", _count(given + made), note)
+
+
+def _count(tokens: int) -> str:
+    """`1,047`, `54.9M`."""
+    return f"{tokens:,}" if tokens < _SHORT_FROM else short_count(tokens)
 
 
 def _times(report: Report) -> list[KeyFigure]:

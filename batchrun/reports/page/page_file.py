@@ -22,8 +22,8 @@ from batchrun.version import VERSION
 
 _TEMPLATE = Path(__file__).with_name("page.html")
 
-
-_MOST_COLUMNS = 6  # of a table that stands beside another
+_MOST_COLUMNS, _MOST_CHARACTERS = 6, 57  # of a table that stands beside another
+_NAME = 18  # characters of its first column
 
 
 class PagePart(Struct, frozen=True):
@@ -80,4 +80,8 @@ def write_page(
 
 
 def _is_wide(section: Section) -> bool:
-    return section.words > 1 or section.message or len(section.heads) > _MOST_COLUMNS
+    if section.words > 1 or section.message or len(section.heads) > _MOST_COLUMNS:
+        return True
+    sizes = [max(map(len, column)) for column in zip(section.heads, *section.rows, strict=True)]
+    sizes[0] = min(sizes[0], _NAME)  # what is longer stands in several lines
+    return sum(sizes) > _MOST_CHARACTERS

@@ -34,6 +34,7 @@ def amount_ticks(most: float, count: int = 5, *, sign: str = "", whole: bool = F
     top = steps * step
     size, letter = next(((size, name) for least, size, name in _SIZES if top >= least), (1.0, ""))
     digits = max(0, -math.floor(math.log10(step / size) + 1e-9))
+    digits = 2 if sign and digits == 1 and not letter else digits  # cents
     return [
         Tick(at * step, f"{sign}{at * step / size:,.{digits}f}{letter}" if at else "0")
         for at in range(steps + 1)
