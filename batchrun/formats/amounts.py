@@ -67,6 +67,14 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
+_EXACT_S = 600.0  # a longer time to come is no matter of seconds
+
+
+def time_left(seconds: float) -> str:
+    """`45 s`, `9 min 59 s`, `20 min`."""
+    return duration(seconds if seconds < _EXACT_S else round(seconds / 60) * 60)
+
+
 def seconds(value: float) -> str:
     """`0.012 s`, `1.24 s`, `12 min 5 s`."""
     if value < 9.995:

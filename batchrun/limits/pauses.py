@@ -250,6 +250,7 @@ class Breaker:
             used=len(self._failing),
             until_s=self._next_s,
             says=self._last.error or str(self._last.kind),
+            ends_s=self._began_s + self._patience_s(),
         )
 
     def _failed(self, finish: Finish, slot: Slot, now_s: float, *, is_probe: bool) -> None:

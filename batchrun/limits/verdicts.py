@@ -42,6 +42,7 @@ class LimitStatus(Struct, frozen=True):
     of: str = ""  # what it limits: `in flight`, `dollars`, `requests` or `tokens` (a second)
     per_s: float | None = None  # so many of these a second
     says: str | None = None  # the server's last words, where it is down
+    ends_s: float | None = None  # when it ends the run, unless it opens before
 
 
 class Limit(Protocol):

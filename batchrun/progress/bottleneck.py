@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
-from batchrun.formats.amounts import usd
+from batchrun.formats.amounts import time_left, usd
 from batchrun.limits.verdicts import LimitStatus
 
 PAUSES = ("cooldown", "endpoint down")  # limits that stop all sending
@@ -99,6 +99,8 @@ def limit_in_words(limit: LimitStatus, now_s: float) -> str:
         words += f" ({used}{number(limit.most)}{', reservations included' if is_cost else unit})"
     if limit.until_s is not None and limit.until_s - now_s >= _SOON_S:
         words += f", next request in {limit.until_s - now_s:.1f} s"
+    if limit.ends_s is not None and limit.ends_s > now_s:
+        words += f", gives up in {time_left(limit.ends_s - now_s)}"
     return words if limit.says is None else f"{words}: {limit.says[:_SAID]}"
 
 

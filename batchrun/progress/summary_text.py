@@ -13,6 +13,7 @@ from batchrun.formats.amounts import (
     plural,
     seconds,
     short_count,
+    time_left,
     usd,
 )
 from batchrun.formats.printable import one_line, printable, toml_name
@@ -154,15 +155,12 @@ def _money(summary: Summary) -> list[str]:
     return words
 
 
-_EXACT_S = 600.0  # a longer time left is no matter of seconds
-
-
 def time_left_in_words(summary: Summary) -> str:
     """`20 min`; empty where it is not known, also while nothing more is sent."""
     left_s = summary.time_left_s
     if left_s is None or summary.state == "stopping" or summary.paused_by == "endpoint down":
         return ""
-    return duration(left_s if left_s < _EXACT_S else round(left_s / 60) * 60)
+    return time_left(left_s)
 
 
 def workers_in_words(summary: Summary) -> str:

@@ -24,7 +24,8 @@ _LONGEST = {  # characters of what rows or servers made
 }
 _LONGEST_NAME = 60
 _LONGEST_LIMIT = 120
-_NEXT = re.compile(r", next request in [\d.]+ s")  # was true for a moment
+# What was true for a moment.
+_NEXT = re.compile(r"(, next request in [\d.]+ s)?(, gives up in [\w. ]+)?")
 _WORKERS = Section(
     "workers",
     "Workers",

@@ -181,7 +181,9 @@ def test_what_the_server_says_is_in_the_status_while_it_is_down() -> None:
     line = Line()
     assert line.breaker.status(line.now_s).says is None
     line.fails(tuning.OUTAGE_ROWS + 1, 1.0)
-    assert line.breaker.status(line.now_s).says == "no server is ready"
+    status = line.breaker.status(line.now_s)
+    assert status.says == "no server is ready"
+    assert status.ends_s is not None
 
 
 def test_failures_of_the_row_are_none_of_the_endpoint() -> None:

@@ -1,4 +1,5 @@
 import pytest
+from msgspec.structs import replace
 
 from batchrun.limits.verdicts import LimitStatus
 from batchrun.progress.bottleneck import (
@@ -62,6 +63,14 @@ def test_a_limit_is_shown_with_how_much_of_it_is_used_and_when_it_opens() -> Non
     assert limit_in_words(grows, 0.0) == "the server's throughput (16 of 16)"
     mine = LimitStatus("requests a minute", 12, 600, of="requests", per_s=10.0)
     assert limit_in_words(mine, 0.0) == "requests a minute (12 of 600)"
+
+
+def test_an_outage_says_when_the_run_gives_up() -> None:
+    for ends_s, words in ((1_843.0, "29 min"), (145.5, "46 s"), (99.0, "")):
+        given_up = f", gives up in {words}" if words else ""
+        assert limit_in_words(replace(DOWN, ends_s=ends_s), 100.0) == _DOWN.replace(
+            " s:", f" s{given_up}:"
+        )
 
 
 def test_limits_that_several_models_have_each_are_added_up() -> None:

@@ -296,7 +296,7 @@ def test_of_what_limited_the_run_nothing_is_said_that_was_true_for_a_moment(
     tmp_path: Path, write: Callable[..., Path], outcome: Callable[..., Outcome]
 ) -> None:
     path = write(tmp_path / "run", [outcome(0), outcome(100)])
-    said = "endpoint down, next request in 7.3 s: overloaded, try later"
+    said = "endpoint down, next request in 7.3 s, gives up in 29 min: overloaded, try later"
     _ticks(path, *((at, "tick", said) for at in (0.0, 1.0, 2.0)), (4.0, "finished", None))
     lines = remarks(read_report(path))
     words = "for 100.0 % of the time limited by endpoint down: overloaded, try later"

@@ -29,8 +29,10 @@ def test_shares_of_a_limit_add_up_and_times_are_those_of_the_driver() -> None:
 
 
 def test_an_endpoint_is_down_where_it_is_so_for_all_workers() -> None:
-    down = Activity(limits=(LimitStatus("endpoint down", says="502"),), is_limited=True)
+    status = LimitStatus("endpoint down", says="502", ends_s=90.0)
+    down = Activity(limits=(status,), is_limited=True, now_s=50.0)
     up = Activity(limits=(LimitStatus("endpoint down"),), in_flight=3)
     assert paused_by(joined([down, down], 0.0, is_stopping=False)) == "endpoint down"
+    assert joined([down, down], 0.0, is_stopping=False).limits[0].ends_s == 40.0
     assert paused_by(joined([down, up], 0.0, is_stopping=False)) is None
     assert joined([], 0.0, is_stopping=True) == Activity(is_stopping=True)

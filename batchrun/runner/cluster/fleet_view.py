@@ -41,9 +41,11 @@ def _joined_limits(activities: Sequence[Activity], now_s: float) -> tuple[LimitS
     joined: dict[tuple[str, str], LimitStatus] = {}
     for activity in activities:
         for limit in activity.limits:
-            until_s = limit.until_s
-            if until_s is not None:
-                limit = replace(limit, until_s=until_s - activity.now_s + now_s)  # noqa: PLW2901
+            later_s = now_s - activity.now_s
+            if limit.until_s is not None:
+                limit = replace(limit, until_s=limit.until_s + later_s)  # noqa: PLW2901
+            if limit.ends_s is not None:
+                limit = replace(limit, ends_s=limit.ends_s + later_s)  # noqa: PLW2901
             key = limit.name, limit.of
             joined[key] = _sum(joined[key], limit) if key in joined else limit
     return tuple(joined.values())
