@@ -371,5 +371,5 @@ def test_a_table_that_is_cut_says_of_how_many(report: Report) -> None:
     models = [{"model": f"m{at}", "rows": 1, "in_all": 120} for at in range(50)]
     shown = sections(msgspec.structs.replace(report, tables={**report.tables, "models": models}))
     (section,) = (one for one in shown if one.name == "models")
-    assert section.note == "the first 50 of 120"
+    assert section.note == "input, cached and output in tokens; the first 50 of 120"
     assert section.heads == ("model", "rows")
