@@ -222,8 +222,8 @@ def _speed(summary: Summary) -> list[str]:
     )
     words = []
     for now, most, unit in rates:
-        is_bound = most is not None and now <= _ABOVE * most
-        words.append(f"{short_count(now)}{f' of {short_count(most)}' if is_bound else ''} {unit}")
+        of = "" if most is None or now > _ABOVE * most else f" of {short_count(most)}"
+        words.append(f"{short_count(now)}{of} {unit}")
     if summary.p50_s is not None and summary.p99_s is not None:
         words.append(f"p50 {seconds(summary.p50_s)}, p99 {seconds(summary.p99_s)}")
     return words

@@ -493,7 +493,7 @@ def _described(error: Exception, arriving: _Arriving) -> tuple[ErrorKind, str, b
 def _reason(error: OSError) -> str:
     """Why no connection was made: by its number, since asyncio's own words repeat the address."""
     has_words = isinstance(error, socket.gaierror | ssl.SSLError)  # their numbers are others
-    if has_words or error.errno not in errno.errorcode:
+    if has_words or error.errno is None or error.errno not in errno.errorcode:
         return error.strerror or str(error) or type(error).__name__
     return os.strerror(error.errno)
 
