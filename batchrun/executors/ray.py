@@ -26,6 +26,7 @@ from batchrun.executors.worker_process import (
     encode_greeting,
     greeting,
 )
+from batchrun.remote.access import Access
 
 _NAMESPACE = "batchrun"
 _CONNECT_S = 10.0
@@ -51,9 +52,9 @@ class _Actor:
         self._worker: FleetWorker | None = None
         self._watching: asyncio.Task[None] | None = None
 
-    async def greet(self, path: str, token: str) -> bytes:
+    async def greet(self, path: str, token: str, access: Access) -> bytes:
         node = ray.get_runtime_context().get_node_id()
-        return encode_greeting(await asyncio.to_thread(greeting, path, token, node))
+        return encode_greeting(await asyncio.to_thread(greeting, path, token, access, node))
 
     async def begin(self, make: MakeWorker, settings: object, secrets: object) -> str | None:
         self._worker = make(settings, secrets)
@@ -171,9 +172,9 @@ class RayActor:
     def __init__(self, actor: Any) -> None:
         self._actor = actor
 
-    async def greet(self, path: str, token: str) -> Greeting:
+    async def greet(self, path: str, token: str, access: Access) -> Greeting:
         """Waits until the process is there."""
-        return decode_greeting(await _answer(self._actor.greet, path, token))
+        return decode_greeting(await _answer(self._actor.greet, path, token, access))
 
     async def begin(self, make: MakeWorker, settings: object, secrets: object) -> str | None:
         """The worker is made in it; what keeps it from its work, or null."""

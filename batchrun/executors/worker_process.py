@@ -18,6 +18,8 @@ from msgspec import Struct
 
 from batchrun.errors import JobError
 from batchrun.inputs.requests import HASH_RULE
+from batchrun.remote.access import Access, take_access, why_not_written
+from batchrun.remote.run_link import read_link
 from batchrun.store.run_dir import SCHEMA_VERSION
 from batchrun.version import VERSION
 
@@ -44,6 +46,7 @@ class Greeting(Struct, frozen=True):
     machine: str  # what tells machines apart, of which two may have one name
     pid: int
     sees_run: bool  # the file that the driver has just written into the run directory
+    store_problem: str | None = None  # why it cannot write to the store that the run is in
 
 
 class FleetWorker(Protocol):
@@ -65,8 +68,8 @@ MakeWorker = Callable[[Any, Any], FleetWorker]  # of its settings, and of what i
 class WorkerProcess(Protocol):
     """A process that was asked for. The methods raise `WorkerFailed`."""
 
-    async def greet(self, path: str, token: str) -> Greeting:
-        """Waits until the process is there."""
+    async def greet(self, path: str, token: str, access: Access) -> Greeting:
+        """Waits until the process is there, and gives it what opens stores."""
 
     async def begin(self, make: MakeWorker, settings: object, secrets: object) -> str | None:
         """The worker is made in it; what keeps it from its work, or null."""
@@ -94,8 +97,14 @@ class Cluster(Protocol):
         """What was started for this run alone ends; workers that were not killed do not."""
 
 
-def greeting(path: str, token: str, machine: str | None = None) -> Greeting:
-    """That of this process. Waits for the driver's file, if it is not there at once."""
+def greeting(
+    path: str, token: str, access: Access | None = None, machine: str | None = None
+) -> Greeting:
+    """That of this process, which has `access` from now on.
+
+    Waits for the driver's file, if it is not there at once, and tries a run's store.
+    """
+    take_access(access or {})
     probe, until_s = Path(path, "journal", _PROBE.format(token)), time.monotonic() + _SEE_S
     while not (is_there := _holds(probe, token)) and time.monotonic() < until_s:
         time.sleep(0.2)
@@ -108,6 +117,7 @@ def greeting(path: str, token: str, machine: str | None = None) -> Greeting:
         machine=machine or socket.gethostname(),
         pid=os.getpid(),
         sees_run=is_there,
+        store_problem=why_not_written(Path(path), token) if is_there else None,
     )
 
 
@@ -134,9 +144,23 @@ def check_greeting(said: Greeting, path: Path) -> None:
                 "version on all machines of the cluster"
             )
     if not said.sees_run:
+        link = read_link(path)
+        if link is not None:
+            raise JobError(
+                f"{where} does not see {path}, where the journals of {link.url} are until they "
+                "are uploaded; give a folder that all machines of the cluster share, at the same "
+                "path, with scratch in [cluster] or XDG_STATE_HOME: on a disk of its own, the "
+                "answers of a worker that dies could not be taken over"
+            )
         raise JobError(
             f"{where} does not see the run directory {path}; give a folder that all machines of "
             "the cluster share, at the same path, with -o"
+        )
+    if said.store_problem is not None:
+        raise JobError(
+            f"{where} cannot write to the store of this run: {said.store_problem}. Keys in the "
+            "environment of this process go to all workers; files with keys, and roles, are those "
+            "of each machine"
         )
 
 

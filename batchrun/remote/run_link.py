@@ -20,6 +20,7 @@ LINK_FILE = "store.json"
 CLAIMS = "claims"
 # Files of a run beside its tables; what they hold is also in the store.
 SMALL_FILES = ("run.json", "live.json", "events.jsonl", "gone.parquet", "unreadable.jsonl")
+OF_WORKERS = "unreadable-w*.jsonl"  # as the last of these
 COPIED_INPUT = "input/stdin.jsonl"
 
 

@@ -4,6 +4,7 @@ Whoever has the claim first finishes what a command on another machine left half
 reads sees it as if it were done, and changes nothing.
 """
 
+import fnmatch
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,10 +12,11 @@ from pathlib import Path
 import msgspec
 from msgspec.structs import replace
 
-from batchrun.remote.object_stores import ObjectStore, RemoteObject
+from batchrun.remote.object_stores import ObjectStore, RemoteError, RemoteObject
 from batchrun.remote.part_stubs import Stub, read_stub, write_stub
 from batchrun.remote.run_link import (
     COPIED_INPUT,
+    OF_WORKERS,
     SMALL_FILES,
     Link,
     place_of,
@@ -136,7 +138,7 @@ def _copy_small_files(
 ) -> dict[str, tuple[int, int]]:
     """Those that another machine has written since; what is told of all of them."""
     seen = dict(link.seen)
-    for name in (*SMALL_FILES, COPIED_INPUT):
+    for name in (*SMALL_FILES, *fnmatch.filter(names, OF_WORKERS), COPIED_INPUT):
         one = names.get(name)
         if one is None or seen.get(name) == (one.size, one.stamp):
             continue
@@ -158,6 +160,12 @@ def writers_of(names: Iterable[str]) -> set[int]:
     return found
 
 
+class _Writers(msgspec.Struct):
+    """What `run.json` says of the numbers of writers, also of workers that never wrote."""
+
+    writers: int = 1
+
+
 def new_link(url: str) -> Link:
     """For a folder that has none yet: a writer whom nobody else is. Raises `RemoteError`.
 
@@ -166,9 +174,19 @@ def new_link(url: str) -> Link:
     link = Link(url)
     store, prefix = place_of(link)
     writers = writers_of(_names(store, prefix))
-    link = Link(url, max(writers, default=-1) + 1)
+    link = Link(url, max(_given(store, prefix), max(writers, default=-1) + 1))
     store.write(f"{prefix}{_JOURNAL}/w{link.writer}.started", b"")
     return link
+
+
+def _given(store: ObjectStore, prefix: str) -> int:
+    """How many numbers the run has given so far. Raises `RemoteError`."""
+    key = prefix + SMALL_FILES[0]
+    record = store.read(key)
+    try:
+        return 0 if record is None else msgspec.json.decode(record, type=_Writers).writers
+    except msgspec.MsgspecError as error:
+        raise RemoteError(f"{store.name(key)}: damaged ({error}); restore it") from error
 
 
 def is_current(folder: Path, url: str) -> bool:

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from batchrun.remote.object_stores import RemoteError, store_of
 from batchrun.remote.run_link import (
     COPIED_INPUT,
     LINK_FILE,
+    OF_WORKERS,
     SMALL_FILES,
     Link,
     change_link,
@@ -90,13 +92,14 @@ class StoreRun:
                 self._store.delete(f"{self._prefix}journal/w{self.writer}.started")
                 (self._folder / LINK_FILE).unlink(missing_ok=True)
             elif self.failure is None:
+                of_workers = [path.name for path in self._folder.glob(OF_WORKERS)]
                 with self._lock:
-                    self._upload((*SMALL_FILES, COPIED_INPUT))
+                    self._upload((*SMALL_FILES, *of_workers, COPIED_INPUT))
                 change_link(self._folder, claim=None)
         finally:
             self._claim.release()
 
-    def _upload(self, names: tuple[str, ...]) -> None:
+    def _upload(self, names: Iterable[str]) -> None:
         changed = False
         for name in names:
             if name in _AT_END and not self._end.is_set():

@@ -78,7 +78,7 @@ async def run_job(
     refuse_place(path, url)
     _check_answers(simulator)
     refuse_written_secrets(job, command)
-    has_workers = _has_workers(job, url)
+    has_workers = _has_workers(job)
     servers = {} if simulate else await _destinations(job, command, watch, insecure_http)
     with contextlib.ExitStack() as stack:
         began_s = time.monotonic()
@@ -205,14 +205,11 @@ async def _destinations(
     return servers
 
 
-def _has_workers(job: Job, url: str | None) -> bool:
+def _has_workers(job: Job) -> bool:
     """Whether workers send the requests. Raises `JobError` where they cannot."""
     if job.cluster.executor == "local":
         return False
-    from batchrun.runner.cluster.lead import refuse_store  # noqa: PLC0415 - not in other runs
-
     refuse_without_ray()
-    refuse_store(url)
     return True
 
 

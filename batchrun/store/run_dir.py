@@ -70,7 +70,6 @@ __all__ = ["SCHEMA_VERSION", "RunDir"]
 
 _ATTEMPTS = 5  # to have a directory that others make and delete
 _FILES = (RUN_FILE, LIVE_FILE, EVENTS_FILE, REMOVED_FILE, UNREADABLE_FILE, LOCK, LINK_FILE)
-_PART_SECONDS = 300.0  # of a run in a store: so much of it is on this machine alone
 _OURS = {*_FILES, JOURNAL, *TABLES, INPUT}
 
 
@@ -109,6 +108,7 @@ class RunDir:
         self._lock: int | None = lock.handle
         self._flock = flock
         self._sealing = threading.Lock()  # held by the thread that seals
+        self._saving = threading.RLock()  # held by the one that writes `run.json`
         self._silent = set[int]()  # workers taken for dead by their silence: they may live
         self._made = made
         self._leftover = found.segments
@@ -169,10 +169,11 @@ class RunDir:
 
     def save(self, record: RunRecord) -> None:
         """`run.json` says this, on disk, when it returns. Raises `StoreError`."""
-        if self.record is not None and self.record.writers > record.writers:
-            record = replace(record, writers=self.record.writers)
-        text = msgspec.json.format(encode_json(record), indent=2) + b"\n"
-        with storing(self.path / RUN_FILE, "write"):
+        with self._saving, storing(self.path / RUN_FILE, "write"):
+            before = 0 if self.record is None else self.record.writers
+            writers = max(record.writers, before, self._writer_id + 1)
+            record = replace(record, writers=writers)
+            text = msgspec.json.format(encode_json(record), indent=2) + b"\n"
             replace_file(self.path / RUN_FILE, text, durable=True)
             self.record = record
             if self._store_run is not None:
@@ -225,8 +226,6 @@ class RunDir:
         self.upgrade()
         with storing(self.path / JOURNAL, "list"):
             first = next_id(self.path, self._writer_id)
-        if self._store_run is not None:
-            part_seconds = part_seconds or _PART_SECONDS
         self._writer = JournalWriter(
             self.path,
             self.record,
@@ -264,13 +263,18 @@ class RunDir:
             self._writer.seal_old()
 
     def new_writer(self) -> int:
-        """The number of a worker that is about to be started: never given again. `StoreError`."""
-        if self.record is None:
-            raise RuntimeError("new_writer() needs a saved record")
-        self.upgrade()  # an older batchrun would take what workers write for a run of its own
-        with storing(self.path, "list"):
-            writer = max(self.record.writers, highest_writer(self.path) + 1)
-        self.save(replace(self.record, writers=writer + 1))
+        """The number of a worker that is about to be started: never given again. For any thread.
+
+        A store has it too when this returns: commands on other machines give others. Raises
+        `StoreError`.
+        """
+        with self._saving:
+            if self.record is None or self._lock is None:
+                raise RuntimeError("new_writer() comes between the first save() and close()")
+            self.upgrade()  # an older batchrun would take what workers write for a run of its own
+            with storing(self.path, "list"):
+                writer = max(self.record.writers, highest_writer(self.path) + 1)
+            self.save(replace(self.record, writers=writer + 1))
         return writer
 
     def adopt(
@@ -415,8 +419,9 @@ class RunDir:
                         (self.path / table).rmdir()
                 for made in self._made:
                     made.rmdir()
-        handles = (self._events, self._lock)
-        self._events = self._lock = None
+        with self._saving:  # a worker may be given its number meanwhile
+            handles = (self._events, self._lock)
+            self._events = self._lock = None
         for handle in handles:
             if handle is not None:
                 os.close(handle)

@@ -15,10 +15,10 @@ import msgspec
 
 from batchrun.formats.json_text import encode_json
 from batchrun.records import STORED_BODY_BYTES, JsonObject, UnreadableBody
+from batchrun.remote.run_link import OF_WORKERS
 from batchrun.store.files import storing, sync_data, write_whole
 
 UNREADABLE_FILE = "unreadable.jsonl"
-_OF_WORKERS = "unreadable-w*.jsonl"
 # Of the file: where a gateway answers every request with a page, its pages must not fill the disk.
 _MOST_BYTES = 256 * 1024 * 1024
 _LONGEST_LETTER = 4  # bytes of it in UTF-8
@@ -73,7 +73,7 @@ def read_unreadable(folder: Path, custom_id: str) -> list[JsonObject]:
     """The lines of one row's attempts, in order. Raises `StoreError`."""
     lines = []
     quoted = encode_json(custom_id)
-    for path in (folder / UNREADABLE_FILE, *sorted(folder.glob(_OF_WORKERS))):
+    for path in (folder / UNREADABLE_FILE, *sorted(folder.glob(OF_WORKERS))):
         with storing(path, "read"), suppress(FileNotFoundError), path.open("rb") as file:
             for line in file:
                 if quoted not in line:

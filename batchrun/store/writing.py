@@ -34,6 +34,7 @@ _SYNC_EVERY_S = 0.5  # and the sync itself takes its time: within a second of th
 # Journal bytes of a part in a store, and of a segment, which makes a part of less: see `seal`.
 _STORE_PART_BYTES = 32 << 20
 STORE_SEGMENT_BYTES = 8 << 20
+_STORE_PART_SECONDS = 300.0  # so much of the run is on this machine alone
 
 
 class JournalWriter:
@@ -65,10 +66,11 @@ class JournalWriter:
         self._sealing_lock, self._is_sealed_here = sealing, seals
         self._folder, self._record, self._next = folder, record, first
         is_in_store = read_link(folder) is not None
-        self._part_rows, self._part_seconds = part_rows, part_seconds
+        self._part_rows = part_rows
+        self._part_seconds = part_seconds or (_STORE_PART_SECONDS if is_in_store else None)
         self._part_bytes = min(part_bytes, _STORE_PART_BYTES) if is_in_store else part_bytes
         self._segment_bytes = min(part_bytes, STORE_SEGMENT_BYTES) if is_in_store else part_bytes
-        self._began_s = time.monotonic()  # what is not sealed, with its first row
+        self._began_s = time.monotonic()  # what is not sealed: with its first row, or left over
         self._lock, self._sync_also = lock, sync_also
         self._waiting = list(leftover)  # segments for the next seal, besides the current one; ...
         self._waiting_rows = self._waiting_bytes = 0  # ... of those that are not left over
@@ -99,7 +101,7 @@ class JournalWriter:
             self._is_raised = True
             raise self._failure
         segment, part_rows = self._segment, self._part_rows - self._waiting_rows
-        if not segment.rows and not self._waiting_rows:
+        if not segment.rows and not self._waiting:
             self._began_s = time.monotonic()
         taken = segment.append(outcomes[: max(1, part_rows - segment.rows)])
         is_full = segment.rows >= part_rows or segment.bytes >= self._segment_bytes
@@ -109,7 +111,7 @@ class JournalWriter:
 
     def seal_old(self) -> None:
         """What has been in the journal for long enough is sealed: to be called now and then."""
-        has_rows = self._segment.rows or self._waiting_rows
+        has_rows = self._segment.rows or self._waiting
         age_s = time.monotonic() - self._began_s
         if self._part_seconds is not None and has_rows and age_s >= self._part_seconds:
             self._begin_segment(is_part=True)

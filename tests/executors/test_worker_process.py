@@ -16,6 +16,7 @@ from batchrun.executors.worker_process import (
     greeting,
     write_probe,
 )
+from batchrun.remote.run_link import Link, write_link
 
 LOOPBACK = ["http://127.0.0.1:8000/v1"]
 
@@ -40,6 +41,7 @@ def test_a_worker_that_agrees_takes_part(said: Greeting, tmp_path: Path) -> None
         ({"schema": 99}, "has schema 99"),
         ({"hash_rule": 99}, "has rule for hashes 99"),
         ({"sees_run": False}, "does not see the run directory"),
+        ({"store_problem": "s3://a: refused"}, "cannot write to the store of this run: s3://a: r"),
     ],
 )
 def test_one_that_does_not_is_named(
@@ -47,6 +49,14 @@ def test_one_that_does_not_is_named(
 ) -> None:
     with pytest.raises(JobError, match=told):
         check_greeting(replace(replace(said, host="far"), **change), tmp_path)
+
+
+def test_of_a_run_in_a_store_all_must_see_the_journals(said: Greeting, tmp_path: Path) -> None:
+    """Else nobody could take over what a worker had not uploaded when it died."""
+    write_link(tmp_path, Link("s3://bucket/run"))
+    unseen = replace(said, host="far", sees_run=False)
+    with pytest.raises(JobError, match=r"where the journals of s3://bucket/run are .* scratch in"):
+        check_greeting(unseen, tmp_path)
 
 
 def test_loopback_is_refused_on_several_machines(said: Greeting) -> None:

@@ -76,8 +76,8 @@ class Call(NamedTuple):
     path: str  # with its query
 
 
-# What is to be done with a request: `fail` (503), `deny` (403), `silence`, `cut` (half of the body
-# arrives), or null.
+# What is to be done with a request: `fail` (503), `deny` (403), `silence`, `cut` (half of the answer
+# arrives), `half` (half of the request arrives, and the server takes it for all), or null.
 Rule = Callable[[Call], str | None]
 
 
@@ -134,10 +134,12 @@ class Proxy:
             handler.send_header("Content-Length", "0")
             handler.end_headers()
             return
+        if what == "half":
+            body = body[: len(body) // 2]
         upstream = http.client.HTTPConnection(self._upstream, timeout=HANG_S)
         headers = {name.lower(): value for name, value in handler.headers.items()}
         headers["host"] = self._upstream
-        if headers.pop("transfer-encoding", None):
+        if headers.pop("transfer-encoding", None) or what == "half":
             headers["content-length"] = str(len(body))
         upstream.request(handler.command, handler.path, body or None, headers)
         answer = upstream.getresponse()

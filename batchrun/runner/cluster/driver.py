@@ -40,6 +40,7 @@ from batchrun.job.credentials import Server
 from batchrun.progress.bottleneck import Activity
 from batchrun.progress.summary import WorkerState
 from batchrun.records import BadRow, Outcome, Request, Totals
+from batchrun.remote.access import own_access
 from batchrun.runner.cluster.fleet_view import added, joined
 from batchrun.runner.cluster.leases import places_of
 from batchrun.runner.cluster.led_worker import (
@@ -339,7 +340,8 @@ class Driver:
     async def _start(self, led: Led) -> None:
         """Its process is there, and may take part. Raises `JobError`, `WorkerFailed`."""
         led.process = await _aside(partial(self._cluster.start, _NAME))
-        said = await led.process.greet(str(self._dir.path.absolute()), self._token)
+        path = str(self._dir.path.absolute())
+        said = await led.process.greet(path, self._token, own_access())
         check_greeting(said, self._dir.path)
         if self._go.is_set():  # else all that have come are looked at together
             self._check_machines([said, *self._greetings()])
@@ -349,7 +351,7 @@ class Driver:
     async def _begin(self, led: Led) -> None:
         """It is ready for leases. Raises `WorkerFailed`, `StoreError`."""
         assert led.process is not None  # noqa: S101 - `_start` came before
-        setup = self._setup()
+        setup = await _aside(self._setup)  # a run in a store writes there
         led.writer, led.answer_s = setup.writer, setup.answer_s
         problem = await led.process.begin(LedWorker, setup, self._servers)
         if problem is not None:

@@ -5,26 +5,17 @@ import os
 from collections.abc import Callable, Mapping
 from functools import cache
 
-from batchrun.errors import JobError
 from batchrun.executors.fleet import Fleet
 from batchrun.executors.local_cluster import LocalCluster
 from batchrun.executors.worker_process import Cluster
 from batchrun.job.credentials import Server, secret_variables
+from batchrun.remote.access import SECRETS
 from batchrun.runner.cluster.driver import Driver
 from batchrun.runner.cluster.leases import planned_rows
 from batchrun.runner.cluster.worker import WorkerSetup, worker_setup
 from batchrun.runner.engine import Executor, Run
 
 _LEAVE_S = 30.0
-
-
-def refuse_store(url: str | None) -> None:
-    """Raises `JobError` where the tables are to be in a store: workers share a folder."""
-    if url is not None:
-        raise JobError(
-            f"-o {url} is in a store, and --executor ray needs a folder that all workers share; "
-            "give one with -o, and copy its tables into the store once the run has ended"
-        )
 
 
 async def lead_run(
@@ -60,7 +51,7 @@ def _join_ray(run: Run) -> Cluster:
     cpus = settings.cpus_per_worker
     if address == "local":
         cores = max(os.cpu_count() or 1, cpus * (settings.workers or 1))
-        local = LocalCluster(run.run_dir.path, cores, secret_variables(run.job))
+        local = LocalCluster(run.run_dir.path, cores, (*secret_variables(run.job), *SECRETS))
         address = local.address
     from batchrun.executors.ray import RayCluster  # noqa: PLC0415 - an extra; takes a second
 

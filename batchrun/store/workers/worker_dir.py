@@ -64,7 +64,8 @@ class WorkerDir:
             raise JobError(
                 f"{path}: a worker on {os.uname().nodename} does not see this run directory "
                 f"({RUN_FILE} is {'not there' if found is None else 'another one'}); give one on a "
-                "file system that all hosts share with --output"
+                "file system that all hosts share, with --output, or, of a run in a store, with "
+                "scratch in [cluster]"
             )
         with storing(path / JOURNAL, "make this folder"):
             make_folders(path / JOURNAL)

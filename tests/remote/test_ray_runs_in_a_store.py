@@ -1,0 +1,305 @@
+"""Runs with workers on a real Ray cluster whose tables are in a store, on loopback."""
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.processes import Forked, ForkServer
+from tests.ray_cluster import standing_cluster, worker_pids
+from tests.remote.object_server import Bucket, Call, Proxy
+from tests.waiting import HANG_S, wait_until
+
+pytest.importorskip("ray", reason="the extra `ray` is not installed")
+ROWS = 300
+IN_FLIGHT = 12
+JOB = """
+[input]
+path = "prompts.jsonl"
+[request]
+model = "m"
+input = "{{{{ question }}}}"
+[output]
+path = "{url}"
+part_rows = 10
+[limits]
+concurrency = {in_flight}
+[cluster]
+executor = "ray"
+workers = 3
+silence_s = 2.0
+"""
+_COUNT = "SELECT count(*), count(DISTINCT custom_id) FROM responses WHERE ok"
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[dict[str, str]]:
+    """Its processes know nothing of the store: what opens it comes with the run."""
+    with standing_cluster(4) as found:
+        yield found
+
+
+class Place:
+    """A run in a bucket, the machine that it is started on, and the server that it asks."""
+
+    def __init__(
+        self, bucket: Bucket, folder: Path, variables: dict[str, str], fork_server: ForkServer
+    ) -> None:
+        self.url, self.bucket, self.folder = f"{bucket.url}/run", bucket, folder
+        self.variables = variables
+        self._server, self._opened = fork_server, ExitStack()
+        job = JOB.format(url=self.url, in_flight=IN_FLIGHT)
+        (folder / "job.toml").write_text(job)
+        simulator = self.begin("simulate", "--port", 0, "--latency", 0.2)
+        assert simulator.stdout is not None
+        self._base_url = simulator.stdout.readline().strip()
+        self.words = ("run", "job.toml", "--base-url", self._base_url)
+
+    def begin(self, *words: object, **more: str) -> Forked:
+        process = self._server.start(self.folder, {**self.variables, **more}, *words)
+        self._opened.callback(process.close)
+        return process
+
+    def close(self) -> None:
+        self._opened.close()
+
+    @property
+    def scratch(self) -> Path:
+        (found,) = (self.folder / "state/batchrun").iterdir()
+        return found
+
+    @property
+    def live(self) -> dict[str, Any]:
+        files = list(self.folder.glob("state/batchrun/*/live.json"))
+        found: dict[str, Any] = json.loads(files[0].read_bytes()) if files else {"workers": []}
+        return found
+
+    @property
+    def completed(self) -> int:
+        return sum(one["completed"] for one in self.live["workers"])
+
+    @property
+    def answered(self) -> int:
+        with urlopen(self._base_url.removesuffix("/v1") + "/stats") as answer:
+            found: int = json.load(answer)["completions"]
+        return found
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Those of the objects themselves, which are all that there is."""
+        rows: list[dict[str, Any]] = []
+        for key in self.bucket.names("run/responses/"):
+            path = self.folder / "copy.parquet"
+            path.write_bytes(self.bucket.get(key) or b"")
+            rows += pq.read_table(path).to_pylist()
+        return rows
+
+    def check(self, batchrun: Any) -> None:
+        """Each row once, in the store alone, and nothing left over; seen from two machines."""
+        assert sorted(row["row"] for row in self.rows()) == list(range(ROWS))
+        assert all(row["ok"] for row in self.rows())
+        keys = self.bucket.names()
+        assert not [k for k in keys if k.endswith((".tmp", ".intent")) or "/claims/" in k]
+        assert self.bucket.open_uploads() == []
+        assert not [path for path in (self.scratch / "journal").iterdir() if path.suffix != ".open"]
+        assert all(path.stat().st_size < 1000 for path in self.scratch.glob("*/*.parquet"))
+        record = json.loads(self.bucket.get("run/run.json") or b"")
+        assert (record["state"], record["executor"]) == ("finished", "ray")
+        other = {**self.variables, "XDG_STATE_HOME": str(self.folder / "other")}
+        for env in (self.variables, other):
+            verified = batchrun("verify", self.url, env=env)
+            assert verified.returncode == 0, verified.stdout + verified.stderr
+            asked = batchrun("sql", self.url, _COUNT, "--format", "csv", env=env)
+            assert asked.stdout.splitlines()[-1] == f"{ROWS},{ROWS}", asked.stderr
+
+
+@pytest.fixture
+def place(
+    cluster: dict[str, str],
+    bucket: Bucket,
+    proxy: Proxy,
+    s3: dict[str, str],
+    environment: dict[str, str],
+    fork_server: ForkServer,
+    tmp_path: Path,
+    questions: Callable[[int], str],
+) -> Iterator[Place]:
+    (tmp_path / "prompts.jsonl").write_text(questions(ROWS))
+    variables = {**environment, **cluster, **s3, "AWS_ENDPOINT_URL": proxy.address}
+    found = Place(bucket, tmp_path, variables, fork_server)
+    yield found
+    found.close()
+
+
+def test_a_worker_that_cannot_write_is_exit_2_and_one_that_is_killed_leaves_its_rows(
+    place: Place, proxy: Proxy, batchrun: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    proxy.rule = lambda call: "deny" if ".probe-" in call.path else None
+    refused = batchrun(*place.words, env=place.variables)
+    assert refused.returncode == 2, refused.stderr
+    assert "cannot write to the store of this run" in refused.stderr
+    assert (place.bucket.names(), place.answered) == ([], 0)
+    proxy.rule = lambda _call: None
+
+    process = place.begin(*place.words, "--json")
+    wait_until(lambda: place.completed >= 60 and worker_pids(place.live, "running"), process)
+    os.kill(worker_pids(place.live, "running")[0], signal.SIGKILL)
+    shown = batchrun("status", place.url, env=place.variables)
+    assert "workers:" in shown.stdout, shown.stderr
+    out, said = process.communicate(timeout=HANG_S)
+    assert process.returncode == 0, said
+    assert "adopted" in {one["state"] for one in json.loads(out)["workers"]}
+    assert ROWS <= place.answered <= ROWS + IN_FLIGHT
+    place.check(batchrun)
+    names = {key.rpartition("/")[2] for key in place.bucket.names("run/responses/")}
+    assert {"w1", "w2", "w3"} <= {name.partition("-")[0] for name in names}
+    report = batchrun("report", place.url, env=place.variables)
+    assert "adopted" in report.stdout, report.stderr
+    answered = place.answered
+    again = batchrun(*place.words, env=place.variables)
+    assert (again.returncode, place.answered) == (0, answered), again.stderr
+
+
+@pytest.mark.long
+def test_a_killed_driver_costs_nothing_and_another_machine_goes_on_elsewhere(
+    place: Place, batchrun: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    process = place.begin(*place.words)
+    wait_until(lambda: place.completed >= 60, process)
+    process.kill()
+    process.wait(HANG_S)
+    other = {**place.variables, "XDG_STATE_HOME": str(place.folder / "other")}
+    refused = batchrun(*place.words, env=other)
+    assert refused.returncode == 2, refused.stderr
+    assert "its claim ends after 60 s" in refused.stderr
+    done = batchrun(*place.words, env=place.variables)
+    assert done.returncode == 0, done.stderr
+    assert "waiting for workers" in done.stderr
+    assert place.answered == ROWS
+    place.check(batchrun)
+    again = batchrun(*place.words, env=other)
+    assert (again.returncode, place.answered) == (0, ROWS), again.stderr
+
+
+@pytest.mark.long
+def test_rows_that_are_sent_again_stand_once_with_both_attempts(
+    place: Place, batchrun: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    half = batchrun(*place.words, "--limit", ROWS // 2, env=place.variables)
+    assert half.returncode == 0, half.stderr
+    path = place.folder / "job.toml"
+    path.write_text(path.read_text().replace("{{ question }}", "{{ question }}!"))
+    process = place.begin(*place.words, "--rerun-changed")
+    wait_until(lambda: place.completed >= 60 and worker_pids(place.live, "running"), process)
+    os.kill(worker_pids(place.live, "running")[0], signal.SIGKILL)
+    _, said = process.communicate(timeout=HANG_S)
+    assert process.returncode == 0, said
+    place.check(batchrun)
+    rows = sorted(place.rows(), key=lambda row: row["row"])
+    assert all("!" in row["request"] for row in rows)
+    attempts = [len(row["attempts"]) for row in rows]
+    assert (min(attempts[: ROWS // 2]), max(attempts[ROWS // 2 :])) == (2, 1)
+
+
+@pytest.mark.long
+def test_the_journal_of_a_whole_machine_that_comes_back_after_another_has_gone_on(
+    place: Place, batchrun: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    """Driver and workers are killed with rows in their journals, and their claim is too old."""
+    path = place.folder / "job.toml"
+    path.write_text(path.read_text().replace("part_rows = 10", "part_rows = 1000"))
+    process = place.begin(*place.words)
+    wait_until(lambda: place.completed >= 60, process)
+    workers = worker_pids(place.live, "running")
+    process.kill()
+    process.wait(HANG_S)
+    for pid in workers:
+        os.kill(pid, signal.SIGKILL)
+    assert len(list((place.scratch / "journal").glob("w[123]-*.log"))) == 3
+    for claim in place.bucket.names("run/claims/"):
+        place.bucket.delete(claim)  # as if a minute had passed
+    other = {**place.variables, "XDG_STATE_HOME": str(place.folder / "other")}
+    done = batchrun(*place.words, env=other)
+    assert done.returncode == 0, done.stderr
+    sent = place.answered
+    assert ROWS < sent <= 2 * ROWS  # what was in those journals alone was sent again
+    again = batchrun(*place.words, env=place.variables)
+    assert (again.returncode, place.answered) == (0, sent), again.stderr
+    place.check(batchrun)
+    writers = {key.rpartition("/")[2].partition("-")[0] for key in place.bucket.names("run/resp")}
+    assert not writers & {"w0", "w4"}  # of drivers, which store no rows here
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("who", ["driver", "worker"])
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("number", [1, 2, 7, 20])
+def test_killed_at_a_part(
+    number: int,
+    moment: str,
+    who: str,
+    place: Place,
+    proxy: Proxy,
+    batchrun: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    """As one of the parts is uploaded, of whichever worker it is."""
+    parts: list[Call] = []
+    struck: list[int] = []
+
+    def strike(when: str, call: Call) -> None:
+        if call.method != "PUT" or ".parquet" not in call.path:
+            return
+        if when == "before":
+            parts.append(call)
+        if len(parts) >= number and when == moment and not struck:
+            writer = int(call.path.rpartition("/")[2].partition("-")[0][1:])
+            pids = {one["id"]: one["pid"] for one in place.live["workers"]}
+            pid = process.pid if who == "driver" else pids.get(f"w{writer}")
+            if pid is not None:
+                struck.append(pid)
+                os.kill(pid, signal.SIGKILL)
+
+    def rule(call: Call) -> str | None:
+        strike("before", call)
+        return None
+
+    process = place.begin(*place.words)
+    proxy.rule, proxy.after = rule, lambda call: strike("after", call)
+    _, said = process.communicate(timeout=HANG_S)
+    proxy.rule, proxy.after = lambda _call: None, lambda _call: None
+    assert struck
+    assert process.returncode == (0 if who == "worker" else -9), said
+    done = batchrun(*place.words, env=place.variables)
+    assert done.returncode == 0, done.stderr
+    assert ROWS <= place.answered <= ROWS + (IN_FLIGHT if who == "worker" else 0)
+    place.check(batchrun)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("fault", ["fail", "half"])
+def test_parts_of_workers_that_arrive_torn_or_not_are_tried_again(
+    fault: str,
+    place: Place,
+    proxy: Proxy,
+    batchrun: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    failed: set[str] = set()
+
+    def rule(call: Call) -> str | None:
+        if call.method != "PUT" or ".parquet" not in call.path or call.path in failed:
+            return None
+        failed.add(call.path)
+        return fault
+
+    proxy.rule = rule
+    done = batchrun(*place.words, env=place.variables)
+    assert done.returncode == 0, done.stderr
+    assert (len(failed) > 10, place.answered) == (True, ROWS)
+    place.check(batchrun)
