@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from batchrun.remote.run_mirror import is_doubtful, new_link, pull
 from batchrun.remote.urls import store_url
 
 _UPLOAD_EVERY_S = 30.0
+_PAUSE_S = 5.0  # before a second attempt
 _AT_END = ("unreadable.jsonl",)  # may be large
 
 
@@ -36,6 +37,7 @@ class StoreRun:
         self._folder, self._claim = folder, claim
         self._store, self._prefix = place_of(link)
         self._seen = dict(link.seen)
+        self._is_gone = False  # the second attempt failed too
         self._stamps: dict[str, tuple[int, int]] = {}  # of the local files that were last uploaded
         self._lock = threading.Lock()
         self._end = threading.Event()
@@ -77,8 +79,7 @@ class StoreRun:
 
     def upload(self) -> None:
         """The small files that have changed are in the store when this returns. `RemoteError`."""
-        with self._lock:
-            self._upload(SMALL_FILES)
+        self._upload_twice(SMALL_FILES)
 
     def close(self, *, is_void: bool = False) -> None:
         """All is in the store, and the run is free; `is_void`: nothing of it is to stay.
@@ -93,13 +94,32 @@ class StoreRun:
                 (self._folder / LINK_FILE).unlink(missing_ok=True)
             elif self.failure is None:
                 of_workers = [path.name for path in self._folder.glob(OF_WORKERS)]
-                with self._lock:
-                    self._upload((*SMALL_FILES, *of_workers, COPIED_INPUT))
+                self._upload_twice((*SMALL_FILES, *of_workers, COPIED_INPUT))
                 change_link(self._folder, claim=None)
         finally:
-            self._claim.release()
+            with suppress(RemoteError):  # it ends by itself, too
+                self._claim.release()
+
+    def _upload_twice(self, names: Sequence[str]) -> None:
+        """A run whose rows are all there is not to fail for one call; not where the store is gone.
+
+        Raises `RemoteError`.
+        """
+        try:
+            self._upload(names)
+        except RemoteError:
+            if self._is_gone:
+                raise
+            time.sleep(_PAUSE_S)
+            self._is_gone = True
+            self._upload(names)
+            self._is_gone = False
 
     def _upload(self, names: Iterable[str]) -> None:
+        with self._lock:
+            self._upload_changed(names)
+
+    def _upload_changed(self, names: Iterable[str]) -> None:
         changed = False
         for name in names:
             if name in _AT_END and not self._end.is_set():
@@ -146,7 +166,7 @@ class StoreRun:
                 continue
             if time.monotonic() - uploaded_s >= _UPLOAD_EVERY_S:
                 with suppress(RemoteError, OSError, StoreError):  # next time, or at the end
-                    self.upload()
+                    self._upload(SMALL_FILES)
                 uploaded_s = time.monotonic()
 
     def _lose(self, why: str) -> None:

@@ -1,10 +1,12 @@
 """An object store on loopback (moto's S3), and a proxy before it that fails as asked."""
 
 import http.client
+import random
 import re
 import socket
 import threading
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from html import unescape
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -76,9 +78,43 @@ class Call(NamedTuple):
     path: str  # with its query
 
 
-# What is to be done with a request: `fail` (503), `deny` (403), `silence`, `cut` (half of the answer
-# arrives), `half` (half of the request arrives, and the server takes it for all), or null.
+# What is to be done with a request: `fail` (503), `deny` (403), `silence`, `cut` (half of the body of
+# the answer arrives), `half` (of the request, and the server takes it for all), or null.
 Rule = Callable[[Call], str | None]
+
+
+class AtRandom:
+    """A rule: of the requests that it `counts`, about a `share` meet one of `faults`.
+
+    Which ones depends on the seed alone, not on who is faster: on a request's name and on how often
+    it came before.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        share: float,
+        faults: Sequence[str],
+        counts: Callable[[Call], bool] = lambda call: call.method not in ("GET", "HEAD"),
+    ) -> None:
+        self.met: list[tuple[str, Call]] = []
+        self._seed, self._share, self._faults, self._counts = seed, share, faults, counts
+        self._seen = Counter[str]()
+        self._lock = threading.Lock()
+
+    def __call__(self, call: Call) -> str | None:
+        if not self._counts(call):
+            return None
+        # Some are named at random.
+        name = f"{call.method} {re.sub('[0-9a-f]{16}|upload_id=[^&]*', '', call.path)}"
+        with self._lock:
+            self._seen[name] += 1
+            chance = random.Random(f"{self._seed} {name} {self._seen[name]}")
+            if chance.random() >= self._share:
+                return None
+            fault = chance.choice(self._faults)
+            self.met.append((fault, call))
+        return fault
 
 
 class Proxy:

@@ -17,11 +17,21 @@ from pyarrow import fs
 
 from batchrun.remote.object_stores import ObjectStore, store_of
 from tests.processes import COMMAND, free_port
-from tests.remote.object_server import Call, Proxy
+from tests.remote.object_server import AtRandom, Call, Proxy
 from tests.waiting import HANG_S, wait_until
 
 pytestmark = pytest.mark.stores
 SERVERS = Path(__file__).parents[2] / ".servers/stores"
+JOB = """
+[input]
+path = "prompts.jsonl"
+[request]
+model = "m"
+input = "{{{{ question }}}}"
+[output]
+path = "{url}/run"
+part_rows = 20
+"""
 PROMPT = ("--prompt", "{{ question }}", "--model", "m", "--simulate", "--quiet")
 
 
@@ -230,6 +240,57 @@ def test_what_fails_once_is_tried_again(
     done = batchrun("run", "prompts.jsonl", *PROMPT, "-o", f"{url}/run", env=environment)
     assert done.returncode == 0, done.stderr
     assert failed
+    assert _rows(_store(url), "run") == sorted(f"q{row}" for row in range(300))
+    assert batchrun("verify", f"{url}/run", env=environment).returncode == 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("faults", [("fail",), ("cut",), ("half",), ("fail", "cut")], ids="+".join)
+def test_a_run_with_faults_at_random_writes(
+    faults: tuple[str, ...],
+    seed: int,
+    place: tuple[Proxy, str, dict[str, str]],
+    batchrun: Callable[..., subprocess.CompletedProcess[str]],
+    questions: Callable[..., str],
+    tmp_path: Path,
+) -> None:
+    proxy, url, environment = place
+    (tmp_path / "prompts.jsonl").write_text(questions(300))
+    (tmp_path / "job.toml").write_text(JOB.format(url=url))
+    rule = AtRandom(seed, 0.25, faults)
+    proxy.rule = rule
+    done = batchrun("run", "job.toml", "--simulate", "--quiet", env=environment)
+    assert done.returncode == 0, done.stderr
+    assert len([call for _, call in rule.met if ".parquet" in call.path]) > 2
+    proxy.rule = lambda _call: None
+    assert _rows(_store(url), "run") == sorted(f"q{row}" for row in range(300))
+    assert batchrun("verify", f"{url}/run", env=environment).returncode == 0
+
+
+@pytest.mark.parametrize("number", [4, 7, 9])
+def test_a_write_that_is_never_answered(
+    number: int,
+    place: tuple[Proxy, str, dict[str, str]],
+    batchrun: Callable[..., subprocess.CompletedProcess[str]],
+    questions: Callable[..., str],
+    tmp_path: Path,
+) -> None:
+    """It is given up after three minutes; what cannot be tried again is said, and done later."""
+    proxy, url, environment = place
+    (tmp_path / "prompts.jsonl").write_text(questions(300))
+    words = ["run", "prompts.jsonl", *PROMPT, "-o", f"{url}/run"]
+    writes: list[Call] = []
+
+    def rule(call: Call) -> str | None:
+        if call.method in ("GET", "HEAD"):
+            return None
+        writes.append(call)
+        return "silence" if len(writes) == number else None
+
+    proxy.rule = rule
+    done = batchrun(*words, env=environment)
+    assert len(writes) >= number
+    assert done.returncode == 0, done.stderr
     assert _rows(_store(url), "run") == sorted(f"q{row}" for row in range(300))
     assert batchrun("verify", f"{url}/run", env=environment).returncode == 0
 

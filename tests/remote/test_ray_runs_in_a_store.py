@@ -88,7 +88,7 @@ class Place:
 
     @property
     def answered(self) -> int:
-        with urlopen(self._base_url.removesuffix("/v1") + "/stats") as answer:
+        with urlopen(self._base_url.removesuffix("/v1") + "/stats") as answer:  # noqa: S310
             found: int = json.load(answer)["completions"]
         return found
 
