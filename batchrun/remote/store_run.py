@@ -77,9 +77,21 @@ class StoreRun:
         if self.failure is not None:
             raise self.failure
 
-    def upload(self) -> None:
-        """The small files that have changed are in the store when this returns. `RemoteError`."""
-        self._upload_twice(SMALL_FILES)
+    def upload(self, names: Sequence[str] = SMALL_FILES) -> None:
+        """Of these files those that have changed are in the store when this returns.
+
+        Tried twice: a run whose rows are all there is not to fail for one call. Not where the store
+        is gone. Raises `RemoteError`.
+        """
+        try:
+            self._upload(names)
+        except RemoteError:
+            if self._is_gone:
+                raise
+            time.sleep(_PAUSE_S)
+            self._is_gone = True
+            self._upload(names)
+            self._is_gone = False
 
     def close(self, *, is_void: bool = False) -> None:
         """All is in the store, and the run is free; `is_void`: nothing of it is to stay.
@@ -94,26 +106,11 @@ class StoreRun:
                 (self._folder / LINK_FILE).unlink(missing_ok=True)
             elif self.failure is None:
                 of_workers = [path.name for path in self._folder.glob(OF_WORKERS)]
-                self._upload_twice((*SMALL_FILES, *of_workers, COPIED_INPUT))
+                self.upload((*SMALL_FILES, *of_workers, COPIED_INPUT))
                 change_link(self._folder, claim=None)
         finally:
             with suppress(RemoteError):  # it ends by itself, too
                 self._claim.release()
-
-    def _upload_twice(self, names: Sequence[str]) -> None:
-        """A run whose rows are all there is not to fail for one call; not where the store is gone.
-
-        Raises `RemoteError`.
-        """
-        try:
-            self._upload(names)
-        except RemoteError:
-            if self._is_gone:
-                raise
-            time.sleep(_PAUSE_S)
-            self._is_gone = True
-            self._upload(names)
-            self._is_gone = False
 
     def _upload(self, names: Iterable[str]) -> None:
         with self._lock:

@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from batchrun.errors import JobError, StoreError
 from batchrun.formats.json_text import encode_json, shown
 from batchrun.records import Outcome, Resend, RowKey, RunRecord, Totals
-from batchrun.remote.run_link import LINK_FILE, change_link, read_link
+from batchrun.remote.run_link import LINK_FILE, SMALL_FILES, change_link, read_link
 from batchrun.remote.store_run import StoreRun
 from batchrun.store.columns import SCHEMA_VERSION
 from batchrun.store.complete_rows import REMOVED_FILE, CompleteRows, Requests, read_complete_rows
@@ -169,6 +169,10 @@ class RunDir:
 
     def save(self, record: RunRecord) -> None:
         """`run.json` says this, on disk, when it returns. Raises `StoreError`."""
+        self._save(record, SMALL_FILES)
+
+    def _save(self, record: RunRecord, uploaded: Sequence[str]) -> None:
+        """`uploaded`: files that a run in a store has there too when this returns."""
         with self._saving, storing(self.path / RUN_FILE, "write"):
             before = 0 if self.record is None else self.record.writers
             writers = max(record.writers, before, self._writer_id + 1)
@@ -177,7 +181,7 @@ class RunDir:
             replace_file(self.path / RUN_FILE, text, durable=True)
             self.record = record
             if self._store_run is not None:
-                self._store_run.upload()
+                self._store_run.upload(uploaded)
 
     def write_live(self, summary: object) -> None:
         """`live.json` says this: never seen half written, and not synced. Raises `StoreError`."""
@@ -274,7 +278,7 @@ class RunDir:
             self.upgrade()  # an older batchrun would take what workers write for a run of its own
             with storing(self.path, "list"):
                 writer = max(self.record.writers, highest_writer(self.path) + 1)
-            self.save(replace(self.record, writers=writer + 1))
+            self._save(replace(self.record, writers=writer + 1), (RUN_FILE,))
         return writer
 
     def adopt(
