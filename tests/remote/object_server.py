@@ -78,8 +78,8 @@ class Call(NamedTuple):
     path: str  # with its query
 
 
-# What is to be done with a request: `fail` (503), `deny` (403), `silence`, `cut` (half of the answer
-# arrives), `half` (of the request, and the server takes it for the whole), or null.
+# What is to be done with a request: `fail` (503), `deny` (403), `silence`, `cut` (half of the
+# answer arrives), `half` (of the request, and the server takes it for the whole), or null.
 Rule = Callable[[Call], str | None]
 
 

@@ -59,6 +59,26 @@ def test_parts_are_made_by_a_process_while_rows_are_stored(
     assert len(parts(run_dir.path)) == 3
 
 
+def test_what_an_earlier_process_left_is_sealed_by_its_age_though_no_row_comes(
+    run_dir: RunDir, answered: Make, query: Query, wait_until: Wait
+) -> None:
+    """As that of a command whose workers store the rows."""
+    run_dir.store(answered(0))
+    run_dir.close()
+    later = RunDir.open(run_dir.path)
+    assert later.record is not None
+    later.save(later.record)
+    later.start(part_rows=PART_ROWS, part_bytes=64 << 20, part_seconds=0.01)
+
+    def is_sealed() -> bool:
+        later.seal_old()
+        return bool(parts(run_dir.path))
+
+    wait_until(is_sealed)
+    later.close(seal=True)
+    check_rows(run_dir.path, query, 1)
+
+
 def test_the_rest_when_all_was_sent_needs_no_process(
     run_dir: RunDir, answered: Make, query: Query, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
