@@ -1,7 +1,7 @@
 """What opens stores and the Hub, for processes of a run on other machines.
 
-Variables of the driver's environment travel with a call, and are set in the worker's. Files with
-keys and roles are those of each machine.
+Variables of the driver's environment travel with a call, and are set in the worker's. Files that
+they name, and roles, are those of each machine.
 """
 
 import os
@@ -23,14 +23,20 @@ _AZURE_SECRETS = (
     "AZURE_STORAGE_SAS_TOKEN",
 )
 _HUB = ("HF_TOKEN",)
+_FILES = (  # names of files, which another machine may not have
+    "AWS_CONFIG_FILE",
+    "AWS_SHARED_CREDENTIALS_FILE",
+    "GOOGLE_APPLICATION_CREDENTIALS",
+)
 _GROUPS = (
-    _AWS,
+    (*_AWS, "AWS_PROFILE", "AWS_DEFAULT_PROFILE"),
     (*_AZURE_SECRETS, "AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT"),
     _HUB,
     ("AWS_REGION", "AWS_DEFAULT_REGION"),
     ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"),
     ("STORAGE_EMULATOR_HOST",),
     ("HF_ENDPOINT",),
+    *((name,) for name in _FILES),
 )
 SECRETS = (*_AWS, *_AZURE_SECRETS, *_HUB)  # variables that hold some
 
@@ -45,11 +51,11 @@ def own_access() -> Access:
 
 
 def take_access(access: Access) -> None:
-    """This process, and those that it starts, have it from now on."""
+    """This process, and those that it starts, have it from now on: of files those that are here."""
     for name, value in access.items():
         if value is None:
             os.environ.pop(name, None)
-        else:
+        elif name not in _FILES or Path(value).exists():
             os.environ[name] = value
 
 

@@ -166,13 +166,16 @@ def test_what_opens_a_store_goes_to_workers_by_whole_groups(
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "ours")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret of ours")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/not/on/every/machine.json")
     access = own_access()
     assert {name for name, text in access.items() if text == "secret of ours"} <= {*SECRETS}
     monkeypatch.setenv("AWS_SESSION_TOKEN", "of another machine's key")
     monkeypatch.setenv("AZURE_STORAGE_KEY", "stays")
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/of/this/machine.json")
     take_access(access)
     assert own_access() == {
         **access,
+        "GOOGLE_APPLICATION_CREDENTIALS": "/of/this/machine.json",
         **dict.fromkeys(("AZURE_STORAGE_CONNECTION_STRING", "AZURE_STORAGE_ACCOUNT_KEY")),
         **dict.fromkeys(("AZURE_STORAGE_SAS_TOKEN", "AZURE_STORAGE_ACCOUNT_NAME")),
         **dict.fromkeys(("AZURE_STORAGE_ACCOUNT",)),
