@@ -2,13 +2,14 @@
 
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 from batchrun.errors import JobError, StoreError
 from batchrun.remote.claims import RENEW_S, STALE_S, Claim
-from batchrun.remote.object_stores import RemoteError, store_of
+from batchrun.remote.object_stores import RemoteError, store_of, within
 from batchrun.remote.run_link import (
     COPIED_INPUT,
     LINK_FILE,
@@ -22,6 +23,10 @@ from batchrun.remote.run_link import (
 from batchrun.remote.run_mirror import is_doubtful, new_link, pull
 from batchrun.remote.urls import store_url
 
+T = TypeVar("T")
+
+_SPARE_S = 5.0  # before a claim is too old
+_AGAIN_S = 1.0  # before it is tried again to renew it
 _UPLOAD_EVERY_S = 30.0
 _PAUSE_S = 5.0  # before a second attempt
 _AT_END = ("unreadable.jsonl",)  # may be large
@@ -41,6 +46,7 @@ class StoreRun:
         self._stamps: dict[str, tuple[int, int]] = {}  # of the local files that were last uploaded
         self._lock = threading.Lock()
         self._end = threading.Event()
+        self._uploading: threading.Thread | None = None
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
 
@@ -100,6 +106,8 @@ class StoreRun:
         """
         self._end.set()
         self._thread.join()
+        if self._uploading is not None:
+            self._uploading.join()
         try:
             if is_void:
                 self._store.delete(f"{self._prefix}journal/w{self.writer}.started")
@@ -149,22 +157,36 @@ class StoreRun:
     def _watch(self) -> None:
         """Renews the claim and uploads; what fails is tried again, until the claim is too old."""
         renewed_s = uploaded_s = time.monotonic()
-        while not self._end.wait(RENEW_S):
+        pause_s = RENEW_S
+        while not self._end.wait(pause_s):
+            began_s, end_s = time.monotonic(), renewed_s + STALE_S - _SPARE_S
             try:
-                if not self._claim.is_there():
+                if not self._soon(end_s, self._claim.is_there):
                     self._lose("another command has taken it")
                     return
-                self._claim.renew()
-                renewed_s = time.monotonic()
+                self._soon(end_s, self._claim.renew)
             except RemoteError as error:
-                if time.monotonic() - renewed_s > STALE_S - RENEW_S:
+                if time.monotonic() >= end_s:
                     self._lose(f"the store could not be reached for so long: {error}")
                     return
+                pause_s = _AGAIN_S
                 continue
-            if time.monotonic() - uploaded_s >= _UPLOAD_EVERY_S:
-                with suppress(RemoteError, OSError, StoreError):  # next time, or at the end
-                    self._upload(SMALL_FILES)
+            renewed_s, pause_s = began_s, RENEW_S
+            is_due = time.monotonic() - uploaded_s >= _UPLOAD_EVERY_S
+            if is_due and not (self._uploading and self._uploading.is_alive()):
                 uploaded_s = time.monotonic()
+                # Not here: a call that nobody answers would keep the claim from being renewed.
+                self._uploading = threading.Thread(target=self._upload_now, daemon=True)
+                self._uploading.start()
+
+    def _upload_now(self) -> None:
+        with suppress(RemoteError, OSError, StoreError):  # next time, or at the end
+            self._upload(SMALL_FILES)
+
+    def _soon(self, end_s: float, call: Callable[[], T]) -> T:
+        """By then, and in time for another attempt: a library may wait for minutes."""
+        left_s = end_s - time.monotonic()
+        return within(max(min(left_s, RENEW_S), 0.0), self._store.name(self._claim.key), call)
 
     def _lose(self, why: str) -> None:
         self.failure = StoreError(

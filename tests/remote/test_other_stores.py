@@ -1,5 +1,6 @@
 """The stores of Azure and Google: Azurite and fake-gcs-server, as `make test-stores` has them."""
 
+import asyncio
 import http.client
 import json
 import os
@@ -16,6 +17,8 @@ import pytest
 from pyarrow import fs
 
 from batchrun.remote.object_stores import ObjectStore, store_of
+from batchrun.simulator.server import serve
+from batchrun.simulator.settings import SimulatorSettings
 from tests.processes import COMMAND, free_port
 from tests.remote.object_server import AtRandom, Call, Proxy
 from tests.waiting import HANG_S, wait_until
@@ -293,6 +296,33 @@ def test_a_write_that_is_never_answered(
     assert done.returncode == 0, done.stderr
     assert _rows(_store(url), "run") == sorted(f"q{row}" for row in range(300))
     assert batchrun("verify", f"{url}/run", env=environment).returncode == 0
+
+
+async def test_a_claim_whose_renewal_is_never_answered_is_renewed_again_at_once(
+    place: tuple[Proxy, str, dict[str, str]],
+    batchrun: Callable[..., subprocess.CompletedProcess[str]],
+    questions: Callable[..., str],
+    tmp_path: Path,
+) -> None:
+    """The library would wait for minutes, and others take the run after one."""
+    proxy, url, environment = place
+    (tmp_path / "prompts.jsonl").write_text(questions(80))
+    renewals: list[Call] = []
+
+    def rule(call: Call) -> str | None:
+        if call.method in ("GET", "HEAD") or "claims" not in call.path:
+            return None
+        renewals.append(call)
+        return "silence" if len(renewals) == 3 else None
+
+    proxy.rule = rule
+    words = ["run", "prompts.jsonl", "--prompt", "{{ question }}", "--model", "m", "--quiet"]
+    words += ["--concurrency", "1", "-o", f"{url}/run"]
+    async with serve(SimulatorSettings(latency_s=0.5)) as base_url:
+        done = await asyncio.to_thread(batchrun, *words, "--base-url", base_url, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert len(renewals) > 4
+    assert _rows(_store(url), "run") == sorted(f"q{row}" for row in range(80))
 
 
 def test_the_clients_are_those_of_pyarrow(place: tuple[Proxy, str, dict[str, str]]) -> None:
