@@ -12,7 +12,7 @@ import msgspec
 import pyarrow as pa
 from msgspec import Struct
 
-from batchrun.remote.object_stores import store_of
+from batchrun.remote.object_stores import RemoteError, store_of
 from batchrun.remote.remote_files import ObjectReader
 from batchrun.remote.run_link import write_durably
 
@@ -72,6 +72,24 @@ def dataset_of(paths: Sequence[Path], schema: pa.Schema) -> "ds.Dataset":
     if local or not found:
         found.append(ds.dataset(local, schema=schema, format="parquet"))
     return found[0] if len(found) == 1 else ds.dataset(found)
+
+
+def is_replaced(path: Path) -> bool:
+    """Whether the store has another version of a part than its stub says: its new stub comes soon.
+
+    To be asked where a part could not be read. Raises `OSError`.
+    """
+    try:
+        stub = read_stub(path)
+        if stub is None:
+            return False
+        store, key = store_of(stub.url)
+        found = store.find(key)
+    except FileNotFoundError:
+        return True
+    except RemoteError:
+        return False
+    return found is None or (found.size, found.stamp) != (stub.size, stub.stamp)
 
 
 def part_size(path: Path) -> int:

@@ -6,6 +6,7 @@ read, and the older outcomes of rows that are sent again.
 
 import os
 import sys
+import time
 from array import array
 from bisect import bisect_left
 from collections import Counter, OrderedDict
@@ -33,11 +34,13 @@ from batchrun.records import (
     RowKey,
     Totals,
 )
+from batchrun.remote.part_stubs import is_replaced
 from batchrun.store.columns import KEY, NO_COLUMNS, as_schema, response_schema
 from batchrun.store.files import current_name, replace_file, storing
 from batchrun.store.parts import as_mask, keys_of, read_part
 from batchrun.store.snapshot import Snapshot, snapshot
 
+_ATTEMPTS, _PAUSE_S = 100, 0.1  # to read a part whose new version a store has already
 _BAD = "invalid"  # the status of a row that was never sent
 _MOST_NARROW = 1 << 30  # requests; their numbers, and what follows the last of them, fit in "i"
 _ASKED = ("status", "error_kind", "refusal", "truncated")  # what `Resend` selects by
@@ -559,6 +562,7 @@ def _read(path: Path) -> pa.Table:
     """In one piece; without rows where a seal has deleted the part with its last row."""
     schema = response_schema(NO_COLUMNS)
     empty = pa.schema([schema.field(name) for name in _EARLIER]).empty_table()
+    outdated = 0
     while True:
         try:
             before = path.stat()
@@ -569,7 +573,10 @@ def _read(path: Path) -> pa.Table:
         except StoreError:
             # Some file systems do not keep what another host has replaced while it is read.
             if path.exists() and os.path.samestat(path.stat(), before):
-                raise
+                outdated += 1
+                if outdated > _ATTEMPTS or not is_replaced(path):
+                    raise
+                time.sleep(_PAUSE_S)
     # In one piece: `take` on many would join them each time.
     return pa.Table.from_batches(batches).combine_chunks() if batches else empty
 

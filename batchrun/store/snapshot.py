@@ -20,6 +20,7 @@ from msgspec import Struct
 
 from batchrun.errors import StoreError
 from batchrun.records import Outcome, RowKey
+from batchrun.remote.part_stubs import is_replaced
 from batchrun.store.columns import KEY, response_batch
 from batchrun.store.files import (
     JOURNAL,
@@ -99,6 +100,10 @@ class Snapshot(Struct, frozen=True):
         except FileNotFoundError:
             return False
 
+    def is_outdated(self) -> bool:
+        """Whether a store has a new version of a part already, whose stub is about to come."""
+        return any(map(is_replaced, (*self.responses, *self.tool_calls)))
+
 
 @contextmanager
 def snapshot(folder: Path) -> Iterator[Snapshot]:
@@ -133,6 +138,7 @@ def read_snapshot(folder: Path, read: Callable[[Snapshot], T]) -> T:
 
 def read_snapshots(folders: Sequence[Path], read: Callable[[Sequence[Snapshot]], T]) -> T:
     """The same of several run directories, each at an instant of its own."""
+    outdated = 0
     for _ in range(_ATTEMPTS):
         with ExitStack() as stack:
             taken = [stack.enter_context(snapshot(folder)) for folder in folders]
@@ -140,7 +146,10 @@ def read_snapshots(folders: Sequence[Path], read: Callable[[Sequence[Snapshot]],
                 found = read(taken)
             except StoreError:
                 if all(now.is_current() for now in taken):
-                    raise
+                    outdated += 1
+                    if outdated > _AT_ONCE or not any(now.is_outdated() for now in taken):
+                        raise
+                    time.sleep(_PAUSE_S)
                 continue
             if all(now.is_current() for now in taken):
                 return found

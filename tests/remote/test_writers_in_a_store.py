@@ -1,5 +1,6 @@
 """Several writers of one run in a store: whose parts are where, and who has which number."""
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -7,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from batchrun.errors import ErrorKind, StoreError
-from batchrun.records import Attempt, Failure, Outcome, Request, UnreadableBody
+from batchrun.records import Attempt, Failure, Outcome, Request, Totals, UnreadableBody
 from batchrun.remote.access import SECRETS, own_access, take_access, why_not_written
+from batchrun.store.complete_rows import EarlierRows, Span
 from batchrun.store.reading import read_totals, run_folder
 from batchrun.store.run_dir import RunDir
 from batchrun.store.snapshot import snapshot
@@ -155,6 +157,36 @@ def test_a_worker_tries_the_store_and_leaves_nothing_there(
     assert why_not_written(here.folder, "token") is None
     assert bucket.names() == keys
     assert why_not_written(here.folder.parent, "token") is None
+
+
+def test_a_part_that_the_store_has_anew_is_read_once_its_stub_has_come(
+    machine: Callable[[str], Machine],
+) -> None:
+    """Parts that are replaced get their names in the store first, and then stubs here."""
+    here = machine("here")
+    here.worker(*range(4)).close(has_drained=True)
+    (part,) = here.folder.glob("responses/*.parquet")
+    old = part.read_bytes()
+    here.driver.close(seal=True)
+    here = machine("here")
+    here.driver.drop_rows([("q1", 0, None)], read_totals(here.folder), Totals())
+    new = part.read_bytes()
+    part.write_bytes(old)  # as an instant before
+    timer = threading.Timer(0.3, lambda: part.with_suffix(".new").replace(part))
+    part.with_suffix(".new").write_bytes(new)
+    timer.start()
+    spans = [Span(part, 0, 3)]
+    assert set(EarlierRows(spans).find({("q0", 0, None): 0, ("q3", 0, None): 3})) == {
+        ("q0", 0, None),
+        ("q3", 0, None),
+    }
+    timer.join()
+    part.write_bytes(old)
+    part.with_suffix(".new").write_bytes(new)
+    timer = threading.Timer(0.3, lambda: part.with_suffix(".new").replace(part))
+    timer.start()
+    assert read_totals(here.folder).rows == 3
+    timer.join()
 
 
 def test_what_opens_a_store_goes_to_workers_by_whole_groups(
