@@ -146,9 +146,11 @@ def read_snapshots(folders: Sequence[Path], read: Callable[[Sequence[Snapshot]],
                 found = read(taken)
             except StoreError:
                 if all(now.is_current() for now in taken):
-                    outdated += 1
-                    if outdated > _AT_ONCE or not any(now.is_outdated() for now in taken):
+                    if not any(now.is_outdated() for now in taken):
                         raise
+                    outdated += 1
+                    if outdated > _AT_ONCE:
+                        break
                     time.sleep(_PAUSE_S)
                 continue
             if all(now.is_current() for now in taken):
