@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -55,7 +54,8 @@ class Place:
     ) -> None:
         self.url, self.bucket, self.folder = f"{bucket.url}/run", bucket, folder
         self.variables = variables
-        self._server, self._opened = fork_server, ExitStack()
+        self._server = fork_server
+        self._started: list[Forked] = []
         job = JOB.format(url=self.url, in_flight=IN_FLIGHT)
         (folder / "job.toml").write_text(job)
         simulator = self.begin("simulate", "--port", 0, "--latency", 0.2)
@@ -65,11 +65,16 @@ class Place:
 
     def begin(self, *words: object, **more: str) -> Forked:
         process = self._server.start(self.folder, {**self.variables, **more}, *words)
-        self._opened.callback(process.close)
+        self._started.append(process)
         return process
 
     def close(self) -> None:
-        self._opened.close()
+        for process in self._started:
+            process.kill()
+            process.wait(HANG_S)
+            for stream in filter(None, (process.stdout, process.stderr)):
+                stream.close()
+            process.close()
 
     @property
     def scratch(self) -> Path:
@@ -108,7 +113,7 @@ class Place:
         keys = self.bucket.names()
         assert not [k for k in keys if k.endswith((".tmp", ".intent")) or "/claims/" in k]
         assert self.bucket.open_uploads() == []
-        assert not [path for path in (self.scratch / "journal").iterdir() if path.suffix != ".open"]
+        assert not list((self.scratch / "journal").iterdir())
         assert all(path.stat().st_size < 1000 for path in self.scratch.glob("*/*.parquet"))
         record = json.loads(self.bucket.get("run/run.json") or b"")
         assert (record["state"], record["executor"]) == ("finished", "ray")
