@@ -93,7 +93,11 @@ class ObjectStore:
         return sorted(self._object(info) for info in files if not info.path.endswith("/"))
 
     def open(self, key: str) -> Any:
-        """The object as a `NativeFile`, to be read at any place. Raises `RemoteError`."""
+        """The object as a `NativeFile`, to be read at any place. Raises `RemoteError`.
+
+        Of Google's, the first call of the file holds the interpreter for a round trip, in whatever
+        thread: to see whether the file is closed, pyarrow begins to read it.
+        """
         return self._call(key, lambda: self.files.open_input_file(self._path(key)))
 
     def read(self, key: str) -> bytes | None:
