@@ -63,8 +63,9 @@ test-lowest: $(TOOLS)/installed
 test-wheel: $(VENV)/installed $(TOOLS)/installed
 	$(BIN)/pytest -q -m wheel tests/wheel
 
-# Runs in the stores of Azure and Google, as Azurite and fake-gcs-server are, and kills at each write
-# of a run of 12,000 rows in S3, as moto is; all on loopback; installs them, needs npm. Ten minutes.
+# Runs in the stores of Azure and Google, as Azurite and fake-gcs-server are, and of 12,000 rows in
+# S3, as moto is: killed at each write, with writes that fail, arrive by half or are never answered,
+# and with workers on Ray; all on loopback; installs them, needs npm. Half an hour.
 test-stores: $(VENV)/installed $(SERVERS)/stores/installed
 	$(BIN)/pytest -q -n 2 -m "stores or long" tests/remote
 
@@ -73,7 +74,8 @@ torture: $(VENV)/installed
 	$(BIN)/pytest -q -s -m torture tests/torture/test_torture.py
 
 # Runs with three workers on Ray, of which workers, the driver and Ray's own processes are killed or
-# stopped at random moments (TORTURE_KILLS=N, default 60); figures in runs/torture_cluster.md.
+# stopped at random moments (TORTURE_KILLS=N, default 60, and a third as often with the tables in a
+# store); figures in runs/torture_cluster.md and torture_cluster_store.md.
 torture-cluster: $(VENV)/installed
 	$(BIN)/pytest -q -s -m torture tests/torture/test_cluster_torture.py
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchrun.records import Column, Layout, RunRecord
+from batchrun.remote.part_stubs import part_file
 from batchrun.store.run_dir import SCHEMA_VERSION
 from batchrun.store.snapshot import snapshot
 
@@ -55,7 +56,7 @@ def standing_rows(run: Path) -> dict[str, tuple[bool, int]]:
     columns = ["custom_id", "sample", "variant", "ok", "attempts"]
     with snapshot(run) as now:
         for part in now.responses:
-            for row in pq.read_table(part, columns=columns).to_pylist():
+            for row in pq.read_table(part_file(part), columns=columns).to_pylist():
                 if (row["custom_id"], row["sample"], row["variant"]) not in now.replaced:
                     assert row["custom_id"] not in found
                     found[row["custom_id"]] = row["ok"], len(row["attempts"])

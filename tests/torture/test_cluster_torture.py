@@ -18,17 +18,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from moto.server import ThreadedMotoServer
 
+from batchrun.remote.run_link import scratch_of
 from benchmarks.timed import children_of
 from tests.processes import COMMAND, run_batchrun
 from tests.ray_cluster import standing_cluster, worker_pids
+from tests.remote.object_server import Bucket
 from tests.runs import standing_rows
 from tests.torture.purse import Purse
 from tests.torture.server import Server
 from tests.waiting import HANG_S
 
 _KILLS = int(os.environ.get("TORTURE_KILLS", "60"))
-_FIGURES = Path(__file__).parents[2] / "runs/torture_cluster.md"
+_KILLS_IN_A_STORE = max(_KILLS // 3, 1)
+_FIGURES = Path(__file__).parents[2] / "runs"
 _ROWS, _IN_FLIGHT, _WORKERS = 3_000, 24, 3
 _SILENCE_S = 3.0
 _WAYS = ("worker", "worker", "driver", "driver", "sealing", "stopped worker", "raylet", "head")
@@ -45,7 +49,7 @@ timeout_s = 20
 concurrency = {_IN_FLIGHT}
 give_up_after_s = 20
 [output]
-path = "run"
+path = "RUN"
 part_rows = 200
 [cluster]
 executor = "ray"
@@ -54,17 +58,33 @@ silence_s = {_SILENCE_S}
 """
 
 
+_ACCESS = {
+    "AWS_ACCESS_KEY_ID": "somebody",
+    "AWS_SECRET_ACCESS_KEY": "something",
+    "AWS_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+
+
 class Campaign:
     """Runs in one cluster, one after another, each killed until it is complete."""
 
-    def __init__(self, folder: Path, environment: Mapping[str, str], seed: int) -> None:
+    def __init__(
+        self, folder: Path, environment: Mapping[str, str], seed: int, bucket: Bucket | None
+    ) -> None:
+        """`bucket`: where the tables of the run are to be; its journals are on this machine."""
         folder.mkdir()
+        self._name = "run" if bucket is None else f"{bucket.url}/run-{seed}"
+        path = "run" if bucket is None else scratch_of(self._name, str(folder / "scratch"))
+        self._path = folder / path
         self._folder, self._environment = folder, dict(environment)
         self._dice = random.Random(seed)
         self._server = Server(folder, environment, "--latency", "0.15", "--latency-spread", "0.5")
         rows = "".join(f'{{"n": "row {row}"}}\n' for row in range(_ROWS))
         (folder / "rows.jsonl").write_text(rows)
-        (folder / "job.toml").write_text(_JOB.replace("BASE_URL", self._server.base_url))
+        job = _JOB.replace("BASE_URL", self._server.base_url).replace("RUN", self._name)
+        scratch = "" if bucket is None else 'scratch = "scratch"\n'
+        (folder / "job.toml").write_text(job + scratch)
         self._root = ""  # of the cluster's own files
         self.kills: Counter[str] = Counter()
         self.twice: Counter[str] = Counter()  # answers, by what was killed
@@ -159,17 +179,16 @@ class Campaign:
         self._verify()
 
     def _verify(self) -> None:
-        done = run_batchrun(self._folder, self._environment, "verify", "run")
+        done = run_batchrun(self._folder, self._environment, "verify", self._name)
         assert done.returncode == 0, done.stdout + done.stderr
 
     def _stored(self) -> dict[str, tuple[bool, int]]:
         """Asserts that each row stands once."""
-        run = self._folder / "run"
-        return standing_rows(run) if (run / "run.json").exists() else {}
+        return standing_rows(self._path) if (self._path / "run.json").exists() else {}
 
     def _live(self) -> dict[str, Any]:
         try:
-            live: dict[str, Any] = json.loads((self._folder / "run/live.json").read_bytes())
+            live: dict[str, Any] = json.loads((self._path / "live.json").read_bytes())
         except OSError:
             return {"workers": []}
         return live
@@ -191,20 +210,37 @@ def _kill_named(name: str, root: str) -> None:
                 os.kill(int(entry.name), signal.SIGKILL)
 
 
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    address = "http://{}:{}".format(*server.get_host_and_port())
+    for name, value in {**_ACCESS, "AWS_ENDPOINT_URL": address}.items():
+        monkeypatch.setenv(name, value)
+    yield Bucket(address, "torture")
+    server.stop()
+
+
 @pytest.mark.torture
 @pytest.mark.timeout(4 * 3_600)
+@pytest.mark.parametrize("place", ["folder", "store"])
 def test_nothing_is_lost_or_answered_twice_whatever_is_killed(
-    tmp_path: Path, environment: Mapping[str, str], request: pytest.FixtureRequest
+    place: str, tmp_path: Path, environment: Mapping[str, str], request: pytest.FixtureRequest
 ) -> None:
     pytest.importorskip("ray", reason="the extra `ray` is not installed")
-    purse, began_s = Purse(_KILLS), time.monotonic()
+    in_store: Bucket | None = request.getfixturevalue("bucket") if place == "store" else None
+    if in_store is not None:
+        access = {name: text for name, text in os.environ.items() if name.startswith("AWS_")}
+        environment = {**environment, **access}
+    most = _KILLS if in_store is None else _KILLS_IN_A_STORE
+    purse, began_s = Purse(most), time.monotonic()
     kills, twice, runs = Counter[str](), Counter[str](), 0
     campaign: Campaign | None = None
-    while kills.total() < _KILLS:
+    while kills.total() < most:
         with standing_cluster(_WORKERS + 1) as cluster:
-            while kills.total() < _KILLS:
+            while kills.total() < most:
                 if campaign is None:
-                    campaign = Campaign(tmp_path / f"run-{runs}", environment, runs)
+                    campaign = Campaign(tmp_path / f"run-{runs}", environment, runs, in_store)
                     request.addfinalizer(campaign.close)
                     runs += 1
                 if campaign.play(cluster, purse) is not None:
@@ -222,6 +258,11 @@ def test_nothing_is_lost_or_answered_twice_whatever_is_killed(
             f"\n{runs} runs of {_ROWS:,} rows, {time.monotonic() - began_s:.0f} s",
         ]
     )
-    _FIGURES.parent.mkdir(exist_ok=True)
-    _FIGURES.write_text(told + "\n")
+    if in_store is not None:
+        keys = in_store.names()
+        assert not [key for key in keys if key.endswith((".tmp", ".intent")) or "/claims/" in key]
+        assert in_store.open_uploads() == []
+    _FIGURES.mkdir(exist_ok=True)
+    name = "torture_cluster" if in_store is None else "torture_cluster_store"
+    (_FIGURES / f"{name}.md").write_text(told + "\n")
     sys.stderr.write(told + "\n")
