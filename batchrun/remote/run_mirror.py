@@ -140,7 +140,10 @@ def _copy_small_files(
     seen = dict(link.seen)
     for name in (*SMALL_FILES, *fnmatch.filter(names, OF_WORKERS), COPIED_INPUT):
         one = names.get(name)
-        if one is None or seen.get(name) == (one.size, one.stamp):
+        # Another machine may have written it in the same second, which is all that stamps tell: of
+        # the record, whose numbers for writers must be known, that matters.
+        is_seen = one is not None and seen.get(name) == (one.size, one.stamp)
+        if one is None or (is_seen and name != SMALL_FILES[0]):
             continue
         data = store.read(one.key)
         if data is not None:

@@ -277,7 +277,8 @@ class RunDir:
                 raise RuntimeError("new_writer() comes between the first save() and close()")
             self.upgrade()  # an older batchrun would take what workers write for a run of its own
             with storing(self.path, "list"):
-                writer = max(self.record.writers, highest_writer(self.path) + 1)
+                highest = max(highest_writer(self.path), self._writer_id)
+            writer = max(self.record.writers, highest + 1)
             self._save(replace(self.record, writers=writer + 1), (RUN_FILE,))
         return writer
 
