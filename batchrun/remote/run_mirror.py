@@ -41,26 +41,49 @@ def pull(folder: Path, link: Link, *, owns: bool, is_last: bool = False) -> Link
     `OSError`.
     """
     store, prefix = place_of(link)
-    names = _names(store, prefix)
-    intents = {
-        name: msgspec.json.decode(store.read(prefix + name) or b"{}", type=StoreIntent)
-        for name in names
-        if name.startswith(f"{_JOURNAL}/") and name.endswith(".intent")
-    }
+    names, intents = _names_and_intents(store, prefix)
     if owns and (intents or any(map(_is_temporary, names))):
         for name, intent in intents.items():
-            finish_intent(store, prefix, prefix + name, intent)
+            if intent is None:
+                store.delete(prefix + name)
+            else:
+                finish_intent(store, prefix, prefix + name, intent)
         names = _names(store, prefix)
         for name in filter(_is_temporary, names):  # written before an intent was
             store.delete(prefix + name)
         intents = {}
-    parts = _parts(names, intents.values())
+    parts = _parts(names, filter(None, intents.values()))
     _place_stubs(folder, link, parts, is_durable=owns)
     _place_scores(folder, link, names)
     if not is_last:
         link = replace(link, seen=_copy_small_files(folder, link, store, names))
     write_link(folder, link)
     return link
+
+
+def _names_and_intents(
+    store: ObjectStore, prefix: str
+) -> tuple[dict[str, RemoteObject], dict[str, StoreIntent | None]]:
+    """All of the run, and the intents among them; null: half of one, of which nothing was begun.
+
+    Raises `RemoteError`.
+    """
+    while True:
+        names = _names(store, prefix)
+        read = {
+            name: store.read(prefix + name)
+            for name in names
+            if name.startswith(f"{_JOURNAL}/") and name.endswith(".intent")
+        }
+        if None not in read.values():  # else it was finished meanwhile
+            return names, {name: _as_intent(data or b"") for name, data in read.items()}
+
+
+def _as_intent(data: bytes) -> StoreIntent | None:
+    try:
+        return msgspec.json.decode(data, type=StoreIntent)
+    except msgspec.MsgspecError:
+        return None
 
 
 def _names(store: ObjectStore, prefix: str, below: str = "") -> dict[str, RemoteObject]:

@@ -120,8 +120,9 @@ def replace_together(
         for path, (_, part) in zip(paths, puts, strict=True):
             target.upload(temporary_key(part), path)
         intent = StoreIntent(tuple(part for _, part in puts), tuple(deletes))
-        key = f"{target.prefix}journal/{intent_name}"
-        target.store.write(key, msgspec.json.encode(intent))
+        key, data = f"{target.prefix}journal/{intent_name}", msgspec.json.encode(intent)
+        target.store.write(key, data)
+        _checked(target.store, key, len(data))
         finish_intent(target.store, target.prefix, key, intent)
     for path, (_, part) in zip(paths, puts, strict=True):
         if read_stub(path) is None:

@@ -1,16 +1,17 @@
 """An object store on loopback (moto's S3), and a proxy before it that fails as asked."""
 
 import http.client
+import io
 import random
 import re
 import socket
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from html import unescape
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 from urllib.parse import quote
 
 from tests.waiting import HANG_S
@@ -170,11 +171,11 @@ class Proxy:
             handler.send_header("Content-Length", "0")
             handler.end_headers()
             return
-        if what == "half":
-            body = body[: len(body) // 2]
         upstream = http.client.HTTPConnection(self._upstream, timeout=HANG_S)
         headers = {name.lower(): value for name, value in handler.headers.items()}
         headers["host"] = self._upstream
+        if what == "half":
+            body = _half(headers, body)
         if headers.pop("transfer-encoding", None) or what == "half":
             headers["content-length"] = str(len(body))
         upstream.request(handler.command, handler.path, body or None, headers)
@@ -198,12 +199,26 @@ class Proxy:
                 handler.connection.shutdown(socket.SHUT_RDWR)
 
 
+def _half(headers: dict[str, str], body: bytes) -> bytes:
+    """The first half, without what would show that there was more."""
+    if "aws-chunked" in headers.get("content-encoding", ""):
+        del headers["content-encoding"]
+        body = b"".join(_pieces(io.BytesIO(body)))
+    for name in [name for name in headers if name.startswith(("x-amz-", "content-md5"))]:
+        if name != "x-amz-date":
+            del headers[name]
+    return body[: len(body) // 2]
+
+
 def _body(handler: BaseHTTPRequestHandler) -> bytes:
     if "chunked" not in handler.headers.get("Transfer-Encoding", ""):
         return handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
-    pieces = []
-    while size := int(handler.rfile.readline(), 16):
-        pieces.append(handler.rfile.read(size))
-        handler.rfile.readline()
+    body = b"".join(_pieces(handler.rfile))
     handler.rfile.readline()
-    return b"".join(pieces)
+    return body
+
+
+def _pieces(file: BinaryIO) -> Iterator[bytes]:
+    while size := int(file.readline().partition(b";")[0], 16):
+        yield file.read(size)
+        file.readline()

@@ -189,6 +189,19 @@ def test_a_part_that_the_store_has_anew_is_read_once_its_stub_has_come(
     timer.join()
 
 
+def test_half_an_intent_was_never_begun(bucket: Bucket, machine: Callable[[str], Machine]) -> None:
+    here = machine("here")
+    here.worker(*range(4)).close(has_drained=True)
+    here.driver.close(seal=True)
+    bucket.put("run/journal/w0-000001.intent", b'{"puts": ["respon')
+    bucket.put("run/responses/.w0-000001.parquet.tmp", b"PAR1")
+    with run_folder(f"{bucket.url}/run") as seen:
+        assert read_totals(seen).rows == 4
+    there = machine("there")
+    assert read_totals(there.folder).rows == 4
+    assert not [name for name in bucket.names() if name.endswith((".intent", ".tmp"))]
+
+
 def test_what_opens_a_store_goes_to_workers_by_whole_groups(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
