@@ -75,8 +75,9 @@ class Campaign:
         """`bucket`: where the tables of the run are to be; its journals are on this machine."""
         folder.mkdir()
         self._name = "run" if bucket is None else f"{bucket.url}/run-{seed}"
-        path = "run" if bucket is None else scratch_of(self._name, str(folder / "scratch"))
-        self._path = folder / path
+        self._path = folder / "run"
+        if bucket is not None:
+            self._path = scratch_of(self._name, str(folder / "scratch"))
         self._folder, self._environment = folder, dict(environment)
         self._dice = random.Random(seed)
         self._server = Server(folder, environment, "--latency", "0.15", "--latency-spread", "0.5")
