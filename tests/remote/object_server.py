@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from html import unescape
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 from urllib.parse import quote
 
 from tests.waiting import HANG_S
@@ -218,7 +218,7 @@ def _body(handler: BaseHTTPRequestHandler) -> bytes:
     return body
 
 
-def _pieces(file: BinaryIO) -> Iterator[bytes]:
+def _pieces(file: io.BufferedIOBase) -> Iterator[bytes]:
     while size := int(file.readline().partition(b";")[0], 16):
         yield file.read(size)
         file.readline()

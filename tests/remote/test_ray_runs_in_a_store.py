@@ -59,11 +59,10 @@ class Place:
         job = JOB.format(url=self.url, in_flight=IN_FLIGHT)
         (folder / "job.toml").write_text(job)
         simulator = self.begin("simulate", "--port", 0, "--latency", 0.2)
-        assert simulator.stdout is not None
         self._base_url = simulator.stdout.readline().strip()
         self.words = ("run", "job.toml", "--base-url", self._base_url)
 
-    def begin(self, *words: object, **more: str) -> Forked:
+    def begin(self, *words: object, **more: str) -> Any:
         process = self._server.start(self.folder, {**self.variables, **more}, *words)
         self._started.append(process)
         return process
