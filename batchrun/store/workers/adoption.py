@@ -151,6 +151,7 @@ def forget(folder: Path, workers: Sequence[int] = ()) -> None:
     with storing(folder / JOURNAL, "write"):
         names = [folder / lock_name(worker) for worker in workers]
         names += (folder / JOURNAL).glob("w*.drained")
+        names += (folder / JOURNAL).glob("probe-*.tmp")  # of a command that was killed
         for name in names:
             name.unlink(missing_ok=True)
 
