@@ -18,7 +18,7 @@ from tests.remote.object_server import Bucket, Call, Proxy
 from tests.waiting import HANG_S, wait_until
 
 pytest.importorskip("ray", reason="the extra `ray` is not installed")
-ROWS = 300
+ROWS = 240
 IN_FLIGHT = 12
 JOB = """
 [input]
@@ -28,7 +28,7 @@ model = "m"
 input = "{{{{ question }}}}"
 [output]
 path = "{url}"
-part_rows = 10
+part_rows = 20
 [limits]
 concurrency = {in_flight}
 [cluster]
@@ -106,9 +106,10 @@ class Place:
         return rows
 
     def check(self, batchrun: Any) -> None:
-        """Each row once, in the store alone, and nothing left over; seen from two machines."""
-        assert sorted(row["row"] for row in self.rows()) == list(range(ROWS))
-        assert all(row["ok"] for row in self.rows())
+        """Each row once, in the store alone, and nothing left over; as another machine sees it."""
+        rows = self.rows()
+        assert sorted(row["row"] for row in rows) == list(range(ROWS))
+        assert all(row["ok"] for row in rows)
         keys = self.bucket.names()
         assert not [k for k in keys if k.endswith((".tmp", ".intent")) or "/claims/" in k]
         assert self.bucket.open_uploads() == []
@@ -117,11 +118,10 @@ class Place:
         record = json.loads(self.bucket.get("run/run.json") or b"")
         assert (record["state"], record["executor"]) == ("finished", "ray")
         other = {**self.variables, "XDG_STATE_HOME": str(self.folder / "other")}
-        for env in (self.variables, other):
-            verified = batchrun("verify", self.url, env=env)
-            assert verified.returncode == 0, verified.stdout + verified.stderr
-            asked = batchrun("sql", self.url, _COUNT, "--format", "csv", env=env)
-            assert asked.stdout.splitlines()[-1] == f"{ROWS},{ROWS}", asked.stderr
+        verified = batchrun("verify", self.url, env=other)
+        assert verified.returncode == 0, verified.stdout + verified.stderr
+        asked = batchrun("sql", self.url, _COUNT, "--format", "csv", env=other)
+        assert asked.stdout.splitlines()[-1] == f"{ROWS},{ROWS}", asked.stderr
 
 
 @pytest.fixture
@@ -142,7 +142,8 @@ def place(
     found.close()
 
 
-def test_a_worker_that_cannot_write_is_exit_2_and_one_that_is_killed_leaves_its_rows(
+@pytest.mark.long
+def test_a_worker_that_cannot_write_to_the_store_is_exit_2_before_anything_is_sent(
     place: Place, proxy: Proxy, batchrun: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     proxy.rule = lambda call: "deny" if ".probe-" in call.path else None
@@ -150,8 +151,11 @@ def test_a_worker_that_cannot_write_is_exit_2_and_one_that_is_killed_leaves_its_
     assert refused.returncode == 2, refused.stderr
     assert "cannot write to the store of this run" in refused.stderr
     assert (place.bucket.names(), place.answered) == ([], 0)
-    proxy.rule = lambda _call: None
 
+
+def test_what_a_killed_worker_has_stored_is_adopted_into_the_store(
+    place: Place, batchrun: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
     process = place.begin(*place.words, "--json")
     wait_until(lambda: place.completed >= 60 and worker_pids(place.live, "running"), process)
     os.kill(worker_pids(place.live, "running")[0], signal.SIGKILL)
@@ -196,7 +200,7 @@ def test_rows_that_are_sent_again_stand_once_with_both_attempts(
     place: Place, batchrun: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     path = place.folder / "job.toml"
-    path.write_text(path.read_text().replace("part_rows = 10", "part_rows = 40"))
+    path.write_text(path.read_text().replace("part_rows = 20", "part_rows = 40"))
     half = batchrun(*place.words, "--limit", ROWS // 2, env=place.variables)
     assert half.returncode == 0, half.stderr
     path.write_text(path.read_text().replace("{{ question }}", "{{ question }}!"))
@@ -218,7 +222,7 @@ def test_the_journal_of_a_whole_machine_that_comes_back_after_another_has_gone_o
 ) -> None:
     """Driver and workers are killed with rows in their journals, and their claim is too old."""
     path = place.folder / "job.toml"
-    path.write_text(path.read_text().replace("part_rows = 10", "part_rows = 1000"))
+    path.write_text(path.read_text().replace("part_rows = 20", "part_rows = 1000"))
     process = place.begin(*place.words)
     wait_until(lambda: place.completed >= 60, process)
     workers = worker_pids(place.live, "running")
@@ -244,7 +248,7 @@ def test_the_journal_of_a_whole_machine_that_comes_back_after_another_has_gone_o
 @pytest.mark.long
 @pytest.mark.parametrize("who", ["driver", "worker"])
 @pytest.mark.parametrize("moment", ["before", "after"])
-@pytest.mark.parametrize("number", [1, 2, 7, 20])
+@pytest.mark.parametrize("number", [1, 7, 12])
 def test_killed_at_a_part(
     number: int,
     moment: str,
@@ -305,5 +309,5 @@ def test_parts_of_workers_that_arrive_torn_or_not_are_tried_again(
     proxy.rule = rule
     done = batchrun(*place.words, env=place.variables)
     assert done.returncode == 0, done.stderr
-    assert (len(failed) > 10, place.answered) == (True, ROWS)
+    assert (len(failed) > 5, place.answered) == (True, ROWS)
     place.check(batchrun)
