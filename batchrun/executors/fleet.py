@@ -77,6 +77,7 @@ class Fleet:
         self._is_open = False  # all workers may send
         self._lost = (0, 0)  # picodollars of dead workers: spent, perhaps spent
         self._scopes_s: dict[Scope, dict[int, tuple[float, ScopeNews]]] = {}
+        self._succeeded: set[Scope] = set()  # scopes that have answered any worker, dead or alive
         self._problem: BatchrunError | None = None
 
     @property
@@ -128,6 +129,8 @@ class Fleet:
             self._scopes_s.setdefault(news.scope, {})[writer] = now_s, news
             if news.is_answered:
                 self._answered_s = min(self._answered_s, now_s)
+            if news.has_succeeded:
+                self._succeeded.add(news.scope)
         self._follow_budgets()
 
     def stop_reason(self, now_s: float) -> BatchrunError | None:
@@ -241,6 +244,7 @@ class Fleet:
                     in_flight=self._shares.in_all(scope),
                     rate=rate,
                     takes=takes,
+                    has_succeeded=scope in self._succeeded,
                 )
             )
         return tuple(news)

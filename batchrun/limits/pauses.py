@@ -154,6 +154,7 @@ class Breaker:
         self._patience = patience
         self._recovered = recovered
         self._has_answered = False
+        self._have_others = False  # other processes of this command were answered
         self._answered_sent_s = -math.inf  # when the latest request that was answered was sent
         self._answered_s = -math.inf  # when the latest answer came
         self._failing: dict[int, str] = {}  # rows that failed, one after the other, to the error
@@ -172,7 +173,12 @@ class Breaker:
     @property
     def may_hold(self) -> bool:
         """Whether rows that would end as failed may wait to see whether the endpoint fails."""
-        return self._patience.had_answers or self._answered_sent_s > -math.inf
+        knows_answers = self._patience.had_answers or self._have_others
+        return knows_answers or self._answered_sent_s > -math.inf
+
+    def others_answered(self) -> None:
+        """The endpoint has answered other processes of this command."""
+        self._has_answered = self._have_others = True
 
     def excuses(self, failed_s: float) -> bool:
         """Whether a failure at that time was the endpoint's and costs the row no attempt."""

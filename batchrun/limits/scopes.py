@@ -133,6 +133,11 @@ class ScopeState:
                 case InferredConcurrency() if takes is not None:
                     limit.follow(takes, now_s)
 
+    def others_succeeded(self) -> None:
+        """Other processes of this command were answered there: key, model and address are right."""
+        self.health.has_succeeded = True
+        self.breaker.others_answered()
+
     def cooldown_s(self, now_s: float) -> float:
         """For how long nothing is sent, by what the server told this process."""
         return sum(one.left_s(now_s) for one in self._all if isinstance(one, Cooldown))

@@ -2,22 +2,27 @@
 
 import json
 import os
+import random
 import re
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.flaky_proxy import LATE, Asked, FlakyProxy, Way, flaky_proxy
 from tests.processes import read_rest
 from tests.ray_cluster import folder_of_cluster, standing_cluster, wait_for_none, worker_pids
 from tests.waiting import HANG_S, wait_until
 
 pytest.importorskip("ray", reason="the extra `ray` is not installed")
 ROWS = 400
+CUT_OFF = (sys.executable, str(Path(__file__).parent / "cut_off_driver.py"))
+_STALLS = (Way.STALL, Way.STALL_LATE)
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +133,163 @@ def test_a_killed_worker_costs_what_it_had_in_flight_and_no_worker_is_exit_3(
     answered = stats(base_url)["completions"]
     again = batchrun(*words, env=cluster)
     assert (again.returncode, stats(base_url)["completions"]) == (0, answered), again.stderr
+
+
+def _is_there(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0] != "Z"
+    except OSError:
+        return False
+
+
+def test_a_worker_cut_off_and_one_stopped_for_longer_than_silence_cost_nothing(
+    tmp_path: Path,
+    cluster: dict[str, str],
+    run_words: Any,
+    write_job: Any,
+    begin: Callable[..., "subprocess.Popen[str]"],
+    batchrun: Callable[..., subprocess.CompletedProcess[str]],
+    live: Callable[[], dict[str, Any]],
+    stats: Any,
+    totals: Any,
+) -> None:
+    """Both are given up and others begin; both land what they had once, and nothing after it."""
+    base_url, words = run_words(latency_s=0.2)
+    words[1] = write_job('[input]\npath = "prompts.jsonl"\n[cluster]\nsilence_s = 3.0\n')
+    (tmp_path / "cut").mkdir()
+    process = begin(*words, "--json", env=cluster, command=CUT_OFF)
+    wait_until(
+        lambda: completed(live()) >= 60 and len(worker_pids(live(), "running")) == 3, process
+    )
+    cut, stopped, _ = worker_pids(live(), "running")
+    (tmp_path / "cut" / str(cut)).touch()
+    os.kill(stopped, signal.SIGSTOP)
+    try:
+        wait_until(lambda: cut in worker_pids(live(), "adopted"), process)
+        (tmp_path / "cut" / str(cut)).unlink()
+        assert stopped in worker_pids(live(), "lost")
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(stopped, signal.SIGCONT)
+    out, said = process.communicate(timeout=HANG_S)
+    assert process.returncode == 0, said
+    wait_until(lambda: not _is_there(cut) and not _is_there(stopped))
+    assert totals() == (ROWS, ROWS, ROWS)
+    served = stats(base_url)
+    assert (served["completions"], served["most_in_flight"] <= 12) == (ROWS, True), served
+    states = [one["state"] for one in json.loads(out)["workers"]]
+    assert states.count("adopted") >= 2, states
+    verified = batchrun("verify", "run")
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+    assert not list((tmp_path / "run/journal").iterdir())
+
+
+def _ways_of_a_bad_night(seed: int, refused: set[int]) -> Callable[[Asked, FlakyProxy], Way]:
+    """What befalls each request, drawn from the seed; the first of each worker is refused for ever.
+
+    But for that of the whole run: a run whose first request is refused stops.
+    """
+    is_over = False
+
+    def say(asked: Asked, proxy: FlakyProxy) -> Way:
+        nonlocal is_over
+        if not proxy.answered or asked.attempt > 1:  # so that no row uses up its attempts
+            return Way.NOT_FOUND if asked.row in refused else Way.ANSWER
+        if asked.nth == 0 or asked.row in refused:
+            refused.add(asked.row)
+            return Way.NOT_FOUND
+        if proxy.answered > ROWS / 2 and not is_over:
+            is_over = True
+            proxy.cut(1.0)
+        draw = random.Random(f"{seed} {asked.row} {asked.attempt}")
+        ways = [way for way in Way if way not in (Way.ANSWER, Way.NOT_FOUND, Way.KEY)]
+        if asked.attempt:  # of time-outs a row has two
+            ways = [way for way in ways if way not in _STALLS]
+        return draw.choice(ways) if draw.random() < 0.15 else Way.ANSWER
+
+    return say
+
+
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(1, 7))]
+)
+def test_stalls_cuts_and_refusals_between_workers_and_server_cost_what_was_in_flight(
+    seed: int,
+    cluster: dict[str, str],
+    run_words: Any,
+    write_job: Any,
+    batchrun: Callable[..., subprocess.CompletedProcess[str]],
+    stats: Any,
+    totals: Any,
+) -> None:
+    base_url, words = run_words()
+    words[1] = write_job(
+        '[input]\npath = "prompts.jsonl"\n[endpoint]\ntimeout_s = 5\n[retry]\nmax_wait_s = 0.5\n'
+    )
+    refused: set[int] = set()
+    with flaky_proxy(base_url, _ways_of_a_bad_night(seed, refused)) as proxy:
+        words[words.index("--base-url") + 1] = proxy.base_url
+        done = batchrun(*words, "--json", env=cluster)
+    assert done.returncode == 4, done.stderr
+    assert refused
+    assert totals() == (ROWS, ROWS, ROWS - len(refused))
+    assert json.loads(done.stdout)["statuses"] == {
+        "completed": ROWS - len(refused),
+        "failed": len(refused),
+    }
+    # The server has seen each row once, and once more for each time that its answer was lost.
+    too_often = {
+        row: (seen, proxy.lost[row])
+        for row, seen in proxy.forwarded.items()
+        if seen > 1 + proxy.lost[row]
+    }
+    assert not too_often
+    assert stats(base_url)["completions"] == proxy.forwarded.total()
+    assert all(proxy.ways[way] for way in (*LATE, Way.STALL, Way.RESET, Way.HALF_CLOSE))
+    verified = batchrun("verify", "run")
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+
+
+@pytest.mark.parametrize(
+    ("way", "told"),
+    [
+        (Way.KEY, "this key was revoked this morning"),
+        pytest.param(Way.NOT_FOUND, "there is no such prompt", marks=pytest.mark.long),
+        pytest.param(Way.UNAVAILABLE, "no server is ready", marks=pytest.mark.long),
+    ],
+)
+def test_what_stops_one_worker_for_the_endpoint_stops_all_in_its_words(
+    cluster: dict[str, str],
+    run_words: Any,
+    tmp_path: Path,
+    batchrun: Callable[..., subprocess.CompletedProcess[str]],
+    stats: Any,
+    totals: Any,
+    way: Way,
+    told: str,
+) -> None:
+    """The key is refused to one of them from a moment on, and anything else to all."""
+    base_url, words = run_words("--give-up-after", "2", latency_s=0.2)
+    victims: list[str] = []
+
+    def say(asked: Asked, proxy: FlakyProxy) -> Way:
+        if proxy.answered < 60:
+            return Way.ANSWER
+        victims.append(asked.client)
+        return way if asked.client == victims[0] or way is not Way.KEY else Way.ANSWER
+
+    with flaky_proxy(base_url, say) as proxy:
+        words[words.index("--base-url") + 1] = proxy.base_url
+        done = batchrun(*words, "--json", env=cluster)
+    assert done.returncode == 3, done.stderr
+    assert told in done.stderr, done.stderr
+    summary = json.loads(done.stdout)
+    assert (summary["state"], told in summary["message"]) == ("stopped", True), summary
+    assert not {"running", "silent"} & {one["state"] for one in summary["workers"]}
+    rows, _, ok = totals()
+    assert 60 <= rows == ok == summary["ok"] == stats(base_url)["completions"] < ROWS
+    assert not list((tmp_path / "run/journal").glob("*.log"))
+    assert batchrun("verify", "run").returncode == 0
 
 
 @pytest.mark.long

@@ -7,8 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchrun.errors import BatchrunError, RunStopped
+from batchrun.executors.fleet import Fleet
 from batchrun.executors.lease_book import MOST_DEATHS
-from tests.executors.fleet_world import Caps, Row, World
+from batchrun.executors.messages import WorkerReport
+from batchrun.job.sections import LimitsJob
+from batchrun.limits.concurrency import FirstAlone
+from batchrun.limits.pauses import Patience
+from batchrun.limits.scopes import Scopes
+from batchrun.limits.sharing.shares import ScopeNews, SharesUsed
+from batchrun.limits.sharing.worker_share import WorkerShare
+from tests.executors.fleet_world import SCOPE, Caps, FakeGate, Row, Rows, World
 
 MOST_S = 3 * 3600.0  # rows at the lowest rates
 
@@ -109,3 +117,20 @@ def test_no_limit_is_passed_and_every_row_is_leased_until_it_is_complete(
     reason = world.fleet.stop_reason(world.now_s)
     assert isinstance(reason, RunStopped if world.kills < MOST_DEATHS else BatchrunError)
     assert caps.dollars is not None or world.kills >= MOST_DEATHS
+
+
+def test_every_worker_knows_that_one_was_answered_also_after_its_death() -> None:
+    fleet = Fleet(Rows(10), LimitsJob(), 4)
+    for worker in (1, 2):
+        fleet.add(worker, 0.0)
+    used = SharesUsed(scopes=(ScopeNews(SCOPE, is_answered=True, has_succeeded=True),))
+    fleet.hear(1, WorkerReport(number=1, seq=0, used=used), 1.0)
+    fleet.adopted(1, lambda _: (), 2.0)
+    tick = fleet.tick(2, 3.0)
+    share, scopes = WorkerShare(), Scopes(4, Patience(1800.0, 60.0))
+    share.join(FakeGate(), scopes)
+    assert share.obey(tick.seq, tick.shares, tick.scopes, 3.0)
+    share.met(SCOPE, FirstAlone())
+    state = scopes.of(SCOPE)
+    assert state.health.has_succeeded
+    assert state.breaker.may_hold

@@ -342,3 +342,16 @@ def test_time_outs_while_others_are_answered_are_no_outage() -> None:
         line.now_s += 0.1
         line.ends(late, sent_s)
     assert line.breaker.is_open
+
+
+def test_what_other_processes_were_answered_counts_here() -> None:
+    line = Line(answered=False)
+    line.fails(tuning.SAME_ROWS, 2.0, REFUSED)
+    assert not line.breaker.is_open  # nothing says that it is not the rows
+    line = Line(answered=False)
+    line.breaker.others_answered()
+    assert line.breaker.may_hold
+    line.fails(tuning.SAME_ROWS, 2.0, REFUSED)
+    assert line.breaker.is_open
+    line.now_s += 100.0  # longer than where nothing has ever answered
+    assert not isinstance(line.breaker.verdict(NEED, line.now_s), Stop)

@@ -186,8 +186,11 @@ class WorkerShare:
     def met(self, scope: Scope, first: FirstAlone) -> bool:
         """The gate has met a scope: whether others have sent its first attempt."""
         self._first[scope] = first
-        if scope in self._news and self._news[scope].is_answered:
+        one = self._news.get(scope)
+        if one is not None and one.is_answered:
             first.open()
+        if one is not None and one.has_succeeded and self._scopes is not None:
+            self._scopes.of(scope).others_succeeded()
         return first.is_open
 
     def obey(self, seq: int, shares: Shares, news: Sequence[ScopeNews], now_s: float) -> bool:
@@ -216,6 +219,8 @@ class WorkerShare:
             state.follow(one.cooldown_s, one.in_flight, one.rate, one.takes, now_s)
             if one.is_answered and scope in self._first:
                 self._first[scope].open()
+            if one.has_succeeded:
+                state.others_succeeded()
         if shares.in_flight != self._in_flight:
             self._in_flight = shares.in_flight
             self.resized(shares.in_flight)
@@ -258,6 +263,7 @@ class WorkerShare:
                     excess=found.excess,
                     is_settled=found.is_settled,
                     down=down,
+                    has_succeeded=state.health.has_succeeded,
                 )
             )
         return tuple(news)
