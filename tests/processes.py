@@ -82,6 +82,14 @@ def frozen(process: "subprocess.Popen[str] | Forked") -> Iterator[None]:
         process.send_signal(signal.SIGCONT)
 
 
+def has_ended(pid: int) -> bool:
+    """Of a process that is another's child."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0] == "Z"
+    except OSError:
+        return True
+
+
 def free_port() -> int:
     """Of the ports that a system gives to nobody unasked, so that it stays free."""
     while True:

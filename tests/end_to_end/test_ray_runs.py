@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.flaky_proxy import LATE, Asked, FlakyProxy, Way, flaky_proxy
-from tests.processes import read_rest
+from tests.processes import has_ended, read_rest
 from tests.ray_cluster import folder_of_cluster, standing_cluster, wait_for_none, worker_pids
 from tests.waiting import HANG_S, wait_until
 
@@ -135,13 +135,6 @@ def test_a_killed_worker_costs_what_it_had_in_flight_and_no_worker_is_exit_3(
     assert (again.returncode, stats(base_url)["completions"]) == (0, answered), again.stderr
 
 
-def _is_there(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0] != "Z"
-    except OSError:
-        return False
-
-
 def test_a_worker_cut_off_and_one_stopped_for_longer_than_silence_cost_nothing(
     tmp_path: Path,
     cluster: dict[str, str],
@@ -173,7 +166,7 @@ def test_a_worker_cut_off_and_one_stopped_for_longer_than_silence_cost_nothing(
             os.kill(stopped, signal.SIGCONT)
     out, said = process.communicate(timeout=HANG_S)
     assert process.returncode == 0, said
-    wait_until(lambda: not _is_there(cut) and not _is_there(stopped))
+    wait_until(lambda: has_ended(cut) and has_ended(stopped))
     assert totals() == (ROWS, ROWS, ROWS)
     served = stats(base_url)
     assert (served["completions"], served["most_in_flight"] <= 12) == (ROWS, True), served
