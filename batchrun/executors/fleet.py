@@ -38,6 +38,9 @@ class _Worker(Struct):
     report: WorkerReport | None = None  # the latest
     sent: dict[int, tuple[int, Lease]] = field(default_factory=dict)  # by id: since which tick
     per_s: float = 0.0  # requests completed
+    order: StopOrder | None = None  # to it alone
+    down_s: dict[Scope, float] = field(default_factory=dict)  # since when these are down for it ...
+    alone_s: dict[Scope, float] = field(default_factory=dict)  # ... and since when for it alone
 
     @property
     def unread(self) -> int:
@@ -77,7 +80,7 @@ class Fleet:
         self._is_open = False  # all workers may send
         self._lost = (0, 0)  # picodollars of dead workers: spent, perhaps spent
         self._scopes_s: dict[Scope, dict[int, tuple[float, ScopeNews]]] = {}
-        self._succeeded: set[Scope] = set()  # scopes that have answered any worker, dead or alive
+        self._answers_s: dict[Scope, float] = {}  # the last of each, to any worker, dead or alive
         self._problem: BatchrunError | None = None
 
     @property
@@ -94,15 +97,31 @@ class Fleet:
         self._workers[writer] = _Worker()
         self._shares.join(writer, now_s)
 
-    def stop(self, order: StopOrder) -> None:
-        """All workers send nothing more, from the next tick of each on."""
-        self._order = order
+    def stop(self, order: StopOrder, writer: int | None = None) -> None:
+        """A worker sends nothing more, or all of them, from the next tick of each on."""
+        if writer is None:
+            self._order = order
+        else:
+            self._workers[writer].order = order
+
+    def cut_off(self, now_s: float, patience_s: float) -> dict[int, str]:
+        """Workers for which an endpoint is down that answers others, and its last words to them.
+
+        `patience_s`: that it was so at least.
+        """
+        return {
+            writer: self._scopes_s[scope][writer][1].down or ""
+            for writer, worker in self._workers.items()
+            for scope, since_s in worker.alone_s.items()
+            if now_s - since_s >= patience_s
+        }
 
     def tick(self, writer: int, now_s: float) -> FleetTick:
         """What the worker is told now."""
         worker = self._workers[writer]
         worker.seq += 1
-        if self._order is None:
+        order = self._order or worker.order
+        if order is None:
             self._lease_more(writer, worker)
         return FleetTick(
             seq=worker.seq,
@@ -111,7 +130,7 @@ class Fleet:
             shares=self._shares_of(writer, worker, now_s),
             scopes=self._news_for(writer, now_s),
             last=self._book.left == 0,
-            stop=self._order,
+            stop=order,
         )
 
     def hear(self, writer: int, report: WorkerReport, now_s: float) -> None:
@@ -129,8 +148,10 @@ class Fleet:
             self._scopes_s.setdefault(news.scope, {})[writer] = now_s, news
             if news.is_answered:
                 self._answered_s = min(self._answered_s, now_s)
-            if news.has_succeeded:
-                self._succeeded.add(news.scope)
+            if news.answered_s is not None:
+                last_s = now_s - news.answered_s
+                self._answers_s[news.scope] = max(last_s, self._answers_s.get(news.scope, last_s))
+            self._note_down(writer, worker, news, now_s)
         self._follow_budgets()
 
     def stop_reason(self, now_s: float) -> BatchrunError | None:
@@ -179,7 +200,8 @@ class Fleet:
             self._first = None
         self._follow_budgets()
         try:
-            return self._book.take_back(writer, places)
+            has_died = worker.order is None or not is_clean
+            return self._book.take_back(writer, places, has_died=has_died)
         except InputError as problem:
             self._problem = problem
             return 0
@@ -201,6 +223,23 @@ class Fleet:
                 return
             worker.sent[lease.id] = worker.seq, lease
 
+    def _note_down(self, writer: int, worker: _Worker, news: ScopeNews, now_s: float) -> None:
+        """Since when an endpoint is down for a worker, and has answered others meanwhile."""
+        scope = news.scope
+        if news.down is None:
+            worker.down_s.pop(scope, None)
+            worker.alone_s.pop(scope, None)
+            return
+        down_s = worker.down_s.setdefault(scope, now_s)
+        others = [one for other, one in self._scopes_s[scope].items() if other != writer]
+        if any(
+            one.down is None and one.answered_s is not None and at_s - one.answered_s > down_s
+            for at_s, one in others
+        ):
+            worker.alone_s.setdefault(scope, now_s)
+        else:
+            worker.alone_s.pop(scope, None)
+
     def _measure(self, worker: _Worker, report: WorkerReport, now_s: float) -> None:
         before = worker.report
         if before is not None and now_s > worker.heard_s:
@@ -208,7 +247,7 @@ class Fleet:
             worker.per_s += _SPEED * (per_s - worker.per_s)
 
     def _shares_of(self, writer: int, worker: _Worker, now_s: float) -> Shares:
-        if self._order is not None:
+        if self._order is not None or worker.order is not None:
             return self._shares.shares(writer, worker.seq, now_s, most=0)
         if self._is_open:
             return self._shares.shares(writer, worker.seq, now_s)
@@ -234,6 +273,7 @@ class Fleet:
         news = []
         for scope, by_worker in self._scopes_s.items():
             others = [one for worker, one in by_worker.items() if worker != writer]
+            answered_s = self._answers_s.get(scope)
             left_s = max((one.cooldown_s - (now_s - at_s) for at_s, one in others), default=0.0)
             rate, takes = self._shares.found_in_all(scope)
             news.append(
@@ -244,7 +284,7 @@ class Fleet:
                     in_flight=self._shares.in_all(scope),
                     rate=rate,
                     takes=takes,
-                    has_succeeded=scope in self._succeeded,
+                    answered_s=None if answered_s is None else now_s - answered_s,
                 )
             )
         return tuple(news)

@@ -78,12 +78,14 @@ class LeaseBook:
         """Its leases that are not done."""
         return [one.lease for one in self._leased.get(worker, {}).values()]
 
-    def take_back(self, worker: int, places: Callable[[Lease], Collection[int]]) -> int:
+    def take_back(
+        self, worker: int, places: Callable[[Lease], Collection[int]], *, has_died: bool = True
+    ) -> int:
         """The worker can store nothing any more.
 
-        `places`: of the requests in a lease that have an outcome. Gives how many requests that were
-        sent again have a new one, by this worker. Raises `InputError` where too many workers have
-        died with the same rows.
+        `places`: of the requests in a lease that have an outcome. `has_died`: else it was told to
+        end. Gives how many requests that were sent again have a new one, by this worker. Raises
+        `InputError` where too many workers have died with the same rows.
         """
         again, killer = self._again.pop(worker, 0), None
         for leased in self._leased.pop(worker, {}).values():
@@ -94,7 +96,8 @@ class LeaseBook:
             if rest is None:
                 continue
             is_moving = remaining_of(rest) < remaining_of(lease)
-            self._returned.append(_Leased(rest, 0 if is_moving else leased.deaths + 1))
+            deaths = 0 if is_moving else leased.deaths + has_died
+            self._returned.append(_Leased(rest, deaths))
             if self._returned[-1].deaths >= MOST_DEATHS:
                 killer = rest
         if killer is not None:

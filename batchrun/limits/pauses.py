@@ -168,6 +168,7 @@ class Breaker:
         self._refused_s = math.inf  # the first refusal since anything else was answered
         self._refusal = ""  # the last of them
         self._last = Finish()  # the last failure
+        self._failed_s = -math.inf  # when it came
         self.is_open = False
 
     @property
@@ -176,9 +177,21 @@ class Breaker:
         knows_answers = self._patience.had_answers or self._have_others
         return knows_answers or self._answered_sent_s > -math.inf
 
-    def others_answered(self) -> None:
-        """The endpoint has answered other processes of this command."""
+    @property
+    def down(self) -> str | None:
+        """The last words of the endpoint while it is down; null where rows are refused alone."""
+        is_down = self.is_open and self._is_outage(self._last)
+        return (self._last.error or str(self._last.kind)) if is_down else None
+
+    def answered_s(self, now_s: float) -> float | None:
+        """Since the last answer that was no error; null where there was none."""
+        return now_s - self._answered_s if self._answered_s > -math.inf else None
+
+    def others_answered(self, at_s: float) -> None:
+        """The endpoint has answered other processes of this command, the last time then."""
         self._has_answered = self._have_others = True
+        if self.is_open and at_s > self._failed_s:  # it is up again, or down for this one alone
+            self._next_s = min(self._next_s, self._failed_s + tuning.PROBE_AS_OTHERS_S)
 
     def excuses(self, failed_s: float) -> bool:
         """Whether a failure at that time was the endpoint's and costs the row no attempt."""
@@ -270,6 +283,7 @@ class Breaker:
         if not self._failing:
             self._began_s = now_s
         self._failing[-len(self._failing) - 1 if is_unsent else finish.row] = error
+        self._failed_s = now_s
         if not self.is_open or is_outage or not self._is_outage(self._last):
             self._last = finish
         age_s = now_s - self._began_s

@@ -133,10 +133,10 @@ class ScopeState:
                 case InferredConcurrency() if takes is not None:
                     limit.follow(takes, now_s)
 
-    def others_succeeded(self) -> None:
-        """Other processes of this command were answered there: key, model and address are right."""
+    def others_answered(self, at_s: float) -> None:
+        """Other processes of this command were answered there, the last time then."""
         self.health.has_succeeded = True
-        self.breaker.others_answered()
+        self.breaker.others_answered(at_s)
 
     def cooldown_s(self, now_s: float) -> float:
         """For how long nothing is sent, by what the server told this process."""

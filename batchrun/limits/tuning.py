@@ -161,6 +161,7 @@ OUTAGE_ROWS = 10  # (c) that fail one after the other, without any answer betwee
 SAME_ROWS = 20  # (c) the same, of errors that are not a sign of an outage by themselves
 OUTAGE_LEAST_S = 0.5  # (c) that the failures go on, and between two probes
 OUTAGE_SHARE = 0.05  # (c) of the outage's age: the interval between two probes
+PROBE_AS_OTHERS_S = 2.0  # (c) from a probe that failed to the next, while others are answered
 PROBE_PATIENCE_S = 30.0  # (c) for a probe that says nothing, before another one goes
 
 # What answers need, in tokens

@@ -286,6 +286,39 @@ def test_what_stops_one_worker_for_the_endpoint_stops_all_in_its_words(
 
 
 @pytest.mark.long
+def test_a_worker_that_alone_reaches_no_server_leaves_its_rows_to_others(
+    cluster: dict[str, str],
+    run_words: Any,
+    write_job: Any,
+    tmp_path: Path,
+    batchrun: Callable[..., subprocess.CompletedProcess[str]],
+    stats: Any,
+    totals: Any,
+) -> None:
+    base_url, words = run_words(latency_s=0.2)
+    words[1] = write_job('[input]\npath = "prompts.jsonl"\n[cluster]\nsilence_s = 3.0\n')
+    victims: list[str] = []
+
+    def say(asked: Asked, proxy: FlakyProxy) -> Way:
+        if proxy.answered < 60:
+            return Way.ANSWER
+        victims.append(asked.client)
+        return Way.RESET if asked.client == victims[0] else Way.ANSWER
+
+    with flaky_proxy(base_url, say) as proxy:
+        words[words.index("--base-url") + 1] = proxy.base_url
+        done = batchrun(*words, "--json", env=cluster)
+    assert done.returncode == 0, done.stderr
+    assert totals() == (ROWS, ROWS, ROWS)
+    assert stats(base_url)["completions"] == ROWS
+    events = [json.loads(line) for line in (tmp_path / "run/events.jsonl").open()]
+    stopped = [event for event in events if event["event"] == "worker_stopped"]
+    assert len(stopped) == 1
+    assert "the endpoint answers other workers, and not this one" in stopped[0]["why"]
+    assert proxy.of_clients[victims[0]] < ROWS
+
+
+@pytest.mark.long
 def test_a_killed_driver_costs_nothing(
     cluster: dict[str, str],
     run_words: Any,

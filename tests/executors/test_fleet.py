@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from batchrun.errors import BatchrunError, RunStopped
 from batchrun.executors.fleet import Fleet
 from batchrun.executors.lease_book import MOST_DEATHS
-from batchrun.executors.messages import WorkerReport
+from batchrun.executors.messages import StopOrder, WorkerReport
 from batchrun.job.sections import LimitsJob
 from batchrun.limits.concurrency import FirstAlone
 from batchrun.limits.pauses import Patience
@@ -123,7 +123,7 @@ def test_every_worker_knows_that_one_was_answered_also_after_its_death() -> None
     fleet = Fleet(Rows(10), LimitsJob(), 4)
     for worker in (1, 2):
         fleet.add(worker, 0.0)
-    used = SharesUsed(scopes=(ScopeNews(SCOPE, is_answered=True, has_succeeded=True),))
+    used = SharesUsed(scopes=(ScopeNews(SCOPE, is_answered=True, answered_s=0.5),))
     fleet.hear(1, WorkerReport(number=1, seq=0, used=used), 1.0)
     fleet.adopted(1, lambda _: (), 2.0)
     tick = fleet.tick(2, 3.0)
@@ -134,3 +134,45 @@ def test_every_worker_knows_that_one_was_answered_also_after_its_death() -> None
     state = scopes.of(SCOPE)
     assert state.health.has_succeeded
     assert state.breaker.may_hold
+
+
+def test_an_endpoint_is_down_for_a_worker_alone_once_it_has_answered_others_for_a_while() -> None:
+    fleet, numbers = Fleet(Rows(1000), LimitsJob(), 4), dict.fromkeys((1, 2), 0)
+    for worker in numbers:
+        fleet.add(worker, 0.0)
+
+    def hear(worker: int, now_s: float, down: str | None = None) -> list[int]:
+        numbers[worker] += 1
+        news = ScopeNews(SCOPE, is_answered=True, down=down, answered_s=None if down else 0.0)
+        used = SharesUsed(started=1, scopes=(news,))
+        fleet.hear(worker, WorkerReport(number=numbers[worker], seq=0, used=used), now_s)
+        return list(fleet.cut_off(now_s, 60.0))
+
+    hear(2, 10.0)
+    for now_s in range(11, 1800):  # down for both, as far as is known
+        assert hear(1, now_s, "reset") == []
+    assert hear(2, 1800.0) == []  # it is up again
+    assert hear(1, 1800.5, "reset") == []
+    assert hear(2, 1860.0) == []
+    assert hear(1, 1860.6, "reset") == [1]
+    assert hear(1, 1861.0) == []  # now for both
+    assert hear(1, 1862.0, "reset") == []
+    assert hear(2, 1863.0, "reset") == []
+    assert hear(1, 1990.0, "reset") == []
+    assert hear(2, 1991.0) == []
+    assert hear(1, 1992.0, "reset") == []
+    assert hear(1, 2052.0, "reset") == [1]
+
+
+def test_rows_of_a_worker_that_was_told_to_end_seem_to_kill_none() -> None:
+    fleet = Fleet(Rows(10), LimitsJob(), 4)
+    for worker in range(1, 2 * MOST_DEATHS):
+        fleet.add(worker, 0.0)
+        fleet.hear(worker, WorkerReport(number=1, seq=0), 0.1)
+        assert fleet.tick(worker, 0.2).leases
+        order = StopOrder("the endpoint answers others")
+        fleet.stop(order, worker)
+        assert fleet.tick(worker, 0.3).stop == order
+        fleet.hear(worker, WorkerReport(number=2, seq=2, is_drained=True), 0.4)
+        fleet.adopted(worker, lambda _: (), 0.5)
+    assert fleet.stop_reason(1.0) is None

@@ -349,9 +349,32 @@ def test_what_other_processes_were_answered_counts_here() -> None:
     line.fails(tuning.SAME_ROWS, 2.0, REFUSED)
     assert not line.breaker.is_open  # nothing says that it is not the rows
     line = Line(answered=False)
-    line.breaker.others_answered()
+    line.breaker.others_answered(line.now_s)
     assert line.breaker.may_hold
     line.fails(tuning.SAME_ROWS, 2.0, REFUSED)
     assert line.breaker.is_open
+    assert line.breaker.down is None  # it answers, but refuses these
     line.now_s += 100.0  # longer than where nothing has ever answered
     assert not isinstance(line.breaker.verdict(NEED, line.now_s), Stop)
+
+
+def test_a_long_outage_is_over_soon_after_others_are_answered() -> None:
+    line = Line()
+    line.fails(tuning.OUTAGE_ROWS, 1.0)
+    assert line.breaker.down == "no server is ready"
+    line.now_s += 1000.0
+    line.probe(DOWN)
+    failed_s = line.now_s
+    line.now_s += 10.0
+    line.breaker.others_answered(failed_s - 1.0)  # before it failed here
+    assert not line.may_go()
+    line.breaker.others_answered(failed_s + 1.0)
+    assert line.may_go()
+    line.probe(DOWN)
+    line.breaker.others_answered(line.now_s + 0.1)
+    line.now_s += 0.5 * tuning.PROBE_AS_OTHERS_S
+    assert not line.may_go()
+    line.now_s += 0.5 * tuning.PROBE_AS_OTHERS_S
+    line.probe(ANSWER)
+    assert (line.breaker.down, line.may_go()) == (None, True)
+    assert line.breaker.answered_s(line.now_s) == 0.0

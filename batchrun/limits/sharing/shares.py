@@ -62,7 +62,7 @@ class ScopeNews(Struct, frozen=True):
     excess: int = 0  # in flight at this worker, beyond its part of these
     is_settled: bool = False  # what is inferred is more than a guess
     down: str | None = None  # the endpoint's last words, where it is down
-    has_succeeded: bool = False  # something was answered that was no error
+    answered_s: float | None = None  # since the last answer that was no error; null: none so far
 
 
 class SharesUsed(Struct, frozen=True):

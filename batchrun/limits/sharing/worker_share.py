@@ -169,6 +169,7 @@ class WorkerShare:
         self._scopes: Scopes | None = None
         self._first: dict[Scope, FirstAlone] = {}
         self._news: dict[Scope, ScopeNews] = {}  # of all workers
+        self._news_s = 0.0  # when they came
         self._in_flight = -1
         self._absences = 0  # that are known here
         self.seq = 0  # of the tick that is obeyed
@@ -189,8 +190,8 @@ class WorkerShare:
         one = self._news.get(scope)
         if one is not None and one.is_answered:
             first.open()
-        if one is not None and one.has_succeeded and self._scopes is not None:
-            self._scopes.of(scope).others_succeeded()
+        if one is not None and one.answered_s is not None and self._scopes is not None:
+            self._scopes.of(scope).others_answered(self._news_s - one.answered_s)
         return first.is_open
 
     def obey(self, seq: int, shares: Shares, news: Sequence[ScopeNews], now_s: float) -> bool:
@@ -211,7 +212,7 @@ class WorkerShare:
         if shares.rate:
             part, before = shares.rate / WHOLE, shares.before / WHOLE
             scopes.set_part(Part(part, before, shares.leads, self._settle_s), now_s)
-        self._news = {one.scope: one for one in news}
+        self._news, self._news_s = {one.scope: one for one in news}, now_s
         for scope, state in scopes.items():
             one = self._news.get(scope)
             if one is None:
@@ -219,8 +220,8 @@ class WorkerShare:
             state.follow(one.cooldown_s, one.in_flight, one.rate, one.takes, now_s)
             if one.is_answered and scope in self._first:
                 self._first[scope].open()
-            if one.has_succeeded:
-                state.others_succeeded()
+            if one.answered_s is not None:
+                state.others_answered(now_s - one.answered_s)
         if shares.in_flight != self._in_flight:
             self._in_flight = shares.in_flight
             self.resized(shares.in_flight)
@@ -248,7 +249,7 @@ class WorkerShare:
     def _scope_news(self, scopes: Scopes, now_s: float) -> tuple[ScopeNews, ...]:
         news = []
         for scope, state in scopes.items():
-            first, down = self._first.get(scope), state.breaker.status(now_s).says
+            first = self._first.get(scope)
             is_answered = first is not None and first.is_open
             cooldown_s = state.cooldown_s(now_s)
             found = state.found(now_s)
@@ -262,8 +263,8 @@ class WorkerShare:
                     takes=found.takes,
                     excess=found.excess,
                     is_settled=found.is_settled,
-                    down=down,
-                    has_succeeded=state.health.has_succeeded,
+                    down=state.breaker.down,
+                    answered_s=state.breaker.answered_s(now_s),
                 )
             )
         return tuple(news)

@@ -68,6 +68,8 @@ _MOST_BACKOFF_S = 60.0  # until another worker is started, where those before di
 _LOCK_S = 0.3  # between two attempts to take the lock of a worker
 _KILL_AGAIN_S = 10.0
 _SILENT_S = 5.0  # of silence, which the display says
+_ALONE = 2  # times the silence: that an endpoint is down for one worker, and answers others, ...
+_ALONE_LEAST_S = 8.0  # ... in which it has sent it some more requests
 _GIVE_UP_LOCK_S = 300.0  # beyond what a worker may take to land what it has in flight
 _ASK_FREE_S = 2.0
 _SEAL_EVERY_S = 5.0
@@ -201,6 +203,7 @@ class Driver:
         elif not self.causes:
             if (reason := self._fleet.stop_reason(now_s)) is not None:
                 self.stop(reason)
+            self._stop_cut_off(now_s)
             self._replace_lost(now_s)
         self._judge_rows()
         self._seal()
@@ -217,6 +220,21 @@ class Driver:
             self._ask_for_one(now_s)
             self._next_start_s = now_s + min(2.0**self._failed_starts, _MOST_BACKOFF_S)
             self._failed_starts += 1  # until one works
+
+    def _stop_cut_off(self, now_s: float) -> None:
+        """Of workers that reach no endpoint, while others do, others complete the rows."""
+        patience_s = max(_ALONE * self._silence_s, _ALONE_LEAST_S)
+        cut_off = self._fleet.cut_off(now_s, patience_s)
+        for led in self._workers:
+            if led.state == "running" and led.writer in cut_off and led.error is None:
+                why = f"the endpoint answers other workers, and not this one: {cut_off[led.writer]}"
+                self._fleet.stop(StopOrder(why), led.writer)
+                self._log_stop(led, RunStopped(why, StopCause.ENDPOINT))
+
+    def _log_stop(self, led: Led, why: BaseException) -> None:
+        """One worker sends nothing more, and the run goes on."""
+        led.error = why
+        self._log("worker_stopped", led, why=str(why))
 
     def _judge_rows(self) -> None:
         """Stops where too many rows fail."""
@@ -244,8 +262,7 @@ class Driver:
             stop.cause is StopCause.ENDPOINT and any(one.ok_s > since_s for one in others)
         )
         if others and is_alone:  # its machine, perhaps: others complete its rows
-            led.error = cause
-            self._log("worker_stopped", led, why=str(cause))
+            self._log_stop(led, cause)
         else:
             self.stop(cause)
 
