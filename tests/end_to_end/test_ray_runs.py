@@ -319,6 +319,34 @@ def test_a_worker_that_alone_reaches_no_server_leaves_its_rows_to_others(
 
 
 @pytest.mark.long
+def test_a_worker_that_stands_still_for_good_is_killed_and_its_rows_go_to_others(
+    cluster: dict[str, str],
+    run_words: Any,
+    write_job: Any,
+    begin: Callable[..., "subprocess.Popen[str]"],
+    batchrun: Callable[..., subprocess.CompletedProcess[str]],
+    live: Callable[[], dict[str, Any]],
+    stats: Any,
+    totals: Any,
+) -> None:
+    """Its lock cannot be taken while it lives."""
+    base_url, words = run_words(latency_s=0.2)
+    words[1] = write_job(
+        '[input]\npath = "prompts.jsonl"\n[endpoint]\ntimeout_s = 2\n[cluster]\nsilence_s = 2.0\n'
+    )
+    process = begin(*words, env=cluster)
+    wait_until(lambda: completed(live()) >= 60 and worker_pids(live(), "running"), process)
+    stopped = worker_pids(live(), "running")[0]
+    os.kill(stopped, signal.SIGSTOP)
+    _, said = process.communicate(timeout=HANG_S)
+    assert process.returncode == 0, said
+    assert has_ended(stopped)
+    assert totals() == (ROWS, ROWS, ROWS)
+    assert ROWS <= stats(base_url)["completions"] <= ROWS + 12
+    assert batchrun("verify", "run").returncode == 0
+
+
+@pytest.mark.long
 def test_a_killed_driver_costs_nothing(
     cluster: dict[str, str],
     run_words: Any,
