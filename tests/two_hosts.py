@@ -122,6 +122,7 @@ class TwoHosts:
                         stdin=subprocess.DEVNULL,
                         stdout=said,
                         stderr=subprocess.STDOUT,
+                        text=True,
                     )
                 processes.append(process)
                 wait_until(lambda log=log: "Ray runtime started" in log.read_text(), process)  # type: ignore[misc]
