@@ -8,6 +8,7 @@ import gc
 import os
 import signal
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -230,7 +231,17 @@ def say_plan(plan: "Plan", path: Path) -> None:
     ]
     if not plan.to_complete:
         lines.append("nothing left to send")
-    say("\n".join(lines))
+    say("\n".join([_whole_words(lines[0]), *lines[1:]]))
+
+
+def _whole_words(line: str) -> str:
+    """In a terminal it goes on in a second line where it must, and no word is cut."""
+    columns = os.get_terminal_size(sys.stderr.fileno()).columns if sys.stderr.isatty() else 0
+    if not 0 < columns < len(line):
+        return line
+    return textwrap.fill(
+        line, columns, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _rows_in_words(plan: "Plan") -> str:

@@ -262,3 +262,22 @@ def _screen(shown: str, columns: int) -> list[str]:
         y += 1
         rows += [""] * (y + 1 - len(rows))
     return rows
+
+
+def test_a_terminal_shows_the_words_of_a_plan_whole(write_rows: Any, begin: Begin) -> None:
+    source = write_rows({"id": f"q{at}", "input": "Say a."} for at in range(3))
+    screen, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 60, 0, 0))
+    words = ("run", source, "--model", "gpt-4.1", "--samples", 2, "--simulate", "-o", "run")
+    process = begin(*words, "--dry-run", stdin=DEVNULL, stdout=DEVNULL, stderr=terminal)
+    os.close(terminal)
+    shown = b""
+    with suppress(OSError):
+        while piece := os.read(screen, 65536):
+            shown += piece
+    assert process.wait(HANG_S) == 0
+    os.close(screen)
+    at = shown.index(b"plan:")
+    first, second, *_ = shown[at:].decode().replace("\r", "").split("\n")
+    assert first == "plan: 3 rows x 2 samples = 6 requests, 0 complete, 6 to"
+    assert second == "  send, 0 bad; run directory run"
