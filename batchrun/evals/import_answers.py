@@ -103,7 +103,7 @@ def import_answers(
         return _import_into_store(source, columns, store_url(str(path)).full, doing)
     path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise JobError(f"{path} is there already; give a new directory with -o")
+        raise JobError(f"{path} exists already; give a new directory with -o")
     if as_utf8(str(path)) != str(path):
         raise JobError("the run directory's name is not UTF-8, which Parquet needs; give -o DIR")
     answers = _Answers(source, columns, doing)

@@ -102,10 +102,10 @@ class LeaseBook:
                 killer = rest
         if killer is not None:
             raise InputError(
-                f"{MOST_DEATHS} workers ended one after the other while they had rows "
-                f"{killer.row + 1:,} to {killer.row + killer.rows:,} of the input, and completed "
-                "none of them; the engine's logs say why, too little memory for instance; run "
-                "again to go on"
+                f"{MOST_DEATHS} workers in a row ended while they had rows {killer.row + 1:,} to "
+                f"{killer.row + killer.rows:,} of the input, and completed none of them; look in "
+                "the logs of the cluster for the cause, such as too little memory, then run the "
+                "same command again"
             )
         return again
 

@@ -73,7 +73,9 @@ class LocalCluster:
         assert self._process.stdout is not None  # noqa: S101 - the same
         self._to, self._from = self._process.stdin, self._process.stdout
         answer = self._from.readline()
-        started = json.loads(answer) if answer.endswith(b"\n") else {"problem": "it was killed"}
+        started = (
+            json.loads(answer) if answer.endswith(b"\n") else {"problem": "its process was killed"}
+        )
         if "problem" in started:
             self.close()
             raise JobError(f"Ray cannot be started on this machine: {started['problem']}")

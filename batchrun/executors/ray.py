@@ -90,9 +90,9 @@ class RayCluster:
     def _join(self, address: str) -> None:
         if "://" in address:
             raise JobError(
-                f"the address {address} is of Ray's client, which batchrun does not use; run it on "
-                "a machine of the cluster, with the address HOST:6379 (RAY_ADDRESS, or address in "
-                "[cluster])"
+                f"the address {address} is for Ray's client, which batchrun does not use; run "
+                "batchrun on a machine of the cluster, with HOST:6379 as the address (RAY_ADDRESS, "
+                "or address in [cluster])"
             )
         if address != "auto":
             _check_port(address)
@@ -116,7 +116,9 @@ class RayCluster:
         joining.start()
         joining.join(_JOIN_S)
         if joining.is_alive():
-            raise JobError(f"the Ray cluster at {address} does not answer; look at `ray status`")
+            raise JobError(
+                f"the Ray cluster at {address} does not answer; check it with `ray status`"
+            )
         if problem:
             raise JobError(_why_not_joined(address, problem[0])) from problem[0]
         atexit.unregister(ray.shutdown)  # it would wait for a head that is gone
@@ -153,7 +155,7 @@ class RayCluster:
         except Exception as error:  # noqa: BLE001 - a cluster that ends
             return f"the Ray cluster does not answer ({_in_words(error)})"
         return (
-            f"{free:g} of {of:g} CPUs of the Ray cluster are free, and a worker needs "
+            f"{free:g} of {of:g} CPUs of the Ray cluster are free, and each worker needs "
             f"{self._cpus:g} (cpus_per_worker in [cluster])"
         )
 
@@ -232,9 +234,11 @@ def _leave() -> None:
 def _check_port(address: str) -> None:
     """Raises `JobError` where nobody listens: Ray would ask for a minute."""
     host, _, port = address.rpartition(":")
-    how = "give RAY_ADDRESS (or address in [cluster]) as HOST:6379, auto or local"
+    how = "set RAY_ADDRESS (or address in [cluster]) to HOST:6379, auto or local"
     if not host or not port.isdecimal():
-        raise JobError(f"the address {address} of the Ray cluster is no HOST:PORT; {how}")
+        raise JobError(
+            f"the address {address} of the Ray cluster is not of the form HOST:PORT; {how}"
+        )
     try:
         socket.create_connection((host.strip("[]"), int(port)), _CONNECT_S).close()
     except OSError as error:
@@ -248,15 +252,17 @@ def _check_port(address: str) -> None:
 def _why_not_joined(address: str, error: BaseException) -> str:
     if type(error).__name__ == "AuthenticationError":  # Ray before 2.52 knows no tokens
         return (
-            f"the Ray cluster at {address} wants a token: set RAY_AUTH_MODE=token and "
-            "RAY_AUTH_TOKEN_PATH as on its head"
+            f"the Ray cluster at {address} needs a token; set RAY_AUTH_MODE=token and "
+            "RAY_AUTH_TOKEN_PATH as on its head node"
         )
     if isinstance(error, ConnectionError) and address == "auto":
         return (
-            "no Ray cluster runs on this machine; start one with `ray start --head`, say where one "
-            "is with RAY_ADDRESS=HOST:6379, or have one started for this run with RAY_ADDRESS=local"
+            "no Ray cluster runs on this machine; start one with `ray start --head`, name another "
+            "one with RAY_ADDRESS=HOST:6379, or let batchrun start one with RAY_ADDRESS=local"
         )
-    return f"the Ray cluster at {address} cannot be joined: {_in_words(error)}"
+    return (
+        f"the Ray cluster at {address} cannot be joined ({_in_words(error)}); try `ray status` here"
+    )
 
 
 def _in_words(error: BaseException) -> str:

@@ -177,13 +177,14 @@ def check_machines(
     hosts = ", ".join(sorted(machines.values()))
     if simulated:
         raise JobError(
-            f"the simulator serves this machine alone, and there are workers on {hosts}; use "
-            'address = "local" in [cluster], or start `batchrun simulate` and give its --base-url'
+            f"the simulator of --simulate answers on one machine only, but there are workers on "
+            f'{hosts}; use address = "local" in [cluster], or start `batchrun simulate --host '
+            "0.0.0.0` and give --base-url http://HOST:8080/v1 --api-key-env none instead"
         )
     raise JobError(
-        f"{base_urls[0]} is a loopback address, and there are workers on {hosts}; give an address "
-        "that all of them reach, or, where each has a server of its own, write per_node_endpoint "
-        "= true into [cluster]"
+        f"{base_urls[0]} is a loopback address, but there are workers on {hosts}; give an address "
+        "that all of them can reach. If each machine has a server of its own, write "
+        "per_node_endpoint = true into [cluster]"
     )
 
 
@@ -197,7 +198,7 @@ def decode_greeting(data: Any) -> Greeting:
     try:
         return msgspec.json.decode(data, type=Greeting)
     except (msgspec.DecodeError, TypeError) as error:
-        raise WorkerFailed(f"it says nothing that can be read: {error}", is_over=True) from error
+        raise WorkerFailed(f"its first answer cannot be read ({error})", is_over=True) from error
 
 
 def _python() -> str:

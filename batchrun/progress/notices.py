@@ -20,7 +20,7 @@ from batchrun.progress.summary_text import cost_in_words, next_step, not_ok_in_w
 STALL_S = 600.0  # without a completed row
 _BUDGET_SHARE = 0.8
 _WHY = 500  # characters of a reason
-_STATES = {"limited": "done as far as it was asked", "stopped": "stopped early"}
+_STATES = {"limited": "finished as far as was asked", "stopped": "stopped early"}
 
 
 Kind = Literal["info", "success", "warning", "failure"]  # the words of apprise
@@ -50,14 +50,14 @@ class Notices:
         if summary.settled != self._completed:
             if self._is_stalled:
                 still = duration(now_s - self._moved_s)
-                why = f"A row is complete again, after {still} without one."
-                yield _notice(summary, "goes on", (why, *_counts(summary), look), "info")
+                why = f"A row was completed, after {still} without one."
+                yield _notice(summary, "continues", (why, *_counts(summary), look), "info")
             self._completed, self._moved_s, self._is_stalled = summary.settled, now_s, False
         elif not self._is_stalled and now_s - self._moved_s >= self._stall_s:
             self._is_stalled = True
             why = f"No row was completed for {duration(now_s - self._moved_s)}."
             waits = f"limited by: {brief(summary.binds or 'unknown', _WHY)}"
-            yield _notice(summary, "stands still", (why, waits, *_counts(summary), look), "warning")
+            yield _notice(summary, "is stalled", (why, waits, *_counts(summary), look), "warning")
         for budget in budgets:
             spent_usd = budget.spent_usd + budget.unknown_usd
             is_near = budget.cap_usd > 0 and spent_usd >= _BUDGET_SHARE * budget.cap_usd

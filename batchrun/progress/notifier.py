@@ -62,8 +62,8 @@ def _address(number: int, given: str, url: str, about: Mapping[str, Any]) -> Add
     what = f"notify.urls (--notify): {given if is_secret else f'number {number} ({scheme}://…)'}"
     if about["why"] is not None:
         raise JobError(
-            f"{what} is no URL that apprise can use ({about['why']}); see how it writes those of "
-            "your service: https://appriseit.com/services"
+            f"{what} is not a URL that apprise can use ({about['why']}); see "
+            "https://appriseit.com/services for the form that your service needs"
         )
     if about["has_secret"] and not is_secret:
         raise JobError(f"{what} holds a secret. {IN_VARIABLE}")
@@ -98,7 +98,7 @@ class Notifier:
         except _Failed as error:
             why = str(error)
         if why is not None:
-            self.problems.append(f'{address.name} was not told "{notice.title}": {why}')
+            self.problems.append(f'{address.name} did not get "{notice.title}": {why}')
 
 
 def _answer(question: Mapping[str, Any], seconds: float) -> Any:

@@ -76,8 +76,9 @@ def read_status(path: Path) -> Summary:
 def _draining_in_words(workers: Sequence[int]) -> str:
     what = plural(len(workers), "worker")
     return (
-        f"the command that led this run is gone; {what} (w{', w'.join(map(str, workers))}) land "
-        "what is in flight, and the next command waits for that"
+        f"the command of this run has ended; {what} (w{', w'.join(map(str, workers))}) still "
+        f"{'waits' if len(workers) == 1 else 'wait'} for requests in flight; the next command "
+        "continues when they have ended"
     )
 
 

@@ -67,8 +67,8 @@ class Claim:
         owner = others[0]
         raise JobError(
             f"{url} is in use by process {owner.pid} on {owner.host} (its journal is in "
-            f"{owner.scratch} there); wait for it or stop it. If it was killed, its claim ends "
-            f"after {STALE_S:.0f} s; to use its journal, go on on that machine"
+            f"{owner.scratch} there); wait until it has ended, or stop it. If it was killed, its "
+            f"claim expires after {STALE_S:.0f} s. To use its journal, run the command there"
         )
 
     def renew(self) -> None:
@@ -118,6 +118,6 @@ def _owner(store: ObjectStore, claim: RemoteObject) -> Claimant | None:
         return msgspec.json.decode(data, type=Claimant)
     except msgspec.MsgspecError as error:
         raise RemoteError(
-            f"{store.name(claim.key)}: no claim of batchrun ({error}); delete it, or give another "
-            "place with -o"
+            f"{store.name(claim.key)}: this object is not a claim of batchrun ({error}); delete "
+            "it, or give another place with -o"
         ) from error

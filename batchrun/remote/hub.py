@@ -67,14 +67,14 @@ def _explained(url: HubUrl, call: Any) -> Any:
     except errors.GatedRepoError as error:
         raise InputError(
             f"{url}: its owner has not given you access; ask for it on its page, and log in with "
-            "`hf auth login` or HF_TOKEN"
+            "`hf auth login` or set HF_TOKEN"
         ) from error
     except errors.RevisionNotFoundError as error:
         raise InputError(f"{url}: the data set has no such revision; check @REVISION") from error
     except errors.RepositoryNotFoundError as error:
         raise InputError(
             f"{url}: no such data set, or it is private; check OWNER/NAME, and log in with "
-            "`hf auth login` or HF_TOKEN"
+            "`hf auth login` or set HF_TOKEN"
         ) from error
     except errors.EntryNotFoundError as error:
         raise InputError(
@@ -83,8 +83,8 @@ def _explained(url: HubUrl, call: Any) -> Any:
     except Exception as error:
         reason = " ".join(str(error).split())
         raise RemoteError(
-            f"{url}: the Hub cannot be asked ({reason:.300}); check the network, HF_ENDPOINT and "
-            "HF_TOKEN"
+            f"{url}: the request to the Hub failed ({reason:.300}); check the network, HF_ENDPOINT "
+            "and HF_TOKEN"
         ) from error
 
 

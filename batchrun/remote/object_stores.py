@@ -65,7 +65,7 @@ def within(seconds: float, what: str, call: Callable[[], T]) -> T:
     if errors:
         raise errors[0]
     if not answers:
-        raise RemoteError(f"{what}: no answer for {seconds:.0f} s; check the network, then go on")
+        raise RemoteError(f"{what}: no answer for {seconds:.0f} s; check the network")
     return answers[0]
 
 
@@ -115,7 +115,10 @@ class ObjectStore:
 
         data = self._call(key, read)
         if len(data) < found.size:
-            raise RemoteError(f"{self.name(key)}: {len(data)} of {found.size} bytes arrived")
+            raise RemoteError(
+                f"{self.name(key)}: only {len(data)} of {found.size} bytes arrived; check the "
+                "network"
+            )
         return data
 
     def read_at(self, file: Any, key: str, size: int, place: int) -> bytes:
@@ -123,8 +126,9 @@ class ObjectStore:
         data: bytes = self._call(key, lambda: file.read_at(size, place))
         if len(data) < size:
             raise RemoteError(
-                f"{self.name(key)}: ends after {place + len(data):,} bytes, and had "
-                f"{place + size:,} or more before; it has changed, or the answer was cut"
+                f"{self.name(key)}: ends after {place + len(data):,} bytes, but had "
+                f"{place + size:,} or more before; check whether it has changed, or whether the "
+                "network cuts answers"
             )
         return data
 
@@ -192,10 +196,10 @@ class ObjectStore:
 
 
 _SAID = {  # what to do, by what errors say
-    "there is no such bucket; check its name, and create it before": (
+    "there is no such bucket; check its name, or create it": (
         r"NO_SUCH_BUCKET|NoSuchBucket|ContainerNotFound|bucket does not exist"
     ),
-    "the credentials are missing, refused or not allowed to do this; {credentials}": (
+    "the credentials are missing, refused or not allowed to do this; check them: {credentials}": (
         r"ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE|EXPIRED|UNRECOGNIZED_CLIENT|"
         r"HTTP status 40[13]|Forbidden|\b40[13]\b|PERMISSION_DENIED|UNAUTHENTICATED|"
         r"AuthenticationFailed|AuthorizationFailure|[Cc]redential"
@@ -207,7 +211,7 @@ _SAID = {  # what to do, by what errors say
     "the bucket is in another region; set AWS_REGION": (
         r"HTTP status 301|PermanentRedirect|AuthorizationHeaderMalformed|IllegalLocation"
     ),
-    "the store is overloaded or fails; go on later": (
+    "the store is overloaded or failing; wait until it works again": (
         r"SLOW_DOWN|HTTP status 5\d\d|SERVICE_UNAVAILABLE|INTERNAL_FAILURE"
     ),
 }
@@ -231,7 +235,7 @@ def explained(name: str, scheme: str, error: BaseException) -> str:
     status = re.search(r"AWS Error ([A-Z_]+).*?operation: (.*)", text)
     reason = ": ".join(filter(None, status.groups())) if status else text
     found = (advice for advice, pattern in _SAID.items() if re.search(pattern, text))
-    advice = next(found, "try it with the vendor's own tool").format(
+    advice = next(found, "check with the vendor's own tool whether it can be used").format(
         credentials=_CREDENTIALS[scheme], endpoint=_ENDPOINTS[scheme]
     )
     return f"{name}: {reason:.300}; {advice}"
@@ -261,7 +265,8 @@ def _filesystem(
         return _gcs(is_anonymous, is_first) if scheme == "gs" else _azure(bucket)
     except (AttributeError, ImportError) as error:  # a build of pyarrow without it
         raise JobError(
-            f"{scheme}://: this pyarrow cannot read it ({error}); install one from PyPI"
+            f"{scheme}://: this build of pyarrow does not support it ({error}); install pyarrow "
+            "from PyPI"
         ) from error
     except (OSError, ValueError, pa.ArrowException) as error:
         raise JobError(explained(f"{scheme}://{bucket}", scheme, error)) from error
@@ -331,8 +336,8 @@ def _azure(bucket: str) -> fs.FileSystem:
     account = account or _first_of("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT")
     if not account:
         raise JobError(
-            f"abfs://{bucket}: no storage account; write abfs://CONTAINER@ACCOUNT.dfs.core."
-            "windows.net/PATH, or set AZURE_STORAGE_ACCOUNT_NAME"
+            f"abfs://{bucket}: the URL names no storage account; write "
+            "abfs://CONTAINER@ACCOUNT.dfs.core.windows.net/PATH, or set AZURE_STORAGE_ACCOUNT_NAME"
         )
     key = said.get("AccountKey") or _first_of("AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_KEY")
     sas = said.get("SharedAccessSignature") or os.environ.get("AZURE_STORAGE_SAS_TOKEN")

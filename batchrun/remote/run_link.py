@@ -46,8 +46,9 @@ def read_link(folder: Path) -> Link | None:
         return None
     except (OSError, msgspec.MsgspecError) as error:
         raise StoreError(
-            f"{path}: cannot be read ({error}); it says which store the run is in: delete the "
-            "folder if nothing of its journal is needed, then run the same command again"
+            f"{path}: cannot be read ({error}); this file says which store the run is in. Restore "
+            "it; or, if nothing in the journal beside it is needed, delete the folder. Then run "
+            "the same command again"
         ) from error
 
 
@@ -60,7 +61,7 @@ def change_link(folder: Path, **changes: object) -> Link:
     """The same with these fields. Raises `OSError`, `StoreError`."""
     link = read_link(folder)
     if link is None:
-        raise StoreError(f"{folder / LINK_FILE}: deleted while the run goes on; put it back")
+        raise StoreError(f"{folder / LINK_FILE}: deleted during the run; restore it")
     link = replace(link, **changes)
     write_link(folder, link)
     return link

@@ -98,7 +98,7 @@ def refuse_taken(url: str) -> None:
     there = next((one.key for one in found if not one.key.startswith(f"{key}/{CLAIMS}/")), None)
     if there is not None:
         raise JobError(
-            f"{url} is there already ({store.name(there)}); give another place with -o, or delete "
+            f"{url} exists already ({store.name(there)}); give another place with -o, or delete "
             "it: an import that was killed leaves such objects"
         )
 
@@ -151,8 +151,8 @@ class _Target:
         self._url = link.url
         if link.claim is not None and self.store.find(link.claim) is None:
             raise RemoteError(
-                f"{link.url}: another command has taken this run, since this one could not renew "
-                "its claim; let that one end"
+                f"{link.url}: another command has taken this run over, since this one could not "
+                "renew its claim; wait until that one has ended"
             )
 
     def upload(self, name: str, path: Path) -> Stub:
@@ -172,7 +172,9 @@ class _Target:
     def stub(self, name: str) -> Stub:
         found = self.store.find(self.prefix + name)
         if found is None:
-            raise RemoteError(f"{self.store.name(self.prefix + name)}: it has vanished; restore it")
+            raise RemoteError(
+                f"{self.store.name(self.prefix + name)}: the object is missing; restore it"
+            )
         return Stub(store_url(self._url).below(name), found.size, found.stamp)
 
 
@@ -181,5 +183,7 @@ def _checked(store: ObjectStore, key: str, size: int) -> RemoteObject:
     found = store.find(key)
     if found is None or found.size != size:
         there = "nothing is" if found is None else f"{found.size} bytes are"
-        raise RemoteError(f"{store.name(key)}: {there} there, and {size} bytes were written")
+        raise RemoteError(
+            f"{store.name(key)}: {there} there, but {size} bytes were written; check the store"
+        )
     return found

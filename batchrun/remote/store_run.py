@@ -150,7 +150,7 @@ class StoreRun:
         self._store.write(key, data)
         found = self._store.find(key)
         if found is None or found.size != len(data):
-            raise RemoteError(f"{self._store.name(key)}: was not written as a whole")
+            raise RemoteError(f"{self._store.name(key)}: was not written whole; check the store")
         self._stamps[name], self._seen[name] = stamp, (found.size, found.stamp)
         return True
 
@@ -190,6 +190,6 @@ class StoreRun:
 
     def _lose(self, why: str) -> None:
         self.failure = StoreError(
-            f"{self.url}: its claim could not be renewed, so another machine may go on with it "
-            f"({why}); what has arrived is in {self._folder}: run the same command again"
+            f"{self.url}: its claim could not be renewed, so another machine may continue this "
+            f"run ({why}); the answers so far are in {self._folder}: run the same command again"
         )

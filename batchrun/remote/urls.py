@@ -61,7 +61,7 @@ def store_url(text: str) -> StoreUrl:
     found = _URL.match(text)
     scheme = _scheme(text)
     if found is None or scheme not in STORES:
-        raise JobError(f"{text}: no URL of an object store; write {_EXAMPLES}")
+        raise JobError(f"{text}: not a URL of an object store; write {_EXAMPLES}")
     rest, region = found[2], None
     if scheme == "s3" and (said := _REGION.search(rest)):
         rest, region = rest[: said.start()], said[1]
@@ -70,8 +70,8 @@ def store_url(text: str) -> StoreUrl:
     is_anonymous = scheme != "abfs" and user == "anonymous"
     if ":" in user or (at and scheme != "abfs" and not is_anonymous):
         raise JobError(
-            f"{scheme}://…@{name}/…: a URL with credentials in it; take them out, they come from "
-            "the environment and the files that the vendor's own tools read"
+            f"{scheme}://…@{name}/…: the URL holds credentials; remove them. They are read from "
+            "the environment and from the files of the vendor's own tools"
         )
     bucket = name if is_anonymous else bucket
     if not bucket or _MAGIC.search(bucket):
@@ -79,7 +79,7 @@ def store_url(text: str) -> StoreUrl:
     if scheme == "abfs" and at and not user:
         raise JobError(f"{text}: the URL names no container; write {_EXAMPLES}")
     if any(part in ("", ".", "..") for part in key.strip("/").split("/")[1:-1]):
-        raise JobError(f"{text}: an object's name with empty parts, . or ..; give its plain name")
+        raise JobError(f"{text}: the object's name has empty parts, . or ..; write it without")
     return StoreUrl(scheme, bucket, key.strip("/"), region, is_anonymous)
 
 
@@ -111,8 +111,8 @@ def hub_url(text: str) -> HubUrl:
     found = _HUB_URL.fullmatch(text)
     if found is None:
         raise JobError(
-            f"{text}: no data set of the Hub; write hf://datasets/OWNER/NAME/PATH, with @REVISION "
-            "after NAME for a branch, a tag or a commit"
+            f"{text}: not a data set of the Hub; write hf://datasets/OWNER/NAME/PATH, with "
+            "@REVISION after NAME for a branch, a tag or a commit"
         )
     revision = unquote(found[2]) if found[2] else None
     return HubUrl(found[1], revision, (found[3] or "").strip("/"))

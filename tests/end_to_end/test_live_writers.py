@@ -54,7 +54,7 @@ def test_whatever_reads_or_goes_on_with_a_run_takes_the_rows_of_all_writers(
 
     state = json.loads(batchrun("status", "run", "--json").stdout)
     assert (state["state"], state["ok"], state["left"]) == ("stopping", stored, _ROWS - stored)
-    assert "2 workers (w1, w2) land what is in flight" in state["message"]
+    assert "2 workers (w1, w2) still wait for requests in flight" in state["message"]
     assert batchrun("verify", "run").returncode == 0
     counted = batchrun("sql", "run", "select count(*) as n from responses", "--format", "json")
     assert json.loads(counted.stdout) == [{"n": stored}]
@@ -68,7 +68,7 @@ def test_whatever_reads_or_goes_on_with_a_run_takes_the_rows_of_all_writers(
     assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == stored
 
     again = begin(*command, "--concurrency", _ROWS)
-    read_until(again, "waiting for workers of the last command to land what is in flight")
+    read_until(again, "waiting for workers of the last command, which have requests in flight")
     one.close(has_drained=True)
     assert again.poll() is None
     other.close()  # as a kill

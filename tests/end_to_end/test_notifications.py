@@ -179,10 +179,10 @@ def test_a_stall_is_told_and_its_end(
     assert process.returncode == 0, said
     assert "telling json://127.0.0.1" in said or "warning" not in said
     titles = _titles(got)
-    assert titles.count("batchrun: run stands still") == 2
-    assert titles.count("batchrun: run goes on") >= 1
+    assert titles.count("batchrun: run is stalled") == 2
+    assert titles.count("batchrun: run continues") >= 1
     assert titles.count("batchrun: run finished: all rows are ok") == 1
-    still = next(one["message"] for one in got if "stands still" in one["title"])
+    still = next(one["message"] for one in got if "is stalled" in one["title"])
     assert re.search(r"No row was completed for (0\.[4-9]|[1-9]\d*\.\d) s", still)
     assert "limited by: the answers to requests in flight" in still
     assert "next: batchrun status run" in still
@@ -203,7 +203,7 @@ def test_addresses_that_fail_are_warnings(
     summary = json.loads(done.stdout)
     assert sorted(f"warning: {one}" for one in summary["warnings"]) == sorted(warnings)
     bad, gone = sorted(warnings)
-    told = 'was not told "batchrun: run finished: all rows are ok"'
+    told = 'did not get "batchrun: run finished: all rows are ok"'
     assert f"env:BAD {told}: Failed to send JSON POST notification: " in bad
     assert "error=500" in bad
     assert "A Connection error occurred" in gone
@@ -219,7 +219,7 @@ def test_an_address_that_hangs_is_given_up(
     process = begin("600", "2", *words, command=(sys.executable, script))
     said = read_rest(process)
     assert process.returncode == 0, said
-    assert re.search(r"warning: json://\S+/hangs was not told .* no answer within 2 s", said)
+    assert re.search(r"warning: json://\S+/hangs did not get .* no answer within 2 s", said)
     assert "done: 3 of 3 rows" in said
 
 
@@ -238,8 +238,8 @@ def test_what_ends_before_anything_is_sent_is_told(
 
 _REFUSED: tuple[tuple[tuple[str, ...], dict[str, str], str], ...] = (
     # Seen at once.
-    (("--notify", "nowhere"), {}, "number 1 is no URL"),
-    (("--notify", "env:NOT-A-NAME"), {}, "number 1 is no URL"),
+    (("--notify", "nowhere"), {}, "number 1 is not a URL"),
+    (("--notify", "env:NOT-A-NAME"), {}, "number 1 is not a URL"),
     (("--notify", "env:UNSET"), {}, "the environment variable UNSET is not set"),
     (("--notify", "mailto://me:ThisIsTheKey@example.com"), {}, "notify.urls holds a secret"),
     (("--notify", "json://example.com/?+X-Token=ThisIsTheKey"), {}, "write env:NAME in its place"),
@@ -249,9 +249,17 @@ _REFUSED: tuple[tuple[tuple[str, ...], dict[str, str], str], ...] = (
         "holds the value",
     ),
     # Seen by apprise.
-    (("--notify", "nosuch://example.com/ThisIsTheKey"), {}, "number 1 (nosuch://…) is no URL that"),
+    (
+        ("--notify", "nosuch://example.com/ThisIsTheKey"),
+        {},
+        "number 1 (nosuch://…) is not a URL that",
+    ),
     (("--notify", "tgram://123456789:ThisIsTheKey_hijklmnopqrstuvwx/12/"), {}, "holds a secret"),
-    (("--dry-run", "--notify", "env:A"), {"A": "discord://ThisIsTheKey"}, "env:A is no URL that"),
+    (
+        ("--dry-run", "--notify", "env:A"),
+        {"A": "discord://ThisIsTheKey"},
+        "env:A is not a URL that",
+    ),
 )
 
 

@@ -105,7 +105,7 @@ def test_a_killed_worker_costs_what_it_had_in_flight_and_no_worker_is_exit_3(
     large = write_job('[input]\npath = "prompts.jsonl"\n[cluster]\ncpus_per_worker = 64\n')
     waited = batchrun("run", large, *words[2:], "--give-up-after", "1", env=cluster)
     assert waited.returncode == 3, waited.stderr
-    assert "no worker could be had for 1" in waited.stderr
+    assert "no worker was available for 1" in waited.stderr
     assert "a worker needs 64" in waited.stderr
     assert not (tmp_path / "run").exists()
 
@@ -447,7 +447,7 @@ def test_what_cannot_be_joined_is_exit_2(
     for address, told in (
         ("127.0.0.1:9", "no Ray cluster answers at 127.0.0.1:9"),
         ("ray://127.0.0.1:10001", "is of Ray's client"),
-        ("somewhere", "is no HOST:PORT"),
+        ("somewhere", "is not of the form HOST:PORT"),
     ):
         done = batchrun(*words, env={"RAY_ADDRESS": address})
         assert (done.returncode, told in done.stderr) == (2, True), done.stderr

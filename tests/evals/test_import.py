@@ -82,7 +82,7 @@ def test_nothing_is_sent_to_an_imported_run(tmp_path: Path, batchrun: Command) -
         assert "holds imported answers" in refused.stderr
     again = batchrun(*imported)
     assert again.returncode == 2
-    assert "run is there already" in again.stderr
+    assert "run exists already" in again.stderr
     assert responses(tmp_path / "run") == before
     assert batchrun("verify", "run").returncode == 0
 

@@ -63,7 +63,7 @@ def test_loopback_is_refused_on_several_machines(said: Greeting) -> None:
     other = replace(said, machine="other", host="other")
     with pytest.raises(JobError, match="per_node_endpoint"):
         check_machines([said, other], LOOPBACK, simulated=False)
-    with pytest.raises(JobError, match="the simulator serves this machine alone"):
+    with pytest.raises(JobError, match="the simulator of --simulate answers on one machine only"):
         check_machines([said, other], LOOPBACK, simulated=True)
     check_machines([said, other], [], simulated=False)
 

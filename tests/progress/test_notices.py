@@ -27,13 +27,13 @@ def test_ten_minutes_without_a_row_are_told_once_and_so_is_the_next_row() -> Non
     notices = Notices()
     assert titles(notices, summary(), 1_000.0) == []
     assert titles(notices, summary(), 1_599.9) == []
-    assert titles(notices, summary(), 1_600.0) == ["stands still"]
+    assert titles(notices, summary(), 1_600.0) == ["is stalled"]
     assert titles(notices, summary(), 9_000.0) == []
     (over,) = notices.look(summary(not_ok=1), (), 9_001.0)
-    assert over.title == "batchrun: my run goes on"
+    assert over.title == "batchrun: my run continues"
     assert "complete again, after 2 h 13 min without one" in over.body
     assert titles(notices, summary(not_ok=1), 9_600.0) == []
-    assert titles(notices, summary(not_ok=1), 9_601.0) == ["stands still"]
+    assert titles(notices, summary(not_ok=1), 9_601.0) == ["is stalled"]
 
 
 def test_a_row_that_is_sent_again_counts_when_it_is_complete_again() -> None:
@@ -41,7 +41,7 @@ def test_a_row_that_is_sent_again_counts_when_it_is_complete_again() -> None:
     assert titles(notices, summary(ok=4, again=2), 0.0) == []
     assert titles(notices, summary(ok=4, again=1), 599.0) == []
     assert titles(notices, summary(ok=4, again=1), 1_198.0) == []
-    assert titles(notices, summary(ok=4, again=1), 1_199.0) == ["stands still"]
+    assert titles(notices, summary(ok=4, again=1), 1_199.0) == ["is stalled"]
 
 
 def test_what_it_waits_for_is_told_in_one_harmless_line() -> None:
@@ -90,7 +90,7 @@ def test_each_cap_is_told_of() -> None:
         ),
         (
             summary(ok=3, not_ok=1, state="limited", exit_code=4, source_rows=20),
-            "done as far as it was asked: 1 row is not ok",
+            "finished as far as was asked: 1 row is not ok",
             "warning",
         ),
         (summary(ok=1, state="stopped", exit_code=3, message="no"), "stopped early", "warning"),

@@ -271,7 +271,7 @@ async def test_a_run_whose_claim_another_command_has_taken_stops_and_loses_nothi
             bucket.delete(claim)
         said = (await asyncio.wait_for(process.communicate(), HANG_S))[1].decode()
         assert process.returncode == 1, said
-        assert "another machine may go on with it (another command has taken it)" in said
+        assert "another machine may continue this run (another command has taken it over)" in said
         assert "run the same command again" in said
         assert list(scratch_of(tmp_path).glob("journal/w*.log"))
         done = await asyncio.to_thread(batchrun, *words[:4], "--quiet", env=s3)

@@ -119,7 +119,7 @@ def test_an_import_into_a_store_is_there_whole_or_is_no_run(
 ) -> None:
     (tmp_path / "answers.jsonl").write_text(answers("0", "1"))
     words = ("import", "answers.jsonl", *_COLUMNS, "-o")
-    assert "is there already" in here(*words, url, code=2)
+    assert "exists already" in here(*words, url, code=2)
     assert killed_at(1, "before", *words, f"{bucket.url}/runs/half", counts="/run.json")
     for claim in bucket.names("runs/half/claims/"):
         bucket.delete(claim)  # as if a minute had passed

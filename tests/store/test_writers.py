@@ -323,7 +323,9 @@ def test_the_next_command_waits_for_workers_that_land_what_they_have(
         said.append(what)
 
     team.driver = RunDir.open(team.path, waiting=land)
-    assert "waiting for workers of the last command to land what is in flight (process" in said[0]
+    assert (
+        "waiting for workers of the last command, which have requests in flight (process" in said[0]
+    )
     assert sorted(team.driver.complete_rows().rows) == [0, 1, 2]
     assert [name for name in files(team.path) if "journal" in name] == ["journal/w2-000001.log"]
     team.driver.finish()

@@ -213,7 +213,7 @@ class Driver:
         """Asks for workers in place of those that are lost."""
         alive = sum(one.is_alive for one in self._workers)
         if not alive and (problem := self._cluster.problem()) is not None:
-            self.stop(RunStopped(f"{problem}; run again to go on", StopCause.ENDPOINT))
+            self.stop(RunStopped(f"{problem}; run the same command again", StopCause.ENDPOINT))
         elif now_s - self._idle_s >= self._job.limits.outage_s:
             self.stop(RunStopped(none_came_in_words(now_s - self._idle_s, ""), StopCause.ENDPOINT))
         elif alive < self._wanted and now_s >= self._next_start_s:
@@ -405,7 +405,7 @@ class Driver:
             await asyncio.wait((call,), timeout=max(left_s, _AGAIN_S))
             if not call.done():  # it gives this driver up, too; its lock will say when it has
                 call.add_done_callback(_forget)
-                raise WorkerFailed(f"no word for {self._silence_s:g} s", is_over=False)
+                raise WorkerFailed(f"no answer for {self._silence_s:g} s", is_over=False)
             try:
                 return call.result()
             except WorkerFailed as error:

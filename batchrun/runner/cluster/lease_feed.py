@@ -88,8 +88,8 @@ class LeaseFeed:
                 self._requests = None
                 if self._reading.unread:
                     raise InputError(
-                        "rows of the input are missing that were there when the run was planned; "
-                        "leave the input as it is during a run, then give the same command again"
+                        "the input has fewer rows than when the run was planned; restore it, do "
+                        "not change it during a run, and run the same command again"
                     )
             if self._leases.empty() and not self._has_told:
                 self._has_told = True

@@ -137,9 +137,9 @@ def one_worker_file(plan: Plan, workers: int) -> str | None:
     if rows < OFFSETS_EVERY:
         return None
     return (
-        f"{file} holds {rows:,} of {plural(plan.source_rows, 'row')} and is read from its start "
-        f"alone, so one of {workers} workers completes them; write it as JSON Lines that are not "
-        "packed, as Parquet, or as several files"
+        f"{file} holds {rows:,} of {plural(plan.source_rows, 'row')} and can only be read from "
+        f"its start, so a single one of {workers} workers completes them; store it as JSON Lines "
+        "without compression, as Parquet, or as several files"
     )
 
 

@@ -130,22 +130,22 @@ def not_started_in_words(led: Led) -> str:
     if isinstance(led.error, JobError):
         return str(led.error)
     return (
-        f"a worker cannot be started: {led.error}; the machines of the cluster need the same "
-        "batchrun and the same Python as this one"
+        f"a worker cannot be started: {led.error}; install the same versions of batchrun and "
+        "Python on all machines of the cluster"
     )
 
 
 def none_came_in_words(waited_s: float, free: str) -> str:
     why = f" ({free})" if free else ""
     return (
-        f"no worker could be had for {duration(waited_s)}{why}; look at `ray status`, and run "
-        "again to go on, perhaps with fewer --workers"
+        f"no worker was available for {duration(waited_s)}{why}; check the cluster with "
+        "`ray status`, then run the same command again, perhaps with fewer --workers"
     )
 
 
 def holding_its_lock(led: Led, silent_s: float) -> RunStopped:
     return RunStopped(
-        f"{led.name} has not answered for {duration(silent_s)}, and still holds the lock of its "
-        "journal; end its process, and run again to go on",
+        f"{led.name} has not answered for {duration(silent_s)}, but still holds the lock of its "
+        "journal; end its process, then run the same command again",
         StopCause.ENDPOINT,
     )

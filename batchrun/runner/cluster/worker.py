@@ -272,7 +272,7 @@ class Worker:
 
     def _give_up(self) -> None:
         silence_s = self._setup.silence_s
-        self._stop(_Told(f"no word from the driver for {silence_s:g} s"))
+        self._stop(_Told(f"no message from the driver for {silence_s:g} s"))
 
     def _stop(self, cause: BaseException) -> None:
         """Nothing more is read or sent; what is in flight lands."""

@@ -176,7 +176,9 @@ def wait_for_workers(
                     see_all(folder)
             return tuple(workers)
         owners = " and ".join(owner_in_words(folder / lock_name(one)) for one in alive)
-        waiting(f"waiting for workers of the last command to land what is in flight ({owners})")
+        waiting(
+            f"waiting for workers of the last command, which have requests in flight ({owners})"
+        )
         time.sleep(_LOOK_EVERY_S)
 
 
