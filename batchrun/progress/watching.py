@@ -16,7 +16,7 @@ _LOOK_EVERY_S = 0.5
 def watch_run(path: Path, stream: TextIO) -> None:
     """Shows what `run` itself shows, until no process has the directory or nobody reads it.
 
-    Raises `JobError` where it is no run directory, `StoreError`.
+    Raises `JobError` where it is not a run directory, `StoreError`.
     """
     progress = Progress(stream)
     try:

@@ -79,7 +79,7 @@ def store_url(text: str) -> StoreUrl:
     if scheme == "abfs" and at and not user:
         raise JobError(f"{text}: the URL names no container; write {_EXAMPLES}")
     if any(part in ("", ".", "..") for part in key.strip("/").split("/")[1:-1]):
-        raise JobError(f"{text}: the object's name has empty parts, . or ..; write it without")
+        raise JobError(f"{text}: the object's name has empty parts, . or ..; write it without them")
     return StoreUrl(scheme, bucket, key.strip("/"), region, is_anonymous)
 
 

@@ -109,7 +109,7 @@ def export_run(path: Path, target: Path, form: str, wanted: Wanted = ALL) -> Exp
 
 
 def check_target(path: Path, target: Path, *, is_folder: bool = False) -> None:
-    """Raises `JobError` where `path` is no run directory, or `target` cannot be replaced.
+    """Raises `JobError` where `path` is not a run directory, or `target` cannot be replaced.
 
     It lies outside of every run directory, and is no file of the run's source.
     """

@@ -524,8 +524,8 @@ class EarlierRows:
         if remaining:
             (custom_id, *_), row = next(iter(remaining.items()))
             raise StoreError(
-                f"row {row} ({custom_id}): its older outcome is in no part any more; leave the "
-                "run directory alone while it runs, then run the same command again"
+                f"row {row} ({custom_id}): its older outcome is missing from the tables; do not "
+                "change the run directory during a run, and run the same command again"
             )
         return found
 

@@ -191,7 +191,7 @@ _ADVICE = {
     errno.EMFILE: "raise the limit on open files (ulimit -n)",
     errno.ENFILE: "the system has too many open files: close some",
     errno.EIO: "the disk reports an error: check it, or move the run directory to another one",
-    errno.ENOENT: "it was moved or deleted: put it back",
+    errno.ENOENT: "it was moved or deleted: restore it",
 }
 
 
@@ -305,8 +305,8 @@ def take_lock(folder: Path, flock: Flock = fcntl.flock, name: str = LOCK) -> Loc
         owner = _in_words(_owner(handle))
         os.close(handle)
         raise JobError(
-            f"{folder} is in use by {owner}; wait for it, stop it, or give another directory "
-            f"with --output (batchrun status {folder} shows what it does)"
+            f"{folder} is in use by {owner}; wait until it has ended, stop it, or give another "
+            f"directory with --output (batchrun status {folder} shows what it is doing)"
         ) from None
     except OSError as error:
         os.close(handle)
@@ -413,9 +413,9 @@ def _lock_or_warn(folder: Path, handle: int, flock: Flock) -> str | None:
                 raise BlockingIOError from error
             last = "" if before is None else f" (the last was {_in_words(before)})"
             return (
-                f"{folder} is on a file system that cannot lock ({error.strerror}): nothing keeps "
-                f"a process on another host out, so see that there is none{last}, or give a "
-                "directory on a local disk with --output"
+                f"{folder} is on a file system that cannot lock ({error.strerror}), so a process "
+                f"on another machine could write to it too; make sure that there is none{last}, or "
+                "give a directory on a local disk with --output"
             )
         else:
             return None

@@ -181,7 +181,7 @@ def may_replace(file: BinaryIO) -> bool:
 def _other_version(file: BinaryIO, offset: int, what: str) -> StoreError:
     return StoreError(
         f"{file.name}, byte {offset}: a record that this version of batchrun cannot read ({what}); "
-        "go on with the version that wrote it"
+        "continue with the version that wrote it"
     )
 
 
@@ -266,5 +266,5 @@ def set_aside(segment: Path, damage: Damage) -> str | None:
     replace_file(aside, damaged, durable=True)
     return (
         f"{segment}: {damage.size} damaged bytes at offset {damage.offset}, set aside in "
-        f"{aside.name}; the rows they held are sent again. Check the disk"
+        f"{aside.name}; the rows in them are sent again. Check the disk"
     )

@@ -63,7 +63,7 @@ def opened(path: Path) -> Iterator[pq.ParquetFile]:
             if isinstance(error, OSError) and (error.errno is not None or "[errno " in str(error)):
                 raise
             raise StoreError(
-                f"{path}: damaged ({error}); put back a copy of it, or start a new run directory"
+                f"{path}: damaged ({error}); restore a copy of it, or start a new run directory"
             ) from error
 
 

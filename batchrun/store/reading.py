@@ -107,7 +107,7 @@ def _seen_from_here(copy: Path, url: str, stack: ExitStack) -> Path:
     record = read_run_record(copy)
     if record is None:
         raise JobError(
-            f"{url} is no run in a store (it has no {RUN_FILE}); give the URL that "
+            f"{url} is not a run in a store (it has no {RUN_FILE}); give the URL that "
             "batchrun run wrote to"
         )
     own = scratch_of(full, record.job.get("cluster", {}).get("scratch"))
@@ -126,15 +126,15 @@ def _is_ours(folder: Path, url: str) -> bool:
 
 
 def read_record(path: Path) -> RunRecord:
-    """What `run.json` says. Raises `JobError` where `path` is no run directory; `StoreError`."""
+    """What `run.json` says. Raises `JobError` where `path` is not a run directory; `StoreError`."""
     record = read_run_record(path)
     if record is None:
         what = f"it has no {RUN_FILE}" if path.is_dir() else "there is no such directory"
         what = "it is a file" if path.is_file() else what
         if path.is_dir() and is_locked(path):
-            what = "a command plans it, and has not begun to send"
+            what = "a command is planning it and has sent nothing yet"
         raise JobError(
-            f"{path} is no run directory ({what}); give the directory that batchrun run wrote to"
+            f"{path} is not a run directory ({what}); give the directory that batchrun run wrote to"
         )
     return record
 
@@ -158,7 +158,7 @@ def read_run_record(folder: Path) -> RunRecord | None:
         return msgspec.json.decode(text, type=RunRecord)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise StoreError(
-            f"{path}: damaged ({error}); put back a copy of it, or give another directory with "
+            f"{path}: damaged ({error}); restore a copy of it, or give another directory with "
             "--output. The tables beside it can still be read"
         ) from error
 

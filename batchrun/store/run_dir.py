@@ -98,7 +98,7 @@ class RunDir:
         has_outcomes = found.segments or found.has_parts or open_files(path / JOURNAL)
         if self.record is None and has_outcomes:
             raise StoreError(
-                f"{path}: {RUN_FILE} is missing though there are outcomes; put it back, or "
+                f"{path}: {RUN_FILE} is missing, but there are stored rows; restore it, or "
                 "give another directory with --output"
             )
         # What was damaged and set aside, and that the directory cannot be locked.
@@ -471,7 +471,7 @@ def _check_or_make(path: Path) -> tuple[Path, ...]:
     foreign = sorted(name for name in names - _OURS if not name.endswith(".tmp"))
     if RUN_FILE not in names and foreign:
         raise JobError(
-            f"{path} is no run directory and not empty (it holds {shown(foreign[0])}); "
+            f"{path} is not a run directory and not empty (it holds {shown(foreign[0])}); "
             "give an empty or new one with --output"
         )
     return ()

@@ -203,7 +203,7 @@ def rename_parts(folder: Path, intent: Intent) -> bool:
     if missing and is_committed:
         raise StoreError(
             f"{folder / missing[0]}: this part is missing, and its journal was already removed; "
-            "put the file back"
+            "restore the file"
         )
     if missing:  # the segments still hold every row: start over
         for name in (*chain(*renames), *(new.source for new in rewrites)):

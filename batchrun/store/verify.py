@@ -53,7 +53,7 @@ from batchrun.store.snapshot import Snapshot, snapshot
 
 _ATTEMPTS = 20  # on a run that goes on, a seal may replace a part meanwhile
 _SHOWN = 10  # of each thing that is wrong
-_DAMAGE = "; the next command sets them aside and sends the rows again that they held"
+_DAMAGE = "; the next command moves them to a file of their own and sends their rows again"
 
 
 class Proof(Struct):
@@ -70,7 +70,7 @@ class Proof(Struct):
 
 
 def verify(path: Path) -> Proof:
-    """Raises `JobError` where `path` is no run directory, or a newer batchrun's; `StoreError`."""
+    """Raises `JobError` for what is not a run directory, or a newer batchrun's; `StoreError`."""
     try:
         record = read_record(path)
     except StoreError as error:
@@ -128,7 +128,7 @@ def _wrong_in_part(
     is_calls = table == TOOL_CALLS
     wanted = tool_call_schema(version or 1) if is_calls else response_schema(layout, version or 1)
     if not (found.equals(wanted) or _is_rewritten_later(found, wanted, record)):
-        yield f"{name}: its columns are not those that run.json has pinned"
+        yield f"{name}: its columns are not those that run.json names"
         return
     file, first = ledger.add_file(name), 0
     try:
@@ -200,7 +200,7 @@ def _check_parts(path: Path, record: RunRecord, proof: Proof) -> None:
     found = proof.rows_in_parts + proof.rows_in_journal
     missing = missing_parts(path, record, lambda: found)
     proof.problems += [
-        f"{name}: missing; it held {plural(rows, 'row')}. Put it back"
+        f"{name}: missing; it held {plural(rows, 'row')}. Restore it"
         for name, rows in missing.items()
     ]
     try:
@@ -218,7 +218,7 @@ def _check_scores(path: Path, proof: Proof) -> None:
     """Each file of scores can be read whole; a scorer can make it again."""
     for file in sorted((path / SCORES).glob(f"*/{SCORES_FILE}")):
         name = file.relative_to(path)
-        again = f"batchrun score {run_name(path)} --again makes it anew"
+        again = f"batchrun score {run_name(path)} --again writes it again"
         try:
             for batch in read_part(file, None):
                 if batch.schema.names != score_schema().names:
@@ -232,11 +232,11 @@ def _check_leftovers(path: Path, proof: Proof) -> None:
     """Files that an ended run does not have, and files that are none of its own."""
     said = proof.problems if proof.state in ENDED else proof.notes
     names = temporaries(path, "", JOURNAL, *TABLES)
-    said += [f"{name}: left by a write that did not end" for name in names]
+    said += [f"{name}: left by a write that was interrupted" for name in names]
     for entry in sorted((path / JOURNAL).glob("*")):
         name = entry.relative_to(path)
         if entry.suffix == ".intent":
-            said.append(f"{name}: left by a seal that did not end")
+            said.append(f"{name}: left when the writing of parts was interrupted")
         elif entry.suffix == ".log" and proof.state in ENDED:
             said.append(f"{name}: its rows should be in parts by now")
         elif entry.suffix in (".open", ".started"):
@@ -246,7 +246,7 @@ def _check_leftovers(path: Path, proof: Proof) -> None:
         elif entry.name.startswith("damaged-"):
             proof.notes.append(f"{name}: damaged bytes set aside; their rows were sent again")
     proof.problems += [
-        f"{entry.relative_to(path)}: no part of this run, yet read with its tables; move it"
+        f"{entry.relative_to(path)}: not a part of this run, but read with its tables; move it away"
         for table in TABLES
         for entry in sorted((path / table).glob("*.parquet"))
         if not is_numbered(entry.name)
@@ -278,7 +278,7 @@ def _check_totals(now: Snapshot, record: RunRecord, proof: Proof) -> None:
         if (one := getattr(said, name)) != (other := getattr(found, name))
     ]
     if said.rows > record.rows:
-        wrong.append(f"{RUN_FILE}: {said.rows} rows are complete of {record.rows} in the source")
+        wrong.append(f"{RUN_FILE}: {said.rows} rows are complete, but the source has {record.rows}")
     remaining = record.rows - said.rows
     # Schema 1 called a run finished when its `--limit` was.
     if record.state == "finished" and remaining > 0 and record.schema_version > 1:
@@ -393,7 +393,7 @@ class _Ledger:
                 yield f"{self._files[file]}, row {place} of it: row {row} ({name}): {text}"
             if len(found) > _SHOWN:
                 count = self._database.execute(f"SELECT count(*) FROM ({sql})").fetchall()[0][0]  # noqa: S608 - our own words
-                yield f"and {count - _SHOWN:,} more of the last"
+                yield f"and {count - _SHOWN:,} more like the last one"
 
     def counts(self) -> tuple[int, int, int]:
         """Rows in parts that count, tool calls, rows in the journal; after `problems`."""

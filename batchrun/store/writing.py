@@ -172,7 +172,7 @@ class JournalWriter:
                 self._fail(
                     StoreError(
                         f"{self._segment.path}: deleted while it was written; "
-                        "what it held is lost, run the same command again"
+                        "its rows are lost; run the same command again, which sends them again"
                     )
                 )
 
@@ -233,7 +233,7 @@ class JournalWriter:
 def _bug_in_words(bug: Exception, folder: Path, segments: Sequence[str]) -> str:
     return (
         f"{folder}: sealing {segments[-1]} failed ({type(bug).__name__}: {bug});"
-        " the journal still holds its rows. Please report this"
+        " the journal still holds its rows, so nothing is lost. Please report this"
     )
 
 

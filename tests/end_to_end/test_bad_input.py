@@ -220,7 +220,7 @@ _CASES: dict[str, tuple[dict[str, str | bytes], tuple[str, ...], str]] = {
     "a run directory that holds other things": (
         {"a.jsonl": _LINE, "mine/thesis.txt": "mine"},
         ("a.jsonl", *_P, *_M, "-o", "mine"),
-        "is no run directory and not empty",
+        "is not a run directory and not empty",
     ),
 }
 

@@ -286,7 +286,7 @@ def test_of_two_commands_that_start_a_run_at_once_one_alone_sends(
         planned = batchrun("status", "run")
     assert second.returncode == 2
     assert f"in use by process {first.pid}" in second.stderr
-    assert "a command plans it, and has not begun to send" in planned.stderr
+    assert "a command is planning it and has sent nothing yet" in planned.stderr
     _, said = first.communicate(timeout=HANG_S)
     assert first.returncode == 0, said
     assert totals() == (10, 10, 10)

@@ -97,7 +97,7 @@ def test_what_is_no_run_and_no_row_is_said_so(source: Path, batchrun: Run) -> No
     for command in (("status", "nowhere"), ("show", "nowhere", "1"), ("status", ".")):
         done = batchrun(*command)
         assert done.returncode == 2
-        assert "is no run directory" in done.stderr
+        assert "is not a run directory" in done.stderr
 
 
 def test_without_a_terminal_lines_come_at_changes_of_state_alone(
@@ -217,7 +217,7 @@ def test_formats_that_exclude_each_other_are_refused(batchrun: Run) -> None:
         assert not done.stdout
     missing = batchrun("status", "nowhere", "--watch")
     assert missing.returncode == 2
-    assert "is no run directory" in missing.stderr
+    assert "is not a run directory" in missing.stderr
     metrics = batchrun("status", "nowhere", "--format", "prometheus")
     assert (metrics.returncode, metrics.stdout) == (2, "")
 

@@ -54,11 +54,11 @@ def test_what_cannot_be_reported_or_exported_is_said(
     assert batchrun("run", source, *ask).returncode == 0
     before = sorted((tmp_path / "run").rglob("*"))
     for words, said in (
-        (("report", "nowhere"), "is no run directory"),
+        (("report", "nowhere"), "is not a run directory"),
         (("report", "run", "--html", "run/page.html"), "lies in the run directory itself"),
         (("export", "run", "rows.xlsx"), "--format"),
         (("export", "run", "nowhere/rows.csv"), "is no folder"),
-        (("export", "nowhere", "rows.csv"), "is no run directory"),
+        (("export", "nowhere", "rows.csv"), "is not a run directory"),
     ):
         done = batchrun(*words)
         assert (done.returncode, said in done.stderr) == (2, True), done.stderr

@@ -67,7 +67,7 @@ def test_a_live_a_killed_and_a_finished_run_are_asked_together(
         (("run", "COPY responses TO 'x.csv'"), "only reads"),
         (("run",), "Missing argument"),
         (("run", "run"), "QUERY is missing"),
-        (("nowhere", "SELECT 1"), "is no run directory"),
+        (("nowhere", "SELECT 1"), "is not a run directory"),
     ],
 )
 def test_what_cannot_be_answered_is_said(

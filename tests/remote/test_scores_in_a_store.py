@@ -125,7 +125,7 @@ def test_an_import_into_a_store_is_there_whole_or_is_no_run(
         bucket.delete(claim)  # as if a minute had passed
     assert bucket.names("runs/half/responses/")
     assert bucket.get("runs/half/run.json") is None
-    assert "is no run in a store" in here("status", f"{bucket.url}/runs/half", code=2)
+    assert "is not a run in a store" in here("status", f"{bucket.url}/runs/half", code=2)
     again = here(*words, f"{bucket.url}/runs/half", code=2)
     assert "delete it: an import that was killed leaves such objects" in again
     for key in bucket.names("runs/half/"):

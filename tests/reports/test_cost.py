@@ -267,7 +267,7 @@ def test_what_to_compare_with_must_be_known(tmp_path: Path) -> None:
         read(path, models=["gpt-9"])
     with pytest.raises(JobError, match="no tier bulk; known are standard, batch"):
         read(path, tier="bulk")
-    with pytest.raises(JobError, match="no run directory"):
+    with pytest.raises(JobError, match="not a run directory"):
         read(tmp_path)
 
 

@@ -141,7 +141,7 @@ def test_what_a_file_held_is_replaced_and_what_is_no_file_is_refused(
         with pytest.raises(JobError):
             export_run(run, wrong, "csv")
     assert sorted(run.rglob("*")) == held
-    with pytest.raises(JobError, match="is no run directory"):
+    with pytest.raises(JobError, match="is not a run directory"):
         export_run(tmp_path, target, "csv")
     assert target.read_bytes() == first
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]

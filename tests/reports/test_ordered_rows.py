@@ -106,7 +106,7 @@ def test_a_run_without_rows_has_none_and_no_run_is_said_so(
 ) -> None:
     begin(tmp_path / "run").close()
     assert _rows(tmp_path / "run") == []
-    with pytest.raises(JobError, match="is no run directory"):
+    with pytest.raises(JobError, match="is not a run directory"):
         _rows(tmp_path)
 
 

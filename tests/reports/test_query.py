@@ -297,7 +297,7 @@ def test_files_of_the_user_can_be_joined(
 def test_a_damaged_part_and_no_run_are_said(
     tmp_path: Path, begin: Callable[..., RunDir], answered: Make
 ) -> None:
-    with pytest.raises(JobError, match="is no run directory"):
+    with pytest.raises(JobError, match="is not a run directory"):
         _text(tmp_path, "SELECT 1")
     run_dir = begin(tmp_path / "run")
     for row in range(50):

@@ -51,7 +51,7 @@ def test_without_parts_the_tables_are_empty_and_have_their_columns(
 def test_what_cannot_be_read_is_said(
     tmp_path: Path, begin: Callable[..., RunDir], answered: Make
 ) -> None:
-    with pytest.raises(JobError, match="is no run directory"):
+    with pytest.raises(JobError, match="is not a run directory"):
         _ask(tmp_path, "SELECT 1")
     run_dir = begin(tmp_path / "run")
     run_dir.store(answered(0))

@@ -266,7 +266,9 @@ def test_older_outcomes_are_read_while_seals_replace_their_parts(
         time.sleep(0.02)
     run_dir.close(seal=True)
     assert read_totals(path).ok == 40
-    with pytest.raises(StoreError, match=r"row 3 \(id-3\): its older outcome is in no part"):
+    with pytest.raises(
+        StoreError, match=r"row 3 \(id-3\): its older outcome is missing from the tables"
+    ):
         EarlierRows(spans[1:]).find({("id-3", 0, None): 3})
 
 

@@ -40,7 +40,9 @@ def test_an_empty_folder_becomes_a_run_directory(tmp_path: Path) -> None:
 
 def test_some_other_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(JobError, match=r'no run directory and not empty \(it holds "thesis.tex"\)'):
+    with pytest.raises(
+        JobError, match=r'not a run directory and not empty \(it holds "thesis.tex"\)'
+    ):
         RunDir.open(tmp_path)
     assert names(tmp_path) == ["thesis.tex"]
 

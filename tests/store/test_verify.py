@@ -87,7 +87,7 @@ def test_a_run_that_goes_on_is_called_live(tmp_path: Path, begin: Begin, answere
 
 
 def test_no_run_directory_is_a_usage_error(tmp_path: Path) -> None:
-    with pytest.raises(JobError, match="no run directory"):
+    with pytest.raises(JobError, match="not a run directory"):
         verify(tmp_path)
 
 
@@ -223,11 +223,11 @@ def test_a_torn_end_is_no_problem(tmp_path: Path, begin: Begin, answered: Make) 
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("journal/w0-000007.intent", "left by a seal that did not end"),
+        ("journal/w0-000007.intent", "left when the writing of parts was interrupted"),
         ("journal/w0-000007.log", "its rows should be in parts by now"),
-        ("responses/.w0-000007.parquet.tmp", "left by a write that did not end"),
-        (".run.json.tmp", "left by a write that did not end"),
-        ("tool_calls/a copy.parquet", "no part of this run, yet read with its tables"),
+        ("responses/.w0-000007.parquet.tmp", "left by a write that was interrupted"),
+        (".run.json.tmp", "left by a write that was interrupted"),
+        ("tool_calls/a copy.parquet", "not a part of this run, but read with its tables"),
     ],
 )
 def test_leftovers_are_named(copy: Path, name: str, said: str) -> None:
@@ -273,7 +273,7 @@ def test_a_part_that_was_deleted_is_named(copy: Path, table: str) -> None:
     run_dir.save(replace(run_dir.record, parts=parts))
     run_dir.close()
     (copy / table / PART).unlink()
-    said = f"{table}/{PART}: missing; it held {parts[f'{table}/{PART}']} rows. Put it back"
+    said = f"{table}/{PART}: missing; it held {parts[f'{table}/{PART}']} rows. Restore it"
     assert said in verify(copy).problems
 
 

@@ -122,7 +122,7 @@ def test_a_worker_is_adopted_once_its_lock_can_be_taken(team: Team, answered: Ma
         *("tool_calls/w1-000001.parquet", "tool_calls/w1-000002.parquet"),
     ]
     assert team.driver.record is not None
-    with pytest.raises(JobError, match="begins only now, and was taken for dead"):
+    with pytest.raises(JobError, match="began too late: its rows were given to others"):
         WorkerDir.open(team.path, 1, team.driver.record)
     other.store(answered(10))
     assert read_totals(team.path).rows == 7

@@ -122,8 +122,8 @@ class WorkerDir:
             raise RuntimeError("store() comes between start() and close()")
         if self._until_s is not None and time.monotonic() > self._until_s:
             raise StoreError(
-                f"{self.path}: worker {self.writer} was silent for too long; others take it for "
-                "dead, so it stores nothing more"
+                f"{self.path}: worker {self.writer} was silent for too long; others may have its "
+                "rows by now, so it stores nothing more"
             )
         taken = self._writer.append(outcomes, anyway=anyway)
         self._rows += taken
@@ -171,5 +171,6 @@ def _refuse_late(path: Path, writer: int) -> None:
     """Raises `JobError` where the worker was adopted before it began."""
     if (path / drained_name(writer)).exists():
         raise JobError(
-            f"{path}: worker {writer} begins only now, and was taken for dead; start another one"
+            f"{path}: worker {writer} began too late: its rows were given to others; start another "
+            "one"
         )
