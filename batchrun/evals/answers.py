@@ -122,8 +122,8 @@ class ScoringInputs:
             return own
         file = self._job.targets.file if self._job.targets else ""
         raise JobError(
-            f"{self._where}: {file} has no target for the row {shown(custom_id, 80)}; add it, take "
-            '`targets` out, or say by target = "COLUMN" which are right where the file has none'
+            f"{self._where}: {file} has no target for the row {shown(custom_id, 80)}; add it, "
+            'remove `targets`, or name the column with all other targets: target = "COLUMN"'
         )
 
     def _target_maker(self) -> "_Maker | None":
@@ -143,8 +143,8 @@ class ScoringInputs:
             return None
         raise JobError(
             f"{self._where}: {self._name} carries neither `target` nor `answer`; name the "
-            f'column that is right with target = "COLUMN" ({self._carried_in_words()}), or a file '
-            'with targets = { file = "labels.jsonl", id = "id", column = "answer" }'
+            f'column with the right answers: target = "COLUMN" ({self._carried_in_words()}), or a '
+            'file: targets = { file = "labels.jsonl", id = "id", column = "answer" }'
         )
 
     def _carried_in_words(self) -> str:
@@ -340,7 +340,7 @@ def read_targets(job: TargetsJob, where: str) -> dict[str, Any]:
         name, value = text_of(name), row.data.get(job.column)
         if name in targets and targets[name] != value:
             raise JobError(
-                f"{where}: targets: {row}: there is another target for {shown(name, 80)}"
+                f"{where}: targets: {row}: there is already another target for {shown(name, 80)}"
             )
         targets[name] = value
     return targets

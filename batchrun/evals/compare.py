@@ -276,7 +276,7 @@ def _sides(runs: Sequence[ScoredRun], variants: Sequence[str]) -> list[_Side]:
     chosen: list[str | None] = [*variants] * (len(runs) if len(variants) == 1 else 1)
     for run in () if variants else runs:
         if len(run.variants) != 1:
-            raise JobError(f"{run.name}: say by --variant which one is meant; {_declared(run)}")
+            raise JobError(f"{run.name}: choose one with --variant; {_declared(run)}")
         chosen.append(run.variants[0])
     return [
         _side(run, name, run.name if len(run.variants) == 1 else f"{run.name} {name}")
@@ -306,7 +306,7 @@ def _shared(runs: Sequence[ScoredRun]) -> list[Scored]:
     shared = [one for one in runs[0].scored if all(one.name in some for some in names)]
     if not shared:
         had = "; ".join(f"{run.name}: {listed(one.name for one in run.scored)}" for run in runs)
-        raise JobError(f"no scorer has scored all runs ({had}); score them by the same rule")
+        raise JobError(f"no scorer has scored all runs ({had}); score them with the same one")
     return shared
 
 
@@ -323,7 +323,7 @@ def _notes_of_rules(
     if len(versions) > 1:
         yield (
             f"{scored.name}: scored by different versions of the rule "
-            f"({listed(sorted(versions))}); score all by the same one"
+            f"({listed(sorted(versions))}); score all with the same one"
         )
 
 
@@ -375,12 +375,12 @@ def _checked(
     )
     for (question,) in database.sql(mixed).fetchall() if by else ():
         raise JobError(
-            f"{by} is not the same for all answers to {shown(question)}, so pairs cannot be "
+            f"{by} differs between the answers to {shown(question)}, so pairs cannot be "
             "grouped by it; name a column of the prompts"
         )
     for table, side in (("base", base), ("other", other)):
         if alone := sizes[table] - pairs:
-            yield f"{plural(alone, 'question')} in {side.name} alone, left out"
+            yield f"{plural(alone, 'question')} only in {side.name}, left out"
     if without := pairs - scored_pairs:
         said = plural(without, "question is", "questions are")
         yield f"{scored.name}: {said} not scored in both {names}, and left out"
@@ -493,15 +493,15 @@ def _notes(line: Comparison, interval: Interval) -> Iterator[str]:
     """What the figures of a line do not say."""
     where = ", ".join(filter(None, (line.name, f"{line.base} and {line.other}", line.by)))
     if line.pairs < 2:
-        yield f"{where}: a single pair has no error"
+        yield f"{where}: a single pair has no standard error"
     elif not line.se and not line.difference:
         unseen = 1 - (1 - interval.level) ** (1 / line.clusters)
         yield (
-            f"{where}: no score differs; a difference in up to {unseen:.1%} of the questions could "
-            "have gone unseen"
+            f"{where}: no score differs; a difference in up to {unseen:.1%} of the questions may "
+            "exist without being detected"
         )
     elif not line.se:
-        yield f"{where}: every question differs by the same, so there is no error to go by"
+        yield f"{where}: every question differs by the same amount, so there is no standard error"
 
 
 def _row(database: duckdb.DuckDBPyConnection, query: str) -> tuple[Any, ...]:

@@ -105,7 +105,9 @@ def import_answers(
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise JobError(f"{path} exists already; give a new directory with -o")
     if as_utf8(str(path)) != str(path):
-        raise JobError("the run directory's name is not UTF-8, which Parquet needs; give -o DIR")
+        raise JobError(
+            "the run directory's name is not UTF-8, which Parquet needs; give another one with -o"
+        )
     answers = _Answers(source, columns, doing)
     layout = answers.survey()
     with _temporary(path) as temporary:
@@ -226,8 +228,8 @@ class _Answers:
                 custom_id, sample, variant = key
                 of = f", sample {sample}" + (f", variant {variant}" if variant else "")
                 raise InputError(
-                    f"{self.spec}: two rows of the id {shown(custom_id, 80)}{of}: {first[key]} and "
-                    f"{row}. Where a prompt has several answers, name the column that tells them "
+                    f"{self.spec}: two rows have the id {shown(custom_id, 80)}{of}: {first[key]} "
+                    f"and {row}. If a prompt has several answers, name the column that tells them "
                     "apart with --sample (numbers from 0) or --variant"
                 )
             first[key] = str(row)
@@ -238,14 +240,14 @@ class _Answers:
         if columns.text is None:
             if not is_batch_result(data):
                 return ("", 0, None), (
-                    "no result of the Batch API (custom_id, response, error); for other files "
+                    "not a result of the Batch API (custom_id, response, error); for other files "
                     "name their columns with --id and --text"
                 )
             return self._split(data["custom_id"]), ""
         wrong = ""
         name = data.get(columns.id) if columns.id is not None else str(row.row)
         if not isinstance(name, str | int) or isinstance(name, bool):
-            wrong = f"`{columns.id}` is {_in_words(name)}; it names the row: text or an integer"
+            wrong = f"`{columns.id}` is {_in_words(name)}; an id is text or an integer"
         sample = data.get(columns.sample, 0) if columns.sample else 0
         if isinstance(sample, str) and sample.isdecimal():
             sample = int(sample)

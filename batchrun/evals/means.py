@@ -76,8 +76,8 @@ def read_means(
     ).fetchall():
         if interval.method == "bootstrap" and clusters > MOST_BOOTSTRAPPED:
             raise JobError(
-                f"a bootstrap of {clusters:,} questions takes too long, and would say what the t "
-                "interval says; give --method t"
+                f"a bootstrap of {clusters:,} questions takes too long, and would give the same as "
+                "the t interval; give --method t"
             )
         found[line] = QuestionMean(mean_error_of(mean, squares, questions, clusters), *sums)
     return found

@@ -25,7 +25,6 @@ from batchrun.evals.score_views import (
     with_scores,
 )
 from batchrun.formats.amounts import plural
-from batchrun.formats.json_text import shown
 from batchrun.formats.printable import nearest
 from batchrun.scoring.statistics import (
     BOOTSTRAP_DRAWS,
@@ -174,7 +173,7 @@ def metrics(
     interval = Interval(level, method, cluster is not None)
     interval.check()
     if any(k < 1 for k in at):
-        raise JobError(f"pass@k counts samples, from 1; {min(at)} is no such number")
+        raise JobError(f"k of pass@k is a number of samples, from 1; {min(at)} is not")
     grouping = AnswerGroups(by, cluster, missing)
 
     def read(database: duckdb.DuckDBPyConnection, found: Sequence[ScoredRun]) -> Metrics:
@@ -325,9 +324,9 @@ def _notes(lines: Sequence[MetricLine], by: str | None, missing: Missing) -> Ite
                 )
         if line.mean is not None and line.se is None:
             one = "question" if line.clusters == line.questions else "cluster"
-            yield f"{where}: a single {one} has no error; an interval needs two"
+            yield f"{where}: a single {one} has no standard error; an interval needs two"
         elif line.method == "t" and line.se == 0:
-            yield f"{where}: all questions have one score, so its t interval has no width"
+            yield f"{where}: all questions have the same score, so its t interval has no width"
 
 
 def said_of_missing(line: MetricLine, missing: Missing) -> str:
@@ -360,8 +359,7 @@ def read_requirement(text: str) -> Requirement:
         bound = None
     if found is None or bound is None:
         raise JobError(
-            f"a requirement is SCORER>=NUMBER or SCORER.VARIANT>=NUMBER, with >=, >, <= or <; "
-            f"{shown(text)} is none"
+            f"--require {text}: write SCORER>=NUMBER or SCORER.VARIANT>=NUMBER, with >=, >, <= or <"
         )
     scorer, _, variant = found[1].partition(".")
     return Requirement(text, scorer, variant or None, found[2], bound)
@@ -381,11 +379,13 @@ def unmet(found: Metrics, requirements: Sequence[Requirement]) -> list[str]:
                 ".".join(filter(None, (line.name, line.variant))) for line in found.lines
             )
             name = ".".join(filter(None, (one.scorer, one.variant)))
-            raise JobError(f"--require {one.text}: {nearest(name, known, 'means')}")
+            raise JobError(
+                f"--require {one.text}: there is no mean {name}; {nearest(name, known, 'means')}"
+            )
         for line in fitting:
             where = " ".join(filter(None, (line.run, line.name, line.variant, line.by)))
             if line.mean is None:
-                messages.append(f"{one.text} does not hold: nothing is scored of {where}")
+                messages.append(f"{one.text} does not hold: {where} has no scores")
             elif not _HOLDS[one.sign](line.mean, one.bound):
                 messages.append(f"{one.text} does not hold: the mean of {where} is {line.mean:.6g}")
     return messages

@@ -175,7 +175,7 @@ def _json(job: sections.JsonJob) -> Scorer:
         try:
             is_valid = validity(schema_of(job))
         except ValueError as error:
-            raise JobError(f"scorer {job.name}: schema is no JSON Schema ({error})") from None
+            raise JobError(f"scorer {job.name}: schema is not a JSON Schema ({error})") from None
         return lambda text, _, __: schema_match(text, is_valid)
     how = partial(json_match, paths=job.paths, unordered=job.unordered, partial=job.partial)
     return lambda text, target, _: how(text, (target,))

@@ -159,7 +159,7 @@ def _scorers_of(record: RunRecord, given: Scorers | None, run: Path) -> tuple[Sc
             found = read_scorers(record.job.get("scorers") or [], where, Path())
     if not found:
         raise JobError(
-            f"{where}: it has no [[scorers]]; write some there, or give a file: "
+            f"{where}: it has no [[scorers]]; add some there, or name a file: "
             f"batchrun score {run_name(run)} FILE.toml"
         )
     return found

@@ -347,8 +347,8 @@ def _check_groups(
         ).fetchall()
         if split:
             raise JobError(
-                f"{run.name}: {grouping.cluster} is not the same for all answers to "
-                f"{shown(split[0][0])}, so it is no cluster of questions; name another column"
+                f"{run.name}: {grouping.cluster} differs between the answers to "
+                f"{shown(split[0][0])}, so it cannot be a cluster of questions; name another column"
             )
 
 
@@ -367,7 +367,7 @@ def notes_of(run: ScoredRun, stale: int) -> Iterator[str]:
     """What a report of the run's scores must say beside its figures."""
     if stale:
         yield (
-            f"{plural(stale, 'score is', 'scores are')} of an older answer and left out; "
+            f"{plural(stale, 'score is', 'scores are')} for an older answer and left out; "
             f"batchrun score {run.name} scores the new ones"
         )
     if run.record is None or run.path is None:
@@ -376,7 +376,7 @@ def notes_of(run: ScoredRun, stale: int) -> Iterator[str]:
         yield "the answers are simulated"
     state = state_now(run.path, run.record)
     if state in ("running", "killed"):
-        why = "the run goes on" if state == "running" else "the last command was killed"
+        why = "the run is still going on" if state == "running" else "the last command was killed"
         yield f"{why}: these are the rows that are complete so far"
     if run.record.gone.rows:
-        yield f"{plural(run.record.gone.rows, 'row')} no longer in the input included"
+        yield f"includes {plural(run.record.gone.rows, 'row')} no longer in the input"

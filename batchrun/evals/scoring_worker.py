@@ -167,5 +167,5 @@ def _number(value: Any) -> float | None:
         )
     number = float(value)
     if not math.isfinite(number):
-        raise ValueError(f"it returned {number}, which is no value")
+        raise ValueError(f"it returned {number}; give a finite number")
     return number

@@ -135,7 +135,7 @@ class WorkerPool:
             except _Gone as error:
                 self._all.remove(worker)
                 if self.is_closed:
-                    raise JobError("the scoring was ended") from None
+                    raise JobError("scoring was stopped") from None
                 if is_single:
                     made.append(self._lost(str(error)))
                 is_single = not is_single

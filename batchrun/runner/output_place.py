@@ -64,7 +64,9 @@ def run_path(job: Job, *, simulate: bool = False) -> Path:
         path = f"runs/{job.name}-simulated" if simulate else f"runs/{job.name}"
     refuse_scheme(path)
     if as_utf8(path) != path:
-        raise JobError("the run directory's name is not UTF-8, which Parquet needs; give -o DIR")
+        raise JobError(
+            "the run directory's name is not UTF-8, which Parquet needs; give another one with -o"
+        )
     if "\0" in path:
         raise JobError("output.path holds a NUL character, which no file name may; give -o DIR")
     return Path(path)

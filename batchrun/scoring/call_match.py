@@ -69,11 +69,11 @@ def expected_calls(target: Any) -> tuple[Call, ...]:
         text = target if isinstance(target, str) else json.dumps(target, default=float)
         value = read_json(text)
     except (ValueError, TypeError):
-        raise BadTarget(f"the expected calls are no JSON: {shown(text, 80)}") from None
+        raise BadTarget(f"the expected calls are not JSON: {shown(text, 80)}") from None
     if isinstance(value, dict):
         value = [value]
     if not isinstance(value, list):
-        raise BadTarget(f"the expected calls are no list: {shown(text, 80)}")
+        raise BadTarget(f"the expected calls are not a list: {shown(text, 80)}")
     return tuple(_expected(one) for one in value)
 
 
@@ -160,7 +160,7 @@ def _difference(call: Call, expected: Call, rules: CallRules) -> _Difference:
         return "wrong_name", f"{call.name}, expected {expected.name}"
     given = call.arguments
     if given is None:
-        return "wrong_type", f"{call.name}: the arguments are no JSON object"
+        return "wrong_type", f"{call.name}: the arguments are not a JSON object"
     wanted = expected.arguments or {}
     for name in sorted(wanted):
         if name not in given and not _may_be_absent(wanted[name], rules):

@@ -28,7 +28,7 @@ def _unfenced(text: str) -> str:
 
 
 def _refuse(word: str) -> Any:
-    raise ValueError(f"{word} is no JSON")
+    raise ValueError(f"{word} is not JSON")
 
 
 def read_json(text: str) -> Any:
@@ -204,7 +204,7 @@ def _target(target: Any, paths: Sequence[str]) -> Any:
         try:
             target = read_json(target)
         except ValueError as error:
-            raise BadTarget(f"the target is no JSON ({error}): {shown(target, 80)}") from None
+            raise BadTarget(f"the target is not JSON ({error}): {shown(target, 80)}") from None
     for path in paths:
         if at_path(target, path) is _MISSING:
             raise BadTarget(f"the target has nothing at {path}")

@@ -33,7 +33,7 @@ def math_verifier() -> Verify:
     def expressions(target: str) -> list[Any]:
         found = read(target) or read(f"${target}$")
         if not found:
-            raise BadTarget(f"the target is no mathematical expression: {shown(target, 80)}")
+            raise BadTarget(f"the target is not a mathematical expression: {shown(target, 80)}")
         return found
 
     def score(text: str, targets: Sequence[str]) -> Score:

@@ -174,7 +174,7 @@ def number(
     if after is not None:
         start = _end_of_last(after, text)
         if start < 0:
-            said = "what `after` names is not in it"
+            said = "the pattern of `after` is not in the text"
             return Score(0.0, None, "no_match", said, target=own)
     found = _chosen(text, start, which)
     if found is None:

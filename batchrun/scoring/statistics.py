@@ -57,7 +57,7 @@ def mean_error(values: Sequence[float], clusters: Sequence[Hashable] | None = No
     is its own, and this is sd(s_i) / sqrt(n). Raises `ValueError` where there is no value.
     """
     if not values:
-        raise ValueError("no values: there is no mean of them")
+        raise ValueError("there are no values, so there is no mean")
     mean = math.fsum(values) / len(values)
     residuals: dict[Hashable, list[float]] = defaultdict(list)
     names = range(len(values)) if clusters is None else clusters

@@ -91,6 +91,6 @@ def test_answers_that_were_asked_for_again_count_once_they_are_scored(
     run("Now: {{ question }}", "--rerun-changed")
     stale = line()
     assert (stale["samples"], stale["scored"], stale["mean"]) == (40, 0, None)
-    assert "40 scores are of an older answer and left out" in stale["notes"]
+    assert "40 scores are for an older answer and left out" in stale["notes"]
     batchrun("score", "run", "scorers.toml")
     assert line()["scored"] == 40

@@ -221,7 +221,7 @@ def test_other_versions_of_a_rule_are_said(tmp_path: Path) -> None:
         (["two", "--variant", "a", "--variant", "c"], "there is no variant c; its variants are a"),
         (["two", "--variant", "a"], "one variant alone cannot be compared"),
         (["plain"], "one variant alone cannot be compared"),
-        (["two", "plain"], "say by --variant which one is meant; its variants are a, b"),
+        (["two", "plain"], "choose one with --variant; its variants are a, b"),
         (["two", "plain", "--variant", "a"], "plain: there is no variant a"),
         (["two", "plain", "other", "--variant", "a", "--variant", "b"], "give one --variant"),
         (["plain", "other"], 'share no custom_id: the first are "q" and "other"'),

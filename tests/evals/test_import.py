@@ -157,14 +157,14 @@ def test_results_of_a_batch_with_calls_usage_and_errors(tmp_path: Path, batchrun
 @pytest.mark.parametrize(
     ("rows", "options", "said"),
     [
-        ([{"q": 1, "out": "a"}] * 2, "--id q --text out", 'two rows of the id "1"'),
+        ([{"q": 1, "out": "a"}] * 2, "--id q --text out", 'two rows have the id "1"'),
         ([{"q": 1, "out": "a"}], "--id qq --text out", "--id names the column `qq`"),
         ([{"q": 1, "out": "a"}], "--id q --text ot", "did you mean `out`?"),
         ([{"q": 1, "out": "a"}], "--id q --text out --carry x", "--carry names the column `x`"),
         ([{"q": None, "out": "a"}], "--id q --text out", "a.jsonl:1: `q` is null"),
         ([{"q": 1, "out": "a", "n": -1}], "--id q --text out --sample n", "`n` is -1; a sample"),
         ([{"q": 1, "out": "a", "v": "m 1"}], "--id q --text out --variant v", "`v` is m 1"),
-        ([{"q": 1, "out": "a"}], "", "no result of the Batch API"),
+        ([{"q": 1, "out": "a"}], "", "not a result of the Batch API"),
         ([{"q": 1, "out": "a"}], "--text out", "--text needs --id"),
         ([{"q": 1, "out": "a"}], "--id q", "--text COLUMN"),
         ([], "--id q --text out", "no rows"),

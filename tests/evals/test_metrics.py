@@ -257,7 +257,7 @@ def test_a_score_of_an_older_answer_does_not_count(batchrun: Run, tmp_path: Path
     write_scores(run, {None: questions({"a": "1", "b": "1"})}, more=[{**stale, "custom_id": "c"}])
     done = batchrun("metrics", "run")
     said = " ".join(done.stdout.split())
-    assert "1 score is of an older answer and left out; batchrun score run" in said
+    assert "1 score is for an older answer and left out; batchrun score run" in said
     assert "2 of 3 scored" in said
 
 
@@ -285,8 +285,8 @@ def test_requirements(batchrun: Run, tmp_path: Path) -> None:
         assert ("does not hold: the mean of run exact v" in done.stderr) == bool(code)
         assert "0.75" in done.stdout  # the figures stand all the same
     for text, said in (
-        ("exact", "a requirement is SCORER>=NUMBER"),
-        ("exact>=much", "a requirement is SCORER>=NUMBER"),
+        ("exact", "write SCORER>=NUMBER"),
+        ("exact>=much", "write SCORER>=NUMBER"),
         ("exakt>=0.5", "did you mean `exact"),
         ("exact.v3>=0.5", "exact.v2"),
     ):
@@ -348,10 +348,10 @@ def test_several_runs_stand_side_by_side(batchrun: Run, tmp_path: Path) -> None:
         (["run", "--by", "topik"], "did you mean `topic`?"),
         (["run", "--by", "tags"], "there is no column tags"),
         (["run", "--cluster", "topik"], "did you mean `topic`?"),
-        (["run", "--cluster", "response_id"], "is no cluster of questions"),
+        (["run", "--cluster", "response_id"], "cannot be a cluster of questions"),
         (["run", "--level", "95"], "is not between 0 and 1"),
         (["run", "--at", "two"], "give numbers of samples"),
-        (["run", "--at", "0"], "pass@k counts samples, from 1"),
+        (["run", "--at", "0"], "k of pass@k is a number of samples, from 1"),
         (["bare"], "nothing is scored yet; batchrun score bare"),
         (["run", "run"], "given more than once"),
     ],

@@ -141,7 +141,7 @@ def test_one_question_has_no_error() -> None:
         assert found.se is None
         assert t_interval(found, 0.95) is wilson_interval(found, 4, 0.95) is None
         assert variance_of(found, 0.1, 0.5) is None
-    with pytest.raises(ValueError, match="no values"):
+    with pytest.raises(ValueError, match="there are no values"):
         mean_error([])
 
 

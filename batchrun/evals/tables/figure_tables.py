@@ -57,7 +57,7 @@ def chosen_heads(text: str | None, form: str) -> list[str]:
     if text is not None and form in ("json", "csv"):
         raise JobError(f"--columns is for tables; {form} has all figures under names of their own")
     if text is not None and not heads:
-        raise JobError("--columns: name the figures by their heads, such as mean,interval")
+        raise JobError("--columns: name the figures by their headings, such as mean,interval")
     return heads
 
 
