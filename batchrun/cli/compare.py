@@ -24,11 +24,11 @@ Examples:
     "variants",
     metavar="NAME",
     multiple=True,
-    help="Repeatable; the others are compared with the first. Several runs: one for all or each, "
-    "else each variant with the same one of the first run.",
+    help="Repeatable: the others are compared with the first. With several runs: one for all, or "
+    "one for each; without it, variants of the same name are compared.",
 )
 @click.option(
-    "--scorer", "scorers", metavar="NAME", multiple=True, help="This one alone; repeatable."
+    "--scorer", "scorers", metavar="NAME", multiple=True, help="Only this scorer; repeatable."
 )
 @click.option("--by", metavar="COLUMN", help="A line for each value of a column of the prompts.")
 @click.option("--cluster", metavar="COLUMN", help="Questions with the same value are one cluster.")
@@ -44,7 +44,7 @@ Examples:
     "--flips",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="Write all questions whose shares of right answers differ, as Parquet.",
+    help="Write the questions whose shares of right answers differ to FILE, as Parquet.",
 )
 @click.option(
     "--format",
@@ -56,7 +56,7 @@ Examples:
 @click.option(
     "--columns",
     metavar="A,B",
-    help="Only these figures, in this order, by their heads, such as difference,interval,p.",
+    help="Only these columns of the table, in this order, such as difference,interval,p.",
 )
 def compare(
     run_paths: tuple[Path, ...],

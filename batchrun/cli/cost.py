@@ -24,7 +24,8 @@ Examples:
     metavar="COLUMN",
     multiple=True,
     help="Group by a column of responses or of the input, run, model, tier or attempt, by date as "
-    "started_at:day (hour, week, month, year), or by an expression in SQL. May be repeated: by all "
+    "started_at:day (hour, week, month, year), or by an expression in SQL. Repeatable: groups by "
+    "all "
     "of them together.",
 )
 @click.option(

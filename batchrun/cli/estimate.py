@@ -25,14 +25,14 @@ Examples:
     "--expect-output",
     type=click.IntRange(0, 10_000_000),
     metavar="N",
-    help="Assume N tokens for each answer, instead of three lengths.",
+    help="Assume N tokens for each answer, not a short, a medium and a long one.",
 )
 @click.option("--models", metavar="A,B,C", help="Compare models: all rows with each of these.")
 @click.option(
     "--pilot",
     type=click.IntRange(1),
     metavar="N",
-    help="Send N random rows, and estimate from them what all will cost.",
+    help="Send N random rows, and estimate from them the cost of all.",
 )
 def estimate(
     *,

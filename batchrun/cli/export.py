@@ -24,20 +24,24 @@ Examples:
     "--format",
     "form",
     type=click.Choice(["jsonl", "csv", "batch", "parquet"]),
-    help="By the name of FILE unless given; batch is the output of the Batch API.",
+    help="Default: as the name of FILE says; batch is the format of the Batch API's output.",
 )
 @click.option(
     "--columns", metavar="A,B", multiple=True, help="These columns, in this order; repeatable."
 )
 @click.option(
-    "--parsed", is_flag=True, help="Also the answers, in typed columns of their JSON schema."
+    "--parsed",
+    is_flag=True,
+    help="Add the structured answers as typed columns, by their JSON schema.",
 )
 @click.option(
     "--partition-by",
     metavar="COLUMN",
     help="FILE becomes a folder with a Parquet file for each value of COLUMN.",
 )
-@click.option("--raw", is_flag=True, help="In CSV, no apostrophe before what looks like a formula.")
+@click.option(
+    "--raw", is_flag=True, help="In CSV, put no apostrophe before what looks like a formula."
+)
 def export(
     run_path: Path,
     target: Path,

@@ -9,7 +9,7 @@ from batchrun.cli.once import OnceCommand
 _EPILOG = """\b
 Examples:
   batchrun import answers.jsonl --id question_id --text output --target answer -o runs/theirs
-  batchrun import out.parquet --id id --text text --sample try --variant model -o runs/old
+  batchrun import out.parquet --id id --text text --sample sample --variant variant -o runs/old
   batchrun import batch_results.jsonl -o runs/batch
   batchrun import s3://bucket/out.parquet --id id --text text -o s3://bucket/runs/theirs
 """
@@ -17,13 +17,15 @@ Examples:
 
 @click.command("import", epilog=_EPILOG, cls=OnceCommand)
 @click.argument("source", metavar="FILE")
-@click.option("--id", metavar="COLUMN", help="Column that names the prompt.")
+@click.option("--id", metavar="COLUMN", help="Column with the id of the prompt.")
 @click.option("--text", metavar="COLUMN", help="Column with the answer's text.")
 @click.option("--target", metavar="COLUMN", help="Column with the right answer; stored as target.")
-@click.option("--sample", metavar="COLUMN", help="Column that numbers answers to a prompt, from 0.")
-@click.option("--variant", metavar="COLUMN", help="Column that names the model or setting.")
+@click.option("--sample", metavar="COLUMN", help="Column with the number of the answer, from 0.")
+@click.option("--variant", metavar="COLUMN", help="Column with the name of the variant.")
 @click.option("--model", metavar="COLUMN", help="Column with the model that answered.")
-@click.option("--carry", metavar="COLUMN", multiple=True, help="Further column; repeatable.")
+@click.option(
+    "--carry", metavar="COLUMN", multiple=True, help="Further column to store; repeatable."
+)
 @click.option(
     "-o",
     "--output",
@@ -56,7 +58,7 @@ def import_(
     from batchrun.runner.output_place import refuse_scheme
 
     if text is not None and id is None:
-        raise click.UsageError("--text needs --id, the column that names the prompt")
+        raise click.UsageError("--text needs --id, the column with the id of the prompt")
     if text is None and any((id, target, sample, variant, model, carry)):
         raise click.UsageError("name the column with the answers: --text COLUMN")
     refuse_scheme(output)

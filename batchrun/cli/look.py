@@ -106,6 +106,6 @@ def show(run_path: Path, custom_id: str, *, as_json: bool) -> None:
             print_json({**row, **more, **({"unreadable": bodies} if bodies else {})})
             continue
         if is_open:
-            click.echo("unfinished: this answer is asked for again; the row has no outcome yet")
+            click.echo("unfinished: this answer is requested again; the row has no outcome yet")
         click.echo(render_row(row, bodies))
     sys.stdout.flush()

@@ -109,8 +109,8 @@ def _about(error: OSError) -> str:
         Path.cwd()
     except FileNotFoundError:
         return (
-            "the working directory is not there any more; change into one that exists (cd), or "
-            "give all paths from the root"
+            "the working directory no longer exists; change into one that exists (cd), or "
+            "give absolute paths"
         )
     file = f"{error.filename}: " if error.filename else ""
     return f"{file}{error.strerror or error}; check that it is there and may be used"

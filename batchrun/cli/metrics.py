@@ -23,12 +23,12 @@ Examples:
 @click.command(epilog=_EPILOG, cls=OnceCommand)
 @click.argument("run_paths", metavar="RUN...", nargs=-1, required=True, type=SCORED_RUN)
 @click.option(
-    "--scorer", "scorers", metavar="NAME", multiple=True, help="This one alone; repeatable."
+    "--scorer", "scorers", metavar="NAME", multiple=True, help="Only this scorer; repeatable."
 )
 @click.option("--by", metavar="COLUMN", help="A line for each value of a column of responses.")
 @click.option("--cluster", metavar="COLUMN", help="Questions with the same value are one cluster.")
 @click.option(
-    "--at", metavar="K,K", help="The k of pass@k and pass^k.  [default: number of samples]"
+    "--at", metavar="K,K", help="Each k of pass@k and pass^k.  [default: number of samples]"
 )
 @click.option("--level", default=0.95, show_default=True, help="Level of the intervals.")
 @click.option(
@@ -36,7 +36,7 @@ Examples:
     type=click.Choice(["auto", "t", "wilson", "bootstrap"]),
     default="auto",
     show_default=True,
-    help="How intervals are made; auto: wilson for scores of 0 and 1, t for others.",
+    help="How intervals are calculated; auto: wilson for scores of 0 and 1, t for others.",
 )
 @click.option(
     "--missing",
@@ -55,7 +55,7 @@ Examples:
 @click.option(
     "--columns",
     metavar="A,B",
-    help="Only these figures, in this order, by their heads, such as mean,interval,pass@4.",
+    help="Only these columns of the table, in this order, such as mean,interval,pass@4.",
 )
 @click.option(
     "--require",

@@ -6,13 +6,15 @@ from typing import Any
 import click
 
 _COST = "the cap on dollars is --max-cost USD"
-_STOP = "when to stop is --stop-at TIME: a time of day (06:30), a date and time, or 8h"
+_STOP = "the time to stop is --stop-at TIME: a time of day (06:30), a date and time, or 8h"
 _AGAIN = "the same command continues where it stopped; leave this option out"
 _ROWS = "only the first N rows: --limit N. Several answers to each row: --samples N"
 _TOKENS = "the longest answer is --set max_output_tokens=N"
 _FLIGHT = "the most requests in flight are --concurrency N"
-_TRIES = "the most attempts for a row are --max-attempts N"
-_KEY = "a key is never an option: put it into $OPENAI_API_KEY, or name a variable: --api-key-env"
+_ATTEMPTS = "the most attempts for a row are --max-attempts N"
+_KEY = (
+    "a key is never an option: put it into $OPENAI_API_KEY, or name a variable: --api-key-env NAME"
+)
 _OUT = "the run directory is -o DIR"
 _SOURCE = "the prompt set is the first argument: batchrun run FILE"
 _URL = "the endpoint is --base-url URL"
@@ -27,7 +29,7 @@ _GUESSES = {
     **dict.fromkeys(("max-tokens", "max-output-tokens", "max-completion-tokens"), _TOKENS),
     **dict.fromkeys(("workers", "parallel", "threads", "jobs", "j", "max-concurrency"), _FLIGHT),
     **dict.fromkeys(("max-concurrent", "max-workers", "batch-size", "num-workers"), _FLIGHT),
-    **dict.fromkeys(("retries", "max-retries", "retry", "tries"), _TRIES),
+    **dict.fromkeys(("retries", "max-retries", "retry", "tries"), _ATTEMPTS),
     **dict.fromkeys(("api-key", "key", "token", "openai-api-key"), _KEY),
     **dict.fromkeys(("out", "output-dir", "output-file", "outdir", "dest", "run-dir"), _OUT),
     **dict.fromkeys(("input", "file", "data", "source", "dataset", "i", "f"), _SOURCE),
@@ -39,12 +41,14 @@ _GUESSES = {
     **dict.fromkeys(("qpm", "rate-limit", "requests-per-minute"), "it is --rpm N"),
     "tokens-per-minute": "it is --tpm N",
     **dict.fromkeys(("rps", "qps"), "the limit is by the minute: --rpm N"),
-    **dict.fromkeys(("stream", "background"), "how requests are made is --mode stream|background"),
+    **dict.fromkeys(
+        ("stream", "background"), "the way requests are made is --mode stream|background"
+    ),
     **dict.fromkeys(("m", "model-name"), "the model is --model NAME"),
     "tools": "tools are --set tools=@FILE",
     **dict.fromkeys(("webhook", "slack", "mail", "email", "notify-url"), "it is --notify URL"),
     "dry": "it is --dry-run",
-    "verbose": "batchrun prints all that it does anyway; --quiet prints less",
+    "verbose": "batchrun prints everything by default; --quiet prints less",
 }
 _EFFORT = ("reasoning-effort", "effort", "reasoning")
 # Fields of the request, which --set gives.
@@ -70,8 +74,7 @@ class OnceCommand(click.Command):
         for one in order:
             if given[one.name] > 1:
                 raise click.UsageError(
-                    f"{max(one.opts, key=len)} is given {given[one.name]} times; once is meant: "
-                    "take the others out",
+                    f"{max(one.opts, key=len)} is given {given[one.name]} times; give it once",
                     ctx,
                 )
         return super().parse_args(ctx, args)

@@ -28,17 +28,37 @@ _PATHS = ("output.path", "input.path")  # as the file system has them
 _RETRY_FAILED = "--retry-failed"
 # Option, job key, argument, help. Types, bounds and defaults are those of the field of the key.
 _JOB_OPTIONS = (
-    ("-o,--output", "output.path", "DIR", "Run directory; runs/NAME unless given."),
-    ("--model", "request.model", "NAME", "Model for rows without one; repeatable: all rows each."),
+    ("-o,--output", "output.path", "DIR", "Run directory; default: runs/NAME."),
+    (
+        "--model",
+        "request.model",
+        "NAME",
+        "Model of rows that name none; repeat it to send each row to each.",
+    ),
     ("--prompt", "request.input", "TEXT", "Jinja2 template that makes the input of each row."),
     ("--instructions", "request.instructions", "TEXT", "Instructions; may be a template too."),
-    ("--id", "input.id", "COLUMN", "Column that names rows; default custom_id, id or number."),
-    ("--format", "input.format", "jsonl|parquet", "Format of SOURCE; by its name unless given."),
-    ("--base-url", "endpoint.base_url", "URL", "Base URL; $OPENAI_BASE_URL, or OpenAI's."),
+    ("--id", "input.id", "COLUMN", "Column with the ids of rows; default custom_id, id or number."),
+    ("--format", "input.format", "jsonl|parquet", "Format of SOURCE; default: as its name says."),
+    (
+        "--base-url",
+        "endpoint.base_url",
+        "URL",
+        "Base URL; default: $OPENAI_BASE_URL, else OpenAI's.",
+    ),
     ("--mode", "endpoint.mode", "plain|stream|background", "How each request is made."),
-    ("--api-key-env", "endpoint.api_key_env", "NAME", "Variable with the API key; none: no key."),
+    (
+        "--api-key-env",
+        "endpoint.api_key_env",
+        "NAME",
+        "Variable that holds the API key; none for no key.",
+    ),
     ("--api-key-command", "endpoint.api_key_command", "CMD", "Command that prints the API key."),
-    ("--concurrency", "limits.concurrency", "N", "Most requests in flight; auto adapts it."),
+    (
+        "--concurrency",
+        "limits.concurrency",
+        "N",
+        "Most requests in flight; auto: as many as the server can take.",
+    ),
     ("--rpm", "limits.requests_per_minute", "N", "Most requests a minute; adapted unless given."),
     ("--tpm", "limits.tokens_per_minute", "N", "Most tokens a minute; adapted unless given."),
     ("--max-cost", "limits.max_cost_usd", "USD", "Stop before the run directory costs more."),
@@ -54,9 +74,14 @@ _JOB_OPTIONS = (
         "N|P%",
         "Stop at N failed rows, or P% of the last 100.",
     ),
-    ("--tolerate", "limits.tolerate", "N|P%", "Exit code 0 if no more rows than that are not ok."),
-    ("--stop-at", "limits.stop_at", "TIME", "Send nothing more after 06:30, a date, or 8h."),
-    ("--give-up-after", "limits.give_up_after_s", "S", "Seconds the endpoint may be down."),
+    ("--tolerate", "limits.tolerate", "N|P%", "Exit code 0 if at most so many rows are not ok."),
+    (
+        "--stop-at",
+        "limits.stop_at",
+        "TIME",
+        "Send nothing more after this time (06:30, a date) or duration (8h).",
+    ),
+    ("--give-up-after", "limits.give_up_after_s", "S", "Seconds that the endpoint may be down."),
     ("--hedge", "limits.hedge", None, "Near the end, send slow requests a second time."),
     ("--max-attempts", "retry.max_attempts", "N", "Most attempts for a row."),
     ("--timeout", "endpoint.timeout_s", "S", "Seconds for one attempt."),
@@ -68,7 +93,12 @@ _JOB_OPTIONS = (
     ),
     ("--samples", "expand.samples", "N", "Requests for each row and variant."),
     ("--where", "input.where", "SQL", "Only rows for which this DuckDB expression holds."),
-    ("--append", "input.append", None, "SOURCE holds further rows only; others stay as they are."),
+    (
+        "--append",
+        "input.append",
+        None,
+        "SOURCE holds further rows only; stored ones stay as they are.",
+    ),
     (
         "--skip-bad-rows",
         "input.skip_bad_rows",
@@ -76,7 +106,7 @@ _JOB_OPTIONS = (
         "Store bad rows with status invalid, send the rest.",
     ),
     ("--executor", "cluster.executor", "local|ray", "Where requests are sent from."),
-    ("--workers", "cluster.workers", "N", "Processes that send them, with --executor ray."),
+    ("--workers", "cluster.workers", "N", "Processes that send requests, with --executor ray."),
 )
 
 
@@ -254,7 +284,7 @@ def _options() -> list[click.Option]:
             ["--notify"],
             multiple=True,
             metavar="URL",
-            help="URL or env:NAME for messages: the end, a stall, 80 % of a budget; repeatable.",
+            help="Send messages to URL (or env:NAME): end, stall, 80 % of a budget; repeatable.",
         ),
         click.Option(
             ["--simulate"], is_flag=True, help="Use the embedded simulator: no key, no cost."
@@ -269,7 +299,7 @@ def _options() -> list[click.Option]:
             ["--right"],
             multiple=True,
             metavar="[MODEL=]P[,SPREAD]",
-            help="With --answers: share of right answers; SPREAD of it between questions.",
+            help="With --answers: share of right answers; SPREAD: how questions differ.",
         ),
         click.Option(
             ["--insecure-http"], is_flag=True, help="Allow a key over plain http to other hosts."
@@ -322,7 +352,7 @@ def _kinds(
     known = {*(kind.value for kind in ErrorKind), *ANSWERED} - {ErrorKind.INVALID_ROW.value}
     if unknown := sorted(kinds - known):
         raise click.BadParameter(
-            f"{', '.join(map(repr, unknown))} is no error kind that can be sent again; "
+            f"{', '.join(map(repr, unknown))} is not an error kind that can be sent again; "
             f"{nearest(unknown[0], sorted(known))}"
         )
     return frozenset(kinds)

@@ -21,7 +21,7 @@ Examples:
 
 \b
 Exit codes:
-  0  all rows that can be scored are
+  0  every row that can be scored has a score
   1  the run directory cannot be read or written
   2  a scorer, a target or the run is wrong; no score was changed
   4  a scorer failed for some rows, which have no score
@@ -32,7 +32,7 @@ Exit codes:
 @click.argument("run_path", metavar="RUN", type=SCORED_RUN)
 @click.argument("file", metavar="[FILE]", required=False, type=click.Path(path_type=Path))
 @click.option(
-    "--scorer", "only", multiple=True, metavar="NAME", help="This scorer alone; repeatable."
+    "--scorer", "only", multiple=True, metavar="NAME", help="Only this scorer; repeatable."
 )
 @click.option("--again", is_flag=True, help="Score all rows, also those that did not change.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -72,7 +72,7 @@ def _lines(result: "ScorerResult") -> list[str]:
             said += f"; between {low:.4g} and {high:.4g} if the rest were all wrong or all right"
         lines.append(said)
     unchanged = max((tally.rows for tally in result.metrics.values()), default=0) - result.fresh
-    raised = f", of which the scorer raised for {result.raised:,}" if result.raised else ""
+    raised = f", but the scorer failed for {result.raised:,}" if result.raised else ""
     rest = f"; {unchanged:,} unchanged" if unchanged > 0 else ""
     if result.corrections:
         lines.append(f"  {result.corrections}")

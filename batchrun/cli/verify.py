@@ -38,7 +38,7 @@ def _result(proof: "Proof") -> str:
         return plural(len(proof.problems), "problem")
     rows = plural(proof.rows_in_parts + proof.rows_in_journal, "row, once", "rows, each once")
     journal = f" and {proof.rows_in_journal:,} in the journal" if proof.rows_in_journal else ""
-    reasons = {"live": "it goes on", "running": "its last command was killed"}
+    reasons = {"live": "it is still running", "running": "its last command was killed"}
     reason = reasons.get(proof.state, f"its last command {proof.state}")
     return (
         f"{rows}: {proof.rows_in_parts:,} in {plural(proof.parts, 'part')}{journal}; "

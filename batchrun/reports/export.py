@@ -83,8 +83,8 @@ def format_of(target: Path, wanted: Wanted = ALL) -> str:
     if wanted.partition_by is not None:
         return "parquet"
     raise JobError(
-        f"{target}: its name says no format; give --format jsonl, csv, batch or parquet, or a name "
-        "that ends in .jsonl, .csv or .parquet"
+        f"{target}: the format is not clear from its name; give --format jsonl, csv, batch or "
+        "parquet, or a name that ends in .jsonl, .csv or .parquet"
     )
 
 
@@ -117,9 +117,9 @@ def check_target(path: Path, target: Path, *, is_folder: bool = False) -> None:
     if is_folder:
         _check_folder(target)
     elif target.exists() and not target.is_file():
-        raise JobError(f"{target} is no regular file; give the name of a file to write")
+        raise JobError(f"{target} is not a regular file; give the name of a file to write")
     if not target.parent.is_dir():
-        raise JobError(f"{target.parent} is no folder; make it first, or give another file")
+        raise JobError(f"{target.parent} is not a folder; create it first, or give another file")
     place = target.resolve()
     if place.is_relative_to(path.resolve()):
         raise JobError(f"{target} lies in the run directory itself; give a file outside of {path}")
@@ -138,7 +138,7 @@ def _check_folder(target: Path) -> None:
     if not target.exists():
         return
     if not target.is_dir():
-        raise JobError(f"{target} is a file, and a folder is to be written; give another name")
+        raise JobError(f"{target} is a file, but a folder is to be written; give another name")
     for found in target.rglob("*"):
         name = found.relative_to(target).as_posix()
         if found.is_file() and not _OURS.fullmatch(name):

@@ -101,7 +101,8 @@ def query_runs(
                     write(piece)
             except (pa.ArrowException, OverflowError) as error:
                 raise JobError(
-                    f"a value of the result has no text ({error}); CAST its column AS VARCHAR"
+                    f"a value of the result cannot be shown as text ({error}); CAST its column AS "
+                    "VARCHAR"
                 ) from error
 
 
@@ -128,7 +129,7 @@ def _checked(query: str) -> str:
     (statement,) = statements
     if statement.type != duckdb.StatementType.SELECT:
         raise JobError(
-            f"batchrun sql only reads, and this is {statement.type.name}. Begin with SELECT, "
+            f"batchrun sql only reads, but this is {statement.type.name}. Begin with SELECT, "
             "FROM, WITH, DESCRIBE or SUMMARIZE; PIVOT goes as FROM (PIVOT … ON … IN (…) USING …); "
             "batchrun export writes files"
         )

@@ -30,7 +30,7 @@ _WORKERS = Section(
     "workers",
     "Workers",
     words=3,
-    note="adopted: it was lost, what it had stored counts, and others completed its other rows",
+    note="adopted: the worker was lost; its stored rows count, and others completed the rest",
 )
 _SPREADS = {
     "latency_s": "latency",

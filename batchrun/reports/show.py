@@ -334,7 +334,7 @@ def _unreadable(row: JsonObject, bodies: Sequence[JsonObject]) -> Iterator[str]:
             facts.append("its first 64 kB" if body.get("truncated") else None)
             said = ", ".join(filter(None, facts))
             of = f" ({said})" if said else ""
-            yield from ("", f"attempt {number} brought what could not be read{of}:")
+            yield from ("", f"the answer to attempt {number} could not be read{of}:")
             for line in printable(str(body.get("body", body.get("body_base64", "")))).split("\n"):
                 yield f"  {line}" if line else ""
 

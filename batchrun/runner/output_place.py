@@ -36,7 +36,7 @@ def refuse_place(path: Path, url: str | None) -> None:
     except OSError as error:
         if isinstance(error, FileNotFoundError):  # what `absolute` asks for
             raise JobError(
-                "the working directory is not there any more; change into one that exists (cd), or "
+                "the working directory no longer exists; change into one that exists (cd), or "
                 "give -o and all paths from the root"
             ) from error
         raise JobError(f"{path}: cannot be used ({error.strerror}); {hint}") from error

@@ -158,7 +158,7 @@ def test_a_second_ctrl_c_during_a_re_ask_keeps_the_answer_and_its_cost(
         said = read_rest(run)
     shown = batchrun("show", "live", "one")  # while the run went on
     assert shown.returncode == 0, shown.stderr
-    assert "unfinished: this answer is asked for again" in shown.stdout
+    assert "unfinished: this answer is requested again" in shown.stdout
     assert run.returncode == 130, said
     assert "for the answers of 1 unfinished row" in said
     row = json.loads(batchrun("show", "run", "one", "--json").stdout)

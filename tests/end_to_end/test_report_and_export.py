@@ -57,7 +57,7 @@ def test_what_cannot_be_reported_or_exported_is_said(
         (("report", "nowhere"), "is not a run directory"),
         (("report", "run", "--html", "run/page.html"), "lies in the run directory itself"),
         (("export", "run", "rows.xlsx"), "--format"),
-        (("export", "run", "nowhere/rows.csv"), "is no folder"),
+        (("export", "run", "nowhere/rows.csv"), "is not a folder"),
         (("export", "nowhere", "rows.csv"), "is not a run directory"),
     ):
         done = batchrun(*words)

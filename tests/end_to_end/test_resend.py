@@ -149,7 +149,7 @@ def test_the_next_word_is_never_taken_for_a_kind(
     assert batchrun("run", "--retry-failed", *words).returncode == 0
     wrong = batchrun("run", "--retry-failed=timeout,nonsense", *words)
     assert wrong.returncode == 2
-    assert "'nonsense' is no error kind that can be sent again; known are bad_request," in (
+    assert "'nonsense' is not an error kind that can be sent again; known are bad_request," in (
         " ".join(wrong.stderr.split())
     )
     meant = batchrun("run", "--retry-failed=refused", *words)
@@ -342,7 +342,7 @@ def test_a_run_that_goes_on_can_be_verified(
     wait_until(lambda: stats(base_url)["requests"] > 10, process)
     proved = batchrun("verify", "run")
     assert proved.returncode == 0, proved.stdout
-    assert "totals not compared, since it goes on" in proved.stdout
+    assert "totals not compared, since it is still running" in proved.stdout
     assert "live: a process writes to this run" in proved.stdout
 
 

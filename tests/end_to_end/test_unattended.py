@@ -323,7 +323,7 @@ def there(tmp_path: Path) -> Callable[..., CompletedProcess[str]]:
 def test_a_working_directory_that_was_deleted_is_said(tmp_path: Path, there: Any) -> None:
     lost = there("run", tmp_path / "a.jsonl", *_TO)
     assert lost.returncode == 2
-    assert "the working directory is not there any more" in lost.stderr
+    assert "the working directory no longer exists" in lost.stderr
     done = there("run", tmp_path / "a.jsonl", *_TO, "-o", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     done = there("status", tmp_path / "run")

@@ -346,7 +346,7 @@ def score(row):
     failed = batchrun("score", "run", "scorers.toml")
     assert failed.returncode == 4
     assert "2 of 4 scored, mean 1, 2 passed; between 0.5 and 1 if the rest" in failed.stdout
-    assert "the scorer raised for 2" in failed.stdout
+    assert "the scorer failed for 2" in failed.stdout
     (tmp_path / "there").touch()
     done = batchrun("score", "run", "scorers.toml")
     assert done.returncode == 0
@@ -395,7 +395,7 @@ def variants(rows):
         assert found.fetchall() == [(12, True)]
     again = batchrun("score", "run", "scorers.toml")
     assert "0 scored now; 12 unchanged" in again.stdout
-    assert "4 scored now, of which the scorer raised for 4; 8 unchanged" in again.stdout
+    assert "4 scored now, but the scorer failed for 4; 8 unchanged" in again.stdout
 
 
 def test_answers_count_as_they_stand_and_rows_without_one_have_no_score(

@@ -88,7 +88,7 @@ async def test_a_paid_body_that_cannot_be_read_is_stored_and_shown_with_its_atte
     for number, line in enumerate(lines, 1):
         assert (line["custom_id"], line["sample"], line["variant"]) == ("a-0", 0, None)
         assert (line["http_status"], line["truncated"]) == (200, False)
-        assert f"attempt {number} brought what could not be read" in said
+        assert f"the answer to attempt {number} could not be read" in said
         if body is None:
             assert base64.b64decode(line["body_base64"]) == step["body"]
             assert line["body_base64"] in said

@@ -219,7 +219,7 @@ def test_counts_that_cannot_be_do_not_spoil_the_sums(tmp_path: Path) -> None:
 def test_a_column_that_is_no_text_is_refused(tmp_path: Path) -> None:
     layout = Layout(None, (column("raw", pa.binary()),))
     path = saved(tmp_path / "run", answered(0, MILLION, carried=(b"\xff",)), layout=layout)
-    with pytest.raises(JobError, match="raw holds binary, which is no text"):
+    with pytest.raises(JobError, match="raw holds binary, which is not text"):
         read(path, by=["raw"])
 
 
@@ -602,7 +602,7 @@ def test_what_is_no_time_and_no_unit_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path / "run", answered(0, MILLION, carried=("soon", True)))
     with pytest.raises(JobError, match="no unit dya; did you mean `day`"):
         read(path, by=["started_at:dya"])
-    with pytest.raises(JobError, match="hard holds bool, which is no time; leave :day out"):
+    with pytest.raises(JobError, match="hard holds bool, which is not a time; leave :day out"):
         read(path, by=["hard:day"])
     assert read_costs([path], by=["split:day"]).groups[0].values == (None,)
     layout = Layout(None, (column("split:day", pa.string()),))

@@ -419,6 +419,6 @@ def _notes(
         yield f"the sum includes {plural(record.gone.rows, 'row')} no longer in the input"
     if unfinished_usd:
         yield (
-            f"{usd(sum(unfinished_usd))} more, in no sum here, for the answers of "
-            f"{plural(len(unfinished_usd), 'unfinished row')}, which are asked for again"
+            f"{usd(sum(unfinished_usd))} more, not included here, for the answers of "
+            f"{plural(len(unfinished_usd), 'unfinished row')}, which are requested again"
         )

@@ -264,7 +264,7 @@ def _expression(
         return name
     if not any(is_kind(kind) for is_kind in _TIMES):
         raise JobError(
-            f"{path}: {one.column} holds {kind}, which is no time; leave :{one.unit} out"
+            f"{path}: {one.column} holds {kind}, which is not a time; leave :{one.unit} out"
         )
     # In UTC, whatever it is written in; a text that is no time is null.
     time = f"make_timestamp(epoch_us(TRY_CAST({name} AS TIMESTAMPTZ)))"
@@ -288,6 +288,6 @@ def _texts(values: pa.ChunkedArray, one: Grouping, schema: pa.Schema) -> list[st
         found = values.cast(pa.string()).to_pylist()
     except pa.ArrowException as error:
         raise JobError(
-            f"{one.column} holds {kind}, which is no text; name another column"
+            f"{one.column} holds {kind}, which is not text; name another column"
         ) from error
     return found
