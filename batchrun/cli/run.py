@@ -94,7 +94,7 @@ def _dry_run(options: RunOptions) -> None:
         where = f"{PATH} of the simulator" if simulate else f"{endpoint.base_url}{PATH}"
         key = "" if simulate else f", {key_in_words(endpoint)}"
         of = "" if plan.first.variant is None else f", variant {plan.first.variant}"
-        say(f"first request, row {plan.first.row}{of}, to POST {where}{key}:")
+        say(f"first request (row {plan.first.row}{of}), POST to {where}{key}:")
         body = json.dumps(json.loads(plan.first.body), indent=2, ensure_ascii=False)
         echo_json(body)
         say("nothing was sent (--dry-run)")

@@ -69,7 +69,8 @@ def _lines(result: "ScorerResult") -> list[str]:
             said += f", mean {tally.mean:.4g}, {tally.passed:,} passed"
         if tally.scored < tally.rows and tally.bounds is not None:
             low, high = tally.bounds
-            said += f"; between {low:.4g} and {high:.4g} if the rest were all wrong or all right"
+            ends = f"the mean is between {low:.4g} and {high:.4g}"
+            said += f"; {ends} if the rest were all wrong or all right"
         lines.append(said)
     unchanged = max((tally.rows for tally in result.metrics.values()), default=0) - result.fresh
     raised = f", but the scorer failed for {result.raised:,}" if result.raised else ""

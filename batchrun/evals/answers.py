@@ -109,7 +109,7 @@ class ScoringInputs:
             return ""
         said = f"{plural(len(self._used), 'target')} from {self._job.targets.file}"
         if unused := [name for name in self._targets if name not in self._used]:
-            said += f" ({plural(len(unused), 'id')} there that no answer has: {listed(unused)})"
+            said += f" ({plural(len(unused), 'id has', 'ids have')} no answer: {listed(unused)})"
         return f"{said}, all others from target = {shown(self._job.target)}"
 
     def _looked_up(self, custom_id: str, own: Any) -> Any:

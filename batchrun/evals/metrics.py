@@ -336,7 +336,7 @@ def said_of_missing(line: MetricLine, missing: Missing) -> str:
         return f"{said}; the others count as 0"
     if line.if_rest_wrong is None or line.if_rest_right is None:
         return said
-    ends = f"between {line.if_rest_wrong:.3f} and {line.if_rest_right:.3f}"
+    ends = f"the mean is between {line.if_rest_wrong:.3f} and {line.if_rest_right:.3f}"
     return f"{said}; {ends} if the rest were all wrong or all right"
 
 

@@ -37,7 +37,7 @@ def refuse_place(path: Path, url: str | None) -> None:
         if isinstance(error, FileNotFoundError):  # what `absolute` asks for
             raise JobError(
                 "the working directory no longer exists; change into one that exists (cd), or "
-                "give -o and all paths from the root"
+                "give -o and all other paths as absolute ones"
             ) from error
         raise JobError(f"{path}: cannot be used ({error.strerror}); {hint}") from error
     if not is_folder:

@@ -44,7 +44,7 @@ def test_rows_times_variants_times_samples_are_sent_and_stand_in_the_tables(
     words = (*_BASE, *_TWO, "--samples", 3, "--base-url", url)
     dry = batchrun(*words, "--dry-run")
     assert "plan: 7 rows x 2 variants x 3 samples = 42 requests, 0 complete, 42 to" in dry.stderr
-    assert f"first request, row 0, variant gpt-4.1, to POST {url}/responses" in dry.stderr
+    assert f"first request (row 0, variant gpt-4.1), POST to {url}/responses" in dry.stderr
     done = batchrun(*words)
     assert done.returncode == 0, done.stderr
     assert "done: 42 of 42 rows, 42 ok" in done.stderr

@@ -258,9 +258,9 @@ def test_a_file_may_hold_the_corrected_labels_alone(
     write_rows(tmp_path / "labels.jsonl", labels)
     done = batchrun("score", "run", "scorers.toml")
     assert done.returncode == 0, done.stderr
-    assert (
-        'labels.jsonl (1 id there that no answer has: z), all others from target = "target"'
-    ) in " ".join(done.stdout.split())
+    assert ('labels.jsonl (1 id has no answer: z), all others from target = "target"') in " ".join(
+        done.stdout.split()
+    )
     assert "1 scored now; 3 unchanged" in done.stdout
     after = scores(run, "exact")
     assert {key for key in after if after[key] != before[key]} == {"a"}
@@ -311,7 +311,8 @@ def of_samples(rows):
             assert "on standard output" not in done.stdout
             assert "several/length: 3 of 4 scored" in done.stdout
             assert (
-                "several/right: 3 of 4 scored, mean 0, 0 passed; between 0 and 0.25" in done.stdout
+                "several/right: 3 of 4 scored, mean 0, 0 passed; the mean is between 0 and 0.25"
+                in done.stdout
             )
     assert values(run, "score") == {"a": 1, "b": 0.5, "c": None, "d": 3}
     half = scores(run, "score")["b"]
@@ -345,7 +346,10 @@ def score(row):
     write_scorers(tmp_path, 'name = "own"\nkind = "python"\nfunction = "own.py:score"')
     failed = batchrun("score", "run", "scorers.toml")
     assert failed.returncode == 4
-    assert "2 of 4 scored, mean 1, 2 passed; between 0.5 and 1 if the rest" in failed.stdout
+    assert (
+        "2 of 4 scored, mean 1, 2 passed; the mean is between 0.5 and 1 if the rest"
+        in failed.stdout
+    )
     assert "the scorer failed for 2" in failed.stdout
     (tmp_path / "there").touch()
     done = batchrun("score", "run", "scorers.toml")
