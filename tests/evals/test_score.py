@@ -455,7 +455,7 @@ def test_answers_count_as_they_stand_and_rows_without_one_have_no_score(
     # Failed rows are not left out without a word: 3 of 6 is not 3 of 8.
     assert (
         "exact: 6 of 8 scored, mean 0.5, 3 passed; "
-        "between 0.375 and 0.625 if the rest were all wrong or all right"
+        "the mean is between 0.375 and 0.625 if the rest were all wrong or all right"
     ) in done.stdout
     assert values(tmp_path / "run", "exact") == {
         "blank": 0,
