@@ -1,8 +1,8 @@
 """What a driver decides about its workers: leases, shares of limits, what goes out first. No I/O.
 
-A worker gets about two leases more than it reads, each of some seconds of its speed. The first
-request of a command goes out alone, from one worker. A worker's rows are leased to others, and its
-shares given to them, only once it is proven that it can neither send nor store any more.
+A worker has about two leases that it has not begun to read; each holds what it completes in some
+seconds. One worker sends the first request of a command, alone. A worker's rows and shares go to
+others only when it is proven that the worker can neither send nor store any more.
 """
 
 import math
@@ -21,13 +21,13 @@ from batchrun.limits.sharing.shares import DOLLAR, ScopeNews, Shares
 from batchrun.limits.verdicts import Stop
 from batchrun.records import Need, Scope
 
-_LEASE_S = 5.0  # of a worker's speed in a lease
-_LEASE_LEAST = 64  # requests, unless there are fewer for each worker
-_LEASES = 2  # that a worker has and has not begun to read
+_LEASE_S = 5.0  # a lease holds what its worker completes in this time
+_LEASE_LEAST = 64  # requests in a lease, unless each worker's part of the rest is smaller
+_LEASES = 2  # leases that a worker has and has not begun to read
 _SPEED = 0.1  # weight of the latest report in a worker's speed
-_SEARCH_S = 15.0  # that one worker looks for what the server takes, before the others may send
+_SEARCH_S = 15.0  # one worker alone finds the server's limits, for at most this time
 _NOBODY = -1  # no worker's number
-_COOLDOWN_S = 0.1  # shorter ones end before others hear of them
+_COOLDOWN_S = 0.1  # shorter ones end before other workers hear of them
 
 
 class _Worker(Struct):
@@ -59,7 +59,7 @@ class Fleet:
         in_flight: int,
         budgets: Sequence[Budget] = (),
     ) -> None:
-        """`in_flight`: of all workers together. `budgets` follow what workers spend."""
+        """`in_flight`: the most of all workers together. `budgets` follow what workers spend."""
         left = [one.left_parts for one in budgets]
         self._budgets = budgets
         self._book = LeaseBook(rows)
@@ -78,7 +78,7 @@ class Fleet:
         self._first_s = math.inf  # ... since when it may
         self._answered_s = math.inf  # when the first answer was reported
         self._is_open = False  # all workers may send
-        self._lost = (0, 0)  # picodollars of dead workers: spent, perhaps spent
+        self._lost = (0, 0)  # picodollars of dead workers: known to be spent, perhaps spent
         self._scopes_s: dict[Scope, dict[int, tuple[float, ScopeNews]]] = {}
         self._answers_s: dict[Scope, float] = {}  # the last of each, to any worker, dead or alive
         self._problem: BatchrunError | None = None
@@ -93,7 +93,7 @@ class Fleet:
         return self._answered_s < math.inf
 
     def add(self, writer: int, now_s: float) -> None:
-        """A worker that is ready for leases; its number was never used."""
+        """Adds a worker that is ready for leases; no other worker ever had its number."""
         self._workers[writer] = _Worker()
         self._shares.join(writer, now_s)
 
@@ -117,7 +117,7 @@ class Fleet:
         }
 
     def tick(self, writer: int, now_s: float) -> FleetTick:
-        """What the worker is told now."""
+        """The next message to the worker."""
         worker = self._workers[writer]
         worker.seq += 1
         order = self._order or worker.order
@@ -134,7 +134,7 @@ class Fleet:
         )
 
     def hear(self, writer: int, report: WorkerReport, now_s: float) -> None:
-        """What the worker said; a report that is older than another, or of the dead, is ignored."""
+        """Takes a report; one that is older than the latest, or of a dead worker, is ignored."""
         worker = self._workers.get(writer)
         if worker is None or (worker.report and report.number <= worker.report.number):
             return
@@ -155,7 +155,7 @@ class Fleet:
         self._follow_budgets()
 
     def stop_reason(self, now_s: float) -> BatchrunError | None:
-        """Why the run should end, as far as it is seen here; null where it should not."""
+        """Why the run should end, as far as this module can say; None if it should not."""
         wanted = self._shares.short_of_dollars(now_s)
         for budget in self._budgets if wanted is not None else ():
             need = Need(Scope("", "", ""), dollars=(wanted or 0) / DOLLAR)
@@ -165,23 +165,23 @@ class Fleet:
         return self._problem
 
     def share_of(self, writer: int) -> float:
-        """Of what servers take, from 0 to 1, for people."""
+        """The worker's share of what servers accept, from 0 to 1, for the display."""
         return self._shares.share_of_rate(writer)
 
     def leases_of(self, writer: int) -> list[Lease]:
-        """Those that are not complete, as far as is known."""
+        """Its leases that are not complete, as far as is known."""
         return self._book.held_by(writer)
 
     def rows_of(self, writer: int) -> list[int]:
-        """The rows of these, by their numbers in the tables."""
+        """The rows of its leases that are not complete, by their numbers in the tables."""
         return rows_of(self._book.held_by(writer))
 
     def adopted(self, writer: int, places: Callable[[Lease], Collection[int]], now_s: float) -> int:
-        """The worker can neither send nor store any more; nothing that it says counts from now on.
+        """Removes a worker that can neither send nor store any more; its reports no longer count.
 
-        Its lock is taken, or, where none can be, it was silent for longer than it may store.
-        `places`: of the requests in a lease that have an outcome. Gives how many requests that were
-        sent again have a new one, by this worker.
+        The caller holds its lock. On file systems without locks, the worker was silent for longer
+        than it may store. `places`: gives the places in a lease of requests with an outcome.
+        Returns how many of the requests that were sent again got a new outcome from this worker.
         """
         worker = self._workers.pop(writer, None)
         if worker is None:
@@ -207,11 +207,11 @@ class Fleet:
             return 0
 
     def _lease_more(self, writer: int, worker: _Worker) -> None:
-        """Until it has what it can complete in some seconds, and more rows to read."""
+        """Leases rows until it has enough for some seconds, and more to read ahead."""
         if worker.report is None or worker.report.stops or worker.report.is_drained:
             return
         if self._is_open and not self._shares.slots(writer):
-            return  # there are fewer slots than workers: its rows would wait for ever
+            return  # there are fewer slots than workers: its rows would wait forever
         size = max(_LEASE_LEAST, int(_LEASE_S * worker.per_s), self._shares.slots(writer))
         even = math.ceil(self._book.left / (_LEASES * max(1, len(self._workers))))
         size = max(1, min(size, even))
@@ -269,7 +269,7 @@ class Fleet:
         return self._shares.shares(writer, worker.seq, now_s, only=only, most=most)
 
     def _news_for(self, writer: int, now_s: float) -> tuple[ScopeNews, ...]:
-        """What the other workers know of each scope."""
+        """What the other workers know about each scope."""
         news = []
         for scope, by_worker in self._scopes_s.items():
             others = [one for worker, one in by_worker.items() if worker != writer]
@@ -290,7 +290,7 @@ class Fleet:
         return tuple(news)
 
     def _follow_budgets(self) -> None:
-        """The budgets of the run know what all workers have spent."""
+        """Tells the budgets of the run what all workers have spent."""
         if not self._budgets:
             return
         spent, unknown = self._lost

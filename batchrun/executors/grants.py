@@ -1,8 +1,8 @@
-"""What workers were promised of something that they have together, so that it is enough. No I/O.
+"""Divides one limit among workers by promises, whose sum never exceeds the limit. No I/O.
 
-A promise holds from when it is told until the worker is known to obey a later one: nobody knows
-which of the ticks since then have reached it. What may come of all promises together never passes
-the limit. So one worker's promise is lowered first, and another's raised when the first obeys.
+A promise counts from when it is sent until the worker reports that it obeys a later one: before
+that, nobody knows which of the ticks have reached it. So one worker's promise is lowered first,
+and another's is raised only when the first one obeys.
 """
 
 import itertools
@@ -16,7 +16,7 @@ from batchrun.limits.sharing.shares import Flow
 
 
 class Promises:
-    """What one worker was told, until it is known what it obeys."""
+    """The promises to one worker that it may still obey."""
 
     __slots__ = ("_told",)
 
@@ -29,23 +29,23 @@ class Promises:
 
     @property
     def most(self) -> int:
-        """Of what it may obey now or later."""
+        """The largest promise that it may obey now or later."""
         return max(amount for _, amount in self._told)
 
     def tell(self, seq: int, amount: int) -> int:
-        """In the tick of that number; gives the amount."""
+        """Notes what the tick of that number promises; returns the amount."""
         if amount != self._told[-1][1]:
             self._told.append((seq, amount))
         return amount
 
     def obeys(self, seq: int) -> None:
-        """The worker obeys that tick, or a later one."""
+        """Notes that the worker obeys that tick or a later one."""
         while len(self._told) > 1 and self._told[1][0] <= seq:
             self._told.popleft()
 
 
 def divide(total: int, wants: Sequence[float]) -> list[int]:
-    """As evenly as nobody gets more than it wants; what nobody wants is left."""
+    """Divides as evenly as possible; nobody gets more than it wants, and the rest stays."""
     parts, left = [0] * len(wants), total
     order = sorted(range(len(wants)), key=lambda at: wants[at])
     for place, at in enumerate(order):
@@ -59,15 +59,15 @@ class _Holder(Struct):
     """One worker's part of a stock."""
 
     promises: Promises = field(default_factory=Promises)
-    used: int = 0  # as last reported: it may go on with that, whatever it is told
+    used: int = 0  # as last reported: it may keep this, even if its promise is lowered
     wants: float = math.inf
 
 
 class Stock:
-    """Slots, or parts of a rate: what is given back can be given to another worker."""
+    """Slots, or parts of a rate: what one worker returns can go to another."""
 
     def __init__(self, total: int, step: float = 0.0) -> None:
-        """`step`: a part is not changed for less than so much of it."""
+        """`step`: a part is changed only by more than this share of it."""
         self.total = total
         self._step = step
         self._holders: dict[int, _Holder] = {}
@@ -77,7 +77,7 @@ class Stock:
 
     @property
     def free(self) -> int:
-        """Promised to nobody."""
+        """What is promised to nobody."""
         return self.total - sum(self.held(one) for one in self._holders)
 
     def held(self, worker: int) -> int:
@@ -97,7 +97,7 @@ class Stock:
         self._holders[worker] = _Holder()
 
     def leave(self, worker: int) -> None:
-        """It can use nothing any more."""
+        """Removes a worker that can use nothing any more."""
         self._holders.pop(worker, None)
 
     def suspend(self, worker: int) -> None:
@@ -113,9 +113,9 @@ class Stock:
     def give(
         self, worker: int, seq: int, most: float = math.inf, *, only: int | None = None
     ) -> int:
-        """The worker's part from the tick of that number on, and no more than `most`.
+        """The worker's part from the tick of that number on; at most `most`.
 
-        `only`: the one that gets any.
+        `only`: the one worker that gets anything, if given.
         """
         if only is not None:
             holder = self._holders[worker]
@@ -123,7 +123,7 @@ class Stock:
             return holder.promises.tell(seq, int(min(mine, most)))
         names = list(self._holders)
         parts = divide(self.total, [self._holders[one].wants for one in names])
-        spare = (self.total - sum(parts)) // len(parts)  # what nobody wants only lies about
+        spare = (self.total - sum(parts)) // len(parts)  # what nobody wants is spread evenly
         targets = {name: part + spare for name, part in zip(names, parts, strict=True)}
         promises, free = self._holders[worker].promises, max(0, self.free)
         mine, target = promises.latest, targets[worker]
@@ -140,7 +140,7 @@ class Stock:
 
 
 class _Claim(Struct):
-    """One worker's part of what is used up."""
+    """One worker's part of something that is used up."""
 
     promises: Promises = field(default_factory=Promises)  # in all, since it began
     flow: Flow = Flow()  # what it has used, as last reported
@@ -172,16 +172,16 @@ class _Claim(Struct):
 
 
 class Grants:
-    """Starts in a minute, or dollars: what is used counts, for a minute or for ever.
+    """Starts a minute, or dollars: what is used counts for a minute, or forever.
 
-    Workers whose first request waits for more than they have are served in the order they came,
-    which is the same for all that a request needs.
+    Workers whose first request needs more than they have are served in the order in which these
+    requests began to wait; the order is the same for everything that a request needs.
     """
 
-    _KEPT_S = 1.0  # so long one may wait until others give back what they have and do not need
+    _KEPT_S = 1.0  # one may wait so long before others must return what they do not use
 
     def __init__(self, total: int, *, expires: bool) -> None:
-        """`expires`: a request above the limit goes when nothing else counts any more."""
+        """`expires`: use counts for a time; a request above the limit may start alone then."""
         self.total, self._expires = total, expires
         self._claims: dict[int, _Claim] = {}
         self._past: list[tuple[float, int]] = []  # of dead workers: until when, amount
@@ -194,7 +194,7 @@ class Grants:
     ) -> None:
         """It can use nothing any more; what it may have used and not reported counts for so long.
 
-        `amount`: what it has used, where that is known.
+        `amount`: what it has used, if that is known.
         """
         claim = self._claims.pop(worker, None)
         if claim is None:
@@ -229,13 +229,13 @@ class Grants:
         return sorted(names, key=self._place)
 
     def _place(self, worker: int) -> tuple[float, int]:
-        """In the line."""
+        """The order of waiting workers."""
         return self._claims[worker].since_s, worker
 
     def lacking(self, now_s: float) -> int | None:
-        """What the worker that waits longest wants, where nobody can give it; null where it can be.
+        """What the worker that waits longest needs and cannot get; None if it can still get it.
 
-        Only once the others have given back what they have not used.
+        Known only when the others have returned what they have not used.
         """
         short = self.short()
         if not short:
@@ -248,7 +248,7 @@ class Grants:
         return first.wanted if first.wanted > has else None
 
     def give(self, worker: int, seq: int, headroom: int, now_s: float) -> int:
-        """What the worker may use in all, from the tick of that number on."""
+        """The total that the worker may use since it began, from the tick of that number on."""
         claim, free, short = self._claims[worker], self.free(now_s), self.short()
         first = short[0] if short else None
         ahead = short[: short.index(worker)] if claim.wanted else short
@@ -267,9 +267,10 @@ class Grants:
         return claim.promises.tell(seq, amount)
 
     def _must_return(self, worker: int, first: int, free: int) -> bool:
-        """Whether a worker gives back what it does not use, for the one that waits longest.
+        """Whether a worker must return what it does not use, for the one that waits longest.
 
-        Not one that waits for longer, for something else: it would never have all that it needs.
+        A worker that has waited longer for something else keeps it: otherwise it would never have
+        everything that its request needs at once.
         """
         is_later = self._place(worker) > self._place(first)
         return is_later and self._missing(self._claims[first]) > free

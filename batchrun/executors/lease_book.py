@@ -1,4 +1,4 @@
-"""Which rows are leased to which worker, so that each is, until it is complete. No I/O."""
+"""Which worker has which rows, until each row is complete. No I/O."""
 
 from array import array
 from collections import deque
@@ -10,7 +10,7 @@ from msgspec import Struct
 from batchrun.errors import InputError
 from batchrun.executors.messages import AGAIN, COMPLETE, Lease
 
-MOST_DEATHS = 5  # of workers one after the other that had the same rows and completed none
+MOST_DEATHS = 5  # of workers in a row that had the same rows and completed none of them
 
 
 class UnleasedRows(Protocol):
@@ -19,12 +19,12 @@ class UnleasedRows(Protocol):
     left: int  # requests to send
 
     def cut(self, requests: int) -> Lease | None:
-        """The next, with about so many requests to send; null where there are no more."""
+        """The next rows, with about so many requests to send; None if there are no more."""
 
     def rest(self, lease: Lease, done: Collection[int]) -> Lease | None:
-        """What of a lease is to be leased again, as another; null where all of it is complete.
+        """A new lease of the rows that are not complete; None if all are.
 
-        `done`: places of requests in the lease that have an outcome.
+        `done`: places of the requests in the lease that have an outcome.
         """
 
 
@@ -36,17 +36,17 @@ class _Leased(Struct):
 
 
 class LeaseBook:
-    """All leases of one command. One is done when its worker says so, or it is taken back."""
+    """All leases of one command. A lease ends when its worker reports it, or is taken back."""
 
     def __init__(self, rows: UnleasedRows) -> None:
         self._rows = rows
         self._returned: deque[_Leased] = deque()  # of dead workers
-        self._leased: dict[int, dict[int, _Leased]] = {}  # by worker and id, those that are open
-        self._again: dict[int, int] = {}  # requests sent again in those that are done, by worker
+        self._leased: dict[int, dict[int, _Leased]] = {}  # open ones, by worker and id
+        self._again: dict[int, int] = {}  # requests sent again in leases that are done, by worker
 
     @property
     def left(self) -> int:
-        """Requests that are leased to nobody."""
+        """How many requests are leased to nobody."""
         return self._rows.left + sum(remaining_of(one.lease) for one in self._returned)
 
     @property
@@ -55,7 +55,7 @@ class LeaseBook:
         return not (any(self._leased.values()) or self._returned or self._rows.left)
 
     def lease(self, worker: int, requests: int) -> Lease | None:
-        """About so many requests that are leased to nobody; null where there are none."""
+        """Leases about so many requests to the worker; None if there are none left."""
         if self._returned:
             leased = self._returned.popleft()
         elif (lease := self._rows.cut(requests)) is not None:
@@ -66,7 +66,7 @@ class LeaseBook:
         return leased.lease
 
     def done(self, worker: int, ids: Iterable[int]) -> None:
-        """The worker has stored every row of these; it may say so again."""
+        """Ends leases whose rows the worker has all stored; it may report them repeatedly."""
         mine = self._leased.get(worker, {})
         for one in ids:
             leased = mine.pop(one, None)
@@ -111,12 +111,12 @@ class LeaseBook:
 
 
 def remaining_of(lease: Lease) -> int:
-    """Requests of a lease that are to be sent."""
+    """How many requests of a lease are to be sent."""
     return remaining_in(lease.marks)
 
 
 def remaining_in(marks: bytes | bytearray) -> int:
-    """Requests to send among those that have these marks."""
+    """How many of the requests with these marks are to be sent."""
     return len(marks) - marks.count(COMPLETE)
 
 

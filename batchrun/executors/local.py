@@ -1,8 +1,8 @@
 """Runs requests in this process: reads ahead, workers complete the rows, outcomes are handed out.
 
-Outcomes come in batches, all that arrived in one turn of the event loop. They count as stored when
-the next batch is asked for: only then are their slots given back, so that what is in flight is
-never more than the gate allows.
+Outcomes come in batches of what arrived in one turn of the event loop. They count as stored when
+the next batch is asked for. Only then are their slots free again, so that there are never more
+requests in flight than the gate allows.
 """
 
 import asyncio
@@ -33,20 +33,20 @@ from batchrun.progress.summary import WorkerState
 from batchrun.records import BadRow, Failure, Largest, Outcome, Request, RowKey, Scope
 
 WORKERS_PER_SLOT = 4  # at most, for each request that may be in flight; each holds one row
-# Workers that wait at the gate while all slots are taken: at least _SPARE, or one for so many
-# slots. Rows that wait long are cold in the CPU's caches when their turn comes: with three for each
-# slot a row took a tenth longer, at 256 and at 1,024.
+# Workers that wait at the gate while all slots are taken: one for every _SPARE_SHARE slots, but at
+# least _SPARE. Rows that wait long have left the CPU's caches when their turn comes: with three
+# waiting workers for each slot, a row took a tenth longer, at 256 and at 1,024 in flight.
 _SPARE = 8
 _SPARE_SHARE = 8
-# Rows read at once, off the event loop, or as many as slots. With a quarter of them workers found
-# no row and ended: a new task for each row, a tenth of its time, at 256.
+# Rows read at once, off the event loop; as many as slots if there are more slots. With a quarter of
+# that, workers found no row and ended, and each row needed a new task: a tenth of its time, at 256.
 _READ_AHEAD = 64
 _READ_BYTES = 4 << 20  # fewer rows at once where their bodies are large
-# What large rows may take up from when they are read until they are stored. While one is sent, its
-# body is in memory twice; 500 rows of 4 MB took 420 MB, with all else. A row above it goes alone.
+# Bytes of large rows in memory, from reading to storing. While a row is sent, its body is in memory
+# twice; 500 rows of 4 MB took 420 MB in all. A row larger than this is sent alone.
 _ROW_BYTES = 112 << 20
-_LARGE_BYTES = 16 << 10  # a row from so many on counts; smaller ones are bounded by their number
-_LOOK_AGAIN_S = 0.05  # whether rows of the budget only wait for others
+_LARGE_BYTES = 16 << 10  # rows from this size on count; smaller ones are bounded by their number
+_LOOK_AGAIN_S = 0.05  # between checks whether all rows in memory only wait for others
 _MOST_AT_ONCE = 256  # outcomes in a batch: storing them holds up the event loop
 _OLDEST = 3  # rows named while the last ones are waited for
 
@@ -67,11 +67,11 @@ def local_executor(
 ) -> "LocalExecutor":
     """The executor of a job.
 
-    `endpoints`: by the variants that have their own; null: of all others.
+    `endpoints`: by variant, for those with their own; None: the endpoint of all others.
     `largest`: by model, what answers of earlier commands needed; `had_answers`: there were some;
-    `met_before`: the error that ended the command before, where rows failed in the same way.
-    `share`: where this process is one of several workers, its part of the user's limits and of the
-    budgets, which then stand in its place. `further`: limits of all attempts besides.
+    `met_before`: the error that ended the last command because rows failed in the same way.
+    `share`: if this process is one of several workers, its part of the user's limits and budgets,
+    which replaces them. `further`: more limits, which hold for all attempts.
     """
     limits = job.limits
     shared: list[Limit]
@@ -120,7 +120,7 @@ def local_executor(
 
 
 class LocalExecutor:
-    """One run's rows, from read to stored. Rows wait in `_rows` until a worker takes them."""
+    """The rows of one run. They wait in `_rows` until a worker takes them."""
 
     def __init__(self, dispatcher: Dispatcher, gate: Gate, in_flight: int) -> None:
         self._dispatcher = dispatcher
@@ -128,26 +128,26 @@ class LocalExecutor:
         self._slots = in_flight
         self._spare = max(_SPARE, in_flight // _SPARE_SHARE)
         self._at_once = max(_READ_AHEAD, in_flight)
-        # One turn of the event loop may take as many as are in flight.
+        # One turn of the event loop may take as many rows as are in flight.
         self._least_ahead = max(_READ_AHEAD // 2, in_flight)
         # A worker is a task that completes row after row, and ends where it finds none to take.
         self._workers: set[asyncio.Task[None]] = set()
-        self._starting = 0  # of them, those that have not taken a row yet
+        self._starting = 0  # how many of them have not taken a row yet
         self._rows: deque[Request | BadRow] = deque()  # read ahead
         self._large = LargeRows(_ROW_BYTES)
-        self._wanted = asyncio.Event()  # more of them
+        self._wanted = asyncio.Event()  # more rows should be read
         self._is_reading = False
         self._done: deque[Completed] = deque()
         self._handed_out: list[Completed] = []
         self._news = asyncio.Event()
         self._fed = False
-        self._is_last = False  # the same, but more may come
+        self._is_last = False  # all known rows are read, but more may come
         self.causes: list[BaseException] = []  # why nothing more is sent, in order
-        self.on_stop: Callable[[], None] = lambda: None  # also where an error stops it
+        self.on_stop: Callable[[], None] = lambda: None  # called also when an error stops it
         gate.on_free = self._start_workers
 
     def resize(self, in_flight: int) -> None:
-        """So many may be in flight from now on; at least one, as far as rows are read ahead."""
+        """Sets how many may be in flight; rows are read ahead for one at least."""
         self._slots = max(1, in_flight)
         self._spare = max(_SPARE, self._slots // _SPARE_SHARE)
         self._at_once = max(_READ_AHEAD, self._slots)
@@ -157,9 +157,9 @@ class LocalExecutor:
 
     @asynccontextmanager
     async def run(self, requests: Iterator[Request | BadRow | None]) -> AsyncIterator[Self]:
-        """Outcomes as they come, to the last; `causes` then says what stopped the sending.
+        """Gives outcomes as they arrive, to the last; `causes` then says what stopped the sending.
 
-        None among the requests: further ones may be long in coming.
+        None among the requests says that the next one may take long to come.
         """
         feeder = asyncio.create_task(self._feed(requests))
         try:
@@ -181,7 +181,7 @@ class LocalExecutor:
         self._handed_out = []
         self._gate.leave_all(held)
         if self._done:
-            await asyncio.sleep(0)  # whatever else waits for its turn
+            await asyncio.sleep(0)  # lets everything else take its turn
         while not self._done:
             if self._fed and not self._workers and (self.causes or not self._rows):
                 raise StopAsyncIteration
@@ -192,7 +192,7 @@ class LocalExecutor:
         return [completed.outcome for completed in self._handed_out]
 
     def status(self) -> Activity:
-        """How it is doing, for the display."""
+        """What it is doing now, for the display."""
         dispatcher, gate = self._dispatcher, self._gate
         return Activity(
             is_stopping=bool(self.causes),
@@ -207,11 +207,11 @@ class LocalExecutor:
         )
 
     def workers(self) -> tuple[WorkerState, ...]:
-        """None: this process sends all."""
+        """No workers: this process sends everything."""
         return ()
 
     def stop(self, cause: BaseException) -> None:
-        """Sends no more; what is in flight lands."""
+        """Sends nothing more; requests in flight finish."""
         self.causes.append(cause)
         self._gate.close()
         self.on_stop()
@@ -219,19 +219,19 @@ class LocalExecutor:
         self._news.set()
 
     def drop(self) -> None:
-        """Drops what is in flight."""
+        """Drops the requests in flight."""
         self._gate.close()
         self._rows.clear()
         for worker in self._workers:
             worker.cancel()
 
     def note_last(self, *, is_last: bool) -> None:
-        """Whether all requests were read that there are, although further ones may come."""
+        """Says whether all requests known so far are read; further ones may still come."""
         self._is_last = is_last
         self._dispatcher.no_more_rows = (is_last or self._fed) and not self._rows
 
     def rest(self) -> list[Outcome]:
-        """What has arrived and was not handed out, where the iteration was broken off."""
+        """The outcomes that arrived but were not handed out, if the iteration was broken off."""
         rest = [completed.outcome for completed in self._done]
         self._done.clear()
         return rest
@@ -249,10 +249,10 @@ class LocalExecutor:
                 self._large.add(rows)
                 del rows
                 self._start_workers()
-                # A stop may have come while rows were read: nobody takes them any more.
+                # A stop may have come while rows were read; nobody takes rows then.
                 while not self._wants_more() and not self.causes:
                     self._wanted.clear()
-                    # No event tells that rows of a full budget wait for others to be sent.
+                    # No event says that all rows of a full budget wait for others to be sent.
                     timeout_s = _LOOK_AGAIN_S if self._large.is_full else None
                     with suppress(TimeoutError):
                         await asyncio.wait_for(self._wanted.wait(), timeout_s)
@@ -270,7 +270,7 @@ class LocalExecutor:
             return False
         if not self._large.is_full:
             return True
-        # Rows that wait to see how others fare need others, whatever they take up.
+        # Rows that wait for the results of others need others, whatever memory that takes.
         return not self._rows and self._dispatcher.held == len(self._workers)
 
     async def _work(self) -> None:
@@ -290,19 +290,19 @@ class LocalExecutor:
                 await asyncio.sleep(0)  # nothing else makes this worker wait
                 continue
             try:
-                done.append(await complete(row))  # by no name, which would hold it in memory
+                done.append(await complete(row))  # no name, which would keep it in memory
             except GateClosed:
                 return
-            except Exception as error:  # noqa: BLE001 - a stop or a bug: what is in flight lands
+            except Exception as error:  # noqa: BLE001 - a stop or a bug: requests in flight finish
                 self.stop(error)
                 return
             self._news.set()
 
     def _missing_workers(self) -> int:
-        """How many more there should be; below zero where there are enough.
+        """How many more workers there should be; below zero if there are enough.
 
-        With all slots taken, as few as will do. Else some limit holds rows back, perhaps of one
-        scope only, and others may be let past them.
+        If all slots are taken, only a few spare ones. If slots are free, some limit holds rows
+        back, perhaps of one scope only, and workers with rows of other scopes may pass them.
         """
         free = self._slots - self._gate.in_flight
         wanted = free if free > 0 else -self._waiting_too_many()
@@ -310,7 +310,7 @@ class LocalExecutor:
         return min(wanted, most - len(self._workers))
 
     def _waiting_too_many(self) -> int:
-        """Workers at the gate beyond the spare ones and the slots that are about to be free."""
+        """How many workers wait beyond the spare ones and the slots that will soon be free."""
         return self._gate.waiting - self._spare - len(self._done) - len(self._handed_out)
 
     def _start_workers(self) -> None:
@@ -347,7 +347,7 @@ class LocalExecutor:
 
 
 class LargeRows:
-    """What the large rows that are in memory take up."""
+    """Counts the bytes of large rows in memory."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -370,14 +370,14 @@ class LargeRows:
                 self._bytes += size
 
     def stored(self, key: RowKey) -> bool:
-        """The row is not in memory any more; whether it was a large one."""
+        """Notes that a row has left memory; returns whether it was a large one."""
         size = self._sizes.pop(key, 0)
         self._bytes -= size
         return size > 0
 
 
 def _size(row: Request | BadRow) -> int:
-    """Bytes of its body and of its carried values, about."""
+    """About how many bytes its body and its carried values have."""
     size = len(row.body) if isinstance(row, Request) else 0
     for value in row.carried:
         kind = type(value)

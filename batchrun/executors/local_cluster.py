@@ -1,8 +1,8 @@
-"""A Ray cluster of this machine alone, for one run: started with it, and ended with it.
+"""A Ray cluster on this machine for one run, which starts and ends it.
 
-`ray start` runs in a session of its own, below a process that watches over it. When the run ends,
-so does the cluster. Where the run is killed, the cluster stays until its workers have stored what
-was in flight, which they show by giving up the locks on their journals.
+A process of its own runs `ray start` in a new session, and watches it. When the run ends, the
+cluster ends. If the run is killed, the cluster stays until its workers have stored what was in
+flight, that is, until the locks on their journals are free.
 """
 
 import fcntl
@@ -32,7 +32,7 @@ _STOP_S = 20.0  # until it has ended
 _DELETE_S = 5.0
 _LOOK_S = 0.1
 _OBJECT_STORE = 80 << 20  # bytes; the least that Ray takes is 75 MiB, and nothing is put there
-_SAID = 2000  # characters of what Ray says where it does not start
+_SAID = 2000  # characters of what Ray prints if it does not start
 _CLOSE = b"close\n"
 
 
@@ -50,16 +50,16 @@ class LocalCluster:
     def __init__(self, run: Path, cpus: float, secret_variables: Collection[str]) -> None:
         """Starts it, with so many CPUs; takes seconds. Raises `JobError`.
 
-        It is to be started before Ray is imported, which then reads the environment.
-        `secret_variables` are left out of that of its processes.
+        Must be called before Ray is imported, since Ray reads the environment then.
+        `secret_variables` are left out of the environment of its processes.
         """
         # Paths of sockets below it must be short.
         self.folder = tempfile.mkdtemp(prefix="batchrun-", dir="/tmp")
-        # So that nobody else on this machine can start anything in it, and that it is on loopback.
+        # The token keeps other users of this machine out; the last one keeps Ray on loopback.
         os.environ |= {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # what Ray has for systems that ask otherwise
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         }
         kept = {name: text for name, text in os.environ.items() if name not in secret_variables}
         self._process = subprocess.Popen(  # noqa: S603 - this interpreter, and this code
@@ -86,7 +86,7 @@ class LocalCluster:
         return self._process.poll() is not None
 
     def close(self) -> None:
-        """All its processes have ended when this returns."""
+        """Ends the cluster and waits for its processes."""
         with suppress(BrokenPipeError):
             self._to.write(_CLOSE)
             self._to.close()
@@ -100,7 +100,7 @@ class LocalCluster:
 
 
 def serve() -> None:
-    """The process that watches over the cluster: ends with it."""
+    """Runs in the process that starts and watches the cluster; ends with it."""
     folder, cpus, run = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
     log = folder / "start.log"
     with log.open("wb") as said:
@@ -128,7 +128,7 @@ def serve() -> None:
 
 
 def _delete(folder: Path) -> None:
-    """Also where processes that are about to end still write there."""
+    """Deletes it, even if processes that are about to end still write there."""
     until_s = time.monotonic() + _DELETE_S
     while folder.exists() and time.monotonic() < until_s:
         shutil.rmtree(folder, ignore_errors=True)
@@ -136,14 +136,14 @@ def _delete(folder: Path) -> None:
 
 
 def _words(folder: Path, cpus: str) -> list[str]:
-    """`ray start ...`: on loopback alone, no dashboard, and ports that nobody else has."""
+    """The words of `ray start`: on loopback only, without a dashboard, on free ports."""
     words = [
         *("start", "--head", "--block", "--port=0", f"--node-ip-address={_ADDRESS}"),
         *("--include-dashboard=false", "--disable-usage-stats", f"--temp-dir={folder}"),
         *(f"--num-cpus={cpus}", "--num-gpus=0", f"--object-store-memory={_OBJECT_STORE}"),
         f"--dashboard-agent-listen-port={_free_port()}",
     ]
-    if find_spec("grpc") is not None:  # then there is a server for Ray's client too
+    if find_spec("grpc") is not None:  # then Ray starts a server for its client too
         words.append(f"--ray-client-server-port={_free_port()}")
     return words
 
@@ -156,7 +156,7 @@ def _free_port() -> int:
 
 
 def _started(cluster: "subprocess.Popen[bytes]", file: Path, log: Path) -> dict[str, str]:
-    """The address once it is there, or the problem."""
+    """Waits for the address; returns it, or the problem."""
     until_s = time.monotonic() + _START_S
     while time.monotonic() < until_s:
         with suppress(OSError):
@@ -170,11 +170,11 @@ def _started(cluster: "subprocess.Popen[bytes]", file: Path, log: Path) -> dict[
 
 
 def _watch(cluster: "subprocess.Popen[bytes]", run: Path) -> None:
-    """Returns when the cluster is to end, or has ended."""
+    """Returns when the cluster should end, or has ended."""
     asked: list[bytes] = []
 
     def listen() -> None:
-        asked.append(os.read(sys.stdin.fileno(), len(_CLOSE)))  # no buffer that it holds at the end
+        asked.append(os.read(sys.stdin.fileno(), len(_CLOSE)))  # unbuffered
 
     threading.Thread(target=listen, daemon=True).start()
     while cluster.poll() is None:
@@ -184,7 +184,7 @@ def _watch(cluster: "subprocess.Popen[bytes]", run: Path) -> None:
 
 
 def _has_workers(run: Path) -> bool:
-    """Whether the journal of a worker is locked by somebody."""
+    """Whether a process holds the lock of a worker's journal."""
     for path in (run / "journal").glob("w*.lock"):
         with suppress(OSError), path.open("rb") as lock:
             try:

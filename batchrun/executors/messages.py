@@ -1,11 +1,11 @@
-"""What a driver and its workers tell each other: leases and shares out, counts back. No I/O.
+"""The messages between a driver and its workers. No I/O.
 
-The driver calls each worker some times a second with a `FleetTick`, and gets a `WorkerReport` back.
-Either may be lost, come twice or late. So all counts are cumulative since the worker began, and
-what is listed is listed again until the other side has it: leases until `WorkerReport.seq` reaches
-their tick, ends of leases and failures until `FleetTick.heard` reaches their report. Of a tick that
-is older than one that it has seen a worker takes the leases alone, once each; a driver ignores a
-report that is older than one that it has seen.
+The driver calls each worker several times a second with a `FleetTick`, and gets a `WorkerReport`
+back. Either may be lost, or arrive twice or late. So all counts are totals since the worker began,
+and lists are repeated until the other side has them: leases until `WorkerReport.seq` reaches their
+tick; finished leases and failures until `FleetTick.heard` reaches their report. From a tick that is
+older than the latest one, a worker takes only the leases, each once. A driver ignores a report that
+is older than the latest one.
 """
 
 from msgspec import Struct, msgpack
@@ -16,22 +16,22 @@ from batchrun.progress.bottleneck import Activity
 from batchrun.records import Totals
 
 # In `Lease.marks`, for each request.
-TO_SEND, COMPLETE, AGAIN = 0, 1, 2  # AGAIN: it has an older outcome, which the new one replaces
-FAILURES = 20  # in one report
+TO_SEND, COMPLETE, AGAIN = 0, 1, 2  # AGAIN: the new outcome replaces an older one
+FAILURES = 20  # most in one report
 
 
 class Lease(Struct, frozen=True):
-    """Rows of one file that one worker completes."""
+    """Rows of one file, for one worker to complete."""
 
     id: int  # never used again
-    file: int  # place of the file among those of the source, as planned
+    file: int  # index of the file among those of the source, as planned
     first: int  # row of the file, from 0
     row: int  # the same row in the whole input
     rows: int
-    offset: int  # of JSONL: byte at which row `offset_row` of the file begins; else 0
+    offset: int  # of JSON Lines: the byte at which row `offset_row` of the file begins; else 0
     offset_row: int  # at or before `first`
-    marks: bytes  # one for each request: the rows in order, each times the requests of a row
-    line: int = 1  # of row `offset_row` of the file
+    marks: bytes  # one for each request, row by row; a row may have several requests
+    line: int = 1  # line number of row `offset_row` in the file
     hashes: bytes = b""  # 8 for each request, in the order of `marks`
     numbers: bytes = b""  # 8 for each row: its number in the tables, where that is not `row`
 
@@ -40,7 +40,7 @@ class StopOrder(Struct, frozen=True):
     """Nothing more is sent."""
 
     reason: str
-    drop: bool = False  # what is in flight is dropped; else it lands
+    drop: bool = False  # requests in flight are dropped; else they finish
 
 
 class FleetTick(Struct, frozen=True):
@@ -48,18 +48,18 @@ class FleetTick(Struct, frozen=True):
 
     seq: int  # grows with each tick of this worker, from 1
     heard: int = 0  # the number of the latest report that the driver has
-    leases: tuple[Lease, ...] = ()  # those that it does not know to be there
+    leases: tuple[Lease, ...] = ()  # those that the worker may not have yet
     shares: Shares = Shares()
-    scopes: tuple[ScopeNews, ...] = ()  # what all workers know together
+    scopes: tuple[ScopeNews, ...] = ()  # what all workers together know
     last: bool = False  # there are no more rows than those leased
     stop: StopOrder | None = None
 
 
 class WorkerStop(Struct, frozen=True):
-    """Why a worker sends nothing more by itself."""
+    """Why a worker has stopped sending by itself."""
 
     message: str
-    cause: StopCause | None = None  # null: its disk, the input, or a bug
+    cause: StopCause | None = None  # None: its disk, the input, or a bug
     kind: str = ""  # the exception's class: RunStopped, StoreError, InputError, ...
     endpoint_error: str | None = None  # as in `RunStopped`
     rows: int | None = None
@@ -79,20 +79,20 @@ class WorkerReport(Struct, frozen=True):
 
     number: int  # grows with each report of this worker, from 1
     seq: int  # of the latest tick that it obeys
-    done: tuple[int, ...] = ()  # leases whose rows all are stored, not heard of yet
+    done: tuple[int, ...] = ()  # leases whose rows are all stored, until the driver knows
     unread: int = 0  # rows of its leases that are still to be read
     totals: Totals = Totals()  # of what it has stored
-    replaced: Totals = Totals()  # of the older outcomes that it has replaced
-    sent_rows: int = 0  # of them, those that were sent
+    replaced: Totals = Totals()  # of the older outcomes that these have replaced
+    sent_rows: int = 0  # of the stored rows, those that were sent
     failed_rows: int = 0  # of these, those that failed, as `limits.max_failures` counts
-    failures: tuple[FailedRow, ...] = ()  # the latest, not heard of yet
+    failures: tuple[FailedRow, ...] = ()  # the latest, until the driver knows
     used: SharesUsed = SharesUsed()
     stops: tuple[WorkerStop, ...] = ()  # all of them
     activity: Activity = Activity()  # for the display
     retries: int = 0
     p50_s: float | None = None
     p99_s: float | None = None
-    is_drained: bool = False  # nothing is in flight any more, and all that arrived is on disk
+    is_drained: bool = False  # nothing is in flight, and everything that arrived is on disk
 
 
 _encode = msgpack.Encoder().encode

@@ -1,8 +1,8 @@
 """Workers as actors of a Ray cluster: the only module that imports Ray.
 
-Actors are detached and never restarted by Ray: they outlive the run's process for as long as they
-need to store what was in flight, and each new one has a name of its own. Secrets are arguments of a
-method, which Ray hands from process to process; settings of its environments would be logged.
+Actors are detached, and Ray never restarts them: they outlive the process of the run for as long as
+they need to store what was in flight. Each new one has a name of its own. Secrets are arguments of
+a method, which Ray passes from process to process; it would log the settings of its environments.
 """
 
 import asyncio
@@ -32,14 +32,14 @@ _NAMESPACE = "batchrun"
 _CONNECT_S = 10.0
 _JOIN_S = 60.0
 _LEAVE_S = 5.0
-_LAST_CALL_S = 3.0  # that a worker stays after its end, so that its driver hears of it
-# Without its head a cluster is of no use, but the process must live to say so: Ray would end it.
+_LAST_CALL_S = 3.0  # a worker's process stays so long after its end, for the driver's last call
+# When the head node is gone, Ray would end this process, which must still report that.
 _HEAD_GONE_S = 10**6
 _SAID = 500  # characters of Ray's errors
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", str(_HEAD_GONE_S))
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns of a change
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray prints a warning
 
 import ray  # noqa: E402 - it reads these when it is imported
 from ray import exceptions  # noqa: E402
@@ -67,7 +67,7 @@ class _Actor:
         return await self._worker.tick(message)
 
     async def _end_with(self, worker: FleetWorker) -> None:
-        """The process ends soon after the worker, also where no driver is left to end it."""
+        """Ends the process soon after the worker, also if no driver is left to do it."""
         try:
             await worker.ended()
             await asyncio.sleep(_LAST_CALL_S)
@@ -76,10 +76,10 @@ class _Actor:
 
 
 class RayCluster:
-    """A cluster that this process has joined; in a process there is one at a time."""
+    """A cluster that this process has joined; a process has one at a time."""
 
     def __init__(self, address: str, cpus: float, local: LocalCluster | None = None) -> None:
-        """`cpus`: of a worker; `local`: one that ends with this. Raises `JobError`."""
+        """`cpus`: for each worker; `local`: a cluster that ends with this. Raises `JobError`."""
         self._cpus, self._local = cpus, local
         try:
             self._join(address)
@@ -96,7 +96,7 @@ class RayCluster:
             )
         if address != "auto":
             _check_port(address)
-        # `auto` is what the environment says, for Ray, which may be what this run does not mean.
+        # With `auto`, Ray would take the address from here, which may be another cluster.
         os.environ.pop("RAY_ADDRESS", None)
         logging.getLogger("ray").setLevel(logging.ERROR)
         problem: list[BaseException] = []
@@ -121,11 +121,11 @@ class RayCluster:
             )
         if problem:
             raise JobError(_why_not_joined(address, problem[0])) from problem[0]
-        atexit.unregister(ray.shutdown)  # it would wait for a head that is gone
+        atexit.unregister(ray.shutdown)  # it would wait for a head node that is gone
         _hush()
 
     def start(self, name: str) -> "RayActor":
-        """May take its time: for a thread. Raises `WorkerFailed`."""
+        """May take seconds: call it in a thread. Raises `WorkerFailed`."""
         try:
             actor = (
                 ray.remote(_Actor)
@@ -143,13 +143,13 @@ class RayCluster:
         return RayActor(actor)
 
     def problem(self) -> str | None:
-        """Why nothing can be started any more, in words; null where it can."""
+        """Why no worker can be started any more, in words; None if it can."""
         if self._local is not None and self._local.has_ended:
             return "the Ray cluster on this machine has ended"
         return None
 
     def free_in_words(self) -> str:
-        """What it has to give, in words; asks the cluster: for a thread."""
+        """Its free CPUs, in words; asks the cluster: call it in a thread."""
         try:
             free, of = (kind().get("CPU", 0.0) for kind in (_free, _all))
         except Exception as error:  # noqa: BLE001 - a cluster that ends
@@ -160,7 +160,7 @@ class RayCluster:
         )
 
     def close(self) -> None:
-        """A cluster that was started for this run ends."""
+        """Leaves the cluster, and ends one that was started for this run."""
         leaving = threading.Thread(target=_leave, daemon=True)
         leaving.start()
         leaving.join(_LEAVE_S)
@@ -179,7 +179,7 @@ class RayActor:
         return decode_greeting(await _answer(self._actor.greet, path, token, access))
 
     async def begin(self, make: MakeWorker, settings: object, secrets: object) -> str | None:
-        """The worker is made in it; what keeps it from its work, or null."""
+        """Makes the worker in it; returns why it cannot work, or None."""
         problem: str | None = await _answer(self._actor.begin, make, settings, secrets)
         return problem
 
@@ -219,7 +219,7 @@ def _all() -> dict[str, float]:
 
 
 def _hush() -> None:
-    """Ends Ray's thread that says on standard output that a worker has died."""
+    """Ends the thread of Ray that prints to standard output when a worker has died."""
     with suppress(AttributeError):
         worker = ray._private.worker.global_worker  # noqa: SLF001 - nothing public turns it off
         worker.threads_stopped.set()
@@ -232,7 +232,7 @@ def _leave() -> None:
 
 
 def _check_port(address: str) -> None:
-    """Raises `JobError` where nobody listens: Ray would ask for a minute."""
+    """Raises `JobError` if nobody listens there; Ray itself would try for a minute."""
     host, _, port = address.rpartition(":")
     how = "set RAY_ADDRESS (or address in [cluster]) to HOST:6379, auto or local"
     if not host or not port.isdecimal():
@@ -266,7 +266,7 @@ def _why_not_joined(address: str, error: BaseException) -> str:
 
 
 def _in_words(error: BaseException) -> str:
-    """Its last line, where Ray puts what went wrong, without what may be its cause and colours."""
+    """Its last line, where Ray says what went wrong; without colours and guesses at causes."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[-1] if lines else type(error).__name__
     text = text.partition(" Some common causes")[0]

@@ -1,8 +1,8 @@
-"""What each worker may use of the limits that all workers have together. No I/O.
+"""How much of the common limits each worker may use. No I/O.
 
-In flight and dollars are stocks; requests and tokens a minute are cumulative allowances with a
-pace; what servers advertise, or what is inferred of them, is divided by demand. Whatever is lost,
-late or repeated between driver and workers, the parts together never pass a limit.
+Requests in flight and parts of the server's rate are stocks; requests and tokens a minute are total
+allowances with a pace; dollars are a purse. Whatever message is lost, late or repeated between
+driver and workers, the parts together never exceed a limit.
 """
 
 import math
@@ -14,7 +14,7 @@ from batchrun.limits import tuning
 from batchrun.limits.sharing.shares import WHOLE, Allowance, Flow, Shares, SharesUsed
 from batchrun.records import Scope
 
-_STEP = 0.04  # a share of a rate changes by so much of it, or not at all
+_STEP = 0.04  # a share of a rate changes by at least this part of it, or not at all
 _LEAST_RATE = 0.02  # of an even share, for a worker that sends nothing
 _MORE_RATE = 1.2  # times what a worker uses that could use more
 _MORE_SLOTS = 1.25  # the same
@@ -32,7 +32,7 @@ _PURSE_LASTS_S = 1.5  # with what is spent now
 
 
 class SharedLimits(Struct, frozen=True):
-    """Of all workers together; null: none."""
+    """Of all workers together; None: no limit."""
 
     in_flight: int
     requests_per_minute: float | None = None
@@ -41,7 +41,7 @@ class SharedLimits(Struct, frozen=True):
 
 
 class _Seen(Struct):
-    """What one worker does, smoothed."""
+    """What one worker uses, as moving averages."""
 
     at_s: float
     used: SharesUsed = SharesUsed()
@@ -49,8 +49,8 @@ class _Seen(Struct):
     starts_per_s: float = 0.0
     tokens_per_s: float = 0.0
     spends_per_s: float = 0.0  # picodollars
-    pressed: float = 1.0  # by what servers take: of the latest reports
-    purse: int = 0  # beyond what is used
+    pressed: float = 1.0  # share of the latest reports that name a server's limit
+    purse: int = 0  # picodollars beyond what is used
     has_started: bool = False
     since_s: float = math.inf  # since when its first request waits for a grant
     heard_s: float = 0.0  # its latest report, on the clock of `ShareBook`
@@ -114,7 +114,7 @@ class ShareBook:
             grants.join(worker)
 
     def leave(self, worker: int, now_s: float, *, is_clean: bool) -> int:
-        """The worker is dead, and its lock taken: the picodollars that it may have spent.
+        """Removes a dead worker, whose lock is taken; returns the picodollars it may have spent.
 
         `is_clean`: its last report said that nothing was in flight any more.
         """
@@ -164,7 +164,7 @@ class ShareBook:
     ) -> Shares:
         """The worker's part from the tick of that number on.
 
-        `only`: the worker that may send, where the others must wait. `most`: in flight, at most.
+        `only`: the one worker that may send, if given. `most`: its most requests in flight.
         """
         self._note_silent(now_s)
         seen = self._seen[worker]
@@ -194,15 +194,15 @@ class ShareBook:
         return any(one.is_settled for one in self._seen[worker].used.scopes)
 
     def is_pressed(self, worker: int) -> bool:
-        """Whether what the server takes, as far as the worker knows, holds it up."""
+        """Whether a server's limit, as far as the worker knows it, limits the worker."""
         return self._seen[worker].pressed >= _PRESSED
 
     def slots(self, worker: int) -> int:
-        """In flight, as it was told last."""
+        """The most requests in flight that it was last promised."""
         return self._slots.latest(worker)
 
     def in_all(self, scope: Scope) -> int | None:
-        """In flight at a server that queues, by the worker that measures; null: not known."""
+        """In flight at a server that queues, as the leading worker measured; None: unknown."""
         leader = self._leader
         if leader is None:
             return None
@@ -221,13 +221,13 @@ class ShareBook:
         return rates.mean, takes.mean
 
     def share_of_rate(self, worker: int) -> float:
-        """From 0 to 1, for people."""
+        """From 0 to 1, for the display."""
         return self._rate.latest(worker) / WHOLE if worker in self._rate else 0.0
 
     def short_of_dollars(self, now_s: float) -> int | None:
-        """Picodollars that a request needs and nobody has left; null where that is not so.
+        """Picodollars that a request needs and that are not left anywhere; None if they are.
 
-        Only once nothing is in flight anywhere: what is may cost less than it reserves.
+        Known only when nothing is in flight: requests in flight may cost less than they reserve.
         """
         if self._purse is None or any(one.used.spending.reserved for one in self._seen.values()):
             return None
@@ -258,7 +258,7 @@ class ShareBook:
         return self._rate.latest(worker) + int(min(1.0, beyond) * WHOLE) if beyond else 0
 
     def _rate_wanted(self, worker: int) -> float:
-        """Parts of the rate; infinite where it would use more than it has."""
+        """The parts of the rate that it wants; infinite if it would use more than it has."""
         seen = self._seen[worker]
         has_any = seen.has_started and self._rate.latest(worker) > 0
         if seen.pressed >= _PRESSED or not has_any:
@@ -275,7 +275,7 @@ class ShareBook:
 
 
 class _Minute:
-    """Requests or tokens that may be started in any minute."""
+    """Requests or tokens that may start in any minute."""
 
     def __init__(self, most: float, minute_s: float, *, of_tokens: bool) -> None:
         self.minute_s = minute_s
@@ -284,7 +284,7 @@ class _Minute:
         self._of_tokens = of_tokens
 
     def allowance(self, worker: int, seq: int, seen: dict[int, _Seen], now_s: float) -> Allowance:
-        """The worker's, from the tick of that number on."""
+        """The worker's allowance from the tick of that number on."""
         rates = {
             name: one.tokens_per_s if self._of_tokens else one.starts_per_s
             for name, one in seen.items()
@@ -323,10 +323,10 @@ class _Mean(Struct):
 
 
 _FINE = 1_000_000
-_IDLE = 1e-3  # of the whole rate: a worker that starts less than that needs no allowance ahead
+_IDLE = 1e-3  # of the whole rate: a worker below it needs no allowance ahead
 
 
 def _in_all(used: SharesUsed) -> int:
-    """Picodollars that are spent, may have been, or are reserved."""
+    """Picodollars that are spent, may have been spent, or are reserved."""
     spending = used.spending
     return spending.spent + spending.unknown + spending.reserved

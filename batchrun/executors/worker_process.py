@@ -1,8 +1,8 @@
 """A worker as its driver sees it, whatever engine runs it, and what both must agree on.
 
-A worker is an object in a process of its own, perhaps on another machine. It is called, and its
-answers are awaited; an error says that it may have ended, and is a hint only: that a worker has
-ended is proven by the lock on its journal.
+A worker is an object in a process of its own, perhaps on another machine. The driver calls it and
+awaits its answers. An error is only a hint that the worker may have ended; the lock on its journal
+proves it.
 """
 
 import os
@@ -23,12 +23,12 @@ from batchrun.remote.run_link import read_link
 from batchrun.store.run_dir import SCHEMA_VERSION
 from batchrun.version import VERSION
 
-_PROBE = "probe-{}.tmp"  # in the journal; what reads runs passes over such names
-_SEE_S = 15.0  # until a file that one machine has written is seen by another
+_PROBE = "probe-{}.tmp"  # in the journal folder; readers of runs ignore such names
+_SEE_S = 15.0  # a file written on one machine may take so long to appear on another
 
 
 class WorkerFailed(Exception):  # noqa: N818 - a hint, which the driver judges
-    """A worker did not answer. `is_over`: it never will, by what the engine says."""
+    """A worker did not answer. `is_over`: the engine says that it never will."""
 
     def __init__(self, message: str, *, is_over: bool) -> None:
         super().__init__(message)
@@ -36,14 +36,14 @@ class WorkerFailed(Exception):  # noqa: N818 - a hint, which the driver judges
 
 
 class Greeting(Struct, frozen=True):
-    """What a worker says of itself before it is told anything."""
+    """What a worker says about itself first."""
 
     batchrun: str
     python: str  # major and minor version
     schema: int
     hash_rule: int
     host: str
-    machine: str  # what tells machines apart, of which two may have one name
+    machine: str  # identifies the machine; two machines may have the same host name
     pid: int
     sees_run: bool  # the file that the driver has just written into the run directory
     store_problem: str | None = None  # why it cannot write to the store that the run is in
@@ -53,16 +53,16 @@ class FleetWorker(Protocol):
     """What runs in the process of a worker."""
 
     async def begin(self) -> str | None:
-        """What keeps it from its work; null where nothing does."""
+        """Prepares its work; returns why it cannot work, or None."""
 
     async def tick(self, message: bytes) -> bytes:
         """A `FleetTick` in, a `WorkerReport` out."""
 
     async def ended(self) -> None:
-        """Returns when it has nothing more to do, also where nobody calls it any more."""
+        """Returns when it has nothing more to do, even if nobody calls it any more."""
 
 
-MakeWorker = Callable[[Any, Any], FleetWorker]  # of its settings, and of what is secret of them
+MakeWorker = Callable[[Any, Any], FleetWorker]  # from its settings and their secrets
 
 
 class WorkerProcess(Protocol):
@@ -72,29 +72,29 @@ class WorkerProcess(Protocol):
         """Waits until the process is there, and gives it what opens stores."""
 
     async def begin(self, make: MakeWorker, settings: object, secrets: object) -> str | None:
-        """The worker is made in it; what keeps it from its work, or null."""
+        """Makes the worker in it; returns why it cannot work, or None."""
 
     async def tick(self, message: bytes) -> bytes:
         """A `FleetTick` in, a `WorkerReport` out."""
 
     def kill(self) -> None:
-        """Ends the process, whatever it does."""
+        """Ends the process, whatever it is doing."""
 
 
 class Cluster(Protocol):
     """Where workers are started."""
 
     def start(self, name: str) -> WorkerProcess:
-        """May take its time: for a thread. Raises `WorkerFailed`."""
+        """May take seconds: call it in a thread. Raises `WorkerFailed`."""
 
     def problem(self) -> str | None:
-        """Why nothing can be started any more, in words; null where it can."""
+        """Why no worker can be started any more, in words; None if it can."""
 
     def free_in_words(self) -> str:
-        """What it has to give, in words."""
+        """Its free resources, in words."""
 
     def close(self) -> None:
-        """What was started for this run alone ends; workers that were not killed do not."""
+        """Ends what was started only for this run, but not workers that were not killed."""
 
 
 def greeting(
@@ -122,7 +122,7 @@ def greeting(
 
 
 def write_probe(path: Path, token: str) -> Path:
-    """The file by which workers prove that they see this run directory. Raises `OSError`."""
+    """Writes the file that proves to the driver which workers see the run. Raises `OSError`."""
     probe = path / "journal" / _PROBE.format(token)
     probe.parent.mkdir(exist_ok=True)
     probe.write_text(token, encoding="ascii")
@@ -130,7 +130,7 @@ def write_probe(path: Path, token: str) -> Path:
 
 
 def check_greeting(said: Greeting, path: Path) -> None:
-    """Raises `JobError` where a worker cannot take part in the run of this process."""
+    """Raises `JobError` if the worker cannot take part in the run of this process."""
     where = f"the worker on {said.host}"
     for what, theirs, ours in (
         ("batchrun", said.batchrun, VERSION),
@@ -167,7 +167,7 @@ def check_greeting(said: Greeting, path: Path) -> None:
 def check_machines(
     greetings: Sequence[Greeting], base_urls: Sequence[str], *, simulated: bool
 ) -> None:
-    """Raises `JobError` where workers on several machines would each call their own loopback.
+    """Raises `JobError` if workers on several machines would each call their own loopback.
 
     `base_urls`: the loopback addresses that requests go to.
     """
@@ -189,12 +189,12 @@ def check_machines(
 
 
 def encode_greeting(said: Greeting) -> bytes:
-    """As it travels: JSON, so that versions that differ can read it."""
+    """As JSON, so that other versions can read it."""
     return msgspec.json.encode(said)
 
 
 def decode_greeting(data: Any) -> Greeting:
-    """Raises `WorkerFailed` where it is none."""
+    """Raises `WorkerFailed` if it is not a greeting."""
     try:
         return msgspec.json.decode(data, type=Greeting)
     except (msgspec.DecodeError, TypeError) as error:

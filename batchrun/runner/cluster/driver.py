@@ -1,10 +1,10 @@
-"""Leads the workers of a run: starts them, calls each some times a second, adopts those that ended.
+"""Leads the workers of a run: starts them, calls each several times a second, adopts ended ones.
 
-An executor (see `runner/engine.py`) whose outcomes stay with the workers, who store them: it hands
-out none, and counts what they report. What is decided is decided by `executors/fleet.py`.
+An executor (see `runner/engine.py`) whose workers store the outcomes themselves: it hands out no
+outcomes, and counts what workers report. `executors/fleet.py` makes the decisions.
 
-Nothing here waits for one worker while another is to be called: each has a task of its own. That a
-worker has ended is proven by its lock; errors of the engine make the driver look at it.
+Each worker has a task of its own, so no call waits for another worker. Errors of the engine are a
+hint to look at a worker; only its lock proves that it has ended.
 """
 
 import asyncio
@@ -62,9 +62,9 @@ from batchrun.store.reading import read_totals
 
 _TICK_S = 0.15  # between two calls of a worker
 _LOOK_S = 0.1  # between two looks at all of them
-_GATHER_S = 10.0  # that further workers are waited for once one is there, before anything is sent
-_AGAIN_S = 1.0  # until a worker is called again that could not be reached
-_MOST_BACKOFF_S = 60.0  # until another worker is started, where those before did not get far
+_GATHER_S = 10.0  # wait for more workers once one is there, before anything is sent
+_AGAIN_S = 1.0  # before a worker that could not be reached is called again
+_MOST_BACKOFF_S = 60.0  # before another worker is started, if the last ones ended soon
 _LOCK_S = 0.3  # between two attempts to take the lock of a worker
 _KILL_AGAIN_S = 10.0
 _SILENT_S = 5.0  # of silence, which the display says
@@ -79,7 +79,7 @@ Result = TypeVar("Result")
 
 
 class Driver:
-    """The workers of one run, from asking for them until the last has ended."""
+    """The workers of one run, from the first request for one until the last has ended."""
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class Driver:
         setup: Callable[[], WorkerSetup],
         servers: Mapping[str | None, Server],
     ) -> None:
-        """`setup`: of one more worker; `servers`: as `Worker` takes them."""
+        """`setup`: makes the setup of one more worker; `servers`: as for `Worker`."""
         self._cluster, self._fleet, self._run = cluster, fleet, run
         self._setup, self._servers = setup, servers
         self._job, self._dir = run.job, run.run_dir
@@ -100,9 +100,9 @@ class Driver:
         self._go = asyncio.Event()  # workers may begin
         self._news = asyncio.Event()
         self._workers: list[Led] = []
-        self._failed_starts = 0  # one after another
+        self._failed_starts = 0  # in a row
         self._next_start_s = 0.0
-        self._idle_s = math.inf  # since when no worker works
+        self._idle_s = math.inf  # since when no worker has worked
         self._again = run.plan.resumed.resent.rows  # rows whose older outcome still counts
         self._first_rows = FirstRows(run.plan.resumed.totals.without(run.plan.resumed.resent))
         self._too_many = TooManyFailures(self._job.limits)
@@ -110,9 +110,9 @@ class Driver:
         self.causes: list[BaseException] = []  # why nothing more is sent, in order
 
     async def gather(self, tell: Callable[[str], None], check: Callable[[], None]) -> None:
-        """Waits for workers, before anything is sent. `check` is asked whether to go on.
+        """Waits for workers, before anything is sent. `check` raises if the run should stop.
 
-        Raises `JobError` where one cannot take part, `RunStopped` where none comes, and what
+        Raises `JobError` if a worker cannot take part, `RunStopped` if none comes, and what
         `check` raises.
         """
         try:
@@ -145,7 +145,7 @@ class Driver:
 
     @asynccontextmanager
     async def run(self, _requests: Iterator[Request | BadRow]) -> AsyncIterator[Self]:
-        """Hands out no outcomes, and ends once all workers have ended."""
+        """Hands out no outcomes; ends when all workers have ended."""
         self._idle_s = time.monotonic()
         self._go.set()
         try:
@@ -167,16 +167,16 @@ class Driver:
         return []
 
     def stop(self, cause: BaseException) -> None:
-        """Sends no more; what is in flight lands."""
+        """Sends nothing more; requests in flight finish."""
         self.causes.append(cause)
         self._order(StopOrder(str(cause)))
 
     def drop(self) -> None:
-        """Drops what is in flight."""
+        """Drops the requests in flight."""
         self._order(StopOrder("what is in flight is dropped", drop=True))
 
     def rest(self) -> list[Outcome]:
-        """None: workers store what they have."""
+        """No outcomes: workers store theirs."""
         return []
 
     def status(self) -> Activity:
@@ -190,7 +190,7 @@ class Driver:
         now_s = time.monotonic()
         return tuple(state_of(one, self._fleet, now_s) for one in self._workers if one.writer)
 
-    # --- what is decided a few times a second
+    # --- what happens several times a second
 
     def _look(self, now_s: float) -> None:
         for one in self._workers:
@@ -210,7 +210,7 @@ class Driver:
         self._follow(None)
 
     def _replace_lost(self, now_s: float) -> None:
-        """Asks for workers in place of those that are lost."""
+        """Asks for new workers in place of lost ones."""
         alive = sum(one.is_alive for one in self._workers)
         if not alive and (problem := self._cluster.problem()) is not None:
             self.stop(RunStopped(f"{problem}; run the same command again", StopCause.ENDPOINT))
@@ -237,7 +237,7 @@ class Driver:
         self._log("worker_stopped", led, why=str(why))
 
     def _judge_rows(self) -> None:
-        """Stops where too many rows fail."""
+        """Stops if too many rows fail."""
         reports = [one.report for one in self._workers if one.report is not None]
         failures = [failure for report in reports for failure in report.failures]
         if self.causes or not failures:
@@ -254,7 +254,7 @@ class Driver:
                 self.stop(RunStopped(reason, StopCause.FAILURES))
 
     def _judge_stop(self, led: Led, stop: WorkerStop) -> None:
-        """The run stops for what a worker met, unless it met it alone."""
+        """Stops the run for a worker's error, unless only this worker has it."""
         cause = cause_of(led, stop)
         others = [one for one in self._workers if one is not led and one.state == "running"]
         since_s = time.monotonic() - self._job.limits.outage_s
@@ -267,9 +267,9 @@ class Driver:
             self.stop(cause)
 
     def _follow(self, totals: Totals | None) -> None:
-        """Counts what workers report; `totals`: of the run, as its tables say."""
+        """Counts what workers report; `totals`: those of the run, from its tables."""
         plan, reports = self._run.plan, [one.report for one in self._workers if one.report]
-        # Older outcomes that count until new ones are stored; of workers that were adopted exactly.
+        # Older outcomes count until new ones are stored; for adopted workers the number is exact.
         open_reports = [one.report for one in self._workers if one.report and one.totals is None]
         again = self._again - sum(report.replaced.rows for report in open_reports)
         if totals is None:
@@ -290,11 +290,11 @@ class Driver:
         )
 
     def _recounted(self) -> Totals:
-        """Of the run's rows, as the tables hold them. Raises `StoreError`."""
+        """The totals of the run's rows, from its tables. Raises `StoreError`."""
         return read_totals(self._dir.path).without(self._run.plan.resumed.removed)
 
     def _seal(self) -> None:
-        """Seals what workers leave to this process, now and then, where rows are sent again."""
+        """If rows are sent again, seals from time to time what workers leave to this process."""
         if self._is_sealing or not self._run.plan.resumed.resent.rows:
             return
         self._is_sealing = True
@@ -310,13 +310,13 @@ class Driver:
         self._sealing = asyncio.create_task(seal())
 
     def _is_over(self) -> bool:
-        """Whether no worker is left that may do anything."""
+        """Whether no worker is left that can still do something."""
         if any(one.task is not None and not one.task.done() for one in self._workers):
             return False
         return bool(self.causes) or self._fleet.is_done
 
     def _order(self, order: StopOrder) -> None:
-        """To all workers, by the next tick of each; those that have not begun never do."""
+        """Sends the order with each worker's next tick; workers that are starting never begin."""
         self._fleet.stop(order)
         for one in self._workers:
             if one.state == "starting" and one.task is not None:
@@ -355,18 +355,18 @@ class Driver:
         self._news.set()
 
     async def _start(self, led: Led) -> None:
-        """Its process is there, and may take part. Raises `JobError`, `WorkerFailed`."""
+        """Starts its process; checks that it may take part. Raises `JobError`, `WorkerFailed`."""
         led.process = await _aside(partial(self._cluster.start, _NAME))
         path = str(self._dir.path.absolute())
         said = await led.process.greet(path, self._token, own_access())
         check_greeting(said, self._dir.path)
-        if self._go.is_set():  # else all that have come are looked at together
+        if self._go.is_set():  # before that, `gather` checks all together
             self._check_machines([said, *self._greetings()])
         led.greeting, led.heard_s = said, time.monotonic()
         self._news.set()
 
     async def _begin(self, led: Led) -> None:
-        """It is ready for leases. Raises `WorkerFailed`, `StoreError`."""
+        """Makes it ready for leases. Raises `WorkerFailed`, `StoreError`."""
         assert led.process is not None  # noqa: S101 - `_start` came before
         setup = await _aside(self._setup)  # a run in a store writes there
         led.writer, led.answer_s = setup.writer, setup.answer_s
@@ -378,7 +378,7 @@ class Driver:
         led.state = "running"
 
     async def _call(self, led: Led) -> None:
-        """Calls it until nothing is in flight there any more. Raises `WorkerFailed`."""
+        """Calls it until it has nothing in flight any more. Raises `WorkerFailed`."""
         assert led.process is not None  # noqa: S101 - `_start` came before
         while True:
             message = encode(self._fleet.tick(led.writer, time.monotonic()))
@@ -397,13 +397,13 @@ class Driver:
             await asyncio.sleep(_TICK_S)
 
     async def _answer(self, led: Led, message: bytes) -> bytes:
-        """What it answers to a tick. Raises `WorkerFailed` where it does not, for too long."""
+        """Its answer to a tick. Raises `WorkerFailed` if it does not answer for too long."""
         assert led.process is not None  # noqa: S101 - `_start` came before
         while True:
             call = asyncio.ensure_future(led.process.tick(message))
             left_s = led.heard_s + self._silence_s - time.monotonic()
             await asyncio.wait((call,), timeout=max(left_s, _AGAIN_S))
-            if not call.done():  # it gives this driver up, too; its lock will say when it has
+            if not call.done():  # it gives up this driver too; its lock will show when it has ended
                 call.add_done_callback(_forget)
                 raise WorkerFailed(f"no answer for {self._silence_s:g} s", is_over=False)
             try:
@@ -414,7 +414,7 @@ class Driver:
             await asyncio.sleep(_AGAIN_S)
 
     async def _adopt(self, led: Led) -> None:
-        """What it has left is in order, and its other rows are to be leased again."""
+        """Takes over what it stored, and makes its other rows free for new leases."""
         rows = self._fleet.rows_of(led.writer)
         lost_s, killed_s = time.monotonic(), -math.inf
         while True:
@@ -443,7 +443,7 @@ class Driver:
         self._log("worker_adopted" if was_lost else "worker_drained", led, rows=adopted.totals.rows)
 
     def _end_all(self) -> None:
-        """No worker is waited for any more."""
+        """Ends all workers, and waits for none."""
         for one in self._workers:
             if one.task is not None and not one.task.done():
                 one.task.cancel()
@@ -456,7 +456,7 @@ class Driver:
         return [one.greeting for one in self._workers if one.is_alive and one.greeting is not None]
 
     def _check_machines(self, greetings: Sequence[Greeting]) -> None:
-        """Raises `JobError` where each machine would call its own loopback."""
+        """Raises `JobError` if each machine would call its own loopback."""
         simulated = self._run.record.simulated
         if simulated or not self._job.cluster.per_node_endpoint:
             endpoints = [server.endpoint for server in self._servers.values()]
@@ -473,7 +473,7 @@ class Driver:
 
 
 async def _aside(work: Callable[[], Result]) -> Result:
-    """In a thread that nobody waits for at the end, should the work never return."""
+    """Runs it in a thread that nobody waits for at exit, even if it never returns."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[Result] = loop.create_future()
 

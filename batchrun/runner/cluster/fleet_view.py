@@ -1,4 +1,4 @@
-"""How all workers of a run are doing together, from what each has said. No I/O."""
+"""Joins what the workers of a run report into one activity. No I/O."""
 
 from collections.abc import Iterable, Sequence
 from functools import reduce
@@ -9,16 +9,16 @@ from batchrun.limits.verdicts import LimitStatus
 from batchrun.progress.bottleneck import Activity
 from batchrun.records import Totals
 
-_OLDEST = 3  # rows named while the last ones are waited for
+_OLDEST = 3  # rows named at the end of a run
 
 
 def added(parts: Iterable[Totals]) -> Totals:
-    """What totals of different rows add up to."""
+    """The sum of totals of different rows."""
     return reduce(Totals.plus, parts, Totals())
 
 
 def joined(activities: Sequence[Activity], now_s: float, *, is_stopping: bool) -> Activity:
-    """One activity of many workers, on this process's clock."""
+    """One activity from those of all workers, on the clock of this process."""
     oldest = [named for one in activities for named in one.oldest]
     limited = [one for one in activities if one.is_limited]
     return Activity(
@@ -37,7 +37,7 @@ def joined(activities: Sequence[Activity], now_s: float, *, is_stopping: bool) -
 
 
 def _joined_limits(activities: Sequence[Activity], now_s: float) -> tuple[LimitStatus, ...]:
-    """Each limit once, in the order of the first that has it; shares of one limit add up."""
+    """Each limit once, in the order of first appearance; shares of one limit are added."""
     joined: dict[tuple[str, str], LimitStatus] = {}
     for activity in activities:
         for limit in activity.limits:
@@ -63,5 +63,5 @@ def _sum(one: LimitStatus, other: LimitStatus) -> LimitStatus:
         most=total("most"),
         per_s=total("per_s"),
         until_s=until_s,
-        says=one.says if other.says else None,  # an endpoint is down where it is so for all
+        says=one.says if other.says else None,  # the endpoint is down only if it is down for all
     )

@@ -1,4 +1,4 @@
-"""A run by workers: joins the cluster, waits for workers, leads them to the end."""
+"""A run with workers: joins the cluster, waits for workers, and leads them to the end."""
 
 import asyncio
 import os
@@ -24,11 +24,11 @@ async def lead_run(
     check: Callable[[], None],
     join: Callable[[Run], Cluster] | None = None,
 ) -> None:
-    """Every remaining row, to its outcome in the journal of a worker; as `Run.send`.
+    """Completes every remaining row, in the journals of workers; as `Run.send`.
 
-    `check`: asked whether to go on, before anything is sent. `join`: gives the cluster.
-    Raises `JobError` where there is none, or a worker cannot take part; `RunStopped` where no
-    worker comes; what `check` raises.
+    `check`: raises if the run should stop before anything is sent. `join`: gives the cluster.
+    Raises `JobError` if there is no cluster or a worker cannot take part, `RunStopped` if no
+    worker comes, and what `check` raises.
     """
     run.tell("joining the cluster")
     cluster = await asyncio.to_thread(join or _join_ray, run)

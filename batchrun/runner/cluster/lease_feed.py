@@ -1,7 +1,7 @@
-"""The requests of a worker's leases, one after another, and which leases are done.
+"""Gives the requests of a worker's leases one by one, and tells which leases are done.
 
-An executor reads them off its event loop, where it waits for the next lease; all else is called on
-the loop.
+An executor iterates over it in a thread, which waits for the next lease; everything else is called
+on the event loop.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +19,7 @@ Read = Callable[[Lease], Iterator[Request | BadRow]]
 
 
 class _Open(Struct):
-    """A lease with requests that are not stored."""
+    """A lease with requests that are not yet stored."""
 
     lease: int
     unread: int
@@ -27,29 +27,29 @@ class _Open(Struct):
 
 
 class LeaseFeed:
-    """An iterator that ends with `close`; None in it says that the next request may take long."""
+    """An iterator that ends at `close`; None in it says that the next request may take long."""
 
     def __init__(self, read: Read, on_done: Callable[[int], None]) -> None:
-        """`read`: the requests of a lease; what it raises comes out of the iterator.
+        """`read`: gives the requests of a lease; the iterator raises what it raises.
 
-        `on_done`: told of each lease all of whose requests are stored.
+        `on_done`: called with the id of each lease whose requests are all stored.
         """
         self._read, self._on_done = read, on_done
         self._leases: SimpleQueue[Lease | None] = SimpleQueue()
         self._open: dict[int, _Open] = {}
-        self._of: dict[RowKey, _Open] = {}  # of requests that were read and not stored
-        self._requests: Iterator[Request | BadRow] | None = None  # of the lease that is read
+        self._of: dict[RowKey, _Open] = {}  # by requests that were read and are not stored
+        self._requests: Iterator[Request | BadRow] | None = None  # of the lease in `_reading`
         self._reading: _Open | None = None
         self._has_told = False
         self._is_closed = False
 
     @property
     def unread(self) -> int:
-        """Requests of all leases that are not read yet."""
+        """How many requests of all leases are not read yet."""
         return sum(one.unread for one in list(self._open.values()))
 
     def add(self, lease: Lease) -> None:
-        """To be read after those before it."""
+        """Adds a lease, to be read after the earlier ones."""
         requests = remaining_of(lease)
         if not requests:
             self._on_done(lease.id)
@@ -63,7 +63,7 @@ class LeaseFeed:
         self._leases.put(None)
 
     def stored(self, outcomes: Iterable[Outcome]) -> None:
-        """They are stored."""
+        """Notes that these are stored."""
         for outcome in outcomes:
             one = self._of.pop(outcome.request.key, None)
             if one is None:
@@ -77,7 +77,7 @@ class LeaseFeed:
         return self
 
     def __next__(self) -> Request | BadRow | None:
-        """Raises `InputError` where a lease holds fewer rows than were planned."""
+        """Raises `InputError` if a lease holds fewer rows than were planned."""
         while not self._is_closed:
             if self._requests is not None and self._reading is not None:
                 request = next(self._requests, None)

@@ -1,6 +1,6 @@
-"""Leases of the rows of a plan: what of it a worker completes, and how it reads these rows there.
+"""Cuts the rows of a plan into leases, and reads the rows of a lease in the worker.
 
-Cut in the order of the input, in one pass. Without I/O, but for the reading itself.
+Leases are cut in the order of the input, in one pass. Only the reading does I/O.
 """
 
 import re
@@ -21,13 +21,14 @@ from batchrun.records import BadRow, Layout, Request
 from batchrun.runner.plan import Plan
 from batchrun.runner.resume import Resumed
 
-MOST_REQUESTS = 65_536  # that a lease spans, complete ones included, unless its file has no parts
-_REMAINING = re.compile(rb"[^\x01]")  # in marks
+# In a lease, complete ones included; more only if the file can be read only as a whole.
+MOST_REQUESTS = 65_536
+_REMAINING = re.compile(rb"[^\x01]")  # the mark of a request to send
 _AS_COMPLETE = bytes.maketrans(bytes((AGAIN,)), bytes((TO_SEND,)))
 
 
 class PlannedRows:
-    """The rows of a plan that are still to be leased: 1 byte for each request."""
+    """The rows of a plan that are not leased yet: 1 byte for each request."""
 
     def __init__(
         self,
@@ -37,9 +38,9 @@ class PlannedRows:
         hashes: "array[int]",
         numbers: "array[int] | None" = None,
     ) -> None:
-        """`marks` and `hashes`: of each request; `marks` as in `Lease`.
+        """`marks` and `hashes`: one for each request; `marks` as in `Lease`.
 
-        `numbers`: of each row, where its number in the tables is not that of its place.
+        `numbers`: the number of each row in the tables, if it is not its place in the input.
         """
         self._spans, self._width = [span for span in spans if span.rows], expansion.width
         self._firsts = [span.first for span in self._spans]
@@ -49,9 +50,9 @@ class PlannedRows:
         self.left = remaining_in(marks)  # requests
 
     def cut(self, requests: int) -> Lease | None:
-        """The next rows, with about so many requests to send; null where there are no more.
+        """The next rows, with about so many requests to send; None if there are no more.
 
-        More where the file cannot be read in such small parts, fewer where the file ends.
+        More if the file cannot be read in such small parts; fewer if the file ends.
         """
         found = _REMAINING.search(self._marks, self._next)
         if found is None:
@@ -65,9 +66,9 @@ class PlannedRows:
         return lease
 
     def rest(self, lease: Lease, done: Collection[int]) -> Lease | None:
-        """What of a lease is to be leased again, as another; null where all of it is complete.
+        """A new lease of the rows that are not complete; None if all are.
 
-        `done`: places of requests in the lease that have an outcome.
+        `done`: places of the requests in the lease that have an outcome.
         """
         marks = bytearray(lease.marks)
         for place in done:
@@ -77,7 +78,7 @@ class PlannedRows:
         return replace(lease, id=next(self._ids), marks=bytes(marks))
 
     def _end(self, row: int, span: FileSpan, requests: int) -> int:
-        """The row before which a lease ends that begins with `row`."""
+        """The row after the last one of a lease that begins with `row`."""
         width, marks, last = self._width, self._marks, span.first + span.rows
         most = min(last, row + max(1, span.least, MOST_REQUESTS // width))
         end, wanted = row, max(requests, 1)
@@ -113,7 +114,7 @@ class PlannedRows:
 
 
 def planned_rows(plan: Plan) -> PlannedRows:
-    """The rows that a plan sends, which was made for that. Raises `InputError`."""
+    """The rows that a plan sends; the plan must be made for leases. Raises `InputError`."""
     resumed, expansion = plan.resumed, plan.expansion
     marks = bytearray(resumed.complete)
     if plan.limit is not None:
@@ -128,7 +129,10 @@ def planned_rows(plan: Plan) -> PlannedRows:
 
 
 def one_worker_file(plan: Plan, workers: int) -> str | None:
-    """What to say of a file that one worker has to read while the others wait. `InputError`."""
+    """A warning of a file that one worker must read while others wait; None: no such file.
+
+    Raises `InputError`.
+    """
     whole = [span for span in plan.prompts.file_spans() if span.least >= span.rows]
     largest = max(whole, key=lambda span: span.rows, default=None)
     if largest is None or workers < 2 or largest.rows * workers <= plan.source_rows:
@@ -146,7 +150,7 @@ def one_worker_file(plan: Plan, workers: int) -> str | None:
 def _stored_numbers(
     resumed: Resumed, marks: bytearray, expansion: Expansion
 ) -> "array[int] | None":
-    """The number that the tables give each row; null where it is that of its place."""
+    """The number of each row in the tables; None if each number is the row's place."""
     if resumed.next_row is None:
         return None
     numbers, number, width = array("q", resumed.stored_rows), resumed.next_row, expansion.width
@@ -160,9 +164,9 @@ def _stored_numbers(
 def places_of(
     lease: Lease, expansion: Expansion, rows: Iterable[tuple[int, int, str | None]]
 ) -> set[int]:
-    """The places in a lease of those of the rows that are its, as tables know them.
+    """The places in the lease of those rows that belong to it.
 
-    `rows`: `row`, `sample` and `variant` of each.
+    `rows`: `row`, `sample` and `variant` of each, as in the tables.
     """
     numbers = _numbers_of(lease)
     known = range(lease.row, lease.row + lease.rows) if numbers is None else numbers
@@ -183,7 +187,7 @@ def _numbers_of(lease: Lease) -> "array[int] | None":
 
 
 def lease_requests(prompts: PromptSet, layout: Layout, lease: Lease) -> Iterator[Request | BadRow]:
-    """The requests of a lease, as the whole reading gives them. Raises `InputError`."""
+    """The requests of a lease, the same as when the whole source is read. Raises `InputError`."""
     hashes = array("Q")
     hashes.frombytes(lease.hashes)
     part = FilePart(
@@ -199,7 +203,7 @@ def lease_requests(prompts: PromptSet, layout: Layout, lease: Lease) -> Iterator
 
 
 def renumbered(requests: Iterator[Request | BadRow], lease: Lease) -> Iterator[Request | BadRow]:
-    """The requests, with the numbers that the tables give their rows."""
+    """The requests, with the numbers of their rows in the tables."""
     numbers = _numbers_of(lease)
     if numbers is None:
         return requests
@@ -207,5 +211,5 @@ def renumbered(requests: Iterator[Request | BadRow], lease: Lease) -> Iterator[R
 
 
 def is_sent_again(lease: Lease, expansion: Expansion, request: Request | BadRow) -> bool:
-    """Whether the request, numbered by its place, has an older outcome."""
+    """Whether the request, whose row is its place in the input, has an older outcome."""
     return lease.marks[expansion.number(request) - lease.row * expansion.width] == AGAIN

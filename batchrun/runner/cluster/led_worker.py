@@ -1,4 +1,4 @@
-"""One worker of a run as its driver knows it: its process, what it said last, how it stands."""
+"""What the driver knows about one worker: its process, its latest report, its state."""
 
 import asyncio
 import math
@@ -47,11 +47,11 @@ class Led:
         self.greeting: Greeting | None = None
         self.report: WorkerReport | None = None
         self.totals: Totals | None = None  # exact, once it was adopted
-        self.error: BaseException | None = None  # why it could not work, or does not any more
-        self.stops = 0  # that it has reported
+        self.error: BaseException | None = None  # why it could not start, or no longer works
+        self.stops = 0  # how many it has reported
         self.heard_s = now_s  # when it was last heard of
-        self.answer_s = 0.0  # how long after that an answer may still come
-        self.ok_s = -math.inf  # when it last had an answer
+        self.answer_s = 0.0  # for so long after that, an answer may still arrive there
+        self.ok_s = -math.inf  # when it last completed a row that is ok
         self.task: asyncio.Task[None] | None = None
 
     @property
@@ -83,7 +83,7 @@ class Led:
 
 
 def totals_of(led: Led) -> Totals:
-    """Of what it has completed."""
+    """The totals of what it has completed."""
     if led.totals is not None:
         return led.totals
     return Totals() if led.report is None else led.report.totals
@@ -115,7 +115,7 @@ def state_of(led: Led, fleet: Fleet, now_s: float) -> WorkerState:
 
 
 def cause_of(led: Led, stop: WorkerStop) -> BaseException:
-    """The cause of a run's end, as `ending` judges it."""
+    """The stop as an exception that `ending` can judge."""
     if stop.cause is not None:
         return RunStopped(
             stop.message, stop.cause, endpoint_error=stop.endpoint_error, rows=stop.rows

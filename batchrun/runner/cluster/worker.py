@@ -1,7 +1,7 @@
-"""One worker of a run: completes the rows it is leased, and stores them as a writer of its own.
+"""One worker of a run: completes the rows of its leases, and stores them as a writer of its own.
 
-It knows nothing of the engine that runs it. A driver calls `tick` some times a second; where it is
-silent for too long the worker gives it up, lands what is in flight, and ends by itself.
+It knows nothing about the engine that runs it. A driver calls `tick` several times a second. If the
+driver is silent for too long, the worker gives it up, waits for its requests in flight, and ends.
 """
 
 import asyncio
@@ -42,33 +42,33 @@ from batchrun.transport.fallback import choose_connections
 from batchrun.version import VERSION
 
 _LOOK_EVERY_S = 0.2
-_SETTLE_S = 0.4  # until other workers have heard what one measures: two ticks, and their way
+_SETTLE_S = 0.4  # until other workers know what one measured: two ticks and their travel
 
 
 class WorkerSetup(Struct, frozen=True):
-    """What a worker is made of, but for what is secret."""
+    """What a worker is made from, without secrets."""
 
     job: Job
     source: PinnedSource
     path: Path  # of the run directory
     record: RunRecord  # of the command that has the run
-    in_flight: int  # most of the whole run
-    silence_s: float  # of the driver, after which it is given up
-    pricing: Mapping[str, PriceJob]  # of the job and of the user
+    in_flight: int  # the most of the whole run
+    silence_s: float  # a driver silent for longer is given up
+    pricing: Mapping[str, PriceJob]  # from the job and from the user's file
     aliases: Mapping[str, str]
-    spans: tuple[Span, ...] = ()  # where older outcomes are of rows that are sent again
+    spans: tuple[Span, ...] = ()  # where the older outcomes of rows to send again are
     largest: Mapping[str, Largest] = {}
     had_answers: bool = False
     met_before: str | None = None
     writer: int = 0  # as `RunDir.new_writer` gave it
 
     def of(self, writer: int) -> "WorkerSetup":
-        """That of the worker with this number."""
+        """The setup of the worker with this number."""
         return replace(self, writer=writer)
 
     @property
     def answer_s(self) -> float:
-        """How long after the last word of the driver an answer may still come."""
+        """How long after the driver's last message an answer may still arrive."""
         endpoints = [self.job.endpoint, *(one.endpoint for one in self.job.variants)]
         longest_s = max(one.timeout_s for one in endpoints if one is not None)
         return self.silence_s + longest_s * 1.05 + _LOOK_EVERY_S
@@ -79,7 +79,7 @@ def worker_setup(
 ) -> WorkerSetup:
     """What all workers of a run have in common, for `of`. Raises `JobError`, `StoreError`.
 
-    `in_flight`: the most of the whole run. `silence_s`: of the driver, after which it is given up.
+    `in_flight`: the most of the whole run. `silence_s`: a driver silent for longer is given up.
     """
     pricing, aliases = with_user_prices(job.pricing, job.aliases)
     has_cap, resumed = _has_cap(job.limits), plan.resumed
@@ -104,14 +104,14 @@ def _has_cap(limits: LimitsJob) -> bool:
 
 
 class _Told(BatchrunError):  # noqa: N818 - no fault
-    """The driver asked to stop: nothing to report."""
+    """The driver asked to stop, which need not be reported."""
 
 
 class Worker:
     """Open from `start` until `is_over`."""
 
     def __init__(self, setup: WorkerSetup, servers: Mapping[str | None, Server]) -> None:
-        """`servers`: by the variants that have their own; null: of all others."""
+        """`servers`: by variant, for those with their own; None: the server of all others."""
         self._setup, self._servers = setup, servers
         limits = setup.job.limits
         self._share = WorkerShare(
@@ -125,7 +125,7 @@ class Worker:
         self._counts = WorkerCounts(self._feed.stored)
         self._earlier = EarlierOutcomes(setup.spans)
         self._causes: list[BaseException] = []
-        self._leases: set[int] = set()  # had so far
+        self._leases: set[int] = set()  # all that it has ever had
         self._number = 0
         self._is_last = False
         self._has_drained = False
@@ -133,7 +133,7 @@ class Worker:
         self._running: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """The run directory is open, and leases may come. Raises `JobError`, `StoreError`."""
+        """Opens the run directory and gets ready for leases. Raises `JobError`, `StoreError`."""
         setup, job = self._setup, self._setup.job
         self._prompts = PromptSet.reopen(setup.source, job)
         self._dir = await asyncio.to_thread(WorkerDir.open, setup.path, setup.writer, setup.record)
@@ -166,7 +166,7 @@ class Worker:
         self._running = asyncio.create_task(self._run())
 
     async def tick(self, tick: FleetTick) -> WorkerReport:
-        """Obeys, and says how it is doing."""
+        """Obeys the tick, and reports."""
         if self._fence.is_silent:
             self._give_up()
         else:
@@ -193,7 +193,7 @@ class Worker:
             self._dir.write_until(time.monotonic() + self._setup.answer_s)
 
     def _read(self, lease: Lease) -> Iterator[Request | BadRow]:
-        """The requests of a lease, with all that is known of them."""
+        """The requests of a lease, with older outcomes and ids of background responses."""
         self._dir.unfinished.refresh()
         expansion = self._prompts.expansion
         requests = lease_requests(self._prompts, self._setup.source.layout, lease)
@@ -237,16 +237,16 @@ class Worker:
         )
 
     async def _run(self) -> None:
-        """All that is leased, until a stop; then everything is on disk."""
+        """Completes what is leased until a stop, and then writes everything to disk."""
         watching = asyncio.create_task(self._watch())
         try:
             async with self._executor.run(self._feed) as arriving:
                 async for outcomes in arriving:
                     if not self._dir.can_lock and self._fence.silent_s > self._setup.answer_s:
-                        self._dir.write_until(-math.inf)  # also where the machine was suspended
+                        self._dir.write_until(-math.inf)  # the machine may have been suspended
                     try:
                         self._recorder.record(outcomes)
-                    except Exception as bug:  # noqa: BLE001 - the others must land: reported
+                    except Exception as bug:  # noqa: BLE001 - reported; the others must be stored
                         self._stop(bug)
                     outcomes.clear()
             await self._recorder.write_held(lambda: self._fence.is_silent, lambda _: None)
@@ -263,7 +263,7 @@ class Worker:
         self.is_over.set()
 
     async def _watch(self) -> None:
-        """Gives up a driver that is silent."""
+        """Gives up a driver that is silent for too long."""
         while True:
             await asyncio.sleep(_LOOK_EVERY_S)
             if self._fence.is_silent:
@@ -275,7 +275,7 @@ class Worker:
         self._stop(_Told(f"no message from the driver for {silence_s:g} s"))
 
     def _stop(self, cause: BaseException) -> None:
-        """Nothing more is read or sent; what is in flight lands."""
+        """Reads and sends nothing more; requests in flight finish."""
         was_told = any(isinstance(one, _Told) for one in self._executor.causes)
         if not (was_told and isinstance(cause, _Told)):
             self._executor.stop(cause)

@@ -1,4 +1,4 @@
-"""What a worker has stored since it began, for its reports: cumulative, so that any may be lost."""
+"""Counts what a worker has stored since it began; totals, so that any report may be lost."""
 
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
@@ -13,13 +13,13 @@ T = TypeVar("T")
 
 
 class Unheard(Generic[T]):
-    """What is said in each report until the other side has heard one that says it."""
+    """Items that are in each report until the driver has one of these reports."""
 
     def __init__(self, most: int | None = None) -> None:
-        """`most`: older ones are dropped."""
+        """`most`: older items beyond it are dropped."""
         self._most = most
         self._new: list[T] = []
-        self._told: list[tuple[int, T]] = []  # with the number of the first report that said it
+        self._told: list[tuple[int, T]] = []  # with the number of the first report that had it
 
     def add(self, one: T) -> None:
         self._new.append(one)
@@ -27,7 +27,7 @@ class Unheard(Generic[T]):
             del self._new[: -self._most]
 
     def tell(self, number: int) -> tuple[T, ...]:
-        """For the report of this number."""
+        """The items for the report with this number."""
         self._told += [(number, one) for one in self._new]
         self._new = []
         if self._most is not None:
@@ -35,7 +35,7 @@ class Unheard(Generic[T]):
         return tuple(one for _, one in self._told)
 
     def heard(self, number: int) -> None:
-        """The other side has this report."""
+        """Notes that the driver has this report."""
         self._told = [(first, one) for first, one in self._told if first > number]
 
 
@@ -63,7 +63,7 @@ class WorkerCounts:
         self._on_stored(outcomes)
 
     def take_out(self, replaced: Totals) -> None:
-        """The older outcome of one that was counted is replaced by it."""
+        """Counts older outcomes that new ones have replaced."""
         self.replaced = self.replaced.plus(replaced)
 
     def totals(self) -> Totals:
