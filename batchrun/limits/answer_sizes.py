@@ -1,6 +1,6 @@
-"""What answers of this run needed, and so what the next ones are expected to need.
+"""How many tokens the next answers will need, from the answers of this run so far.
 
-For rates an expectation is enough; for dollars it is a bound where one can be known (`is_bounded`).
+For rates an expectation is enough. For dollars it is a bound, if one can be known (`is_bounded`).
 """
 
 import math
@@ -13,7 +13,7 @@ from msgspec import Struct
 from batchrun.limits import tuning
 from batchrun.records import Largest
 
-# What of an input is billed by other rules than its text, or is stored by the server.
+# Parts of an input that are billed by other rules than text, or that the server stores.
 _BEYOND_TEXT = (
     b'"input_image"',
     b'"input_file"',
@@ -23,14 +23,14 @@ _BEYOND_TEXT = (
     b'"image_url"',
     b'"file_id"',
 )
-# A part that is no text, or where data begins that is no text to the model, up to the next quote.
+# A part that is not text, or the beginning of data that the model does not read as text.
 _find_part_or_data = re.compile(
     rb'"(?<!\\")(?:(input_(?:image|file|audio)"(?!:))|data:|file_data":"(?!data:)|data":")'
 ).search
 _REFERRING = (b'"tools"', b'"previous_response_id"', b'"conversation"', b'"prompt"')
 _BYTES_A_TOKEN = 4  # of text
-_SHORT_BYTES = 4_096  # a body of so many holds no image, at most the address of one
-_OWN_TOOLS = frozenset({"function", "custom"})  # the others run, and read, at the provider
+_SHORT_BYTES = 4_096  # a body of this size holds no image, but may hold the address of one
+_OWN_TOOLS = frozenset({"function", "custom"})  # others run at the provider, and read there
 
 
 class _Tool(Struct):
@@ -38,7 +38,7 @@ class _Tool(Struct):
 
 
 class _Referring(Struct):
-    """What a request may bring in besides its own text."""
+    """Fields by which a request may bring in more than its own text."""
 
     tools: list[_Tool] | None = None
     previous_response_id: msgspec.Raw | None = None
@@ -58,40 +58,40 @@ _decode_tier = msgspec.json.Decoder(_Tier).decode
 
 
 class BodySize(Struct, frozen=True):
-    """What a body says of the input that is billed."""
+    """The size of the input that is billed, from the body."""
 
     text_bytes: int
-    is_whole: bool  # all that the model reads is in it as text; where in doubt, false
+    is_whole: bool  # everything that the model reads is text in the body; false if unsure
 
 
 class InputSize(Struct, frozen=True, gc=False):
-    """What a body says of the tokens of its input."""
+    """The size of the input in tokens, from the body."""
 
     text_bytes: int
-    parts: int  # images, files and sounds: what they take, answers say
+    parts: int  # images, files and sounds, whose tokens are known only from answers
 
 
 def input_size(body: bytes) -> InputSize:
-    """The size of a body, as compact JSON. Some µs, more where it is long and text alone."""
+    """The size of a body, as compact JSON. Takes some µs; more if it is long and only text."""
     if b'"input_' not in body:
         return InputSize(len(body), 0)
     return _input_size(body)
 
 
 def measure(body: bytes) -> BodySize:
-    """The size of a body, as compact JSON. Some µs: asked once a row, where dollars are capped."""
+    """The size of a body, as compact JSON. Takes some µs; once a row, if dollars are capped."""
     if _is_whole(body):
         return BodySize(len(body), is_whole=True)
     return BodySize(_input_size(body).text_bytes, is_whole=False)
 
 
 def is_bounded(body: bytes, max_output_tokens: int | None) -> bool:
-    """Whether a body's bytes and `max_output_tokens` bound what the request is billed for."""
+    """Whether the body's bytes and `max_output_tokens` bound the bill of the request."""
     return max_output_tokens is not None and _is_whole(body)
 
 
 def tier_asked(body: bytes) -> str | None:
-    """The service tier that a body names; null where it leaves that to the provider."""
+    """The service tier that a body names; None if it leaves that to the provider."""
     if b'"service_tier"' not in body:
         return None
     try:
@@ -134,19 +134,19 @@ def _input_size(body: bytes) -> InputSize:
 
 
 class _Latest:
-    """The last numbers, and what most of them stay within; flat memory."""
+    """The latest numbers, and a value that most of them do not exceed; constant memory."""
 
     def __init__(self) -> None:
         self._latest: deque[int] = deque(maxlen=tuning.LATEST)
         self.add = self._latest.append
-        self._asked = 0  # times that an expectation was asked for, ...
-        self._renews = 0  # ... and how many of them it holds for
+        self._asked = 0  # how often an expectation was asked for, ...
+        self._renews = 0  # ... and after how many times it is calculated again
         self._expected: int | None = None
 
     def expected(self) -> int | None:
-        """What 95 % of them stay within; None before the first.
+        """The value that 95 % of them do not exceed; None before the first.
 
-        Sorted anew once a few more have come, since it is asked for each request.
+        It is asked for each request, so it is calculated only after a few more numbers.
         """
         self._asked += 1
         if self._asked >= self._renews and self._latest:
@@ -157,18 +157,18 @@ class _Latest:
 
 
 class AnswerSizes:
-    """The answers of one scope; flat memory."""
+    """The sizes of the answers of one scope; constant memory."""
 
     def __init__(self, before: Largest = NONE_BEFORE) -> None:
-        """`before`: of the answers to earlier commands."""
+        """`before`: the largest of earlier commands."""
         self._outputs = _Latest()
-        self._parts = _Latest()  # input tokens for each part that is no text
-        self._has_short = False  # whether a short body was seen that has such parts
+        self._parts = _Latest()  # input tokens for each part that is not text
+        self._has_short = False  # whether a short body with such parts was seen
         self._most_input = before.input_tokens
         self._most_output = before.output_tokens
 
     def record(self, output_tokens: int | None, input_tokens: int | None = None) -> None:
-        """One more answer; null where the server did not count."""
+        """Adds an answer; None for what the server did not count."""
         if input_tokens is not None and input_tokens > self._most_input:
             self._most_input = input_tokens
         if output_tokens is None:
@@ -180,12 +180,12 @@ class AnswerSizes:
         self._outputs.add(output_tokens)
 
     def size_of(self, body: bytes) -> InputSize | None:
-        """None where the body is short and text alone, as far as answers have shown."""
+        """None if the body is short and, as far as answers have shown, only text."""
         is_looked_at = len(body) > _SHORT_BYTES or self._has_short
         return input_size(body) if is_looked_at else None
 
     def record_input(self, body: bytes, size: InputSize | None, input_tokens: int) -> None:
-        """What the input of an answered request took, of the size that `size_of` gave."""
+        """Adds the input tokens of an answered request, whose size `size_of` gave."""
         if size is None:
             if input_tokens <= len(body):  # a token of text has at least a byte
                 return
@@ -196,7 +196,7 @@ class AnswerSizes:
             self._parts.add(-(-of_parts // size.parts))
 
     def expected_input(self, body: bytes, size: InputSize | None) -> int:
-        """Input tokens: of text by its bytes, of images and files by the answers so far."""
+        """Expected input tokens: text by its bytes, images and files by the answers so far."""
         if size is None:
             return len(body) // _BYTES_A_TOKEN
         text = size.text_bytes // _BYTES_A_TOKEN
@@ -206,20 +206,20 @@ class AnswerSizes:
         return text + size.parts * (tuning.FIRST_UNSEEN_INPUT if of_part is None else of_part)
 
     def expected_output(self, max_output_tokens: int | None) -> int:
-        """Tokens that 95 % of the last answers stayed within, bounded by the request."""
+        """Output tokens that 95 % of the last answers did not exceed, bounded by the request."""
         expected = self._outputs.expected()
         if expected is None:
             return tuning.FIRST_OUTPUT if max_output_tokens is None else max(0, max_output_tokens)
         return expected if max_output_tokens is None else min(expected, max(0, max_output_tokens))
 
     def largest_output(self, max_output_tokens: int | None) -> int:
-        """Output tokens to reserve dollars for: the request's bound, else the most seen so far."""
+        """Output tokens to reserve dollars for: the request's bound, or else the most so far."""
         if max_output_tokens is not None:
             return max(0, max_output_tokens)
         return self._most_output or tuning.FIRST_MOST_OUTPUT
 
     def largest_input(self, size: BodySize) -> int:
-        """Input tokens to reserve dollars for: a bound where the body is all that is read."""
+        """Input tokens to reserve dollars for: a bound if the model reads only the body."""
         if size.is_whole:
             return size.text_bytes
         return max(size.text_bytes, self._most_input or tuning.FIRST_UNSEEN_INPUT)

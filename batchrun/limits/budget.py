@@ -16,10 +16,10 @@ _PARTS = 10**12  # sums are whole picodollars, so that what was reserved is retu
 
 
 class Budget:
-    """Lets an attempt start while the cap holds even if it costs all that it reserves.
+    """Lets an attempt start if the cap holds even when the attempt costs all that it reserves.
 
-    Where nothing is left it waits for what is in flight, which may cost less than it reserved;
-    with nothing in flight it stops the run.
+    If too little is left, it waits for attempts in flight, which may cost less than they reserve.
+    If nothing is in flight, it stops the run.
     """
 
     def __init__(
@@ -30,14 +30,14 @@ class Budget:
         *,
         of_command: bool = False,
     ) -> None:
-        """`spent_usd` and `unknown_usd` by earlier commands; null: nothing is known to be spent.
+        """`spent_usd` and `unknown_usd`: of earlier commands; None: no known cost.
 
-        `of_command`: it is the cap of this command alone.
+        `of_command`: the cap is only for this command.
         """
         self.cap_usd = cap_usd
         self._of_command = of_command
         self.is_used_up = False  # it has stopped the run
-        self.refused_usd = 0.0  # what the request reserves that it stopped at
+        self.refused_usd = 0.0  # what the request that stopped the run reserves
         self._cap = int(min(cap_usd, 1e12) * _PARTS)  # a cap may be infinite
         self._spent = picodollars(spent_usd or 0.0)
         self._unknown = picodollars(unknown_usd)
@@ -47,32 +47,32 @@ class Budget:
 
     @property
     def spent_usd(self) -> float:
-        """Known to be spent."""
+        """Dollars that are known to be spent."""
         return self._spent / _PARTS
 
     @property
     def unknown_usd(self) -> float:
-        """Reserved for attempts that reported no usage."""
+        """Dollars that were reserved for attempts that reported no usage."""
         return self._unknown / _PARTS
 
     @property
     def left_parts(self) -> int:
-        """Picodollars that nobody has spent, or may have."""
+        """Picodollars that are neither spent, nor perhaps spent, nor reserved."""
         return max(0, self._cap - self._spent - self._unknown - self._reserved)
 
     def follow(self, spent: int, unknown: int, reserved: int) -> None:
-        """So many picodollars in all were spent by others, under this cap, since it was made."""
+        """Sets the totals, in picodollars, that workers have spent under this cap."""
         self._spent, self._unknown = self._before[0] + spent, self._before[1] + unknown
         self._reserved = reserved
 
     @property
     def parts(self) -> tuple[int, int, int]:
-        """Picodollars that are spent, that may have been, and that are reserved."""
+        """Picodollars that are spent, that may have been spent, and that are reserved."""
         return self._spent, self._unknown, self._reserved
 
     @property
     def reserved_usd(self) -> float:
-        """Reserved for attempts in flight."""
+        """Dollars that are reserved for attempts in flight."""
         return self._reserved / _PARTS
 
     def verdict(self, need: Need, now_s: float) -> Verdict:
@@ -103,9 +103,9 @@ class Budget:
         return LimitStatus(self.option, used, self.cap_usd, of="dollars")
 
     def enough_usd(self, rows: int, rows_usd: float | None) -> float:
-        """A cap with enough for so many more rows and one reservation, rounded up.
+        """A cap that is enough for so many more rows and one reservation, rounded up.
 
-        `rows_usd`: what they are expected to cost; None: as much as is reserved for each.
+        `rows_usd`: their expected cost; None: what is reserved for each.
         """
         more_usd = rows * self.refused_usd if rows_usd is None else rows_usd + self.refused_usd
         cap_usd = self.spent_usd + self.unknown_usd + more_usd
@@ -126,8 +126,8 @@ class Budget:
         )
         if self._of_command:
             return (
-                f"the budget of this command {is_used_up}; run it again to spend as much again, or "
-                "raise --max-cost-per-command (limits.max_cost_per_command_usd)"
+                f"the budget of this command {is_used_up}; run it again to spend as much "
+                "again, or raise --max-cost-per-command (limits.max_cost_per_command_usd)"
             )
         return (
             f"the budget {is_used_up}; to continue, raise --max-cost (limits.max_cost_usd) and run "
@@ -136,10 +136,10 @@ class Budget:
 
     @property
     def option(self) -> str:
-        """That sets the cap."""
+        """The option that sets the cap."""
         return "--max-cost-per-command" if self._of_command else "--max-cost"
 
 
 def picodollars(dollars: float) -> int:
-    """Whole picodollars, at least one where there is anything to pay."""
+    """Whole picodollars; at least one if there is anything to pay."""
     return math.ceil(dollars * _PARTS) if dollars > 0 else 0

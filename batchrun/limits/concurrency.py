@@ -61,11 +61,11 @@ class FirstAlone:
 
     @property
     def is_open(self) -> bool:
-        """Whether all may go."""
+        """Whether all attempts may start."""
         return self._open
 
     def open(self) -> None:
-        """The server has answered others."""
+        """Lets all attempts start, since the server has answered."""
         if not self._open:
             self._open = True
             self.on_open()
@@ -75,11 +75,11 @@ class FirstAlone:
 
 
 class InferredConcurrency:
-    """How many attempts of one scope the server takes at a time, inferred from what it refuses.
+    """How many attempts of one scope the server accepts at once, inferred from its refusals.
 
-    Doubles while nothing is refused and all of it is used. When a request is refused for load,
-    what is still in flight without the refused ones is what fits; from time to time one more is
-    tried, and more the longer nothing is refused.
+    The number doubles while nothing is refused and all of it is used. When requests are refused
+    for load, the number is what is still in flight, without the refused ones. From time to time
+    one more is tried, and more steps follow as long as nothing is refused.
     """
 
     def __init__(self, most: int) -> None:
@@ -100,11 +100,11 @@ class InferredConcurrency:
         self._answered = 0  # since the cut or the last probe
         self._fitted = math.inf  # what fitted before refusals came in a row
         self._probed_s = math.inf  # when one more was tried
-        self._cost_s = 0.0  # what a refusal costs
+        self._cost_s = 0.0  # how long a refusal stops the scope
         self._cost = tuning.CONCURRENCY_COST
-        self._soon = 0  # refusals in a row that came soon after a cut
-        self._until_s = -math.inf  # of the last hint
-        self._lag_s = 0.1  # until a refusal is back
+        self._soon = 0  # waves in a row that came soon after a cut
+        self._until_s = -math.inf  # the end of the last hint
+        self._lag_s = 0.1  # from sending to the refusal
         self._starts: deque[tuple[float, int]] = deque(maxlen=tuning.CONCURRENCY_STARTS)
         self._sent = 0
         self._random = RandomRefusals()
@@ -233,7 +233,7 @@ class InferredConcurrency:
 
     def _refuse(self, sent_s: float, hint_s: float, now_s: float) -> None:
         self._lag_s += 0.2 * (now_s - sent_s - self._lag_s)
-        if sent_s <= self._cut_s:  # one more of the wave
+        if sent_s <= self._cut_s:  # the same wave of refusals
             self._refused += 1
             self._fits = max(1.0, min(self._fits, float(self._base - self._refused)))
             self._fitted = min(self._fitted, max(self._fits, 1.0))
@@ -252,7 +252,7 @@ class InferredConcurrency:
             else tuning.CONCURRENCY_COST
         )
         self._fits = max(1.0, min(self._fits, self._base - 1.0))
-        is_blind = self._soon > 1  # what is still in flight is not what fits
+        is_blind = self._soon > 1  # what is in flight does not show the limit
         if is_blind:
             self._fits = max(1.0, min(self._fits, tuning.CONCURRENCY_CUT * before))
         if self._fits >= self._fitted / 4:
@@ -261,5 +261,6 @@ class InferredConcurrency:
         self._cost_s += (0.3 if self._cost_s else 1.0) * (hint_s - self._cost_s)
         self._until_s = now_s + hint_s
         cost = tuning.CONCURRENCY_COST_BLIND if is_blind else self._cost
-        least_s = tuning.CONCURRENCY_PROBE_S / self._part  # as rare as one process would
+        # All processes together probe as rarely as one.
+        least_s = tuning.CONCURRENCY_PROBE_S / self._part
         self._grow_s = self._until_s + max(least_s, cost * self._cost_s)

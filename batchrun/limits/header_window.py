@@ -1,8 +1,8 @@
 """The limit of one header: which window it is for, and the rate that follows. No I/O.
 
-Where nothing names the window, what remains and the time until the limit is full again tell it: a
-bucket that fills within a minute, a window that ends within a minute, or something shorter or
-longer. A limit whose window is not known is no rate, and the inferred rate does without it.
+If nothing names the window, it is inferred from what remains and from the time until the limit is
+full again: a bucket that fills within a minute, a window that ends within a minute, or something
+shorter or longer. A limit whose window is not known gives no rate; the rate is then inferred.
 """
 
 import math
@@ -15,26 +15,26 @@ class HeaderWindow:
     """The limit that one header advertises."""
 
     def __init__(self, *, is_by_second: bool) -> None:
-        """`is_by_second`: servers also advertise this by the second, without a word of it."""
+        """`is_by_second`: some servers mean this limit a second, and do not say so."""
         self._is_by_second = is_by_second
         self._begin(0.0)
 
     def _begin(self, limit: float) -> None:
         self.limit = limit
-        self.unit_s = tuning.MINUTE_S  # that the limit is for; infinite where it is no rate
-        self._spread = 1.0  # of a long window's even rate: so that the rest lasts until its end
+        self.unit_s = tuning.MINUTE_S  # the window; infinite if the limit gives no rate
+        self._spread = 1.0  # factor on a long window's even rate, so that the rest lasts to its end
         self._is_named = False
-        self._fullest = 0.0  # the most that ever remained
-        # The share of it that remains; None where it says too little.
+        self._fullest = 0.0  # the most that has ever remained
+        # The share of `_fullest` that remains; None if that says too little.
         self._stock: float | None = None
         self._is_long = self._is_minute = self._is_second = False
-        self._longest_s: float | None = None  # until it is full again; None: never said
-        self._least_s = math.inf  # that a whole one takes to fill, by the last answer
-        # Of the answer before: used, seconds until it is full again, when.
+        self._longest_s: float | None = None  # the longest time until full; None: never given
+        self._least_s = math.inf  # the least time to fill it whole, by the last answer
+        # Of the previous answer: what was used, seconds until full, its time.
         self._before: tuple[float, float, float] | None = None
-        self._refills = 0  # times that it filled far faster than in a minute
-        self._fills = 0  # answers in a row where more was used and the time longer
-        self._agree = 0  # answers in a row that look like a limit by the second
+        self._refills = 0  # how often it filled far faster than in a minute
+        self._fills = 0  # answers in a row with more used and a longer time until full
+        self._agree = 0  # answers in a row that look like a limit a second
         self._agree_from_s = 0.0
 
     def update(self, said: AdvertisedLimit, limit: float, now_s: float) -> None:
@@ -55,18 +55,18 @@ class HeaderWindow:
 
     @property
     def rate(self) -> float:
-        """A second; infinite where it is none."""
+        """The rate a second; infinite if the limit gives none."""
         return self.limit / self.unit_s * self._spread if self.unit_s < math.inf else math.inf
 
     @property
     def least_rate(self) -> float:
-        """A second, of a window that is not known, but is a minute or less; else 0."""
+        """The least rate a second, if the window is unknown but at most a minute; else 0."""
         is_short = self.unit_s == math.inf and not self._is_long and self._least_s <= 62
         return self.limit / tuning.MINUTE_S if is_short else 0.0
 
     @property
     def factor(self) -> float:
-        """Of the rate: so that what remains is used up slowly, and never all of it."""
+        """A factor on the rate, so that what remains is used slowly and never fully."""
         if self.unit_s < tuning.SHORT_WINDOW_S and not self._is_second:
             return tuning.BELOW_SHORT
         if self._stock is None or self.unit_s > tuning.LONG_WINDOW_S:
@@ -74,7 +74,7 @@ class HeaderWindow:
         return tuning.EMPTY_FACTOR + tuning.FULL_FACTOR * self._stock
 
     def _follow(self, said: AdvertisedLimit, window_s: float) -> None:
-        """A named window. A long one is no rate while most remains; then the rest is to last."""
+        """Follows a named window. A long one gives no rate until half is used; then it lasts."""
         if window_s <= tuning.LONG_WINDOW_S:
             self.unit_s = window_s
             return
@@ -84,7 +84,7 @@ class HeaderWindow:
         self._spread = max(share * window_s / left_s, tuning.SPREAD_LEAST)
 
     def _look(self, remaining: float, reset_s: float, now_s: float) -> None:
-        """What one answer tells of the window."""
+        """Learns about the window from one answer."""
         used = self.limit - remaining
         before = self._before or (used, reset_s, now_s)
         grows = (used - before[0]) * (reset_s - before[1])
@@ -93,7 +93,7 @@ class HeaderWindow:
         if self._was_full and refilled > self.limit * max(0.2, 3 * minutes):
             self._refills += 1
         self._before = (used, reset_s, now_s)
-        # The time that a whole one takes to fill; servers round to seconds or milliseconds.
+        # The time to fill it whole; servers round times to seconds or milliseconds.
         error_s = 1.0 if reset_s.is_integer() else 0.001
         whole_s = reset_s / used * self.limit
         least_s = self._least_s = whole_s / reset_s * (reset_s - error_s) if reset_s else 0.0
@@ -102,7 +102,7 @@ class HeaderWindow:
             most_s = (reset_s + error_s) / (used - 1) * self.limit
         is_bucket = self._fills >= tuning.FILLS and self._was_full
         if whole_s > 90 and (reset_s > 61 or (is_bucket and least_s > 90)):
-            self._is_long = True  # by the hour or day
+            self._is_long = True  # an hour or a day
         elif is_bucket and least_s < 62 and 58 < most_s < 180:
             self._is_minute = True
         elif most_s < 20:
@@ -122,7 +122,7 @@ class HeaderWindow:
 
     @property
     def _was_full(self) -> bool:
-        """Whether almost all of it ever remained; a small bucket never holds so much."""
+        """Whether it was ever almost full; a small bucket never is."""
         return self._fullest >= min(self.limit - 1, 0.9 * self.limit)
 
     def _inferred_s(self) -> float:
@@ -132,7 +132,7 @@ class HeaderWindow:
             return 1.0
         if not (self._was_full and self._is_by_second) or self._is_minute:
             return tuning.MINUTE_S
-        # Until a bucket or a window shows itself, a limit that is full again soon is no rate.
+        # Until a bucket or a window is seen, a limit that is soon full again gives no rate.
         longest_s = self._longest_s or 0.0
         if longest_s > tuning.SOON_FULL_S and self._fills == 0:
             return tuning.MINUTE_S

@@ -1,8 +1,8 @@
-"""A rate that a server takes without advertising it, inferred from what it refuses. No I/O.
+"""The rate that a server accepts, inferred from its refusals if it advertises none. No I/O.
 
-While nothing is refused it doubles. Then it holds just below what was measured; from time to time
-it rises a little, and faster the longer nothing is refused. Where the server advertises its
-limits, those bind, and this one lets all pass.
+The rate doubles while nothing is refused. Then it stays just below what was measured. From time to
+time it rises a little, and faster the longer nothing is refused. If the server advertises its
+limits, those apply, and this one lets everything pass.
 """
 
 import math
@@ -16,7 +16,7 @@ from batchrun.records import Finish, Need, Slot
 
 
 class InferredRate:
-    """Slow start, then plateaus just below the limit with probes between."""
+    """Slow start, then plateaus just below the limit, with probes between them."""
 
     def __init__(self, *advertised: AdvertisedRate) -> None:
         self._advertised = advertised  # that of requests comes first
@@ -31,20 +31,20 @@ class InferredRate:
         self._updated_s = -math.inf
         self._pressed_s = -math.inf  # when an attempt last had to wait
         self._rise_s = math.inf  # when the probe begins
-        self._cut_s = -math.inf  # refusals of what was sent before are of one wave
-        self._until_s = -math.inf  # of the last hint
+        self._cut_s = -math.inf  # refusals of requests sent before belong to one wave
+        self._until_s = -math.inf  # the end of the last hint
         self._doubles_s = tuning.RATE_DOUBLES_S
-        self._cost_s = 0.0  # what a refusal costs
+        self._cost_s = 0.0  # how long a refusal stops the scope
         self._cost = tuning.RATE_COST
-        self._lag_s = 0.1  # until a refusal is back
-        self._misses = 0  # refusals in a row of the very first sent after a cut
-        self._shut_s: float | None = None  # since when the server lets nothing in
-        self._shut_refused = 0  # since then
-        self._ask_s = 0.0  # when it may be asked again whether something is
+        self._lag_s = 0.1  # from sending to the refusal
+        self._misses = 0  # waves in a row that refused the very first request after a cut
+        self._shut_s: float | None = None  # since when the server has refused everything
+        self._shut_refused = 0  # refusals since then
+        self._ask_s = 0.0  # when the next request may be tried
         self._asked = False
-        self._asked_s = 0.0  # when the last was sent that was refused
+        self._asked_s = 0.0  # when the last refused one was sent
         self._open: tuple[float, int] | None = (
-            None  # when it let in again last: time, let in until then
+            None  # when it last accepted again: time, accepted until then
         )
 
     @property
@@ -53,14 +53,14 @@ class InferredRate:
         return self._spacing.rate
 
     def set_part(self, part: float, now_s: float) -> None:
-        """So much of what the server takes is for this process."""
+        """Sets this process's part of what the server accepts."""
         factor, self._part = part / self._part, part
         self._spacing.change(self._spacing.rate * factor, now_s)
         self._estimate.scale(factor, self._log.sent)
 
     @property
     def in_all(self) -> float | None:
-        """Requests a second that the server takes of all processes; null: not known."""
+        """Requests a second that the server accepts from all processes; None: unknown."""
         if self._advertised and self._advertised[0].rate < math.inf:
             return self._advertised[0].rate
         is_guess = self._searches or self._random.is_usual or self._is_advertised()
@@ -135,7 +135,7 @@ class InferredRate:
         return any(one.rate < math.inf for one in self._advertised)
 
     def _jump(self, rate: float, now_s: float) -> None:
-        """To what the server advertises; that is then what binds."""
+        """Goes to just above the advertised rate, which then applies."""
         self._advertised_rate = rate
         if rate == math.inf:
             return
@@ -146,7 +146,7 @@ class InferredRate:
         self._spacing.change(self._estimate.high, now_s)
 
     def _grow(self, now_s: float) -> None:
-        if now_s == self._updated_s:  # the loop's clock stands still while one turn lasts
+        if now_s == self._updated_s:  # the loop's clock stands still during one turn
             return
         since_s = min(now_s - self._updated_s, tuning.USED_S)
         self._updated_s = now_s
@@ -165,7 +165,7 @@ class InferredRate:
         self._spacing.change(min(rate, tuning.RATE_MOST), now_s)
 
     def _slope(self, rate: float) -> float:
-        """Fast from far below what was refused, slow near it, and ever faster beyond."""
+        """Fast if far below the refused rate, slow near it, and faster and faster above it."""
         beyond = math.log(rate / self._estimate.high)
         if beyond < -tuning.NEAR:
             return tuning.SLOPE + (-tuning.NEAR - beyond) / tuning.CLOSES_S
@@ -181,7 +181,7 @@ class InferredRate:
         self._estimate.refused(sent_s)
         probes = not self._searches and now_s >= self._rise_s
         is_old = sent_s <= self._cut_s or self._shut_s is not None
-        # Others may have tried more meanwhile, where this is one of several processes.
+        # If this is one of several processes, others may have tried more meanwhile.
         is_unsure = is_old or self._part < 1
         in_vain = None if is_unsure else not self._searches and not probes
         is_limit = self._random.is_limit(self._log.sent, self.rate, now_s, in_vain=in_vain)
@@ -217,11 +217,11 @@ class InferredRate:
         self._plateau(min(found, rate) * tuning.HOLD, hint_s, now_s)
 
     def _plateau(self, rate: float, hint_s: float, now_s: float) -> None:
-        # After a handful nothing is known, and a small run should not wait for it.
+        # After a handful of requests nothing is known, and a small run should not wait for it.
         is_handful = self._log.sent < tuning.HANDFUL * self._part
         rate = max(rate, tuning.HANDFUL_RATE * self._part if is_handful else tuning.RATE_LEAST)
         self._cost_s += (0.3 if self._cost_s else 1.0) * (hint_s - self._cost_s)
-        # Several processes together should meet as few refusals as one.
+        # Several processes together should get as few refusals as one.
         hold_least_s = tuning.HOLD_LEAST_S / self._part
         requests_s = min(tuning.HOLD_REQUESTS / rate, tuning.HOLD_MOST_S / self._part)
         cost_s = max(
@@ -232,14 +232,14 @@ class InferredRate:
         if rate < 0.9 * self._estimate.high:
             least_s = 1.0 if self._estimate.is_blind else hold_least_s
             hold_s = min(hold_s, max(least_s, 30 / rate))
-        if hint_s == round(hint_s):  # rounded up: so much of the stop may be for nothing
+        if hint_s == round(hint_s):  # rounded up: so much of the stop may be unneeded
             self._estimate.unsure(min(hint_s, 1.0))
         self._until_s = now_s + hint_s
         self._rise_s = self._until_s + hold_s
         self._spacing.change(rate, now_s)
 
     def _shut(self, sent_s: float, now_s: float) -> None:
-        """Nothing is let in: one is tried now and then, and the rate is not to blame."""
+        """The server refuses everything, whatever the rate: one request is tried now and then."""
         if self._shut_s is None:
             self._shut_s = sent_s
             self._shut_refused = 0
@@ -249,7 +249,7 @@ class InferredRate:
         self._ask_s = now_s + max(self._lag_s, 0.1 * (now_s - self._shut_s))
 
     def _ask(self, now_s: float) -> None:
-        """One goes out; if it is not back when the next one may go, the server lets in again."""
+        """One request goes out; if no refusal is back when the next may go, the server accepts."""
         if not self._asked:
             self._asked = True
             self._ask_s = now_s + 2.5 * self._lag_s
@@ -261,7 +261,7 @@ class InferredRate:
         self._spacing.next_s = now_s
 
     def _reopen(self, now_s: float) -> None:
-        """From one opening to the next: exact where windows open at fixed times."""
+        """Measures from one opening to the next: exact if windows open at fixed times."""
         let_in = self._log.sent - self._log.refused
         if self._open is not None:
             since_s, before = now_s - self._open[0], self._open[1]

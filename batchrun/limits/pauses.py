@@ -1,12 +1,11 @@
-"""A scope that refuses or fails as a whole is paused, and tried again with care. No I/O.
+"""Pauses a scope that refuses or fails as a whole, and tries it again with care. No I/O.
 
-However many refusals of one wave report it, the stop is one. Afterwards starts ramp up from
-below where they were; where the server finds the ramp too steep, it rises slowly.
+All refusals of one wave make one stop. After it, starts ramp up from below the old rate; if the
+server says that the ramp is too steep, it rises slowly.
 
-Single failures are the rows' own business, and so is a row that fails while others are answered.
-When many rows in a row fail, they would only use up their attempts, or end as failed: then one
-probe at a time goes out, at intervals that grow with the outage's age, until the endpoint answers
-again.
+Single failures concern only their rows, and so does a row that fails while others are answered. If
+many rows in a row fail, more attempts would be wasted: then one probe at a time is sent, at
+intervals that grow with the age of the outage, until the endpoint answers again.
 """
 
 import math
@@ -29,10 +28,10 @@ class Cooldown:
 
     def __init__(self) -> None:
         self._until_s = -math.inf
-        self._own_until_s = -math.inf  # the same, by what this process was told itself
+        self._own_until_s = -math.inf  # the same, from what the server told this process
         self._stopped_s = -math.inf  # when the last stop began
         self._slow_until_s = -math.inf
-        self._rate = 0.0  # of starts, when the stop began
+        self._rate = 0.0  # starts a second, when the stop began
         self._ramp_from_s = math.inf  # no ramp
         self._ramp_rate = 0.0  # where it starts
         self._last_s = -math.inf  # the last start
@@ -66,7 +65,7 @@ class Cooldown:
             self._slow_down(now_s)
         if finish.kind not in REFUSALS or finish.hint_s is None or finish.hint_s <= 0:
             return
-        if slot.started_s <= self._stopped_s:  # one more of the wave that began this stop
+        if slot.started_s <= self._stopped_s:  # the same wave of refusals
             until_s = slot.started_s + finish.hint_s
             if until_s > self._until_s > now_s:
                 self._until_s = self._own_until_s = until_s
@@ -77,11 +76,11 @@ class Cooldown:
         return LimitStatus("cooldown", until_s=self._until_s if now_s < self._until_s else None)
 
     def left_s(self, now_s: float) -> float:
-        """For how long nothing is sent, by what the server told this process."""
+        """How long nothing is sent, from what the server told this process."""
         return max(0.0, self._own_until_s - now_s)
 
     def follow(self, hint_s: float, now_s: float) -> None:
-        """Another process was told to wait for so long."""
+        """Another process was told to wait so long."""
         if now_s + hint_s > self._until_s + tuning.FOLLOWED_S:
             own_until_s = self._own_until_s
             self._stop(now_s, hint_s)
@@ -93,7 +92,7 @@ class Cooldown:
         self._until_s = max(self._until_s, now_s + hint_s)
         self._own_until_s = max(self._own_until_s, now_s + hint_s)
         if hint_s < 0.1 and now_s >= self._slow_until_s:
-            return  # too short to have lost the step
+            return  # too short for a ramp
         self._ramp_from_s = self._until_s
         self._ramp_rate = max(
             rate * (1 - (1 - tuning.BELOW) * min(1.0, hint_s / tuning.LONG_S)), 0.1
@@ -117,7 +116,7 @@ class Cooldown:
         return self._ramp_rate * math.exp2(doublings)
 
     def _measure(self, now_s: float) -> float:
-        """The rate of starts in the span that ends here; a new one begins where it was long."""
+        """Starts a second in the span that ends now; a new span begins if it was long enough."""
         span_s = now_s - self._span_s
         if span_s >= tuning.MEASURED_S:
             if span_s < math.inf:
@@ -135,17 +134,17 @@ _LATE = frozenset({ErrorKind.GATEWAY_TIMEOUT, ErrorKind.TIMEOUT, ErrorKind.CUT})
 class Patience(Struct, frozen=True):
     """How long an endpoint may be down, in seconds."""
 
-    answered_s: float  # where it has answered in this command
-    unanswered_s: float  # where it has not
+    answered_s: float  # if it has answered in this command
+    unanswered_s: float  # if it has not
     had_answers: bool = False  # in an earlier command of the run
-    met_before: str | None = None  # the `endpoint_error` that ended the command before
+    met_before: str | None = None  # the `endpoint_error` that ended the last command
 
 
 class Breaker:
-    """One scope's outages; `recovered` is called with the time when one is over.
+    """The outages of one scope; `recovered` is called with the time when one is over.
 
-    Rows count, not attempts. A row that has failed before, and others sent after that were
-    answered, says nothing about the endpoint.
+    Rows count, not attempts. A row says nothing about the endpoint if it failed before and requests
+    that were sent later were answered.
     """
 
     def __init__(
@@ -157,16 +156,16 @@ class Breaker:
         self._have_others = False  # other processes of this command were answered
         self._answered_sent_s = -math.inf  # when the latest request that was answered was sent
         self._answered_s = -math.inf  # when the latest answer came
-        self._failing: dict[int, str] = {}  # rows that failed, one after the other, to the error
-        self._began_s = math.inf  # the first of these failures
-        self._brake_s = -math.inf  # nothing starts before
+        self._failing: dict[int, str] = {}  # rows that failed one after the other, with the error
+        self._began_s = math.inf  # when the first of these failures came
+        self._brake_s = -math.inf  # nothing starts before this
         self._over_s = -math.inf  # when the last outage was over
-        # What failed since then is the outage's: no request sent later had been answered.
+        # Failures since then belong to the outage: no request sent later had been answered.
         self._since_s = self._last_since_s = math.inf
-        self._next_s = 0.0  # for a probe
-        self._probe_s: float | None = None  # when the one in flight was sent
-        self._refused_s = math.inf  # the first refusal since anything else was answered
-        self._refusal = ""  # the last of them
+        self._next_s = 0.0  # when the next probe may start
+        self._probe_s: float | None = None  # when the probe in flight was sent
+        self._refused_s = math.inf  # the first refusal since any other answer
+        self._refusal = ""  # the last refusal
         self._last = Finish()  # the last failure
         self._failed_s = -math.inf  # when it came
         self.is_open = False
@@ -194,15 +193,15 @@ class Breaker:
             self._next_s = min(self._next_s, self._failed_s + tuning.PROBE_AS_OTHERS_S)
 
     def excuses(self, failed_s: float) -> bool:
-        """Whether a failure at that time was the endpoint's and costs the row no attempt."""
+        """Whether a failure at that time was due to the endpoint, and costs the row no attempt."""
         if self.is_open and failed_s > self._since_s:
             return True
         return self._last_since_s < failed_s <= self._over_s
 
     def is_rows_own(self, failing_since_s: float, error: str) -> bool:
-        """Whether a row that fails since then does so while the endpoint answers others.
+        """Whether a row that has failed since then fails while the endpoint answers others.
 
-        Where neither this nor `excuses` holds, nobody knows yet.
+        If neither this nor `excuses` is true, it is not known yet.
         """
         return failing_since_s < self._answered_sent_s or error == self._patience.met_before
 
@@ -242,7 +241,7 @@ class Breaker:
             is_busy = finish.kind in TIME_OUTS and self._answered_s > slot.started_s
             if not is_busy and (self._has_answered or finish.kind not in _LATE):
                 self._failed(finish, slot, now_s, is_probe=is_probe)
-        elif finish.answered:  # whatever it said: the endpoint is there
+        elif finish.answered:  # whatever the answer, the endpoint is up
             self._has_answered = True
             if finish.kind is None:
                 self._answered_s = now_s
@@ -253,7 +252,7 @@ class Breaker:
                 self._failing.clear()
 
     def _over(self, slot: Slot, now_s: float) -> None:
-        """The outage is, unless what was answered was sent before it."""
+        """Ends the outage, unless the answered request was sent before it."""
         if slot.started_s < self._began_s:
             return
         self.is_open, self._probe_s = False, None
@@ -275,8 +274,8 @@ class Breaker:
     def _failed(self, finish: Finish, slot: Slot, now_s: float, *, is_probe: bool) -> None:
         error, is_outage = finish.endpoint_error or "", self._is_outage(finish)
         if self.is_open and not is_outage and self._is_outage(self._last):
-            self._over(slot, now_s)  # it answers again; whether it holds all is counted anew
-        # Nothing was sent: that is no row's fault, and each attempt counts.
+            self._over(slot, now_s)  # it answers again; failures are counted from here
+        # Nothing was sent: no row is to blame, so each attempt counts.
         is_unsent = finish.kind is ErrorKind.CONNECTION and finish.dollars == 0
         if not (self.is_open or is_unsent) and self.is_rows_own(finish.failing_since_s, error):
             return
@@ -291,8 +290,8 @@ class Breaker:
             if is_probe:
                 self._next_s = now_s + max(tuning.OUTAGE_LEAST_S, tuning.OUTAGE_SHARE * age_s)
         elif self._are_too_many(finish, error):
-            # Of a moment's failures, such as connections that a restart closed, the rows' attempts
-            # take care; but nothing more is sent into it until it is known to be more.
+            # Failures of one moment, such as connections that a restart closed, are left to the
+            # retries of the rows; but nothing more is sent until it is known whether it is more.
             self.is_open = age_s >= tuning.OUTAGE_LEAST_S or not is_outage
             self._since_s = self._answered_sent_s
             self._brake_s = self._next_s = self._began_s + tuning.OUTAGE_LEAST_S
@@ -325,7 +324,7 @@ class Breaker:
                 f"{rows} consecutive rows failed in the same way, and so did every request for "
                 f"{age_s:.0f} s: {error}; {advice}, then run the same command again"
             )
-            if kind is not ErrorKind.UNAUTHORIZED:  # else with another key
+            if kind is not ErrorKind.UNAUTHORIZED:  # the next key may be valid
                 reason += "; rows that meet this error again end as failed"
                 return Stop(reason, cause, last.endpoint_error)
             return Stop(reason, cause)

@@ -1,9 +1,9 @@
-"""What a server makes of what is in flight, estimated from the latencies of answers. No I/O.
+"""Estimates the throughput of a server from the latencies of its answers. No I/O.
 
 With n in flight and a latency L, n / L answers a second come back (Little's law). Lengths of
-answers are lognormal, so that for long their mean says little; but latency is a wait, and so much
-for each token. A regression on the tokens tells the two apart, and gives the latency of an answer
-of the mean length from few of them.
+answers are lognormal, so a mean needs many answers. But latency is a wait plus a time for each
+token. A regression on the tokens separates the two, and so gives, from few answers, the latency of
+an answer of mean length.
 """
 
 import math
@@ -17,7 +17,7 @@ _LEAST = 1e-9
 
 
 class Sizes:
-    """How long the answers of a scope are, in tokens; 1 each where the server does not say."""
+    """The lengths of a scope's answers, in tokens; 1 each if the server does not say."""
 
     def __init__(self) -> None:
         self.mean = 1.0
@@ -31,13 +31,13 @@ class Sizes:
 
     @property
     def spread(self) -> float:
-        """Their deviation, to the mean."""
+        """Their standard deviation, relative to the mean."""
         square = max(0.0, self._square / self.mean**2 - 1)
         return max(math.sqrt(square), tuning.QUEUE_SPREAD)
 
 
 class LevelEstimate(Struct, frozen=True):
-    """What the server did with so many in flight."""
+    """What the server did with a certain number in flight."""
 
     per_s: float  # answers
     latency_s: float  # of an answer of the mean size
@@ -45,7 +45,7 @@ class LevelEstimate(Struct, frozen=True):
 
 
 class Sums(Struct):
-    """Answers to what was sent with so many in flight."""
+    """Sums over the answers to requests that were sent with a certain number in flight."""
 
     answers: float = 0.0
     in_flight: float = 0.0
@@ -65,7 +65,7 @@ class Sums(Struct):
         self.latency_size += latency_s * size
 
     def fade(self, share: float) -> None:
-        """They count for so much less from now on."""
+        """Lowers their weight to this share."""
         for field in self.__struct_fields__:
             setattr(self, field, share * getattr(self, field))
 
@@ -74,14 +74,14 @@ class Sums(Struct):
             setattr(self, field, getattr(self, field) + getattr(newer, field))
 
     def measured(self, sizes: Sizes) -> LevelEstimate:
-        """`sizes`: of all answers of the scope."""
+        """`sizes`: those of all answers of the scope."""
         count = self.answers
         latency_s, size, in_flight = (
             self.latency_s / count,
             self.size / count,
             self.in_flight / count,
         )
-        if count < 2:  # in proportion to its size, as far as anyone knows
+        if count < 2:  # assumed to be in proportion to its size
             mean_s = latency_s * sizes.mean / size
             return LevelEstimate(in_flight / mean_s, mean_s, sizes.spread**2)
         token_s = 0.0
@@ -91,15 +91,15 @@ class Sums(Struct):
             token_s = min(max(latency_size / size_2, 0.0), latency_s / size)
         mean_s = latency_s + token_s * (sizes.mean - size)
         rest = self.latency_2 / count - latency_s * latency_s - token_s * latency_size
-        # What an answer waits for is others, whose sizes are as uneven.
+        # An answer waits for others, whose sizes vary as much.
         waits = 1 - token_s * sizes.mean / mean_s
         square = max(rest / mean_s**2, (waits * sizes.spread) ** 2)
         return LevelEstimate(in_flight / mean_s, mean_s, square / count + tuning.QUEUE_ERROR**2)
 
 
 def enough(levels: Mapping[int, LevelEstimate]) -> int:
-    """The fewest in flight with which the throughput is about as high as with any."""
-    # More in flight bring no less: levels that say so are taken together.
+    """The fewest in flight at which throughput is about as high as it gets."""
+    # More in flight cannot lower throughput: levels that say so are merged.
     blocks: list[tuple[float, float, int]] = []  # answers a second, weight, its first level
     for n, level in sorted(levels.items()):
         per_s, weight, first = level.per_s, 1 / level.variance, n
@@ -117,9 +117,9 @@ def enough(levels: Mapping[int, LevelEstimate]) -> int:
 
 
 def out_of_date(levels: Mapping[int, LevelEstimate], n: int) -> list[int]:
-    """Levels that what was just measured with `n` in flight contradicts.
+    """Levels that the latest measurement, with `n` in flight, contradicts.
 
-    More in flight bring no less, and never more than in proportion.
+    More in flight never lower throughput, and never raise it by more than in proportion.
     """
     here = levels[n]
     sure = here.per_s * (1 - math.sqrt(here.variance))
@@ -131,7 +131,7 @@ def out_of_date(levels: Mapping[int, LevelEstimate], n: int) -> list[int]:
 
 
 def has_changed(before: LevelEstimate, now: LevelEstimate) -> int:
-    """1 where the server does clearly more than before with the same in flight, -1 where less."""
+    """1 if the server clearly does more than before with the same in flight; -1 if less; else 0."""
     change = math.log(now.per_s / before.per_s)
     if abs(change) <= tuning.QUEUE_CHANGE + 2 * math.sqrt(now.variance + before.variance):
         return 0

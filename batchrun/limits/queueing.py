@@ -1,9 +1,9 @@
-"""How many in flight a server that queues is worth. No I/O: the time is an argument.
+"""How many requests in flight suit a server that queues. No I/O: the time is an argument.
 
-A server of one's own refuses nothing: what it cannot work on waits there, in the end until it is
-too late. What more in flight bring tells it from a distant one, or one with slow answers: with
-those throughput grows, with this one latency. So as many are in flight as throughput grows with,
-and a few more; more and fewer are tried now and then.
+A server such as vLLM refuses nothing: requests that it cannot work on wait there, in the end until
+they time out. With more in flight, throughput grows at a server that is distant or has slow
+answers; at a server that queues, only latency grows. So as many are in flight as raise throughput,
+and a few more; more and fewer are tried from time to time.
 """
 
 import math
@@ -24,10 +24,11 @@ from batchrun.retry.next_step import REFUSALS, TIME_OUTS
 
 
 class Throughput:
-    """As many attempts of one scope in flight as its server's throughput grows with.
+    """Allows as many attempts of one scope in flight as raise its server's throughput.
 
-    Measured in rounds: one begins when as many are in flight as may be, and counts answers to what
-    was sent after that. What refuses, or advertises limits, does not queue: then it lets all pass.
+    It measures in rounds. A round begins when as many are in flight as are allowed, and counts the
+    answers to what is sent after that. A server that refuses or advertises limits does not queue:
+    for it, everything may pass.
     """
 
     def __init__(self, most: int, timeout_s: float, *advertised: AdvertisedRate) -> None:
@@ -36,30 +37,30 @@ class Throughput:
         self._longest_s = timeout_s / tuning.QUEUE_TIMEOUT
         self._advertised = advertised
         self._allowed = min(most, tuning.CONCURRENCY_FIRST)
-        self._part = 1.0  # of what is in flight is for this process
-        self._settle_s = 0.0  # until others have followed
+        self._part = 1.0  # this process's part of what is in flight
+        self._settle_s = 0.0  # until other processes have followed
         self._leads = True
         self._sizes = Sizes()
-        self._sums: dict[int, Sums] = {}  # by what was in flight
-        self._levels: dict[int, LevelEstimate] = {}  # the same, as measured
+        self._sums: dict[int, Sums] = {}  # by the number in flight
+        self._levels: dict[int, LevelEstimate] = {}  # the estimates from these
         self._base_s = math.inf  # the least latency of an answer of the mean size, ...
         self._least_s = math.inf  # ... also before the server changed
-        self._recent_s = 0.0  # the latest latencies
+        self._recent_s = 0.0  # average of the latest latencies
         self._round = Sums()
-        self._began_s: float | None = None  # the round
-        self._needs = 0.0  # so many answers
-        self._held = 0  # rounds with the best
-        self._probes_up = False  # the last one tried more
-        self._searches = True  # for the first time
+        self._began_s: float | None = None  # when the round began
+        self._needs = 0.0  # answers of a round
+        self._held = 0  # rounds at the best number
+        self._probes_up = False  # whether the last probe tried more
+        self._searches = True  # the first search is going on
         self._grows = True  # more may be better
-        self._turn = 0  # the server has changed: more is tried first, or fewer
+        self._turn = 0  # after the server has changed: 1: more is tried first, -1: fewer
         self._refused_s = -math.inf  # the latest refusal
-        self._cut_s = -math.inf  # what was sent before has been answered for
+        self._cut_s = -math.inf  # time-outs of what was sent before have had their effect
 
     def set_part(self, part: float, settle_s: float = 0.0, *, leads: bool = True) -> None:
-        """So much of what is in flight is for this process.
+        """Sets this process's part of what is in flight.
 
-        One process measures (`leads`), and the others have followed it after `settle_s`.
+        One process measures (`leads`); the others have followed it after `settle_s`.
         """
         is_new = part != self._part
         if is_new:
@@ -73,7 +74,7 @@ class Throughput:
         return max(1, round(self._allowed / self._part))
 
     def follow(self, in_all: int) -> None:
-        """The process that measures allows so many in all."""
+        """Follows the process that measures, which allows so many in all."""
         if not self._leads:
             self._allow(in_all * self._part)
 
@@ -108,7 +109,7 @@ class Throughput:
 
     @property
     def waits(self) -> bool:
-        """Whether answers wait for others: what times out now may only have waited too."""
+        """Whether answers wait for others: a time-out may then be due to waiting."""
         return self._recent_s >= tuning.QUEUE_WAITS * self._least_s
 
     def _refuses(self, now_s: float) -> bool:
@@ -117,19 +118,19 @@ class Throughput:
         return any(one.rate < math.inf for one in self._advertised)
 
     def _restart(self) -> None:
-        """What was measured was with another part of the server's work."""
+        """Forgets measurements, which were made with another part of the server's work."""
         self._sums.clear()
         self._levels.clear()
         self._began_s, self._base_s, self._searches, self._grows = None, math.inf, False, True
 
     def _pass(self) -> None:
-        """Another limit holds what is in flight; should that end, this one goes on from there."""
+        """Lets everything pass while another limit applies; continues from there afterwards."""
         self._allowed, self._began_s, self._grows = min(self.most, self.now + 1), None, True
         self._sums.clear()
         self._levels.clear()
 
     def _may_cut(self, slot: Slot) -> bool:
-        """Once for all that were sent before; where nothing was answered yet, nobody knows why."""
+        """Whether a time-out lowers it: once for all sent before, and only if waiting is likely."""
         return slot.started_s > self._cut_s and (self.waits or self._least_s == math.inf)
 
     def _answered(self, latency_s: float, tokens: int | None, slot: Slot, now_s: float) -> None:
@@ -153,7 +154,7 @@ class Throughput:
 
     def _end_round(self, now_s: float) -> None:
         new = self._round
-        # Else something else limits, and nothing is known of so many.
+        # Otherwise something else limits the run, and the round says nothing.
         if new.in_flight >= tuning.QUEUE_USED * self._allowed * new.answers and self._record(new):
             self._allow(self._next())
         if self._began_s is not None:
@@ -165,7 +166,7 @@ class Throughput:
             self._allowed, self._began_s = allowed, None
 
     def _record(self, new: Sums) -> bool:
-        """False where the server is not what it was: the round is of both."""
+        """Adds the round; False if the server has changed, so that the round mixes two states."""
         n = self._allowed
         if n in self._sums:
             self._turn = has_changed(self._sums[n].measured(self._sizes), new.measured(self._sizes))
@@ -193,7 +194,7 @@ class Throughput:
         self._least_s = min(self._least_s, self._base_s)
 
     def _cut(self, now_s: float) -> None:
-        """After a time-out: at once, and once for all that were sent before."""
+        """Lowers what is in flight after a time-out: at once, and once for all sent before."""
         level = self._levels.get(self._allowed)
         most = level.per_s * self._longest_s if level else math.inf
         self._sums = {n: sums for n, sums in self._sums.items() if n < self._allowed}
@@ -205,7 +206,7 @@ class Throughput:
         """How many may be in flight next."""
         n, levels, turn = self._allowed, self._levels, self._turn
         self._turn = 0
-        # Where an answer takes that long even alone, fewer in flight would not help it.
+        # If an answer takes so long even alone, fewer in flight would not help.
         longest_s = max(self._longest_s, tuning.QUEUE_FREE * self._base_s)
         most = min(float(self.most), levels[n].per_s * longest_s)
         best = enough(levels)
@@ -235,7 +236,7 @@ class Throughput:
         return min(_times(n, probe), most) if self._probes_up else best
 
     def _growth(self) -> float:
-        """By how much more may be in flight, where the most so far have brought the most."""
+        """The factor for the next number in flight, if the highest so far was the best."""
         n, levels = self._allowed, self._levels
         waits = levels[n].latency_s / self._base_s
         if self._searches and waits < tuning.QUEUE_FREE:
@@ -246,14 +247,14 @@ class Throughput:
         slope = math.log(levels[n].per_s / levels[before].per_s) / math.log(n / before)
         if slope > tuning.QUEUE_SLOPE:
             return tuning.QUEUE_GROWS
-        # From one alone to the first few, batching makes latency grow too.
+        # From one to the first few, batching in the server raises latency too.
         is_queue = before > 1 or slope < tuning.QUEUE_FLAT
         if self._searches and waits > tuning.QUEUE_DEEP and is_queue:
             return tuning.QUEUE_STEP / waits
         return tuning.QUEUE_PROBE
 
     def _fewer(self, best: int) -> float:
-        """Between the best and what was measured below it, where latency begins to grow."""
+        """A number below the best, where latency should begin to grow; `best` if there is none."""
         levels = self._levels
         below = max((m for m in levels if m < best), default=0)
         alone_s = below / levels[below].per_s if below else self._base_s
@@ -264,5 +265,5 @@ class Throughput:
 
 
 def _times(n: int, factor: float) -> int:
-    """At least one more."""
+    """The number times the factor, and at least one more."""
     return max(round(n * factor), n + 1)

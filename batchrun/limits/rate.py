@@ -1,10 +1,11 @@
 """Requests and tokens a minute: what the user allows, and what the server says. No I/O.
 
-What is started is paid for afterwards: the next start comes when all before it are paid, so that
-small ones never overtake a large one for ever. Late timers are made up for, a little.
+A start takes its share of time afterwards: the next one comes when the time of all before it has
+passed, so that small requests cannot overtake a large one forever. Late timers are partly made up
+for.
 
-Both spread starts evenly. `MinuteLimit` is a promise to the user: it holds in any sliding minute;
-`AdvertisedRate` follows the headers of the answers, both ways and at once.
+Both classes spread starts evenly. `MinuteLimit` is a promise to the user: it holds in any sliding
+minute. `AdvertisedRate` follows the headers of the answers at once, up and down.
 """
 
 import math
@@ -27,9 +28,9 @@ class Spacing:
 
     def __init__(self, rate: float, tolerance_s: float = tuning.LATE_S) -> None:
         self.rate = rate  # a second
-        self.next_s = 0.0  # from here on all that was started is paid for
+        self.next_s = 0.0  # when the time of all starts so far has passed
         self._tolerance_s = tolerance_s
-        self._returned_s = 0.0  # of what is behind `next_s`, returned and not idled away
+        self._returned_s = 0.0  # returned time before `next_s` that may still be used
 
     def is_due(self, now_s: float) -> bool:
         return self.next_s <= now_s + tuning.EARLY_S
@@ -39,25 +40,25 @@ class Spacing:
         behind_s = now_s - self._tolerance_s - next_s
         if behind_s <= 0:
             self._returned_s = 0.0
-        else:  # unused time is lost, but for the tolerance and what was returned
+        else:  # unused time is lost, except the tolerance and what was returned
             self._returned_s = min(self._returned_s, behind_s)
             next_s += behind_s - self._returned_s
         self.next_s = next_s + amount / self.rate
 
     def give_back(self, amount: float) -> None:
-        """Of what was started, so much was not needed; a negative amount takes more."""
+        """Returns what a start did not need; a negative amount takes more."""
         share_s = amount / self.rate
         self.next_s -= share_s
         returned_s = self._returned_s + share_s
         self._returned_s = returned_s if returned_s > 0 else 0.0
 
     def hold_back(self, amount: float, until_s: float) -> None:
-        """Drops what was saved up; the next start comes at `until_s` and so much later."""
+        """Drops unused time; the next start comes `amount` after `until_s`."""
         self.next_s = max(self.next_s, until_s) + amount / self.rate
         self._returned_s = 0.0
 
     def change(self, rate: float, now_s: float) -> None:
-        """What is not yet paid is paid at the new rate."""
+        """Sets the rate, also for the time that has not passed yet."""
         if self.next_s > now_s:
             self.next_s = now_s + (self.next_s - now_s) * (self.rate / rate)
         self.rate = rate
@@ -66,8 +67,8 @@ class Spacing:
 class MinuteLimit:
     """At most so many requests or tokens (`of`) in any sliding minute; evenly spaced.
 
-    Tokens count from their start: as reserved while in flight, then as used. An attempt that
-    alone is above the limit goes when nothing else counts any more.
+    Tokens count from the start of the attempt: as reserved while in flight, then as used. An
+    attempt that is larger than the limit starts when nothing else counts any more.
     """
 
     def __init__(self, of: str, most: float) -> None:
@@ -75,7 +76,7 @@ class MinuteLimit:
         self._most = most
         self._of_tokens = of == "tokens"
         self.minute_s = tuning.MINUTE_S if self._of_tokens else tuning.REQUESTS_MINUTE_S
-        # A large need waits until the minute has room; what waited behind it is made up for.
+        # A large need waits until the minute has room; the time that others waited is made up for.
         self._spacing = Spacing(
             most / self.minute_s, tuning.TOKENS_LATE_S if self._of_tokens else tuning.LATE_S
         )
@@ -91,7 +92,7 @@ class MinuteLimit:
             if self._total + amount > self._most:
                 if self._log:
                     return Wait(self._expires_s(self._log[0]))
-                if self._in_flight:  # above the limit alone: it goes when all others have ended
+                if self._in_flight:  # larger than the limit: starts when all others have ended
                     return Wait()
         if self._log and not self._spacing.is_due(now_s):
             return Wait(self._spacing.next_s)
@@ -125,7 +126,7 @@ class MinuteLimit:
         self._spacing.give_back(unused)
 
     def counted(self, now_s: float) -> float:
-        """What counts in the minute that ends now."""
+        """How much counts in the minute that ends now."""
         self._forget(now_s)
         return self._total
 
@@ -138,7 +139,7 @@ class MinuteLimit:
         return tuple(map(int, parts))
 
     def set_pace(self, per_s: float, now_s: float) -> None:
-        """Spaces starts by another rate than the limit's."""
+        """Spaces starts by this rate, not by the limit's."""
         if per_s != self._spacing.rate:
             self._spacing.change(per_s, now_s)
 
@@ -173,33 +174,33 @@ class AdvertisedRate:
     """
 
     def __init__(self, of: str, *, is_replaced: bool = False) -> None:
-        """`is_replaced`: the user gives the same limit, and headers say nothing of it."""
+        """`is_replaced`: the user sets this limit, so headers are ignored."""
         self._of = of
         self._is_replaced = is_replaced
         self._of_tokens = of.endswith("tokens")
-        self._sides: tuple[AdvertisedRate, ...] = ()  # made when a header is about one
+        self._sides: tuple[AdvertisedRate, ...] = ()  # input and output, once a header has one
         self._headers: dict[str, HeaderWindow] = {}
         self._binding: str | None = None  # the header of the lowest limit
         self._spacing = Spacing(1.0)
-        self._updated_s = -math.inf  # when the attempt was sent whose headers were last used
-        self._share = 1.0  # of the advertised rate: less where refusals come all the same
-        self._part = 1.0  # of it that is for this process
+        self._updated_s = -math.inf  # when the attempt with the latest headers was sent
+        self._share = 1.0  # of the advertised rate; lower if refusals come in spite of it
+        self._part = 1.0  # this process's part of it
         self._pressed_s = -math.inf  # when an attempt last had to wait
-        self._cut_s = -math.inf  # refusals of what was sent before are of one wave
+        self._cut_s = -math.inf  # refusals of requests sent before belong to one wave
         self._strikes = 0.0
         self._sent = 0
         self._strike_sent = 0
         self._grown_s = -math.inf
-        self.least_rate = 0.0  # a second, where headers say no rate and yet that it is no less
+        self.least_rate = 0.0  # a second; known from headers even if the rate is not
 
     @property
     def rate(self) -> float:
-        """A second, as advertised; infinite where nothing is."""
+        """The advertised rate a second; infinite if there is none."""
         own = self._headers[self._binding].rate if self._binding is not None else math.inf
         return min((own, *(side.rate for side in self._sides))) if self._sides else own
 
     def set_part(self, part: float, now_s: float) -> None:
-        """So much of what is advertised is for this process."""
+        """Sets this process's part of the advertised rate."""
         for side in self._sides:
             side.set_part(part, now_s)
         self._spacing.change(self._spacing.rate * (part / self._part), now_s)
@@ -234,7 +235,7 @@ class AdvertisedRate:
                 side.finished(slot, finish, now_s)
         if self._is_replaced:
             return
-        if finish.advertised and slot.started_s >= self._updated_s:  # else older than what is known
+        if finish.advertised and slot.started_s >= self._updated_s:  # newer than what is known
             self._updated_s = slot.started_s
             self._update(finish.advertised, now_s)
         if finish.kind is ErrorKind.RATE_LIMIT:
@@ -274,11 +275,11 @@ class AdvertisedRate:
         return need.output_tokens if self._of == _OUTPUT else need.tokens - need.output_tokens
 
     def _refused(self, slot: Slot, hint_s: float, now_s: float) -> None:
-        """A few refusals are random; more say that it is less, or that others use it too."""
+        """A few refusals are random; more mean a lower limit, or that others use it too."""
         if slot.started_s <= self._cut_s or now_s - self._pressed_s > 1.0 or self._binding is None:
             return
         self._cut_s = now_s
-        # Nothing remains; after the hint's time there is enough for one more, maybe a large one.
+        # Nothing remains; after the hint there is enough for one more, perhaps a large one.
         self._spacing.hold_back(self._amount(slot.need), now_s + hint_s)
         passed = self._sent - self._strike_sent
         self._strike_sent = self._sent
@@ -324,7 +325,7 @@ class AdvertisedRate:
 
 
 def _used(of: str, finish: Finish) -> int | None:
-    """Tokens of that side, as the answer counts them; None where they are not known."""
+    """The tokens of that side, as the answer counts them; None if unknown."""
     if of == _TOKENS or finish.tokens == 0:
         return finish.tokens
     if finish.tokens is None or finish.output_tokens is None:

@@ -1,14 +1,14 @@
-"""A server's limit, estimated from what it refuses, if it is a limit that refuses. No I/O.
+"""Estimates a server's limit from its refusals, and tells these from random refusals. No I/O.
 
-Above a limit refusals come in waves, and below it there are none. So one refusal alone among many
-answers says nothing, unless a wave has shown not long ago that there is a limit; and refusals that
-go on though the limit was lowered again and again are a share of all, whatever is sent. Taking
-them for a limit would be worst where each stops all for a while: nothing grows meanwhile.
+Above a limit refusals come in waves; below it there are none. So a single refusal among many
+answers says nothing, unless a wave has recently shown that there is a limit. Refusals that continue
+although the limit was lowered again and again are random: a share of all requests, whatever is
+sent. To mistake them for a limit would be worst if each of them stops everything for a while.
 
-A refusal says that the server had nothing left when the refused request was sent. So what was
-sent between two such instants and not refused, over the time between, is the limit, or less than
-it where the server could not keep what was not used. The rate at which it refused is the limit,
-or more than it where much had been saved up. Which of the two is nearer shows by what follows.
+A refusal says that the server had nothing left when the refused request was sent. Between two such
+moments, the requests sent and not refused, divided by the time, are the limit, or less if the
+server could not save what was not used. The rate at which it refused is the limit, or more if much
+had been saved. Later refusals show which of the two is closer.
 """
 
 import itertools
@@ -28,7 +28,7 @@ class SentLog:
         self.refused = 0
         self._ticks: deque[list[float]] = deque(
             maxlen=tuning.TICKS
-        )  # time, sent before, refused of it
+        )  # time, sent before, refused of those in it
 
     def add(self, now_s: float) -> None:
         if not self._ticks or now_s - self._ticks[-1][0] >= tuning.TICK_S:
@@ -36,7 +36,7 @@ class SentLog:
         self.sent += 1
 
     def refuse(self, sent_s: float) -> None:
-        """One that was sent then came back refused."""
+        """Notes a refusal of a request that was sent at that time."""
         self.refused += 1
         for tick in reversed(self._ticks):
             if tick[0] <= sent_s:
@@ -44,7 +44,7 @@ class SentLog:
                 return
 
     def until(self, known_s: float) -> tuple[int, int]:
-        """How many were sent until then, and how many refused of those sent later."""
+        """How many were sent until then, and how many of those sent later were refused."""
         sent, refused = self.sent, 0
         for tick in reversed(self._ticks):
             if tick[0] <= known_s:
@@ -55,17 +55,17 @@ class SentLog:
 
 
 class RandomRefusals:
-    """Tells random refusals from those of a limit; it is called at each refusal."""
+    """Tells random refusals from those of a limit; called at each refusal."""
 
     def __init__(self) -> None:
         self._recent: deque[int] = deque(
             maxlen=tuning.HEARD
-        )  # attempts sent until each of the last ones
+        )  # attempts sent before each of the last refusals
         self._sure_s = -tuning.SURE_S
         self._in_vain = 0
-        self._in_vain_sent = 0  # when that began
+        self._in_vain_sent = 0  # attempts sent when that began
         self._in_vain_level = 0.0
-        self._falls = 0  # of them, those at far less than the fall before
+        self._falls = 0  # how often the level fell far since then
         self._fall_level = 0.0
         self._usual: float | None = None  # the share that is refused at random
         self._most = 1.0  # a share above this is a limit in any case
@@ -74,19 +74,19 @@ class RandomRefusals:
 
     @property
     def is_usual(self) -> bool:
-        """Whether refusals are known to be a share of all, whatever is sent."""
+        """Whether refusals are known to be random: a share of all, whatever is sent."""
         return self._usual is not None
 
     def is_known(self, now_s: float) -> None:
-        """Others have met a limit."""
+        """Notes that other processes have met a limit."""
         self._sure_s = now_s
 
     def is_limit(self, sent: int, level: float, now_s: float, *, in_vain: bool | None) -> bool:
-        """Whether one more refusal is the limit's, when so many attempts were sent.
+        """Whether a refusal comes from a limit, after `sent` attempts.
 
         `level` is the limit as inferred so far, in any unit.
-        `in_vain`: the limit was lowered before, and nothing was tried beyond it since; null where
-        that says nothing, as for what was sent before the limit was lowered.
+        `in_vain`: the limit was lowered, and nothing above it has been tried since; None if this
+        cannot be said, as for requests that were sent before the limit was lowered.
         """
         recent = self._recent
         recent.append(sent)
@@ -138,7 +138,7 @@ class RandomRefusals:
         return sum(sent - one < tuning.RECENT_SENT for one in self._recent) / tuning.RECENT_SENT
 
     def _is_even(self) -> bool:
-        """Whether refusals come after as many attempts each time; a wave counts as one."""
+        """Whether refusals come at even gaps, counted in attempts; a wave counts as one."""
         waves = sorted(set(self._recent))[-tuning.GAPS - 1 :]
         if len(waves) <= tuning.GAPS:
             return False
@@ -148,30 +148,30 @@ class RandomRefusals:
 
 
 class Measured(Struct, frozen=True):
-    """What was let in from one refusal to the first of the next wave."""
+    """What the server accepted from one refusal to the first of the next wave."""
 
-    rate: float  # at which the refused one was sent
+    rate: float  # the rate when the refused one was sent
     count: int
     span_s: float
     mean: float
-    is_unsure: bool  # too much of the span may have gone unused
-    is_enough: bool  # to believe the mean
-    is_long: bool  # against what is under way
-    known_s: float  # of all that was sent until then it is known whether it was refused
-    end_s: float  # until when there was nothing
+    is_unsure: bool  # too much of the span may have been unused
+    is_enough: bool  # enough requests to trust the mean
+    is_long: bool  # the span is long compared with the lag of refusals
+    known_s: float  # for requests sent until then, it is known which were refused
+    end_s: float  # until when the server had nothing left
     sent: int  # until `known_s`
     refused: int  # of what was sent later
 
 
 class LimitEstimate:
-    """What is known of one limit; rates are in requests a second.
+    """What is known about one limit; rates are in requests a second.
 
-    Each refusal that begins a wave is measured, and then reported as the first of all, as one that
-    came early (on the plateau) or as one that a probe met; each gives the rate to go on with.
+    Each refusal that begins a wave is measured. Then it is reported as the first of all, as an
+    early one (on the plateau), or as one of a probe. Each report returns the next rate.
     """
 
     def __init__(self) -> None:
-        self.high = math.inf  # what was refused last, or is likely to be
+        self.high = math.inf  # the rate that was refused last, or probably would be
         self.is_blind = True  # nothing was measured yet
         self._is_shared = False  # what others send is refused, too, and they lower it as well
         self._low = 0.0  # what the server surely takes
@@ -183,17 +183,17 @@ class LimitEstimate:
         self._early = 0  # refusals in a row that came before a probe
         self._trust = (
             tuning.TRUST
-        )  # in the rate at a refusal, against the mean since the one before
-        self._trusted = False  # the rate rests on it
-        self._doubts = False  # whether the limit rose
+        )  # weight of the rate at a refusal, against the mean since the last one
+        self._trusted = False  # the present rate used `_trust`
+        self._doubts = False  # unsure whether the limit rose
 
     def refused(self, sent_s: float) -> None:
-        """One more refusal, of what was sent then."""
+        """Notes a refusal of a request that was sent at that time."""
         if sent_s > self._empty_s:
             self._refused += 1
 
     def unsure(self, span_s: float) -> None:
-        """For so long nothing was sent, though something might have been."""
+        """Notes a time in which nothing was sent, though something could have been."""
         self._unsure_s += span_s
 
     def scale(self, factor: float, sent: int) -> None:
@@ -208,20 +208,20 @@ class LimitEstimate:
         self._mark_s, self._early = -math.inf, 0
 
     def set(self, rate: float) -> None:
-        """Measured in another way."""
+        """Sets a rate that was measured in another way."""
         self.is_blind = False
         self._low, self.high = rate, max(rate * tuning.ABOVE, tuning.RATE_LEAST)
 
     def measure(
         self, log: SentLog, rate: float, sent_s: float, hint_s: float, lag_s: float, now_s: float
     ) -> Measured:
-        """Until the refusal that begins a wave; refusals are back `lag_s` after they were sent."""
-        # Whether what was sent since then is refused is not known yet.
+        """Measures until the refusal that begins a wave; a refusal comes `lag_s` after sending."""
+        # For what was sent after this, it is not known yet whether it is refused.
         known_s = sent_s if hint_s else min(sent_s, now_s - 1.5 * lag_s)
         sent, refused = log.until(known_s)
         count = max(0, sent - self._sent - (self._refused - refused))
-        # A hint says until when there is nothing: from one such end to the next is exact too, and
-        # holds for windows that open at fixed times as well.
+        # A hint says until when the server has nothing left. From one such end to the next is exact
+        # too, also for windows that open at fixed times.
         rounded_s = min(hint_s, 0.5) if hint_s == round(hint_s) else 0.0
         end_s = now_s + hint_s - rounded_s if hint_s else known_s
         span_s = max(end_s - self._mark_s, 1e-3)
@@ -240,11 +240,11 @@ class LimitEstimate:
         )
 
     def first(self, seen: Measured) -> float:
-        """After the first refusal of all: it was sent at far more than the limit."""
+        """After the first refusal of all, which was sent far above the limit."""
         return self._begin_anew(seen, 0.5 * seen.rate, seen.rate)
 
     def early(self, seen: Measured) -> float:
-        """After a refusal on the plateau: that is above the limit, or the limit fell."""
+        """After a refusal on the plateau: the plateau is too high, or the limit fell."""
         rate, mean = seen.rate, seen.mean
         self._early += 1
         if self._trusted:
@@ -272,7 +272,7 @@ class LimitEstimate:
         return estimate
 
     def probed(self, seen: Measured) -> float:
-        """After a refusal that a probe met: somewhere between the mean and its rate."""
+        """After the refusal of a probe: the limit is between the mean and the probe's rate."""
         rate, mean = seen.rate, seen.mean
         self._early, self.is_blind = 0, False
         if rate > 0.97 * self.high:
@@ -280,7 +280,7 @@ class LimitEstimate:
         elif self._trusted:
             self._trust = max(0.0, self._trust - tuning.DISTRUST)
         self._trusted = False
-        if rate > 1.2 * self.high:  # the limit rose, or much had been saved up
+        if rate > 1.2 * self.high:  # the limit rose, or much had been saved
             self._low = min(mean, rate) if seen.is_enough else 0.0
             self._doubts = True
             return self._begin_anew(seen, math.sqrt(max(self._low, 0.3 * rate) * rate), rate)
@@ -293,7 +293,7 @@ class LimitEstimate:
         return self._begin_anew(seen, estimate, min(rate, estimate * tuning.ABOVE))
 
     def _begin_anew(self, seen: Measured, estimate: float, high: float) -> float:
-        """The next measure begins where this one ended; gives `estimate`."""
+        """Begins the next measurement where this one ended; returns `estimate`."""
         self._empty_s, self._mark_s = seen.known_s, seen.end_s
         self._sent, self._refused = seen.sent, seen.refused
         self._unsure_s = 0.0

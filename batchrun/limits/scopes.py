@@ -1,4 +1,4 @@
-"""What is known of each scope: its limits, its health, and what its answers need. No I/O."""
+"""What is known about each scope: its limits, its health, the sizes of its answers. No I/O."""
 
 from collections.abc import Collection, ItemsView, Mapping, Sequence
 
@@ -19,7 +19,7 @@ from batchrun.retry.next_step import TIME_OUTS, ScopeHealth
 def user_limits(
     most_in_flight: int, requests_per_minute: float | None, tokens_per_minute: float | None
 ) -> list[Limit]:
-    """For a whole run."""
+    """The user's limits, for a whole run."""
     limits: list[Limit] = [InFlight(most_in_flight)]
     if requests_per_minute is not None:
         limits.append(MinuteLimit("requests", requests_per_minute))
@@ -31,10 +31,10 @@ def user_limits(
 def scope_limits(
     most_in_flight: int, given: Collection[str] = (), adapts_to_s: float | None = None
 ) -> list[Limit]:
-    """For a new scope; `most_in_flight` bounds what is inferred.
+    """The limits of a new scope; `most_in_flight` bounds what is inferred.
 
-    `given`: of requests and tokens, what the user limits, in place of the server's headers.
-    `adapts_to_s`: the time-out of an attempt, where what is in flight follows the throughput.
+    `given`: which of requests and tokens the user limits, instead of the server's headers.
+    `adapts_to_s`: the time-out of an attempt, if what is in flight follows the throughput.
     """
     requests, tokens = (
         AdvertisedRate(of, is_replaced=of in given) for of in ("requests", "tokens")
@@ -52,7 +52,7 @@ def scope_limits(
 
 
 class Part(Struct, frozen=True):
-    """What one of several processes may use of what servers take."""
+    """One process's part of what servers accept."""
 
     share: float = 1.0  # above 0
     before: float = 0.0  # that of the processes before it: so that all add up in whole requests
@@ -91,14 +91,14 @@ class ScopeState:
         self._all = limits
 
     def has_waited(self, kind: ErrorKind) -> bool:
-        """Whether an attempt that ends so has only waited for others, of which there are fewer now.
+        """Whether an attempt that ended like this only waited for others; fewer are in flight now.
 
-        With a fixed number in flight it would wait as long again: then it is the row that fails.
+        With a fixed number in flight it would wait as long again; then the row has failed.
         """
         return kind in TIME_OUTS and self._throughput is not None and self._throughput.waits
 
     def set_part(self, part: Part, now_s: float) -> None:
-        """So much of what the server takes is for this process."""
+        """Sets this process's part of what the server accepts."""
         for limit in self._all:
             match limit:
                 case AdvertisedRate() | InferredRate():
@@ -139,7 +139,7 @@ class ScopeState:
         self.breaker.others_answered(at_s)
 
     def cooldown_s(self, now_s: float) -> float:
-        """For how long nothing is sent, by what the server told this process."""
+        """How long nothing is sent, from what the server told this process."""
         return sum(one.left_s(now_s) for one in self._all if isinstance(one, Cooldown))
 
     def found(self, now_s: float) -> InferredLimits:
@@ -153,7 +153,7 @@ class ScopeState:
         )
 
     def in_all(self) -> int | None:
-        """In flight with all processes together, as this one has measured; null: it has not."""
+        """In flight with all processes together, as this one measured; None: it did not."""
         return None if self._throughput is None else self._throughput.in_all()
 
 
@@ -168,12 +168,12 @@ class Scopes:
         given: Collection[str] = (),
         adapts_to_s: float | None = None,
     ) -> None:
-        """`largest`: by model, of the answers to earlier commands; the rest as `scope_limits`."""
+        """`largest`: of earlier commands, by model; the others as for `scope_limits`."""
         self._largest, self._given, self._adapts_to_s = largest or {}, given, adapts_to_s
         self.patience = patience
         self._most_in_flight = most_in_flight
         self._states: dict[Scope, ScopeState] = {}
-        self._part: Part | None = None  # null: all, and no other process
+        self._part: Part | None = None  # None: there is no other process
 
     def of(self, scope: Scope) -> ScopeState:
         state = self._states.get(scope)
@@ -193,7 +193,7 @@ class Scopes:
         return self._states.items()
 
     def set_part(self, part: Part, now_s: float) -> None:
-        """So much of what servers take is for this process."""
+        """Sets this process's part of what servers accept."""
         if part != self._part:
             self._part = part
             for state in self._states.values():

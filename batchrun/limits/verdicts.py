@@ -24,8 +24,8 @@ class Stop(Struct, frozen=True):
 
     reason: str
     cause: StopCause
-    endpoint_error: str | None = None  # in which rows agreed that may be to blame themselves, ...
-    rows: int | None = None  # ... but only where no more than these remain
+    endpoint_error: str | None = None  # an error that all rows had, and that may be their own, ...
+    rows: int | None = None  # ... if no more rows than these remain
 
 
 Verdict = Go | Wait | Stop
@@ -33,7 +33,7 @@ GO = Go()
 
 
 class LimitStatus(Struct, frozen=True):
-    """The status of a limit, for people."""
+    """The status of a limit, for the display."""
 
     name: str  # what it is: `requests in flight`, `x-ratelimit-limit-tokens`, `cooldown`
     used: float | None = None  # in the unit of the name

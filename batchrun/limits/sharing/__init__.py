@@ -1,1 +1,1 @@
-"""Limits that several workers have together, as each of them keeps its part. No I/O."""
+"""Limits that several workers have together: the part of each worker. No I/O."""

@@ -1,7 +1,7 @@
-"""How long a worker has heard nothing of its driver, and that it sends nothing after too long.
+"""Stops a worker from sending when it has had no message from its driver for too long.
 
-The driver may have given its rows to another by then. The clock goes on while the process or the
-machine is stopped.
+The driver may have given the worker's rows to another by then. The clock also counts while the
+process or the machine is stopped.
 """
 
 import time
@@ -19,7 +19,7 @@ _CLOCK: int = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 class Fence:
-    """A limit on all attempts of a worker; once it is silent it stays so."""
+    """A limit on all attempts of a worker; once closed, it stays closed."""
 
     def __init__(self, silence_s: float, clock: Callable[[], float] = _clock_s) -> None:
         self._silence_s, self._clock = silence_s, clock
@@ -34,11 +34,11 @@ class Fence:
 
     @property
     def silent_s(self) -> float:
-        """Since it said something in time."""
+        """Seconds since the last message that came in time."""
         return self._clock() - self._heard_s
 
     def hear(self) -> bool:
-        """The driver has said something; whether it was not too late."""
+        """Notes a message of the driver; returns whether it came in time."""
         if self.is_silent:
             return False
         self._heard_s = self._clock()

@@ -1,26 +1,26 @@
-"""What one of several workers may use of the limits they have together, and what it used. No I/O.
+"""One worker's shares of the common limits, and what it has used of them. No I/O.
 
-Plain values, cumulative since the worker began, so that a message that is lost, late or comes
-twice does no harm. A worker obeys the latest shares, by the number of the message.
+Plain values, as totals since the worker began, so that a message that is lost, late or repeated
+does no harm. A worker obeys the latest shares, by the number of the message.
 """
 
 from msgspec import Struct
 
 from batchrun.records import Scope
 
-WHOLE = 1_000_000  # parts of a rate; the shares of all workers together are no more
+WHOLE = 1_000_000  # parts of a rate; the shares of all workers never add up to more
 DOLLAR = 10**12  # purses are whole picodollars
 
 
 class Allowance(Struct, frozen=True):
     """Requests or tokens that may be started."""
 
-    most: int  # in all, since the worker began; tokens as they are reserved
+    most: int  # total since the worker began; tokens as reserved
     pace: float  # a second
 
 
 class Shares(Struct, frozen=True):
-    """What a worker may use from now on; null: nothing limits it."""
+    """What a worker may use from now on; None: no limit."""
 
     in_flight: int = 0
     purse: int | None = None  # picodollars, reservations included, since it began
@@ -47,11 +47,11 @@ class Spending(Struct, frozen=True):
     spent: int = 0
     unknown: int = 0  # reserved for attempts that reported no usage
     reserved: int = 0  # for attempts in flight
-    wanted: int = 0  # by what waits first, where the purse does not do; 0: nothing waits for it
+    wanted: int = 0  # by the first waiting request, if the purse is too small; else 0
 
 
 class ScopeNews(Struct, frozen=True):
-    """What a worker knows of one scope, or all of them together."""
+    """What one worker, or all together, know about a scope."""
 
     scope: Scope
     is_answered: bool = False  # the first request need not go out alone any more
@@ -71,8 +71,8 @@ class SharesUsed(Struct, frozen=True):
     in_flight: int = 0
     waiting: int = 0  # requests that wait for a limit
     started: int = 0  # requests since it began
-    for_slots: bool = False  # what waits first waits for a slot, ...
-    for_rate: bool = False  # ... or for what servers take
+    for_slots: bool = False  # the first waiting request waits for a slot, ...
+    for_rate: bool = False  # ... or for a limit of the server
     requests: Flow = Flow()
     tokens: Flow = Flow()
     spending: Spending = Spending()

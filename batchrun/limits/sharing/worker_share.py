@@ -28,14 +28,14 @@ class AskedGate(Protocol):
     """The gate that asks these limits."""
 
     waiting: int
-    blocked_by: Limit | None  # what the first waiter waits for
+    blocked_by: Limit | None  # the limit that the first waiting request waits for
 
     def ask_again(self) -> None:
-        """Asks the limits of all that wait."""
+        """Asks the limits again, for all waiting requests."""
 
 
 class SlotShare:
-    """So many attempts may be in flight here."""
+    """Limits the attempts in flight in this process."""
 
     def __init__(self) -> None:
         self._slots = InFlight(0)
@@ -56,13 +56,13 @@ class SlotShare:
 
 
 class StartAllowance:
-    """So many requests or tokens may be started here in all; evenly spaced.
+    """Limits the total of requests or tokens started in this process; evenly spaced.
 
-    What was started in the last minute is counted as `MinuteLimit` does.
+    It counts the starts of the last minute as `MinuteLimit` does.
     """
 
     def __init__(self, of: str, most: float) -> None:
-        """`most`: a minute, with all workers."""
+        """`most`: a minute, for all workers together."""
         self._of_tokens = of == "tokens"
         self._minute = MinuteLimit(of, most)
         self._started = 0
@@ -71,7 +71,7 @@ class StartAllowance:
 
     def set(self, allowance: Allowance, now_s: float) -> None:
         self._allowance = allowance
-        if allowance.pace > 0:  # what was lost to late messages is made up for
+        if allowance.pace > 0:  # makes up for late messages
             self._minute.set_pace(tuning.ALLOWANCE_FAST * allowance.pace, now_s)
 
     def used(self, now_s: float, *, is_waiting: bool) -> Flow:
@@ -99,13 +99,13 @@ class StartAllowance:
         self._minute.finished(slot, finish, now_s)
 
     def status(self, now_s: float) -> LimitStatus:
-        """With its part of the limit, so that those of all workers add up to it."""
+        """With this worker's part of the limit; the parts of all workers add up to the limit."""
         status, per_s = self._minute.status(now_s), self._allowance.pace
         return replace(status, most=per_s * self._minute.minute_s, per_s=per_s)
 
 
 class Purse:
-    """So many dollars may be spent here; where it does not do, more are asked for."""
+    """Limits the dollars spent in this process; asks for more if they are too few."""
 
     def __init__(self) -> None:
         self._sums = Budget(0.0, None)
@@ -141,7 +141,7 @@ class Purse:
 
 
 class WorkerShare:
-    """Obeys shares, and says what became of them. Nothing may be sent before the first ones."""
+    """Obeys shares, and reports their use. Nothing may be sent before the first shares."""
 
     def __init__(
         self,
@@ -154,8 +154,8 @@ class WorkerShare:
     ) -> None:
         """The limits a minute are those of all workers.
 
-        `settle_s`: until others have heard what this one measures. `resized` is called with the
-        number of slots.
+        `settle_s`: the time until others know what this one measures. `resized` is called with
+        the number of slots.
         """
         self._slots = SlotShare()
         rpm, tpm = requests_per_minute, tokens_per_minute
@@ -176,16 +176,16 @@ class WorkerShare:
 
     @property
     def limits(self) -> list[Limit]:
-        """Those of the whole run, as the gate of this worker asks them."""
+        """The limits of the whole run, for the gate of this worker."""
         every = (self._slots, self._requests, self._tokens, self._purse)
         return [one for one in every if one is not None]
 
     def join(self, gate: AskedGate, scopes: Scopes) -> None:
-        """Before anything is obeyed."""
+        """Must be called before `obey`."""
         self._gate, self._scopes = gate, scopes
 
     def met(self, scope: Scope, first: FirstAlone) -> bool:
-        """The gate has met a scope: whether others have sent its first attempt."""
+        """Notes that the gate has a new scope; returns whether its first request was answered."""
         self._first[scope] = first
         one = self._news.get(scope)
         if one is not None and one.is_answered:
@@ -195,7 +195,7 @@ class WorkerShare:
         return first.is_open
 
     def obey(self, seq: int, shares: Shares, news: Sequence[ScopeNews], now_s: float) -> bool:
-        """From now on; false, and nothing is done, where a later tick is obeyed already."""
+        """Obeys these shares; does nothing and returns False if it obeys a later tick."""
         gate, scopes = self._gate, self._scopes
         if seq <= self.seq or gate is None or scopes is None:
             return False
@@ -229,7 +229,7 @@ class WorkerShare:
         return True
 
     def used(self, now_s: float) -> SharesUsed:
-        """At this moment."""
+        """What is used at this moment."""
         gate, slots = self._gate, self._slots
         waiting = 0 if gate is None else gate.waiting
         blocked_by = None if gate is None or not waiting else gate.blocked_by
