@@ -26,9 +26,8 @@ class SentLog:
     def __init__(self) -> None:
         self.sent = 0
         self.refused = 0
-        self._ticks: deque[list[float]] = deque(
-            maxlen=tuning.TICKS
-        )  # time, sent before, refused of those in it
+        # Time, sent before, refused of those in it.
+        self._ticks: deque[list[float]] = deque(maxlen=tuning.TICKS)
 
     def add(self, now_s: float) -> None:
         if not self._ticks or now_s - self._ticks[-1][0] >= tuning.TICK_S:
@@ -58,9 +57,8 @@ class RandomRefusals:
     """Tells random refusals from those of a limit; called at each refusal."""
 
     def __init__(self) -> None:
-        self._recent: deque[int] = deque(
-            maxlen=tuning.HEARD
-        )  # attempts sent before each of the last refusals
+        # Attempts sent before each of the last refusals.
+        self._recent: deque[int] = deque(maxlen=tuning.HEARD)
         self._sure_s = -tuning.SURE_S
         self._in_vain = 0
         self._in_vain_sent = 0  # attempts sent when that began
@@ -181,9 +179,8 @@ class LimitEstimate:
         self._refused = 0  # of what was sent since then
         self._unsure_s = 0.0  # of the time since then: it may have gone unused at the server
         self._early = 0  # refusals in a row that came before a probe
-        self._trust = (
-            tuning.TRUST
-        )  # weight of the rate at a refusal, against the mean since the last one
+        # Weight of the rate at a refusal, against the mean since the last one.
+        self._trust = tuning.TRUST
         self._trusted = False  # the present rate used `_trust`
         self._doubts = False  # unsure whether the limit rose
 

@@ -1,7 +1,7 @@
-"""The columns of the tables: each is declared once, and schemas, names and batches follow.
+"""The columns of the tables: each is declared once; schemas, names and batches follow from that.
 
-Parts of schema 1 are read as they are. Schema 2 has further columns, and carries columns whose
-names are its own under others.
+Parts of schema 1 are read as they are. Schema 2 has more columns of its own; carried columns with
+the same names are renamed.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -21,9 +21,9 @@ KEY = ("custom_id", "sample", "variant")  # the columns of a `RowKey`
 _VERSION_KEY = b"batchrun.schema_version"
 _TIME = pa.timestamp("us", "UTC")
 
-# What a source names: one struct of each kind for each outcome, or for each tool call.
+# The structs that a `source` names, by kind: one for each outcome, or for each tool call.
 _Structs = Mapping[str, Sequence[Any]]
-# Those of outcomes without an answer, a failure, an attempt: nothing is known of them.
+# Placeholders for outcomes without an answer, a failure or an attempt.
 _NO_ANSWER = Response(*[None] * len(Response.__struct_fields__))  # type: ignore[arg-type]
 _NO_ANSWER = replace(_NO_ANSWER, truncated=False, usage=Usage())
 _NO_FAILURE = Failure(*[None] * len(Failure.__struct_fields__))  # type: ignore[arg-type]
@@ -42,7 +42,7 @@ def _tool_call_count(structs: _Structs) -> list[int | None]:
 
 
 def _or_null(structs: _Structs, struct: str, field: str) -> list[Any]:
-    """Null for what is empty: imported answers were never asked."""
+    """Null for what is empty: imported answers have no request."""
     return [value or None for value in map(attrgetter(field), structs[struct])]
 
 
@@ -53,7 +53,7 @@ class OwnColumn(NamedTuple):
     type: "pa.DataType | tuple[OwnColumn, ...]"  # a tuple: a list of structs with these fields
     source: str | Callable[[_Structs], Sequence[Any]] = ""  # `struct.field`; empty: always null
     since: int = 1  # schema version
-    repeats: bool = False  # few different values: a dictionary in Parquet is worth its making
+    repeats: bool = False  # few different values, so that a dictionary in Parquet pays
 
 
 # Fields of `Citation` and of `Attempt`, in their order.
@@ -177,12 +177,12 @@ _ALL = (*_OF_RESPONSES.values(), *_OF_TOOL_CALLS.values())
 
 
 def own_columns(version: int = SCHEMA_VERSION) -> tuple[str, ...]:
-    """Those of `responses` in a schema; a carried column never has such a name."""
+    """The own columns of `responses` in a schema; no carried column has such a name."""
     return tuple(own.name for own in _OF_RESPONSES.values() if own.since <= version)
 
 
 def repeating_columns(schema: pa.Schema) -> list[str]:
-    """Paths of columns whose values repeat; a dictionary of others is made to be thrown away."""
+    """Paths of columns whose values repeat; for others, making a dictionary is wasted."""
     found = []
     for own in _ALL:
         if own.name in schema.names and isinstance(own.type, tuple):
@@ -193,7 +193,7 @@ def repeating_columns(schema: pa.Schema) -> list[str]:
 
 
 def name_columns(columns: Sequence[str], version: int = SCHEMA_VERSION) -> list[str]:
-    """The names in `responses` of carried columns, no two alike without regard to case.
+    """The names of carried columns in `responses`; no two differ only in case.
 
     A name that batchrun itself has in the schema gets the suffix `_input`.
     """
@@ -204,7 +204,7 @@ def name_columns(columns: Sequence[str], version: int = SCHEMA_VERSION) -> list[
 
 
 def distinct_names(bases: Iterable[str], taken: Iterable[str]) -> list[str]:
-    """The names, numbered where they are alike without regard to case, or `taken` (lower case)."""
+    """The names, with numbers if they differ only in case or are `taken` (in lower case)."""
     used, names = set(taken), []
     for base in bases:
         name, count = base, 1
@@ -220,8 +220,8 @@ def distinct_names(bases: Iterable[str], taken: Iterable[str]) -> list[str]:
 def response_schema(layout: Layout, version: int = SCHEMA_VERSION) -> pa.Schema:
     """The schema of `responses`: the carried columns are after `source`.
 
-    `layout` names them as schema `version` does, but for parts of schema 1 of a run that has been
-    rewritten since: see `layout_of`.
+    `layout` has their names in schema `version`, except for parts of schema 1 of a run that has
+    been rewritten since: see `layout_of`.
     """
     carried = [(column.name, unpack(column.arrow)[0]) for column in layout.columns]
     fields = (*_fields(_BEFORE_CARRIED, version), *carried, *_fields(_AFTER_CARRIED, version))
@@ -254,20 +254,20 @@ def _fields(columns: Sequence[OwnColumn], version: int) -> list[tuple[str, pa.Da
 
 
 def version_of(schema: pa.Schema) -> int | None:
-    """Which schema a part says that it has; null where it does not say."""
+    """The schema version that a part names; None if it names none."""
     said = (schema.metadata or {}).get(_VERSION_KEY, b"")
     return int(said) if said.isdigit() else None
 
 
 def layout_of(layout: Layout, version: int) -> Layout:
-    """The layout with its columns under the names that they have in a schema."""
+    """The layout, with the names that its columns have in a schema."""
     names = name_columns([column.column for column in layout.columns], version)
     columns = zip(layout.columns, names, strict=True)
     return replace(layout, columns=tuple(replace(one, name=name) for one, name in columns))
 
 
 def new_names(part: pa.Schema, layout: Layout) -> dict[str, str]:
-    """Carried columns of a part that have another name in `layout`: the part's to the other one."""
+    """The carried columns of a part with another name in `layout`: from the part's to that one."""
     version = version_of(part) or 1
     if version >= SCHEMA_VERSION:
         return {}
@@ -279,9 +279,9 @@ _Rows = TypeVar("_Rows", pa.Table, pa.RecordBatch)
 
 
 def as_schema(rows: _Rows, schema: pa.Schema, layout: Layout) -> _Rows:
-    """Rows of a part with the columns of `schema`: what they lack is null.
+    """The rows of a part with the columns of `schema`; columns that it lacks are null.
 
-    `layout`: the carried columns under the names that they have in `schema`.
+    `layout`: the carried columns with their names in `schema`.
     """
     if rows.schema.equals(schema):
         return rows
@@ -296,7 +296,7 @@ def as_schema(rows: _Rows, schema: pa.Schema, layout: Layout) -> _Rows:
     return type(rows).from_arrays(arrays, schema=schema)
 
 
-NO_COLUMNS = Layout(None, ())  # of rows that carry nothing
+NO_COLUMNS = Layout(None, ())  # for rows that carry nothing
 
 
 def response_batch(
@@ -307,7 +307,7 @@ def response_batch(
     store_request: bool = False,
     names: Collection[str] | None = None,
 ) -> pa.RecordBatch:
-    """The outcomes' rows of `responses`: all columns of the schema, or those named."""
+    """The rows of `responses` for outcomes: all columns of the schema, or those named."""
     schema = response_schema(layout, version)
     if names is not None:
         schema = pa.schema([schema.field(name) for name in names])
@@ -328,7 +328,7 @@ def response_batch(
     for field in schema:
         if field.name in carried:
             at = carried[field.name]
-            # A row that carries nothing has nulls there, and one stored before the column was new.
+            # Null for rows that carry nothing, and for rows stored before the column was new.
             rows = [one.request.carried for one in outcomes]
             values = [row[at] if at < len(row) else None for row in rows]
             arrays.append(_carried_array(values, layout.columns[at]))
@@ -340,7 +340,7 @@ def response_batch(
 
 
 def tool_call_batch(outcomes: Sequence[Outcome], version: int = SCHEMA_VERSION) -> pa.RecordBatch:
-    """The outcomes' rows of `tool_calls`, always with all columns of the schema."""
+    """The rows of `tool_calls` for outcomes, always with all columns of the schema."""
     answered = [
         (one.request, one.result, call)
         for one in outcomes
@@ -368,7 +368,7 @@ def _array(own: OwnColumn, structs: _Structs, kind: pa.DataType) -> pa.Array:
     else:
         return pa.nulls(len(structs["request"]), kind)
     if isinstance(own.type, tuple):
-        fields = kind.value_type.num_fields  # the last ones are new
+        fields = kind.value_type.num_fields  # the last fields are new
         values = [some and [_as_tuple(one)[:fields] for one in some] for some in values]
     try:
         return pa.array(values, kind)
@@ -377,8 +377,8 @@ def _array(own: OwnColumn, structs: _Structs, kind: pa.DataType) -> pa.Array:
 
 
 def _fitting(value: Any, kind: pa.DataType) -> Any:
-    """The value, or null: a number a server made up must not stop a paid run."""
-    if isinstance(value, bytes):  # a request, of which something is no UTF-8
+    """The value, or null if it does not fit: a server's odd number must not stop a paid run."""
+    if isinstance(value, bytes):  # a request that is not all UTF-8
         return value.decode("utf-8", "replace")
     try:
         pa.scalar(value, kind)
@@ -389,7 +389,7 @@ def _fitting(value: Any, kind: pa.DataType) -> Any:
 
 def _carried_array(values: list[Any], column: Column) -> pa.Array:
     kind, stored = unpack(column.arrow)
-    if has_map(stored):  # the journal has lists for the pairs, for which Arrow wants tuples
+    if has_map(stored):  # the journal has pairs as lists, and Arrow wants tuples
         values = [map_plain(value, stored, lambda flat, _: flat) for value in values]
     array = pa.array(values, stored)
     return array if kind.equals(stored) else array.cast(kind)

@@ -1,4 +1,4 @@
-"""What complete rows are and add up to, read from parts and journal with flat memory.
+"""Reads the complete rows and their totals from parts and journal, with constant memory.
 
 Also the rows that the user has agreed to leave out of the totals, in a file that other tools can
 read, and the older outcomes of rows that are sent again.
@@ -47,47 +47,47 @@ _ASKED = ("status", "error_kind", "refusal", "truncated")  # what `Resend` selec
 
 
 class Requests(Protocol):
-    """Those of a source, by their numbers."""
+    """The requests of a source, by their numbers."""
 
     @property
     def expansion(self) -> Expansion: ...
     @property
     def ids(self) -> "array[int] | None":
-        """This process's hash of the id of each row; null: rows are known by their places."""
+        """This process's hash of each row's id; None: rows are known by their places."""
 
     @property
     def hashes(self) -> "array[int]":
-        """Of each request."""
+        """The hash of each request."""
 
 
 class CompleteRows(Struct, frozen=True):
-    """The rows that have an outcome: 4 bytes for each that is as the source has it, 28 for others.
+    """The rows with an outcome: 4 bytes for each that agrees with the source, 28 for others.
 
     An index is a place in `rows`.
     """
 
-    # The request's number, by the place in the input that the row had when it was sent; of a
-    # sample or variant that is not asked for any more -1 less that place. "i", and "q" where
-    # there are more requests than that holds.
+    # The request's number, from the row's place in the input when it was sent; for a sample or
+    # variant that is no longer part of the job, -1 minus that place. "i", or "q" if there are too
+    # many requests for "i".
     rows: "array[int]"
-    others: "array[int]"  # "q": the indexes of rows that are not as the source has them
-    ids: "array[int]"  # "q": of these, this process's hash of the id; without a number of the key
-    hashes: "array[int]"  # "Q": of these, the request's hash
+    others: "array[int]"  # "q": the indexes of rows that do not agree with the source
+    ids: "array[int]"  # "q": this process's hash of their ids; without a number, of their keys
+    hashes: "array[int]"  # "Q": the hashes of their requests
     totals: Totals
-    again: bytearray  # 1 for each row that failed as asked; empty where nothing is asked
-    parts: tuple[tuple[Path, int], ...]  # each, and how many rows there are up to its end
-    bad: bytearray = bytearray()  # 1 for each row of status `invalid`; empty where there is none
-    # Where variants are declared, 1 for each row without one, whose number is as of the first
-    # variant; empty where there is none. They are all among `others`.
+    again: bytearray  # 1 for each row to be sent again; empty if none is asked for
+    parts: tuple[tuple[Path, int], ...]  # each with the number of rows up to its end
+    bad: bytearray = bytearray()  # 1 for each row of status `invalid`; empty if there is none
+    # If variants are declared, 1 for each row without one, numbered as of the first variant; empty
+    # if there is none. They are all among `others`.
     unnamed: bytearray = bytearray()
-    source: Requests | None = None  # whose requests are numbered so
+    source: Requests | None = None  # the source whose numbers these are
 
     @property
     def expansion(self) -> Expansion:
         return PLAIN if self.source is None else self.source.expansion
 
     def id_hash(self, index: int) -> int:
-        """Of a row; without a number that of its key."""
+        """The hash of a row's id; without a number, of its key."""
         at = bisect_left(self.others, index)
         if at < len(self.others) and self.others[at] == index:
             return self.ids[at]
@@ -96,7 +96,7 @@ class CompleteRows(Struct, frozen=True):
         return hash(str(row)) if known is None else known[row]
 
     def key_hash(self, index: int) -> int:
-        """As `hash_keys` says."""
+        """The hash of a row's key; see `hash_keys`."""
         number, known = self.rows[index], self.id_hash(index)
         if number < 0:
             return known
@@ -105,14 +105,14 @@ class CompleteRows(Struct, frozen=True):
         return hash_key(known, sample, None if is_unnamed else variant)
 
     def leave_out(self, indexes: Iterable[int]) -> None:
-        """These, of `others`, are rows that are not asked for any more."""
+        """Marks these of `others` as rows that are no longer asked for."""
         for index in indexes:
             known, row = self.key_hash(index), self.row(index)
             self.ids[bisect_left(self.others, index)] = known
             self.rows[index] = -1 - row
 
     def row(self, index: int) -> int:
-        """Its place in the input when it was sent."""
+        """The row's place in the input when it was sent."""
         number = self.rows[index]
         return -1 - number if number < 0 else number // self.expansion.width
 
@@ -170,7 +170,7 @@ def _differing(
     source: Requests | None,
     unnamed: bytearray,
 ) -> Iterator[tuple[int, int, int]]:
-    """Place, id and hash of the rows that are not as the source has them at their numbers."""
+    """Place, id and hash of the rows that do not agree with the source at their numbers."""
     if source is None:
         places: Iterable[int] = range(len(numbers))
     else:
@@ -198,7 +198,7 @@ def _as_array(values: "array[int]", kind: pa.DataType) -> pa.Array:
 def _number(
     batch: pa.RecordBatch, expansion: Expansion, rows: "array[int]"
 ) -> tuple[list[int], bytearray]:
-    """Appends numbers; hashes of ids, and marks of the rows that have no variant."""
+    """Appends the numbers; returns hashes of ids, and marks of the rows without a variant."""
     samples, width = expansion.samples, expansion.width
     first = {name: at * samples for at, name in enumerate(expansion.variants)}
     if expansion.is_declared:
@@ -218,7 +218,7 @@ def _number(
 
 
 def _has_keys(batch: pa.RecordBatch) -> bool:
-    """Whether any row is known by more than its id."""
+    """Whether any row has a sample or variant in its key."""
     has_samples = bool(pc.any(pc.not_equal(batch["sample"], 0)).as_py())
     return has_samples or batch["variant"].null_count < batch.num_rows
 
@@ -231,12 +231,12 @@ def hash_keys(batch: pa.RecordBatch) -> list[int]:
 
 
 def hash_key(id_hash: int, sample: int, variant: str | None) -> int:
-    """Of a key; of one without sample and variant it is that of its id."""
+    """The hash of a key; for a key without sample and variant, the hash of its id."""
     return hash((id_hash, sample, variant)) if sample or variant is not None else id_hash
 
 
 def _as_numbers(marks: Sequence[str]) -> "array[int]":
-    """Hashes of 16 hexadecimal digits each, at once: a quarter of the time of one by one."""
+    """Converts hashes of 16 hexadecimal digits at once, in a quarter of the time of one by one."""
     numbers = array("Q", bytes.fromhex("".join(marks)))
     if sys.byteorder == "little":
         numbers.byteswap()
@@ -244,7 +244,7 @@ def _as_numbers(marks: Sequence[str]) -> "array[int]":
 
 
 def _is_sent_again(batch: pa.RecordBatch, resend: Resend) -> pa.BooleanArray:
-    """The rows that failed as `resend` asks; never one that was not sent."""
+    """Marks the rows that `resend` asks for; never one that was not sent."""
     status, kinds = batch["status"], resend.kinds
     failed = pc.is_in(status, value_set=pa.array(FAILED))
     if not kinds:
@@ -269,7 +269,7 @@ def _is_sent_again(batch: pa.RecordBatch, resend: Resend) -> pa.BooleanArray:
 def rows_at(
     folder: Path, positions: Iterable[int], columns: Sequence[str] = ("custom_id",)
 ) -> dict[int, dict[str, Any]]:
-    """Columns of a few rows by their positions in `CompleteRows`. Raises `StoreError`."""
+    """Columns of a few rows, by their indexes in `CompleteRows`. Raises `StoreError`."""
     wanted, found, first = sorted(positions), dict[int, dict[str, Any]](), 0
     with snapshot(folder) as now:
         for batch in now.batches(columns):
@@ -283,7 +283,7 @@ def rows_at(
 
 
 def keys_at(folder: Path, marks: bytearray) -> set[RowKey]:
-    """The keys of the rows that `marks` marks, in the order of `CompleteRows`. `StoreError`."""
+    """The keys of the marked rows, in the order of `CompleteRows`. Raises `StoreError`."""
     with snapshot(folder) as now:
         return {key for batch in _marked(now, KEY, marks) for key in keys_of(batch)}
 
@@ -293,12 +293,12 @@ _REMOVED_SCHEMA = pa.schema([response_schema(NO_COLUMNS).field(name) for name in
 
 
 def write_removed_rows(folder: Path, marks: bytearray) -> None:
-    """The file names the rows that `marks` marks, in the order of `CompleteRows`.
+    """Writes the file that names the marked rows, in the order of `CompleteRows`.
 
-    Without any, `marks` may be empty, and there is no file. Raises `StoreError`.
+    If no row is marked, `marks` may be empty, and there is no file. Raises `StoreError`.
     """
     path = folder / REMOVED_FILE
-    if 1 not in marks:  # nearly always: no part is opened for it
+    if 1 not in marks:  # nearly always; no part is opened
         with storing(path, "write"):
             path.unlink(missing_ok=True)
         return
@@ -312,9 +312,9 @@ def write_removed_rows(folder: Path, marks: bytearray) -> None:
 
 
 def read_removed_rows(folder: Path) -> "array[int]":
-    """This process's hash of each key in the file, in order; none where it is damaged.
+    """This process's hash of each key in the file, in order; empty if the file is damaged.
 
-    Then the rows are asked about again. Raises `StoreError` where it cannot be read.
+    The user is then asked about the rows again. Raises `StoreError` if it cannot be read.
     """
     hashes: list[int] = []
     path = folder / REMOVED_FILE
@@ -332,7 +332,7 @@ def read_removed_rows(folder: Path) -> "array[int]":
 def _marked(
     now: Snapshot, columns: Sequence[str], marks: bytearray | None
 ) -> Iterator[pa.RecordBatch]:
-    """Columns of the rows that `marks` marks, in the order of `CompleteRows`; null: of all."""
+    """Columns of the marked rows, in the order of `CompleteRows`; None: of all rows."""
     at = 0
     for batch in now.batches(columns):
         yield batch if marks is None else batch.filter(as_mask(marks[at : at + batch.num_rows]))
@@ -340,15 +340,15 @@ def _marked(
 
 
 def totals_at(folder: Path, marks: bytearray) -> Totals:
-    """What the rows add up to that `marks` marks, in the order of `CompleteRows`. `StoreError`."""
+    """The totals of the marked rows, in the order of `CompleteRows`. Raises `StoreError`."""
     with snapshot(folder) as now:
         return sum_totals(now, marks)
 
 
 def sum_totals(now: Snapshot, marks: bytearray | None = None) -> Totals:
-    """What complete rows add up to, as SQL over the tables would. Raises `StoreError`.
+    """The totals of complete rows, as SQL over the tables would give them. Raises `StoreError`.
 
-    All of them, or those that `marks` marks in the order of `CompleteRows`.
+    Of all rows, or of the marked ones, in the order of `CompleteRows`.
     """
     sums = TotalsBuilder()
     for batch in _marked(now, COUNTED, marks):
@@ -369,14 +369,14 @@ _SUMS = [name for name in Totals.__struct_fields__ if name not in _NOT_ADDED]
 
 
 class TotalsBuilder:
-    """Sums that grow by outcomes and by batches of rows."""
+    """Totals that grow by outcomes and by batches of rows."""
 
     def __init__(self, start: Totals | None = None) -> None:
-        self.error_examples: dict[str, str] = {}  # `error_kind` to the first message of an outcome
+        self.error_examples: dict[str, str] = {}  # by `error_kind`, the first message
         self.set_to(start or Totals())
 
     def set_to(self, start: Totals) -> None:
-        """Goes on from these."""
+        """Continues from these totals."""
         self.sums: dict[str, int] = {name: getattr(start, name) for name in _SUMS}
         self._statuses = Counter(start.statuses)
         self._error_kinds = Counter(start.error_kinds)
@@ -395,7 +395,7 @@ class TotalsBuilder:
         )
 
     def add(self, outcomes: Sequence[Outcome]) -> None:
-        """Takes many at once, which halves the time for each."""
+        """Adds many at once, which halves the time for each."""
         sums = self.sums
         sums["rows"] += len(outcomes)
         attempts = [attempt for outcome in outcomes for attempt in outcome.attempts]
@@ -424,14 +424,14 @@ class TotalsBuilder:
         sums["total_tokens"] += sum([usage.total_tokens or 0 for usage in usages])
         for outcome in outcomes:
             failure = outcome.failure
-            if failure is None:  # what `Response.ok` says, without asking twice
+            if failure is None:  # the same as `Response.ok`, without a second look
                 sums["ok"] += outcome.result.status == "completed"
             else:
                 self._error_kinds[failure.kind.value] += 1
                 self.error_examples.setdefault(failure.kind.value, failure.message)
 
     def add_batch(self, batch: pa.RecordBatch) -> None:
-        """Rows of `responses`, at least one, with the columns `COUNTED`."""
+        """Adds rows of `responses`, at least one, with the columns `COUNTED`."""
         sums = self.sums
         sums["rows"] += batch.num_rows
         for name in ("ok", "truncated", *_TOKENS):
@@ -458,7 +458,7 @@ class TotalsBuilder:
 
 
 def row_totals(row: Mapping[str, Any], attempts: Sequence[Attempt]) -> Totals:
-    """What one row with these attempts adds up to, read with the columns `COUNTED`."""
+    """The totals of one row with these attempts, read with the columns `COUNTED`."""
     return Totals(
         rows=1,
         ok=int(row["ok"]),
@@ -486,7 +486,7 @@ def _counts(values: pa.Array) -> dict[str, int]:
     return {pair["values"]: pair["counts"] for pair in pairs}
 
 
-_CACHE_BYTES = 32 << 20  # of parts that were read lately; one stays in any case
+_CACHE_BYTES = 32 << 20  # of parts that were read last; one part is always kept
 _EARLIER = ("row", *KEY, "attempts", *(name for name in COUNTED if not name.startswith("attempts")))
 _TIME = Attempt.__struct_fields__.index("started_at")
 _ERROR_KIND = Attempt.__struct_fields__.index("error_kind")
@@ -504,8 +504,8 @@ class Span(Struct, frozen=True):
 class EarlierRows:
     """Finds older outcomes, also while seals replace the parts that hold them.
 
-    Rows are asked for in the order of the input, which is about that of the parts: so it reads
-    each part about once.
+    Rows are asked for in the order of the input, which is about the order of the parts, so each
+    part is read about once.
     """
 
     def __init__(self, spans: Sequence[Span]) -> None:
@@ -514,7 +514,7 @@ class EarlierRows:
         self._parts: OrderedDict[Path, tuple[pa.Table, dict[RowKey, int]]] = OrderedDict()
 
     def find(self, wanted: Mapping[RowKey, int]) -> dict[RowKey, Earlier]:
-        """Those wanted, by place in the input. Raises `StoreError` where one is not there."""
+        """The outcomes of the wanted rows, by place in the input. `StoreError`: one is missing."""
         remaining = dict(wanted)
         found: dict[RowKey, Earlier] = {}
         first, last = min(wanted.values(), default=0), max(wanted.values(), default=0)
@@ -530,7 +530,7 @@ class EarlierRows:
         return found
 
     def _found_in(self, path: Path, remaining: dict[RowKey, int]) -> dict[RowKey, Earlier]:
-        """Takes what it finds out of `remaining`."""
+        """Removes from `remaining` what it finds."""
         table, positions = self._part(path)
         keys = [key for key in remaining if key in positions]
         if not keys:
@@ -545,7 +545,7 @@ class EarlierRows:
         }
 
     def _part(self, path: Path) -> tuple[pa.Table, dict[RowKey, int]]:
-        """What is needed of a part, and where its rows are."""
+        """The needed columns of a part, and where its rows are."""
         if path not in self._parts:
             while self._parts and self._bytes() > _CACHE_BYTES:
                 self._parts.popitem(last=False)
@@ -559,7 +559,7 @@ class EarlierRows:
 
 
 def _read(path: Path) -> pa.Table:
-    """In one piece; without rows where a seal has deleted the part with its last row."""
+    """In one piece; without rows if a seal has deleted the part with its last row."""
     schema = response_schema(NO_COLUMNS)
     empty = pa.schema([schema.field(name) for name in _EARLIER]).empty_table()
     outdated = 0
@@ -582,7 +582,7 @@ def _read(path: Path) -> pa.Table:
 
 
 def _attempts(lists: pa.ListArray) -> list[tuple[Attempt, ...]]:
-    """Column by column, which takes half the time of row by row."""
+    """Read column by column, in half the time of row by row."""
     columns = lists.flatten().flatten()
     columns[_TIME] = columns[_TIME].cast(pa.int64())
     fields = [column.to_pylist() for column in columns]

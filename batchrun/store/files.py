@@ -1,11 +1,11 @@
 """The files of a run directory: their names, durable writes, and the locks.
 
-`lock` is that of the command that has the directory. Each worker of a run has one of its own,
+`lock` is held by the command that has the directory. Each worker of a run holds its own,
 `journal/wN.lock`: a worker whose lock can be taken is dead.
 
-Where the file system cannot lock, the lock file holds nothing but the owner's name: a process of
-this host that is still alive counts as the owner, and the next one is warned that nothing keeps a
-process of another host out.
+If the file system cannot lock, the lock file only names the owner: a process of this host that is
+still alive counts as the owner. The next command warns that a process of another host could write
+at the same time.
 """
 
 import errno
@@ -32,7 +32,7 @@ SCORES = "scores"  # a folder for each scorer
 SCORES_FILE = "scores.parquet"
 INPUT = "input"
 LOCK = "lock"
-WRITER = 0  # of the command that has the run; its workers are 1, 2, ...
+WRITER = 0  # the command that has the run; its workers are 1, 2, ...
 
 _NUMBERED = re.compile(r"w(\d+)-(\d{6,})(\.log|\.intent|(-not_ok|-other)?\.parquet)")
 _OPEN = re.compile(r"w(\d+)\.(open|started)")
@@ -41,7 +41,7 @@ _OF_WRITER = re.compile(r"\.?(?:damaged-)?w(\d+)[-.]")
 
 
 class FileId(NamedTuple):
-    """What a segment, its intent, and the parts made of it have in common; in order of making."""
+    """The name that a segment, its intent and its parts share; ordered by time."""
 
     writer: int
     number: int
@@ -58,17 +58,17 @@ class FileId(NamedTuple):
         return f"{self}.intent"
 
     def part(self, table: str, *, not_ok: bool = False) -> str:
-        """`not_ok`: of the rows that are not ok, so that sending them again rewrites little."""
+        """`not_ok`: of rows that are not ok, so that sending them again rewrites little."""
         return f"{table}/{self}{'-not_ok' if not_ok else ''}.parquet"
 
 
 def is_numbered(name: str) -> bool:
-    """Whether a writer gives such names, of parts with or without their folder."""
+    """Whether it is a name that writers give; for parts, with or without their folder."""
     return _NUMBERED.fullmatch(name.rpartition("/")[2]) is not None
 
 
 def id_of(name: str) -> FileId:
-    """Whose file it is. Raises `ValueError` for a name that no writer gives."""
+    """The id in the name. Raises `ValueError` for a name that no writer gives."""
     if found := _NUMBERED.fullmatch(name.rpartition("/")[2]):
         return FileId(int(found[1]), int(found[2]))
     raise ValueError(name)
@@ -81,57 +81,57 @@ def numbered(folder: Path, ending: str) -> tuple[str, ...]:
 
 
 def part_names(run: Path, *tables: str) -> list[str]:
-    """Those of the parts of tables, with their folder: `responses/w0-000001.parquet`. `OSError`."""
+    """The names of all parts, with their folder: `responses/w0-000001.parquet`. `OSError`."""
     return [f"{one}/{name}" for one in tables for name in numbered(run / one, ".parquet")]
 
 
 def next_id(run: Path, writer: int) -> FileId:
-    """The first that is free for a segment of the writer, after all that it has. `OSError`."""
+    """The first free id for a segment of the writer, after all that it has. `OSError`."""
     names = [*numbered(run / JOURNAL, ".log"), *part_names(run, *TABLES)]
     mine = [of.number for of in map(id_of, names) if of.writer == writer]
     return FileId(writer, max(mine, default=0) + 1)
 
 
 def current_name(part: str) -> str:
-    """The name of a part as schema 2 has it."""
+    """The name of a part in schema 2."""
     return part.replace("-other.parquet", "-not_ok.parquet")
 
 
 def open_name(writer: int) -> str:
-    """The file of what is known of rows without an outcome."""
+    """The file with what is known about rows without an outcome."""
     return f"w{writer}.open"
 
 
 def open_files(folder: Path) -> tuple[str, ...]:
     """The names in `folder` of files of unfinished rows, of all writers. Raises `OSError`.
 
-    The last record of a row counts. Those of schema 1 come first: a kill may have left them beside
-    the file that took them over. A worker knows more of its rows than the command that gave it
-    these, and no two workers have the same rows.
+    The last record of a row counts. Files of schema 1 come first: a kill may have left them beside
+    the file that replaces them. A worker's file comes after the command's, since it knows more
+    about its rows; no two workers have the same rows.
     """
     names = (name for name in _entries(folder) if _OPEN.fullmatch(name))
     return tuple(sorted(names, key=lambda name: (name.endswith(".open"), writer_of(name), name)))
 
 
 def writer_of(name: str) -> int | None:
-    """Whose file it is, also of a temporary one; null for a name that no writer gives."""
+    """The writer of a file, also of a temporary one; None for a name that no writer gives."""
     found = _OF_WRITER.match(name.rpartition("/")[2])
     return None if found is None else int(found[1])
 
 
 def highest_writer(run: Path) -> int:
-    """Of those whose files are there; 0 without any. Raises `OSError`."""
+    """The highest writer with a file; 0 if there is none. Raises `OSError`."""
     names = [name for folder in (JOURNAL, *TABLES) for name in _entries(run / folder)]
     return max((one for one in map(writer_of, names) if one is not None), default=WRITER)
 
 
 def lock_name(writer: int) -> str:
-    """The lock of a worker, in its run directory."""
+    """The lock of a worker, as a path in the run directory."""
     return f"{JOURNAL}/w{writer}.lock"
 
 
 def drained_name(writer: int) -> str:
-    """The file that says that a worker has ended, or may not begin; in its run directory."""
+    """The file that says that a worker has ended or must not begin; a path in the run."""
     return f"{JOURNAL}/w{writer}.drained"
 
 
@@ -142,10 +142,10 @@ def workers_of(run: Path) -> list[int]:
 
 
 def see_all(run: Path) -> None:
-    """What processes on other hosts have named in a run directory is listed from now on.
+    """Makes new files of other hosts in the run directory visible here.
 
-    NFS knows names for up to a minute as they were, but for those in a folder that was changed from
-    here. Raises `OSError`.
+    NFS may list old names for up to a minute, except in a folder that was changed from here.
+    Raises `OSError`.
     """
     for folder in (JOURNAL, *TABLES):
         with suppress(FileNotFoundError):
@@ -155,7 +155,7 @@ def see_all(run: Path) -> None:
 
 
 def temporary_name(name: str) -> str:
-    """Never matched by `*.parquet`, `*.log` or `*.intent`."""
+    """A name that `*.parquet`, `*.log` and `*.intent` never match."""
     folder, slash, name = name.rpartition("/")
     return f"{folder}{slash}.{name}.tmp"
 
@@ -165,7 +165,7 @@ def final_name(temporary: str) -> str:
 
 
 def temporaries(run: Path, *folders: str) -> list[str]:
-    """What unfinished writes left in folders of a run directory, as names in it. `OSError`."""
+    """The files that unfinished writes left in folders of a run directory. `OSError`."""
     return [
         str(Path(folder, name))
         for folder in folders
@@ -196,13 +196,13 @@ _ADVICE = {
 
 
 def store_error(path: Path | str, doing: str, error: OSError) -> StoreError:
-    """What could not be done with `path`, why, and what to free or fix."""
+    """An error that says what could not be done with `path`, why, and what to fix."""
     if isinstance(error, RemoteError):
         return StoreError(f"{error}; then run the same command again")
     reason = error.strerror or str(error)
     number = error.errno
     if number is None and (found := re.search(r"\[errno ([0-9]+)\]", str(error))):
-        number = int(found[1])  # pyarrow raises its own OSErrors, with the number in the text alone
+        number = int(found[1])  # pyarrow's own OSErrors have the number only in the text
     advice = _ADVICE.get(number or 0, "check the disk and the rights on this folder")
     return StoreError(
         f"{path}: cannot {doing} ({reason}); {advice}, then run the same command again"
@@ -211,24 +211,24 @@ def store_error(path: Path | str, doing: str, error: OSError) -> StoreError:
 
 @contextmanager
 def storing(path: Path | str, doing: str) -> Iterator[None]:
-    """Whatever the system refuses inside becomes a `StoreError` about `path`."""
+    """Turns an `OSError` of the block into a `StoreError` about `path`."""
     try:
         yield
     except OSError as error:
         raise store_error(path, doing, error) from error
 
 
-# Where a system has no fdatasync (macOS), fsync does more than is needed, and all of it.
+# A system without fdatasync (macOS) has fsync, which does more than is needed.
 _sync = getattr(os, "fdatasync", os.fsync)
 
 
 def sync_data(handle: int) -> None:
-    """What was written to the file is on disk when this returns. Raises `OSError`."""
+    """Writes the file's data to disk. Raises `OSError`."""
     _sync(handle)
 
 
 def sync_path(path: Path) -> None:
-    """The bytes of a file, or the names in a folder, are on disk when this returns. `OSError`."""
+    """Writes the bytes of a file, or the names in a folder, to disk. Raises `OSError`."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -237,9 +237,9 @@ def sync_path(path: Path) -> None:
 
 
 def make_folders(*paths: Path) -> None:
-    """These folders of one folder are there, and their names on disk. Raises `OSError`.
+    """Makes these folders of one folder, with their names on disk. Raises `OSError`.
 
-    Synced also where they were there before: whoever made them may have been killed in between.
+    Existing ones are synced too: whoever made them may have been killed before the sync.
     """
     for path in paths:
         path.mkdir(mode=0o700, exist_ok=True)
@@ -247,14 +247,14 @@ def make_folders(*paths: Path) -> None:
 
 
 def write_whole(handle: int, data: bytes | bytearray | memoryview) -> None:
-    """All of `data`, though the system may take it in pieces. Raises `OSError`."""
+    """Writes all of `data`, even if the system takes it in pieces. Raises `OSError`."""
     written = os.write(handle, data)
     while written < len(data):
         written += os.write(handle, memoryview(data)[written:])
 
 
 def replace_file(path: Path, data: bytes, *, durable: bool) -> None:
-    """`path` holds all of `data` or what it held before; on disk when `durable`. `OSError`."""
+    """Replaces the file by `data`, wholly or not at all; on disk if `durable`. `OSError`."""
     temporary = path.with_name(temporary_name(path.name))
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
@@ -273,30 +273,30 @@ def replace_file(path: Path, data: bytes, *, durable: bool) -> None:
         sync_path(path.parent)
 
 
-_ATTEMPTS = 5  # `is_locked` holds the lock for an instant, which must not look like an owner; ...
-_MORE_ATTEMPTS = 500  # ... and the process that seals ends a moment after a run that was killed
+_ATTEMPTS = 5  # `is_locked` holds the lock for a moment, which must not look like an owner; ...
+_MORE_ATTEMPTS = 500  # ... after a kill, the process that seals ends a moment later than the run
 _PAUSE_S = 0.02  # between two attempts
-# What file systems say that have no locks: NFS without its lock daemon, Lustre without `flock`, ...
+# Errors of file systems without locks: NFS without its lock daemon, Lustre without `flock`, ...
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 
 Flock = Callable[[int, int], None]
 
 
 class Lock(Struct, frozen=True):
-    """A directory that is ours until the handle is closed."""
+    """A lock that is held until the handle is closed."""
 
     handle: int
     warning: str | None = None  # the file system cannot lock
 
 
 def take_lock(folder: Path, flock: Flock = fcntl.flock, name: str = LOCK) -> Lock:
-    """Held until its handle is closed. Raises `JobError` where another has it; `StoreError`."""
+    """Takes the lock. Raises `JobError` if another process has it; `StoreError`."""
     path = folder / name
     with storing(path, "open the lock"):
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         warning = _lock_or_warn(folder, handle, flock)
-        if not _is_at(path, handle):  # its last owner removed the directory
+        if not _is_at(path, handle):  # its last owner has removed the directory
             os.close(handle)
             return take_lock(folder, flock, name)
         os.ftruncate(handle, 0)
@@ -315,7 +315,7 @@ def take_lock(folder: Path, flock: Flock = fcntl.flock, name: str = LOCK) -> Loc
 
 
 def _is_at(path: Path, handle: int) -> bool:
-    """Whether this is the file of that name. Raises `OSError`."""
+    """Whether the handle is of the file with that name. Raises `OSError`."""
     try:
         return os.path.samestat(os.fstat(handle), path.stat())
     except FileNotFoundError:
@@ -323,9 +323,9 @@ def _is_at(path: Path, handle: int) -> bool:
 
 
 def try_lock(path: Path, flock: Flock = fcntl.flock) -> Lock | None:
-    """The lock of a worker that is dead; null where it lives, or may. Raises `StoreError`.
+    """Takes the lock of a dead worker; None if the worker is alive, or may be. `StoreError`.
 
-    It has a warning where only the caller can know whether the worker is dead.
+    It has a warning if only the caller can know whether the worker is dead.
     """
     with storing(path, "open the lock"):
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -345,7 +345,7 @@ def try_lock(path: Path, flock: Flock = fcntl.flock) -> Lock | None:
 
 
 def owner_in_words(path: Path) -> str:
-    """`process 17 on host`, of whoever took the lock last. Raises `StoreError`."""
+    """`process 17 on host`: who took the lock last. Raises `StoreError`."""
     with storing(path, "read"):
         try:
             handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -394,7 +394,7 @@ def _is_held(path: Path, flock: Flock) -> bool:
 
 
 def _lock_or_warn(folder: Path, handle: int, flock: Flock) -> str | None:
-    """What to warn of once the lock is ours. Raises `BlockingIOError` where another has it."""
+    """Takes the lock; returns a warning or None. Raises `BlockingIOError` if another has it."""
     attempts = 0
     while True:
         try:
@@ -422,7 +422,7 @@ def _lock_or_warn(folder: Path, handle: int, flock: Flock) -> str | None:
 
 
 def _owner(handle: int) -> tuple[str, int] | None:
-    """Host and process id that the lock file names; null where it cannot be read."""
+    """The host and the process id in the lock file; None if it cannot be read."""
     text = os.pread(handle, 400, 0).decode("utf-8", "replace")
     found = re.fullmatch(r"(.+) ([0-9]+)", text.strip())
     return (found[1], int(found[2])) if found else None
@@ -433,7 +433,7 @@ def _in_words(owner: tuple[str, int] | None) -> str:
 
 
 def _is_alive(owner: tuple[str, int] | None) -> bool | None:
-    """Whether the process still runs; null for this one, one of another host, or none."""
+    """Whether the process still runs; None for this one, for one of another host, or none."""
     if owner is None or owner[0] != socket.gethostname() or owner[1] == os.getpid():
         return None
     try:

@@ -1,11 +1,11 @@
 """The journal's format, a segment being written, and damaged bytes set aside.
 
-A segment is a row of frames, the first of them a `Header`. A frame is
+A segment is a sequence of frames; the first is a `Header`. A frame is
 magic (4 bytes), payload length (4), CRC-32 of the payload (4), CRC-32 of these twelve bytes
-seeded with the frame's offset (4), payload; integers are little-endian, the payload is a
-MessagePack array: names of fields would be a fifth of it, and half of the time to write it.
-The offset in the seed is what keeps bytes that merely look like a frame, inside a payload,
-from being taken for one.
+seeded with the frame's offset (4), payload. Integers are little-endian. The payload is a
+MessagePack array, since names of fields would be a fifth of it, and half of the time to write it.
+Because of the offset in the seed, bytes inside a payload that look like a frame are not taken for
+one.
 """
 
 import os
@@ -25,11 +25,11 @@ from batchrun.records import Outcome
 from batchrun.store.columns import SCHEMA_VERSION
 from batchrun.store.files import replace_file, store_error, storing, sync_data, write_whole
 
-MAGIC = b"\xf6BR\xff"  # no UTF-8 text holds it
+MAGIC = b"\xf6BR\xff"  # not in any UTF-8 text
 HEAD_BYTES = 16
-READ_BYTES = 1 << 20  # buffered, of a segment that is read
+READ_BYTES = 1 << 20  # buffer for reading a segment
 _SEARCH_BYTES = 1 << 20  # how much is searched at a time after a damaged frame
-_WRITE_BYTES = 1 << 20  # what is in memory twice while it is written
+_WRITE_BYTES = 1 << 20  # most in one write, during which it is in memory twice
 _U32 = 0xFFFFFFFF
 _MAX_INT = 2**63 - 1
 
@@ -44,7 +44,7 @@ class Header(Struct, frozen=True, array_like=True, tag="header"):
     schema_version: int
     hash_rule: int
     columns: tuple[str, ...]  # names of the carried columns
-    replaces: bool = False  # whether a part may hold rows of it too, as they were before
+    replaces: bool = False  # whether a part may hold older outcomes of its rows
 
 
 class Frame(Struct, frozen=True):
@@ -55,14 +55,14 @@ class Frame(Struct, frozen=True):
 
 
 class Damage(Struct, frozen=True):
-    """Bytes that are no frame though frames follow, or a whole frame with a wrong checksum."""
+    """Bytes before a frame that are not a frame, or a whole frame with a wrong checksum."""
 
     offset: int
     size: int
 
 
 class Torn(Struct, frozen=True):
-    """The end of a segment whose last frame was not written whole."""
+    """The end of a segment whose last frame is incomplete."""
 
     offset: int
 
@@ -72,7 +72,7 @@ _decoder = msgspec.msgpack.Decoder(Header | Outcome)
 
 
 def frame_of(record: Struct, offset: int) -> bytes:
-    """The record's frame, to be written at `offset` of its file."""
+    """The frame of the record, for this offset in its file."""
     try:
         payload = _encoder.encode(record)
     except (UnicodeEncodeError, OverflowError):
@@ -83,7 +83,7 @@ def frame_of(record: Struct, offset: int) -> bytes:
 
 
 class Segment:
-    """The file outcomes are appended to. `append` may race with `sync`, never with itself."""
+    """A file that outcomes are appended to. `append` may run during `sync`."""
 
     def __init__(self, path: Path, header: Header) -> None:
         """Makes the file. Raises `StoreError`."""
@@ -104,10 +104,10 @@ class Segment:
             raise
 
     def append(self, outcomes: Sequence[Outcome]) -> int:
-        """Takes as many as go into one write, at least one, and returns how many these are.
+        """Writes as many as fit into one write, at least one; returns how many.
 
-        The system has them when this returns: they survive SIGKILL. Raises `StoreError`; the
-        segment then is as it was before, if the system can still cut it.
+        Then the system has them, and they survive SIGKILL. Raises `StoreError`; the segment then
+        is as it was before, if the system can still cut it.
         """
         frames: list[bytes] = []
         end = self.bytes
@@ -121,14 +121,14 @@ class Segment:
         return len(frames)
 
     def sync(self) -> None:
-        """What was appended so far is on disk when this returns. Raises `OSError`."""
+        """Writes to disk what was appended so far. Raises `OSError`."""
         if self._is_dirty:
-            self._is_dirty = False  # before the call: what is appended meanwhile is not synced
+            self._is_dirty = False  # before the call: it does not sync what is appended meanwhile
             sync_data(self._handle)
 
     @property
     def is_deleted(self) -> bool:
-        """Whether somebody deleted the file while it is written."""
+        """Whether the file was deleted while it is being written."""
         return os.fstat(self._handle).st_nlink == 0
 
     def close(self) -> None:
@@ -136,7 +136,7 @@ class Segment:
 
     def _write(self, frames: bytes) -> None:
         try:
-            if self._is_torn:  # a frame is known by its offset: none may follow half a write
+            if self._is_torn:  # a frame belongs to its offset: none may follow half a write
                 os.ftruncate(self._handle, self.bytes)
             self._is_torn = True
             write_whole(self._handle, frames)
@@ -151,7 +151,7 @@ class Segment:
 
 
 def read_outcomes(file: BinaryIO) -> Iterator[Outcome | Damage | Torn]:
-    """What a segment holds, decoded. Raises `OSError`, or `StoreError` for another version's."""
+    """The decoded content of a segment. Raises `OSError`; `StoreError` for another version's."""
     for piece in scan(file):
         if not isinstance(piece, Frame):
             yield piece
@@ -167,14 +167,14 @@ def read_outcomes(file: BinaryIO) -> Iterator[Outcome | Damage | Torn]:
 
 
 def may_replace(file: BinaryIO) -> bool:
-    """Whether a part may hold rows of this segment too. Raises `OSError`."""
+    """Whether a part may hold older outcomes of its rows. Raises `OSError`."""
     first = next(scan(file), None)
     if not isinstance(first, Frame):
         return isinstance(first, Damage)
     try:
         record = _decoder.decode(first.payload)
     except msgspec.MsgspecError:
-        return True  # another version's: whoever reads its outcomes says so
+        return True  # of another version, which reading its outcomes reports
     return not isinstance(record, Header) or record.replaces
 
 
@@ -186,9 +186,9 @@ def _other_version(file: BinaryIO, offset: int, what: str) -> StoreError:
 
 
 def scan(file: BinaryIO) -> Iterator[Frame | Damage | Torn]:
-    """All that a segment holds, in order, one frame in memory at a time. Raises `OSError`.
+    """The content of a segment in order, with one frame in memory at a time. Raises `OSError`.
 
-    After damage it goes on at the next frame. `Torn` comes last if it comes at all.
+    After damage it continues at the next frame. `Torn` can only be last.
     """
     offset = file.seek(0)
     while head := file.read(HEAD_BYTES):
@@ -217,7 +217,7 @@ def scan(file: BinaryIO) -> Iterator[Frame | Damage | Torn]:
 
 
 def _payload_length(head: bytes, offset: int) -> int | None:
-    """What a frame's head says of its payload; null where it is no head for this offset."""
+    """The payload length in a frame's head; None if it is not a head for this offset."""
     magic, length, _, check = _unpack_head(head)
     if magic != MAGIC or zlib.crc32(head[:12], offset & _U32) != check:
         return None
@@ -235,14 +235,14 @@ def _next_frame(file: BinaryIO, start: int) -> int | None:
             if _payload_length(window[at : at + HEAD_BYTES], start + at) is not None:
                 return start + at
             at = window.find(MAGIC, at + 1)
-        kept = HEAD_BYTES - 1  # a head may lie across two pieces
+        kept = HEAD_BYTES - 1  # a head may be split between two pieces
         start += max(0, len(window) - kept)
         window = window[-kept:]
     return None
 
 
 def _is_zeros(file: BinaryIO, offset: int) -> bool:
-    """Whether only zeros follow: a loss of power can leave a file longer than what it holds."""
+    """Whether only zeros follow: after a loss of power, a file can be longer than its content."""
     file.seek(offset)
     while chunk := file.read(_SEARCH_BYTES):
         if chunk.strip(b"\0"):
@@ -251,12 +251,12 @@ def _is_zeros(file: BinaryIO, offset: int) -> bool:
 
 
 def damaged_path(segment: Path, damage: Damage) -> Path:
-    """Where damaged bytes of a segment are set aside; the next command no longer warns of them."""
+    """Where damaged bytes of a segment are moved; later commands do not warn of them again."""
     return segment.with_name(f"damaged-{segment.name}-{damage.offset}")
 
 
 def set_aside(segment: Path, damage: Damage) -> str | None:
-    """What to warn of; null where it was set aside before. Raises `OSError`."""
+    """Copies the damaged bytes there; a warning, or None if it was done before. `OSError`."""
     aside = damaged_path(segment, damage)
     with segment.open("rb") as file:
         file.seek(damage.offset)

@@ -1,4 +1,4 @@
-"""Parquet parts: read and checked, written, and written anew without some rows."""
+"""Parquet parts: reads and checks them, writes them, and rewrites them without some rows."""
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -37,21 +37,21 @@ from batchrun.store.files import (
     temporary_name,
 )
 
-# What pyarrow raises where a file does not hold what it should; a name may be no UTF-8 any more.
+# What pyarrow raises for a damaged file; a column name may no longer be UTF-8.
 DAMAGED = (pa.ArrowException, OSError, UnicodeDecodeError)
 _BATCH_ROWS = 16_384
-# A slice is what is in memory as rows: below 1,000 a row costs more. A row group is what readers
-# skip or take whole: large, so that it scans well.
+# A slice is in memory as rows; below 1,000 a row costs more. A row group is what readers skip or
+# read as a whole, so it is large, for fast scans.
 SLICE_ROWS = 1_000
 _SLICE_BYTES = 4 << 20
 _GROUP_ROWS = 16_384
 _GROUP_BYTES = 24 << 20
-_REWRITE_ROWS = 1_024  # in memory at a time, whole rows
+_REWRITE_ROWS = 1_024  # whole rows in memory at a time
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[pq.ParquetFile]:
-    """A part; what goes wrong inside becomes a `StoreError` about it."""
+    """Opens a part; errors in the block become a `StoreError` about it."""
     with storing(path, "read"):
         try:
             with pq.ParquetFile(part_file(path), page_checksum_verification=True) as part:
@@ -59,7 +59,7 @@ def opened(path: Path) -> Iterator[pq.ParquetFile]:
         except RemoteError:
             raise
         except DAMAGED as error:
-            # pyarrow raises alike where a file cannot be read and where it is damaged.
+            # pyarrow raises the same for a file that cannot be read and for a damaged one.
             if isinstance(error, OSError) and (error.errno is not None or "[errno " in str(error)):
                 raise
             raise StoreError(
@@ -73,9 +73,9 @@ def read_part(
     batch_rows: int = _BATCH_ROWS,
     most_bytes: int | None = None,
 ) -> Iterator[pa.RecordBatch]:
-    """A part's rows, these columns alone (null: all). Raises `StoreError`.
+    """The rows of a part, with these columns only (None: all). Raises `StoreError`.
 
-    `most_bytes`: what the values of a batch take up, about; else large rows make large batches.
+    `most_bytes`: about the size of a batch's values; without it, large rows make large batches.
     """
     with opened(path) as part:
         wanted = None if columns is None else list(columns)
@@ -91,7 +91,7 @@ def read_part(
 
 
 def _row_bytes(part: pq.ParquetFile, wanted: Collection[str] | None) -> int:
-    """Of a row's values in these columns, in the row group where they are largest."""
+    """Bytes of a row's values in these columns, in the row group where they are largest."""
     largest = 1
     for number in range(part.num_row_groups):
         group = part.metadata.row_group(number)
@@ -106,10 +106,10 @@ def _row_bytes(part: pq.ParquetFile, wanted: Collection[str] | None) -> int:
 
 
 def _check_columns(part: pq.ParquetFile, wanted: Sequence[str]) -> None:
-    """Raises `ArrowInvalid` for a missing column; pyarrow would leave it out without a word.
+    """Raises `ArrowInvalid` for a missing column, which pyarrow would silently leave out.
 
-    Not by `part.schema`: it and the file's metadata hold each other, 0.3 MB a part, until the
-    garbage is collected, which a run does seldom.
+    Does not use `part.schema`: it and the file's metadata refer to each other and keep 0.3 MB a
+    part until the garbage is collected, which happens seldom in a run.
     """
     leaves = {name for name in wanted if name.partition(".")[0] in part.schema_arrow.names}
     if part.num_row_groups:
@@ -121,7 +121,7 @@ def _check_columns(part: pq.ParquetFile, wanted: Sequence[str]) -> None:
 
 
 def count_rows(folder: Path) -> dict[str, int]:
-    """The parts of both tables, with their folder, and how many rows each holds. `StoreError`."""
+    """The parts of both tables, with their folder, and the rows of each. Raises `StoreError`."""
     with storing(folder, "list"):
         names = part_names(folder, *TABLES)
     rows = {}
@@ -132,31 +132,31 @@ def count_rows(folder: Path) -> dict[str, int]:
 
 
 def keys_of(batch: pa.RecordBatch | pa.Table) -> Iterator[RowKey]:
-    """The key of each row."""
+    """The keys of the rows."""
     return zip(*(batch[name].to_pylist() for name in KEY), strict=True)
 
 
 def found_in(batch: pa.RecordBatch, keys: Collection[RowKey]) -> pa.BooleanArray:
-    """True for each row of the batch that has one of these keys."""
+    """For each row of the batch, whether it has one of these keys."""
     return as_mask(bytearray(key in keys for key in keys_of(batch)))
 
 
 def without(batch: pa.RecordBatch, keys: Collection[RowKey]) -> pa.RecordBatch:
-    """The batch without the rows of these keys."""
+    """The batch without the rows that have these keys."""
     return batch.filter(pc.invert(found_in(batch, keys))) if keys and batch.num_rows else batch
 
 
 def as_mask(marks: bytearray | memoryview) -> pa.BooleanArray:
-    """One byte for each row, as Arrow wants it."""
+    """From one byte for each row to a mask of Arrow."""
     values = pa.Array.from_buffers(pa.uint8(), len(marks), [None, pa.py_buffer(marks)])
     return pc.not_equal(values, 0)
 
 
 class PartFile:
-    """One Parquet file being written; made when its first row group is."""
+    """A Parquet file that is being written; made with its first row group."""
 
     def __init__(self, run: Path, name: str, schema: pa.Schema) -> None:
-        """`name`: with its folder, once it is renamed."""
+        """`name`: its final name, with the folder."""
         self.rename = (temporary_name(name), name)
         self.path = run / temporary_name(name)
         self.rows = 0
@@ -174,7 +174,7 @@ class PartFile:
             self._write_group()
 
     def finish(self) -> bool:
-        """Whether there is a file: there is one if anything was added, be it without rows."""
+        """Ends it; whether there is a file: yes if anything was added, even without rows."""
         if self._batches:
             self._write_group()
         if self._writer is None:
@@ -183,7 +183,7 @@ class PartFile:
         return True
 
     def drop(self) -> None:
-        """Frees what was written: the disk may be full."""
+        """Deletes what was written: the disk may be full."""
         with suppress(OSError, pa.ArrowException):
             if self._writer is not None:
                 self._writer.close()
@@ -197,10 +197,10 @@ class PartFile:
                 self.path,
                 self._schema,
                 compression="zstd",
-                compression_level=1,  # 3 takes half as long again and saves an eighth
+                compression_level=1,  # 3 takes half as long again, and saves an eighth of the bytes
                 use_dictionary=repeating_columns(self._schema),
                 write_statistics=True,
-                write_page_checksum=True,  # a flipped bit is found, and costs 1 % to write
+                write_page_checksum=True,  # finds a flipped bit; costs 1 % of the writing
             )
         if table.num_rows:
             self._writer.write_table(table, row_group_size=table.num_rows)
@@ -209,7 +209,7 @@ class PartFile:
 
 @contextmanager
 def new_files() -> Iterator[list[PartFile]]:
-    """Temporary files that the block writes: on disk when it ends, removed where it fails."""
+    """Temporary files that the block writes: synced when it ends, removed if it fails."""
     files: list[PartFile] = []
     try:
         yield files
@@ -229,7 +229,7 @@ def write_parts(
     outcomes: Iterable[Outcome],
     record: RunRecord,
 ) -> tuple[tuple[str, str], ...]:
-    """The renames (from, to, in order) that will make the parts count; none without outcomes.
+    """Writes parts; returns the renames (from, to, in order) that will make them count.
 
     `files`: of the surrounding `new_files` block. Raises `OSError`.
     """
@@ -252,13 +252,13 @@ def write_parts(
 
 
 def slices(outcomes: Iterable[Outcome]) -> Iterator[list[Outcome]]:
-    """Outcomes in lists that are short and, but for single large ones, light."""
+    """Outcomes in lists with few of them and few bytes, except single large ones."""
     some: list[Outcome] = []
     size = 0
     for outcome in outcomes:
         some.append(outcome)
         result = outcome.result
-        # About how many bytes it holds: the two fields that can be large.
+        # About its bytes, from the two fields that can be large.
         size += len(outcome.request.body)
         size += len(result.output) if isinstance(result, Response) else 0
         if len(some) >= SLICE_ROWS or size >= _SLICE_BYTES:
@@ -269,13 +269,13 @@ def slices(outcomes: Iterable[Outcome]) -> Iterator[list[Outcome]]:
 
 
 class Rewrite(Struct, frozen=True):
-    """A part that is to be replaced by a new version of itself. Paths are relative to the run."""
+    """A part that a new version of it will replace. Paths are relative to the run."""
 
     source: str  # its new version
     to: str
-    bytes: int  # of the new version: what distinguishes it from the old one once it is renamed
-    rows: int | None  # of the new version; 0: the part is deleted; null: it stays in any case
-    replaces: str | None = None  # the old version, where it has another name than the new one
+    bytes: int  # of the new version; distinguishes it from the old one after the rename
+    rows: int | None  # of the new version; 0: the part is deleted; None: it always stays
+    replaces: str | None = None  # the old version, if its name is another one
 
 
 def rewrite_part(
@@ -288,14 +288,14 @@ def rewrite_part(
     dropped: Collection[RowKey] = (),
     variant: str | None = None,
 ) -> Rewrite:
-    """One part with the columns of `schema`, without the rows `dropped`.
+    """Rewrites a part with the columns of `schema` and without the rows `dropped`.
 
-    `variant`: that of the rows without one. `files`: of the surrounding `new_files` block;
+    `variant`: for the rows without one. `files`: of the surrounding `new_files` block;
     `layout`: see `as_schema`. Raises `OSError`, `StoreError`.
     """
     new = PartFile(run, current_name(part), schema)
     files.append(new)
-    new.add(pa.RecordBatch.from_pylist([], schema))  # there is a file even where no row remains
+    new.add(pa.RecordBatch.from_pylist([], schema))  # makes a file even if no row remains
     for batch in read_part(run / part, None, _REWRITE_ROWS):
         rows = without(batch, dropped)
         if rows.num_rows:
@@ -315,18 +315,18 @@ def _with_variant(rows: pa.RecordBatch, name: str) -> pa.RecordBatch:
 def rewrite_without(
     files: list[PartFile], run: Path, keys: Collection[RowKey], layout: Layout
 ) -> tuple[Rewrite, ...]:
-    """The parts that hold rows of these keys, rewritten without them. As `rewrite_part`."""
+    """Rewrites the parts with rows of these keys, without these. As `rewrite_part`."""
     remaining = len(keys)
     rewrites, changed = [], set()
     names = part_names(run, RESPONSES) if keys else ()
-    # Those of rows that are not ok come first.
+    # Parts of rows that are not ok come first.
     for part in sorted(names, key=lambda part: part == id_of(part).part(RESPONSES)):
         if remaining and (found := _count(run / part, keys)):
             remaining -= found
             changed.add(id_of(part))
             schema = response_schema(layout)
             rewrites.append(rewrite_part(files, run, part, schema, layout, dropped=keys))
-    for of in sorted(changed):  # a seal gives the calls of its rows its own name
+    for of in sorted(changed):  # the calls of a part's rows are in the part of the same name
         part = of.part(TOOL_CALLS)
         if (run / part).exists() and _count(run / part, keys):
             rewrites.append(rewrite_part(files, run, part, tool_call_schema(), dropped=keys))

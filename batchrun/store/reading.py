@@ -1,4 +1,4 @@
-"""A run directory read from outside, also while it is written: no lock, no file changed."""
+"""Reads a run directory from outside, also while it is written; takes no lock, changes no file."""
 
 import fcntl
 import os
@@ -65,7 +65,7 @@ if TYPE_CHECKING:
 RUN_FILE = "run.json"
 LIVE_FILE = "live.json"
 EVENTS_FILE = "events.jsonl"
-ENDED = ("finished", "limited", "stopped", "interrupted")  # states whose files are put in order
+ENDED = ("finished", "limited", "stopped", "interrupted")  # states in which no write is unfinished
 
 _decode_object = msgspec.json.Decoder(JsonObject).decode
 
@@ -76,12 +76,12 @@ class _Version(msgspec.Struct):
 
 @contextmanager
 def run_folder(url: str, *, scores: bool = False) -> Iterator[Path]:
-    """The folder that a run in a store is read from, while the block lasts.
+    """The folder to read a run in a store from, during the block.
 
-    It is the one that the run is written from, if that is on this machine and nobody has gone on
-    from another one since; else a temporary one that shows the run as the store has it.
-    `scores`: they are looked for too. Errors of the block name the URL, not the folder.
-    Raises `JobError` where there is no run, `StoreError`.
+    If the run was last written from this machine, it is the folder that it is written from; else a
+    temporary one that shows the run as the store has it.
+    `scores`: also look for scores. Errors of the block name the URL, not the folder.
+    Raises `JobError` if there is no run, `StoreError`.
     """
     full = store_url(url).full
     with ExitStack() as stack:
@@ -100,7 +100,7 @@ def run_folder(url: str, *, scores: bool = False) -> Iterator[Path]:
 
 
 def _seen_from_here(copy: Path, url: str, stack: ExitStack) -> Path:
-    """The folder of a run elsewhere: made at `copy`, unless one that the job names is ours."""
+    """The folder for a run in a store: made at `copy`, unless this machine writes the run."""
     full = store_url(url).full
     copy.mkdir()
     link = pull(copy, Link(full), owns=False)
@@ -116,7 +116,7 @@ def _seen_from_here(copy: Path, url: str, stack: ExitStack) -> Path:
     if owner_now(*place_of(link), time.time_ns()) is not None:  # on another machine
         lock = stack.enter_context((copy / LOCK).open("wb"))
         fcntl.flock(lock, fcntl.LOCK_EX)
-        os.utime(lock.fileno(), (0, 0))  # it plans no more
+        os.utime(lock.fileno(), (0, 0))  # it has finished planning
     return copy
 
 
@@ -126,7 +126,7 @@ def _is_ours(folder: Path, url: str) -> bool:
 
 
 def read_record(path: Path) -> RunRecord:
-    """What `run.json` says. Raises `JobError` where `path` is not a run directory; `StoreError`."""
+    """Reads `run.json`. Raises `JobError` if `path` is not a run directory; `StoreError`."""
     record = read_run_record(path)
     if record is None:
         what = f"it has no {RUN_FILE}" if path.is_dir() else "there is no such directory"
@@ -140,9 +140,9 @@ def read_record(path: Path) -> RunRecord:
 
 
 def read_run_record(folder: Path) -> RunRecord | None:
-    """What `run.json` says; null where there is none.
+    """Reads `run.json`; None if there is none.
 
-    Raises `StoreError` where it is damaged, `JobError` where a newer batchrun wrote it.
+    Raises `StoreError` if it is damaged, `JobError` if a newer batchrun wrote it.
     """
     path = folder / RUN_FILE
     text = _read_file(path)
@@ -164,9 +164,9 @@ def read_run_record(folder: Path) -> RunRecord | None:
 
 
 def read_live(folder: Path) -> JsonObject | None:
-    """The summary last written to `live.json`; null where there is none that can be read.
+    """The latest summary in `live.json`; None if there is none that can be read.
 
-    A loss of power may leave it empty: nothing depends on it. Raises `StoreError`.
+    A loss of power may leave it empty; nothing depends on it. Raises `StoreError`.
     """
     try:
         return _decode_object(_read_file(folder / LIVE_FILE) or b"")
@@ -183,9 +183,9 @@ def _read_file(path: Path) -> bytes | None:
 
 
 def read_events(folder: Path) -> Iterator[tuple[int, JsonObject]]:
-    """Each event and its time in microseconds since 1970; none where there is no file.
+    """Each event with its time in microseconds since 1970; none if there is no file.
 
-    A line that is being written or was cut by a kill is left out. Raises `StoreError`.
+    A line that is still being written, or that a kill has cut, is left out. Raises `StoreError`.
     """
     path = folder / EVENTS_FILE
     with storing(path, "read"):
@@ -204,30 +204,30 @@ def read_events(folder: Path) -> Iterator[tuple[int, JsonObject]]:
 
 
 def is_planning(path: Path) -> bool:
-    """Whether the command that has the directory has not begun to send. Raises `StoreError`."""
+    """Whether the command that has the directory is still planning. Raises `StoreError`."""
     if not is_driven(path):
         return False
     with storing(path, "read"):
         try:
             return (path / LIVE_FILE).stat().st_mtime_ns < (path / LOCK).stat().st_mtime_ns
-        except FileNotFoundError:  # it is written as soon as anything is sent
+        except FileNotFoundError:  # it is written when sending begins
             return True
 
 
 def read_totals(path: Path) -> Totals:
-    """What all complete rows add up to but for those removed from the input. `StoreError`."""
+    """The totals of all complete rows except those removed from the input. `StoreError`."""
     record = read_run_record(path)
     totals = read_snapshot(path, sum_totals)
     return totals if record is None else totals.without(record.gone)
 
 
 def state_now(path: Path, record: RunRecord) -> str:
-    """As `run.json` says; `killed` where no process writes to a run that is said to go on."""
+    """The state in `run.json`; `killed` if it says `running` and no process writes to the run."""
     return "killed" if record.state == "running" and not is_locked(path) else record.state
 
 
 def read_largest(path: Path) -> dict[str, Largest]:
-    """The most tokens of answers, by the model asked for; empty where none was. `StoreError`."""
+    """The most tokens of answers, by the requested model. Raises `StoreError`."""
     model, tokens = "model_requested", ("input_tokens", "output_tokens")
 
     def largest(rows: pa.Table) -> pa.Table:
@@ -246,7 +246,7 @@ def read_largest(path: Path) -> dict[str, Largest]:
 def read_unknown_usd(path: Path, record: RunRecord) -> float:
     """USD reserved for attempts of all commands that reported no usage.
 
-    After a kill `live.json` says it, and what was in flight at most a second before.
+    After a kill it comes from `live.json`, with what was in flight at most a second before.
     Raises `StoreError`.
     """
     live = read_live(path) or {}
@@ -264,10 +264,10 @@ def read_missing_parts(path: Path) -> dict[str, int]:
 
 
 def missing_parts(path: Path, record: RunRecord, rows: Callable[[], int]) -> dict[str, int]:
-    """The missing parts of both tables and the rows they held; for a run that does not go on.
+    """The missing parts of both tables and the rows that they held; not for a running run.
 
-    After a kill a part may also be missing by right: its rows were sent again, and are in another
-    one. So it counts only where there are fewer `rows` than there should be. Raises `StoreError`
+    After a kill, a part may be missing correctly: its rows were sent again and are in another
+    part. So missing parts count only if there are fewer `rows` than expected. Raises `StoreError`
     and what `rows` raises.
     """
     missing = {
@@ -281,9 +281,9 @@ def missing_parts(path: Path, record: RunRecord, rows: Callable[[], int]) -> dic
 
 
 def expected_rows(path: Path, record: RunRecord) -> int:
-    """How many rows were complete according to the commands so far. Raises `StoreError`."""
+    """How many rows are complete, as the commands so far recorded it. Raises `StoreError`."""
     rows = record.totals.rows
-    if record.state == "running":  # killed: only the live summary knows how many it was
+    if record.state == "running":  # killed: only the live summary has the number
         live = read_live(path) or {}
         ok, not_ok = live.get("ok"), live.get("not_ok")
         if isinstance(ok, int) and isinstance(not_ok, int):
@@ -292,7 +292,7 @@ def expected_rows(path: Path, record: RunRecord) -> int:
 
 
 def example_not_ok(path: Path) -> str | None:
-    """The name of some row that is not ok; null where all are. Raises `StoreError`."""
+    """The name of a row that is not ok; None if all are. Raises `StoreError`."""
 
     def read(now: Snapshot) -> str | None:
         for batch in now.batches((*KEY, "ok")):
@@ -305,7 +305,7 @@ def example_not_ok(path: Path) -> str | None:
 
 
 def keys_vary(record: RunRecord, paths: Sequence[Path]) -> bool:
-    """Whether rows are known by more than their ids: they differ in sample or variant.
+    """Whether rows differ in sample or variant, so that an id alone does not identify them.
 
     `paths`: of all parts of `responses`. Raises `StoreError`.
     """
@@ -313,7 +313,7 @@ def keys_vary(record: RunRecord, paths: Sequence[Path]) -> bool:
         return True
     for name in KEY[1:]:
         found: set[int | str | None] = set()
-        for path in paths:  # rows that are not asked for any more stay in the tables
+        for path in paths:  # rows that are no longer asked for stay in the tables
             for batch in read_part(path, (name,)):
                 found.update(pc.unique(batch[name]).to_pylist())
         if len(found) > 1:
@@ -322,10 +322,10 @@ def keys_vary(record: RunRecord, paths: Sequence[Path]) -> bool:
 
 
 def find_row(path: Path, name: str) -> list[JsonObject]:
-    """The rows of this id, one for each sample and variant, with their calls under `tool_calls`.
+    """The rows of this id, for each sample and variant, with their calls as `tool_calls`.
 
-    `name` may also be `ID|VARIANT|SAMPLE`, of one row alone. Rows still in the journal too; empty
-    where nothing has that name. Times finer than a microsecond come as text. Raises `JobError`,
+    `name` may also be `ID|VARIANT|SAMPLE`, for a single row. Includes rows in the journal; empty
+    if nothing has that name. Times finer than a microsecond are text. Raises `JobError`,
     `StoreError`.
     """
     record = read_record(path)
@@ -340,20 +340,20 @@ _OF_SCORE = ("scorer", "metric", "value", "passed", "answer", "target", "reason"
 
 
 def find_scores(path: Path, custom_id: str) -> list[JsonObject]:
-    """All scores of rows of this id, with the columns of their key. Raises `StoreError`."""
+    """All scores of the rows of this id, with their key columns. Raises `StoreError`."""
     found: list[JsonObject] = []
     same_id = pc.field("custom_id") == pa.scalar(valid_text(custom_id), pa.string())
     with storing(path / SCORES, "read"):
         files = sorted((path / SCORES).glob(f"*/{SCORES_FILE}"))
     for file in files:
-        with opened(file):  # what is wrong with it becomes a `StoreError`
+        with opened(file):  # turns its errors into `StoreError`
             rows = _dataset((file,), score_schema())
             found += rows.to_table([*KEY, *_OF_SCORE], filter=same_id).to_pylist()
     return found
 
 
 def find_answered(path: Path, name: str) -> list[JsonObject]:
-    """The same of rows without an outcome: their answers that are asked for again."""
+    """The same for rows without an outcome: the answers that are requested again."""
     record, answered = read_record(path), read_answered(path)
 
     def find(custom_id: str) -> list[JsonObject]:
@@ -364,7 +364,7 @@ def find_answered(path: Path, name: str) -> list[JsonObject]:
 
 
 def _named(name: str, find: Callable[[str], list[JsonObject]]) -> list[JsonObject]:
-    """The rows of this id; where there are none, the row that is called so as `joined_key` does."""
+    """The rows of this id; if there are none, the row with this name as of `joined_key`."""
     name = valid_text(name)
     custom_id, *rest = name.rsplit("|", 2)
     rows = find(name)
@@ -378,7 +378,7 @@ def _key_of(row: JsonObject) -> RowKey:
 
 
 def read_answered_usd(path: Path) -> list[float]:
-    """What each row without an outcome is known to have cost that has an answer. `StoreError`."""
+    """The known cost of each row without an outcome that has an answer. `StoreError`."""
     return [one.outcome.cost_usd or 0.0 for one in read_answered(path)]
 
 
@@ -410,7 +410,7 @@ def _found(
 def _filtered(
     parts: tuple[Path, ...], custom_id: str, schema: pa.Schema, layout: Layout
 ) -> list[JsonObject]:
-    """The rows of this id, with the columns of `schema`; `layout` names what they carry."""
+    """The rows of this id, with the columns of `schema`; `layout`: their carried columns."""
     same_id = pc.field("custom_id") == pa.scalar(custom_id, pa.string())
     rows = []
     for path in parts:
@@ -424,7 +424,7 @@ def _filtered(
 def _outcome_rows(
     outcomes: Sequence[Outcome], record: RunRecord
 ) -> tuple[list[JsonObject], list[JsonObject]]:
-    """Rows of both tables as they will be once these outcomes are in parts."""
+    """The rows of both tables as they will be when these outcomes are in parts."""
     version = record.schema_version
     rows = response_batch(outcomes, record.layout, version, store_request=record.store_request)
     calls = tool_call_batch(outcomes, version)
@@ -435,12 +435,12 @@ def _outcome_rows(
 
 
 def _plain_rows(table: pa.Table) -> list[dict[str, Any]]:
-    """Rows as Python values, which know no nanoseconds."""
+    """Rows as Python values, which have no nanoseconds."""
     plain = pa.schema([one.with_type(_without_nanoseconds(one.type)) for one in table.schema])
     rows: list[dict[str, Any]]
     try:
         rows = table.cast(plain).to_pylist()
-    except (OverflowError, ValueError):  # a date that Python has no object for
+    except (OverflowError, ValueError):  # a date that Python cannot represent
         text = [
             one.with_type(pa.string()) if pa.types.is_temporal(one.type) else one for one in plain
         ]
@@ -455,14 +455,14 @@ def _without_nanoseconds(kind: pa.DataType) -> pa.DataType:
 
 
 def responses(path: Path) -> "ds.Dataset":
-    """The `responses` table as committed so far, lazily. Raises `JobError`, `StoreError`."""
+    """The `responses` table as of now, read lazily. Raises `JobError`, `StoreError`."""
     record = read_record(path)
     with snapshot(path) as now:
         return _dataset(now.responses, response_schema(record.layout, record.schema_version))
 
 
 def tool_calls(path: Path) -> "ds.Dataset":
-    """The `tool_calls` table as committed so far, lazily. Raises `JobError`, `StoreError`."""
+    """The `tool_calls` table as of now, read lazily. Raises `JobError`, `StoreError`."""
     record = read_record(path)
     with snapshot(path) as now:
         return _dataset(now.tool_calls, tool_call_schema(record.schema_version))

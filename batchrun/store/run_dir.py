@@ -1,8 +1,8 @@
-"""A run directory in the hands of the one process that owns it: the entry point of this package.
+"""A run directory as the process that owns it sees it: the entry point of this package.
 
 An outcome is in the journal before `store` returns, on disk within a second, and later in exactly
-one part; whatever moment the process is killed at, the next `open` finds each of them once. No
-asyncio here: `store` and the small files are quick, the slow work has threads of its own.
+one part. Whenever the process is killed, the next `open` finds each outcome once. There is no
+asyncio here: `store` and the small files are quick, and slow work has its own threads.
 """
 
 import errno
@@ -68,13 +68,13 @@ from batchrun.store.writing import JournalWriter
 
 __all__ = ["SCHEMA_VERSION", "RunDir"]
 
-_ATTEMPTS = 5  # to have a directory that others make and delete
+_ATTEMPTS = 5  # to get a directory that others make and delete
 _FILES = (RUN_FILE, LIVE_FILE, EVENTS_FILE, REMOVED_FILE, UNREADABLE_FILE, LOCK, LINK_FILE)
 _OURS = {*_FILES, JOURNAL, *TABLES, INPUT}
 
 
 class RunDir:
-    """Open until `close`; not to be shared between threads, but for what says so."""
+    """Open until `close`; for one thread, except the methods that say otherwise."""
 
     def __init__(
         self,
@@ -84,16 +84,16 @@ class RunDir:
         store_run: StoreRun | None = None,
         flock: Flock = fcntl.flock,
     ) -> None:
-        """Recovers a directory that is locked: `open` does both. Raises as it does.
+        """Recovers a locked directory; `open` locks it first. Raises as `open`.
 
-        `made`: the folders that were not there before, the innermost first. `store_run`: of a run
-        whose tables are in a store.
+        `made`: the folders that were just made, innermost first. `store_run`: for a run whose
+        tables are in a store.
         """
         self.path = path
         self.name = str(path) if store_run is None else store_run.url
         self._store_run = store_run
         self._writer_id = WRITER if store_run is None else store_run.writer
-        self.record = read_run_record(path)  # as found or saved; null for a new directory
+        self.record = read_run_record(path)  # as found or saved; None for a new directory
         found = recover(path)
         has_outcomes = found.segments or found.has_parts or open_files(path / JOURNAL)
         if self.record is None and has_outcomes:
@@ -101,7 +101,7 @@ class RunDir:
                 f"{path}: {RUN_FILE} is missing, but there are stored rows; restore it, or "
                 "give another directory with --output"
             )
-        # What was damaged and set aside, and that the directory cannot be locked.
+        # About damaged bytes that were moved, and about a directory that cannot be locked.
         self.warnings = (*found.warnings, *([lock.warning] if lock.warning else ()))
         self.unfinished = UnfinishedRows(path, self._writer_id)
         self.unreadable = UnreadableBodies(path)
@@ -123,12 +123,12 @@ class RunDir:
         waiting: Callable[[str], None] = lambda _what: None,
         flock: Flock = fcntl.flock,
     ) -> "RunDir":
-        """The directory, made if absent, locked, and recovered whatever happened to it.
+        """Opens the directory: makes it if absent, locks it, and recovers it after any crash.
 
-        `url`: where the tables of the run are, if in a store; `path` is its folder on this machine.
-        `waiting`: called while workers of an earlier command land what they have in flight, with
-        who they are; what it raises ends the waiting. Raises `JobError` where another process has
-        it, or where it is some other folder, or where the store cannot be used; `StoreError`.
+        `url`: where the tables are, if in a store; `path` is then the folder on this machine.
+        `waiting`: called with their names while workers of an earlier command finish; what it
+        raises ends the wait. Raises `JobError` if another process has the directory, if it is
+        another kind of folder, or if the store cannot be used; `StoreError`.
         """
         made, lock = _made_and_locked(path, flock)
         store_run = None
@@ -143,7 +143,7 @@ class RunDir:
             opened = cls(path, lock, made, store_run, flock)
             forget(path, workers)
             opened._drop_doubles(is_due=lock.warning is not None)
-            if is_doubtful:  # a row that another machine has completed too stands once
+            if is_doubtful:  # so that rows that another machine also completed are there once
                 opened.finish()
                 change_link(path, is_doubtful=False)
         except BaseException:
@@ -156,7 +156,7 @@ class RunDir:
 
     @property
     def input_dir(self) -> Path:
-        """Where standard input is stored; made on demand. Raises `StoreError`."""
+        """The folder for standard input; made if absent. Raises `StoreError`."""
         folder = self.path / INPUT
         with storing(folder, "make this folder"):
             make_folders(folder)
@@ -164,7 +164,7 @@ class RunDir:
 
     @property
     def has_no_variants(self) -> bool:
-        """Whether the job of the last command declared none, so that rows may lack one."""
+        """Whether the last command's job had no variants, so that rows may have none."""
         return self.record is not None and not self.record.job.get("variants")
 
     def save(self, record: RunRecord) -> None:
@@ -184,14 +184,14 @@ class RunDir:
                 self._store_run.upload(uploaded)
 
     def write_live(self, summary: object) -> None:
-        """`live.json` says this: never seen half written, and not synced. Raises `StoreError`."""
+        """Replaces `live.json` as a whole, without a sync. Raises `StoreError`."""
         if self._store_run is not None:
             self._store_run.check()
         with storing(self.path / LIVE_FILE, "write"):
             replace_file(self.path / LIVE_FILE, encode_json(summary) + b"\n", durable=False)
 
     def log_event(self, name: str, **facts: object) -> None:
-        """One more line in `events.jsonl`. Raises `StoreError`."""
+        """Adds a line to `events.jsonl`. Raises `StoreError`."""
         at = datetime.now(UTC).isoformat(timespec="milliseconds")
         line = encode_json({"at": at, "event": name, **facts}) + b"\n"
         path, flags = self.path / EVENTS_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
@@ -203,7 +203,7 @@ class RunDir:
     def complete_rows(
         self, resend: Resend | None = None, source: Requests | None = None
     ) -> CompleteRows:
-        """What parts and journal hold, and what of it failed as asked. Raises `StoreError`."""
+        """The rows in parts and journal; marks those to be sent again. Raises `StoreError`."""
         with snapshot(self.path) as now:
             rows = read_complete_rows(now, resend, source)
             self.unfinished.drop_known(now)
@@ -220,10 +220,10 @@ class RunDir:
     ) -> None:
         """Opens the journal; a part is sealed at so many rows or bytes. Raises `StoreError`.
 
-        `part_bytes`: of the journal; in a store 32 MB at most. `part_seconds`: or when its first
-        row is so old; null: 300 s in a store, else at any age.
-        `replaces`: outcomes will come of rows that parts hold already; `finish` has sealed what
-        the journal held before. `seal_in_process`: a process of its own seals, not a thread.
+        `part_bytes`: bytes of the journal; in a store 32 MB at most. `part_seconds`: a part is also
+        sealed when its first row is so old; None: 300 s in a store, else no limit.
+        `replaces`: outcomes will replace rows in parts; `finish` must have sealed the journal
+        before. `seal_in_process`: a separate process seals, not a thread.
         """
         if self.record is None or self._writer is not None:
             raise RuntimeError("start() needs a saved record, and comes once")
@@ -245,14 +245,14 @@ class RunDir:
         )
 
     def store(self, outcome: Outcome, *, anyway: bool = False) -> None:
-        """The outcome survives SIGKILL when this returns, power loss within a second.
+        """Stores an outcome: it then survives SIGKILL, and after a second a loss of power.
 
-        Raises `StoreError` if it does not or, unless `anyway`, if an earlier sync or seal failed.
+        Raises `StoreError` if that fails or, unless `anyway`, if an earlier sync or seal failed.
         """
         self.store_some((outcome,), anyway=anyway)
 
     def store_some(self, outcomes: Sequence[Outcome], *, anyway: bool = False) -> int:
-        """`store` for as many, from the first on, as go into one write: at least one; how many."""
+        """Stores as many, from the first on, as fit into one write, at least one; how many."""
         if self._writer is None:
             raise RuntimeError("store() comes between start() and close()")
         taken = self._writer.append(outcomes, anyway=anyway)
@@ -262,7 +262,7 @@ class RunDir:
         return taken
 
     def seal_old(self) -> None:
-        """To be called now and then while outcomes are stored; see `part_seconds` of `start`."""
+        """Seals what is old enough (`part_seconds`); call it regularly while storing."""
         if self._writer is not None:
             self._writer.seal_old()
 
@@ -285,10 +285,10 @@ class RunDir:
     def adopt(
         self, worker: int, rows: Collection[int] = (), *, is_silent: bool = False
     ) -> Adopted | None:
-        """Puts in order what a worker left, if it is dead; null where it lives, or may.
+        """Takes over the files of a dead worker; None if it is alive, or may be.
 
-        `rows`: those that it had, as the tables number them. `is_silent`: where its lock says
-        nothing, the caller knows that it has stopped by itself. For any thread. Raises
+        `rows`: the rows that it had, by their numbers in the tables. `is_silent`: if its lock
+        proves nothing, the caller knows that it has stopped by itself. For any thread. Raises
         `StoreError`.
         """
         if self.record is None:
@@ -308,18 +308,18 @@ class RunDir:
         return adopted
 
     def seal_full_segments(self) -> None:
-        """To be called now and then where rows are sent again by workers. For any thread.
+        """Seals journals of workers that send rows again; call it regularly. For any thread.
 
-        Workers leave these to this process: it alone replaces rows. Raises `StoreError`.
+        Workers leave this to the command, which alone replaces rows. Raises `StoreError`.
         """
         if self.record is not None:
             with self._sealing:
                 seal_full_segments(self.path, self.record)
 
     def finish(self) -> None:
-        """All outcomes are in parts, and the journal has unfinished rows alone. `StoreError`.
+        """Seals all outcomes; only unfinished rows stay in the journal. Raises `StoreError`.
 
-        But for those of workers that live.
+        Outcomes of workers that are alive stay where they are.
         """
         if self.record is not None:
             with storing(self.path / JOURNAL, "list"):
@@ -333,7 +333,7 @@ class RunDir:
         self._drop_doubles(is_due=bool(self._silent))
 
     def _drop_doubles(self, *, is_due: bool) -> None:
-        """Where workers were taken for dead by their silence, two may have completed a row."""
+        """Removes double rows, which silent workers that were adopted too early may leave."""
         if is_due and self.record is not None and self.record.writers > 1:
             self._finish()
             self.upgrade()
@@ -351,7 +351,7 @@ class RunDir:
         self.unfinished.close()
 
     def name_variant(self, name: str) -> None:
-        """All rows without a variant are of this one; `finish` came before. Raises `StoreError`."""
+        """Gives all rows without a variant this one; call `finish` before. Raises `StoreError`."""
         self.unfinished.name_variant(name)
         if self.record is not None:
             self.upgrade()
@@ -360,9 +360,9 @@ class RunDir:
             name_variant(self.path, of, self.record.layout, name)
 
     def close(self, *, seal: bool = False) -> None:
-        """Everything is on disk, with `seal` in parts and the journal empty; the lock is free.
+        """Writes everything to disk, with `seal` to parts, and frees the lock.
 
-        Raises `StoreError` for what failed and was not raised yet; the lock is free even so.
+        Raises `StoreError` for a failure that was not raised yet; the lock is free anyway.
         """
         with ExitStack() as rest:
             rest.callback(self._release)
@@ -379,14 +379,14 @@ class RunDir:
 
     @property
     def writes_schema(self) -> int:
-        """The schema version that `run.json` must name once this command has written."""
+        """The schema version for `run.json` when this command has written."""
         is_older = self.record is not None and self.record.schema_version < SCHEMA_VERSION
         if self.record is not None and is_older and not self._leftover:
             return self.record.schema_version
         return SCHEMA_VERSION
 
     def upgrade(self) -> None:
-        """All parts are of this schema; `run.json` says so before the first is. `StoreError`."""
+        """Converts all parts to this schema; `run.json` says so first. Raises `StoreError`."""
         if self.record is not None and self.record.schema_version < SCHEMA_VERSION:
             self.save(upgraded(self.record))
         if self.record is not None and self.record.older_schema is not None:
@@ -394,13 +394,13 @@ class RunDir:
             self.save(replace(self.record, older_schema=None))
 
     def drop_rows(self, keys: Collection[RowKey], totals: Totals, gone: Totals) -> None:
-        """Takes rows out of the tables that hold no answer. Raises `StoreError`.
+        """Removes rows without an answer from the tables. Raises `StoreError`.
 
-        `totals` and `gone`: of the rows that stay, for `run.json`.
+        `totals` and `gone`: of the remaining rows, for `run.json`.
         """
         self.finish()
         self.upgrade()
-        if self.record is not None:  # first, so that a kill in between does not look like a loss
+        if self.record is not None:  # first, so that a kill before the rest looks like no loss
             self.save(replace(self.record, totals=totals, gone=gone, parts={}))
             drop_rows(self.path, keys, self.record.layout)
 
@@ -411,9 +411,9 @@ class RunDir:
                 store_run.close(is_void=self.record is None)
 
     def _release(self) -> None:
-        """Deletes what was made for a command that saved nothing: the plan found a problem."""
+        """Deletes what was made for a command that saved nothing because its plan failed."""
         if self.record is None and self._lock is not None:
-            with suppress(OSError):  # it may hold what somebody else has put there
+            with suppress(OSError):  # somebody else may have put something there
                 if (self.path / INPUT).is_dir():
                     for file in (self.path / INPUT).iterdir():
                         file.unlink()
@@ -433,7 +433,7 @@ class RunDir:
 
 
 def _made_and_locked(path: Path, flock: Flock) -> tuple[tuple[Path, ...], Lock]:
-    """The folders that were made, and the lock. Raises as `RunDir.open`."""
+    """Makes and locks it; the folders that were made, and the lock. Raises as `RunDir.open`."""
     for _ in range(_ATTEMPTS):
         made = _check_or_make(path)
         try:
@@ -445,7 +445,7 @@ def _made_and_locked(path: Path, flock: Flock) -> tuple[tuple[Path, ...], Lock]:
 
 
 def _check_or_make(path: Path) -> tuple[Path, ...]:
-    """The folders that were made, the innermost first. Raises `JobError` for another folder."""
+    """Makes the folders if absent; those made, innermost first. `JobError` for another folder."""
     with storing(path, "make this directory"):
         try:
             names = {entry.name for entry in path.iterdir()}
@@ -453,7 +453,7 @@ def _check_or_make(path: Path) -> tuple[Path, ...]:
             missing = [path, *(above for above in path.parents if not above.exists())]
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.mkdir(mode=0o700, exist_ok=True)  # another command may make it, too
+                path.mkdir(mode=0o700, exist_ok=True)  # another command may make it too
             except OSError as error:
                 if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
                     raise

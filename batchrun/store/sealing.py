@@ -1,18 +1,18 @@
-"""Journal segments become parts, in steps that a crash may fall between.
+"""Turns journal segments into parts ("seals" them), in steps between which it may crash.
 
-1. Parts are written under temporary names and synced; where rows were sent again, so are the
-parts that hold their older outcomes, without these. 2. A synced intent names the renames and the
+1. Parts are written under temporary names and synced. If rows were sent again, the parts with
+their older outcomes are rewritten without these. 2. A synced intent names the renames and the
 segments. 3. The renames: `tool_calls` first, then `responses`. 4. The segments are deleted, in
-order. 5. Parts written anew replace the old ones. 6. The intent is deleted. A crash before 2 is
-rolled back (temporaries are deleted, the segments are still there); after it, `finish` does the
-remaining steps. The first deletion is the commit: before it an older outcome is in its part and
-the new one in a segment, which wins; after it the new parts count, and of a part to be replaced
-the new version.
+order. 5. Rewritten parts replace the old ones. 6. The intent is deleted. A crash before step 2 is
+rolled back: temporaries are deleted, and the segments are still there. After step 2, `finish` does
+the remaining steps. The first deletion is the commit. Before it, an older outcome is in its part
+and the new one in a segment, which counts. After it, the new parts count, and the new versions of
+rewritten parts.
 
-A run of schema 1 is rewritten part by part, and so is one that carries a further column from now
-on. `run.json` says so first, so that an older batchrun leaves the directory alone. Each part, with
-its tool calls, is written anew under a temporary name; an intent then replaces the old one. After a
-crash the next command goes on with the parts that are still as they were.
+A run of schema 1 is rewritten part by part, and so is a run that begins to carry a further column.
+`run.json` says so first, so that an older batchrun does not touch the directory. Each part, with
+its tool calls, is written under a temporary name; an intent then replaces the old one. After a
+crash, the next command continues with the parts that are not yet rewritten.
 """
 
 import os
@@ -80,10 +80,10 @@ from batchrun.store.snapshot import Intent, read_intent, write_intent
 
 
 def seal(folder: Path, record: RunRecord, segments: Sequence[str]) -> None:
-    """The segments' outcomes are in parts, on disk, when this returns. Raises `StoreError`.
+    """Writes the outcomes of segments to parts, and syncs them. Raises `StoreError`.
 
-    In a store no part is larger than one request, but for one of a single segment: a larger upload
-    is several requests, and a kill would leave some of them in the store, to be paid for.
+    In a store no part is larger than one request, unless a single segment makes it: a larger upload
+    has several requests, and a kill could leave some of them in the store, to be paid for.
     """
     last = id_of(segments[-1])
     with storing(folder / RESPONSES, "write parts"):
@@ -94,7 +94,7 @@ def seal(folder: Path, record: RunRecord, segments: Sequence[str]) -> None:
             seal(folder, record, segments[:half])
             seal(folder, record, segments[half:])
             return
-        for name in segments:  # they count until one is deleted: after a loss of power too
+        for name in segments:  # they count until one is deleted, also after a loss of power
             sync_path(folder / JOURNAL / name)
         sync_path(folder / JOURNAL)
         write_intent(folder, last, intent)
@@ -102,11 +102,11 @@ def seal(folder: Path, record: RunRecord, segments: Sequence[str]) -> None:
 
 
 class _TooLarge(Exception):  # noqa: N818 - the segments are sealed apart
-    """A part that several segments would make."""
+    """Several segments would make a part that is too large."""
 
 
 def finish_or_seal(folder: Path, record: RunRecord, segments: Sequence[str]) -> None:
-    """`seal`, where another process may have begun it, or done it all. Raises `StoreError`."""
+    """As `seal`, if another process may have begun or finished it. Raises `StoreError`."""
     for name in segments:
         if (folder / JOURNAL / id_of(name).intent).exists():
             finish(folder, id_of(name).intent)
@@ -116,7 +116,7 @@ def finish_or_seal(folder: Path, record: RunRecord, segments: Sequence[str]) -> 
 
 
 def write_temporaries(folder: Path, record: RunRecord, segments: Sequence[str]) -> Intent:
-    """Step 1, and what is still to be done. Raises `OSError`, `StoreError`, `_TooLarge`."""
+    """Does step 1; returns the intent. Raises `OSError`, `StoreError`, `_TooLarge`."""
     replaced = set[RowKey]()
     link = read_link(folder)
     is_doubtful = link is not None and link.is_doubtful
@@ -134,7 +134,7 @@ def write_temporaries(folder: Path, record: RunRecord, segments: Sequence[str]) 
 def _outcomes(
     folder: Path, segments: Sequence[str], replaced: set[RowKey], *, replaces_all: bool
 ) -> Iterator[Outcome]:
-    """Raises `StoreError` at damage that nobody was warned of; fills `replaced`.
+    """Raises `StoreError` for new damage; fills `replaced`.
 
     `replaces_all`: another machine may have completed the same rows since.
     """
@@ -154,10 +154,10 @@ def _outcomes(
 
 
 def finish(folder: Path, name: str) -> None:
-    """Steps 3 to 6 of the intent of this name, as far as they are not done. Raises `StoreError`."""
+    """Does what is not done of steps 3 to 6 of the intent of this name. `StoreError`."""
     with storing(folder / JOURNAL / name, "finish a seal"):
         intent = read_intent(folder, name)
-        if not intent.segments:  # where a new version is missing, the old one counts
+        if not intent.segments:  # if a new version is missing, the old one counts
             there = [new for new in intent.rewrites if _exists(folder, new, is_committed=True)]
             intent = replace(intent, rewrites=tuple(there))
         if rename_parts(folder, intent):
@@ -169,9 +169,9 @@ def finish(folder: Path, name: str) -> None:
 
 
 def undo_seals(folder: Path) -> None:
-    """Seals of which no segment is deleted yet have not begun. Raises `StoreError`.
+    """Rolls back seals of which no segment is deleted yet. Raises `StoreError`.
 
-    Their segments get new numbers, as parts of the old ones may be known on other machines.
+    Their segments get new numbers, since other machines may know parts with the old ones.
     """
     journal = folder / JOURNAL
     with storing(journal, "undo a seal"):
@@ -190,9 +190,9 @@ def undo_seals(folder: Path) -> None:
 
 
 def rename_parts(folder: Path, intent: Intent) -> bool:
-    """Step 3; whether the parts are all in place. If they cannot be, none is, nor is one lost.
+    """Does step 3; whether all parts are in place. If not, none is, and nothing is lost.
 
-    Raises `OSError`; `StoreError` where a part is missing that no segment can replace.
+    Raises `OSError`; `StoreError` if a part is missing that no segment can replace.
     """
     journal, renames, rewrites = folder / JOURNAL, intent.renames, intent.rewrites
     is_committed = intent.is_committed([n for n in intent.segments if (journal / n).exists()])
@@ -205,7 +205,7 @@ def rename_parts(folder: Path, intent: Intent) -> bool:
             f"{folder / missing[0]}: this part is missing, and its journal was already removed; "
             "restore the file"
         )
-    if missing:  # the segments still hold every row: start over
+    if missing:  # the segments still hold every row: begin again
         for name in (*chain(*renames), *(new.source for new in rewrites)):
             (folder / name).unlink(missing_ok=True)
     else:
@@ -217,7 +217,7 @@ def rename_parts(folder: Path, intent: Intent) -> bool:
 
 
 def _publish(folder: Path, name: str, intent: Intent) -> None:
-    """Between 3 and 4, of a run in a store: it has the parts. Raises `OSError`, `StoreError`."""
+    """Uploads the parts of a run in a store, between 3 and 4. Raises `OSError`, `StoreError`."""
     parts = [to for _, to in intent.renames]
     if not intent.rewrites:
         put_parts(folder, parts)
@@ -234,7 +234,7 @@ def _publish(folder: Path, name: str, intent: Intent) -> None:
 
 
 def _exists(folder: Path, new: Rewrite, *, is_committed: bool) -> bool:
-    """Whether the new version of a part waits, or already has the part's name."""
+    """Whether there is a new version of a part, with a temporary or its final name."""
     if (folder / new.source).exists():
         return True
     part = folder / new.to
@@ -242,7 +242,7 @@ def _exists(folder: Path, new: Rewrite, *, is_committed: bool) -> bool:
 
 
 def delete_segments(folder: Path, intent: Intent) -> None:
-    """Step 4. Synced before the intent is deleted: else a loss of power could bring rows twice."""
+    """Step 4. Synced before the intent is deleted, or a loss of power could double rows."""
     for name in intent.segments:
         (folder / JOURNAL / name).unlink(missing_ok=True)
     sync_path(folder / JOURNAL)
@@ -268,7 +268,7 @@ def _sync_tables(folder: Path, parts: Sequence[str]) -> None:
 class Recovered(Struct, frozen=True):
     """What earlier processes left."""
 
-    segments: tuple[str, ...]  # names, each with outcomes that are in no part
+    segments: tuple[str, ...]  # the names of those with outcomes that are in no part
     has_parts: bool
     warnings: tuple[str, ...]
 
@@ -276,7 +276,7 @@ class Recovered(Struct, frozen=True):
 def recover(folder: Path, writer: int | None = None) -> Recovered:
     """Finishes or rolls back interrupted seals, then repairs each segment. Raises `StoreError`.
 
-    `writer`: of this one alone, since others write; else of all, which are dead.
+    `writer`: only of this one, while others write; None: of all, which are dead.
     """
     journal = folder / JOURNAL
 
@@ -302,7 +302,7 @@ def recover(folder: Path, writer: int | None = None) -> Recovered:
 
 
 def _repair(path: Path, warnings: list[str]) -> int:
-    """Cuts a torn end, sets damaged bytes aside; how many rows remain. Raises `OSError`."""
+    """Cuts an incomplete end, moves damaged bytes; how many rows remain. Raises `OSError`."""
     rows = 0
     with path.open("rb", buffering=READ_BYTES) as file:
         for piece in scan(file):
@@ -319,7 +319,7 @@ def _repair(path: Path, warnings: list[str]) -> int:
 
 
 def upgraded(record: RunRecord) -> RunRecord:
-    """What `run.json` says from now on: carried columns may have other names."""
+    """The new `run.json`: carried columns may have other names."""
     record = replace(
         record,
         schema_version=SCHEMA_VERSION,
@@ -327,14 +327,14 @@ def upgraded(record: RunRecord) -> RunRecord:
         layout=layout_of(record.layout, SCHEMA_VERSION),
     )
     done = record.totals.rows
-    if record.state == "finished" and done < record.rows:  # as schema 1 said of a limit
+    if record.state == "finished" and done < record.rows:  # as schema 1 called a reached limit
         message = f"limit: {done:,} of {record.rows:,} rows done"
         return replace(record, state="limited", message=message)
     return record
 
 
 def rewrite_parts(folder: Path, layout: Layout) -> None:
-    """All parts are of this schema and have these columns when this returns. `StoreError`."""
+    """Rewrites all parts to this schema, with these columns. Raises `StoreError`."""
     kinds = {
         TOOL_CALLS: (tool_call_schema(), NO_COLUMNS),
         RESPONSES: (response_schema(layout), layout),
@@ -347,7 +347,7 @@ def rewrite_parts(folder: Path, layout: Layout) -> None:
             wanted, _ = kinds[part.partition("/")[0]]
             if (version_of(found) or 1) < SCHEMA_VERSION or not found.equals(wanted):
                 older.setdefault(id_of(part), []).append(part)
-        if older:  # a copy of a run directory may have lost its empty folders
+        if older:  # a copy of a run directory may lack empty folders
             make_folders(folder / JOURNAL)
     for of, parts in sorted(older.items()):
         tables = [part.partition("/")[0] for part in parts]
@@ -362,9 +362,9 @@ def rewrite_parts(folder: Path, layout: Layout) -> None:
 
 
 def name_variant(folder: Path, of: FileId, layout: Layout, name: str) -> None:
-    """All rows without a variant are of this one, at once, when this returns. `StoreError`.
+    """Gives all rows without a variant this one, in one step. Raises `StoreError`.
 
-    `of`: an id that is free, for the intent.
+    `of`: a free id, for the intent.
     """
     kinds = {
         TOOL_CALLS: (tool_call_schema(), NO_COLUMNS),
@@ -385,9 +385,9 @@ def name_variant(folder: Path, of: FileId, layout: Layout, name: str) -> None:
 
 
 def drop_rows(folder: Path, keys: Collection[RowKey], layout: Layout) -> None:
-    """No part holds a row of these keys when this returns; all parts are of this schema.
+    """Removes the rows of these keys from all parts, which are of this schema then.
 
-    For rows that hold no answer. The journal must be empty. Raises `StoreError`.
+    Only for rows without an answer. The journal must be empty. Raises `StoreError`.
     """
     with storing(folder / RESPONSES, "write"):
         with new_files() as files:
@@ -401,15 +401,15 @@ def drop_rows(folder: Path, keys: Collection[RowKey], layout: Layout) -> None:
 
 
 def drop_orphan_calls(folder: Path) -> None:
-    """No tool call in a part is without its row when this returns. Raises `StoreError`.
+    """Removes tool calls without a row from the parts. Raises `StoreError`.
 
-    Each file is replaced as a whole; after a crash it may be done again.
+    Each file is replaced as a whole; it can be repeated after a crash.
     """
     with storing(folder / TOOL_CALLS, "write"):
         rewrites = []
         with new_files() as files:
             for calls in part_names(folder, TOOL_CALLS):
-                # A seal gives the calls of its rows its own name.
+                # The calls of a part's rows are in the part of the same name.
                 parts = [one for one in part_names(folder, RESPONSES) if id_of(one) == id_of(calls)]
                 orphans = _keys(folder / calls).difference(*(_keys(folder / one) for one in parts))
                 if orphans:

@@ -1,10 +1,9 @@
-"""What a run directory holds at one instant, for readers that race with a writer.
+"""The content of a run directory at one moment, for readers while a writer works on it.
 
-A seal that has begun has an intent. While all the segments that it names are there they count,
-and its parts do not; once one of them is deleted its parts count, and the remaining segments do
-not. Then the parts that it replaces count as they will be, under their temporary names until they
-have their own. An intent that names no segments, of parts that are rewritten to this schema,
-counts at once.
+A seal that has begun has an intent. While all segments that it names exist, they count, and its
+parts do not. When one of them is deleted, its parts count, and the remaining segments do not; parts
+that it replaces count with their new versions, under temporary names until they have their own. An
+intent without segments, for parts that are rewritten to this schema, counts at once.
 """
 
 import time
@@ -41,37 +40,37 @@ from batchrun.store.files import (
 from batchrun.store.journal import READ_BYTES, Frame, frame_of, may_replace, read_outcomes, scan
 from batchrun.store.parts import SLICE_ROWS, Rewrite, keys_of, read_part, without
 
-_ATTEMPTS = 1_000  # each failed one means that a seal took a step meanwhile, ...
-_AT_ONCE = 100  # ... or, from here on, that a file system shows another host's late
+_ATTEMPTS = 1_000  # each failure means that a seal took a step meanwhile, ...
+_AT_ONCE = 100  # ... or, after so many, that a file system shows another host's steps late
 _PAUSE_S = 0.1
 
 T = TypeVar("T")
-Stamp = tuple[int, int, int]  # inode, size, time: another file has another one
+Stamp = tuple[int, int, int]  # inode, size and time, which identify a version of a file
 
 
 class Snapshot(Struct, frozen=True):
-    """Each row is in exactly one of these, whatever step a seal has reached.
+    """Files with each row exactly once, whatever step a seal has reached.
 
-    A row that was sent again and is not sealed yet is in a segment, and its older outcome in a
-    part: `replaced` has its key, and the segment is what counts.
+    A row that was sent again and is not sealed yet is in a segment, and its older outcome is in a
+    part. `replaced` has its key; the segment counts.
     """
 
     responses: tuple[Path, ...]  # parts
     tool_calls: tuple[Path, ...]
-    # Open, so that a seal may delete them; with how many outcomes of each count, null: all.
+    # Open, so that a seal may delete them; with the number of outcomes that count, None: all.
     segments: tuple[tuple[BinaryIO, int | None], ...]
     replaced: frozenset[RowKey]
     stamps: tuple[Stamp, ...]  # of the parts of both tables
 
     def outcomes(self) -> Iterator[Outcome]:
-        """The rows in the journal but for damaged or half written ones. Raises `StoreError`."""
+        """The rows in the journal, except damaged or incomplete ones. Raises `StoreError`."""
         for file, count in self.segments:
             with storing(file.name, "read"):
                 found = (piece for piece in read_outcomes(file) if isinstance(piece, Outcome))
                 yield from islice(found, count)
 
     def batches(self, columns: Collection[str]) -> Iterator[pa.RecordBatch]:
-        """Columns of all rows of `responses`, first those in parts. Raises `StoreError`."""
+        """Columns of all rows of `responses`, those in parts first. Raises `StoreError`."""
         for path in self.responses:
             yield from self.part_batches(path, columns)
         yield from self.journal_batches(columns)
@@ -79,22 +78,22 @@ class Snapshot(Struct, frozen=True):
     def part_batches(
         self, path: Path, columns: Collection[str], most_bytes: int | None = None
     ) -> Iterator[pa.RecordBatch]:
-        """The same of one part of `responses`; its rows that the journal replaces are left out.
+        """The same for one part of `responses`, without rows that the journal replaces.
 
-        `most_bytes`: what the values of a batch take up, about.
+        `most_bytes`: about the size of a batch's values.
         """
         wanted = dict.fromkeys((*columns, *KEY) if self.replaced else columns)
         for batch in read_part(path, list(wanted), most_bytes=most_bytes):
             yield without(batch, self.replaced)
 
     def journal_batches(self, columns: Collection[str]) -> Iterator[pa.RecordBatch]:
-        """The same of the journal; of columns that are named by paths the whole columns."""
+        """The same for the journal; for a path into a column, the whole column."""
         outcomes, names = self.outcomes(), dict.fromkeys(name.partition(".")[0] for name in columns)
         while some := list(islice(outcomes, SLICE_ROWS)):
             yield response_batch(some, names=names)
 
     def is_current(self) -> bool:
-        """Whether no seal has replaced a part since; paths read before are still those meant."""
+        """Whether no seal has replaced a part since, so that the paths are still right."""
         try:
             return self.stamps == _stamps((*self.responses, *self.tool_calls))
         except FileNotFoundError:
@@ -107,10 +106,10 @@ class Snapshot(Struct, frozen=True):
 
 @contextmanager
 def snapshot(folder: Path) -> Iterator[Snapshot]:
-    """What counts now. Raises `StoreError`.
+    """The files that count now. Raises `StoreError`.
 
-    Two listings in a row that agree were true together: names come and go, but never come back
-    while the same intent is there.
+    Two equal listings in a row show one moment: names come and go, but a name never comes back
+    while the same intent exists.
     """
     with ExitStack() as files:
         with storing(folder, "list"):
@@ -129,9 +128,9 @@ def snapshot(folder: Path) -> Iterator[Snapshot]:
 
 
 def read_snapshot(folder: Path, read: Callable[[Snapshot], T]) -> T:
-    """What `read` makes of what counts now. Raises `StoreError` and what `read` raises.
+    """Calls `read` with the files that count now. Raises `StoreError` and what `read` raises.
 
-    It is called again where a seal replaced a part meanwhile.
+    It is called again if a seal replaced a part meanwhile.
     """
     return read_snapshots([folder], lambda now: read(now[0]))
 
@@ -163,23 +162,23 @@ def _too_fast(folder: Path) -> StoreError:
 
 
 def _list(folder: Path) -> tuple[Sequence[str], ...]:
-    """Intents, segments, parts, and files that are about to be parts."""
+    """Lists intents, segments, parts, and files that will be parts."""
     journal = folder / JOURNAL
     intents, segments = numbered(journal, ".intent"), numbered(journal, ".log")
     return intents, segments, part_names(folder, *TABLES), temporaries(folder, *TABLES)
 
 
 def _take(folder: Path, listing: tuple[Sequence[str], ...], opened: ExitStack) -> Snapshot:
-    """Raises `FileNotFoundError` where the listing is already out of date; `StoreError`."""
+    """Raises `FileNotFoundError` if the listing is already out of date; `StoreError`."""
     intents, segments, parts, waiting = listing
-    counted = {part: part for part in parts}  # what each is read from
+    counted = {part: part for part in parts}  # the file that each is read from
     for name in intents:
         intent = read_intent(folder, name)
         if intent.is_committed(segments):
             segments = [name for name in segments if name not in intent.segments]
             for new in intent.rewrites:
                 before = new.replaces or new.to
-                # A loss of power may have taken the old version, where it has another name.
+                # A loss of power may have deleted the old version, if it has another name.
                 if new.source in waiting and (before in counted or new.replaces):
                     counted.pop(before, None)
                     counted[new.to] = new.source
@@ -201,7 +200,7 @@ def _take(folder: Path, listing: tuple[Sequence[str], ...], opened: ExitStack) -
 
 
 def _count_replacing(file: BinaryIO, replaced: set[RowKey]) -> int:
-    """How many outcomes there are: later ones may replace others; `replaced` gets keys of these."""
+    """How many outcomes there are; adds the keys of those that replace others to `replaced`."""
     count = 0
     for piece in read_outcomes(file):
         if isinstance(piece, Outcome):
@@ -217,14 +216,14 @@ def _stamps(paths: tuple[Path, ...]) -> tuple[Stamp, ...]:
 
 
 class Intent(Struct, frozen=True):
-    """A seal whose temporary files are whole and on disk. Paths are relative to the folder."""
+    """A seal whose temporary files are complete and on disk. Paths are relative to the folder."""
 
     segments: tuple[str, ...]  # names, in order of deletion
     renames: tuple[tuple[str, str], ...]  # from, to, in order
     rewrites: tuple[Rewrite, ...] = ()
 
     def is_committed(self, segments: Collection[str]) -> bool:
-        """Whether its parts count, where these segments are there."""
+        """Whether its parts count, if these segments exist."""
         return not self.segments or any(name not in segments for name in self.segments)
 
 
@@ -232,12 +231,12 @@ _decoder = msgspec.msgpack.Decoder(Intent)
 
 
 def write_intent(folder: Path, of: FileId, intent: Intent) -> None:
-    """On disk when this returns. Raises `OSError`."""
+    """Writes it and syncs it. Raises `OSError`."""
     replace_file(folder / JOURNAL / of.intent, frame_of(intent, 0), durable=True)
 
 
 def read_intent(folder: Path, name: str) -> Intent:
-    """The intent, taken from the names of the files around it where it is damaged. `OSError`."""
+    """Reads the intent; if it is damaged, takes it from the names of files. Raises `OSError`."""
     with (folder / JOURNAL / name).open("rb") as file:
         frame = next(scan(file), None)
     if isinstance(frame, Frame):
@@ -246,7 +245,7 @@ def read_intent(folder: Path, name: str) -> Intent:
 
 
 def _intent_by_names(folder: Path, of: FileId) -> Intent:
-    """An intent is there, so its temporaries were whole: those that remain show the rest."""
+    """An intent exists, so its temporaries were complete; the remaining files show the rest."""
     renames: list[tuple[str, str]] = []
     rewrites = []
     there = set(part_names(folder, *TABLES))
@@ -267,7 +266,7 @@ def _intent_by_names(folder: Path, of: FileId) -> Intent:
 
 
 def _sealed_segments(folder: Path, of: FileId, sources: Sequence[str]) -> Iterator[str]:
-    """The segments whose rows are in the parts of this id; `sources`: those before the rename."""
+    """The segments whose rows are in the parts of this id; `sources`: names before the rename."""
     names = numbered(folder / JOURNAL, ".log")
     if not any(name != of.segment for name in names):
         yield from names

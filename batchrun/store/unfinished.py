@@ -1,8 +1,8 @@
-"""What is known of rows that have no outcome yet: `journal/wN.open`.
+"""What is known about rows that have no outcome yet: `journal/wN.open`.
 
-A response begun in background mode is there before it is waited for; an answer that is asked for
-again is there before it is. The file is framed as the journal is, and outlives sealing: a record
-is dropped when the row's outcome is in the journal.
+A background response is recorded before it is waited for, and an answer that is requested again
+before the new request. The file has frames like the journal, and is not sealed: a record is dropped
+when the row's outcome is in the journal.
 """
 
 import errno
@@ -36,9 +36,9 @@ from batchrun.store.journal import HEAD_BYTES, Frame, Header, frame_of, scan
 from batchrun.store.parts import found_in
 from batchrun.store.snapshot import Snapshot, read_snapshot
 
-_COMPACT_BYTES = 16 << 20  # below this the file is not written anew while a run goes on; ...
-_DEAD_SHARE = 4  # ... nor while more than a fourth of it is still needed
-_ATTEMPTS = 100  # to read a file that another process writes anew meanwhile
+_COMPACT_BYTES = 16 << 20  # a smaller file is not rewritten during a run, ...
+_DEAD_SHARE = 4  # ... nor one of which more than a fourth is still needed
+_ATTEMPTS = 100  # to read a file that another process rewrites meanwhile
 _HEADER = Header(SCHEMA_VERSION, 0, ())
 
 
@@ -46,9 +46,9 @@ class _Location(Struct, frozen=True):
     """Where an `Answered` is in a file."""
 
     path: Path
-    offset: int  # of its payload
+    offset: int  # where its payload begins
     bytes: int
-    attempt: str | None  # the last one's client request id
+    attempt: str | None  # the client request id of the last attempt
     cost_usd: float
 
     def read(self) -> Answered:
@@ -59,27 +59,27 @@ class _Location(Struct, frozen=True):
 
 
 class UnfinishedRows:
-    """The records of a run directory, in the hands of its owner. For any thread."""
+    """The records of a run directory, as its owner sees them. For any thread."""
 
     def __init__(self, folder: Path, writer: int, *, is_worker: bool = False) -> None:
         """Reads what earlier processes left. Raises `StoreError`.
 
-        `is_worker`: records of the command that it works for are read and left where they are.
+        `is_worker`: records of the command are read, and stay in the command's file.
         """
         self._folder = folder / JOURNAL
         self._path = self._folder / open_name(writer)
         self._is_worker = is_worker
-        # Of a worker: what it has begun is its own but for these, which the command has.
+        # For a worker: all records are its own, except these, which are in the command's file.
         self._given: set[RowKey] = set()
-        self._given_stamp: tuple[int, int, int] | None = None  # of the file that these are in
+        self._given_stamp: tuple[int, int, int] | None = None  # of the command's file
         self._lock = threading.Lock()
         self._handle: int | None = None
         self._size = 0
-        self._is_dirty = False  # written, not synced
-        self._is_changed = False  # the files hold something else than what is open
+        self._is_dirty = False  # written and not synced
+        self._is_changed = False  # the files differ from what is open
         self._begun: dict[RowKey, Begun] = {}
         self._answered: dict[RowKey, _Location] = {}
-        self._others: set[str] = set()  # files of dead writers, whose records are in these too
+        self._others: set[str] = set()  # files of dead writers, whose records are taken over here
         if is_worker:
             self.refresh()
             return
@@ -94,33 +94,33 @@ class UnfinishedRows:
 
     @property
     def answers(self) -> int:
-        """How many answers are to be asked for again."""
+        """How many answers are to be requested again."""
         return len(self._answered)
 
     @property
     def cost_usd(self) -> float:
-        """What these answers and the attempts before them are known to have cost."""
+        """The known cost of these answers and of the attempts before them."""
         with self._lock:
             return sum(location.cost_usd for location in self._answered.values())
 
     def begin(self, request: Request, endpoint: str, response_id: str) -> None:
-        """Background work has begun; durable when it returns. Raises `StoreError`."""
+        """Records that a background response has begun, and syncs it. Raises `StoreError`."""
         key = _valid(request.key)
         with self._lock:
             self._append(Begun(key, request.hash, endpoint, valid_text(response_id)))
         self.sync(always=True)
 
     def record(self, answered: Answered) -> None:
-        """An answer is about to be asked for again: durable as an outcome is. `StoreError`."""
+        """Stores an answer to be requested again, as durably as an outcome. `StoreError`."""
         with self._lock:
             self._append(answered)
 
     def begun(self, key: RowKey) -> Begun | None:
-        """The background response that was begun of a row."""
+        """The background response that was begun for a row."""
         return self._begun.get(_valid(key)) if self._begun else None
 
     def answered(self, key: RowKey) -> Answered | None:
-        """The answer of a row that is to be asked for again. Raises `StoreError`."""
+        """The answer of a row, if it is to be requested again. Raises `StoreError`."""
         if not self._answered:
             return None
         with self._lock:
@@ -131,7 +131,7 @@ class UnfinishedRows:
                 return location.read() if self._is_own(location) else self._read_given(_valid(key))
 
     def drop(self, key: RowKey) -> None:
-        """The row's outcome is in the journal."""
+        """Drops the records of a row, whose outcome is in the journal."""
         key = _valid(key)
         with self._lock:
             if key in self._begun or key in self._answered:
@@ -141,9 +141,9 @@ class UnfinishedRows:
                 self._is_changed = True
 
     def refresh(self) -> None:
-        """Of a worker: what the command has of rows that it may give to it. Raises `StoreError`.
+        """For a worker: reads the command's records again. Raises `StoreError`.
 
-        To be called for each lease: it may be of rows that another worker had before.
+        Call it for each lease, which may have rows that another worker had before.
         """
         with self._lock:
             self._refresh()
@@ -160,7 +160,7 @@ class UnfinishedRows:
                     records = list(_read(file, path))
             except FileNotFoundError:
                 records, stamp = [], None
-        # What is known better here. The new ones replace the old at once: others read meanwhile.
+        # Newer knowledge here wins. The new dicts replace the old at once: others read them.
         begun = {key: one for key, one in self._begun.items() if key not in self._given}
         answered = {key: one for key, one in self._answered.items() if self._is_own(one)}
         given_begun, given_answered = dict[RowKey, Begun](), dict[RowKey, _Location]()
@@ -170,18 +170,18 @@ class UnfinishedRows:
                 continue
             if isinstance(record, Answered):
                 given_answered[key] = _location(record, where, offset, size)
-                given_begun.pop(key, None)  # what was begun before it has ended in this answer
+                given_begun.pop(key, None)  # what was begun before has ended in this answer
             elif key not in begun:
                 given_begun[key] = record
         self._begun, self._answered = begun | given_begun, answered | given_answered
         self._given, self._given_stamp = set(given_begun), stamp
 
     def _is_own(self, location: _Location) -> bool:
-        """Whether it is in the file that is written here; else in the command's."""
+        """Whether it is in the own file; else in the command's."""
         return location.path == self._path or not self._is_worker
 
     def _read_given(self, key: RowKey) -> Answered | None:
-        """A record of the command's file, which it may write anew at any moment. `OSError`."""
+        """A record of the command's file, which may be rewritten at any moment. `OSError`."""
         for _ in range(_ATTEMPTS):
             location = self._answered.get(key)
             if location is None:
@@ -195,7 +195,7 @@ class UnfinishedRows:
         raise OSError(errno.EIO, "it changes faster than it can be read")
 
     def take_over(self, writer: int, now: Snapshot) -> None:
-        """What a dead worker left is among these, but for what outcomes know. `StoreError`.
+        """Takes over the records of a dead worker, except those in its outcomes. `StoreError`.
 
         `now`: the worker's outcomes.
         """
@@ -220,7 +220,7 @@ class UnfinishedRows:
                 yield key, one.outcome.request.hash
 
     def name_variant(self, name: str) -> None:
-        """All rows without a variant are of this one. Raises `StoreError`."""
+        """Gives all rows without a variant this one. Raises `StoreError`."""
         with self._lock, storing(self._path, "write"):
             if all(key[2] is not None for key in (*self._begun, *self._answered)):
                 return
@@ -233,7 +233,7 @@ class UnfinishedRows:
             self._rewrite(is_needed=True)
 
     def drop_known(self, now: Snapshot) -> None:
-        """Drops what is part of an outcome: a kill came between the two. Raises `StoreError`."""
+        """Drops records that are part of an outcome, after a kill in between. `StoreError`."""
         ids = {key: {location.attempt} for key, location in self._answered.items()}
         for key, begun in self._begun.items():
             ids.setdefault(key, set()).add(begun.response_id)
@@ -241,7 +241,7 @@ class UnfinishedRows:
             self.drop(key)
 
     def sync(self, *, always: bool = False) -> None:
-        """What was written is on disk, or unless `always` another thread is about to sync it.
+        """Syncs what was written; unless `always`, another thread may be about to do it.
 
         Raises `StoreError`.
         """
@@ -250,28 +250,28 @@ class UnfinishedRows:
                 if self._handle is None or not (self._is_dirty or always):
                     return
                 self._is_dirty = False
-                handle = os.dup(self._handle)  # the file may be written anew meanwhile
+                handle = os.dup(self._handle)  # the file may be rewritten meanwhile
             try:
                 sync_data(handle)
             finally:
                 os.close(handle)
 
     def close(self) -> None:
-        """The file holds what is open, or there is none. Raises `StoreError`."""
+        """Leaves a file with the open records, or none. Raises `StoreError`."""
         with self._lock, storing(self._path, "write"):
             if self._is_changed:
                 self._rewrite(is_needed=bool(self._begun.keys() - self._given or self._own()))
             self._close_file()
 
     def _take(self, record: Begun | Answered, path: Path, offset: int, size: int) -> None:
-        """The last record of a row is the one that counts."""
+        """Adds a record; the last one of a row counts."""
         key = _valid(record.key)
         self._given.discard(key)
         if isinstance(record, Begun):
             self._begun[key] = record
             return
         self._answered[key] = _location(record, path, offset, size)
-        self._begun.pop(key, None)  # what was begun before it has ended in this answer
+        self._begun.pop(key, None)  # what was begun before has ended in this answer
 
     def _append(self, record: Begun | Answered) -> None:
         """Raises `StoreError`; the file then is as it was before."""
@@ -285,7 +285,7 @@ class UnfinishedRows:
             try:
                 write_whole(self._handle, frame)
             except OSError:
-                self._close_file()  # whatever was written is cut off before the next record
+                self._close_file()  # what was written is cut off before the next record
                 raise
         except OSError as error:
             raise store_error(self._path, "write", error) from error
@@ -306,9 +306,9 @@ class UnfinishedRows:
             self._handle = None
 
     def _rewrite(self, *, is_needed: bool) -> None:
-        """One file holds what is open, the first time instead of those that others left.
+        """Rewrites the file with the open records; the first time, also those that others left.
 
-        There is none unless `is_needed`. Raises `OSError`.
+        There is no file unless `is_needed`. Raises `OSError`.
         """
         whole = bytearray(frame_of(_HEADER, 0))
         answered: dict[RowKey, _Location] = {}
@@ -325,7 +325,7 @@ class UnfinishedRows:
                 location, path=self._path, offset=offset, bytes=size
             )
             whole += frame
-        for key, begun in self._begun.items():  # last: each is to end in an answer that comes later
+        for key, begun in self._begun.items():  # last: an answer drops what was begun before
             if key not in self._given:
                 whole += frame_of(begun, len(whole))
         if is_needed:
@@ -338,7 +338,7 @@ class UnfinishedRows:
 
 
 def read_open(folder: Path) -> Iterator[Begun | Answered]:
-    """All records as they are now, for readers: a row's last one counts. Raises `StoreError`."""
+    """All records at this moment, for readers; the last of a row counts. Raises `StoreError`."""
     with storing(folder / JOURNAL, "list"):
         names = open_files(folder / JOURNAL)
     for record, *_ in _read_all(folder / JOURNAL, names):
@@ -346,7 +346,7 @@ def read_open(folder: Path) -> Iterator[Begun | Answered]:
 
 
 def read_answered(folder: Path) -> list[Answered]:
-    """The answers of rows without an outcome, which are asked for again. Raises `StoreError`."""
+    """The answers of rows without an outcome, which are requested again. `StoreError`."""
     last = {one.key: one for one in read_open(folder) if isinstance(one, Answered)}
     if not last:
         return []
@@ -359,7 +359,7 @@ _IDS = tuple(f"attempts.list.element.{name}" for name in ("response_id", "client
 
 
 def _rows_that_know(now: Snapshot, ids: Mapping[RowKey, set[str | None]]) -> set[RowKey]:
-    """The rows whose outcome knows all of these: ids of responses and of client requests."""
+    """The rows whose outcome has all of these ids, of responses and of client requests."""
     known = set()
     for batch in now.batches((*KEY, "response_id", *_IDS)) if ids else ():
         for row in batch.filter(found_in(batch, ids)).to_pylist():
@@ -373,19 +373,19 @@ def _rows_that_know(now: Snapshot, ids: Mapping[RowKey, set[str | None]]) -> set
 
 
 def _location(record: Answered, path: Path, offset: int, size: int) -> _Location:
-    """`offset` and `size`: of its payload."""
+    """`offset` and `size` are those of its payload."""
     cost_usd = record.outcome.cost_usd or 0.0
     return _Location(path, offset, size, _last_attempt(record), cost_usd)
 
 
 def _last_attempt(answered: Answered) -> str | None:
-    """Its client request id."""
+    """The client request id of the last attempt."""
     attempts = answered.outcome.attempts
     return attempts[-1].client_request_id if attempts else None
 
 
 class _Started(Struct):
-    """What schema 1 stored of background work, in `wN.started`."""
+    """What schema 1 stored about background responses, in `wN.started`."""
 
     row: int
     custom_id: str
@@ -397,11 +397,11 @@ _decoder = msgspec.msgpack.Decoder(Header | Begun | Answered)
 _decoder_of_schema_1 = msgspec.msgpack.Decoder(_Started)
 
 
-_Found = tuple[Begun | Answered, Path, int, int]  # with the file, offset and size of its payload
+_Found = tuple[Begun | Answered, Path, int, int]  # its file, offset and size of the payload
 
 
 def _read_all(folder: Path, names: Iterable[str]) -> Iterator[_Found]:
-    """Each record of these files, as far as they are there. Raises `StoreError`."""
+    """Each record of these files, if they exist. Raises `StoreError`."""
     for name in names:
         path = folder / name
         with storing(path, "read"), suppress(FileNotFoundError), path.open("rb") as file:
@@ -439,6 +439,6 @@ def _of_variant(answered: Answered, name: str | None) -> Answered:
 
 
 def _valid(key: RowKey) -> RowKey:
-    """As it is read again."""
+    """The record as it would be read again."""
     custom_id, sample, variant = key
     return valid_text(custom_id), sample, variant

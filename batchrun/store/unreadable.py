@@ -1,8 +1,7 @@
-"""Bodies of paid answers that nobody could read: `unreadable.jsonl`, a line for each.
+"""Bodies of paid answers that could not be read: `unreadable.jsonl`, a line for each.
 
-For a person who wants to see what was paid for; no table is made of it. The file is appended to,
-and only made when the first such body comes. Each worker of a run has a file of its own,
-`unreadable-wN.jsonl`.
+It is for a person who wants to see what was paid for; no table is made from it. The file is made
+with the first such body. Each worker of a run has a file of its own, `unreadable-wN.jsonl`.
 """
 
 import os
@@ -21,11 +20,11 @@ from batchrun.store.files import storing, sync_data, write_whole
 UNREADABLE_FILE = "unreadable.jsonl"
 # Of the file: where a gateway answers every request with a page, its pages must not fill the disk.
 _MOST_BYTES = 256 * 1024 * 1024
-_LONGEST_LETTER = 4  # bytes of it in UTF-8
+_LONGEST_LETTER = 4  # bytes of a character in UTF-8
 
 
 class UnreadableBodies:
-    """The file, in the hands of the one who writes it: the directory's owner, or a worker."""
+    """The file, for its writer: the directory's owner, or a worker."""
 
     def __init__(self, folder: Path, worker: int | None = None) -> None:
         self._path = folder / (UNREADABLE_FILE if worker is None else f"unreadable-w{worker}.jsonl")
@@ -33,7 +32,7 @@ class UnreadableBodies:
         self._size = 0
 
     def add(self, body: UnreadableBody) -> None:
-        """It survives SIGKILL when this returns. Raises `StoreError`."""
+        """Adds a body, which then survives SIGKILL. Raises `StoreError`."""
         line = encode_json(_line(body)) + b"\n"
         with storing(self._path, "write"):
             if self._handle is None:
@@ -43,12 +42,12 @@ class UnreadableBodies:
             try:
                 write_whole(self._handle, line)
             except OSError:
-                self._close()  # whatever was written is ended before the next line
+                self._close()  # what was written is ended before the next line
                 raise
             self._size += len(line)
 
     def close(self) -> None:
-        """All is on disk. Raises `StoreError`."""
+        """Syncs the file. Raises `StoreError`."""
         if self._handle is not None:
             with storing(self._path, "sync"):
                 try:
@@ -70,7 +69,7 @@ class UnreadableBodies:
 
 
 def read_unreadable(folder: Path, custom_id: str) -> list[JsonObject]:
-    """The lines of one row's attempts, in order. Raises `StoreError`."""
+    """The lines of the attempts of one row, in order. Raises `StoreError`."""
     lines = []
     quoted = encode_json(custom_id)
     for path in (folder / UNREADABLE_FILE, *sorted(folder.glob(OF_WORKERS))):
@@ -78,7 +77,7 @@ def read_unreadable(folder: Path, custom_id: str) -> list[JsonObject]:
             for line in file:
                 if quoted not in line:
                     continue
-                with suppress(msgspec.DecodeError):  # the last line before a kill may be half there
+                with suppress(msgspec.DecodeError):  # a kill may have cut the last line
                     value = msgspec.json.decode(line)
                     if isinstance(value, dict) and value.get("custom_id") == custom_id:
                         lines.append(value)
@@ -102,9 +101,9 @@ def _line(body: UnreadableBody) -> JsonObject:
 
 
 def _content(body: bytes) -> dict[str, str]:
-    """As `body` where it is text, else as `body_base64`."""
+    """As `body` if it is text, else as `body_base64`."""
     stored = body[:STORED_BODY_BYTES]
-    # The limit may be within a letter.
+    # The limit may cut a character.
     ends = range(len(stored), max(-1, len(stored) - _LONGEST_LETTER), -1)
     for end in ends if len(stored) < len(body) else ends[:1]:
         with suppress(UnicodeDecodeError):

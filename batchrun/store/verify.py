@@ -1,7 +1,7 @@
-"""A run proved from its files alone: each row once, tables that agree, no file too many.
+"""Proves a run from its files alone: each row once, tables that agree, no file too many.
 
-It takes no lock and changes no file. Each part is read whole, each journal record checked; memory
-is bounded whatever the number of rows.
+It takes no lock and changes no file. It reads each part whole and checks each journal record, with
+bounded memory for any number of rows.
 """
 
 import math
@@ -51,22 +51,22 @@ from batchrun.store.parts import DAMAGED, SLICE_ROWS, read_part
 from batchrun.store.reading import ENDED, RUN_FILE, missing_parts, read_record, read_run_record
 from batchrun.store.snapshot import Snapshot, snapshot
 
-_ATTEMPTS = 20  # on a run that goes on, a seal may replace a part meanwhile
-_SHOWN = 10  # of each thing that is wrong
+_ATTEMPTS = 20  # during a run, a seal may replace a part meanwhile
+_SHOWN = 10  # problems of one kind that are shown
 _DAMAGE = "; the next command moves them to a file of their own and sends their rows again"
 
 
 class Proof(Struct):
-    """What was looked at, and what of it is wrong."""
+    """What was checked, and what is wrong with it."""
 
-    state: str  # as run.json says; live where a process has the directory; unknown
+    state: str  # as in run.json; live if a process has the directory; or unknown
     problems: list[str]  # by file and row
-    notes: list[str]  # what a kill leaves and the next command puts right
+    notes: list[str]  # what a kill left and the next command repairs
     rows_in_parts: int = 0
     rows_in_journal: int = 0
     parts: int = 0  # of both tables
     tool_calls: int = 0
-    totals_agree: bool = False  # false also where they cannot be compared
+    totals_agree: bool = False  # false also if they cannot be compared
 
 
 def verify(path: Path) -> Proof:
@@ -106,14 +106,14 @@ def _check(path: Path, now: Snapshot, record: RunRecord, proof: Proof) -> None:
         _check_parts(path, record, proof)
         _check_scores(path, proof)
         _check_leftovers(path, proof)
-    if not proof.problems and proof.state in ENDED:  # else it says again what is wrong, in sums
+    if not proof.problems and proof.state in ENDED:  # else totals would only repeat them
         _check_totals(now, record, proof)
 
 
 def _wrong_in_part(
     folder: Path, part: Path, record: RunRecord, ledger: "_Ledger", table: str
 ) -> Iterator[str]:
-    """Reads every page of a part; what is wrong with it by the rules of its own schema."""
+    """Reads every page of a part; its problems, by the rules of its own schema."""
     name = str(part.relative_to(folder))
     try:
         with pq.ParquetFile(part_file(part)) as file:
@@ -142,7 +142,7 @@ def _wrong_in_part(
 
 
 def _is_rewritten_later(found: pa.Schema, wanted: pa.Schema, record: RunRecord) -> bool:
-    """Whether it only lacks columns, of a run whose parts get these: a kill came in between."""
+    """Whether it only lacks new columns, since a kill interrupted the rewriting of parts."""
     return record.older_schema is not None and set(found).issubset(wanted)
 
 
@@ -159,7 +159,7 @@ def _wrong_ok(name: str, first: int, batch: pa.RecordBatch) -> Iterator[str]:
 
 
 def _check_journal(path: Path, now: Snapshot, ledger: "_Ledger", proof: Proof) -> None:
-    """Every record."""
+    """Checks every record."""
     for file, count in now.segments:
         name = str(Path(file.name).relative_to(path))
         outcomes = _outcomes(name, path / name, file, proof)
@@ -170,14 +170,14 @@ def _check_journal(path: Path, now: Snapshot, ledger: "_Ledger", proof: Proof) -
                 while some := list(islice(counted, SLICE_ROWS)):
                     ledger.add_outcomes(number, first, some)
                     first += len(some)
-                for _ in outcomes:  # on to the end, for what else there is
+                for _ in outcomes:  # to the end, for damage
                     pass
         except StoreError as error:
             proof.problems.append(str(error))
 
 
 def _outcomes(name: str, path: Path, file: BinaryIO, proof: Proof) -> Iterator[Outcome]:
-    """Those of a segment; what else it holds goes into the proof. As `read_outcomes`."""
+    """The outcomes of a segment; damage goes into the proof. As `read_outcomes`."""
     for piece in read_outcomes(file):
         match piece:
             case Outcome():
@@ -196,7 +196,7 @@ def _outcomes(name: str, path: Path, file: BinaryIO, proof: Proof) -> Iterator[O
 
 
 def _check_parts(path: Path, record: RunRecord, proof: Proof) -> None:
-    """Parts that `run.json` names and that are missing, and the list of removed rows."""
+    """Finds missing parts that `run.json` names, and checks the list of removed rows."""
     found = proof.rows_in_parts + proof.rows_in_journal
     missing = missing_parts(path, record, lambda: found)
     proof.problems += [
@@ -215,7 +215,7 @@ def _check_parts(path: Path, record: RunRecord, proof: Proof) -> None:
 
 
 def _check_scores(path: Path, proof: Proof) -> None:
-    """Each file of scores can be read whole; a scorer can make it again."""
+    """Checks that each file of scores can be read; if not, a scorer can write it again."""
     for file in sorted((path / SCORES).glob(f"*/{SCORES_FILE}")):
         name = file.relative_to(path)
         again = f"batchrun score {run_name(path)} --again writes it again"
@@ -229,7 +229,7 @@ def _check_scores(path: Path, proof: Proof) -> None:
 
 
 def _check_leftovers(path: Path, proof: Proof) -> None:
-    """Files that an ended run does not have, and files that are none of its own."""
+    """Finds files that an ended run should not have, and files that are not its own."""
     said = proof.problems if proof.state in ENDED else proof.notes
     names = temporaries(path, "", JOURNAL, *TABLES)
     said += [f"{name}: left by a write that was interrupted" for name in names]
@@ -254,7 +254,7 @@ def _check_leftovers(path: Path, proof: Proof) -> None:
 
 
 def _check_open(path: Path, name: Path, proof: Proof) -> None:
-    """What is known of rows without an outcome can be read."""
+    """Checks that the records of rows without an outcome can be read."""
     with storing(path, "read"), path.open("rb") as file:
         pieces = list(scan(file))
     proof.problems += [
@@ -267,8 +267,8 @@ def _check_open(path: Path, name: Path, proof: Proof) -> None:
 
 def _check_totals(now: Snapshot, record: RunRecord, proof: Proof) -> None:
     found, said = sum_totals(now).without(record.gone), record.totals
-    # Sums in another order differ in the last digits. No cost and 0 are the same: where models have
-    # no price, rows that were refused at no cost may have been sent again.
+    # Sums in another order differ in the last digits. No cost and 0 are the same: if models have no
+    # price, rows that were refused at no cost may have been sent again.
     if math.isclose(said.cost_usd or 0.0, found.cost_usd or 0.0, abs_tol=1e-9):
         said = replace(said, cost_usd=found.cost_usd)
     wrong = [
@@ -305,7 +305,7 @@ CREATE TABLE journal ({_ROW}, tool_call_count INTEGER, replaces BOOLEAN);
 SET memory_limit = '1GB';
 SET preserve_insertion_order = false;
 """
-# The rows of parts that count: those that no record of the journal replaces.
+# The rows of parts that count: those that the journal does not replace.
 _COUNTED = """
 CREATE TABLE replaced AS SELECT DISTINCT custom_id, sample, variant FROM journal WHERE replaces;
 CREATE VIEW rows_in_parts AS SELECT * FROM responses
@@ -345,10 +345,10 @@ _CHECKS = {
 
 
 class _Ledger:
-    """All rows by their keys, in a database; filled file by file, then asked."""
+    """A database of all rows by key; filled file by file, then queried."""
 
     def __init__(self, folder: Path) -> None:
-        """`folder` takes the database; it may be deleted afterwards."""
+        """`folder`: for the database; may be deleted afterwards."""
         self._files: list[str] = []
         self._database = duckdb.connect(str(folder / "ledger.duckdb"))
         self._database.execute(_TABLES)
@@ -358,23 +358,23 @@ class _Ledger:
         self._database.close()
 
     def add_file(self, name: str) -> int:
-        """The number that stands for a file from now on."""
+        """A number for the file."""
         self._files.append(name)
         return len(self._files) - 1
 
     def add(self, table: str, file: int, first: int, columns: Mapping[str, pa.Array]) -> None:
-        """Rows of a file, the first of them row `first` of it."""
+        """Adds rows of a file, beginning with row `first` of it."""
         count = len(columns["row"])
         places = pa.array(range(first, first + count), pa.int64())
         batch = pa.table({"file": pa.repeat(file, count), "place": places, **columns})
         self._database.register("batch", batch)
-        # SQL joins no nulls: a variant of null is an empty text.
+        # SQL does not join nulls, so a null variant becomes an empty text.
         variant = "SELECT * REPLACE (coalesce(variant, '') AS variant) FROM batch"
         self._database.execute(f"INSERT INTO {table} {variant}")
         self._database.unregister("batch")
 
     def add_outcomes(self, file: int, first: int, outcomes: Iterable[Outcome]) -> None:
-        """The same of a journal segment."""
+        """Adds outcomes of a journal segment."""
         outcomes = list(outcomes)
         batch = response_batch(outcomes, names=_COLUMNS[JOURNAL])
         replaces = pa.array([outcome.replaces for outcome in outcomes])
@@ -382,7 +382,7 @@ class _Ledger:
         self.add(JOURNAL, file, first, {**columns, "replaces": replaces})
 
     def problems(self) -> Iterator[str]:
-        """What does not agree, by file and row; the first ten of each."""
+        """What does not agree, by file and row; the first ten of each kind."""
         self._database.execute(_COUNTED)
         for said, sql in _CHECKS.items():
             found = self._database.execute(f"{sql} ORDER BY 1, 2").fetchmany(_SHOWN + 1)
@@ -396,6 +396,6 @@ class _Ledger:
                 yield f"and {count - _SHOWN:,} more like the last one"
 
     def counts(self) -> tuple[int, int, int]:
-        """Rows in parts that count, tool calls, rows in the journal; after `problems`."""
+        """Rows in parts that count, tool calls, rows in the journal; call `problems` before."""
         ((rows, calls, journal),) = self._database.execute(_COUNTS).fetchall()
         return rows, calls, journal

@@ -1,11 +1,11 @@
-"""The journal being written, with the threads and the process that sync and seal it.
+"""Writes the journal, with the threads and the process that sync and seal it.
 
-`JournalWriter.append` is called on the event loop and waits for neither. What goes wrong in a
-thread is raised by the next `append` or by `close`.
+`JournalWriter.append` is called on the event loop and waits for none of them. An error in a thread
+is raised by the next `append` or by `close`.
 
-The run and its seal process talk over the child's standard streams, a line of JSON each: the record
-of the run, then for each seal the segments' names, answered by null or by what went wrong. The
-child holds the directory's lock too, and ends with the run, or when that is killed.
+The run and its seal process talk over the child's standard streams, in lines of JSON: first the
+record of the run, then for each seal the names of the segments; the answer is null or an error. The
+child also holds the directory's lock, and ends with the run, also if the run is killed.
 """
 
 import gc
@@ -30,8 +30,8 @@ from batchrun.store.files import JOURNAL, FileId, make_folders, store_error, sto
 from batchrun.store.journal import Header, Segment
 from batchrun.store.sealing import finish_or_seal, seal
 
-_SYNC_EVERY_S = 0.5  # and the sync itself takes its time: within a second of the write
-# Journal bytes of a part in a store, and of a segment, which makes a part of less: see `seal`.
+_SYNC_EVERY_S = 0.5  # the sync takes time too: in all, within a second of the write
+# Journal bytes of a part in a store, and of a segment, whose part is smaller: see `seal`.
 _STORE_PART_BYTES = 32 << 20
 STORE_SEGMENT_BYTES = 8 << 20
 _STORE_PART_SECONDS = 300.0  # so much of the run is on this machine alone
@@ -56,12 +56,12 @@ class JournalWriter:
         sealing: threading.Lock,
         seals: bool = True,
     ) -> None:
-        """`first` is the first id that is free.
+        """`first`: the first free id.
 
-        `leftover`: older segments, sealed with the first new one. `part_bytes`: in a store less.
-        `lock`: the folder's, for a process that seals; without it a thread of this one does.
-        `sync_also`: what is synced as often as the journal is. `sealing`: held by whoever seals in
-        this process. `seals`: else another process does. Raises `StoreError`.
+        `leftover`: older segments, sealed with the first new one. `part_bytes`: less in a store.
+        `lock`: that of the folder, for a process that seals; None: a thread seals.
+        `sync_also`: called whenever the journal is synced. `sealing`: held while this process
+        seals. `seals`: false if another process seals. Raises `StoreError`.
         """
         self._sealing_lock, self._is_sealed_here = sealing, seals
         self._folder, self._record, self._next = folder, record, first
@@ -72,14 +72,14 @@ class JournalWriter:
         self._segment_bytes = min(part_bytes, STORE_SEGMENT_BYTES) if is_in_store else part_bytes
         self._began_s = time.monotonic()  # what is not sealed: with its first row, or left over
         self._lock, self._sync_also = lock, sync_also
-        self._waiting = list(leftover)  # segments for the next seal, besides the current one; ...
-        self._waiting_rows = self._waiting_bytes = 0  # ... of those that are not left over
+        self._waiting = list(leftover)  # segments for the next seal, before the current one; ...
+        self._waiting_rows = self._waiting_bytes = 0  # ... their rows and bytes, without `leftover`
         columns = tuple(column.name for column in record.layout.columns)
         self._header = Header(SCHEMA_VERSION, record.hash_rule, columns, replaces)
         self._process: SealProcess | None = None
         self._failure: StoreError | None = None
         self._is_raised = False
-        self._full: SimpleQueue[Segment] = SimpleQueue()  # written, not yet synced and closed
+        self._full: SimpleQueue[Segment] = SimpleQueue()  # full, but not yet synced and closed
         self._seals: SimpleQueue[list[str] | None] = SimpleQueue()
         self._stop = threading.Event()
         with storing(folder / JOURNAL, "make the journal"):
@@ -91,11 +91,11 @@ class JournalWriter:
         self._sealing.start()
 
     def append(self, outcomes: Sequence[Outcome], *, anyway: bool = False) -> int:
-        """How many were taken, from the first on: at least one, as many as go into one write.
+        """Writes as many, from the first on, as fit into one write, at least one; how many.
 
-        They survive SIGKILL when this returns, power loss within a second.
+        They then survive SIGKILL, and after a second a loss of power.
 
-        Raises `StoreError`; unless `anyway`, also for an earlier failure of a thread.
+        Raises `StoreError`; unless `anyway`, also for an earlier error in a thread.
         """
         if self._failure is not None and not anyway:
             self._is_raised = True
@@ -117,7 +117,7 @@ class JournalWriter:
             self._begin_segment(is_part=True)
 
     def _begin_segment(self, *, is_part: bool) -> None:
-        """For the next rows; `is_part`: what came before is sealed, however small it is."""
+        """Begins one for the next rows; `is_part`: seals the rows before, however few."""
         if self._failure is None:
             try:
                 if self._segment.rows:
@@ -126,13 +126,13 @@ class JournalWriter:
                     if self._is_sealed_here:
                         self._seals.put(self._waiting)
                     self._waiting, self._waiting_rows, self._waiting_bytes = [], 0, 0
-            except StoreError as error:  # for the next call: what came with this one is stored
+            except StoreError as error:  # for the next call: the rows of this one are stored
                 self._fail(error)
 
     def close(self, *, seal_rest: bool) -> None:
-        """Ends the threads; everything is synced, and with `seal_rest` in parts.
+        """Ends the threads, syncs everything, and with `seal_rest` seals everything.
 
-        Raises `StoreError` if something failed that no `append` has raised yet.
+        Raises `StoreError` for an error that no `append` has raised yet.
         """
         self._stop.set()
         self._syncing.join()
@@ -182,7 +182,7 @@ class JournalWriter:
                 full = self._full.get()
                 full.sync()
                 full.close()
-            current = self._segment  # read after the others: only this thread closes, in turn
+            current = self._segment  # read after the others, which only this thread closes
             current.sync()
             if self._name_is_new:
                 self._name_is_new = False
@@ -210,8 +210,8 @@ class JournalWriter:
             self._process.close()
 
     def _seal(self, names: Sequence[str]) -> None:
-        """By the process while rows are sent; here where there is none, or none any more."""
-        # Not worth its start for the rest, when all was sent.
+        """Seals in the process while rows are sent; here if there is no process."""
+        # Starting it is not worth it for the rest, when everything was sent.
         if self._process is None and self._lock is not None and not self._stop.is_set():
             try:
                 self._process = SealProcess(self._folder, self._record, self._lock)
@@ -238,20 +238,20 @@ def _bug_in_words(bug: Exception, folder: Path, segments: Sequence[str]) -> str:
 
 
 class _ProcessEnded(Exception):  # noqa: N818 - the caller knows what to do then
-    """The process has ended, and what it had begun may be done, half done or not begun."""
+    """The process has ended; its last seal may be done, half done or not begun."""
 
 
 _MAIN = (
     "from batchrun.formats.arrow_import import prepare_arrow_import; prepare_arrow_import(); "
     "from batchrun.store.writing import serve; serve()"
 )
-# Where the two share one core, the event loop's longest stall is 12 ms so, and 18 with 0.
+# If both share a core, the event loop's longest stall is 12 ms with this, and 18 with 0.
 _NICE = 5
 _YOUNG = 50_000  # objects made before the garbage collector looks at them: a tenth of a seal's CPU
 
 
 class SealProcess:
-    """The process, as the run's own sees it; for one thread."""
+    """The process that seals, for the run's own process; for one thread."""
 
     def __init__(self, folder: Path, record: RunRecord, lock: int) -> None:
         """Starts it. Raises `OSError`."""
@@ -261,16 +261,16 @@ class SealProcess:
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, sys.path))},
             pass_fds=(lock,),
-            process_group=0,  # what the terminal sends is for the run's process
+            process_group=0,  # signals of the terminal are for the run's process
         )
         assert self._process.stdin is not None  # noqa: S101 - pipes were asked for
         assert self._process.stdout is not None  # noqa: S101 - the same
         self._to, self._from = self._process.stdin, self._process.stdout
-        with suppress(BrokenPipeError):  # the first seal finds out
+        with suppress(BrokenPipeError):  # the first seal will notice
             self._send(record)
 
     def seal(self, segments: Sequence[str]) -> None:
-        """`seal`, done by the process. Raises `StoreError` and `_ProcessEnded`."""
+        """Seals in the process. Raises `StoreError` and `_ProcessEnded`."""
         try:
             self._send(segments)
             answer = self._from.readline()
@@ -284,7 +284,7 @@ class SealProcess:
             raise StoreError(message)
 
     def close(self) -> None:
-        """The process has ended when this returns."""
+        """Ends the process and waits for it."""
         with suppress(BrokenPipeError):
             self._to.close()
         self._from.close()
@@ -296,7 +296,7 @@ class SealProcess:
 
 
 def serve() -> None:
-    """The process itself: seals what it is asked to, and never returns."""
+    """Runs in the process: seals what it is told to, and never returns."""
     os.nice(_NICE)
     gc.freeze()
     gc.set_threshold(_YOUNG)
@@ -322,4 +322,4 @@ def serve() -> None:
 def _listen(asked: "SimpleQueue[list[str]]") -> None:
     for line in sys.stdin.buffer:
         asked.put(msgspec.json.decode(line, type=list[str]))
-    os._exit(0)  # whatever is half done, the next command finishes
+    os._exit(0)  # the next command finishes what is half done

@@ -1,1 +1,1 @@
-"""Several writers in one run directory: a worker's side, and what becomes of a dead worker's."""
+"""Several writers in one run directory: what a worker writes, and how a dead one is adopted."""

@@ -1,12 +1,12 @@
 """What the command that has a run does with the files of its workers.
 
-A worker whose lock can be taken is dead, or has ended by itself: what it left is put in order under
-its own name while the others go on. Only this command writes parts anew, so it also seals what
-workers leave in their journals where rows are sent again.
+A worker whose lock can be taken is dead, or has ended by itself. Its files are put in order, under
+its own number, while other workers continue. Only the command rewrites parts, so it also seals the
+journals of workers if rows are sent again.
 
-Where the file system cannot lock, nobody can know that a worker is dead. Each is to stop by itself
-when it has heard nothing for long enough, and whoever takes it for dead waits longer. If two rows
-stand in the end even so, the one of the lower writer wins.
+If the file system cannot lock, nobody can know that a worker is dead. A worker then stops by itself
+when it has had no message for some time, and it is adopted only after a longer time. If a row is
+there twice even so, the one of the lower writer wins.
 """
 
 import fcntl
@@ -48,18 +48,18 @@ from batchrun.store.snapshot import Intent, Snapshot, write_intent
 from batchrun.store.unfinished import UnfinishedRows
 
 _LOOK_EVERY_S = 0.2
-_SILENT_S = 60.0  # where nothing can be locked: a worker renews the time of its lock twice a second
+_SILENT_S = 60.0  # without locks; a worker renews the time of its lock file twice a second
 
 Place = tuple[int, int, str | None]  # `row`, `sample` and `variant` of a row
 
 
 class Adopted(Struct, frozen=True):
-    """What a dead worker has left, now in parts of its name."""
+    """What a dead worker had stored, now in parts with its number."""
 
-    complete: frozenset[Place]  # of the rows asked about
+    complete: frozenset[Place]  # those of the rows asked about
     totals: Totals  # of all rows that it completed
-    warnings: tuple[str, ...]  # what was damaged and set aside
-    is_certain: bool = True  # that it is dead: else only its silence says so
+    warnings: tuple[str, ...]  # about damaged bytes that were moved
+    is_certain: bool = True  # it is dead for certain, not only silent
 
 
 def adopt(
@@ -72,10 +72,10 @@ def adopt(
     is_silent: bool = False,
     flock: Flock = fcntl.flock,
 ) -> Adopted | None:
-    """Puts in order what a worker left, if it is dead; null where it lives, or may.
+    """Takes over the files of a dead worker; None if it is alive, or may be.
 
-    `rows`: those that it had, as the tables number them. `is_silent`: where its lock says nothing,
-    the caller knows that it has stopped by itself. Raises `StoreError`.
+    `rows`: the rows that it had, by their numbers in the tables. `is_silent`: if its lock proves
+    nothing, the caller knows that it has stopped by itself. Raises `StoreError`.
     """
     if not (folder / JOURNAL).is_dir():
         with storing(folder / JOURNAL, "make this folder"):
@@ -89,14 +89,14 @@ def adopt(
         with storing(folder, "list"):
             see_all(folder)
         found = recover(folder, worker)
-        for segment in found.segments:  # one by one, as the worker would: its parts have the names
+        for segment in found.segments:  # one by one, for the names that the worker would give
             seal(folder, record, (segment,))
         now = _only(folder, worker)
         unfinished.take_over(worker, now)
         complete = frozenset(_among(now, rows)) if rows else frozenset()
         is_certain = lock.warning is None
         adopted = Adopted(complete, sum_totals(now), found.warnings, is_certain=is_certain)
-        with storing(folder / JOURNAL, "write"):  # it may be about to begin, which is too late
+        with storing(folder / JOURNAL, "write"):  # if it is only about to begin, it must not
             replace_file(folder / drained_name(worker), b"{}\n", durable=False)
             (folder / lock_name(worker)).unlink(missing_ok=True)
     finally:
@@ -105,7 +105,7 @@ def adopt(
 
 
 def _only(folder: Path, worker: int) -> Snapshot:
-    """What a worker has completed, all in parts."""
+    """What a worker has completed, if all of it is in parts."""
     with storing(folder, "list"):
         parts = [name for name in part_names(folder, *TABLES) if id_of(name).writer == worker]
     responses, calls = (
@@ -123,10 +123,10 @@ def _among(now: Snapshot, rows: Collection[int]) -> Iterator[Place]:
 
 
 def seal_full_segments(folder: Path, record: RunRecord) -> None:
-    """Seals what living workers leave to this command: rows that replace others. `StoreError`.
+    """Seals rows of living workers that replace others, which this command must do. `StoreError`.
 
-    Of each, all segments but the last two: it may be writing the last, and not have closed the one
-    before, of which another host then sees a part alone.
+    It leaves the last two segments of each: the worker may be writing the last one, and may not
+    have closed the one before, which another host may then see only in part.
     """
     with storing(folder / JOURNAL, "list"):
         workers = set(workers_of(folder))
@@ -147,7 +147,7 @@ def seal_full_segments(folder: Path, record: RunRecord) -> None:
 
 
 def forget(folder: Path, workers: Sequence[int] = ()) -> None:
-    """Nothing says any more that there were these, or any that were adopted. `StoreError`."""
+    """Deletes the marks of these workers and of all that were adopted. `StoreError`."""
     with storing(folder / JOURNAL, "write"):
         names = [folder / lock_name(worker) for worker in workers]
         names += (folder / JOURNAL).glob("w*.drained")
@@ -159,15 +159,16 @@ def forget(folder: Path, workers: Sequence[int] = ()) -> None:
 def wait_for_workers(
     folder: Path, waiting: Callable[[str], None], flock: Flock = fcntl.flock
 ) -> tuple[int, ...]:
-    """The workers that earlier commands left, once each is dead or has ended by itself.
+    """Waits until all workers of earlier commands are dead or have ended; returns them.
 
-    A worker whose command is gone lands what it has in flight. `waiting`: called a few times a
-    second with what is waited for, in words; what it raises ends the waiting. Raises `StoreError`.
+    A worker whose command has ended finishes its requests in flight. `waiting`: called several
+    times a second with what it waits for; what it raises ends the wait. Raises `StoreError`.
     """
     with storing(folder / JOURNAL, "list"):
         workers = workers_of(folder)
     alive = workers
-    silence: dict[int, tuple[int, float]] = {}  # time of a lock that proves nothing, seen since
+    # The time of a lock file that proves nothing, and since when it was seen.
+    silence: dict[int, tuple[int, float]] = {}
     while True:
         alive = [one for one in alive if not _is_dead(folder, one, silence, flock)]
         if not alive:
@@ -206,9 +207,9 @@ def _has_drained(folder: Path, worker: int) -> bool:
 
 
 def drop_doubles(folder: Path, layout: Layout) -> int:
-    """Each row stands in one part; how many had to be taken out. Raises `StoreError`.
+    """Removes double rows, so that each is in one part; how many. Raises `StoreError`.
 
-    Where workers were taken for dead that were not. The journal must be empty.
+    They come from workers that were adopted and were not dead. The journal must be empty.
     """
     with storing(folder, "list"):
         parts = part_names(folder, RESPONSES)
@@ -220,7 +221,7 @@ def drop_doubles(folder: Path, layout: Layout) -> int:
     if not suspects:
         return 0
     first, doubled = set[RowKey](), dict[str, set[RowKey]]()
-    for part in parts:  # in the order of writers: the lowest one's row stays
+    for part in parts:  # in the order of writers: the lowest writer's row stays
         for batch in read_part(folder / part, KEY):
             for mark, key in zip(hash_keys(batch), keys_of(batch), strict=True):
                 if mark in suspects:
@@ -233,7 +234,7 @@ def drop_doubles(folder: Path, layout: Layout) -> int:
             rewrites = []
             for part, keys in doubled.items():
                 rewrites.append(rewrite_part(files, folder, part, schema, layout, dropped=keys))
-            for of in {id_of(part): None for part in doubled}:  # with its calls in one part
+            for of in {id_of(part): None for part in doubled}:  # a part together with its calls
                 keys = set().union(*(doubled[part] for part in doubled if id_of(part) == of))
                 if (folder / (calls := of.part(TOOL_CALLS))).exists():
                     kind = tool_call_schema()

@@ -1,9 +1,9 @@
-"""A run directory in the hands of one of the workers of a run: what it writes there.
+"""A run directory as one worker of a run sees it: what the worker writes there.
 
-A worker has a number that no other has, and files that nobody else writes while it lives: its
-journal, its parts, what is known of its unfinished rows. It adds rows and replaces none. Where
-rows are sent again, its segments stay in the journal until the command that has the run seals
-them, since that alone may write parts of others anew.
+A worker has a number of its own, and files that nobody else writes while it is alive: its journal,
+its parts, and the records of its unfinished rows. It adds rows and replaces none. If rows are sent
+again, its segments stay in the journal until the command that has the run seals them, since only
+that may rewrite parts of others.
 """
 
 import fcntl
@@ -36,12 +36,12 @@ from batchrun.store.writing import JournalWriter
 
 
 class WorkerDir:
-    """Open until `close`; not to be shared between threads."""
+    """Open until `close`; for one thread."""
 
     def __init__(self, path: Path, writer: int, record: RunRecord, lock: Lock) -> None:
         """`open` makes it."""
         self.path, self.writer, self.record = path, writer, record
-        # Whether the lock proves that it lives; else it is to stop by itself, see `write_until`.
+        # Whether the lock proves that it is alive; if not, it must stop by itself: `write_until`.
         self.can_lock = lock.warning is None
         self.unfinished = UnfinishedRows(path, writer, is_worker=True)
         self.unreadable = UnreadableBodies(path, writer)
@@ -56,7 +56,7 @@ class WorkerDir:
     ) -> "WorkerDir":
         """`writer`: from `RunDir.new_writer`; `record`: that of the command that has the run.
 
-        Raises `JobError` where this host does not see the run directory, or another process is this
+        Raises `JobError` if this host does not see the run directory, or if another process is this
         writer; `StoreError`.
         """
         found = read_run_record(path)
@@ -105,10 +105,10 @@ class WorkerDir:
         )
 
     def write_until(self, moment_s: float | None) -> None:
-        """Nothing is stored after this moment of `time.monotonic`; null: there is none.
+        """Stores nothing after this moment of `time.monotonic`; None: no such moment.
 
-        For where the file system cannot lock: then others take a worker for dead that has been
-        silent for long enough.
+        For file systems that cannot lock, where others adopt a worker that has been silent for
+        long enough.
         """
         self._until_s = moment_s
 
@@ -138,11 +138,11 @@ class WorkerDir:
             self._writer.seal_old()
 
     def close(self, *, has_drained: bool = False) -> None:
-        """Everything is on disk, and the lock is free.
+        """Writes everything to disk, and frees the lock.
 
-        `has_drained`: nothing is in flight, nor will be: what is to be sealed here is sealed, and
-        `wN.drained` says so. Raises `StoreError` for what failed and was not raised yet; the
-        lock is free even so.
+        `has_drained`: nothing is in flight, and nothing will be: seals what it may, and writes
+        `wN.drained`. Raises `StoreError` for an error that was not raised yet; the lock is free
+        anyway.
         """
         try:
             with ExitStack() as rest:
@@ -162,13 +162,13 @@ class WorkerDir:
 
     def _sync_also(self) -> None:
         self.unfinished.sync()
-        if not self.can_lock and self._lock is not None:  # its time says that the worker lives
+        if not self.can_lock and self._lock is not None:  # its time shows that the worker is alive
             with storing(self.path / lock_name(self.writer), "write"):
                 os.utime(self._lock)
 
 
 def _refuse_late(path: Path, writer: int) -> None:
-    """Raises `JobError` where the worker was adopted before it began."""
+    """Raises `JobError` if the worker was adopted before it began."""
     if (path / drained_name(writer)).exists():
         raise JobError(
             f"{path}: worker {writer} began too late: its rows were given to others; start another "
