@@ -52,7 +52,7 @@ def cost(
 ) -> None:
     """Show what runs cost: each of them, all together, by model, tier and more.
 
-    Calculated from the usage columns at the prices known today, also while a run goes on. --model
+    Calculated from the usage columns at the prices known today, also during a run. --model
     and --tier show what the same tokens would cost at other prices.
     """
     from batchrun.reports.bill.cost import read_costs

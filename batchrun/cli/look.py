@@ -31,7 +31,7 @@ Examples:
 def status(run_path: Path, *, watch: bool, form: str | None, as_json: bool) -> None:
     """Show how many rows are complete, failed and remaining, and the next command.
 
-    Works while the run goes on in another shell.
+    Works while the run is going on in another shell.
     """
     from batchrun.progress.prometheus import prometheus_text
     from batchrun.progress.status import read_status
@@ -78,8 +78,8 @@ def _watch(path: Path) -> None:
 def show(run_path: Path, custom_id: str, *, as_json: bool) -> None:
     """Show one row: the conversation, the tool calls, and each attempt on a time line.
 
-    ID is the row's custom_id, or its number where the input has no ids; of several samples and
-    variants 'ID|VARIANT|SAMPLE' is one.
+    ID is the row's custom_id, or its number if the input has no ids. 'ID|VARIANT|SAMPLE' names one
+    of several samples or variants.
     """
     from batchrun.formats.json_text import shown
     from batchrun.remote.run_link import run_name

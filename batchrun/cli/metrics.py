@@ -80,7 +80,7 @@ def metrics(
     """Summarise the scores of runs: means, errors, pass@k, cost.
 
     Standard errors count questions, never samples: each question counts with the mean of its
-    samples. Works while a run goes on, with the rows that are scored.
+    samples. Works during a run, with the rows that are scored.
     """
     from batchrun.evals.metrics import metrics as measure
     from batchrun.evals.metrics import read_requirement, unmet

@@ -36,7 +36,7 @@ Examples:
 def prices(models: tuple[str, ...], job_file: Path | None, form: str) -> None:
     """Show the prices of models: by tier, where each comes from, and how old the list is.
 
-    Without MODEL, the prices of your own.
+    Without MODEL, your own prices.
     """
     from batchrun.reports.bill.price_tables import price_text, read_prices, show_prices
 

@@ -36,7 +36,7 @@ Examples:
 def report(run_path: Path, page: Path | None, top: int) -> None:
     """Summarise a run: outcomes, tokens, cost, times, errors, tool calls, the worst rows.
 
-    Works while the run goes on; rows in the journal are counted.
+    Works during the run; rows in the journal are counted.
     """
     from batchrun.formats.amounts import size_in_words
     from batchrun.formats.printable import printable

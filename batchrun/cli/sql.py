@@ -33,7 +33,7 @@ def sql(run_paths: tuple[Path, ...], query: str, form: str) -> None:
     """Run an SQL query (DuckDB) over the rows of runs, with those in the journal.
 
     The tables are responses, tool_calls, attempts (a row for each attempt), scores (a row for each
-    score), and turns (empty today). The column run names the run of each row. A query reads and
+    score), and turns (still empty). The column run names the run of each row. A query reads and
     changes nothing; it can join files of this machine.
     """
     from batchrun.formats.printable import printable

@@ -20,7 +20,7 @@ def verify(run_path: Path) -> None:
 
     Each row exists once in parts and journal, the tables agree with each other and with run.json,
     every page and record can be read, and no file is left over. Problems are listed by file and
-    row, with exit code 1. While a run goes on, only what cannot change is checked.
+    row, with exit code 1. During a run, it checks only what cannot change.
     """
     from batchrun.formats.printable import printable
     from batchrun.remote.run_link import run_name

@@ -178,7 +178,7 @@ def parse_response(
     try:
         return _response(repaired(body), request, reported_cost_usd)
     except (ValueError, RecursionError):
-        return Unreadable(f"the answer is no JSON object: {beginning(body)}")
+        return Unreadable(f"the answer is not a JSON object: {beginning(body)}")
 
 
 def _response(
@@ -204,7 +204,7 @@ def _response(
         error = find_error(decode(body))
         if error is None and (api := other_api(body)) is not None:
             return Unreadable(f"the answer is {api}, not a response: check --base-url")
-        return error or Unreadable(f"the answer is no response: {beginning(body)}")
+        return error or Unreadable(f"the answer is not a response: {beginning(body)}")
     if status not in END_STATUSES:
         return Unreadable(f"the answer's status is {said}, which is not final")
     usage, cost_usd = read_usage(answer.usage)

@@ -85,9 +85,7 @@ def unknown_fields(names: Iterator[str] | list[str]) -> list[str]:
 
 
 def _unknown(name: str) -> str:
-    said = (
-        f"request.{name} is no field of the Responses API that batchrun knows, and is sent as it is"
-    )
+    said = f"request.{name} is not a known field of the Responses API; it is sent as it is"
     if name in SAME:
         return f"{said}; the Responses API says it with `{SAME[name]}`"
     if name in OTHER_SETTINGS:

@@ -178,7 +178,7 @@ class RowNames(Struct):
         if (odd := self.named_by.find(ODD_ID)) >= 0:
             row = next(read({odd}))
             value = _shown((row.data or {}).get(FALLBACK))
-            return f"column `{FALLBACK}` is {value} in {row}, which is no text and no integer"
+            return f"column `{FALLBACK}` is {value} in {row}, which is neither text nor an integer"
         if BY_COLUMN not in self.named_by:
             return ""
         if (numbered := self.named_by.find(BY_NUMBER)) >= 0:

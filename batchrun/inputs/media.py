@@ -77,8 +77,8 @@ class MediaReader:
         if not kind.startswith("image/"):
             held = "nothing known" if kind == _UNKNOWN else kind
             raise RowProblem(
-                f"data_url: {_named(value)} is no image, by its content ({held}); repair it, or "
-                "use the filter file_data for documents"
+                f"data_url: {_named(value)} is not an image, by its content ({held}); repair it, "
+                "or use the filter file_data for documents"
             )
         return self._encoded(content, kind)
 
@@ -114,8 +114,8 @@ class MediaReader:
                 text = str.__str__(value)
                 return base64_content(text) or self._read(text, name)
         raise RowProblem(
-            f"{name}: {cut(str(value), _SHOWN)} is no image or document; give bytes, an object "
-            "with `bytes` or `path`, or the path of a file"
+            f"{name}: {cut(str(value), _SHOWN)} is neither an image nor a document; give bytes, an "
+            "object with `bytes` or `path`, or the path of a file"
         )
 
     def _read(self, path: str, name: str) -> bytes:
@@ -128,7 +128,7 @@ class MediaReader:
             found = self._find(path, name)
             size = found.stat()
             if not stat.S_ISREG(size.st_mode):  # a pipe would be waited for
-                raise RowProblem(f"{name}: {_named(path)} is no file")
+                raise RowProblem(f"{name}: {_named(path)} is not a file")
             _check_size(size.st_size, path, name)
             return found.read_bytes()
         except OSError as error:

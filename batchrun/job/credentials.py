@@ -112,7 +112,9 @@ def header_values(endpoint: EndpointJob) -> dict[str, str]:
         values[name] = os.environ[variable].strip()
     for name, value in values.items():
         if not _HEADER.fullmatch(name):
-            raise JobError(f"endpoint.headers: {shown(name)} is no name of a header; fix it")
+            raise JobError(
+                f"endpoint.headers: {shown(name)} cannot be the name of a header; fix it"
+            )
         if not (value.isprintable() or value.replace("\t", " ").isprintable()):
             source = (
                 f"the environment variable {variables[name]}" if name in variables else "its value"
@@ -152,7 +154,7 @@ def refuse_no_urls(job: Job, where: str) -> None:
         name = _variable_of(url)
         if not ("://" in url if name is None else VARIABLE.fullmatch(name)):
             raise JobError(
-                f"{where}: notify.urls (--notify): number {number} is no URL (it is not shown, "
+                f"{where}: notify.urls (--notify): number {number} is not a URL (it is not shown, "
                 "since it may be a secret); write a URL of apprise, such as "
                 "mailto://localhost?from=me@example.com, or env:NAME for the variable that holds it"
             )

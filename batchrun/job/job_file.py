@@ -189,8 +189,8 @@ def _checked(endpoint: EndpointJob, where: str) -> EndpointJob:
     """With a base URL as it is used. Raises `JobError`."""
     if not VARIABLE.fullmatch(endpoint.api_key_env):
         raise JobError(
-            f"{where}: endpoint.api_key_env is no name of an environment variable (what it holds "
-            "is not shown, since it may be a key); put the key into a variable and name that"
+            f"{where}: endpoint.api_key_env is not the name of an environment variable (what it "
+            "holds is not shown, since it may be a key); put the key into a variable and name that"
         )
     _check_key_command(endpoint, where)
     return replace(endpoint, base_url=_base_url(endpoint.base_url))
@@ -270,13 +270,13 @@ def _base_url(text: str) -> str:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:
-        raise JobError(f"the base URL is no URL; {how}") from None
+        raise JobError(f"the base URL is not a URL; {how}") from None
     if "@" in parts.netloc:
         raise JobError(f"the base URL holds a user name or password; take it out, {how}")
     if parts.query or parts.fragment:
         raise JobError(f"the base URL has a query or fragment; put it in [endpoint.query], {how}")
     if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
-        raise JobError(f"the base URL {shown(text)} is no http or https URL; {how}")
+        raise JobError(f"the base URL {shown(text)} is not an http or https URL; {how}")
     if any(letter.isspace() for letter in url):
         raise JobError(f"the base URL {shown(text)} holds white space; {how}")
     return url
@@ -324,7 +324,7 @@ def _read_prices(tree: Mapping[str, Any], where: str) -> tuple[Pricing, Aliases]
     pricing: dict[str, PriceJob] = {}
     for model, table in tree.get("pricing", {}).items():
         if not isinstance(table, dict):
-            raise JobError(f'{where}: pricing.{model} is no table; write [pricing."MODEL"]')
+            raise JobError(f'{where}: pricing.{model} is not a table; write [pricing."MODEL"]')
         for key in (key for key, value in table.items() if isinstance(value, dict)):
             raise JobError(
                 f"{where}: [pricing.{model}.{key}]: put the model's name in quotes, such as "

@@ -76,7 +76,7 @@ def _schema_of_model(path: Path, model: str) -> dict[str, Any]:
         known = [n for n, one in vars(module).items() if hasattr(one, "model_json_schema")]
         there = ", ".join(name for name in known if name != "BaseModel") or "none"
         raise JobError(
-            f"{path}: {model} is no pydantic model of it ({error}); its models are {there}"
+            f"{path}: it has no pydantic model {model} ({error}); its models are {there}"
         ) from None
     except Exception as error:  # noqa: BLE001 - the user's own file may raise anything
         raise JobError(

@@ -177,6 +177,6 @@ def _compiled(pattern: str, key: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern)
     except re.error as error:
-        raise ValueError(f"{key} is no regular expression: {error}") from None
+        raise ValueError(f"{key} is not a regular expression: {error}") from None
     except RecursionError:
         raise ValueError(f"{key} is nested too deeply") from None

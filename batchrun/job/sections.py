@@ -143,7 +143,9 @@ class RetryJob(Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         for kind, parts in self.words.items():
             if kind not in TOLD_KINDS:
-                raise ValueError(f"words.{kind} is no kind; {nearest(kind, TOLD_KINDS)}")
+                raise ValueError(
+                    f"words.{kind} is not a kind of error; {nearest(kind, TOLD_KINDS)}"
+                )
             if not all(part.strip() for part in parts):
                 raise ValueError(f"words.{kind} has an empty text, which every message contains")
 

@@ -39,7 +39,7 @@ def time_of_day(text: str) -> time | None:
     try:
         return time.fromisoformat(text.rjust(text.count(":") * 3 + 2, "0"))
     except ValueError:
-        raise ValueError(f"stop_at is {shown(text)}, which is no time of day; {_HOW}") from None
+        raise ValueError(f"stop_at is {shown(text)}, which is not a time of day; {_HOW}") from None
 
 
 def date_and_time(text: str) -> datetime | None:
@@ -49,4 +49,6 @@ def date_and_time(text: str) -> datetime | None:
     try:
         return datetime.fromisoformat(text)
     except ValueError:
-        raise ValueError(f"stop_at is {shown(text)}, which is no date and time; {_HOW}") from None
+        raise ValueError(
+            f"stop_at is {shown(text)}, which is not a date and time; {_HOW}"
+        ) from None

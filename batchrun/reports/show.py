@@ -207,7 +207,7 @@ def _model(row: JsonObject) -> str:
     model = row["model"] or requested
     if not model:
         return ""
-    asked = f"asked for as {requested}" if requested not in (model, None) else ""
+    asked = f"requested as {requested}" if requested not in (model, None) else ""
     return ", ".join(filter(None, (model, asked, tier and f"tier {tier_name(tier, row['via'])}")))
 
 

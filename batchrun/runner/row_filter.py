@@ -39,7 +39,7 @@ class RowFilter:
         nodes = [one["node"] for one in tree.get("statements", ())]
         if tree.get("error") or [node.get("type") for node in nodes] != ["SELECT_NODE"]:
             raise JobError(
-                f"--where (where in [input]) is no condition in SQL: "
+                f"--where (where in [input]) is not a condition in SQL: "
                 f"{tree.get('error_message') or 'more than one'}; an example: "
                 "--where \"level > 3 AND lang = 'de'\""
             )

@@ -150,7 +150,7 @@ def read_body(data: bytes) -> RequestBody:
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
         fields = _decode_leniently(data)
     if not isinstance(fields, dict):
-        raise _unreadable("it is no JSON object")
+        raise _unreadable("it is not a JSON object")
     meant = fields
     if any(name in fields for name in _TRANSPORT):
         meant = {name: value for name, value in fields.items() if name not in _TRANSPORT}
@@ -461,7 +461,7 @@ def _schema_errors(schema: Any) -> Iterator[str]:
     if isinstance(schema, bool):
         return
     if not isinstance(schema, dict):
-        yield f"{schema!r} is no schema."
+        yield f"{schema!r} is not a schema."
         return
     for keyword, value in schema.items():
         if keyword not in _KEYWORDS:

@@ -268,12 +268,12 @@ class SimulatorSettings:
     refusals: float = _rate("Share of answers that are a refusal.")
     answers: tuple[str, ...] = _setting(
         (),
-        "Prompt set with the targets that the model knows; rows of one id in several are one.",
+        "Prompt set with the targets that the model knows; repeatable, rows join by their ids.",
         metavar="FILE",
     )
     right: tuple[str, ...] = _setting(
         (),
-        "How often it says them, by default always; SPREAD between questions. Repeatable.",
+        "Share of right answers, default 1; SPREAD: how questions differ. Repeatable.",
         metavar="[MODEL=]P[,SPREAD]",
     )
     accepts: bool = _flag("--never-accept", "Accept no connection: attempts to connect hang.")

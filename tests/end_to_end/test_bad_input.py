@@ -180,12 +180,12 @@ _CASES: dict[str, tuple[dict[str, str | bytes], tuple[str, ...], str]] = {
     "a URL without a scheme": (
         {"a.jsonl": _LINE},
         ("a.jsonl", *_P, *_M, "--base-url", "localhost:8000"),
-        "is no http or https URL",
+        "is not an http or https URL",
     ),
     "a URL that is none": (
         {"a.jsonl": _LINE},
         ("a.jsonl", *_P, *_M, "--base-url", "http://[::1"),
-        "the base URL is no URL",
+        "the base URL is not a URL",
     ),
     "a URL with a query": (
         {"a.jsonl": _LINE},

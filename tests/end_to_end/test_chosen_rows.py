@@ -111,9 +111,9 @@ def test_rows_that_are_left_out_may_be_bad(
 @pytest.mark.parametrize(
     ("where", "said"),
     [
-        ("level >", "is no condition in SQL: syntax error"),
-        ("true; SELECT 1", "is no condition in SQL: syntax error"),
-        ("true) UNION (SELECT 1", "is no condition in SQL: more than one"),
+        ("level >", "is not a condition in SQL: syntax error"),
+        ("true; SELECT 1", "is not a condition in SQL: syntax error"),
+        ("true) UNION (SELECT 1", "is not a condition in SQL: more than one"),
         ("levl > 3", "`levl`"),
         ("level > 99", "fits none of 60 rows"),
         ("lang + 'x' > 3", "--where (where in [input]): "),

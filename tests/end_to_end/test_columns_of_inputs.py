@@ -168,7 +168,7 @@ def test_ids_that_are_floats_are_told(tmp_path: Path, send: Run, query: Query) -
     done = send("a.parquet")
     assert done.returncode == 0
     said = " ".join(done.stderr.split())
-    assert "column `id` is 1.0 in a.parquet, row 0, which is no text and no integer" in said
+    assert "column `id` is 1.0 in a.parquet, row 0, which is neither text nor an integer" in said
     assert "known by their number" in said
     assert query("SELECT custom_id FROM read_parquet(?) ORDER BY row") == [("0",), ("1",)]
     assert "--id COLUMN" in done.stderr

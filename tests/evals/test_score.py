@@ -661,7 +661,7 @@ def test_a_scorer_whose_library_is_missing_says_how_to_install_it(
             "did you mean `answer`?",
         ),
         ('kind = "regex"', "pattern is missing"),
-        ('kind = "regex"\npattern = "("', "pattern is no regular expression"),
+        ('kind = "regex"\npattern = "("', "pattern is not a regular expression"),
         ('kind = "regex"\npattern = "(a)"\ngroup = 2', "pattern has no group 2"),
         (f'kind = "regex"\npattern = "(a+)+b"\n{_MANY}', "took longer than 0.3 s"),
         (f'kind = "number"\nafter = "(a+)+b"\ntarget = "row"\n{_MANY}', "took longer than 0.3 s"),

@@ -232,7 +232,7 @@ def test_limits_on_tokens_become_one(write: Write, read: Read) -> None:
             "assistant",
         ),
         ([{"role": "assistant"}], "neither `content` nor `tool_calls`"),
-        ([{"role": "assistant", "tool_calls": [{"function": {}}]}], "is no tool call"),
+        ([{"role": "assistant", "tool_calls": [{"function": {}}]}], "is not a tool call"),
         ([{"role": "assistant", "tool_calls": {"a": 1}}], "must be a list"),
         ([{"role": "tool", "content": "x"}], "no call waits for a result"),
     ],

@@ -46,7 +46,7 @@ def test_id_names_rows_where_it_can_and_is_carried_too(write: Write, read: Read)
         ([1, "1", 2], "not unique"),
         ([1, None, 2], "prompts.jsonl:2"),
         ([1, 2.5, 3], "prompts.jsonl:2"),
-        ([1.0, 2.0, 3.0], "`id` is 1.0 in prompts.jsonl:1, which is no text and no integer"),
+        ([1.0, 2.0, 3.0], "`id` is 1.0 in prompts.jsonl:1, which is neither text nor an integer"),
         ([[1], [2], [3]], r"`id` is \[1\] in prompts.jsonl:1"),
         ([None, {"a": "b"}, None], r'`id` is {"a":"b"} in prompts.jsonl:2'),
         ([None, None, None], None),

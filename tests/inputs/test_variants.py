@@ -181,4 +181,6 @@ def test_what_samples_and_variants_hardly_mean_is_said(write: Write) -> None:
     said = [one for one in survey.warnings if "the same requests" in one]
     assert said == ["the variants a and b send the same requests to the same endpoint"]
     survey, _ = read(path, request, VariantJob("a", request={"temprature": 1}))
-    assert any("variant a: request.temprature is no field" in one for one in survey.warnings)
+    assert any(
+        "variant a: request.temprature is not a known field" in one for one in survey.warnings
+    )

@@ -58,9 +58,12 @@ def test_paths_are_relative_to_the_job_file_and_options_win(tmp_path: Path) -> N
         ("[input]\npath='x'\n[request]\nstream = true", "request.stream is set by batchrun"),
         (
             "[input]\npath='x'\n[retry.words]\nrate_limits = ['a']",
-            "words.rate_limits is no kind; did you mean `rate_limit`",
+            "words.rate_limits is not a kind of error; did you mean `rate_limit`",
         ),
-        ("[input]\npath='x'\n[retry.words]\ntimeout = ['a']", "words.timeout is no kind"),
+        (
+            "[input]\npath='x'\n[retry.words]\ntimeout = ['a']",
+            "words.timeout is not a kind of error",
+        ),
         ("[input]\npath='x'\n[retry.words]\nquota = [' ']", "words.quota has an empty text"),
         ("[input]\npath='x'\n[retry.words]\nquota = 'a'", "retry.words"),
         ("[input]\nformat='csv'\npath='x'", "jsonl or parquet"),

@@ -122,7 +122,7 @@ name = "plain"
         ),
         (
             "[[variants]]\nname = 'a'\nendpoint = { base_url = 'nowhere' }",
-            '"nowhere" is no http or https URL',
+            '"nowhere" is not an http or https URL',
         ),
         ("[[variants]]\nname = 'a'\nendpoint = 'x'", "endpoint must be a table"),
         ("[[variants]]\nname = 'a'\nendpoint = { base_ur = 'x' }", "did you mean `base_url`"),

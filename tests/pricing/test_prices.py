@@ -552,7 +552,7 @@ def test_prices_stand_in_the_job_file(tmp_path: Path) -> None:
             r'\[pricing."m"\]: unknown key inputs; did you mean `input`',
         ),
         ("[pricing.gpt-4.1]\ninput = 1\noutput = 1", r'in quotes, such as \[pricing."gpt-4.1"\]'),
-        ("[pricing]\ninput = 1", r'pricing.input is no table; write \[pricing."MODEL"\]'),
+        ("[pricing]\ninput = 1", r'pricing.input is not a table; write \[pricing."MODEL"\]'),
         ("pricing = 1", r"pricing must be a table|unknown key input.pricing"),
         (
             '[pricing."m"]\ninput = "1"\noutput = 1',

@@ -251,7 +251,7 @@ def test_a_file_of_answers_that_cannot_be_is_said(tmp_path: Path) -> None:
         SimulatorSettings(right=("0.5",))
     for content, words in (
         (None, "cannot be read"),
-        ("[1]\n", "no JSON object"),
+        ("[1]\n", "not a JSON object"),
         ("{", "cannot be read"),
         ('{"question": "Why?"}\n', "no row of the answers has a question and a target"),
     ):

@@ -204,7 +204,7 @@ def test_a_bad_request_is_refused_in_the_api_s_words(
         ({"type": "object", "properties": {"a": {"type": "float"}}}, "'float' is not valid"),
         ({"type": "object", "properties": {"a": {"items": {"type": "any"}}}}, "'any'"),
         ({"type": "object", "properties": {"a": {"type": ["string", 3]}}}, "3 is not valid"),
-        ({"type": "object", "properties": {"a": 3}}, "3 is no schema"),
+        ({"type": "object", "properties": {"a": 3}}, "3 is not a schema"),
         ({"type": "object", "properties": ["a"]}, "is not valid for 'properties'"),
         ({"type": "object", "required": True}, "is not valid for 'required'"),
         ({"type": "object", "required": [1]}, "is not valid for 'required'"),

@@ -318,7 +318,7 @@ class _Conversation:
         kind = call.get("type") or "function" if type(call) is dict else None
         inner = call.get(kind) if kind in ("function", "custom") else None
         if type(inner) is not dict or type(inner.get("name")) is not str:
-            raise RowProblem(f"{where} is no tool call: `function` with `name` is missing")
+            raise RowProblem(f"{where} is not a tool call: `function` with `name` is missing")
         self._calls += 1
         call_id = str(call.get("id") or f"call_{self._calls}")
         self._waiting[call_id] = inner["name"]

@@ -191,7 +191,7 @@ def _rows(path: Path) -> Iterator[Item]:
     found = _decode(text) if is_array else map(_decode, filter(bytes.strip, text.splitlines()))
     for row in found:
         if not isinstance(row, dict):
-            raise ValueError("a row is no JSON object")  # noqa: TRY004 - of the file, not of a call
+            raise ValueError("a row is not a JSON object")  # noqa: TRY004 - of the file, not of a call
         yield row
 
 
