@@ -49,7 +49,9 @@ async def notified(
     finally:
         # Whoever cancels a run does not want to wait, and knows of its end.
         if told.is_over:
-            await told.wait(say, f"telling {', '.join(job.notify.urls)}, for up to {send_s:g} s")
+            await told.wait(
+                say, f"sending messages to {', '.join(job.notify.urls)}, for up to {send_s:g} s"
+            )
             for problem in dict.fromkeys(told.notifier.problems):
                 warn(problem)
 
@@ -109,4 +111,4 @@ class _Told:
         try:
             yield
         except Exception as error:  # noqa: BLE001 - it must not end a paid run
-            self.notifier.problems.append(f"nobody was told: {type(error).__name__}: {error}")
+            self.notifier.problems.append(f"no message was sent ({type(error).__name__}: {error})")

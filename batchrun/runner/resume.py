@@ -49,7 +49,7 @@ _NAME = 80  # letters of a row's id
 _ROWS_AT_ONCE = 64  # whose older outcomes are read together, ...
 _BYTES_AT_ONCE = 4 << 20  # ... or fewer, where their bodies are large
 _FIX_PARTS = (
-    "Put these files back; or give --rerun-changed, which sends their rows again and pays for them "
+    "Restore these files; or give --rerun-changed, which sends their rows again and pays for them "
     "again; or start a new run directory with -o"
 )
 

@@ -177,7 +177,7 @@ def test_a_stall_is_told_and_its_end(
     )
     said = read_rest(process)
     assert process.returncode == 0, said
-    assert "telling json://127.0.0.1" in said or "warning" not in said
+    assert "sending messages to json://127.0.0.1" in said or "warning" not in said
     titles = _titles(got)
     assert titles.count("batchrun: run is stalled") == 2
     assert titles.count("batchrun: run continues") >= 1
