@@ -1,7 +1,7 @@
-"""Claims: objects by which the commands on several machines keep out of each other's runs.
+"""Claims: objects by which commands on several machines do not write to the same run.
 
-A store has no locks. So a command writes an object of its own, renews it, and lists what claims
-there are: of two that begin at the same time, at least one sees the other and steps back.
+A store has no locks. So a command writes an object of its own, renews it, and lists all claims: of
+two commands that begin at the same time, at least one sees the other and gives way.
 """
 
 import os
@@ -20,10 +20,10 @@ from batchrun.remote.object_stores import ObjectStore, RemoteError, RemoteObject
 from batchrun.remote.run_link import CLAIMS
 
 RENEW_S = 10.0
-STALE_S = 60.0  # after which a claim that was not renewed does not count
+STALE_S = 60.0  # a claim that was not renewed for so long does not count
 _ATTEMPTS = 3
 _PAUSE_S = 3.0  # at most, between two attempts
-_RELEASE_S = 3.0  # of a claim that could not be checked; else it ends by itself
+_RELEASE_S = 3.0  # for deleting a claim that could not be checked; it expires anyway
 
 
 class Claimant(Struct, frozen=True):
@@ -35,22 +35,22 @@ class Claimant(Struct, frozen=True):
 
 
 class Claim:
-    """Ours, until it is released."""
+    """The claim of this process, until it is released."""
 
     def __init__(self, store: ObjectStore, prefix: str, scratch: Path) -> None:
-        """`scratch`: the folder that is written from; it must be locked."""
+        """`scratch`: the folder that the run is written from; it must be locked."""
         self._store, self._prefix = store, prefix
         self._about = Claimant(socket.gethostname(), os.getpid(), str(scratch))
         self.key = f"{prefix}{CLAIMS}/{secrets.token_hex(8)}"
 
     def renewed_by(self, store: ObjectStore) -> "Claim":
-        """The same one, over another connection."""
+        """The same claim, over another connection."""
         other = Claim(store, self._prefix, Path(self._about.scratch))
         other.key = self.key
         return other
 
     def take(self, url: str) -> None:
-        """Raises `JobError` where another command has the run, `RemoteError`."""
+        """Raises `JobError` if another command has the run; `RemoteError`."""
         for attempt in range(_ATTEMPTS):
             if attempt:
                 time.sleep(random.uniform(0, _PAUSE_S))  # noqa: S311 - so that two do not keep pace
@@ -58,7 +58,7 @@ class Claim:
             try:
                 others = self._others()
             except BaseException:
-                with suppress(RemoteError):  # soon: a store that cannot be used is said within 30 s
+                with suppress(RemoteError):  # briefly: it must be reported within 30 s
                     within(_RELEASE_S, self._store.name(self.key), self.release)
                 raise
             if not others:
@@ -76,7 +76,7 @@ class Claim:
         self._store.write(self.key, msgspec.json.encode(self._about))
 
     def is_there(self) -> bool:
-        """Whether no other command has removed it. Raises `RemoteError`."""
+        """Whether it still exists: no other command has deleted it. Raises `RemoteError`."""
         return self._store.find(self.key) is not None
 
     def release(self) -> None:
@@ -84,7 +84,7 @@ class Claim:
         self._store.delete(self.key)
 
     def _others(self) -> list[Claimant]:
-        """Who else has the run; claims that do not count any more are deleted."""
+        """Who else has the run; deletes claims that no longer count."""
         claims = self._store.listing(f"{self._prefix}{CLAIMS}")
         now = next((one.stamp for one in claims if one.key == self.key), 0)
         found = []
@@ -92,7 +92,7 @@ class Claim:
             owner = None if one.key == self.key else _owner(self._store, one)
             if owner is None:
                 continue
-            # Whoever had this folder before is gone: it is locked.
+            # This folder is locked by us, so whoever had it before has ended.
             is_ours = (owner.host, owner.scratch) == (self._about.host, self._about.scratch)
             if is_ours or one.stamp < now - STALE_S * 1e9:
                 self._store.delete(one.key)
@@ -102,7 +102,7 @@ class Claim:
 
 
 def owner_now(store: ObjectStore, prefix: str, now_ns: int) -> Claimant | None:
-    """Who has a run, as seen by somebody who reads it; by this machine's clock. `RemoteError`."""
+    """Who has a run, for a reader; by this machine's clock. Raises `RemoteError`."""
     for one in store.listing(f"{prefix}{CLAIMS}"):
         if one.stamp >= now_ns - STALE_S * 1e9 and (owner := _owner(store, one)) is not None:
             return owner
@@ -110,7 +110,7 @@ def owner_now(store: ObjectStore, prefix: str, now_ns: int) -> Claimant | None:
 
 
 def _owner(store: ObjectStore, claim: RemoteObject) -> Claimant | None:
-    """Null where it was released meanwhile."""
+    """The owner of a claim; None if it was released meanwhile."""
     data = store.read(claim.key)
     if data is None:
         return None

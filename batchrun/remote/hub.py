@@ -1,4 +1,4 @@
-"""Data sets of the Hub, through huggingface_hub: its credentials, its cache, one commit."""
+"""Data sets of the Hub, through huggingface_hub, with its credentials and cache; at one commit."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ _FIRST_CALL_S = 25.0
 
 
 def pinned(url: HubUrl) -> HubUrl:
-    """The same at the commit that its branch or tag stands for now. Raises as `_asked`."""
+    """The same URL, at the present commit of its branch or tag. Raises as `_asked`."""
 
     def resolve(api: Any) -> str:
         commit: str = api.dataset_info(url.dataset, revision=url.revision, timeout=10).sha
@@ -39,7 +39,7 @@ def list_files(url: HubUrl, folder: str) -> list[RemoteObject]:
 
 
 def local_copy(url: HubUrl) -> Path:
-    """The file in the cache, where it is brought if it is not there. Raises as `_asked`."""
+    """The file in the cache; downloads it if it is not there. Raises as `_asked`."""
     hub = _library()
 
     def load() -> str:
@@ -52,7 +52,7 @@ def local_copy(url: HubUrl) -> Path:
 
 
 def _asked(url: HubUrl, seconds: float, ask: Any) -> Any:
-    """Raises `JobError` without the library, `InputError` for what is not there, `RemoteError`."""
+    """Raises `JobError` without the library, `InputError` for what is missing; `RemoteError`."""
     api = _library().HfApi(library_name="batchrun")
     return _explained(url, lambda: within(seconds, str(url), lambda: ask(api)))
 

@@ -1,8 +1,8 @@
-"""Object stores over `pyarrow.fs`: settings by the environment, and no call without an end.
+"""Object stores through `pyarrow.fs`: settings from the environment, a time limit for each call.
 
-Retries are the libraries' own. Not each library bounds a server's silence (that for Google's store
-waits minutes), so each call is made in a thread and given up after a time. What goes wrong is a
-`RemoteError`, which says what to do.
+Retries are those of the libraries. Not every library limits a server's silence (the one for Google
+waits minutes), so each call is made in a thread and given up after a time. Each error is a
+`RemoteError`, whose text says what to do.
 """
 
 import datetime as dt
@@ -24,19 +24,19 @@ from batchrun.remote.urls import StoreUrl, store_url
 T = TypeVar("T")
 
 _CONNECT_S = 5.0
-_SILENCE_S = 20.0  # of S3: so long may nothing move
-_ATTEMPTS = 8  # of S3: over about a minute, with its pauses
+_SILENCE_S = 20.0  # S3: longest time without any data
+_ATTEMPTS = 8  # S3: about a minute, with the pauses
 _FIRST_SILENCE_S, _FIRST_ATTEMPTS = 5.0, 3  # at the first contact: 17 s of silence
-_RETRY_S = 60.0  # of Google's: for so long it tries again
+_RETRY_S = 60.0  # Google: for how long it retries
 _FIRST_RETRY_S = 10.0
 _CALL_S = 180.0  # for one call, whatever the library does
 _FIRST_CALL_S = 25.0
-_SLOWEST = 50_000  # bytes a second that an upload may need
+_SLOWEST = 50_000  # bytes a second: slower uploads are given up
 MULTIPART_BYTES = 10 << 20  # pyarrow sends what is smaller in one request
 
 
 class RemoteError(OSError):
-    """What a store or the Hub refused, or that it cannot be reached; the text says what to do."""
+    """A store or the Hub refused something or cannot be reached; the text says what to do."""
 
 
 class RemoteObject(NamedTuple):
@@ -48,7 +48,7 @@ class RemoteObject(NamedTuple):
 
 
 def within(seconds: float, what: str, call: Callable[[], T]) -> T:
-    """What the call returns. Raises what it raises; `RemoteError` where it takes longer."""
+    """Makes the call. Raises what it raises; `RemoteError` if it takes longer."""
     answers: list[T] = []
     errors: list[BaseException] = []
 
@@ -58,7 +58,7 @@ def within(seconds: float, what: str, call: Callable[[], T]) -> T:
         except BaseException as error:  # noqa: BLE001 - raised again below
             errors.append(error)
 
-    # Not of a pool, whose threads the interpreter would wait for at its end.
+    # Not from a pool: the interpreter would wait for its threads at exit.
     thread = threading.Thread(target=answer, daemon=True)
     thread.start()
     thread.join(seconds)
@@ -73,14 +73,14 @@ class ObjectStore:
     """One bucket or container; keys are names in it."""
 
     def __init__(self, url: StoreUrl, *, is_first: bool = False) -> None:
-        """`is_first`: calls fail soon where nothing answers. Raises `JobError`."""
+        """`is_first`: calls fail soon if nothing answers. Raises `JobError`."""
         self._url = url
         self._seconds = _FIRST_CALL_S if is_first else _CALL_S
         self._bucket = url.bucket.partition("@")[0]
         self.files = _filesystem(url.scheme, url.bucket, url.region, url.is_anonymous, is_first)
 
     def find(self, key: str) -> RemoteObject | None:
-        """The object of this name; null where there is none. Raises `RemoteError`."""
+        """The object of this name; None if there is none. Raises `RemoteError`."""
         info = self._call(key, lambda: self.files.get_file_info(self._path(key)))
         return self._object(info) if info.type is fs.FileType.File else None
 
@@ -101,14 +101,14 @@ class ObjectStore:
         return self._call(key, lambda: self.files.open_input_file(self._path(key)))
 
     def read(self, key: str) -> bytes | None:
-        """The whole object; null where there is none. Raises `RemoteError`."""
+        """The whole object; None if there is none. Raises `RemoteError`."""
         found = self.find(key)
         if found is None:
             return None
 
         def read() -> bytes:
-            # A stream: of Google's files, the first call of any other asks the store, with the
-            # interpreter locked.
+            # A stream: with any other kind of file, Google's library makes a request while it holds
+            # the interpreter's lock.
             with self.files.open_input_stream(self._path(key), compression=None) as file:
                 data: bytes = file.read()
                 return data
@@ -122,7 +122,7 @@ class ObjectStore:
         return data
 
     def read_at(self, file: Any, key: str, size: int, place: int) -> bytes:
-        """`size` bytes of an open object. Raises `RemoteError`, also where it ends before."""
+        """`size` bytes of an open object. Raises `RemoteError`, also if it ends earlier."""
         data: bytes = self._call(key, lambda: file.read_at(size, place))
         if len(data) < size:
             raise RemoteError(
@@ -133,14 +133,14 @@ class ObjectStore:
         return data
 
     def write(self, key: str, data: bytes) -> None:
-        """The object is these bytes, as a whole, when this returns. Raises `RemoteError`."""
+        """Writes the object, wholly or not at all. Raises `RemoteError`."""
         self._call(key, lambda: self._write(key, iter((data,))))
 
     def upload(self, key: str, path: Path) -> None:
-        """The object is the file, as a whole, when this returns. Raises `RemoteError`, `OSError`.
+        """Uploads the file, wholly or not at all. Raises `RemoteError`, `OSError`.
 
-        A pyarrow that is told of an error while it writes would store what it has: so the stream is
-        closed only after all was written, and opened only after the first piece was read.
+        If pyarrow learns of an error while it writes, it stores what it has. So the stream is
+        closed only after everything was written, and opened only after the first piece was read.
         """
         more_s = path.stat().st_size / _SLOWEST
         with path.open("rb") as file:
@@ -156,7 +156,7 @@ class ObjectStore:
         stream.close()
 
     def delete(self, key: str) -> None:
-        """There is no such object when this returns. Raises `RemoteError`."""
+        """Deletes the object, if it exists. Raises `RemoteError`."""
 
         def delete() -> None:
             try:
@@ -167,11 +167,11 @@ class ObjectStore:
         self._call(key, delete)
 
     def copy(self, key: str, to: str) -> None:
-        """By the store itself. Raises `RemoteError`."""
+        """Copies an object within the store. Raises `RemoteError`."""
         self._call(to, lambda: self.files.copy_file(self._path(key), self._path(to)))
 
     def paths(self, keys: Sequence[str]) -> list[str]:
-        """The names that `files` has for objects."""
+        """The paths of objects in `files`."""
         return [self._path(key) for key in keys]
 
     def name(self, key: str) -> str:
@@ -191,11 +191,11 @@ class ObjectStore:
         except RemoteError:
             raise
         except (OSError, ValueError, pa.ArrowException) as error:
-            # pyarrow says with a `ValueError` that a stream of Google's was closed by an error.
+            # pyarrow raises `ValueError` if an error has closed a stream of Google's.
             raise RemoteError(explained(self.name(key), self._url.scheme, error)) from error
 
 
-_SAID = {  # what to do, by what errors say
+_SAID = {  # what to do, by the texts of errors
     "there is no such bucket; check its name, or create it": (
         r"NO_SUCH_BUCKET|NoSuchBucket|ContainerNotFound|bucket does not exist"
     ),
@@ -230,7 +230,7 @@ _ENDPOINTS = {
 
 
 def explained(name: str, scheme: str, error: BaseException) -> str:
-    """The library's error in a line, and what to do."""
+    """The library's error in one line, and what to do."""
     text = " ".join(str(error).split())
     status = re.search(r"AWS Error ([A-Z_]+).*?operation: (.*)", text)
     reason = ": ".join(filter(None, status.groups())) if status else text
@@ -243,7 +243,7 @@ def explained(name: str, scheme: str, error: BaseException) -> str:
 
 @cache
 def store_of(url: str, *, is_first: bool = False) -> tuple[ObjectStore, str]:
-    """The store, and the key, of such a URL. Raises `JobError`."""
+    """The store and the key of a URL. Raises `JobError`."""
     parts = store_url(url)
     return _store(parts.scheme, parts.bucket, parts.region, parts.is_anonymous, is_first), parts.key
 
@@ -278,7 +278,7 @@ def _s3(region: str | None, is_anonymous: bool, is_first: bool) -> fs.FileSystem
     if endpoint:
         parts = urlsplit(endpoint if "://" in endpoint else f"https://{endpoint}")
         settings = {"endpoint_override": parts.netloc, "scheme": parts.scheme}
-    # An empty region would be looked for over the network.
+    # An empty region would be looked up over the network.
     return fs.S3FileSystem(
         anonymous=is_anonymous,
         region=region or _aws_region() or "us-east-1",
@@ -287,14 +287,14 @@ def _s3(region: str | None, is_anonymous: bool, is_first: bool) -> fs.FileSystem
         retry_strategy=fs.AwsStandardS3RetryStrategy(
             max_attempts=_FIRST_ATTEMPTS if is_first else _ATTEMPTS
         ),
-        allow_delayed_open=True,  # what is below 10 MB is one request, which a kill cannot split
+        allow_delayed_open=True,  # uploads below 10 MB are one request, which a kill cannot split
         background_writes=False,
         **settings,
     )
 
 
 def _aws_region() -> str | None:
-    """As the environment or the profile of `~/.aws/config` says."""
+    """The region in the environment or in the profile of `~/.aws/config`."""
     for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
         if region := os.environ.get(name):
             return region

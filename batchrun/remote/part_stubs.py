@@ -1,7 +1,7 @@
-"""Stubs: small files that stand for parts which are in a store.
+"""Stubs: small files in place of parts that are in a store.
 
-Whatever lists, renames or deletes the parts of a run directory does so with stubs; what reads a
-part goes through `part_file`.
+Code that lists, renames or deletes the parts of a run directory handles stubs as parts; code that
+reads a part uses `part_file`.
 """
 
 from collections.abc import Sequence
@@ -41,20 +41,20 @@ def write_stub(path: Path, stub: Stub, *, is_durable: bool = True) -> None:
 
 
 def read_stub(path: Path) -> Stub | None:
-    """Null for a part that is here. Raises `OSError`."""
+    """The stub; None for a part that is here. Raises `OSError`."""
     with path.open("rb") as file:
         data = file.read(_MOST_BYTES) if file.read(len(_HEAD)) == _HEAD else None
     return None if data is None else msgspec.json.decode(data, type=Stub)
 
 
 def part_file(path: Path) -> Any:
-    """What pyarrow reads the part from. Raises `OSError`."""
+    """The file from which pyarrow can read the part. Raises `OSError`."""
     stub = read_stub(path)
     return path if stub is None else pa.PythonFile(ObjectReader(stub.url, stub.size), "r")
 
 
 def dataset_of(paths: Sequence[Path], schema: pa.Schema) -> "ds.Dataset":
-    """Parts, wherever they are, as one lazy table. Raises `OSError`."""
+    """All parts, here or in a store, as one lazy table. Raises `OSError`."""
     import pyarrow.dataset as ds  # noqa: PLC0415 - imports pandas where it is installed: 0.3 s
 
     local, remote = [], dict[Any, list[str]]()
@@ -93,6 +93,6 @@ def is_replaced(path: Path) -> bool:
 
 
 def part_size(path: Path) -> int:
-    """In bytes, wherever it is. Raises `OSError`."""
+    """The size of a part in bytes, here or in a store. Raises `OSError`."""
     stub = read_stub(path)
     return path.stat().st_size if stub is None else stub.size

@@ -1,4 +1,4 @@
-"""Files of a store or of the Hub: found by a URL, and read at any place as a local file is."""
+"""Files of a store or of the Hub: found by a URL, and read at any offset like a local file."""
 
 import io
 from collections.abc import Iterable
@@ -20,13 +20,13 @@ from batchrun.remote.urls import (
     store_url,
 )
 
-BUFFER = 4 << 20  # bytes a request: fewer would wait for each answer longer than they take
+BUFFER = 4 << 20  # bytes a request; with fewer, waiting for answers takes longer than reading
 
 
 class RemoteFile(Struct, frozen=True):
-    """One file, with what told it from another of its name when it was listed."""
+    """One file, with what identified its version when it was listed."""
 
-    url: str  # of the Hub with the commit
+    url: str  # for the Hub, with the commit
     size: int
     written_at: int  # nanoseconds since 1970; 0: it never changes
 
@@ -56,7 +56,7 @@ class RemoteFile(Struct, frozen=True):
         return hub.local_copy(hub_url(self.url)).open("rb", buffering=0)
 
     def stamp(self) -> tuple[int, int]:
-        """Another one where it was written again since. Raises `RemoteError`."""
+        """Its present version; differs if it was written again. Raises `RemoteError`."""
         if not is_store(self.url):
             return self.size, self.written_at
         store, key = store_of(self.url)
@@ -65,7 +65,7 @@ class RemoteFile(Struct, frozen=True):
 
 
 class ObjectReader(io.RawIOBase):
-    """An object of a store as a file that is read; for one thread at a time."""
+    """An object of a store as a readable file; for one thread at a time."""
 
     def __init__(self, url: str, size: int) -> None:
         self._store, self._key = store_of(url)
@@ -99,15 +99,15 @@ class Found(Struct, frozen=True):
     """What a URL names."""
 
     files: list[RemoteFile]
-    base: str  # the URL of the folder that all of them are in, with a slash at its end
-    is_file: bool = False  # the URL is that of the only file
-    commit: str | None = None  # of the Hub: what the files are of
+    base: str  # the URL of the folder with all of them; ends with a slash
+    is_file: bool = False  # the URL is that of a single file
+    commit: str | None = None  # for the Hub: the commit of the files
 
 
 def find_files(url: str) -> Found:
     """The files that a URL names: one, those of a folder, or of a glob, in order of their names.
 
-    Raises `JobError` for what is no URL, `InputError` where it cannot be read.
+    Raises `JobError` for what is not a URL, `InputError` if it cannot be read.
     """
     try:
         return _in_store(url) if is_store(url) else _in_hub(hub_url(url))
@@ -159,6 +159,6 @@ def _in_hub(asked: HubUrl) -> Found:
 
 
 def _matching(objects: Iterable[RemoteObject], pattern: str | None) -> list[RemoteObject]:
-    """Those of the pattern, or all; never what is hidden."""
+    """The objects that match the pattern, or all; never hidden ones."""
     matches = None if pattern is None else name_pattern(pattern)
     return [one for one in objects if matches is None or matches.fullmatch(one.key)]

@@ -1,7 +1,7 @@
-"""A run in a store: the folder of this machine that it is written from, or looked at through.
+"""A run in a store: the folder on this machine that it is written from, or read through.
 
-The folder is a run directory as any other: journal, lock, `run.json` and so on. `store.json` in it
-says that it belongs to a store; of parts that are there it holds stubs (`part_stubs`).
+The folder is a run directory like any other, with journal, lock and `run.json`. `store.json` in it
+says that it belongs to a store; for parts in the store it has stubs (`part_stubs`).
 """
 
 import os
@@ -18,27 +18,27 @@ from batchrun.remote.urls import store_url
 
 LINK_FILE = "store.json"
 CLAIMS = "claims"
-# Files of a run beside its tables; what they hold is also in the store.
+# The files of a run beside its tables; they are also in the store.
 SMALL_FILES = ("run.json", "live.json", "events.jsonl", "gone.parquet", "unreadable.jsonl")
 OF_WORKERS = "unreadable-w*.jsonl"  # as the last of these
 COPIED_INPUT = "input/stdin.jsonl"
 
 
 class Link(Struct, frozen=True):
-    """What `store.json` says."""
+    """The content of `store.json`."""
 
     url: str  # of the run, as batchrun writes it; without credentials
-    writer: int = 0  # whose parts are written from here; no other folder has the same
+    writer: int = 0  # the writer of the parts from here; each folder has another one
     claim: str | None = (
         None  # the key of the object that keeps other machines out, while it is ours
     )
     is_doubtful: bool = False  # another machine may have completed rows of the journal since
-    # Of small files: size and time of the object that was last written or read here.
+    # For small files: size and time of the object that was last written or read here.
     seen: dict[str, tuple[int, int]] = {}
 
 
 def read_link(folder: Path) -> Link | None:
-    """Null for a run directory that is in no store. Raises `StoreError` where it is damaged."""
+    """Reads `store.json`; None for a run that is not in a store. `StoreError` if damaged."""
     path = folder / LINK_FILE
     try:
         return msgspec.json.decode(path.read_bytes(), type=Link)
@@ -53,12 +53,12 @@ def read_link(folder: Path) -> Link | None:
 
 
 def write_link(folder: Path, link: Link) -> None:
-    """On disk when this returns. Raises `OSError`."""
+    """Writes it and syncs it. Raises `OSError`."""
     write_durably(folder / LINK_FILE, msgspec.json.format(msgspec.json.encode(link)) + b"\n")
 
 
 def change_link(folder: Path, **changes: object) -> Link:
-    """The same with these fields. Raises `OSError`, `StoreError`."""
+    """Changes these fields. Raises `OSError`, `StoreError`."""
     link = read_link(folder)
     if link is None:
         raise StoreError(f"{folder / LINK_FILE}: deleted during the run; restore it")
@@ -68,13 +68,13 @@ def change_link(folder: Path, **changes: object) -> Link:
 
 
 def run_name(folder: Path) -> str:
-    """What users call the run of this folder: its URL, or its path."""
+    """The name of the run for users: its URL or its path."""
     link = read_link(folder)
     return str(folder) if link is None else link.url
 
 
 def scratch_of(url: str, scratch: str | None = None) -> Path:
-    """The folder of this machine for the run at the URL; not made here.
+    """The folder on this machine for the run at the URL; it is not made here.
 
     `scratch`: the folder that it is in; by default one that holds the state of programs, never a
     temporary one, since the journal holds answers that were paid for. Raises `JobError`.
@@ -99,7 +99,7 @@ def scratch_of(url: str, scratch: str | None = None) -> Path:
 
 
 def is_in_store(url: str) -> bool:
-    """Whether there is a run at the URL. Raises `JobError` where the store cannot be asked."""
+    """Whether there is a run at the URL. Raises `JobError` if the store cannot be used."""
     store, key = store_of(url, is_first=True)
     try:
         return store.find(f"{key}/{SMALL_FILES[0]}") is not None
@@ -108,13 +108,13 @@ def is_in_store(url: str) -> bool:
 
 
 def place_of(link: Link, *, is_first: bool = False) -> tuple[ObjectStore, str]:
-    """The store and the prefix of the run's objects, with a slash at its end."""
+    """The store and the prefix of the run's objects; the prefix ends with a slash."""
     store, key = store_of(link.url, is_first=is_first)
     return store, f"{key}/"
 
 
 def write_durably(path: Path, data: bytes) -> None:
-    """`path` holds all of `data`, on disk, or what it held before. Raises `OSError`."""
+    """Replaces the file by `data`, wholly or not at all, and syncs it. Raises `OSError`."""
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("wb") as file:
         file.write(data)

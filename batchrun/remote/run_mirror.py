@@ -1,7 +1,7 @@
-"""A run in a store, brought into a folder: small files are copied, stubs stand for parts.
+"""Brings a run in a store into a folder: copies small files, and writes stubs for parts.
 
-Whoever has the claim first finishes what a command on another machine left half done; who only
-reads sees it as if it were done, and changes nothing.
+With the claim, it first finishes what a command on another machine left half done. A reader sees it
+as if it were done, and changes nothing.
 """
 
 import fnmatch
@@ -34,10 +34,10 @@ _SCORE_FILE = re.compile(rf"{_SCORES}/[^/]+/scores\.parquet")
 
 
 def pull(folder: Path, link: Link, *, owns: bool, is_last: bool = False) -> Link:
-    """The folder holds what the store does, and `store.json` says so; the new link.
+    """Brings the content of the store into the folder; returns the new link.
 
-    What is only in the folder stays. `owns`: with the claim. `is_last`: nobody else has had it
-    since, so that files of the folder are newer than those of the store. Raises `RemoteError`,
+    What is only in the folder stays. `owns`: with the claim. `is_last`: no other machine has had
+    the claim since, so the folder's files are newer than the store's. Raises `RemoteError`,
     `OSError`.
     """
     store, prefix = place_of(link)
@@ -49,7 +49,7 @@ def pull(folder: Path, link: Link, *, owns: bool, is_last: bool = False) -> Link
             else:
                 finish_intent(store, prefix, prefix + name, intent)
         names = _names(store, prefix)
-        for name in filter(_is_temporary, names):  # written before an intent was
+        for name in filter(_is_temporary, names):  # written without an intent
             store.delete(prefix + name)
         intents = {}
     parts = _parts(names, filter(None, intents.values()))
@@ -98,7 +98,7 @@ def _is_temporary(name: str) -> bool:
 def _parts(
     names: dict[str, RemoteObject], intents: Iterable[StoreIntent]
 ) -> dict[str, tuple[str, RemoteObject]]:
-    """The parts that count: where each is to be read."""
+    """The parts that count, with the object that each is read from."""
     found = {
         name: (name, one)
         for name, one in names.items()
@@ -119,7 +119,7 @@ def _parts(
 def _place_stubs(
     folder: Path, link: Link, parts: dict[str, tuple[str, RemoteObject]], *, is_durable: bool
 ) -> None:
-    """A part that is here as a file and not as a stub is not uploaded yet: it stays."""
+    """Writes stubs. A part that is here as a file is not uploaded yet, and stays."""
     url = store_url(link.url)
     for table in _TABLES:
         (folder / table).mkdir(mode=0o700, exist_ok=True)
@@ -133,9 +133,9 @@ def _place_stubs(
 
 
 def pull_scores(folder: Path) -> None:
-    """The folder has the scores that the store has, whoever made them.
+    """Brings the scores of the store into the folder.
 
-    Nothing is done for a run that is in no store. Raises `RemoteError`, `OSError`, `StoreError`.
+    Does nothing for a run that is not in a store. Raises `RemoteError`, `OSError`, `StoreError`.
     """
     link = read_link(folder)
     if link is not None:
@@ -159,7 +159,7 @@ def _place_scores(folder: Path, link: Link, names: Mapping[str, RemoteObject]) -
 def _copy_small_files(
     folder: Path, link: Link, store: ObjectStore, names: dict[str, RemoteObject]
 ) -> dict[str, tuple[int, int]]:
-    """Those that another machine has written since; what is told of all of them."""
+    """Copies those that another machine has written since; versions of all of them."""
     seen = dict(link.seen)
     for name in (*SMALL_FILES, *fnmatch.filter(names, OF_WORKERS), COPIED_INPUT):
         one = names.get(name)
@@ -177,7 +177,7 @@ def _copy_small_files(
 
 
 def writers_of(names: Iterable[str]) -> set[int]:
-    """The writers that files of these names are of, or that said that they began."""
+    """The writers in the names of these files."""
     found = set()
     for name in names:
         mark = name.rpartition("/")[2].partition("-")[0].partition(".")[0]
@@ -193,9 +193,9 @@ class _Writers(msgspec.Struct):
 
 
 def new_link(url: str) -> Link:
-    """For a folder that has none yet: a writer whom nobody else is. Raises `RemoteError`.
+    """A link for a folder without one, with a writer of its own. Raises `RemoteError`.
 
-    Only with the claim: else two would be the same.
+    Only with the claim; otherwise two folders could get the same writer.
     """
     link = Link(url)
     store, prefix = place_of(link)
@@ -216,7 +216,7 @@ def _given(store: ObjectStore, prefix: str) -> int:
 
 
 def is_current(folder: Path, url: str) -> bool:
-    """Whether the folder is the last that wrote to the run. Raises `RemoteError`, `StoreError`."""
+    """Whether the run was last written from the folder. Raises `RemoteError`, `StoreError`."""
     link = read_link(folder)
     if link is None or link.url != url:
         return False
@@ -229,12 +229,12 @@ def is_current(folder: Path, url: str) -> bool:
         return True
     if link.seen.get(name) != (found.size, found.stamp):
         return False
-    # Stores tell times by the second: another machine may have written it in the same one.
+    # Stores give times in seconds: another machine may have written it in the same second.
     return store.read(prefix + name) == (folder / name).read_bytes()
 
 
 def is_doubtful(folder: Path, link: Link) -> bool:
-    """Whether another machine may have completed rows of the journal: it has parts."""
+    """Whether another machine, which has written parts, may have completed rows of the journal."""
     parts = [path.name for table in _TABLES for path in (folder / table).glob("*.parquet")]
     has_rows = any((folder / _JOURNAL).glob("w*.log"))
     return has_rows and bool(writers_of(parts) - {link.writer})

@@ -1,9 +1,9 @@
-"""What a run writes into its store: parts, whole and checked, and small files.
+"""Writes a run into its store: parts, whole and checked, and small files.
 
-A part counts once an object of its name has its size. Where parts are replaced (rows were sent
-again), all new versions are written under temporary names first. Then an intent names them: from
-then on they count, whichever of them have their own names already. Whoever has the run next
-finishes what an intent names (`run_mirror`).
+A part counts when an object with its name has its size. If parts are replaced (rows were sent
+again), all new versions are first written under temporary names. Then an intent names them: from
+then on they count, whether or not they have their final names yet. The next command that has the
+run finishes the intent (`run_mirror`).
 """
 
 import time
@@ -21,7 +21,7 @@ from batchrun.remote.part_stubs import Stub, read_stub, write_stub
 from batchrun.remote.run_link import CLAIMS, SMALL_FILES, Link, place_of, read_link
 from batchrun.remote.urls import store_url
 
-_PATIENCE_S = 300.0  # for one part, beyond what the library tries: the journal has its rows
+_PATIENCE_S = 300.0  # for one part, beyond the library's retries; the journal has its rows
 _PAUSE_S = 5.0
 
 
@@ -33,15 +33,15 @@ class StoreIntent(Struct, frozen=True):
 
 
 def temporary_key(part: str) -> str:
-    """A name that no reader of tables takes for a part."""
+    """A name that no reader of the tables mistakes for a part."""
     folder, _, name = part.rpartition("/")
     return f"{folder}/.{name}.tmp"
 
 
 def put_parts(folder: Path, parts: Sequence[str]) -> None:
-    """The store has these parts as the folder has them, one after the other; stubs stand for them.
+    """Uploads these parts of the folder one by one, and replaces them by stubs.
 
-    Nothing is done for a run that is in no store. Raises `RemoteError`, `OSError`, `StoreError`.
+    Does nothing for a run that is not in a store. Raises `RemoteError`, `OSError`, `StoreError`.
     """
     link = read_link(folder)
     if link is None:
@@ -56,9 +56,9 @@ def put_parts(folder: Path, parts: Sequence[str]) -> None:
 
 
 def put_file(folder: Path, name: str, path: Path) -> None:
-    """The store has the file under the name in the run; a stub takes the place of `path`.
+    """Uploads the file under this name in the run, and replaces `path` by a stub.
 
-    As `put_parts`; the claim may be another's.
+    As `put_parts`; another command may have the claim.
     """
     link = read_link(folder)
     if link is not None:
@@ -67,9 +67,9 @@ def put_file(folder: Path, name: str, path: Path) -> None:
 
 
 def publish(folder: Path, url: str) -> None:
-    """The store has the whole run directory, and `run.json` last: until then it is no run.
+    """Uploads the whole run directory, `run.json` last: until then it is not a run.
 
-    Raises `JobError` where something is at the URL, or the store cannot be used; `RemoteError`,
+    Raises `JobError` if something is at the URL, or the store cannot be used; `RemoteError`,
     `OSError`.
     """
     where = store_url(url)
@@ -89,7 +89,7 @@ def publish(folder: Path, url: str) -> None:
 
 
 def refuse_taken(url: str) -> None:
-    """Raises `JobError` where objects are at the URL, or where the store cannot be asked."""
+    """Raises `JobError` if objects are at the URL, or if the store cannot be used."""
     store, key = store_of(store_url(url).full, is_first=True)
     try:
         found = store.listing(key)
@@ -130,7 +130,7 @@ def replace_together(
 
 
 def finish_intent(store: ObjectStore, prefix: str, key: str, intent: StoreIntent) -> None:
-    """All that it names has its own name, and it is gone. Raises `RemoteError`."""
+    """Gives the parts of an intent their final names, and deletes it. Raises `RemoteError`."""
     for part in intent.puts:
         temporary = store.find(prefix + temporary_key(part))
         if temporary is not None:
@@ -144,7 +144,7 @@ def finish_intent(store: ObjectStore, prefix: str, key: str, intent: StoreIntent
 
 
 class _Target:
-    """Where parts go; only while the claim is ours."""
+    """The place that parts are uploaded to, while this process has the claim."""
 
     def __init__(self, link: Link) -> None:
         self.store, self.prefix = place_of(link)
@@ -156,7 +156,7 @@ class _Target:
             )
 
     def upload(self, name: str, path: Path) -> Stub:
-        """The object is there as a whole."""
+        """Uploads a file, with retries; returns its stub."""
         key, size = self.prefix + name, path.stat().st_size
         end_s = time.monotonic() + _PATIENCE_S
         while True:
@@ -179,7 +179,7 @@ class _Target:
 
 
 def _checked(store: ObjectStore, key: str, size: int) -> RemoteObject:
-    """The object as the store has it. Raises `RemoteError` where it is not of this size."""
+    """The object in the store. Raises `RemoteError` if it does not have this size."""
     found = store.find(key)
     if found is None or found.size != size:
         there = "nothing is" if found is None else f"{found.size} bytes are"

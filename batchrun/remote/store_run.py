@@ -1,4 +1,4 @@
-"""A run in a store while a command has it: its claim, and its small files as they change."""
+"""A run in a store while a command has it: renews its claim, uploads its small files."""
 
 import threading
 import time
@@ -33,12 +33,12 @@ _AT_END = ("unreadable.jsonl",)  # may be large
 
 
 class StoreRun:
-    """Ours until `close`."""
+    """This process has the run until `close`."""
 
     def __init__(self, folder: Path, claim: Claim, link: Link) -> None:
         """`open` makes it."""
         self.url, self.writer, self.is_doubtful = link.url, link.writer, link.is_doubtful
-        self.failure: StoreError | None = None  # the claim is lost: nothing more may be written
+        self.failure: StoreError | None = None  # the claim is lost; nothing more may be written
         self._folder, self._claim = folder, claim
         self._store, self._prefix = place_of(link)
         self._seen = dict(link.seen)
@@ -52,10 +52,10 @@ class StoreRun:
 
     @classmethod
     def open(cls, folder: Path, url: str) -> "StoreRun":
-        """Takes the run at the URL for a locked folder, which then holds what the store does.
+        """Takes the run at the URL for a locked folder, and brings its content into it.
 
-        Raises `JobError` where another command has it, or the store cannot be reached or written:
-        within 30 s.
+        Raises `JobError`, within 30 s, if another command has it, or if the store cannot be reached
+        or written.
         """
         where = store_url(url)
         first, _ = store_of(where.full, is_first=True)
@@ -79,7 +79,7 @@ class StoreRun:
         return cls(folder, claim.renewed_by(store_of(where.full)[0]), link)
 
     def check(self) -> None:
-        """Raises `StoreError` where another command may have the run by now."""
+        """Raises `StoreError` if another command may have the run by now."""
         if self.failure is not None:
             raise self.failure
 
@@ -100,7 +100,7 @@ class StoreRun:
             self._is_gone = False
 
     def close(self, *, is_void: bool = False) -> None:
-        """All is in the store, and the run is free; `is_void`: nothing of it is to stay.
+        """Uploads the rest, and releases the run; `is_void`: removes its marks instead.
 
         Raises `RemoteError`.
         """
@@ -134,7 +134,7 @@ class StoreRun:
             change_link(self._folder, seen=self._seen)
 
     def _upload_file(self, name: str) -> bool:
-        """Whether the store has changed."""
+        """Uploads a file if it has changed; whether it did."""
         path, key = self._folder / name, self._prefix + name
         try:
             stat = path.stat()
@@ -155,7 +155,7 @@ class StoreRun:
         return True
 
     def _watch(self) -> None:
-        """Renews the claim and uploads; what fails is tried again, until the claim is too old."""
+        """Renews the claim and uploads; retries what fails, until the claim is too old."""
         renewed_s = uploaded_s = time.monotonic()
         pause_s = RENEW_S
         while not self._end.wait(pause_s):

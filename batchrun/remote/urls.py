@@ -1,4 +1,4 @@
-"""URLs of object stores and of the Hub, told from local paths by their form alone."""
+"""URLs of object stores and of the Hub; their form distinguishes them from local paths."""
 
 import re
 from urllib.parse import quote, unquote
@@ -12,7 +12,7 @@ STORES = ("s3", "gs", "abfs")  # their schemes
 HUB = "hf"
 _ALIASES = {"s3a": "s3", "gcs": "gs", "az": "abfs", "abfss": "abfs"}
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
-_REGION = re.compile(r"\?region=([A-Za-z0-9-]+)$")  # any other `?` is of a glob or a name
+_REGION = re.compile(r"\?region=([A-Za-z0-9-]+)$")  # any other `?` belongs to a glob or a name
 _MAGIC = re.compile(r"[*?\[]")
 
 
@@ -20,28 +20,28 @@ class StoreUrl(Struct, frozen=True):
     """An object, a prefix or a glob in a store."""
 
     scheme: str  # one of STORES
-    bucket: str  # of Azure: the container, with @ACCOUNT.dfs.core.windows.net where the URL says it
-    key: str  # without slashes at its ends; empty: the whole bucket
+    bucket: str  # Azure: the container, with @ACCOUNT.dfs.core.windows.net if the URL has it
+    key: str  # without slashes at either end; empty: the whole bucket
     region: str | None = None
     is_anonymous: bool = False
 
     def __str__(self) -> str:
-        """Without the region: what messages and records say."""
+        """Without the region, as in messages and records."""
         user = "anonymous@" if self.is_anonymous else ""
         return f"{self.scheme}://{user}{self.bucket}/{self.key}".rstrip("/")
 
     @property
     def full(self) -> str:
-        """With the region, where it says one."""
+        """With the region, if it has one."""
         return f"{self}?region={self.region}" if self.region else str(self)
 
     def below(self, name: str) -> str:
-        """The full URL of what has this name in the folder."""
+        """The full URL of this name in the folder."""
         return replace(self, key=f"{self.key}/{name}".lstrip("/")).full
 
 
 def is_remote(text: str) -> bool:
-    """Whether it is a URL that a source may have."""
+    """Whether it is a URL of a store or of the Hub."""
     return _scheme(text) in (*STORES, HUB)
 
 
@@ -57,7 +57,7 @@ def _scheme(text: str) -> str:
 
 
 def store_url(text: str) -> StoreUrl:
-    """The parts of such a URL. Raises `JobError` where it names no bucket, or holds a secret."""
+    """The parts of a store's URL. Raises `JobError` if it has no bucket, or holds a secret."""
     found = _URL.match(text)
     scheme = _scheme(text)
     if found is None or scheme not in STORES:
@@ -90,12 +90,12 @@ class HubUrl(Struct, frozen=True):
     """A file, a folder or a glob in a data set of the Hub."""
 
     dataset: str  # OWNER/NAME
-    revision: str | None  # a branch, a tag or a commit; null: the main branch
-    path: str  # within it, without slashes at its ends; empty: all of it
+    revision: str | None  # a branch, a tag or a commit; None: the main branch
+    path: str  # within it, without slashes at either end; empty: all of it
 
     def __str__(self) -> str:
         revision = self.revision or ""
-        if not revision.startswith("refs/"):  # else a slash would end it
+        if not revision.startswith("refs/"):  # a slash would end any other one
             revision = quote(revision, safe="")
         mark = f"@{revision}" if revision else ""
         return f"hf://datasets/{self.dataset}{mark}/{self.path}".rstrip("/")
@@ -107,7 +107,7 @@ _HUB_URL = re.compile(
 
 
 def hub_url(text: str) -> HubUrl:
-    """The parts of such a URL. Raises `JobError`."""
+    """The parts of a Hub URL. Raises `JobError`."""
     found = _HUB_URL.fullmatch(text)
     if found is None:
         raise JobError(
@@ -119,7 +119,7 @@ def hub_url(text: str) -> HubUrl:
 
 
 def name_of(text: str) -> str:
-    """The last name in a URL, for what is made of it; empty for globs. Raises `JobError`."""
+    """The last name in a URL, to name a run by; empty for globs. Raises `JobError`."""
     if _scheme(text) == HUB:
         hub = hub_url(text)
         path = hub.path or hub.dataset
@@ -141,7 +141,7 @@ def fixed_folder(pattern: str) -> str:
 
 
 def name_pattern(pattern: str) -> re.Pattern[str]:
-    """What whole names match: `*` and `?` within a folder, `**` over folders too."""
+    """A pattern for whole names: `*` and `?` match within a folder, `**` across folders."""
     pieces, at = [], 0
     while at < len(pattern):
         if pattern.startswith("**/", at):
