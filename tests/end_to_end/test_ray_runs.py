@@ -106,7 +106,7 @@ def test_a_killed_worker_costs_what_it_had_in_flight_and_no_worker_is_exit_3(
     waited = batchrun("run", large, *words[2:], "--give-up-after", "1", env=cluster)
     assert waited.returncode == 3, waited.stderr
     assert "no worker was available for 1" in waited.stderr
-    assert "a worker needs 64" in waited.stderr
+    assert "each worker needs 64" in waited.stderr
     assert not (tmp_path / "run").exists()
 
     process = begin(*words, "--json", env=cluster)
@@ -446,7 +446,7 @@ def test_what_cannot_be_joined_is_exit_2(
     _, words = run_words()
     for address, told in (
         ("127.0.0.1:9", "no Ray cluster answers at 127.0.0.1:9"),
-        ("ray://127.0.0.1:10001", "is of Ray's client"),
+        ("ray://127.0.0.1:10001", "is for Ray's client"),
         ("somewhere", "is not of the form HOST:PORT"),
     ):
         done = batchrun(*words, env={"RAY_ADDRESS": address})

@@ -72,8 +72,8 @@ def test_two_runs_are_paired_by_their_ids(batchrun: Run, tmp_path: Path) -> None
     (line,) = found.lines
     assert (line.pairs, line.gained, line.lost) == (3, 1, 1)
     assert line.difference == 0
-    assert "1 question in old alone, left out" in found.notes
-    assert "1 question in new alone, left out" in found.notes
+    assert "1 question only in old, left out" in found.notes
+    assert "1 question only in new, left out" in found.notes
     assert any("1 question is not scored in both old and new" in note for note in found.notes)
     zero = as_struct(
         Comparisons,
@@ -231,7 +231,7 @@ def test_other_versions_of_a_rule_are_said(tmp_path: Path) -> None:
         (["plain", "plain"], "given more than once"),
         (["two", "--by", "topik"], "did you mean `topic`?"),
         (["two", "--by", "model_requested", "--scorer", "exakt"], "did you mean `exact`?"),
-        (["two", "--by", "variant"], 'variant is not the same for all answers to "q"'),
+        (["two", "--by", "variant"], 'variant differs between the answers to "q"'),
     ],
 )
 def test_what_cannot_be_compared_is_said(

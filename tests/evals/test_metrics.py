@@ -379,7 +379,9 @@ def test_a_table_without_its_columns_is_refused() -> None:
 def test_a_single_question_has_no_interval(batchrun: Run, tmp_path: Path) -> None:
     write_run(tmp_path / "run", {None: questions({"a": "101"})})
     done = batchrun("metrics", "run")
-    assert "a single question has no error; an interval needs two" in " ".join(done.stdout.split())
+    assert "a single question has no standard error; an interval needs two" in " ".join(
+        done.stdout.split()
+    )
 
 
 def test_figures_are_those_of_duckdb(tmp_path: Path) -> None:

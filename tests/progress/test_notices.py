@@ -31,7 +31,7 @@ def test_ten_minutes_without_a_row_are_told_once_and_so_is_the_next_row() -> Non
     assert titles(notices, summary(), 9_000.0) == []
     (over,) = notices.look(summary(not_ok=1), (), 9_001.0)
     assert over.title == "batchrun: my run continues"
-    assert "complete again, after 2 h 13 min without one" in over.body
+    assert "completed, after 2 h 13 min without one" in over.body
     assert titles(notices, summary(not_ok=1), 9_600.0) == []
     assert titles(notices, summary(not_ok=1), 9_601.0) == ["is stalled"]
 

@@ -219,7 +219,7 @@ def test_a_folder_for_the_journal_that_cannot_be_is_said_with_what_names_another
 
 @pytest.mark.parametrize(
     ("fault", "said"),
-    [("deny", "refused or not allowed to do this"), ("fail", "the store is overloaded or fails")],
+    [("deny", "refused or not allowed to do this"), ("fail", "the store is overloaded or failing")],
 )
 @pytest.mark.parametrize("method", ["GET", "PUT"])
 def test_a_store_that_refuses_reads_or_writes_is_said_too(

@@ -171,7 +171,7 @@ def test_rows_of_a_journal_that_another_machine_has_completed_since_stand_once(
     other = {**s3, "XDG_STATE_HOME": str(tmp_path / "other")}
     refused = batchrun(*words, env=other)
     assert refused.returncode == 2
-    assert "its claim ends after 60 s" in refused.stderr
+    assert "its claim expires after 60 s" in refused.stderr
     for claim in bucket.names("run/claims/"):
         bucket.delete(claim)  # as if a minute had passed
     done = batchrun(*words, env=other)

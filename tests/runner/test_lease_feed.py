@@ -64,7 +64,7 @@ def test_a_lease_that_lacks_rows_is_an_error() -> None:
     feed = LeaseFeed(lambda lease: iter(list(_read(lease))[1:]), lambda _: None)
     feed.add(_lease(1, 0, b"\0\0"))
     assert next(feed) is not None
-    with pytest.raises(InputError, match="rows of the input are missing"):
+    with pytest.raises(InputError, match="the input has fewer rows"):
         next(feed)
 
 

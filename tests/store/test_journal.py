@@ -163,7 +163,7 @@ def test_a_record_of_another_version_is_named(payload: object) -> None:
 
     file = io.BytesIO(frame_of(Later(payload), 0))
     file.name = "w0-000009.log"
-    with pytest.raises(StoreError, match=r"w0-000009.log, byte 0: .* go on with the version"):
+    with pytest.raises(StoreError, match=r"w0-000009.log, byte 0: .* continue with the version"):
         list(read_outcomes(file))
 
 

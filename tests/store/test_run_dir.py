@@ -96,7 +96,7 @@ def test_outcomes_without_run_json_are_not_overwritten(
         run_dir.store(answered(0))
         run_dir.close(seal=seal)
         (path / "run.json").unlink()
-        with pytest.raises(StoreError, match=r"run\.json is missing though there are outcomes"):
+        with pytest.raises(StoreError, match=r"run\.json is missing, but there are stored rows"):
             RunDir.open(path)
 
 

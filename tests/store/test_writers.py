@@ -148,7 +148,7 @@ def test_a_number_is_never_given_again(team: Team, answered: Make) -> None:
 def test_a_worker_that_sees_another_directory_is_refused(team: Team, tmp_path: Path) -> None:
     record = team.driver.record
     assert record is not None
-    with pytest.raises(JobError, match=r"does not see this run directory \(run.json is not there"):
+    with pytest.raises(JobError, match=r"does not see this run directory \(run.json is missing"):
         WorkerDir.open(tmp_path / "other", 1, record)
     with pytest.raises(JobError, match="is another one"):
         WorkerDir.open(team.path, 1, record)  # nobody gave this number
