@@ -74,7 +74,10 @@ class HeaderWindow:
         return tuning.EMPTY_FACTOR + tuning.FULL_FACTOR * self._stock
 
     def _follow(self, said: AdvertisedLimit, window_s: float) -> None:
-        """Follows a named window. A long one gives no rate until half is used; then it lasts."""
+        """Follows a named window.
+
+        A long one gives no rate until half of it is used; then the rest must last to its end.
+        """
         if window_s <= tuning.LONG_WINDOW_S:
             self.unit_s = window_s
             return

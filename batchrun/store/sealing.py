@@ -134,7 +134,7 @@ def write_temporaries(folder: Path, record: RunRecord, segments: Sequence[str]) 
 def _outcomes(
     folder: Path, segments: Sequence[str], replaced: set[RowKey], *, replaces_all: bool
 ) -> Iterator[Outcome]:
-    """Raises `StoreError` for new damage; fills `replaced`.
+    """The outcomes of segments; fills `replaced`. Raises `StoreError` for new damage.
 
     `replaces_all`: another machine may have completed the same rows since.
     """
