@@ -111,12 +111,13 @@ def _check_columns(part: pq.ParquetFile, wanted: Sequence[str]) -> None:
     Does not use `part.schema`: it and the file's metadata refer to each other and keep 0.3 MB a
     part until the garbage is collected, which happens seldom in a run.
     """
-    leaves = {name for name in wanted if name.partition(".")[0] in part.schema_arrow.names}
+    columns = set(part.schema_arrow.names)
+    leaves = {name for name in wanted if name.partition(".")[0] in columns}
     if part.num_row_groups:
         group = part.metadata.row_group(0)
-        leaves = {group.column(at).path_in_schema for at in range(group.num_columns)}
+        leaves &= {group.column(at).path_in_schema for at in range(group.num_columns)} | columns
     for name in wanted:
-        if name not in leaves and name not in part.schema_arrow.names:
+        if name not in leaves:
             raise pa.ArrowInvalid(f"it has no column {name}")
 
 

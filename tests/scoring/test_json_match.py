@@ -50,7 +50,7 @@ def test_what_differs_is_said() -> None:
 
 
 def test_targets_that_cannot_be() -> None:
-    with pytest.raises(BadTarget, match="no JSON"):
+    with pytest.raises(BadTarget, match="is not JSON"):
         json_match("{}", ("Paris",))
     with pytest.raises(BadTarget, match="nothing at a"):
         json_match("{}", ("{}",), paths=["a"])
