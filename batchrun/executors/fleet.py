@@ -33,7 +33,7 @@ _COOLDOWN_S = 0.1  # shorter ones end before other workers hear of them
 class _Worker(Struct):
     """What is known of one worker."""
 
-    seq: int = 0  # of its last tick
+    seq: int = 0  # number of its last tick
     heard_s: float = -math.inf
     report: WorkerReport | None = None  # the latest
     sent: dict[int, tuple[int, Lease]] = field(default_factory=dict)  # by id: since which tick

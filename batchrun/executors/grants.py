@@ -101,7 +101,7 @@ class Stock:
         self._holders.pop(worker, None)
 
     def suspend(self, worker: int) -> None:
-        """What it has is given to others, although it may go on with that for a moment."""
+        """Gives its part to others, although it may use it for a moment longer."""
         self._holders[worker] = _Holder(wants=0)
 
     def heard(self, worker: int, seq: int, used: int, wants: float) -> None:
@@ -142,32 +142,32 @@ class Stock:
 class _Claim(Struct):
     """One worker's part of something that is used up."""
 
-    promises: Promises = field(default_factory=Promises)  # in all, since it began
+    promises: Promises = field(default_factory=Promises)  # totals since it began
     flow: Flow = Flow()  # what it has used, as last reported
     heard_s: float = 0.0  # when that was
-    wanted: int = 0  # by what waits first
-    since_s: float = math.inf  # since when that waits, perhaps for something else
+    wanted: int = 0  # by the first request that waits
+    since_s: float = math.inf  # since when that request waits, perhaps for something else
 
     @property
     def left(self) -> int:
-        """Of the latest promise, as far as is known."""
+        """The unused part of the latest promise, as far as is known."""
         return max(0, self.promises.latest - self.flow.started)
 
     def counts(self, now_s: float) -> int:
-        """Of what it has used, as far as is known, that still counts."""
+        """How much of what it has used still counts, as far as is known."""
         return self.flow.counted - sum(self.flow.lapses[: self._seconds(now_s)])
 
     def held(self, now_s: float) -> int:
         return self.counts(now_s) + max(0, self.promises.most - self.flow.started)
 
     def later(self, now_s: float) -> list[tuple[float, int]]:
-        """When what counts ceases to, as far as that was reported."""
+        """When which amounts cease to count, as far as that was reported."""
         first = self._seconds(now_s)
         left = enumerate(self.flow.lapses[first:], first + 1)
         return [(self.heard_s + second, amount) for second, amount in left if amount]
 
     def _seconds(self, now_s: float) -> int:
-        """Whole ones since its report arrived; it was made before that."""
+        """Whole seconds since its report arrived; it was made before that."""
         return max(0, int(now_s - self.heard_s))
 
 
@@ -192,7 +192,7 @@ class Grants:
     def leave(
         self, worker: int, now_s: float, lasts_s: float = math.inf, amount: int | None = None
     ) -> None:
-        """It can use nothing any more; what it may have used and not reported counts for so long.
+        """Removes a worker that can use nothing any more; use not reported counts for so long.
 
         `amount`: what it has used, if that is known.
         """

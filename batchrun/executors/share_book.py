@@ -16,19 +16,19 @@ from batchrun.records import Scope
 
 _STEP = 0.04  # a share of a rate changes by at least this part of it, or not at all
 _LEAST_RATE = 0.02  # of an even share, for a worker that sends nothing
-_MORE_RATE = 1.2  # times what a worker uses that could use more
-_MORE_SLOTS = 1.25  # the same
-_SMOOTH = 0.2  # weight of the latest report in what a worker does
-_PRESSED = 0.5  # of the latest reports say that a limit holds the worker up
-_GAPS = 2.0  # times between two reports, for which an allowance does: the last one is as old
-_LATE_S = 0.05  # the way of a tick
-_GAP_S = 0.25  # between two reports, before there are two
-_SILENT_S = 1.0  # without a report, and ...
-_SILENT_GAPS = 4.0  # ... so many times as long as between two: a worker that stands still
-_LISTENS_S = 0.25  # between two messages at most; in a longer time it was the driver that stood
-_PURSE_GROWS = 2  # times, where a purse does not do, ...
-_PURSE_MOST = 256  # ... up to so many times what one request may cost
-_PURSE_LASTS_S = 1.5  # with what is spent now
+_MORE_RATE = 1.2  # times the rate that a worker uses, so that it can grow
+_MORE_SLOTS = 1.25  # the same for slots
+_SMOOTH = 0.2  # weight of the latest report in a worker's averages
+_PRESSED = 0.5  # a worker is limited if this share of its latest reports says so
+_GAPS = 2.0  # an allowance lasts for so many times the gap between two reports
+_LATE_S = 0.05  # the time that a tick travels
+_GAP_S = 0.25  # assumed gap between two reports, before there are two
+_SILENT_S = 1.0  # a worker without a report for so long stands still, ...
+_SILENT_GAPS = 4.0  # ... if that is also so many times the gap between two
+_LISTENS_S = 0.25  # longest gap between messages; in a longer one the driver stood still
+_PURSE_GROWS = 2  # a purse that is too small grows by this factor, ...
+_PURSE_MOST = 256  # ... up to so many times the possible cost of one request
+_PURSE_LASTS_S = 1.5  # at the present rate of spending
 
 
 class SharedLimits(Struct, frozen=True):
@@ -52,10 +52,10 @@ class _Seen(Struct):
     pressed: float = 1.0  # share of the latest reports that name a server's limit
     purse: int = 0  # picodollars beyond what is used
     has_started: bool = False
-    since_s: float = math.inf  # since when its first request waits for a grant
+    since_s: float = math.inf  # since when its first request has waited for a grant
     heard_s: float = 0.0  # its latest report, on the clock of `ShareBook`
-    is_silent: bool = False  # it stands still, as far as is known
-    absences: int = 0  # how often it did
+    is_silent: bool = False  # it seems to stand still
+    absences: int = 0  # how often it stood still
 
     def look(self, used: SharesUsed, now_s: float) -> None:
         self.is_silent = False
@@ -105,7 +105,7 @@ class ShareBook:
         self._listened_s = 0.0  # so far; while the driver stands still nobody is silent
 
     def join(self, worker: int, now_s: float) -> None:
-        """A worker that uses nothing yet."""
+        """Adds a worker that uses nothing yet."""
         self._listen(now_s)
         self._seen[worker] = _Seen(now_s, heard_s=self._listened_s)
         for stock in (self._slots, self._rate):
@@ -135,7 +135,7 @@ class ShareBook:
         return spent
 
     def heard(self, worker: int, seq: int, used: SharesUsed, now_s: float) -> None:
-        """The worker obeys the tick of that number."""
+        """Takes what a worker reports that obeys the tick of that number."""
         self._listen(now_s)
         seen = self._seen[worker]
         seen.look(used, now_s)
@@ -190,7 +190,7 @@ class ShareBook:
         return self._seen[worker].is_silent
 
     def has_found(self, worker: int) -> bool:
-        """Whether the worker knows what the server takes."""
+        """Whether the worker has measured the server's limits."""
         return any(one.is_settled for one in self._seen[worker].used.scopes)
 
     def is_pressed(self, worker: int) -> bool:
@@ -210,7 +210,7 @@ class ShareBook:
         return next((one.in_flight for one in news if one.scope == scope), None)
 
     def found_in_all(self, scope: Scope) -> tuple[float | None, float | None]:
-        """Requests a second, and in flight, that the server takes, by all workers that know."""
+        """Requests a second and in flight that the server accepts, from all workers that know."""
         rates, takes = _Mean(), _Mean()
         for worker, seen in self._seen.items():
             part = max(1, self._rate.latest(worker))
@@ -252,7 +252,7 @@ class ShareBook:
         return minutes if self._purse is None else [*minutes, self._purse]
 
     def _rate_used(self, worker: int) -> int:
-        """Parts of the rate that what is in flight takes up beyond the worker's own: it lands."""
+        """The parts of the rate that its requests in flight use beyond its own part."""
         news = self._seen[worker].used.scopes
         beyond = max((one.excess / one.takes for one in news if one.takes), default=0.0)
         return self._rate.latest(worker) + int(min(1.0, beyond) * WHOLE) if beyond else 0
@@ -263,7 +263,7 @@ class ShareBook:
         has_any = seen.has_started and self._rate.latest(worker) > 0
         if seen.pressed >= _PRESSED or not has_any:
             return math.inf
-        # What all is, by those that use up their parts.
+        # The whole rate, estimated from the workers that use all of their parts.
         seen_now = [(name, one) for name, one in self._seen.items() if not one.is_silent]
         pressed = [name for name, one in seen_now if one.pressed >= _PRESSED]
         parts = sum(self._rate.latest(one) for one in pressed)
@@ -298,7 +298,7 @@ class _Minute:
         return Allowance(self.grants.give(worker, seq, headroom, now_s), max(pace, 1e-6))
 
     def _wanted(self, one: _Seen, per_s: float) -> float:
-        """Of the pace."""
+        """The part of the pace that a worker wants."""
         if one.is_silent:
             return 0.0
         if one.used.waiting:
@@ -307,7 +307,7 @@ class _Minute:
 
 
 class _Mean(Struct):
-    """Of what workers have found."""
+    """A weighted mean of what workers have found."""
 
     sum: float = 0.0
     weight: int = 0
@@ -318,7 +318,7 @@ class _Mean(Struct):
 
     @property
     def mean(self) -> float | None:
-        """Null: nobody has found anything."""
+        """The mean; None if nobody has found anything."""
         return self.sum / self.weight if self.weight else None
 
 

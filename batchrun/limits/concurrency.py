@@ -110,7 +110,7 @@ class InferredConcurrency:
         self._random = RandomRefusals()
 
     def restart(self, now_s: float) -> None:
-        """After an outage: what was refused meanwhile said nothing about a limit."""
+        """Begins again after an outage, whose refusals said nothing about a limit."""
         self._divide(min(self.most, tuning.CONCURRENCY_FIRST))
         self._searches, self._step, self._fitted = True, 1.0, math.inf
         self._grow_s, self._cut_s, self._answered = now_s, now_s, 0

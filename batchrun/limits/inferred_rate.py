@@ -19,9 +19,9 @@ class InferredRate:
     """Slow start, then plateaus just below the limit, with probes between them."""
 
     def __init__(self, *advertised: AdvertisedRate) -> None:
-        self._advertised = advertised  # that of requests comes first
-        self._advertised_rate = math.inf  # of requests, as last seen
-        self._part = 1.0  # of what the server takes is for this process
+        self._advertised = advertised  # the one for requests first
+        self._advertised_rate = math.inf  # for requests, as last seen
+        self._part = 1.0  # this process's part of what the server accepts
         self._was_out = False  # it had no part for a while, and others may know more
         self._spacing = Spacing(tuning.RATE_FIRST)
         self._estimate = LimitEstimate()
@@ -85,7 +85,7 @@ class InferredRate:
         self._estimate.forget()
 
     def follow(self, in_all: float, now_s: float) -> None:
-        """Other processes have inferred that: where this one has not, it goes on from there."""
+        """Takes the rate that other processes inferred, unless this one has its own."""
         knows = self._log.sent and not self._searches and not self._was_out
         if knows or self._random.is_usual or self._is_advertised():
             return

@@ -172,12 +172,12 @@ class LimitEstimate:
         self.high = math.inf  # the rate that was refused last, or probably would be
         self.is_blind = True  # nothing was measured yet
         self._is_shared = False  # what others send is refused, too, and they lower it as well
-        self._low = 0.0  # what the server surely takes
-        self._empty_s = -math.inf  # when the server was known to have nothing left
-        self._mark_s = -math.inf  # the same, or until when a hint said so
-        self._sent = 0  # until then
-        self._refused = 0  # of what was sent since then
-        self._unsure_s = 0.0  # of the time since then: it may have gone unused at the server
+        self._low = 0.0  # a rate that the server surely accepts
+        self._empty_s = -math.inf  # when the server last had nothing left
+        self._mark_s = -math.inf  # the same, or the end of the hint
+        self._sent = 0  # requests sent until then
+        self._refused = 0  # refusals of what was sent since then
+        self._unsure_s = 0.0  # time since then that may have been unused at the server
         self._early = 0  # refusals in a row that came before a probe
         # Weight of the rate at a refusal, against the mean since the last one.
         self._trust = tuning.TRUST
@@ -194,7 +194,7 @@ class LimitEstimate:
         self._unsure_s += span_s
 
     def scale(self, factor: float, sent: int) -> None:
-        """From now on so many times the rate is for this process; `sent` by it so far."""
+        """Scales the rates of this process by a factor; `sent`: by it so far."""
         self._is_shared = self._is_shared or factor < 1
         self._low, self.high = self._low * factor, self.high * factor
         self._sent = sent - round((sent - self._sent) * factor)

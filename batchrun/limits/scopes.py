@@ -56,8 +56,8 @@ class Part(Struct, frozen=True):
 
     share: float = 1.0  # above 0
     before: float = 0.0  # that of the processes before it: so that all add up in whole requests
-    leads: bool = True  # it measures servers that queue, and others follow it, ...
-    settle_s: float = 0.0  # ... so much later
+    leads: bool = True  # it measures servers that queue; others follow it, ...
+    settle_s: float = 0.0  # ... after this time
 
 
 class InferredLimits(Struct, frozen=True):

@@ -26,17 +26,17 @@ class Shares(Struct, frozen=True):
     purse: int | None = None  # picodollars, reservations included, since it began
     requests: Allowance | None = None
     tokens: Allowance | None = None
-    rate: int = 0  # parts of what servers advertise, or of what is inferred
+    rate: int = 0  # parts of the advertised or inferred rate
     before: int = 0  # those of the workers before it
     absences: int = 0  # how often others were given its part, because it stood still
-    leads: bool = True  # it measures servers that queue, for all workers
+    leads: bool = True  # it measures, for all workers, servers that queue
 
 
 class Flow(Struct, frozen=True):
     """Requests or tokens that a worker has started."""
 
-    started: int = 0  # since it began, as far as an allowance counts; tokens as reserved
-    counted: int = 0  # in its last minute; tokens as used, where that is known
+    started: int = 0  # since it began, as the allowance counts; tokens as reserved
+    counted: int = 0  # in the last minute; tokens as used, if known
     wanted: int = 0  # by what waits first, where the allowance does not do; 0: nothing waits for it
     lapses: tuple[int, ...] = ()  # of what counts, what ceases to in each second from now on
 
@@ -54,10 +54,10 @@ class ScopeNews(Struct, frozen=True):
     """What one worker, or all together, know about a scope."""
 
     scope: Scope
-    is_answered: bool = False  # the first request need not go out alone any more
-    cooldown_s: float = 0.0  # nothing is sent for so long
-    in_flight: int | None = None  # with how many in all a server that queues does best
-    rate: float | None = None  # requests a second that the server takes in all, as inferred
+    is_answered: bool = False  # the first request was answered: others may follow
+    cooldown_s: float = 0.0  # how long nothing is sent
+    in_flight: int | None = None  # the best number in all at a server that queues
+    rate: float | None = None  # requests a second that the server accepts in all, as inferred
     takes: float | None = None  # requests in flight, the same
     excess: int = 0  # in flight at this worker, beyond its part of these
     is_settled: bool = False  # what is inferred is more than a guess
