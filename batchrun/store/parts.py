@@ -108,17 +108,31 @@ def _row_bytes(part: pq.ParquetFile, wanted: Collection[str] | None) -> int:
 def _check_columns(part: pq.ParquetFile, wanted: Sequence[str]) -> None:
     """Raises `ArrowInvalid` for a missing column, which pyarrow would silently leave out.
 
-    Does not use `part.schema`: it and the file's metadata refer to each other and keep 0.3 MB a
-    part until the garbage is collected, which happens seldom in a run.
+    Only the Arrow schema is used. `part.schema` and the file's metadata refer to each other and
+    keep 0.3 MB a part until the garbage is collected, which happens seldom in a run; and pyarrow
+    crashes when it names a column of damaged metadata.
     """
-    columns = set(part.schema_arrow.names)
-    leaves = {name for name in wanted if name.partition(".")[0] in columns}
-    if part.num_row_groups:
-        group = part.metadata.row_group(0)
-        leaves &= {group.column(at).path_in_schema for at in range(group.num_columns)} | columns
+    schema = part.schema_arrow
     for name in wanted:
-        if name not in leaves:
+        if name not in schema.names and not _has_path(schema, name):
             raise pa.ArrowInvalid(f"it has no column {name}")
+
+
+def _has_path(schema: pa.Schema, path: str) -> bool:
+    """Whether there is a field of this path, such as `attempts.list.element.cost_usd`."""
+    fields = pa.struct(schema)
+    for step in path.split("."):
+        if pa.types.is_list(fields):
+            if step == "list":
+                continue
+            if step != fields.value_field.name:
+                return False
+            fields = fields.value_type
+        elif not pa.types.is_struct(fields) or (at := fields.get_field_index(step)) < 0:
+            return False
+        else:
+            fields = fields.field(at).type
+    return True
 
 
 def count_rows(folder: Path) -> dict[str, int]:

@@ -134,7 +134,7 @@ async def test_half_a_line_of_a_killed_run_is_passed_over(serve: Serve, tmp_path
         path.write_bytes(path.read_bytes() + b'{"custom_id":"a-0","bo')
         (tmp_path / "prompts.jsonl").write_text("")
         await _run(tmp_path, server.base_url, rows=2)
-    assert "attempt 2 brought" in _show(tmp_path)
+    assert "the answer to attempt 2 could not be read" in _show(tmp_path)
     good = [line for line in path.read_text().splitlines() if line.endswith("}")]
     assert [json.loads(line)["custom_id"] for line in good] == ["a-0"] * 2 + ["a-1"] * 2
 

@@ -304,7 +304,7 @@ def test_the_next_command_waits_for_workers_that_land_what_they_have(
     assert not is_driven(team.path)
     status = read_status(team.path)
     assert (status.state, status.ok, status.next_command) == ("stopping", 2, None)
-    assert "1 worker (w1) land" in str(status.message)
+    assert "1 worker (w1) still waits for requests in flight" in str(status.message)
     assert verify(team.path).state == "live"
     assert team.driver.record is not None
     assert state_now(team.path, team.driver.record) == "running"
