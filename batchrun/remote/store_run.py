@@ -162,12 +162,12 @@ class StoreRun:
             began_s, end_s = time.monotonic(), renewed_s + STALE_S - _SPARE_S
             try:
                 if not self._soon(end_s, self._claim.is_there):
-                    self._lose("another command has taken it")
+                    self._lose("another command has taken it over")
                     return
                 self._soon(end_s, self._claim.renew)
             except RemoteError as error:
                 if time.monotonic() >= end_s:
-                    self._lose(f"the store could not be reached for so long: {error}")
+                    self._lose(f"the store could not be reached: {error}")
                     return
                 pause_s = _AGAIN_S
                 continue

@@ -186,7 +186,7 @@ def test_a_killed_driver_costs_nothing_and_another_machine_goes_on_elsewhere(
     other = {**place.variables, "XDG_STATE_HOME": str(place.folder / "other")}
     refused = batchrun(*place.words, env=other)
     assert refused.returncode == 2, refused.stderr
-    assert "its claim ends after 60 s" in refused.stderr
+    assert "its claim expires after 60 s" in refused.stderr
     done = batchrun(*place.words, env=place.variables)
     assert done.returncode == 0, done.stderr
     assert place.answered == ROWS

@@ -252,7 +252,7 @@ def test_a_run_without_rows_has_a_report(tmp_path: Path, write: Callable[..., Pa
     stream = io.StringIO()
     show_report(report, stream)
     assert "0 rows, 0 ok, 250 remaining" in stream.getvalue()
-    with pytest.raises(JobError, match="is no run directory"):
+    with pytest.raises(JobError, match="is not a run directory"):
         read_report(tmp_path)
 
 
