@@ -8,6 +8,7 @@ import click
 
 from batchrun.cli.once import OnceCommand
 from batchrun.cli.output import print_json, print_pieces, say
+from batchrun.errors import JobError
 
 _EPILOG = """\b
 Examples:
@@ -36,7 +37,7 @@ Examples:
 def prices(models: tuple[str, ...], job_file: Path | None, form: str) -> None:
     """Show the prices of models: by tier, where each comes from, and how old the list is.
 
-    Without MODEL, your own prices.
+    Without MODEL, your own prices. Exit code 2 where a model has no price.
     """
     from batchrun.reports.bill.price_tables import price_text, read_prices, show_prices
 
@@ -49,3 +50,6 @@ def prices(models: tuple[str, ...], job_file: Path | None, form: str) -> None:
         print_pieces(form, price_text(form, known))
     else:
         show_prices(known, sys.stdout)
+    if known.unknown:
+        lines = (f"no price is known for {name}. {fix}" for name, fix in known.unknown.items())
+        raise JobError("\n".join(lines))

@@ -187,10 +187,14 @@ def _entries() -> Iterator[Any]:
             yield from model.price_variants or ()
 
 
-def listed_names() -> tuple[str, ...]:
-    """The models of the list, each name once."""
-    models = (model for provider in _snapshot().providers for model in provider.models)
-    return tuple(dict.fromkeys(model.id for model in models if model.prices))
+def listed_names() -> dict[str, bool]:
+    """The models of the list, each name once, and whether every provider is to shut it down."""
+    names: dict[str, bool] = {}
+    for provider in _snapshot().providers:
+        for model in provider.models:
+            if model.prices:
+                names[model.id] = names.get(model.id, True) and bool(model.deprecated)
+    return names
 
 
 def checked_on(model: str, at: int) -> date | None:

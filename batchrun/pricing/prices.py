@@ -4,6 +4,7 @@ A price is looked for by the model that answered, and by the model asked for whe
 `Prices.find` has the order. An unknown model has no price: null, never 0.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 
 from msgspec.structs import replace
@@ -26,7 +27,9 @@ from batchrun.pricing.price_list import (
 STANDARD = "standard"  # what the tier without a name is called; servers call it `default`
 STANDARD_NAMES = ("auto", "default", STANDARD)
 BATCH_FACTOR = 0.5  # of prices in [pricing] that name none
-_NEAR = 0.8  # how alike a name must be to be meant
+_NEAR = 0.8  # how alike a name must be to be meant, ...
+_NEAR_KIN = 0.7  # ... and one of the same family
+_FAMILY = re.compile(r"(\D*)(\d+)")  # `gpt-6` of gpt-6.1-terra
 _MOST_NAMES = 4_096  # the names in answers are the server's to make up; then all are forgotten
 
 
@@ -98,11 +101,23 @@ class Prices:
         return None
 
     def nearest(self, model: str, at: int) -> str | None:
-        """The name with a price that was probably meant; null where none is near."""
-        import difflib  # noqa: PLC0415 - only where something is wrong
+        """The name with a price that was probably meant; null where none is near.
 
-        known = (*self._pricing, *self._aliases, *listed_names())
-        near = difflib.get_close_matches(model.lower(), known, n=5, cutoff=_NEAR)
+        One that goes on where the model's name ends comes before others of its family, and one
+        that is being shut down comes last. Another number is no misspelling: gpt-5 is not gpt-7.
+        """
+        from difflib import get_close_matches  # noqa: PLC0415 - only where something is wrong
+
+        asked, listed = model.lower(), listed_names()
+        known = (*self._pricing, *self._aliases, *listed)
+        series, number = _family(asked)
+        kin = [name for name in known if number and _family(name) == (series, number)]
+        longer = [name for name in kin if name.startswith(f"{asked}-")]
+        others = [name for name in known if not number or _family(name)[0] != series]
+        near = get_close_matches(asked, longer, n=5, cutoff=0)
+        near += get_close_matches(asked, kin, n=5, cutoff=_NEAR_KIN)
+        near += get_close_matches(asked, others, n=5, cutoff=_NEAR)
+        near.sort(key=lambda name: listed.get(name, False))
         return next((name for name in near if self.find(name, None, at) is not None), None)
 
     def _look_up(self, names: list[str], at: int, tier: str | None) -> Listed:
@@ -130,6 +145,12 @@ class Prices:
         if is_batch and batch_factor is not None:
             price = price.in_batch(batch_factor)
         return replace(known, price=price.times(own.factor))
+
+
+def _family(model: str) -> tuple[str, str]:
+    """What stands before the first number in a name, and the number; all of it and an empty one."""
+    found = _FAMILY.match(model)
+    return (found[1], found[2]) if found else (model, "")
 
 
 def _with_own(listed: Price | None, own: PriceJob, given: str) -> Price | None:

@@ -446,6 +446,13 @@ def test_a_cap_wants_a_price_for_each_model_and_shows_how_to_give_one() -> None:
         ("GPT-6-Lunna", "gpt-6-luna"),
         ("gpt-4.1-mimi", "gpt-4.1-mini"),
         ("claude-sonet-4-5", "claude-sonnet-4-5"),
+        ("gpt-6", "gpt-6-sol"),  # not gpt-5, which is nearer
+        ("gpt-7", None),
+        ("gpt-6-mini", "gpt-6-luna"),
+        ("openai/gpt-5.6", "openai/gpt-5.6-sol"),
+        ("o4", "o4-mini"),
+        ("gemini-2.0-flsh", "gemini-2.5-flash"),  # 2.0 is being shut down
+        ("gpt-6-of-the-house", None),
         ("house-modle", "house-model"),  # of your own
         ("terra-prdo", "terra-prod"),  # an alias
         ("no-alias-prcie", None),  # what it stands for has no price either

@@ -104,10 +104,17 @@ def test_prices_are_given_to_other_programs(own_file: Path) -> None:
 
 def test_a_model_without_a_price_is_named_with_the_one_that_was_meant(own_file: Path) -> None:
     assert own_file.exists()
-    with pytest.raises(
-        JobError, match=r"no price is known for hose-model\. Did you mean house-mod"
-    ):
-        read_prices(["o3", "hose-model"], None, AT)
+    for form in ("table", "csv", "json", "markdown"):
+        words = ["o3", "hose-model", "gpt-6", "house-model", "--format", form]
+        said = CliRunner().invoke(prices, words)
+        assert "o3" in said.stdout
+        assert "house-model" in said.stdout
+        assert isinstance(said.exception, JobError)
+        assert said.exception.exit_code == 2
+        first, second = str(said.exception).split("\nno price ")
+        assert first.startswith("no price is known for hose-model. Did you mean house-model?")
+        assert second.startswith("is known for gpt-6. Did you mean gpt-6-")
+    assert [*read_prices(["gpt-6"], None, AT).unknown] == ["gpt-6"]
 
 
 def test_an_old_list_is_warned_of(own_file: Path) -> None:

@@ -10,7 +10,6 @@ from msgspec import Struct
 from msgspec.structs import astuple
 from rich.console import Console
 
-from batchrun.errors import JobError
 from batchrun.formats.csv_text import csv_line
 from batchrun.formats.printable import one_line
 from batchrun.formats.result_text import ResultColumn, result_text
@@ -57,12 +56,13 @@ class KnownPrices(Struct, frozen=True):
     own: tuple[str, ...]  # names in [pricing] and [aliases]
     own_file: str  # the user's, whether it exists or not
     warnings: tuple[str, ...] = ()
+    unknown: dict[str, str] = {}  # models without a price, and what to do
 
 
 def read_prices(models: Sequence[str], job_file: Path | None, at: int) -> KnownPrices:
     """The prices of these models, or of all in [pricing] and [aliases], at `at` (µs since 1970).
 
-    Raises `JobError` where a model has none, or a file cannot be read.
+    Raises `JobError` where a file cannot be read.
     """
     job = None if job_file is None else load_job(job_file)
     pricing, aliases = with_user_prices(job.pricing if job else {}, job.aliases if job else {})
@@ -85,10 +85,11 @@ def read_prices(models: Sequence[str], job_file: Path | None, at: int) -> KnownP
         return place + alias, None
 
     lines: list[PriceLine] = []
+    unknown = {}
     for model in models or (*pricing, *aliases):
         own_lines = list(_lines(model, prices, at, *source(model)))
         if not own_lines and models:
-            raise JobError(f"no price is known for {model}. {how_to_price(prices, model, at)}")
+            unknown[model] = how_to_price(prices, model, at)
         lines += own_lines
     today = datetime.fromtimestamp(at / 1e6, UTC).date()
     age = warning_of_age(at)
@@ -99,6 +100,7 @@ def read_prices(models: Sequence[str], job_file: Path | None, at: int) -> KnownP
         (*pricing, *aliases),
         _from_home(user_file()),
         () if age is None else (age,),
+        unknown,
     )
 
 
