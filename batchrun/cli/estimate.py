@@ -51,6 +51,7 @@ def estimate(
     from batchrun.estimate.estimate_text import show_estimate
     from batchrun.estimate.estimates import make_estimate
     from batchrun.formats.amounts import plural
+    from batchrun.formats.printable import shell_command
     from batchrun.progress.status import run_command
     from batchrun.progress.summary_text import render_end
 
@@ -96,6 +97,6 @@ def estimate(
     else:
         show_estimate(made, sys.stdout)
     if pilot and made.to_send:
-        command = run_command(["batchrun", *sys.argv[1:]])
+        command = shell_command(run_command(["batchrun", *sys.argv[1:]]))
         say(f"next step: send the other {plural(made.to_send, 'row')}\nnext: {command}")
     sys.exit(exit_code)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from batchrun.cli.options import RunOptions
 from batchrun.cli.output import say
 from batchrun.errors import BatchrunError, Interrupted, RunStopped
+from batchrun.formats.printable import shell_command
 
 if TYPE_CHECKING:
     from batchrun.progress.display import Progress
@@ -99,7 +100,7 @@ def _send(options: RunOptions, pilot: int, said: "Planning") -> "Summary":
             summary = loop.run(main())
     # Before anything was sent: later it is a summary's `exit_code`.
     except (Interrupted, RunStopped) as end:
-        say(f"{end}; nothing was sent\nnext: {options.command}")
+        say(f"{end}; nothing was sent\nnext: {shell_command(options.command)}")
         sys.exit(end.exit_code)
     except BatchrunError as error:
         if not isinstance(error.summary, Summary):

@@ -5,12 +5,37 @@ and what else cannot be seen.
 """
 
 import json
+import os
+import shlex
 from collections.abc import Callable, Iterable
+
+_AS_IS = "\n\t"  # in text of several lines
 
 
 def printable(text: str) -> str:
     """Text of several lines: line breaks and tabs stay."""
-    return _shown(text, "\n\t", _code)
+    return _shown(text, _AS_IS, _code)
+
+
+def shell_command(command: str) -> str:
+    """A command, as `shlex.join` writes it, that means the same to a shell and is harmless.
+
+    What cannot be seen is written as bash, zsh and ksh read it: `$'\\x1b'`.
+    """
+    if printable(command) == command:
+        return command
+    return " ".join(map(_shell_word, shlex.split(command)))
+
+
+def _shell_word(word: str) -> str:
+    if printable(word) == word:
+        return shlex.quote(word)
+    escaped = word.replace("\\", "\\\\").replace("'", "\\'")
+    return f"$'{_shown(escaped, _AS_IS, _shell_code)}'"
+
+
+def _shell_code(letter: str) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in os.fsencode(letter))
 
 
 def one_line(text: str) -> str:

@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from batchrun.errors import BatchrunError
 from batchrun.formats.amounts import duration, plural, usd
-from batchrun.formats.printable import brief, printable
+from batchrun.formats.printable import brief, printable, shell_command
 from batchrun.limits.budget import Budget
 from batchrun.progress.summary import Summary
 from batchrun.progress.summary_text import cost_in_words, next_step, not_ok_in_words
@@ -46,7 +46,7 @@ class Notices:
 
     def look(self, summary: Summary, budgets: Sequence[Budget], now_s: float) -> Iterator[Notice]:
         """What there is to tell now."""
-        look = f"next: batchrun status {shlex.quote(summary.run)}"
+        look = _next(shlex.join(["batchrun", "status", summary.run]))
         if summary.settled != self._completed:
             if self._is_stalled:
                 still = duration(now_s - self._moved_s)
@@ -81,7 +81,7 @@ def of_end(summary: Summary) -> Notice:
     if summary.message:
         lines.append(f"why: {brief(summary.message, _WHY)}")
     if summary.next_command:
-        lines += [f"next step: {next_step(summary)}", f"next: {summary.next_command}"]
+        lines += [f"next step: {next_step(summary)}", _next(summary.next_command)]
     kinds: dict[int | None, Kind] = {0: "success", 1: "failure"}
     return _notice(summary, title, lines, kinds.get(summary.exit_code, "warning"))
 
@@ -93,7 +93,7 @@ def of_refusal(run: str, error: BaseException, command: str | None) -> Notice:
     lines = [f"run: {run}", f"state: nothing was sent (exit code {exit_code})"]
     lines.append(f"why: {brief(said, _WHY)}")
     if command is not None:
-        lines.append(f"next: {command}")
+        lines.append(_next(command))
     title = f"batchrun: {run} did not start"
     return Notice(printable(title), printable("\n".join(lines)), "failure")
 
@@ -102,6 +102,10 @@ def of_failed_end(summary: Summary, error: BaseException) -> Notice:
     """That a command failed after it had sent all that it would."""
     lines = ["state: failed (exit code 1)", *_counts(summary), f"why: {brief(str(error), _WHY)}"]
     return _notice(summary, "failed", lines, "failure")
+
+
+def _next(command: str) -> str:
+    return f"next: {shell_command(command)}"
 
 
 def _notice(summary: Summary, what: str, lines: Iterable[str], kind: Kind) -> Notice:

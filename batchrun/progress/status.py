@@ -11,6 +11,7 @@ from batchrun.formats.amounts import plural
 from batchrun.job.expansion import recorded_expansion
 from batchrun.job.stop_time import date_and_time
 from batchrun.progress.summary import RunCounters, Summary
+from batchrun.progress.summary_text import PARTS
 from batchrun.records import FAILED
 from batchrun.remote.run_link import run_name
 from batchrun.store import reading
@@ -52,7 +53,7 @@ def read_status(path: Path) -> Summary:
             totals.statuses,
             reading.example_not_ok(path) if exit_code == 4 else None,
             cap_usd=record.higher_cap_usd,
-            remaining=record.rows - totals.rows + again,
+            remaining=record.rows - totals.rows + again - record.left_out,
         )
     unfinished_usd = reading.read_answered_usd(path)
     expansion = recorded_expansion(record)
@@ -65,6 +66,7 @@ def read_status(path: Path) -> Summary:
         message=message,
         next_command=goes_on,
         simulated=record.simulated,
+        left_out=record.left_out,
         unknown_usd=reading.read_unknown_usd(path, record),
         unfinished=len(unfinished_usd),
         unfinished_usd=round(sum(unfinished_usd), 9),
@@ -95,19 +97,21 @@ def next_command(
     """The command that goes on after one that ended like this; None where none is needed.
 
     `run`: its path or URL; `cap_usd`: what to allow where the budget ended the run; `remaining`:
-    rows of the source without an outcome; `example_id`: of a row that is not ok.
+    rows of the source without an outcome, without those that `--where` leaves out; `example_id`:
+    of a row that is not ok.
     """
     words = [] if command is None else shlex.split(command)
     unlimited = words
-    for option in ("--limit", "--sample-rows", "--variant"):
+    for option in PARTS:
         unlimited = _without(unlimited, option, has_value=True)
     if exit_code in (0, 4) and remaining and words:  # a limit or a pilot is done
-        return run_command(words if "--pilot" in words else unlimited)
+        return run_command(words if words[1] == "estimate" else unlimited)
     if exit_code == 4:
         if words and any(statuses.get(status) for status in FAILED):
             return _with_option(run_command(unlimited), "--retry-failed")
-        shown = "ID" if example_id is None else shlex.quote(example_id)
-        return f"batchrun show {shlex.quote(str(run))} {shown}"
+        shown = ["ID"] if example_id is None else [example_id]
+        dashes = ["--"] if shown[0].startswith("-") else []
+        return shlex.join(["batchrun", "show", *dashes, str(run), *shown])
     if not exit_code or command is None:
         return None
     if exit_code == _STOPPED:
@@ -116,7 +120,7 @@ def next_command(
         return _with_option(command, "--max-cost", f"{cap_usd:.12f}".rstrip("0").rstrip("."))
     ended = {status for status, rows in statuses.items() if rows}
     only_failures = ended and ended <= set(FAILED)
-    return _with_option(command, "--retry-failed") if only_failures else command
+    return _with_option(run_command(words), "--retry-failed") if only_failures else command
 
 
 def _with_next_stop(command: str) -> str:

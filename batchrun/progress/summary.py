@@ -102,6 +102,7 @@ class Summary(Struct, frozen=True):
     samples: int = 1  # of each row and variant
     variants: tuple[str, ...] = ()  # names; empty where none is declared
     workers: tuple[WorkerState, ...] = ()  # empty where the run's own process sends all
+    left_out: int = 0  # of those left, rows that `--where` leaves out
 
     @property
     def settled(self) -> int:

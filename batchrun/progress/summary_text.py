@@ -16,11 +16,13 @@ from batchrun.formats.amounts import (
     time_left,
     usd,
 )
-from batchrun.formats.printable import one_line, printable, toml_name
+from batchrun.formats.printable import one_line, printable, shell_command, toml_name
 from batchrun.job.expansion import Expansion
 from batchrun.progress.summary import Summary, WorkerState
 from batchrun.records import FAILED, SHORTFALLS
 
+# Options that leave rows to later commands. `--where` is none: it says which rows are meant at all.
+PARTS = ("--limit", "--sample-rows", "--variant", "--pilot")
 _EXAMPLE = 200  # characters of a message
 _ID = 60  # characters of a row's id
 # Kinds of answers that are not ok: those counted in words, and those by their kind.
@@ -62,7 +64,8 @@ def render_end(summary: Summary, run: Path | str) -> str:
         is_end = summary.state in ("limited", "finished")
         lines.append(summary.message if is_end else f"why: {summary.message}")
     if summary.next_command:
-        lines += [f"next step: {next_step(summary)}", f"next: {summary.next_command}"]
+        step, command = next_step(summary), shell_command(summary.next_command)
+        lines += [f"next step: {step}", f"next: {command}"]
     return printable("\n".join(lines))
 
 
@@ -98,7 +101,7 @@ def render_status(summary: Summary, run: Path | str) -> str:
         "tool calls": f"{summary.tool_calls:,}",
         name: message,
         "next step": next_step(summary),
-        "next": summary.next_command,
+        "next": summary.next_command and shell_command(summary.next_command),
     }
     lines = [f"  {name + ':':<12}{text}" for name, text in words.items() if text]
     return printable("\n".join([str(run), *lines]))
@@ -290,9 +293,10 @@ def next_step(summary: Summary) -> str:
     failed = sum(summary.statuses.get(status, 0) for status in FAILED)
     if words[1:2] == ["show"]:
         return "look at a row that is not ok"
-    if not summary.left:
+    left = summary.left - summary.left_out
+    if not left:
         return f"send the {plural(failed, 'failed row')} again"
-    is_part = "--limit" in words or "--pilot" in words
-    rows = "remaining rows" if is_part else f"the {plural(summary.left, 'remaining row')}"
+    is_part = any(word.partition("=")[0] in PARTS for word in words)
+    rows = "remaining rows" if is_part else f"the {plural(left, 'remaining row')}"
     failed_too = ", and the failed ones again" if "--retry-failed" in words else ""
     return f"continue with {rows}{failed_too}"

@@ -332,7 +332,7 @@ class Run:
                 totals.statuses,
                 example,
                 cap_usd=cap_usd,
-                remaining=remaining,
+                remaining=remaining - self.plan.left_out,
             ),
         )
         has_failed = end.state == "failed"
@@ -399,6 +399,7 @@ class Run:
             rows=self.plan.rows_in_all,
             source_rows=self.plan.rows,
             postponed=self.plan.resumed.postponed,
+            left_out=self.plan.left_out,
             now_s=time.monotonic(),
             activity=activity,
             binds=binds,

@@ -96,6 +96,7 @@ class Plan(Struct, frozen=True):
     sampled: Pilot | None = None  # random rows of `--sample-rows`, drawn now or earlier
     forms: dict[str, int] = msgspec.field(default_factory=dict)  # what rows are taken for: how many
     commit: str | None = None  # of a data set of the Hub
+    left_out: int = 0  # of `rows`, those without an outcome that `--where` leaves out
 
     @property
     def expansion(self) -> Expansion:
@@ -219,6 +220,7 @@ def make_plan(
         in_parts=in_parts,
     )
     survey, excluded = _fitting(where, prompts, survey, doing)
+    not_fitting = b"" if excluded is None else expansion.of_rows(excluded)
     if survey.bad_rows and not job.input.skip_bad_rows:
         raise InputError(_problems(survey))
     if survey.refusal and record is None:  # a run that was begun so may go on
@@ -244,6 +246,7 @@ def make_plan(
     else:
         resumed = Resumed(bytearray(survey.rows), bytearray(survey.rows))
     complete = resumed.complete
+    left_out = sum(map(operator.gt, not_fitting, complete))
     if excluded is not None:
         complete = bytearray(map(operator.or_, complete, excluded))
     old_prices = _check_models(prices or known_prices(job), survey) if has_cap else None
@@ -292,6 +295,7 @@ def make_plan(
         limit=limit,
         sampled=sampled,
         commit=source.commit,
+        left_out=left_out,
     )
 
 
@@ -585,4 +589,5 @@ def make_record(
         store=store_run_url(job),
         executor=job.cluster.executor,
         workers=(job.cluster.workers or 0) if job.cluster.executor == "ray" else 0,
+        left_out=plan.left_out,
     )

@@ -64,3 +64,13 @@ def test_after_a_pilot_the_run_goes_on() -> None:
     assert next_command(estimate, RUN, 0, {}, None, remaining=3) == f"{COMMAND} --limit 9"
     assert next_command(estimate, RUN, 4, {"failed": 1}, "q", remaining=3) == f"{COMMAND} --limit 9"
     assert next_command(estimate, RUN, 4, {"failed": 1}, "q") == f"{COMMAND} --retry-failed"
+    failed = {"failed": 5}
+    assert next_command(estimate, RUN, 3, failed, None) == f"{COMMAND} --limit 9 --retry-failed"
+
+
+def test_a_condition_stays_and_a_name_that_looks_like_an_option_is_a_name() -> None:
+    some = f"{COMMAND} --where 'k > 1'"
+    assert next_command(f"{some} --limit 5", RUN, 0, {}, None, remaining=3) == some
+    assert next_command(some, RUN, 0, {}, None, remaining=0) is None
+    assert next_command(some, RUN, 4, {"failed": 1}, "q") == f"{some} --retry-failed"
+    assert next_command(some, RUN, 4, {"invalid": 1}, "-5") == "batchrun show -- 'runs/a b' -5"
