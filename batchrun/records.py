@@ -562,4 +562,4 @@ class RunRecord(Struct, frozen=True):
     executor: str = "local"  # where the requests of the last command were sent from
     workers: int = 0  # that it asked for; 0: it sent them itself
     writers: int = 1  # ids given so far, also to workers that never wrote: none is given again
-    left_out: int = 0  # of `rows`, those without an outcome that `--where` of the last command skips
+    left_out: int = 0  # of `rows`, those without an outcome that `--where` leaves out

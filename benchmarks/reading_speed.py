@@ -7,7 +7,6 @@ that runs have. It is kept, for the next time:
 """
 
 import argparse
-import base64
 import json
 import random
 import sys
@@ -22,19 +21,17 @@ from batchrun.errors import ErrorKind
 from batchrun.pricing.prices import Prices
 from batchrun.records import (
     Attempt,
-    Column,
     Failure,
     Layout,
     Outcome,
     Request,
     Response,
-    RunRecord,
     ToolCall,
     Usage,
 )
-from batchrun.store.columns import SCHEMA_VERSION
 from batchrun.store.run_dir import RunDir
 from benchmarks.timed import run_timed
+from tests.runs import column, response, run_record
 
 MOST_S, MOST_MB = 6.0, 700
 _AT = 1_795_000_000_000_000
@@ -140,45 +137,24 @@ def _response(
     details = {"input_tokens_details": {"cached_tokens": usage.cached_tokens}}
     details["output_tokens_details"] = {"reasoning_tokens": usage.reasoning_tokens}
     counts = {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens}
-    return Response(
+    return response(
         id=f"resp_{row:032x}",
-        status="completed",
         model=model,
         service_tier="default",
         output=json.dumps([{**item, "content": [part]}]),
         output_text=text,
-        refusal=None,
-        reasoning_summary=None,
-        citations=(),
         tool_calls=calls,
         usage=usage,
         usage_json=json.dumps({**counts, **details, "total_tokens": usage.total_tokens}),
         truncated=row % 50 == 7,
-        incomplete_reason=None,
     )
 
 
 def write(path: Path, rows: int) -> None:
     """The run, all in parts."""
     run_dir = RunDir.open(path)
-    layout = Layout(None, (_column("team", pa.string()), _column("level", pa.int64())))
-    record = RunRecord(
-        schema_version=SCHEMA_VERSION,
-        hash_rule=1,
-        batchrun="0",
-        python="3",
-        state="finished",
-        command="batchrun run prompts.jsonl",
-        simulated=False,
-        source="../prompts.jsonl",
-        job={},
-        layout=layout,
-        store_request=True,
-        rows=rows,
-        started_at=_AT,
-        updated_at=_AT,
-    )
-    run_dir.save(record)
+    layout = Layout(None, (column("team", pa.string()), column("level", pa.int64())))
+    run_dir.save(run_record(layout, state="finished", rows=rows, started_at=_AT, updated_at=_AT))
     run_dir.start(part_rows=50_000, part_bytes=64 << 20)
     run_dir.log_event("started", rows=rows, to_send=rows)
     some: list[Outcome] = []
@@ -189,11 +165,6 @@ def write(path: Path, rows: int) -> None:
             some = []
     run_dir.store_some(some, anyway=True)
     run_dir.close(seal=True)
-
-
-def _column(name: str, kind: pa.DataType) -> Column:
-    pinned = pa.schema({"type": kind, "stored": kind})
-    return Column(name, name, str(kind), base64.b64encode(pinned.serialize()).decode())
 
 
 def measure(path: Path, words: tuple[str, ...]) -> Reading:

@@ -9,7 +9,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchrun.records import Column, Layout, RunRecord
+from batchrun.records import Column, Layout, Response, RunRecord, Usage
 from batchrun.remote.part_stubs import part_file
 from batchrun.store.run_dir import SCHEMA_VERSION
 from batchrun.store.snapshot import snapshot
@@ -42,6 +42,29 @@ def run_record(layout: Layout = EMPTY, **changes: Any) -> RunRecord:
         updated_at=0,
     )
     return msgspec.structs.replace(record, **changes)
+
+
+_RESPONSE = Response(
+    id="resp_1",
+    status="completed",
+    model="m",
+    service_tier=None,
+    output="[]",
+    output_text="an answer",
+    refusal=None,
+    reasoning_summary=None,
+    citations=(),
+    tool_calls=(),
+    usage=Usage(),
+    usage_json=None,
+    truncated=False,
+    incomplete_reason=None,
+)
+
+
+def response(**changes: Any) -> Response:
+    """A plain answer, but for these fields."""
+    return msgspec.structs.replace(_RESPONSE, **changes)
 
 
 def read_record(run: Path) -> dict[str, Any]:

@@ -18,9 +18,9 @@ def printable(text: str) -> str:
 
 
 def shell_command(command: str) -> str:
-    """A command, as `shlex.join` writes it, that means the same to a shell and is harmless.
+    r"""A command, as `shlex.join` writes it, that means the same to a shell and is harmless.
 
-    What cannot be seen is written as bash, zsh and ksh read it: `$'\\x1b'`.
+    What cannot be seen is written as bash, zsh and ksh read it: `$'\x1b'`.
     """
     if printable(command) == command:
         return command

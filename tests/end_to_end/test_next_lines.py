@@ -1,4 +1,4 @@
-"""Every `next:` line, typed in a shell from the same directory, does what the line before it says."""
+"""Every `next:` line, typed in a shell, does what the line before it says."""
 
 import itertools
 import json
@@ -18,9 +18,11 @@ Query = Callable[..., list[tuple[Any, ...]]]
 ROWS = 12
 OUT = "runs/of a 'night'"
 # What a shell would take for its own, what cannot be seen, and a line break.
-PROMPT = "it's \"$HOME\" `id` \\n \\ !! {{ question }} \U0001f469\u200d\U0001f4bb \x1b[0m\nand & so; on"
+PROMPT = (
+    'it\'s "$HOME" `id` \\n \\ !! {{ question }} \U0001f469\u200d\U0001f4bb \x1b[0m\nand & so; on'
+)
 MODELS = ("--model", "gpt-6-luna", "--model", "gpt-6.1-terra")
-BASE = ("--set", "metadata.note=a 'b', c", "--set", "reasoning={\"effort\": \"low\"}", "-o", OUT)
+BASE = ("--set", "metadata.note=a 'b', c", "--set", 'reasoning={"effort": "low"}', "-o", OUT)
 PARTS = {
     "limit": ("--limit", "5"),
     "limit=": ("--limit=12",),
@@ -47,7 +49,9 @@ def source(tmp_path: Path) -> str:
 
 def _next(said: str) -> tuple[str, str]:
     """The step and the command; empty where there is none."""
-    found = re.search(r"^ *next step: +(.*)\n *next: +(batchrun .*)\Z", said.rstrip(), re.M | re.S)
+    found = re.search(
+        r"^ *next step: +(.*)\n *next: +(batchrun .*)\Z", said.rstrip(), re.MULTILINE | re.DOTALL
+    )
     assert (found is None) == ("next:" not in said), said
     return ("", "") if found is None else (found[1], found[2])
 
@@ -56,7 +60,7 @@ def _typed(command: str) -> list[str]:
     """The words that a shell makes of it."""
     script = f"batchrun() {{ printf '%s\\0' \"$@\"; }}\n{command}"
     done = subprocess.run(
-        ["bash", "-c", script], capture_output=True, text=True, check=True, timeout=HANG_S
+        ["/bin/bash", "-c", script], capture_output=True, text=True, check=True, timeout=HANG_S
     )
     assert not done.stderr
     return done.stdout.split("\0")[:-1]

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchrun.errors import ErrorKind
-from batchrun.records import Attempt, Failure, Layout, Outcome, Request, Response, Usage
+from batchrun.records import Attempt, Failure, Layout, Outcome, Request, Usage
 from batchrun.store.run_dir import RunDir
-from tests.runs import column, run_record
+from tests.runs import column, response, run_record
 
 _HERE = Path(__file__).parent
 # The names of two are those of columns that are calculated with.
@@ -64,24 +64,16 @@ def outcome(row: int, custom_id: str, sample: int, variant: str | None, **given:
     if given.get("failed"):
         failure = Failure(ErrorKind.SERVER_ERROR, "the server failed", None, 500)
         return Outcome(request, failure, (attempt,), "https://x.test/v1", "plain", cost_usd=0.0)
-    response = Response(
+    answer = response(
         id=f"resp_{custom_id}_{sample}_{variant}",
-        status="completed",
         model="gpt-4.1",
         service_tier="default",
-        output="[]",
         output_text=given.get("text", "42"),
-        refusal=None,
-        reasoning_summary=None,
-        citations=(),
-        tool_calls=(),
         usage=Usage(10, 0, None, 5, None, 15),
         usage_json="{}",
-        truncated=False,
-        incomplete_reason=None,
     )
     return Outcome(
-        request, response, (attempt,), "https://x.test/v1", "plain", None, cost_usd, "gpt-4.1"
+        request, answer, (attempt,), "https://x.test/v1", "plain", None, cost_usd, "gpt-4.1"
     )
 
 

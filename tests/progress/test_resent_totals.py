@@ -16,17 +16,13 @@ from batchrun.records import (
     Request,
     Response,
     Totals,
-    Usage,
 )
 from batchrun.runner.resume import with_earlier
 from batchrun.store.columns import response_batch
 from batchrun.store.complete_rows import COUNTED, TotalsBuilder, row_totals
+from tests.runs import response
 
-_ANSWER = Response(
-    *("r", "completed", "m", None, "[]", "x", None, None, (), (), Usage(), None),
-    truncated=False,
-    incomplete_reason=None,
-)
+_ANSWER = response()
 _BAD = Failure(ErrorKind.BAD_REQUEST, "because")
 # A result, and what its attempts cost: answered without, with and for no price; refused for
 # nothing; lost at an unknown cost; never sent, since the row is no request any more.

@@ -11,23 +11,9 @@ from batchrun.errors import ErrorKind
 from batchrun.progress.summary import RunCounters, Summary, cost_of_remaining, remaining_in_words
 from batchrun.progress.summary_text import not_ok_in_words, render_end, render_status
 from batchrun.records import Attempt, Failure, Outcome, Request, Response, Totals, Usage
+from tests.runs import response
 
-RESPONSE = Response(
-    id="resp_1",
-    status="completed",
-    model="m-2026",
-    service_tier=None,
-    output="[]",
-    output_text="",
-    refusal=None,
-    reasoning_summary=None,
-    citations=(),
-    tool_calls=(),
-    usage=Usage(10, output_tokens=5),
-    usage_json=None,
-    truncated=False,
-    incomplete_reason=None,
-)
+RESPONSE = response(model="m-2026", usage=Usage(10, output_tokens=5))
 FAILURE = Failure(ErrorKind.TIMEOUT, "too long", status="no_answer")
 
 

@@ -16,12 +16,11 @@ from batchrun.records import (
     Layout,
     Outcome,
     Request,
-    Response,
     ToolCall,
     Usage,
 )
 from batchrun.store.run_dir import RunDir
-from tests.runs import column, run_record
+from tests.runs import column, response, run_record
 from tests.store.conftest import answered, begin, failed
 
 __all__ = ["answered", "begin", "failed"]  # fixtures
@@ -87,25 +86,21 @@ def make_outcome(row: int, **changes: Any) -> Outcome:
     refusal = "I cannot." if row % 13 == 4 else None
     if refusal:
         part = {"type": "refusal", "refusal": refusal}
-    response = Response(
+    answer = response(
         id=f"resp_{row}",
-        status="completed",
         model="gpt-4.1-2025",
         service_tier="default",
         output=msgspec.json.format(msgspec.json.encode([{**message, "content": [part]}])).decode(),
         output_text=None if refusal else text,
         refusal=refusal,
-        reasoning_summary=None,
-        citations=(),
         tool_calls=calls,
         usage=Usage(100 + row, 40, None, 20 + row, 7, 120 + 2 * row),
         usage_json=f'{{"input_tokens": {100 + row}, "tool_usage": {{"web_search": 1}}}}',
         truncated=row % 19 == 7,
-        incomplete_reason=None,
     )
     cost = sum(attempt.cost_usd or 0.0 for attempt in attempts) + row / 1000
     outcome = Outcome(
-        request, response, attempts, "https://x.test/v1", "plain", 0.05 + row / 1e4, cost, "gpt-4.1"
+        request, answer, attempts, "https://x.test/v1", "plain", 0.05 + row / 1e4, cost, "gpt-4.1"
     )
     return msgspec.structs.replace(outcome, **changes)
 

@@ -20,7 +20,6 @@ from batchrun.records import (
     Layout,
     Outcome,
     Request,
-    Response,
     ToolCall,
     Totals,
     Usage,
@@ -29,7 +28,7 @@ from batchrun.reports.bill import cost_queries
 from batchrun.reports.bill.cost import CostLine, Costs, RunCost, read_costs
 from batchrun.reports.bill.cost_tables import show_costs
 from batchrun.store.run_dir import RunDir
-from tests.runs import column, run_record
+from tests.runs import column, response, run_record
 
 AT = 1_795_000_000_000_000  # in November 2026
 
@@ -52,35 +51,27 @@ def answered(
     named: bool = True,
     **changes: Any,
 ) -> Outcome:
-    response = Response(
+    answer = response(
         id=f"resp_{row}" if named else None,
-        status="completed",
         model=model,
         service_tier=tier,
-        output="[]",
-        output_text="",
-        refusal=None,
-        reasoning_summary=None,
-        citations=(),
         tool_calls=calls,
         usage=usage,
         usage_json="{}",
-        truncated=False,
-        incomplete_reason=None,
+        **changes,
     )
     attempt = Attempt(
         AT + row,
         1.0,
         kind,
         200,
-        response_id=response.id,
+        response_id=answer.id,
         input_tokens=usage.input_tokens,
         cached_tokens=usage.cached_tokens,
         output_tokens=usage.output_tokens,
     )
     request = Request(row, str(row), "a.jsonl", b"{}", f"{row:016x}", asked, None, carried)
-    result = msgspec.structs.replace(response, **changes)
-    return Outcome(request, result, (*before, attempt), "http://x", via)
+    return Outcome(request, answer, (*before, attempt), "http://x", via)
 
 
 def failed(row: int, *attempts: Attempt, status: str = "failed") -> Outcome:

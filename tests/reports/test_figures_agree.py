@@ -43,7 +43,7 @@ from batchrun.reports.report_queries import Report, read_report
 from batchrun.reports.report_sections import headline
 from batchrun.store.run_dir import RunDir
 from batchrun.store.snapshot import read_snapshot
-from tests.runs import column, run_record
+from tests.runs import column, response, run_record
 
 AT = 1_795_000_000_000_000
 PRICING: dict[str, Any] = {
@@ -174,16 +174,13 @@ class Maker:
         status = draw.choice(STATUSES)
         is_refused = status == "completed" and draw.random() < 0.1
         counts = {"tool_usage": {"web_search": {"num_requests": draw.choice([1, 4])}}}
-        return Response(
+        return response(
             id=f"resp_{row}_{draw.random()}",
             status=status,
             model=model,
             service_tier=tier,
-            output="[]",
             output_text=None if is_refused else "yes",
             refusal="no" if is_refused else None,
-            reasoning_summary=None,
-            citations=(),
             tool_calls=calls,
             usage=usage,
             usage_json=json.dumps(draw.choice([{}, {}, counts])),

@@ -3,6 +3,7 @@ import json
 from batchrun.job.sections import RetryJob
 from batchrun.records import Request, Response, Usage
 from batchrun.retry.next_step import Asks, next_ask
+from tests.runs import response
 
 BODY = b'{"model":"m","max_output_tokens":100,"input":"x"}'
 REQUEST = Request(0, "0", "file", BODY, "0" * 16, "m", 100, ())
@@ -12,21 +13,10 @@ RAISE = RetryJob(on_incomplete="raise_limit")
 def _answer(
     *, truncated: bool = False, fits: bool | None = None, output_tokens: int | None = None
 ) -> Response:
-    return Response(
-        id="r",
+    return response(
         status="incomplete" if truncated else "completed",
-        model="m",
-        service_tier=None,
-        output="[]",
-        output_text="x",
-        refusal=None,
-        reasoning_summary=None,
-        citations=(),
-        tool_calls=(),
         usage=Usage(output_tokens=output_tokens),
-        usage_json=None,
         truncated=truncated,
-        incomplete_reason=None,
         output_parsed_ok=fits,
     )
 

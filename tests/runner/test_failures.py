@@ -5,8 +5,9 @@ import pytest
 from batchrun.errors import ErrorKind, JobError
 from batchrun.job.job_file import load_job
 from batchrun.job.sections import LimitsJob
-from batchrun.records import Attempt, Failure, Outcome, Request, Response, Totals, Usage
+from batchrun.records import Attempt, Failure, Outcome, Request, Totals
 from batchrun.runner.ending import WINDOW_ROWS, FirstRows, TooManyFailures
+from tests.runs import response
 
 BAD = ErrorKind.BAD_REQUEST
 
@@ -16,23 +17,7 @@ def _outcome(kind: ErrorKind | None, status: str = "failed") -> Outcome:
     attempts = () if status == "invalid" else (Attempt(0, 1.0, "first"),)
     if kind is not None:
         return Outcome(request, Failure(kind, "because", status=status), attempts, "url", "plain")
-    answer = Response(
-        "r",
-        "completed",
-        "m",
-        None,
-        "[]",
-        "x",
-        None,
-        None,
-        (),
-        (),
-        Usage(),
-        None,
-        truncated=False,
-        incomplete_reason=None,
-    )
-    return Outcome(request, answer, attempts, "url", "plain")
+    return Outcome(request, response(), attempts, "url", "plain")
 
 
 def _told(rule: FirstRows, *kinds: ErrorKind | None) -> list[str | None]:

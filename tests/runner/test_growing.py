@@ -26,7 +26,6 @@ from batchrun.records import (
     Outcome,
     Request,
     Resend,
-    Response,
     RowKey,
     ToolCall,
     Usage,
@@ -35,6 +34,7 @@ from batchrun.runner.plan import Plan, make_plan, make_record
 from batchrun.runner.resume import note_differences
 from batchrun.store.run_dir import RunDir
 from batchrun.store.verify import verify
+from tests.runs import response
 
 # The first is what a job without variants asks.
 VARIANTS = (
@@ -80,10 +80,7 @@ def _wanted(step: Step) -> list[RowKey]:
 def _outcome(request: Request | BadRow) -> Outcome:
     assert isinstance(request, Request)
     call = ToolCall(0, "function_call", "c", "n", "{}", None, None, "{}")
-    answer = Response(
-        "r", "completed", "m", None, "[]", "t", None, None, (), (call,), Usage(1, 0, 0, 1, 0, 2),
-        None, truncated=False, incomplete_reason=None,
-    )  # fmt: skip
+    answer = response(tool_calls=(call,), usage=Usage(1, 0, 0, 1, 0, 2))
     return Outcome(request, answer, (Attempt(0, 1.0, "first", cost_usd=0.5),), "e", "plain")
 
 

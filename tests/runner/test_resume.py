@@ -21,7 +21,6 @@ from batchrun.records import (
     Outcome,
     Request,
     Resend,
-    Response,
     Totals,
     Usage,
 )
@@ -29,6 +28,7 @@ from batchrun.runner.plan import Plan, make_plan, make_record
 from batchrun.runner.resume import note_differences, with_earlier
 from batchrun.store.complete_rows import EarlierRows
 from batchrun.store.run_dir import RunDir
+from tests.runs import response
 
 RETRY = Resend(failed=True)
 RERUN = Resend(changed=True)
@@ -52,11 +52,7 @@ def _outcome(request: Request | BadRow, *, fails: bool) -> Outcome:
             request.row, request.custom_id, "s", b"", request.hash, None, None, request.carried
         )
         return Outcome(plain, Failure(ErrorKind.INVALID_ROW, "bad", status="invalid"), (), "e", "p")
-    usage = Usage(10, 0, 0, 5, 0, 15)
-    answer = Response(
-        "r", "completed", "m", None, "[]", "t", None, None, (), (), usage, None,
-        truncated=False, incomplete_reason=None,
-    )  # fmt: skip
+    answer = response(usage=Usage(10, 0, 0, 5, 0, 15))
     failure = Failure(ErrorKind.TIMEOUT, "late", status="no_answer")
     attempt = Attempt(request.row, 1.0, "first", cost_usd=0.25)
     return Outcome(request, failure if fails else answer, (attempt,), "e", "p", cost_usd=0.25)

@@ -17,13 +17,12 @@ from batchrun.records import (
     Layout,
     Outcome,
     Request,
-    Response,
     RunRecord,
     ToolCall,
     Usage,
 )
 from batchrun.store.run_dir import RunDir
-from tests.runs import EMPTY, run_record
+from tests.runs import EMPTY, response, run_record
 from tests.runs import column as make_column
 
 
@@ -62,26 +61,19 @@ def _answered(
         )
         for at in range(calls)
     )
-    response = Response(
+    answer = response(
         id=f"resp_{row}",
-        status="completed",
         model="m-2026",
         service_tier="default",
-        output="[]",
         output_text=text,
-        refusal=None,
-        reasoning_summary=None,
-        citations=(),
         tool_calls=tool_calls,
         usage=Usage(input_tokens=10 + row, output_tokens=5, total_tokens=15 + row),
         usage_json='{"input_tokens":10}',
-        truncated=False,
-        incomplete_reason=None,
     )
     attempt = Attempt(1_700_000_000_000_000 + row, 0.25, "first", 200, request_id=f"req_{row}")
     return Outcome(
         request=_request(row, carried, custom_id),
-        result=msgspec.structs.replace(response, **changes),
+        result=msgspec.structs.replace(answer, **changes),
         attempts=(attempt,),
         endpoint="https://example.test/v1",
         via="plain",

@@ -28,12 +28,12 @@ from typing import NoReturn
 from msgspec.structs import replace
 
 from batchrun.errors import ErrorKind
-from batchrun.records import Failure, Outcome, Request, Resend, Response, ToolCall, Usage
+from batchrun.records import Failure, Outcome, Request, Resend, ToolCall
 from batchrun.store.reading import read_run_record, read_totals
 from batchrun.store.run_dir import RunDir
 from batchrun.store.verify import verify
 from batchrun.store.workers.worker_dir import WorkerDir
-from tests.runs import run_record
+from tests.runs import response, run_record
 
 WORKERS = 3
 LEASE = 10  # rows
@@ -47,10 +47,7 @@ def outcome_of(row: int, *, again: bool) -> Outcome:
         0, "function_call", "c", "n", "{}", arguments_valid=True, status=None, item="{}"
     )
     request = Request(row, f"id-{row}", "s", b"{}", f"{row:016x}", "m", None, ())
-    answer = Response(
-        *(f"resp_{row}", "completed", "m", None, "[]", "t" * (row % 500), None, None, (), (call,)),
-        *(Usage(), None, False, None),
-    )
+    answer = response(id=f"resp_{row}", output_text="t" * (row % 500), tool_calls=(call,))
     result = Failure(ErrorKind.BAD_REQUEST, "no") if row % 3 == 0 and not again else answer
     return Outcome(request, result, (), "e", "plain", replaces=again)
 
