@@ -159,6 +159,7 @@ async def run_async(
     Cancelling it, as Ctrl-C does to `run`, drops what is in flight; `stop` lets it land.
     """
     from batchrun.records import NOTHING_SENT_AGAIN  # noqa: PLC0415 - see above
+    from batchrun.runner.asked_rows import RowSelection  # noqa: PLC0415 - see above
     from batchrun.runner.engine import Watch  # noqa: PLC0415 - see above
     from batchrun.runner.notified import notified  # noqa: PLC0415 - see above
     from batchrun.runner.start import run_job  # noqa: PLC0415
@@ -167,10 +168,8 @@ async def run_async(
     async with notified(job, seen, command=None, say=lambda _what: None, warn=_warn) as watch:
         return await run_job(
             job,
+            RowSelection(limit, variants=tuple(variants), resend=resend or NOTHING_SENT_AGAIN),
             simulate=simulate,
-            limit=limit,
-            variants=variants,
-            resend=resend or NOTHING_SENT_AGAIN,
             insecure_http=insecure_http,
             stop=stop,
             watch=watch,

@@ -38,7 +38,6 @@ def estimate(
     *,
     expect_output: int | None,
     models: str | None,
-    pilot: int | None,
     as_json: bool,
     **given: Any,
 ) -> None:
@@ -48,6 +47,8 @@ def estimate(
     written, except with --pilot: its rows stay in the run directory, and `batchrun run` sends only
     the others.
     """
+    from msgspec.structs import replace
+
     from batchrun.estimate.estimate_text import show_estimate
     from batchrun.estimate.estimates import make_estimate
     from batchrun.formats.amounts import plural
@@ -56,12 +57,14 @@ def estimate(
     from batchrun.progress.summary_text import render_end
 
     options = read_options(given)
-    if pilot and options.resend.is_asked:
+    selection = options.selection
+    pilot = selection.pilot
+    if pilot and selection.resend.is_asked:
         raise click.UsageError(
             "--pilot picks from rows that have no outcome; leave --retry-failed and "
             "--rerun-changed out"
         )
-    if pilot and options.variants:
+    if pilot and selection.variants:
         raise click.UsageError("--pilot sends rows of all variants; leave --variant out")
     if pilot and (models or expect_output is not None):
         raise click.UsageError(
@@ -72,7 +75,7 @@ def estimate(
         raise click.UsageError("--models names none; write --models gpt-6-luna,gpt-6.1-terra")
     exit_code, heard = 0, heard_signals()
     if pilot:
-        summary = send(options, pilot=pilot)
+        summary = send(options)
         exit_code = summary.exit_code or 0
         if exit_code not in _ENDED:
             say("the pilot did not end, so there is no estimate yet")
@@ -82,11 +85,8 @@ def estimate(
     with planning(options) as said:
         made = make_estimate(
             options.job,
+            replace(selection, pilot=0),
             simulate=options.simulate,
-            limit=options.limit,
-            sample_rows=options.sample_rows or 0,
-            variants=options.variants,
-            resend=options.resend,
             models=names,
             expect_output=expect_output,
             store=bool(pilot),

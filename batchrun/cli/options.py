@@ -22,6 +22,7 @@ from batchrun.formats.printable import nearest
 from batchrun.job.job_file import load_job, read_setting
 from batchrun.job.sections import Job
 from batchrun.records import ANSWERED, Resend
+from batchrun.runner.asked_rows import RowSelection
 from batchrun.simulator.settings import SimulatorSettings
 
 _PATHS = ("output.path", "input.path")  # as the file system has them
@@ -115,14 +116,11 @@ class RunOptions(NamedTuple):
 
     job: Job
     command: str  # this one
-    limit: int | None
-    resend: Resend
+    selection: RowSelection
     simulator: SimulatorSettings | None  # null: with its defaults
     simulate: bool
     insecure_http: bool
     quiet: bool
-    sample_rows: int | None
-    variants: tuple[str, ...]  # run only these now; empty: all
 
 
 class SourceCommand(OnceCommand):
@@ -172,10 +170,15 @@ def read_options(given: dict[str, Any]) -> RunOptions:
     return RunOptions(
         load_job(given["source"], typed),
         shlex.join(["batchrun", *sys.argv[1:]]),
-        given["limit"],
-        Resend(kinds is not None, kinds or frozenset(), given["rerun_changed"]),
+        RowSelection(
+            given["limit"],
+            given["sample_rows"] or 0,
+            given.get("pilot") or 0,
+            given["variant"],
+            Resend(kinds is not None, kinds or frozenset(), given["rerun_changed"]),
+        ),
         _simulator(given["answers"], given["right"], simulate=given["simulate"]),
-        *(given[name] for name in ("simulate", "insecure_http", "quiet", "sample_rows", "variant")),
+        *(given[name] for name in ("simulate", "insecure_http", "quiet")),
     )
 
 

@@ -81,11 +81,8 @@ def _dry_run(options: RunOptions) -> None:
             usable_addresses(job)
         plan = dry_run(
             job,
+            options.selection,
             simulate=simulate,
-            limit=options.limit,
-            sample_rows=options.sample_rows or 0,
-            variants=options.variants,
-            resend=options.resend,
             doing=said.doing,
         )
     say_plan(plan, run_path(job, simulate=simulate))

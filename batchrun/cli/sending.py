@@ -36,16 +36,16 @@ _SIGNALS = {
 }
 
 
-def send(options: RunOptions, *, pilot: int = 0) -> "Summary":
-    """The summary of a run, or of a pilot of so many rows. Raises as `run_job`.
+def send(options: RunOptions) -> "Summary":
+    """The summary of a run. Raises as `run_job`.
 
     Interrupted before anything was sent, it ends the process.
     """
     with planning(options) as said:
-        return _send(options, pilot, said)
+        return _send(options, said)
 
 
-def _send(options: RunOptions, pilot: int, said: "Planning") -> "Summary":
+def _send(options: RunOptions, said: "Planning") -> "Summary":
     import asyncio
 
     from msgspec.structs import replace
@@ -82,17 +82,13 @@ def _send(options: RunOptions, pilot: int, said: "Planning") -> "Summary":
             async with telling as watch:
                 return await run_job(
                     options.job,
+                    options.selection,
                     simulate=options.simulate,
                     simulator=options.simulator,
-                    limit=options.limit,
-                    sample_rows=options.sample_rows or 0,
-                    variants=options.variants,
-                    pilot=pilot,
                     command=options.command,
                     stop=stop,
                     watch=watch,
                     insecure_http=options.insecure_http,
-                    resend=options.resend,
                 )
 
     try:

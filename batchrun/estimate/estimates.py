@@ -26,19 +26,17 @@ from batchrun.estimate.tokens import TokenCounts
 from batchrun.formats.amounts import plural
 from batchrun.job.sections import Job
 from batchrun.pricing.prices import STANDARD, Prices, age_warning
-from batchrun.records import NOTHING_SENT_AGAIN, Resend, Totals
+from batchrun.records import Totals
+from batchrun.runner.asked_rows import ALL_ROWS, RowSelection
 from batchrun.runner.output_place import run_path, store_run_url
 from batchrun.runner.plan import Plan, dry_run, known_prices
 
 
 def make_estimate(
     job: Job,
+    selection: RowSelection = ALL_ROWS,
     *,
     simulate: bool = False,
-    limit: int | None = None,
-    sample_rows: int = 0,
-    variants: Sequence[str] = (),
-    resend: Resend = NOTHING_SENT_AGAIN,
     models: Sequence[str] = (),
     expect_output: int | None = None,
     by_bytes: bool | None = None,
@@ -63,11 +61,8 @@ def make_estimate(
     path = run_path(job, simulate=simulate)
     plan = dry_run(
         job,
+        selection,
         simulate=simulate,
-        limit=limit,
-        sample_rows=sample_rows,
-        variants=variants,
-        resend=resend,
         on_body=counts.add,
         is_new=bool(models),
         doing=doing,

@@ -30,17 +30,9 @@ from batchrun.job.expansion import Expansion
 from batchrun.job.job_file import with_user_prices
 from batchrun.job.sections import STDIN, Job
 from batchrun.pricing.prices import Prices, age_warning, check_prices
-from batchrun.records import (
-    NOTHING_SENT_AGAIN,
-    JsonObject,
-    Layout,
-    Pilot,
-    Request,
-    Resend,
-    RunRecord,
-)
+from batchrun.records import JsonObject, Layout, Pilot, Request, RunRecord
 from batchrun.remote.run_link import is_in_store
-from batchrun.runner.asked_rows import AskedRows, refuse_unknown
+from batchrun.runner.asked_rows import ALL_ROWS, AskedRows, RowSelection, refuse_unknown
 from batchrun.runner.changes import request_changes, setting_changes
 from batchrun.runner.ending import rows_judged
 from batchrun.runner.output_place import refuse_place, run_path, store_run_url
@@ -110,12 +102,9 @@ class Plan(Struct, frozen=True):
 
 def dry_run(
     job: Job,
+    selection: RowSelection = ALL_ROWS,
     *,
     simulate: bool = False,
-    limit: int | None = None,
-    sample_rows: int = 0,
-    variants: Sequence[str] = (),
-    resend: Resend = NOTHING_SENT_AGAIN,
     on_body: OnBody | None = None,
     is_new: bool = False,
     doing: Callable[[str], None] = lambda _what: None,
@@ -149,10 +138,7 @@ def dry_run(
             source,
             run_dir,
             path,
-            limit=limit,
-            sample_rows=sample_rows,
-            variants=variants,
-            resend=resend,
+            selection,
             doing=doing,
             on_body=on_body,
         )
@@ -167,12 +153,8 @@ def make_plan(
     source: Source,
     run_dir: RunDir | None,
     path: Path,
+    selection: RowSelection = ALL_ROWS,
     *,
-    limit: int | None = None,
-    sample_rows: int = 0,
-    variants: Sequence[str] = (),
-    pilot: int = 0,
-    resend: Resend = NOTHING_SENT_AGAIN,
     check: Callable[[], None] = lambda: None,
     doing: Callable[[str], None] = lambda _what: None,
     on_body: OnBody | None = None,
@@ -181,9 +163,6 @@ def make_plan(
 ) -> Plan:
     """Reads everything once; `path` is where the run directory is or will be.
 
-    `pilot` and `sample_rows`: so many random rows alone are sent; the record remembers them. Rows
-    of a pilot are drawn of those that have no outcome, and their first samples are sent.
-    `variants`: these alone are sent; empty: all.
     `in_parts`: so that other processes can read parts of the source.
     `prices` (null: made here where a cap asks for them) know all models of the source afterwards.
     `doing` is told in words what is done, and `check` is asked now and then whether to go on.
@@ -195,7 +174,7 @@ def make_plan(
         doing(f"reading {source.spec}, {plural(rows, 'row')} so far")
 
     expansion = job.expansion
-    refuse_unknown(variants, job)
+    refuse_unknown(selection.variants, job)
     doing(f"reading {source.spec}")
     where = _row_filter(job)
     record = run_dir.record if run_dir else None
@@ -226,17 +205,17 @@ def make_plan(
     if survey.refusal and record is None:  # a run that was begun so may go on
         raise InputError(f"{source.spec}: {survey.refusal}")
     sampled = record.sampled if record else None
-    if sample_rows:
+    if sample_rows := selection.sample_rows:
         sampled = draw_sample(sampled, sample_rows, excluded, expansion.all_of_row(survey.is_bad))
         excluded = _all_but(sampled.rows[:sample_rows], survey.source_rows)
-    asked = AskedRows(job, limit, sample_rows, variants, survey.source_rows, excluded)
+    asked = AskedRows(selection, job, survey.source_rows, excluded)
     limit, excluded = asked.requests()
     if run_dir is not None and record is not None:
         doing(f"comparing {plural(survey.rows, 'row')} with what {path} holds")
         resumed = match_rows(
             survey,
             run_dir,
-            resend,
+            selection.resend,
             limit,
             excluded,
             appends=is_appended,
@@ -254,14 +233,13 @@ def make_plan(
         for model in survey.models:
             prices.find(model, None, time.time_ns() // 1000)
     wanted = survey.rows if limit is None else min(limit, survey.rows)
-    drawn = _pilot_before(record, pilot, is_appended=is_appended)
-    if pilot:
-        drawn, complete = _with_pilot(drawn, pilot, complete, survey, wanted)
+    drawn = _pilot_before(record, selection.pilot, is_appended=is_appended)
+    if selection.pilot:
+        drawn, complete = _with_pilot(drawn, selection.pilot, complete, survey, wanted)
     resumed = replace(resumed, complete=complete)
     to_complete = complete[:wanted].count(0)
     bad = sum(map(operator.gt, survey.is_bad[:wanted], complete)) if survey.bad_rows else 0
-    bounds = survey.is_unbounded
-    unbounded = sum(map(operator.gt, bounds[:wanted], complete)) if bounds else 0
+    unbounded = sum(map(operator.gt, survey.is_unbounded[:wanted], complete))
     store_request = _stores_request(job, record, survey)
     row_bytes = survey.carried_bytes * expansion.width + (survey.body_bytes if store_request else 0)
     new_rows = resumed.complete.count(0) - resumed.again.count(1)
@@ -272,7 +250,7 @@ def make_plan(
         resumed=resumed,
         pilot=drawn,
         to_complete=to_complete,
-        limited_to=asked.in_words(pilot),
+        limited_to=asked.in_words(),
         source_rows=survey.source_rows,
         to_send=to_complete - bad,
         bad_rows=survey.bad_rows,

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from datetime import datetime
 from functools import partial
 
@@ -22,7 +22,7 @@ from batchrun.job.credentials import (
 from batchrun.job.sections import STDIN, EndpointJob, Job
 from batchrun.job.stop_time import stop_time
 from batchrun.progress.summary import RunCounters, Summary
-from batchrun.records import NOTHING_SENT_AGAIN, Resend
+from batchrun.runner.asked_rows import ALL_ROWS, RowSelection
 from batchrun.runner.ending import StopSwitch, time_is_up
 from batchrun.runner.engine import Run, Watch
 from batchrun.runner.output_place import refuse_place, run_path, store_run_url
@@ -47,24 +47,19 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
 
 async def run_job(
     job: Job,
+    selection: RowSelection = ALL_ROWS,
     *,
     simulate: bool = False,
     simulator: SimulatorSettings | None = None,
-    limit: int | None = None,
-    sample_rows: int = 0,
-    variants: Sequence[str] = (),
-    pilot: int = 0,
     command: str | None = None,
     stop: StopSwitch | None = None,
     watch: Watch | None = None,
     insecure_http: bool = False,
-    resend: Resend = NOTHING_SENT_AGAIN,
 ) -> Summary:
     """Runs or resumes; the summary's `exit_code` says how it ended: 0, 3, 4, or 128 + a signal.
 
-    `simulator`: its settings for `simulate`, where these are not the defaults. `pilot`,
-    `sample_rows`: so many random rows alone; a later run without it sends the rest too.
-    `variants`: these alone, in the same way.
+    `simulator`: its settings for `simulate`, where these are not the defaults. A later run without
+    `selection` sends the rest too.
     Raises `JobError` and `InputError` before anything is sent, `StoreError` where the disk fails.
     """
     stop, watch = stop or StopSwitch(), watch or Watch()
@@ -97,7 +92,7 @@ async def run_job(
         else:
             source, sha256 = pinned_source(job, found, run_dir.record), None
         # What is sent again, and what is to get the name of a variant, must stand in a part.
-        if resend.is_asked or (job.variants and run_dir.has_no_variants):
+        if selection.resend.is_asked or (job.variants and run_dir.has_no_variants):
             watch.doing(f"finishing the parts of {path}")
             await asyncio.to_thread(run_dir.finish)
         prices = known_prices(job)
@@ -107,11 +102,7 @@ async def run_job(
             source,
             run_dir,
             path,
-            limit=limit,
-            sample_rows=sample_rows,
-            variants=variants,
-            pilot=pilot,
-            resend=resend,
+            selection,
             check=check,
             doing=watch.doing,
             prices=prices,

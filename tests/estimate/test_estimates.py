@@ -20,6 +20,7 @@ from batchrun.job.sections import Job
 from batchrun.records import Resend
 from batchrun.reports.report_queries import read_report
 from batchrun.reports.report_sections import remarks
+from batchrun.runner.asked_rows import RowSelection
 from batchrun.runner.start import run_job
 from batchrun.store.reading import read_run_record
 
@@ -228,7 +229,7 @@ def test_the_range_comes_first_with_what_decides(tmp_path: Path) -> None:
 
 async def test_a_pilot_is_stored_paid_once_and_compared_with_what_it_was(tmp_path: Path) -> None:
     job, path = job_of(tmp_path), tmp_path / "run"
-    summary = await run_job(job, simulate=True, pilot=20)
+    summary = await run_job(job, RowSelection(pilot=20), simulate=True)
     assert (summary.exit_code, summary.rows) == (0, 20)
     made = make_estimate(job, simulate=True, store=True)
     pilot, estimated = made.pilot, made.estimated
@@ -280,21 +281,21 @@ async def test_a_pilot_gives_no_estimate_until_it_has_ended(
     tmp_path: Path,
 ) -> None:
     capped = job_of(tmp_path, limits__max_cost_usd=0.02, request__max_output_tokens=400)
-    summary = await run_job(capped, simulate=True, pilot=50)
+    summary = await run_job(capped, RowSelection(pilot=50), simulate=True)
     assert summary.exit_code == 3
     made = make_estimate(capped, simulate=True)
     assert made.pilot is None
     assert "have no outcome yet" in made.notes[0]
     freed = job_of(tmp_path, request__max_output_tokens=400)
-    summary = await run_job(freed, simulate=True, pilot=50)
+    summary = await run_job(freed, RowSelection(pilot=50), simulate=True)
     assert (summary.exit_code, summary.rows) == (0, 50)
     assert make_estimate(freed, simulate=True).pilot is not None
 
 
 async def test_a_larger_pilot_sends_only_what_is_missing(tmp_path: Path) -> None:
     job = job_of(tmp_path)
-    await run_job(job, simulate=True, pilot=10)
-    summary = await run_job(job, simulate=True, pilot=30)
+    await run_job(job, RowSelection(pilot=10), simulate=True)
+    summary = await run_job(job, RowSelection(pilot=30), simulate=True)
     assert (summary.rows, summary.attempts) == (30, 30)
     made = make_estimate(job, simulate=True)
     assert made.pilot is not None
@@ -308,12 +309,12 @@ async def test_rows_that_would_be_sent_again_are_estimated_where_that_is_asked_f
     job = job_of(tmp_path, rows)
     assert (await run_job(job, simulate=True)).exit_code == 4
     assert make_estimate(job, simulate=True).to_send == 0
-    made = make_estimate(job, simulate=True, resend=Resend(failed=True))
+    made = make_estimate(job, RowSelection(resend=Resend(failed=True)), simulate=True)
     assert (made.settled, made.to_send, made.inputs[0].rows) == (1, 1, 1)
 
 
 async def test_models_are_compared_over_all_rows_whatever_is_complete(tmp_path: Path) -> None:
     job = job_of(tmp_path)
-    await run_job(job, simulate=True, pilot=5)
+    await run_job(job, RowSelection(pilot=5), simulate=True)
     made = make_estimate(job, simulate=True, models=["gpt-5"])
     assert (made.to_send, made.settled, made.pilot) == (60, 0, None)

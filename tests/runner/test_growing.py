@@ -30,6 +30,7 @@ from batchrun.records import (
     ToolCall,
     Usage,
 )
+from batchrun.runner.asked_rows import RowSelection
 from batchrun.runner.plan import Plan, make_plan, make_record
 from batchrun.runner.resume import note_differences
 from batchrun.store.run_dir import RunDir
@@ -98,9 +99,7 @@ def _carry_out(
             find_source(job.input),
             run_dir,
             run_dir.path,
-            limit=step.limit,
-            variants=tuple(step.only),
-            resend=resend,
+            RowSelection(step.limit, variants=tuple(step.only), resend=resend),
         )
         if plan.resumed.adopted is not None:
             run_dir.name_variant(plan.resumed.adopted)
@@ -240,7 +239,7 @@ def test_a_changed_variant_changes_its_rows_alone(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="4 complete rows do not agree") as raised:
         make_plan(job, source, run_dir, run_dir.path)
     assert "q0|b|1 (row 0)" in str(raised.value)
-    plan = make_plan(job, source, run_dir, run_dir.path, resend=Resend(changed=True))
+    plan = make_plan(job, source, run_dir, run_dir.path, RowSelection(resend=Resend(changed=True)))
     sent = plan.prompts.requests(plan.layout, plan.resumed.complete)
     assert {one.key[1:] for one in sent} == {(0, "b"), (1, "b")}
     run_dir.close()

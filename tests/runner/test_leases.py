@@ -27,6 +27,7 @@ from batchrun.inputs.prompt_set import PinnedSource, PromptSet, find_source
 from batchrun.job.job_file import load_job
 from batchrun.job.sections import Job
 from batchrun.records import BadRow, Request
+from batchrun.runner.asked_rows import RowSelection
 from batchrun.runner.cluster.leases import (
     PlannedRows,
     is_sent_again,
@@ -125,7 +126,7 @@ def _job(path: Path, given: dict[str, Any]) -> Job:
 
 def _plan(job: Job, folder: Path, **asked: Any) -> Plan:
     path = folder / "no-run"
-    return make_plan(job, find_source(job.input), None, path, in_parts=True, **asked)
+    return make_plan(job, find_source(job.input), None, path, RowSelection(**asked), in_parts=True)
 
 
 def _sent(lease: Lease) -> Lease:

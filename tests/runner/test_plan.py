@@ -11,6 +11,7 @@ from batchrun.job.job_file import load_job
 from batchrun.job.sections import Job
 from batchrun.pricing.prices import Prices
 from batchrun.records import Attempt, Failure, Outcome, Request
+from batchrun.runner.asked_rows import RowSelection
 from batchrun.runner.plan import Plan, dry_run, make_plan, make_record
 from batchrun.store.reading import read_unknown_usd
 from batchrun.store.run_dir import RunDir
@@ -74,7 +75,7 @@ def test_how_far_the_cap_may_be_passed_is_said_at_the_start(tmp_path: Path) -> N
 
 def test_on_resume_only_the_rest_may_pass_the_cap(tmp_path: Path) -> None:
     job = _job(tmp_path, [{"input": "a", "model": "gpt-4.1"}] * 5, limits__max_cost_usd=5.0)
-    assert "3 rows of 3 to send" in _said(dry_run(job, limit=3))
+    assert "3 rows of 3 to send" in _said(dry_run(job, RowSelection(3)))
     run_dir = _begun(job, tmp_path)
     plan = make_plan(job, find_source(job.input), run_dir, run_dir.path)
     run_dir.start(part_rows=100, part_bytes=1 << 20)
@@ -87,7 +88,7 @@ def test_on_resume_only_the_rest_may_pass_the_cap(tmp_path: Path) -> None:
     assert "1 row of 1 to send may cost" in _said(plan)
     assert plan.first is not None
     assert plan.first.row == 4  # the first that would be sent
-    assert dry_run(job, limit=4).first is None
+    assert dry_run(job, RowSelection(4)).first is None
 
 
 def _begun(job: Job, folder: Path, **record: Any) -> RunDir:

@@ -24,6 +24,7 @@ from batchrun.records import (
     Totals,
     Usage,
 )
+from batchrun.runner.asked_rows import RowSelection
 from batchrun.runner.plan import Plan, make_plan, make_record
 from batchrun.runner.resume import note_differences, with_earlier
 from batchrun.store.complete_rows import EarlierRows
@@ -62,7 +63,7 @@ def _settle(folder: Path, rows: Rows, failing: str = "", limit: int | None = Non
     """A run directory in which these rows are settled."""
     job = _job(folder, rows)
     run_dir = RunDir.open(folder / "run")
-    plan = make_plan(job, find_source(job.input), run_dir, run_dir.path, limit=limit)
+    plan = make_plan(job, find_source(job.input), run_dir, run_dir.path, RowSelection(limit))
     run_dir.save(make_record(job, plan, run_dir, simulate=False, command=None, sha256=None))
     run_dir.start(part_rows=4, part_bytes=1 << 20)
     for request in plan.prompts.requests(plan.layout, plan.resumed.complete, limit):
@@ -74,9 +75,8 @@ def _plan(folder: Path, rows: Rows, resend: Resend, limit: int | None = None) ->
     job = _job(folder, rows)
     run_dir = RunDir.open(folder / "run")
     try:
-        return make_plan(
-            job, find_source(job.input), run_dir, run_dir.path, limit=limit, resend=resend
-        )
+        selection = RowSelection(limit, resend=resend)
+        return make_plan(job, find_source(job.input), run_dir, run_dir.path, selection)
     finally:
         run_dir.close()
 
@@ -255,7 +255,9 @@ def _accept(folder: Path, rows: Rows, resend: Resend = RERUN) -> None:
     """A command that sends nothing, yet notes what has left the input."""
     job = _job(folder, rows)
     run_dir = RunDir.open(folder / "run")
-    plan = make_plan(job, find_source(job.input), run_dir, run_dir.path, resend=resend)
+    plan = make_plan(
+        job, find_source(job.input), run_dir, run_dir.path, RowSelection(resend=resend)
+    )
     note_differences(run_dir, plan.resumed)
     run_dir.save(make_record(job, plan, run_dir, simulate=False, command=None, sha256=None))
     run_dir.close()
@@ -321,7 +323,7 @@ def test_a_part_whose_rows_were_sent_again_is_not_missed(tmp_path: Path) -> None
     _accept(tmp_path, _rows("abcd"))
     job = _job(tmp_path, _rows("abcd"))
     run_dir = RunDir.open(tmp_path / "run")
-    plan = make_plan(job, find_source(job.input), run_dir, run_dir.path, resend=RETRY)
+    plan = make_plan(job, find_source(job.input), run_dir, run_dir.path, RowSelection(resend=RETRY))
     run_dir.start(part_rows=4, part_bytes=1 << 20, replaces=True)
     for request in plan.prompts.requests(plan.layout, plan.resumed.complete):
         run_dir.store(replace(_outcome(request, fails=False), replaces=True))

@@ -21,6 +21,7 @@ from batchrun.job.credentials import Server
 from batchrun.job.job_file import load_job
 from batchrun.limits.sharing.shares import Shares
 from batchrun.records import Resend, Totals
+from batchrun.runner.asked_rows import RowSelection
 from batchrun.runner.cluster.leases import places_of, planned_rows
 from batchrun.runner.cluster.worker import worker_setup
 from batchrun.runner.plan import make_plan, make_record
@@ -92,9 +93,9 @@ class _Driver:
         self.run_dir = RunDir.open(folder / "run")
         if resend is not None:
             self.run_dir.finish()
-        resend = resend or Resend()
+        selection = RowSelection(resend=resend or Resend())
         source, path = find_source(self.job.input), self.run_dir.path
-        self.plan = make_plan(self.job, source, self.run_dir, path, resend=resend, in_parts=True)
+        self.plan = make_plan(self.job, source, self.run_dir, path, selection, in_parts=True)
         note_differences(self.run_dir, self.plan.resumed)
         record = make_record(
             self.job, self.plan, self.run_dir, simulate=False, command=None, sha256=None
