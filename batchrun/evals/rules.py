@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from batchrun.errors import JobError
 from batchrun.job import scorer_sections as sections
 from batchrun.job.scorer_sections import ScorerJob
-from batchrun.scoring.call_match import Call, CallRules, call_match, expected_calls, given_call
+from batchrun.scoring.call_match import Call, call_match, expected_calls, given_call
 from batchrun.scoring.choice import choice
 from batchrun.scoring.json_match import json_match, schema_match, validity
 from batchrun.scoring.math_match import math_verifier
@@ -182,11 +182,9 @@ def _json(job: sections.JsonJob) -> Scorer:
 
 
 def _calls(job: sections.ToolCallsJob) -> Scorer:
-    rules = CallRules(**{name: getattr(job, name) for name in CallRules.__struct_fields__})
-
     def score(_: str, target: Any, calls: Sequence[tuple[str | None, str | None]]) -> Score:
         given: list[Call] = [given_call(name, arguments) for name, arguments in calls]
-        return call_match(given, expected_calls(target), rules)
+        return call_match(given, expected_calls(target), job)
 
     return score
 

@@ -11,12 +11,13 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Any
 
 from msgspec import Struct
 
 from batchrun.formats.amounts import plural
 from batchrun.formats.json_text import shown
+from batchrun.job.scorer_sections import ToolCallsJob
 from batchrun.scoring.json_match import canonical, read_json
 from batchrun.scoring.score import BadTarget, Score
 
@@ -36,18 +37,6 @@ class Call(Struct, frozen=True):
 
     name: str
     arguments: Mapping[str, Any] | None  # null: what was written is no JSON object
-
-
-class CallRules(Struct, frozen=True, kw_only=True):
-    """How calls are compared; the options of the scorer."""
-
-    values: Literal["exact", "any_of"] = "exact"
-    order: Literal["any", "same"] = "any"
-    count: Literal["exact", "at_least"] = "exact"
-    extra_arguments: Literal["forbidden", "allowed"] = "forbidden"
-    strings: Literal["exact", "fold"] = "exact"
-    types: Literal["json", "python"] = "json"
-    partial: bool = False
 
 
 def given_call(name: str | None, arguments: str | None) -> Call:
@@ -93,7 +82,7 @@ def _expected(value: Any) -> Call:
     return Call(name, arguments)
 
 
-def call_match(calls: Sequence[Call], expected: Sequence[Call], rules: CallRules) -> Score:
+def call_match(calls: Sequence[Call], expected: Sequence[Call], rules: ToolCallsJob) -> Score:
     """1 where the calls are those expected; with `partial` the share that is, of the larger number.
 
     `count` at_least: further calls do no harm. `order` same: the calls in their order; further ones
@@ -154,7 +143,7 @@ def _out_of_order(
     return reason, said + suffix
 
 
-def _difference(call: Call, expected: Call, rules: CallRules) -> _Difference:
+def _difference(call: Call, expected: Call, rules: ToolCallsJob) -> _Difference:
     """The worst thing that is wrong with a call, whatever the order of arguments."""
     if not _same_name(call.name, expected.name):
         return "wrong_name", f"{call.name}, expected {expected.name}"
@@ -187,7 +176,7 @@ def _same_name(given: str, expected: str) -> bool:
     return given == expected or given == _UNFIT_FOR_NAMES.sub("_", expected)[:_MOST_NAME]
 
 
-def _may_be_absent(accepted: Any, rules: CallRules) -> bool:
+def _may_be_absent(accepted: Any, rules: ToolCallsJob) -> bool:
     return rules.values == "any_of" and isinstance(accepted, list) and _MAY_BE_ABSENT in accepted
 
 
@@ -199,7 +188,7 @@ def _or(accepted: Sequence[Any]) -> str:
     return " or ".join(map(_written, accepted))[:300]
 
 
-def _value_difference(given: Any, accepted: Any, rules: CallRules) -> str:
+def _value_difference(given: Any, accepted: Any, rules: ToolCallsJob) -> str:
     """Empty where the value is accepted, else wrong_type or wrong_value."""
     if not _same_type(given, accepted, rules.types):
         return "wrong_type"
@@ -218,11 +207,13 @@ def _value_difference(given: Any, accepted: Any, rules: CallRules) -> str:
     return _FITS if same else "wrong_value"
 
 
-def _within_list(rules: CallRules) -> Callable[[Any, Any], str]:
+def _within_list(rules: ToolCallsJob) -> Callable[[Any, Any], str]:
     return lambda given, accepted: _value_difference(given, accepted, rules)
 
 
-def _same_object(given: Mapping[str, Any], accepted: Mapping[str, Any], rules: CallRules) -> bool:
+def _same_object(
+    given: Mapping[str, Any], accepted: Mapping[str, Any], rules: ToolCallsJob
+) -> bool:
     """With `any_of`, fields of an accepted object have lists of accepted values as well."""
     if any(name not in accepted for name in given):
         return False

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from batchrun.job.scorer_sections import ToolCallsJob
 from batchrun.scoring.call_match import (
     REASONS,
     Call,
-    CallRules,
     call_match,
     expected_calls,
     folded,
@@ -22,13 +22,19 @@ from batchrun.scoring.score import BadTarget, Score
 
 # bfcl-eval 2026.3.23 (Berkeley Function Calling Leaderboard v4), Apache-2.0.
 _BFCL = Path(__file__).parents[3] / "shared" / "data" / "bfcl_parallel_answers.jsonl"
-_AS_BFCL = CallRules(values="any_of", types="python")
+
+
+def _rules(**options: Any) -> ToolCallsJob:
+    return ToolCallsJob(name="calls", kind="tool_calls", **options)
+
+
+_AS_BFCL = _rules(values="any_of", types="python")
 Given = tuple[str, dict[str, Any]]
 
 
 def scored(given_calls: Sequence[Given], expected: object, **rules: Any) -> Score:
     calls = [given_call(name, json.dumps(arguments)) for name, arguments in given_calls]
-    return call_match(calls, expected_calls(expected), CallRules(**rules))
+    return call_match(calls, expected_calls(expected), _rules(**rules))
 
 
 def f(**arguments: object) -> Given:
@@ -127,9 +133,9 @@ def test_names_that_cannot_be_on_the_wire_are_as_requests_have_them() -> None:
 
 def test_arguments_that_are_no_json() -> None:
     for arguments in ("{", "[1]", "NaN"):
-        found = call_match([given_call("f", arguments)], expected_calls([want(a=1)]), CallRules())
+        found = call_match([given_call("f", arguments)], expected_calls([want(a=1)]), _rules())
         assert (found.value, found.reason) == (0, "wrong_type")
-    assert call_match([given_call("f", "")], expected_calls([want()]), CallRules()).value == 1
+    assert call_match([given_call("f", "")], expected_calls([want()]), _rules()).value == 1
 
 
 @pytest.mark.parametrize(
@@ -159,7 +165,7 @@ _ACCEPTED = st.dictionaries(
 _EXPECTED = st.lists(st.tuples(st.sampled_from("fg"), _ACCEPTED), max_size=4)
 
 
-def _why(call: Call, expected: Call, rules: CallRules) -> str:
+def _why(call: Call, expected: Call, rules: ToolCallsJob) -> str:
     """What is wrong with a single call, as a scorer of one call says; empty where it fits."""
     return call_match([call], [expected], rules).reason or ""
 
@@ -177,7 +183,7 @@ def _pairings(expected: int, calls: int) -> Iterator[list[tuple[int, int]]]:
 def test_verdict_and_reason_are_the_best_of_all_pairings(
     given_calls: list[Given], accepted: list[Given], count: Any, rng: random.Random
 ) -> None:
-    rules = CallRules(values="any_of", count=count, partial=True)
+    rules = _rules(values="any_of", count=count, partial=True)
     calls = [given_call(name, json.dumps(arguments)) for name, arguments in given_calls]
     expected = [Call(name, arguments) for name, arguments in accepted]
     best, best_reasons = -1, list[int]()
