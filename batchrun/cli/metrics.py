@@ -3,12 +3,13 @@
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
 from batchrun.cli.once import OnceCommand
 from batchrun.cli.output import say, warn_of_missing_parts
-from batchrun.cli.run_param import SCORED_RUN
+from batchrun.cli.score_options import score_options
 
 _EPILOG = """\b
 Examples:
@@ -21,41 +22,16 @@ Examples:
 
 
 @click.command(epilog=_EPILOG, cls=OnceCommand)
-@click.argument("run_paths", metavar="RUN...", nargs=-1, required=True, type=SCORED_RUN)
-@click.option(
-    "--scorer", "scorers", metavar="NAME", multiple=True, help="Only this scorer; repeatable."
-)
-@click.option("--by", metavar="COLUMN", help="A line for each value of a column of responses.")
-@click.option("--cluster", metavar="COLUMN", help="Questions with the same value are one cluster.")
+@score_options
 @click.option(
     "--at", metavar="K,K", help="Each k of pass@k and pass^k.  [default: number of samples]"
 )
-@click.option("--level", default=0.95, show_default=True, help="Level of the intervals.")
 @click.option(
     "--method",
     type=click.Choice(["auto", "t", "wilson", "bootstrap"]),
     default="auto",
     show_default=True,
     help="How intervals are calculated; auto: wilson for scores of 0 and 1, t for others.",
-)
-@click.option(
-    "--missing",
-    type=click.Choice(["leave", "zero"]),
-    default="leave",
-    show_default=True,
-    help="Rows without a score are left out, or count as 0.",
-)
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["table", "json", "csv", "markdown", "latex"]),
-    default="table",
-    show_default=True,
-)
-@click.option(
-    "--columns",
-    metavar="A,B",
-    help="Only these columns of the table, in this order, such as mean,interval,pass@4.",
 )
 @click.option(
     "--require",
@@ -66,16 +42,12 @@ Examples:
 )
 def metrics(
     run_paths: tuple[Path, ...],
-    scorers: tuple[str, ...],
-    by: str | None,
-    cluster: str | None,
+    *,
     at: str | None,
-    level: float,
-    method: str,
-    missing: str,
     form: str,
     columns: str | None,
     requirements: tuple[str, ...],
+    **asked: Any,
 ) -> None:
     """Summarise the scores of runs: means, errors, pass@k, cost.
 
@@ -92,16 +64,7 @@ def metrics(
         ks = [int(k) for k in re.findall(r"pass[@^](\d+)", columns, re.IGNORECASE)]
     for path in run_paths:
         warn_of_missing_parts(path)
-    found = measure(
-        *run_paths,
-        scorers=scorers,
-        by=by,
-        cluster=cluster,
-        at=ks,
-        level=level,
-        method=method,
-        missing="zero" if missing == "zero" else "leave",
-    )
+    found = measure(*run_paths, at=ks, **asked)
     messages = unmet(found, wanted)
     write_metrics(found, form, sys.stdout, columns)
     for message in messages:
