@@ -168,10 +168,6 @@ class Fleet:
         """The worker's share of what servers accept, from 0 to 1, for the display."""
         return self._shares.share_of_rate(writer)
 
-    def leases_of(self, writer: int) -> list[Lease]:
-        """Its leases that are not complete, as far as is known."""
-        return self._book.held_by(writer)
-
     def rows_of(self, writer: int) -> list[int]:
         """The rows of its leases that are not complete, by their numbers in the tables."""
         return rows_of(self._book.held_by(writer))

@@ -12,7 +12,7 @@ import select
 import shlex
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import takewhile
 from pathlib import Path, PurePath, PurePosixPath
@@ -79,15 +79,9 @@ class Source(Struct, frozen=True):
 class SourceReader:
     """Reads a source's rows. Remembers each file's size, time and number of rows."""
 
-    def __init__(
-        self,
-        source: Source,
-        wrapped: jsonl.Wrapped | None = None,
-        stamps: Mapping[int, Stamp] | None = None,
-    ) -> None:
-        """`stamps`: as another reader of the same files remembers them."""
+    def __init__(self, source: Source, wrapped: jsonl.Wrapped | None = None) -> None:
         self.files, self._wrapped = source.files, wrapped
-        self.stamps: dict[int, Stamp] = dict(stamps or {})
+        self.stamps: dict[int, Stamp] = {}
         self.offsets: dict[int, RowOffsets] | None = None  # of each file, where they are noted
         self._counts: dict[int, int] = {}  # rows of a file that was read to its end
 

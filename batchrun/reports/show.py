@@ -125,12 +125,6 @@ _FIELD = 200  # characters of one field of the request
 _SCORED = 80  # characters of an answer or a target that was scored
 _BAR = 24  # characters of the time line
 _NOT_CARRIED = {*own_columns(), "tool_calls", "scores"}
-# Columns that are not shown: others say the same, or nothing fills them yet.
-LEFT_OUT = (
-    *("output_text", "reasoning_summary", "reasoning_text", "citations", "tool_call_count"),
-    *("total_tokens", "usage", "finished_at", "request_hash"),
-    *("api", "endpoint_name", "embedding", "turn_count"),
-)
 _TOKENS = {
     "input_tokens": "in",
     "cached_tokens": "of it cached",

@@ -12,7 +12,7 @@ Statist. 6 (1979) 65; M. Chen et al., arXiv:2107.03374 (pass@k); S. Yao et al., 
 
 import math
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from random import Random
 from statistics import NormalDist
 
@@ -50,25 +50,12 @@ class Variance(Struct, frozen=True):
     se_of_many: float  # the standard error with infinitely many samples
 
 
-def mean_error(values: Sequence[float], clusters: Sequence[Hashable] | None = None) -> MeanError:
-    """Of the scores s_i of n questions, which belong to G clusters.
-
-    SE = sqrt(G / (G - 1) * sum_g (sum_{i in g} (s_i - m))^2) / n. Without clusters each question
-    is its own, and this is sd(s_i) / sqrt(n). Raises `ValueError` where there is no value.
-    """
-    if not values:
-        raise ValueError("there are no values, so there is no mean")
-    mean = math.fsum(values) / len(values)
-    residuals: dict[Hashable, list[float]] = defaultdict(list)
-    names = range(len(values)) if clusters is None else clusters
-    for value, name in zip(values, names, strict=True):
-        residuals[name].append(value - mean)
-    square_sum = math.fsum(math.fsum(some) ** 2 for some in residuals.values())
-    return mean_error_of(mean, square_sum, len(values), len(residuals))
-
-
 def mean_error_of(mean: float, square_sum: float, questions: int, clusters: int) -> MeanError:
-    """The same of sums: `square_sum` is sum_g (sum_{i in g} (s_i - m))^2."""
+    """Of the scores s_i of n questions in G clusters; without any, each question is its own.
+
+    SE = sqrt(G / (G - 1) * `square_sum`) / n, where that is sum_g (sum_{i in g} (s_i - m))^2.
+    Without clusters this is sd(s_i) / sqrt(n).
+    """
     se = None
     if clusters > 1:
         se = math.sqrt(clusters / (clusters - 1) * square_sum) / questions

@@ -13,8 +13,9 @@ import pytest
 
 import batchrun as library
 from batchrun.evals.compare import Comparisons
-from batchrun.scoring.statistics import holm, mcnemar_p, mean_error, two_sided_p
+from batchrun.scoring.statistics import holm, mcnemar_p, two_sided_p
 from tests.evals.scored_runs import as_struct, published, questions, write_run, write_scores
+from tests.scoring.mean_errors import mean_error
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 BASE, NEW = "6b_verification", "175b_finetuning"

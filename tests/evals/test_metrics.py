@@ -17,7 +17,7 @@ import pytest
 import batchrun as library
 from batchrun.errors import JobError
 from batchrun.evals.metrics import Metrics
-from batchrun.scoring.statistics import majority, mean_error, t_interval, wilson_interval
+from batchrun.scoring.statistics import majority, t_interval, wilson_interval
 from tests.evals.scored_runs import (
     as_struct,
     published,
@@ -25,6 +25,7 @@ from tests.evals.scored_runs import (
     write_run,
     write_scores,
 )
+from tests.scoring.mean_errors import mean_error
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

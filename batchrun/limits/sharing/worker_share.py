@@ -150,12 +150,10 @@ class WorkerShare:
         tokens_per_minute: float | None = None,
         has_budget: bool = False,
         settle_s: float = 0.0,
-        resized: Callable[[int], None] = lambda _in_flight: None,
     ) -> None:
         """The limits a minute are those of all workers.
 
-        `settle_s`: the time until others know what this one measures. `resized` is called with
-        the number of slots.
+        `settle_s`: the time until others know what this one measures.
         """
         self._slots = SlotShare()
         rpm, tpm = requests_per_minute, tokens_per_minute
@@ -163,7 +161,7 @@ class WorkerShare:
         self._tokens = None if tpm is None else StartAllowance("tokens", tpm)
         self._purse = Purse() if has_budget else None
         self.has_budget = has_budget
-        self.resized = resized
+        self.resized: Callable[[int], None] = lambda _in_flight: None  # called with the slots
         self._settle_s = settle_s
         self._gate: AskedGate | None = None
         self._scopes: Scopes | None = None

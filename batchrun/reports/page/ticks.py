@@ -24,12 +24,12 @@ class Tick(Struct, frozen=True):
     words: str
 
 
-def amount_ticks(most: float, count: int = 5, *, sign: str = "", whole: bool = False) -> list[Tick]:
-    """From 0 up to the first that is not below `most`; about `count` steps.
+def amount_ticks(most: float, *, sign: str = "", whole: bool = False) -> list[Tick]:
+    """From 0 up to the first that is not below `most`; about five steps.
 
     `sign`: in front of each but 0, as `$`. `whole`: there are no halves of what is counted.
     """
-    step = _step(most / count, 1.0 if whole else 0.0)
+    step = _step(most / 5, 1.0 if whole else 0.0)
     steps = max(1, math.ceil(most / step - 1e-9))
     top = steps * step
     size, letter = next(((size, name) for least, size, name in _SIZES if top >= least), (1.0, ""))
@@ -55,11 +55,11 @@ def time_unit(span_s: float) -> tuple[int, str]:
     return next((size, f"{name}s") for size, name in _UNITS if span_s >= 3 * size or size == 1)
 
 
-def time_ticks(span_s: float, count: int = 6) -> list[Tick]:
-    """From 0 to at most `span_s`, in the unit of `time_unit`."""
+def time_ticks(span_s: float) -> list[Tick]:
+    """From 0 to at most `span_s`, in the unit of `time_unit`; about six steps."""
     size, name = time_unit(span_s)
     span = span_s / size
-    least = span / count
+    least = span / 6
     known = {"minutes": _HALVES, "hours": _QUARTERS}.get(name, ())
     step = next((one for one in known if one >= least), None) or _step(least, 0.0)
     digits = max(0, -math.floor(math.log10(step) + 1e-9))

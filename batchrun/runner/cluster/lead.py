@@ -19,19 +19,16 @@ _LEAVE_S = 30.0
 
 
 async def lead_run(
-    run: Run,
-    servers: Mapping[str | None, Server],
-    check: Callable[[], None],
-    join: Callable[[Run], Cluster] | None = None,
+    run: Run, servers: Mapping[str | None, Server], check: Callable[[], None]
 ) -> None:
     """Completes every remaining row, in the journals of workers; as `Run.send`.
 
-    `check`: raises if the run should stop before anything is sent. `join`: gives the cluster.
+    `check`: raises if the run should stop before anything is sent.
     Raises `JobError` if there is no cluster or a worker cannot take part, `RunStopped` if no
     worker comes, and what `check` raises.
     """
     run.tell("joining the cluster")
-    cluster = await asyncio.to_thread(join or _join_ray, run)
+    cluster = await asyncio.to_thread(_join_ray, run)
     try:
         driver = _make_driver(run, cluster, servers)
         await driver.gather(lambda message: run.tell("starting workers", message), check)
