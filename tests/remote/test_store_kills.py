@@ -26,14 +26,21 @@ def check(bucket: Bucket, tmp_path: Path, rows: int, prefix: str = "run") -> Non
     assert json.loads(bucket.get(f"{prefix}/run.json") or b"")["state"] == "finished"
 
 
-def moments(most: int) -> list[tuple[int, str]]:
-    return [(number, moment) for number in range(1, most) for moment in ("before", "after")]
-
-
-@pytest.mark.parametrize(("number", "moment"), [(3, "before"), (4, "after"), (7, "before")])
+@pytest.mark.parametrize(
+    ("number", "moment", "rows"),
+    [
+        *((3, "before", 60), (4, "after", 60), (7, "before", 60)),
+        *(
+            pytest.param(number, moment, 12_000, marks=pytest.mark.long)
+            for number in range(1, 40)
+            for moment in ("before", "after")
+        ),
+    ],
+)
 def test_killed_at_a_write(
     number: int,
     moment: str,
+    rows: int,
     bucket: Bucket,
     s3: dict[str, str],
     killed_at: Any,
@@ -41,47 +48,16 @@ def test_killed_at_a_write(
     tmp_path: Path,
     questions: Any,
 ) -> None:
-    _kill_and_go_on(number, moment, bucket, s3, killed_at, batchrun, tmp_path, questions(60), 60)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize(("number", "moment"), moments(40))
-def test_killed_at_any_write(
-    number: int,
-    moment: str,
-    bucket: Bucket,
-    s3: dict[str, str],
-    killed_at: Any,
-    batchrun: Any,
-    tmp_path: Path,
-    questions: Any,
-) -> None:
-    _kill_and_go_on(
-        number, moment, bucket, s3, killed_at, batchrun, tmp_path, questions(12_000), 12_000
-    )
-
-
-def _kill_and_go_on(
-    number: int,
-    moment: str,
-    bucket: Bucket,
-    s3: dict[str, str],
-    killed_at: Any,
-    batchrun: Any,
-    tmp_path: Path,
-    rows: str,
-    count: int,
-) -> None:
-    (tmp_path / "prompts.jsonl").write_text(rows)
+    (tmp_path / "prompts.jsonl").write_text(questions(rows))
     (tmp_path / "job.toml").write_text(
         f'[input]\npath = "prompts.jsonl"\n[request]\nmodel = "m"\ninput = "{{{{ question }}}}"\n'
-        f'[output]\npath = "{bucket.url}/run"\npart_rows = {max(count // 4, 10)}\n'
+        f'[output]\npath = "{bucket.url}/run"\npart_rows = {max(rows // 4, 10)}\n'
     )
     words = ("run", "job.toml", "--simulate", "--quiet")
     killed_at(number, moment, *words)
     done = batchrun(*words, env=s3)
     assert done.returncode == 0, done.stderr
-    check(bucket, tmp_path, count)
+    check(bucket, tmp_path, rows)
     assert batchrun("verify", f"{bucket.url}/run", env=s3).returncode == 0
 
 

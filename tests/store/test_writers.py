@@ -1,6 +1,7 @@
 """Several writers in one run directory: what each does, what is left of one, what others see."""
 
 import errno
+import fcntl
 import json
 import os
 import re
@@ -17,7 +18,7 @@ import pytest
 from batchrun.errors import Interrupted, JobError, StoreError
 from batchrun.progress.status import read_status
 from batchrun.records import Answered, Outcome, Resend, UnreadableBody
-from batchrun.store.files import is_driven, is_locked, live_workers
+from batchrun.store.files import Flock, is_driven, is_locked, live_workers
 from batchrun.store.reading import find_row, read_totals, responses, state_now
 from batchrun.store.run_dir import RunDir
 from batchrun.store.unfinished import read_answered, read_open
@@ -34,15 +35,16 @@ Query = Callable[..., list[tuple[int, ...]]]
 class Team:
     """A run directory with a driver, and workers as it starts them."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.driver = RunDir.open(path)
+    def __init__(self, path: Path, flock: Flock = fcntl.flock) -> None:
+        self.path, self._flock = path, flock
+        self.driver = RunDir.open(path, flock=flock)
         self.driver.save(run_record())
         self.workers: list[WorkerDir] = []
 
     def worker(self, *, part_rows: int = 3, replaces: bool = False) -> WorkerDir:
         assert self.driver.record is not None
-        one = WorkerDir.open(self.path, self.driver.new_writer(), self.driver.record)
+        writer = self.driver.new_writer()
+        one = WorkerDir.open(self.path, writer, self.driver.record, self._flock)
         one.start(part_rows=part_rows, part_bytes=1 << 26, replaces=replaces)
         self.workers.append(one)
         return one
@@ -339,18 +341,11 @@ def _cannot_lock(_handle: int, _how: int) -> None:
 def test_where_nothing_can_be_locked_two_rows_become_the_lower_writers(
     tmp_path: Path, answered: Make, query: Query
 ) -> None:
-    path = tmp_path / "run"
-    driver = RunDir.open(path, flock=_cannot_lock)
-    driver.save(run_record())
-    record = driver.record
+    team = Team(tmp_path / "run", _cannot_lock)
+    path, driver, record = team.path, team.driver, team.driver.record
     assert record is not None
-    workers = [
-        WorkerDir.open(path, driver.new_writer(), record, flock=_cannot_lock) for _ in range(4)
-    ]
-    for one in workers:
-        assert not one.can_lock
-        one.start(part_rows=4, part_bytes=1 << 26)
-    zombie, other, last, late = workers
+    zombie, other, last, late = (team.worker(part_rows=4) for _ in range(4))
+    assert not any(one.can_lock for one in team.workers)
     for row in range(3):
         zombie.store(answered(row, calls=1))
     assert driver.adopt(1, range(9)) is None  # it may live
@@ -386,16 +381,10 @@ def test_where_nothing_can_be_locked_two_rows_become_the_lower_writers(
 def test_what_a_worker_wrote_too_late_is_found_by_the_next_command(
     tmp_path: Path, answered: Make
 ) -> None:
-    path = tmp_path / "run"
-    driver = RunDir.open(path, flock=_cannot_lock)
-    driver.save(run_record())
-    record = driver.record
-    assert record is not None
-    zombie, other = (
-        WorkerDir.open(path, driver.new_writer(), record, flock=_cannot_lock) for _ in range(2)
-    )
-    for one in (zombie, other):
-        one.start(part_rows=10, part_bytes=1 << 26)
+    team = Team(tmp_path / "run", _cannot_lock)
+    path, driver = team.path, team.driver
+    zombie, other = team.worker(part_rows=10), team.worker(part_rows=10)
+    for one in team.workers:
         one.store(answered(0))
     other.close(has_drained=True)
     driver.adopt(2)
