@@ -14,7 +14,6 @@ from batchrun.formats.csv_text import as_json, csv_line
 from batchrun.formats.printable import brief, one_line, printable_json
 from batchrun.formats.text_tables import BETWEEN, cell_len, fitted
 
-FORMATS = ("table", "csv", "json", "markdown")
 _LEAST_TEXT = 12  # characters of text that is cut
 _DIGITS = 9  # of a double; CSV and JSON have all of them
 
@@ -39,7 +38,7 @@ def result_text(
     elif form == "json":
         yield from _json([column.name for column in columns], rows())
     elif form == "markdown":
-        yield from _markdown(columns, rows())
+        yield from markdown_table(columns, rows())
     else:
         yield from _table(columns, rows, width)
 
@@ -52,16 +51,18 @@ def _json(names: Sequence[str], rows: Rows) -> Iterator[str]:
     yield "[]\n" if before == "[\n" else "\n]\n"
 
 
-def _markdown(columns: Sequence[ResultColumn], rows: Rows) -> Iterator[str]:
+def markdown_table(columns: Sequence[ResultColumn], rows: Rows) -> Iterator[str]:
+    """Lines of a table in Markdown."""
     marks = ("---:" if column.is_number else "---" for column in columns)
-    yield f"| {' | '.join(_escaped(column.name) for column in columns)} |\n"
+    yield f"| {' | '.join(markdown_text(column.name) for column in columns)} |\n"
     yield f"| {' | '.join(marks)} |\n"
     for row in rows:
-        cells = ("" if value is None else _escaped(_shown(value)) for value in row)
+        cells = ("" if value is None else markdown_text(_shown(value)) for value in row)
         yield f"| {' | '.join(cells)} |\n"
 
 
-def _escaped(text: str) -> str:
+def markdown_text(text: str) -> str:
+    """Text that Markdown shows as it is."""
     lines = (one_line(line) for line in text.replace("\r\n", "\n").split("\n"))
     inner = "<br>".join(line.replace("&", "&amp;").replace("<", "&lt;") for line in lines)
     for mark in "\\|`*[":

@@ -85,7 +85,7 @@ def _later_tables() -> Mapping[str, pa.Schema]:
 def query_runs(
     paths: Sequence[Path], query: str, form: str, width: int, write: Callable[[str], object]
 ) -> None:
-    """Writes the result of the query as text, in a form of `result_text.FORMATS`.
+    """Writes the result of the query as text, in a form of `result_text`.
 
     Raises `JobError` where the query is at fault, `StoreError`.
     """

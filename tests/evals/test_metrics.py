@@ -327,7 +327,7 @@ def test_formats_hold_the_same_figures(batchrun: Run, tmp_path: Path) -> None:
     assert (refused.returncode, refused.stdout) == (2, "")
     assert 'there is no "SEM"; did you mean `SE`?' in refused.stderr
     markdown = batchrun("metrics", "run", "--format", "markdown").stdout
-    assert r"| 50%&amp;\<b> | 30 | 60 |" in markdown
+    assert "| 50%&amp;&lt;b> | 30 | 60 |" in markdown
     table_lines = [line for line in markdown.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in table_lines}) == 1
 

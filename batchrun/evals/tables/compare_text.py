@@ -3,20 +3,16 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TextIO
 
-import msgspec
-
 from batchrun.evals.compare import Comparison, Comparisons, Flip
 from batchrun.evals.tables.figure_tables import (
     FigureTable,
     chance,
-    chosen_heads,
     figure,
+    figure_table,
     interval_text,
-    with_columns,
-    write_csv,
-    write_tables,
+    write_figures,
 )
-from batchrun.formats.printable import brief, printable_json
+from batchrun.formats.printable import brief
 
 _Column = tuple[str, Callable[[Comparison], str]]
 _MOST_ANSWER = 30  # characters
@@ -25,15 +21,9 @@ _MOST_ANSWER = 30  # characters
 def write_comparisons(
     found: Comparisons, form: str, stream: TextIO, columns: str | None = None
 ) -> None:
-    """In one of `figure_tables.FORMATS`. `columns`: see `chosen_heads`. Raises `JobError`."""
-    wanted = chosen_heads(columns, form)
-    if form == "json":
-        stream.write(printable_json(msgspec.json.encode(found).decode()) + "\n")
-    elif form == "csv":
-        write_csv(_csv(found.lines), stream)
-    else:
-        tables = with_columns([*_tables(found, with_flips=not wanted)], wanted)
-        write_tables(tables, found.notes, form, stream)
+    """As `write_figures`."""
+    tables = _tables(found, with_flips=columns is None)
+    write_figures(found, _csv(found.lines), tables, form, stream, columns)
 
 
 def _tables(found: Comparisons, *, with_flips: bool) -> Iterator[FigureTable]:
@@ -42,11 +32,7 @@ def _tables(found: Comparisons, *, with_flips: bool) -> Iterator[FigureTable]:
         groups.setdefault((line.name, line.base), []).append(line)
     for (name, base), lines in groups.items():
         names = list(_names(found))
-        columns = [*names, *_figures(found)]
-        rows = tuple(tuple(cell(line) for _, cell in columns) for line in lines)
-        heads = tuple(head for head, _ in columns)
-        table = FigureTable(f"{name}: against {base}", heads, rows, len(names))
-        yield table.without_empty()
+        yield figure_table(f"{name}: against {base}", names, _figures(found), lines)
         for line in lines if with_flips else ():
             if line.flips:
                 yield _flips(line)

@@ -1,22 +1,22 @@
 """Tables of figures as text: for terminals, Markdown and LaTeX; and how figures are rounded."""
 
 import math
-import re
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, TextIO
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol, TextIO
 
+import msgspec
 from msgspec import Struct
 from rich.console import Console
 
 from batchrun.errors import JobError
 from batchrun.formats.csv_text import csv_line
 from batchrun.formats.json_text import shown
-from batchrun.formats.printable import nearest, one_line, printable
+from batchrun.formats.printable import nearest, one_line, printable, printable_json
+from batchrun.formats.result_text import ResultColumn, markdown_table, markdown_text
 from batchrun.formats.text_tables import Section, cell_len, show_section, show_text, width_of
 
-FORMATS = ("table", "json", "csv", "markdown", "latex")
 _MOST_DECIMALS = 9
-# What LaTeX and Markdown take for commands.
+# What LaTeX takes for commands.
 _LATEX = {
     "\\": r"\textbackslash{}",
     "^": r"\textasciicircum{}",
@@ -25,7 +25,16 @@ _LATEX = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
 }
-_MARKDOWN = re.compile(r"([\\`*\[|<])")
+
+
+Column = tuple[str, Callable[[Any], str]]  # a head, and the cell of a line
+
+
+class Figures(Protocol):
+    """What there is to write."""
+
+    @property
+    def notes(self) -> Sequence[str]: ...
 
 
 class FigureTable(Struct, frozen=True):
@@ -51,7 +60,42 @@ class FigureTable(Struct, frozen=True):
         return FigureTable(self.title, heads, tuple(rows), words)
 
 
-def chosen_heads(text: str | None, form: str) -> list[str]:
+def figure_table(
+    title: str, names: Sequence[Column], figures: Iterable[Column], lines: Iterable[Any]
+) -> FigureTable:
+    """A row for each of the lines: its names, and those figures that any of them has."""
+    columns = [*names, *figures]
+    rows = tuple(tuple(cell(line) for _, cell in columns) for line in lines)
+    heads = tuple(head for head, _ in columns)
+    return FigureTable(title, heads, rows, len(names)).without_empty()
+
+
+def write_figures(
+    found: Figures,
+    lines: Iterable[Sequence[Any]],
+    tables: Iterable[FigureTable],
+    form: str,
+    stream: TextIO,
+    columns: str | None,
+) -> None:
+    """As `table`, `markdown` or `latex` the tables, as `csv` the lines, as `json` all.
+
+    `columns`: of the tables, `A,B`. Raises `JobError`.
+    """
+    wanted = _chosen_heads(columns, form)
+    if form == "json":
+        stream.write(printable_json(msgspec.json.encode(found).decode()) + "\n")
+    elif form == "csv":  # what a terminal could take for a command is shown by its code
+        shown = printable if stream.isatty() else str
+        stream.writelines(shown(csv_line(line, for_sheets=False)) for line in lines)
+    elif form == "table":
+        _show(_with_columns([*tables], wanted), found.notes, stream)
+    else:
+        write = _markdown if form == "markdown" else _latex
+        stream.writelines(write(_with_columns([*tables], wanted), found.notes))
+
+
+def _chosen_heads(text: str | None, form: str) -> list[str]:
     """Heads as `A,B` names them. Raises `JobError` for formats that have all figures."""
     heads = [name for one in (text or "").split(",") if (name := one.strip())]
     if text is not None and form in ("json", "csv"):
@@ -61,7 +105,7 @@ def chosen_heads(text: str | None, form: str) -> list[str]:
     return heads
 
 
-def with_columns(tables: Sequence[FigureTable], names: Sequence[str]) -> list[FigureTable]:
+def _with_columns(tables: Sequence[FigureTable], names: Sequence[str]) -> list[FigureTable]:
     """With these columns alone, in this order, beside those of words; no names: with all.
 
     `interval` is the one whose head names its level. Raises `JobError` where no table has one.
@@ -76,22 +120,6 @@ def with_columns(tables: Sequence[FigureTable], names: Sequence[str]) -> list[Fi
             raise JobError(f"--columns: there is no {shown(name)}; {nearest(name, heads, 'they')}")
     wanted = [*dict.fromkeys(known[name.casefold()] for name in names)]
     return [table.with_figures(wanted) for table in tables]
-
-
-def write_tables(
-    tables: Sequence[FigureTable], notes: Sequence[str], form: str, stream: TextIO
-) -> None:
-    """As `table`, `markdown` or `latex`."""
-    if form == "table":
-        _show(tables, notes, stream)
-    else:
-        stream.writelines((_markdown if form == "markdown" else _latex)(tables, notes))
-
-
-def write_csv(lines: Iterable[Sequence[Any]], stream: TextIO) -> None:
-    """With all digits; what a terminal could take for a command is shown by its code."""
-    shown = printable if stream.isatty() else str
-    stream.writelines(shown(csv_line(line, for_sheets=False)) for line in lines)
 
 
 def _show(tables: Sequence[FigureTable], notes: Sequence[str], stream: TextIO) -> None:
@@ -119,18 +147,11 @@ def _show(tables: Sequence[FigureTable], notes: Sequence[str], stream: TextIO) -
 def _markdown(tables: Sequence[FigureTable], notes: Sequence[str]) -> Iterator[str]:
     """Lines of Markdown: each table under its title."""
     for table in tables:
-        yield f"**{_as_markdown(table.title)}**\n\n"
-        marks = ["---"] * table.words + ["---:"] * (len(table.heads) - table.words)
-        for line in (table.heads, marks, *table.rows):
-            cells = line if line is marks else map(_as_markdown, line)
-            yield f"| {' | '.join(cells)} |\n"
-        yield "\n"
+        yield f"**{markdown_text(table.title)}**\n\n"
+        columns = [ResultColumn(head, at >= table.words) for at, head in enumerate(table.heads)]
+        yield from (*markdown_table(columns, table.rows), "\n")
     for note in notes:
-        yield f"- {_as_markdown(note)}\n"
-
-
-def _as_markdown(text: str) -> str:
-    return _MARKDOWN.sub(r"\\\1", one_line(text).replace("&", "&amp;"))
+        yield f"- {markdown_text(note)}\n"
 
 
 def _latex(tables: Sequence[FigureTable], notes: Sequence[str]) -> Iterator[str]:

@@ -3,21 +3,16 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TextIO
 
-import msgspec
-
 from batchrun.evals.means import Measure
 from batchrun.evals.metrics import MetricLine, Metrics, PassRate
 from batchrun.evals.tables.figure_tables import (
     FigureTable,
-    chosen_heads,
     figure,
+    figure_table,
     interval_text,
-    with_columns,
-    write_csv,
-    write_tables,
+    write_figures,
 )
 from batchrun.formats.amounts import known_usd, seconds, usd
-from batchrun.formats.printable import printable_json
 
 _Column = tuple[str, Callable[[MetricLine], str]]
 _PLAIN = (
@@ -29,14 +24,8 @@ _SPENT = ("right", "cost_usd", "unpriced", "usd_per_1000", "usd_per_right", "lat
 
 
 def write_metrics(found: Metrics, form: str, stream: TextIO, columns: str | None = None) -> None:
-    """In one of `figure_tables.FORMATS`. `columns`: see `chosen_heads`. Raises `JobError`."""
-    wanted = chosen_heads(columns, form)
-    if form == "json":
-        stream.write(printable_json(msgspec.json.encode(found).decode()) + "\n")
-    elif form == "csv":
-        write_csv(_csv(found.lines), stream)
-    else:
-        write_tables(with_columns(metrics_tables(found), wanted), found.notes, form, stream)
+    """As `write_figures`."""
+    write_figures(found, _csv(found.lines), metrics_tables(found), form, stream, columns)
 
 
 def metrics_tables(found: Metrics) -> list[FigureTable]:
@@ -44,15 +33,10 @@ def metrics_tables(found: Metrics) -> list[FigureTable]:
     groups: dict[str, list[MetricLine]] = {}
     for line in found.lines:
         groups.setdefault(line.name, []).append(line)
-    return [_table(name, lines, found) for name, lines in groups.items()]
-
-
-def _table(name: str, lines: Sequence[MetricLine], found: Metrics) -> FigureTable:
-    names = list(_names(found))
-    columns = [*names, *_figures(lines, found)]
-    rows = tuple(tuple(cell(line) for _, cell in columns) for line in lines)
-    table = FigureTable(name, tuple(head for head, _ in columns), rows, len(names))
-    return table.without_empty()
+    return [
+        figure_table(name, list(_names(found)), _figures(lines, found), lines)
+        for name, lines in groups.items()
+    ]
 
 
 def _names(found: Metrics) -> Iterator[_Column]:
