@@ -449,7 +449,7 @@ def test_a_cap_wants_a_price_for_each_model_and_shows_how_to_give_one() -> None:
         ("gpt-6", "gpt-6-sol"),  # not gpt-5, which is nearer
         ("gpt-7", None),
         ("gpt-6-mini", "gpt-6-luna"),
-        ("openai/gpt-5.6", "openai/gpt-5.6-sol"),
+        ("openai/gpt-6", "openai/gpt-6-sol"),
         ("o4", "o4-mini"),
         ("gemini-2.0-flsh", "gemini-2.5-flash"),  # 2.0 is being shut down
         ("gpt-6-of-the-house", None),
