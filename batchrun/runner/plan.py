@@ -199,7 +199,7 @@ def make_plan(
         in_parts=in_parts,
     )
     survey, excluded = _fitting(where, prompts, survey, doing)
-    not_fitting = b"" if excluded is None else expansion.of_rows(excluded)
+    not_fitting = bytearray() if excluded is None else expansion.of_rows(excluded)
     if survey.bad_rows and not job.input.skip_bad_rows:
         raise InputError(_problems(survey))
     if survey.refusal and record is None:  # a run that was begun so may go on
