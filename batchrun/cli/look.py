@@ -57,7 +57,7 @@ def status(run_path: Path, *, watch: bool, form: str | None, as_json: bool) -> N
 def _watch(path: Path) -> None:
     """Shows a run that goes on; a signal ends it, and leaves the terminal as it was."""
     from batchrun.cli.sending import exit_on_signals
-    from batchrun.progress.watching import watch_run
+    from batchrun.progress.display import watch_run
     from batchrun.remote.run_link import read_link
     from batchrun.store.files import is_locked
 

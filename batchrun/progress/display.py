@@ -1,10 +1,11 @@
-"""Progress while a run goes on: a panel on a terminal, elsewhere plain lines."""
+"""Progress while a run goes on, here or in another process: a panel on a terminal, else lines."""
 
 import math
 import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import TextIO
 
 from rich.console import Console
@@ -13,15 +14,20 @@ from rich.live import Live
 from batchrun.formats.amounts import plural
 from batchrun.formats.printable import one_line
 from batchrun.progress.panel import limited_by, panel
+from batchrun.progress.planning import Planning
+from batchrun.progress.status import read_status
 from batchrun.progress.summary import Summary
 from batchrun.progress.summary_text import (
     oldest_in_words,
     progress_in_words,
     time_left_in_words,
 )
+from batchrun.store.files import is_locked
+from batchrun.store.reading import is_planning
 
 _PLAIN_EVERY_S = 30.0
 _COUNT_EVERY_S = 5.0  # while a countdown runs
+_LOOK_EVERY_S = 0.5  # at a run of another process
 
 
 class Progress:
@@ -102,3 +108,28 @@ def _waits(summary: Summary) -> list[str]:
         return [summary.message]
     words = {"limited by": limited_by(summary), "waiting for": oldest_in_words(summary)}
     return [f"{name} {what}" for name, what in words.items() if what]
+
+
+def watch_run(path: Path, stream: TextIO) -> None:
+    """Shows what `run` itself shows, until no process has the directory or nobody reads it.
+
+    Raises `JobError` where it is not a run directory, `StoreError`.
+    """
+    progress = Progress(stream)
+    try:
+        while is_locked(path) and not progress.is_closed:
+            if is_planning(path):
+                progress.close()
+                _wait_for_plan(path, stream)
+            else:
+                progress.show(read_status(path))
+                time.sleep(_LOOK_EVERY_S)
+    finally:
+        progress.close()
+
+
+def _wait_for_plan(path: Path, stream: TextIO) -> None:
+    with Planning(stream) as said:
+        said.doing("the input is read, nothing is sent yet")
+        while is_locked(path) and is_planning(path):
+            time.sleep(_LOOK_EVERY_S)
