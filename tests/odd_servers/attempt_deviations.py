@@ -253,10 +253,6 @@ _ONLY_ANSWERS = (
     *("1.", "2.", "4."),
 )
 _PREVIOUS = {"previous_response_id": "resp_0123456789"}
-_FILE: Json = {
-    "input": [{"role": "user", "content": [{"type": "input_file", "file_id": "file-0123456789"}]}]
-}
-_VAGUE = error("Not found")
 _ECHO = "insufficient balance, rate limit exceeded, 余额不足, invalid api key"
 _refused("403_moderation", "content_policy", 403, error("Your input was flagged by moderation"))
 _refused("400_policy", "content_policy", 400, error("x", code="content_policy_violation"))

@@ -48,10 +48,6 @@ def _is_text_done(kind: str) -> bool:
     return kind.endswith((".delta", ".done")) and not kind.endswith(("part.done", "item.done"))
 
 
-def _is_part(kind: str) -> bool:
-    return kind.endswith("part.done")
-
-
 def _empty(response: Json, draw: random.Random) -> None:
     if draw.random() < 0.5:
         response["output"] = []

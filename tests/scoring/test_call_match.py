@@ -28,7 +28,6 @@ def _rules(**options: Any) -> ToolCallsJob:
     return ToolCallsJob(name="calls", kind="tool_calls", **options)
 
 
-_AS_BFCL = _rules(values="any_of", types="python")
 Given = tuple[str, dict[str, Any]]
 
 
