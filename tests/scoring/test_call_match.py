@@ -22,13 +22,11 @@ from batchrun.scoring.score import BadTarget, Score
 
 # bfcl-eval 2026.3.23 (Berkeley Function Calling Leaderboard v4), Apache-2.0.
 _BFCL = Path(__file__).parents[3] / "shared" / "data" / "bfcl_parallel_answers.jsonl"
+Given = tuple[str, dict[str, Any]]
 
 
 def _rules(**options: Any) -> ToolCallsJob:
     return ToolCallsJob(name="calls", kind="tool_calls", **options)
-
-
-Given = tuple[str, dict[str, Any]]
 
 
 def scored(given_calls: Sequence[Given], expected: object, **rules: Any) -> Score:
