@@ -293,10 +293,11 @@ def next_step(summary: Summary) -> str:
     failed = sum(summary.statuses.get(status, 0) for status in FAILED)
     if words[1:2] == ["show"]:
         return "look at a row that is not ok"
-    left = summary.left - summary.left_out
-    if not left:
-        return f"send the {plural(failed, 'failed row')} again"
-    is_part = any(word.partition("=")[0] in PARTS for word in words)
+    left, options = summary.left - summary.left_out, {word.partition("=")[0] for word in words}
+    if not left:  # some of the failed rows may be among those that are left out
+        those = "failed rows that fit" if "--where" in options else plural(failed, "failed row")
+        return f"send the {those} again"
+    is_part = not options.isdisjoint(PARTS)
     rows = "remaining rows" if is_part else f"the {plural(left, 'remaining row')}"
     failed_too = ", and the failed ones again" if "--retry-failed" in words else ""
     return f"continue with {rows}{failed_too}"

@@ -93,7 +93,8 @@ def follow(batchrun: Batchrun, query: Query) -> Callable[..., int]:
                 assert done.stdout
                 return typed + 1
             if "failed" in step:
-                assert (more, tried) == (0, number), step
+                assert (more, tried) == (0, number or tried), step
+                assert tried
             elif number:
                 assert more == number, step
             else:
