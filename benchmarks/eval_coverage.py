@@ -13,11 +13,11 @@ from typing import NamedTuple
 
 from batchrun.scoring.statistics import (
     MeanError,
-    mean_error,
     t_interval,
     two_sided_p,
     wilson_interval,
 )
+from tests.scoring.mean_errors import mean_error
 
 TRIALS = 2_000
 LEVEL = 0.95
