@@ -57,8 +57,7 @@ def answered(
         service_tier=tier,
         tool_calls=calls,
         usage=usage,
-        usage_json="{}",
-        **changes,
+        **{"usage_json": "{}", **changes},
     )
     attempt = Attempt(
         AT + row,
