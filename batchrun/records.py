@@ -291,7 +291,7 @@ class Response(Struct, frozen=True, array_like=True, gc=False, tag="response"):
             return Failure(ErrorKind.TRUNCATED, "the answer was cut at the token limit")
         if self.is_empty:
             return Failure(ErrorKind.EMPTY_OUTPUT, self._empty_in_words())
-        if self.status == "completed" and self.is_unfit:
+        if self.output_parsed_ok is False and self.status == "completed" and self.is_unfit:
             message = "the text does not fit the JSON schema of the request"
             return Failure(ErrorKind.INVALID_OUTPUT, message)
         return None

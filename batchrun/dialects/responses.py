@@ -192,15 +192,16 @@ def _response(
     is_list = output[:1] == b"["
     if not is_list:
         output = b"[]"
-    is_response = answer.object == "response" or is_list
     details = answer.incomplete_details
     said = answer.status or ("completed" if is_list else None)
     reason = details.reason if isinstance(details, _Incomplete) else details
     status = said
     if said != "completed" or reason is not None:
         status, reason = ended(said, reason, has_items=_has_items(output))
-    is_error = bool(answer.error) and status not in ("failed", "cancelled")
-    if not is_response or (is_error and says_something(answer.error)):
+    is_response = is_list or answer.object == "response"
+    if answer.error and status not in ("failed", "cancelled") and says_something(answer.error):
+        is_response = False
+    if not is_response:
         error = find_error(decode(body))
         if error is None and (api := other_api(body)) is not None:
             return Unreadable(f"the answer is {api}, not a response: check --base-url")
@@ -212,7 +213,7 @@ def _response(
     output_text = "".join(items.texts) if items.texts else answer.output_text or None
     if not (usage.input_tokens and usage.output_tokens) and (output_text or items.has_said):
         usage = without_zeros(usage)
-    is_blank = not output_text or output_text.isspace()
+    is_empty = status == "completed" and (not output_text or output_text.isspace())
     return Response(
         id=answer.id,
         status=status,
@@ -229,10 +230,10 @@ def _response(
         truncated=_is_truncated(status, reason, usage, request.max_output_tokens),
         incomplete_reason=reason,
         reported_cost_usd=cost_usd if reported_cost_usd is None else reported_cost_usd,
-        failure=_failure(status, answer.error),
+        failure=None if status == "completed" else _failure(status, answer.error),
         output_parsed_ok=output_fits(output_text, request.body, items.texts),
         reasoning_text="\n\n".join(items.reasoning) if items.reasoning else None,
-        is_empty=is_blank and status == "completed" and not items.have_result,
+        is_empty=is_empty and not items.have_result,
     )
 
 
@@ -262,7 +263,8 @@ def _failure(status: str, error: object) -> Failure | None:
 
 def _usage_json(answer: _Body) -> str | None:
     """The usage verbatim, with `tool_usage` as a further field of it."""
-    usage, tool_usage = bytes(answer.usage).strip(), bytes(answer.tool_usage).strip()
+    usage = bytes(answer.usage).strip()
+    tool_usage = b"null" if answer.tool_usage is _NULL else bytes(answer.tool_usage).strip()
     if tool_usage == b"null":
         return None if usage == b"null" else usage.decode()
     inner = usage[1:-1].strip() if usage[:1] == b"{" else b""

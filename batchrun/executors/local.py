@@ -364,6 +364,8 @@ class LargeRows:
     def add(self, rows: Sequence[Request | BadRow]) -> None:
         """Counts rows that were read."""
         for row in rows:
+            if not row.carried and isinstance(row, Request) and len(row.body) < _LARGE_BYTES:
+                continue  # mostly so
             size = _size(row)
             if size >= _LARGE_BYTES:
                 self._sizes[row.key] = size

@@ -137,23 +137,18 @@ class _Latest:
     """The latest numbers, and a value that most of them do not exceed; constant memory."""
 
     def __init__(self) -> None:
+        self.expected: int | None = None  # 95 % of them do not exceed it; None before the first
         self._latest: deque[int] = deque(maxlen=tuning.LATEST)
-        self.add = self._latest.append
-        self._asked = 0  # how often an expectation was asked for, ...
-        self._renews = 0  # ... and after how many times it is calculated again
-        self._expected: int | None = None
+        self._left = 0  # so many more until it is calculated again
 
-    def expected(self) -> int | None:
-        """The value that 95 % of them do not exceed; None before the first.
-
-        It is asked for each request, so it is calculated only after a few more numbers.
-        """
-        self._asked += 1
-        if self._asked >= self._renews and self._latest:
-            by_size = sorted(self._latest)
-            self._expected = by_size[math.ceil(tuning.SHARE * len(by_size)) - 1]
-            self._asked, self._renews = 0, len(by_size) // tuning.RENEWED
-        return self._expected
+    def add(self, number: int) -> None:
+        self._latest.append(number)
+        if self._left:
+            self._left -= 1
+            return
+        by_size = sorted(self._latest)
+        self.expected = by_size[math.ceil(tuning.SHARE * len(by_size)) - 1]
+        self._left = len(by_size) // tuning.RENEWED
 
 
 class AnswerSizes:
@@ -163,7 +158,8 @@ class AnswerSizes:
         """`before`: the largest of earlier commands."""
         self._outputs = _Latest()
         self._parts = _Latest()  # input tokens for each part that is not text
-        self._has_short = False  # whether a short body with such parts was seen
+        # As far as answers have shown, a body of at most so many bytes is only text.
+        self.short_bytes = _SHORT_BYTES
         self._most_input = before.input_tokens
         self._most_output = before.output_tokens
 
@@ -179,18 +175,14 @@ class AnswerSizes:
             output_tokens = 0
         self._outputs.add(output_tokens)
 
-    def size_of(self, body: bytes) -> InputSize | None:
-        """None if the body is short and, as far as answers have shown, only text."""
-        is_looked_at = len(body) > _SHORT_BYTES or self._has_short
-        return input_size(body) if is_looked_at else None
-
     def record_input(self, body: bytes, size: InputSize | None, input_tokens: int) -> None:
-        """Adds the input tokens of an answered request, whose size `size_of` gave."""
+        """Adds the input tokens of an answered request; size null: it was taken for only text."""
         if size is None:
             if input_tokens <= len(body):  # a token of text has at least a byte
                 return
             size = input_size(body)
-            self._has_short = self._has_short or size.parts > 0
+            if size.parts:
+                self.short_bytes = 0
         if size.parts:
             of_parts = max(0, input_tokens - size.text_bytes // _BYTES_A_TOKEN)
             self._parts.add(-(-of_parts // size.parts))
@@ -202,12 +194,12 @@ class AnswerSizes:
         text = size.text_bytes // _BYTES_A_TOKEN
         if not size.parts:
             return text
-        of_part = self._parts.expected()
+        of_part = self._parts.expected
         return text + size.parts * (tuning.FIRST_UNSEEN_INPUT if of_part is None else of_part)
 
     def expected_output(self, max_output_tokens: int | None) -> int:
         """Output tokens that 95 % of the last answers did not exceed, bounded by the request."""
-        expected = self._outputs.expected()
+        expected = self._outputs.expected
         if expected is None:
             return tuning.FIRST_OUTPUT if max_output_tokens is None else max(0, max_output_tokens)
         return expected if max_output_tokens is None else min(expected, max(0, max_output_tokens))

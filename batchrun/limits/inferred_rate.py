@@ -117,13 +117,16 @@ class InferredRate:
             quick_s = tuning.RATE_DOUBLES_ANSWERS * (now_s - slot.started_s)
             if quick_s < self._doubles_s:
                 self._doubles_s = max(tuning.RATE_DOUBLES_LEAST_S, quick_s)
-            if self._advertised and self._advertised[0].least_rate:
-                least = self._advertised[0].least_rate * self._part
-                if least > self._spacing.rate:
-                    least *= tuning.BELOW_ADVERTISED
-                    self._spacing.change(max(least, self._spacing.rate), now_s)
-        if self._advertised and self._advertised[0].rate != self._advertised_rate:
-            self._jump(self._advertised[0].rate, now_s)
+        if finish.advertised and self._advertised:
+            self._follow_headers(self._advertised[0], now_s)
+
+    def _follow_headers(self, advertised: AdvertisedRate, now_s: float) -> None:
+        least = advertised.least_rate * self._part
+        if self._searches and least > self._spacing.rate:
+            least *= tuning.BELOW_ADVERTISED
+            self._spacing.change(max(least, self._spacing.rate), now_s)
+        if advertised.rate != self._advertised_rate:
+            self._jump(advertised.rate, now_s)
 
     def status(self, now_s: float) -> LimitStatus:
         if self._searches:

@@ -10,6 +10,8 @@ minute. `AdvertisedRate` follows the headers of the answers at once, up and down
 
 import math
 from collections import deque
+from collections.abc import Callable
+from operator import attrgetter
 
 from batchrun.errors import ErrorKind
 from batchrun.limits import tuning
@@ -19,6 +21,12 @@ from batchrun.records import AdvertisedLimit, Finish, Need, Slot
 
 _TOKENS, _INPUT, _OUTPUT = "tokens", "input tokens", "output tokens"
 _SIDES = (_INPUT, _OUTPUT)
+# What an attempt needs of each limit on tokens.
+_AMOUNTS: dict[str, Callable[[Need], int]] = {
+    _TOKENS: attrgetter("tokens"),
+    _INPUT: lambda need: need.tokens - need.output_tokens,
+    _OUTPUT: attrgetter("output_tokens"),
+}
 
 
 class Spacing:
@@ -177,7 +185,8 @@ class AdvertisedRate:
         """`is_replaced`: the user sets this limit, so headers are ignored."""
         self._of = of
         self._is_replaced = is_replaced
-        self._of_tokens = of.endswith("tokens")
+        self._of_tokens = of in _AMOUNTS
+        self._amount = _AMOUNTS.get(of, lambda _need: 1)
         self._sides: tuple[AdvertisedRate, ...] = ()  # input and output, once a header has one
         self._headers: dict[str, HeaderWindow] = {}
         self._binding: str | None = None  # the header of the lowest limit
@@ -225,26 +234,19 @@ class AdvertisedRate:
             self._spacing.start(self._amount(need) if self._of_tokens else 1, now_s)
 
     def finished(self, slot: Slot, finish: Finish, now_s: float) -> None:
-        if self._of == _TOKENS:
-            advertised = finish.advertised
-            if advertised and not self._sides and any(one.of in _SIDES for one in advertised):
-                self._sides = tuple(map(AdvertisedRate, _SIDES))
-                for side in self._sides:
-                    side.set_part(self._part, now_s)
-            for side in self._sides:
-                side.finished(slot, finish, now_s)
+        if finish.advertised:
+            self._follow_headers(slot, finish.advertised, now_s)
+        for side in self._sides:
+            side.finished(slot, finish, now_s)
         if self._is_replaced:
             return
-        if finish.advertised and slot.started_s >= self._updated_s:  # newer than what is known
-            self._updated_s = slot.started_s
-            self._update(finish.advertised, now_s)
         if finish.kind is ErrorKind.RATE_LIMIT:
             self._refused(slot, finish.hint_s or 0.0, now_s)
         elif self._share < 1.0 and now_s - self._grown_s >= 1.0:
             self._grown_s = now_s
             self._share = min(1.0, self._share * (1.01 if now_s - self._cut_s < 5 else 1.05))
         if self._of_tokens and self._binding is not None:
-            used = _used(self._of, finish)
+            used = finish.tokens if self._of == _TOKENS else _used(self._of, finish)
             if used is not None:
                 self._spacing.give_back(self._amount(slot.need) - used)
 
@@ -267,13 +269,6 @@ class AdvertisedRate:
             per_s=header.rate,
         )
 
-    def _amount(self, need: Need) -> int:
-        if self._of == _TOKENS:
-            return need.tokens
-        if not self._of_tokens:
-            return 1
-        return need.output_tokens if self._of == _OUTPUT else need.tokens - need.output_tokens
-
     def _refused(self, slot: Slot, hint_s: float, now_s: float) -> None:
         """A few refusals are random; more mean a lower limit, or that others use it too."""
         if slot.started_s <= self._cut_s or now_s - self._pressed_s > 1.0 or self._binding is None:
@@ -287,6 +282,17 @@ class AdvertisedRate:
         if self._strikes > tuning.STRIKES:
             self._share = max(self._share * tuning.STRIKE_CUT, 0.01)
             self._spacing.change(self._spacing.rate * tuning.STRIKE_CUT, now_s)
+
+    def _follow_headers(
+        self, slot: Slot, advertised: tuple[AdvertisedLimit, ...], now_s: float
+    ) -> None:
+        if self._of == _TOKENS and not self._sides and any(one.of in _SIDES for one in advertised):
+            self._sides = tuple(map(AdvertisedRate, _SIDES))
+            for side in self._sides:
+                side.set_part(self._part, now_s)
+        if not self._is_replaced and slot.started_s >= self._updated_s:  # else known is newer
+            self._updated_s = slot.started_s
+            self._update(advertised, now_s)
 
     def _update(self, advertised: tuple[AdvertisedLimit, ...], now_s: float) -> None:
         changed = False
@@ -326,8 +332,8 @@ class AdvertisedRate:
 
 def _used(of: str, finish: Finish) -> int | None:
     """The tokens of that side, as the answer counts them; None if unknown."""
-    if of == _TOKENS or finish.tokens == 0:
-        return finish.tokens
+    if finish.tokens == 0:
+        return 0
     if finish.tokens is None or finish.output_tokens is None:
         return None
     return finish.output_tokens if of == _OUTPUT else finish.tokens - finish.output_tokens

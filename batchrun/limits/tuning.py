@@ -172,4 +172,4 @@ FIRST_UNSEEN_INPUT = (
 )
 LATEST = 256  # (c) the last answers of a scope
 SHARE = 0.95  # (c) an expectation covers this share of them; ...
-RENEWED = 8  # (c) ... it is calculated again after len / this uses
+RENEWED = 8  # (c) ... it is calculated again after len / this more have come

@@ -318,8 +318,9 @@ def next_ask(
             return None
         raised = replace(asks, for_length=asks.for_length + 1)
         return with_limit(asked, 2 * limit), raised
-    is_unfit = answer.is_unfit or (answer.is_empty and b'"json_schema"' in asked.body)
-    if is_unfit and asks.for_fit < settings.on_invalid_output:
+    if asks.for_fit >= settings.on_invalid_output:
+        return None
+    if answer.is_unfit or (answer.is_empty and b'"json_schema"' in asked.body):
         return asked, replace(asks, for_fit=asks.for_fit + 1)
     return None
 

@@ -6,10 +6,10 @@ the same names are renamed.
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cache
+from itertools import accumulate, chain
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
 
-import msgspec
 import pyarrow as pa
 from msgspec.structs import replace
 
@@ -28,6 +28,14 @@ _NO_ANSWER = Response(*[None] * len(Response.__struct_fields__))  # type: ignore
 _NO_ANSWER = replace(_NO_ANSWER, truncated=False, usage=Usage())
 _NO_FAILURE = Failure(*[None] * len(Failure.__struct_fields__))  # type: ignore[arg-type]
 _NO_ATTEMPT = Attempt(*[None] * len(Attempt.__struct_fields__))  # type: ignore[arg-type]
+
+
+def _is_ok(structs: _Structs) -> list[bool]:
+    """As `Outcome.ok`, without asking a second time what it lacks."""
+    return [
+        failure is _NO_FAILURE and result.status == "completed"
+        for failure, result in zip(structs["failure"], structs["result"], strict=True)
+    ]
 
 
 def _finished_at(structs: _Structs) -> list[int | None]:
@@ -56,7 +64,7 @@ class OwnColumn(NamedTuple):
     repeats: bool = False  # few different values, so that a dictionary in Parquet pays
 
 
-# Fields of `Citation` and of `Attempt`, in their order.
+# Fields of `Citation` and of `Attempt`.
 _CITATION = (
     OwnColumn("type", pa.string(), repeats=True),
     OwnColumn("url", pa.string()),
@@ -89,7 +97,7 @@ _ROW = (
 )
 _BEFORE_CARRIED = (*_ROW, OwnColumn("source", pa.string(), "request.source", repeats=True))
 _AFTER_CARRIED = (
-    OwnColumn("ok", pa.bool_(), "outcome.ok"),
+    OwnColumn("ok", pa.bool_(), _is_ok),
     OwnColumn("status", pa.string(), "result.status", repeats=True),
     OwnColumn("truncated", pa.bool_(), "answer.truncated"),
     OwnColumn("http_status", pa.int16(), "attempt.http_status"),
@@ -354,7 +362,6 @@ def tool_call_batch(outcomes: Sequence[Outcome], version: int = SCHEMA_VERSION) 
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
-_as_tuple = msgspec.structs.astuple
 _MISFITS = (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError)
 
 
@@ -367,9 +374,21 @@ def _array(own: OwnColumn, structs: _Structs, kind: pa.DataType) -> pa.Array:
         values = list(map(attrgetter(field), structs[struct]))
     else:
         return pa.nulls(len(structs["request"]), kind)
-    if isinstance(own.type, tuple):
-        fields = kind.value_type.num_fields  # the last fields are new
-        values = [some and [_as_tuple(one)[:fields] for one in some] for some in values]
+    return _lists(values, kind) if isinstance(own.type, tuple) else _flat_array(values, kind)
+
+
+def _lists(values: Sequence[Sequence[Any] | None], kind: pa.DataType) -> pa.Array:
+    """Lists of structs, made field by field, which takes a third of the time of row by row."""
+    inner = list(chain.from_iterable(filter(None, values)))
+    fields = list(kind.value_type)
+    columns = [_flat_array(list(map(attrgetter(one.name), inner)), one.type) for one in fields]
+    ends = list(accumulate((len(some or ()) for some in values), initial=0))
+    starts = [None if some is None else end for some, end in zip(values, ends, strict=False)]
+    offsets = pa.array([*starts, ends[-1]], pa.int32())
+    return pa.ListArray.from_arrays(offsets, pa.StructArray.from_arrays(columns, fields=fields))
+
+
+def _flat_array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
     try:
         return pa.array(values, kind)
     except _MISFITS:

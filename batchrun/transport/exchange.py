@@ -199,7 +199,7 @@ async def exchange(
         retry_after_s=retry_after_s(headers) if has_hints else None,
         reported_cost_usd=reported_cost_usd(headers) if has_hints else None,
         should_retry=should_retry(headers) if has_hints else None,
-        content_type=_hidden(arriving.content_type, wire.redactor),
+        content_type=arriving.content_type and _hidden(arriving.content_type, wire.redactor),
         context=_context(wire, method, url, http_status) if http_status >= _ERRORS else None,
         first_token_s=arriving.first_token_s,
         advertised=wire.limits.read(headers, http_status, deadline.now_s()),
@@ -454,11 +454,9 @@ def _endpoint_error(error: Exception, arriving: _Arriving, redactor: Redactor) -
     )
 
 
-def _hidden(content_type: str | None, redactor: Redactor) -> str | None:
+def _hidden(content_type: str, redactor: Redactor) -> str:
     """Without secrets, which the two that are known are free of."""
-    if content_type is None or content_type in (_JSON, _STREAM):
-        return content_type
-    return redactor.hide_in(content_type)
+    return content_type if content_type in (_JSON, _STREAM) else redactor.hide_in(content_type)
 
 
 def _described(error: Exception, arriving: _Arriving) -> tuple[ErrorKind, str, bool]:
