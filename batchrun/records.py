@@ -265,7 +265,8 @@ class Response(Struct, frozen=True, array_like=True, gc=False, tag="response"):
 
     @property
     def ok(self) -> bool:
-        return self.status == "completed" and self.shortfall is None
+        is_whole = self.status == "completed" and self.failure is None
+        return is_whole and self.shortfall is None
 
     @property
     def is_unfit(self) -> bool:

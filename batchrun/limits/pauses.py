@@ -245,8 +245,7 @@ class Breaker:
             self._has_answered = True
             if finish.kind is None:
                 self._answered_s = now_s
-                if slot.started_s > self._answered_sent_s:
-                    self._answered_sent_s = slot.started_s
+                self._answered_sent_s = max(self._answered_sent_s, slot.started_s)
             if self.is_open:
                 self._over(slot, now_s)
             elif self._failing:

@@ -186,7 +186,7 @@ class AdvertisedRate:
         self._of = of
         self._is_replaced = is_replaced
         self._of_tokens = of in _AMOUNTS
-        self._amount = _AMOUNTS.get(of, lambda _need: 1)
+        self._amount: Callable[[Need], int] = _AMOUNTS.get(of, lambda _need: 1)
         self._sides: tuple[AdvertisedRate, ...] = ()  # input and output, once a header has one
         self._headers: dict[str, HeaderWindow] = {}
         self._binding: str | None = None  # the header of the lowest limit

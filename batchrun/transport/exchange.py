@@ -450,7 +450,7 @@ def _endpoint_error(error: Exception, arriving: _Arriving, redactor: Redactor) -
         request_id=server_request_id and redactor.hide_in(server_request_id),
         said=redactor.hide(stream.partial()) if stream else b"",
         body=redactor.hide(body),
-        content_type=_hidden(arriving.content_type, redactor),
+        content_type=arriving.content_type and _hidden(arriving.content_type, redactor),
     )
 
 
