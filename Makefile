@@ -105,8 +105,8 @@ bench-parts: $(VENV)/installed
 bench-pacing: $(VENV)/installed
 	$(BIN)/python -m benchmarks.pacing
 
-# Auto beside fixed numbers in flight and the openai SDK, against vLLM for CPUs; about ten minutes, on
-# a machine that does nothing else.
+# Auto beside fixed numbers in flight and the openai SDK, against vLLM for CPUs and llama.cpp; about
+# half an hour, on a machine that does nothing else.
 bench-queues: $(VENV)/installed $(SERVERS)/vllm/installed $(SERVERS)/llama/installed
 	$(BIN)/python -m benchmarks.queues
 
