@@ -36,8 +36,9 @@ class _Worker(Struct):
     seq: int = 0  # number of its last tick
     heard_s: float = -math.inf
     report: WorkerReport | None = None  # the latest
-    sent: dict[int, tuple[int, Lease]] = field(default_factory=dict)  # by id: since which tick
-    per_s: float = 0.0  # requests completed
+    # Leases that it may not have got yet, by id, with the tick that first had them.
+    sent: dict[int, tuple[int, Lease]] = field(default_factory=dict)
+    per_s: float = 0.0  # requests that it completes
     order: StopOrder | None = None  # to it alone
     down_s: dict[Scope, float] = field(default_factory=dict)  # since when these are down for it ...
     alone_s: dict[Scope, float] = field(default_factory=dict)  # ... and since when for it alone

@@ -45,7 +45,7 @@ class Greeting(Struct, frozen=True):
     host: str
     machine: str  # identifies the machine; two machines may have the same host name
     pid: int
-    sees_run: bool  # the file that the driver has just written into the run directory
+    sees_run: bool  # it sees the file that the driver has just written into the run directory
     store_problem: str | None = None  # why it cannot write to the store that the run is in
 
 

@@ -172,7 +172,7 @@ class Breaker:
 
     @property
     def may_hold(self) -> bool:
-        """Whether rows that would end as failed may wait to see whether the endpoint fails."""
+        """Whether rows that would end as failed may wait, in case the endpoint is failing."""
         knows_answers = self._patience.had_answers or self._have_others
         return knows_answers or self._answered_sent_s > -math.inf
 

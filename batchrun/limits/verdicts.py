@@ -41,7 +41,7 @@ class LimitStatus(Struct, frozen=True):
     until_s: float | None = None  # when it opens, on the gate's clock
     of: str = ""  # what it limits: `in flight`, `dollars`, `requests` or `tokens` (a second)
     per_s: float | None = None  # so many of these a second
-    says: str | None = None  # the server's last words, where it is down
+    says: str | None = None  # the last error of an endpoint that is down
     ends_s: float | None = None  # when it ends the run, unless it opens before
 
 

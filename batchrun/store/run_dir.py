@@ -109,7 +109,7 @@ class RunDir:
         self._flock = flock
         self._sealing = threading.Lock()  # held by the thread that seals
         self._saving = threading.RLock()  # held by the one that writes `run.json`
-        self._silent = set[int]()  # workers taken for dead by their silence: they may live
+        self._silent = set[int]()  # workers adopted only because they were silent; may be alive
         self._made = made
         self._leftover = found.segments
         self._events: int | None = None
@@ -168,7 +168,7 @@ class RunDir:
         return self.record is not None and not self.record.job.get("variants")
 
     def save(self, record: RunRecord) -> None:
-        """`run.json` says this, on disk, when it returns. Raises `StoreError`."""
+        """Writes `run.json` and syncs it. Raises `StoreError`."""
         self._save(record, SMALL_FILES)
 
     def _save(self, record: RunRecord, uploaded: Sequence[str]) -> None:
@@ -275,7 +275,7 @@ class RunDir:
         with self._saving:
             if self.record is None or self._lock is None:
                 raise RuntimeError("new_writer() comes between the first save() and close()")
-            self.upgrade()  # an older batchrun would take what workers write for a run of its own
+            self.upgrade()  # an older batchrun would misread what workers write
             with storing(self.path, "list"):
                 highest = max(highest_writer(self.path), self._writer_id)
             writer = max(self.record.writers, highest + 1)

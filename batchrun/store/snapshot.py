@@ -136,7 +136,7 @@ def read_snapshot(folder: Path, read: Callable[[Snapshot], T]) -> T:
 
 
 def read_snapshots(folders: Sequence[Path], read: Callable[[Sequence[Snapshot]], T]) -> T:
-    """The same of several run directories, each at an instant of its own."""
+    """The same for several run directories, each at its own moment."""
     outdated = 0
     for _ in range(_ATTEMPTS):
         with ExitStack() as stack:

@@ -18,7 +18,7 @@ from batchrun.remote.run_link import OF_WORKERS
 from batchrun.store.files import storing, sync_data, write_whole
 
 UNREADABLE_FILE = "unreadable.jsonl"
-# Of the file: where a gateway answers every request with a page, its pages must not fill the disk.
+# Most bytes of the file: a gateway that answers all requests with pages must not fill the disk.
 _MOST_BYTES = 256 * 1024 * 1024
 _LONGEST_LETTER = 4  # bytes of a character in UTF-8
 

@@ -110,7 +110,7 @@ class JournalWriter:
         return taken
 
     def seal_old(self) -> None:
-        """What has been in the journal for long enough is sealed: to be called now and then."""
+        """Seals what has been in the journal for long enough; call it regularly."""
         has_rows = self._segment.rows or self._waiting
         age_s = time.monotonic() - self._began_s
         if self._part_seconds is not None and has_rows and age_s >= self._part_seconds:

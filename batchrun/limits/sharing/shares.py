@@ -61,7 +61,7 @@ class ScopeNews(Struct, frozen=True):
     takes: float | None = None  # requests in flight, the same
     excess: int = 0  # in flight at this worker, beyond its part of these
     is_settled: bool = False  # what is inferred is more than a guess
-    down: str | None = None  # the endpoint's last words, where it is down
+    down: str | None = None  # the last error of an endpoint that is down
     answered_s: float | None = None  # since the last answer that was no error; null: none so far
 
 

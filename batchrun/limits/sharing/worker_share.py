@@ -166,11 +166,11 @@ class WorkerShare:
         self._gate: AskedGate | None = None
         self._scopes: Scopes | None = None
         self._first: dict[Scope, FirstAlone] = {}
-        self._news: dict[Scope, ScopeNews] = {}  # of all workers
+        self._news: dict[Scope, ScopeNews] = {}  # from all workers
         self._news_s = 0.0  # when they came
         self._in_flight = -1
         self._absences = 0  # that are known here
-        self.seq = 0  # of the tick that is obeyed
+        self.seq = 0  # number of the tick that is obeyed
 
     @property
     def limits(self) -> list[Limit]:
