@@ -43,9 +43,7 @@ class StoreRun:
         self._store, self._prefix = place_of(link)
         self._seen = dict(link.seen)
         self._is_gone = False  # the second attempt failed too
-        self._stamps: dict[
-            str, tuple[int, int]
-        ] = {}  # of the local files, when they were last uploaded
+        self._stamps: dict[str, tuple[int, int]] = {}  # of local files, at their last upload
         self._lock = threading.Lock()
         self._end = threading.Event()
         self._uploading: threading.Thread | None = None
