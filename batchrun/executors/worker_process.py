@@ -147,10 +147,10 @@ def check_greeting(said: Greeting, path: Path) -> None:
         link = read_link(path)
         if link is not None:
             raise JobError(
-                f"{where} does not see {path}, where the journals of {link.url} are until they "
-                "are uploaded; give a folder that all machines of the cluster share, at the same "
-                "path, with scratch in [cluster] or XDG_STATE_HOME: on a disk of its own, the "
-                "answers of a worker that dies could not be taken over"
+                f"{where} does not see {path}, the folder with the journals of {link.url}; give a "
+                "folder that all machines of the cluster share, at the same path, with scratch in "
+                "[cluster] or XDG_STATE_HOME. If a worker dies, its answers can only be taken over "
+                "from there"
             )
         raise JobError(
             f"{where} does not see the run directory {path}; give a folder that all machines of "
@@ -159,8 +159,8 @@ def check_greeting(said: Greeting, path: Path) -> None:
     if said.store_problem is not None:
         raise JobError(
             f"{where} cannot write to the store of this run: {said.store_problem}. Keys in the "
-            "environment of this process go to all workers; files with keys, and roles, are those "
-            "of each machine"
+            "environment of this command are given to all workers; files with keys, and roles, "
+            "must be there on each machine"
         )
 
 

@@ -63,9 +63,9 @@ class WorkerDir:
         if found is None or found.started_at != record.started_at or found.writers <= writer:
             raise JobError(
                 f"{path}: a worker on {os.uname().nodename} does not see this run directory "
-                f"({RUN_FILE} is {'not there' if found is None else 'another one'}); give one on a "
-                "file system that all hosts share, with --output, or, of a run in a store, with "
-                "scratch in [cluster]"
+                f"({RUN_FILE} is {'missing' if found is None else 'another one'}); give one on a "
+                "file system that all machines share: with --output, or, for a run in a store, "
+                "with scratch in [cluster]"
             )
         with storing(path / JOURNAL, "make this folder"):
             make_folders(path / JOURNAL)
