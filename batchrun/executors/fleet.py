@@ -25,7 +25,7 @@ _LEASE_S = 5.0  # a lease holds what its worker completes in this time
 _LEASE_LEAST = 64  # requests in a lease, unless each worker's part of the rest is smaller
 _LEASES = 2  # leases that a worker has and has not begun to read
 _SPEED = 0.1  # weight of the latest report in a worker's speed
-_SEARCH_S = 15.0  # one worker alone finds the server's limits, for at most this time
+_SEARCH_S = 30.0  # one worker alone finds the server's limits, for at most this time
 _NOBODY = -1  # no worker's number
 _COOLDOWN_S = 0.1  # shorter ones end before other workers hear of them
 

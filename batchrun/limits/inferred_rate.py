@@ -70,14 +70,9 @@ class InferredRate:
         """Whether that was measured, and what is below it was not refused for a while."""
         if self._is_advertised():
             return True
-        is_near = self._spacing.rate >= 0.9 * self._estimate.high
         held_s = now_s - max(self._cut_s, self._until_s)
-        return (
-            self.in_all is not None
-            and not self._estimate.is_blind
-            and is_near
-            and held_s >= tuning.HOLD_LEAST_S
-        )
+        is_known = self.in_all is not None and not self._estimate.is_guess
+        return is_known and held_s >= tuning.HOLD_LEAST_S
 
     def rejoin(self) -> None:
         """Others have used this process's part for a while: what it has measured is of before."""
@@ -233,7 +228,7 @@ class InferredRate:
         )
         hold_s = max(hold_least_s, requests_s, cost_s)
         if rate < 0.9 * self._estimate.high:
-            least_s = 1.0 if self._estimate.is_blind else hold_least_s
+            least_s = 1.0 if self._estimate.is_guess else hold_least_s
             hold_s = min(hold_s, max(least_s, 30 / rate))
         if hint_s == round(hint_s):  # rounded up: so much of the stop may be unneeded
             self._estimate.unsure(min(hint_s, 1.0))

@@ -171,6 +171,7 @@ class LimitEstimate:
     def __init__(self) -> None:
         self.high = math.inf  # the rate that was refused last, or probably would be
         self.is_blind = True  # nothing was measured yet
+        self.is_guess = True  # the latest estimate rests on no measure
         self._is_shared = False  # what others send is refused, too, and they lower it as well
         self._low = 0.0  # a rate that the server surely accepts
         self._empty_s = -math.inf  # when the server last had nothing left
@@ -206,7 +207,7 @@ class LimitEstimate:
 
     def set(self, rate: float) -> None:
         """Sets a rate that was measured in another way."""
-        self.is_blind = False
+        self.is_blind = self.is_guess = False
         self._low, self.high = rate, max(rate * tuning.ABOVE, tuning.RATE_LEAST)
 
     def measure(
@@ -260,6 +261,7 @@ class LimitEstimate:
             low = min(self._low, rate)
             return math.sqrt(low * rate) if doubts else (low + rate) / 2
         self._low = 0.0
+        self.is_guess = True
         steps = 1 if self._is_shared else min(self._early, 3)
         estimate = rate * (0.6 if self.is_blind else 1 - 0.1 * steps)
         if seen.is_enough:  # so much was let in at least
@@ -292,6 +294,7 @@ class LimitEstimate:
     def _begin_anew(self, seen: Measured, estimate: float, high: float) -> float:
         """Begins the next measurement where this one ended; returns `estimate`."""
         self._empty_s, self._mark_s = seen.known_s, seen.end_s
+        self.is_guess = self.is_blind
         self._sent, self._refused = seen.sent, seen.refused
         self._unsure_s = 0.0
         self.high = max(high, tuning.RATE_LEAST)
