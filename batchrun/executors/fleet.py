@@ -25,7 +25,8 @@ _LEASE_S = 5.0  # a lease holds what its worker completes in this time
 _LEASE_LEAST = 64  # requests in a lease, unless each worker's part of the rest is smaller
 _LEASES = 2  # leases that a worker has and has not begun to read
 _SPEED = 0.1  # weight of the latest report in a worker's speed
-_SEARCH_S = 30.0  # one worker alone finds the server's limits, for at most this time
+_SEARCH_S = 15.0  # one worker alone finds the server's limits, for at most this time, ...
+_SEARCH_REFUSED_S = 30.0  # ... or this, if it was refused and what it has found is a guess
 _NOBODY = -1  # no worker's number
 _COOLDOWN_S = 0.1  # shorter ones end before other workers hear of them
 
@@ -253,8 +254,10 @@ class Fleet:
         if self._first is None:
             return self._shares.shares(writer, worker.seq, now_s, only=_NOBODY)
         if self._is_answered:
+            is_refused = self._shares.has_guess(self._first)
+            longest_s = _SEARCH_REFUSED_S if is_refused else _SEARCH_S
             self._is_open = (
-                now_s - self._answered_s >= _SEARCH_S
+                now_s - self._answered_s >= longest_s
                 or self._shares.has_found(self._first)
                 or not self._shares.is_pressed(self._first)
                 or self._shares.is_silent(self._first)

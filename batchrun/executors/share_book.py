@@ -193,6 +193,11 @@ class ShareBook:
         """Whether the worker has measured the server's limits."""
         return any(one.is_settled for one in self._seen[worker].used.scopes)
 
+    def has_guess(self, worker: int) -> bool:
+        """Whether the worker has inferred anything of what the server takes."""
+        scopes = self._seen[worker].used.scopes
+        return any(one.rate is not None or one.takes is not None for one in scopes)
+
     def is_pressed(self, worker: int) -> bool:
         """Whether a server's limit, as far as the worker knows it, limits the worker."""
         return self._seen[worker].pressed >= _PRESSED
