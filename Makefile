@@ -74,8 +74,8 @@ torture: $(VENV)/installed
 	$(BIN)/pytest -q -s -m torture tests/torture/test_torture.py
 
 # Runs with three workers on Ray, of which workers, the driver and Ray's own processes are killed or
-# stopped at random moments (TORTURE_KILLS=N, default 60, and a third as often with the tables in a
-# store); figures in runs/torture_cluster.md and torture_cluster_store.md.
+# stopped, or workers cut off, at random moments (TORTURE_KILLS=N, default 60, and a third as often with
+# the tables in a store); figures in runs/torture_cluster.md and torture_cluster_store.md.
 torture-cluster: $(VENV)/installed
 	$(BIN)/pytest -q -s -m torture tests/torture/test_cluster_torture.py
 

@@ -1,7 +1,7 @@
-"""Runs with three workers on Ray, of which anything may be killed or stopped at any moment.
+"""Runs with three workers on Ray; anything may be killed, stopped or cut off at any moment.
 
 Each row stands once; what was answered twice is no more than was in flight in what was killed, and
-nothing where that was the driver. `make torture-cluster` runs it.
+nothing where that was the driver or nobody. `make torture-cluster` runs it.
 """
 
 import json
@@ -22,7 +22,7 @@ from moto.server import ThreadedMotoServer
 
 from batchrun.remote.run_link import scratch_of
 from benchmarks.timed import children_of
-from tests.processes import COMMAND, run_batchrun
+from tests.processes import run_batchrun
 from tests.ray_cluster import standing_cluster, worker_pids
 from tests.remote.object_server import Bucket
 from tests.runs import standing_rows
@@ -35,7 +35,12 @@ _KILLS_IN_A_STORE = max(_KILLS // 3, 1)
 _FIGURES = Path(__file__).parents[2] / "runs"
 _ROWS, _IN_FLIGHT, _WORKERS = 3_000, 24, 3
 _SILENCE_S = 3.0
-_WAYS = ("worker", "worker", "driver", "driver", "sealing", "stopped worker", "raylet", "head")
+_CUT_OFF = Path(__file__).parents[1] / "end_to_end/cut_off_driver.py"
+_WAYS = (
+    *("worker", "worker", "driver", "driver", "sealing", "stopped worker", "worker cut off"),
+    *("raylet", "head"),
+)
+_COSTS_NOTHING = ("driver", "sealing", "worker cut off")
 _JOB = f"""
 [input]
 path = "rows.jsonl"
@@ -114,7 +119,7 @@ class Campaign:
     def _run(self, environment: Mapping[str, str]) -> Iterator["subprocess.Popen[str]"]:
         with (self._folder / "errors.txt").open("a") as errors:
             process = subprocess.Popen(
-                [*COMMAND, "run", "job.toml", "--quiet"],
+                [sys.executable, str(_CUT_OFF), "run", "job.toml", "--quiet"],
                 cwd=self._folder,
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -153,6 +158,12 @@ class Campaign:
                     os.kill(victim, signal.SIGSTOP)
                     time.sleep(_SILENCE_S + self._dice.random() * 4)
                     os.kill(victim, signal.SIGCONT)
+                case "worker cut off":
+                    cut = self._folder / "cut" / str(victim)
+                    cut.parent.mkdir(exist_ok=True)
+                    cut.touch()
+                    time.sleep(_SILENCE_S + self._dice.random() * 4)
+                    cut.unlink()
                 case "raylet":
                     _kill_named("raylet/raylet", self._root)
                 case "head":
@@ -169,7 +180,7 @@ class Campaign:
         answered = self._server.at_rest().completions
         twice = answered - len(stored) - before
         self.twice[way] += twice
-        most = 0 if way in ("driver", "sealing") else _IN_FLIGHT
+        most = 0 if way in _COSTS_NOTHING else _IN_FLIGHT
         assert 0 <= twice <= most, (way, twice, self._said())
         self._verify()
 
