@@ -87,7 +87,8 @@ def test_a_dry_run_writes_nothing_and_sends_nothing(
         "input": "A shelf has 0 books and 0 vases: how many things?",
         "model": "gpt-4.1",
     }
-    for said in ("plan: 200 rows", "200 to send", "sent: question", f"POST {base_url}/responses"):
+    where = f"POST to {base_url}/responses"
+    for said in ("plan: 200 rows", "200 to send", "sent: question", where):
         assert said in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == [source.name]
     assert stats(base_url)["requests"] == 0
