@@ -28,7 +28,7 @@ T = TypeVar("T")
 _SPARE_S = 5.0  # before a claim is too old
 _AGAIN_S = 1.0  # before it is tried again to renew it
 _UPLOAD_EVERY_S = 30.0
-_PAUSE_S = 5.0  # before a second attempt
+_PATIENCE_S, _PAUSE_S = 60.0, 5.0  # with small files, beyond what the library tries
 _AT_END = ("unreadable.jsonl",)  # may be large
 
 
@@ -42,7 +42,7 @@ class StoreRun:
         self._folder, self._claim = folder, claim
         self._store, self._prefix = place_of(link)
         self._seen = dict(link.seen)
-        self._is_gone = False  # the second attempt failed too
+        self._is_gone = False  # that was in vain
         self._stamps: dict[str, tuple[int, int]] = {}  # of local files, at their last upload
         self._lock = threading.Lock()
         self._end = threading.Event()
@@ -86,18 +86,22 @@ class StoreRun:
     def upload(self, names: Sequence[str] = SMALL_FILES) -> None:
         """Of these files those that have changed are in the store when this returns.
 
-        Tried twice: a run whose rows are all there is not to fail for one call. Not where the store
-        is gone. Raises `RemoteError`.
+        Tried at least twice, and for a minute: a run whose rows are all there is not to fail for one
+        call. Not where that has failed before. Raises `RemoteError`.
         """
-        try:
-            self._upload(names)
-        except RemoteError:
-            if self._is_gone:
-                raise
+        end_s, attempts = time.monotonic() + _PATIENCE_S, 0
+        while True:
+            try:
+                self._upload(names)
+            except RemoteError:
+                attempts += 1
+                if self._is_gone or (attempts > 1 and time.monotonic() > end_s):
+                    self._is_gone = True
+                    raise
+            else:
+                self._is_gone = False
+                return
             time.sleep(_PAUSE_S)
-            self._is_gone = True
-            self._upload(names)
-            self._is_gone = False
 
     def close(self, *, is_void: bool = False) -> None:
         """Uploads the rest, and releases the run; `is_void`: removes its marks instead.
