@@ -86,8 +86,8 @@ class StoreRun:
     def upload(self, names: Sequence[str] = SMALL_FILES) -> None:
         """Of these files those that have changed are in the store when this returns.
 
-        Tried at least twice, and for a minute: a run whose rows are all there is not to fail for one
-        call. Not where that has failed before. Raises `RemoteError`.
+        Tried at least twice, and for a minute: a run whose rows are all there is not to fail for
+        one call. Not where that was in vain before. Raises `RemoteError`.
         """
         end_s, attempts = time.monotonic() + _PATIENCE_S, 0
         while True:
