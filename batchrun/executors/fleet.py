@@ -50,6 +50,15 @@ class _Worker(Struct):
         told = 0 if self.report is None else self.report.unread
         return told + sum(remaining_of(lease) for _, lease in self.sent.values())
 
+    @property
+    def unsent(self) -> int:
+        """The same, with those that it has read and that wait for a limit of all it sends.
+
+        With several scopes those of one may wait, and those of another be in demand.
+        """
+        used = None if self.report is None else self.report.used
+        return self.unread + (used.waiting if used and len(used.scopes) < 2 else 0)
+
 
 class Fleet:
     """The workers of one command, by their numbers as writers."""
@@ -210,11 +219,13 @@ class Fleet:
             return
         if self._is_open and not self._shares.slots(writer):
             return  # there are fewer slots than workers: its rows would wait forever
-        size = max(_LEASE_LEAST, int(_LEASE_S * worker.per_s), self._shares.slots(writer))
+        # In flight are soon twice as many, if nothing holds them back.
+        in_flight = min(self._shares.slots(writer), 2 * worker.report.used.in_flight)
+        size = max(_LEASE_LEAST, int(_LEASE_S * worker.per_s), in_flight)
         even = math.ceil(self._book.left / (_LEASES * max(1, len(self._workers))))
         size = max(1, min(size, even))
         for _ in range(_LEASES):
-            if worker.unread > (_LEASES - 1) * size:
+            if worker.unsent > (_LEASES - 1) * size:
                 return
             lease = self._book.lease(writer, size)
             if lease is None:

@@ -176,3 +176,17 @@ def test_rows_of_a_worker_that_was_told_to_end_seem_to_kill_none() -> None:
         fleet.hear(worker, WorkerReport(number=2, seq=2, is_drained=True), 0.4)
         fleet.adopted(worker, lambda _: (), 0.5)
     assert fleet.stop_reason(1.0) is None
+
+
+def test_a_worker_whose_rows_wait_for_the_server_leaves_the_others_theirs() -> None:
+    fleet = Fleet(Rows(5000), LimitsJob(), 1000)
+    for writer in (1, 2):
+        fleet.add(writer, 0.0)
+    leased = 0
+    for number in range(1, 100):
+        now_s = 0.15 * number
+        leased += sum(lease.rows for lease in fleet.tick(1, now_s).leases)
+        waiting = max(0, leased - 20)
+        used = SharesUsed(20, waiting, 20, for_rate=True, scopes=(ScopeNews(SCOPE),))
+        fleet.hear(1, WorkerReport(number, number, used=used), now_s)
+    assert 64 <= leased <= 400
