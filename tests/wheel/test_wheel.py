@@ -30,7 +30,10 @@ PROJECT_FILES = {"README.md", "LICENSE", "CHANGELOG.md", "pyproject.toml"}
 WHEEL, SDIST = f"batchrun-{VERSION}-py3-none-any.whl", f"batchrun-{VERSION}.tar.gz"
 RUN = "runs/prompts-simulated"  # of the walk-through
 LIMIT_S = 600
-TOLD = ("--prompt", "{{ question }}", "--simulate", "--dry-run", "--notify", "json://localhost")
+TOLD = (
+    *("--prompt", "{{ question }}", "--model", "gpt-6.1-terra", "--simulate", "--dry-run"),
+    *("--notify", "json://localhost"),
+)
 
 
 class Built(NamedTuple):
