@@ -22,13 +22,7 @@ from batchrun.dispatch.gate import Gate
 from batchrun.dispatch.hedge import Hedge
 from batchrun.errors import EndpointError, RunStopped
 from batchrun.job.sections import RetryJob
-from batchrun.limits.answer_sizes import (
-    BodySize,
-    InputSize,
-    input_size,
-    measure,
-    tier_asked,
-)
+from batchrun.limits.answer_sizes import BodySize, InputSize, measure, tier_asked
 from batchrun.limits.scopes import Scopes, ScopeState
 from batchrun.pricing.price import sum_costs
 from batchrun.pricing.prices import Prices
@@ -331,8 +325,8 @@ class _RowAttempts(Struct, eq=False):
     def _need(self) -> Need:
         request, sizes = self.asked, self.state.sizes
         output = sizes.expected_output(request.max_output_tokens)
-        if self.input is None and len(request.body) > sizes.short_bytes:
-            self.input = input_size(request.body)
+        if self.input is None:
+            self.input = sizes.size_of(request.body)
         tokens = sizes.expected_input(request.body, self.input) + output
         if not self.run.has_budget:
             return Need(self.scope, tokens, 0.0, output)

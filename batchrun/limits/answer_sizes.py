@@ -159,7 +159,7 @@ class AnswerSizes:
         self._outputs = _Latest()
         self._parts = _Latest()  # input tokens for each part that is not text
         # As far as answers have shown, a body of at most so many bytes is only text.
-        self.short_bytes = _SHORT_BYTES
+        self._short_bytes = _SHORT_BYTES
         self._most_input = before.input_tokens
         self._most_output = before.output_tokens
 
@@ -175,6 +175,10 @@ class AnswerSizes:
             output_tokens = 0
         self._outputs.add(output_tokens)
 
+    def size_of(self, body: bytes) -> InputSize | None:
+        """None if the body is short and, as far as answers have shown, only text."""
+        return input_size(body) if len(body) > self._short_bytes else None
+
     def record_input(self, body: bytes, size: InputSize | None, input_tokens: int) -> None:
         """Adds the input tokens of an answered request; size null: it was taken for only text."""
         if size is None:
@@ -182,7 +186,7 @@ class AnswerSizes:
                 return
             size = input_size(body)
             if size.parts:
-                self.short_bytes = 0
+                self._short_bytes = 0
         if size.parts:
             of_parts = max(0, input_tokens - size.text_bytes // _BYTES_A_TOKEN)
             self._parts.add(-(-of_parts // size.parts))

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from batchrun.limits import tuning
 from batchrun.limits.answer_sizes import (
     AnswerSizes,
-    InputSize,
     input_size,
     is_bounded,
     measure,
@@ -156,16 +155,12 @@ def picture(size: int = 100_000, **part: Any) -> bytes:
     return body(input=item(type="input_image", image_url=url, **part))
 
 
-def size_of(sizes: AnswerSizes, data: bytes) -> InputSize | None:
-    return input_size(data) if len(data) > sizes.short_bytes else None
-
-
 def tokens_of(sizes: AnswerSizes, data: bytes) -> int:
-    return sizes.expected_input(data, size_of(sizes, data))
+    return sizes.expected_input(data, sizes.size_of(data))
 
 
 def answered(sizes: AnswerSizes, data: bytes, tokens: int) -> None:
-    sizes.record_input(data, size_of(sizes, data), tokens)
+    sizes.record_input(data, sizes.size_of(data), tokens)
 
 
 def test_tokens_of_images_are_what_answers_of_this_run_needed() -> None:
@@ -199,11 +194,11 @@ def test_files_and_sounds_are_no_text_either(part: dict[str, Any]) -> None:
 def test_a_short_body_is_text_until_an_answer_needed_more_tokens_than_it_has_bytes() -> None:
     sizes = AnswerSizes()
     link = body(input=item(type="input_image", image_url="https://example.test/a.png"))
-    assert size_of(sizes, link) is None
+    assert sizes.size_of(link) is None
     assert tokens_of(sizes, link) == len(link) // 4
     answered(sizes, body(), 50)
     answered(sizes, link, 30)
-    assert size_of(sizes, link) is None
+    assert sizes.size_of(link) is None
     answered(sizes, link, 1_500)
     assert 1_480 <= tokens_of(sizes, link) <= 1_520
     assert tokens_of(sizes, body()) == len(body()) // 4

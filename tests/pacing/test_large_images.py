@@ -7,7 +7,7 @@ from base64 import b64encode
 from random import Random
 
 from batchrun.dispatch.gate import Gate
-from batchrun.limits.answer_sizes import AnswerSizes, input_size
+from batchrun.limits.answer_sizes import AnswerSizes
 from batchrun.limits.concurrency import FirstAlone, InFlight
 from batchrun.limits.rate import MinuteLimit
 from batchrun.limits.scopes import scope_limits
@@ -44,7 +44,7 @@ async def time_of(rows: list[bytes], *limits: Limit) -> float:
 
         def need() -> Need:
             nonlocal size
-            size = input_size(body) if len(body) > sizes.short_bytes else None
+            size = sizes.size_of(body)
             output = sizes.expected_output(None)
             return Need(_SCOPE, sizes.expected_input(body, size) + output, 0.0, output)
 
