@@ -564,3 +564,5 @@ class RunRecord(Struct, frozen=True):
     workers: int = 0  # that it asked for; 0: it sent them itself
     writers: int = 1  # ids given so far, also to workers that never wrote: none is given again
     left_out: int = 0  # of `rows`, those without an outcome that `--where` leaves out
+    asked: int | None = None  # of `rows`, complete once the last command is done; null: not known
+    beyond_pilot: int | None = None  # rows asked for beside those of the pilot; null: as `asked`

@@ -54,7 +54,7 @@ def estimate(
     from batchrun.formats.amounts import plural
     from batchrun.formats.printable import shell_command
     from batchrun.progress.status import run_command
-    from batchrun.progress.summary_text import render_end
+    from batchrun.progress.summary_text import next_in_words, render_end
 
     options = read_options(given)
     selection = options.selection
@@ -73,7 +73,7 @@ def estimate(
     names = [name for name in map(str.strip, (models or "").split(",")) if name]
     if models is not None and not names:
         raise click.UsageError("--models names none; write --models gpt-6-luna,gpt-6.1-terra")
-    exit_code, heard = 0, heard_signals()
+    exit_code, heard, after = 0, heard_signals(), list[str]()
     if pilot:
         summary = send(options)
         exit_code = summary.exit_code or 0
@@ -81,6 +81,7 @@ def estimate(
             say("the pilot did not end, so there is no estimate yet")
             say(render_end(summary, summary.run))
             sys.exit(exit_code)
+        after = next_in_words(summary)
     exit_on_signals(heard)  # so that no copy of standard input stays behind
     with planning(options) as said:
         made = make_estimate(
@@ -98,5 +99,7 @@ def estimate(
         show_estimate(made, sys.stdout)
     if pilot and made.to_send:
         command = shell_command(run_command(["batchrun", *sys.argv[1:]]))
-        say(f"next step: send the other {plural(made.to_send, 'row')}\nnext: {command}")
+        after = [f"next step: send the other {plural(made.to_send, 'row')}", f"next: {command}"]
+    if after:
+        say("\n".join(after))
     sys.exit(exit_code)

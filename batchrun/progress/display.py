@@ -11,7 +11,6 @@ from typing import TextIO
 from rich.console import Console
 from rich.live import Live
 
-from batchrun.formats.amounts import plural
 from batchrun.formats.printable import one_line
 from batchrun.progress.panel import limited_by, panel
 from batchrun.progress.planning import Planning
@@ -20,6 +19,7 @@ from batchrun.progress.summary import Summary
 from batchrun.progress.summary_text import (
     oldest_in_words,
     progress_in_words,
+    rows_in_words,
     time_left_in_words,
 )
 from batchrun.store.files import is_locked
@@ -98,8 +98,7 @@ class Progress:
 def _how_far(summary: Summary) -> tuple[str, str]:
     """`4,512 of 10,000 rows`, and how much longer it takes, if that is known."""
     left = time_left_in_words(summary)
-    done = f"{summary.settled:,} of {plural(summary.rows, 'row')}"
-    return done, left and f"{left} left"
+    return rows_in_words(summary), left and f"{left} left"
 
 
 def _waits(summary: Summary) -> list[str]:

@@ -15,7 +15,12 @@ from batchrun.formats.amounts import duration, plural, usd
 from batchrun.formats.printable import brief, printable, shell_command
 from batchrun.limits.budget import Budget
 from batchrun.progress.summary import Summary
-from batchrun.progress.summary_text import cost_in_words, next_step, not_ok_in_words
+from batchrun.progress.summary_text import (
+    cost_in_words,
+    next_in_words,
+    not_ok_in_words,
+    rows_in_words,
+)
 
 STALL_S = 600.0  # without a completed row
 _BUDGET_SHARE = 0.8
@@ -80,8 +85,7 @@ def of_end(summary: Summary) -> Notice:
         lines.append(f"remaining: {summary.left:,}")
     if summary.message:
         lines.append(f"why: {brief(summary.message, _WHY)}")
-    if summary.next_command:
-        lines += [f"next step: {next_step(summary)}", _next(summary.next_command)]
+    lines += next_in_words(summary)
     kinds: dict[int | None, Kind] = {0: "success", 1: "failure"}
     return _notice(summary, title, lines, kinds.get(summary.exit_code, "warning"))
 
@@ -114,7 +118,7 @@ def _notice(summary: Summary, what: str, lines: Iterable[str], kind: Kind) -> No
 
 
 def _counts(summary: Summary) -> Iterator[str]:
-    yield f"rows: {summary.settled:,} of {summary.rows:,}"
+    yield f"rows: {rows_in_words(summary, is_named=True)}"
     yield f"ok: {summary.ok:,}"
     kinds = ", ".join(not_ok_in_words(summary))
     yield f"not ok: {summary.not_ok:,}" + (f" ({kinds})" if kinds else "")

@@ -11,13 +11,13 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from batchrun.formats.amounts import plural
 from batchrun.formats.printable import brief, cut, one_line
 from batchrun.progress.summary import Summary, WorkerState
 from batchrun.progress.summary_text import (
     facts_in_words,
     not_ok_counts,
     oldest_in_words,
+    rows_in_words,
     time_left_in_words,
     worker_in_words,
 )
@@ -173,7 +173,7 @@ def limited_by(summary: Summary) -> str:
 
 def _rows(summary: Summary) -> Text:
     """`4,512 of 10,000: 4,440 ok, 12 failed, 7 empty`."""
-    text = Text(f"{summary.settled:,} of {plural(summary.rows, 'row')}: ")
+    text = Text(f"{rows_in_words(summary)}: ")
     text.append(f"{summary.ok:,} ok", OK if summary.ok else "")
     for kind, count in not_ok_counts(summary).items():
         text.append(", ")

@@ -57,6 +57,7 @@ def metrics(summary: Summary) -> Iterator[Metric]:
 
     yield _by("state", "1 for the state that the run is in.", "state", states, {state: 1})
     yield _one("rows", "Rows of the input.", summary.source_rows or summary.rows)
+    yield _one("rows_asked", "Rows complete once the last command is done.", summary.rows)
     yield _one("rows_remaining", "Rows of the input without a final outcome.", summary.left)
     yield _by("rows_complete", "Complete rows by outcome.", "outcome", OUTCOMES, outcomes)
     kinds = {kind: n for kind, n in summary.error_kinds.items() if kind not in SHORTFALLS}

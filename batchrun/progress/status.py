@@ -11,13 +11,12 @@ from batchrun.formats.amounts import plural
 from batchrun.job.expansion import recorded_expansion
 from batchrun.job.stop_time import date_and_time
 from batchrun.progress.summary import RunCounters, Summary
-from batchrun.progress.summary_text import PARTS
+from batchrun.progress.summary_text import PARTS, RESEND
 from batchrun.records import FAILED
 from batchrun.remote.run_link import run_name
 from batchrun.store import reading
 from batchrun.store.files import is_driven, is_locked, live_workers
 
-_STOPPED = 3  # exit code
 _STOP_AT = "--stop-at"
 _ESTIMATE_ONLY = ("--pilot", "--expect-output", "--models")  # options that `run` does not have
 
@@ -44,6 +43,7 @@ def read_status(path: Path) -> Summary:
     now_s = time.monotonic()
     # After a kill it is not known how many of these have a new outcome.
     again = 0 if state == "killed" else record.again
+    asked = record.rows if record.asked is None else max(record.asked, totals.rows - again)
     goes_on = None
     if not is_running:
         goes_on = next_command(
@@ -54,19 +54,23 @@ def read_status(path: Path) -> Summary:
             reading.example_not_ok(path) if exit_code == 4 else None,
             cap_usd=record.higher_cap_usd,
             remaining=record.rows - totals.rows + again - record.left_out,
+            asked=None if record.asked is None else max(0, asked - totals.rows + again),
+            beyond_pilot=record.beyond_pilot,
         )
     unfinished_usd = reading.read_answered_usd(path)
     expansion = recorded_expansion(record)
     return RunCounters(totals, now_s, again).summary(
         run=run_name(path),
         state=state,
-        rows=record.rows,
+        rows=asked,
+        source_rows=record.rows,
         now_s=now_s,
         exit_code=exit_code,
         message=message,
         next_command=goes_on,
         simulated=record.simulated,
         left_out=record.left_out,
+        beyond_pilot=record.beyond_pilot or 0,
         unknown_usd=reading.read_unknown_usd(path, record),
         unfinished=len(unfinished_usd),
         unfinished_usd=round(sum(unfinished_usd), 9),
@@ -93,33 +97,41 @@ def next_command(
     *,
     cap_usd: float | None = None,
     remaining: int = 0,
+    asked: int | None = None,
+    beyond_pilot: int | None = None,
 ) -> str | None:
     """The command that goes on after one that ended like this; None where none is needed.
 
     `run`: its path or URL; `cap_usd`: what to allow where the budget ended the run; `remaining`:
-    rows of the source without an outcome, without those that `--where` leaves out; `example_id`:
-    of a row that is not ok.
+    rows of the source without an outcome, without those that `--where` leaves out; `asked`: of
+    them, those that the command was to send; `beyond_pilot`: those that it would send without
+    `--pilot`; null: not known. `example_id`: of a row that is not ok.
     """
+    if command is not None:
+        command = _with_next_stop(command)
     words = [] if command is None else shlex.split(command)
     unlimited = words
     for option in PARTS:
         unlimited = _without(unlimited, option, has_value=True)
-    if exit_code in (0, 4) and remaining and words:  # a limit or a pilot is done
-        return run_command(words if words[1] == "estimate" else unlimited)
+    has_failed = any(statuses.get(status) for status in FAILED)
+    ended = {status for status, rows in statuses.items() if rows}
+    only_failures = ended and ended <= set(FAILED)
+    resends = any(word.partition("=")[0] in RESEND for word in words)
+    # Whatever ended it: where all that it asked for is done, it sends nothing more.
+    is_done = exit_code in (0, 4) or (asked == 0 and not only_failures and not resends)
+    if words and is_done and remaining:
+        is_pilot = words[1] == "estimate" and beyond_pilot != 0
+        return run_command(words if is_pilot else unlimited)
+    if words and is_done and exit_code and has_failed:
+        return _with_option(run_command(unlimited), "--retry-failed")
     if exit_code == 4:
-        if words and any(statuses.get(status) for status in FAILED):
-            return _with_option(run_command(unlimited), "--retry-failed")
         shown = ["ID"] if example_id is None else [example_id]
         dashes = ["--"] if shown[0].startswith("-") else []
         return shlex.join(["batchrun", "show", *dashes, str(run), *shown])
     if not exit_code or command is None:
         return None
-    if exit_code == _STOPPED:
-        command = _with_next_stop(command)
     if cap_usd is not None:
         return _with_option(command, "--max-cost", f"{cap_usd:.12f}".rstrip("0").rstrip("."))
-    ended = {status for status, rows in statuses.items() if rows}
-    only_failures = ended and ended <= set(FAILED)
     return _with_option(run_command(words), "--retry-failed") if only_failures else command
 
 

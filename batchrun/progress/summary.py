@@ -43,7 +43,7 @@ class Summary(Struct, frozen=True):
     run: str  # the run directory
     # planning, running, stopping; finished, limited, stopped, interrupted, failed, killed
     state: str
-    rows: int  # asked for: all of the source, or the first `--limit`
+    rows: int  # asked for: all of the source, or the first `--limit`; complete ones among them
     left: int  # of the source, remaining
     ok: int
     not_ok: int
@@ -103,11 +103,17 @@ class Summary(Struct, frozen=True):
     variants: tuple[str, ...] = ()  # names; empty where none is declared
     workers: tuple[WorkerState, ...] = ()  # empty where the run's own process sends all
     left_out: int = 0  # of those left, rows that `--where` leaves out
+    beyond_pilot: int = 0  # rows asked for that a pilot leaves to the command after it
 
     @property
     def settled(self) -> int:
         """Complete rows."""
         return self.ok + self.not_ok - self.again
+
+    @property
+    def not_asked(self) -> int:
+        """Rows of the input that this command leaves to others."""
+        return max(0, self.source_rows - self.rows)
 
 
 _IN_BOTH = set(Totals.__struct_fields__) & set(Summary.__struct_fields__) - {"rows", "cost_usd"}
@@ -195,7 +201,7 @@ class RunCounters:
         more_usd = cost_of_remaining(totals, remaining)
         return Summary(
             **{name: getattr(totals, name) for name in _IN_BOTH},
-            rows=rows,
+            rows=rows - postponed,
             source_rows=source_rows,
             left=self.remaining(source_rows) + postponed,
             not_ok=totals.rows - totals.ok,

@@ -23,6 +23,7 @@ from batchrun.records import FAILED, SHORTFALLS
 
 # Options that leave rows to later commands. `--where` is none: it says which rows are meant at all.
 PARTS = ("--limit", "--sample-rows", "--variant", "--pilot")
+RESEND = ("--retry-failed", "--rerun-changed")  # options that send rows again
 _EXAMPLE = 200  # characters of a message
 _ID = 60  # characters of a row's id
 # Kinds of answers that are not ok: those counted in words, and those by their kind.
@@ -35,8 +36,7 @@ def render_end(summary: Summary, run: Path | str) -> str:
     `run`: its path or URL.
     """
     state = {"finished": "done", "stopped": "stopped early"}.get(summary.state, summary.state)
-    rows = plural(max(summary.rows, summary.source_rows), "row")
-    counts = [f"{summary.settled:,} of {rows}", f"{summary.ok:,} ok", *not_ok_in_words(summary)]
+    counts = [rows_in_words(summary), f"{summary.ok:,} ok", *not_ok_in_words(summary)]
     lines = [f"{state}: {', '.join(counts)}"]
     for kind, count in Counter(summary.error_kinds).most_common():
         if kind in _SAID_BY_COUNT:
@@ -63,10 +63,7 @@ def render_end(summary: Summary, run: Path | str) -> str:
     if summary.message:
         is_end = summary.state in ("limited", "finished")
         lines.append(summary.message if is_end else f"why: {summary.message}")
-    if summary.next_command:
-        step, command = next_step(summary), shell_command(summary.next_command)
-        lines += [f"next step: {step}", f"next: {command}"]
-    return printable("\n".join(lines))
+    return printable("\n".join([*lines, *next_in_words(summary)]))
 
 
 def render_status(summary: Summary, run: Path | str) -> str:
@@ -90,7 +87,7 @@ def render_status(summary: Summary, run: Path | str) -> str:
         name = "note"
     words = {
         "state": summary.state,
-        "rows": f"{summary.rows:,}{_expanded(summary)}",
+        "rows": f"{rows_in_words(summary, is_named=True)}{_expanded(summary)}",
         "ok": f"{summary.ok:,}",
         "not ok": f"{summary.not_ok:,}" + (f" ({not_ok})" if not_ok else ""),
         "remaining": f"{summary.left:,}",
@@ -112,6 +109,17 @@ def _expanded(summary: Summary) -> str:
     expansion = Expansion(summary.samples, summary.variants or (None,))
     rows = max(summary.rows, summary.source_rows) // expansion.width
     return "" if expansion.is_plain else f" ({expansion.in_words(rows)})"
+
+
+def rows_in_words(summary: Summary, *, is_named: bool = False) -> str:
+    """`12 of 20 rows (80 more not asked for)`: how much is complete of what the command is to do.
+
+    What it is not to do is in the input, but beyond `--limit`, or left out by other options.
+    `is_named`: the line says already that these are rows.
+    """
+    more = f" ({summary.not_asked:,} more not asked for)" if summary.not_asked else ""
+    of = f"{summary.rows:,}" if is_named else plural(summary.rows, "row")
+    return f"{summary.settled:,} of {of}{more}"
 
 
 def facts_in_words(summary: Summary) -> dict[str, list[str]]:
@@ -285,6 +293,13 @@ def cost_in_words(summary: Summary) -> str | None:
     return "; ".join(parts) or None
 
 
+def next_in_words(summary: Summary) -> list[str]:
+    """Two lines: what the next command does, and the command; empty where there is none."""
+    if summary.next_command is None:
+        return []
+    return [f"next step: {next_step(summary)}", f"next: {shell_command(summary.next_command)}"]
+
+
 def next_step(summary: Summary) -> str:
     """What the next command does; empty where there is none."""
     if summary.next_command is None:
@@ -294,10 +309,19 @@ def next_step(summary: Summary) -> str:
     if words[1:2] == ["show"]:
         return "look at a row that is not ok"
     left, options = summary.left - summary.left_out, {word.partition("=")[0] for word in words}
-    if not left:  # some of the failed rows may be among those that are left out
+    is_part, sends_failed = not options.isdisjoint(PARTS), "--retry-failed" in options
+    if is_part:
+        left = min(left, summary.rows - summary.settled + summary.beyond_pilot)
+    if left <= 0 and not sends_failed:
+        is_rerun = "--rerun-changed" in options
+        return (
+            "send rows whose request changed again"
+            if is_rerun
+            else "finish the run; no row remains"
+        )
+    if left <= 0:  # some of the failed rows may be among those that are left out
         those = "failed rows that fit" if "--where" in options else plural(failed, "failed row")
         return f"send the {those} again"
-    is_part = not options.isdisjoint(PARTS)
     rows = "remaining rows" if is_part else f"the {plural(left, 'remaining row')}"
-    failed_too = ", and the failed ones again" if "--retry-failed" in words else ""
+    failed_too = ", and the failed ones again" if sends_failed else ""
     return f"continue with {rows}{failed_too}"

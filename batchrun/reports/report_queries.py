@@ -173,6 +173,7 @@ class Report(Struct, frozen=True):
     begun_at: int  # when the run was first planned
     not_in_input: int  # of them, rows that are no longer in the input
     left: int  # rows of the source without an outcome
+    not_asked: int  # of them, those that the last command left to others
     started_at: int | None  # the first send
     finished_at: int | None  # the last end
     cost_usd: float | None
@@ -317,6 +318,8 @@ def _report(
         return tuple(kind(*row) for row in database.execute(query).fetchall())
 
     (sums,) = rows_of(_SUMS)
+    left = max(0, record.rows - (sums["rows"] - record.gone.rows))
+    asked = record.rows if record.asked is None else record.asked
     ((calls_in_text, chat_calls),) = database.execute(_STRAY_CALLS).fetchall()
     most = _MOST_KINDS * _SAMPLES_OF_EACH
     return Report(
@@ -326,7 +329,8 @@ def _report(
         source=record.source_path or record.source,
         begun_at=record.started_at,
         not_in_input=record.gone.rows,
-        left=max(0, record.rows - (sums["rows"] - record.gone.rows)),
+        left=left,
+        not_asked=max(0, min(left, record.rows - asked)),
         **sums,
         unknown_usd=reading.read_unknown_usd(path, record),
         estimated=record.estimated,

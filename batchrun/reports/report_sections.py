@@ -61,12 +61,20 @@ def headline(report: Report) -> str:
     words = f"{report.state}: {plural(report.rows, 'row')}, {ok_rows(report):,} ok"
     if report.left:
         words += f", {report.left:,} remaining"
+    if report.not_asked:
+        words += f" ({not_asked_in_words(report)})"
     is_partly = bool(report.unknown_attempts or report.unknown_usd)
     if report.cost_usd is None and not is_partly:  # nothing was sent
         return words
     money = known_usd(report.cost_usd, is_partly=is_partly)
     words += "; cost unknown" if money == UNKNOWN else f"; {money}"
     return words + (", simulated, so nothing is paid" if report.simulated else "")
+
+
+def not_asked_in_words(report: Report) -> str:
+    """`not asked for`, or `80 not asked for`: of the remaining rows."""
+    words = "not asked for"
+    return words if report.not_asked == report.left else f"{report.not_asked:,} {words}"
 
 
 def remarks(report: Report) -> list[str]:

@@ -333,6 +333,8 @@ class Run:
                 example,
                 cap_usd=cap_usd,
                 remaining=remaining - self.plan.left_out,
+                asked=remaining - not_asked,
+                beyond_pilot=self.plan.beyond_pilot,
             ),
         )
         has_failed = end.state == "failed"
@@ -400,6 +402,7 @@ class Run:
             source_rows=self.plan.rows,
             postponed=self.plan.resumed.postponed,
             left_out=self.plan.left_out,
+            beyond_pilot=self.plan.beyond_pilot,
             now_s=time.monotonic(),
             activity=activity,
             binds=binds,

@@ -89,6 +89,7 @@ class Plan(Struct, frozen=True):
     forms: dict[str, int] = msgspec.field(default_factory=dict)  # what rows are taken for: how many
     commit: str | None = None  # of a data set of the Hub
     left_out: int = 0  # of `rows`, those without an outcome that `--where` leaves out
+    beyond_pilot: int = 0  # rows asked for that a pilot leaves to the command after it
 
     @property
     def expansion(self) -> Expansion:
@@ -98,6 +99,11 @@ class Plan(Struct, frozen=True):
     def rows_in_all(self) -> int:
         """Complete once this is carried out."""
         return self.resumed.totals.rows - self.resumed.resent.rows + self.to_complete
+
+    @property
+    def asked(self) -> int:
+        """The same without rows whose outcome is that of another request."""
+        return self.rows_in_all - self.resumed.postponed
 
 
 def dry_run(
@@ -234,8 +240,8 @@ def make_plan(
             prices.find(model, None, time.time_ns() // 1000)
     wanted = survey.rows if limit is None else min(limit, survey.rows)
     drawn = _pilot_before(record, selection.pilot, is_appended=is_appended)
-    if selection.pilot:
-        drawn, complete = _with_pilot(drawn, selection.pilot, complete, survey, wanted)
+    without_pilot = complete[:wanted].count(0)
+    drawn, complete = _with_pilot(drawn, selection.pilot, complete, survey, wanted)
     resumed = replace(resumed, complete=complete)
     to_complete = complete[:wanted].count(0)
     bad = sum(map(operator.gt, survey.is_bad[:wanted], complete)) if survey.bad_rows else 0
@@ -274,6 +280,7 @@ def make_plan(
         sampled=sampled,
         commit=source.commit,
         left_out=left_out,
+        beyond_pilot=without_pilot - to_complete,
     )
 
 
@@ -361,8 +368,13 @@ def _pilot_before(record: RunRecord | None, pilot: int, *, is_appended: bool) ->
 
 def _with_pilot(
     before: Pilot | None, rows: int, complete: bytearray, survey: Survey, wanted: int
-) -> tuple[Pilot, bytearray]:
-    """A pilot of so many rows, and marks of all requests but the first samples of its rows."""
+) -> tuple[Pilot | None, bytearray]:
+    """A pilot of so many rows, and marks of all requests but the first samples of its rows.
+
+    Without rows: the earlier one, and the marks as they are.
+    """
+    if not rows:
+        return before, complete
     expansion = survey.expansion
     done, is_bad = (expansion.any_of_row(one[:wanted]) for one in (complete, survey.is_bad))
     drawn = draw_pilot(before, rows, done, is_bad)
@@ -568,4 +580,6 @@ def make_record(
         executor=job.cluster.executor,
         workers=(job.cluster.workers or 0) if job.cluster.executor == "ray" else 0,
         left_out=plan.left_out,
+        asked=plan.asked,
+        beyond_pilot=plan.beyond_pilot,
     )

@@ -16,6 +16,7 @@ Batchrun = Callable[..., subprocess.CompletedProcess[str]]
 Query = Callable[..., list[tuple[Any, ...]]]
 
 ROWS = 12
+GOES_ON = {"exit_code": None, "message": None}
 OUT = "runs/of a 'night'"
 # What a shell would take for its own, what cannot be seen, and a line break.
 PROMPT = (
@@ -88,11 +89,13 @@ def follow(batchrun: Batchrun, query: Query) -> Callable[..., int]:
             done = batchrun(*_typed(command))
             more, tried = counts()[0] - rows, counts()[1] - attempts
             number = int((re.findall(r"\d+", step) or ["0"])[0])
-            if step == "look at a row that is not ok":
+            if step == "finish the run; no row remains":
+                assert (done.returncode, more, tried) == (0, 0, 0), done.stderr
+            elif step == "look at a row that is not ok":
                 assert (done.returncode, more) == (0, 0), done.stderr
                 assert done.stdout
                 return typed + 1
-            if "failed" in step:
+            elif "failed" in step:
                 assert (more, tried) == (0, number or tried), step
                 assert tried
             elif number:
@@ -145,6 +148,37 @@ def test_all_options_that_leave_rows_together(
         _checked(batchrun, query, follow, ("run", *ask))
     elif "variant" not in parts:
         _checked(batchrun, query, follow, ("estimate", *ask, "--pilot", "2"))
+
+
+def test_a_pilot_of_all_rows_within_its_limit_leads_to_the_rest(
+    batchrun: Batchrun, query: Query, follow: Callable[..., int], source: str
+) -> None:
+    ask = ("estimate", source, "--simulate", "--prompt", PROMPT, *MODELS, *BASE)
+    _checked(batchrun, query, follow, (*ask, "--limit", "5", "--pilot", "9"))
+
+
+def test_a_command_that_was_killed_after_its_last_row_is_not_typed_for_nothing(
+    batchrun: Batchrun,
+    query: Query,
+    follow: Callable[..., int],
+    source: str,
+    tmp_path: Path,
+) -> None:
+    def kill() -> subprocess.CompletedProcess[str]:
+        """As `run.json` is where the process was killed between the last row and its end."""
+        path = tmp_path / OUT / "run.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"state": "running", **GOES_ON}))
+        said = batchrun("status", OUT)
+        assert "killed" in said.stdout
+        said.stderr = said.stdout
+        return said
+
+    ask = ("run", source, "--simulate", "--prompt", PROMPT, *MODELS, *BASE)
+    assert batchrun(*ask, "--limit", "5").returncode == 0
+    assert follow(kill()) == 1
+    assert query("SELECT count(*) FROM read_parquet(?)", OUT) == [(2 * ROWS,)]
+    assert _next(kill().stdout)[0] == "finish the run; no row remains"
+    assert follow(kill()) == 1
 
 
 def test_the_where_of_a_job_file_and_standard_input(

@@ -118,11 +118,19 @@ def test_a_dry_run_of_standard_input_leaves_nothing(batchrun: Run, tmp_path: Pat
 
 
 def test_a_run_with_a_limit_goes_on_without_it(
-    source: Path, batchrun: Run, simulator: Any, stats: Any, query: Query, totals: Any
+    source: Path,
+    batchrun: Run,
+    simulator: Any,
+    stats: Any,
+    query: Query,
+    totals: Any,
+    tmp_path: Path,
 ) -> None:
     base_url = simulator()
     command = ("run", source, *_ASK, "--base-url", base_url)
-    assert batchrun(*command, "--limit", "30").returncode == 0
+    done = batchrun(*command, "--limit", "30")
+    assert done.returncode == 0
+    assert "\nlimited: 30 of 30 rows (170 more not asked for), 30 ok\n" in done.stderr
     assert query("SELECT count(*), max(row) FROM read_parquet(?)") == [(30, 29)]
     assert stats(base_url)["requests"] == 30
     again = batchrun(*command, "--limit", "30", "--json")
@@ -130,6 +138,15 @@ def test_a_run_with_a_limit_goes_on_without_it(
     summary = json.loads(again.stdout)
     assert (summary["rows"], summary["left"], summary["state"]) == (30, 170, "limited")
     stand = batchrun("status", "run").stdout
+    assert "rows:       30 of 30 (170 more not asked for)\n" in stand
+    told = json.loads(batchrun("status", "run", "--json").stdout)
+    assert (told["rows"], told["left"], told["source_rows"]) == (30, 170, 200)
+    metrics = batchrun("status", "run", "--format", "prometheus").stdout
+    for name, value in (("rows", 200), ("rows_asked", 30), ("rows_remaining", 170)):
+        assert re.search(rf"^batchrun_{name}{{.*}} {value}$", metrics, re.MULTILINE)
+    done = batchrun("report", "run", "--html", "page.html")
+    assert "limited: 30 rows, 30 ok, 170 remaining (not asked for)" in done.stdout + done.stderr
+    assert "170 of 200 remaining, not asked for" in (tmp_path / "page.html").read_text()
     assert "limit:      first 30 of 200 rows done" in stand
     assert shlex.split(stand.splitlines()[-1])[1:] == ["batchrun", *map(str, command), "--json"]
     assert stats(base_url)["requests"] == 30

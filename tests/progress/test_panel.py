@@ -14,7 +14,12 @@ from rich.console import Console
 from batchrun.progress.display import Progress
 from batchrun.progress.panel import bar_cells, panel
 from batchrun.progress.summary import RunCounters, Summary, WorkerState
-from batchrun.progress.summary_text import not_ok_counts, time_left_in_words
+from batchrun.progress.summary_text import (
+    not_ok_counts,
+    render_end,
+    render_status,
+    time_left_in_words,
+)
 from batchrun.records import Totals
 
 GREEN, YELLOW, RED, GREY = "\x1b[32m", "\x1b[33m", "\x1b[1;31m", "\x1b[90m"
@@ -241,6 +246,16 @@ def test_only_a_terminal_that_can_erase_gets_a_panel(
     assert "\x1b" not in log.getvalue()
     assert ("\x1b" in terminal.getvalue()) == (term != "dumb")
     assert terminal.getvalue().startswith(plain) == (term == "dumb")
+
+
+def test_what_a_limit_left_out_is_no_part_of_what_is_to_do_and_is_said() -> None:
+    limited = _summary(50, WELL, source_rows=100)
+    assert "  rows        40 of 50 rows (50 more not asked for): 40 ok" in _lines(limited)
+    log = io.StringIO()
+    Progress(log).show(limited)
+    assert log.getvalue().startswith("running: 40 of 50 rows (50 more not asked for); 40 ok")
+    assert render_end(limited, "r").startswith("running: 40 of 50 rows (50 more not asked for), 40")
+    assert "rows:       40 of 50 (50 more not asked for)\n" in render_status(limited, "r")
 
 
 def test_workers_have_lines_and_the_silent_come_first() -> None:

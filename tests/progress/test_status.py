@@ -68,6 +68,50 @@ def test_after_a_pilot_the_run_goes_on() -> None:
     assert next_command(estimate, RUN, 3, failed, None) == f"{COMMAND} --limit 9 --retry-failed"
 
 
+def test_a_pilot_that_sent_all_that_its_limit_allows_names_the_command_without_the_limit() -> None:
+    estimate = COMMAND.replace("batchrun run", "batchrun estimate") + " --pilot 9 --limit 9"
+    for code, statuses in ((0, {}), (4, {"failed": 1}), (137, {})):
+        said = next_command(
+            estimate, RUN, code, statuses, "q", remaining=3, asked=0, beyond_pilot=0
+        )
+        assert said == COMMAND
+        said = next_command(
+            estimate, RUN, code, statuses, "q", remaining=3, asked=0, beyond_pilot=2
+        )
+        assert said == f"{COMMAND} --limit 9"
+
+
+@pytest.mark.parametrize("code", [3, 130, 137, 143])
+def test_a_command_that_was_ended_after_its_last_row_is_not_named_again(code: int) -> None:
+    limited, failed = f"{COMMAND} --limit 9", {"completed": 5, "failed": 4}
+    for remaining, statuses, expected in (
+        (3, {"completed": 9}, COMMAND),
+        (3, failed, COMMAND),
+        (0, failed, f"{COMMAND} --retry-failed"),
+        (0, {"completed": 9}, limited),  # it ends the run
+        (3, {"failed": 9}, f"{limited} --retry-failed"),  # no more than it sent before
+    ):
+        said = next_command(limited, RUN, code, statuses, None, remaining=remaining, asked=0)
+        assert said == expected
+    # Which rows were sent again before a kill is not known: it is the same command that does.
+    again = f"{limited} --rerun-changed"
+    assert next_command(again, RUN, code, failed, None, remaining=3, asked=0) == again
+
+
+def test_a_moment_to_stop_at_that_may_be_past_is_the_time_of_day() -> None:
+    for code, remaining in ((0, 3), (3, 3), (130, 3), (137, 3)):
+        said = next_command(
+            f"{COMMAND} --limit 5 --stop-at 2026-11-30T18:30",
+            RUN,
+            code,
+            {},
+            None,
+            remaining=remaining,
+        )
+        assert said is not None
+        assert said.endswith("--stop-at 18:30")
+
+
 def test_a_condition_stays_and_a_name_that_looks_like_an_option_is_a_name() -> None:
     some = f"{COMMAND} --where 'k > 1'"
     assert next_command(f"{some} --limit 5", RUN, 0, {}, None, remaining=3) == some

@@ -11,7 +11,7 @@ from batchrun.formats.printable import brief
 from batchrun.reports.page.palette import COLOURS, OUTCOMES, REST, colour_of
 from batchrun.reports.page.ticks import placed, time_ticks, time_unit
 from batchrun.reports.report_queries import Report
-from batchrun.reports.report_sections import ok_rows, share_in_words
+from batchrun.reports.report_sections import not_asked_in_words, ok_rows, share_in_words
 from batchrun.reports.timeline import LimitedBy, Timeline
 
 _NAME = 60  # characters of a name in the title
@@ -72,6 +72,7 @@ def _rows(report: Report) -> KeyFigure:
     note = "all of the input"
     if report.left:
         note = f"{report.left:,} of {in_input + report.left:,} remaining"
+        note += f", {not_asked_in_words(report)}" if report.not_asked else ""
     elif report.not_in_input:
         note = f"{report.not_in_input:,} no longer in the input"
     return KeyFigure("Rows", f"{report.rows:,}", note)
