@@ -405,6 +405,7 @@ class Totals(Struct, frozen=True):
     cost_usd: float | None = None  # of all attempts; null where no row's cost is known
     unpriced: int = 0  # rows with attempts of which no cost is known
     unpriced_model: str | None = None  # one of the models that have no price
+    unpriced_models: tuple[str, ...] = ()  # all of them, sorted; of very many the first that came
 
     def without(self, some: "Totals") -> "Totals":
         """The totals without rows that are counted in `some`."""
@@ -427,6 +428,7 @@ class Totals(Struct, frozen=True):
             attempt_kinds=_less(self.attempt_kinds, some.attempt_kinds),
             cost_usd=cost_usd,
             unpriced_model=self.unpriced_model if sums["unpriced"] else None,
+            unpriced_models=self.unpriced_models if sums["unpriced"] else (),
             **sums,
         )
 
@@ -444,6 +446,7 @@ class Totals(Struct, frozen=True):
             attempt_kinds=_more(self.attempt_kinds, others.attempt_kinds),
             cost_usd=sum(costs) if costs else None,
             unpriced_model=self.unpriced_model or others.unpriced_model,
+            unpriced_models=tuple(sorted({*self.unpriced_models, *others.unpriced_models})),
             **sums,
         )
 

@@ -27,15 +27,14 @@ from batchrun.estimate.tokens import (
     Kind,
 )
 from batchrun.formats.amounts import duration, plural, short_count, usd
-from batchrun.formats.printable import brief, one_line, toml_name
+from batchrun.formats.printable import brief, named, one_line, pricing_tables
 from batchrun.formats.text_tables import Section, show_section, show_text
 from batchrun.pricing.price_list import spellings
-from batchrun.pricing.prices import STANDARD, Prices
+from batchrun.pricing.prices import STANDARD, Prices, meant_by
 
 # The o-series, and gpt-5 and later but for their chat variants.
 _REASONING = re.compile(r"(o[1-9]|gpt-([5-9]|[1-9]\d))([-.@]|$)")
 _FEW = 30  # rows of a pilot, below which its interval is not to be trusted
-_MOST_MODELS_NAMED = 10  # that are named one by one
 _MOST_MODELS = 20  # lines of input tokens
 _MOST_RANGES = 5  # models whose range is said first
 _NO_PRICE = "unknown"
@@ -303,7 +302,7 @@ def _on_counting(inputs: Sequence[InputTokens]) -> Iterator[str]:
     yield f"texts are counted in {' and '.join(names)}; {form}"
     if others := sorted({str(line.model) for line in inputs if line.factor != 1.0}):
         yield (
-            f"{_named(others)}: the vocabulary is not known, so the count in {O200K} is multiplied "
+            f"{named(others)}: the vocabulary is not known, so the count in {O200K} is multiplied "
             f"by {OTHER_FACTOR}"
         )
 
@@ -333,7 +332,7 @@ def _on_reasoning(models: Sequence[str | None], kinds: Iterable[Kind]) -> Iterat
     found |= {model for model in models if model and _may_reason(model)}
     if names := sorted(found - {None}, key=str):
         yield (
-            f"{_named(list(map(str, names)))} may reason before an answer, which is billed as "
+            f"{named(list(map(str, names)))} may reason before an answer, which is billed as "
             "output: the assumed lengths do not include it, unless --expect-output does; --pilot "
             "measures it"
         )
@@ -350,21 +349,16 @@ def _on_prices(models: Sequence[str | None], prices: Prices, at: int) -> Iterato
     }
     unknown = without.pop(STANDARD)
     if unknown:
-        near = prices.nearest(unknown[0], at)
-        meant = f". Did you mean {near} by {unknown[0]}? Else" if near else ":"
+        near = [f"{name} by {model}" for model, name in meant_by(prices, unknown, at).items()]
+        meant = f". Did you mean {', '.join(near)}? Else" if near else ":"
         yield (
-            f"no price is known for {_named(unknown)}{meant} give it in the job file or in "
-            f"~/.config/batchrun/prices.toml, as [pricing.{toml_name(unknown[0])}] with input and "
-            "output in USD for a million tokens"
+            f"no price is known for {named(unknown)}{meant} give it in the job file or in "
+            f"~/.config/batchrun/prices.toml, as {pricing_tables(unknown)} with input and output "
+            "in USD for a million tokens"
         )
     if None in models:
         yield "rows that name no model have no price; a stored prompt names its model itself"
     for tier, names in without.items():
         if priced := [name for name in names if name not in unknown]:
-            yield f"no {tier} price is known for {_named(priced)}"
+            yield f"no {tier} price is known for {named(priced)}"
     yield "dollars are at the prices known today, with no discount for cached input"
-
-
-def _named(names: Sequence[str]) -> str:
-    more = len(names) - _MOST_MODELS_NAMED
-    return ", ".join(names[:_MOST_MODELS_NAMED]) + (f" and {more:,} more" if more > 0 else "")

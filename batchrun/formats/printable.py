@@ -7,7 +7,7 @@ and what else cannot be seen.
 import json
 import os
 import shlex
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 _AS_IS = "\n\t"  # in text of several lines
 
@@ -53,6 +53,11 @@ def toml_name(name: str) -> str:
     return printable_json(json.dumps(name, ensure_ascii=False))
 
 
+def pricing_tables(models: Sequence[str]) -> str:
+    """`[pricing."a"], [pricing."b"] and 3 more`: the tables that give these models a price."""
+    return _first([f"[pricing.{toml_name(model)}]" for model in models[:MOST_NAMED]], len(models))
+
+
 def ascii_json(text: str) -> str:
     """JSON that means the same in ASCII alone."""
     return "".join(letter if letter.isascii() else _json_code(letter) for letter in text)
@@ -83,6 +88,19 @@ def _code(letter: str) -> str:
 def _json_code(letter: str) -> str:
     units = letter.encode("utf-16-be", "surrogatepass")
     return "".join(f"\\u{units[at]:02x}{units[at + 1]:02x}" for at in range(0, len(units), 2))
+
+
+MOST_NAMED = 5  # names one by one, where there may be many
+
+
+def named(names: Sequence[str]) -> str:
+    """`a, b, c, d, e and 3 more`: the first names, harmless, and how many there are besides."""
+    return _first([one_line(name) for name in names[:MOST_NAMED]], len(names))
+
+
+def _first(names: Sequence[str], of: int) -> str:
+    more = of - len(names)
+    return ", ".join(names) + (f" and {more:,} more" if more > 0 else "")
 
 
 _SHOWN = 30  # names

@@ -5,13 +5,12 @@ A price is looked for by the model that answered, and by the model asked for whe
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from msgspec.structs import replace
 
 from batchrun.errors import JobError
-from batchrun.formats.amounts import plural
-from batchrun.formats.printable import toml_name
+from batchrun.formats.printable import MOST_NAMED, named, toml_name
 from batchrun.job.sections import PriceJob
 from batchrun.pricing.price import Price, Rates
 from batchrun.pricing.price_list import (
@@ -195,19 +194,29 @@ def check_prices(prices: Prices, models: Iterable[str | None], at: int) -> None:
             "stored prompt has its own); name it with model in [request], or take the cap out"
         )
     if unknown:
-        first = min(str(model) for model in unknown)
-        others = len(unknown) - 1
-        more = f" and for {plural(others, 'other model')}" if others else ""
+        names = sorted(map(str, unknown))
         raise JobError(
             f"limits.max_cost_usd (--max-cost) needs a price for each model, and none is known for "
-            f"{first}{more}. {how_to_price(prices, first, at)}\nor take the cap out"
+            f"{named(names)}. {how_to_price(prices, names, at)}\nor take the cap out"
         )
 
 
-def how_to_price(prices: Prices, model: str, at: int) -> str:
-    """What to do for a model without a price: the name that was meant, then what to paste."""
-    near = prices.nearest(model, at)
-    where = "it a price in the job file or in ~/.config/batchrun/prices.toml, in USD for a million"
-    give = f"If the name is right, give {where}" if near else f"Give {where}"
-    asked = f"Did you mean {near}? " if near else ""
-    return f"{asked}{give} tokens:\n  [pricing.{toml_name(model)}]\n  input = 2.0\n  output = 8.0"
+def meant_by(prices: Prices, models: Sequence[str], at: int) -> dict[str, str]:
+    """The first of these models with the names that were probably meant, where one is near."""
+    near = {model: prices.nearest(model, at) for model in models[:MOST_NAMED]}
+    return {model: name for model, name in near.items() if name is not None}
+
+
+def how_to_price(prices: Prices, models: Sequence[str], at: int) -> str:
+    """What to do for models without a price: the names that were meant, then what to paste."""
+    near, is_one = meant_by(prices, models, at), len(models) == 1
+    where = "a price in the job file or in ~/.config/batchrun/prices.toml, in USD for a million"
+    give = f"ive {'it' if is_one else 'each'} {where} tokens:"
+    if near:
+        words = near.values() if is_one else (f"{name} by {model}" for model, name in near.items())
+        right = "the name is" if is_one else "the names are"
+        give = f"Did you mean {', '.join(words)}? If {right} right, g{give}"
+    else:
+        give = f"G{give}"
+    tables = [f"[pricing.{toml_name(model)}]" for model in models[:MOST_NAMED]]
+    return "\n  ".join([give, *(f"{one}\n  input = 2.0\n  output = 8.0" for one in tables)])

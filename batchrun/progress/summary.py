@@ -103,6 +103,7 @@ class Summary(Struct, frozen=True):
     variants: tuple[str, ...] = ()  # names; empty where none is declared
     workers: tuple[WorkerState, ...] = ()  # empty where the run's own process sends all
     left_out: int = 0  # of those left, rows that `--where` leaves out
+    unpriced_models: tuple[str, ...] = ()  # all that have no price
     beyond_pilot: int = 0  # rows asked for that a pilot leaves to the command after it
 
     @property

@@ -16,7 +16,13 @@ from batchrun.formats.amounts import (
     time_left,
     usd,
 )
-from batchrun.formats.printable import one_line, printable, shell_command, toml_name
+from batchrun.formats.printable import (
+    named,
+    one_line,
+    pricing_tables,
+    printable,
+    shell_command,
+)
 from batchrun.job.expansion import Expansion
 from batchrun.progress.summary import Summary, WorkerState
 from batchrun.records import FAILED, SHORTFALLS
@@ -159,8 +165,8 @@ def _money(summary: Summary) -> list[str]:
         words.append(f"at most {usd(summary.unknown_usd)} more")
     if summary.projected_usd is not None and summary.settled < summary.rows:
         words.append(f"about {usd(summary.projected_usd)} in all")
-    if summary.unpriced_model is not None:
-        words.append(f"no price for {one_line(summary.unpriced_model)}")
+    if unpriced := _unpriced(summary):
+        words.append(f"no price for {named(unpriced)}")
     if summary.cap_usd is not None:
         words.append(f"cap {usd(summary.cap_usd)}")
     return words
@@ -276,11 +282,11 @@ def cost_in_words(summary: Summary) -> str | None:
         known = known_usd(summary.cost_usd, is_partly=True)
         parts.append(known + (f", at most {usd(most_usd)} more" if most_usd else ""))
         attempts = plural(count, "attempt") if count else "some attempts"
-        if summary.unpriced_model is None:
+        if not (unpriced := _unpriced(summary)):
             parts.append(f"{attempts} reported no usage")
         else:
             parts.append(
-                f"no price for {attempts} (add [pricing.{toml_name(summary.unpriced_model)}] to "
+                f"no price for {attempts} (add {pricing_tables(unpriced)} to "
                 "~/.config/batchrun/prices.toml, then batchrun cost recalculates it)"
             )
     elif summary.cost_usd is not None:
@@ -291,6 +297,11 @@ def cost_in_words(summary: Summary) -> str | None:
     if parts and summary.simulated:
         parts.append("simulated, so nothing is paid")
     return "; ".join(parts) or None
+
+
+def _unpriced(summary: Summary) -> list[str]:
+    """The models without a price; of a summary that an older version wrote, one of them."""
+    return sorted({*summary.unpriced_models, *filter(None, [summary.unpriced_model])})
 
 
 def next_in_words(summary: Summary) -> list[str]:

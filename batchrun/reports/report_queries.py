@@ -179,6 +179,7 @@ class Report(Struct, frozen=True):
     cost_usd: float | None
     reported_cost_usd: float | None
     unknown_attempts: int  # those whose cost is not known: it is in no sum
+    unpriced_models: list[str]  # those of answers that said what they used and have no price
     unknown_usd: float  # at most so much more, for attempts that reported no usage
     estimated: Estimated | None  # by a pilot, before the rest was sent
     tables: dict[str, list[dict[str, Any]]]  # of `TABLES`, by name: rows by their heads
@@ -218,7 +219,9 @@ _ROWS = """
         status IN ('completed', 'incomplete') AS is_answer, model, model_requested,
         {tier} AS tier,
         input_tokens, cached_tokens, cache_write_tokens, output_tokens, reasoning_tokens,
-        total_tokens, cost_usd, reported_cost_usd, latency_s, first_token_s,
+        total_tokens, cost_usd, cost_usd IS NULL AND priced_as IS NULL
+            AND coalesce(input_tokens, output_tokens) IS NOT NULL AS is_unpriced,
+        reported_cost_usd, latency_s, first_token_s,
         epoch_us(started_at) AS start_us, epoch_us(finished_at) AS end_us, len(attempts) AS sent,
         len(list_filter(attempts, lambda one: one.cost_usd IS NULL)) AS unknown,
         CASE WHEN len(list_filter(attempts, lambda one: one.kind = 'first')) > 1
@@ -242,6 +245,8 @@ _WAITED = """
 _SUMS = """
     SELECT count(*) AS rows, sum(cost_usd) AS cost_usd, sum(reported_cost_usd) AS reported_cost_usd,
            (SELECT count(*) FROM all_attempts WHERE cost_usd IS NULL) AS unknown_attempts,
+           coalesce(list(DISTINCT model_requested) FILTER (is_unpriced AND sent > 0
+               AND model_requested IS NOT NULL), []) AS unpriced_models,
            min(start_us) AS started_at, max(end_us) AS finished_at,
            count(DISTINCT coalesce(model_requested, model)) AS models,
            min(coalesce(model_requested, model)) AS model,

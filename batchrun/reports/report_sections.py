@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from batchrun.formats.amounts import UNKNOWN, duration, known_usd, plural, seconds, usd
-from batchrun.formats.printable import brief, one_line
+from batchrun.formats.printable import brief, named, one_line
 from batchrun.formats.text_tables import Section, show_section, show_text
 from batchrun.records import Estimated
 from batchrun.reports.report_queries import TABLES, Report, Spread, Tokens
@@ -93,7 +93,9 @@ def remarks(report: Report) -> list[str]:
         lines.append(f"for {share_in_words(limit.share)} of the time limited by {words}")
     if report.unknown_attempts:
         attempts = plural(report.unknown_attempts, "attempt")
-        lines.append(f"the cost of {attempts} is not included (no price, or no usage reported)")
+        models = sorted(report.unpriced_models)
+        why = f"no price for {named(models)}" if models else "no price, or no usage reported"
+        lines.append(f"the cost of {attempts} is not included ({why})")
     if report.unknown_usd:
         most = usd(report.unknown_usd)
         lines.append(f"at most {most} more for attempts that reported no usage")

@@ -364,7 +364,8 @@ COUNTED = (  # the columns that are added up
     *("priced_as", "model_requested"),
 )
 _MAPS = ("statuses", "error_kinds", "attempt_kinds")
-_NOT_ADDED = (*_MAPS, "cost_usd", "unpriced_model")
+_NOT_ADDED = (*_MAPS, "cost_usd", "unpriced_model", "unpriced_models")
+_MOST_UNPRICED = 1_000  # models without a price whose names are kept
 _SUMS = [name for name in Totals.__struct_fields__ if name not in _NOT_ADDED]
 
 
@@ -382,7 +383,8 @@ class TotalsBuilder:
         self._error_kinds = Counter(start.error_kinds)
         self._attempt_kinds = Counter(start.attempt_kinds)
         self._cost_usd = start.cost_usd
-        self._unpriced_model = start.unpriced_model
+        names = (start.unpriced_model, *start.unpriced_models)  # older versions have the first
+        self._unpriced = dict.fromkeys(filter(None, names))
 
     def totals(self) -> Totals:
         return Totals(
@@ -390,7 +392,8 @@ class TotalsBuilder:
             error_kinds=dict(sorted(self._error_kinds.items())),
             attempt_kinds=dict(sorted(self._attempt_kinds.items())),
             cost_usd=self._cost_usd,
-            unpriced_model=self._unpriced_model,
+            unpriced_model=next(iter(self._unpriced), None),
+            unpriced_models=tuple(sorted(self._unpriced)),
             **self.sums,
         )
 
@@ -408,8 +411,7 @@ class TotalsBuilder:
         if len(costs) < len(outcomes):
             unpriced = [outcome for outcome in outcomes if outcome.is_unpriced]
             sums["unpriced"] += len(unpriced)
-            models = [outcome.unpriced_model for outcome in unpriced]
-            self._unpriced_model = self._unpriced_model or next(filter(None, models), None)
+            self._name_unpriced(outcome.unpriced_model for outcome in unpriced)
         results = [outcome.result for outcome in outcomes]
         self._statuses.update([result.status for result in results])
         answers = [result for result in results if isinstance(result, Response)]
@@ -450,11 +452,14 @@ class TotalsBuilder:
             was_sent = pc.greater(pc.list_value_length(batch["attempts"]), 0)
             unknown = pc.and_(pc.is_null(costs), was_sent)
             sums["unpriced"] += _sum(unknown)
-            if self._unpriced_model is None:
-                used = (pc.is_valid(batch[f"{kind}_tokens"]) for kind in ("input", "output"))
-                no_price = pc.and_(pc.and_(unknown, pc.or_(*used)), pc.is_null(batch["priced_as"]))
-                models = batch["model_requested"].filter(no_price).drop_null()
-                self._unpriced_model = models[0].as_py() if len(models) else None
+            used = (pc.is_valid(batch[f"{kind}_tokens"]) for kind in ("input", "output"))
+            no_price = pc.and_(pc.and_(unknown, pc.or_(*used)), pc.is_null(batch["priced_as"]))
+            self._name_unpriced(batch["model_requested"].filter(no_price).unique().to_pylist())
+
+    def _name_unpriced(self, models: Iterable[str | None]) -> None:
+        for model in models:
+            if model is not None and len(self._unpriced) < _MOST_UNPRICED:
+                self._unpriced[model] = None
 
 
 def row_totals(row: Mapping[str, Any], attempts: Sequence[Attempt]) -> Totals:

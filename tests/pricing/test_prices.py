@@ -431,10 +431,18 @@ def test_a_row_costs_what_its_attempts_are_known_to_cost(
 
 def test_a_cap_wants_a_price_for_each_model_and_shows_how_to_give_one() -> None:
     check_prices(Prices({}), ["gpt-4.1", "o3"], AT)
-    with pytest.raises(JobError, match="my-model and for 1 other model") as raised:
+    with pytest.raises(JobError, match=r"my-model, other\. Give each a price") as raised:
         check_prices(Prices({}), ["gpt-4.1", "other", "my-model"], AT)
-    assert '[pricing."my-model"]\n  input = 2.0\n  output = 8.0\n' in str(raised.value)
+    for name in ("my-model", "other"):
+        assert f'[pricing."{name}"]\n  input = 2.0\n  output = 8.0\n' in str(raised.value)
     assert "Did you mean" not in str(raised.value)
+    many = [*(f"own-{at}" for at in range(7)), "gpt-6-lunna"]
+    with pytest.raises(
+        JobError, match="gpt-6-lunna, own-0, own-1, own-2, own-3 and 3 more"
+    ) as told:
+        check_prices(Prices({}), many, AT)
+    assert "Did you mean gpt-6-luna by gpt-6-lunna? If the names are right" in str(told.value)
+    assert str(told.value).count("input = 2.0") == 5
     with pytest.raises(JobError, match="name none"):
         check_prices(Prices({}), ["gpt-4.1", None], AT)
 

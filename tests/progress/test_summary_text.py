@@ -9,7 +9,12 @@ import pytest
 
 from batchrun.errors import ErrorKind
 from batchrun.progress.summary import RunCounters, Summary, cost_of_remaining, remaining_in_words
-from batchrun.progress.summary_text import not_ok_in_words, render_end, render_status
+from batchrun.progress.summary_text import (
+    not_ok_in_words,
+    progress_in_words,
+    render_end,
+    render_status,
+)
 from batchrun.records import Attempt, Failure, Outcome, Request, Response, Totals, Usage
 from tests.runs import response
 
@@ -68,6 +73,17 @@ def test_a_model_without_a_price_is_said_and_never_costs_nothing() -> None:
     assert said(summary) == f"unknown; no price for 3 attempts {words}"
     some = summed(ended(RESPONSE, 0.5, "m"), unpriced, unpriced)
     assert said(some) == f"$0.50+?; no price for 2 attempts {words}"
+
+
+def test_all_models_without_a_price_are_named_up_to_a_handful() -> None:
+    two = summed(*(ended(RESPONSE, None, None, name) for name in ("b", "a", "b")))
+    assert (two.unpriced_model, two.unpriced_models) == ("b", ("a", "b"))
+    assert 'no price for 3 attempts (add [pricing."a"], [pricing."b"] to ~/' in (said(two) or "")
+    assert "no price for a, b" in progress_in_words(two)[-1]
+    many = summed(*(ended(RESPONSE, None, None, f"m{at}") for at in range(150)))
+    assert '[pricing."m12"] and 145 more to ~/' in (said(many) or "")
+    older = msgspec.structs.replace(two, unpriced_models=())
+    assert 'attempts (add [pricing."b"] to ~/' in (said(older) or "")
 
 
 def test_attempts_that_reported_no_usage_are_counted_however_the_row_ended() -> None:

@@ -27,6 +27,8 @@ from batchrun.records import (
 from batchrun.reports.bill import cost_queries
 from batchrun.reports.bill.cost import CostLine, Costs, RunCost, read_costs
 from batchrun.reports.bill.cost_tables import show_costs
+from batchrun.reports.report_queries import read_report
+from batchrun.reports.report_sections import remarks
 from batchrun.store.run_dir import RunDir
 from tests.runs import column, response, run_record
 
@@ -259,6 +261,21 @@ def test_what_to_compare_with_must_be_known(tmp_path: Path) -> None:
         read(path, tier="bulk")
     with pytest.raises(JobError, match="not a run directory"):
         read(tmp_path)
+
+
+def test_every_model_without_a_price_is_named_up_to_a_handful(tmp_path: Path) -> None:
+    own = [answered(at, MILLION, model=f"own-{at}", asked=f"own-{at}") for at in range(8)]
+    path = saved(tmp_path / "run", answered(9, MILLION), *own)
+    notes = [note for note in read(path).notes if "no price" in note]
+    assert [note.partition(",")[0] for note in notes[:5]] == [
+        f"no price for own-{n}" for n in range(5)
+    ]
+    assert notes[5:] == ["no price for 3 more models: the sum leaves out 3 attempts"]
+    assert "(no price for own-0, own-1, own-2, own-3, own-4 and 3 more)" in " ".join(
+        remarks(read_report(path))
+    )
+    with pytest.raises(JobError, match=r"known for gpt-9, own-1\. Give each"):
+        read(path, models=["gpt-9", "gpt-4.1", "own-1"])
 
 
 def test_long_inputs_and_prices_of_their_time_are_priced_apart(tmp_path: Path) -> None:

@@ -316,11 +316,12 @@ def test_what_rows_have_cost_is_summed_over_parts_and_journal(
     for outcome in outcomes:
         run_dir.store(outcome)
     begun = read_totals(tmp_path / "run")
-    assert (begun.cost_usd, begun.unpriced, begun.unpriced_model) == (0.75, 2, None)
+    assert (begun.cost_usd, begun.unpriced, begun.unpriced_models) == (0.75, 2, ())
     run_dir.store(answered(6))  # no price
     for _ in range(2):
         totals = read_totals(tmp_path / "run")
         assert (totals.cost_usd, totals.unpriced, totals.unpriced_model) == (0.75, 3, "m")
+        assert totals.unpriced_models == ("m",)
         run_dir.close(seal=True)
     sums = """select sum(cost_usd), count(*) filter (cost_usd is null and len(attempts) > 0)
         from read_parquet(?)"""

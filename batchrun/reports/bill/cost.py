@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from batchrun.errors import JobError
 from batchrun.formats.amounts import plural, usd
-from batchrun.formats.printable import listed, nearest, toml_name
+from batchrun.formats.printable import MOST_NAMED, listed, named, nearest, toml_name
 from batchrun.job.job_file import with_user_prices
 from batchrun.job.sections import PriceJob
 from batchrun.pricing.price import Price, sum_costs
@@ -36,7 +36,6 @@ CAVEAT = (
     "what if: the same counts of tokens at today's prices. Another model counts the same text in "
     "other tokens and answers at another length"
 )
-_MOST_HINTS = 10  # names that were probably meant
 _DIGITS = 12  # sums in another order differ in the last ones
 RUN = "run"
 _Name = Callable[[UsageSum], str | None]
@@ -206,12 +205,12 @@ def _read_run(
 ) -> _Read:
     """`compared`: models at the tier; None: each attempt's own model."""
     prices = _given_prices(path, record)
-    for model in compared:
-        if model is not None and prices.find(model, None, now_at) is None:
-            raise JobError(
-                f"no price is known for {model}. {how_to_price(prices, model, now_at)}\n"
-                "or an alias in [aliases]"
-            )
+    known = [model for model in compared if model is not None]
+    if unknown := [model for model in known if prices.find(model, None, now_at) is None]:
+        raise JobError(
+            f"no price is known for {named(unknown)}. {how_to_price(prices, unknown, now_at)}\n"
+            "or an alias in [aliases]"
+        )
     columns = [one for one in by.values() if one is not None]
     sums = read_usage(path, columns)
     priced = [_priced(usage, compared, tier, prices, now_at) for usage in sums]
@@ -385,8 +384,8 @@ def _notes(
         why = "it is still running" if run.state == "running" else "its last command was killed"
         yield f"{why}, so these are the rows that are complete so far"
     unpriced = [line for line in run.by["model"] if line.unpriced]
-    for number, line in enumerate(unpriced):
-        near = prices.nearest(line.name, now_at) if line.name and number < _MOST_HINTS else None
+    for line in unpriced[:MOST_NAMED]:
+        near = prices.nearest(line.name, now_at) if line.name else None
         yield (
             f"no price for {line.name or 'rows that name no model'}"
             f"{f' ({near} has one)' if near else ''}, so the sum leaves "
@@ -394,6 +393,9 @@ def _notes(
             f"[pricing.{toml_name(line.name or 'MODEL')}], or an alias, "
             "in ~/.config/batchrun/prices.toml"
         )
+    if others := unpriced[MOST_NAMED:]:
+        attempts = plural(sum(line.unpriced for line in others), "attempt")
+        yield f"no price for {plural(len(others), 'more model')}: the sum leaves out {attempts}"
     if run.total.unknown:
         yield f"{plural(run.total.unknown, 'attempt')} reported no usage, at an unknown cost"
     if run.unknown_usd:

@@ -89,7 +89,7 @@ def read_prices(models: Sequence[str], job_file: Path | None, at: int) -> KnownP
     for model in models or (*pricing, *aliases):
         own_lines = list(_lines(model, prices, at, *source(model)))
         if not own_lines and models:
-            unknown[model] = how_to_price(prices, model, at)
+            unknown[model] = how_to_price(prices, [model], at)
         lines += own_lines
     today = datetime.fromtimestamp(at / 1e6, UTC).date()
     age = warning_of_age(at)
