@@ -92,6 +92,7 @@ class WorkerReport(Struct, frozen=True):
     retries: int = 0
     p50_s: float | None = None
     p99_s: float | None = None
+    sent: tuple[int, int] | None = None  # its first send and its last answer, µs since 1970
     is_drained: bool = False  # nothing is in flight, and everything that arrived is on disk
 
 

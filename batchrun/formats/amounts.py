@@ -82,6 +82,18 @@ def seconds(value: float) -> str:
     return duration(value)
 
 
+_RATES = ((1, "s"), (60, "min"), (3_600, "h"), (86_400, "day"))
+
+
+def rate(per_s: float) -> str:
+    """`83.0 rows/s`, `1.2 rows/min`: in the first unit where it is not below 1."""
+    if not per_s:
+        return "0 rows/s"
+    size, unit = next((one for one in _RATES if per_s * one[0] >= 1), _RATES[-1])
+    rows = per_s * size
+    return f"{rows:,.0f} rows/{unit}" if rows >= 100 else f"{rows:,.1f} rows/{unit}"
+
+
 def short_count(count: float) -> str:
     """`42`, `7.5`, `1.2k`, `3.4M`."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):

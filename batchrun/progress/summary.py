@@ -3,7 +3,7 @@
 import math
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -21,6 +21,9 @@ _USD_DIGITS = 9  # sums in another order differ in the last digits
 _PER_FACTOR = 50.0  # buckets for each factor of e: each is two per cent wide
 _LEAST_S, _MOST_S = 1e-4, 1e6
 _BUCKETS = int(math.log(_MOST_S / _LEAST_S) * _PER_FACTOR) + 1
+
+
+SentTimes = tuple[int, int]  # the first send and the last end of an attempt, µs since 1970
 
 
 class WorkerState(Struct, frozen=True):
@@ -68,7 +71,7 @@ class Summary(Struct, frozen=True):
     reasoning_tokens: int
     total_tokens: int
     elapsed_s: float  # of this command
-    rows_per_s: float  # over the last half minute; once ended, over the command
+    rows_per_s: float  # over the last half minute; once ended, over `sent_s`
     requests_per_s: float  # the same
     tokens_per_s: float  # the same
     time_left_s: float | None
@@ -104,6 +107,8 @@ class Summary(Struct, frozen=True):
     workers: tuple[WorkerState, ...] = ()  # empty where the run's own process sends all
     left_out: int = 0  # of those left, rows that `--where` leaves out
     unpriced_models: tuple[str, ...] = ()  # all that have no price
+    sent_s: float = 0.0  # from the first request of this command to its last answer
+    completed: int = 0  # rows, by this command
     beyond_pilot: int = 0  # rows asked for that a pilot leaves to the command after it
 
     @property
@@ -124,14 +129,17 @@ _Mark = tuple[float, int, int, int]  # what was counted by when: time, rows, req
 class RunCounters:
     """Counts the outcomes of earlier commands and of this one."""
 
-    def __init__(self, earlier: Totals, began_s: float, again: int = 0) -> None:
-        """`again`: how many of the earlier rows are sent again by this command."""
+    def __init__(
+        self, earlier: Totals, began_s: float, again: int = 0, *, began_at: int = 0
+    ) -> None:
+        """`again`: earlier rows that this command sends again; `began_at`: as for `SentSpan`."""
         self.began_s = began_s
         self.again = again  # of these, those that are not complete yet
         self._sums = TotalsBuilder(earlier)
         self._completed = 0  # rows, by this command
         self._sent_rows = earlier.rows - earlier.statuses.get("invalid", 0)
         self._latencies = Latencies()
+        self._sent = SentSpan(began_at)
         self._told_s: tuple[float, float] | None = None  # latencies, where workers measure them
         self._first = self._mark(began_s, earlier, 0)
         self._marks: deque[_Mark] = deque([self._first])
@@ -142,6 +150,7 @@ class RunCounters:
         sent = [outcome for outcome in outcomes if outcome.attempts]
         self._sent_rows += len(sent)
         self._latencies.add([outcome.attempts[outcome.counted].latency_s for outcome in sent])
+        self._sent.add(sent)
 
     def take_out(self, replaced: Totals) -> None:
         """Subtracts the older outcome of a row that was sent again."""
@@ -157,17 +166,21 @@ class RunCounters:
         again: int,
         examples: Mapping[str, str],
         latencies_s: tuple[float, float] | None = None,
+        spans: Iterable[SentTimes | None] = (),
     ) -> None:
         """Takes over what workers have counted, where these store the outcomes.
 
         `totals`: of all commands; `completed`: rows, by this one; `again`: as in the constructor,
-        of now; `examples`: `error_kind` to a message; `latencies_s`: median and 99th percentile.
+        of now; `examples`: `error_kind` to a message; `latencies_s`: median and 99th percentile;
+        `spans`: when each worker has sent.
         """
         self._sums.set_to(totals)
         self._sums.error_examples.update(examples)
         self._completed, self.again = completed, again
         self._sent_rows = totals.rows - totals.statuses.get("invalid", 0)
         self._told_s = latencies_s
+        for span in spans:
+            self._sent.widen(span)
 
     def remaining(self, rows: int) -> int:
         """How many of so many rows have no outcome yet, or are being sent again."""
@@ -216,6 +229,8 @@ class RunCounters:
             resent=max(0, kinds.get("first", 0) - self._sent_rows),
             more_tries=activity.retries,
             elapsed_s=now_s - self.began_s,
+            sent_s=self._sent.seconds,
+            completed=self._completed,
             rows_per_s=rows_per_s,
             requests_per_s=requests_per_s,
             tokens_per_s=tokens_per_s,
@@ -242,7 +257,10 @@ class RunCounters:
         return at_s, self._completed, totals.attempts + retries, tokens
 
     def _rates(self, now: _Mark, *, is_over: bool) -> tuple[float, float, float]:
-        """Rows, requests and tokens a second, over the last half minute or the whole command."""
+        """Rows, requests and tokens a second, over the last half minute.
+
+        Of a command that is over: from its first request to its last answer.
+        """
         marks, now_s = self._marks, now[0]
         if len(marks) == 1 and now[1:] == marks[0][1:]:
             marks[0] = now  # reading the input, before the first outcome, is no part of the rate
@@ -251,7 +269,7 @@ class RunCounters:
         while len(marks) > 2 and now_s - marks[1][0] > _WINDOW_S:
             marks.popleft()
         then = self._first if is_over else marks[0]
-        passed_s = now_s - then[0]
+        passed_s = self._sent.seconds if is_over else now_s - then[0]
         if passed_s <= 0:
             return 0.0, 0.0, 0.0
         rows, requests, tokens = (
@@ -276,6 +294,36 @@ def remaining_in_words(totals: Totals, rows: int) -> str:
     cost = cost_of_remaining(totals, rows)
     words = f"{plural(rows, 'row')} {'remains' if rows == 1 else 'remain'}"
     return f"{words}, about {usd(cost)} at the mean cost of the rows so far" if cost else words
+
+
+class SentSpan:
+    """From the first request that a command sent to the last answer that it received."""
+
+    def __init__(self, began_at: int) -> None:
+        """`began_at`: when the command began; what was sent before is of earlier ones."""
+        self._began_at = began_at
+        self.times: SentTimes | None = None  # null: nothing was sent
+
+    def add(self, sent: Sequence[Outcome]) -> None:
+        attempts = [attempt for outcome in sent for attempt in outcome.attempts]
+        starts = [attempt.started_at for attempt in attempts]
+        if starts and min(starts) < self._began_at:  # of rows that are sent again
+            attempts = [one for one in attempts if one.started_at >= self._began_at]
+            starts = [attempt.started_at for attempt in attempts]
+        if starts:
+            last_at = max([one.started_at + one.latency_s * 1e6 for one in attempts])
+            self.widen((min(starts), round(last_at)))
+
+    def widen(self, times: SentTimes | None) -> None:
+        """By what others have sent."""
+        if self.times is None or times is None:
+            self.times = self.times or times
+        else:
+            self.times = min(self.times[0], times[0]), max(self.times[1], times[1])
+
+    @property
+    def seconds(self) -> float:
+        return 0.0 if self.times is None else (self.times[1] - self.times[0]) / 1e6
 
 
 class Latencies:

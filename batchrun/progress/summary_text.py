@@ -11,6 +11,7 @@ from batchrun.formats.amounts import (
     duration,
     known_usd,
     plural,
+    rate,
     seconds,
     short_count,
     time_left,
@@ -49,7 +50,9 @@ def render_end(summary: Summary, run: Path | str) -> str:
             continue
         example = " ".join(summary.error_examples.get(kind, "").split())
         lines.append(f"  {kind} {count:,}" + (f": {example[:_EXAMPLE]}" if example else ""))
-    speed = f"; {summary.rows_per_s:,.1f} rows/s over {duration(summary.elapsed_s)}"
+    speed = f"; {rate(summary.rows_per_s)} over {duration(summary.sent_s)}"
+    if summary.settled > summary.completed:
+        speed += " of this command"
     lines.append(
         f"  tokens: {summary.input_tokens:,} in ({summary.cached_tokens:,} cached), "
         f"{summary.output_tokens:,} out ({summary.reasoning_tokens:,} reasoning)"
@@ -78,7 +81,7 @@ def render_status(summary: Summary, run: Path | str) -> str:
     tokens = f"{summary.input_tokens:,} in, {summary.output_tokens:,} out"
     live = {
         "in flight": f"{summary.in_flight:,}, {summary.retrying:,} waiting for a retry",
-        "rate": ", ".join([f"{summary.rows_per_s:,.1f} rows/s", *_speed(summary)]),
+        "rate": ", ".join([rate(summary.rows_per_s), *_speed(summary)]),
         "limited by": one_line(summary.binds or ""),
         "limits": "; ".join(map(one_line, summary.limits)) or "-",
         "oldest": oldest_in_words(summary),

@@ -1,7 +1,7 @@
 """A run over the time it ran: throughput, requests in flight, errors, dollars, pauses, limits.
 
-Times are microseconds since 1970. Time between two commands, when nothing ran, is left out; a
-killed command ends at its last event or attempt.
+Times are microseconds since 1970. A command runs from its first send to its last answer, or to its
+last event where it was killed; what is between two commands is left out.
 """
 
 from collections import defaultdict
@@ -19,6 +19,7 @@ from batchrun.store.reading import read_events
 _MOST_GAPS = 1_000  # of more, the shortest count as work
 _MOST_MOMENTS = 120
 _OF_WORKER = "worker_"
+_ENDS = ("finished", "limited", "stopped", "interrupted", "failed")  # events
 _LEAST_TICKS = 3  # looks at what limits a run, that say anything
 _WIDTHS_S = (  # of a moment, up to minutes, hours and a week
     *(0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1_800),
@@ -37,14 +38,16 @@ _ERRORS = """
     SELECT in_moment(running(end_us)), error_kind, count(*)
     FROM all_attempts WHERE error_kind IS NOT NULL GROUP BY 1, 2
 """
-_LAST_ENDS = """
-    SELECT begin_us, end_us FROM (SELECT unnest(?) AS begin_us)
+# Of each command that started at such a time: the last answer before, and the first send after.
+_AROUND = """
+    SELECT begin_us, end_us, start_us FROM (SELECT unnest(?) AS begin_us)
     ASOF LEFT JOIN (SELECT end_us FROM all_attempts) ON begin_us > end_us
+    ASOF LEFT JOIN (SELECT start_us FROM all_attempts) ON begin_us <= start_us
 """
 
 
 class Gap(Struct, frozen=True):
-    """Nothing ran from `first` to `last`, when the next command started."""
+    """Nothing ran from `first`, the last answer, to `last`, when the next command sent."""
 
     first: int
     last: int
@@ -117,21 +120,24 @@ def read_running_time(database: duckdb.DuckDBPyConnection, path: Path) -> Runnin
 
 def _gaps(database: duckdb.DuckDBPyConnection, path: Path, first: int) -> tuple[Gap, ...]:
     """One for each command that started after `first`, up to the longest ones."""
-    starts: list[tuple[int, int]] = []  # the last event before a command, and its start
+    starts: list[tuple[int, int]] = []  # when the command before had ended, and the start of each
     last: int | None = None
     for at, event in read_events(path):
         if event.get("event") == "started" and last is not None and at > first:
             starts.append((last, at))
-        last = at
+        # After an end nothing is sent; of a command that was killed, the last event is known.
+        last = (last or first) if event.get("event") in _ENDS else at
     if not starts:
         return ()
-    # When the last attempt before each start had ended.
-    ends = dict(database.execute(_LAST_ENDS, [[at for _, at in starts]]).fetchall())
+    around = database.execute(_AROUND, [[at for _, at in starts]]).fetchall()
+    times = {at: (end, send) for at, end, send in around}
     gaps: list[Gap] = []
     for last_event, at in starts:
         # Answers may come after the last event; a clock may have been set back.
-        begin = max(last_event, ends[at] or first, gaps[-1].last if gaps else first)
-        gaps.append(Gap(min(begin, at), at) if not gaps or at > gaps[-1].last else gaps[-1])
+        before = gaps[-1].last if gaps else first
+        end, send = times[at]
+        resumed = max(at if send is None else send, before)
+        gaps.append(Gap(min(max(last_event, end or first, before), resumed), resumed))
     longest = sorted(gaps, key=lambda gap: gap.first - gap.last)[:_MOST_GAPS]
     return tuple(sorted(longest, key=lambda gap: gap.last))
 

@@ -121,7 +121,12 @@ async def run_job(
             await asyncio.to_thread(run_dir.name_variant, plan.resumed.adopted)
         await asyncio.to_thread(note_differences, run_dir, plan.resumed)
         record = make_record(job, plan, run_dir, simulate, command, sha256)
-        counters = RunCounters(record.totals, began_s, again=plan.resumed.resent.rows)
+        counters = RunCounters(
+            record.totals,
+            began_s,
+            again=plan.resumed.resent.rows,
+            began_at=time.time_ns() // 1000,
+        )
         run = Run(
             job, run_dir, plan, record, counters, watch, stop, prices, most_in_flight, stop_at
         )

@@ -131,6 +131,7 @@ def test_a_run_with_a_limit_goes_on_without_it(
     done = batchrun(*command, "--limit", "30")
     assert done.returncode == 0
     assert "\nlimited: 30 of 30 rows (170 more not asked for), 30 ok\n" in done.stderr
+    (rate,) = re.findall(r"retries; ([\d,.]+ rows/\w+) over [\d.]+ s\n", done.stderr)
     assert query("SELECT count(*), max(row) FROM read_parquet(?)") == [(30, 29)]
     assert stats(base_url)["requests"] == 30
     again = batchrun(*command, "--limit", "30", "--json")
@@ -146,7 +147,9 @@ def test_a_run_with_a_limit_goes_on_without_it(
         assert re.search(rf"^batchrun_{name}{{.*}} {value}$", metrics, re.MULTILINE)
     done = batchrun("report", "run", "--html", "page.html")
     assert "limited: 30 rows, 30 ok, 170 remaining (not asked for)" in done.stdout + done.stderr
-    assert "170 of 200 remaining, not asked for" in (tmp_path / "page.html").read_text()
+    page = (tmp_path / "page.html").read_text()
+    assert "170 of 200 remaining, not asked for" in page
+    assert f">{rate}<" in page
     assert "limit:      first 30 of 200 rows done" in stand
     assert shlex.split(stand.splitlines()[-1])[1:] == ["batchrun", *map(str, command), "--json"]
     assert stats(base_url)["requests"] == 30
@@ -221,7 +224,9 @@ def test_a_run_that_has_ended_says_so_sends_nothing_and_exits_as_it_did(
     assert (first.returncode, again.returncode) == (0, 0)
     assert "nothing left to send" in again.stderr
     one, other = json.loads(first.stdout), json.loads(again.stdout)
-    for name in ("elapsed_s", "rows_per_s", "requests_per_s", "tokens_per_s", "p50_s", "p99_s"):
+    assert one["completed"] == 200
+    of_command = ("elapsed_s", "sent_s", "completed", "p50_s", "p99_s")
+    for name in (*of_command, "rows_per_s", "requests_per_s", "tokens_per_s"):
         del one[name], other[name]
     assert one == other
     assert stats(base_url)["requests"] == 200

@@ -8,6 +8,7 @@ from msgspec.structs import replace
 
 from batchrun.errors import ErrorKind
 from batchrun.progress.summary import Latencies, RunCounters, Summary
+from batchrun.progress.summary_text import render_end
 from batchrun.records import Attempt, Failure, Outcome, Request, Totals
 
 SECONDS = st.floats(min_value=1e-3, max_value=1e5)
@@ -54,6 +55,21 @@ def test_the_time_before_the_first_answers_is_no_part_of_the_rate() -> None:
     counters.count([_failed(row) for row in range(20)])
     stand = _summary(counters, 62.0)
     assert (stand.rows_per_s, stand.time_left_s) == (10, 8)
+
+
+def test_the_rate_of_a_command_is_that_from_its_first_request_to_its_last_answer() -> None:
+    counters = RunCounters(Totals(rows=5, ok=5), 0.0, began_at=50_000_000)
+    assert counters.summary(run="r", state="x", rows=9, now_s=9.0, exit_code=0).rows_per_s == 0
+    planned = _failed(0)
+    for at, earlier in ((70_000_000, False), (69_000_000, True), (73_000_000, False)):
+        attempts = (Attempt(at, 2.0, "first"), Attempt(at, 1.0, "hedge"))
+        old = (Attempt(1_000_000, 60.0, "first"),) if earlier else ()
+        counters.count([replace(planned, attempts=(*old, *attempts))])
+    ended = counters.summary(run="r", state="finished", rows=8, now_s=99.0, exit_code=0)
+    assert (ended.sent_s, ended.rows_per_s, ended.completed) == (6.0, 0.5, 3)
+    assert "; 30.0 rows/min over 6.0 s of this command\n" in render_end(ended, "r")
+    counters.follow(Totals(rows=9), completed=4, again=0, examples={}, spans=[None, (1, 7)])
+    assert counters.summary(run="r", state="x", rows=9, now_s=99.0, exit_code=0).sent_s > 60
 
 
 def test_a_row_sent_again_is_counted_once_and_left_until_it_has_a_new_outcome() -> None:

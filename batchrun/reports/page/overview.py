@@ -6,7 +6,7 @@ from pathlib import PurePath
 
 from msgspec import Struct
 
-from batchrun.formats.amounts import duration, known_usd, plural, seconds, short_count, usd
+from batchrun.formats.amounts import duration, known_usd, plural, rate, seconds, short_count, usd
 from batchrun.formats.printable import brief
 from batchrun.reports.page.palette import COLOURS, OUTCOMES, REST, colour_of
 from batchrun.reports.page.ticks import placed, time_ticks, time_unit
@@ -18,7 +18,6 @@ _NAME = 60  # characters of a name in the title
 _MOST_LIMITS = 7  # lines; the rest is one line more
 _LEAST_PERCENT = 0.15  # of the time line: what is shorter would not be seen
 _SHORT_FROM = 10_000  # tokens
-_RATES = ((1, "s"), (60, "min"), (3_600, "h"), (86_400, "day"))
 
 
 class KeyFigure(Struct, frozen=True):
@@ -127,15 +126,8 @@ def _times(report: Report) -> list[KeyFigure]:
     out = f"{short_count(round(per_s) if per_s >= 100 else per_s)} output tokens/s"
     return [
         KeyFigure("Time", duration(span_s), note),
-        KeyFigure("Throughput", _rate(report.rows / span_s), out if per_s else "no output tokens"),
+        KeyFigure("Throughput", rate(report.rows / span_s), out if per_s else "no output tokens"),
     ]
-
-
-def _rate(per_s: float) -> str:
-    """`83 rows/s`, `1.2 rows/min`: in the first unit where it is not below 1."""
-    size, unit = next((one for one in _RATES if per_s * one[0] >= 1), _RATES[-1])
-    rate = per_s * size
-    return f"{rate:,.0f} rows/{unit}" if rate >= 100 else f"{rate:,.1f} rows/{unit}"
 
 
 def outcome_shares(report: Report) -> list[Share]:

@@ -287,6 +287,7 @@ class Driver:
             again=again,
             examples=examples,
             latencies_s=latencies_of(reports),
+            spans=[report.sent for report in reports],
         )
 
     def _recounted(self) -> Totals:

@@ -302,6 +302,7 @@ class Worker:
             retries=activity.retries,
             p50_s=counts.latencies.quantile(0.5),
             p99_s=counts.latencies.quantile(0.99),
+            sent=counts.sent.times,
             is_drained=self._has_drained,
         )
 

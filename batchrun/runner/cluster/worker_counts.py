@@ -1,10 +1,11 @@
 """Counts what a worker has stored since it began; totals, so that any report may be lost."""
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 from batchrun.executors.messages import FAILURES, FailedRow
-from batchrun.progress.summary import Latencies
+from batchrun.progress.summary import Latencies, SentSpan
 from batchrun.records import Outcome, Totals
 from batchrun.runner.ending import failure_of
 from batchrun.store.complete_rows import TotalsBuilder
@@ -47,6 +48,7 @@ class WorkerCounts:
         self.sent_rows = self.failed_rows = 0
         self.failures = Unheard[FailedRow](FAILURES)
         self.latencies = Latencies()
+        self.sent = SentSpan(time.time_ns() // 1000)
         self._sums = TotalsBuilder()
         self._on_stored = on_stored
 
@@ -55,6 +57,7 @@ class WorkerCounts:
         sent = [outcome for outcome in outcomes if outcome.attempts]
         self.sent_rows += len(sent)
         self.latencies.add([outcome.attempts[outcome.counted].latency_s for outcome in sent])
+        self.sent.add(sent)
         for outcome in sent:
             if (failure := failure_of(outcome)) is not None:
                 self.failed_rows += 1
