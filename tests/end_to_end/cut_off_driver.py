@@ -2,7 +2,8 @@
 
 `cut_off_driver.py run ...`. While there is a file `cut/PID`, nothing comes to the worker that is
 that process, and nothing from it; what was on its way arrives once the file is gone. What would
-kill it is lost.
+kill it is lost. With a file `hang`, the first worker never begins, and is waited for as many
+seconds as the file says.
 """
 
 import asyncio
@@ -11,9 +12,11 @@ from pathlib import Path
 
 from batchrun.cli.main import main
 from batchrun.executors import ray
-from batchrun.executors.worker_process import Greeting
+from batchrun.executors.worker_process import Greeting, MakeWorker
+from batchrun.runner.cluster.led_worker import Led
 
 _LOOK_S = 0.02
+_hanging = [float(path.read_text()) for path in Path().glob("hang")]
 
 
 class _Actor(ray.RayActor):
@@ -25,6 +28,12 @@ class _Actor(ray.RayActor):
         said = await super().greet(path, token, access)
         self._pid = said.pid
         return said
+
+    async def begin(self, make: MakeWorker, settings: object, secrets: object) -> str | None:
+        if _hanging:
+            _hanging.clear()
+            await asyncio.Event().wait()
+        return await super().begin(make, settings, secrets)
 
     async def tick(self, message: bytes) -> bytes:
         await self._connected()
@@ -46,5 +55,7 @@ class _Actor(ray.RayActor):
             await asyncio.sleep(_LOOK_S)
 
 
+if _hanging:
+    vars(Led)["begin"].__defaults__ = tuple(_hanging)
 vars(ray)["RayActor"] = _Actor  # what a cluster starts
 main()

@@ -177,6 +177,25 @@ def test_a_worker_cut_off_and_one_stopped_for_longer_than_silence_cost_nothing(
     assert not list((tmp_path / "run/journal").iterdir())
 
 
+@pytest.mark.long
+def test_a_worker_that_never_begins_is_replaced(
+    tmp_path: Path,
+    cluster: dict[str, str],
+    run_words: Any,
+    begin: Callable[..., "subprocess.Popen[str]"],
+    totals: Any,
+) -> None:
+    _, words = run_words(rows=200, latency_s=0.5)
+    (tmp_path / "hang").write_text("2.0")
+    process = begin(*words, "--json", env=cluster, command=CUT_OFF)
+    out, said = process.communicate(timeout=HANG_S)
+    assert process.returncode == 0, said
+    assert totals() == (200, 200, 200)
+    states = [one["state"] for one in json.loads(out)["workers"]]
+    assert (states.count("adopted"), states.count("ended")) == (1, 3), states
+    assert '"why":"it did not begin within 2.0 s"' in (tmp_path / "run/events.jsonl").read_text()
+
+
 def _ways_of_a_bad_night(seed: int, refused: set[int]) -> Callable[[Asked, FlakyProxy], Way]:
     """What befalls each request, drawn from the seed; the first of each worker is refused for ever.
 

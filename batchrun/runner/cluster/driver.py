@@ -45,8 +45,8 @@ from batchrun.runner.cluster.fleet_view import added, joined
 from batchrun.runner.cluster.leases import places_of
 from batchrun.runner.cluster.led_worker import (
     Led,
-    LedWorker,
     cause_of,
+    forget,
     holding_its_lock,
     latencies_of,
     none_came_in_words,
@@ -368,12 +368,9 @@ class Driver:
 
     async def _begin(self, led: Led) -> None:
         """Makes it ready for leases. Raises `WorkerFailed`, `StoreError`."""
-        assert led.process is not None  # noqa: S101 - `_start` came before
         setup = await _aside(self._setup)  # a run in a store writes there
         led.writer, led.answer_s = setup.writer, setup.answer_s
-        problem = await led.process.begin(LedWorker, setup, self._servers)
-        if problem is not None:
-            raise WorkerFailed(problem, is_over=True)
+        await led.begin(setup, self._servers)
         led.heard_s = time.monotonic()
         self._fleet.add(led.writer, led.heard_s)
         led.state = "running"
@@ -405,7 +402,7 @@ class Driver:
             left_s = led.heard_s + self._silence_s - time.monotonic()
             await asyncio.wait((call,), timeout=max(left_s, _AGAIN_S))
             if not call.done():  # it gives up this driver too; its lock will show when it has ended
-                call.add_done_callback(_forget)
+                call.add_done_callback(forget)
                 raise WorkerFailed(f"no answer for {self._silence_s:g} s", is_over=False)
             try:
                 return call.result()
@@ -494,9 +491,3 @@ async def _aside(work: Callable[[], Result]) -> Result:
 
     threading.Thread(target=do, daemon=True).start()
     return await done
-
-
-def _forget(call: "asyncio.Future[bytes]") -> None:
-    """An answer that comes too late, or never."""
-    if not call.cancelled():
-        call.exception()

@@ -3,11 +3,12 @@
 import asyncio
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from batchrun.errors import BatchrunError, InputError, JobError, RunStopped, StopCause, StoreError
 from batchrun.executors.fleet import Fleet
 from batchrun.executors.messages import WorkerReport, WorkerStop, decode_tick, encode
-from batchrun.executors.worker_process import Greeting, WorkerProcess
+from batchrun.executors.worker_process import Greeting, WorkerFailed, WorkerProcess
 from batchrun.formats.amounts import duration
 from batchrun.job.credentials import Server
 from batchrun.progress.summary import WorkerState
@@ -15,6 +16,7 @@ from batchrun.records import Totals
 from batchrun.runner.cluster.worker import Worker, WorkerSetup
 
 ALIVE = ("starting", "running", "silent", "draining")  # states
+_BEGIN_S = 300.0  # a worker opens files that all share, on a machine that may be slow
 
 
 class LedWorker:
@@ -77,9 +79,34 @@ class Led:
             if self.state == "silent":
                 self.state = "running"
 
+    async def begin(
+        self,
+        setup: WorkerSetup,
+        servers: Mapping[str | None, Server],
+        within_s: float = _BEGIN_S,
+    ) -> None:
+        """Makes the worker in its process. Raises `WorkerFailed`, also where that takes too long.
+
+        It may begin later, if its machine only hung. Then it finds that it was adopted.
+        """
+        assert self.process is not None  # noqa: S101 - it was started
+        call = asyncio.ensure_future(self.process.begin(LedWorker, setup, servers))
+        await asyncio.wait((call,), timeout=within_s)
+        if not call.done():
+            call.add_done_callback(forget)
+            raise WorkerFailed(f"it did not begin within {duration(within_s)}", is_over=False)
+        if (problem := call.result()) is not None:
+            raise WorkerFailed(problem, is_over=True)
+
     def kill(self) -> None:
         if self.process is not None:
             self.process.kill()
+
+
+def forget(call: "asyncio.Future[Any]") -> None:
+    """An answer that comes too late, or never."""
+    if not call.cancelled():
+        call.exception()
 
 
 def totals_of(led: Led) -> Totals:
