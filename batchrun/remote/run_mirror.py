@@ -29,6 +29,7 @@ from batchrun.remote.urls import store_url
 
 _TABLES = ("responses", "tool_calls")
 _JOURNAL = "journal"
+_LISTINGS = 10  # while parts are being replaced
 _SCORES = "scores"
 _SCORE_FILE = re.compile(rf"{_SCORES}/[^/]+/scores\.parquet")
 
@@ -66,17 +67,23 @@ def _names_and_intents(
 ) -> tuple[dict[str, RemoteObject], dict[str, StoreIntent | None]]:
     """All of the run, and the intents among them; null: half of one, of which nothing was begun.
 
-    Raises `RemoteError`.
+    An intent that was listed and cannot be read was finished meanwhile: the listing shows parts as
+    they were before, and only a new one shows those that it put in their place. Each replacement of
+    parts takes its writer several uploads, so few of them can end between a listing and a read.
+    Raises `RemoteError`, also where that goes on: half a state is never shown as a whole one.
     """
-    while True:
+    for _ in range(_LISTINGS):
         names = _names(store, prefix)
         read = {
             name: store.read(prefix + name)
             for name in names
             if name.startswith(f"{_JOURNAL}/") and name.endswith(".intent")
         }
-        if None not in read.values():  # else it was finished meanwhile
+        if None not in read.values():
             return names, {name: _as_intent(data or b"") for name, data in read.items()}
+    raise RemoteError(
+        f"{store.name(prefix)}: its parts change faster than they can be read; try again"
+    )
 
 
 def _as_intent(data: bytes) -> StoreIntent | None:
