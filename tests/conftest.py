@@ -82,6 +82,17 @@ def batchrun(
     return run
 
 
+@pytest.fixture
+def verify(batchrun: Callable[..., subprocess.CompletedProcess[str]]) -> Callable[..., None]:
+    """`batchrun verify` finds nothing wrong with a run."""
+
+    def check(run: object = "run", env: dict[str, str] | None = None) -> None:
+        done = batchrun("verify", run, env=env)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    return check
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes longest as a module begins first, so that no process is left alone with it."""
     items.sort(key=lambda item: "test_ray_runs" not in item.nodeid)

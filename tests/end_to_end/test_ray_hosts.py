@@ -22,6 +22,7 @@ pytestmark = [
     pytest.mark.long,
     pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
 ]
+Begin = Callable[..., Any]
 _CUT_S = 60.0
 _IN_FLIGHT = 12
 _WITHOUT_LOCKS = Path(__file__).parent / "without_locks"
@@ -51,8 +52,12 @@ SILENCE
 class Hosts:
     """Two hosts, of which the second has two of the three workers of a run."""
 
-    def __init__(self, folder: Path, hosts: TwoHosts, begin: Callable[..., Any]) -> None:
-        self.folder, self._hosts = folder, hosts
+    def __init__(
+        self, folder: Path, hosts: TwoHosts, begin: Begin, verify: Any, totals: Any
+    ) -> None:
+        self.network, self._folder, self._begin = hosts, folder, begin
+        self._verify, self._totals = verify, totals
+        self.run = ""
         served = begin(
             *("simulate", "--host", SERVER, "--port", "8080", "--latency", "0.3"),
             before=hosts.server.inside,
@@ -60,34 +65,75 @@ class Hosts:
         assert served.stdout is not None
         self.base_url = served.stdout.readline().strip()
 
-    def workers(self) -> list[dict[str, Any]]:
-        path = self.folder / "live.json"
+    def begin(
+        self,
+        run: str,
+        variables: dict[str, str],
+        *,
+        limits: str = "",
+        more: str = "",
+        last: str = "",
+    ) -> Any:
+        """Starts the run, and waits until all three workers have completed some rows.
+
+        `limits`, `more` and `last`: lines of [limits], [endpoint] and [cluster].
+        """
+        self.run = run
+        job = _JOB.replace("PATH", run).replace("LIMITS", limits).replace("BASE_URL", self.base_url)
+        job = job.replace("TIMEOUT", more).replace("SILENCE", last)
+        (self._folder / "job.toml").write_text(job)
+        process = self._begin(
+            "run", "job.toml", "--json", env=variables, before=self.network.head.inside
+        )
+        wait_until(self._all_work, process)
+        return process
+
+    def _workers(self) -> list[dict[str, Any]]:
+        path = self._folder / self.run / "live.json"
         found: list[dict[str, Any]] = []
         if path.exists():
             found = json.loads(path.read_bytes())["workers"]
         return found
 
     def pids(self, state: str) -> set[int]:
-        return set(worker_pids({"workers": self.workers()}, state))
+        return set(worker_pids({"workers": self._workers()}, state))
 
-    def work(self, rows: int) -> bool:
-        """Whether all three do, and each has completed so many."""
-        done = [one["completed"] for one in self.workers() if one["state"] == "running"]
-        return len(done) == 3 and min(done) >= rows
+    def _all_work(self) -> bool:
+        done = [one["completed"] for one in self._workers() if one["state"] == "running"]
+        return len(done) == 3 and min(done) >= 10
 
     def far(self) -> tuple[int, int]:
         """The workers on the second host."""
-        one, other = self.pids("running") & set(self._hosts.node.processes())
+        one, other = self.pids("running") & set(self.network.node.processes())
         return one, other
 
     def stats(self) -> dict[str, Any]:
         """What the server has done."""
         words = [sys.executable, "-c", _FETCH, f"{self.base_url.removesuffix('/v1')}/stats"]
         done = subprocess.run(
-            [*self._hosts.server.inside, *words], capture_output=True, check=True, timeout=HANG_S
+            [*self.network.server.inside, *words],
+            capture_output=True,
+            check=True,
+            timeout=HANG_S,
         )
         found: dict[str, Any] = json.loads(done.stdout)
         return found
+
+    def end(self, process: Any) -> str:
+        """The network is whole again and the run ends well; what it said."""
+        self.network.mend()
+        _, said = process.communicate(timeout=HANG_S)
+        assert process.returncode == 0, said
+        return str(said)
+
+    def check(self, rows: int, *, twice: int = 0) -> dict[str, Any]:
+        """Each row is there once, and at most so many were answered twice; what the server did."""
+        stats = self.stats()
+        assert self._totals(self.run) == (rows, rows, rows)
+        assert rows <= stats["completions"] <= rows + twice, stats
+        assert stats["most_in_flight"] <= _IN_FLIGHT, stats
+        self._verify(self.run)
+        return stats
 
 
 @pytest.fixture
@@ -96,87 +142,53 @@ def network() -> Iterator[TwoHosts]:
         yield hosts
 
 
+@pytest.fixture
+def hosts(network: TwoHosts, tmp_path: Path, begin: Begin, verify: Any, totals: Any) -> Hosts:
+    """Its processes end before the network does."""
+    return Hosts(tmp_path, network, begin, verify, totals)
+
+
 def test_a_minute_without_a_word_between_driver_and_workers_costs_nothing(
-    tmp_path: Path,
-    environment: dict[str, str],
-    network: TwoHosts,
-    write_rows: Any,
-    write_job: Any,
-    questions: Any,
-    begin: Callable[..., "subprocess.Popen[str]"],
-    batchrun: Callable[..., subprocess.CompletedProcess[str]],
-    totals: Any,
+    environment: dict[str, str], hosts: Hosts, write_rows: Any, questions: Any
 ) -> None:
     """Two of three workers reach the server, and not the driver, for twice as long as silence."""
     rows, a_minute = 700, 600
     write_rows(questions(rows))
-    hosts = Hosts(tmp_path / "run", network, begin)
-    job = _JOB.replace("PATH", "run").replace("LIMITS", f"requests_per_minute = {a_minute}")
-    write_job(job.replace("TIMEOUT", "").replace("SILENCE", ""), hosts.base_url)
-    with network.cluster(environment, (1, 2)) as address:
+    with hosts.network.cluster(environment, (1, 2)) as address:
         variables = {"RAY_ADDRESS": address}
-        process = begin("run", "job.toml", "--json", env=variables, before=network.head.inside)
-        wait_until(lambda: hosts.work(10), process)
+        process = hosts.begin("run", variables, limits=f"requests_per_minute = {a_minute}")
         far = hosts.far()
-        network.cut()
+        hosts.network.cut()
         mended_s = time.monotonic() + _CUT_S
         wait_until(lambda: set(far) <= hosts.pids("adopted"), process)
         assert time.monotonic() < mended_s
         wait_until(lambda: all(map(has_ended, far)))
         time.sleep(max(0.0, mended_s - time.monotonic()))
-        network.mend()
-        _, said = process.communicate(timeout=HANG_S)
-        assert process.returncode == 0, said
-    stats = hosts.stats()
-    assert totals() == (rows, rows, rows)
-    assert (stats["completions"], stats["most_in_flight"] <= _IN_FLIGHT) == (rows, True), stats
+        hosts.end(process)
+    stats = hosts.check(rows)
     by_second = {int(second): one["requests"] for second, one in stats["by_second"].items()}
     for first in by_second:
         assert sum(by_second.get(second, 0) for second in range(first, first + 60)) <= a_minute
-    verified = batchrun("verify", "run")
-    assert verified.returncode == 0, verified.stdout + verified.stderr
 
 
 def test_without_locks_a_worker_that_comes_back_after_its_rows_were_given_away_stores_nothing(
-    tmp_path: Path,
-    environment: dict[str, str],
-    network: TwoHosts,
-    write_rows: Any,
-    write_job: Any,
-    questions: Any,
-    begin: Callable[..., "subprocess.Popen[str]"],
-    batchrun: Callable[..., subprocess.CompletedProcess[str]],
-    totals: Any,
+    tmp_path: Path, environment: dict[str, str], hosts: Hosts, write_rows: Any, questions: Any
 ) -> None:
     """One of those cut off is stopped too, and goes on once it was taken for dead."""
-    rows = 600
+    rows, run = 600, "without_locks/run"
     write_rows(questions(rows))
-    run = "without_locks/run"
-    hosts = Hosts(tmp_path / run, network, begin)
-    job = _JOB.replace("PATH", run).replace("LIMITS", "")
-    job = job.replace("TIMEOUT", "timeout_s = 3").replace("SILENCE", "silence_s = 3")
-    write_job(job, hosts.base_url)
     path = os.pathsep.join((str(_WITHOUT_LOCKS), environment["PYTHONPATH"]))
     variables = {**environment, "PYTHONPATH": path}
-    with network.cluster(variables, (1, 2)) as address:
+    with hosts.network.cluster(variables, (1, 2)) as address:
         variables["RAY_ADDRESS"] = address
-        process = begin("run", "job.toml", "--json", env=variables, before=network.head.inside)
-        wait_until(lambda: hosts.work(10), process)
+        process = hosts.begin(run, variables, more="timeout_s = 3", last="silence_s = 3")
         cut, stopped = hosts.far()
         os.kill(stopped, signal.SIGSTOP)
-        network.cut()
+        hosts.network.cut()
         wait_until(lambda: stopped in hosts.pids("adopted"), process)
         os.kill(stopped, signal.SIGCONT)
         wait_until(lambda: has_ended(stopped))
         assert has_ended(cut)
-        network.mend()
-        _, said = process.communicate(timeout=HANG_S)
-        assert process.returncode == 0, said
-        assert "cannot lock" in said
-    stats = hosts.stats()
-    assert totals(run) == (rows, rows, rows)
-    assert rows <= stats["completions"] <= rows + _IN_FLIGHT
-    assert stats["most_in_flight"] <= _IN_FLIGHT
-    verified = batchrun("verify", run)
-    assert verified.returncode == 0, verified.stdout + verified.stderr
+        assert "cannot lock" in hosts.end(process)
+    hosts.check(rows, twice=_IN_FLIGHT)
     assert not list((tmp_path / run / "journal").iterdir())

@@ -20,7 +20,9 @@ from tests.ray_cluster import folder_of_cluster, standing_cluster, wait_for_none
 from tests.waiting import HANG_S, wait_until
 
 pytest.importorskip("ray", reason="the extra `ray` is not installed")
-ROWS = 400
+Run = Callable[..., subprocess.CompletedProcess[str]]
+Begin = Callable[..., Any]
+ROWS, IN_FLIGHT = 400, 12
 CUT_OFF = (sys.executable, str(Path(__file__).parent / "cut_off_driver.py"))
 _STALLS = (Way.STALL, Way.STALL_LATE)
 
@@ -31,52 +33,106 @@ def cluster() -> Iterator[dict[str, str]]:
         yield found
 
 
-@pytest.fixture
-def run_words(
-    write_rows: Any, questions: Any, simulator: Any
-) -> Callable[..., tuple[str, list[str]]]:
-    """A prompt set and a simulator: its base URL, and the words of a run with three workers."""
+class RayRun:
+    """A prompt set, a simulator, and the run of three workers that asks it."""
 
-    def make(*more: str, rows: int = ROWS, latency_s: float = 0.05) -> tuple[str, list[str]]:
-        source, base_url = write_rows(questions(rows)), simulator("--latency", latency_s)
-        words = ["run", str(source), "--prompt", "{{ question }}", "--model", "m", "-o", "run"]
-        return base_url, [
-            *(*words, "--base-url", base_url, "--concurrency", "12"),
-            *("--executor", "ray", "--workers", "3", *more),
-        ]
+    def __init__(
+        self, request: pytest.FixtureRequest, folder: Path, batchrun: Run, begin: Begin, stats: Any
+    ) -> None:
+        self._request, self._folder = request, folder
+        self._batchrun, self._begin, self._stats = batchrun, begin, stats
+        self.base_url = ""
+        self.words: list[str] = []
 
-    return make
+    def prepare(
+        self, *more: str, rows: int = ROWS, latency_s: float = 0.05, job: str | None = None
+    ) -> str:
+        """Writes the rows and the job, if it says more; the simulator's base URL."""
+        ask = self._request.getfixturevalue
+        source = str(ask("write_rows")(ask("questions")(rows)))
+        self.base_url = ask("simulator")("--latency", latency_s)
+        if job is not None:
+            source = ask("write_job")(f'[input]\npath = "{source}"\n{job}')
+        self.words = ["run", source, "--prompt", "{{ question }}", "--model", "m", "-o", "run"]
+        self.words += ["--base-url", self.base_url, "--concurrency", str(IN_FLIGHT)]
+        self.words += ["--executor", "ray", "--workers", "3", *more]
+        return self.base_url
 
+    def ask(self, base_url: str) -> None:
+        """Another server than the simulator."""
+        self.words[self.words.index("--base-url") + 1] = base_url
 
-@pytest.fixture
-def live(tmp_path: Path) -> Callable[[], dict[str, Any]]:
-    def read() -> dict[str, Any]:
-        path = tmp_path / "run/live.json"
+    def begin(self, *more: str, env: dict[str, str] | None = None, **options: Any) -> Any:
+        """Starts it, on the cluster of this module or as `env` says."""
+        return self._begin(*self.words, *more, env=env or self.cluster, **options)
+
+    def done(
+        self, *more: str, env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        return self._batchrun(*self.words, *more, env=env or self.cluster)
+
+    @property
+    def cluster(self) -> dict[str, str]:
+        found: dict[str, str] = self._request.getfixturevalue("cluster")
+        return found
+
+    @property
+    def live(self) -> dict[str, Any]:
+        path = self._folder / "run/live.json"
         found: dict[str, Any] = json.loads(path.read_bytes()) if path.exists() else {"workers": []}
         return found
 
-    return read
+    def pids(self, *states: str) -> list[int]:
+        return worker_pids(self.live, *states)
+
+    def wait_for_rows(self, process: Any, workers: int = 1) -> list[int]:
+        """Until some rows are complete, and so many workers run; these."""
+
+        def has_come_so_far() -> bool:
+            completed = sum(one["completed"] for one in self.live["workers"])
+            return completed >= 60 and len(self.pids("running")) >= workers
+
+        wait_until(has_come_so_far, process)
+        return self.pids("running")
+
+    def end_of(self, process: Any) -> str:
+        """What it wrote to standard output; it must end well."""
+        out, said = process.communicate(timeout=HANG_S)
+        assert process.returncode == 0, said
+        return str(out)
+
+    @property
+    def answered(self) -> int:
+        """How many requests the simulator has answered."""
+        answers: int = self._stats(self.base_url)["completions"]
+        return answers
+
+    @property
+    def most_in_flight(self) -> int:
+        most: int = self._stats(self.base_url)["most_in_flight"]
+        return most
+
+    def check(self, rows: int = ROWS, *, twice: int = 0) -> None:
+        """Each row is there once, and at most so many were answered twice."""
+        assert self._request.getfixturevalue("totals")() == (rows, rows, rows)
+        assert rows <= self.answered <= rows + twice
+        self._request.getfixturevalue("verify")()
 
 
-def completed(live: dict[str, Any]) -> int:
-    return sum(one["completed"] for one in live["workers"])
+@pytest.fixture
+def ray_run(
+    request: pytest.FixtureRequest, tmp_path: Path, batchrun: Run, begin: Begin, stats: Any
+) -> RayRun:
+    return RayRun(request, tmp_path, batchrun, begin, stats)
 
 
 @pytest.mark.long
-def test_three_workers_complete_each_row_once(
-    tmp_path: Path,
-    cluster: dict[str, str],
-    run_words: Any,
-    batchrun: Callable[..., subprocess.CompletedProcess[str]],
-    stats: Any,
-    totals: Any,
-) -> None:
-    base_url, words = run_words()
-    done = batchrun(*words, "--json", env=cluster)
+def test_three_workers_complete_each_row_once(ray_run: RayRun, tmp_path: Path) -> None:
+    ray_run.prepare()
+    done = ray_run.done("--json")
     assert done.returncode == 0, done.stderr
-    assert totals() == (ROWS, ROWS, ROWS)
-    served = stats(base_url)
-    assert (served["completions"], served["most_in_flight"] <= 12) == (ROWS, True)
+    ray_run.check()
+    assert ray_run.most_in_flight <= IN_FLIGHT
     summary = json.loads(done.stdout)
     assert (summary["ok"], summary["left"], summary["state"]) == (ROWS, 0, "finished")
     assert [one["state"] for one in summary["workers"]] == ["ended"] * 3
@@ -84,113 +140,74 @@ def test_three_workers_complete_each_row_once(
     record = json.loads((tmp_path / "run/run.json").read_bytes())
     assert (record["executor"], record["workers"]) == ("ray", 3)
     assert not list((tmp_path / "run/journal").glob("w[1-9]*"))
-    verified = batchrun("verify", "run")
-    assert verified.returncode == 0, verified.stdout + verified.stderr
-    again = batchrun(*words, env=cluster)
-    assert (again.returncode, stats(base_url)["completions"]) == (0, ROWS), again.stderr
+    again = ray_run.done()
+    assert (again.returncode, ray_run.answered) == (0, ROWS), again.stderr
 
 
 def test_a_killed_worker_costs_what_it_had_in_flight_and_no_worker_is_exit_3(
-    cluster: dict[str, str],
-    run_words: Any,
-    write_job: Any,
-    tmp_path: Path,
-    begin: Callable[..., "subprocess.Popen[str]"],
-    batchrun: Callable[..., subprocess.CompletedProcess[str]],
-    live: Callable[[], dict[str, Any]],
-    stats: Any,
-    totals: Any,
+    ray_run: RayRun, write_job: Any, tmp_path: Path, batchrun: Run
 ) -> None:
-    base_url, words = run_words(latency_s=0.2)
+    ray_run.prepare(latency_s=0.2)
     large = write_job('[input]\npath = "prompts.jsonl"\n[cluster]\ncpus_per_worker = 64\n')
-    waited = batchrun("run", large, *words[2:], "--give-up-after", "1", env=cluster)
+    words = ("run", large, *ray_run.words[2:], "--give-up-after", "1")
+    waited = batchrun(*words, env=ray_run.cluster)
     assert waited.returncode == 3, waited.stderr
     assert "no worker was available for 1" in waited.stderr
     assert "each worker needs 64" in waited.stderr
     assert not (tmp_path / "run").exists()
 
-    process = begin(*words, "--json", env=cluster)
-    wait_until(lambda: completed(live()) >= 60 and worker_pids(live(), "running"), process)
-    os.kill(worker_pids(live(), "running")[0], signal.SIGKILL)
+    process = ray_run.begin("--json")
+    os.kill(ray_run.wait_for_rows(process)[0], signal.SIGKILL)
     shown = batchrun("status", "run")
     assert "workers:" in shown.stdout
-    out, said = process.communicate(timeout=HANG_S)
-    assert process.returncode == 0, said
-    assert totals() == (ROWS, ROWS, ROWS)
-    assert ROWS <= stats(base_url)["completions"] <= ROWS + 12
-    assert stats(base_url)["most_in_flight"] <= 12
-    summary = json.loads(out)
+    summary = json.loads(ray_run.end_of(process))
+    ray_run.check(twice=IN_FLIGHT)
+    assert ray_run.most_in_flight <= IN_FLIGHT
     assert (summary["ok"], summary["left"], summary["state"]) == (ROWS, 0, "finished")
     states = [one["state"] for one in summary["workers"]]
     assert (states.count("adopted"), states.count("ended") >= 2) == (1, True), states
     record = json.loads((tmp_path / "run/run.json").read_bytes())
     assert (record["executor"], record["workers"]) == ("ray", 3)
     assert not list((tmp_path / "run/journal").iterdir())
-    verified = batchrun("verify", "run")
-    assert verified.returncode == 0, verified.stdout + verified.stderr
     report = batchrun("report", "run").stdout
     assert re.search(r"Workers.*w1 .*(adopted|drained)", report, re.DOTALL), report
-    answered = stats(base_url)["completions"]
-    again = batchrun(*words, env=cluster)
-    assert (again.returncode, stats(base_url)["completions"]) == (0, answered), again.stderr
+    answered = ray_run.answered
+    again = ray_run.done()
+    assert (again.returncode, ray_run.answered) == (0, answered), again.stderr
 
 
 def test_a_worker_cut_off_and_one_stopped_for_longer_than_silence_cost_nothing(
-    tmp_path: Path,
-    cluster: dict[str, str],
-    run_words: Any,
-    write_job: Any,
-    begin: Callable[..., "subprocess.Popen[str]"],
-    batchrun: Callable[..., subprocess.CompletedProcess[str]],
-    live: Callable[[], dict[str, Any]],
-    stats: Any,
-    totals: Any,
+    ray_run: RayRun, tmp_path: Path
 ) -> None:
     """Both are given up and others begin; both land what they had once, and nothing after it."""
-    base_url, words = run_words(latency_s=0.2)
-    words[1] = write_job('[input]\npath = "prompts.jsonl"\n[cluster]\nsilence_s = 3.0\n')
+    ray_run.prepare(latency_s=0.2, job="[cluster]\nsilence_s = 3.0\n")
     (tmp_path / "cut").mkdir()
-    process = begin(*words, "--json", env=cluster, command=CUT_OFF)
-    wait_until(
-        lambda: completed(live()) >= 60 and len(worker_pids(live(), "running")) == 3, process
-    )
-    cut, stopped, _ = worker_pids(live(), "running")
+    process = ray_run.begin("--json", command=CUT_OFF)
+    cut, stopped, _ = ray_run.wait_for_rows(process, workers=3)
     (tmp_path / "cut" / str(cut)).touch()
     os.kill(stopped, signal.SIGSTOP)
     try:
-        wait_until(lambda: cut in worker_pids(live(), "adopted"), process)
+        wait_until(lambda: cut in ray_run.pids("adopted"), process)
         (tmp_path / "cut" / str(cut)).unlink()
-        assert stopped in worker_pids(live(), "lost")
+        assert stopped in ray_run.pids("lost")
     finally:
         with suppress(ProcessLookupError):
             os.kill(stopped, signal.SIGCONT)
-    out, said = process.communicate(timeout=HANG_S)
-    assert process.returncode == 0, said
+    out = ray_run.end_of(process)
     wait_until(lambda: has_ended(cut) and has_ended(stopped))
-    assert totals() == (ROWS, ROWS, ROWS)
-    served = stats(base_url)
-    assert (served["completions"], served["most_in_flight"] <= 12) == (ROWS, True), served
+    ray_run.check()
+    assert ray_run.most_in_flight <= IN_FLIGHT
     states = [one["state"] for one in json.loads(out)["workers"]]
     assert states.count("adopted") >= 2, states
-    verified = batchrun("verify", "run")
-    assert verified.returncode == 0, verified.stdout + verified.stderr
     assert not list((tmp_path / "run/journal").iterdir())
 
 
 @pytest.mark.long
-def test_a_worker_that_never_begins_is_replaced(
-    tmp_path: Path,
-    cluster: dict[str, str],
-    run_words: Any,
-    begin: Callable[..., "subprocess.Popen[str]"],
-    totals: Any,
-) -> None:
-    _, words = run_words(rows=200, latency_s=0.5)
+def test_a_worker_that_never_begins_is_replaced(ray_run: RayRun, tmp_path: Path) -> None:
+    ray_run.prepare(rows=200, latency_s=0.5)
     (tmp_path / "hang").write_text("2.0")
-    process = begin(*words, "--json", env=cluster, command=CUT_OFF)
-    out, said = process.communicate(timeout=HANG_S)
-    assert process.returncode == 0, said
-    assert totals() == (200, 200, 200)
+    out = ray_run.end_of(ray_run.begin("--json", command=CUT_OFF))
+    ray_run.check(200)
     states = [one["state"] for one in json.loads(out)["workers"]]
     assert (states.count("adopted"), states.count("ended")) == (1, 3), states
     assert '"why":"it did not begin within 2.0 s"' in (tmp_path / "run/events.jsonl").read_text()
@@ -226,22 +243,13 @@ def _ways_of_a_bad_night(seed: int, refused: set[int]) -> Callable[[Asked, Flaky
     "seed", [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(1, 4))]
 )
 def test_stalls_cuts_and_refusals_between_workers_and_server_cost_what_was_in_flight(
-    seed: int,
-    cluster: dict[str, str],
-    run_words: Any,
-    write_job: Any,
-    batchrun: Callable[..., subprocess.CompletedProcess[str]],
-    stats: Any,
-    totals: Any,
+    seed: int, ray_run: RayRun, totals: Any, verify: Callable[..., None]
 ) -> None:
-    base_url, words = run_words()
-    words[1] = write_job(
-        '[input]\npath = "prompts.jsonl"\n[endpoint]\ntimeout_s = 5\n[retry]\nmax_wait_s = 0.5\n'
-    )
+    base_url = ray_run.prepare(job="[endpoint]\ntimeout_s = 5\n[retry]\nmax_wait_s = 0.5\n")
     refused: set[int] = set()
     with flaky_proxy(base_url, _ways_of_a_bad_night(seed, refused)) as proxy:
-        words[words.index("--base-url") + 1] = proxy.base_url
-        done = batchrun(*words, "--json", env=cluster)
+        ray_run.ask(proxy.base_url)
+        done = ray_run.done("--json")
     assert done.returncode == 4, done.stderr
     assert refused
     assert totals() == (ROWS, ROWS, ROWS - len(refused))
@@ -256,10 +264,23 @@ def test_stalls_cuts_and_refusals_between_workers_and_server_cost_what_was_in_fl
         if seen > 1 + proxy.lost[row]
     }
     assert not too_often
-    assert stats(base_url)["completions"] == proxy.forwarded.total()
+    assert ray_run.answered == proxy.forwarded.total()
     assert all(proxy.ways[way] for way in (*LATE, Way.STALL, Way.RESET, Way.HALF_CLOSE))
-    verified = batchrun("verify", "run")
-    assert verified.returncode == 0, verified.stdout + verified.stderr
+    verify()
+
+
+def _after_some(
+    way: Way, victims: list[str], *, is_of_one: bool
+) -> Callable[[Asked, FlakyProxy], Way]:
+    """What befalls the requests after the first ones: of the first of `victims`, or of all."""
+
+    def say(asked: Asked, proxy: FlakyProxy) -> Way:
+        if proxy.answered < 60:
+            return Way.ANSWER
+        victims.append(asked.client)
+        return way if asked.client == victims[0] or not is_of_one else Way.ANSWER
+
+    return say
 
 
 @pytest.mark.parametrize(
@@ -271,66 +292,41 @@ def test_stalls_cuts_and_refusals_between_workers_and_server_cost_what_was_in_fl
     ],
 )
 def test_what_stops_one_worker_for_the_endpoint_stops_all_in_its_words(
-    cluster: dict[str, str],
-    run_words: Any,
+    ray_run: RayRun,
     tmp_path: Path,
-    batchrun: Callable[..., subprocess.CompletedProcess[str]],
-    stats: Any,
     totals: Any,
+    verify: Callable[..., None],
     way: Way,
     told: str,
 ) -> None:
     """The key is refused to one of them from a moment on, and anything else to all."""
     more = () if way is Way.KEY else ("--give-up-after", "20")  # workers too are waited for so long
-    base_url, words = run_words(*more, latency_s=0.2)
-    victims: list[str] = []
-
-    def say(asked: Asked, proxy: FlakyProxy) -> Way:
-        if proxy.answered < 60:
-            return Way.ANSWER
-        victims.append(asked.client)
-        return way if asked.client == victims[0] or way is not Way.KEY else Way.ANSWER
-
-    with flaky_proxy(base_url, say) as proxy:
-        words[words.index("--base-url") + 1] = proxy.base_url
-        done = batchrun(*words, "--json", env=cluster)
+    base_url = ray_run.prepare(*more, latency_s=0.2)
+    with flaky_proxy(base_url, _after_some(way, [], is_of_one=way is Way.KEY)) as proxy:
+        ray_run.ask(proxy.base_url)
+        done = ray_run.done("--json")
     assert done.returncode == 3, done.stderr
     assert told in done.stderr, done.stderr
     summary = json.loads(done.stdout)
     assert (summary["state"], told in summary["message"]) == ("stopped", True), summary
     assert not {"running", "silent"} & {one["state"] for one in summary["workers"]}
     rows, _, ok = totals()
-    assert 60 <= rows == ok == summary["ok"] == stats(base_url)["completions"] < ROWS
+    assert 60 <= rows == ok == summary["ok"] == ray_run.answered < ROWS
     assert not list((tmp_path / "run/journal").glob("*.log"))
-    assert batchrun("verify", "run").returncode == 0
+    verify()
 
 
 @pytest.mark.long
 def test_a_worker_that_alone_reaches_no_server_leaves_its_rows_to_others(
-    cluster: dict[str, str],
-    run_words: Any,
-    write_job: Any,
-    tmp_path: Path,
-    batchrun: Callable[..., subprocess.CompletedProcess[str]],
-    stats: Any,
-    totals: Any,
+    ray_run: RayRun, tmp_path: Path
 ) -> None:
-    base_url, words = run_words(latency_s=0.2)
-    words[1] = write_job('[input]\npath = "prompts.jsonl"\n[cluster]\nsilence_s = 3.0\n')
+    base_url = ray_run.prepare(latency_s=0.2, job="[cluster]\nsilence_s = 3.0\n")
     victims: list[str] = []
-
-    def say(asked: Asked, proxy: FlakyProxy) -> Way:
-        if proxy.answered < 60:
-            return Way.ANSWER
-        victims.append(asked.client)
-        return Way.RESET if asked.client == victims[0] else Way.ANSWER
-
-    with flaky_proxy(base_url, say) as proxy:
-        words[words.index("--base-url") + 1] = proxy.base_url
-        done = batchrun(*words, "--json", env=cluster)
+    with flaky_proxy(base_url, _after_some(Way.RESET, victims, is_of_one=True)) as proxy:
+        ray_run.ask(proxy.base_url)
+        done = ray_run.done("--json")
     assert done.returncode == 0, done.stderr
-    assert totals() == (ROWS, ROWS, ROWS)
-    assert stats(base_url)["completions"] == ROWS
+    ray_run.check()
     events = [json.loads(line) for line in (tmp_path / "run/events.jsonl").read_text().splitlines()]
     stopped = [event for event in events if event["event"] == "worker_stopped"]
     assert len(stopped) == 1
@@ -340,135 +336,85 @@ def test_a_worker_that_alone_reaches_no_server_leaves_its_rows_to_others(
 
 @pytest.mark.long
 def test_a_worker_that_stands_still_for_good_is_killed_and_its_rows_go_to_others(
-    cluster: dict[str, str],
-    run_words: Any,
-    write_job: Any,
-    begin: Callable[..., "subprocess.Popen[str]"],
-    batchrun: Callable[..., subprocess.CompletedProcess[str]],
-    live: Callable[[], dict[str, Any]],
-    stats: Any,
-    totals: Any,
+    ray_run: RayRun,
 ) -> None:
     """Its lock cannot be taken while it lives."""
-    base_url, words = run_words(latency_s=0.2)
-    words[1] = write_job(
-        '[input]\npath = "prompts.jsonl"\n[endpoint]\ntimeout_s = 2\n[cluster]\nsilence_s = 2.0\n'
-    )
-    process = begin(*words, env=cluster)
-    wait_until(lambda: completed(live()) >= 60 and worker_pids(live(), "running"), process)
-    stopped = worker_pids(live(), "running")[0]
+    ray_run.prepare(latency_s=0.2, job="[endpoint]\ntimeout_s = 2\n[cluster]\nsilence_s = 2.0\n")
+    process = ray_run.begin()
+    stopped, *_ = ray_run.wait_for_rows(process)
     os.kill(stopped, signal.SIGSTOP)
-    _, said = process.communicate(timeout=HANG_S)
-    assert process.returncode == 0, said
+    ray_run.end_of(process)
     assert has_ended(stopped)
-    assert totals() == (ROWS, ROWS, ROWS)
-    assert ROWS <= stats(base_url)["completions"] <= ROWS + 12
-    assert batchrun("verify", "run").returncode == 0
+    ray_run.check(twice=IN_FLIGHT)
 
 
 @pytest.mark.long
-def test_a_killed_driver_costs_nothing(
-    cluster: dict[str, str],
-    run_words: Any,
-    write_job: Any,
-    begin: Callable[..., "subprocess.Popen[str]"],
-    batchrun: Callable[..., subprocess.CompletedProcess[str]],
-    live: Callable[[], dict[str, Any]],
-    stats: Any,
-    totals: Any,
-) -> None:
-    base_url, words = run_words(latency_s=0.2)
-    job = write_job('[input]\npath = "prompts.jsonl"\n[cluster]\nsilence_s = 2.0\n')
-    words[1] = job
-    process = begin(*words, env=cluster)
-    wait_until(lambda: completed(live()) >= 60, process)
+def test_a_killed_driver_costs_nothing(ray_run: RayRun) -> None:
+    ray_run.prepare(latency_s=0.2, job="[cluster]\nsilence_s = 2.0\n")
+    process = ray_run.begin()
+    ray_run.wait_for_rows(process)
     process.kill()
     process.wait(HANG_S)
-    done = batchrun(*words, env=cluster)
+    done = ray_run.done()
     assert done.returncode == 0, done.stderr
     assert "waiting for workers" in done.stderr
-    assert totals() == (ROWS, ROWS, ROWS)
-    assert stats(base_url)["completions"] == ROWS
-    assert batchrun("verify", "run").returncode == 0
+    ray_run.check()
 
 
 @pytest.mark.long
-def test_ctrl_c_lands_what_is_in_flight_of_all_workers(
-    cluster: dict[str, str],
-    run_words: Any,
-    begin: Callable[..., "subprocess.Popen[str]"],
-    batchrun: Callable[..., subprocess.CompletedProcess[str]],
-    live: Callable[[], dict[str, Any]],
-    stats: Any,
-    totals: Any,
-) -> None:
-    base_url, words = run_words(latency_s=0.2)
-    process = begin(*words, env=cluster)
-    wait_until(lambda: completed(live()) >= 60, process)
+def test_ctrl_c_lands_what_is_in_flight_of_all_workers(ray_run: RayRun, totals: Any) -> None:
+    ray_run.prepare(latency_s=0.2)
+    process = ray_run.begin()
+    ray_run.wait_for_rows(process)
     process.send_signal(signal.SIGINT)
     said = read_rest(process)
     assert process.returncode == 130, said
     rows, _, ok = totals()
-    assert rows == ok == stats(base_url)["completions"] < ROWS
-    assert batchrun(*words, env=cluster).returncode == 0
-    assert (totals(), stats(base_url)["completions"]) == ((ROWS, ROWS, ROWS), ROWS)
+    assert rows == ok == ray_run.answered < ROWS
+    assert ray_run.done().returncode == 0
+    ray_run.check()
 
 
 @pytest.mark.long
 def test_limits_and_failures_are_those_of_the_whole_run(
-    cluster: dict[str, str],
-    run_words: Any,
-    batchrun: Callable[..., subprocess.CompletedProcess[str]],
-    simulator: Any,
-    stats: Any,
+    ray_run: RayRun, simulator: Any, stats: Any
 ) -> None:
-    _, words = run_words("--max-attempts", "1")
+    ray_run.prepare("--max-attempts", "1")
     failing = simulator("--fault", "422_text=1")
-    words[words.index("--base-url") + 1] = failing
-    done = batchrun(*words, env=cluster)
+    ray_run.ask(failing)
+    done = ray_run.done()
     assert done.returncode == 3, done.stderr
     assert "the first 20 rows all failed the same way" in done.stderr
     assert stats(failing)["requests"] < 100
 
 
 def test_a_cluster_of_a_killed_run_ends_once_its_workers_have_stored_what_was_in_flight(
-    run_words: Any,
-    write_job: Any,
-    begin: Callable[..., "subprocess.Popen[str]"],
-    batchrun: Callable[..., subprocess.CompletedProcess[str]],
-    live: Callable[[], dict[str, Any]],
-    stats: Any,
-    totals: Any,
+    ray_run: RayRun,
 ) -> None:
-    base_url, words = run_words(latency_s=0.2)
-    words[1] = write_job('[input]\npath = "prompts.jsonl"\n[cluster]\nsilence_s = 2.0\n')
+    ray_run.prepare(latency_s=0.2, job="[cluster]\nsilence_s = 2.0\n")
     key = "a-secret-of-thirty-letters-000"
     local = {"RAY_ADDRESS": "local", "OPENAI_API_KEY": key}
-    process = begin(*words, env=local)
-    wait_until(lambda: completed(live()) >= 60, process)
-    (pid, *_) = worker_pids(live(), "running")
+    process = ray_run.begin(env=local)
+    pid, *_ = ray_run.wait_for_rows(process)
     assert key.encode() not in Path(f"/proc/{pid}/environ").read_bytes()
     root = folder_of_cluster(pid)
     process.kill()
     process.wait(HANG_S)
     assert wait_for_none(root, HANG_S) == []
     assert not Path(root).exists()
-    done = batchrun(*words, env=local)
+    done = ray_run.done(env=local)
     assert done.returncode == 0, done.stderr
-    assert (totals(), stats(base_url)["completions"]) == ((ROWS, ROWS, ROWS), ROWS)
-    assert batchrun("verify", "run").returncode == 0
+    ray_run.check()
 
 
-def test_what_cannot_be_joined_is_exit_2(
-    run_words: Any, tmp_path: Path, batchrun: Callable[..., subprocess.CompletedProcess[str]]
-) -> None:
-    _, words = run_words()
+def test_what_cannot_be_joined_is_exit_2(ray_run: RayRun, tmp_path: Path) -> None:
+    ray_run.prepare()
     for address, told in (
         ("127.0.0.1:9", "no Ray cluster answers at 127.0.0.1:9"),
         ("ray://127.0.0.1:10001", "is for Ray's client"),
         ("somewhere", "is not of the form HOST:PORT"),
     ):
-        done = batchrun(*words, env={"RAY_ADDRESS": address})
+        done = ray_run.done(env={"RAY_ADDRESS": address})
         assert (done.returncode, told in done.stderr) == (2, True), done.stderr
     assert not (tmp_path / "run").exists()
 

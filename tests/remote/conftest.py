@@ -114,6 +114,33 @@ def hub_environment(hub: Hub, tmp_path: Path) -> dict[str, str]:
     return {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "hub"), "HF_HUB_DISABLE_XET": "1"}
 
 
+JOB = """
+[input]
+path = "prompts.jsonl"
+[request]
+model = "m"
+input = "{{{{ question }}}}"
+[output]
+path = "{url}"
+{more}
+"""
+
+
+@pytest.fixture
+def write_run(tmp_path: Path, questions: Callable[[int], str]) -> Callable[..., str]:
+    """Writes so many rows, and a job whose tables go to a URL; the name of the job.
+
+    `more`: further lines of [output], and further sections.
+    """
+
+    def write(rows: int, url: str, more: str) -> str:
+        (tmp_path / "prompts.jsonl").write_text(questions(rows))
+        (tmp_path / "job.toml").write_text(JOB.format(url=url, more=more))
+        return "job.toml"
+
+    return write
+
+
 @pytest.fixture
 def questions() -> Callable[[int], str]:
     """So many rows of JSON Lines."""

@@ -11,42 +11,38 @@ from tests.remote.test_store_kills import check
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 ROWS = 12_000
-JOB = """
-[input]
-path = "prompts.jsonl"
-[request]
-model = "m"
-input = "{{{{ question }}}}"
-[output]
-path = "{url}"
-part_rows = {part_rows}
-"""
 
 
 def is_of_parts(call: Call) -> bool:
     return ".parquet" in call.path and call.method not in ("GET", "HEAD")
 
 
+class Store:
+    """A run in a bucket behind a proxy, which follows the rule that a test gives it."""
+
+    def __init__(
+        self, bucket: Bucket, proxy: Proxy, s3: dict[str, str], write_run: Callable[..., str]
+    ) -> None:
+        self.bucket, self.url = bucket, f"{bucket.url}/run"
+        self._proxy, self._write_run = proxy, write_run
+        self.env = {**s3, "AWS_ENDPOINT_URL": proxy.address}
+
+    def follow(self, rule: Callable[[Call], str | None]) -> None:
+        self._proxy.rule = rule
+
+    def words(self, rows: int, part_rows: int) -> tuple[str, ...]:
+        """Writes so many rows, and a job whose tables go into the bucket; what runs it."""
+        job = self._write_run(rows, self.url, f"part_rows = {part_rows}")
+        return "run", job, "--simulate", "--quiet"
+
+
 @pytest.fixture
-def words(bucket: Bucket, tmp_path: Path, questions: Callable[[int], str]) -> Callable[..., str]:
-    """Writes so many rows, and a job whose tables go into the bucket."""
-
-    def write(rows: int, part_rows: int) -> str:
-        (tmp_path / "prompts.jsonl").write_text(questions(rows))
-        job = JOB.format(url=f"{bucket.url}/run", part_rows=part_rows)
-        (tmp_path / "job.toml").write_text(job)
-        return "job.toml"
-
-    return write
+def store(bucket: Bucket, proxy: Proxy, s3: dict[str, str], write_run: Callable[..., str]) -> Store:
+    return Store(bucket, proxy, s3, write_run)
 
 
 def test_a_part_that_arrives_by_half_is_uploaded_again(
-    bucket: Bucket,
-    proxy: Proxy,
-    s3: dict[str, str],
-    batchrun: Command,
-    tmp_path: Path,
-    words: Callable[..., str],
+    store: Store, batchrun: Command, tmp_path: Path
 ) -> None:
     """The store takes it for the whole, and says that all is well."""
     parts: list[Call] = []
@@ -56,12 +52,11 @@ def test_a_part_that_arrives_by_half_is_uploaded_again(
             parts.append(call)
         return "half" if parts == [call] else None
 
-    proxy.rule = rule
-    env = {**s3, "AWS_ENDPOINT_URL": proxy.address}
-    done = batchrun("run", words(20, 10), "--simulate", "--quiet", env=env)
+    store.follow(rule)
+    done = batchrun(*store.words(20, 10), env=store.env)
     assert done.returncode == 0, done.stderr
     assert parts[0].path == parts[1].path
-    check(bucket, tmp_path, 20)
+    check(store.bucket, tmp_path, 20)
 
 
 @pytest.mark.long
@@ -81,23 +76,19 @@ def test_a_long_run_with_faults_at_random_writes(
     seed: int,
     share: float,
     faults: tuple[str, ...],
-    bucket: Bucket,
-    proxy: Proxy,
-    s3: dict[str, str],
+    store: Store,
     batchrun: Command,
+    verify: Callable[..., None],
     tmp_path: Path,
-    words: Callable[..., str],
 ) -> None:
     rule = AtRandom(seed, share, faults)
-    proxy.rule = rule
-    env = {**s3, "AWS_ENDPOINT_URL": proxy.address}
-    done = batchrun("run", words(ROWS, 500), "--simulate", "--quiet", env=env)
+    store.follow(rule)
+    done = batchrun(*store.words(ROWS, 500), env=store.env)
     assert done.returncode == 0, done.stderr
     assert [call for _, call in rule.met if is_of_parts(call)]
-    check(bucket, tmp_path, ROWS)
-    proxy.rule = lambda _call: None
-    verified = batchrun("verify", f"{bucket.url}/run", env=env)
-    assert verified.returncode == 0, verified.stdout + verified.stderr
+    check(store.bucket, tmp_path, ROWS)
+    store.follow(lambda _call: None)
+    verify(store.url, env=store.env)
 
 
 @pytest.mark.long
@@ -106,26 +97,22 @@ def test_a_long_run_with_faults_at_random_writes(
 def test_a_long_run_is_read_through_faults(
     fault: str,
     seed: int,
-    bucket: Bucket,
-    proxy: Proxy,
-    s3: dict[str, str],
+    store: Store,
     batchrun: Command,
-    words: Callable[..., str],
+    verify: Callable[..., None],
 ) -> None:
     """As a source, to go on with, and by commands: no row is missing without a word."""
-    env = {**s3, "AWS_ENDPOINT_URL": proxy.address}
-    job = words(ROWS, 500)
-    done = batchrun("run", job, "--simulate", "--quiet", "--limit", ROWS // 2, env=env)
+    words = store.words(ROWS, 500)
+    done = batchrun(*words, "--limit", ROWS // 2, env=store.env)
     assert done.returncode == 0, done.stderr
     rule = AtRandom(seed, 0.2, (fault,), lambda call: call.method == "GET")
-    proxy.rule = rule
-    other = {**env, "XDG_STATE_HOME": f"{s3['XDG_STATE_HOME']}-other"}
-    done = batchrun("run", job, "--simulate", "--quiet", env=other)
+    store.follow(rule)
+    other = {**store.env, "XDG_STATE_HOME": f"{store.env['XDG_STATE_HOME']}-other"}
+    done = batchrun(*words, env=other)
     assert done.returncode == 0, done.stderr
     sql = "SELECT count(*), count(DISTINCT custom_id) FROM responses"
-    for look in (env, other):
-        seen = batchrun("sql", f"{bucket.url}/run", sql, "--format", "csv", env=look)
+    for look in (store.env, other):
+        seen = batchrun("sql", store.url, sql, "--format", "csv", env=look)
         assert seen.stdout.splitlines()[-1] == f"{ROWS},{ROWS}", seen.stderr
-        verified = batchrun("verify", f"{bucket.url}/run", env=look)
-        assert verified.returncode == 0, verified.stdout + verified.stderr
+        verify(store.url, env=look)
     assert rule.met

@@ -26,16 +26,7 @@ from tests.waiting import HANG_S, wait_until
 
 pytestmark = pytest.mark.stores
 SERVERS = Path(__file__).parents[2] / ".servers/stores"
-JOB = """
-[input]
-path = "prompts.jsonl"
-[request]
-model = "m"
-input = "{{{{ question }}}}"
-[output]
-path = "{url}/run"
-part_rows = 20
-"""
+Command = Callable[..., subprocess.CompletedProcess[str]]
 PROMPT = ("--prompt", "{{ question }}", "--model", "m", "--simulate", "--quiet")
 
 
@@ -84,13 +75,40 @@ def gcs_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     process.wait(HANG_S)
 
 
+class Place:
+    """A new bucket, the proxy before its server, and the environment in which both are found."""
+
+    def __init__(
+        self,
+        proxy: Proxy,
+        url: str,
+        environment: dict[str, str],
+        batchrun: Command,
+        verify: Callable[..., None],
+    ) -> None:
+        self.proxy, self.url, self.environment = proxy, url, environment
+        self._batchrun, self._verify = batchrun, verify
+
+    def run(self, *words: object) -> None:
+        """`batchrun ...`, which must end well."""
+        done = self._batchrun(*words, env=self.environment)
+        assert done.returncode == 0, done.stderr
+
+    def check(self, rows: int) -> None:
+        """Each row is there once."""
+        assert _rows(_store(self.url), "run") == sorted(f"q{row}" for row in range(rows))
+        self._verify(f"{self.url}/run", env=self.environment)
+
+
 @pytest.fixture(params=["azure", "google"])
 def place(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[tuple[Proxy, str, dict[str, str]]]:
-    """A proxy before the server, the URL of a new bucket, and the environment for both.
-
-    The test itself goes past the proxy, which is of its own process: pyarrow asks Google's store
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    batchrun: Command,
+    verify: Callable[..., None],
+) -> Iterator[Place]:
+    """The test itself goes past the proxy, which is of its own process: pyarrow asks Google's store
     with the interpreter locked.
     """
     is_azure = request.param == "azure"
@@ -116,7 +134,7 @@ def place(
         connection.request("POST", "/storage/v1/b", json.dumps({"name": bucket}))
         assert connection.getresponse().status == 200
         connection.close()
-    yield proxy, url, environment
+    yield Place(proxy, url, environment, batchrun, verify)
     proxy.close()
 
 
@@ -139,22 +157,17 @@ def _rows(store: ObjectStore, prefix: str) -> list[str]:
 
 
 def test_sources_and_runs(
-    place: tuple[Proxy, str, dict[str, str]],
-    batchrun: Callable[..., subprocess.CompletedProcess[str]],
-    questions: Callable[..., str],
-    tmp_path: Path,
+    place: Place, batchrun: Command, questions: Callable[..., str], tmp_path: Path
 ) -> None:
-    _, url, environment = place
+    url = place.url
     store = _store(url)
     store.write("in/a.jsonl", questions(20).encode())
     store.write("in/b.jsonl", questions(20, 20).encode())
     words = ("run", f"{url}/in/*.jsonl", *PROMPT, "-o", f"{url}/run")
-    done = batchrun(*words, "--limit", "25", env=environment)
-    assert done.returncode == 0, done.stderr
-    done = batchrun(*words, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert _rows(store, "run") == sorted(f"q{row}" for row in range(40))
-    other = {**environment, "XDG_STATE_HOME": str(tmp_path / "other")}
+    place.run(*words, "--limit", "25")
+    place.run(*words)
+    place.check(40)
+    other = {**place.environment, "XDG_STATE_HOME": str(tmp_path / "other")}
     for command in (("status",), ("verify",), ("report",), ("show", "q3")):
         looked = batchrun(command[0], f"{url}/run", *command[1:], env=other)
         assert looked.returncode == 0, looked.stderr
@@ -167,15 +180,14 @@ def test_sources_and_runs(
 def test_killed_at_a_write(
     number: int,
     moment: str,
-    place: tuple[Proxy, str, dict[str, str]],
+    place: Place,
     environment: dict[str, str],
-    batchrun: Callable[..., subprocess.CompletedProcess[str]],
     questions: Callable[..., str],
     tmp_path: Path,
 ) -> None:
-    proxy, url, more = place
+    proxy = place.proxy
     (tmp_path / "prompts.jsonl").write_text(questions(300))
-    words = ["run", "prompts.jsonl", *PROMPT, "-o", f"{url}/run"]
+    words = ["run", "prompts.jsonl", *PROMPT, "-o", f"{place.url}/run"]
     writes: list[Call] = []
     process: list[subprocess.Popen[Any]] = []
 
@@ -191,13 +203,13 @@ def test_killed_at_a_write(
 
     proxy.rule, proxy.after = rule, lambda call: strike("after", call)
     command = [sys.executable, *COMMAND[1:], *words]
-    process.append(subprocess.Popen(command, cwd=tmp_path, env={**environment, **more}))
+    process.append(
+        subprocess.Popen(command, cwd=tmp_path, env={**environment, **place.environment})
+    )
     process[0].wait(HANG_S)
     proxy.rule, proxy.after = lambda _call: None, lambda _call: None
-    done = batchrun(*words, env=more)
-    assert done.returncode == 0, done.stderr
-    assert _rows(_store(url), "run") == sorted(f"q{row}" for row in range(300))
-    assert batchrun("verify", f"{url}/run", env=more).returncode == 0
+    place.run(*words)
+    place.check(300)
 
 
 @pytest.mark.parametrize("fault", ["fail", "silence"])
@@ -205,31 +217,26 @@ def test_killed_at_a_write(
 def test_a_store_that_does_not_answer_is_said(
     option: str,
     fault: str,
-    place: tuple[Proxy, str, dict[str, str]],
-    batchrun: Callable[..., subprocess.CompletedProcess[str]],
+    place: Place,
+    batchrun: Command,
     questions: Callable[..., str],
     tmp_path: Path,
 ) -> None:
-    proxy, url, environment = place
-    proxy.rule = lambda _call: fault
+    url = place.url
+    place.proxy.rule = lambda _call: fault
     (tmp_path / "prompts.jsonl").write_text(questions(1))
     words = ("prompts.jsonl", "-o", f"{url}/run")
     if option == "SOURCE":
         words = (f"{url}/in/a.jsonl", "-o", "run")
-    done = batchrun("run", *words, *PROMPT, env=environment)
+    done = batchrun("run", *words, *PROMPT, env=place.environment)
     assert done.returncode == 2, done.stderr
     assert f"{url}/{'in/a.jsonl' if option == 'SOURCE' else 'run'}" in done.stderr
 
 
 @pytest.mark.parametrize("fault", ["fail", "cut"])
 def test_what_fails_once_is_tried_again(
-    fault: str,
-    place: tuple[Proxy, str, dict[str, str]],
-    batchrun: Callable[..., subprocess.CompletedProcess[str]],
-    questions: Callable[..., str],
-    tmp_path: Path,
+    fault: str, place: Place, questions: Callable[..., str], tmp_path: Path
 ) -> None:
-    proxy, url, environment = place
     failed: set[tuple[str, str]] = set()
 
     def once(call: Call) -> str | None:
@@ -239,13 +246,11 @@ def test_what_fails_once_is_tried_again(
         failed.add(mark)
         return fault
 
-    proxy.rule = once
+    place.proxy.rule = once
     (tmp_path / "prompts.jsonl").write_text(questions(300))
-    done = batchrun("run", "prompts.jsonl", *PROMPT, "-o", f"{url}/run", env=environment)
-    assert done.returncode == 0, done.stderr
+    place.run("run", "prompts.jsonl", *PROMPT, "-o", f"{place.url}/run")
     assert failed
-    assert _rows(_store(url), "run") == sorted(f"q{row}" for row in range(300))
-    assert batchrun("verify", f"{url}/run", env=environment).returncode == 0
+    place.check(300)
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -253,39 +258,27 @@ def test_what_fails_once_is_tried_again(
 def test_a_run_with_faults_at_random_writes(
     faults: tuple[str, ...],
     seed: int,
-    place: tuple[Proxy, str, dict[str, str]],
-    batchrun: Callable[..., subprocess.CompletedProcess[str]],
-    questions: Callable[..., str],
-    tmp_path: Path,
+    place: Place,
+    write_run: Callable[..., str],
 ) -> None:
-    proxy, url, environment = place
-    (tmp_path / "prompts.jsonl").write_text(questions(300))
-    (tmp_path / "job.toml").write_text(JOB.format(url=url))
+    job = write_run(300, f"{place.url}/run", "part_rows = 20")
     # Half of what is no part is refused by Azure, whose signatures say how long it is.
     writes = ("PUT", "POST", "DELETE")
     name = ".parquet" if "half" in faults else ""
     rule = AtRandom(seed, 0.15, faults, lambda one: one.method in writes and name in one.path)
-    proxy.rule = rule
-    done = batchrun("run", "job.toml", "--simulate", "--quiet", env=environment)
-    assert done.returncode == 0, done.stderr
+    place.proxy.rule = rule
+    place.run("run", job, "--simulate", "--quiet")
     assert [call for _, call in rule.met if ".parquet" in call.path]
-    proxy.rule = lambda _call: None
-    assert _rows(_store(url), "run") == sorted(f"q{row}" for row in range(300))
-    assert batchrun("verify", f"{url}/run", env=environment).returncode == 0
+    place.proxy.rule = lambda _call: None
+    place.check(300)
 
 
 @pytest.mark.parametrize("number", [7, 9])
 def test_a_write_that_is_never_answered(
-    number: int,
-    place: tuple[Proxy, str, dict[str, str]],
-    batchrun: Callable[..., subprocess.CompletedProcess[str]],
-    questions: Callable[..., str],
-    tmp_path: Path,
+    number: int, place: Place, questions: Callable[..., str], tmp_path: Path
 ) -> None:
     """The library gives it up after a minute or two; at the first contact that is exit code 2."""
-    proxy, url, environment = place
     (tmp_path / "prompts.jsonl").write_text(questions(300))
-    words = ["run", "prompts.jsonl", *PROMPT, "-o", f"{url}/run"]
     writes: list[Call] = []
 
     def rule(call: Call) -> str | None:
@@ -294,22 +287,16 @@ def test_a_write_that_is_never_answered(
         writes.append(call)
         return "silence" if len(writes) == number else None
 
-    proxy.rule = rule
-    done = batchrun(*words, env=environment)
+    place.proxy.rule = rule
+    place.run("run", "prompts.jsonl", *PROMPT, "-o", f"{place.url}/run")
     assert len(writes) >= number
-    assert done.returncode == 0, done.stderr
-    assert _rows(_store(url), "run") == sorted(f"q{row}" for row in range(300))
-    assert batchrun("verify", f"{url}/run", env=environment).returncode == 0
+    place.check(300)
 
 
 async def test_a_claim_whose_renewal_is_never_answered_is_renewed_again_at_once(
-    place: tuple[Proxy, str, dict[str, str]],
-    batchrun: Callable[..., subprocess.CompletedProcess[str]],
-    questions: Callable[..., str],
-    tmp_path: Path,
+    place: Place, questions: Callable[..., str], tmp_path: Path
 ) -> None:
     """The library would wait for minutes, and others take the run after one."""
-    proxy, url, environment = place
     (tmp_path / "prompts.jsonl").write_text(questions(80))
     times_s: list[float] = []  # of writes: several at the start, then those that renew it
     silent_s: list[float] = []
@@ -323,15 +310,14 @@ async def test_a_claim_whose_renewal_is_never_answered_is_renewed_again_at_once(
         silent_s.append(times_s[-1])
         return "silence"
 
-    proxy.rule = rule
+    place.proxy.rule = rule
     words = ["run", "prompts.jsonl", "--prompt", "{{ question }}", "--model", "m", "--quiet"]
-    words += ["--concurrency", "1", "-o", f"{url}/run"]
+    words += ["--concurrency", "1", "-o", f"{place.url}/run"]
     async with serve(SimulatorSettings(latency_s=0.5)) as base_url:
-        done = await asyncio.to_thread(batchrun, *words, "--base-url", base_url, env=environment)
-    assert done.returncode == 0, done.stderr
+        await asyncio.to_thread(place.run, *words, "--base-url", base_url)
     assert [one for one in times_s if one > silent_s[0]]
-    assert _rows(_store(url), "run") == sorted(f"q{row}" for row in range(80))
+    place.check(80)
 
 
-def test_the_clients_are_those_of_pyarrow(place: tuple[Proxy, str, dict[str, str]]) -> None:
-    assert isinstance(_store(place[1]).files, fs.AzureFileSystem | fs.GcsFileSystem)
+def test_the_clients_are_those_of_pyarrow(place: Place) -> None:
+    assert isinstance(_store(place.url).files, fs.AzureFileSystem | fs.GcsFileSystem)

@@ -20,17 +20,9 @@ from tests.waiting import HANG_S, wait_until
 pytest.importorskip("ray", reason="the extra `ray` is not installed")
 ROWS = 240
 IN_FLIGHT = 12
-JOB = """
-[input]
-path = "prompts.jsonl"
-[request]
-model = "m"
-input = "{{{{ question }}}}"
-[output]
-path = "{url}"
-part_rows = 20
+MORE = f"""part_rows = 20
 [limits]
-concurrency = {in_flight}
+concurrency = {IN_FLIGHT}
 [cluster]
 executor = "ray"
 workers = 3
@@ -56,8 +48,6 @@ class Place:
         self.variables = variables
         self._server = fork_server
         self._started: list[Forked] = []
-        job = JOB.format(url=self.url, in_flight=IN_FLIGHT)
-        (folder / "job.toml").write_text(job)
         simulator = self.begin("simulate", "--port", 0, "--latency", 0.2)
         self._base_url = simulator.stdout.readline().strip()
         self.words = ("run", "job.toml", "--base-url", self._base_url)
@@ -133,11 +123,11 @@ def place(
     environment: dict[str, str],
     fork_server: ForkServer,
     tmp_path: Path,
-    questions: Callable[[int], str],
+    write_run: Callable[..., str],
 ) -> Iterator[Place]:
-    (tmp_path / "prompts.jsonl").write_text(questions(ROWS))
     variables = {**environment, **cluster, **s3, "AWS_ENDPOINT_URL": proxy.address}
     found = Place(bucket, tmp_path, variables, fork_server)
+    write_run(ROWS, found.url, MORE)
     yield found
     found.close()
 

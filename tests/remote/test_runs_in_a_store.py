@@ -26,26 +26,14 @@ from tests.waiting import HANG_S
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 PROMPT = ("--prompt", "{{ question }}", "--model", "m", "--simulate", "--quiet")
-JOB = """
-[input]
-path = "prompts.jsonl"
-[request]
-model = "m"
-input = "{{{{ question }}}}"
-[output]
-path = "{url}"
-{more}
-"""
 
 
 @pytest.fixture
-def job(bucket: Bucket, tmp_path: Path, questions: Callable[[int], str]) -> Callable[..., str]:
+def job(bucket: Bucket, write_run: Callable[..., str]) -> Callable[..., str]:
     """Writes so many rows, and a job whose tables go into the bucket; the words that run it."""
 
     def write(rows: int, more: str = "part_rows = 10") -> str:
-        (tmp_path / "prompts.jsonl").write_text(questions(rows))
-        (tmp_path / "job.toml").write_text(JOB.format(url=f"{bucket.url}/runs/first", more=more))
-        return "job.toml"
+        return write_run(rows, f"{bucket.url}/runs/first", more)
 
     return write
 

@@ -45,20 +45,17 @@ def test_killed_at_a_write(
     s3: dict[str, str],
     killed_at: Any,
     batchrun: Any,
+    verify: Any,
     tmp_path: Path,
-    questions: Any,
+    write_run: Any,
 ) -> None:
-    (tmp_path / "prompts.jsonl").write_text(questions(rows))
-    (tmp_path / "job.toml").write_text(
-        f'[input]\npath = "prompts.jsonl"\n[request]\nmodel = "m"\ninput = "{{{{ question }}}}"\n'
-        f'[output]\npath = "{bucket.url}/run"\npart_rows = {max(rows // 4, 10)}\n'
-    )
-    words = ("run", "job.toml", "--simulate", "--quiet")
+    job = write_run(rows, f"{bucket.url}/run", f"part_rows = {max(rows // 4, 10)}")
+    words = ("run", job, "--simulate", "--quiet")
     killed_at(number, moment, *words)
     done = batchrun(*words, env=s3)
     assert done.returncode == 0, done.stderr
     check(bucket, tmp_path, rows)
-    assert batchrun("verify", f"{bucket.url}/run", env=s3).returncode == 0
+    verify(f"{bucket.url}/run", env=s3)
 
 
 @pytest.mark.parametrize(
