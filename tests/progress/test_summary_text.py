@@ -81,7 +81,7 @@ def test_all_models_without_a_price_are_named_up_to_a_handful() -> None:
     assert 'no price for 3 attempts (add [pricing."a"], [pricing."b"] to ~/' in (said(two) or "")
     assert "no price for a, b" in progress_in_words(two)[-1]
     many = summed(*(ended(RESPONSE, None, None, f"m{at}") for at in range(150)))
-    assert '[pricing."m12"] and 145 more to ~/' in (said(many) or "")
+    assert '[pricing."m101"] and 145 more to ~/' in (said(many) or "")
     older = msgspec.structs.replace(two, unpriced_models=())
     assert 'attempts (add [pricing."b"] to ~/' in (said(older) or "")
 
