@@ -108,10 +108,8 @@ def _read_variants(tables: Any, job: Job, where: str) -> tuple[VariantJob, ...]:
             )
     if vary:
         tables = varied(vary)
-    elif not isinstance(tables, list) or not all(isinstance(one, dict) for one in tables):
-        raise JobError(f"{where}: variants must be a list of tables: write [[variants]]")
     variants: list[VariantJob] = []
-    for number, table in enumerate(tables, 1):
+    for number, table in enumerate(_tables_of("variants", tables, where), 1):
         name = table.get("name")
         what = f"{where}: [[variants]] {number}"
         if not isinstance(name, str) or not _VARIANT.fullmatch(name):
@@ -378,12 +376,17 @@ def load_scorers(path: Path) -> tuple[ScorerJob, ...]:
     return read_scorers(tree.get("scorers", []), str(path), path.parent)
 
 
+def _tables_of(name: str, tables: Any, where: str) -> list[dict[str, Any]]:
+    """The same. Raises `JobError` where it is no list of tables."""
+    if not isinstance(tables, list) or not all(isinstance(one, dict) for one in tables):
+        raise JobError(f"{where}: {name} must be a list of tables: write [[{name}]]")
+    return tables
+
+
 def read_scorers(tables: Any, where: str, folder: Path) -> tuple[ScorerJob, ...]:
     """The scorers, with paths in full that are relative to `folder`. Raises `JobError`."""
-    if not isinstance(tables, list) or not all(isinstance(one, dict) for one in tables):
-        raise JobError(f"{where}: scorers must be a list of tables: write [[scorers]]")
     scorers: list[ScorerJob] = []
-    for number, table in enumerate(tables, 1):
+    for number, table in enumerate(_tables_of("scorers", tables, where), 1):
         kind = table.get("kind")
         what = f"{where}: [[scorers]] {number}"
         if kind not in KINDS:
