@@ -376,7 +376,7 @@ def load_scorers(path: Path) -> tuple[ScorerJob, ...]:
     return read_scorers(tree.get("scorers", []), str(path), path.parent)
 
 
-def _tables_of(name: str, tables: Any, where: str) -> list[dict[str, Any]]:
+def _tables_of(name: str, tables: Any, where: str) -> list[Any]:
     """The same. Raises `JobError` where it is no list of tables."""
     if not isinstance(tables, list) or not all(isinstance(one, dict) for one in tables):
         raise JobError(f"{where}: {name} must be a list of tables: write [[{name}]]")

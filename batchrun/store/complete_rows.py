@@ -478,6 +478,7 @@ def row_totals(row: Mapping[str, Any], attempts: Sequence[Attempt]) -> Totals:
         cost_usd=row["cost_usd"],
         unpriced=int(row["cost_usd"] is None and bool(attempts)),
         unpriced_model=None,
+        unpriced_models=(),
         **{name: int(row[name] or 0) for name in _TOKENS},
     )
 

@@ -271,7 +271,7 @@ def test_every_model_without_a_price_is_named_up_to_a_handful(tmp_path: Path) ->
         f"no price for own-{n}" for n in range(5)
     ]
     assert notes[5:] == ["no price for 3 more models: the sum leaves out 3 attempts"]
-    assert "(no price for own-0, own-1, own-2, own-3, own-4 and 3 more)" in " ".join(
+    assert "(no price for gpt-4.1, own-0, own-1, own-2, own-3 and 4 more)" in " ".join(
         remarks(read_report(path))
     )
     with pytest.raises(JobError, match=r"known for gpt-9, own-1\. Give each"):
