@@ -162,7 +162,8 @@ def test_a_run_is_watched_from_another_shell_and_read_by_prometheus(
         in_lines, interrupted = begin("status", "run", "--watch"), begin("status", "run", "--watch")
         for watching in (in_lines, interrupted):
             assert watching.stdout is not None
-            assert re.match(r"running: \d+ of 60 rows \(340 more not asked for\); ", watching.stdout.readline())
+            shown_line = watching.stdout.readline()
+            assert re.match(r"running: \d+ of 60 rows \(340 more not asked for\); ", shown_line)
         interrupted.send_signal(signal.SIGINT)
         assert interrupted.wait(HANG_S) == 130
         _, said = interrupted.communicate(timeout=HANG_S)
