@@ -34,6 +34,7 @@ class Throughput:
     def __init__(self, most: int, timeout_s: float, *advertised: AdvertisedRate) -> None:
         self.most = most
         self.now = 0
+        self._timeout_s = timeout_s
         self._longest_s = timeout_s / tuning.QUEUE_TIMEOUT
         self._advertised = advertised
         self._allowed = min(most, tuning.CONCURRENCY_FIRST)
@@ -56,15 +57,18 @@ class Throughput:
         self._turn = 0  # after the server has changed: 1: more is tried first, -1: fewer
         self._refused_s = -math.inf  # the latest refusal
         self._cut_s = -math.inf  # time-outs of what was sent before have had their effect
+        self._were: list[tuple[float, int]] = []  # until when more were allowed, and how many
 
-    def set_part(self, part: float, settle_s: float = 0.0, *, leads: bool = True) -> None:
+    def set_part(
+        self, part: float, now_s: float, settle_s: float = 0.0, *, leads: bool = True
+    ) -> None:
         """Sets this process's part of what is in flight.
 
         One process measures (`leads`); the others have followed it after `settle_s`.
         """
         is_new = part != self._part
         if is_new:
-            self._allow(self._allowed * part / self._part)
+            self._allow(self._allowed * part / self._part, now_s)
         if leads and (is_new or not self._leads):
             self._restart()
         self._part, self._settle_s, self._leads = part, settle_s, leads
@@ -73,10 +77,10 @@ class Throughput:
         """In flight with all processes together, as this one has measured."""
         return max(1, round(self._allowed / self._part))
 
-    def follow(self, in_all: int) -> None:
+    def follow(self, in_all: int, now_s: float) -> None:
         """Follows the process that measures, which allows so many in all."""
         if not self._leads:
-            self._allow(in_all * self._part)
+            self._allow(in_all * self._part, now_s)
 
     def verdict(self, need: Need, now_s: float) -> Verdict:
         if self.now < self._allowed:
@@ -95,7 +99,7 @@ class Throughput:
         if finish.kind is None and finish.answered:
             self._answered(now_s - slot.started_s, finish.output_tokens, slot, now_s)
         elif finish.kind in TIME_OUTS and self._may_cut(slot):
-            self._cut(now_s)
+            self._cut(slot, now_s)
         elif finish.kind in REFUSALS:
             self._refused_s = now_s
         self.now -= 1
@@ -156,12 +160,15 @@ class Throughput:
         new = self._round
         # Otherwise something else limits the run, and the round says nothing.
         if new.in_flight >= tuning.QUEUE_USED * self._allowed * new.answers and self._record(new):
-            self._allow(self._next())
+            self._allow(self._next(), now_s)
         if self._began_s is not None:
             self._begin(now_s)
 
-    def _allow(self, count: float) -> None:
+    def _allow(self, count: float, now_s: float) -> None:
         allowed = max(1, min(self.most, round(count)))
+        if allowed < self._allowed:
+            self._were = [one for one in self._were if one[0] > now_s - self._timeout_s]
+            self._were.append((now_s, self._allowed))
         if allowed != self._allowed:
             self._allowed, self._began_s = allowed, None
 
@@ -193,14 +200,23 @@ class Throughput:
         self._base_s = min(level.latency_s for level in self._levels.values())
         self._least_s = min(self._least_s, self._base_s)
 
-    def _cut(self, now_s: float) -> None:
-        """Lowers what is in flight after a time-out: at once, and once for all sent before."""
-        level = self._levels.get(self._allowed)
+    def _cut(self, slot: Slot, now_s: float) -> None:
+        """Lowers what is in flight after a time-out: at once, and once for all sent before.
+
+        It waited among as many as were allowed at most since it was sent: too many were these, not
+        the fewer that are allowed by now.
+        """
+        among = max(
+            (were for until_s, were in self._were if slot.started_s <= until_s),
+            default=self._allowed,
+        )
+        among = max(among, self._allowed)
+        level = self._levels.get(among)
         most = level.per_s * self._longest_s if level else math.inf
-        self._sums = {n: sums for n, sums in self._sums.items() if n < self._allowed}
+        self._sums = {n: sums for n, sums in self._sums.items() if n < among}
         self._searches, self._grows = False, False
         self._cut_s = now_s
-        self._allow(min(self._allowed / 2, most))
+        self._allow(min(self._allowed, among / 2, most), now_s)
 
     def _next(self) -> float:
         """How many may be in flight next."""

@@ -106,7 +106,7 @@ class ScopeState:
                 case InferredConcurrency():
                     limit.set_part(part.share, part.before)
                 case Throughput():
-                    limit.set_part(part.share, part.settle_s, leads=part.leads)
+                    limit.set_part(part.share, now_s, part.settle_s, leads=part.leads)
 
     def rejoin(self) -> None:
         """Others have used what is for this process for a while."""
@@ -127,7 +127,7 @@ class ScopeState:
                 case Cooldown() if cooldown_s > 0:
                     limit.follow(cooldown_s, now_s)
                 case Throughput() if in_flight is not None:
-                    limit.follow(in_flight)
+                    limit.follow(in_flight, now_s)
                 case InferredRate() if rate is not None:
                     limit.follow(rate, now_s)
                 case InferredConcurrency() if takes is not None:

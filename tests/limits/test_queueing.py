@@ -99,6 +99,23 @@ def test_a_time_out_of_who_waits_lowers_what_is_in_flight_once() -> None:
     assert line.limit.status(line.now_s).most == lowered  # one wave, one cut
 
 
+def test_a_time_out_of_who_waited_among_more_lowers_nothing_again() -> None:
+    line = Line(timeout_s=30.0)
+    line.limit.started(NEED, line.now_s)
+    line.slots.append(Slot(NEED, line.now_s))
+    line.end(Finish(output_tokens=50), 0.5)  # alone
+    assert line.fill() == 16
+    late = line.slots[-3:]
+    del line.slots[-3:]
+    while (line.limit.status(line.now_s).most or 0) >= 16:
+        _answers(line, 1, 0.5)
+    lowered = line.limit.status(line.now_s).most or 0
+    assert 1 < lowered <= 8
+    for slot in late:
+        line.limit.finished(slot, TIMED_OUT, line.now_s + 20.0)
+    assert line.limit.status(line.now_s).most == lowered
+
+
 def test_a_time_out_of_who_is_slow_by_itself_lowers_nothing() -> None:
     line = Line(timeout_s=30.0)
     line.limit.started(NEED, line.now_s)
