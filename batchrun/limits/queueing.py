@@ -54,6 +54,7 @@ class Throughput:
         self._probes_up = False  # whether the last probe tried more
         self._searches = True  # the first search is going on
         self._grows = True  # more may be better
+        self._doubted = 0  # so many in flight seemed too many
         self._turn = 0  # after the server has changed: 1: more is tried first, -1: fewer
         self._refused_s = -math.inf  # the latest refusal
         self._cut_s = -math.inf  # time-outs of what was sent before have had their effect
@@ -233,6 +234,9 @@ class Throughput:
         if turn:
             return min(_times(n, step), most) if turn > 0 else min(n / step, n - 1)
         growth = self._growth() if n == max(levels) and best * step * 1.05 >= n else 1.0
+        if growth < 1.0 and n != self._doubted:  # few answers may look like a knee
+            self._doubted = n
+            return n
         self._searches = self._searches and growth == tuning.QUEUE_GROWS_FREE
         self._grows = growth > 1.0
         if growth < 1.0:
@@ -266,7 +270,7 @@ class Throughput:
         # From one to the first few, batching in the server raises latency too.
         is_queue = before > 1 or slope < tuning.QUEUE_FLAT
         if self._searches and waits > tuning.QUEUE_DEEP and is_queue:
-            return tuning.QUEUE_STEP / waits
+            return max(tuning.QUEUE_STEP / waits, 1 / tuning.QUEUE_FALLS)
         return tuning.QUEUE_PROBE
 
     def _fewer(self, best: int) -> float:
@@ -276,7 +280,8 @@ class Throughput:
         alone_s = below / levels[below].per_s if below else self._base_s
         knee = tuning.QUEUE_ABOVE * levels[best].per_s * alone_s
         step = tuning.QUEUE_STEP if below else tuning.QUEUE_PROBE
-        fewer = max(_times(below, tuning.QUEUE_STEP), min(knee, best / step))
+        least = max(_times(below, tuning.QUEUE_STEP), best / tuning.QUEUE_FALLS)
+        fewer = max(least, min(knee, best / step))
         return fewer if fewer <= best / step * 1.01 else best
 
 

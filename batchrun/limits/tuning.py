@@ -72,6 +72,7 @@ QUEUE_GROWS = 2.0  # (c) ... by this one if throughput grows ...
 QUEUE_SLOPE = 0.5  # (c) ... with more than this power of what is in flight, ...
 QUEUE_PROBE = 1.5  # (m) ... and else by this one, as in a probe
 QUEUE_STEP = 1.2  # (m) factor between two numbers in flight; it stays this far above the best
+QUEUE_FALLS = 2.0  # (m) it falls at most by this factor at a time: few answers are a rough measure
 QUEUE_ABOVE = 1.1  # (c) a number this far above where latency should begin to grow is tried
 QUEUE_ENOUGH = 0.98  # (m) fewer in flight are as good with this share of the best throughput
 QUEUE_HOLD = 6  # (m) rounds before more or fewer are tried

@@ -1,5 +1,6 @@
 import math
 import random
+from itertools import pairwise
 
 import pytest
 
@@ -82,46 +83,67 @@ def _answers(line: Line, count: int, every_s: float) -> None:
         line.fill()
 
 
-def test_a_time_out_of_who_waits_lowers_what_is_in_flight_once() -> None:
+def _alone(answer_s: float) -> Line:
+    """A line after its first answer, which took so long."""
     line = Line(timeout_s=30.0)
     line.limit.started(NEED, line.now_s)
     line.slots.append(Slot(NEED, line.now_s))
-    line.end(Finish(output_tokens=50), 0.5)  # alone
+    line.end(Finish(output_tokens=50), answer_s)
     assert line.fill() == 16
+    return line
+
+
+def _allowed(line: Line) -> int:
+    return round(line.limit.status(line.now_s).most or 0)
+
+
+def test_a_time_out_of_who_waits_lowers_what_is_in_flight_once() -> None:
+    line = _alone(0.5)
     _answers(line, 10, 0.5)
     assert line.limit.waits
-    before = line.limit.status(line.now_s).most
-    assert before is not None
+    before = _allowed(line)
     line.end(TIMED_OUT, 20.0)
-    lowered = line.limit.status(line.now_s).most or 0.0
+    lowered = _allowed(line)
     line.end(TIMED_OUT)
     assert lowered <= before / 2
-    assert line.limit.status(line.now_s).most == lowered  # one wave, one cut
+    assert _allowed(line) == lowered  # one wave, one cut
 
 
 def test_a_time_out_of_who_waited_among_more_lowers_nothing_again() -> None:
-    line = Line(timeout_s=30.0)
-    line.limit.started(NEED, line.now_s)
-    line.slots.append(Slot(NEED, line.now_s))
-    line.end(Finish(output_tokens=50), 0.5)  # alone
-    assert line.fill() == 16
+    line = _alone(0.5)
     late = line.slots[-3:]
     del line.slots[-3:]
-    while (line.limit.status(line.now_s).most or 0) >= 16:
+    while _allowed(line) >= 16:
         _answers(line, 1, 0.5)
-    lowered = line.limit.status(line.now_s).most or 0
+    lowered = _allowed(line)
     assert 1 < lowered <= 8
     for slot in late:
         line.limit.finished(slot, TIMED_OUT, line.now_s + 20.0)
-    assert line.limit.status(line.now_s).most == lowered
+    assert _allowed(line) == lowered
+
+
+def test_what_is_in_flight_falls_by_half_at_most_at_a_time() -> None:
+    line, numbers = _alone(0.125), [16]
+    for _ in range(100):
+        _answers(line, 1, 0.05)  # 2.5 times as many as alone
+        numbers.append(_allowed(line))
+    assert max(numbers) == 24
+    assert next(m for n, m in pairwise(numbers) if m < n) == 8
+
+
+def test_a_knee_is_measured_twice_before_fewer_are_tried() -> None:
+    line, count = _alone(1.0), 0
+    while _allowed(line) < 64:
+        _answers(line, 1, 1.1 / 16)  # hardly later than alone
+    while _allowed(line) == 64:
+        _answers(line, 1, 3.2 / 64)  # a third more of them, and three times as late
+        count += 1
+    assert _allowed(line) == 32
+    assert count > 64 - 16 + 2 * tuning.QUEUE_ANSWERS
 
 
 def test_a_time_out_of_who_is_slow_by_itself_lowers_nothing() -> None:
-    line = Line(timeout_s=30.0)
-    line.limit.started(NEED, line.now_s)
-    line.slots.append(Slot(NEED, line.now_s))
-    line.end(Finish(output_tokens=50), 0.5)
-    line.fill()
+    line = _alone(0.5)
     for _ in range(3):  # each as fast as the first alone
         sent, line.slots = line.slots, []
         line.now_s += 0.5
