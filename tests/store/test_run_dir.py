@@ -138,6 +138,7 @@ def test_all_that_was_stored_is_complete(
         total_tokens=sum(15 + row for row in range(10) if row % 3),
         unpriced=10,
         unpriced_model="m",
+        unpriced_models=("m",),
     )
 
 
