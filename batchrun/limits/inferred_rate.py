@@ -72,7 +72,8 @@ class InferredRate:
             return True
         held_s = now_s - max(self._cut_s, self._until_s)
         is_known = self.in_all is not None and not self._estimate.is_guess
-        return is_known and held_s >= tuning.HOLD_LEAST_S
+        is_near = self.rate >= 0.9 * self._estimate.high  # else it will soon be higher
+        return is_known and is_near and held_s >= tuning.HOLD_LEAST_S
 
     def rejoin(self) -> None:
         """Others have used this process's part for a while: what it has measured is of before."""

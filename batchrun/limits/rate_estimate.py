@@ -108,6 +108,7 @@ class RandomRefusals:
             return False
         if in_vain is False:
             self._in_vain = max(0, self._in_vain - 1)
+            self._falls = max(0, self._falls - 1)
         return True
 
     def _is_usual_by_now(self, sent: int, level: float, now_s: float) -> bool:

@@ -79,6 +79,18 @@ def test_few_refusals_that_come_at_ever_less_are_chance_after_three_falls() -> N
     assert chance.is_usual
 
 
+def test_a_search_that_ends_far_above_the_limit_does_not_make_its_refusals_chance() -> None:
+    chance = RandomRefusals()
+    for sent in (290, 292, 294):
+        chance.is_limit(sent, 780.0, 3.4, in_vain=None)
+    for sent, level in ((308, 386.0), (319, 229.0), (332, 136.0)):
+        assert chance.is_limit(sent, level, 3.5, in_vain=True)
+    assert chance.is_limit(780, 122.0, 7.8, in_vain=False)
+    for sent, level in ((788, 111.0), (798, 105.0)):
+        assert chance.is_limit(sent, level, 8.0, in_vain=True)
+    assert not chance.is_usual
+
+
 def test_refusals_at_even_distances_are_a_limit_after_all_and_not_chance_again_soon() -> None:
     chance = RandomRefusals()
     _refuse_by_chance(chance, 0.1, 400)

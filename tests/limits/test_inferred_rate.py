@@ -164,3 +164,20 @@ def test_a_rate_is_settled_once_nothing_is_refused_below_it_for_a_while() -> Non
     assert abs(let_in - 200) <= 20
     assert refused == 0
     assert limit.in_all == pytest.approx(200.0, rel=0.08)
+
+
+def test_a_rate_that_will_soon_be_higher_again_is_not_settled() -> None:
+    limit = InferredRate()
+    for second in range(12):
+        play(limit, second, second + 1.0, 50.0)
+    for half in range(24, 47):  # it rises far above what it knows, ...
+        play(limit, half / 2, (half + 1) / 2, 400.0)
+    assert limit.is_settled(23.5)
+    for half in range(47, 55):  # ... and is refused there
+        play(limit, half / 2, (half + 1) / 2, 100.0)
+    assert limit.rate < 115.0
+    assert not limit.is_settled(27.5)
+    for half in range(55, 70):
+        play(limit, half / 2, (half + 1) / 2, 100.0)
+    assert limit.is_settled(35.0)
+    assert limit.rate > 110.0

@@ -54,6 +54,19 @@ def test_a_hidden_limit_is_used_from_the_start_as_by_one_process(workers: int) -
         assert together.share_refused <= max(0.015, one.share_refused + 0.002)
 
 
+@pytest.mark.parametrize("workers", [1, 8, pytest.param(3, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "seed", [1, *(pytest.param(one, marks=pytest.mark.long) for one in range(2, 10))]
+)
+def test_a_hidden_limit_is_used_from_the_start_while_what_is_in_flight_adapts(
+    workers: int, seed: int
+) -> None:
+    plan = Plan(requests=PER_S, hints=BARE, latency_s=0.5, spread=0.17, refusal_s=0.01)
+    fleets = lead(Server(plan, seed), ROWS, workers, until_s=25.0, seed=seed, adapts_to_s=600.0)
+    assert fleets.accepted(0, 25) >= 0.955 * 25 * PER_S
+    assert fleets.share_refused <= 0.015
+
+
 @pytest.mark.parametrize("hints", [BARE, HEADERS])
 def test_what_a_worker_that_stands_still_leaves_of_a_servers_limit_goes_to_the_others(
     hints: str,
