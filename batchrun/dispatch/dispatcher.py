@@ -314,7 +314,8 @@ class _RowAttempts(Struct, eq=False):
             gate.close()  # before the slot is free: nobody may follow the row that ends the run
         gate.leave(slot, finish)
         match verdict:
-            case Again(wait_s):
+            case Again(wait_s, is_asked):
+                self.ended_s += wait_s if is_asked else 0.0  # such a wait is none of the row's time
                 raise RetryLater(wait_s)
             case Halt(reason, cause):
                 raise RunStopped(f"{failure.message} ({origin(failure)}): {reason}", cause)

@@ -107,13 +107,15 @@ class InferredConcurrency:
         self._lag_s = 0.1  # from sending to the refusal
         self._starts: deque[tuple[float, int]] = deque(maxlen=tuning.CONCURRENCY_STARTS)
         self._sent = 0
-        self._random = RandomRefusals()
+        self._random = RandomRefusals(tuning.SURE_IN_FLIGHT_S)
 
     def restart(self, now_s: float) -> None:
         """Begins again after an outage, whose refusals said nothing about a limit."""
         self._divide(min(self.most, tuning.CONCURRENCY_FIRST))
         self._searches, self._step, self._fitted = True, 1.0, math.inf
         self._grow_s, self._cut_s, self._answered = now_s, now_s, 0
+        self._base, self._refused = self.most, 0
+        self._random = RandomRefusals(tuning.SURE_IN_FLIGHT_S)
 
     def set_part(self, part: float, before: float = 0.0) -> None:
         """So much of what the server takes is for this process, and that for those before it."""
@@ -196,7 +198,7 @@ class InferredConcurrency:
             is_limit = self._random.is_limit(self._sent, self._fits, now_s, in_vain=in_vain)
             if self._random.is_usual:
                 self._searches = True
-            elif is_limit or probed:
+            elif is_limit or probed or slot.started_s <= self._cut_s:
                 self._refuse(slot.started_s, finish.hint_s or 0.0, now_s)
         elif finish.answered and finish.kind is None:
             if slot.started_s > self._cut_s:

@@ -53,6 +53,18 @@ class HeaderWindow:
                 self._look(max(said.remaining, 0.0), said.reset_s, now_s)
             self.unit_s = self._inferred_s()
 
+    def has_room(self, said: AdvertisedLimit | None, amount: float) -> bool:
+        """Whether enough remained for a request of this amount that was refused.
+
+        `said`: this limit, as the refusal gives it; null: as the last answer did.
+        """
+        stock = self._stock
+        if stock is None:
+            return False
+        if said is not None and said.remaining is not None:
+            stock = min(stock, max(said.remaining, 0.0) / self._fullest)
+        return stock >= max(tuning.ROOM, tuning.ROOM_REQUESTS * amount / self._fullest)
+
     @property
     def rate(self) -> float:
         """The rate a second; infinite if the limit gives none."""

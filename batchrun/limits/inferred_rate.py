@@ -75,6 +75,15 @@ class InferredRate:
         is_near = self.rate >= 0.9 * self._estimate.high  # else it will soon be higher
         return is_known and is_near and held_s >= tuning.HOLD_LEAST_S
 
+    def is_limit(self, slot: Slot, finish: Finish, now_s: float) -> bool:
+        """Whether a single refusal comes from a limit that is known; asked before it is noted."""
+        if finish.kind is not ErrorKind.RATE_LIMIT:
+            return False
+        if self._is_advertised():
+            return not all(one.has_room(slot, finish) for one in self._advertised)
+        probes = not self._searches and now_s >= self._rise_s
+        return not self._random.is_usual and (probes or self._random.is_sure(now_s))
+
     def rejoin(self) -> None:
         """Others have used this process's part for a while: what it has measured is of before."""
         self._was_out = True

@@ -1,7 +1,8 @@
 """Pauses a scope that refuses or fails as a whole, and tries it again with care. No I/O.
 
 All refusals of one wave make one stop. After it, starts ramp up from below the old rate; if the
-server says that the ramp is too steep, it rises slowly.
+server says that the ramp is too steep, it rises slowly. A refusal among many answers concerns only
+its row, which waits as long as the server asks, unless a limit is known that it comes from.
 
 Single failures concern only their rows, and so does a row that fails while others are answered. If
 many rows in a row fail, more attempts would be wasted: then one probe at a time is sent, at
@@ -16,6 +17,7 @@ from msgspec.structs import replace
 
 from batchrun.errors import ErrorKind, StopCause
 from batchrun.limits import tuning
+from batchrun.limits.rate_estimate import RefusedShare
 from batchrun.limits.verdicts import GO, LimitStatus, Stop, Verdict, Wait
 from batchrun.records import Finish, Need, Slot
 from batchrun.retry.next_step import FACTS, REFUSALS, TIME_OUTS, Cure
@@ -26,7 +28,13 @@ _SLOWLY = math.log(tuning.SLOW_RAMP) / tuning.SLOW_RAMP_S
 class Cooldown:
     """Stops and ramps of one scope."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, is_limit: Callable[[Slot, Finish, float], bool] = lambda _slot, _finish, _s: True
+    ) -> None:
+        """`is_limit`: whether a single refusal comes from a limit that is known, at that time."""
+        self._is_limit = is_limit
+        self._share = RefusedShare(begins_large=True)
+        self._sent = 0
         self._until_s = -math.inf
         self._own_until_s = -math.inf  # the same, from what the server told this process
         self._stopped_s = -math.inf  # when the last stop began
@@ -59,11 +67,17 @@ class Cooldown:
         if now_s - self._span_s >= tuning.MEASURED_S:
             self._measure(now_s)
         self._counted += 1
+        self._sent += 1
 
     def finished(self, slot: Slot, finish: Finish, now_s: float) -> None:
         if finish.slow_down:
             self._slow_down(now_s)
-        if finish.kind not in REFUSALS or finish.hint_s is None or finish.hint_s <= 0:
+        if finish.kind not in REFUSALS:
+            return
+        is_wave = self._share.is_large(self._sent)
+        if finish.hint_s is None or finish.hint_s <= 0:
+            return
+        if not is_wave and not self._is_limit(slot, finish, now_s):
             return
         if slot.started_s <= self._stopped_s:  # the same wave of refusals
             until_s = slot.started_s + finish.hint_s

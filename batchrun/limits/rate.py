@@ -16,6 +16,7 @@ from operator import attrgetter
 from batchrun.errors import ErrorKind
 from batchrun.limits import tuning
 from batchrun.limits.header_window import HeaderWindow
+from batchrun.limits.rate_estimate import RefusedShare
 from batchrun.limits.verdicts import GO, LimitStatus, Verdict, Wait
 from batchrun.records import AdvertisedLimit, Finish, Need, Slot
 
@@ -197,6 +198,7 @@ class AdvertisedRate:
         self._pressed_s = -math.inf  # when an attempt last had to wait
         self._cut_s = -math.inf  # refusals of requests sent before belong to one wave
         self._strikes = 0.0
+        self._refused_share = RefusedShare()
         self._sent = 0
         self._strike_sent = 0
         self._grown_s = -math.inf
@@ -207,6 +209,14 @@ class AdvertisedRate:
         """The advertised rate a second; infinite if there is none."""
         own = self._headers[self._binding].rate if self._binding is not None else math.inf
         return min((own, *(side.rate for side in self._sides))) if self._sides else own
+
+    def has_room(self, slot: Slot, finish: Finish) -> bool:
+        """Whether the server says that enough of the limit remained for a refused request."""
+        said = {one.header: one for one in finish.advertised}
+        amount = self._amount(slot.need)
+        return all(
+            header.has_room(said.get(name), amount) for name, header in self._headers.items()
+        ) and all(side.has_room(slot, finish) for side in self._sides)
 
     def set_part(self, part: float, now_s: float) -> None:
         """Sets this process's part of the advertised rate."""
@@ -241,7 +251,7 @@ class AdvertisedRate:
         if self._is_replaced:
             return
         if finish.kind is ErrorKind.RATE_LIMIT:
-            self._refused(slot, finish.hint_s or 0.0, now_s)
+            self._refused(slot, finish, now_s)
         elif self._share < 1.0 and now_s - self._grown_s >= 1.0:
             self._grown_s = now_s
             self._share = min(1.0, self._share * (1.01 if now_s - self._cut_s < 5 else 1.05))
@@ -269,13 +279,19 @@ class AdvertisedRate:
             per_s=header.rate,
         )
 
-    def _refused(self, slot: Slot, hint_s: float, now_s: float) -> None:
-        """A few refusals are random; more mean a lower limit, or that others use it too."""
+    def _refused(self, slot: Slot, finish: Finish, now_s: float) -> None:
+        """A few refusals are random; more mean a lower limit, or that others use it too.
+
+        Where the server says that there is room, only a large share of refusals means that.
+        """
+        is_large, has_room = self._refused_share.is_large(self._sent), self.has_room(slot, finish)
         if slot.started_s <= self._cut_s or now_s - self._pressed_s > 1.0 or self._binding is None:
+            return
+        if has_room and not is_large:
             return
         self._cut_s = now_s
         # Nothing remains; after the hint there is enough for one more, perhaps a large one.
-        self._spacing.hold_back(self._amount(slot.need), now_s + hint_s)
+        self._spacing.hold_back(self._amount(slot.need), now_s + (finish.hint_s or 0.0))
         passed = self._sent - self._strike_sent
         self._strike_sent = self._sent
         self._strikes = max(0.0, self._strikes - passed / tuning.STRIKE_REQUESTS) + 1

@@ -1,6 +1,6 @@
 """Estimates a server's limit from its refusals, and tells these from random refusals. No I/O.
 
-Above a limit refusals come in waves; below it there are none. So a single refusal among many
+Above a limit a considerable share is refused; below it nothing is. So a single refusal among many
 answers says nothing, unless a wave has recently shown that there is a limit. Refusals that continue
 although the limit was lowered again and again are random: a share of all requests, whatever is
 sent. To mistake them for a limit would be worst if each of them stops everything for a while.
@@ -53,13 +53,43 @@ class SentLog:
         return sent, refused
 
 
+class RefusedShare:
+    """Tells from each refusal whether the share that is refused has become large.
+
+    A sequential test of two shares, 0 < `usual` < `large` < 1. The evidence for the larger is the
+    sum of the logarithms of the likelihood ratio of each attempt, and never below 0. So a few
+    refusals in a row suffice, and the usual share makes it large only once in `exp(evidence)`
+    attempts or less.
+    """
+
+    def __init__(self, evidence: float = tuning.EVIDENCE, *, begins_large: bool = False) -> None:
+        """`begins_large`: a refusal before there are answers is enough."""
+        self._enough = evidence
+        self._evidence = evidence if begins_large else 0.0
+        self._sent = 0  # attempts before the last refusal
+
+    def is_large(
+        self, sent: int, usual: float = tuning.SMALL_SHARE, large: float = tuning.LARGE_SHARE
+    ) -> bool:
+        """Whether it is large, at a refusal after `sent` attempts."""
+        answered, self._sent = max(0, sent - self._sent - 1), sent
+        answers = answered * math.log((1 - large) / (1 - usual))
+        evidence = max(0.0, self._evidence + answers) + math.log(large / usual)
+        self._evidence = min(evidence, self._enough + 1.0)
+        return evidence >= self._enough
+
+
 class RandomRefusals:
     """Tells random refusals from those of a limit; called at each refusal."""
 
-    def __init__(self) -> None:
+    def __init__(self, sure_s: float = tuning.SURE_S) -> None:
+        """`sure_s`: for how long a wave is remembered."""
         # Attempts sent before each of the last refusals.
         self._recent: deque[int] = deque(maxlen=tuning.HEARD)
-        self._sure_s = -tuning.SURE_S
+        self._wave = RefusedShare()
+        self._more = RefusedShare(tuning.EVIDENCE_MORE)  # than is usual
+        self._sure_for_s = sure_s
+        self._sure_s = -math.inf
         self._in_vain = 0
         self._in_vain_sent = 0  # attempts sent when that began
         self._in_vain_level = 0.0
@@ -74,6 +104,10 @@ class RandomRefusals:
     def is_usual(self) -> bool:
         """Whether refusals are known to be random: a share of all, whatever is sent."""
         return self._usual is not None
+
+    def is_sure(self, now_s: float) -> bool:
+        """Whether a wave has shown a limit lately."""
+        return now_s - self._sure_s < self._sure_for_s
 
     def is_known(self, now_s: float) -> None:
         """Notes that other processes have met a limit."""
@@ -91,18 +125,19 @@ class RandomRefusals:
         if self._usual is not None and now_s - self._last_s > tuning.RANDOM_S:
             self._usual = None
         self._last_s = now_s
+        is_wave = self._wave.is_large(sent)
         if self._usual is not None:
-            share = self._share(sent)
-            most = min(max(tuning.TIMES * self._usual, self._usual + tuning.MORE), self._most)
-            if share <= most and not self._is_even():
-                self._usual += tuning.LEARN * (share - self._usual)
+            usual = self._usual
+            most = min(max(tuning.TIMES * usual, usual + tuning.MORE), self._most)
+            most = min(max(most, tuning.TIMES_LEAST * usual), tuning.MOST_SHARE)
+            if not (self._more.is_large(sent, usual, most) or self._is_even()):
+                self._usual += tuning.LEARN * (self._share(sent) - usual)
                 return False
             self._usual, self._in_vain, self._barred_s = None, 0, now_s + tuning.BARRED_S
             return True
-        if len(recent) >= tuning.WAVE and sent - recent[-tuning.WAVE] <= tuning.WAVE_SENT:
+        if is_wave:
             self._sure_s = now_s
-        is_sure = now_s - self._sure_s < tuning.SURE_S
-        if not is_sure and (len(recent) == 1 or sent - recent[-2] > tuning.PAIR_SENT):
+        if not self.is_sure(now_s):
             return False
         if in_vain and self._is_usual_by_now(sent, level, now_s):
             return False
@@ -130,6 +165,7 @@ class RandomRefusals:
         self._in_vain = 0
         if share > tuning.MOST_RANDOM:
             return False
+        self._more = RefusedShare(tuning.EVIDENCE_MORE)
         self._usual, self._most = (share * spread, tuning.FEW_MOST) if is_few else (share, 1.0)
         return True
 

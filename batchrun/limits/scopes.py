@@ -39,12 +39,13 @@ def scope_limits(
     requests, tokens = (
         AdvertisedRate(of, is_replaced=of in given) for of in ("requests", "tokens")
     )
+    rate = InferredRate(requests, tokens)
     limits: list[Limit] = [
-        Cooldown(),
+        Cooldown(rate.is_limit),
         requests,
         tokens,
         InferredConcurrency(most_in_flight),
-        InferredRate(requests, tokens),  # after those that it looks at
+        rate,  # after those that it looks at
     ]
     if adapts_to_s is not None:
         limits.append(Throughput(most_in_flight, adapts_to_s, requests, tokens))

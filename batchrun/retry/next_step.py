@@ -87,7 +87,8 @@ FACTS: dict[ErrorKind, KindFacts] = {
     **{kind: KindFacts(Cure.NONE) for kind in SHORTFALLS},  # of answers: no attempt has them
 }
 
-# A hint that comes with these pauses the whole scope, at the gate, and not the row alone.
+# A hint that comes with these is a time in which the server does nothing for the row: none of what
+# the row may take. Where a limit is behind it, the whole scope waits too, at the gate.
 REFUSALS = (ErrorKind.RATE_LIMIT, ErrorKind.OVERLOADED)
 
 # A server that has too much to do says nothing, in the end.
@@ -127,6 +128,7 @@ class Again(Struct, frozen=True):
     """Another attempt after `wait_s` seconds."""
 
     wait_s: float
+    is_asked: bool = False  # the server refused the row for so long: none of what it may take
 
 
 class GiveUp(Struct, frozen=True):
@@ -216,8 +218,7 @@ def judge(
         return GiveUp("failed", "")
     if _comes_back(failures) and not is_excused:
         return GiveUp("failed", f"the same {SAME_ENDS} times")
-    pauses_scope = kind in REFUSALS and hint_s is not None
-    if pauses_scope and hint_s is not None and hint_s > give_up_after_s:
+    if kind in REFUSALS and hint_s is not None and hint_s > give_up_after_s:
         return Halt(
             f"the server asks to wait {hint_s:.0f} s, longer than limits.give_up_after_s; "
             "run the same command again after that time",
@@ -242,11 +243,10 @@ def judge(
     ):
         return Halt(FACTS[ErrorKind.UNAUTHORIZED].advice, StopCause.KEY)
     wait_s = _wait_s(len(same) if cure in _UNCOUNTED else counted, hint_s, settings, jitter)
-    if pauses_scope and len(same) <= _BELIEVED:
-        wait_s = 0.0  # the whole scope waits, at the gate
-    if elapsed_s + wait_s > settings.max_elapsed_s:
+    is_asked = kind in REFUSALS and hint_s is not None and len(same) <= _BELIEVED
+    if elapsed_s + (0.0 if is_asked else wait_s) > settings.max_elapsed_s:
         return GiveUp("no_answer", f"after {elapsed_s:.0f} s (retry.max_elapsed_s)")
-    return Again(wait_s)
+    return Again(wait_s, is_asked)
 
 
 def _comes_back(failures: Sequence[Failure]) -> bool:
