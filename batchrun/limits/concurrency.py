@@ -97,6 +97,8 @@ class InferredConcurrency:
         self._cut_s = -math.inf
         self._base = 0  # in flight at the cut
         self._refused = 0  # of these
+        # Of the last refusals that showed no limit by themselves: when they were sent and came.
+        self._doubted: deque[tuple[float, float]] = deque(maxlen=tuning.CONCURRENCY_DOUBTED)
         self._answered = 0  # since the cut or the last probe
         self._fitted = math.inf  # what fitted before refusals came in a row
         self._probed_s = math.inf  # when one more was tried
@@ -200,6 +202,8 @@ class InferredConcurrency:
                 self._searches = True
             elif is_limit or probed or slot.started_s <= self._cut_s:
                 self._refuse(slot.started_s, finish.hint_s or 0.0, now_s)
+            else:
+                self._doubted.append((slot.started_s, now_s))
         elif finish.answered and finish.kind is None:
             if slot.started_s > self._cut_s:
                 self._answered += not finish.is_retry
@@ -246,7 +250,8 @@ class InferredConcurrency:
         self._searches = False
         self._cut_s = now_s
         at_sent = max((count for time_s, count in self._starts if time_s == sent_s), default=0)
-        self._base, self._refused, self._answered = max(self.now, at_sent), 1, 0
+        doubted = sum(one_s <= sent_s <= came_s for one_s, came_s in self._doubted)
+        self._base, self._refused, self._answered = max(self.now, at_sent - doubted), 1, 0
         steady = abs(self._fits - self._base) <= max(2.0, 0.1 * self._fits)
         self._cost = (
             min(tuning.CONCURRENCY_COST_MOST, self._cost * 1.5)
@@ -257,7 +262,7 @@ class InferredConcurrency:
         is_blind = self._soon > 1  # what is in flight does not show the limit
         if is_blind:
             self._fits = max(1.0, min(self._fits, tuning.CONCURRENCY_CUT * before))
-        if self._fits >= self._fitted / 4:
+        if self._fits >= self._fitted / 4 or (doubted and self._fitted == math.inf):
             self._fitted = self._fits
         self._step, self._probed_s = 1.0, math.inf
         self._cost_s += (0.3 if self._cost_s else 1.0) * (hint_s - self._cost_s)

@@ -18,6 +18,7 @@ from batchrun.limits.queue_estimate import (
     out_of_date,
 )
 from batchrun.limits.rate import AdvertisedRate
+from batchrun.limits.rate_estimate import RefusedShare
 from batchrun.limits.verdicts import GO, LimitStatus, Verdict, Wait
 from batchrun.records import Finish, Need, Slot
 from batchrun.retry.next_step import REFUSALS, TIME_OUTS
@@ -27,8 +28,8 @@ class Throughput:
     """Allows as many attempts of one scope in flight as raise its server's throughput.
 
     It measures in rounds. A round begins when as many are in flight as are allowed, and counts the
-    answers to what is sent after that. A server that refuses or advertises limits does not queue:
-    for it, everything may pass.
+    answers to what is sent after that. A server that refuses a considerable share, or advertises
+    limits, does not queue: for it, everything may pass.
     """
 
     def __init__(self, most: int, timeout_s: float, *advertised: AdvertisedRate) -> None:
@@ -56,7 +57,10 @@ class Throughput:
         self._grows = True  # more may be better
         self._doubted = 0  # so many in flight seemed too many
         self._turn = 0  # after the server has changed: 1: more is tried first, -1: fewer
-        self._refused_s = -math.inf  # the latest refusal
+        self._sent = 0
+        self._share = RefusedShare()
+        self._limit_s = -math.inf  # when a considerable share was refused: there is a limit
+        self._refused_s = -math.inf  # its latest refusal
         self._cut_s = -math.inf  # time-outs of what was sent before have had their effect
         self._were: list[tuple[float, int]] = []  # until when more were allowed, and how many
 
@@ -95,6 +99,7 @@ class Throughput:
 
     def started(self, need: Need, now_s: float) -> None:
         self.now += 1
+        self._sent += 1
 
     def finished(self, slot: Slot, finish: Finish, now_s: float) -> None:
         if finish.kind is None and finish.answered:
@@ -102,7 +107,10 @@ class Throughput:
         elif finish.kind in TIME_OUTS and self._may_cut(slot):
             self._cut(slot, now_s)
         elif finish.kind in REFUSALS:
-            self._refused_s = now_s
+            if self._share.is_large(self._sent):
+                self._limit_s = now_s
+            if now_s - self._limit_s < tuning.SURE_S:
+                self._refused_s = now_s
         self.now -= 1
 
     def status(self, now_s: float) -> LimitStatus:

@@ -97,6 +97,7 @@ class RandomRefusals:
         self._fall_level = 0.0
         self._usual: float | None = None  # the share that is refused at random
         self._most = 1.0  # a share above this is a limit in any case
+        self._beside: float | None = None  # the share that is random beside those of a limit
         self._last_s = 0.0
         self._barred_s = 0.0
 
@@ -105,9 +106,14 @@ class RandomRefusals:
         """Whether refusals are known to be random: a share of all, whatever is sent."""
         return self._usual is not None
 
+    @property
+    def is_mixed(self) -> bool:
+        """Whether some refusals are known to be random, and others those of a limit."""
+        return self._beside is not None
+
     def is_sure(self, now_s: float) -> bool:
-        """Whether a wave has shown a limit lately."""
-        return now_s - self._sure_s < self._sure_for_s
+        """Whether a single refusal comes from a limit, as a wave has shown lately."""
+        return self._beside is None and now_s - self._sure_s < self._sure_for_s
 
     def is_known(self, now_s: float) -> None:
         """Notes that other processes have met a limit."""
@@ -121,22 +127,30 @@ class RandomRefusals:
         cannot be said, as for requests that were sent before the limit was lowered.
         """
         recent = self._recent
+        if self._beside is not None:
+            answered = sent - (recent[-1] if recent else 0)
+            if now_s >= self._barred_s or answered > tuning.NONE_AMONG:
+                self._beside = None
         recent.append(sent)
         if self._usual is not None and now_s - self._last_s > tuning.RANDOM_S:
             self._usual = None
         self._last_s = now_s
-        is_wave = self._wave.is_large(sent)
+        is_wave = self._is_wave(sent)
         if self._usual is not None:
             usual = self._usual
             most = min(max(tuning.TIMES * usual, usual + tuning.MORE), self._most)
             most = min(max(most, tuning.TIMES_LEAST * usual), tuning.MOST_SHARE)
-            if not (self._more.is_large(sent, usual, most) or self._is_even()):
+            is_even = self._is_even()
+            if not (self._more.is_large(sent, usual, most) or is_even):
                 self._usual += tuning.LEARN * (self._share(sent) - usual)
                 return False
+            self._beside = None if is_even else min(usual, tuning.FEWEST)
             self._usual, self._in_vain, self._barred_s = None, 0, now_s + tuning.BARRED_S
             return True
         if is_wave:
             self._sure_s = now_s
+        if self._beside is not None:
+            return is_wave
         if not self.is_sure(now_s):
             return False
         if in_vain and self._is_usual_by_now(sent, level, now_s):
@@ -145,6 +159,12 @@ class RandomRefusals:
             self._in_vain = max(0, self._in_vain - 1)
             self._falls = max(0, self._falls - 1)
         return True
+
+    def _is_wave(self, sent: int) -> bool:
+        if self._beside is None:
+            return self._wave.is_large(sent)
+        usual = max(tuning.SMALL_SHARE, self._beside)
+        return self._wave.is_large(sent, usual, max(tuning.LARGE_SHARE, tuning.TIMES * usual))
 
     def _is_usual_by_now(self, sent: int, level: float, now_s: float) -> bool:
         if not self._in_vain:
@@ -159,6 +179,8 @@ class RandomRefusals:
         is_enough = (self._in_vain >= tuning.IN_VAIN and is_lower) or (
             self._falls >= tuning.FALLS and is_few
         )
+        if self._in_vain >= tuning.IN_VAIN and share <= tuning.FEWEST:
+            is_enough = is_enough or level <= tuning.FALL * self._in_vain_level
         if not is_enough or now_s < self._barred_s:
             return False
         spread = 1 + tuning.SPREAD / math.sqrt(self._in_vain)

@@ -146,6 +146,23 @@ async def test_a_hint_is_waited_for() -> None:
     assert second.started_at - first.started_at >= 400_000
 
 
+async def test_a_row_that_is_refused_among_many_answers_waits_alone() -> None:
+    limited: Step = (429, _error("rate_limit_exceeded"), {"Retry-After": "0.6"})
+    answered: list[Step] = [(200, ANSWER)] * 40
+    retry = RetryJob(max_wait_s=0.01, max_elapsed_s=0.5)  # the wait is none of the row's time
+    async with _setup([*answered, limited, (200, ANSWER)], retry) as setup:
+        for row in range(40):
+            await setup.outcome(row)
+        refused = asyncio.create_task(setup.outcome(40))
+        async with asyncio.timeout(HANG_S):
+            while not setup.dispatcher.retrying:
+                await asyncio.sleep(0.001)
+        other = await setup.outcome(41)
+        first, second = (await refused).attempts
+    assert second.started_at - first.started_at >= 600_000
+    assert other.attempts[0].started_at < first.started_at + 600_000
+
+
 async def test_a_time_out_is_tried_once_more_and_the_message_advises() -> None:
     async with _setup([(200, None)], timeout_s=0.2) as setup:
         outcome = await setup.outcome()

@@ -101,6 +101,26 @@ def test_a_hint_beyond_what_may_be_waited_for_ends_the_run(
     assert "asks to wait 4000 s" in done.stderr
 
 
+def test_a_row_that_is_refused_among_many_answers_waits_as_asked_and_the_others_go_on(
+    write_rows: Any, questions: Any, batchrun: Run, simulator: Any, query: Query
+) -> None:
+    words = ("--fault", "429_float=0.02", "--retry-after", "0.3", "--no-hints", "--latency", "0.01")
+    source, base_url = write_rows(questions(1_200)), simulator(*words)
+    done = batchrun("run", source, *_ASK, "--base-url", base_url, "--concurrency", "16")
+    assert done.returncode == 0, done.stderr
+    sql = "SELECT [[epoch_us(a.started_at) / 1e6, a.latency_s] FOR a IN attempts] FROM read_parquet(?)"
+    rows: list[list[tuple[float, float]]] = [row[0] for row in query(sql)]
+    sent = sorted(began_s for row in rows for began_s, _ in row)
+    refused = [began_s + took_s for row in rows for began_s, took_s in row[:-1]]
+    again = [began_s for row in rows for began_s, _ in row[1:]]
+    assert all(later - end_s > 0.29 for end_s, later in zip(refused, again, strict=True))
+    # Before there are answers one refusal stops all, and at the end nothing else is left.
+    judged = [end_s for end_s in refused if sent[100] < end_s < sent[-100] - 0.3]
+    idle = [end_s for end_s in judged if not any(0.05 < at_s - end_s < 0.25 for at_s in sent)]
+    assert len(judged) >= 5
+    assert len(idle) <= len(judged) / 3
+
+
 def test_the_cap_is_never_passed_and_a_higher_one_goes_on(
     source: Path, batchrun: Run, simulator: Any, stats: Any, query: Query, totals: Any
 ) -> None:

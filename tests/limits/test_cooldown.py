@@ -50,6 +50,34 @@ def test_other_errors_and_refusals_without_a_hint_stop_nothing() -> None:
     assert cooldown.verdict(NEED, 10.0) is GO
 
 
+def test_a_refusal_among_many_answers_stops_nothing_unless_a_limit_is_known() -> None:
+    known = False
+    cooldown = Cooldown(lambda _slot, _finish, _now_s: known)
+    starts(cooldown, 0.0, 9.9, 100.0)
+    refuse(cooldown, 9.5, 9.9, 5.0)
+    assert cooldown.verdict(NEED, 9.9) is GO
+    known = True
+    refuse(cooldown, 9.5, 9.9, 5.0)
+    assert cooldown.verdict(NEED, 9.9) == Wait(14.9)
+
+
+def test_a_considerable_share_of_refusals_stops_all() -> None:
+    cooldown = Cooldown(lambda _slot, _finish, _now_s: False)
+    starts(cooldown, 0.0, 9.0, 100.0)
+    for number in range(8):
+        now_s = 9.0 + number / 10
+        starts(cooldown, now_s, now_s + 0.02, 100.0)
+        refuse(cooldown, now_s, now_s + 0.05, 5.0)
+    assert isinstance(cooldown.verdict(NEED, 9.8), Wait)
+
+
+def test_a_server_that_refuses_from_the_start_is_left_alone_at_once() -> None:
+    cooldown = Cooldown(lambda _slot, _finish, _now_s: False)
+    cooldown.started(NEED, 9.0)
+    refuse(cooldown, 9.0, 10.0, 5.0)
+    assert cooldown.verdict(NEED, 10.0) == Wait(15.0)
+
+
 def test_a_wave_of_refusals_is_one_stop() -> None:
     cooldown = Cooldown()
     refuse(cooldown, 9.0, 10.0, 2.0)

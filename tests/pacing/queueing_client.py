@@ -71,7 +71,7 @@ class QueueingClient:
 
     def _more(self) -> None:
         while not self._is_over and self.gate.waiting < _WAITING:
-            _Row(self, next(self._lengths)).enter()
+            WaitingRow(self, next(self._lengths)).enter()
 
     def _arrives(self, key: int, tokens: int) -> None:
         self._server.take(key, tokens, self._now_s())
@@ -107,12 +107,12 @@ class QueueingClient:
                 self._server.drop(key, now_s)
                 self.answers.timed_out += 1
                 self.gate.leave(slot, Finish(ErrorKind.TIMEOUT, answered=False))
-                self._loop.call_later(_AGAIN_S, partial(_Row(self, tokens).enter, again=True))
+                self._loop.call_later(_AGAIN_S, partial(WaitingRow(self, tokens).enter, again=True))
         if not self._is_over:
             self._loop.call_later(_SWEEP_S, self._sweep)
 
 
-class _Row:
+class WaitingRow:
     """One row's way through the gate, driven by hand: a task for each would take far longer."""
 
     __slots__ = ("_client", "_need", "_tokens", "_way")
