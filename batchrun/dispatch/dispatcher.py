@@ -269,8 +269,7 @@ class _RowAttempts(Struct, eq=False):
         slot = await gate.enter(self.scope, self._need, again=self.sent > 0)
         began_s = time.perf_counter()
         if not self.sent:
-            self.first_sent_s = began_s
-            run.open[id(self)] = self
+            self.first_sent_s, run.open[id(self)] = began_s, self
         kind, self.kind = self.kind, "retry"
         if hedge is None:
             attempted = (await self._send(slot, kind))[1]
@@ -314,8 +313,8 @@ class _RowAttempts(Struct, eq=False):
             gate.close()  # before the slot is free: nobody may follow the row that ends the run
         gate.leave(slot, finish)
         match verdict:
-            case Again(wait_s, is_asked):
-                self.ended_s += wait_s if is_asked else 0.0  # such a wait is none of the row's time
+            case Again(wait_s, asked_s):
+                self.ended_s += asked_s
                 raise RetryLater(wait_s)
             case Halt(reason, cause):
                 raise RunStopped(f"{failure.message} ({origin(failure)}): {reason}", cause)

@@ -3,7 +3,8 @@
 Above a limit a considerable share is refused; below it nothing is. So a single refusal among many
 answers says nothing, unless a wave has recently shown that there is a limit. Refusals that continue
 although the limit was lowered again and again are random: a share of all requests, whatever is
-sent. To mistake them for a limit would be worst if each of them stops everything for a while.
+sent. To mistake them for a limit would be worst if each of them stops everything for a while. Where
+a limit is met in spite of that, only a share beyond the random one comes from it.
 
 A refusal says that the server had nothing left when the refused request was sent. Between two such
 moments, the requests sent and not refused, divided by the time, are the limit, or less if the
@@ -58,8 +59,8 @@ class RefusedShare:
 
     A sequential test of two shares, 0 < `usual` < `large` < 1. The evidence for the larger is the
     sum of the logarithms of the likelihood ratio of each attempt, and never below 0. So a few
-    refusals in a row suffice, and the usual share makes it large only once in `exp(evidence)`
-    attempts or less.
+    refusals in a row suffice, and the usual share passes for the larger at most once in about
+    `exp(evidence)` attempts.
     """
 
     def __init__(self, evidence: float = tuning.EVIDENCE, *, begins_large: bool = False) -> None:
@@ -137,7 +138,7 @@ class RandomRefusals:
         self._last_s = now_s
         is_wave = self._is_wave(sent)
         if self._usual is not None:
-            usual = self._usual
+            usual = min(self._usual, tuning.MOST_RANDOM)
             most = min(max(tuning.TIMES * usual, usual + tuning.MORE), self._most)
             most = min(max(most, tuning.TIMES_LEAST * usual), tuning.MOST_SHARE)
             is_even = self._is_even()

@@ -128,7 +128,7 @@ class Again(Struct, frozen=True):
     """Another attempt after `wait_s` seconds."""
 
     wait_s: float
-    is_asked: bool = False  # the server refused the row for so long: none of what it may take
+    asked_s: float = 0.0  # of these, the server refused the row for so many: none of its own time
 
 
 class GiveUp(Struct, frozen=True):
@@ -244,9 +244,10 @@ def judge(
         return Halt(FACTS[ErrorKind.UNAUTHORIZED].advice, StopCause.KEY)
     wait_s = _wait_s(len(same) if cure in _UNCOUNTED else counted, hint_s, settings, jitter)
     is_asked = kind in REFUSALS and hint_s is not None and len(same) <= _BELIEVED
-    if elapsed_s + (0.0 if is_asked else wait_s) > settings.max_elapsed_s:
+    asked_s = wait_s if is_asked else 0.0
+    if elapsed_s + wait_s - asked_s > settings.max_elapsed_s:
         return GiveUp("no_answer", f"after {elapsed_s:.0f} s (retry.max_elapsed_s)")
-    return Again(wait_s, is_asked)
+    return Again(wait_s, asked_s)
 
 
 def _comes_back(failures: Sequence[Failure]) -> bool:

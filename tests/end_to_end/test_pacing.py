@@ -108,7 +108,10 @@ def test_a_row_that_is_refused_among_many_answers_waits_as_asked_and_the_others_
     source, base_url = write_rows(questions(1_200)), simulator(*words)
     done = batchrun("run", source, *_ASK, "--base-url", base_url, "--concurrency", "16")
     assert done.returncode == 0, done.stderr
-    sql = "SELECT [[epoch_us(a.started_at) / 1e6, a.latency_s] FOR a IN attempts] FROM read_parquet(?)"
+    sql = """
+        SELECT [[epoch_us(one.started_at) / 1e6, one.latency_s] FOR one IN attempts]
+        FROM read_parquet(?)
+    """
     rows: list[list[tuple[float, float]]] = [row[0] for row in query(sql)]
     sent = sorted(began_s for row in rows for began_s, _ in row)
     refused = [began_s + took_s for row in rows for began_s, took_s in row[:-1]]

@@ -1,6 +1,7 @@
 import itertools
 import math
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -194,6 +195,24 @@ def test_refusals_that_come_in_spite_of_it_lower_the_rate_for_a_while() -> None:
     for second in range(60):
         hear(limit, told(6_000.0), now_s + 3 + second)
     assert len(starts(limit, now_s + 70, now_s + 71, ONE)) >= 98
+
+
+@pytest.mark.parametrize(("every", "is_lowered"), [(20, False), (2, True)])
+def test_refusals_while_much_remains_lower_the_rate_only_if_they_are_many(
+    every: int, is_lowered: bool
+) -> None:
+    limit = AdvertisedRate("requests")
+    hear(limit, told(6_000.0, 5_000.0), 0.0)
+    refusal = Finish(ErrorKind.RATE_LIMIT, hint_s=5.0)  # from a gateway that tells no limits
+    for number in range(1, 400):
+        now_s = number / 150
+        limit.started(ONE, now_s)
+        limit.verdict(ONE, now_s)
+        slot = Slot(ONE, now_s)
+        limit.finished(slot, refusal if number % every == 0 else told(6_000.0, 5_000.0), now_s)
+    assert limit.has_room(slot, refusal)
+    assert not limit.has_room(slot, told(6_000.0, 0.0))
+    assert (len(starts(limit, 5.0, 6.0, ONE)) < 98) is is_lowered
 
 
 def test_what_counts_in_a_minute_says_when_it_ceases_to() -> None:

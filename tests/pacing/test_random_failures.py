@@ -71,7 +71,8 @@ def test_a_refusal_by_chance_that_says_how_long_to_wait_stops_its_row_alone(
     """Thousands a second are possible; a pause of 0.3 s for each refusal left 170 of them."""
     plan = Plan(latency_s=0.05, spread=0.0)
     plain, flaky = (
-        run(server, 100.0, 100, 15_000) for server in (Server(plan, 1), Flaky(plan, 0.01, kind, 0.3))
+        run(server, 100.0, 100, 15_000)
+        for server in (Server(plan, 1), Flaky(plan, 0.01, kind, 0.3))
     )
     assert sum(flaky.accepted) == 15_000
     assert flaky.end_s <= 1.1 * plain.end_s + 0.3 + 1.0

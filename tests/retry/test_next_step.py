@@ -98,11 +98,11 @@ def test_a_hint_is_waited_for_in_full_however_long_the_backoff_may_be() -> None:
     assert _judge(ErrorKind.BUSY, hint_s=0.02) == Again(0.02)
 
 
-def test_a_row_that_was_refused_waits_as_long_as_the_server_asks_and_none_of_it_is_its_own() -> None:
-    assert _judge(ErrorKind.RATE_LIMIT, hint_s=90.0) == Again(90.0, is_asked=True)
-    assert _judge(ErrorKind.OVERLOADED, hint_s=0.02) == Again(0.02, is_asked=True)
+def test_a_refused_row_waits_as_long_as_the_server_asks_and_that_is_none_of_its_time() -> None:
+    assert _judge(ErrorKind.RATE_LIMIT, hint_s=90.0) == Again(90.0, asked_s=90.0)
+    assert _judge(ErrorKind.OVERLOADED, hint_s=0.02) == Again(0.02, asked_s=0.02)
     late = _judge(ErrorKind.RATE_LIMIT, hint_s=90.0, elapsed_s=RetryJob().max_elapsed_s - 1.0)
-    assert late == Again(90.0, is_asked=True)
+    assert late == Again(90.0, asked_s=90.0)
     assert isinstance(_judge(*[ErrorKind.RATE_LIMIT] * 3, hint_s=90.0), Again)
     thrice = _judge(*[ErrorKind.RATE_LIMIT] * 3, hint_s=90.0, elapsed_s=3599.0)
     assert isinstance(thrice, GiveUp)
