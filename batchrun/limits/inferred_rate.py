@@ -82,9 +82,7 @@ class InferredRate:
         if self._is_advertised():
             return not all(one.has_room(slot, finish) for one in self._advertised)
         probes = not self._searches and now_s >= self._rise_s
-        if self._random.is_usual or self._random.is_mixed:
-            return False
-        return probes or self._random.is_sure(now_s)
+        return not self._random.is_usual and (probes or self._random.is_sure(now_s))
 
     def rejoin(self) -> None:
         """Others have used this process's part for a while: what it has measured is of before."""
@@ -198,8 +196,7 @@ class InferredRate:
         if self._random.is_usual:
             self._searches = True
             return
-        is_probes = probes and not self._random.is_mixed
-        if not (is_limit or is_probes) or sent_s <= self._cut_s:
+        if (not is_limit and not probes) or sent_s <= self._cut_s:
             return
         opened_s = max(self._cut_s, self._until_s)
         self._cut_s = now_s

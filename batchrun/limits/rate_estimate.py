@@ -3,8 +3,7 @@
 Above a limit a considerable share is refused; below it nothing is. So a single refusal among many
 answers says nothing, unless a wave has recently shown that there is a limit. Refusals that continue
 although the limit was lowered again and again are random: a share of all requests, whatever is
-sent. To mistake them for a limit would be worst if each of them stops everything for a while. Where
-a limit is met in spite of that, only a share beyond the random one comes from it.
+sent. To mistake them for a limit would be worst if each of them stops everything for a while.
 
 A refusal says that the server had nothing left when the refused request was sent. Between two such
 moments, the requests sent and not refused, divided by the time, are the limit, or less if the
@@ -88,7 +87,6 @@ class RandomRefusals:
         # Attempts sent before each of the last refusals.
         self._recent: deque[int] = deque(maxlen=tuning.HEARD)
         self._wave = RefusedShare()
-        self._more = RefusedShare(tuning.EVIDENCE_MORE)  # than is usual
         self._sure_for_s = sure_s
         self._sure_s = -math.inf
         self._in_vain = 0
@@ -98,7 +96,6 @@ class RandomRefusals:
         self._fall_level = 0.0
         self._usual: float | None = None  # the share that is refused at random
         self._most = 1.0  # a share above this is a limit in any case
-        self._beside: float | None = None  # the share that is random beside those of a limit
         self._last_s = 0.0
         self._barred_s = 0.0
 
@@ -107,14 +104,9 @@ class RandomRefusals:
         """Whether refusals are known to be random: a share of all, whatever is sent."""
         return self._usual is not None
 
-    @property
-    def is_mixed(self) -> bool:
-        """Whether some refusals are known to be random, and others those of a limit."""
-        return self._beside is not None
-
     def is_sure(self, now_s: float) -> bool:
         """Whether a single refusal comes from a limit, as a wave has shown lately."""
-        return self._beside is None and now_s - self._sure_s < self._sure_for_s
+        return now_s - self._sure_s < self._sure_for_s
 
     def is_known(self, now_s: float) -> None:
         """Notes that other processes have met a limit."""
@@ -128,30 +120,22 @@ class RandomRefusals:
         cannot be said, as for requests that were sent before the limit was lowered.
         """
         recent = self._recent
-        if self._beside is not None:
-            answered = sent - (recent[-1] if recent else 0)
-            if now_s >= self._barred_s or answered > tuning.NONE_AMONG:
-                self._beside = None
         recent.append(sent)
         if self._usual is not None and now_s - self._last_s > tuning.RANDOM_S:
             self._usual = None
         self._last_s = now_s
-        is_wave = self._is_wave(sent)
+        is_wave = self._wave.is_large(sent)
         if self._usual is not None:
-            usual = min(self._usual, tuning.MOST_RANDOM)
-            most = min(max(tuning.TIMES * usual, usual + tuning.MORE), self._most)
-            most = min(max(most, tuning.TIMES_LEAST * usual), tuning.MOST_SHARE)
-            is_even = self._is_even()
-            if not (self._more.is_large(sent, usual, most) or is_even):
-                self._usual += tuning.LEARN * (self._share(sent) - usual)
+            share, usual = self._share(sent), self._usual
+            by_chance = usual + tuning.DEVIATIONS * math.sqrt(usual / tuning.RECENT_SENT)
+            most = min(max(tuning.TIMES * usual, usual + tuning.MORE, by_chance), self._most)
+            if share <= most and not self._is_even():
+                self._usual += tuning.LEARN * (share - usual)
                 return False
-            self._beside = None if is_even else min(usual, tuning.FEWEST)
             self._usual, self._in_vain, self._barred_s = None, 0, now_s + tuning.BARRED_S
             return True
         if is_wave:
             self._sure_s = now_s
-        if self._beside is not None:
-            return is_wave
         if not self.is_sure(now_s):
             return False
         if in_vain and self._is_usual_by_now(sent, level, now_s):
@@ -160,12 +144,6 @@ class RandomRefusals:
             self._in_vain = max(0, self._in_vain - 1)
             self._falls = max(0, self._falls - 1)
         return True
-
-    def _is_wave(self, sent: int) -> bool:
-        if self._beside is None:
-            return self._wave.is_large(sent)
-        usual = max(tuning.SMALL_SHARE, self._beside)
-        return self._wave.is_large(sent, usual, max(tuning.LARGE_SHARE, tuning.TIMES * usual))
 
     def _is_usual_by_now(self, sent: int, level: float, now_s: float) -> bool:
         if not self._in_vain:
@@ -180,15 +158,12 @@ class RandomRefusals:
         is_enough = (self._in_vain >= tuning.IN_VAIN and is_lower) or (
             self._falls >= tuning.FALLS and is_few
         )
-        if self._in_vain >= tuning.IN_VAIN and share <= tuning.FEWEST:
-            is_enough = is_enough or level <= tuning.FALL * self._in_vain_level
         if not is_enough or now_s < self._barred_s:
             return False
         spread = 1 + tuning.SPREAD / math.sqrt(self._in_vain)
         self._in_vain = 0
         if share > tuning.MOST_RANDOM:
             return False
-        self._more = RefusedShare(tuning.EVIDENCE_MORE)
         self._usual, self._most = (share * spread, tuning.FEW_MOST) if is_few else (share, 1.0)
         return True
 

@@ -64,29 +64,6 @@ def test_a_limit_of_one_attempt_at_a_time_is_seen_at_once() -> None:
     assert heard == [False] * 4 + [True] * 3
 
 
-def test_a_share_refused_by_chance_beside_a_limit_is_known_and_only_waves_are_the_limit() -> None:
-    chance = RandomRefusals()
-    _refuse_by_chance(chance, 0.05, 3_000)
-    assert chance.is_usual
-    draw = random.Random(1)
-    found = next(
-        sent
-        for sent in range(3_000, 4_000)
-        if draw.random() < 0.6 and chance.is_limit(sent, 9.0, 60.0, in_vain=None)
-    )
-    assert found <= 3_100
-    assert not chance.is_usual
-    assert chance.is_mixed
-    believed = [
-        chance.is_limit(sent, 9.0, sent / 50, in_vain=True)
-        for sent in range(found + 30, found + 3_000)
-        if draw.random() < 0.05
-    ]
-    assert sum(believed) <= 0.05 * len(believed)
-    chance.is_limit(found + 5_000, 9.0, 200.0, in_vain=False)  # the first after so many answers
-    assert not chance.is_mixed
-
-
 def test_a_share_that_is_refused_however_little_is_sent_is_chance_after_a_few() -> None:
     chance = RandomRefusals()
     believed = _refuse_by_chance(chance, 0.1, 3_000)

@@ -167,6 +167,10 @@ def test_a_server_that_advertises_limits_or_refuses_is_left_to_its_other_limits(
     refused = Line()
     refused.fill()
     refused.end(Finish(ErrorKind.RATE_LIMIT, tokens=0), 0.1)
+    refused.fill()
+    assert refused.limit.verdict(NEED, refused.now_s) is not GO  # it may be chance
+    for _ in range(5):
+        refused.end(Finish(ErrorKind.RATE_LIMIT, tokens=0), 0.1)
     assert refused.fill() > 1000
     refused.now_s += tuning.QUEUE_REFUSED_S
     assert refused.limit.verdict(NEED, refused.now_s) is not GO  # and goes on from there

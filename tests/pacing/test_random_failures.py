@@ -12,7 +12,7 @@ from tests.pacing import virtual_loop
 from tests.pacing.client import Traffic, play
 from tests.pacing.queueing_client import QueueingClient, WaitingRow
 from tests.pacing.queueing_model import best_fixed, draw_fixed
-from tests.pacing.server_model import BARE, HEADERS, MESSAGE, Plan, Server
+from tests.pacing.server_model import HEADERS, Plan, Server
 
 SPAN_S = 10.0
 OVERLOADED, RATE_LIMIT = ErrorKind.OVERLOADED, ErrorKind.RATE_LIMIT
@@ -95,20 +95,6 @@ def test_what_a_server_takes_in_flight_is_used_though_some_are_refused_by_chance
     traffic = run(Flaky(plan, share, OVERLOADED), 90.0)
     assert slowest(traffic, 90.0, from_s=10.0) >= 0.85 * 32
     assert sum(traffic.refused) <= (share + 0.03) * sum(traffic.accepted)
-
-
-@pytest.mark.parametrize(
-    ("share", "hints", "hint_s"), [(0.01, BARE, None), (0.05, BARE, None), (0.01, MESSAGE, 1.0)]
-)
-def test_a_hidden_rate_is_used_though_some_are_refused_by_chance(
-    share: float, hints: str, hint_s: float | None
-) -> None:
-    """What of the refusals is by chance is not known at once, and a limit just below is no wave."""
-    plan = Plan(requests=100, hints=hints, latency_s=0.2)
-    traffic = run(Flaky(plan, share, RATE_LIMIT, hint_s))
-    assert slowest(traffic, 60.0, from_s=30.0) >= 0.75 * 100
-    assert sum(traffic.accepted) >= 0.85 * 100 * 60
-    assert sum(traffic.refused) <= (share + 0.12) * sum(traffic.accepted)
 
 
 @pytest.mark.parametrize("kind", [OVERLOADED, RATE_LIMIT])
