@@ -97,8 +97,10 @@ class InferredConcurrency:
         self._cut_s = -math.inf
         self._base = 0  # in flight at the cut
         self._refused = 0  # of these
-        # Of the last refusals that showed no limit by themselves: when they were sent and came.
-        self._doubted: deque[tuple[float, float]] = deque(maxlen=tuning.CONCURRENCY_DOUBTED)
+        # Of the last refusals that showed no limit by themselves: when they were sent, when they
+        # came, and until when they keep their place, so that a wave brings no more of them.
+        self._doubted: deque[tuple[float, float, float]] = deque(maxlen=tuning.CONCURRENCY_DOUBTED)
+        self._doubt_s = -math.inf  # until when the last does
         self._answered = 0  # since the cut or the last probe
         self._fitted = math.inf  # what fitted before refusals came in a row
         self._probed_s = math.inf  # when one more was tried
@@ -176,6 +178,10 @@ class InferredConcurrency:
         self._fits = self._whole = max(1.0, min(float(last - first), float(self.most)))
 
     def verdict(self, need: Need, now_s: float) -> Verdict:
+        if now_s < self._doubt_s and self.now:
+            doubted = sum(now_s < until_s for _, _, until_s in self._doubted)
+            if self.now >= int(self._fits) - doubted:
+                return Wait(self._doubt_s)
         if self.now < int(self._fits):
             return GO
         if self.now >= self.most:
@@ -203,7 +209,9 @@ class InferredConcurrency:
             elif is_limit or probed or slot.started_s <= self._cut_s:
                 self._refuse(slot.started_s, finish.hint_s or 0.0, now_s)
             else:
-                self._doubted.append((slot.started_s, now_s))
+                lag_s = min(now_s - slot.started_s, tuning.CONCURRENCY_DOUBT_S)
+                self._doubt_s = now_s + lag_s
+                self._doubted.append((slot.started_s, now_s, self._doubt_s))
         elif finish.answered and finish.kind is None:
             if slot.started_s > self._cut_s:
                 self._answered += not finish.is_retry
@@ -250,7 +258,7 @@ class InferredConcurrency:
         self._searches = False
         self._cut_s = now_s
         at_sent = max((count for time_s, count in self._starts if time_s == sent_s), default=0)
-        doubted = sum(one_s <= sent_s <= came_s for one_s, came_s in self._doubted)
+        doubted = sum(one_s <= sent_s <= came_s for one_s, came_s, _ in self._doubted)
         self._base, self._refused, self._answered = max(self.now, at_sent - doubted), 1, 0
         steady = abs(self._fits - self._base) <= max(2.0, 0.1 * self._fits)
         self._cost = (
