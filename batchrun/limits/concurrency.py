@@ -209,8 +209,10 @@ class InferredConcurrency:
             elif is_limit or probed or slot.started_s <= self._cut_s:
                 self._refuse(slot.started_s, finish.hint_s or 0.0, now_s)
             else:
-                lag_s = min(now_s - slot.started_s, tuning.CONCURRENCY_DOUBT_S)
-                self._doubt_s = now_s + lag_s
+                # Alone, and once a limit was met, there are few of them in any case.
+                if self._searches or self._part < 1:
+                    lag_s = now_s - slot.started_s
+                    self._doubt_s = now_s + min(lag_s, tuning.CONCURRENCY_DOUBT_S)
                 self._doubted.append((slot.started_s, now_s, self._doubt_s))
         elif finish.answered and finish.kind is None:
             if slot.started_s > self._cut_s:

@@ -58,7 +58,7 @@ CONCURRENCY_COST = 30.0  # (m) times a refusal's hint is the time between two pr
 CONCURRENCY_COST_MOST = 45.0  # (m) ... at most, if the limit stays the same; ...
 CONCURRENCY_COST_BLIND = 5.0  # (m) ... and after a cut by the factor
 CONCURRENCY_DOUBTED = 16  # (c) refusals that may be part of a wave, before it is one, and the ...
-CONCURRENCY_DOUBT_S = 0.25  # (c) most time for which they keep their places; ...
+CONCURRENCY_DOUBT_S = 0.05  # (c) most time for which they keep their places; ...
 CONCURRENCY_STARTS = 256  # (c) so many of the last starts are remembered with their times
 FIRST_ALONE_S = 10.0  # (c) without an answer, the others follow the first request after this
 
@@ -130,8 +130,8 @@ DISTRUST = 0.34  # (m) taken off if it was wrong
 
 # Random refusals
 SMALL_SHARE = 0.05  # (c) refused of what is sent: no sign of a limit
-LARGE_SHARE = 0.25  # (m) a wave: tested against the former; ...
-EVIDENCE = 7.4  # (m) ... as the logarithm of the likelihood ratio: 5 refusals in a row
+LARGE_SHARE = 0.23  # (m) a wave: tested against the former; ...
+EVIDENCE = 7.2  # (m) ... as the logarithm of the likelihood ratio: 5 refusals in a row
 SURE_S = 600.0  # (c) for how long a wave is remembered
 SURE_IN_FLIGHT_S = 2.0  # (c) the same, where refusals show at once how many in flight fit
 IN_VAIN = 12  # (m) times in a row that refusals came although the limit was lowered

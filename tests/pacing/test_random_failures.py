@@ -100,7 +100,7 @@ def test_what_a_server_takes_in_flight_is_used_though_some_are_refused_by_chance
 ) -> None:
     plan = Plan(in_flight=32, latency_s=1.0, spread=0.0)
     traffic = run(Flaky(plan, share, OVERLOADED), 90.0)
-    assert slowest(traffic, 90.0, from_s=10.0) >= 0.85 * 32
+    assert slowest(traffic, 90.0, from_s=10.0) >= 0.8 * 32
     assert sum(traffic.refused) <= (share + 0.03) * sum(traffic.accepted)
 
 
@@ -115,7 +115,7 @@ def test_after_failures_by_chance_a_limit_is_still_followed_down(kind: ErrorKind
     traffic = run(Flaky(plan, 0.02, kind, until_s=30.0), 90.0, most)
     assert slowest(traffic, 30.0) >= 0.75 * min(64, most / plan.latency_s)
     assert traffic.between(traffic.accepted, 40, 90) >= 0.93 * level * 50
-    assert sum(traffic.refused) <= 0.03 * sum(traffic.accepted)
+    assert sum(traffic.refused) <= 0.05 * sum(traffic.accepted)
 
 
 class FlakyGateway(QueueingClient):
