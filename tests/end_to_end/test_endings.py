@@ -293,7 +293,8 @@ def test_of_two_commands_that_start_a_run_at_once_one_alone_sends(
     assert stats(base_url)["requests"] == 10
     again = begin(*command)
     wait_until(lambda: is_locked(tmp_path / "run"), again)
-    stand = json.loads(batchrun("status", "run", "--json").stdout)
+    with frozen(again):
+        stand = json.loads(batchrun("status", "run", "--json").stdout)
     assert (stand["state"], stand["exit_code"], stand["left"]) == ("planning", None, 1_990)
 
 
