@@ -31,6 +31,7 @@ _RETRY_S = 60.0  # Google: for how long it retries
 _FIRST_RETRY_S = 10.0
 _CALL_S = 180.0  # for one call, whatever the library does
 _FIRST_CALL_S = 25.0
+_UPLOADS = 3  # attempts at an upload that the server has forgotten
 _SLOWEST = 50_000  # bytes a second: slower uploads are given up
 MULTIPART_BYTES = 10 << 20  # pyarrow sends what is smaller in one request
 
@@ -134,7 +135,7 @@ class ObjectStore:
 
     def write(self, key: str, data: bytes) -> None:
         """Writes the object, wholly or not at all. Raises `RemoteError`."""
-        self._call(key, lambda: self._write(key, iter((data,))))
+        self._call(key, lambda: self._write(key, lambda: iter((data,))))
 
     def upload(self, key: str, path: Path) -> None:
         """Uploads the file, wholly or not at all. Raises `RemoteError`, `OSError`.
@@ -144,10 +145,25 @@ class ObjectStore:
         """
         more_s = path.stat().st_size / _SLOWEST
         with path.open("rb") as file:
-            pieces = iter(lambda: file.read(MULTIPART_BYTES), b"")
+
+            def pieces() -> Iterator[bytes]:
+                file.seek(0)
+                return iter(lambda: file.read(MULTIPART_BYTES), b"")
+
             self._call(key, lambda: self._write(key, pieces), more_s)
 
-    def _write(self, key: str, pieces: Iterator[bytes]) -> None:
+    def _write(self, key: str, pieces: Callable[[], Iterator[bytes]]) -> None:
+        """Begins again if the server has forgotten the upload: a 404, as Google documents."""
+        for attempt in range(1, _UPLOADS + 1):
+            try:
+                self._write_once(key, pieces())
+            except FileNotFoundError:
+                if attempt == _UPLOADS:  # perhaps there is no such bucket
+                    raise
+            else:
+                return
+
+    def _write_once(self, key: str, pieces: Iterator[bytes]) -> None:
         first = next(pieces, b"")
         stream = self.files.open_output_stream(self._path(key), compression=None)
         stream.write(first)
