@@ -32,6 +32,7 @@ _FIRST_RETRY_S = 10.0
 _CALL_S = 180.0  # for one call, whatever the library does
 _FIRST_CALL_S = 25.0
 _UPLOADS = 3  # attempts at an upload that the server has forgotten
+_CUT_ATTEMPTS = 3  # at any call whose answer broke off
 _SLOWEST = 50_000  # bytes a second: slower uploads are given up
 MULTIPART_BYTES = 10 << 20  # pyarrow sends what is smaller in one request
 
@@ -203,12 +204,23 @@ class ObjectStore:
 
     def _call(self, key: str, call: Callable[[], T], more_s: float = 0.0) -> T:
         try:
-            return within(self._seconds + more_s, self.name(key), call)
+            return within(self._seconds + more_s, self.name(key), lambda: _again_if_cut(call))
         except RemoteError:
             raise
         except (OSError, ValueError, pa.ArrowException) as error:
             # pyarrow raises `ValueError` if an error has closed a stream of Google's.
             raise RemoteError(explained(self.name(key), self._url.scheme, error)) from error
+
+
+def _again_if_cut(call: Callable[[], T]) -> T:
+    """The library for Azure does not retry if an answer breaks off in its body."""
+    for _ in range(_CUT_ATTEMPTS - 1):
+        try:
+            return call()
+        except OSError as error:
+            if "before getting full response" not in str(error):
+                raise
+    return call()
 
 
 _SAID = {  # what to do, by the texts of errors
