@@ -110,7 +110,7 @@ def test_few_refusals_that_come_at_ever_less_are_chance_after_three_falls() -> N
 
 def test_a_search_that_ends_far_above_the_limit_does_not_make_its_refusals_chance() -> None:
     chance = RandomRefusals()
-    for sent in (290, 292, 294):
+    for sent in (290, 291, 292, 293, 294):
         chance.is_limit(sent, 780.0, 3.4, in_vain=None)
     for sent, level in ((308, 386.0), (319, 229.0), (332, 136.0)):
         assert chance.is_limit(sent, level, 3.5, in_vain=True)
