@@ -44,7 +44,7 @@ _SHARE = 0.95  # of the best fixed number, that auto has to reach
 _TOKENS, _SIGMA, _MOST_TOKENS = 60, 0.7, 600  # of output: median, of the logarithm, at most
 _START_S = 400.0
 _CLIENT_S = 300.0
-_SERVER_S = 1500  # for the server, should this be killed
+_SERVER_S = 2400  # for the server, should this be killed
 
 
 class Sent(Struct, frozen=True):
@@ -91,17 +91,25 @@ def _measure(server: str, options: argparse.Namespace) -> dict[str, Sent]:
         with _served(server, place) as url:
             _write_rows(source, _WARM_ROWS, "warm")  # its kernels for many at once too
             _batchrun(place / "warm", source, url, "128", options.timeout)
+
+            def send(name: str, number: int) -> None:
+                run = place / f"{name}-{number}"
+                rows = options.rows or _ROWS[server]
+                _write_rows(source, rows // 3 if name in _FEW else rows, run.name)
+                if name.startswith("openai"):
+                    sent = _sdk(source, url, options.timeout)
+                else:
+                    sent = _batchrun(run, source, url, name, options.timeout)
+                found[name].append(sent)
+                print(f"{server}, {name}: {sent}", flush=True)
+
             for number in range(options.rounds):
                 for name in names if number % 2 == 0 else reversed(names):
-                    run = place / f"{name}-{number}"
-                    rows = options.rows or _ROWS[server]
-                    _write_rows(source, rows // 3 if name in _FEW else rows, run.name)
-                    if name.startswith("openai"):
-                        sent = _sdk(source, url, options.timeout)
-                    else:
-                        sent = _batchrun(run, source, url, name, options.timeout)
-                    found[name].append(sent)
-                    print(f"{server}, {name}: {sent}", flush=True)
+                    send(name, number)
+            # The best of six is also the luckiest: it and auto are measured again, side by side.
+            best = max(map(str, _FIXED), key=lambda name: _added(found[name]).per_s)
+            for name in (best, "auto"):
+                send(name, options.rounds)
     return {name: _added(all_sent) for name, all_sent in found.items()}
 
 
