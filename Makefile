@@ -75,7 +75,8 @@ torture: $(VENV)/installed
 
 # Runs with three workers on Ray, of which workers, the driver and Ray's own processes are killed or
 # stopped, or workers cut off, at random moments (TORTURE_KILLS=N, default 60, and a third as often with
-# the tables in a store); figures in runs/torture_cluster.md and torture_cluster_store.md.
+# the tables in a store, and where no file can be locked); figures in runs/torture_cluster.md,
+# torture_cluster_store.md and torture_cluster_without_locks.md.
 torture-cluster: $(VENV)/installed
 	$(BIN)/pytest -q -s -m torture tests/torture/test_cluster_torture.py
 
