@@ -24,6 +24,7 @@ from batchrun.executors.messages import (
     encode,
 )
 from batchrun.job.sections import LimitsJob
+from batchrun.limits import tuning
 from batchrun.limits.budget import Budget
 from batchrun.limits.concurrency import FirstAlone
 from batchrun.limits.pauses import Patience
@@ -103,11 +104,20 @@ class Witness:
         self.starts: list[Start] = []
         self.in_flight: list[Start] = []
         self.stored: dict[int, int] = {}  # rows to the worker that completed them
+        self.is_answered = False  # as the driver has heard
+        self.may_send_s: dict[int, float] = {}  # since when its driver lets a worker, by its number
+        self._has_waited = False  # for the first answer, for as long as one waits for it
+
+    def waits(self, now_s: float) -> bool:
+        """Whether all but one request wait for the first answer, of which the driver must hear."""
+        longest_s = max((now_s - since_s for since_s in self.may_send_s.values()), default=0.0)
+        self._has_waited = self._has_waited or longest_s >= tuning.FIRST_ALONE_S
+        return not (self.is_answered or self._has_waited)
 
     def starting(self, row: int, need: Need, now_s: float) -> Start:
         caps = self.caps
         minute = [one for one in self.starts if now_s - one.at_s < MINUTE_S]
-        assert len(self.in_flight) + 1 <= caps.in_flight
+        assert len(self.in_flight) + 1 <= (1 if self.waits(now_s) else caps.in_flight)
         if caps.requests is not None:
             assert len(minute) + 1 <= caps.requests
         if caps.tokens is not None:
@@ -293,7 +303,10 @@ class World:
 
     def tick(self, at: int) -> None:
         """A tick is on its way to a worker, dead or alive."""
-        self.ticks.append((at, encode(self.fleet.tick(at, self.now_s))))
+        tick = self.fleet.tick(at, self.now_s)
+        if tick.shares.in_flight:
+            self.witness.may_send_s.setdefault(at, self.now_s)
+        self.ticks.append((at, encode(tick)))
 
     def deliver_tick(self, place: int, *, keep: bool = False) -> None:
         at, message = self.ticks[place] if keep else self.ticks.pop(place)
@@ -307,7 +320,10 @@ class World:
 
     def deliver_report(self, place: int, *, keep: bool = False) -> None:
         at, message = self.reports[place] if keep else self.reports.pop(place)
-        self.fleet.hear(at, decode_report(message), self.now_s)
+        report = decode_report(message)
+        self.fleet.hear(at, report, self.now_s)
+        if at in self.machines and any(one.is_answered for one in report.used.scopes):
+            self.witness.is_answered = True
 
     def kill(self, at: int) -> None:
         self.kills += 1
@@ -320,6 +336,8 @@ class World:
         """Its lock can be taken: what it has stored counts, and another takes its place."""
         machine = self.machines.pop(at)
         assert not machine.is_alive
+        self.witness.waits(self.now_s)
+        self.witness.may_send_s.pop(at, None)
         stored = self.witness.stored
 
         def places(lease: Lease) -> set[int]:
