@@ -4,11 +4,14 @@ import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import pyarrow.parquet as pq
+
 from batchrun.executors.local_cluster import LocalCluster
+from batchrun.remote.part_stubs import read_stub
 
 # What `LocalCluster` sets, and whoever joins it needs.
 _SET = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
@@ -44,6 +47,20 @@ def folder_of_cluster(worker: int) -> str:
     raylet = next(line.split()[1] for line in lines if line.startswith("PPid"))
     words = Path(f"/proc/{raylet}/cmdline").read_text()
     return words[words.index("/tmp/batchrun-") :].split("/session")[0]
+
+
+def assert_hidden(secrets: Sequence[str], *folders: Path) -> None:
+    """In no file of these folders, and in no process's command line, is one of the secrets."""
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    assert all(any(path.is_relative_to(folder) for path in files) for folder in folders)
+    for path in files:
+        with suppress(FileNotFoundError):  # it was a temporary one
+            text = f"{path} ".encode() + path.read_bytes()
+            if path.suffix == ".parquet" and read_stub(path) is None:
+                text += repr(pq.read_table(path).to_pydict()).encode()
+            assert not [one for one in secrets if one.encode() in text], path
+    for secret in secrets:
+        assert not processes_with(secret)
 
 
 def processes_with(text: str) -> list[str]:

@@ -16,7 +16,13 @@ import pytest
 
 from tests.flaky_proxy import LATE, Asked, FlakyProxy, Way, flaky_proxy
 from tests.processes import has_ended, read_rest
-from tests.ray_cluster import folder_of_cluster, standing_cluster, wait_for_none, worker_pids
+from tests.ray_cluster import (
+    assert_hidden,
+    folder_of_cluster,
+    standing_cluster,
+    wait_for_none,
+    worker_pids,
+)
 from tests.waiting import HANG_S, wait_until
 
 pytest.importorskip("ray", reason="the extra `ray` is not installed")
@@ -269,6 +275,19 @@ def test_stalls_cuts_and_refusals_between_workers_and_server_cost_what_was_in_fl
     verify()
 
 
+def test_a_key_that_is_refused_from_the_first_request_on_costs_one_request(
+    ray_run: RayRun,
+) -> None:
+    """It goes out alone, from one of three workers, which all wait for what comes of it."""
+    base_url = ray_run.prepare()
+    with flaky_proxy(base_url, lambda _asked, _proxy: Way.KEY) as proxy:
+        ray_run.ask(proxy.base_url)
+        done = ray_run.done("--json")
+    assert done.returncode == 3, done.stderr
+    assert "this key was revoked this morning" in done.stderr
+    assert (proxy.asked.total(), json.loads(done.stdout)["ok"]) == (1, 0)
+
+
 def _after_some(
     way: Way, victims: list[str], *, is_of_one: bool
 ) -> Callable[[Asked, FlakyProxy], Way]:
@@ -389,15 +408,24 @@ def test_limits_and_failures_are_those_of_the_whole_run(
 
 
 def test_a_cluster_of_a_killed_run_ends_once_its_workers_have_stored_what_was_in_flight(
-    ray_run: RayRun,
+    ray_run: RayRun, tmp_path: Path
 ) -> None:
-    ray_run.prepare(latency_s=0.2, job="[cluster]\nsilence_s = 2.0\n")
-    key = "a-secret-of-thirty-letters-000"
-    local = {"RAY_ADDRESS": "local", "OPENAI_API_KEY": key}
+    """None of its secrets is in a file or on a command line: of the API, a header and a store."""
+    header = '[endpoint.headers]\nX-Team = "env:TEAM_KEY"\n'
+    ray_run.prepare(latency_s=0.2, job=f"[cluster]\nsilence_s = 2.0\n{header}")
+    secrets = {
+        "OPENAI_API_KEY": "a-secret-of-thirty-letters-000",
+        "TEAM_KEY": "a-secret-of-thirty-letters-111",
+        "AWS_SECRET_ACCESS_KEY": "a-secret-of-thirty-letters-222",
+    }
+    local = {"RAY_ADDRESS": "local", "AWS_ACCESS_KEY_ID": "somebody", **secrets}
     process = ray_run.begin(env=local)
     pid, *_ = ray_run.wait_for_rows(process)
-    assert key.encode() not in Path(f"/proc/{pid}/environ").read_bytes()
+    variables = Path(f"/proc/{pid}/environ").read_bytes()
+    assert not [name for name, secret in secrets.items() if secret.encode() in variables]
+    assert b"RAY_USAGE_STATS_ENABLED=0" in variables.split(b"\0")
     root = folder_of_cluster(pid)
+    assert_hidden(list(secrets.values()), Path(root), tmp_path)
     process.kill()
     process.wait(HANG_S)
     assert wait_for_none(root, HANG_S) == []

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.processes import Forked, ForkServer
-from tests.ray_cluster import standing_cluster, worker_pids
+from tests.ray_cluster import assert_hidden, standing_cluster, worker_pids
 from tests.remote.object_server import Bucket, Call, Proxy
 from tests.waiting import HANG_S, wait_until
 
@@ -27,7 +27,14 @@ concurrency = {IN_FLIGHT}
 executor = "ray"
 workers = 3
 silence_s = 2.0
+[endpoint.headers]
+X-Team = "env:TEAM_KEY"
 """
+_SECRETS = {
+    "OPENAI_API_KEY": "a-secret-of-thirty-letters-000",
+    "TEAM_KEY": "a-secret-of-thirty-letters-111",
+    "AWS_SECRET_ACCESS_KEY": "a-secret-of-thirty-letters-222",
+}
 _COUNT = "SELECT count(*), count(DISTINCT custom_id) FROM responses WHERE ok"
 
 
@@ -125,7 +132,7 @@ def place(
     tmp_path: Path,
     write_run: Callable[..., str],
 ) -> Iterator[Place]:
-    variables = {**environment, **cluster, **s3, "AWS_ENDPOINT_URL": proxy.address}
+    variables = {**environment, **cluster, **s3, **_SECRETS, "AWS_ENDPOINT_URL": proxy.address}
     found = Place(bucket, tmp_path, variables, fork_server)
     write_run(ROWS, found.url, MORE)
     yield found
@@ -144,11 +151,19 @@ def test_a_worker_that_cannot_write_to_the_store_is_exit_2_before_anything_is_se
 
 
 def test_what_a_killed_worker_has_stored_is_adopted_into_the_store(
-    place: Place, batchrun: Callable[..., subprocess.CompletedProcess[str]]
+    place: Place,
+    cluster: dict[str, str],
+    batchrun: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
+    """And no secret is in Ray's files, in those of the run, here or in the store, or in words."""
     process = place.begin(*place.words, "--json")
     wait_until(lambda: place.completed >= 60 and worker_pids(place.live, "running"), process)
-    os.kill(worker_pids(place.live, "running")[0], signal.SIGKILL)
+    victim, *_ = worker_pids(place.live, "running")
+    variables = Path(f"/proc/{victim}/environ").read_bytes().split(b"\0")
+    assert b"RAY_USAGE_STATS_ENABLED=0" in variables
+    secrets, ray_files = list(_SECRETS.values()), Path(cluster["RAY_ROOT"])
+    assert_hidden(secrets, place.scratch, ray_files)
+    os.kill(victim, signal.SIGKILL)
     shown = batchrun("status", place.url, env=place.variables)
     assert "workers:" in shown.stdout, shown.stderr
     out, said = process.communicate(timeout=HANG_S)
@@ -160,6 +175,12 @@ def test_what_a_killed_worker_has_stored_is_adopted_into_the_store(
     assert {"w1", "w2", "w3"} <= {name.partition("-")[0] for name in names}
     report = batchrun("report", place.url, env=place.variables)
     assert "adopted" in report.stdout, report.stderr
+    copies = place.folder / "copies"
+    for key in place.bucket.names():
+        copy = copies / key
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(place.bucket.get(key) or b"")
+    assert_hidden(secrets, place.folder, ray_files)
     answered = place.answered
     again = batchrun(*place.words, env=place.variables)
     assert (again.returncode, place.answered) == (0, answered), again.stderr
