@@ -34,6 +34,10 @@ TOLD = (
     *("--prompt", "{{ question }}", "--model", "gpt-6.1-terra", "--simulate", "--dry-run"),
     *("--notify", "json://localhost"),
 )
+ON_RAY = (
+    *("--prompt", "{{ question }}", "--model", "gpt-6.1-terra", "--simulate"),
+    *("--executor", "ray", "--workers", "2", "-o", "on-ray"),
+)
 
 
 class Built(NamedTuple):
@@ -176,7 +180,7 @@ def test_the_changelog_begins_with_this_version() -> None:
     assert released[0] == VERSION
 
 
-@pytest.mark.parametrize("extra", ["", "eval", "math", "notify", "report", "tokens"])
+@pytest.mark.parametrize("extra", ["", "eval", "hub", "math", "notify", "ray", "report", "tokens"])
 @pytest.mark.parametrize("installer", ["pip", "uv"])
 def test_the_wheel_does_what_the_readme_shows(
     built: Built, install: Install, installer: str, extra: str
@@ -200,6 +204,18 @@ def test_the_wheel_does_what_the_readme_shows(
     told = there.run("batchrun", "run", "prompts.jsonl", *TOLD)
     assert told.returncode == (0 if extra == "notify" else 2), told.stderr
     assert extra == "notify" or "pip install 'batchrun[notify]'" in told.stderr
+    on_ray = there.run("env", "RAY_ADDRESS=local", "batchrun", "run", "prompts.jsonl", *ON_RAY)
+    assert on_ray.returncode == (0 if extra == "ray" else 2), on_ray.stderr
+    assert extra == "ray" or "pip install 'batchrun[ray]'" in on_ray.stderr
+    if extra == "ray":
+        assert there.run("batchrun", "verify", "on-ray").returncode == 0
+    if extra == "hub":  # a data set is on the Hub, which is not asked
+        code = "from batchrun.remote.hub import _library; print(_library().__name__)"
+        assert there.run("python", "-c", code).stdout.strip() == "huggingface_hub"
+    else:
+        rows = there.run("batchrun", "run", "hf://datasets/a/b/rows.jsonl", *TOLD[:5])
+        assert rows.returncode == 2, rows.stderr
+        assert "pip install 'batchrun[hub]'" in rows.stderr
     for kind, needed in (("similarity", "eval"), ("math", "math")):
         scorer = f"[[scorers]]\nkind = '{kind}'\ntarget = '{{{{ row.custom_id }}}} + 1'\n"
         (there.folder / "scorers.toml").write_text(scorer, encoding="utf-8")
