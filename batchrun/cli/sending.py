@@ -64,10 +64,11 @@ def _send(options: RunOptions, said: "Planning") -> "Summary":
     if not options.quiet:
         watch.plan, watch.summary = say_plan, progress.show
 
-    say_it = watch.plan
+    say_it, planned = watch.plan, list[str]()
 
     def plan_made(plan: "Plan", path: Path) -> None:
         said.close()
+        planned.extend(plan.warnings)
         say_it(plan, path)
 
     watch.plan = plan_made
@@ -106,6 +107,8 @@ def _send(options: RunOptions, said: "Planning") -> "Summary":
         progress.close()
         for problem in not_told:
             say(f"warning: {problem}")
+    for problem in summary.warnings[len(planned) :]:
+        say(f"warning: {problem}")
     return replace(summary, warnings=(*summary.warnings, *not_told))
 
 

@@ -17,7 +17,7 @@ from batchrun.executors.share_book import ShareBook, SharedLimits
 from batchrun.job.sections import LimitsJob
 from batchrun.limits import tuning
 from batchrun.limits.budget import Budget
-from batchrun.limits.sharing.shares import DOLLAR, ScopeNews, Shares
+from batchrun.limits.sharing.shares import DOLLAR, ScopeNews, Shares, Spending
 from batchrun.limits.verdicts import Stop
 from batchrun.records import Need, Scope
 
@@ -179,6 +179,20 @@ class Fleet:
         """The worker's share of what servers accept, from 0 to 1, for the display."""
         return self._shares.share_of_rate(writer)
 
+    def open_usd(self, writer: int, now_s: float) -> tuple[float, float]:
+        """Dollars that the worker may have spent, until it is adopted.
+
+        Those reserved for attempts that reported no usage, and all others that it may still spend.
+        """
+        worker = self._workers.get(writer)
+        if worker is None:
+            return 0.0, 0.0
+        spending = Spending() if worker.report is None else worker.report.used.spending
+        is_over = worker.report is not None and worker.report.is_drained
+        purse = 0 if is_over else self._shares.purse(writer, now_s)
+        reserved = max(0, purse - spending.spent - spending.unknown)
+        return spending.unknown / DOLLAR, reserved / DOLLAR
+
     def rows_of(self, writer: int) -> list[int]:
         """The rows of its leases that are not complete, by their numbers in the tables."""
         return rows_of(self._book.held_by(writer))
@@ -272,12 +286,18 @@ class Fleet:
                 or self._shares.has_found(self._first)
                 or not self._shares.is_pressed(self._first)
                 or self._shares.is_silent(self._first)
+                or self._has_stopped(self._first)
             )
         else:
             self._is_open = now_s - self._first_s >= tuning.FIRST_ALONE_S
         only = None if self._is_open else self._first
         most = math.inf if self._is_answered else 1
         return self._shares.shares(writer, worker.seq, now_s, only=only, most=most)
+
+    def _has_stopped(self, writer: int) -> bool:
+        """Whether it sends nothing more, by its own decision or the driver's."""
+        worker = self._workers[writer]
+        return worker.order is not None or bool(worker.report and worker.report.stops)
 
     def _news_for(self, writer: int, now_s: float) -> tuple[ScopeNews, ...]:
         """What the other workers know about each scope."""

@@ -93,7 +93,8 @@ class WorkerReport(Struct, frozen=True):
     p50_s: float | None = None
     p99_s: float | None = None
     sent: tuple[int, int] | None = None  # its first send and its last answer, µs since 1970
-    is_drained: bool = False  # nothing is in flight, and everything that arrived is on disk
+    is_drained: bool = False  # nothing is in flight; what arrived is on disk, but for ...
+    unstored: str = ""  # ... what the disk does not take, in words: `3 answers`
 
 
 _encode = msgpack.Encoder().encode

@@ -206,6 +206,12 @@ class ShareBook:
         """The most requests in flight that it was last promised."""
         return self._slots.latest(worker)
 
+    def purse(self, worker: int, now_s: float) -> int:
+        """The picodollars in all that it may spend, or has spent, since it began."""
+        if self._purse is None or worker not in self._seen:
+            return 0
+        return self._purse.held(worker, now_s)
+
     def in_all(self, scope: Scope) -> int | None:
         """In flight at a server that queues, as the leading worker measured; None: unknown."""
         leader = self._leader

@@ -38,6 +38,8 @@ class WorkerState(Struct, frozen=True):
     waiting: int = 0  # requests that wait for a limit
     share: float | None = None  # of the limits that workers have together; null: none is shared
     silent_s: float = 0.0  # since it was heard of
+    unknown_usd: float = 0.0  # under a cap: reserved for attempts that reported no usage, ...
+    reserved_usd: float = 0.0  # ... for what is in flight, and for what else it may start
 
 
 class Summary(Struct, frozen=True):
@@ -97,7 +99,7 @@ class Summary(Struct, frozen=True):
     unpriced: int = 0  # rows with attempts of which no cost is known
     unpriced_model: str | None = None  # one of the models that have no price
     unknown_usd: float = 0.0  # under a cap: reserved for attempts that reported no usage
-    reserved_usd: float = 0.0  # under a cap: for what is in flight
+    reserved_usd: float = 0.0  # under a cap: for what is in flight, and what workers may start
     source_rows: int = 0  # of the input
     unfinished: int = 0  # rows without an outcome whose answer is to be asked for again
     unfinished_usd: float = 0.0  # what these have cost so far, in no other sum

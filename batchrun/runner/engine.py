@@ -123,6 +123,7 @@ class Run:
         watch.budgets(self.budgets)
         self.stop_at = stop_at  # seconds since 1970; null: never
         self.causes: list[BaseException] = []  # why nothing more is sent
+        self._warnings: list[str] = []  # since the plan was made
         self._executor: Executor | None = None
         self._about_disk = ""  # whether answers were stored that the disk did not take at once
 
@@ -154,6 +155,10 @@ class Run:
     def tell(self, state: str, message: str | None = None) -> None:
         """Shows what is done where nothing is sent, and what is waited for."""
         self.watch.summary(self._summary(state, message=message))
+
+    def warn(self, what: str) -> None:
+        """A warning that the summary has from now on."""
+        self._warnings.append(what)
 
     async def _carry_out(self, make: Callable[[], Awaitable[Executor]], limit: int | None) -> None:
         try:
@@ -355,6 +360,7 @@ class Run:
     def _save_end(
         self, end: End, message: str | None, parts: dict[str, int], higher_cap_usd: float | None
     ) -> None:
+        workers = () if self._executor is None else self._executor.workers()
         self.run_dir.save(
             replace(
                 self.record,
@@ -364,7 +370,8 @@ class Run:
                 totals=self.counters.totals(),
                 parts=parts,
                 again=self.counters.again + self.plan.resumed.postponed,
-                unknown_usd=self.unknown_usd,
+                # Of workers that could not be adopted, all that they may still spend.
+                unknown_usd=self.unknown_usd + sum(one.reserved_usd for one in workers),
                 higher_cap_usd=higher_cap_usd,
                 met_error=self._met_error(end),
                 updated_at=time.time_ns() // 1000,
@@ -395,6 +402,7 @@ class Run:
         message: str | None = None,
         next_command: str | None = None,
     ) -> Summary:
+        workers = () if self._executor is None else self._executor.workers()
         return self.counters.summary(
             run=self.run_dir.name,
             state=state,
@@ -413,13 +421,19 @@ class Run:
             unknown_usd=self.unknown_usd,
             unfinished=self.run_dir.unfinished.answers,
             unfinished_usd=self.run_dir.unfinished.cost_usd,
-            reserved_usd=max((one.reserved_usd for one in self.budgets), default=0.0),
-            warnings=self.plan.warnings,
+            reserved_usd=self._reserved_usd(workers),
+            warnings=(*self.plan.warnings, *self._warnings),
             samples=self.plan.expansion.samples,
             variants=tuple(one.name for one in self.job.variants),
             cap_usd=self.job.limits.max_cost_usd,
-            workers=() if self._executor is None else self._executor.workers(),
+            workers=workers,
         )
+
+    def _reserved_usd(self, workers: Sequence[WorkerState]) -> float:
+        """For what is in flight, and for what else `workers` may still start."""
+        if workers:
+            return sum(one.reserved_usd for one in workers)
+        return max((one.reserved_usd for one in self.budgets), default=0.0)
 
     @property
     def budgets(self) -> list[Budget]:
@@ -427,11 +441,12 @@ class Run:
 
     @property
     def unknown_usd(self) -> float:
-        """Reserved for attempts that reported no usage."""
+        """Reserved for attempts that reported no usage; spent on answers that no disk took."""
+        unstored_usd = self.recorder.unstored_usd
         if self.budget is not None:
-            return self.budget.unknown_usd
+            return self.budget.unknown_usd + unstored_usd
         of_command = self.command_budget.unknown_usd if self.command_budget is not None else 0.0
-        return self.record.unknown_usd + of_command
+        return self.record.unknown_usd + of_command + unstored_usd
 
 
 async def _watch_run(

@@ -50,7 +50,7 @@ from batchrun.runner.run_source import (
 from batchrun.store.columns import layout_of
 from batchrun.store.complete_rows import rows_at
 from batchrun.store.parts import count_rows
-from batchrun.store.reading import read_unknown_usd
+from batchrun.store.reading import may_have_lost, read_unknown_usd
 from batchrun.store.run_dir import SCHEMA_VERSION, RunDir
 from batchrun.version import VERSION
 
@@ -472,7 +472,7 @@ def _past_the_cap(
     if resumed.lost:
         rows = plural(resumed.lost, "row")
         warnings.append(f"{cap} does not count the cost of {rows} not on disk any more")
-    if record is not None and record.state == "running":
+    if record is not None and record.state == "running" and may_have_lost(path):
         warnings.append(
             "the last command was killed; what was in flight then may have been billed, and "
             f"{cap} {counts or 'does not count it'}"

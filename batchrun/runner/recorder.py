@@ -149,8 +149,8 @@ class Recorder:
             except StoreError as error:
                 left_s = until_s - time.monotonic()
                 if left_s <= 0 or is_hurried():
-                    return f" ({self._held_in_words()} that had arrived could not be stored)"
-                tell(f"{error}. Held for {left_s:.0f} s more: {self._held_in_words()}")
+                    return f" ({self.held_in_words} that had arrived could not be stored)"
+                tell(f"{error}. Held for {left_s:.0f} s more: {self.held_in_words}")
                 await asyncio.sleep(min(1.0, left_s))
         return " (all answers that had arrived are stored)" if has_held else ""
 
@@ -170,8 +170,9 @@ class Recorder:
             await self._begin(*begun)
             del self._begun_held[key]
 
-    def _held_in_words(self) -> str:
-        """`3 answers`, `1 answer, 2 ids of background responses`."""
+    @property
+    def held_in_words(self) -> str:
+        """`3 answers`, `1 answer, 2 ids of background responses`; empty if nothing is held."""
         words = []
         if answers := len(self._held) + len(self._answered_held):
             words.append(plural(answers, "answer"))
@@ -180,6 +181,12 @@ class Recorder:
         if begun := len(self._begun_held):
             words.append(f"{plural(begun, 'id')} of background responses")
         return ", ".join(words)
+
+    @property
+    def unstored_usd(self) -> float:
+        """What is known to be spent on the answers that are held."""
+        held = (*self._held, *(one.outcome for one in self._answered_held))
+        return sum(one.cost_usd or 0.0 for one in held)
 
     @property
     def _is_holding(self) -> bool:

@@ -47,6 +47,7 @@ from batchrun.store.columns import (
 )
 from batchrun.store.complete_rows import sum_totals
 from batchrun.store.files import (
+    JOURNAL,
     LOCK,
     SCORES,
     SCORES_FILE,
@@ -67,6 +68,7 @@ LIVE_FILE = "live.json"
 EVENTS_FILE = "events.jsonl"
 ENDED = ("finished", "limited", "stopped", "interrupted")  # states in which no write is unfinished
 
+_OVER = ("adopted", "ended")  # states of workers that have nothing in flight
 _decode_object = msgspec.json.Decoder(JsonObject).decode
 
 
@@ -246,14 +248,73 @@ def read_largest(path: Path) -> dict[str, Largest]:
 def read_unknown_usd(path: Path, record: RunRecord) -> float:
     """USD reserved for attempts of all commands that reported no usage.
 
-    After a kill it comes from `live.json`, with what was in flight at most a second before.
-    Raises `StoreError`.
+    After a kill it comes from `live.json`, with what was in flight at most a second before, and
+    from the workers that have ended since. Raises `StoreError`.
     """
-    live = read_live(path) or {}
-    unknown, reserved = live.get("unknown_usd"), live.get("reserved_usd")
-    known = max(record.unknown_usd, unknown) if isinstance(unknown, float) else record.unknown_usd
-    is_killed = record.state == "running"
-    return known + reserved if is_killed and isinstance(reserved, float) else known
+    live = read_settled_live(path)
+    known = max(record.unknown_usd, _usd(live, "unknown_usd"))
+    return known + _usd(live, "reserved_usd") if record.state == "running" else known
+
+
+def may_have_lost(path: Path) -> bool:
+    """Whether a killed command may have had something in flight that is lost. `StoreError`."""
+    workers = _workers(read_settled_live(path))
+    return not workers or any(one.get("state") not in _OVER for one in workers)
+
+
+def read_settled_live(path: Path) -> JsonObject:
+    """`live.json`, with what workers said that ended by themselves after it was written.
+
+    What they had in flight is in the tables, so nothing is reserved for it any more. Empty if there
+    is no such file. Raises `StoreError`.
+    """
+    live, drained = read_live(path) or {}, _read_drained(path)
+    if not drained:
+        return live
+    unknown, reserved = _usd(live, "unknown_usd"), _usd(live, "reserved_usd")
+    workers: list[JsonObject] = []
+    for one in _workers(live):
+        usd = drained.pop(str(one.get("id")), None)
+        if usd is None or one.get("state") in _OVER:  # the sums have it
+            workers.append(one)
+            continue
+        unknown += usd - _usd(one, "unknown_usd")
+        reserved -= _usd(one, "reserved_usd")
+        ended = {"state": "ended", "in_flight": 0, "unknown_usd": 0.0, "reserved_usd": 0.0}
+        workers.append({**one, **ended})
+    unknown += sum(drained.values())  # they began later
+    sums = {"unknown_usd": _rounded(unknown), "reserved_usd": _rounded(reserved)}
+    return {**live, **sums, "workers": workers}
+
+
+def _read_drained(path: Path) -> dict[str, float]:
+    """Workers that have ended by themselves, to the USD that may be spent and are in no table."""
+    with storing(path / JOURNAL, "list"):
+        marks = sorted((path / JOURNAL).glob("w*.drained"))
+    found = {}
+    for mark in marks:
+        try:
+            usd = _decode_object(_read_file(mark) or b"").get("unknown_usd")
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            continue
+        if isinstance(usd, float):  # else it was adopted, or an older batchrun's
+            found[mark.stem] = usd
+    return found
+
+
+def _workers(live: JsonObject) -> list[JsonObject]:
+    found = live.get("workers")
+    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+
+
+def _usd(facts: JsonObject, name: str) -> float:
+    found = facts.get(name)
+    return found if isinstance(found, float) else 0.0
+
+
+def _rounded(usd: float) -> float:
+    """Sums of differences, without what floats leave of them."""
+    return max(0.0, round(usd, 12))
 
 
 def read_missing_parts(path: Path) -> dict[str, int]:

@@ -43,7 +43,15 @@ from batchrun.store.files import (
     workers_of,
     write_whole,
 )
-from batchrun.store.reading import EVENTS_FILE, LIVE_FILE, RUN_FILE, read_run_record
+from batchrun.store.reading import (
+    EVENTS_FILE,
+    LIVE_FILE,
+    RUN_FILE,
+    read_live,
+    read_run_record,
+    read_settled_live,
+    read_unknown_usd,
+)
 from batchrun.store.sealing import (
     drop_rows,
     name_variant,
@@ -70,6 +78,7 @@ __all__ = ["SCHEMA_VERSION", "RunDir"]
 
 _ATTEMPTS = 5  # to get a directory that others make and delete
 _FILES = (RUN_FILE, LIVE_FILE, EVENTS_FILE, REMOVED_FILE, UNREADABLE_FILE, LOCK, LINK_FILE)
+_RESERVED = "reserved_usd"  # of `live.json`
 _OURS = {*_FILES, JOURNAL, *TABLES, INPUT}
 
 
@@ -141,6 +150,7 @@ class RunDir:
             if is_doubtful:
                 undo_seals(path)
             opened = cls(path, lock, made, store_run, flock)
+            opened._settle()
             forget(path, workers)
             opened._drop_doubles(is_due=lock.warning is not None)
             if is_doubtful:  # so that rows that another machine also completed are there once
@@ -153,6 +163,23 @@ class RunDir:
             os.close(lock.handle)
             raise
         return opened
+
+    def _settle(self) -> None:
+        """Keeps in `live.json` what the marks of workers say, before these are deleted.
+
+        What is reserved there counts as spent from now on, once.
+        """
+        live, path = read_settled_live(self.path), self.path / LIVE_FILE
+        has_news = bool(live.get(_RESERVED)) or live != (read_live(self.path) or {})
+        if self.record is None or not has_news:
+            return
+        usd = read_unknown_usd(self.path, self.record)
+        with storing(path, "write"):
+            # Its time says that it is of an earlier command.
+            times = (path.stat().st_atime_ns, path.stat().st_mtime_ns) if path.exists() else (0, 0)
+            text = encode_json({**live, "unknown_usd": usd, _RESERVED: 0.0}) + b"\n"
+            replace_file(path, text, durable=True)
+            os.utime(path, ns=times)
 
     @property
     def input_dir(self) -> Path:

@@ -30,13 +30,21 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 Begin = Callable[..., Any]
 ROWS, IN_FLIGHT = 400, 12
 CUT_OFF = (sys.executable, str(Path(__file__).parent / "cut_off_driver.py"))
+_PRICED = "[pricing.m]\ninput = 1.0\noutput = 1000.0\n[cluster]\nsilence_s = 2.0\n"
+_CAP_USD, _MOST_USD = 12.0, 0.21  # of all rows together about half; of one answer
+_CAPPED = ("--set", "max_output_tokens=200", "--max-cost", str(_CAP_USD))
 _STALLS = (Way.STALL, Way.STALL_LATE)
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[dict[str, str]]:
-    with standing_cluster(4) as found:
-        yield found
+    """Disks of its workers fail where a test says so."""
+    sys.path.insert(0, str(Path(__file__).parent / "failing_disks"))
+    try:
+        with standing_cluster(4) as found:
+            yield found
+    finally:
+        sys.path.pop(0)
 
 
 class RayRun:
@@ -112,6 +120,13 @@ class RayRun:
         """How many requests the simulator has answered."""
         answers: int = self._stats(self.base_url)["completions"]
         return answers
+
+    @property
+    def billed_usd(self) -> float:
+        """What all answers of the simulator cost, also those that nobody has got."""
+        tokens = self._stats(self.base_url)["tokens"]
+        billed: float = (tokens["input"] + tokens["output"] * 1000) / 1e6
+        return billed
 
     @property
     def most_in_flight(self) -> int:
@@ -378,6 +393,79 @@ def test_a_killed_driver_costs_nothing(ray_run: RayRun) -> None:
     assert done.returncode == 0, done.stderr
     assert "waiting for workers" in done.stderr
     ray_run.check()
+
+
+def test_when_the_disks_of_all_workers_fail_the_run_ends_and_no_other_worker_pays(
+    ray_run: RayRun, tmp_path: Path
+) -> None:
+    ray_run.prepare()
+    workers = [f"w{writer}" for writer in range(1, 20)]
+    (tmp_path / "failing_disks").write_text(" ".join([*workers, "60"]))
+    process = ray_run.begin("--json")
+    wait_until(lambda: ray_run.live.get("state") == "stopping", process)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)  # nobody wants to wait for a minute here
+    out, said = process.communicate(timeout=HANG_S)
+    assert process.returncode == 1, said
+    assert "the disk reports an error" in said
+    lost = [int(count) for count in re.findall(r"w\d.*: (\d+) answers? that had arrived", said)]
+    summary = json.loads(out)
+    assert [one["id"] for one in summary["workers"]] == ["w1", "w2", "w3"]
+    assert ray_run.answered - summary["ok"] == sum(lost) <= IN_FLIGHT
+    assert sum("could not be stored" in one for one in summary["warnings"]) == len(lost) == 3
+    events = (tmp_path / "run/events.jsonl").read_text()
+    assert events.count('"unstored":"') == 3
+
+
+def test_when_the_disk_of_one_worker_fails_the_others_complete_its_rows(
+    ray_run: RayRun, tmp_path: Path
+) -> None:
+    ray_run.prepare()
+    (tmp_path / "failing_disks").write_text("w1 2")
+    ray_run.end_of(ray_run.begin())
+    ray_run.check()
+    events = (tmp_path / "run/events.jsonl").read_text()
+    assert re.search(r'"worker_stopped","worker":"w1".*"held":"\d+ answers?"', events), events
+    assert "unstored" not in events  # the disk took them in the end
+
+
+def _spent_usd(query: Any) -> float:
+    spent: float = query("SELECT sum(cost_usd) FROM read_parquet(?)")[0][0]
+    return spent
+
+
+def test_a_cap_holds_with_what_a_killed_worker_had_in_flight(
+    ray_run: RayRun, query: Any, totals: Any
+) -> None:
+    ray_run.prepare(*_CAPPED, latency_s=0.2, job=_PRICED)
+    process = ray_run.begin()
+    os.kill(ray_run.wait_for_rows(process)[0], signal.SIGKILL)
+    said = read_rest(process)
+    assert process.returncode == 3, said
+    assert "the budget is used up" in said
+    answered = ray_run.answered
+    assert 0 <= answered - totals()[0] <= IN_FLIGHT
+    assert _CAP_USD / 2 < _spent_usd(query) <= ray_run.billed_usd + 1e-9 <= _CAP_USD
+    again = ray_run.done()
+    assert (again.returncode, ray_run.answered) == (3, answered), again.stderr
+
+
+def test_a_cap_is_used_up_after_a_killed_driver_whose_workers_stored_what_was_in_flight(
+    ray_run: RayRun, query: Any, totals: Any, tmp_path: Path
+) -> None:
+    ray_run.prepare(*_CAPPED, latency_s=0.2, job=_PRICED)
+    process = ray_run.begin()
+    ray_run.wait_for_rows(process)
+    process.kill()
+    process.wait(HANG_S)
+    assert ray_run.live["reserved_usd"] > _MOST_USD
+    done = ray_run.done()
+    assert done.returncode == 3, done.stderr
+    assert "the last command was killed" not in done.stderr
+    assert _CAP_USD - _MOST_USD < ray_run.billed_usd <= _CAP_USD
+    assert _spent_usd(query) == pytest.approx(ray_run.billed_usd)
+    assert totals()[0] == ray_run.answered
+    assert json.loads((tmp_path / "run/run.json").read_bytes())["unknown_usd"] == 0.0
 
 
 @pytest.mark.long

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import signal
 import threading
 import time
@@ -19,7 +20,7 @@ from batchrun.executors.messages import FleetTick, Lease, StopOrder, WorkerRepor
 from batchrun.inputs.prompt_set import find_source
 from batchrun.job.credentials import Server
 from batchrun.job.job_file import load_job
-from batchrun.limits.sharing.shares import Shares
+from batchrun.limits.sharing.shares import DOLLAR, Shares
 from batchrun.records import Resend, Totals
 from batchrun.runner.asked_rows import RowSelection
 from batchrun.runner.cluster.leases import places_of, planned_rows
@@ -35,6 +36,7 @@ from tests.runner.worker_process import WorkerProcess
 from tests.runs import standing_rows
 from tests.waiting import HANG_S, wait_until
 
+_FAILING_DISKS = Path(__file__).parents[1] / "end_to_end" / "failing_disks"
 _TICK_S = 0.02
 _SILENCE_S, _SHORT_S = 60.0, 3.0
 _ROWS = 120
@@ -138,7 +140,7 @@ class _Driver:
             self.seqs[worker.writer],
             heard=0 if known is None else known.number,
             leases=tuple(new),
-            shares=Shares(in_flight=8),
+            shares=Shares(in_flight=8, purse=100 * DOLLAR),
             last=not (self.planned.left or self.again),
             stop=stop,
         )
@@ -330,6 +332,37 @@ def test_rows_that_are_sent_again_keep_their_earlier_attempts(
     assert {name for name, (_, attempts) in stand.items() if attempts == 2} == failed
     replaced = [report.replaced.rows for report in driver.reports.values()]
     assert sum(replaced) == len(failed)
+
+
+def test_a_worker_says_what_it_could_not_store_and_two_stops_end_its_wait(
+    rows: Path, make_driver: Callable[..., _Driver], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = os.pathsep.join((str(_FAILING_DISKS), os.environ["PYTHONPATH"]))
+    monkeypatch.setenv("PYTHONPATH", path)
+    (rows / "failing_disks").write_text("w1 600")
+    price = {"m": {"input": 0.0, "output": 1000.0}}
+    with _serving(SimulatorSettings(latency_s=0.05)) as url:
+        driver = make_driver(url, pricing=price, limits__max_cost_usd=100.0)
+        driver.start(1)
+        driver.lead(until=lambda: any(one.stops for one in driver.reports.values()))
+        (worker,) = driver.workers
+        report = driver.reports[worker.writer]
+        while not report.is_drained:
+            said = driver.tick(worker, StopOrder("dropped", drop=True))
+            assert said is not None
+            report = said
+        answers = sum(_answers(url).values())
+        worker.process.wait(HANG_S)
+    assert [(one.kind, "cannot write" in one.message) for one in report.stops] == [
+        ("StoreError", True)
+    ]
+    assert report.unstored.split() == [str(answers), "answer" if answers == 1 else "answers"]
+    assert 1 <= answers <= 8
+    spending = report.used.spending  # of what is in no table nobody knows later what it has cost
+    assert (spending.spent, spending.reserved) == (0, 0)
+    assert spending.unknown > 0
+    mark = json.loads((rows / "run" / drained_name(worker.writer)).read_bytes())
+    assert mark == {"rows": 0, "unknown_usd": spending.unknown / DOLLAR}
 
 
 def test_background_work_of_a_killed_worker_is_waited_for_by_another(

@@ -19,7 +19,15 @@ from batchrun.errors import Interrupted, JobError, StoreError
 from batchrun.progress.status import read_status
 from batchrun.records import Answered, Outcome, Resend, UnreadableBody
 from batchrun.store.files import Flock, is_driven, is_locked, live_workers
-from batchrun.store.reading import find_row, read_totals, responses, state_now
+from batchrun.store.reading import (
+    find_row,
+    is_planning,
+    may_have_lost,
+    read_totals,
+    read_unknown_usd,
+    responses,
+    state_now,
+)
 from batchrun.store.run_dir import RunDir
 from batchrun.store.unfinished import read_answered, read_open
 from batchrun.store.unreadable import read_unreadable
@@ -131,6 +139,36 @@ def test_a_worker_is_adopted_once_its_lock_can_be_taken(team: Team, answered: Ma
     again = team.driver.adopt(1, range(5))  # no harm
     assert again is not None
     assert len(again.complete) == 5
+
+
+def test_what_workers_stored_after_a_kill_is_in_the_tables_and_not_reserved_too(
+    team: Team,
+) -> None:
+    """`w2` was killed with its command: what it may have spent stays reserved, and once."""
+    path = team.path
+    drained, _, later = team.worker(), team.worker(), team.worker()
+    workers = [
+        {"id": "w1", "state": "running", "unknown_usd": 0.25, "reserved_usd": 1.0},
+        {"id": "w2", "state": "running", "unknown_usd": 0.25, "reserved_usd": 2.0},
+        {"id": "w9", "state": "adopted", "unknown_usd": 0.0, "reserved_usd": 0.0},
+    ]
+    team.driver.write_live({"unknown_usd": 0.75, "reserved_usd": 3.0, "workers": workers})
+    record = team.driver.record
+    assert record is not None
+    assert read_unknown_usd(path, record) == 3.75
+    assert may_have_lost(path)
+    drained.close(has_drained=True, unknown_usd=0.375)
+    later.close(has_drained=True, unknown_usd=0.125)  # it began after `live.json` was written
+    assert read_unknown_usd(path, record) == 0.75 + 0.125 + 0.125 + 2.0
+    team.close()
+    for _ in range(2):  # each is killed before it has written anything
+        again = RunDir.open(path)
+        assert again.record is not None
+        assert read_unknown_usd(path, again.record) == 3.0
+        assert is_planning(path)
+        assert not list(path.glob("journal/*.drained"))
+        assert may_have_lost(path)
+        again.close()
 
 
 def test_a_number_is_never_given_again(team: Team, answered: Make) -> None:

@@ -53,6 +53,7 @@ from batchrun.runner.cluster.led_worker import (
     not_started_in_words,
     state_of,
     totals_of,
+    unstored_in_words,
 )
 from batchrun.runner.cluster.worker import WorkerSetup
 from batchrun.runner.ending import FirstRows, TooManyFailures
@@ -210,13 +211,17 @@ class Driver:
         self._follow(None)
 
     def _replace_lost(self, now_s: float) -> None:
-        """Asks for new workers in place of lost ones."""
+        """Asks for new workers in place of lost ones, but not of those whose disk took no answers.
+
+        A new one may get the same disk, and would lose what it pays for in the same way.
+        """
         alive = sum(one.is_alive for one in self._workers)
+        wanted = self._wanted - sum(not one.has_disk for one in self._workers)
         if not alive and (problem := self._cluster.problem()) is not None:
             self.stop(RunStopped(f"{problem}; run the same command again", StopCause.ENDPOINT))
         elif now_s - self._idle_s >= self._job.limits.outage_s:
             self.stop(RunStopped(none_came_in_words(now_s - self._idle_s, ""), StopCause.ENDPOINT))
-        elif alive < self._wanted and now_s >= self._next_start_s:
+        elif alive < wanted and now_s >= self._next_start_s:
             self._ask_for_one(now_s)
             self._next_start_s = now_s + min(2.0**self._failed_starts, _MOST_BACKOFF_S)
             self._failed_starts += 1  # until one works
@@ -234,7 +239,10 @@ class Driver:
     def _log_stop(self, led: Led, why: BaseException) -> None:
         """One worker sends nothing more, and the run goes on."""
         led.error = why
-        self._log("worker_stopped", led, why=str(why))
+        held = (
+            {} if led.report is None or not led.report.unstored else {"held": led.report.unstored}
+        )
+        self._log("worker_stopped", led, why=str(why), **held)
 
     def _judge_rows(self) -> None:
         """Stops if too many rows fail."""
@@ -256,7 +264,11 @@ class Driver:
     def _judge_stop(self, led: Led, stop: WorkerStop) -> None:
         """Stops the run for a worker's error, unless only this worker has it."""
         cause = cause_of(led, stop)
-        others = [one for one in self._workers if one is not led and one.state == "running"]
+        others = [
+            one
+            for one in self._workers
+            if one is not led and one.state == "running" and one.error is None
+        ]
         since_s = time.monotonic() - self._job.limits.outage_s
         is_alone = isinstance(cause, StoreError) or (
             stop.cause is StopCause.ENDPOINT and any(one.ok_s > since_s for one in others)
@@ -438,7 +450,11 @@ class Driver:
         self._again -= self._fleet.adopted(led.writer, places, time.monotonic())
         led.totals = adopted.totals
         was_lost, led.state = led.state == "lost", "adopted" if led.state == "lost" else "ended"
-        self._log("worker_adopted" if was_lost else "worker_drained", led, rows=adopted.totals.rows)
+        facts: dict[str, object] = {"rows": adopted.totals.rows}
+        if led.report is not None and led.report.unstored:
+            led.has_disk, facts["unstored"] = False, led.report.unstored
+            self._run.warn(unstored_in_words(led, led.report.unstored))
+        self._log("worker_adopted" if was_lost else "worker_drained", led, **facts)
 
     def _end_all(self) -> None:
         """Ends all workers, and waits for none."""

@@ -51,6 +51,7 @@ class Led:
         self.totals: Totals | None = None  # exact, once it was adopted
         self.error: BaseException | None = None  # why it could not start, or no longer works
         self.stops = 0  # how many it has reported
+        self.has_disk = True  # false once it has ended and could not store what had arrived
         self.heard_s = now_s  # when it was last heard of
         self.answer_s = 0.0  # for so long after that, an answer may still arrive there
         self.ok_s = -math.inf  # when it last completed a row that is ok
@@ -128,6 +129,7 @@ def latencies_of(reports: Sequence[WorkerReport]) -> tuple[float, float] | None:
 
 def state_of(led: Led, fleet: Fleet, now_s: float) -> WorkerState:
     said, report = led.greeting, led.report
+    unknown_usd, reserved_usd = fleet.open_usd(led.writer, now_s)
     return WorkerState(
         id=led.id,
         host="" if said is None else said.host,
@@ -138,6 +140,8 @@ def state_of(led: Led, fleet: Fleet, now_s: float) -> WorkerState:
         waiting=report.used.waiting if report and led.is_alive else 0,
         share=fleet.share_of(led.writer) if led.is_alive else None,
         silent_s=round(now_s - led.heard_s, 1) if led.is_alive else 0.0,
+        unknown_usd=unknown_usd,
+        reserved_usd=reserved_usd,
     )
 
 
@@ -167,6 +171,14 @@ def none_came_in_words(waited_s: float, free: str) -> str:
     return (
         f"no worker was available for {duration(waited_s)}{why}; check the cluster with "
         "`ray status`, then run the same command again, perhaps with fewer --workers"
+    )
+
+
+def unstored_in_words(led: Led, unstored: str) -> str:
+    """`unstored`: as in `WorkerReport`."""
+    return (
+        f"{led.name}: {unstored} that had arrived could not be stored; paid for, but their rows "
+        "are sent again"
     )
 
 

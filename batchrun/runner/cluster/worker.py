@@ -21,7 +21,9 @@ from batchrun.inputs.prompt_set import PinnedSource, PromptSet
 from batchrun.job.credentials import Server
 from batchrun.job.job_file import with_user_prices
 from batchrun.job.sections import Job, LimitsJob, PriceJob
+from batchrun.limits.budget import picodollars
 from batchrun.limits.sharing.fence import Fence
+from batchrun.limits.sharing.shares import DOLLAR, SharesUsed
 from batchrun.limits.sharing.worker_share import WorkerShare
 from batchrun.pricing.prices import Prices
 from batchrun.progress.bottleneck import Activity
@@ -129,6 +131,7 @@ class Worker:
         self._number = 0
         self._is_last = False
         self._has_drained = False
+        self._is_hurried = False  # waits for no disk
         self.is_over = asyncio.Event()  # everything is on disk, and the lock is free
         self._running: asyncio.Task[None] | None = None
 
@@ -183,6 +186,7 @@ class Worker:
             if tick.stop is not None:
                 self._stop(_Told(tick.stop.reason))
                 if tick.stop.drop:
+                    self._is_hurried = True
                     self._executor.drop()
         self._executor.note_last(is_last=self._is_last and not self._feed.unread)
         self._dir.seal_old()
@@ -249,13 +253,17 @@ class Worker:
                     except Exception as bug:  # noqa: BLE001 - reported; the others must be stored
                         self._stop(bug)
                     outcomes.clear()
-            await self._recorder.write_held(lambda: self._fence.is_silent, lambda _: None)
+            await self._recorder.write_held(
+                lambda: self._is_hurried or self._fence.is_silent,
+                lambda _: None,  # the driver reads it in each report
+            )
         except Exception as error:  # noqa: BLE001 - reported
             self._causes.append(error)
         self._feed.close()
         try:
             await self._open.aclose()
-            await asyncio.to_thread(self._dir.close, has_drained=True)
+            unknown_usd = self._used().spending.unknown / DOLLAR
+            await asyncio.to_thread(self._dir.close, has_drained=True, unknown_usd=unknown_usd)
         except Exception as error:  # noqa: BLE001 - reported
             self._causes.append(error)
         self._has_drained = True
@@ -280,6 +288,15 @@ class Worker:
         if not (was_told and isinstance(cause, _Told)):
             self._executor.stop(cause)
 
+    def _used(self) -> SharesUsed:
+        """What was spent on answers that are not stored is in no table: it counts as unknown."""
+        used = self._share.used(asyncio.get_running_loop().time())
+        held = min(picodollars(self._recorder.unstored_usd), used.spending.spent)
+        if not held:
+            return used
+        spent, unknown = used.spending.spent - held, used.spending.unknown + held
+        return replace(used, spending=replace(used.spending, spent=spent, unknown=unknown))
+
     def _report(self) -> WorkerReport:
         self._number += 1
         counts, executor = self._counts, self._executor
@@ -296,7 +313,7 @@ class Worker:
             sent_rows=counts.sent_rows,
             failed_rows=counts.failed_rows,
             failures=counts.failures.tell(self._number),
-            used=self._share.used(asyncio.get_running_loop().time()),
+            used=self._used(),
             stops=tuple(_as_stop(one) for one in causes if not isinstance(one, _Told)),
             activity=replace(activity, write_s=self._recorder.write_s, is_reading=is_reading),
             retries=activity.retries,
@@ -304,6 +321,7 @@ class Worker:
             p99_s=counts.latencies.quantile(0.99),
             sent=counts.sent.times,
             is_drained=self._has_drained,
+            unstored=self._recorder.held_in_words,
         )
 
 

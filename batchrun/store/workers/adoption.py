@@ -97,7 +97,8 @@ def adopt(
         is_certain = lock.warning is None
         adopted = Adopted(complete, sum_totals(now), found.warnings, is_certain=is_certain)
         with storing(folder / JOURNAL, "write"):  # if it is only about to begin, it must not
-            replace_file(folder / drained_name(worker), b"{}\n", durable=False)
+            if not _has_drained(folder, worker):
+                replace_file(folder / drained_name(worker), b"{}\n", durable=False)
             (folder / lock_name(worker)).unlink(missing_ok=True)
     finally:
         os.close(lock.handle)

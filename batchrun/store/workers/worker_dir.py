@@ -137,12 +137,12 @@ class WorkerDir:
         if self._writer is not None:
             self._writer.seal_old()
 
-    def close(self, *, has_drained: bool = False) -> None:
+    def close(self, *, has_drained: bool = False, unknown_usd: float | None = None) -> None:
         """Writes everything to disk, and frees the lock.
 
         `has_drained`: nothing is in flight, and nothing will be: seals what it may, and writes
-        `wN.drained`. Raises `StoreError` for an error that was not raised yet; the lock is free
-        anyway.
+        `wN.drained`, with `unknown_usd`: what it may have spent that is in no table. Raises
+        `StoreError` for an error that was not raised yet; the lock is free anyway.
         """
         try:
             with ExitStack() as rest:
@@ -154,7 +154,9 @@ class WorkerDir:
             if has_drained:
                 path = self.path / drained_name(self.writer)
                 with storing(path, "write"):
-                    replace_file(path, encode_json({"rows": self._rows}) + b"\n", durable=True)
+                    facts = {"rows": self._rows}
+                    said = facts if unknown_usd is None else {**facts, "unknown_usd": unknown_usd}
+                    replace_file(path, encode_json(said) + b"\n", durable=True)
         finally:
             lock, self._lock = self._lock, None
             if lock is not None:
