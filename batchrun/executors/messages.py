@@ -41,6 +41,7 @@ class StopOrder(Struct, frozen=True):
 
     reason: str
     drop: bool = False  # requests in flight are dropped; else they finish
+    hurried: bool = False  # nor does a disk get time to take what has arrived
 
 
 class FleetTick(Struct, frozen=True):

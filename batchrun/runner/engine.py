@@ -124,6 +124,7 @@ class Run:
         self.stop_at = stop_at  # seconds since 1970; null: never
         self.causes: list[BaseException] = []  # why nothing more is sent
         self._warnings: list[str] = []  # since the plan was made
+        self.waits_for: str | None = None  # what must be done now, while it goes on
         self._executor: Executor | None = None
         self._about_disk = ""  # whether answers were stored that the disk did not take at once
 
@@ -415,7 +416,7 @@ class Run:
             activity=activity,
             binds=binds,
             exit_code=exit_code,
-            message=message,
+            message=self.waits_for if message is None and exit_code is None else message,
             next_command=next_command,
             simulated=self.record.simulated,
             unknown_usd=self.unknown_usd,

@@ -402,7 +402,12 @@ def test_when_the_disks_of_all_workers_fail_the_run_ends_and_no_other_worker_pay
     workers = [f"w{writer}" for writer in range(1, 20)]
     (tmp_path / "failing_disks").write_text(" ".join([*workers, "60"]))
     process = ray_run.begin("--json")
-    wait_until(lambda: ray_run.live.get("state") == "stopping", process)
+
+    def is_held_by_all() -> bool:
+        live = ray_run.live
+        return live.get("state") == "stopping" and str(live["message"]).count(" by worker w") == 3
+
+    wait_until(is_held_by_all, process)
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGTERM)  # nobody wants to wait for a minute here
     out, said = process.communicate(timeout=HANG_S)

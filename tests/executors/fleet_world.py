@@ -355,6 +355,14 @@ class World:
                 while machine.pending:
                     self.reports.append((at, machine.hear(machine.pending.pop(0), self.now_s)))
 
+    def check_dollars(self) -> None:
+        """What counts if the driver is killed now is no less than what is spent, nor too much."""
+        for budget in self.budgets:
+            open_usd = sum(self.fleet.open_usd(at, self.now_s)[1] for at in self.machines)
+            counts = budget.spent_usd + budget.unknown_usd + open_usd
+            spent = sum(one.dollars for one in self.witness.starts)
+            assert spent - 1e-9 <= counts <= budget.cap_usd + 1e-9
+
     def settle(self, most_s: float) -> bool:
         """From now on nothing is lost; false where rows remain after so long."""
         until_s, step_s, started = self.now_s + most_s, 0.25, 0

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from batchrun.errors import BatchrunError, RunStopped
 from batchrun.executors.fleet import Fleet
 from batchrun.executors.lease_book import MOST_DEATHS
-from batchrun.executors.messages import StopOrder, WorkerReport
+from batchrun.executors.messages import StopOrder, WorkerReport, WorkerStop
 from batchrun.job.sections import LimitsJob
 from batchrun.limits.concurrency import FirstAlone
 from batchrun.limits.pauses import Patience
@@ -87,6 +87,7 @@ def storm(world: World, weather: Weather, turns: int) -> None:
                     deliver(place, keep=draw.random() < weather.repeated)
             del bag[: max(0, len(bag) - 20)]
         world.move(draw.uniform(0.02, weather.longest_s))
+        world.check_dollars()
 
 
 @settings(max_examples=25, deadline=None)
@@ -162,6 +163,27 @@ def test_an_endpoint_is_down_for_a_worker_alone_once_it_has_answered_others_for_
     assert hear(2, 1991.0) == []
     assert hear(1, 1992.0, "reset") == []
     assert hear(1, 2052.0, "reset") == [1]
+
+
+def test_others_send_at_once_if_the_disk_of_the_first_worker_fails() -> None:
+    fleet, at_s = Fleet(Rows(1000), LimitsJob(), 4), 0.0
+    for worker in (1, 2):
+        fleet.add(worker, 0.0)
+        fleet.hear(worker, WorkerReport(number=1, seq=0, used=SharesUsed(waiting=5)), 0.1)
+    assert fleet.tick(1, 0.2).shares.in_flight == 1
+    stops = (WorkerStop("the disk is full", kind="StoreError"),)
+    news = ScopeNews(SCOPE, is_answered=True, answered_s=0.0)
+    shares = []
+    for number in range(2, 6):
+        at_s = 0.2 * number
+        seq = fleet.tick(1, at_s).seq
+        used = SharesUsed(started=1, scopes=(news,))
+        fleet.hear(1, WorkerReport(number=number, seq=seq, used=used, stops=stops), at_s)
+        tick = fleet.tick(2, at_s)
+        shares.append(tick.shares.in_flight)
+        used = SharesUsed(waiting=5, for_slots=True)
+        fleet.hear(2, WorkerReport(number=number, seq=tick.seq, used=used), at_s)
+    assert shares[-1] >= 2
 
 
 def test_rows_of_a_worker_that_was_told_to_end_seem_to_kill_none() -> None:

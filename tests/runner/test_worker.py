@@ -344,11 +344,16 @@ def test_a_worker_says_what_it_could_not_store_and_two_stops_end_its_wait(
     with _serving(SimulatorSettings(latency_s=0.05)) as url:
         driver = make_driver(url, pricing=price, limits__max_cost_usd=100.0)
         driver.start(1)
-        driver.lead(until=lambda: any(one.stops for one in driver.reports.values()))
+
+        def has_landed() -> bool:
+            reports = driver.reports.values()
+            return any(one.stops and not one.used.in_flight for one in reports)
+
+        driver.lead(until=has_landed)
         (worker,) = driver.workers
         report = driver.reports[worker.writer]
         while not report.is_drained:
-            said = driver.tick(worker, StopOrder("dropped", drop=True))
+            said = driver.tick(worker, StopOrder("dropped", drop=True, hurried=True))
             assert said is not None
             report = said
         answers = sum(_answers(url).values())
@@ -359,8 +364,8 @@ def test_a_worker_says_what_it_could_not_store_and_two_stops_end_its_wait(
     assert report.unstored.split() == [str(answers), "answer" if answers == 1 else "answers"]
     assert 1 <= answers <= 8
     spending = report.used.spending  # of what is in no table nobody knows later what it has cost
-    assert (spending.spent, spending.reserved) == (0, 0)
-    assert spending.unknown > 0
+    assert spending.spent < 100 < spending.unknown  # picodollars, of which some are rounded
+    assert spending.reserved == 0
     mark = json.loads((rows / "run" / drained_name(worker.writer)).read_bytes())
     assert mark == {"rows": 0, "unknown_usd": spending.unknown / DOLLAR}
 

@@ -47,6 +47,7 @@ from batchrun.runner.cluster.led_worker import (
     Led,
     cause_of,
     forget,
+    held_in_words,
     holding_its_lock,
     latencies_of,
     none_came_in_words,
@@ -174,7 +175,8 @@ class Driver:
 
     def drop(self) -> None:
         """Drops the requests in flight."""
-        self._order(StopOrder("what is in flight is dropped", drop=True))
+        is_hurried = len(self._run.stop.asked) > 1
+        self._order(StopOrder("what is in flight is dropped", drop=True, hurried=is_hurried))
 
     def rest(self) -> list[Outcome]:
         """No outcomes: workers store theirs."""
@@ -208,6 +210,7 @@ class Driver:
             self._replace_lost(now_s)
         self._judge_rows()
         self._seal()
+        self._run.waits_for = held_in_words(self._workers)
         self._follow(None)
 
     def _replace_lost(self, now_s: float) -> None:

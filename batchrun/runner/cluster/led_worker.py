@@ -174,6 +174,18 @@ def none_came_in_words(waited_s: float, free: str) -> str:
     )
 
 
+def held_in_words(workers: Sequence[Led]) -> str | None:
+    """What workers hold because their disks do not take it; None if they hold nothing."""
+    reports = [(one.name, one.report) for one in workers if one.is_alive and one.report is not None]
+    held = [(name, report) for name, report in reports if report.unstored]
+    if not held:
+        return None
+    stops = [stop for _, report in held for stop in report.stops if stop.kind == "StoreError"]
+    why = f"{stops[0].message}. " if stops else ""
+    what = "; ".join(f"{report.unstored} by {name}" for name, report in held)
+    return f"{why}Held for up to a minute: {what}"
+
+
 def unstored_in_words(led: Led, unstored: str) -> str:
     """`unstored`: as in `WorkerReport`."""
     return (

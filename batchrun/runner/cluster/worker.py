@@ -185,8 +185,8 @@ class Worker:
             self._is_last = tick.last
             if tick.stop is not None:
                 self._stop(_Told(tick.stop.reason))
+                self._is_hurried = tick.stop.hurried
                 if tick.stop.drop:
-                    self._is_hurried = True
                     self._executor.drop()
         self._executor.note_last(is_last=self._is_last and not self._feed.unread)
         self._dir.seal_old()
