@@ -405,7 +405,9 @@ def test_when_the_disks_of_all_workers_fail_the_run_ends_and_no_other_worker_pay
 
     def is_held_by_all() -> bool:
         live = ray_run.live
-        return live.get("state") == "stopping" and str(live["message"]).count(" by worker w") == 3
+        if live.get("state") != "stopping" or live["in_flight"]:
+            return False
+        return str(live["message"]).count(" by worker w") == 3
 
     wait_until(is_held_by_all, process)
     process.send_signal(signal.SIGINT)
@@ -442,7 +444,7 @@ def _spent_usd(query: Any) -> float:
 def test_a_cap_holds_with_what_a_killed_worker_had_in_flight(
     ray_run: RayRun, query: Any, totals: Any
 ) -> None:
-    ray_run.prepare(*_CAPPED, latency_s=0.2, job=_PRICED)
+    ray_run.prepare(*_CAPPED, latency_s=0.3, job=_PRICED)
     process = ray_run.begin()
     os.kill(ray_run.wait_for_rows(process)[0], signal.SIGKILL)
     said = read_rest(process)
@@ -458,7 +460,7 @@ def test_a_cap_holds_with_what_a_killed_worker_had_in_flight(
 def test_a_cap_is_used_up_after_a_killed_driver_whose_workers_stored_what_was_in_flight(
     ray_run: RayRun, query: Any, totals: Any, tmp_path: Path
 ) -> None:
-    ray_run.prepare(*_CAPPED, latency_s=0.2, job=_PRICED)
+    ray_run.prepare(*_CAPPED, latency_s=0.3, job=_PRICED)
     process = ray_run.begin()
     ray_run.wait_for_rows(process)
     process.kill()

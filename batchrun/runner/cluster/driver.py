@@ -267,11 +267,7 @@ class Driver:
     def _judge_stop(self, led: Led, stop: WorkerStop) -> None:
         """Stops the run for a worker's error, unless only this worker has it."""
         cause = cause_of(led, stop)
-        others = [
-            one
-            for one in self._workers
-            if one is not led and one.state == "running" and one.error is None
-        ]
+        others = [one for one in self._workers if one is not led and one.is_able]
         since_s = time.monotonic() - self._job.limits.outage_s
         is_alone = isinstance(cause, StoreError) or (
             stop.cause is StopCause.ENDPOINT and any(one.ok_s > since_s for one in others)

@@ -63,6 +63,12 @@ class Led:
         return self.state in ALIVE
 
     @property
+    def is_able(self) -> bool:
+        """Whether it completes rows, or is in its process and about to, as far as is known."""
+        is_there = self.state == "running" or (self.state == "starting" and self.greeting)
+        return bool(is_there) and self.error is None
+
+    @property
     def id(self) -> str:
         return f"w{self.writer}"
 
