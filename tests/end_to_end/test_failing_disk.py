@@ -130,7 +130,7 @@ def _kept(run: Path) -> int | None:
 
 
 def test_a_disk_that_stays_full_ends_the_run_with_words_and_it_resumes(
-    source: Path, begin: Begin, batchrun: Run, simulator: Any, totals: Any
+    source: Path, tmp_path: Path, begin: Begin, batchrun: Run, simulator: Any, totals: Any
 ) -> None:
     command = ("run", source, *_ASK, "--base-url", simulator("--latency", "0.02"))
     run = begin(*command, preexec_fn=_limit_files)
@@ -141,6 +141,8 @@ def test_a_disk_that_stays_full_ends_the_run_with_words_and_it_resumes(
     assert run.returncode == 1, said + rest
     assert "could not be stored" in rest
     assert "Traceback" not in said + rest
+    record = json.loads((tmp_path / "run" / "run.json").read_bytes())
+    assert record["unknown_usd"] > 0  # they were paid for, and are in no table
     again = batchrun(*command)
     assert again.returncode == 0, again.stderr
     assert totals() == (_ROWS, _ROWS, _ROWS)
