@@ -417,13 +417,14 @@ def test_when_the_disks_of_all_workers_fail_the_run_ends_and_no_other_worker_pay
     assert "the disk reports an error" in said
     lost = [int(count) for count in re.findall(r"w\d.*: (\d+) answers? that had arrived", said)]
     summary = json.loads(out)
-    assert [one["id"] for one in summary["workers"]] == ["w1", "w2", "w3"]
+    assert {one["id"] for one in summary["workers"]} == {"w1", "w2", "w3"}
     assert ray_run.answered - summary["ok"] == sum(lost) <= IN_FLIGHT
     assert sum("could not be stored" in one for one in summary["warnings"]) == len(lost) == 3
     events = (tmp_path / "run/events.jsonl").read_text()
     assert events.count('"unstored":"') == 3
 
 
+@pytest.mark.long
 def test_when_the_disk_of_one_worker_fails_the_others_complete_its_rows(
     ray_run: RayRun, tmp_path: Path
 ) -> None:
@@ -457,6 +458,7 @@ def test_a_cap_holds_with_what_a_killed_worker_had_in_flight(
     assert (again.returncode, ray_run.answered) == (3, answered), again.stderr
 
 
+@pytest.mark.long
 def test_a_cap_is_used_up_after_a_killed_driver_whose_workers_stored_what_was_in_flight(
     ray_run: RayRun, query: Any, totals: Any, tmp_path: Path
 ) -> None:
