@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
@@ -438,10 +440,10 @@ def test_what_a_worker_wrote_too_late_is_found_by_the_next_command(
 def test_where_nothing_can_be_locked_a_worker_lives_as_long_as_it_renews_its_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("batchrun.store.workers.adoption._SILENT_S", 0.5)
+    monkeypatch.setattr("batchrun.store.workers.adoption._SPARE_S", 0.1)
     path = tmp_path / "run"
     driver = RunDir.open(path, flock=_cannot_lock)
-    driver.save(run_record())
+    driver.save(run_record(job={"endpoint": {"timeout_s": 0.1}, "cluster": {"silence_s": 0.1}}))
     record = driver.record
     assert record is not None
     worker = WorkerDir.open(path, driver.new_writer(), record, flock=_cannot_lock)
@@ -458,6 +460,43 @@ def test_where_nothing_can_be_locked_a_worker_lives_as_long_as_it_renews_its_loc
     RunDir.open(path, waiting=look, flock=_cannot_lock).close()
     assert times[-1] - times[5] >= 0.2
     assert not (path / "journal/w1.lock").exists()
+    worker.close()
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        {"endpoint": {"timeout_s": 600.0}, "cluster": {"silence_s": 30.0}},
+        {
+            "endpoint": {"timeout_s": 1.0},
+            "variants": [{"endpoint": None}, {"endpoint": {"timeout_s": 600.0}}],
+        },
+        {},  # the defaults are the same
+    ],
+)
+def test_where_nothing_can_be_locked_a_worker_is_waited_for_as_long_as_it_may_store_answers(
+    job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that stands still renews nothing, and may go on."""
+    path = tmp_path / "run"
+    driver = RunDir.open(path, flock=_cannot_lock)
+    driver.save(run_record(job=job))
+    assert driver.record is not None
+    worker = WorkerDir.open(path, driver.new_writer(), driver.record, flock=_cannot_lock)
+    driver.close()
+    (path / "journal/w1.lock").write_text("elsewhere 17\n")
+    now_s = 0.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now_s
+        now_s += 20 * seconds
+
+    clock = SimpleNamespace(monotonic=lambda: now_s, sleep=sleep)
+    monkeypatch.setattr("batchrun.store.workers.adoption.time", clock)
+    said: set[str] = set()
+    RunDir.open(path, waiting=said.add, flock=_cannot_lock).close()
+    assert 30 + 1.05 * 600 < now_s < 700
+    assert "process 17 on elsewhere, taken for dead after 665 s of silence" in said.pop()
     worker.close()
 
 

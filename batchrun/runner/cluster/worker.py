@@ -38,7 +38,7 @@ from batchrun.runner.resume import EarlierOutcomes, with_background_ids
 from batchrun.store.complete_rows import Span
 from batchrun.store.reading import read_largest
 from batchrun.store.run_dir import RunDir
-from batchrun.store.workers.worker_dir import WorkerDir
+from batchrun.store.workers.worker_dir import WorkerDir, last_write_s
 from batchrun.transport.client import Client, fit_in_flight
 from batchrun.transport.fallback import choose_connections
 from batchrun.version import VERSION
@@ -72,8 +72,7 @@ class WorkerSetup(Struct, frozen=True):
     def answer_s(self) -> float:
         """How long after the driver's last message an answer may still arrive."""
         endpoints = [self.job.endpoint, *(one.endpoint for one in self.job.variants)]
-        longest_s = max(one.timeout_s for one in endpoints if one is not None)
-        return self.silence_s + longest_s * 1.05 + _LOOK_EVERY_S
+        return last_write_s(self.silence_s, (one.timeout_s for one in endpoints if one is not None))
 
 
 def worker_setup(

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from msgspec import Struct
 
+from batchrun.job.sections import ClusterJob, EndpointJob
 from batchrun.records import Layout, RowKey, RunRecord, Totals
 from batchrun.store.columns import KEY, response_schema, tool_call_schema
 from batchrun.store.complete_rows import hash_keys, sum_totals
@@ -43,12 +44,16 @@ from batchrun.store.files import (
 )
 from batchrun.store.journal import READ_BYTES, may_replace
 from batchrun.store.parts import keys_of, new_files, read_part, rewrite_part
+from batchrun.store.reading import read_run_record
 from batchrun.store.sealing import finish, recover, seal
 from batchrun.store.snapshot import Intent, Snapshot, write_intent
 from batchrun.store.unfinished import UnfinishedRows
+from batchrun.store.workers.worker_dir import last_write_s
 
 _LOOK_EVERY_S = 0.2
-_SILENT_S = 60.0  # without locks; a worker renews the time of its lock file twice a second
+# Without locks, a worker renews the time of its lock file twice a second. One that stands still may
+# continue for as long as it may store answers, and so long its lock is looked at, and a bit longer.
+_SPARE_S = 5.0
 
 Place = tuple[int, int, str | None]  # `row`, `sample` and `variant` of a row
 
@@ -163,29 +168,53 @@ def wait_for_workers(
     """Waits until all workers of earlier commands are dead or have ended; returns them.
 
     A worker whose command has ended finishes its requests in flight. `waiting`: called several
-    times a second with what it waits for; what it raises ends the wait. Raises `StoreError`.
+    times a second with what it waits for; what it raises ends the wait. Raises `StoreError`, and
+    `JobError` if a newer batchrun wrote the run.
     """
     with storing(folder / JOURNAL, "list"):
         workers = workers_of(folder)
     alive = workers
+    silent_s = _longest_write_s(folder) + _SPARE_S if workers else 0.0
     # The time of a lock file that proves nothing, and since when it was seen.
     silence: dict[int, tuple[int, float]] = {}
     while True:
-        alive = [one for one in alive if not _is_dead(folder, one, silence, flock)]
+        alive = [one for one in alive if not _is_dead(folder, one, silence, silent_s, flock)]
         if not alive:
             if workers:
                 with storing(folder, "list"):
                     see_all(folder)
             return tuple(workers)
-        owners = " and ".join(owner_in_words(folder / lock_name(one)) for one in alive)
+        owners = " and ".join(
+            owner_in_words(folder / lock_name(one))
+            + (f", taken for dead after {silent_s:.0f} s of silence" if one in silence else "")
+            for one in alive
+        )
         waiting(
             f"waiting for workers of the last command, which have requests in flight ({owners})"
         )
         time.sleep(_LOOK_EVERY_S)
 
 
+def _longest_write_s(folder: Path) -> float:
+    """How long workers of the last command may store answers after its end, by its job.
+
+    Raises `JobError`, `StoreError`.
+    """
+    record = read_run_record(folder)
+    job = {} if record is None else record.job
+    endpoints = [job.get("endpoint"), *(one.get("endpoint") for one in job.get("variants", ()))]
+    default_s = EndpointJob("").timeout_s
+    timeouts_s = [one.get("timeout_s", default_s) for one in endpoints if one is not None]
+    silence_s = job.get("cluster", {}).get("silence_s", ClusterJob().silence_s)
+    return last_write_s(silence_s, timeouts_s or [default_s])
+
+
 def _is_dead(
-    folder: Path, worker: int, silence: dict[int, tuple[int, float]], flock: Flock
+    folder: Path,
+    worker: int,
+    silence: dict[int, tuple[int, float]],
+    silent_s: float,
+    flock: Flock,
 ) -> bool:
     lock = try_lock(folder / lock_name(worker), flock)
     if lock is None:
@@ -198,7 +227,7 @@ def _is_dead(
         if before != touched:
             silence[worker] = (touched, now_s)
             return False
-        return now_s - since_s > _SILENT_S
+        return now_s - since_s > silent_s
     finally:
         os.close(lock.handle)
 

@@ -10,7 +10,7 @@ import fcntl
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -33,6 +33,17 @@ from batchrun.store.reading import RUN_FILE, read_run_record
 from batchrun.store.unfinished import UnfinishedRows
 from batchrun.store.unreadable import UnreadableBodies
 from batchrun.store.writing import JournalWriter
+
+_LATE = 1.05  # how much longer than its time-out an attempt may take
+_LOOK_S = 0.2  # until a worker notices that its command is silent
+
+
+def last_write_s(silence_s: float, timeouts_s: Iterable[float]) -> float:
+    """How long after the last message of its command a worker may still store an answer.
+
+    `silence_s`: after so much of it the worker begins no attempt. `timeouts_s`: of attempts.
+    """
+    return silence_s + max(timeouts_s) * _LATE + _LOOK_S
 
 
 class WorkerDir:
