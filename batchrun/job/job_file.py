@@ -29,15 +29,17 @@ from batchrun.job.scorer_sections import KINDS, JsonJob, PythonJob, ScorerJob
 from batchrun.job.sections import (
     DEFAULT_KEY_ENV,
     STDIN,
-    ClusterJob,
     EndpointJob,
     Job,
     PriceJob,
     VariantJob,
 )
-from batchrun.remote.urls import is_remote, name_of
+from batchrun.remote.urls import is_remote, is_store, name_of
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
+# For a run in a store: its claim may have been renewed 10 s before the driver died, and then counts
+# for another 50 s. Until then its workers must have begun their last rows.
+LONGEST_SILENCE_S = 45.0
 _PRICE_TABLES = ("pricing", "aliases")
 _TABLES = tuple(name for name in Job.__struct_fields__ if name not in ("name", "file"))
 _ENDINGS = (
@@ -83,7 +85,7 @@ def load_job(source: str | Path, settings: Mapping[str, Any] | None = None) -> J
     _refuse_own_fields(job.request, where)
     refuse_no_urls(job, where)
     job = replace(job, endpoint=_checked(job.endpoint, where))
-    _check_cluster(job.cluster, where, is_chosen="cluster.executor" in settings)
+    _check_cluster(job, where, is_chosen="cluster.executor" in settings)
     for key in (key for key in job.expand.vary if f"request.{key}" in settings):
         raise JobError(
             f"{where}: request.{key} is given one value, and expand.vary (--vary) several; take "
@@ -136,11 +138,20 @@ def _read_variants(tables: Any, job: Job, where: str) -> tuple[VariantJob, ...]:
     return tuple(variants)
 
 
-def _check_cluster(cluster: ClusterJob, where: str, *, is_chosen: bool) -> None:
-    """Raises `JobError` where a setting would do nothing, or lacks another.
+def _check_cluster(job: Job, where: str, *, is_chosen: bool) -> None:
+    """Raises `JobError` where a setting would do nothing or harm, or lacks another.
 
     `is_chosen`: whether the command says which executor, so that settings of the other may stand.
     """
+    cluster, path = job.cluster, job.output.path
+    is_too_silent = cluster.executor == "ray" and cluster.silence_s > LONGEST_SILENCE_S
+    if is_too_silent and path is not None and is_store(path):
+        raise JobError(
+            f"{where}: cluster.silence_s is {cluster.silence_s:g}, and the run is in a store "
+            f"({path}): if the driver dies, its workers would still send rows when a command on "
+            "another machine may already take the run over, so both would pay for them; set "
+            f"silence_s in [cluster] to {LONGEST_SILENCE_S:g} or less"
+        )
     if cluster.executor == "ray" and cluster.workers is None:
         raise JobError(
             f"{where}: cluster.executor (--executor) is ray, and nothing says how many workers; "

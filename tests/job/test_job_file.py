@@ -175,3 +175,21 @@ def test_workers_need_ray_and_ray_needs_their_number(tmp_path: Path) -> None:
     ):
         with pytest.raises(JobError, match=message):
             load_job("x.jsonl", settings)
+
+
+def test_workers_of_a_run_in_a_store_are_silent_for_less_than_its_claim_lasts(
+    tmp_path: Path,
+) -> None:
+    """Else another machine may take the run over while they still send its rows."""
+    text = '[input]\npath = "x.jsonl"\n[cluster]\nexecutor = "ray"\nworkers = 4\nsilence_s = 46\n'
+    path = _job_file(tmp_path, text)
+    with pytest.raises(JobError) as caught:
+        load_job(path, {"output.path": "s3://bucket/run"})
+    assert f"{path}: cluster.silence_s is 46, and the run is in a store (s3://bucket/run)" in str(
+        caught.value
+    )
+    assert "set silence_s in [cluster] to 45 or less" in str(caught.value)
+    in_store = {"output.path": "s3://bucket/run"}
+    assert load_job(path, {**in_store, "cluster.silence_s": 45}).cluster.silence_s == 45
+    assert load_job(path, {**in_store, "cluster.executor": "local"}).cluster.silence_s == 46
+    assert load_job(path, {"output.path": "run"}).cluster.silence_s == 46
