@@ -42,11 +42,13 @@ class Claim:
         self._store, self._prefix = store, prefix
         self._about = Claimant(socket.gethostname(), os.getpid(), str(scratch))
         self.key = f"{prefix}{CLAIMS}/{secrets.token_hex(8)}"
+        # When it was last renewed for certain, in nanoseconds by the store's clock.
+        self.renewed_at = 0
 
     def renewed_by(self, store: ObjectStore) -> "Claim":
         """The same claim, over another connection."""
         other = Claim(store, self._prefix, Path(self._about.scratch))
-        other.key = self.key
+        other.key, other.renewed_at = self.key, self.renewed_at
         return other
 
     def take(self, url: str) -> None:
@@ -58,8 +60,7 @@ class Claim:
             try:
                 others = self._others()
             except BaseException:
-                with suppress(RemoteError):  # briefly: it must be reported within 30 s
-                    within(_RELEASE_S, self._store.name(self.key), self.release)
+                self.give_up()
                 raise
             if not others:
                 return
@@ -75,18 +76,29 @@ class Claim:
         """Raises `RemoteError`."""
         self._store.write(self.key, msgspec.json.encode(self._about))
 
-    def is_there(self) -> bool:
-        """Whether it still exists: no other command has deleted it. Raises `RemoteError`."""
-        return self._store.find(self.key) is not None
+    def written_at(self) -> int | None:
+        """When it was written, by the store's clock; None: deleted. Raises `RemoteError`."""
+        found = self._store.find(self.key)
+        return None if found is None else found.stamp
+
+    def is_alone(self) -> bool:
+        """Whether no other command has a claim, however old. Raises `RemoteError`."""
+        claims = self._store.listing(f"{self._prefix}{CLAIMS}")
+        return all(one.key == self.key for one in claims)
 
     def release(self) -> None:
         """Raises `RemoteError`."""
         self._store.delete(self.key)
 
+    def give_up(self) -> None:
+        """Releases it after an error: not for long, since that must be reported within 30 s."""
+        with suppress(RemoteError):
+            within(_RELEASE_S, self._store.name(self.key), self.release)
+
     def _others(self) -> list[Claimant]:
         """Who else has the run; deletes claims that no longer count."""
         claims = self._store.listing(f"{self._prefix}{CLAIMS}")
-        now = next((one.stamp for one in claims if one.key == self.key), 0)
+        now = self.renewed_at = next((one.stamp for one in claims if one.key == self.key), 0)
         found = []
         for one in claims:
             owner = None if one.key == self.key else _owner(self._store, one)

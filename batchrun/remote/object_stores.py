@@ -108,15 +108,24 @@ class ObjectStore:
         if found is None:
             return None
 
-        def read() -> bytes:
+        def read() -> bytes | None:
             # A stream: with any other kind of file, Google's library makes a request while it holds
             # the interpreter's lock.
-            with self.files.open_input_stream(self._path(key), compression=None) as file:
-                data: bytes = file.read()
-                return data
+            try:
+                with self.files.open_input_stream(self._path(key), compression=None) as file:
+                    data: bytes = file.read()
+                    return data
+            except FileNotFoundError:  # deleted since
+                return None
+            except OSError as error:  # of what was deleted since, S3's library says other things
+                is_reached = "AWS Error" in str(error) and "NETWORK_CONNECTION" not in str(error)
+                info = self.files.get_file_info(self._path(key)) if is_reached else None
+                if info is not None and info.type is fs.FileType.NotFound:
+                    return None
+                raise
 
         data = self._call(key, read)
-        if len(data) < found.size:
+        if data is not None and len(data) < found.size:
             raise RemoteError(
                 f"{self.name(key)}: only {len(data)} of {found.size} bytes arrived; check the "
                 "network"

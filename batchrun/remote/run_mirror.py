@@ -30,19 +30,23 @@ from batchrun.remote.urls import store_url
 _TABLES = ("responses", "tool_calls")
 _JOURNAL = "journal"
 _LISTINGS = 10  # while parts are being replaced
+_SMALL_BYTES = 1 << 20
 _SCORES = "scores"
 _SCORE_FILE = re.compile(rf"{_SCORES}/[^/]+/scores\.parquet")
 
 
-def pull(folder: Path, link: Link, *, owns: bool, is_last: bool = False) -> Link:
+def pull(
+    folder: Path, link: Link, *, owns: bool, is_last: bool = False, is_first: bool = False
+) -> Link:
     """Brings the content of the store into the folder; returns the new link.
 
     What is only in the folder stays. `owns`: with the claim. `is_last`: no other machine has had
-    the claim since, so the folder's files are newer than the store's. Raises `RemoteError`,
-    `OSError`.
+    the claim since, so the folder's files are newer than the store's. `is_first`: calls that carry
+    little fail soon if nothing answers. Raises `RemoteError`, `OSError`.
     """
-    store, prefix = place_of(link)
-    names, intents = _names_and_intents(store, prefix)
+    quick, prefix = place_of(link, is_first=is_first)
+    names, intents = _names_and_intents(quick, prefix)
+    store, _ = place_of(link)
     if owns and (intents or any(map(_is_temporary, names))):
         for name, intent in intents.items():
             if intent is None:
@@ -57,7 +61,7 @@ def pull(folder: Path, link: Link, *, owns: bool, is_last: bool = False) -> Link
     _place_stubs(folder, link, parts, is_durable=owns)
     _place_scores(folder, link, names)
     if not is_last:
-        link = replace(link, seen=_copy_small_files(folder, link, store, names))
+        link = replace(link, seen=_copy_small_files(folder, link, quick, names))
     write_link(folder, link)
     return link
 
@@ -175,7 +179,9 @@ def _copy_small_files(
         is_seen = one is not None and seen.get(name) == (one.size, one.stamp)
         if one is None or (is_seen and name != SMALL_FILES[0]):
             continue
-        data = store.read(one.key)
+        # What may take longer to read than until a store that is silent is reported.
+        is_large = one.size > _SMALL_BYTES
+        data = (place_of(link)[0] if is_large else store).read(one.key)
         if data is not None:
             (folder / name).parent.mkdir(mode=0o700, exist_ok=True)
             write_durably(folder / name, data)
@@ -199,13 +205,12 @@ class _Writers(msgspec.Struct):
     writers: int = 1
 
 
-def new_link(url: str) -> Link:
+def new_link(url: str, store: ObjectStore) -> Link:
     """A link for a folder without one, with a writer of its own. Raises `RemoteError`.
 
     Only with the claim; otherwise two folders could get the same writer.
     """
-    link = Link(url)
-    store, prefix = place_of(link)
+    prefix = f"{store_url(url).key}/"
     writers = writers_of(_names(store, prefix))
     link = Link(url, max(_given(store, prefix), max(writers, default=-1) + 1))
     store.write(f"{prefix}{_JOURNAL}/w{link.writer}.started", b"")

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import msgspec
 from msgspec import Struct
-from msgspec.structs import replace
 
 from batchrun.errors import JobError
 from batchrun.remote.claims import Claim
@@ -62,7 +61,7 @@ def put_file(folder: Path, name: str, path: Path) -> None:
     """
     link = read_link(folder)
     if link is not None:
-        target = _Target(replace(link, claim=None))
+        target = _Target(link, needs_claim=False)
         write_stub(path, target.upload(name, path))
 
 
@@ -73,7 +72,7 @@ def publish(folder: Path, url: str) -> None:
     `OSError`.
     """
     where = store_url(url)
-    target = _Target(Link(where.full))
+    target = _Target(Link(where.full), needs_claim=False)
     claim = Claim(target.store, target.prefix, folder)
     claim.take(str(where))
     try:
@@ -146,10 +145,10 @@ def finish_intent(store: ObjectStore, prefix: str, key: str, intent: StoreIntent
 class _Target:
     """The place that parts are uploaded to, while this process has the claim."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: Link, *, needs_claim: bool = True) -> None:
         self.store, self.prefix = place_of(link)
         self._url = link.url
-        if link.claim is not None and self.store.find(link.claim) is None:
+        if needs_claim and (link.claim is None or self.store.find(link.claim) is None):
             raise RemoteError(
                 f"{link.url}: another command has taken this run over, since this one could not "
                 "renew its claim; wait until that one has ended"

@@ -58,7 +58,7 @@ class StoreRun:
         or written.
         """
         where = store_url(url)
-        first, _ = store_of(where.full, is_first=True)
+        first, _ = store_of(where.full, is_first=True)  # until the run is here: soon told
         claim = Claim(first, f"{where.key}/", folder)
         try:
             link = read_link(folder)
@@ -66,13 +66,12 @@ class StoreRun:
             is_last = last is not None and first.find(last) is not None
             claim.take(str(where))
             try:
-                link = link or new_link(where.full)
-                link = pull(folder, link, owns=True, is_last=is_last)
+                link = link or new_link(where.full, first)
+                link = pull(folder, link, owns=True, is_last=is_last, is_first=True)
                 doubtful = link.is_doubtful or (not is_last and is_doubtful(folder, link))
                 link = change_link(folder, claim=claim.key, is_doubtful=doubtful)
             except BaseException:
-                with suppress(RemoteError):
-                    claim.release()
+                claim.give_up()
                 raise
         except RemoteError as error:
             raise JobError(str(error)) from error
@@ -87,7 +86,7 @@ class StoreRun:
         """Of these files those that have changed are in the store when this returns.
 
         Tried at least twice, and for a minute: a run whose rows are all there is not to fail for
-        one call. Not where that was in vain before. Raises `RemoteError`.
+        one call. Not where that was in vain before. Raises `RemoteError`, and as `check`.
         """
         end_s, attempts = time.monotonic() + _PATIENCE_S, 0
         while True:
@@ -126,6 +125,7 @@ class StoreRun:
 
     def _upload(self, names: Iterable[str]) -> None:
         with self._lock:
+            self.check()  # else they would replace those of the command that has it now
             self._upload_changed(names)
 
     def _upload_changed(self, names: Iterable[str]) -> None:
@@ -164,13 +164,14 @@ class StoreRun:
         pause_s = RENEW_S
         while not self._end.wait(pause_s):
             began_s, end_s = time.monotonic(), renewed_s + STALE_S - _SPARE_S
+            if began_s >= end_s:  # this process stood still; perhaps nobody wanted the run
+                end_s = began_s + _SPARE_S
             try:
-                if not self._soon(end_s, self._claim.is_there):
+                if not self._renew(end_s):
                     self._lose("another command has taken it over")
                     return
-                self._soon(end_s, self._claim.renew)
             except RemoteError as error:
-                if time.monotonic() >= end_s:
+                if time.monotonic() + _AGAIN_S >= end_s:
                     self._lose(f"the store could not be reached: {error}")
                     return
                 pause_s = _AGAIN_S
@@ -182,6 +183,33 @@ class StoreRun:
                 # Not here: a call that nobody answers would keep the claim from being renewed.
                 self._uploading = threading.Thread(target=self._upload_now, daemon=True)
                 self._uploading.start()
+
+    def _renew(self, end_s: float) -> bool:
+        """Renews the claim; false if another command may have had the run.
+
+        Between a look and a renewal this process or a call may stand still. Another command may
+        then delete the claim, and the renewal puts it back: only its age tells. Raises
+        `RemoteError`.
+        """
+        claim = self._claim
+        if self._soon(end_s, claim.written_at) is None:
+            return False
+        self._soon(end_s, claim.renew)
+        at = self._soon(end_s, claim.written_at)
+        if at is None:
+            return False
+        if at - claim.renewed_at > STALE_S * 1e9 and not self._soon(end_s, self._is_untouched):
+            return False
+        claim.renewed_at = at
+        return True
+
+    def _is_untouched(self) -> bool:
+        """Whether no other command has the run, nor has written since this one did."""
+        with self._lock:
+            name = SMALL_FILES[0]
+            found = self._store.find(self._prefix + name)
+            seen = None if found is None else (found.size, found.stamp)
+            return self._claim.is_alone() and seen == self._seen.get(name)
 
     def _upload_now(self) -> None:
         with suppress(RemoteError, OSError, StoreError):  # next time, or at the end
@@ -197,3 +225,7 @@ class StoreRun:
             f"{self.url}: its claim could not be renewed, so another machine may continue this "
             f"run ({why}); the answers so far are in {self._folder}: run the same command again"
         )
+        self._claim.give_up()
+        # Parts must not arrive any more, even if a late renewal puts the claim back.
+        with self._lock, suppress(OSError, StoreError):
+            change_link(self._folder, claim=None)

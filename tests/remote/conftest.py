@@ -1,5 +1,6 @@
 """Object stores and the Hub on loopback."""
 
+import datetime as dt
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 
 from tests.processes import COMMAND
 from tests.remote.hub_server import Hub
-from tests.remote.object_server import Bucket, Call, Proxy
+from tests.remote.object_server import Bucket, Call, Clock, Proxy
 from tests.waiting import HANG_S
 
 
@@ -32,6 +33,18 @@ def s3_server() -> Iterator[str]:
 def bucket(s3_server: str) -> Bucket:
     """A new one."""
     return Bucket(s3_server, f"bucket-{uuid.uuid4().hex[:12]}")
+
+
+@pytest.fixture
+def store_clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Of the object store, by which claims expire."""
+    from moto.core.utils import utcnow
+
+    clock = Clock()
+    monkeypatch.setattr(
+        "moto.s3.models.utcnow", lambda: utcnow() + dt.timedelta(seconds=clock.ahead_s)
+    )
+    return clock
 
 
 @pytest.fixture

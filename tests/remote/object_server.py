@@ -67,6 +67,12 @@ class Bucket:
         return body if answer.status < 300 else None
 
 
+class Clock:
+    """What a store takes for the time when an object is written."""
+
+    ahead_s = 0.0
+
+
 def _values(page: bytes, tag: str) -> list[str]:
     return [unescape(text) for text in re.findall(f"<{tag}>(.*?)</{tag}>", page.decode())]
 

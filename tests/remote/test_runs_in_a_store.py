@@ -7,7 +7,9 @@ import shlex
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from batchrun.remote.run_mirror import is_current
 from batchrun.simulator.server import serve
 from batchrun.simulator.settings import SimulatorSettings
 from tests.processes import COMMAND
-from tests.remote.object_server import Bucket, Proxy
+from tests.remote.object_server import Bucket, Call, Proxy
 from tests.waiting import HANG_S
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -52,6 +54,14 @@ def parts_of(bucket: Bucket, tmp_path: Path, table: str = "responses") -> list[d
 def scratch_of(tmp_path: Path) -> Path:
     (folder,) = (tmp_path / "state/batchrun").iterdir()
     return folder
+
+
+@contextmanager
+def said_in_time() -> Iterator[None]:
+    """What cannot be reached or written is said within 30 s; longer is a hang."""
+    began_s = time.monotonic()
+    yield
+    assert time.monotonic() - began_s < 30
 
 
 def test_a_run_is_in_the_store_and_nothing_of_it_here(
@@ -188,9 +198,9 @@ def test_a_store_that_cannot_be_written_is_said_at_the_start(
     change: dict[str, str], said: str, s3: dict[str, str], batchrun: Command, tmp_path: Path
 ) -> None:
     (tmp_path / "prompts.jsonl").write_text('{"question": "?"}\n')
-    done = batchrun(
-        "run", "prompts.jsonl", *PROMPT, "-o", "s3://nowhere-at-all/run", env={**s3, **change}
-    )
+    words = ("run", "prompts.jsonl", *PROMPT, "-o", "s3://nowhere-at-all/run")
+    with said_in_time():
+        done = batchrun(*words, env={**s3, **change})
     assert done.returncode == 2
     assert said in done.stderr
     assert not list((tmp_path / "state").glob("**/*.*"))
@@ -227,7 +237,8 @@ def test_a_store_that_refuses_reads_or_writes_is_said_too(
     (tmp_path / "prompts.jsonl").write_text('{"question": "?"}\n')
     proxy.rule = lambda call: fault if call.method == method else None
     env = {**s3, "AWS_ENDPOINT_URL": proxy.address}
-    done = batchrun("run", "prompts.jsonl", *PROMPT, "-o", f"{bucket.url}/run", env=env)
+    with said_in_time():
+        done = batchrun("run", "prompts.jsonl", *PROMPT, "-o", f"{bucket.url}/run", env=env)
     assert done.returncode == 2, done.stderr
     assert said in done.stderr
     assert f"{bucket.url}/run" in done.stderr
@@ -279,8 +290,33 @@ def test_a_store_that_is_silent_is_said_too(
     (tmp_path / "prompts.jsonl").write_text('{"question": "?"}\n')
     proxy.rule = lambda _call: "silence"
     env = {**s3, "AWS_ENDPOINT_URL": proxy.address}
-    done = batchrun("run", source, *PROMPT, "-o", "s3://bucket/run", env=env)
+    with said_in_time():
+        done = batchrun("run", source, *PROMPT, "-o", "s3://bucket/run", env=env)
     assert done.returncode == 2
+    assert re.search("cannot be reached|no answer for 25 s", done.stderr), done.stderr
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("last", ["list-type", "w1.started", "live.json"])
+def test_a_store_that_falls_silent_before_anything_is_sent_is_said_too(
+    last: str, proxy: Proxy, s3: dict[str, str], batchrun: Command, job: Any
+) -> None:
+    """At any of the calls that follow the claim: after the first one that names `last`."""
+    assert batchrun("run", job(5), "--simulate", "--quiet", env=s3).returncode == 0
+    named: list[Call] = []
+
+    def rule(call: Call) -> str | None:
+        if named:
+            return "silence"
+        if last in call.path:
+            named.append(call)
+        return None
+
+    proxy.rule = rule
+    there = {**s3, "AWS_ENDPOINT_URL": proxy.address, "XDG_STATE_HOME": s3["XDG_STATE_HOME"] + "2"}
+    with said_in_time():
+        done = batchrun("run", "job.toml", "--simulate", "--quiet", env=there)
+    assert done.returncode == 2, done.stderr
     assert re.search("cannot be reached|no answer for 25 s", done.stderr), done.stderr
 
 
