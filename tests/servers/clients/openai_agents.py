@@ -64,7 +64,8 @@ async def main(base_url: str, requests: int) -> None:
             async for event in streamed.stream_events():
                 if event.type == "raw_response_event" and event.data.type.endswith("text.delta"):
                     said += event.data.delta
-            check(said == streamed.final_output == first.final_output, said)
+            # A model that thinks takes no temperature, and so says something else each time.
+            check(said == streamed.final_output and said.startswith("Simulated answer"), said)
             done["stream"] += 1
             typed = await Runner.run(reporter, text)
             check(isinstance(typed.final_output, Report), typed)
