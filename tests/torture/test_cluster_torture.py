@@ -199,7 +199,7 @@ class Campaign:
         return True
 
     def _stop_until_adopted(self, victim: int, process: "subprocess.Popen[str]") -> None:
-        """Until others have its rows; its driver kills it before that, as it is on this host."""
+        """Until others have its rows; its driver kills it, without locks only after that."""
 
         def is_adopted() -> bool:
             return victim in worker_pids(self._live(), "adopted")
@@ -329,7 +329,8 @@ def test_nothing_is_lost_or_answered_twice_whatever_is_killed(
     if place == "without_locks":
         monkeypatch.syspath_prepend(_WITHOUT_LOCKS)  # for the processes of the cluster
         path = os.pathsep.join((str(_WITHOUT_LOCKS), environment["PYTHONPATH"]))
-        environment = {**environment, "PYTHONPATH": path}
+        monkeypatch.setenv("HOST_EACH", "1")
+        environment = {**environment, "PYTHONPATH": path, "HOST_EACH": "1"}
     ways, began_s = _ways(place), time.monotonic()
     kills, twice, runs = Counter[str](), Counter[str](), 0
     campaign: Campaign | None = None
