@@ -174,8 +174,11 @@ class Recorder:
     def held_in_words(self) -> str:
         """`3 answers`, `1 answer, 2 ids of background responses`; empty if nothing is held."""
         words = []
-        if answers := len(self._held) + len(self._answered_held):
+        invalid = sum(not one.attempts for one in self._held)  # nothing was sent for these rows
+        if answers := len(self._held) - invalid + len(self._answered_held):
             words.append(plural(answers, "answer"))
+        if invalid:
+            words.append(f"{plural(invalid, 'note')} of invalid rows")
         if bodies := len(self._unreadable_held):
             words.append(plural(bodies, "unreadable body", "unreadable bodies"))
         if begun := len(self._begun_held):

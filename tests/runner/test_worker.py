@@ -361,7 +361,9 @@ def test_a_worker_says_what_it_could_not_store_and_two_stops_end_its_wait(
     assert [(one.kind, "cannot write" in one.message) for one in report.stops] == [
         ("StoreError", True)
     ]
-    assert report.unstored.split() == [str(answers), "answer" if answers == 1 else "answers"]
+    words = [f"{answers} answer{'' if answers == 1 else 's'}"]
+    # Row 17 cannot be sent; it may be among the first that the worker gets.
+    assert report.unstored.split(", ") in (words, [*words, "1 note of invalid rows"])
     assert 1 <= answers <= 8
     spending = report.used.spending  # of what is in no table nobody knows later what it has cost
     assert spending.spent < 100 < spending.unknown  # picodollars, of which some are rounded
