@@ -31,8 +31,7 @@ _RETRY_S = 60.0  # Google: for how long it retries
 _FIRST_RETRY_S = 10.0
 _CALL_S = 180.0  # for one call, whatever the library does
 _FIRST_CALL_S = 25.0
-_UPLOADS = 3  # attempts at an upload that the server has forgotten
-_CUT_ATTEMPTS = 3  # at any call whose answer broke off
+_CALLS = 3  # of what the libraries do not try again
 _SLOWEST = 50_000  # bytes a second: slower uploads are given up
 MULTIPART_BYTES = 10 << 20  # pyarrow sends what is smaller in one request
 
@@ -163,15 +162,14 @@ class ObjectStore:
             self._call(key, lambda: self._write(key, pieces), more_s)
 
     def _write(self, key: str, pieces: Callable[[], Iterator[bytes]]) -> None:
-        """Begins again if the server has forgotten the upload: a 404, as Google documents."""
-        for attempt in range(1, _UPLOADS + 1):
-            try:
-                self._write_once(key, pieces())
-            except FileNotFoundError:
-                if attempt == _UPLOADS:  # perhaps there is no such bucket
-                    raise
-            else:
-                return
+        """Begins again if the server has forgotten the upload: a 404, as Google documents.
+
+        It may also mean that there is no such bucket, as the last attempt then says.
+        """
+        _again_if(
+            lambda error: isinstance(error, FileNotFoundError),
+            lambda: self._write_once(key, pieces()),
+        )
 
     def _write_once(self, key: str, pieces: Iterator[bytes]) -> None:
         first = next(pieces, b"")
@@ -213,7 +211,7 @@ class ObjectStore:
 
     def _call(self, key: str, call: Callable[[], T], more_s: float = 0.0) -> T:
         try:
-            return within(self._seconds + more_s, self.name(key), lambda: _again_if_cut(call))
+            return within(self._seconds + more_s, self.name(key), lambda: _again_if(_was_cut, call))
         except RemoteError:
             raise
         except (OSError, ValueError, pa.ArrowException) as error:
@@ -221,15 +219,20 @@ class ObjectStore:
             raise RemoteError(explained(self.name(key), self._url.scheme, error)) from error
 
 
-def _again_if_cut(call: Callable[[], T]) -> T:
-    """The library for Azure does not retry if an answer breaks off in its body."""
-    for _ in range(_CUT_ATTEMPTS - 1):
+def _again_if(passes: Callable[[OSError], bool], call: Callable[[], T]) -> T:
+    """The call, up to three times while its error is one that passes."""
+    for _ in range(_CALLS - 1):
         try:
             return call()
         except OSError as error:
-            if "before getting full response" not in str(error):
+            if not passes(error):
                 raise
     return call()
+
+
+def _was_cut(error: OSError) -> bool:
+    """Whether an answer broke off in its body, after which Azure's library does not retry."""
+    return "before getting full response" in str(error)
 
 
 _SAID = {  # what to do, by the texts of errors
