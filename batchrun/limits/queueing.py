@@ -215,11 +215,8 @@ class Throughput:
         It waited among as many as were allowed at most since it was sent: too many were these, not
         the fewer that are allowed by now.
         """
-        among = max(
-            (were for until_s, were in self._were if slot.started_s <= until_s),
-            default=self._allowed,
-        )
-        among = max(among, self._allowed)
+        since = [were for until_s, were in self._were if slot.started_s <= until_s]
+        among = max([self._allowed, *since])
         level = self._levels.get(among)
         most = level.per_s * self._longest_s if level else math.inf
         self._sums = {n: sums for n, sums in self._sums.items() if n < among}
