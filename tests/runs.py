@@ -9,7 +9,18 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchrun.records import Column, Layout, Response, RunRecord, Usage
+from batchrun.errors import ErrorKind
+from batchrun.records import (
+    Attempt,
+    Column,
+    Failure,
+    Layout,
+    Outcome,
+    Request,
+    Response,
+    RunRecord,
+    Usage,
+)
 from batchrun.remote.part_stubs import part_file
 from batchrun.store.run_dir import SCHEMA_VERSION
 from batchrun.store.snapshot import snapshot
@@ -42,6 +53,17 @@ def run_record(layout: Layout = EMPTY, **changes: Any) -> RunRecord:
         updated_at=0,
     )
     return msgspec.structs.replace(record, **changes)
+
+
+def refused(row: int) -> Outcome:
+    """The outcome of a row that the endpoint did not accept."""
+    return Outcome(
+        request=Request(row, f"q{row}", "prompts.jsonl", b"{}", f"{row:016x}", "m", None, ()),
+        result=Failure(ErrorKind.BAD_REQUEST, "no", "bad", 400, "failed"),
+        attempts=(Attempt(1_700_000_000_000_000, 0.5, "first", 400),),
+        endpoint="https://example.test/v1",
+        via="plain",
+    )
 
 
 _RESPONSE = Response(

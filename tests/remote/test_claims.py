@@ -8,15 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from batchrun.errors import ErrorKind, JobError, StoreError
+from batchrun.errors import JobError, StoreError
 from batchrun.job.job_file import LONGEST_SILENCE_S
-from batchrun.records import Attempt, Failure, Outcome, Request
 from batchrun.remote import claims, store_run
 from batchrun.remote.claims import RENEW_S, STALE_S, Claim
 from batchrun.remote.run_link import Link, place_of, read_link
 from batchrun.store.run_dir import RunDir
 from tests.remote.object_server import Bucket, Call, Clock, Proxy
-from tests.runs import run_record
+from tests.runs import refused, run_record
 from tests.waiting import HANG_S, wait_until
 
 Make = Callable[[str], Claim]
@@ -129,16 +128,6 @@ def test_workers_whose_driver_died_begin_nothing_once_its_claim_has_expired() ->
     assert LONGEST_SILENCE_S <= STALE_S - RENEW_S - 5
 
 
-def _outcome(row: int) -> Outcome:
-    return Outcome(
-        request=Request(row, f"q{row}", "prompts.jsonl", b"{}", f"{row:016x}", "m", None, ()),
-        result=Failure(ErrorKind.BAD_REQUEST, "no", "bad", 400, "failed"),
-        attempts=(Attempt(1_700_000_000_000_000, 0.5, "first", 400),),
-        endpoint="https://example.test/v1",
-        via="plain",
-    )
-
-
 @pytest.mark.usefixtures("claim")
 def test_nothing_arrives_after_a_claim_was_lost_even_if_a_late_renewal_puts_it_back(
     bucket: Bucket, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -151,7 +140,7 @@ def test_nothing_arrives_after_a_claim_was_lost_even_if_a_late_renewal_puts_it_b
     try:
         run.save(run_record(rows=40))
         run.start(part_rows=10, part_bytes=1 << 26)
-        run.store(_outcome(0))
+        run.store(refused(0))
         record = bucket.get("run/run.json")
         (key,) = bucket.names(CLAIMS)
 

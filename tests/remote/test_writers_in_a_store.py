@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from batchrun.errors import ErrorKind, StoreError
-from batchrun.records import Attempt, Failure, Outcome, Request, Totals, UnreadableBody
+from batchrun.errors import StoreError
+from batchrun.records import Totals, UnreadableBody
 from batchrun.remote.access import SECRETS, own_access, take_access, why_not_written
 from batchrun.store.complete_rows import EarlierRows, Span
 from batchrun.store.reading import read_totals, run_folder
@@ -18,17 +18,7 @@ from batchrun.store.unreadable import read_unreadable
 from batchrun.store.verify import verify
 from batchrun.store.workers.worker_dir import WorkerDir
 from tests.remote.object_server import Bucket
-from tests.runs import run_record
-
-
-def outcome(row: int) -> Outcome:
-    return Outcome(
-        request=Request(row, f"q{row}", "prompts.jsonl", b"{}", f"{row:016x}", "m", None, ()),
-        result=Failure(ErrorKind.BAD_REQUEST, "no", "bad", 400, "failed"),
-        attempts=(Attempt(1_700_000_000_000_000, 0.5, "first", 400),),
-        endpoint="https://example.test/v1",
-        via="plain",
-    )
+from tests.runs import refused, run_record
 
 
 class Machine:
@@ -48,7 +38,7 @@ class Machine:
         one.start(part_rows=4, part_bytes=1 << 26)
         self._workers.append(one)
         for row in rows:
-            one.store(outcome(row))
+            one.store(refused(row))
         return one
 
     def close(self) -> None:
