@@ -37,7 +37,7 @@ Examples:
 def compare(
     run_paths: tuple[Path, ...], *, flips: Path | None, form: str, columns: str | None, **asked: Any
 ) -> None:
-    """Compare variants of a run, or runs, over the questions that both have scored.
+    """Compare variants of a run, or several runs, over the questions that both have scored.
 
     The difference is taken question by question, so that the difficulty of a question cancels out.
     All are compared with the first; the p values of several comparisons are corrected (Holm).

@@ -25,7 +25,7 @@ Examples:
     "--expect-output",
     type=click.IntRange(0, 10_000_000),
     metavar="N",
-    help="Assume N tokens for each answer, not a short, a medium and a long one.",
+    help="Assume N tokens for each answer, instead of three assumed lengths.",
 )
 @click.option("--models", metavar="A,B,C", help="Compare models: all rows with each of these.")
 @click.option(

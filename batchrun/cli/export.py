@@ -52,7 +52,7 @@ def export(
     partition_by: str | None,
     raw: bool,
 ) -> None:
-    """Write all rows into FILE, in the order of the input, with those in the journal.
+    """Write all rows into FILE, in the order of the input, including those in the journal.
 
     FILE is replaced as a whole, or not at all. In CSV, text that a spreadsheet would take for a
     formula gets an apostrophe before it.

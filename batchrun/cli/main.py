@@ -28,7 +28,7 @@ _COMMANDS = {
     "compare": ("compare", "Compare variants or runs by their scores."),
     "sql": ("sql", "Run an SQL query over the rows of runs."),
     "export": ("export", "Write all rows into one file, such as CSV or Parquet."),
-    "verify": ("verify", "Prove from its files that a run is complete."),
+    "verify": ("verify", "Check from its files that a run is intact."),
     "simulate": ("simulate", "Serve simulated answers of the Responses API."),
 }
 _EXAMPLES = """\b
@@ -70,7 +70,7 @@ class _Commands(click.Group):
 def batchrun() -> None:
     """Run a prompt set against an OpenAI-style Responses API, and get Parquet tables.
 
-    The same command again resumes: no answer that has arrived is lost or paid for again.
+    The same command again resumes: no stored answer is lost or paid for again.
     """
 
 

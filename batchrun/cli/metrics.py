@@ -38,7 +38,7 @@ Examples:
     "requirements",
     metavar="TEXT",
     multiple=True,
-    help="SCORER>=0.8 or SCORER.VARIANT>=0.8: exit code 1 if it does not hold. Repeatable.",
+    help="SCORER>=0.8 or SCORER.VARIANT>=0.8: exit code 1 if this is not true. Repeatable.",
 )
 def metrics(
     run_paths: tuple[Path, ...],

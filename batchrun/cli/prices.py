@@ -37,7 +37,7 @@ Examples:
 def prices(models: tuple[str, ...], job_file: Path | None, form: str) -> None:
     """Show the prices of models: by tier, where each comes from, and how old the list is.
 
-    Without MODEL, your own prices. Exit code 2 where a model has no price.
+    Without MODEL, your own prices. Exit code 2 if a model has no price.
     """
     from batchrun.reports.bill.price_tables import price_text, read_prices, show_prices
 

@@ -23,7 +23,7 @@ Examples:
     "page",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="Write a page with charts and samples instead; needs the extra `report`.",
+    help="Write a page with charts and random rows instead; needs the extra `report`.",
 )
 @click.option(
     "--top",
@@ -34,7 +34,7 @@ Examples:
     help="How many of the slowest and of the most expensive rows to list.",
 )
 def report(run_path: Path, page: Path | None, top: int) -> None:
-    """Summarise a run: outcomes, tokens, cost, times, errors, tool calls, the worst rows.
+    """Summarise a run: outcomes, tokens, cost, times, errors, tool calls, slowest rows.
 
     Works during the run; rows in the journal are counted.
     """

@@ -23,8 +23,8 @@ Examples:
 Exit codes:
   0  every row that was asked for is ok
   1  the run failed (disk, bug)
-  2  usage, job or input is wrong; nothing was sent
-  3  stopped early (budget, key, quota, failures, endpoint down, time to stop)
+  2  usage, job or input is wrong, or the run directory is in use; nothing was sent
+  3  stopped early (cap, key, quota, failures, endpoint down, --stop-at)
   4  ended, but some rows are not ok (more than --tolerate)
   129, 130, 143  interrupted
 After 1, 3, 129, 130 and 143 the same command continues where it stopped.
@@ -43,8 +43,8 @@ def run(*, dry_run: bool, as_json: bool, **given: Any) -> None:
 
     Rows may be columns for a template (--prompt), Responses bodies, OpenAI Batch lines, or chat
     messages. Everything is checked before anything is sent. The results are Parquet files in
-    RUN/responses and RUN/tool_calls. The same command again resumes: no answer that has arrived is
-    lost or paid for again. After a kill, only requests that were in flight can be paid for twice.
+    RUN/responses and RUN/tool_calls. The same command again resumes: no stored answer is lost or
+    paid for again. After a kill, only requests that were in flight can be paid for twice.
     """
     from batchrun.progress.summary_text import render_end
 

@@ -22,7 +22,7 @@ _OPTIONS = (
         type=click.Choice(["leave", "zero"]),
         default="leave",
         show_default=True,
-        help="Rows without a score are left out, or count as 0.",
+        help="Rows without a score: leave them out, or count them as 0.",
     ),
     click.option(
         "--format",

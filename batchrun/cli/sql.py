@@ -30,7 +30,7 @@ Examples:
     help="A table (long text is cut), or one of these with everything.",
 )
 def sql(run_paths: tuple[Path, ...], query: str, form: str) -> None:
-    """Run an SQL query (DuckDB) over the rows of runs, with those in the journal.
+    """Run an SQL query (DuckDB) over the rows of runs, including those in the journal.
 
     The tables are responses, tool_calls, attempts (a row for each attempt), scores (a row for each
     score), and turns (still empty). The column run names the run of each row. A query reads and

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @click.command(epilog="\b\nExample:\n  batchrun verify runs/prompts", cls=OnceCommand)
 @click.argument("run_path", metavar="RUN", type=SCORED_RUN)
 def verify(run_path: Path) -> None:
-    """Prove from its files alone that a run is complete and consistent.
+    """Check from its files alone that a run is intact.
 
     Each row exists once in parts and journal, the tables agree with each other and with run.json,
     every page and record can be read, and no file is left over. Problems are listed by file and

@@ -87,12 +87,12 @@ def test_the_commands_of_the_page_do_what_it_says_for_five_nights(
         if night == 3:
             _crash(begin, stats, url)
         if night == 4:
-            moved = shop.type("Every other night", 1)
+            moved = shop.type("The following nights", 1)
             assert "the source was" in moved.stderr
             assert moved.stderr.count("archive now; rows are known by their ids") == 1
             where = "archive"
         else:
-            moved = shop.type("Every other night", 0, 1)
+            moved = shop.type("The following nights", 0, 1)
         assert f"1 of {_NEW} rows is not ok, as --tolerate 2 allows" in moved.stderr
         assert f"done: {shop.rows:,} of {shop.rows:,} rows" in moved.stderr
         in_flight = 1_000 if night == 3 else 0  # what the crash may cost again
