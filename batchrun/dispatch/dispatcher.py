@@ -9,7 +9,7 @@ import math
 import random
 import time
 import uuid
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import NamedTuple, Protocol
 
 from msgspec import Struct
@@ -86,6 +86,9 @@ class Unfinished(Protocol):
     def store_unreadable(self, body: UnreadableBody, /) -> None:
         """The same for a body that nobody could read."""
 
+    def add_spent(self, dollars: float, /) -> None:
+        """So much more (or less) was spent on attempts that are not on disk."""
+
 
 class _NothingUnfinished:
     """Knows nothing of earlier commands, and lets every answer be asked for again."""
@@ -97,6 +100,9 @@ class _NothingUnfinished:
         return
 
     def store_unreadable(self, _body: UnreadableBody) -> None:
+        return
+
+    def add_spent(self, _dollars: float) -> None:
         return
 
 
@@ -185,6 +191,8 @@ class Dispatcher:
                 except RetryLater as verdict:
                     completed = await self._retried(row, verdict.wait_s)
                 if not row.asks_again(completed):
+                    if row.noted_usd:
+                        row.note_spent(len(row.attempts))
                     return completed
         finally:
             self.open.pop(id(row), None)
@@ -257,8 +265,10 @@ class _RowAttempts(Struct, eq=False):
     input: InputSize | None = None
     asks: Asks = _NONE_ASKED
     kind: str = "first"  # of the next attempt
-    spent_s: float = 0.0  # attempts and backoffs, waits at the gate left out
+    spent_s: float = 0.0  # attempts and backoffs, without waits at the gate and what is excused
     ended_s: float | None = None  # when the last attempt ended
+    on_disk: int = 0  # of the attempts
+    noted_usd: float = 0.0  # known cost of the others, as noted
     failing_since_s: float = math.inf  # on the loop's clock
 
     async def attempt(self) -> Completed:
@@ -274,13 +284,10 @@ class _RowAttempts(Struct, eq=False):
         if hedge is None:
             attempted = (await self._send(slot, kind))[1]
         else:
-            (slot, attempted), *others = await hedge.race(
-                self._send(slot, kind), self._second, lambda copy: copy[1].failure is None
-            )
-            for other_slot, other in others:
-                gate.leave(other_slot, other.finish())
+            slot, attempted = await self._raced(hedge, slot, kind)
         self.ended_s = time.perf_counter()
-        self.spent_s += self.ended_s - began_s
+        took_s = self.ended_s - began_s
+        self.spent_s += took_s
         if self.asked.resume_id is not None:
             self.asked = replace(self.asked, resume_id=None)
         result, state = attempted.result, self.state
@@ -295,10 +302,16 @@ class _RowAttempts(Struct, eq=False):
             if hedge is not None:
                 hedge.answered(attempted.attempt.latency_s)
             return Completed(self._outcome(result, attempted), slot, attempted.finish())
+        return await self._failed(attempted, slot, took_s)
+
+    async def _failed(self, attempted: AttemptResult, slot: Slot, took_s: float) -> Completed:
+        """After an attempt that failed: the row's end. Raises as `attempt`."""
+        run, gate, state, result = self.run, self.run.gate, self.state, attempted.result
         if isinstance(result, Response) and (
             self.said is None or len(result.output) >= len(self.said.output)
         ):
             self.said = result
+        self.note_spent(self.on_disk)
         failure, failed_s = attempted.failure, asyncio.get_running_loop().time()
         assert failure is not None  # noqa: S101 - what is no response is one
         self.failures.append((failure, failed_s))
@@ -314,11 +327,15 @@ class _RowAttempts(Struct, eq=False):
         gate.leave(slot, finish)
         match verdict:
             case Again(wait_s, asked_s):
+                assert self.ended_s is not None  # noqa: S101 - the attempt has ended
                 self.ended_s += asked_s
+                if state.breaker.excuses(failed_s):
+                    self.spent_s -= took_s
                 raise RetryLater(wait_s)
             case Halt(reason, cause):
                 raise RunStopped(f"{failure.message} ({origin(failure)}): {reason}", cause)
         if self.best is None and await self._is_endpoints(finish.endpoint_error, failed_s):
+            self.spent_s -= took_s
             raise RetryLater(0.0)
         return Completed(self._given_up(attempted, failure, verdict))
 
@@ -364,11 +381,13 @@ class _RowAttempts(Struct, eq=False):
                 end, self.asked, begun, latency_s, self.endpoint.via, run.prices, run.retry.words
             )
         except BaseException as error:
-            if isinstance(error, RunStopped):
+            is_stop = isinstance(error, RunStopped)
+            if is_stop and kind != "hedge":  # a second copy alone stops nothing: the first goes on
                 run.gate.close()  # before the slot is free: nobody may follow
             run.gate.leave(slot, _DROPPED)
             latency_s = time.perf_counter() - began_s
             message = "cancelled: the other copy of the row was answered first"
+            message = str(error) if is_stop else message
             self.attempts.append(replace(begun, latency_s=latency_s, error_message=message))
             raise
         self.attempts.append(attempted.attempt)
@@ -376,9 +395,36 @@ class _RowAttempts(Struct, eq=False):
             run.unfinished.store_unreadable(attempted.unreadable)
         return slot, attempted
 
-    async def _second(self) -> tuple[Slot, AttemptResult]:
+    async def _raced(self, hedge: Hedge, slot: Slot, kind: str) -> tuple[Slot, AttemptResult]:
+        """The copy that counts, and its slot."""
+        counting, *others = await hedge.race(
+            self._send(slot, kind), self._second, lambda copy: copy[1].failure is None
+        )
+        for other_slot, other in others:
+            self.run.gate.leave(other_slot, self._second_finish(other))
+        return counting
+
+    async def _second(self, tell_sent: Callable[[], None]) -> tuple[Slot, AttemptResult]:
         slot = await self.run.gate.enter(self.scope, self._need, again=True)
+        tell_sent()
         return await self._send(slot, "hedge")
+
+    def _second_finish(self, copy: AttemptResult) -> Finish:
+        """Of the copy that does not count. Nobody judges how long its server asks to wait."""
+        finish = copy.finish()
+        is_too_long = (finish.hint_s or 0.0) > self.run.scopes.patience.answered_s
+        return replace(finish, hint_s=None) if is_too_long else finish
+
+    def note_spent(self, on_disk: int) -> None:
+        """Notes what is known to be spent on attempts that are not on disk: a stop loses them.
+
+        `on_disk`: how many are.
+        """
+        self.on_disk = on_disk
+        spent_usd = sum(attempt.cost_usd or 0.0 for attempt in self.attempts[on_disk:])
+        if self.run.has_budget and spent_usd != self.noted_usd:
+            self.run.unfinished.add_spent(spent_usd - self.noted_usd)
+            self.noted_usd = spent_usd
 
     def _judge(self, attempted: AttemptResult, finish: Finish) -> Again | GiveUp | Halt:
         """What follows the last of the failures."""
@@ -471,6 +517,7 @@ class _RowAttempts(Struct, eq=False):
             refitted=asks.for_fit,
         )
         self.run.unfinished.ask_again(answered)
+        self.note_spent(len(self.attempts))
         self.asked, self.asks = again
         self.best, self.kind, self.failures = outcome, "reask", []
         self.run.gate.leave(completed.slot, completed.finish)
@@ -481,6 +528,7 @@ class _RowAttempts(Struct, eq=False):
         outcome = replace(answered.outcome, request=self.request)
         assert isinstance(outcome.result, Response)  # noqa: S101 - answers alone are asked again
         self.attempts, self.best, self.kind = list(outcome.attempts), outcome, "reask"
+        self.on_disk = len(self.attempts)
         asked = self.request
         if answered.limit is not None and answered.limit != asked.max_output_tokens:
             asked = with_limit(asked, answered.limit)

@@ -35,19 +35,24 @@ class Hedge:
     async def race(
         self,
         first: Coroutine[Any, Any, Copy],
-        second: Callable[[], Coroutine[Any, Any, Copy]],
+        second: Callable[[Callable[[], None]], Coroutine[Any, Any, Copy]],
         is_answer: Callable[[Copy], bool],
     ) -> list[Copy]:
-        """The copies that came to an end, the one that counts first. Raises as `first` does."""
+        """The copies that came to an end, the one that counts first. Raises as `first` does.
+
+        `second` calls what it is given once it may be sent. Until then it is given up when the
+        first copy fails: it may wait for what that one holds.
+        """
         tasks = [asyncio.create_task(first)]
+        is_sent = asyncio.Event()
         due: asyncio.Future[None] = self._loop.create_future()
         self._due[due] = self._loop.time()
         self._look_later()
         try:
             await asyncio.wait((tasks[0], due), return_when=asyncio.FIRST_COMPLETED)
             if not tasks[0].done():
-                tasks.append(asyncio.create_task(second()))
-            return await _first_answer(tasks, is_answer)
+                tasks.append(asyncio.create_task(second(is_sent.set)))
+            return await _first_answer(tasks, is_answer, is_sent.is_set)
         finally:
             self._due.pop(due, None)
             for task in tasks:
@@ -72,7 +77,9 @@ class Hedge:
 
 
 async def _first_answer(
-    tasks: list["asyncio.Task[Copy]"], is_answer: Callable[[Copy], bool]
+    tasks: list["asyncio.Task[Copy]"],
+    is_answer: Callable[[Copy], bool],
+    is_second_sent: Callable[[], bool],
 ) -> list[Copy]:
     ended: list[Copy] = []
     pending = set(tasks)
@@ -87,6 +94,6 @@ async def _first_answer(
                 continue  # no second copy may go: the first one goes on
             ended.append(copy)
         ended.sort(key=is_answer, reverse=True)
-        if ended and is_answer(ended[0]):
+        if ended and (is_answer(ended[0]) or not is_second_sent()):
             break
     return ended

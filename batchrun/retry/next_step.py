@@ -37,11 +37,12 @@ class KindFacts(Struct, frozen=True):
     is_free: bool = False  # refused before any work was done: nothing is used up or billed
     is_outage: bool = False  # many rows in a row mean that the endpoint is down
     holds: bool = False  # so do many that fail in the same way, after others were answered
+    ends_polls: bool = False  # a poll that meets it is the last; after others, polls go on
     advice: str = ""  # for whoever has to fix it
 
 
-def _refused(advice: str) -> KindFacts:
-    return KindFacts(Cure.FIX, is_free=True, holds=True, advice=advice)
+def _refused(advice: str, *, ends_polls: bool = False) -> KindFacts:
+    return KindFacts(Cure.FIX, is_free=True, holds=True, ends_polls=ends_polls, advice=advice)
 
 
 def _unsent(advice: str) -> KindFacts:
@@ -49,7 +50,7 @@ def _unsent(advice: str) -> KindFacts:
 
 
 FACTS: dict[ErrorKind, KindFacts] = {
-    ErrorKind.QUOTA: KindFacts(Cure.PAY, is_free=True),
+    ErrorKind.QUOTA: KindFacts(Cure.PAY, is_free=True, ends_polls=True),
     ErrorKind.CERTIFICATE: _unsent(
         "if your own authority issued it, name that authority's file in SSL_CERT_FILE; "
         "else check --base-url and the clock; then run the same command again"
@@ -59,10 +60,12 @@ FACTS: dict[ErrorKind, KindFacts] = {
         "it, as HTTPS_PROXY=http://NAME:PASSWORD@HOST:PORT, then run the same command again"
     ),
     ErrorKind.UNAUTHORIZED: _refused(
-        "the key is refused or missing: check the variable or the command it comes from"
+        "the key is refused or missing: check the variable or the command it comes from",
+        ends_polls=True,
     ),
     ErrorKind.FORBIDDEN: _refused(
-        "the key may not do this: check its rights, the model and the project"
+        "the key may not do this: check its rights, the model and the project",
+        ends_polls=True,
     ),
     ErrorKind.NOT_FOUND: _refused("no such model or path: check --model and --base-url"),
     ErrorKind.REDIRECT: _refused("the server redirects: check --base-url (https? /v1 at its end?)"),
@@ -78,9 +81,9 @@ FACTS: dict[ErrorKind, KindFacts] = {
     ErrorKind.TIMEOUT: KindFacts(Cure.ONCE_MORE, is_outage=True),
     ErrorKind.GATEWAY_TIMEOUT: KindFacts(Cure.ONCE_MORE, is_outage=True),
     ErrorKind.OVER_LIMIT: KindFacts(Cure.NONE, is_free=True),
-    ErrorKind.TOO_LARGE: KindFacts(Cure.NONE),
-    ErrorKind.TOO_LONG: KindFacts(Cure.NONE, is_free=True),
-    ErrorKind.CONTENT_POLICY: KindFacts(Cure.NONE, is_free=True),
+    ErrorKind.TOO_LARGE: KindFacts(Cure.NONE, ends_polls=True),
+    ErrorKind.TOO_LONG: KindFacts(Cure.NONE, is_free=True, ends_polls=True),
+    ErrorKind.CONTENT_POLICY: KindFacts(Cure.NONE, is_free=True, ends_polls=True),
     ErrorKind.BAD_REQUEST: KindFacts(Cure.NONE, is_free=True, holds=True),
     ErrorKind.CANCELLED: KindFacts(Cure.NONE),
     ErrorKind.INVALID_ROW: KindFacts(Cure.NONE),
@@ -230,6 +233,8 @@ def judge(
         ]
         if is_excused:
             return Again(_wait_s(1, None, settings, jitter))
+    if kind is ErrorKind.UNREADABLE and is_begun:
+        return GiveUp("no_answer", "the work is done; to begin it again would be billed again")
     same = [other for other in kinds if FACTS[other].cure is cure]
     most, reason = _MORE.get(cure, (len(same), ""))
     if len(same) > most:

@@ -27,6 +27,7 @@ from batchrun.store.unfinished import UnfinishedRows
 from batchrun.store.unreadable import UnreadableBodies
 
 DISK_PATIENCE_S = 60.0  # for a disk that does not take what has arrived
+_DIGITS = 12  # of dollars: what is taken off again leaves nothing
 
 
 class OutcomeStore(Protocol):
@@ -70,6 +71,7 @@ class Recorder:
         self._answered_held: deque[Answered] = deque()  # the same
         self._begun_held: dict[RowKey, tuple[Request, str]] = {}  # the same
         self._unreadable_held: deque[UnreadableBody] = deque()  # the same
+        self._open_usd = 0.0  # known cost of attempts of rows that have no outcome
         self.write_s = 0.0  # spent in writing
 
     def answered(self, request: Request) -> Answered | None:
@@ -100,6 +102,10 @@ class Recorder:
         except StoreError as error:
             self._unreadable_held.append(body)
             self._on_failure(error)
+
+    def add_spent(self, dollars: float) -> None:
+        """So much more (or less) was spent on attempts that are not on disk."""
+        self._open_usd = round(self._open_usd + dollars, _DIGITS)
 
     async def begin(self, request: Request, response_id: str) -> None:
         """A background response has begun: on disk before it is waited for, or held."""
@@ -187,9 +193,9 @@ class Recorder:
 
     @property
     def unstored_usd(self) -> float:
-        """What is known to be spent on the answers that are held."""
+        """What is known to be spent on answers that are held, and on rows without an outcome."""
         held = (*self._held, *(one.outcome for one in self._answered_held))
-        return sum(one.cost_usd or 0.0 for one in held)
+        return sum(one.cost_usd or 0.0 for one in held) + self._open_usd
 
     @property
     def _is_holding(self) -> bool:

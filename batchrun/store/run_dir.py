@@ -330,6 +330,8 @@ class RunDir:
                 is_silent=is_silent,
                 flock=self._flock,
             )
+            if adopted is not None:
+                self.warnings += adopted.warnings
         if adopted is not None and not adopted.is_certain:
             self._silent.add(worker)
         return adopted

@@ -18,6 +18,7 @@ from batchrun.errors import EndpointError, ErrorKind
 from batchrun.formats.printable import cut
 from batchrun.records import Reply, Request
 from batchrun.retry.error_kinds import NO_WORDS, OwnWords, kind_of, own_kind, parse_error
+from batchrun.retry.next_step import FACTS, Cure
 
 OnBegun = Callable[[Request, str], Awaitable[None]]
 # One exchange, by method, URL, body and client request id. Raises `EndpointError`.
@@ -28,10 +29,7 @@ _GROWTH = 1.5
 FORGOTTEN_S = 60.0  # of polls that say 404: until then the id is not yet, or just not here, known
 _FIRST_ALONE_S = FORGOTTEN_S + _LONGEST_POLL_S  # for the first create call, at most
 _SAID = 300  # characters of a poll's words in a message
-
-# A poll that says so ends the run, and the next command asks again; ...
-_STOPS = (ErrorKind.QUOTA, ErrorKind.UNAUTHORIZED, ErrorKind.FORBIDDEN)
-_ENDS = (ErrorKind.CONTENT_POLICY, ErrorKind.TOO_LONG)  # ... these are about the work
+_UNREADABLE = 8  # polls in a row whose answer nobody can unpack
 
 
 class BackgroundMode:
@@ -99,7 +97,7 @@ class BackgroundMode:
         url = self._url_of(response_id)
         wait_s = 0.0 if is_resumed else _FIRST_POLL_S
         missing_s: float | None = None  # since when polls say that there is no such response
-        said = ""
+        said, unreadable = "", 0
         while True:
             await asyncio.sleep(max(0.0, min(wait_s, until_s - time.monotonic())))
             wait_s = min(max(wait_s, _FIRST_POLL_S) * _GROWTH, _LONGEST_POLL_S)
@@ -107,20 +105,33 @@ class BackgroundMode:
                 reply = await self._ask("GET", url, None, client_request_id)
             except EndpointError as error:
                 said = error.message  # the work goes on without us: ask again
+                unreadable = unreadable + 1 if error.kind is ErrorKind.UNREADABLE else 0
+                if FACTS[error.kind].ends_polls or unreadable >= _UNREADABLE:
+                    error.response_id = response_id
+                    raise
             else:
+                unreadable = 0
                 wait_s = max(wait_s, reply.retry_after_s or 0.0)
                 state = work_state(reply.body)
                 if reply.http_status < 300 and (state.is_running or state.has_ended):
                     self._known()
                     missing_s, said = None, ""
+                    if state.is_cancelled and is_resumed:
+                        raise EndpointError(
+                            ErrorKind.GONE,
+                            f"{response_id}, begun by an earlier command, was cancelled",
+                            reply.http_status,
+                            response_id,
+                        )
                     if state.has_ended:
                         return replace(reply, response_id=response_id)
                 else:
                     kind, said = _refusal(reply, self._words)
-                    if kind in _STOPS:
-                        raise EndpointError(kind, said, reply.http_status, response_id)
-                    if kind in _ENDS:
+                    facts = FACTS[kind]
+                    if facts.ends_polls and facts.cure is Cure.NONE:  # it is about the work
                         return replace(reply, response_id=response_id)
+                    if facts.ends_polls:  # the run ends, and the next command asks again
+                        raise EndpointError(kind, said, reply.http_status, response_id)
                     now_s = time.monotonic()
                     http_status = reply.http_status
                     if http_status == 404 or (kind is ErrorKind.NOT_FOUND and http_status < 500):

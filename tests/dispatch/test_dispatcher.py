@@ -2,22 +2,31 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
 from aiohttp import web
 from msgspec.structs import replace
 
-from batchrun.dispatch.dispatcher import Completed, Dispatcher
+from batchrun.dispatch.dispatcher import Completed, Dispatcher, Endpoint, Unfinished
 from batchrun.dispatch.gate import Gate, GateClosed, no_limits
-from batchrun.errors import ErrorKind, RunStopped, StopCause
-from batchrun.job.sections import EndpointJob, RetryJob
+from batchrun.errors import EndpointError, ErrorKind, RunStopped, StopCause
+from batchrun.job.sections import EndpointJob, PriceJob, RetryJob
+from batchrun.limits import tuning
 from batchrun.limits.concurrency import InFlight
 from batchrun.limits.pauses import Patience
 from batchrun.limits.scopes import Scopes
 from batchrun.pricing.prices import Prices
-from batchrun.records import Failure, Outcome, Request, Response
+from batchrun.records import (
+    Answered,
+    Failure,
+    Outcome,
+    Reply,
+    Request,
+    Response,
+    UnreadableBody,
+)
 from batchrun.transport.client import Client
 from tests.waiting import HANG_S
 
@@ -64,7 +73,12 @@ async def _setup(
     timeout_s: float = 5.0,
     *,
     has_limits: bool = True,
+    endpoint_of: Callable[[Client], Endpoint] = lambda client: client,
+    prices: Prices | None = None,
+    unfinished: Unfinished | None = None,
 ) -> AsyncIterator[Setup]:
+    """`prices`: dollars are capped."""
+
     async def answer(_: web.Request) -> web.StreamResponse:
         step = script[min(setup.sent, len(script) - 1)]
         setup.sent += 1
@@ -88,7 +102,17 @@ async def _setup(
         async with Client(settings, None, {}, "test") as client:
             scopes = Scopes(4, Patience(1800.0, 60.0))
             gate = Gate([InFlight(4)], scopes.limits if has_limits else no_limits)
-            setup = Setup(Dispatcher(client, gate, scopes, retry, Prices({}), key_name="KEY"), gate)
+            dispatcher = Dispatcher(
+                endpoint_of(client),
+                gate,
+                scopes,
+                retry,
+                prices or Prices({}),
+                key_name="KEY",
+                has_budget=prices is not None,
+                unfinished=unfinished,
+            )
+            setup = Setup(dispatcher, gate)
             yield setup
     finally:
         await runner.cleanup()
@@ -261,6 +285,78 @@ async def test_an_endless_failure_ends_at_the_rows_own_time() -> None:
     assert isinstance(outcome.result, Failure)
     assert outcome.result.status == "no_answer"
     assert "retry.max_elapsed_s" in outcome.result.message
+
+
+class _Stalled:
+    """Answers the first row; of the others it ends no work within the time that they have."""
+
+    def __init__(self, client: Client) -> None:
+        self._client, self.base_url, self.via = client, client.base_url, client.via
+        self.left_s: list[float] = []
+
+    async def send(self, request: Request, client_request_id: str, left_s: float) -> Reply:
+        if request.row == 0:
+            return await self._client.send(request, client_request_id, left_s)
+        self.left_s.append(left_s)
+        await asyncio.sleep(left_s)
+        raise EndpointError(ErrorKind.TIMEOUT, "not done in the row's time")
+
+
+async def test_what_an_outage_took_is_none_of_the_rows_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else work would be begun with no time left for it, and be cancelled at once."""
+    monkeypatch.setattr(tuning, "OUTAGE_LEAST_S", 0.1)
+    stalled: list[_Stalled] = []
+
+    def stall(client: Client) -> _Stalled:
+        stalled.append(_Stalled(client))
+        return stalled[0]
+
+    settings = RetryJob(max_wait_s=0.01, max_elapsed_s=0.2)
+    async with _setup([(200, ANSWER)], settings, endpoint_of=stall) as setup:
+        await setup.outcome(0)
+        rows = [asyncio.create_task(setup.outcome(row)) for row in range(1, 13)]
+        async with asyncio.timeout(HANG_S):
+            while len(stalled[0].left_s) < 20:
+                await asyncio.sleep(0.05)
+        setup.gate.close()
+        await asyncio.gather(*rows, return_exceptions=True)
+    assert min(stalled[0].left_s[12:]) > 0.1
+
+
+class _Spent:
+    """Of attempts that are not on disk."""
+
+    def __init__(self) -> None:
+        self.dollars = 0.0
+
+    def answered(self, _request: Request) -> Answered | None:
+        return None
+
+    def ask_again(self, _answered: Answered) -> None: ...
+    def store_unreadable(self, _body: UnreadableBody) -> None: ...
+    def add_spent(self, dollars: float) -> None:
+        self.dollars += dollars
+
+
+async def test_what_a_failed_attempt_cost_is_noted_until_its_row_has_an_outcome() -> None:
+    failed: Step = (200, {**ANSWER, **_error("server_error"), "status": "failed"})
+    spent, prices = _Spent(), Prices({"m": PriceJob(input=1e6, output=1e6)})
+    script = [failed, (200, ANSWER), failed]
+    setting = _setup(script, RetryJob(max_wait_s=600.0), prices=prices, unfinished=spent)
+    async with setting as setup:
+        completed = await setup.outcome()
+        assert [one.cost_usd for one in completed.attempts] == [5.0, 5.0]
+        assert spent.dollars == 0.0
+        stopped = asyncio.create_task(setup.complete(1))
+        async with asyncio.timeout(HANG_S):
+            while not setup.dispatcher.retrying:
+                await asyncio.sleep(0.01)
+        setup.gate.close()
+        with pytest.raises(GateClosed):
+            await stopped
+    assert spent.dollars == 5.0
 
 
 def _cut(limit: int) -> dict[str, object]:

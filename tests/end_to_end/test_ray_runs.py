@@ -395,6 +395,20 @@ def test_a_killed_driver_costs_nothing(ray_run: RayRun) -> None:
     ray_run.check()
 
 
+def test_rows_removed_from_the_input_are_no_rows_without_an_outcome(ray_run: RayRun) -> None:
+    ray_run.prepare(rows=60)
+    source = Path(ray_run.words[1])
+    lines = source.read_text().splitlines(keepends=True)
+    source.write_text("".join(lines[:40]))
+    assert ray_run.done().returncode == 0
+    source.write_text("".join(lines[20:]))
+    done = ray_run.done("--rerun-changed", "--json")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert [summary[name] for name in ("ok", "left", "state")] == [40, 0, "finished"]
+    assert ray_run.answered == 60
+
+
 def test_when_the_disks_of_all_workers_fail_the_run_ends_and_no_other_worker_pays(
     ray_run: RayRun, tmp_path: Path
 ) -> None:

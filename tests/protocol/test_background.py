@@ -406,6 +406,42 @@ async def test_work_is_cancelled_when_the_rows_time_is_over(
     assert outcome.attempts[0].response_id == "resp_1"
 
 
+async def test_work_that_was_cancelled_before_it_is_resumed_is_begun_again(
+    endpoint: Connect, request_of: Callable[..., Request], answer: Make
+) -> None:
+    """An earlier command cancelled it when the row's time was over, and could say no more."""
+    script = [{"body": answer(status="cancelled", output=[])}, {"body": answer()}]
+    async with endpoint(script, mode="background") as connected:
+        outcome = await connected.outcome(request_of(resume_id="resp_9"))
+    assert connected.server.asked == ["GET /v1/responses/resp_9", "POST /v1/responses"]
+    assert outcome.ok
+    assert [one.error_kind for one in outcome.attempts] == [ErrorKind.GONE, None]
+
+
+async def test_a_done_answer_that_is_too_large_is_asked_for_once(
+    endpoint: Connect, request_of: Callable[..., Request], answer: Make
+) -> None:
+    script = [{"body": answer()}]
+    async with endpoint(script, mode="background", max_response_bytes=100) as connected:
+        outcome = await connected.outcome(request_of(resume_id="resp_9"))
+    assert connected.server.asked == ["GET /v1/responses/resp_9"]
+    assert (outcome.result.kind, outcome.result.status) == (ErrorKind.TOO_LARGE, "failed")
+    assert outcome.attempts[0].response_id == "resp_9"
+
+
+async def test_a_done_answer_that_nobody_can_unpack_is_not_begun_again(
+    endpoint: Connect,
+    request_of: Callable[..., Request],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("batchrun.transport.background._UNREADABLE", 2)
+    script = [{"body": b"not gzip", "headers": {"Content-Encoding": "gzip"}}]
+    async with endpoint(script, mode="background") as connected:
+        outcome = await connected.outcome(request_of(resume_id="resp_9"))
+    assert connected.server.asked == ["GET /v1/responses/resp_9"] * 2
+    assert (outcome.result.kind, outcome.result.status) == (ErrorKind.UNREADABLE, "no_answer")
+
+
 async def test_an_answer_that_came_just_before_it_was_cancelled_counts(
     endpoint: Connect, request_of: Callable[..., Request], answer: Make
 ) -> None:

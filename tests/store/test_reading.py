@@ -14,7 +14,7 @@ import pytest
 
 from batchrun.errors import ErrorKind, JobError, StoreError
 from batchrun.records import Column, Failure, Layout, Outcome, RunRecord, Totals
-from batchrun.store.columns import response_schema, tool_call_schema
+from batchrun.store.columns import SCHEMA_VERSION, response_schema, tool_call_schema
 from batchrun.store.files import is_locked
 from batchrun.store.reading import (
     find_row,
@@ -117,7 +117,7 @@ def test_parts_name_the_version_of_the_schema(runs: dict[str, Path]) -> None:
     for path in runs.values():
         for part in path.glob("*/*.parquet"):
             metadata = pq.read_metadata(part).metadata
-            assert metadata[b"batchrun.schema_version"] == b"2"
+            assert metadata[b"batchrun.schema_version"] == str(SCHEMA_VERSION).encode()
 
 
 def test_weird_values_come_back(runs: dict[str, Path]) -> None:

@@ -143,6 +143,26 @@ def test_a_worker_is_adopted_once_its_lock_can_be_taken(team: Team, answered: Ma
     assert len(again.complete) == 5
 
 
+def test_damage_in_the_journal_of_a_dead_worker_is_told(team: Team, answered: Make) -> None:
+    for worker in (team.worker(part_rows=9), team.worker(part_rows=9)):
+        for row in range(3):
+            worker.store(answered(row + 3 * len(team.workers)))
+        worker.close()
+    for path in (team.path / "journal").glob("w?-000001.log"):
+        data = path.read_bytes()
+        path.write_bytes(data[: len(data) // 2] + bytes(9) + data[len(data) // 2 + 9 :])
+    adopted = team.driver.adopt(1)
+    assert adopted is not None
+    assert len(adopted.warnings) == 1
+    assert "w1-000001.log" in adopted.warnings[0]
+    assert team.driver.warnings == adopted.warnings
+    team.driver.finish()
+    assert [re.search(r"w\d-000001.log", one)[0] for one in team.driver.warnings] == [  # type: ignore[index]
+        "w1-000001.log",
+        "w2-000001.log",
+    ]
+
+
 def test_what_workers_stored_after_a_kill_is_in_the_tables_and_not_reserved_too(
     team: Team,
 ) -> None:

@@ -154,7 +154,7 @@ class Driver:
             yield self
         finally:
             self._end_all()
-        self._follow(await _aside(self._recounted))
+        self._follow(await _aside(partial(read_totals, self._dir.path)))
 
     def __aiter__(self) -> Self:
         return self
@@ -301,10 +301,6 @@ class Driver:
             spans=[report.sent for report in reports],
         )
 
-    def _recounted(self) -> Totals:
-        """The totals of the run's rows, from its tables. Raises `StoreError`."""
-        return read_totals(self._dir.path).without(self._run.plan.resumed.removed)
-
     def _seal(self) -> None:
         """If rows are sent again, seals from time to time what workers leave to this process."""
         if self._is_sealing or not self._run.plan.resumed.resent.rows:
@@ -362,7 +358,10 @@ class Driver:
             led.error, led.state = error, "lost"
             self.stop(error)
         if led.writer:
-            await self._adopt(led)
+            try:
+                await self._adopt(led)
+            except Exception as error:  # noqa: BLE001 - else nobody sees it, and its rows stay out
+                self.stop(error)
         led.kill()  # where it has not ended by itself
         self._news.set()
 
@@ -430,11 +429,7 @@ class Driver:
             now_s = time.monotonic()
             is_silent = now_s - led.heard_s >= led.answer_s + self._silence_s
             adopt = partial(self._dir.adopt, led.writer, rows, is_silent=is_silent)
-            try:
-                adopted = await _aside(adopt)
-            except StoreError as error:
-                self.stop(error)
-                return
+            adopted = await _aside(adopt)
             if adopted is not None:
                 break
             if is_silent and now_s - killed_s >= _KILL_AGAIN_S:
@@ -453,6 +448,8 @@ class Driver:
         if led.report is not None and led.report.unstored:
             led.has_disk, facts["unstored"] = False, led.report.unstored
             self._run.warn(unstored_in_words(led, led.report.unstored))
+        for warning in adopted.warnings:
+            self._run.warn(warning)
         self._log("worker_adopted" if was_lost else "worker_drained", led, **facts)
 
     def _end_all(self) -> None:

@@ -1,6 +1,7 @@
 """A run with workers: joins the cluster, waits for workers, and leads them to the end."""
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -38,7 +39,8 @@ async def lead_run(
 
         await run.lead(make)
     finally:
-        await asyncio.wait_for(asyncio.to_thread(cluster.close), _LEAVE_S)
+        with contextlib.suppress(TimeoutError):  # the run's end does not depend on it
+            await asyncio.wait_for(asyncio.to_thread(cluster.close), _LEAVE_S)
 
 
 def _join_ray(run: Run) -> Cluster:
