@@ -435,7 +435,8 @@ async def test_a_done_answer_that_nobody_can_unpack_is_not_begun_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("batchrun.transport.background._UNREADABLE", 2)
-    script = [{"body": b"not gzip", "headers": {"Content-Encoding": "gzip"}}]
+    packed = b"\x1f\x8b\x08\x00" + b"damaged" * 9
+    script = [{"body": packed, "headers": {"Content-Encoding": "gzip"}}]
     async with endpoint(script, mode="background") as connected:
         outcome = await connected.outcome(request_of(resume_id="resp_9"))
     assert connected.server.asked == ["GET /v1/responses/resp_9"] * 2
