@@ -48,7 +48,7 @@ EXPECTED = """
     W.3.few_rows W.3.all_rows
 
     # W.4
-    W.4.not_yet W.4.gone W.4.no_mode W.4.odd_polls W.4.refused W.4.statuses W.4.create_cut
+    W.4.not_yet W.4.gone W.4.no_mode W.4.odd_polls W.4.unread_polls W.4.refused W.4.statuses W.4.create_cut
     W.4.unknown_cost
 
     # W.5
