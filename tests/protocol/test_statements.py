@@ -48,8 +48,8 @@ EXPECTED = """
     W.3.few_rows W.3.all_rows
 
     # W.4
-    W.4.not_yet W.4.gone W.4.no_mode W.4.odd_polls W.4.unread_polls W.4.refused W.4.statuses W.4.create_cut
-    W.4.unknown_cost
+    W.4.not_yet W.4.gone W.4.no_mode W.4.odd_polls W.4.unread_polls W.4.refused W.4.statuses
+    W.4.create_cut W.4.unknown_cost
 
     # W.5
     W.5.before W.5.thinking W.5.stall W.5.advice
