@@ -395,10 +395,12 @@ def test_a_killed_driver_costs_nothing(ray_run: RayRun) -> None:
     ray_run.check()
 
 
-def test_rows_removed_from_the_input_are_no_rows_without_an_outcome(ray_run: RayRun) -> None:
+def test_rows_removed_from_the_input_are_no_rows_without_an_outcome(
+    ray_run: RayRun, tmp_path: Path
+) -> None:
     ray_run.prepare(rows=60)
-    source = Path(ray_run.words[1])
-    lines = source.read_text().splitlines(keepends=True)
+    source = tmp_path / ray_run.words[1]
+    lines = [f'{{"custom_id": "r{row}", "question": "{row}"}}\n' for row in range(60)]
     source.write_text("".join(lines[:40]))
     assert ray_run.done().returncode == 0
     source.write_text("".join(lines[20:]))
