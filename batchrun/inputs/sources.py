@@ -35,7 +35,7 @@ from batchrun.remote.part_stubs import read_stub
 from batchrun.remote.remote_files import Found, RemoteFile, find_files
 from batchrun.remote.urls import has_glob, is_remote, is_store
 from batchrun.store.columns import as_schema, response_schema
-from batchrun.store.files import RESPONSES, WRITER, FileId, storing
+from batchrun.store.files import RESPONSES, WRITER, FileId, storing, unfinished_name
 from batchrun.store.parts import new_files, read_part, without, write_parts
 from batchrun.store.reading import RUN_FILE, keys_vary, read_record, run_folder
 from batchrun.store.snapshot import Snapshot, read_snapshot
@@ -528,7 +528,7 @@ def _wherever(part: Path) -> Path | RemoteFile:
 
 def store_stdin(stream: BinaryIO, copy: Path, check: Check = lambda: None) -> str:
     """Copies the stream to `copy`, durable when it returns; the SHA-256 of its bytes, in hex."""
-    unfinished = copy.with_name(f".{copy.name}.unfinished")
+    unfinished = copy.with_name(unfinished_name(copy.name))
     try:
         with unfinished.open("wb") as file:
             sha256, _ = _read_all(stream, check, file.write)

@@ -179,7 +179,12 @@ def replacing(target: Path) -> Iterator[Path]:
             yield temporary
             if target.is_dir():
                 target.rename(before)
-            temporary.replace(target)
+            try:
+                temporary.replace(target)
+            except OSError:
+                if before.exists():  # else it would be deleted, and nothing be in its place
+                    before.rename(target)
+                raise
         finally:
             for left in (temporary, before):
                 shutil.rmtree(left, ignore_errors=True)

@@ -10,9 +10,11 @@ at the same time.
 
 import errno
 import fcntl
+import fnmatch
 import os
 import re
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -23,6 +25,7 @@ from msgspec import Struct
 
 from batchrun.errors import JobError, StoreError
 from batchrun.remote.object_stores import RemoteError
+from batchrun.remote.run_link import LINK_FILE, OF_WORKERS, SMALL_FILES
 
 JOURNAL = "journal"
 RESPONSES = "responses"
@@ -31,6 +34,7 @@ TABLES = (RESPONSES, TOOL_CALLS)
 SCORES = "scores"  # a folder for each scorer
 SCORES_FILE = "scores.parquet"
 INPUT = "input"
+STDIN_COPY, APPENDED_COPY = "stdin.jsonl", "appended.jsonl"  # standard input, in `INPUT`
 LOCK = "lock"
 WRITER = 0  # the command that has the run; its workers are 1, 2, ...
 
@@ -165,13 +169,25 @@ def final_name(temporary: str) -> str:
 
 
 def temporaries(run: Path, *folders: str) -> list[str]:
-    """The files that unfinished writes left in folders of a run directory. `OSError`."""
+    """The files that unfinished writes left in folders of a run directory. `OSError`.
+
+    Beside its own files, users may have others of such names in the run directory itself (`""`).
+    """
     return [
         str(Path(folder, name))
         for folder in folders
         for name in sorted(_entries(run / folder))
-        if name[0] == "." and name[-4:] == ".tmp"
+        if name[0] == "." and name[-4:] == ".tmp" and (folder or _is_of_run(name[1:-4]))
     ]
+
+
+def _is_of_run(name: str) -> bool:
+    return name in (*SMALL_FILES, LINK_FILE) or fnmatch.fnmatch(name, OF_WORKERS)
+
+
+def unfinished_name(name: str) -> str:
+    """The name of a copy of standard input that has not come to its end."""
+    return f".{name}.unfinished"
 
 
 def _entries(folder: Path) -> list[str]:
@@ -179,6 +195,30 @@ def _entries(folder: Path) -> list[str]:
         return [entry.name for entry in folder.iterdir()]
     except FileNotFoundError:
         return []
+
+
+def first_foreign(folder: Path) -> str | None:
+    """A name in a folder without `run.json` that no command has left there. Raises `OSError`.
+
+    A command that was killed before it saved that leaves its lock, standard input as far as it was
+    copied and, of a run in a store, what it had brought. `FileNotFoundError`: there is no folder.
+    """
+    names = sorted(entry.name for entry in folder.iterdir())
+    there = [name for name in (JOURNAL, *TABLES, INPUT) if (folder / name).is_dir()]
+    inside = {name: _entries(folder / name) for name in there}
+    rows = [one for name, some in inside.items() if name != INPUT for one in some]
+    if any(is_numbered(one) or _OPEN.fullmatch(one) for one in rows):
+        return None  # a run whose `run.json` is missing, which is another mistake
+    ours = {*there, *temporaries(folder, ""), *(SMALL_FILES if LINK_FILE in names else ())}
+    ours |= {LINK_FILE, LOCK} if _may_be_lock(folder / LOCK) else {LINK_FILE}
+    copies = {STDIN_COPY, unfinished_name(STDIN_COPY)} if (folder / LOCK).exists() else set()
+    foreign = [name for name in names if name not in ours]
+    for name, some in inside.items():
+        if name == INPUT:
+            foreign += [f"{name}/{one}" for one in some if one not in copies]
+        else:
+            foreign += [f"{name}/{one}" for one in some if writer_of(one) is None]
+    return next(iter(foreign), None)
 
 
 _ADVICE = {
@@ -320,6 +360,19 @@ def _is_at(path: Path, handle: int) -> bool:
         return os.path.samestat(os.fstat(handle), path.stat())
     except FileNotFoundError:
         return False
+
+
+def _may_be_lock(path: Path) -> bool:
+    """Whether it is what `take_lock` writes, or nothing. Raises `OSError`."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True
+    try:
+        is_file = stat.S_ISREG(os.fstat(handle).st_mode)
+        return is_file and (not os.fstat(handle).st_size or _owner(handle) is not None)
+    finally:
+        os.close(handle)
 
 
 def try_lock(path: Path, flock: Flock = fcntl.flock) -> Lock | None:

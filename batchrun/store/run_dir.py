@@ -20,18 +20,20 @@ from msgspec.structs import replace
 from batchrun.errors import JobError, StoreError
 from batchrun.formats.json_text import encode_json, shown
 from batchrun.records import Outcome, Resend, RowKey, RunRecord, Totals
-from batchrun.remote.run_link import LINK_FILE, SMALL_FILES, change_link, read_link
+from batchrun.remote.run_link import SMALL_FILES, change_link, read_link
 from batchrun.remote.store_run import StoreRun
 from batchrun.store.columns import SCHEMA_VERSION
-from batchrun.store.complete_rows import REMOVED_FILE, CompleteRows, Requests, read_complete_rows
+from batchrun.store.complete_rows import CompleteRows, Requests, read_complete_rows
 from batchrun.store.files import (
     INPUT,
     JOURNAL,
     LOCK,
+    STDIN_COPY,
     TABLES,
     WRITER,
     Flock,
     Lock,
+    first_foreign,
     highest_writer,
     make_folders,
     next_id,
@@ -40,6 +42,7 @@ from batchrun.store.files import (
     storing,
     sync_path,
     take_lock,
+    unfinished_name,
     workers_of,
     write_whole,
 )
@@ -63,7 +66,7 @@ from batchrun.store.sealing import (
 )
 from batchrun.store.snapshot import snapshot
 from batchrun.store.unfinished import UnfinishedRows
-from batchrun.store.unreadable import UNREADABLE_FILE, UnreadableBodies
+from batchrun.store.unreadable import UnreadableBodies
 from batchrun.store.workers.adoption import (
     Adopted,
     adopt,
@@ -77,9 +80,7 @@ from batchrun.store.writing import JournalWriter
 __all__ = ["SCHEMA_VERSION", "RunDir"]
 
 _ATTEMPTS = 5  # to get a directory that others make and delete
-_FILES = (RUN_FILE, LIVE_FILE, EVENTS_FILE, REMOVED_FILE, UNREADABLE_FILE, LOCK, LINK_FILE)
 _RESERVED = "reserved_usd"  # of `live.json`
-_OURS = {*_FILES, JOURNAL, *TABLES, INPUT}
 
 
 class RunDir:
@@ -119,7 +120,8 @@ class RunDir:
         self._sealing = threading.Lock()  # held by the thread that seals
         self._saving = threading.RLock()  # held by the one that writes `run.json`
         self._silent = set[int]()  # workers adopted only because they were silent; may be alive
-        self._made = made
+        self._made, self._has_made_input = made, False
+        self._is_scratch = store_run is not None
         self._leftover = found.segments
         self._events: int | None = None
         self._writer: JournalWriter | None = None
@@ -186,6 +188,7 @@ class RunDir:
         """The folder for standard input; made if absent. Raises `StoreError`."""
         folder = self.path / INPUT
         with storing(folder, "make this folder"):
+            self._has_made_input |= not folder.exists()
             make_folders(folder)
         return folder
 
@@ -443,22 +446,30 @@ class RunDir:
         """Deletes what was made for a command that saved nothing because its plan failed."""
         if self.record is None and self._lock is not None:
             with suppress(OSError):  # somebody else may have put something there
-                if (self.path / INPUT).is_dir():
-                    for file in (self.path / INPUT).iterdir():
-                        file.unlink()
-                    (self.path / INPUT).rmdir()
-                (self.path / LOCK).unlink()
-                for table in (*TABLES, JOURNAL):  # a run in a store has them from the start
-                    with suppress(FileNotFoundError):
-                        (self.path / table).rmdir()
-                for made in self._made:
-                    made.rmdir()
+                self._delete_made()
         with self._saving:  # a worker may be given its number meanwhile
             handles = (self._events, self._lock)
             self._events = self._lock = None
         for handle in handles:
             if handle is not None:
                 os.close(handle)
+
+    def _delete_made(self) -> None:
+        """Deletes what this command has made, and nothing that it found. Raises `OSError`."""
+        folder = self.path / INPUT
+        if self._has_made_input:
+            for name in (STDIN_COPY, unfinished_name(STDIN_COPY)):
+                (folder / name).unlink(missing_ok=True)
+            folder.rmdir()
+        elif folder.is_dir():  # of a command that was killed: the lock says that it was one
+            return
+        (self.path / LOCK).unlink()
+        if self._is_scratch:  # it has them from the start
+            for table in (*TABLES, JOURNAL):
+                with suppress(FileNotFoundError):
+                    (self.path / table).rmdir()
+        for made in self._made:
+            made.rmdir()
 
 
 def _made_and_locked(path: Path, flock: Flock) -> tuple[tuple[Path, ...], Lock]:
@@ -475,9 +486,11 @@ def _made_and_locked(path: Path, flock: Flock) -> tuple[tuple[Path, ...], Lock]:
 
 def _check_or_make(path: Path) -> tuple[Path, ...]:
     """Makes the folders if absent; those made, innermost first. `JobError` for another folder."""
+    foreign = None
     with storing(path, "make this directory"):
         try:
-            names = {entry.name for entry in path.iterdir()}
+            if not (path / RUN_FILE).exists():
+                foreign = first_foreign(path)
         except FileNotFoundError:
             missing = [path, *(above for above in path.parents if not above.exists())]
             try:
@@ -497,10 +510,9 @@ def _check_or_make(path: Path) -> tuple[Path, ...]:
             raise JobError(
                 f"{file} is a file; give a directory for the results with --output"
             ) from None
-    foreign = sorted(name for name in names - _OURS if not name.endswith(".tmp"))
-    if RUN_FILE not in names and foreign:
+    if foreign is not None and not (path / RUN_FILE).exists():  # a command may save it meanwhile
         raise JobError(
-            f"{path} is not a run directory and not empty (it holds {shown(foreign[0])}); "
+            f"{path} is not a run directory and not empty (it holds {shown(foreign)}); "
             "give an empty or new one with --output"
         )
     return ()

@@ -17,9 +17,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openai.types.responses import Response
 
-from batchrun.errors import JobError
+from batchrun.errors import JobError, StoreError
 from batchrun.formats.csv_text import csv_line
-from batchrun.reports.export import FORMATS, Wanted, as_json, export_run, format_of
+from batchrun.reports.export import (
+    FORMATS,
+    Wanted,
+    as_json,
+    export_run,
+    format_of,
+    replacing,
+)
 
 
 @pytest.fixture(scope="module")
@@ -271,6 +278,15 @@ def test_a_folder_has_a_file_for_each_value_and_every_tool_reads_the_column_from
         export_run(run, target, "parquet", Wanted(partition_by="ok"))
     assert (target / "notes.txt").read_text() == "mine"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["all.jsonl", "by"]
+
+
+def test_a_folder_whose_place_nothing_can_take_stays(tmp_path: Path) -> None:
+    (tmp_path / "by").mkdir()
+    (tmp_path / "by" / "rows").write_text("earlier")
+    with pytest.raises(StoreError, match="cannot write"), replacing(tmp_path / "by"):
+        pass  # nothing is written that could take it
+    assert (tmp_path / "by" / "rows").read_text() == "earlier"
+    assert [path.name for path in tmp_path.iterdir()] == ["by"]
 
 
 def test_columns_that_make_no_folders_are_refused(run: Path, tmp_path: Path) -> None:

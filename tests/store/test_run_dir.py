@@ -222,9 +222,10 @@ def test_live_json_is_replaced(tmp_path: Path) -> None:
     assert names(tmp_path) == ["live.json"]
 
 
-def test_events_are_lines_with_a_time(tmp_path: Path) -> None:
+def test_events_are_lines_with_a_time(tmp_path: Path, record: Record) -> None:
     for turn in range(2):
         run_dir = RunDir.open(tmp_path)
+        run_dir.save(record())
         run_dir.log_event("started", turn=turn, model="m\n\ud800")
         run_dir.close(seal=False)
     lines = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
@@ -241,7 +242,25 @@ def test_input_is_made_on_demand(tmp_path: Path) -> None:
     assert run_dir.input_dir == tmp_path / "input"
     (run_dir.input_dir / "stdin.jsonl").touch()
     run_dir.close(seal=False)
-    RunDir.open(tmp_path).close(seal=False)
+    assert names(tmp_path) == []  # nothing was saved
+
+
+def test_what_somebody_else_put_beside_the_input_stays(tmp_path: Path) -> None:
+    run_dir = RunDir.open(tmp_path / "run")
+    (run_dir.input_dir / "stdin.jsonl").touch()
+    (run_dir.input_dir / "notes.txt").touch()
+    run_dir.close(seal=False)
+    assert names(tmp_path / "run" / "input") == ["notes.txt"]
+
+
+def test_temporary_files_of_others_stay(tmp_path: Path, record: Record) -> None:
+    run_dir = RunDir.open(tmp_path)
+    run_dir.save(record())
+    run_dir.close()
+    for name in (".run.json.tmp", ".notes.tmp"):
+        (tmp_path / name).touch()
+    RunDir.open(tmp_path).close()
+    assert names(tmp_path) == [".notes.tmp", "lock", "run.json"]
 
 
 def test_a_journal_deleted_while_it_is_written_ends_the_run(
