@@ -16,6 +16,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any, Self
 
 from msgspec import Struct
@@ -322,6 +323,17 @@ class PromptSet:
     def file_names(self) -> frozenset[str]:
         """The files as the column `source` names them."""
         return frozenset(file.name for file in self._source.files)
+
+    def reads(self, path: Path) -> bool:
+        """Whether it is one of the files."""
+        return any(file.path == path for file in self._source.files)
+
+    def move_to(self, path: Path) -> None:
+        """The source's one file, which has not changed, has this path now."""
+        (file,) = self._source.files
+        self._source = replace(self._source, files=(replace(file, path=path),))
+        self._reader.files = self._source.files
+        self._maker.look_beside(self._source.files)
 
     def plain_rows(self) -> Iterator[SourceRow]:
         """All rows as they are read, of Parquet without values. Raises `InputError`."""

@@ -7,6 +7,7 @@ they were read from.
 import os
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -22,15 +23,20 @@ from batchrun.job.sections import STDIN, Job
 from batchrun.records import RunRecord
 from batchrun.remote.urls import hub_url, is_remote
 from batchrun.runner.output_place import store_run_url
+from batchrun.store.files import APPENDED_COPY, INPUT, STDIN_COPY, storing, sync_path
 from batchrun.store.run_dir import RunDir
 
 
 def stored_input(
     job: Job, run_dir: RunDir, check: Callable[[], None] = lambda: None
 ) -> tuple[Source, str | None]:
-    """Standard input, stored in the run directory, and its hash. Raises what `check` raises."""
-    copy, record, stream = run_dir.input_dir / "stdin.jsonl", run_dir.record, sys.stdin.buffer
+    """Standard input, stored in the run directory, and its hash. Raises what `check` raises.
+
+    What is appended stands beside the last input until `accept_input` or `drop_input` is called.
+    """
+    copy, record, stream = run_dir.input_dir / STDIN_COPY, run_dir.record, sys.stdin.buffer
     before = None if record is None else record.input_sha256
+    drop_input(run_dir)  # of a command that was killed
     if before is None:  # nothing, or a file, was the input before
         return find_source(job.input, copy), store_stdin(stream, copy, check)
     if sys.stdin.isatty():
@@ -38,7 +44,7 @@ def stored_input(
     if not appends(job, record):
         check_stdin(stream, copy, before, check)
         return find_source(job.input, copy), before
-    new = copy.with_name("appended.jsonl")
+    new = copy.with_name(APPENDED_COPY)
     sha256 = store_stdin(stream, new, check)
     if new.stat().st_size == 0 or sha256 == before:
         new.unlink()
@@ -49,8 +55,23 @@ def stored_input(
             f"{plural(left, 'row')} of the last standard input have no outcome yet; send them "
             "first, with the same command and < /dev/null, then append more"
         )
-    new.replace(copy)
-    return find_source(job.input, copy), sha256
+    return find_source(job.input, new), sha256
+
+
+def accept_input(run_dir: RunDir, prompts: PromptSet) -> None:
+    """What was appended takes the place of the last input. Raises `StoreError`."""
+    new = run_dir.path / INPUT / APPENDED_COPY
+    if prompts.reads(new):
+        with storing(new, "rename"):
+            new.replace(new.with_name(STDIN_COPY))
+            sync_path(new.parent)
+        prompts.move_to(new.with_name(STDIN_COPY))
+
+
+def drop_input(run_dir: RunDir) -> None:
+    """What was to be appended and was not accepted is gone."""
+    with suppress(OSError):
+        (run_dir.path / INPUT / APPENDED_COPY).unlink()
 
 
 def appends(job: Job, record: RunRecord | None) -> bool:

@@ -28,7 +28,13 @@ from batchrun.runner.engine import Run, Watch
 from batchrun.runner.output_place import refuse_place, run_path, store_run_url
 from batchrun.runner.plan import Plan, known_prices, make_plan, make_record
 from batchrun.runner.resume import note_differences
-from batchrun.runner.run_source import pinned_source, refuse_other_use, stored_input
+from batchrun.runner.run_source import (
+    accept_input,
+    drop_input,
+    pinned_source,
+    refuse_other_use,
+    stored_input,
+)
 from batchrun.simulator.settings import SimulatorSettings
 from batchrun.store.run_dir import RunDir
 from batchrun.transport.client import Client, fit_in_flight
@@ -119,7 +125,7 @@ async def run_job(
         if plan.resumed.adopted is not None:
             watch.doing(f"naming the rows of {path}")
             await asyncio.to_thread(run_dir.name_variant, plan.resumed.adopted)
-        await asyncio.to_thread(note_differences, run_dir, plan.resumed)
+        await asyncio.to_thread(_note_agreed, run_dir, plan)
         record = make_record(job, plan, run_dir, simulate, command, sha256)
         counters = RunCounters(
             record.totals,
@@ -253,12 +259,19 @@ def _wait_for_workers(check: Callable[[], None], watch: Watch, who: str) -> None
     watch.doing(who)
 
 
+def _note_agreed(run_dir: RunDir, plan: Plan) -> None:
+    """The run directory holds what the plan accepts, before anything is sent. `StoreError`."""
+    note_differences(run_dir, plan.resumed)
+    accept_input(run_dir, plan.prompts)
+
+
 @contextlib.contextmanager
 def _closing(run_dir: RunDir) -> Iterator[RunDir]:
     """Closed at the end, whose own error says more than one of closing."""
     try:
         yield run_dir
     except BaseException:
+        drop_input(run_dir)
         with contextlib.suppress(StoreError):
             run_dir.close()
         raise
