@@ -1,6 +1,6 @@
 """Parquet parts: reads and checks them, writes them, and rewrites them without some rows."""
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -283,6 +283,9 @@ def slices(outcomes: Iterable[Outcome]) -> Iterator[list[Outcome]]:
         yield some
 
 
+Change = Callable[[pa.RecordBatch], pa.RecordBatch]
+
+
 class Rewrite(Struct, frozen=True):
     """A part that a new version of it will replace. Paths are relative to the run."""
 
@@ -301,12 +304,12 @@ def rewrite_part(
     layout: Layout = NO_COLUMNS,
     *,
     dropped: Collection[RowKey] = (),
-    variant: str | None = None,
+    change: Change | None = None,
 ) -> Rewrite:
     """Rewrites a part with the columns of `schema` and without the rows `dropped`.
 
-    `variant`: for the rows without one. `files`: of the surrounding `new_files` block;
-    `layout`: see `as_schema`. Raises `OSError`, `StoreError`.
+    `change`: makes the rows that remain, with these columns. `files`: of the surrounding
+    `new_files` block; `layout`: see `as_schema`. Raises `OSError`, `StoreError`.
     """
     new = PartFile(run, current_name(part), schema)
     files.append(new)
@@ -315,38 +318,50 @@ def rewrite_part(
         rows = without(batch, dropped)
         if rows.num_rows:
             rows = as_schema(rows, schema, layout)
-            new.add(rows if variant is None else _with_variant(rows, variant))
+            new.add(rows if change is None else change(rows))
     new.finish()
     source, to = new.rename
     size, rows_left = new.path.stat().st_size, new.rows if dropped else None
     return Rewrite(source, to, size, rows_left, part if part != to else None)
 
 
-def _with_variant(rows: pa.RecordBatch, name: str) -> pa.RecordBatch:
+def with_variant(rows: pa.RecordBatch, name: str) -> pa.RecordBatch:
+    """The rows; those without a variant have this one."""
     at = rows.schema.names.index("variant")
     return rows.set_column(at, rows.schema.field(at), pc.fill_null(rows["variant"], name))
 
 
 def rewrite_without(
-    files: list[PartFile], run: Path, keys: Collection[RowKey], layout: Layout
+    files: list[PartFile],
+    run: Path,
+    keys: Collection[RowKey],
+    layout: Layout,
+    changed_keys: Collection[RowKey] = (),
+    change: Change | None = None,
 ) -> tuple[Rewrite, ...]:
-    """Rewrites the parts with rows of these keys, without these. As `rewrite_part`."""
-    remaining = len(keys)
+    """Rewrites the parts with rows of these keys, without these. As `rewrite_part`.
+
+    `changed_keys`: of rows that `change` makes other rows of.
+    """
+    wanted = {*keys, *changed_keys} if changed_keys else keys
+    remaining = len(wanted)
     rewrites, changed = [], set()
-    names = part_names(run, RESPONSES) if keys else ()
+    names = part_names(run, RESPONSES) if wanted else ()
     # Parts of rows that are not ok come first.
     for part in sorted(names, key=lambda part: part == id_of(part).part(RESPONSES)):
-        if remaining and (found := _count(run / part, keys)):
+        if remaining and (found := count_keys(run / part, wanted)):
             remaining -= found
             changed.add(id_of(part))
             schema = response_schema(layout)
-            rewrites.append(rewrite_part(files, run, part, schema, layout, dropped=keys))
+            new = rewrite_part(files, run, part, schema, layout, dropped=keys, change=change)
+            rewrites.append(new)
     for of in sorted(changed):  # the calls of a part's rows are in the part of the same name
         part = of.part(TOOL_CALLS)
-        if (run / part).exists() and _count(run / part, keys):
+        if keys and (run / part).exists() and count_keys(run / part, keys):
             rewrites.append(rewrite_part(files, run, part, tool_call_schema(), dropped=keys))
     return tuple(rewrites)
 
 
-def _count(path: Path, keys: Collection[RowKey]) -> int:
+def count_keys(path: Path, keys: Collection[RowKey]) -> int:
+    """How many rows of a part have one of these keys. Raises `StoreError`."""
     return sum(found_in(batch, keys).true_count for batch in read_part(path, KEY))

@@ -46,6 +46,7 @@ from batchrun.store.files import (
     workers_of,
     write_whole,
 )
+from batchrun.store.parts import count_rows
 from batchrun.store.reading import (
     EVENTS_FILE,
     LIVE_FILE,
@@ -53,6 +54,7 @@ from batchrun.store.reading import (
     read_live,
     read_run_record,
     read_settled_live,
+    read_totals,
     read_unknown_usd,
 )
 from batchrun.store.sealing import (
@@ -155,8 +157,8 @@ class RunDir:
             opened._settle()
             forget(path, workers)
             opened._drop_doubles(is_due=lock.warning is not None)
-            if is_doubtful:  # so that rows that another machine also completed are there once
-                opened.finish()
+            if is_doubtful:
+                opened._bring_together()
                 change_link(path, is_doubtful=False)
         except BaseException:
             if store_run is not None:
@@ -165,6 +167,18 @@ class RunDir:
             os.close(lock.handle)
             raise
         return opened
+
+    def _bring_together(self) -> None:
+        """Seals rows that another machine may also have completed, so that each is there once.
+
+        `run.json` then has the totals of both. Raises `StoreError`.
+        """
+        if self.record is not None:  # first, so that a kill before the rest looks like no loss
+            self.save(replace(self.record, parts={}))
+        self.finish()
+        if self.record is not None:
+            totals, parts = read_totals(self.path), count_rows(self.path)
+            self.save(replace(self.record, totals=totals, parts=parts))
 
     def _settle(self) -> None:
         """Keeps in `live.json` what the marks of workers say, before these are deleted.

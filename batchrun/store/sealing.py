@@ -18,6 +18,7 @@ crash, the next command continues with the parts that are not yet rewritten.
 import os
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from batchrun.errors import StoreError
 from batchrun.records import Layout, Outcome, RowKey, RunRecord
 from batchrun.remote.object_stores import MULTIPART_BYTES
 from batchrun.remote.part_stubs import part_size
-from batchrun.remote.run_link import read_link
+from batchrun.remote.run_link import Link, read_link
 from batchrun.remote.run_upload import put_parts, replace_together
 from batchrun.store.columns import (
     KEY,
@@ -66,6 +67,7 @@ from batchrun.store.journal import (
     scan,
     set_aside,
 )
+from batchrun.store.merge.overlap import Overlap
 from batchrun.store.parts import (
     Rewrite,
     keys_of,
@@ -74,6 +76,7 @@ from batchrun.store.parts import (
     read_part,
     rewrite_part,
     rewrite_without,
+    with_variant,
     write_parts,
 )
 from batchrun.store.snapshot import Intent, read_intent, write_intent
@@ -117,33 +120,36 @@ def finish_or_seal(folder: Path, record: RunRecord, segments: Sequence[str]) -> 
 
 def write_temporaries(folder: Path, record: RunRecord, segments: Sequence[str]) -> Intent:
     """Does step 1; returns the intent. Raises `OSError`, `StoreError`, `_TooLarge`."""
-    replaced = set[RowKey]()
-    link = read_link(folder)
-    is_doubtful = link is not None and link.is_doubtful
-    outcomes = _outcomes(folder, segments, replaced, replaces_all=is_doubtful)
+    replaced, link = set[RowKey](), read_link(folder)
+    outcomes, overlap = _outcomes(folder, segments, replaced), _overlap(folder, link, segments)
+    if overlap is not None:
+        outcomes, replaced = overlap.counting(outcomes), overlap.replaced
     with new_files() as files:
         renames = write_parts(files, folder, id_of(segments[-1]), outcomes, record)
         if link is not None and len(segments) > 1:
             sizes = [(folder / temporary).stat().st_size for temporary, _ in renames]
             if max(sizes, default=0) >= MULTIPART_BYTES:
                 raise _TooLarge
-        rewrites = rewrite_without(files, folder, replaced, record.layout)
+        longer, change = ((), None) if overlap is None else (overlap.longer, overlap.lengthen)
+        rewrites = rewrite_without(files, folder, replaced, record.layout, longer, change)
     return Intent(tuple(segments), renames, rewrites)
 
 
-def _outcomes(
-    folder: Path, segments: Sequence[str], replaced: set[RowKey], *, replaces_all: bool
-) -> Iterator[Outcome]:
-    """The outcomes of segments; fills `replaced`. Raises `StoreError` for new damage.
+def _overlap(folder: Path, link: Link | None, segments: Sequence[str]) -> Overlap | None:
+    """None unless another machine may have completed the same rows since."""
+    if link is None or not link.is_doubtful:
+        return None
+    return Overlap(folder, {one.request.key for one in _outcomes(folder, segments, set())})
 
-    `replaces_all`: another machine may have completed the same rows since.
-    """
+
+def _outcomes(folder: Path, segments: Sequence[str], replaced: set[RowKey]) -> Iterator[Outcome]:
+    """The outcomes of segments; fills `replaced`. Raises `StoreError` for new damage."""
     for name in segments:
         path = folder / JOURNAL / name
         with path.open("rb", buffering=READ_BYTES) as file:
             for piece in read_outcomes(file):
                 if isinstance(piece, Outcome):
-                    if piece.replaces or replaces_all:
+                    if piece.replaces:
                         replaced.add(piece.request.key)
                     yield piece
                 elif isinstance(piece, Torn) or not damaged_path(path, piece).exists():
@@ -375,9 +381,10 @@ def name_variant(folder: Path, of: FileId, layout: Layout, name: str) -> None:
         if not parts:
             return
         make_folders(folder / JOURNAL)
+        change = partial(with_variant, name=name)
         with new_files() as files:
             rewrites = [
-                rewrite_part(files, folder, part, *kinds[part.partition("/")[0]], variant=name)
+                rewrite_part(files, folder, part, *kinds[part.partition("/")[0]], change=change)
                 for part in parts
             ]
         write_intent(folder, of, Intent((), (), tuple(rewrites)))

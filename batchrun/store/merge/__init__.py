@@ -1,0 +1,1 @@
+"""Outcomes of the same rows from two machines, brought together."""
