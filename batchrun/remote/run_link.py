@@ -18,8 +18,9 @@ from batchrun.remote.urls import store_url
 
 LINK_FILE = "store.json"
 CLAIMS = "claims"
+GONE_FILE = "gone.parquet"  # the only one of the next that a command deletes
 # The files of a run beside its tables; they are also in the store.
-SMALL_FILES = ("run.json", "live.json", "events.jsonl", "gone.parquet", "unreadable.jsonl")
+SMALL_FILES = ("run.json", "live.json", "events.jsonl", GONE_FILE, "unreadable.jsonl")
 OF_WORKERS = "unreadable-w*.jsonl"  # as the last of these
 COPIED_INPUT = "input/stdin.jsonl"
 

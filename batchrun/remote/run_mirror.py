@@ -16,6 +16,7 @@ from batchrun.remote.object_stores import ObjectStore, RemoteError, RemoteObject
 from batchrun.remote.part_stubs import Stub, read_stub, write_stub
 from batchrun.remote.run_link import (
     COPIED_INPUT,
+    GONE_FILE,
     OF_WORKERS,
     SMALL_FILES,
     Link,
@@ -60,8 +61,8 @@ def pull(
     parts = _parts(names, filter(None, intents.values()))
     _place_stubs(folder, link, parts, is_durable=owns)
     _place_scores(folder, link, names)
-    if not is_last:
-        link = replace(link, seen=_copy_small_files(folder, link, quick, names))
+    seen = _copy_small_files(folder, link, quick, names, is_last=is_last)
+    link = replace(link, seen=seen)
     write_link(folder, link)
     return link
 
@@ -168,16 +169,26 @@ def _place_scores(folder: Path, link: Link, names: Mapping[str, RemoteObject]) -
 
 
 def _copy_small_files(
-    folder: Path, link: Link, store: ObjectStore, names: dict[str, RemoteObject]
+    folder: Path,
+    link: Link,
+    store: ObjectStore,
+    names: dict[str, RemoteObject],
+    *,
+    is_last: bool,
 ) -> dict[str, tuple[int, int]]:
-    """Copies those that another machine has written since; versions of all of them."""
+    """Copies those that another machine has written since; versions of all of them.
+
+    `is_last`: none has. Those that are missing here are copied even so.
+    """
     seen = dict(link.seen)
     for name in (*SMALL_FILES, *fnmatch.filter(names, OF_WORKERS), COPIED_INPUT):
-        one = names.get(name)
+        one, is_here = names.get(name), _is_here(folder / name)
+        if one is None or (is_last and (name == GONE_FILE or is_here)):
+            continue
         # Another machine may have written it in the same second, which is all that stamps tell: of
         # the record, whose numbers for writers must be known, that matters.
-        is_seen = one is not None and seen.get(name) == (one.size, one.stamp)
-        if one is None or (is_seen and name != SMALL_FILES[0]):
+        is_seen = seen.get(name) == (one.size, one.stamp)
+        if is_here and is_seen and name != SMALL_FILES[0]:
             continue
         # What may take longer to read than until a store that is silent is reported.
         is_large = one.size > _SMALL_BYTES
@@ -187,6 +198,16 @@ def _copy_small_files(
             write_durably(folder / name, data)
             seen[name] = (one.size, one.stamp)
     return seen
+
+
+def _is_here(path: Path) -> bool:
+    """Whether there is such a file; a record that cannot be read counts as missing."""
+    try:
+        if path.name == SMALL_FILES[0]:
+            msgspec.json.decode(path.read_bytes(), type=_Writers)
+        return path.exists()
+    except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
+        return False
 
 
 def writers_of(names: Iterable[str]) -> set[int]:

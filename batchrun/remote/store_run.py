@@ -12,6 +12,7 @@ from batchrun.remote.claims import RENEW_S, STALE_S, Claim
 from batchrun.remote.object_stores import RemoteError, store_of, within
 from batchrun.remote.run_link import (
     COPIED_INPUT,
+    GONE_FILE,
     LINK_FILE,
     OF_WORKERS,
     SMALL_FILES,
@@ -102,10 +103,10 @@ class StoreRun:
                 return
             time.sleep(_PAUSE_S)
 
-    def close(self, *, is_void: bool = False) -> None:
+    def close(self, *, is_void: bool = False, is_broken: bool = False) -> None:
         """Uploads the rest, and releases the run; `is_void`: removes its marks instead.
 
-        Raises `RemoteError`.
+        `is_broken`: uploads nothing, since what is here could not be opened. Raises `RemoteError`.
         """
         self._end.set()
         self._thread.join()
@@ -117,7 +118,8 @@ class StoreRun:
                 (self._folder / LINK_FILE).unlink(missing_ok=True)
             elif self.failure is None:
                 of_workers = [path.name for path in self._folder.glob(OF_WORKERS)]
-                self.upload((*SMALL_FILES, *of_workers, COPIED_INPUT))
+                if not is_broken:
+                    self.upload((*SMALL_FILES, *of_workers, COPIED_INPUT))
                 change_link(self._folder, claim=None)
         finally:
             with suppress(RemoteError):  # it ends by itself, too
@@ -147,8 +149,8 @@ class StoreRun:
                 return False
             data = path.read_bytes()
         except FileNotFoundError:
-            if self._seen.pop(name, None) is None:
-                return False
+            if name != GONE_FILE or self._seen.pop(name, None) is None:
+                return False  # missing by a mistake, which the store does not repeat
             self._store.delete(key)
             return True
         self._store.write(key, data)

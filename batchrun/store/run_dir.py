@@ -163,7 +163,7 @@ class RunDir:
         except BaseException:
             if store_run is not None:
                 with suppress(OSError, StoreError):
-                    store_run.close()
+                    store_run.close(is_broken=True)
             os.close(lock.handle)
             raise
         return opened
