@@ -14,7 +14,6 @@ import fnmatch
 import os
 import re
 import socket
-import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -363,16 +362,17 @@ def _is_at(path: Path, handle: int) -> bool:
 
 
 def _may_be_lock(path: Path) -> bool:
-    """Whether it is what `take_lock` writes, or nothing. Raises `OSError`."""
+    """Whether it is one line, as `take_lock` writes it, or nothing. Raises `OSError`.
+
+    A loss of power may leave anything of that.
+    """
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        with path.open("rb") as file:
+            return len(file.read(4096).splitlines()) <= 1
     except FileNotFoundError:
         return True
-    try:
-        is_file = stat.S_ISREG(os.fstat(handle).st_mode)
-        return is_file and (not os.fstat(handle).st_size or _owner(handle) is not None)
-    finally:
-        os.close(handle)
+    except IsADirectoryError:
+        return False
 
 
 def try_lock(path: Path, flock: Flock = fcntl.flock) -> Lock | None:
