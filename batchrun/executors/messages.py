@@ -56,12 +56,15 @@ class FleetTick(Struct, frozen=True):
     stop: StopOrder | None = None
 
 
+UNREACHED = "unreached"  # a `WorkerStop.kind`: the input is elsewhere, and it cannot read that
+
+
 class WorkerStop(Struct, frozen=True):
     """Why a worker has stopped sending by itself."""
 
     message: str
     cause: StopCause | None = None  # None: its disk, the input, or a bug
-    kind: str = ""  # the exception's class: RunStopped, StoreError, InputError, ...
+    kind: str = ""  # the exception's class: RunStopped, StoreError, InputError, ...; or UNREACHED
     endpoint_error: str | None = None  # as in `RunStopped`
     rows: int | None = None
 

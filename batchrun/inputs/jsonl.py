@@ -240,7 +240,7 @@ def read_lines(
         if not offset:
             with _opened(path, compression, _BUFFER) as stream:
                 layout = _layout(_start(stream), path)
-        with _opened(path, compression, buffer_bytes) as stream:
+        with _opened(path, compression, buffer_bytes, is_part=offset > 0) as stream:
             if layout.spans_lines:
                 yield from _Values(stream, path, layout).read()
                 return
@@ -282,11 +282,14 @@ def _noting_lines(stream: IO[bytes], noted: RowOffsets) -> Lines:
 
 
 @contextmanager
-def _opened(path: AnyFile, compression: str | None, buffer_bytes: int) -> Iterator[IO[bytes]]:
+def _opened(
+    path: AnyFile, compression: str | None, buffer_bytes: int, *, is_part: bool = False
+) -> Iterator[IO[bytes]]:
     raw: Any
     packed: Any = path
     if isinstance(path, RemoteFile):
-        packed = io.BufferedReader(path.open(), remote_files.BUFFER)
+        size = remote_files.PART_BUFFER if is_part else remote_files.BUFFER
+        packed = io.BufferedReader(path.open(), size)
     if compression is None:
         raw = path.open("rb", buffering=0) if isinstance(path, Path) else packed
     elif compression == "bzip2":

@@ -22,7 +22,7 @@ from urllib.parse import unquote
 import pyarrow.parquet as pq
 from msgspec import Struct, structs
 
-from batchrun.errors import InputError, StoreError
+from batchrun.errors import InputError, JobError, StoreError
 from batchrun.formats.amounts import plural
 from batchrun.formats.json_text import as_utf8
 from batchrun.formats.printable import cut, one_line
@@ -179,7 +179,7 @@ class SourceReader:
         elif isinstance(path, RemoteFile):
             try:
                 stamp = path.stamp()
-            except RemoteError as error:
+            except (JobError, RemoteError) as error:
                 raise InputError(str(error)) from error
             self.stamps.setdefault(index, (path.size, path.written_at))
         if self.stamps.setdefault(index, stamp) != stamp:
@@ -314,6 +314,10 @@ def _remote_source(spec: str, kind: str | None) -> Source:
             f"{spec}: no prompt set there ({what}); it would be files ending in {_KNOWN}, or say "
             "--format jsonl or --format parquet (format in [input])"
         )
+    try:
+        by_name[PurePosixPath(files[0].name)].try_out()
+    except RemoteError as error:
+        raise InputError(str(error)) from error
     return Source(
         spec=spec,
         files=_with_folders_as_columns(sorted(files, key=lambda file: file.name)),

@@ -22,7 +22,7 @@ _AZURE_SECRETS = (
     "AZURE_STORAGE_KEY",
     "AZURE_STORAGE_SAS_TOKEN",
 )
-_HUB = ("HF_TOKEN",)
+_HUB = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 _FILES = (  # names of files, which another machine may not have
     "AWS_CONFIG_FILE",
     "AWS_SHARED_CREDENTIALS_FILE",

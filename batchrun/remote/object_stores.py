@@ -9,7 +9,8 @@ import datetime as dt
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -32,7 +33,7 @@ _FIRST_RETRY_S = 10.0
 _CALL_S = 180.0  # for one call, whatever the library does
 _FIRST_CALL_S = 25.0
 _CALLS = 3  # of what the libraries do not try again
-_SLOWEST = 50_000  # bytes a second: slower uploads are given up
+SLOWEST = 50_000  # bytes a second: slower transfers of whole files are given up
 MULTIPART_BYTES = 10 << 20  # pyarrow sends what is smaller in one request
 
 
@@ -152,7 +153,7 @@ class ObjectStore:
         If pyarrow learns of an error while it writes, it stores what it has. So the stream is
         closed only after everything was written, and opened only after the first piece was read.
         """
-        more_s = path.stat().st_size / _SLOWEST
+        more_s = path.stat().st_size / SLOWEST
         with path.open("rb") as file:
 
             def pieces() -> Iterator[bytes]:
@@ -269,9 +270,14 @@ _ENDPOINTS = {
 }
 
 
+def one_line(error: BaseException) -> str:
+    """Its text, without what follows the paths of URLs: signatures may stand there."""
+    return re.sub(r"(https?://[^\s?'\"]*)\?[^\s'\"]*", r"\1", " ".join(str(error).split()))
+
+
 def explained(name: str, scheme: str, error: BaseException) -> str:
     """The library's error in one line, and what to do."""
-    text = " ".join(str(error).split())
+    text = one_line(error)
     status = re.search(r"AWS Error ([A-Z_]+).*?operation: (.*)", text)
     reason = ": ".join(filter(None, status.groups())) if status else text
     found = (advice for advice, pattern in _SAID.items() if re.search(pattern, text))
@@ -314,41 +320,85 @@ def _filesystem(
 
 def _s3(region: str | None, is_anonymous: bool, is_first: bool) -> fs.FileSystem:
     settings: dict[str, Any] = {}
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    profile = _aws_profile(is_anonymous=is_anonymous)
+    endpoint = _first_of("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL") or profile.get("endpoint_url")
     if endpoint:
         parts = urlsplit(endpoint if "://" in endpoint else f"https://{endpoint}")
         settings = {"endpoint_override": parts.netloc, "scheme": parts.scheme}
-    # An empty region would be looked up over the network.
-    return fs.S3FileSystem(
-        anonymous=is_anonymous,
-        region=region or _aws_region() or "us-east-1",
-        connect_timeout=_CONNECT_S,
-        request_timeout=_FIRST_SILENCE_S if is_first else _SILENCE_S,
-        retry_strategy=fs.AwsStandardS3RetryStrategy(
-            max_attempts=_FIRST_ATTEMPTS if is_first else _ATTEMPTS
-        ),
-        allow_delayed_open=True,  # uploads below 10 MB are one request, which a kill cannot split
-        background_writes=False,
-        **settings,
-    )
+    with _making_s3:
+        region = region or _first_of(*_REGIONS) or profile.get("region") or "us-east-1"
+        with _said_region(region):
+            return fs.S3FileSystem(
+                anonymous=is_anonymous,
+                region=region,
+                connect_timeout=_CONNECT_S,
+                request_timeout=_FIRST_SILENCE_S if is_first else _SILENCE_S,
+                retry_strategy=fs.AwsStandardS3RetryStrategy(
+                    max_attempts=_FIRST_ATTEMPTS if is_first else _ATTEMPTS
+                ),
+                # Uploads below 10 MB are one request, which a kill cannot split.
+                allow_delayed_open=True,
+                background_writes=False,
+                **settings,
+            )
 
 
-def _aws_region() -> str | None:
-    """The region in the environment or in the profile of `~/.aws/config`."""
-    for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
-        if region := os.environ.get(name):
-            return region
+_REGIONS = ("AWS_REGION", "AWS_DEFAULT_REGION")
+_making_s3 = threading.Lock()
+
+
+@contextmanager
+def _said_region(region: str) -> Iterator[None]:
+    """The region is in the environment, for as long as a client is made.
+
+    Whatever region it is given, the library first looks for one of its own: if there is none in
+    the environment or the profile, it asks the network, as if this were a machine of Amazon's.
+    """
+    if _first_of(*_REGIONS):
+        yield
+        return
+    os.environ["AWS_REGION"] = region
+    try:
+        yield
+    finally:
+        del os.environ["AWS_REGION"]
+
+
+def _aws_profile(*, is_anonymous: bool = False) -> dict[str, str]:
+    """What the files in `~/.aws` say of the profile that the environment names.
+
+    Raises `JobError` if that profile cannot give credentials: the library would go on with those
+    of the machine, or with none.
+    """
     import configparser  # noqa: PLC0415 - rarely needed
 
-    profile = os.environ.get("AWS_PROFILE") or os.environ.get("AWS_DEFAULT_PROFILE") or "default"
-    path = Path(os.environ.get("AWS_CONFIG_FILE") or "~/.aws/config").expanduser()
-    config = configparser.ConfigParser(interpolation=None)
-    try:
-        config.read(path)
-    except (OSError, configparser.Error, UnicodeDecodeError):
-        return None
-    section = "default" if profile == "default" else f"profile {profile}"
-    return config.get(section, "region", fallback=None)
+    named = _first_of("AWS_PROFILE", "AWS_DEFAULT_PROFILE")
+    name, found = named or "default", list[Mapping[str, str]]()
+    prefix = "" if name == "default" else "profile "  # in the second file
+    for variable, usual, section in (
+        ("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials", name),
+        ("AWS_CONFIG_FILE", "~/.aws/config", f"{prefix}{name}"),
+    ):
+        file = configparser.ConfigParser(interpolation=None, strict=False)
+        with suppress(OSError, configparser.Error, UnicodeDecodeError):
+            file.read(Path(os.environ.get(variable) or usual).expanduser())
+        found += [file[section]] if file.has_section(section) else []
+    profile = {key: value for one in found for key, value in one.items()}
+    if named is None or is_anonymous or os.environ.get("AWS_ACCESS_KEY_ID"):
+        return profile
+    if not found:
+        raise JobError(
+            f"AWS_PROFILE is {name}, and no such profile is in ~/.aws/credentials or ~/.aws/config "
+            "(AWS_SHARED_CREDENTIALS_FILE and AWS_CONFIG_FILE name other files); correct it"
+        )
+    if "role_arn" in profile and {"source_profile", "credential_source"} & profile.keys():
+        raise JobError(
+            f"AWS_PROFILE is {name}, a profile that takes a role (role_arn) with the keys of "
+            "another, which batchrun cannot do by itself; add a profile to ~/.aws/config that has "
+            f"credential_process = aws configure export-credentials --profile {name}, and name "
+            "that one in AWS_PROFILE"
+        )
+    return profile
 
 
 def _gcs(is_anonymous: bool, is_first: bool) -> fs.FileSystem:

@@ -21,6 +21,9 @@ from batchrun.remote.urls import (
 )
 
 BUFFER = 4 << 20  # bytes a request; with fewer, waiting for answers takes longer than reading
+# Of a file that is read in parts, from the place of one on: it may be a tenth of the other.
+PART_BUFFER = 512 << 10
+_TRIED = 64 << 10  # bytes
 
 
 class RemoteFile(Struct, frozen=True):
@@ -50,10 +53,18 @@ class RemoteFile(Struct, frozen=True):
         return store_of(self.url)[1] if is_store(self.url) else hub_url(self.url).path
 
     def open(self) -> io.RawIOBase:
-        """Raises `RemoteError`; for the Hub as `hub.local_copy`."""
+        """Raises `RemoteError`."""
         if is_store(self.url):
             return ObjectReader(self.url, self.size)
-        return hub.local_copy(hub_url(self.url)).open("rb", buffering=0)
+        return hub.local_copy(hub_url(self.url), self.size).open("rb", buffering=0)
+
+    def try_out(self) -> None:
+        """Whether it can be read at all, said within 30 s. Raises `RemoteError`."""
+        if not is_store(self.url):
+            hub.try_out(hub_url(self.url))
+        elif self.size:
+            store, key = store_of(self.url, is_first=True)
+            store.read_at(store.open(key), key, min(self.size, _TRIED), 0)
 
     def stamp(self) -> tuple[int, int]:
         """Its present version; differs if it was written again. Raises `RemoteError`."""

@@ -1,11 +1,25 @@
-"""A Hub on loopback: one data set with its commits, as huggingface_hub asks for it."""
+"""A Hub on loopback: one data set with its commits, as huggingface_hub asks for it.
+
+It can fail as asked.
+"""
 
 import json
+import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
+
+from tests.waiting import HANG_S
+
+# What is to be done with a request, by its method and path: a status, `gated` (403), `silence`,
+# `cut` (half of the answer arrives), `stall` (the same, and the connection stays open), `drip` (a
+# byte from time to time), `short` (half of the file, and that is said to be all), `elsewhere` (of a
+# file: it is on another host, at a URL with a signature), or null.
+Rule = Callable[[str, str], int | str | None]
+SIGNATURE = "a-signature-of-a-url"
 
 
 class Hub:
@@ -13,6 +27,8 @@ class Hub:
 
     def __init__(self, dataset: str) -> None:
         self.dataset = dataset
+        self.rule: Rule = lambda _method, _path: None
+        self.tokens: set[str | None] = set()  # of all requests
         self.commits: dict[str, Mapping[str, bytes]] = {}
         self.branches: dict[str, str] = {}
         self.asked: list[str] = []  # methods and paths
@@ -23,25 +39,62 @@ class Hub:
 
             def do_GET(self) -> None:
                 hub.asked.append(f"{self.command} {self.path}")
-                status, headers, body = hub.answer(unquote(urlsplit(self.path).path))
+                path = unquote(urlsplit(self.path).path)
+                if not path.startswith("/elsewhere/"):
+                    hub.tokens.add(self.headers.get("Authorization"))
+                what = hub.rule(self.command, path)
+                if what == "silence":
+                    hub.closing.wait(HANG_S)
+                    self.close_connection = True
+                    return
+                status, headers, body = hub.answer(path)
+                if isinstance(what, int):
+                    status, headers, body = what, {}, b"{}"
+                elif what == "gated":
+                    status, headers, body = 403, {"X-Error-Code": "GatedRepo"}, b"{}"
+                elif what == "short":
+                    body = body[: len(body) // 2]
+                elif what == "elsewhere":
+                    mark = headers["ETag"]
+                    place = (
+                        f"http://localhost:{hub.port}/elsewhere{path}?X-Amz-Signature={SIGNATURE}"
+                    )
+                    headers |= {"X-Linked-Size": str(len(body)), "X-Linked-ETag": mark}
+                    status, headers, body = 302, {**headers, "Location": place}, b""
                 self.send_response(status)
                 for name, value in {**headers, "Content-Length": str(len(body))}.items():
                     self.send_header(name, value)
                 self.end_headers()
-                if self.command == "GET":
-                    self.wfile.write(body)
+                if self.command == "HEAD":
+                    return
+                is_whole = what not in ("cut", "stall")
+                with suppress(OSError):
+                    for at in range(len(body) if what == "drip" else 0):
+                        self.wfile.write(body[at : at + 1])
+                        if hub.closing.wait(0.3):
+                            return
+                    self.wfile.write(body if is_whole else body[: len(body) // 2])
+                    if what == "stall":
+                        hub.closing.wait(HANG_S)
+                    if not is_whole:
+                        self.close_connection = True
+                        self.connection.shutdown(socket.SHUT_RDWR)
 
             do_HEAD = do_GET  # noqa: N815 - http.server's
 
             def log_message(self, *_words: object) -> None:
                 pass
 
+        self.closing = threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"http://127.0.0.1:{self._server.server_port}"
+        self._server.daemon_threads = True
+        self.port = self._server.server_port
+        self.address = f"http://127.0.0.1:{self.port}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
         self._thread.start()
 
     def close(self) -> None:
+        self.closing.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -53,6 +106,7 @@ class Hub:
         return name
 
     def answer(self, path: str) -> tuple[int, dict[str, str], bytes]:
+        path = path.removeprefix("/elsewhere")
         api, files = f"/api/datasets/{self.dataset}", f"/datasets/{self.dataset}/resolve/"
         if not path.startswith((api, files)):
             return 404, {"X-Error-Code": "RepoNotFound"}, b"{}"

@@ -7,7 +7,7 @@ import re
 import socket
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from html import unescape
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -83,10 +83,20 @@ class Call(NamedTuple):
     number: int  # of all, from 1
     method: str
     path: str  # with its query
+    headers: Mapping[str, str] = {}  # names in lower case
+
+    @property
+    def signed_for(self) -> str:
+        """By whose key, and for which region; empty for a request that nobody signed."""
+        found = re.search(
+            "Credential=([^/]*)/[^/]*/([^/]*)/", self.headers.get("authorization", "")
+        )
+        return " ".join(found.groups()) if found else ""
 
 
 # What is to be done with a request: `fail` (503), `deny` (403), `silence`, `cut` (half of the
-# answer arrives), `half` (of the request, and the server takes it for the whole), or null.
+# answer arrives), `stall` (the same, and the connection stays open), `drip` (a byte from time to
+# time), `half` (of the request, and the server takes it for the whole), or null.
 Rule = Callable[[Call], str | None]
 
 
@@ -165,7 +175,8 @@ class Proxy:
     def _handle(self, handler: BaseHTTPRequestHandler) -> None:
         body = _body(handler)
         with self._lock:
-            call = Call(len(self.calls) + 1, handler.command, handler.path)
+            headers = {name.lower(): value for name, value in handler.headers.items()}
+            call = Call(len(self.calls) + 1, handler.command, handler.path, dict(headers))
             self.calls.append(call)
         what = self.rule(call)
         if what == "silence":
@@ -178,7 +189,6 @@ class Proxy:
             handler.end_headers()
             return
         upstream = http.client.HTTPConnection(self._upstream, timeout=HANG_S)
-        headers = {name.lower(): value for name, value in handler.headers.items()}
         headers["host"] = self._upstream
         if what == "half":
             body = _half(headers, body)
@@ -199,8 +209,15 @@ class Proxy:
                 handler.send_header("Content-Length", str(len(data)))
             handler.end_headers()
             if handler.command != "HEAD":
-                handler.wfile.write(data[: len(data) // 2] if what == "cut" else data)
-            if what == "cut":
+                is_whole = what not in ("cut", "stall")
+                for at in range(len(data) if what == "drip" else 0):
+                    handler.wfile.write(data[at : at + 1])
+                    if self._closing.wait(0.3):
+                        return
+                handler.wfile.write(data if is_whole else data[: len(data) // 2])
+            if what == "stall":
+                self._closing.wait(HANG_S)
+            if what in ("cut", "stall"):
                 handler.close_connection = True
                 handler.connection.shutdown(socket.SHUT_RDWR)
 

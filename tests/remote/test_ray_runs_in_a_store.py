@@ -14,6 +14,7 @@ import pytest
 
 from tests.processes import Forked, ForkServer
 from tests.ray_cluster import assert_hidden, standing_cluster, worker_pids
+from tests.remote.hub_server import Hub
 from tests.remote.object_server import Bucket, Call, Proxy
 from tests.waiting import HANG_S, wait_until
 
@@ -39,10 +40,13 @@ _COUNT = "SELECT count(*), count(DISTINCT custom_id) FROM responses WHERE ok"
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[dict[str, str]]:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """Its processes know nothing of the store: what opens it comes with the run."""
-    with standing_cluster(4) as found:
-        yield found
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("HF_HOME", str(tmp_path_factory.mktemp("hub")))
+        environment.setenv("HF_HUB_DISABLE_XET", "1")
+        with standing_cluster(4) as found:
+            yield found
 
 
 class Place:
@@ -71,6 +75,14 @@ class Place:
             for stream in filter(None, (process.stdout, process.stderr)):
                 stream.close()
             process.close()
+
+    def read_from(self, source: str) -> bytes:
+        """The job reads its rows there, and no longer on this machine; what is to be there."""
+        job, path = self.folder / "job.toml", self.folder / "prompts.jsonl"
+        rows = path.read_bytes()
+        path.unlink()
+        job.write_text(job.read_text().replace(path.name, source))
+        return rows
 
     @property
     def scratch(self) -> Path:
@@ -155,7 +167,11 @@ def test_what_a_killed_worker_has_stored_is_adopted_into_the_store(
     cluster: dict[str, str],
     batchrun: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
-    """And no secret is in Ray's files, in those of the run, here or in the store, or in words."""
+    """And no secret is in Ray's files, in those of the run, here or in the store, or in words.
+
+    Its rows come from the store too.
+    """
+    place.bucket.put("in/prompts.jsonl", place.read_from(f"{place.bucket.url}/in/prompts.jsonl"))
     process = place.begin(*place.words, "--json")
     wait_until(lambda: place.completed >= 60 and worker_pids(place.live, "running"), process)
     victim, *_ = worker_pids(place.live, "running")
@@ -184,6 +200,57 @@ def test_what_a_killed_worker_has_stored_is_adopted_into_the_store(
     answered = place.answered
     again = batchrun(*place.words, env=place.variables)
     assert (again.returncode, place.answered) == (0, answered), again.stderr
+
+
+@pytest.mark.long
+def test_a_worker_that_cannot_read_the_source_leaves_its_rows_to_others(
+    place: Place, proxy: Proxy, questions: Callable[[int], str]
+) -> None:
+    rows, denied = 4 * ROWS, list[Call]()
+    place.read_from(f"{place.bucket.url}/in/prompts.jsonl")
+    place.bucket.put("in/prompts.jsonl", questions(rows))
+
+    def rule(call: Call) -> str | None:
+        if call.method != "GET" or "/in/" not in call.path or denied or place.completed < 60:
+            return None
+        denied.append(call)
+        return "deny"
+
+    proxy.rule = rule
+    process = place.begin(*place.words)
+    _, said = process.communicate(timeout=HANG_S)
+    assert process.returncode == 0, said
+    assert denied
+    events = (place.bucket.get("run/events.jsonl") or b"").decode().splitlines()
+    (stopped,) = [line for line in events if "worker_stopped" in line]
+    assert "in/prompts.jsonl: ACCESS_DENIED" in stopped
+    assert sorted(row["row"] for row in place.rows()) == list(range(rows))
+    assert place.answered == rows
+
+
+@pytest.mark.long
+def test_a_branch_of_the_hub_that_moves_meanwhile_changes_nothing(
+    place: Place,
+    hub: Hub,
+    hub_environment: dict[str, str],
+    batchrun: Callable[..., subprocess.CompletedProcess[str]],
+    questions: Callable[[int, int], str],
+) -> None:
+    """Workers that have another cache than the driver read the commit of its plan."""
+    pytest.importorskip("huggingface_hub")
+    commit = hub.commit({"data/a.jsonl": place.read_from("hf://datasets/somebody/questions/data")})
+    process = place.begin(*place.words, **hub_environment)
+    wait_until(lambda: place.completed >= 20, process)
+    hub.commit({"data/a.jsonl": questions(2 * ROWS, 1000).encode()})
+    _, said = process.communicate(timeout=HANG_S)
+    assert process.returncode == 0, said
+    place.check(batchrun)
+    assert {row["custom_id"] for row in place.rows()} == {f"q{row}" for row in range(ROWS)}
+    api = [asked for asked in hub.asked if "/api/" in asked]
+    assert (len(api), len([asked for asked in api if "/tree/" in asked])) == (2, 1)
+    files = [asked for asked in hub.asked if "/resolve/" in asked]
+    assert len([asked for asked in files if asked.startswith("GET")]) > 1  # the driver's, theirs
+    assert all(f"/resolve/{commit}/" in asked for asked in files)
 
 
 @pytest.mark.long

@@ -22,6 +22,7 @@ from typing import Self, TypeVar
 from batchrun.errors import JobError, RunStopped, StopCause, StoreError
 from batchrun.executors.fleet import Fleet
 from batchrun.executors.messages import (
+    UNREACHED,
     StopOrder,
     WorkerStop,
     decode_report,
@@ -269,8 +270,9 @@ class Driver:
         cause = cause_of(led, stop)
         others = [one for one in self._workers if one is not led and one.is_able]
         since_s = time.monotonic() - self._job.limits.outage_s
+        is_network = stop.cause is StopCause.ENDPOINT or stop.kind == UNREACHED
         is_alone = isinstance(cause, StoreError) or (
-            stop.cause is StopCause.ENDPOINT and any(one.ok_s > since_s for one in others)
+            is_network and any(one.ok_s > since_s for one in others)
         )
         if others and is_alone:  # its machine, perhaps: others complete its rows
             self._log_stop(led, cause)

@@ -7,7 +7,13 @@ from typing import Any
 
 from batchrun.errors import BatchrunError, InputError, JobError, RunStopped, StopCause, StoreError
 from batchrun.executors.fleet import Fleet
-from batchrun.executors.messages import WorkerReport, WorkerStop, decode_tick, encode
+from batchrun.executors.messages import (
+    UNREACHED,
+    WorkerReport,
+    WorkerStop,
+    decode_tick,
+    encode,
+)
 from batchrun.executors.worker_process import Greeting, WorkerFailed, WorkerProcess
 from batchrun.formats.amounts import duration
 from batchrun.job.credentials import Server
@@ -157,7 +163,7 @@ def cause_of(led: Led, stop: WorkerStop) -> BaseException:
         return RunStopped(
             stop.message, stop.cause, endpoint_error=stop.endpoint_error, rows=stop.rows
         )
-    if stop.kind == "InputError":
+    if stop.kind in ("InputError", UNREACHED):
         return InputError(stop.message)
     kind = StoreError if stop.kind == "StoreError" else BatchrunError
     return kind(f"{led.name}: {stop.message}")

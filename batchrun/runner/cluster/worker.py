@@ -14,9 +14,16 @@ from pathlib import Path
 from msgspec import Struct
 from msgspec.structs import replace
 
-from batchrun.errors import BatchrunError, RunStopped
+from batchrun.errors import BatchrunError, InputError, JobError, RunStopped
 from batchrun.executors.local import LocalExecutor, local_executor
-from batchrun.executors.messages import AGAIN, FleetTick, Lease, WorkerReport, WorkerStop
+from batchrun.executors.messages import (
+    AGAIN,
+    UNREACHED,
+    FleetTick,
+    Lease,
+    WorkerReport,
+    WorkerStop,
+)
 from batchrun.inputs.prompt_set import PinnedSource, PromptSet
 from batchrun.job.credentials import Server
 from batchrun.job.job_file import with_user_prices
@@ -28,6 +35,7 @@ from batchrun.limits.sharing.worker_share import WorkerShare
 from batchrun.pricing.prices import Prices
 from batchrun.progress.bottleneck import Activity
 from batchrun.records import BadRow, Largest, Request, RunRecord
+from batchrun.remote.object_stores import RemoteError
 from batchrun.runner.cluster.lease_feed import LeaseFeed
 from batchrun.runner.cluster.leases import is_sent_again, lease_requests, renumbered
 from batchrun.runner.cluster.worker_counts import Unheard, WorkerCounts
@@ -326,6 +334,8 @@ class Worker:
 
 def _as_stop(cause: BaseException) -> WorkerStop:
     kind = type(cause).__name__
+    if isinstance(cause, InputError) and isinstance(cause.__cause__, (JobError, RemoteError)):
+        kind = UNREACHED
     if isinstance(cause, RunStopped):
         return WorkerStop(str(cause), cause.cause, kind, cause.endpoint_error, cause.rows)
     return WorkerStop(

@@ -1,0 +1,131 @@
+"""Leases of a source in a store or on the Hub, read by several workers: each row once.
+
+Only the driver lists, and finds the commit of a branch.
+"""
+
+import gzip
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.remote.hub_server import Hub
+from tests.remote.object_server import Bucket, Call, Proxy
+from tests.waiting import HANG_S
+
+WORKERS = 3
+_SCRIPT = Path(__file__).parent / "remote_leases.py"
+_ROWS = 300
+
+
+@pytest.fixture
+def leases(environment: dict[str, str], tmp_path: Path) -> Callable[..., Any]:
+    """What `remote_leases.py` says."""
+
+    def run(variables: dict[str, str], *words: object) -> Any:
+        done = subprocess.run(
+            [sys.executable, _SCRIPT, *map(str, words)],
+            cwd=tmp_path,
+            env={**environment, **variables},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=HANG_S,
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return run
+
+
+def _forms(lines: str) -> dict[str, bytes]:
+    """The same rows in each format, in one folder, as the files of the source are in order."""
+    table = pa.table({"question": [json.loads(line)["question"] for line in lines.splitlines()]})
+    parquet = io.BytesIO()
+    pq.write_table(table, parquet, row_group_size=len(table) // 3)
+    packed = pa.Codec("zstd").compress(lines.encode(), asbytes=True)
+    return {
+        "a.jsonl": lines.encode(),
+        "b.jsonl.gz": gzip.compress(lines.encode()),
+        "c.jsonl.zst": packed,
+        "d.parquet": parquet.getvalue(),
+    }
+
+
+def test_workers_read_their_rows_from_a_store(
+    bucket: Bucket,
+    proxy: Proxy,
+    s3: dict[str, str],
+    leases: Callable[..., Any],
+    tmp_path: Path,
+    questions: Callable[[int], str],
+) -> None:
+    for name, data in _forms(questions(_ROWS)).items():
+        bucket.put(f"in/{name}", data)
+    variables = {**s3, "AWS_ENDPOINT_URL": proxy.address}
+    planned = leases(variables, "plan", f"{bucket.url}/in", tmp_path / "plan")
+    offsets = {offset for offset, _ in planned if offset}
+    assert len(offsets) == _ROWS // 50 - 1  # every 50th row of the lines here, and of them alone
+    assert [rows for _, rows in planned].count(_ROWS) == 2  # of each packed file, one lease
+    calls = len(proxy.calls)
+    said = leases(variables, "read", tmp_path / "plan", WORKERS)
+    assert said == {
+        "leases": len(planned),
+        "rows": 4 * _ROWS,
+        "are_the_same": True,
+        "problems": [],
+    }
+    reads = [call for call in proxy.calls[calls:] if call.method == "GET"]
+    assert not [call for call in reads if "list-type" in call.path]
+    starts = {_first_byte(call) for call in reads if call.path.endswith("a.jsonl")}
+    assert starts >= offsets  # nobody passes over what stands before
+
+
+def _first_byte(call: Call) -> int:
+    return int(call.headers["range"].removeprefix("bytes=").partition("-")[0])
+
+
+def test_an_object_that_is_written_again_is_read_by_no_worker(
+    bucket: Bucket,
+    s3: dict[str, str],
+    leases: Callable[..., Any],
+    tmp_path: Path,
+    questions: Callable[..., str],
+) -> None:
+    bucket.put("a.jsonl", questions(_ROWS))
+    leases(s3, "plan", f"{bucket.url}/a.jsonl", tmp_path / "plan")
+    bucket.put("a.jsonl", questions(_ROWS + 1))
+    said = leases(s3, "read", tmp_path / "plan", WORKERS)
+    assert (said["rows"], len(said["problems"])) == (0, WORKERS)
+    assert all("changed while it was being read" in problem for problem in said["problems"])
+
+
+def test_workers_read_the_commit_of_the_plan_from_the_hub(
+    hub: Hub,
+    hub_environment: dict[str, str],
+    leases: Callable[..., Any],
+    tmp_path: Path,
+    questions: Callable[..., str],
+) -> None:
+    pytest.importorskip("huggingface_hub")
+    commit = hub.commit({f"data/{name}": data for name, data in _forms(questions(_ROWS)).items()})
+    source = "hf://datasets/somebody/questions/data"
+    leases(hub_environment, "plan", source, tmp_path / "plan")
+    api = [asked for asked in hub.asked if "/api/" in asked]
+    assert len([asked for asked in api if "/tree/" in asked]) == 1
+    hub.commit({"data/a.jsonl": questions(_ROWS, 1000).encode()})
+    hub.asked.clear()
+    said = leases(hub_environment, "read", tmp_path / "plan", WORKERS)
+    assert (said["are_the_same"], said["problems"]) == (True, [])
+    assert len({asked for asked in hub.asked if asked.startswith("GET")}) == 4  # files
+    assert all(f"/resolve/{commit}/data/" in asked for asked in hub.asked)
+    hub.asked.clear()
+    leases(hub_environment, "read", tmp_path / "plan", WORKERS)  # from their caches
+    assert hub.asked == []
