@@ -6,6 +6,7 @@ requests in flight than the gate allows.
 """
 
 import asyncio
+import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -31,6 +32,7 @@ from batchrun.pricing.prices import Prices
 from batchrun.progress.bottleneck import Activity
 from batchrun.progress.summary import WorkerState
 from batchrun.records import BadRow, Failure, Largest, Outcome, Request, RowKey, Scope
+from batchrun.remote.object_stores import GivenUp, giving_up
 
 WORKERS_PER_SLOT = 4  # at most, for each request that may be in flight; each holds one row
 # Workers that wait at the gate while all slots are taken: one for every _SPARE_SHARE slots, but at
@@ -141,6 +143,7 @@ class LocalExecutor:
         self._handed_out: list[Completed] = []
         self._news = asyncio.Event()
         self._fed = False
+        self._given_up = threading.Event()  # no more rows are waited for
         self._is_last = False  # all known rows are read, but more may come
         self.causes: list[BaseException] = []  # why nothing more is sent, in order
         self.on_stop: Callable[[], None] = lambda: None  # called also when an error stops it
@@ -213,6 +216,7 @@ class LocalExecutor:
     def stop(self, cause: BaseException) -> None:
         """Sends nothing more; requests in flight finish."""
         self.causes.append(cause)
+        self._given_up.set()
         self._gate.close()
         self.on_stop()
         self._wanted.set()
@@ -220,6 +224,7 @@ class LocalExecutor:
 
     def drop(self) -> None:
         """Drops the requests in flight."""
+        self._given_up.set()
         self._gate.close()
         self._rows.clear()
         for worker in self._workers:
@@ -237,6 +242,7 @@ class LocalExecutor:
         return rest
 
     async def _feed(self, requests: Iterator[Request | BadRow | None]) -> None:
+        giving_up.set(self._given_up)
         try:
             while not self.causes:
                 # Reading may wait for a disk or unpack a large batch: not on the event loop.
@@ -257,7 +263,8 @@ class LocalExecutor:
                     with suppress(TimeoutError):
                         await asyncio.wait_for(self._wanted.wait(), timeout_s)
         except Exception as error:  # noqa: BLE001 - judged where the run ends
-            self.stop(error)
+            if not isinstance(error.__cause__, GivenUp):
+                self.stop(error)
         finally:
             self._fed = True
             self._dispatcher.no_more_rows = not self._rows

@@ -9,8 +9,10 @@ import datetime as dt
 import os
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -32,6 +34,7 @@ _RETRY_S = 60.0  # Google: for how long it retries
 _FIRST_RETRY_S = 10.0
 _CALL_S = 180.0  # for one call, whatever the library does
 _FIRST_CALL_S = 25.0
+_LOOK_S = 0.1  # between looks whether it is still waited for
 _CALLS = 3  # of what the libraries do not try again
 SLOWEST = 50_000  # bytes a second: slower transfers of whole files are given up
 MULTIPART_BYTES = 10 << 20  # pyarrow sends what is smaller in one request
@@ -39,6 +42,14 @@ MULTIPART_BYTES = 10 << 20  # pyarrow sends what is smaller in one request
 
 class RemoteError(OSError):
     """A store or the Hub refused something or cannot be reached; the text says what to do."""
+
+
+class GivenUp(RemoteError):  # noqa: N818 - no fault
+    """Nobody waits for this any more."""
+
+
+# In its context, what ends the waiting for all calls.
+giving_up: ContextVar[threading.Event | None] = ContextVar("giving_up", default=None)
 
 
 class RemoteObject(NamedTuple):
@@ -50,7 +61,7 @@ class RemoteObject(NamedTuple):
 
 
 def within(seconds: float, what: str, call: Callable[[], T]) -> T:
-    """Makes the call. Raises what it raises; `RemoteError` if it takes longer."""
+    """Makes the call. Raises what it raises; `RemoteError` if it takes longer, `GivenUp`."""
     answers: list[T] = []
     errors: list[BaseException] = []
 
@@ -63,7 +74,11 @@ def within(seconds: float, what: str, call: Callable[[], T]) -> T:
     # Not from a pool: the interpreter would wait for its threads at exit.
     thread = threading.Thread(target=answer, daemon=True)
     thread.start()
-    thread.join(seconds)
+    end_s, given_up = time.monotonic() + seconds, giving_up.get()
+    while thread.is_alive() and (left_s := end_s - time.monotonic()) > 0:
+        thread.join(left_s if given_up is None else min(left_s, _LOOK_S))
+        if given_up is not None and given_up.is_set() and thread.is_alive():
+            raise GivenUp(f"{what}: no longer waited for")
     if errors:
         raise errors[0]
     if not answers:

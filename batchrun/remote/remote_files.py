@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterable
+from contextvars import copy_context
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -81,6 +82,7 @@ class ObjectReader(io.RawIOBase):
     def __init__(self, url: str, size: int) -> None:
         self._store, self._key = store_of(url)
         self._file, self._size, self._at = self._store.open(self._key), size, 0
+        self._context = copy_context()  # Parquet is read in threads of a library
 
     def readable(self) -> bool:
         return True
@@ -101,7 +103,8 @@ class ObjectReader(io.RawIOBase):
         size = min(len(buffer), self._size - self._at)
         if size <= 0:
             return 0
-        buffer[:size] = self._store.read_at(self._file, self._key, size, self._at)
+        read_at = self._store.read_at
+        buffer[:size] = self._context.run(read_at, self._file, self._key, size, self._at)
         self._at += size
         return size
 

@@ -3,6 +3,7 @@
 What is said names the source and what to do, and holds no token.
 """
 
+import signal
 import subprocess
 import sys
 import time
@@ -12,10 +13,11 @@ from typing import Any
 
 import pytest
 
+from tests.processes import ForkServer
 from tests.remote.hub_server import SIGNATURE, Hub
 from tests.remote.object_server import Bucket, Call, Proxy
 from tests.remote.test_reading_sources import PROMPT, parquet_of, rows_of
-from tests.waiting import HANG_S
+from tests.waiting import HANG_S, wait_until
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 _IMPATIENT = Path(__file__).parent / "impatient.py"
@@ -167,6 +169,43 @@ def test_a_store_that_is_gone_in_a_run_stops_it_and_costs_no_answer(
     done = batchrun("run", source, *PROMPT, env=behind_proxy)
     assert done.returncode == 0, done.stderr
     assert len({row["custom_id"] for row in rows_of(run)}) == len(rows_of(run)) == 2 * _ROWS
+
+
+@pytest.mark.parametrize("late", ["b.parquet", pytest.param("b.jsonl", marks=pytest.mark.long)])
+def test_ctrl_c_ends_a_run_that_waits_for_a_store(
+    late: str,
+    source: str,
+    bucket: Bucket,
+    proxy: Proxy,
+    behind_proxy: dict[str, str],
+    environment: dict[str, str],
+    fork_server: ForkServer,
+    questions: Callable[..., str],
+    tmp_path: Path,
+) -> None:
+    if late == "b.jsonl":
+        bucket.delete("in/b.parquet")
+        bucket.put("in/b.jsonl", questions(_ROWS, _ROWS))
+    stalled: list[Call] = []
+
+    def rule(call: Call) -> str | None:
+        if not (_is_read(call) and call.path.endswith(late) and _is_sending(tmp_path)):
+            return None
+        stalled.append(call)
+        return "stall"
+
+    proxy.rule = rule
+    process = fork_server.start(tmp_path, {**environment, **behind_proxy}, "run", source, *PROMPT)
+    wait_until(lambda: stalled, process)
+    begun_s = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=HANG_S)
+    process.close()
+    for stream in filter(None, (process.stdout, process.stderr)):
+        stream.close()
+    assert process.returncode == 130, said
+    assert time.monotonic() - begun_s < 60.0  # and not for as long as the store is waited for
+    assert 0 < len(rows_of(tmp_path / "runs/in-simulated")) <= _ROWS
 
 
 # --- the Hub
