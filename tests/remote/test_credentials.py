@@ -200,7 +200,7 @@ def test_without_keys_they_are_those_of_the_role_of_an_instance(
     ask: Callable[..., Any], machine: Machine
 ) -> None:
     assert ask(**_NO_FILES) == ({"of-machine us-east-1"}, {"token-of-machine"})
-    assert not [path for path in machine.asked if "availability-zone" in path]
+    assert "/latest/meta-data/iam/security-credentials/reader" in machine.asked
 
 
 def test_a_public_bucket_is_read_without_a_key(

@@ -5,8 +5,12 @@ from typing import Any
 
 import pytest
 
+from batchrun.errors import InputError, JobError
+from batchrun.executors.messages import UNREACHED
 from batchrun.executors.worker_process import WorkerFailed
-from batchrun.runner.cluster.led_worker import Led
+from batchrun.remote.object_stores import RemoteError
+from batchrun.runner.cluster.led_worker import Led, cause_of
+from batchrun.runner.cluster.worker import _as_stop
 
 
 class _Process:
@@ -44,3 +48,21 @@ async def test_a_worker_that_does_not_begin_in_time_counts_as_lost(
         await led.begin(None, {}, 0.1)
     assert raised.value.is_over == (takes_s == 0.0)
     await asyncio.sleep(0.1)  # what comes too late is nobody's error
+
+
+@pytest.mark.parametrize(
+    ("because", "kind"),
+    [
+        (RemoteError("refused"), UNREACHED),  # perhaps on its machine alone
+        (JobError("no such profile"), UNREACHED),
+        (None, "InputError"),  # the input has changed
+    ],
+)
+def test_an_input_that_a_worker_cannot_reach_is_told_from_one_that_has_changed(
+    because: Exception | None, kind: str
+) -> None:
+    error = InputError("s3://bucket/rows.jsonl: it is so")
+    error.__cause__ = because
+    stop = _as_stop(error)
+    assert (stop.kind, stop.message) == (kind, str(error))
+    assert isinstance(cause_of(Led(0.0), stop), InputError)
