@@ -1,5 +1,6 @@
 """The group of commands, and how errors become messages and exit codes."""
 
+import contextlib
 import errno
 import os
 import sys
@@ -76,6 +77,19 @@ def batchrun() -> None:
 
 def main() -> None:
     """Runs the command line and exits with its code; no traceback for foreseen errors."""
+    try:
+        _main()
+    except SystemExit as end:
+        stores = sys.modules.get("batchrun.remote.object_stores")
+        if stores is not None and stores.has_open_calls():
+            with contextlib.suppress(OSError):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(end.code if isinstance(end.code, int) else 1)
+        raise
+
+
+def _main() -> None:
     prepare_arrow_import()
     open_streams()
     try:

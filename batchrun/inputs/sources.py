@@ -289,7 +289,7 @@ def _remote_source(spec: str, kind: str | None) -> Source:
         with run_folder(spec) as folder:
             return _run_source(spec, folder)
     by_name: dict[PurePath, RemoteFile] = {
-        PurePosixPath(as_utf8(one.url.removeprefix(found.base))): one for one in found.files
+        PurePosixPath(as_utf8(one.below(found.base))): one for one in found.files
     }
     is_glob = not found.is_file and has_glob(spec)
     any_kind = kind if found.is_file or is_glob else None
@@ -327,7 +327,7 @@ def _remote_source(spec: str, kind: str | None) -> Source:
 
 
 def _has_record(found: Found) -> bool:
-    return any(one.url.removeprefix(found.base) == RUN_FILE for one in found.files)
+    return any(one.below(found.base) == RUN_FILE for one in found.files)
 
 
 def _is_hidden(name: PurePath) -> bool:

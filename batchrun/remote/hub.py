@@ -5,7 +5,6 @@ resumes downloads that break off. But it waits minutes before it gives up a sile
 few calls again that the Hub fails: so each call is made up to three times, and has a time limit.
 """
 
-import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -154,10 +153,8 @@ def _explained(error: BaseException, library: Any) -> str:
     advice = _ADVICE.get(status, "check the network, HF_ENDPOINT and HF_TOKEN")
     if status not in _ADVICE and _is_busy(status):
         advice = "the Hub is overloaded or failing: wait until it works again"
-    # Of a header that cannot be sent, the error holds all, with the token.
-    text = re.sub(r"Bearer [^\s'\"]*", "Bearer …", one_line(error))
-    token = library.get_token()
-    text = text.replace(token, "…") if token else text
+    text, token = one_line(error), library.get_token()
+    text = text.replace(token, "…") if token else text  # a server may repeat it
     return f"the request to the Hub failed ({text:.300}); {advice}"
 
 

@@ -36,6 +36,7 @@ _CALL_S = 180.0  # for one call, whatever the library does
 _FIRST_CALL_S = 25.0
 _LOOK_S = 0.1  # between looks whether it is still waited for
 _CALLS = 3  # of what the libraries do not try again
+_CALL = "remote call"  # name of threads
 SLOWEST = 50_000  # bytes a second: slower transfers of whole files are given up
 MULTIPART_BYTES = 10 << 20  # pyarrow sends what is smaller in one request
 
@@ -72,7 +73,7 @@ def within(seconds: float, what: str, call: Callable[[], T]) -> T:
             errors.append(error)
 
     # Not from a pool: the interpreter would wait for its threads at exit.
-    thread = threading.Thread(target=answer, daemon=True)
+    thread = threading.Thread(target=answer, name=_CALL, daemon=True)
     thread.start()
     end_s, given_up = time.monotonic() + seconds, giving_up.get()
     while thread.is_alive() and (left_s := end_s - time.monotonic()) > 0:
@@ -84,6 +85,11 @@ def within(seconds: float, what: str, call: Callable[[], T]) -> T:
     if not answers:
         raise RemoteError(f"{what}: no answer for {seconds:.0f} s; check the network")
     return answers[0]
+
+
+def has_open_calls() -> bool:
+    """Whether a call that nobody waits for is still being made: pyarrow would wait at exit."""
+    return any(thread.name == _CALL for thread in threading.enumerate())
 
 
 class ObjectStore:

@@ -37,6 +37,11 @@ class RemoteFile(Struct, frozen=True):
     def __str__(self) -> str:
         return self.url
 
+    def below(self, base: str) -> str:
+        """Its name in a folder; `base` ends with a slash."""
+        url = str(store_url(self.url)) if is_store(self.url) else self.url
+        return url.removeprefix(base)
+
     @property
     def name(self) -> str:
         return PurePosixPath(self._key).name

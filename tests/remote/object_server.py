@@ -31,8 +31,9 @@ class Bucket:
     def url(self) -> str:
         return f"s3://{self.name}"
 
-    def put(self, key: str, data: bytes | str) -> None:
-        self._ask("PUT", f"/{quote(key)}", data.encode() if isinstance(data, str) else data)
+    def put(self, key: str, data: bytes | str, *, is_public: bool = False) -> None:
+        more = {"x-amz-acl": "public-read"} if is_public else {}
+        self._ask("PUT", f"/{quote(key)}", data.encode() if isinstance(data, str) else data, more)
 
     def get(self, key: str) -> bytes | None:
         return self._ask("GET", f"/{quote(key)}")
@@ -56,10 +57,12 @@ class Bucket:
         """Keys of uploads that were begun and not ended."""
         return _values(self._ask("GET", "?uploads") or b"", "Key")
 
-    def _ask(self, method: str, rest: str, data: bytes | None = None) -> bytes | None:
+    def _ask(
+        self, method: str, rest: str, data: bytes | None = None, more: Mapping[str, str] = {}
+    ) -> bytes | None:
         """The body of the answer; null where there is no such object."""
         connection = http.client.HTTPConnection(self._host, timeout=HANG_S)
-        connection.request(method, f"/{self.name}{rest}", data, _SIGNED)
+        connection.request(method, f"/{self.name}{rest}", data, {**_SIGNED, **more})
         answer = connection.getresponse()
         body = answer.read()
         connection.close()

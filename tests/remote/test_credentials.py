@@ -54,6 +54,7 @@ _GIVEN = {
 
 
 _TEAM = {"AWS_PROFILE": "team"}
+_OURS = {"AWS_ACCESS_KEY_ID": "ours", "AWS_SECRET_ACCESS_KEY": "secret"}
 _NO_FILES = {"AWS_SHARED_CREDENTIALS_FILE": "/nonexistent", "AWS_CONFIG_FILE": "/nonexistent"}
 
 
@@ -146,23 +147,19 @@ def ask(
     return run
 
 
+def _long(*values: Any) -> Any:
+    return pytest.param(*values, marks=pytest.mark.long)
+
+
 @pytest.mark.parametrize(
     ("variables", "signed_for", "token"),
     [
-        ({}, "of-default eu-west-3", None),
-        ({"AWS_PROFILE": "team"}, "of-team eu-north-1", "token-of-team"),
-        (
-            {"AWS_PROFILE": "team", "AWS_REGION": "eu-south-2"},
-            "of-team eu-south-2",
-            "token-of-team",
-        ),
-        ({"AWS_PROFILE": "team", "AWS_ENDPOINT_URL": ""}, "of-team eu-north-1", "token-of-team"),
+        ({**_TEAM, "AWS_ENDPOINT_URL": ""}, "of-team eu-north-1", "token-of-team"),
         ({"AWS_PROFILE": "by-command"}, "of-machine us-east-1", "token-of-machine"),
-        (
-            {**_TEAM, "AWS_ACCESS_KEY_ID": "of-nobody", "AWS_SECRET_ACCESS_KEY": "secret"},
-            "of-nobody eu-north-1",
-            None,
-        ),
+        _long({}, "of-default eu-west-3", None),
+        _long(_TEAM, "of-team eu-north-1", "token-of-team"),
+        _long({**_TEAM, "AWS_REGION": "eu-south-2"}, "of-team eu-south-2", "token-of-team"),
+        _long({**_TEAM, **_OURS}, "ours eu-north-1", None),
     ],
 )
 def test_keys_and_region_are_those_of_the_environment_and_the_profile(
@@ -180,9 +177,8 @@ def test_the_region_is_never_looked_up(
     ask: Callable[..., Any], bucket: Bucket, machine: Machine
 ) -> None:
     """Also where nothing names one but the URL, or nothing at all."""
-    keys = {**_NO_FILES, "AWS_ACCESS_KEY_ID": "ours", "AWS_SECRET_ACCESS_KEY": "secret"}
     url = f"{bucket.url}/a.jsonl?region=ap-east-1"
-    assert ask(url, **keys) == ({"ours ap-east-1"}, {None})
+    assert ask(url, **_NO_FILES, **_OURS) == ({"ours ap-east-1"}, {None})
     assert machine.asked == []
 
 
@@ -204,9 +200,10 @@ def test_without_keys_they_are_those_of_the_role_of_an_instance(
 
 
 def test_a_public_bucket_is_read_without_a_key(
-    ask: Callable[..., Any], bucket: Bucket, machine: Machine
+    ask: Callable[..., Any], bucket: Bucket, machine: Machine, questions: Any
 ) -> None:
-    assert ask(f"s3://anonymous@{bucket.name}/a.jsonl", AWS_PROFILE="nobody") == ({""}, {None})
+    bucket.put("public.jsonl", questions(3), is_public=True)
+    assert ask(f"s3://anonymous@{bucket.name}/public.jsonl", AWS_PROFILE="nobody") == ({""}, {None})
     assert machine.asked == []
 
 
