@@ -128,7 +128,7 @@ def test_reads_that_stall_or_are_cut_in_a_run_are_made_again(
     source: str,
     proxy: Proxy,
     behind_proxy: dict[str, str],
-    impatient: Command,
+    batchrun: Command,
     tmp_path: Path,
 ) -> None:
     """While the plan is made, and while rows are sent."""
@@ -142,7 +142,7 @@ def test_reads_that_stall_or_are_cut_in_a_run_are_made_again(
         return fault
 
     proxy.rule = rule
-    done = impatient("run", source, *PROMPT, env=behind_proxy)
+    done = batchrun("run", source, *PROMPT, env=behind_proxy)
     assert done.returncode == 0, done.stderr
     assert len(met) == 4
     assert len(rows_of(tmp_path / "runs/in-simulated")) == 2 * _ROWS
@@ -165,7 +165,8 @@ def test_a_store_that_is_gone_in_a_run_stops_it_and_costs_no_answer(
     run = tmp_path / "runs/in-simulated"
     is_gone = lambda call: call.path.endswith("b.parquet") and _is_sending(tmp_path)  # noqa: E731
     proxy.rule = lambda call: fault if is_gone(call) else None
-    done = impatient("run", source, *PROMPT, *FEW, env=behind_proxy)
+    run_it = impatient if fault == "stall" else batchrun
+    done = run_it("run", source, *PROMPT, *FEW, env=behind_proxy)
     assert done.returncode == 3, done.stderr
     assert f"{source}/b.parquet" in done.stderr
     assert "check" in done.stderr
