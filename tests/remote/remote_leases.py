@@ -15,6 +15,7 @@ from batchrun.errors import BatchrunError
 from batchrun.inputs import jsonl, rows
 from batchrun.inputs.prompt_set import PromptSet, find_source
 from batchrun.job.job_file import load_job
+from batchrun.records import BadRow, Request
 from batchrun.remote import remote_files
 from batchrun.runner.asked_rows import RowSelection
 from batchrun.runner.cluster.leases import lease_requests, planned_rows, renumbered
@@ -44,7 +45,7 @@ def _plan(source: str, file: Path) -> None:
 def _read(file: Path, number: int, workers: int) -> None:
     job, pinned, leases, _ = pickle.loads(file.read_bytes())  # noqa: S301 - of this script
     prompts = PromptSet.reopen(pinned, job)
-    found = []
+    found = list[Request | BadRow]()
     for lease in leases[number::workers]:
         found += renumbered(lease_requests(prompts, pinned.layout, lease), lease)
     file.with_suffix(f".{number}").write_bytes(pickle.dumps(found))

@@ -163,8 +163,11 @@ def test_a_store_that_is_gone_in_a_run_stops_it_and_costs_no_answer(
     tmp_path: Path,
 ) -> None:
     run = tmp_path / "runs/in-simulated"
-    is_gone = lambda call: call.path.endswith("b.parquet") and _is_sending(tmp_path)  # noqa: E731
-    proxy.rule = lambda call: fault if is_gone(call) else None
+
+    def rule(call: Call) -> str | None:
+        return fault if call.path.endswith("b.parquet") and _is_sending(tmp_path) else None
+
+    proxy.rule = rule
     run_it = impatient if fault == "stall" else batchrun
     done = run_it("run", source, *PROMPT, *FEW, env=behind_proxy)
     assert done.returncode == 3, done.stderr
