@@ -48,6 +48,7 @@ class Answers(Struct, frozen=True):
     usd: dict[str, float | None]  # by tier; null: no price is known
     least_s: float | None  # at the limits given; null: none is
     variant: str | None = None  # of its rows alone; null: of all
+    asked_usd: float | None = None  # each row in the tier that it asks for; null: no price is known
 
 
 class Range(Struct, frozen=True):
@@ -89,6 +90,7 @@ class Estimate(Struct, frozen=True):
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()  # the plan's, and of the cap
     source_rows: int = 0  # of the source
+    unknown_attempts: int = 0  # of complete rows, whose cost is not known: it is in no figure
 
 
 class Group(Struct, frozen=True):
@@ -197,6 +199,7 @@ def answer_line(
         usd={tier: dollars(groups, outputs, tier, prices, at) for tier in TIERS},
         least_s=_least_time(rows, tokens + sum(outputs), limits, latency_s),
         variant=variant,
+        asked_usd=dollars(groups, outputs, None, prices, at),
     )
 
 
@@ -206,12 +209,19 @@ def _output_tokens(one: Group, each_tokens: float | None) -> int:
 
 
 def dollars(
-    groups: Sequence[Group], outputs: Sequence[int], tier: str, prices: Prices, at: int
+    groups: Sequence[Group], outputs: Sequence[int], tier: str | None, prices: Prices, at: int
 ) -> float | None:
-    """Null where one of the models has no price, or none for the tier."""
+    """Null where one of the models has no price, or none for the tier.
+
+    `tier` null: each row in the one that it asks for.
+    """
     total = 0.0
     for one, output_tokens in zip(groups, outputs, strict=True):
-        price = tier_price(prices, one.model, tier, at)
+        price = (
+            asked_price(prices, one.model, one.kind, at)
+            if tier is None
+            else tier_price(prices, one.model, tier, at)
+        )
         if price is None:
             return None
         usage = Usage(one.input_tokens, output_tokens=output_tokens)
@@ -225,6 +235,11 @@ def tier_price(prices: Prices, model: str | None, tier: str, at: int) -> Price |
         return None
     price = prices.find(model, None, at, None if tier == STANDARD else tier)
     return price if price and tier in (STANDARD, price.tier) else None
+
+
+def asked_price(prices: Prices, model: str | None, kind: Kind, at: int) -> Price | None:
+    """What a model costs in the tier that rows ask for; the standard price where that has none."""
+    return None if model is None else prices.find(model, None, at, kind.service_tier)
 
 
 def _least_time(

@@ -26,11 +26,11 @@ from batchrun.estimate.tokens import (
     CountedRows,
     Kind,
 )
-from batchrun.formats.amounts import duration, plural, short_count, usd
+from batchrun.formats.amounts import duration, known_usd, plural, short_count, usd
 from batchrun.formats.printable import brief, named, one_line, pricing_tables
 from batchrun.formats.text_tables import Section, show_section, show_text
 from batchrun.pricing.price_list import spellings
-from batchrun.pricing.prices import STANDARD, Prices, meant_by
+from batchrun.pricing.prices import STANDARD, Prices, meant_by, tier_name
 
 # The o-series, and gpt-5 and later but for their chat variants.
 _REASONING = re.compile(r"(o[1-9]|gpt-([5-9]|[1-9]\d))([-.@]|$)")
@@ -39,6 +39,7 @@ _MOST_MODELS = 20  # lines of input tokens
 _MOST_RANGES = 5  # models whose range is said first
 _NO_PRICE = "unknown"
 _NAME = 24  # characters of a model's name
+_ASKED = "as asked"  # in the service tiers that rows ask for
 
 
 def show_estimate(estimate: Estimate, stream: TextIO) -> None:
@@ -67,7 +68,7 @@ def _head(estimate: Estimate) -> Iterator[str]:
     if estimate.settled:
         words += f", {estimate.settled:,} complete"
         if estimate.spent_usd is not None:
-            words += f" for {usd(estimate.spent_usd)}"
+            words += f" for {_spent(estimate.spent_usd, estimate)}"
     if estimate.bad_rows:
         words += f", {estimate.bad_rows:,} bad"
     if estimate.simulated:
@@ -84,7 +85,7 @@ def _decided_by(estimate: Estimate) -> Iterator[str]:
         cost = estimate.pilot.cost_usd
         if cost is not None:
             yield (
-                f"cost: {usd(cost.total)} in all, {estimate.pilot.share:.0%} between "
+                f"cost: {_spent(cost.total, estimate)} in all, {estimate.pilot.share:.0%} between "
                 f"{usd(cost.low)} and {usd(cost.high)}; {usd(cost.so_far)} of it is spent"
             )
         return
@@ -100,9 +101,14 @@ def _decided_by(estimate: Estimate) -> Iterator[str]:
         yield f"say how long they are with --expect-output N{how}"
 
 
+def _spent(dollars: float, estimate: Estimate) -> str:
+    """With the mark of what is known in part alone."""
+    return known_usd(dollars, is_partly=bool(estimate.unknown_attempts))
+
+
 def _range(short: Answers, long: Answers) -> str:
     """From the shortest assumption to the longest, which differ by what answers cost alone."""
-    low, high = short.usd[STANDARD], long.usd[STANDARD]
+    low, high = short.asked_usd, long.asked_usd
     if low is None or high is None:
         return _NO_PRICE
     tokens = long.output_tokens - short.output_tokens
@@ -142,18 +148,23 @@ def _answers(answers: tuple[Answers, ...]) -> Section:
     has_variants = any(one.variant is not None for one in answers)
     has_models = has_variants or any(one.model is not None for one in answers)
     has_times = any(one.least_s is not None for one in answers)
+    is_standard = all(one.asked_usd == one.usd[STANDARD] for one in answers)
+    # What the rows ask for comes first; where there is little space, the standard price makes room.
+    asked = () if is_standard else (_ASKED,)
+    tiers = TIERS[1:] if asked and has_models and has_times else TIERS
     rows = [
         (
             _label(one) if one.variant or not has_variants else "all",
             one.name,
             short_count(one.output_tokens) if has_models else f"{one.output_tokens:,}",
-            *(_usd(one.usd[tier], one.usd[STANDARD]) for tier in TIERS),
+            *(_usd(one.asked_usd, one.asked_usd) for _ in asked),
+            *(_usd(one.usd[tier], one.usd[STANDARD]) for tier in tiers),
             "-" if one.least_s is None else duration(one.least_s),
         )
         for one in answers
     ]
     head = "variant" if has_variants else "model"
-    heads: tuple[str, ...] = (head, "if answers are", "output", *TIERS, "time")
+    heads: tuple[str, ...] = (head, "if answers are", "output", *asked, *tiers, "time")
     columns = slice(0 if has_models else 1, None if has_times else -1)
     notes = ["time: at the limits given, at least"] if has_times else []
     if any(one.name.endswith(CAPPED) for one in answers):
@@ -205,7 +216,7 @@ def _usd(value: float | None, standard: float | None) -> str:
 
 
 def cap_warnings(estimate: Estimate, cap_usd: float | None) -> Iterator[str]:
-    """Whether the cap may stop the run, at standard prices; it includes what is spent already."""
+    """Whether the cap may stop the run; it includes what is spent already."""
     if cap_usd is None:
         return
     cap = f"the cap of {usd(cap_usd)} (--max-cost)"
@@ -218,7 +229,7 @@ def cap_warnings(estimate: Estimate, cap_usd: float | None) -> Iterator[str]:
     above = []
     for line in (line for line in estimate.answers if line.variant is None):
         spent_usd = (estimate.spent_usd or 0.0) if line.model is None else 0.0
-        if (cost := line.usd[STANDARD]) is not None and spent_usd + cost > cap_usd:
+        if (cost := line.asked_usd) is not None and spent_usd + cost > cap_usd:
             above.append(line.name if line.model is None else f"{line.model}, {line.name}")
     if above:
         yield f"{cap} stops a run before its end if answers are as in: {'; '.join(above)}"
@@ -244,9 +255,13 @@ def notes(
         kinds[one.kind] += one.rows
     models = list(dict.fromkeys(line.model for line in estimate.inputs))
     yield from _on_counting(estimate.inputs)
+    if estimate.unknown_attempts:
+        attempts = plural(estimate.unknown_attempts, "attempt")
+        yield f"the cost of {attempts} of complete rows is not known, and not included"
+    is_comparison = any(line.model is not None for line in estimate.answers)
     yield from _on_kinds(kinds)
+    yield from _on_tiers(kinds, models if is_comparison else (), prices, at)
     if estimate.pilot is None:
-        is_comparison = any(line.model is not None for line in estimate.answers)
         yield from _on_reasoning(models, () if is_comparison else kinds)
     yield from _on_prices(models, prices, at)
     if all(line.least_s is None for line in estimate.answers):
@@ -281,8 +296,13 @@ def _on_the_rest(estimate: Estimate) -> Iterator[str]:
     """The rows to come in other tiers, and how long they take."""
     rest = plural(estimate.to_send, "row")
     for line in (line for line in estimate.answers if line.variant is None):
-        dollars = {tier: line.usd[tier] for tier in TIERS if tier != STANDARD}
-        words = [f"{usd(some)} at {tier}" for tier, some in dollars.items() if some is not None]
+        # The tier that they ask for is no other one, and none can ask for a batch.
+        others = {
+            tier: some
+            for tier, some in line.usd.items()
+            if some is not None and (tier == "batch" or some != line.asked_usd)
+        }
+        words = [f"{usd(some)} at {tier}" for tier, some in others.items()]
         if words:
             yield f"the {rest} to come would cost {' and '.join(words)} prices"
         if line.least_s is not None:
@@ -318,12 +338,24 @@ def _on_kinds(kinds: Counter[Kind]) -> Iterator[str]:
             f"in {plural(hosted, 'row')} hosted tools may be used that are billed by the piece: "
             "these fees are not counted"
         )
-    tiers: Counter[str] = Counter()
+
+
+def _on_tiers(
+    kinds: Counter[Kind], models: Sequence[str | None], prices: Prices, at: int
+) -> Iterator[str]:
+    """The tiers asked for, and models without a price there; `models`: instead of the rows'."""
+    tiers: dict[str, Counter[str | None]] = {}
     for kind, rows in kinds.items():
-        if kind.service_tier not in (None, "auto", "default"):
-            tiers[str(kind.service_tier)] += rows
-    for tier, rows in tiers.items():
-        yield f"the service tier {tier} is asked for in {plural(rows, 'row')}"
+        if (tier := tier_name(kind.service_tier)) != STANDARD:
+            tiers.setdefault(tier, Counter())[kind.model] += rows
+    for tier, asking in tiers.items():
+        said = f"the service tier {tier} is asked for in {plural(asking.total(), 'row')}"
+        known = [model for model in models or asking if tier_price(prices, model, STANDARD, at)]
+        without = [str(model) for model in known if not tier_price(prices, model, tier, at)]
+        yield said + (", and its price is counted there" if len(without) < len(known) else "")
+        if without:
+            names = named(sorted(without))
+            yield f"no {tier} price is known for {names}, so the standard one is counted"
 
 
 def _on_reasoning(models: Sequence[str | None], kinds: Iterable[Kind]) -> Iterator[str]:
@@ -349,11 +381,18 @@ def _on_prices(models: Sequence[str | None], prices: Prices, at: int) -> Iterato
     }
     unknown = without.pop(STANDARD)
     if unknown:
-        near = [f"{name} by {model}" for model, name in meant_by(prices, unknown, at).items()]
+        # A price for an alias would not be read.
+        aliases = {model: alias for model in unknown if (alias := prices.alias_of(model))}
+        names = list(dict.fromkeys(aliases.get(model, model) for model in unknown))
+        labels = [
+            f"{one} (an alias of {aliases[one]})" if one in aliases else one for one in unknown
+        ]
+        near = [f"{name} by {model}" for model, name in meant_by(prices, names, at).items()]
         meant = f". Did you mean {', '.join(near)}? Else" if near else ":"
+        correct = "correct the alias, or " if aliases else ""
         yield (
-            f"no price is known for {named(unknown)}{meant} give it in the job file or in "
-            f"~/.config/batchrun/prices.toml, as {pricing_tables(unknown)} with input and output "
+            f"no price is known for {named(labels)}{meant} {correct}give it in the job file or in "
+            f"~/.config/batchrun/prices.toml, as {pricing_tables(names)} with input and output "
             "in USD for a million tokens"
         )
     if None in models:

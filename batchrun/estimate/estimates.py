@@ -25,7 +25,7 @@ from batchrun.estimate.pilot import as_estimated, extrapolate, read_sampled, sto
 from batchrun.estimate.tokens import TokenCounts
 from batchrun.formats.amounts import plural
 from batchrun.job.sections import Job
-from batchrun.pricing.prices import STANDARD, Prices, age_warning
+from batchrun.pricing.prices import Prices, age_warning
 from batchrun.records import Totals
 from batchrun.runner.asked_rows import ALL_ROWS, RowSelection
 from batchrun.runner.output_place import run_path, store_run_url
@@ -128,6 +128,7 @@ def make_estimate(
         pilot=pilot,
         estimated=None if pilot is None else as_estimated(pilot, plan.rows_in_all, at),
         source_rows=plan.source_rows,
+        unknown_attempts=0 if models else plan.resumed.totals.unknown_attempts,
     )
     if store and estimate.estimated is not None and estimate.to_send:
         store_estimated(path, estimate.estimated)
@@ -171,10 +172,9 @@ def _measured(
     assumption = f"as measured: {each:,.0f} each", each
     limits, latency_s = job.limits, pilot.latency_s
     line = answer_line(groups, None, assumption, prices, limits, at, latency_s, variant)
-    listed_usd = line.usd[STANDARD]
-    if pilot.cost_usd is None or not listed_usd:
+    if pilot.cost_usd is None or not line.asked_usd:
         return line
     # What rows really cost holds retries and cached input too: the same share more in each tier.
-    more = (pilot.cost_usd.total - pilot.cost_usd.so_far) / listed_usd
+    more = (pilot.cost_usd.total - pilot.cost_usd.so_far) / line.asked_usd
     in_tiers = {tier: None if usd is None else usd * more for tier, usd in line.usd.items()}
-    return replace(line, usd=in_tiers)
+    return replace(line, usd=in_tiers, asked_usd=line.asked_usd * more)

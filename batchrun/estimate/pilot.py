@@ -19,10 +19,10 @@ import duckdb
 from msgspec import Struct
 from msgspec.structs import replace
 
-from batchrun.estimate.cost_lines import Group, PilotResult, Range, dollars, tier_price
+from batchrun.estimate.cost_lines import Group, PilotResult, Range, asked_price, dollars
 from batchrun.estimate.tokens import CountedRows, TokenCounts
 from batchrun.job.expansion import PLAIN, Expansion
-from batchrun.pricing.prices import STANDARD, Prices
+from batchrun.pricing.prices import Prices
 from batchrun.records import Estimated, Totals, Usage
 from batchrun.reports.sql import ask
 from batchrun.store.run_dir import RunDir
@@ -90,7 +90,7 @@ def extrapolate(
     every = [one for groups in rest.values() for one in groups]
 
     def predicted_usd(one: CountedRows) -> float:
-        price = tier_price(prices, one.model, STANDARD, at)
+        price = asked_price(prices, one.model, one.kind, at)
         return (price.cost(Usage(one.input_tokens, output_tokens=0)) or 0.0) if price else 0.0
 
     def counted(row: SampledRow) -> CountedRows:
@@ -103,7 +103,7 @@ def extrapolate(
     cost = None
     if all(row.cost_usd is not None for some in members for row in some):
         beyond = sample(lambda row: (row.cost_usd or 0.0) - predicted_usd(counted(row)))
-        predicted = sum(dollars([one], [0], STANDARD, prices, at) or 0.0 for one in every)
+        predicted = sum(dollars([one], [0], None, prices, at) or 0.0 for one in every)
         cost = sum_range(beyond, rows, totals.cost_usd or 0.0, predicted)
     latencies = [row.latency_s for row in known if row.latency_s is not None]
     return PilotResult(

@@ -82,6 +82,40 @@ def test_tiers_have_the_list_s_prices_or_none(tmp_path: Path) -> None:
     assert "no flex price is known for gpt-4.1" in made.notes
 
 
+def test_each_row_is_counted_in_the_tier_that_it_asks_for(tmp_path: Path) -> None:
+    def made(cap_usd: float | None = None, **settings: Any) -> Estimate:
+        rows = [{"input": "Hi"}, {"input": "Hi", "service_tier": "default"}]
+        given = {"request__model": "gpt-5", "limits__max_cost_usd": cap_usd, **settings}
+        return make_estimate(job_of(tmp_path, rows[:1] * 3 + rows[1:], **given))
+
+    def stops(estimate: Estimate) -> bool:
+        return any("before its end" in said for said in estimate.warnings)
+
+    standard = [line.usd["standard"] or 0.0 for line in made().answers]
+    for tier, factor in (("priority", (3 * 2 + 1) / 4), ("flex", (3 * 0.5 + 1) / 4)):
+        found = made(request__service_tier=tier)
+        assert [line.usd["standard"] for line in found.answers] == standard
+        asked = [line.asked_usd or 0.0 for line in found.answers]
+        assert asked == pytest.approx([factor * one for one in standard])
+        said = " ".join(shown(found).split())
+        assert f"cost: {usd(asked[0])} to {usd(asked[-1])}, of it" in said
+        assert "as asked standard batch flex" in said
+        assert f"the service tier {tier} is asked for in 3 rows, and its price is counted" in said
+        # The cap is compared with what will be paid.
+        assert stops(made(0.99 * asked[-1], request__service_tier=tier))
+        assert not stops(made(1.01 * asked[-1], request__service_tier=tier))
+    told = made(request__model="gpt-4.1", request__service_tier="flex")
+    assert [line.asked_usd for line in told.answers] == [
+        line.usd["standard"] for line in told.answers
+    ]
+    assert "no flex price is known for gpt-4.1, so the standard one is counted" in told.notes
+    assert "as asked" not in shown(told)
+    wide = job_of(tmp_path, request__service_tier="flex", limits__requests_per_minute=60)
+    compared = shown(make_estimate(wide, models=["gpt-5-2025-08-07", "gpt-5-mini-2025-08-07"]))
+    assert "as asked" in compared
+    assert all(len(line) <= 80 for line in compared.splitlines())
+
+
 def test_a_model_without_a_price_has_none_and_is_named(tmp_path: Path) -> None:
     rows = [{"input": "Hi"}, {"input": "Hi", "model": "no-such-model"}]
     made = make_estimate(job_of(tmp_path, rows))
@@ -250,6 +284,10 @@ async def test_a_pilot_is_stored_paid_once_and_compared_with_what_it_was(tmp_pat
     assert f"cost: {usd(cost.total)} in all, 90% between {usd(cost.low)} and" in said
     assert f"the 40 rows to come would cost {usd((cost.total - cost.so_far) / 2)} at batch" in said
     assert said.count("if answers are") == 0
+    partly = " ".join(shown(msgspec.structs.replace(made, unknown_attempts=2)).split())
+    assert f"20 complete for {usd(cost.so_far)}+?; simulated" in partly
+    assert f"cost: {usd(cost.total)}+? in all" in partly
+    assert "+?" not in said
     assert "interval may well be too narrow" in shown(made)
     (said,) = (line for line in remarks(read_report(path)) if line.startswith("estimated"))
     assert said.startswith("estimated for 60 rows by a pilot of 20: $")
@@ -275,6 +313,20 @@ async def test_a_pilot_is_stored_paid_once_and_compared_with_what_it_was(tmp_pat
     after = make_estimate(job, simulate=True)
     assert (after.to_send, after.answers, after.pilot) == (0, (), None)
     shown(after)
+
+
+async def test_a_pilot_in_another_tier_says_what_the_rest_costs_there(tmp_path: Path) -> None:
+    job = job_of(tmp_path, request__model="gpt-5", request__service_tier="flex")
+    await run_job(job, RowSelection(pilot=20), simulate=True)
+    made = make_estimate(job, simulate=True)
+    (line,) = made.answers
+    assert made.pilot is not None
+    assert made.pilot.cost_usd is not None
+    to_come = made.pilot.cost_usd.total - made.pilot.cost_usd.so_far
+    assert line.asked_usd == line.usd["flex"] == pytest.approx(to_come)
+    assert line.usd["standard"] == pytest.approx(2 * to_come)
+    said = " ".join(shown(made).split())
+    assert f"would cost {usd(2 * to_come)} at standard and {usd(to_come)} at batch prices" in said
 
 
 async def test_a_pilot_gives_no_estimate_until_it_has_ended(

@@ -1,5 +1,6 @@
 """What rows of a pilot say of the others."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from batchrun.estimate.pilot import SampledRow, as_estimated, extrapolate, store
 from batchrun.estimate.tokens import TokenCounts
 from batchrun.job.sections import PriceJob
 from batchrun.pricing.prices import Prices
-from batchrun.records import Estimated, Totals
+from batchrun.records import Estimated, Totals, Usage
 from batchrun.store.reading import read_run_record
 from batchrun.store.run_dir import RunDir
 from tests.runs import run_record
@@ -25,12 +26,17 @@ def row(
 
 
 def extrapolated(
-    sampled: list[SampledRow], rows: int, prices: Prices = PRICES
+    sampled: list[SampledRow],
+    rows: int,
+    prices: Prices = PRICES,
+    request: Mapping[str, str] | None = None,
+    at: int = 0,
 ) -> PilotResult | None:
     """All rows with 2, 3, 2, 3 ... tokens of text, guessed by bytes; the sampled ones are first."""
     counts = TokenCounts(by_bytes=True)
     for number in range(rows):
-        counts.add(number, {"model": "m", "input": "12345678" + "9" * (number % 2)})
+        text = "12345678" + "9" * (number % 2)
+        counts.add(number, {"model": "m", **(request or {}), "input": text})
     complete = bytes(number < len(sampled) for number in range(rows))
     rest = group(counts.rows(complete, rows))
     totals = Totals(
@@ -39,7 +45,7 @@ def extrapolated(
         output_tokens=sum(one.output_tokens or 0 for one in sampled),
         cost_usd=sum(one.cost_usd or 0.0 for one in sampled),
     )
-    return extrapolate(sampled, counts, {None: rest}, totals, prices, 0)
+    return extrapolate(sampled, counts, {None: rest}, totals, prices, at)
 
 
 def test_inputs_that_are_known_make_no_interval() -> None:
@@ -53,6 +59,23 @@ def test_inputs_that_are_known_make_no_interval() -> None:
         assert figure == pytest.approx(everything)
     assert found.input_tokens.total == pytest.approx(950)
     assert found.output_tokens.total == 500
+
+
+def test_inputs_are_counted_in_the_tier_that_rows_ask_for() -> None:
+    """What the list says of flex is half of the standard price, of the inputs too."""
+    prices = Prices({"gpt-5": PriceJob(factor=1_000.0)})
+    now_at = 1_795_000_000_000_000
+    flex = prices.find("gpt-5", None, now_at, "flex")
+    assert flex is not None
+    assert flex.tier == "flex"
+    usages = [Usage(9 + at % 2, output_tokens=5) for at in range(10)]
+    sampled = [row(at, 5, flex.cost(usage), usage.input_tokens) for at, usage in enumerate(usages)]
+    found = extrapolated(sampled, 100, prices, {"model": "gpt-5", "service_tier": "flex"}, now_at)
+    assert found is not None
+    assert found.cost_usd is not None
+    everything = 10 * sum(flex.cost(usage) or 0.0 for usage in usages)
+    for figure in (found.cost_usd.low, found.cost_usd.total, found.cost_usd.high):
+        assert figure == pytest.approx(everything)
 
 
 def test_rows_that_failed_for_nothing_count_as_nothing() -> None:
