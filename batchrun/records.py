@@ -569,3 +569,12 @@ class RunRecord(Struct, frozen=True):
     left_out: int = 0  # of `rows`, those without an outcome that `--where` leaves out
     asked: int | None = None  # of `rows`, complete once the last command is done; null: not known
     beyond_pilot: int | None = None  # rows asked for beside those of the pilot; null: as `asked`
+
+    def left(self, stored: int) -> tuple[int, int]:
+        """Rows of the source without an outcome; of them, those that the last command left.
+
+        `stored`: rows in the tables, with those that are no longer in the input.
+        """
+        left = max(0, self.rows - (stored - self.gone.rows))
+        asked = self.rows if self.asked is None else self.asked
+        return left, max(0, min(left, self.rows - asked))

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from msgspec.structs import replace
 
 from batchrun.errors import JobError
-from batchrun.formats.printable import MOST_NAMED, named, toml_name
+from batchrun.formats.printable import MOST_NAMED, named, one_line, toml_name
 from batchrun.job.sections import PriceJob
 from batchrun.pricing.price import Price, Rates
 from batchrun.pricing.price_list import (
@@ -57,6 +57,7 @@ class Prices:
     ) -> None:
         self._pricing = pricing
         self._aliases = aliases or {}
+        self._sections = {"aliases": self._aliases, "pricing": pricing}
         self._known: dict[tuple[str | None, str | None, str | None], Listed] = {}
 
     def find(
@@ -98,6 +99,15 @@ class Prices:
             if name in self._aliases or name in self._pricing:
                 return name
         return None
+
+    def alias_of(self, model: str) -> str | None:
+        """What is looked up in place of the model, by an alias; null where it has none."""
+        given = self.given_for([model])
+        return None if given is None else self._aliases.get(given)
+
+    def section_of(self, name: str) -> str | None:
+        """Which section this very name stands in: aliases or pricing; null: in neither."""
+        return next((one for one, names in self._sections.items() if name in names), None)
 
     def nearest(self, model: str, at: int) -> str | None:
         """The name with a price that was probably meant; null where none is near.
@@ -208,15 +218,39 @@ def meant_by(prices: Prices, models: Sequence[str], at: int) -> dict[str, str]:
 
 
 def how_to_price(prices: Prices, models: Sequence[str], at: int) -> str:
-    """What to do for models without a price: the names that were meant, then what to paste."""
-    near, is_one = meant_by(prices, models, at), len(models) == 1
+    """What to do for models without a price: the names that were meant, then what to paste.
+
+    Of an alias what it stands for needs the price: one for the alias would not be read.
+    """
+    said, names = [], []
+    for model in models[:MOST_NAMED]:
+        alias = prices.alias_of(model)
+        name = model if alias is None else alias
+        if alias is not None:
+            what = f"{one_line(model)} is an alias of {one_line(alias)}"
+            said.append(f"{what}: if that is wrong, correct it in [aliases].")
+        section = prices.section_of(name)
+        if alias is not None and section == "aliases":
+            said.append("That is an alias too, and an alias of an alias is not followed.")
+        elif section == "pricing":
+            said.append(f"[pricing.{toml_name(name)}] has no input and output: add both to it.")
+        else:
+            names.append(name)
+    if names:
+        said.append(_prices_to_paste(prices, list(dict.fromkeys(names)), at, of_alias=bool(said)))
+    return " ".join(said)
+
+
+def _prices_to_paste(prices: Prices, names: list[str], at: int, *, of_alias: bool) -> str:
+    near, is_one = meant_by(prices, names, at), len(names) == 1
     where = "a price in the job file or in ~/.config/batchrun/prices.toml, in USD for a million"
-    give = f"ive {'it' if is_one else 'each'} {where} tokens:"
+    it = one_line(names[0]) if of_alias else "it"
+    give = f"ive {it if is_one else 'each'} {where} tokens:"
     if near:
         words = near.values() if is_one else (f"{name} by {model}" for model, name in near.items())
         right = "the name is" if is_one else "the names are"
         give = f"Did you mean {', '.join(words)}? If {right} right, g{give}"
     else:
         give = f"G{give}"
-    tables = [f"[pricing.{toml_name(model)}]" for model in models[:MOST_NAMED]]
+    tables = [f"[pricing.{toml_name(name)}]" for name in names]
     return "\n  ".join([give, *(f"{one}\n  input = 2.0\n  output = 8.0" for one in tables)])

@@ -26,7 +26,7 @@ from batchrun.formats.printable import (
 )
 from batchrun.job.expansion import Expansion
 from batchrun.progress.summary import Summary, WorkerState
-from batchrun.records import FAILED, SHORTFALLS
+from batchrun.records import FAILED, SHORTFALLS, RunRecord
 
 # Options that leave rows to later commands. `--where` is none: it says which rows are meant at all.
 PARTS = ("--limit", "--sample-rows", "--variant", "--pilot")
@@ -129,6 +129,25 @@ def rows_in_words(summary: Summary, *, is_named: bool = False) -> str:
     more = f" ({summary.not_asked:,} more not asked for)" if summary.not_asked else ""
     of = f"{summary.rows:,}" if is_named else plural(summary.rows, "row")
     return f"{summary.settled:,} of {of}{more}"
+
+
+def so_far_in_words(record: RunRecord, state: str, stored: int) -> str | None:
+    """That figures are over a part of the rows; None where they are over all.
+
+    `state`: as `status` says it; `stored`: rows in the tables.
+    """
+    left, not_asked = record.left(stored)
+    why = {"running": "the run is still going on", "killed": "the last command was killed"}
+    words = [why[state]] if state in why else []
+    of = f"{left:,} of {plural(record.rows, 'row')}"
+    if left > not_asked:
+        but = f" ({not_asked:,} not asked for)" if not_asked else ""
+        words.append(f"{of} have no outcome yet{but}")
+    elif left:
+        words.append(f"{of} were not asked for")
+    if record.again and state not in why:
+        words.append(f"{plural(record.again, 'row')} still to be sent again, included as before")
+    return f"{'; '.join(words)}: these are the rows that are complete so far" if words else None
 
 
 def facts_in_words(summary: Summary) -> dict[str, list[str]]:
@@ -290,7 +309,8 @@ def cost_in_words(summary: Summary) -> str | None:
         else:
             parts.append(
                 f"no price for {attempts} (add {pricing_tables(unpriced)} to "
-                "~/.config/batchrun/prices.toml, then batchrun cost recalculates it)"
+                "~/.config/batchrun/prices.toml, for an alias the name that it stands for, then "
+                "batchrun cost recalculates it)"
             )
     elif summary.cost_usd is not None:
         parts.append(usd(summary.cost_usd))

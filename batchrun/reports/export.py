@@ -204,8 +204,7 @@ def _write(run: Path, temporary: Path, form: str, files: Files, wanted: Wanted) 
     else:
         rows, size = _write_lines(temporary, _lines(form, files, names, parsed, raw=wanted.raw))
         rows -= form == "csv"  # the line of names
-    record = files.record
-    left = max(0, record.rows - (rows - record.gone.rows))
+    left, _ = files.record.left(rows)
     return Exported(rows, left, size, 0 if parsed is None else parsed.misfits)
 
 

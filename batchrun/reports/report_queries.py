@@ -323,8 +323,7 @@ def _report(
         return tuple(kind(*row) for row in database.execute(query).fetchall())
 
     (sums,) = rows_of(_SUMS)
-    left = max(0, record.rows - (sums["rows"] - record.gone.rows))
-    asked = record.rows if record.asked is None else record.asked
+    left, not_asked = record.left(sums["rows"])
     ((calls_in_text, chat_calls),) = database.execute(_STRAY_CALLS).fetchall()
     most = _MOST_KINDS * _SAMPLES_OF_EACH
     return Report(
@@ -335,7 +334,7 @@ def _report(
         begun_at=record.started_at,
         not_in_input=record.gone.rows,
         left=left,
-        not_asked=max(0, min(left, record.rows - asked)),
+        not_asked=not_asked,
         **sums,
         unknown_usd=reading.read_unknown_usd(path, record),
         estimated=record.estimated,

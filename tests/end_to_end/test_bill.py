@@ -57,6 +57,42 @@ def test_a_misspelt_model_under_a_cap_is_answered_by_the_name_that_was_meant(
     assert done.returncode == 0, done.stderr
 
 
+def test_a_price_for_what_an_alias_stands_for_is_offered_and_works_where_it_is_pasted(
+    tmp_path: Path, write_rows: Any, questions: Any, batchrun: Run
+) -> None:
+    source = write_rows(questions(2))
+    job = '[input]\npath = "{}"\n[request]\nmodel = "house"\ninput = "{{{{ question }}}}"\n'
+    job = job.format(source) + '[limits]\nmax_cost_usd = 1\n[aliases]\n"house" = "no-such"\n'
+    (tmp_path / "job.toml").write_text(job)
+    done = batchrun("run", "job.toml", "--simulate", "-o", "run")
+    assert done.returncode == 2
+    assert "house is an alias of no-such: if that is wrong, correct it" in done.stderr
+    pasted = done.stderr.partition("tokens:\n")[2].partition("or take")[0]
+    assert pasted.split()[0] == '[pricing."no-such"]'
+    # Without a cap the rows are sent, and all that speaks of their cost names the same table.
+    free = job.replace("max_cost_usd = 1", "")
+    (tmp_path / "free.toml").write_text(free)
+    estimated = batchrun("estimate", "free.toml", "-o", "free").stdout
+    done = batchrun("run", "free.toml", "--simulate", "-o", "free")
+    assert done.returncode == 0, done.stderr
+    priced = batchrun("prices", "house", "--job", "free.toml")
+    for said in (estimated, batchrun("cost", "free").stdout, priced.stdout + priced.stderr):
+        words = " ".join(said.split())
+        assert "an alias of no-such" in words
+        assert '[pricing."no-such"]' in words
+        assert '[pricing."house"]' not in words
+
+    (tmp_path / "batchrun").mkdir()
+    (tmp_path / "batchrun" / "prices.toml").write_text(pasted)
+    home = {"XDG_CONFIG_HOME": str(tmp_path)}
+    done = batchrun("run", "job.toml", "--simulate", "-o", "home", env=home)
+    assert done.returncode == 0, done.stderr
+    assert "unknown" not in batchrun("cost", "free", env=home).stdout
+    (tmp_path / "priced.toml").write_text(job + pasted)
+    done = batchrun("run", "priced.toml", "--simulate", "-o", "run")
+    assert done.returncode == 0, done.stderr
+
+
 def test_an_old_price_list_is_warned_of_wherever_its_prices_count(
     tmp_path: Path, write_rows: Any, questions: Any, begin: Begin, batchrun: Run
 ) -> None:

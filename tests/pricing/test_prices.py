@@ -480,6 +480,39 @@ def test_a_misspelt_model_gets_the_name_that_was_meant_before_a_price_to_paste(
         assert 0 < said.index(f"Did you mean {meant}?") < said.index(f'[pricing."{asked}"]')
 
 
+def test_an_alias_without_a_price_is_told_what_to_price_instead() -> None:
+    aliases = {"house": "no-such", "near": "gpt-6-lunna", "chain": "house", "self": "self"}
+    prices = Prices({"half": PriceJob(factor=0.5)}, aliases)
+
+    def told(*models: str) -> str:
+        with pytest.raises(JobError) as raised:
+            check_prices(prices, models, AT)
+        return str(raised.value)
+
+    for name in ("house", "openai/house", "house-2026-11-01"):
+        said = told(name)
+        assert f"{name} is an alias of no-such: if that is wrong, correct it in [aliases]." in said
+        assert "Give no-such a price in the job file" in said
+        assert '[pricing."no-such"]\n  input = 2.0' in said
+        assert f'[pricing."{name}"]' not in said
+    said = told("near")
+    assert "Did you mean gpt-6-luna? If the name is right, give gpt-6-lunna a price" in said
+    # A table for what has an alias, or a table already, would be refused.
+    for name, why in (
+        ("chain", "an alias of an alias is not followed"),
+        ("self", "an alias of an alias is not followed"),
+        ("half", '[pricing."half"] has no input and output: add both to it.'),
+    ):
+        said = told(name)
+        assert why in said
+        assert "input = 2.0" not in said
+    said = told("house", "other", "chain")
+    assert said.count("input = 2.0") == 2
+    assert "Give each a price" in said
+    given = {"no-such": PriceJob(input=2.0, output=8.0)}
+    check_prices(Prices(given, aliases), ["house", "openai/house"], AT)
+
+
 def test_a_batch_of_a_price_that_is_given_costs_half_or_what_is_said() -> None:
     def cost(price: PriceJob, tier: str | None, searches: Searches) -> float | None:
         at = AT + 4_000_000_000_000  # in November: the list has batch prices from October on

@@ -67,8 +67,8 @@ def test_a_model_without_a_price_is_said_and_never_costs_nothing() -> None:
     summary = summed(*[unpriced] * 3)
     assert summary.cost_usd is None
     words = (
-        '(add [pricing."my-model"] to ~/.config/batchrun/prices.toml, then batchrun cost '
-        "recalculates it)"
+        '(add [pricing."my-model"] to ~/.config/batchrun/prices.toml, for an alias the name that '
+        "it stands for, then batchrun cost recalculates it)"
     )
     assert said(summary) == f"unknown; no price for 3 attempts {words}"
     some = summed(ended(RESPONSE, 0.5, "m"), unpriced, unpriced)

@@ -381,7 +381,7 @@ def test_a_run_that_goes_on_is_read_as_far_as_it_is(tmp_path: Path) -> None:
     run = read(path)
     run_dir.close(seal=False)
     assert (run.state, run.total.cost_usd) == ("running", 20.0)
-    assert run.notes[0].startswith("it is still running")
+    assert run.notes[0].startswith("the run is still going on: these are the rows")
 
 
 def test_an_empty_run_has_cost_nothing(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from batchrun.job.sections import PriceJob
 from batchrun.pricing.price import Price, sum_costs
 from batchrun.pricing.price_list import TIERS, warning_of_age
 from batchrun.pricing.prices import STANDARD, Prices, how_to_price, tier_name, tier_of
+from batchrun.progress.summary_text import so_far_in_words
 from batchrun.records import RunRecord, Searches, Usage
 from batchrun.remote.run_link import run_name
 from batchrun.reports.bill.cost_queries import (
@@ -380,18 +381,22 @@ def _notes(
     unfinished_usd: Sequence[float],
 ) -> Iterator[str]:
     """What the sums leave out or include."""
-    if run.state in ("running", "killed"):
-        why = "it is still running" if run.state == "running" else "its last command was killed"
-        yield f"{why}, so these are the rows that are complete so far"
+    said = so_far_in_words(record, run.state, run.total.rows)
+    left, not_asked = record.left(run.total.rows)
+    # Rows that were not asked for are nothing that a bill lacks.
+    if said is not None and (left > not_asked or run.state in ("running", "killed")):
+        yield said
     unpriced = [line for line in run.by["model"] if line.unpriced]
     for line in unpriced[:MOST_NAMED]:
-        near = prices.nearest(line.name, now_at) if line.name else None
+        alias = prices.alias_of(line.name) if line.name else None
+        name = alias or line.name  # a price for the alias would not be read
+        near = prices.nearest(name, now_at) if name else None
         yield (
             f"no price for {line.name or 'rows that name no model'}"
+            f"{f', an alias of {alias}' if alias else ''}"
             f"{f' ({near} has one)' if near else ''}, so the sum leaves "
-            f"out {plural(line.unpriced, 'attempt')}; give "
-            f"[pricing.{toml_name(line.name or 'MODEL')}], or an alias, "
-            "in ~/.config/batchrun/prices.toml"
+            f"out {plural(line.unpriced, 'attempt')}; give [pricing.{toml_name(name or 'MODEL')}]"
+            f"{'' if alias else ', or an alias,'} in ~/.config/batchrun/prices.toml"
         )
     if others := unpriced[MOST_NAMED:]:
         attempts = plural(sum(line.unpriced for line in others), "attempt")
