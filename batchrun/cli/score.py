@@ -55,8 +55,21 @@ def score(
     if as_json:
         print_json([_as_json(one) for one in results])
     else:
-        click.echo(printable("\n".join(line for one in results for line in _lines(one))))
+        lines = [line for one in results for line in _lines(one)]
+        if (said := _so_far(run_path)) is not None:
+            lines.append(f"note: {said}")
+        click.echo(printable("\n".join(lines)))
     sys.exit(4 if any(one.raised for one in results) else 0)
+
+
+def _so_far(run: Path) -> str | None:
+    """That some rows have no outcome, and so no score; null where all have one."""
+    from batchrun.progress.summary_text import so_far_in_words
+    from batchrun.store.reading import read_record, read_totals, state_now
+
+    record = read_record(run)
+    stored = read_totals(run).rows + record.gone.rows
+    return so_far_in_words(record, state_now(run, record), stored)
 
 
 def _lines(result: "ScorerResult") -> list[str]:

@@ -21,6 +21,7 @@ from batchrun.evals.means import Interval, read_means
 from batchrun.evals.score_views import (
     AnswerGroups,
     Missing,
+    NotScored,
     Scored,
     ScoredRun,
     answers_of,
@@ -211,12 +212,12 @@ def compare(
         lines: list[Comparison] = []
         notes: dict[str, None] = {}
         tables: list[pa.Table] = []
-        stale: dict[int, int] = {}
+        waiting: dict[int, NotScored] = {}
         for scored in _shared(found):
             for run in {side.run.number: side.run for side in sides}.values():
                 own = next(one for one in run.scored if one.name == scored.name)
                 count = answers_of(database, run, own, grouping, f"answers_{run.number}")
-                stale[run.number] = max(count, stale.get(run.number, 0))
+                waiting[run.number] = count.most(waiting.get(run.number, NotScored()))
             notes.update(dict.fromkeys(_notes_of_rules(database, scored, found)))
             of_scorer: list[Comparison] = []
             for base, *others in groups:
@@ -231,7 +232,8 @@ def compare(
             lines += _corrected(of_scorer)
         for run in found:
             where = f"{run.name}: " if len(found) > 1 else ""
-            notes.update((where + note, None) for note in notes_of(run, stale.get(run.number, 0)))
+            of_run = notes_of(run, waiting.get(run.number, NotScored()))
+            notes.update((where + note, None) for note in of_run)
         if flips is not None:
             with replacing(Path(flips)) as temporary:
                 pq.write_table(pa.concat_tables(tables), temporary, compression="zstd")

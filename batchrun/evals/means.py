@@ -29,6 +29,7 @@ FROM (SELECT line, cluster, x AS total, 1 AS n FROM ({values})) GROUP BY line
 """
 _LISTS = "list(total ORDER BY cluster), list(n ORDER BY cluster)"
 _NO_LISTS = "NULL, NULL"
+_ROUNDING = 1e-12
 
 
 class Interval(Struct, frozen=True):
@@ -54,6 +55,13 @@ class Measure(Struct, frozen=True):
     low: float | None = None
     high: float | None = None
     method: str | None = None  # of the interval: t, wilson, bootstrap
+
+    @property
+    def has_no_width(self) -> bool:
+        """Whether the interval is a point, but for errors of rounding."""
+        if self.value is None or self.low is None or self.high is None:
+            return False
+        return self.high - self.low <= _ROUNDING * max(1.0, abs(self.value))
 
 
 class QuestionMean(Struct, frozen=True):

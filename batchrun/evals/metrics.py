@@ -17,6 +17,7 @@ from batchrun.evals.means import Interval, Measure, QuestionMean, measured, read
 from batchrun.evals.score_views import (
     AnswerGroups,
     Missing,
+    NotScored,
     Scored,
     ScoredRun,
     answers_of,
@@ -25,7 +26,7 @@ from batchrun.evals.score_views import (
     with_scores,
 )
 from batchrun.formats.amounts import plural
-from batchrun.formats.printable import nearest
+from batchrun.formats.printable import listed, nearest
 from batchrun.scoring.statistics import (
     BOOTSTRAP_DRAWS,
     BOOTSTRAP_SEED,
@@ -50,13 +51,14 @@ SELECT line, question, coalesce('=' || any_value(cluster), '.' || question) AS c
        count(*) AS samples, count(*) FILTER (is_scored) AS scored, count(value) AS counted,
        coalesce(sum(value), 0) AS total, avg(value) AS score, var_samp(value) AS variance,
        count(*) FILTER (passed) AS "right", min(value) AS least, max(value) AS most,
-       count(*) FILTER (value NOT IN (0, 1)) AS fractions
+       count(*) FILTER (value NOT IN (0, 1)) AS fractions,
+       count(*) FILTER (is_older OR is_new) AS waiting
 FROM placed GROUP BY line, question
 """
 _COUNTS = """
-SELECT sum(samples)::BIGINT AS samples, sum(scored)::BIGINT AS scored,
+SELECT count(*) AS questions, sum(samples)::BIGINT AS samples, sum(scored)::BIGINT AS scored,
        sum(counted)::BIGINT AS counted, max(counted) AS most_samples,
-       sum("right")::BIGINT AS "right",
+       sum("right")::BIGINT AS "right", sum(waiting)::BIGINT AS waiting,
        min(least) AS least, max(most) AS most, sum(fractions)::BIGINT AS fractions,
        avg(total / samples) AS if_wrong, avg((total + samples - counted) / samples) AS if_right,
        avg(variance) AS within, avg(1 / counted) FILTER (counted > 0) AS inverse_samples
@@ -64,7 +66,7 @@ FROM questions GROUP BY line ORDER BY line
 """
 _SPENDING = """
 SELECT any_value(variant) AS variant, any_value(category) AS category, sum(cost_usd) AS cost_usd,
-       count(*) FILTER (is_answered AND cost_usd IS NULL) AS unpriced,
+       count(*) FILTER (is_unpriced) AS unpriced,
        quantile_cont(latency_s, 0.5) FILTER (is_answered) AS latency_p50_s
 FROM placed GROUP BY line ORDER BY line
 """
@@ -99,7 +101,7 @@ class PassRate(Struct, frozen=True):
     k: int
     at: Measure | None  # pass@k; null where no question has k samples
     hat: Measure | None  # pass^k
-    left_out: int  # questions that have fewer than k scored samples
+    left_out: int  # questions that have fewer than k scored samples, or none
 
 
 class MetricLine(Struct, frozen=True):
@@ -128,10 +130,11 @@ class MetricLine(Struct, frozen=True):
     majority: Measure | None  # null where there are no answers to count
     right: int  # stored answers at or above their scorer's threshold
     cost_usd: float | None
-    unpriced: int  # answers whose cost is not known
+    unpriced: int  # stored rows whose cost is not known, or not all of it
     usd_per_1000: float | None  # requests; null unless all their costs are known, as below
     usd_per_right: float | None
     latency_p50_s: float | None
+    waiting: int  # of the samples, those that are newer than their score; none counts as 0
 
     @property
     def name(self) -> str:
@@ -181,12 +184,12 @@ def metrics(
         notes: dict[str, None] = {}
         for run in found:
             of_run: list[MetricLine] = []
-            stale = 0
+            waiting = NotScored()
             for scored in run.scored:
-                stale = max(stale, answers_of(database, run, scored, grouping, "answers"))
+                waiting = waiting.most(answers_of(database, run, scored, grouping, "answers"))
                 of_run += _lines(database, run, scored, interval, at)
             where = f"{run.name}: " if len(found) > 1 else ""
-            for note in (*notes_of(run, stale), *_notes(of_run, by, missing)):
+            for note in (*notes_of(run, waiting), *_notes(of_run, by, missing)):
                 notes[where + note] = None
             lines += of_run
         if method == "bootstrap":
@@ -253,7 +256,9 @@ def _lines(
             within=None if variance is None else variance.within,
             between=None if variance is None else variance.between,
             se_of_many=None if variance is None else variance.se_of_many,
-            passes=tuple(_pass_rate(k, line, passes[k], interval, samples, questions) for k in at),
+            passes=tuple(
+                _pass_rate(k, line, passes[k], interval, samples, count["questions"]) for k in at
+            ),
             majority=measured(majorities.get(line), interval, samples, **kinds),
             right=count["right"],
             cost_usd=cost_usd,
@@ -261,6 +266,7 @@ def _lines(
             usd_per_1000=None if known_usd is None else 1000 * known_usd / count["samples"],
             usd_per_right=known_usd / count["right"] if known_usd and count["right"] else None,
             latency_p50_s=spent["latency_p50_s"],
+            waiting=count["waiting"],
         )
 
 
@@ -272,6 +278,7 @@ def _pass_rate(
     samples: int,
     questions: int,
 ) -> PassRate:
+    """`questions`: all of the line, scored or not."""
     at, hat = (of_kind.get(line) for of_kind in means)
     counted = 0 if at is None else at.error.questions
     return PassRate(
@@ -325,15 +332,38 @@ def _notes(lines: Sequence[MetricLine], by: str | None, missing: Missing) -> Ite
         if line.mean is not None and line.se is None:
             one = "question" if line.clusters == line.questions else "cluster"
             yield f"{where}: a single {one} has no standard error; an interval needs two"
-        elif line.method == "t" and line.se == 0:
-            yield f"{where}: all questions have the same score, so its t interval has no width"
+        for method, names in _without_width(line).items():
+            yield (
+                f"{where}: all questions have the same {listed(names)}, so the {method} interval "
+                "has no width; that does not mean that there is no error"
+            )
+        if line.cost_usd and line.unpriced:
+            whose = ", ".join(filter(None, (line.variant, group)))
+            said = f"the cost of {plural(line.unpriced, 'row')} is not known, or not all of it"
+            yield f"{whose}: {said}" if whose else said
+
+
+def _without_width(line: MetricLine) -> dict[str, list[str]]:
+    """By method the figures whose interval says nothing, since no question differs from others."""
+    measures = {"score": Measure(line.mean, line.se, line.low, line.high, line.method)}
+    for rate in line.passes:
+        measures[f"pass@{rate.k}"] = rate.at or _NOTHING
+        if rate.k > 1:  # else they are the same
+            measures[f"pass^{rate.k}"] = rate.hat or _NOTHING
+    measures["majority"] = line.majority or _NOTHING
+    found: dict[str, list[str]] = {}
+    for name, one in measures.items():
+        if one.method is not None and one.has_no_width:
+            found.setdefault(one.method, []).append(name)
+    return found
 
 
 def said_of_missing(line: MetricLine, missing: Missing) -> str:
     """How many answers are scored, and what the others could change."""
     said = f"{line.scored:,} of {line.samples:,} scored"
     if missing == "zero":
-        return f"{said}; the others count as 0"
+        left_out = f"{line.waiting:,} left out until they are scored, " if line.waiting else ""
+        return f"{said}; {left_out}the others count as 0"
     if line.if_rest_wrong is None or line.if_rest_right is None:
         return said
     ends = f"the mean is between {line.if_rest_wrong:.3f} and {line.if_rest_right:.3f}"

@@ -13,11 +13,13 @@ from typing import Literal, TypeAlias, TypeVar
 import duckdb
 import pyarrow as pa
 from msgspec import Struct
+from msgspec.structs import replace
 
 from batchrun.errors import JobError
 from batchrun.formats.amounts import plural
 from batchrun.formats.json_text import shown
 from batchrun.formats.printable import listed, nearest
+from batchrun.progress.summary_text import so_far_in_words
 from batchrun.records import RunRecord
 from batchrun.remote.run_link import run_name
 from batchrun.remote.urls import is_store
@@ -85,6 +87,18 @@ class ScoredRun(Struct, frozen=True):
     columns: tuple[str, ...]  # that rows can be grouped by
     record: RunRecord | None = None
     path: Path | None = None
+    stored: int = 0  # rows in its tables
+
+
+class NotScored(Struct, frozen=True):
+    """Answers that wait for `batchrun score`: nobody knows whether they are right."""
+
+    older: int = 0  # whose score is for an older answer
+    new: int = 0  # that no scoring has seen
+
+    def most(self, others: "NotScored") -> "NotScored":
+        """The larger one of both counts."""
+        return NotScored(max(self.older, others.older), max(self.new, others.new))
 
 
 class AnswerGroups(Struct, frozen=True):
@@ -177,7 +191,8 @@ def _add_run(
     declared = [one["name"] for one in files.record.job.get("variants", ())]
     variants = tuple(sorted(stored, key=[*declared, *stored].index))
     columns = _plain(files.responses.schema)
-    return ScoredRun(name, number, found, variants, columns, files.record, path)
+    (rows,) = database.sql(f"SELECT count(*) FROM responses_{number}").fetchall()[0]  # noqa: S608
+    return ScoredRun(name, number, found, variants, columns, files.record, path, rows)
 
 
 def _plain(schema: pa.Schema) -> tuple[str, ...]:
@@ -250,8 +265,7 @@ def _chosen(run: ScoredRun, scorers: Sequence[str]) -> ScoredRun:
             )
     if not scorers:
         return run
-    kept = tuple(one for one in run.scored if one.scorer in scorers)
-    return ScoredRun(run.name, run.number, kept, run.variants, run.columns, run.record, run.path)
+    return replace(run, scored=tuple(one for one in run.scored if one.scorer in scorers))
 
 
 def answers_of(
@@ -260,12 +274,14 @@ def answers_of(
     scored: Scored,
     grouping: AnswerGroups,
     table: str,
-) -> int:
-    """Makes a table of the run's stored answers with this score; how many scores are out of date.
+) -> NotScored:
+    """Makes a table of the run's stored answers with this score; how many still wait for theirs.
 
     Columns: question, sample, variant, row, category (that of `by`), cluster, is_scored, value,
-    passed, answer, target, reason, is_answered, cost_usd, latency_s. A value that is no finite
-    number is null. Raises `JobError`.
+    passed, answer, target, reason, is_answered, is_older and is_new (see `NotScored`), cost_usd,
+    is_unpriced (its cost is not known, or not all of it), latency_s. A value that is no finite
+    number is null, and so is that of an answer that waits for its score, whatever `missing` says.
+    Raises `JobError`.
     """
     for name in (grouping.by, grouping.cluster):
         if name is not None and name not in run.columns:
@@ -277,17 +293,30 @@ def answers_of(
     if scored.file is None:
         rows = f"scores_{run.number} AS r"
         where = "WHERE scorer = $scorer AND metric = $metric"
-        score, is_answered, is_stale = "r", "true", "false"
+        score, is_answered, is_older, is_new = "r", "true", "false", "false"
+        is_unpriced = "r.cost_usd IS NULL"
         given = {"scorer": scored.scorer, "metric": scored.metric}
     else:
+        scan = _scan(database, scored.file)
         rows = f"""responses_{run.number} AS r LEFT JOIN (
             SELECT {key}, response_id, value, passed, answer, target, reason
-            FROM {_scan(database, scored.file)} WHERE metric = $metric
+            FROM {scan} WHERE metric = $metric
         ) AS s ON r.custom_id = s.custom_id AND r.sample = s.sample
             AND r.variant IS NOT DISTINCT FROM s.variant"""  # noqa: S608
         where, score = "", "s"
         is_answered = f"r.status IN {ANSWERED}"
-        is_stale = "s.custom_id IS NOT NULL AND r.response_id IS DISTINCT FROM s.response_id"
+        differs = "s.custom_id IS NOT NULL AND r.response_id IS DISTINCT FROM s.response_id"
+        is_older = f"{differs} AND s.response_id IS NOT NULL"
+        # What a function gave no score may stand in the file by another metric.
+        is_new = f"""({differs} AND s.response_id IS NULL)
+            OR ({is_answered} AND s.custom_id IS NULL AND NOT EXISTS (
+                SELECT 1 FROM {scan} AS any_metric WHERE any_metric.custom_id = r.custom_id
+                AND any_metric.sample = r.sample
+                AND any_metric.variant IS NOT DISTINCT FROM r.variant
+                AND any_metric.response_id IS NOT DISTINCT FROM r.response_id))"""  # noqa: S608
+        # An attempt that timed out may be billed, whether another one answered or none did.
+        is_unpriced = f"""({is_answered} AND r.cost_usd IS NULL) OR coalesce(len(list_filter(
+            r.attempts, lambda _batchrun_one: _batchrun_one.cost_usd IS NULL)), 0) > 0"""
         given = {"metric": scored.metric}
     columns = {
         "question": "r.custom_id",
@@ -296,18 +325,22 @@ def answers_of(
         "row": 'r."row"',
         "category": _as_text(grouping.by),
         "cluster": _as_text(grouping.cluster),
-        "is_stale": is_stale,
-        "value": f"CASE WHEN isfinite({score}.value) AND NOT ({is_stale}) THEN {score}.value END",
+        "is_older": is_older,
+        "is_new": is_new,
+        "value": f"CASE WHEN isfinite({score}.value) AND NOT ({is_older}) THEN {score}.value END",
         "passed": f"coalesce({score}.passed, false)",
         "answer": f"{score}.answer",
         "target": f"{score}.target",
         "reason": f"{score}.reason",
         "is_answered": is_answered,
         "cost_usd": "r.cost_usd",
+        "is_unpriced": is_unpriced,
         "latency_s": "r.latency_s",
     }
     selected = ", ".join(f'{source} AS "{name}"' for name, source in columns.items())
-    value = "value" if grouping.missing == "leave" else "coalesce(value, 0)"
+    value = "value"
+    if grouping.missing == "zero":
+        value = "CASE WHEN NOT (is_older OR is_new) THEN coalesce(value, 0) END"
     database.execute(
         f"""CREATE OR REPLACE TEMP TABLE {table} AS
         SELECT * REPLACE ({value} AS value, value IS NOT NULL AND passed AS passed,
@@ -317,10 +350,10 @@ def answers_of(
         given,
     )
     _check_groups(database, run, grouping, table)
-    (stale,) = database.sql(
-        f"SELECT count(*) FROM {table} WHERE is_stale"  # noqa: S608
-    ).fetchall()[0]
-    return int(stale)
+    counts = database.sql(
+        f"SELECT count(*) FILTER (is_older), count(*) FILTER (is_new) FROM {table}"  # noqa: S608
+    ).fetchall()
+    return NotScored(*counts[0])
 
 
 def _as_text(column: str | None) -> str:
@@ -363,20 +396,24 @@ def versions_of(database: duckdb.DuckDBPyConnection, run: ScoredRun, scored: Sco
     return [version for (version,) in found]
 
 
-def notes_of(run: ScoredRun, stale: int) -> Iterator[str]:
+def notes_of(run: ScoredRun, waiting: NotScored) -> Iterator[str]:
     """What a report of the run's scores must say beside its figures."""
-    if stale:
+    if waiting.older:
         yield (
-            f"{plural(stale, 'score is', 'scores are')} for an older answer and left out; "
+            f"{plural(waiting.older, 'score is', 'scores are')} for an older answer and left out; "
             f"batchrun score {run.name} scores the new ones"
+        )
+    if waiting.new:
+        yield (
+            f"{plural(waiting.new, 'answer is', 'answers are')} not scored yet and left out; "
+            f"batchrun score {run.name} scores them"
         )
     if run.record is None or run.path is None:
         return
     if run.record.simulated:
         yield "the answers are simulated"
-    state = state_now(run.path, run.record)
-    if state in ("running", "killed"):
-        why = "the run is still going on" if state == "running" else "the last command was killed"
-        yield f"{why}: these are the rows that are complete so far"
+    said = so_far_in_words(run.record, state_now(run.path, run.record), run.stored)
+    if said is not None:
+        yield said
     if run.record.gone.rows:
         yield f"includes {plural(run.record.gone.rows, 'row')} no longer in the input"

@@ -1,7 +1,7 @@
 """Run directories with scores, as `run` and `score` leave them, made of given verdicts."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ def published(name: str) -> dict[str, str]:
 
 
 def outcome(row: int, custom_id: str, sample: int, variant: str | None, **given: Any) -> Outcome:
-    """A stored row; `topic`, `cost_usd`, `text`, `failed` may be given."""
+    """A stored row; `topic`, `cost_usd`, `text`, `failed`, `timed_out` may be given."""
     request = Request(
         row=row,
         custom_id=custom_id,
@@ -60,12 +60,20 @@ def outcome(row: int, custom_id: str, sample: int, variant: str | None, **given:
         variant=variant,
     )
     cost_usd = given.get("cost_usd", 0.002)
-    attempt = Attempt(1_795_000_000_000_000, 0.5, "first", 200)
+    at = 1_795_000_000_000_000
+    # One that timed out before: nobody knows what it cost.
+    late = Attempt(at, 0.5, "first", None, ErrorKind.TIMEOUT)
+    before = (late,) if given.get("timed_out") else ()
     if given.get("failed"):
+        attempts = (*before, Attempt(at, 0.5, "first", 500, cost_usd=0.0))
         failure = Failure(ErrorKind.SERVER_ERROR, "the server failed", None, 500)
-        return Outcome(request, failure, (attempt,), "https://x.test/v1", "plain", cost_usd=0.0)
+        cost_usd = None if before else 0.0
+        return Outcome(request, failure, attempts, "https://x.test/v1", "plain", None, cost_usd)
+    name = f"resp_{custom_id}_{sample}_{variant}"
+    counted = {"input_tokens": 10, "output_tokens": 5, "cost_usd": cost_usd}
+    attempts = (*before, Attempt(at, 0.5, "first", 200, response_id=name, **counted))
     answer = response(
-        id=f"resp_{custom_id}_{sample}_{variant}",
+        id=name,
         model="gpt-4.1",
         service_tier="default",
         output_text=given.get("text", "42"),
@@ -73,7 +81,7 @@ def outcome(row: int, custom_id: str, sample: int, variant: str | None, **given:
         usage_json="{}",
     )
     return Outcome(
-        request, answer, (attempt,), "https://x.test/v1", "plain", None, cost_usd, "gpt-4.1"
+        request, answer, attempts, "https://x.test/v1", "plain", None, cost_usd, "gpt-4.1"
     )
 
 
@@ -85,16 +93,19 @@ def write_run(
     topics: Mapping[str, str] | None = None,
     answers: Mapping[tuple[str, int], str] | None = None,
     costs: bool = True,
+    timed_out: Collection[str] = (),
     text: str = "42",
+    record: Mapping[str, Any] | None = None,
     **scores: Any,
 ) -> Path:
     """A finished run: of each variant, of each question, the value of each sample.
 
-    A null value is of a row that failed. `scores` goes to `write_scores`.
+    A null value is of a row that failed. `timed_out`: ids of which an attempt did. `record`: fields
+    of `run.json`. `scores` goes to `write_scores`.
     """
     run_dir = RunDir.open(path)
     rows = {name: at for at, name in enumerate(next(iter(values.values())))}
-    run_dir.save(run_record(_LAYOUT, rows=len(rows), state="finished"))
+    run_dir.save(run_record(_LAYOUT, **{"rows": len(rows), "state": "finished", **(record or {})}))
     run_dir.start(part_rows=10_000, part_bytes=64 << 20)
     for variant, questions in values.items():
         for custom_id, samples in questions.items():
@@ -109,6 +120,7 @@ def write_run(
                         failed=value is None,
                         text=text,
                         cost_usd=0.002 if costs else None,
+                        timed_out=custom_id in timed_out,
                     )
                 )
     run_dir.finish()

@@ -17,6 +17,7 @@ import pytest
 import batchrun as library
 from batchrun.errors import JobError
 from batchrun.evals.metrics import Metrics
+from batchrun.reports.bill.cost import read_costs
 from batchrun.scoring.statistics import majority, t_interval, wilson_interval
 from tests.evals.scored_runs import (
     as_struct,
@@ -98,6 +99,24 @@ def test_an_interval_at_100_percent_has_a_width() -> None:
     assert line.low < 0.5
 
 
+def test_every_interval_without_a_width_is_said() -> None:
+    values = table({f"q{at}": "11" for at in range(8)})
+    for method in ("t", "bootstrap"):
+        found = library.metrics(values, method=method)
+        (line,) = found.lines
+        assert line.low == line.high == line.mean == 1
+        said = (
+            "scores: all questions have the same score, pass@2, pass^2, so the "
+            f"{method} interval has no width; that does not mean that there is no error"
+        )
+        assert said in found.notes
+    # Only of what is the same for all.
+    found = library.metrics(table({"a": "11", "b": "10", "c": "01"}), method="bootstrap")
+    (said,) = (note for note in found.notes if "no width" in note)
+    assert "the same pass@2, so the" in said
+    assert not [note for note in library.metrics(values).notes if "no width" in note]
+
+
 def test_each_method_is_its_formula(batchrun: Run, tmp_path: Path) -> None:
     values = {f"q{at}": "1" if at % 3 else "0" for at in range(40)}
     write_run(tmp_path / "run", {None: questions(values)})
@@ -176,6 +195,22 @@ def test_what_answers_cost_is_partly_unknown(tmp_path: Path) -> None:
     assert (line.cost_usd, line.unpriced, line.usd_per_1000) == (None, 2, None)
 
 
+def test_attempts_of_unknown_cost_mark_the_cost_of_their_rows(
+    batchrun: Run, tmp_path: Path
+) -> None:
+    """One row was answered after a time-out, another one never: both may cost more."""
+    values = {None: questions({"a": "1", "b": "0", "c": "-", "d": "-"})}
+    write_run(tmp_path / "run", values, timed_out=["b", "c"], record={"rows": 4})
+    found = library.metrics(tmp_path / "run")
+    (line,) = found.lines
+    assert line.cost_usd == pytest.approx(0.004)
+    assert (line.unpriced, line.usd_per_1000, line.usd_per_right) == (2, None, None)
+    assert "the cost of 2 rows is not known, or not all of it" in found.notes
+    shown = batchrun("metrics", "run", env={"COLUMNS": "200"}).stdout
+    assert " $0.004+? " in shown
+    assert "+?" in batchrun("cost", "run").stdout.partition("\n  ")[2].partition("\n")[0]
+
+
 def test_questions_with_fewer_samples_are_left_out_and_counted(
     batchrun: Run, tmp_path: Path
 ) -> None:
@@ -189,6 +224,16 @@ def test_questions_with_fewer_samples_are_left_out_and_counted(
     assert four.at is not None
     assert four.at.value == 1
     assert any("pass@8 leaves out 3 questions" in note for note in found.notes)
+
+
+def test_questions_without_any_score_are_left_out_and_counted_too(tmp_path: Path) -> None:
+    texts = {"a": "11", "b": "1-", "c": "--", "d": "--"}
+    found = library.metrics(write_run(tmp_path / "run", {None: questions(texts)}), at=[1, 2])
+    (line,) = found.lines
+    assert [(rate.k, rate.left_out) for rate in line.passes] == [(1, 2), (2, 3)]
+    assert any("pass@1 leaves out 2 questions" in note for note in found.notes)
+    zero = library.metrics(tmp_path / "run", at=[1, 2], missing="zero").lines[0]
+    assert [rate.left_out for rate in zero.passes] == [0, 0]
 
 
 def test_a_majority_is_counted_over_all_samples() -> None:
@@ -259,6 +304,68 @@ def test_a_score_of_an_older_answer_does_not_count(batchrun: Run, tmp_path: Path
     said = " ".join(done.stdout.split())
     assert "1 score is for an older answer and left out; batchrun score run" in said
     assert "2 of 3 scored" in said
+
+
+def test_answers_that_wait_for_their_score_are_never_wrong(batchrun: Run, tmp_path: Path) -> None:
+    """One was asked for again after it was scored, one had failed then, one is of a new row."""
+    run = write_run(tmp_path / "run", {None: questions({**dict.fromkeys("abcde", "1"), "f": "-"})})
+    seen: dict[str, Any] = {"row": 9, "sample": 0, "scorer": "exact", "metric": "value"}
+    older = {**seen, "custom_id": "c", "value": 0.0, "passed": False, "response_id": "resp_older"}
+    failed = {**seen, "custom_id": "d", "reason": "failed"}
+    write_scores(run, {None: questions({"a": "1", "b": "0", "f": "-"})}, more=[older, failed])
+    done = batchrun("metrics", "run", "--missing", "zero", "--format", "json")
+    found = as_struct(Metrics, done.stdout)
+    (line,) = found.lines
+    assert line.mean == pytest.approx(1 / 3)  # of a, b and f
+    assert (line.samples, line.scored, line.waiting, line.questions) == (6, 2, 3, 3)
+    assert (line.if_rest_wrong, line.if_rest_right) == pytest.approx((1 / 6, 4 / 6))
+    assert found.notes == (
+        "1 score is for an older answer and left out; batchrun score run scores the new ones",
+        "2 answers are not scored yet and left out; batchrun score run scores them",
+        "exact: 2 of 6 scored; 3 left out until they are scored, the others count as 0",
+    )
+    (line,) = library.metrics(run).lines
+    assert (line.mean, line.waiting) == (0.5, 3)
+    # If a function gave no score, by whatever metric, scoring again would not change that.
+    none = {**seen, "custom_id": "d", "response_id": "resp_d_0_None"}
+    before = {**seen, "custom_id": "e"}  # and it had failed then
+    few = {None: questions(dict.fromkeys("abc", "1"))}
+    write_scores(run, few, metric="f1", more=[none, before])
+    (line,) = library.metrics(run, missing="zero").lines
+    assert (line.name, line.scored, line.waiting) == ("exact/f1", 3, 1)
+    assert line.mean == pytest.approx(3 / 5)
+
+
+def test_figures_over_a_part_of_the_rows_say_so(batchrun: Run, tmp_path: Path) -> None:
+    """Whatever ended the run: else those of the first tenth of the input look final."""
+    values = {None: questions({f"q{at}": "1" if at % 2 else "0" for at in range(4)})}
+    so_far = "these are the rows that are complete so far"
+    for record, said in (
+        ({"rows": 4}, None),
+        ({"rows": 1_000, "state": "stopped"}, f"996 of 1,000 rows have no outcome yet: {so_far}"),
+        ({"rows": 9, "state": "failed"}, f"5 of 9 rows have no outcome yet: {so_far}"),
+        ({"rows": 9, "state": "limited", "asked": 4}, f"5 of 9 rows were not asked for: {so_far}"),
+        (
+            {"rows": 9, "state": "interrupted", "asked": 6, "again": 1},
+            (
+                "5 of 9 rows have no outcome yet (3 not asked for); 1 row still to be sent again, "
+                f"included as before: {so_far}"
+            ),
+        ),
+        (
+            {"rows": 9, "state": "running"},  # and no process writes to it
+            f"the last command was killed; 5 of 9 rows have no outcome yet: {so_far}",
+        ),
+    ):
+        run = write_run(tmp_path / str(len(list(tmp_path.iterdir()))), values, record=record)
+        expected = [said] if said else []
+        assert [one for one in library.metrics(run).notes if so_far in one] == expected, record
+        if record.get("state") != "limited":  # a bill lacks nothing then
+            notes = read_costs([run]).runs[0].notes
+            assert [one for one in notes if so_far in one] == expected, record
+    for command in (("metrics",), ("compare", "0"), ("cost",)):
+        done = batchrun(*command, "1")
+        assert "996 of 1,000 rows have no outcome yet" in " ".join(done.stdout.split()), command
 
 
 def test_a_value_that_is_no_number_is_none() -> None:

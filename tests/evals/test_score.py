@@ -510,9 +510,13 @@ def test_a_run_that_goes_on_is_scored_as_far_as_it_is(tmp_path: Path, batchrun: 
     asked = ("run", "q.jsonl", "--prompt", "{{ q }}", "--model", "m", "--simulate", "-o", "run")
     assert batchrun(*asked, "--limit", "2").returncode == 0
     write_scorers(tmp_path, 'kind = "exact"')
-    assert "exact: 2 of 2 scored" in batchrun("score", "run", "scorers.toml").stdout
+    said = batchrun("score", "run", "scorers.toml").stdout
+    assert "exact: 2 of 2 scored" in said
+    assert "note: 3 of 5 rows were not asked for: these are the rows that are complete" in said
     assert batchrun(*asked).returncode == 0
-    assert "3 scored now; 2 unchanged" in batchrun("score", "run", "scorers.toml").stdout
+    said = batchrun("score", "run", "scorers.toml").stdout
+    assert "3 scored now; 2 unchanged" in said
+    assert "note:" not in said
     assert len(scores(tmp_path / "run", "exact")) == 5
     assert batchrun("verify", "run").returncode == 0
 
