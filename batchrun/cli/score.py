@@ -56,8 +56,8 @@ def score(
         print_json([_as_json(one) for one in results])
     else:
         lines = [line for one in results for line in _lines(one)]
-        if (said := _so_far(run_path)) is not None:
-            lines.append(f"note: {said}")
+        if (so_far := _so_far(run_path)) is not None:
+            lines.append(f"note: {so_far}")
         click.echo(printable("\n".join(lines)))
     sys.exit(4 if any(one.raised for one in results) else 0)
 
