@@ -374,14 +374,13 @@ class Requirement(Struct, frozen=True):
     """What a mean must be, such as `gsm8k.mini>=0.8`."""
 
     text: str
-    scorer: str  # with the metric, where it has several
-    variant: str | None  # null: every one
+    name: str  # of one mean, or of those of all variants
     sign: str
     bound: float
 
 
 def read_requirement(text: str) -> Requirement:
-    """Splits at the first dot and the last operator. Raises `JobError`."""
+    """Splits at the last operator. Raises `JobError`."""
     found = _REQUIREMENT.fullmatch(text.strip())
     try:
         bound = float(found[3]) if found else None
@@ -391,27 +390,19 @@ def read_requirement(text: str) -> Requirement:
         raise JobError(
             f"--require {text}: write SCORER>=NUMBER or SCORER.VARIANT>=NUMBER, with >=, >, <= or <"
         )
-    scorer, _, variant = found[1].partition(".")
-    return Requirement(text, scorer, variant or None, found[2], bound)
+    return Requirement(text, found[1], found[2], bound)
 
 
 def unmet(found: Metrics, requirements: Sequence[Requirement]) -> list[str]:
     """A message for each mean that is not as required. Raises `JobError` where nothing fits one."""
     messages = []
     for one in requirements:
-        fitting = [
-            line
-            for line in found.lines
-            if line.name == one.scorer and one.variant in (None, line.variant)
-        ]
+        # Scorers, metrics and variants have dots in their names, so none is split at one.
+        fitting = [line for line in found.lines if one.name in (line.name, _whole_name(line))]
         if not fitting:
-            known = dict.fromkeys(
-                ".".join(filter(None, (line.name, line.variant))) for line in found.lines
-            )
-            name = ".".join(filter(None, (one.scorer, one.variant)))
-            raise JobError(
-                f"--require {one.text}: there is no mean {name}; {nearest(name, known, 'means')}"
-            )
+            known = dict.fromkeys(map(_whole_name, found.lines))
+            near = nearest(one.name, known, "means")
+            raise JobError(f"--require {one.text}: there is no mean {one.name}; {near}")
         for line in fitting:
             where = " ".join(filter(None, (line.run, line.name, line.variant, line.by)))
             if line.mean is None:
@@ -419,3 +410,7 @@ def unmet(found: Metrics, requirements: Sequence[Requirement]) -> list[str]:
             elif not _HOLDS[one.sign](line.mean, one.bound):
                 messages.append(f"{one.text} does not hold: the mean of {where} is {line.mean:.6g}")
     return messages
+
+
+def _whole_name(line: MetricLine) -> str:
+    return line.name if line.variant is None else f"{line.name}.{line.variant}"

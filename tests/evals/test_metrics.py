@@ -400,6 +400,17 @@ def test_requirements(batchrun: Run, tmp_path: Path) -> None:
         done = batchrun("metrics", "run", "--require", text)
         assert done.returncode == 2
         assert said in done.stderr
+    # Metrics have dots in their names, as variants do.
+    write_scores(tmp_path / "run", values, scorer="py", metric="acc.norm")
+    for text, code in (
+        ("py/acc.norm>=0.2", 0),
+        ("py/acc.norm>=0.3", 1),
+        ("py/acc.norm.v1.0>=0.75", 0),
+        ("py/acc.norm.v2>0.25", 1),
+        ("py/acc>=0", 2),
+    ):
+        done = batchrun("metrics", "run", "--require", text)
+        assert done.returncode == code, (text, done.stderr)
     # What is not scored is not as required.
     write_scores(tmp_path / "run", {"v1.0": questions({"a": "-"})})
     assert batchrun("metrics", "run", "--require", "exact>=0").returncode == 1
