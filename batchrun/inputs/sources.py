@@ -234,6 +234,7 @@ def find_source(input_job: InputJob, stdin_copy: Path | None = None) -> Source:
     path = Path(spec)
     found: Iterable[Path] = ()
     passed_over: list[Path] = []
+    linked: list[str] = []
     base = path
     try:
         if path.is_dir():
@@ -264,13 +265,14 @@ def find_source(input_job: InputJob, stdin_copy: Path | None = None) -> Source:
         else:
             missing = "no such file; check the path"
         any_kind = kind if glob.has_magic(spec) and not path.exists() else None
-        files = _sorted_files(found, base, kind, any_kind, passed_over)
+        files = _sorted_files(found, base, kind, any_kind, passed_over, linked)
     except OSError as error:
         raise InputError(f"{spec}: cannot be read ({error.strerror}); check the path") from error
     if not files:
         raise InputError(f"{spec}: {_conversion(spec, base, passed_over) or missing}")
     below = [path.relative_to(base) for path in passed_over]
-    return Source(spec=spec, files=files, warnings=_passed_over(spec, below))
+    warnings = _passed_over(spec, below) + _linked(spec, linked)
+    return Source(spec=spec, files=files, warnings=warnings)
 
 
 def without_folder(source: Source) -> Source:
@@ -388,20 +390,27 @@ def _sorted_files(
     kind: str | None,
     any_kind: str | None,
     passed_over: list[Path],
+    linked: list[str],
 ) -> tuple[SourceFile, ...]:
     """Those of the paths that are files of this format, or of a known one; names from `base` on.
 
-    `any_kind`: the format of files whose endings say nothing.
+    `any_kind`: the format of files whose endings say nothing. A file that has several names (links,
+    hard links, a glob that finds it twice) is read once, or its rows would be paid for as often;
+    `linked` gets the other names. Under folders that give it other columns it has other rows.
     """
-    files = []
-    for path in paths:
+    files: dict[tuple[object, ...], SourceFile] = {}
+    for path in sorted(paths, key=lambda path: (path.is_symlink(), path)):
         known = any_kind or _kind_of(path)
         if known is None or kind not in (None, known) or not path.is_file():
             if not path.is_dir():
                 passed_over.append(path)
             continue
-        files.append(SourceFile(path, as_utf8(path.relative_to(base).as_posix()), known))
-    return _with_folders_as_columns(sorted(files, key=lambda file: file.name))
+        name, stat = as_utf8(path.relative_to(base).as_posix()), path.stat()
+        key = (stat.st_dev, stat.st_ino, *_partitions(name).items())
+        first = files.setdefault(key, SourceFile(path, name, known))
+        if first.name != name:
+            linked.append(f"{cut(one_line(name), 80)} is {cut(one_line(first.name), 80)}")
+    return _with_folders_as_columns(sorted(files.values(), key=lambda file: file.name))
 
 
 def _with_folders_as_columns(files: list[SourceFile]) -> tuple[SourceFile, ...]:
@@ -481,6 +490,15 @@ def _passed_over(spec: str, paths: Sequence[PurePath]) -> tuple[str, ...]:
     more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
     what = plural(len(names), "file or run directory", "files or run directories")
     return (f"{spec}: {what} not read ({shown}{more}); files end in {_KNOWN}",)
+
+
+def _linked(spec: str, names: Sequence[str]) -> tuple[str, ...]:
+    if not names:
+        return ()
+    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    shown = ", ".join(sorted(names)[:_SHOWN])
+    what = plural(len(names), "name")
+    return (f"{spec}: {what} left out, since each file is read once ({shown}{more})",)
 
 
 def _run_source(spec: str, path: Path) -> Source:

@@ -73,6 +73,30 @@ def test_a_glob_names_files_from_where_it_is_no_longer_fixed(tmp_path: Path) -> 
     assert names(f"{tmp_path}/x/*.txt", format="jsonl") == [("note.txt", "jsonl")]
 
 
+def test_a_file_with_several_names_is_read_once(tmp_path: Path) -> None:
+    touch(tmp_path, "v3.jsonl", "lang=de/v3.jsonl", "x/v3.jsonl")
+    (tmp_path / "latest.jsonl").symlink_to("v3.jsonl")
+    (tmp_path / "x" / "hard.jsonl").hardlink_to(tmp_path / "x" / "v3.jsonl")
+    # Its rows are others: they have another column.
+    (tmp_path / "lang=en").mkdir()
+    (tmp_path / "lang=en" / "v3.jsonl").symlink_to("../lang=de/v3.jsonl")
+    found = ["lang=de/v3.jsonl", "lang=en/v3.jsonl", "v3.jsonl", "x/hard.jsonl"]
+    for spec in (str(tmp_path), f"{tmp_path}/**/*.jsonl"):
+        source = find_source(InputJob(path=spec))
+        assert [file.name for file in source.files] == found
+        (warning,) = source.warnings
+        assert warning == (
+            f"{spec}: 2 names left out, since each file is read once "
+            "(latest.jsonl is v3.jsonl, x/v3.jsonl is x/hard.jsonl)"
+        )
+    # A glob finds a file in more than one way.
+    source = find_source(InputJob(path=f"{tmp_path}/**/**/v3.jsonl"))
+    assert [file.name for file in source.files] == [*found[:3], "x/v3.jsonl"]
+    assert source.warnings == ()
+    (file,) = find_source(InputJob(path=str(tmp_path / "latest.jsonl"))).files
+    assert file.name == "latest.jsonl"
+
+
 def test_a_file_whose_name_looks_like_a_glob_is_a_file(tmp_path: Path) -> None:
     touch(tmp_path, "a[1].jsonl")
     assert names(tmp_path / "a[1].jsonl") == [("a[1].jsonl", "jsonl")]
