@@ -84,7 +84,7 @@ def show(run_path: Path, custom_id: str, *, as_json: bool) -> None:
     from batchrun.formats.json_text import shown
     from batchrun.remote.run_link import run_name
     from batchrun.reports.show import render_row
-    from batchrun.store.columns import KEY
+    from batchrun.store.columns import KEY, put_beside
     from batchrun.store.reading import find_answered, find_row, find_scores
     from batchrun.store.unreadable import read_unreadable
 
@@ -99,13 +99,16 @@ def show(run_path: Path, custom_id: str, *, as_json: bool) -> None:
     scores = find_scores(run_path, (rows or unfinished)[0]["custom_id"])
     for row in (*rows, *unfinished):
         is_open = row in unfinished
-        if own := [one for one in scores if all(one[name] == row[name] for name in KEY)]:
-            row["scores"] = [{n: v for n, v in one.items() if n not in KEY} for one in own]
+        found = [one for one in scores if all(one[name] == row[name] for name in KEY)]
+        own = [{n: v for n, v in one.items() if n not in KEY} for one in found]
         if as_json:
-            more = {"unfinished": True} if is_open else {}
-            print_json({**row, **more, **({"unreadable": bodies} if bodies else {})})
+            more = {"scores": own, "unfinished": is_open, "unreadable": bodies}
+            for name, value in more.items():
+                if value:
+                    put_beside(row, name, value)
+            print_json(row)
             continue
         if is_open:
             click.echo("unfinished: this answer is requested again; the row has no outcome yet")
-        click.echo(render_row(row, bodies))
+        click.echo(render_row(row, bodies, own))
     sys.stdout.flush()

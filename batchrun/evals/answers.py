@@ -23,7 +23,7 @@ from batchrun.job.scorer_sections import ChoiceJob, PythonJob, ScorerJob, Target
 from batchrun.job.sections import InputJob
 from batchrun.records import JsonObject
 from batchrun.scoring.score import text_of
-from batchrun.store.columns import KEY, own_columns
+from batchrun.store.columns import CALLS, KEY, own_columns, put_beside
 
 # Statuses of answers, which are the model's whatever they lack; all others have no score.
 ANSWERED = ("completed", "incomplete")
@@ -302,7 +302,7 @@ def whole_rows(batch: pa.RecordBatch) -> list[JsonObject]:
     names = batch.schema.names
     rows = [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
     for row in rows:
-        row["tool_calls"] = tool_calls_of(row.get("output"))
+        put_beside(row, CALLS, tool_calls_of(row.get("output")))
     return rows
 
 

@@ -28,11 +28,11 @@ from batchrun.formats.csv_text import BOM, csv_line
 from batchrun.formats.json_text import decode, shown, value_of
 from batchrun.formats.parquet_files import PART, write_parquet
 from batchrun.formats.printable import nearest
-from batchrun.records import JsonObject, RunRecord, joined_key
+from batchrun.records import JsonObject, RowKey, RunRecord, joined_key
 from batchrun.reports.ordered_rows import in_order, rows_of, with_calls
 from batchrun.reports.parsed import ParsedColumns
 from batchrun.reports.sql import Files, read_files
-from batchrun.store.columns import KEY
+from batchrun.store.columns import KEY, names_with_calls
 from batchrun.store.files import RESPONSES, storing
 from batchrun.store.reading import RUN_FILE, keys_vary, read_record
 
@@ -210,7 +210,8 @@ def _write(run: Path, temporary: Path, form: str, files: Files, wanted: Wanted) 
 
 def _names(files: Files, form: str, wanted: Wanted, parsed: ParsedColumns | None) -> list[str]:
     """The columns of the file, in order. Raises `JobError` for one that there is not."""
-    own = [*files.responses.schema.names, *(["tool_calls"] if form == "jsonl" else [])]
+    own: list[str] = files.responses.schema.names
+    own = names_with_calls(own) if form == "jsonl" else own
     new = [] if parsed is None else list(parsed.types)
     # A name may hold a comma, which also stands between names.
     given = [
@@ -244,8 +245,11 @@ def _lines(
             for row in rows_of(_chosen(table, names, parsed)):
                 yield csv_line(row.values(), for_sheets=not raw).encode()
         return
-    of_json = [column.name for column in files.record.layout.columns if column.type == "json"]
     responses = files.responses
+    columns = responses.schema.names
+    names_of = dict(zip(columns, names_with_calls(columns), strict=False))
+    carried = files.record.layout.columns
+    of_json = [names_of[column.name] for column in carried if column.type == "json"]
     varies = form == "batch" and keys_vary(files.record, (*responses.parts, *responses.journal))
     for row in with_calls(files.responses, files.tool_calls):
         if form == "batch":
@@ -308,15 +312,16 @@ def batch_line(row: JsonObject, *, varies: bool = False) -> bytes:
     response, error = _result(row)
     custom_id, sample, variant = (row[name] for name in KEY)
     name = joined_key((custom_id, sample, variant)) if varies else custom_id
-    line = {"id": f"batch_req_{_mark(row)}", "custom_id": name}
+    line = {"id": batch_id((custom_id, sample, variant)), "custom_id": name}
     return _encode({**line, "response": response, "error": error})
 
 
-def _mark(row: JsonObject) -> str:
-    """The same for the same row each time, and for no other."""
-    variant = "" if row["variant"] is None else f"{row['variant']} "  # no name holds a blank
-    key = f"{variant}{row['sample']} {row['custom_id']}"
-    return blake2b(key.encode(), digest_size=16).hexdigest()
+def batch_id(key: RowKey) -> str:
+    """The same for the same row each time, and for no other; `import` knows its rows by it."""
+    custom_id, sample, variant = key
+    of = "" if variant is None else f"{variant} "  # no name holds a blank
+    mark = blake2b(f"{of}{sample} {custom_id}".encode(), digest_size=16).hexdigest()
+    return f"batch_req_{mark}"
 
 
 def _result(row: JsonObject) -> tuple[JsonObject | None, JsonObject | None]:

@@ -20,7 +20,7 @@ from batchrun.errors import StoreError
 from batchrun.formats.arrow import json_values
 from batchrun.records import JsonObject, RunRecord
 from batchrun.reports.sql import TableFiles, read_files
-from batchrun.store.columns import KEY, as_schema
+from batchrun.store.columns import CALLS, KEY, as_schema, put_beside
 from batchrun.store.parts import opened, without
 
 T = TypeVar("T")
@@ -52,11 +52,11 @@ def with_calls(responses: TableFiles, tool_calls: TableFiles) -> Iterator[JsonOb
         while number < row["row"]:
             number, group = next(groups, (math.inf, iter(())))
             calls = list(group)
-        row["tool_calls"] = []
+        own: list[JsonObject] = []
         if number == row["row"] and row["tool_call_count"]:
             own = [call for call in calls if all(call[name] == row[name] for name in KEY)]
             own.sort(key=lambda call: call["position"])
-            row["tool_calls"] = [{name: call[name] for name in names} for call in own]
+        put_beside(row, CALLS, [{name: call[name] for name in names} for call in own])
         yield row
 
 

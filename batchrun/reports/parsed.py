@@ -19,7 +19,7 @@ from batchrun.formats.json_text import encode_json, value_of
 from batchrun.formats.schema_types import JSON, SchemaType, fitted, read_json, root_type
 from batchrun.records import JsonObject
 from batchrun.reports.sql import Files
-from batchrun.store.columns import distinct_names
+from batchrun.store.columns import distinct_names, names_with_calls
 from batchrun.store.parts import read_part
 
 _NEEDED = ("output_text", "output", "request")
@@ -58,7 +58,7 @@ class ParsedColumns:
                 f"{run}: no row asked for a JSON schema{stored}, so there is nothing to parse; "
                 "leave out --parsed"
             )
-        own = {name.lower() for name in files.responses.schema.names}
+        own = {name.lower() for name in names_with_calls(files.responses.schema.names)}
         bases = [name.replace("\0", "") or "unnamed" for name in types]
         names = distinct_names(
             [f"{base}_parsed" if base.lower() in own else base for base in bases], own

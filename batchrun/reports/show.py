@@ -14,7 +14,7 @@ from batchrun.formats.json_text import value_of
 from batchrun.formats.printable import brief, one_line, printable
 from batchrun.pricing.prices import tier_name
 from batchrun.records import SHORTFALLS, JsonObject
-from batchrun.store.columns import own_columns
+from batchrun.store.columns import CALLS, own_columns
 
 _PARTS = {"input_text": "text", "output_text": "text", "text": "text", "refusal": "refusal"}
 _SHOWN = 200  # characters of a URL or of data in a part that is no text
@@ -124,7 +124,7 @@ _IN_CONVERSATION = ("model", "input", "instructions", "prompt")
 _FIELD = 200  # characters of one field of the request
 _SCORED = 80  # characters of an answer or a target that was scored
 _BAR = 24  # characters of the time line
-_NOT_CARRIED = {*own_columns(), "tool_calls", "scores"}
+_NOT_CARRIED = {*own_columns(), CALLS}
 _TOKENS = {
     "input_tokens": "in",
     "cached_tokens": "of it cached",
@@ -134,12 +134,14 @@ _TOKENS = {
 }
 
 
-def render_row(row: JsonObject, unreadable: Sequence[JsonObject] = ()) -> str:
-    """The row as lines of text; `row` is as `reading.find_row` gives it, perhaps with `scores`.
+def render_row(
+    row: JsonObject, unreadable: Sequence[JsonObject] = (), scores: Sequence[JsonObject] = ()
+) -> str:
+    """The row as lines of text; `row` is as `reading.find_row` gives it.
 
     `unreadable`: the lines of `unreadable.jsonl` about its attempts.
     """
-    parts = (_head(row), _conversation(row), _calls(row), _scores(row), _attempts(row))
+    parts = (_head(row), _conversation(row), _calls(row), _scores(scores), _attempts(row))
     return "\n".join([*chain(*parts), *_unreadable(row, unreadable)])
 
 
@@ -263,7 +265,7 @@ def _conversation(row: JsonObject) -> Iterator[str]:
 
 
 def _calls(row: JsonObject) -> Iterator[str]:
-    calls = row["tool_calls"]
+    calls = row[CALLS]
     if not calls:
         return
     wrong = sum(call["arguments_valid"] is False for call in calls)
@@ -280,8 +282,7 @@ def _calls(row: JsonObject) -> Iterator[str]:
         yield f"  {words[call['arguments_valid']]:<9}{said}"
 
 
-def _scores(row: JsonObject) -> Iterator[str]:
-    scores = row.get("scores")
+def _scores(scores: Sequence[JsonObject]) -> Iterator[str]:
     if not scores:
         return
     yield from ("", "scores:")

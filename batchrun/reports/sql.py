@@ -23,7 +23,7 @@ from batchrun.store.columns import (
     response_schema,
     tool_call_schema,
 )
-from batchrun.store.files import RESPONSES, TABLES, TOOL_CALLS, WRITER, FileId, storing
+from batchrun.store.files import RESPONSES, TOOL_CALLS, WRITER, FileId, storing
 from batchrun.store.parts import new_files, opened, write_parts
 from batchrun.store.reading import read_record
 from batchrun.store.snapshot import Snapshot, read_snapshots
@@ -100,20 +100,32 @@ def _files(now: Snapshot, record: RunRecord, folder: Path) -> Files:
 def ask(path: Path, answer: Callable[[duckdb.DuckDBPyConnection, Files], T]) -> T:
     """What `answer` returns for the views `responses` and `tool_calls`, which hold each row once.
 
-    It may be called again, see `read_files`. Raises `JobError`, `StoreError`.
+    Carried columns have any name, also one that a query gives to something else. So `responses` has
+    our own columns alone, and `all_responses` the carried ones too. `answer` may be called again,
+    see `read_files`. Raises `JobError`, `StoreError`.
     """
 
     def asked(files: Files) -> T:
         with connected(files.temporary) as database:
             try:
-                for name in TABLES:
-                    select = select_of(getattr(files, name), database)
+                views = {
+                    f"all_{RESPONSES}": select_of(files.responses, database),
+                    RESPONSES: f"SELECT {own_names(files.responses)} FROM all_{RESPONSES}",  # noqa: S608
+                    TOOL_CALLS: select_of(files.tool_calls, database),
+                }
+                for name, select in views.items():
                     database.execute(f"CREATE TEMP VIEW {name} AS {select}")
                 return answer(database, files)
             except duckdb.Error as error:
                 raise unreadable(path, error) from error
 
     return read_files(path, asked)
+
+
+def own_names(files: TableFiles) -> str:
+    """The columns that are not carried, as a query selects them."""
+    carried = {column.name for column in files.layout.columns}
+    return ", ".join(quoted(name) for name in files.schema.names if name not in carried)
 
 
 def connected(temporary: Path) -> duckdb.DuckDBPyConnection:
@@ -190,4 +202,6 @@ def scan_of(database: duckdb.DuckDBPyConnection, file: Path, schema: pa.Schema) 
 
 def _scan(paths: Sequence[Path]) -> str:
     names = (pattern_of(path).replace("'", "''") for path in paths)
-    return "read_parquet([" + ", ".join(f"'{name}'" for name in names) + "], union_by_name = true)"
+    # A folder may be called `model=gpt-6`, which says nothing of the rows.
+    options = "union_by_name = true, hive_partitioning = false"
+    return "read_parquet([" + ", ".join(f"'{name}'" for name in names) + f"], {options})"

@@ -14,10 +14,20 @@ import pyarrow as pa
 from msgspec.structs import replace
 
 from batchrun.formats.arrow import has_map, map_plain, unpack
-from batchrun.records import Attempt, Column, Failure, Layout, Outcome, Response, Usage
+from batchrun.records import (
+    Attempt,
+    Column,
+    Failure,
+    JsonObject,
+    Layout,
+    Outcome,
+    Response,
+    Usage,
+)
 
 SCHEMA_VERSION = 2
 KEY = ("custom_id", "sample", "variant")  # the columns of a `RowKey`
+CALLS = "tool_calls"  # what rows that have their calls with them call these
 _VERSION_KEY = b"batchrun.schema_version"
 _TIME = pa.timestamp("us", "UTC")
 
@@ -200,12 +210,18 @@ def repeating_columns(schema: pa.Schema) -> list[str]:
     return found
 
 
-def name_columns(columns: Sequence[str], version: int = SCHEMA_VERSION) -> list[str]:
+def name_columns(
+    columns: Sequence[str], version: int = SCHEMA_VERSION, pinned: Sequence[Column] = ()
+) -> list[str]:
     """The names of carried columns in `responses`; no two differ only in case.
 
-    A name that batchrun itself has in the schema gets the suffix `_input`.
+    A name that batchrun itself has in the schema gets the suffix `_input`, and so has `tool_calls`.
+    `pinned`: the columns of a run that has begun. If one of them is called `tool_calls`, the run is
+    of a release that did not keep this name, and nothing is renamed.
     """
     own = own_columns(version)
+    if not any(column.name.lower() == CALLS for column in pinned):
+        own = (*own, CALLS)
     return distinct_names(
         [f"{one}_input" if one.lower() in own else one or "unnamed" for one in columns], own
     )
@@ -222,6 +238,23 @@ def distinct_names(bases: Iterable[str], taken: Iterable[str]) -> list[str]:
         used.add(name.lower())
         names.append(name)
     return names
+
+
+def names_with_calls(names: Sequence[str]) -> list[str]:
+    """The columns of rows that have their calls with them, which are the last one."""
+    return [*(_beside(CALLS, names) if name == CALLS else name for name in names), CALLS]
+
+
+def put_beside(row: JsonObject, name: str, value: Any) -> None:
+    """Adds to a row what is no column of `responses`; a carried column of this name is renamed."""
+    if name in row:
+        row[_beside(name, row)] = row.pop(name)
+    row[name] = value
+
+
+def _beside(name: str, names: Iterable[str]) -> str:
+    """What a carried column of this name is called beside what else has it."""
+    return distinct_names([f"{name}_input"], map(str.lower, names))[0]
 
 
 @cache
@@ -269,7 +302,7 @@ def version_of(schema: pa.Schema) -> int | None:
 
 def layout_of(layout: Layout, version: int) -> Layout:
     """The layout, with the names that its columns have in a schema."""
-    names = name_columns([column.column for column in layout.columns], version)
+    names = name_columns([column.column for column in layout.columns], version, layout.columns)
     columns = zip(layout.columns, names, strict=True)
     return replace(layout, columns=tuple(replace(one, name=name) for one, name in columns))
 

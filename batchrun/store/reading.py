@@ -35,10 +35,12 @@ from batchrun.remote.run_link import Link, place_of, read_link, scratch_of
 from batchrun.remote.run_mirror import is_current, pull, pull_scores
 from batchrun.remote.urls import store_url
 from batchrun.store.columns import (
+    CALLS,
     KEY,
     NO_COLUMNS,
     SCHEMA_VERSION,
     as_schema,
+    put_beside,
     response_batch,
     response_schema,
     score_schema,
@@ -446,7 +448,8 @@ def read_answered_usd(path: Path) -> list[float]:
 def _with_calls(rows: list[JsonObject], calls: list[JsonObject]) -> list[JsonObject]:
     rows.sort(key=lambda row: (row["variant"] or "", row["sample"]))
     for row in rows:
-        row["tool_calls"] = [call for call in calls if all(call[name] == row[name] for name in KEY)]
+        own = [call for call in calls if all(call[name] == row[name] for name in KEY)]
+        put_beside(row, CALLS, own)
     return rows
 
 

@@ -19,7 +19,7 @@ def _ask(path: Path, sql: str) -> list[tuple[Any, ...]]:
     return ask(path, lambda database, _files: database.execute(sql).fetchall())
 
 
-@pytest.mark.parametrize("name", ["run", "a [b] 'c' *?", "ü$(x)"])
+@pytest.mark.parametrize("name", ["run", "a [b] 'c' *?", "ü$(x)", "ok=false"])
 def test_parts_and_journal_are_one_table_and_a_row_sent_again_counts_once(
     name: str, tmp_path: Path, begin: Callable[..., RunDir], answered: Make, failed: Make
 ) -> None:

@@ -60,7 +60,8 @@ ORDER BY c.is_split DESC, c.is_wrong DESC, c.is_unscored DESC, min(c.row), c.que
 _VERDICTS = """
 SELECT a.question, a.sample, a.variant, a.value, a.passed, a.answer, a.reason, s.explanation
 FROM answers a JOIN chosen USING (question) LEFT JOIN (
-    SELECT custom_id, sample, variant, explanation FROM read_parquet($file) WHERE metric = $metric
+    SELECT custom_id, sample, variant, explanation
+    FROM read_parquet($file, hive_partitioning = false) WHERE metric = $metric
 ) s ON a.question = s.custom_id AND a.sample = s.sample
     AND a.variant IS NOT DISTINCT FROM s.variant
 """

@@ -242,7 +242,7 @@ class ColumnTally:
         pinned = self._pinned.columns if self._pinned is not None else ()
         known = [column.column for column in pinned]
         new = self.carried() if self._pinned is None else self._new_columns()
-        names = name_columns([*known, *new])[len(known) :]
+        names = name_columns([*known, *new], pinned=pinned)[len(known) :]
         return (
             *pinned,
             *(

@@ -17,9 +17,7 @@ from batchrun.dialects.output_items import PAGE_ACTIONS, SEARCHING
 from batchrun.errors import JobError
 from batchrun.formats.printable import nearest
 from batchrun.pricing.price_list import DAY, daily_changes, steps
-from batchrun.records import RunRecord
-from batchrun.reports.sql import ask, quoted
-from batchrun.store.columns import response_schema
+from batchrun.reports.sql import Files, ask, own_names, quoted
 
 MOST_VALUES = 10_000  # groups
 # Parts of a time, and how each is written.
@@ -32,6 +30,7 @@ UNITS = {
 }
 _MOST_TOKENS = 2**40  # of one answer; what a server says beyond it is a slip
 _VALUE = "batchrun_value_"  # columns of what is grouped by
+_ROWS = "all_responses AS responses"  # where that is calculated
 _WEB_COUNT = "'$.tool_usage.web_search.num_requests'"
 
 
@@ -191,13 +190,13 @@ def read_usage(path: Path, by: Sequence[Grouping] = ()) -> list[UsageSum]:
     A column that this run does not have is null. Raises `JobError` where a column cannot be grouped
     by or there are too many groups; `StoreError`.
     """
-    return ask(path, lambda database, files: _read(database, files.record, path, by))
+    return ask(path, lambda database, files: _read(database, files, path, by))
 
 
 def _read(
-    database: duckdb.DuckDBPyConnection, record: RunRecord, path: Path, by: Sequence[Grouping]
+    database: duckdb.DuckDBPyConnection, files: Files, path: Path, by: Sequence[Grouping]
 ) -> list[UsageSum]:
-    schema = response_schema(record.layout, record.schema_version)
+    schema = files.responses.schema
     database.execute("SET TimeZone = 'UTC'")
     titles = [f"{_VALUE}{at}" for at in range(len(by))]
     values = "".join(f"{title}, " for title in titles)
@@ -205,7 +204,9 @@ def _read(
         f", {_expression(one, schema, path, database)} AS {title}"
         for one, title in zip(by, titles, strict=True)
     )
-    database.execute(f"CREATE TEMP VIEW valued AS SELECT *{''.join(asked)} FROM responses")  # noqa: S608
+    # What is grouped by may be carried; no other query may meet the names of carried columns.
+    columns = own_names(files.responses) + "".join(asked)
+    database.execute(f"CREATE TEMP VIEW valued AS SELECT {columns} FROM {_ROWS}")  # noqa: S608
     if by:
         few = f"SELECT count(*) FROM (SELECT DISTINCT {values} FROM valued LIMIT ?)"  # noqa: S608
         (groups,) = database.execute(few, [MOST_VALUES + 1]).fetchall()[0]
@@ -246,7 +247,7 @@ def _expression(
         # What fails for a row, as JSON that is none, is null there.
         value = f"CAST(TRY((\n{one.column}\n)) AS VARCHAR)"
         try:
-            query = f"SELECT {value} FROM responses LIMIT 0"  # noqa: S608 - the user's
+            query = f"SELECT {value} FROM {_ROWS} LIMIT 0"  # noqa: S608 - the user's
             if len(duckdb.extract_statements(query)) != 1:
                 raise JobError(f"--by {one.column}: more than one statement; give an expression")
             database.execute(query)
