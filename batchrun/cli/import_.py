@@ -67,4 +67,5 @@ def import_(
         done = import_answers(source, columns, output, said.doing)
     not_ok = done.rows - done.ok
     rest = f", {not_ok:,} of them not ok (empty, cut, refused or failed)" if not_ok else ""
-    click.echo(printable(f"{done.path}: {plural(done.rows, 'answer')} imported{rest}"))
+    split = f"; {plural(done.split, 'id')} split into id, variant and sample" if done.split else ""
+    click.echo(printable(f"{done.path}: {plural(done.rows, 'answer')} imported{rest}{split}"))

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from batchrun.dialects.responses import parse_response
 from batchrun.errors import InputError, JobError
-from batchrun.evals.batch_results import is_batch_result, read_batch_result
+from batchrun.evals.batch_results import is_batch_result, key_of, read_batch_result
 from batchrun.formats.amounts import plural
 from batchrun.formats.json_text import as_utf8, encode_json, shown
 from batchrun.formats.printable import nearest
@@ -26,7 +26,7 @@ from batchrun.inputs.carried import Carrier
 from batchrun.inputs.identity import repeated_hashes
 from batchrun.inputs.parquet import ColumnUse
 from batchrun.inputs.requests import HASH_RULE
-from batchrun.inputs.rows import NO_COLUMNS, SourceRow, Unsendable
+from batchrun.inputs.rows import NO_COLUMNS, SourceRow, Unsendable, to_json_text
 from batchrun.inputs.sources import SourceReader, find_source
 from batchrun.inputs.survey.column_tally import ColumnTally
 from batchrun.job.sections import InputJob
@@ -86,6 +86,7 @@ class Imported(Struct, frozen=True):
     path: Path | str  # a URL, where it is in a store
     rows: int
     ok: int
+    split: int  # rows whose ids were `ID|VARIANT|SAMPLE`
 
 
 def import_answers(
@@ -115,7 +116,7 @@ def import_answers(
         with suppress(FileNotFoundError):
             path.rmdir()  # where it is empty
         temporary.rename(path)
-    return Imported(path, totals.rows, totals.ok)
+    return Imported(path, totals.rows, totals.ok, answers.split)
 
 
 def _import_into_store(
@@ -130,7 +131,7 @@ def _import_into_store(
         doing(f"uploading {plural(totals.rows, 'row')}")
         with storing(url, "write"):
             publish(temporary, url)
-    return Imported(str(store_url(url)), totals.rows, totals.ok)
+    return Imported(str(store_url(url)), totals.rows, totals.ok, answers.split)
 
 
 @contextmanager
@@ -166,8 +167,8 @@ class _Answers:
         self._reader = SourceReader(self._source)
         self._used = frozenset(columns.named().values())
         self._repeated: set[int] = set()  # hashes of keys that several rows may have
-        self._is_joined = columns.text is None  # ids are `ID|VARIANT|SAMPLE`, as an export has them
         self.rows = 0
+        self.split = 0
 
     def survey(self) -> Layout:
         """The carried columns; all rows were read. Raises `InputError`."""
@@ -199,8 +200,6 @@ class _Answers:
             raise InputError(f"{self.spec}: rows that cannot be imported:{lines}{more}")
         if not self.rows:
             raise InputError(f"{self.spec}: no rows; there is nothing to import")
-        if self._is_joined:  # what was split may repeat
-            keys = array("q", (hash(self._key(row)[0]) for row in self._reader.rows(use)))
         self._repeated = repeated_hashes(keys)
         self._refuse_repeated(use)
         return Layout(self._columns.id, tally.layout())
@@ -237,17 +236,19 @@ class _Answers:
     def _key(self, row: SourceRow) -> tuple[RowKey, str]:
         """The row's key, and what is wrong with it."""
         data, columns = row.data or {}, self._columns
-        if columns.text is None:
-            if not is_batch_result(data):
-                return ("", 0, None), (
-                    "not a result of the Batch API (custom_id, response, error); for other files "
-                    "name their columns with --id and --text"
-                )
-            return self._split(data["custom_id"]), ""
+        is_batch = columns.text is None
+        if is_batch and not is_batch_result(row.names):
+            return ("", 0, None), (
+                "not a result of the Batch API (custom_id, response, error); for other files name "
+                "their columns with --id and --text"
+            )
+        id_column = "custom_id" if is_batch else columns.id
         wrong = ""
-        name = data.get(columns.id) if columns.id is not None else str(row.row)
+        name = data.get(id_column) if id_column is not None else str(row.row)
         if not isinstance(name, str | int) or isinstance(name, bool):
-            wrong = f"`{columns.id}` is {_in_words(name)}; an id is text or an integer"
+            wrong = f"`{id_column}` is {_in_words(name)}; an id is text or an integer"
+        if is_batch:
+            return key_of(_text(name) or "", data.get("id")), wrong
         sample = data.get(columns.sample, 0) if columns.sample else 0
         if isinstance(sample, str) and sample.isdecimal():
             sample = int(sample)
@@ -268,18 +269,7 @@ class _Answers:
                 f"`{columns.variant}` is {_in_words(variant)}; a variant is 1 to 64 of A-Z a-z 0-9 "
                 ". _ : / @ + -"
             )
-        return (text_of(name), sample, variant), wrong
-
-    def _split(self, custom_id: object) -> RowKey:
-        """`ID|VARIANT|SAMPLE` as its parts, where all ids are such."""
-        text = text_of(custom_id)
-        if self._is_joined:
-            name, _, rest = text.rpartition("|")
-            name, bar, variant = name.rpartition("|")
-            if bar and rest.isdecimal() and (not variant or _VARIANT.fullmatch(variant)):
-                return name, int(rest), variant or None
-            self._is_joined = False
-        return text, 0, None
+        return (_text(name) or "", sample, variant), wrong
 
     def outcomes(self, layout: Layout) -> Iterator[Outcome]:
         """Each row, as if it had been asked. Raises `InputError`."""
@@ -290,6 +280,8 @@ class _Answers:
             if row.row % _STORED == 0:
                 self._doing(f"storing answers, {row.row:,} of {self.rows:,} rows")
             (custom_id, sample, variant), _ = self._key(row)
+            if self._columns.text is None and row.data is not None:
+                self.split += custom_id != _text(row.data["custom_id"])
             carried, problem = carrier.values(row, NO_COLUMNS)
             if problem:
                 raise InputError(f"{row}: {problem}")
@@ -310,16 +302,9 @@ class _Answers:
     def _result(self, row: SourceRow, request: Request) -> Response | Failure:
         data, columns = row.data or {}, self._columns
         if columns.text is None:
-            return read_batch_result(row.raw, request)
-        value = data.get(columns.text)
-        if isinstance(value, Unsendable):
-            value = value.text
+            return read_batch_result(row, request)
         model = data.get(columns.model) if columns.model else None
-        return answer_of_text(
-            None if value is None else text_of(value),
-            None if model is None else text_of(model),
-            request,
-        )
+        return answer_of_text(_text(data.get(columns.text)), _text(model), request)
 
 
 def answer_of_text(text: str | None, model: str | None, request: Request) -> Response | Failure:
@@ -333,10 +318,19 @@ def answer_of_text(text: str | None, model: str | None, request: Request) -> Res
     return made
 
 
+def _text(value: object) -> str | None:
+    """The text that stands for a value; null for what is none. Nothing in it is refused."""
+    if isinstance(value, Unsendable):
+        return value.text
+    if isinstance(value, dict | list):
+        return to_json_text(value, leniently=True)
+    return None if value is None else text_of(value)
+
+
 def _in_words(value: object) -> str:
     if value is None:
         return "null or missing"
-    return value.what if isinstance(value, Unsendable) else f"{text_of(value):.60}"
+    return value.what if isinstance(value, Unsendable) else f"{_text(value):.60}"
 
 
 def _write(

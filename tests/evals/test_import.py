@@ -1,5 +1,6 @@
 import gzip
 import json
+import math
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -33,7 +34,7 @@ def test_answers_from_elsewhere_are_a_run(tmp_path: Path, batchrun: Command) -> 
         {"q": 7, "out": "yes", "gold": ["yes", "y"], "who": "m1", "target": 3, "ok": True, "x": 1},
         {"q": 8, "out": " ", "gold": ["no"], "who": "m1", "target": 4, "ok": False, "x": 2},
         {"q": 8, "out": None, "gold": ["no"], "who": "m2", "target": 5, "ok": False, "x": 3},
-        {"q": 9, "out": {"a": 1}, "gold": [], "who": None, "target": 6, "ok": None, "x": 4},
+        {"q": 9, "out": {"a": math.nan}, "gold": [], "who": None, "target": 6, "ok": None, "x": 4},
     )
     made = batchrun(
         *("import", "a.jsonl", "--id", "q", "--text", "out", "--target", "gold", "--model", "who"),
@@ -51,7 +52,7 @@ def test_answers_from_elsewhere_are_a_run(tmp_path: Path, batchrun: Command) -> 
     ]
     assert [row["status"] for row in rows] == ["completed"] * 4
     assert [row["error_kind"] for row in rows] == [None, "empty_output", "empty_output", None]
-    assert [row["output_text"] for row in rows] == ["yes", " ", None, '{"a":1}']
+    assert [row["output_text"] for row in rows] == ["yes", " ", None, '{"a":null}']
     assert [row["target"] for row in rows] == ['["yes","y"]', '["no"]', '["no"]', "[]"]
     assert [row["target_2"] for row in rows] == [3, 4, 5, 6]
     assert [row["ok_input"] for row in rows] == [True, False, False, None]
@@ -137,14 +138,16 @@ def test_results_of_a_batch_with_calls_usage_and_errors(tmp_path: Path, batchrun
         return {"id": "batch_req", "custom_id": name, "response": response, "error": None}
 
     limit = {"error": {"message": "slow down", "code": "rate_limit_exceeded"}}
-    rows = [line("a|m1|0", body), line("a|m1|1", chat), line("b|m1|0", limit, 429)]
+    # Their ids look like those of an export, and stay whole.
+    rows = [line("a|m1|0", body), line("a|m1|1", chat), line("b|m1|2147483648", limit, 429)]
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (tmp_path / "results.jsonl.gz").write_bytes(gzip.compress(text.encode()))
     made = batchrun("import", "results.jsonl.gz", "-o", "run")
     assert made.returncode == 0, made.stderr
     found = responses(tmp_path / "run")
     keys = [(row["custom_id"], row["variant"], row["sample"]) for row in found]
-    assert keys == [("a", "m1", 0), ("a", "m1", 1), ("b", "m1", 0)]
+    assert keys == [(name, None, 0) for name in ("a|m1|0", "a|m1|1", "b|m1|2147483648")]
+    assert "split" not in made.stdout
     assert [row["status"] for row in found] == ["completed", "incomplete", "failed"]
     assert [row["error_kind"] for row in found] == [None, "truncated", "rate_limit"]
     assert [row["input_tokens"] for row in found] == [7, 5, None]
@@ -152,6 +155,79 @@ def test_results_of_a_batch_with_calls_usage_and_errors(tmp_path: Path, batchrun
     calls = pq.read_table(tmp_path / "run" / "tool_calls").to_pylist()
     assert [(one["name"], one["arguments"]) for one in calls] == [("f", "{}"), ("g", '{"x": 1}')]
     assert batchrun("verify", "run").returncode == 0
+
+
+def test_samples_and_variants_come_back_from_an_export(tmp_path: Path, batchrun: Command) -> None:
+    keys = [("a|x|1", 0, "m1"), ("a|x|1", 1, "m1"), ("a|x|1", 0, None), ("b", 3, "m2")]
+    write(tmp_path / "a.jsonl", *({"q": q, "n": n, "v": v, "out": "yes"} for q, n, v in keys))
+    columns = ("--id", "q", "--text", "out", "--sample", "n", "--variant", "v")
+    assert batchrun("import", "a.jsonl", *columns, "-o", "one").returncode == 0
+    assert batchrun("export", "one", "b.jsonl", "--format", "batch").returncode == 0
+    lines = (tmp_path / "b.jsonl").read_text().splitlines()
+    # Also where some are missing, and others beside them are of another origin.
+    other = {**json.loads(lines[0]), "id": "batch_req_1", "custom_id": "mmlu|anatomy|12"}
+    (tmp_path / "b.jsonl").write_text("\n".join([*lines[1:], json.dumps(other)]))
+    made = batchrun("import", "b.jsonl", "-o", "two")
+    assert "4 answers imported; 3 ids split into id, variant and sample" in made.stdout, made.stderr
+    found = {
+        (row["custom_id"], row["sample"], row["variant"]) for row in responses(tmp_path / "two")
+    }
+    assert found == {*keys[1:], ("mmlu|anatomy|12", 0, None)}
+    assert batchrun("verify", "two").returncode == 0
+
+
+def test_odd_results_of_a_batch_are_repaired_or_failed_rows(
+    tmp_path: Path, batchrun: Command
+) -> None:
+    part = {"type": "output_text", "text": "yes", "annotations": []}
+    message = {"type": "message", "role": "assistant", "content": [part]}
+    body = {"object": "response", "status": "completed", "output": [message]}
+    good = {"status_code": 200, "body": body}
+    said = {"content": "yes", "tool_calls": 7}
+    chat = {"object": "chat.completion", "choices": [{"message": said}]}
+    refused = {"status_code": "429", "body": {"error": {"message": "slow", "code": "rate_limit"}}}
+    late = {"code": "batch_expired", "message": "too late"}
+    odd: dict[str, tuple[Any, Any, str | None]] = {  # response, error, kind of the error
+        "half a pair": ({**good, "body": {**body, "x": "\ud800"}}, None, None),
+        "no number": ({**good, "x": math.nan, "body": {**body, "x": -math.inf}}, None, None),
+        "status as text": ({**good, "status_code": "200"}, None, None),
+        "as text": (json.dumps({**good, "body": json.dumps(body)}), None, None),
+        "calls": ({**good, "body": chat}, None, None),
+        "refused": (refused, None, "rate_limit"),
+        "error as text": (None, json.dumps(late), "server_error"),
+        "text": ("none", None, "unreadable"),
+        "list": ([good], None, "unreadable"),
+        "no body": ({"status_code": 200}, None, "unreadable"),
+        "nothing": (None, None, "server_error"),
+    }
+    names = list(odd)
+    write(
+        tmp_path / "a.jsonl",
+        *({"custom_id": n, "response": odd[n][0], "error": odd[n][1]} for n in names),
+    )
+    made = batchrun("import", "a.jsonl", "-o", "run")
+    assert made.returncode == 0, made.stderr
+    rows = responses(tmp_path / "run")
+    assert {row["custom_id"]: row["error_kind"] for row in rows} == {n: odd[n][2] for n in names}
+    assert {row["output_text"] for row in rows if row["ok"]} == {"yes"}
+    assert batchrun("verify", "run").returncode == 0
+
+    as_text = pa.table(
+        {
+            "custom_id": names,
+            "response": [None if odd[n][0] is None else json.dumps(odd[n][0]) for n in names],
+            "error": pa.array([odd[n][1] for n in names], pa.string()),
+        }
+    )
+    pq.write_table(as_text, tmp_path / "text.parquet")
+    structs = pa.table({"custom_id": names[2:3], "response": [odd["status as text"][0]]})
+    pq.write_table(structs, tmp_path / "structs.parquet")
+    assert batchrun("import", "structs.parquet", "-o", "structs").returncode == 0
+    assert batchrun("import", "text.parquet", "-o", "text").returncode == 0
+    again = responses(tmp_path / "text")
+    for name in ("custom_id", "error_kind", "output_text", "http_status"):
+        assert [row[name] for row in again] == [row[name] for row in rows]
+    assert [row["output_text"] for row in responses(tmp_path / "structs")] == ["yes"]
 
 
 @pytest.mark.parametrize(
@@ -165,6 +241,7 @@ def test_results_of_a_batch_with_calls_usage_and_errors(tmp_path: Path, batchrun
         ([{"q": 1, "out": "a", "n": -1}], "--id q --text out --sample n", "`n` is -1; a sample"),
         ([{"q": 1, "out": "a", "v": "m 1"}], "--id q --text out --variant v", "`v` is m 1"),
         ([{"q": 1, "out": "a"}], "", "not a result of the Batch API"),
+        ([{"custom_id": math.nan, "response": None}], "", "a.jsonl:1: `custom_id` is NaN"),
         ([{"q": 1, "out": "a"}], "--text out", "--text needs --id"),
         ([{"q": 1, "out": "a"}], "--id q", "--text COLUMN"),
         ([], "--id q --text out", "no rows"),
