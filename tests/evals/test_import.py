@@ -183,8 +183,8 @@ def test_odd_results_of_a_batch_are_repaired_or_failed_rows(
     message = {"type": "message", "role": "assistant", "content": [part]}
     body = {"object": "response", "status": "completed", "output": [message]}
     good = {"status_code": 200, "body": body}
-    said = {"content": "yes", "tool_calls": 7}
-    chat = {"object": "chat.completion", "choices": [{"message": said}]}
+    calls = {"message": {"content": "yes", "tool_calls": 7}}
+    chat = {"object": "chat.completion", "choices": [calls]}
     refused = {"status_code": "429", "body": {"error": {"message": "slow", "code": "rate_limit"}}}
     late = {"code": "batch_expired", "message": "too late"}
     odd: dict[str, tuple[Any, Any, str | None]] = {  # response, error, kind of the error
@@ -212,13 +212,10 @@ def test_odd_results_of_a_batch_are_repaired_or_failed_rows(
     assert {row["output_text"] for row in rows if row["ok"]} == {"yes"}
     assert batchrun("verify", "run").returncode == 0
 
-    as_text = pa.table(
-        {
-            "custom_id": names,
-            "response": [None if odd[n][0] is None else json.dumps(odd[n][0]) for n in names],
-            "error": pa.array([odd[n][1] for n in names], pa.string()),
-        }
-    )
+    given = [odd[n][0] for n in names]
+    said = [one if one is None or isinstance(one, str) else json.dumps(one) for one in given]
+    errors = pa.array([odd[n][1] for n in names], pa.string())
+    as_text = pa.table({"custom_id": names, "response": said, "error": errors})
     pq.write_table(as_text, tmp_path / "text.parquet")
     structs = pa.table({"custom_id": names[2:3], "response": [odd["status as text"][0]]})
     pq.write_table(structs, tmp_path / "structs.parquet")

@@ -165,7 +165,8 @@ def _as_in_0_2(run: Path) -> None:
     for part in (run / "responses").glob("*.parquet"):
         table = pq.ParquetFile(part).read()
         names = [name.replace("tool_calls_input", "tool_calls") for name in table.column_names]
-        pq.write_table(table.rename_columns(names), part)
+        renamed = table.rename_columns(names).replace_schema_metadata(table.schema.metadata)
+        pq.write_table(renamed, part)
 
 
 def test_the_names_of_a_layout_stay() -> None:
