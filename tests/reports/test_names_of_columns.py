@@ -68,7 +68,10 @@ def _write(path: Path, layout: Layout, outcome: Callable[..., Outcome]) -> None:
 
 @pytest.fixture
 def runs(
-    tmp_path: Path, outcome: Callable[..., Outcome], fork_server: ForkServer, environment: object
+    tmp_path: Path,
+    outcome: Callable[..., Outcome],
+    fork_server: ForkServer,
+    environment: dict[str, str],
 ) -> dict[str, Run]:
     """`batchrun ...` in two folders, whose runs differ only in what they carry."""
     commands: dict[str, Run] = {}
@@ -101,14 +104,14 @@ def test_every_word_of_our_queries_may_be_the_name_of_a_carried_column(
         plain, other = (run(*words) for run in runs.values())
         assert plain.returncode == other.returncode == 0, other.stdout + other.stderr
         assert other.stdout == plain.stdout
-    for words in (
+    for more in (
         ("report", "run", "--html", "page.html"),
         ("export", "run", "rows.jsonl"),
         ("export", "run", "rows.csv"),
         ("export", "run", "rows.parquet"),
         ("export", "run", "batch.jsonl", "--format", "batch"),
     ):
-        done = carrying(*words)
+        done = carrying(*more)
         assert done.returncode == 0, done.stderr
     by = carrying("cost", "run", "--by", "one", "--by", "batchrun_value_0 || outcome")
     assert re.search(r"carried +carriedcarried ", by.stdout), by.stdout + by.stderr
