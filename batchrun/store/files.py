@@ -493,6 +493,14 @@ def _is_alive(owner: tuple[str, int] | None) -> bool | None:
         os.kill(owner[1], 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except PermissionError:
-        return True  # another user's
-    return True
+    except PermissionError:  # another user's
+        pass
+    return not _has_died(owner[1])
+
+
+def _has_died(pid: int) -> bool:
+    """Whether nothing is left of it but its exit code, as far as this system tells."""
+    with suppress(OSError):
+        state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2][:1]
+        return state in (b"Z", b"X")
+    return False

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from batchrun.errors import JobError, StoreError
-from batchrun.store.files import is_locked, take_lock
+from batchrun.store.files import is_locked, take_lock, try_lock
 from batchrun.store.run_dir import RunDir
 
 HOLD = """
@@ -107,6 +107,21 @@ def test_where_nothing_can_lock_a_living_process_of_this_host_is_the_owner(tmp_p
         holder.communicate()
     assert not is_locked(tmp_path, _cannot_lock)  # no stale lock
     os.close(take_lock(tmp_path, _cannot_lock).handle)
+
+
+def test_a_dead_process_that_nobody_has_reaped_is_no_owner(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    os.waitid(os.P_PID, dead.pid, os.WEXITED | os.WNOWAIT)
+    os.kill(dead.pid, 0)  # its number still belongs to it
+    _leave(tmp_path, socket.gethostname(), dead.pid)
+    assert not is_locked(tmp_path, _cannot_lock)
+    os.close(take_lock(tmp_path, _cannot_lock).handle)
+    _leave(tmp_path, socket.gethostname(), dead.pid)
+    lock = try_lock(tmp_path / "lock", _cannot_lock)
+    assert lock is not None
+    assert lock.warning is None  # it is dead for certain
+    os.close(lock.handle)
+    dead.wait()
 
 
 def test_where_nothing_can_lock_the_last_owner_of_another_host_is_named(tmp_path: Path) -> None:
