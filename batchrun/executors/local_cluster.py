@@ -61,6 +61,7 @@ class LocalCluster:
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         }
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         kept = {name: text for name, text in os.environ.items() if name not in secret_variables}
         self._process = subprocess.Popen(  # noqa: S603 - this interpreter, and this code
             [sys.executable, "-P", "-c", _MAIN, self.folder, str(math.ceil(cpus)), str(run)],
@@ -139,7 +140,7 @@ def _words(folder: Path, cpus: str) -> list[str]:
     """The words of `ray start`: on loopback only, without a dashboard, on free ports."""
     words = [
         *("start", "--head", "--block", "--port=0", f"--node-ip-address={_ADDRESS}"),
-        *("--include-dashboard=false", "--disable-usage-stats", f"--temp-dir={folder}"),
+        *("--include-dashboard=false", f"--temp-dir={folder}"),
         *(f"--num-cpus={cpus}", "--num-gpus=0", f"--object-store-memory={_OBJECT_STORE}"),
         f"--dashboard-agent-listen-port={_free_port()}",
     ]
