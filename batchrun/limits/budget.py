@@ -116,7 +116,7 @@ class Budget:
 
     def _reason(self, dollars: float) -> str:
         unknown = (
-            f", and at most {usd(self.unknown_usd)} more by attempts that reported no usage"
+            f", and at most {usd(self.unknown_usd)} more by attempts whose cost is not known"
             if self._unknown
             else ""
         )

@@ -305,7 +305,9 @@ def cost_in_words(summary: Summary) -> str | None:
         parts.append(known + (f", at most {usd(most_usd)} more" if most_usd else ""))
         attempts = plural(count, "attempt") if count else "some attempts"
         if not (unpriced := _unpriced(summary)):
-            parts.append(f"{attempts} reported no usage")
+            # Of attempts in no table the usage was perhaps lost: with a process, or by a disk.
+            some = "the cost of some attempts is not known"
+            parts.append(f"{attempts} reported no usage" if count else some)
         else:
             parts.append(
                 f"no price for {attempts} (add {pricing_tables(unpriced)} to "

@@ -180,7 +180,7 @@ class Report(Struct, frozen=True):
     reported_cost_usd: float | None
     unknown_attempts: int  # those whose cost is not known: it is in no sum
     unpriced_models: list[str]  # those of answers that said what they used and have no price
-    unknown_usd: float  # at most so much more, for attempts that reported no usage
+    unknown_usd: float  # at most so much more, for attempts of unknown cost
     estimated: Estimated | None  # by a pilot, before the rest was sent
     tables: dict[str, list[dict[str, Any]]]  # of `TABLES`, by name: rows by their heads
     tokens: Tokens

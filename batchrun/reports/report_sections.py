@@ -98,7 +98,7 @@ def remarks(report: Report) -> list[str]:
         lines.append(f"the cost of {attempts} is not included ({why})")
     if report.unknown_usd:
         most = usd(report.unknown_usd)
-        lines.append(f"at most {most} more for attempts that reported no usage")
+        lines.append(f"at most {most} more for attempts whose cost is not known")
     if report.reported_cost_usd is not None:
         lines.append(f"cost as the gateway reports it: {usd(report.reported_cost_usd)}")
     if report.estimated is not None:

@@ -60,7 +60,7 @@ def test_a_try_that_never_told_what_it_cost_counts_as_reserved() -> None:
     assert (budget.spent_usd, budget.unknown_usd, budget.reserved_usd) == (0.0, 0.75, 0.0)
     verdict = budget.verdict(need(0.5), 1.0)
     assert isinstance(verdict, Stop)
-    assert "at most $0.75 more by attempts that reported no usage" in verdict.reason
+    assert "at most $0.75 more by attempts whose cost is not known" in verdict.reason
 
 
 def test_a_refused_try_costs_nothing() -> None:

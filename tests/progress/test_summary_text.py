@@ -110,7 +110,7 @@ def test_the_remedy_for_a_model_without_a_price_is_toml_whatever_its_name() -> N
 
 def test_what_attempts_without_usage_may_have_cost_is_said() -> None:
     summary = summed(ended(RESPONSE, 0.5, "m"), unknown_usd=0.25)
-    assert said(summary) == "$0.50+?, at most $0.25 more; some attempts reported no usage"
+    assert said(summary) == "$0.50+?, at most $0.25 more; the cost of some attempts is not known"
 
 
 def test_a_simulated_run_says_that_nothing_is_paid() -> None:

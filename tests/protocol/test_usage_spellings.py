@@ -213,5 +213,5 @@ async def test_unknown_usage_counts_as_reserved_under_a_cap_and_is_said(
         done = await asyncio.to_thread(run_batchrun, tmp_path, environment, "run", "job.toml")
         assert len(server.requests) == 3
     assert done.returncode == 3
-    assert "more by attempts that reported no usage" in done.stderr
+    assert "more by attempts whose cost is not known" in done.stderr
     assert "3 attempts reported no usage" in done.stderr

@@ -478,7 +478,7 @@ def test_what_attempts_without_usage_may_cost_is_said_and_marks_each_sum(tmp_pat
     assert run.unknown_usd == 0.0539
     text = _shown(read_costs([path], tier="batch"))
     assert "cost: $10.00+?" in text
-    assert "note: at most $0.0539 more for attempts that reported no usage" in text
+    assert "note: at most $0.0539 more for attempts whose cost is not known" in text
     assert [line.split()[-2] for line in text.splitlines() if "at batch   " in line] == ["$5.00+?"]
     assert [line.split()[2] for line in text.splitlines() if "as run" in line] == ["$10.00+?"]
     other = saved(tmp_path / "other", answered(0, MILLION), unknown_usd=0.5)

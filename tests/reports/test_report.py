@@ -225,7 +225,7 @@ def test_what_attempts_without_usage_may_have_cost_is_in_the_head(
     report = read_report(path)
     assert report.unknown_usd == 0.0539
     assert headline(report).endswith(f"; {usd(report.cost_usd or 0.0)}+?")
-    assert "at most $0.0539 more for attempts that reported no usage" in remarks(report)
+    assert "at most $0.0539 more for attempts whose cost is not known" in remarks(report)
 
 
 def test_the_kind_and_counts_of_an_error_are_whole_and_its_example_is_cut(report: Report) -> None:

@@ -81,7 +81,7 @@ class RunCost(Struct, frozen=True):
     by: dict[str, tuple[CostLine, ...]]
     recorded_usd: float | None  # as calculated during the run, at the prices given then
     reported_usd: float | None  # what the gateway said
-    unknown_usd: float = 0.0  # at most so much more, for attempts that reported no usage
+    unknown_usd: float = 0.0  # at most so much more, for attempts of unknown cost
     notes: tuple[str, ...] = ()
 
 
@@ -404,7 +404,7 @@ def _notes(
     if run.total.unknown:
         yield f"{plural(run.total.unknown, 'attempt')} reported no usage, at an unknown cost"
     if run.unknown_usd:
-        yield f"at most {usd(run.unknown_usd)} more for attempts that reported no usage"
+        yield f"at most {usd(run.unknown_usd)} more for attempts whose cost is not known"
     used = [
         (price, tier, one.usage)
         for one in priced
