@@ -82,6 +82,14 @@ def frozen(process: "subprocess.Popen[str] | Forked") -> Iterator[None]:
         process.send_signal(signal.SIGCONT)
 
 
+def can_run(*words: str) -> bool:
+    """Whether this machine and user can: for what a test needs, such as namespaces of its own."""
+    try:
+        return subprocess.run(words, capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
 def has_ended(pid: int) -> bool:
     """Of a process that is another's child."""
     try:

@@ -1,19 +1,24 @@
 """A worker in a process of its own, that a test drives over its standard streams.
 
-Frames of four bytes of length and so many of payload. An empty one says that it is ready for the
-pickled setup and servers, and another that the worker has started; then ticks are answered by
+Frames of four bytes of length and so many of payload. An empty one says that it is ready. A pickled
+path and token are answered by a greeting, in which it says of itself what its command line says;
+pickled setup and servers by an empty frame, once the worker has started. Then ticks are answered by
 reports.
 """
 
 import asyncio
+import json
 import os
 import pickle
 import struct
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import IO
 
+from msgspec.structs import replace
+
+from batchrun.executors import worker_process
 from batchrun.executors.messages import (
     FleetTick,
     WorkerReport,
@@ -21,6 +26,7 @@ from batchrun.executors.messages import (
     decode_tick,
     encode,
 )
+from batchrun.executors.worker_process import encode_greeting, greeting
 from batchrun.job.credentials import Server
 from batchrun.runner.cluster.worker import Worker, WorkerSetup
 from batchrun.runner.start import new_event_loop
@@ -29,10 +35,19 @@ from batchrun.runner.start import new_event_loop
 class WorkerProcess:
     """As a test sees it."""
 
-    def __init__(self, writer: int) -> None:
+    def __init__(
+        self,
+        writer: int,
+        says: Mapping[str, object] | None = None,
+        before: Sequence[str] = (),
+    ) -> None:
+        """`says`: fields of its greeting that are not so."""
         self.writer = writer
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.runner.worker_process"],
+            [
+                *before,
+                *(sys.executable, "-m", "tests.runner.worker_process", json.dumps(says or {})),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -44,17 +59,25 @@ class WorkerProcess:
         """Until it is ready for its setup."""
         assert _read(self._from) == b""
 
+    def greet(self, path: str, token: str) -> bytes:
+        _write(self._to, pickle.dumps((path, token)))
+        return _read(self._from)
+
     def start(self, setup: WorkerSetup, servers: Mapping[str | None, Server]) -> None:
         _write(self._to, pickle.dumps((setup, servers)))
         assert _read(self._from) == b""
 
     def tick(self, tick: FleetTick) -> WorkerReport:
         """Raises `EOFError` where the process has ended."""
+        return decode_report(self.answer(encode(tick)))
+
+    def answer(self, message: bytes) -> bytes:
+        """The same of what travels."""
         try:
-            _write(self._to, encode(tick))
+            _write(self._to, message)
         except BrokenPipeError:
             raise EOFError from None
-        return decode_report(_read(self._from))
+        return _read(self._from)
 
     def end(self) -> None:
         if self.process.poll() is None:
@@ -92,7 +115,13 @@ async def _serve() -> None:
         return await reader.readexactly(size)
 
     _write(sys.stdout.buffer, b"")
-    setup, servers = pickle.loads(await read())  # noqa: S301 - of the test that started it
+    given = pickle.loads(await read())  # noqa: S301 - of the test that started it
+    if isinstance(given[0], str):
+        said = await asyncio.to_thread(greeting, *given)
+        said = replace(said, **json.loads(sys.argv[1]))
+        _write(sys.stdout.buffer, encode_greeting(said))
+        given = pickle.loads(await read())  # noqa: S301 - the same
+    setup, servers = given
     worker = Worker(setup, servers)
     await worker.start()
     _write(sys.stdout.buffer, b"")
@@ -113,4 +142,5 @@ async def _serve() -> None:
 
 
 if __name__ == "__main__":
+    vars(worker_process)["_SEE_S"] = 0.5  # all of them are on one machine
     new_event_loop().run_until_complete(_serve())

@@ -52,6 +52,7 @@ from batchrun.runner.cluster.led_worker import (
     holding_its_lock,
     latencies_of,
     none_came_in_words,
+    not_begun_in_words,
     not_started_in_words,
     state_of,
     totals_of,
@@ -224,7 +225,8 @@ class Driver:
         if not alive and (problem := self._cluster.problem()) is not None:
             self.stop(RunStopped(f"{problem}; run the same command again", StopCause.ENDPOINT))
         elif now_s - self._idle_s >= self._job.limits.outage_s:
-            self.stop(RunStopped(none_came_in_words(now_s - self._idle_s, ""), StopCause.ENDPOINT))
+            why = none_came_in_words(now_s - self._idle_s, not_begun_in_words(self._workers))
+            self.stop(RunStopped(why, StopCause.ENDPOINT))
         elif alive < wanted and now_s >= self._next_start_s:
             self._ask_for_one(now_s)
             self._next_start_s = now_s + min(2.0**self._failed_starts, _MOST_BACKOFF_S)
@@ -448,7 +450,7 @@ class Driver:
         was_lost, led.state = led.state == "lost", "adopted" if led.state == "lost" else "ended"
         facts: dict[str, object] = {"rows": adopted.totals.rows}
         if led.report is not None and led.report.unstored:
-            led.has_disk, facts["unstored"] = False, led.report.unstored
+            facts["unstored"] = led.report.unstored
             self._run.warn(unstored_in_words(led, led.report.unstored))
         for warning in adopted.warnings:
             self._run.warn(warning)

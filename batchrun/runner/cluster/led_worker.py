@@ -57,7 +57,6 @@ class Led:
         self.totals: Totals | None = None  # exact, once it was adopted
         self.error: BaseException | None = None  # why it could not start, or no longer works
         self.stops = 0  # how many it has reported
-        self.has_disk = True  # false once it has ended and could not store what had arrived
         self.heard_s = now_s  # when it was last heard of
         self.answer_s = 0.0  # for so long after that, an answer may still arrive there
         self.ok_s = -math.inf  # when it last completed a row that is ok
@@ -73,6 +72,11 @@ class Led:
         """Whether it completes rows, or is in its process and about to, as far as is known."""
         is_there = self.state == "running" or (self.state == "starting" and self.greeting)
         return bool(is_there) and self.error is None
+
+    @property
+    def has_disk(self) -> bool:
+        """False once it works no more and has last said that it could not store everything."""
+        return self.is_alive or self.report is None or not self.report.unstored
 
     @property
     def id(self) -> str:
@@ -178,12 +182,18 @@ def not_started_in_words(led: Led) -> str:
     )
 
 
-def none_came_in_words(waited_s: float, free: str) -> str:
-    why = f" ({free})" if free else ""
+def none_came_in_words(waited_s: float, why: str) -> str:
+    because = f" ({why})" if why else ""
     return (
-        f"no worker was available for {duration(waited_s)}{why}; check the cluster with "
+        f"no worker was available for {duration(waited_s)}{because}; check the cluster with "
         "`ray status`, then run the same command again, perhaps with fewer --workers"
     )
+
+
+def not_begun_in_words(workers: Sequence[Led]) -> str:
+    """Why the last of those that never began did not; empty where nobody knows."""
+    errors = [one.error for one in workers if one.error is not None and not one.writer]
+    return str(errors[-1]) if errors else ""
 
 
 def held_in_words(workers: Sequence[Led]) -> str | None:

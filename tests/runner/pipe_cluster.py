@@ -1,0 +1,85 @@
+"""A cluster without an engine: each worker is a process of this machine, called over pipes."""
+
+import asyncio
+import itertools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from batchrun.executors.worker_process import Greeting, WorkerFailed, decode_greeting
+from batchrun.runner.cluster.worker import WorkerSetup
+from tests.runner.worker_process import WorkerProcess
+
+_WORKERS = 16  # at most, so that each can be waited for by a thread
+Result = TypeVar("Result")
+
+
+class PipedWorker:
+    """A worker's process, as a driver calls it."""
+
+    def __init__(self, process: WorkerProcess, pool: ThreadPoolExecutor) -> None:
+        self.process, self._pool = process, pool
+        self.called_s: list[float] = []  # when, by `time.monotonic`
+        self.is_cut = False  # nothing comes from it any more
+        self.greets = True  # else it never does
+
+    async def greet(self, path: str, token: str, _access: object) -> Greeting:
+        if not self.greets:
+            await asyncio.Event().wait()
+        await self._do(self.process.wait)
+        return decode_greeting(await self._do(self.process.greet, path, token))
+
+    async def begin(self, _make: object, settings: WorkerSetup, secrets: Any) -> str | None:
+        self.process.writer = settings.writer
+        await self._do(self.process.start, settings, secrets)
+        return None
+
+    async def tick(self, message: bytes) -> bytes:
+        self.called_s.append(time.monotonic())
+        answer = await self._do(self.process.answer, message)
+        if self.is_cut:
+            await asyncio.Event().wait()
+        return answer
+
+    def kill(self) -> None:
+        if not self.is_cut:
+            self.process.process.kill()
+
+    async def _do(self, work: Callable[..., Result], *arguments: object) -> Result:
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._pool, work, *arguments)
+        except (EOFError, BrokenPipeError) as error:
+            raise WorkerFailed("its process has ended", is_over=True) from error
+
+
+class PipeCluster:
+    """Where workers are started, as the driver has it."""
+
+    def __init__(self, before_start: Callable[[int], object] = lambda _number: None) -> None:
+        """`before_start`: called in the thread that starts a worker, with its number, from 1."""
+        self.workers: list[PipedWorker] = []
+        self.says: Mapping[str, object] = {}  # of the greetings of the next ones: what is not so
+        self.before: Sequence[str] = ()  # words before the command of the next ones
+        self.greets = True  # whether the next ones do
+        self._before_start, self._numbers = before_start, itertools.count(1)
+        self._pool = ThreadPoolExecutor(_WORKERS)
+
+    def start(self, _name: str) -> PipedWorker:
+        self._before_start(next(self._numbers))
+        worker = PipedWorker(WorkerProcess(0, self.says, self.before), self._pool)
+        worker.greets = self.greets
+        self.workers.append(worker)
+        return worker
+
+    def problem(self) -> str | None:
+        return None
+
+    def free_in_words(self) -> str:
+        return "no CPU is free"
+
+    def close(self) -> None:
+        for worker in self.workers:
+            worker.process.end()
+        self._pool.shutdown()
