@@ -41,11 +41,15 @@ def worker_pids(live: Mapping[str, object], *states: str) -> list[int]:
     return [one["pid"] for one in workers if one["state"] in states]
 
 
+def raylet_of(worker: int) -> int:
+    """The process of the node that the process of a worker belongs to."""
+    lines = Path(f"/proc/{worker}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("PPid"))
+
+
 def folder_of_cluster(worker: int) -> str:
     """Where the files of the cluster are that the process of a worker belongs to."""
-    lines = Path(f"/proc/{worker}/status").read_text().splitlines()
-    raylet = next(line.split()[1] for line in lines if line.startswith("PPid"))
-    words = Path(f"/proc/{raylet}/cmdline").read_text()
+    words = Path(f"/proc/{raylet_of(worker)}/cmdline").read_text()
     return words[words.index("/tmp/batchrun-") :].split("/session")[0]
 
 

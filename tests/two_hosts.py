@@ -23,6 +23,7 @@ _OWN = ("unshare", "--user", "--map-root-user", "--net", "--uts")
 _NAME = "import socket, sys; socket.sethostname(sys.argv[1])"
 _RAY = "from ray.scripts.scripts import main; main()"
 _START = ("start", "--block", "--disable-usage-stats", "--num-gpus=0")
+_HIDING = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"')
 _OBJECT_STORE = f"--object-store-memory={80 << 20}"
 
 
@@ -99,8 +100,13 @@ class TwoHosts:
         self.node.ip(f"neigh del {_HEAD_ADDRESS} dev cable")
 
     @contextmanager
-    def cluster(self, environment: Mapping[str, str], cpus: tuple[int, int]) -> Iterator[str]:
-        """A Ray cluster of both, with so many CPUs on each; its address."""
+    def cluster(
+        self, environment: Mapping[str, str], cpus: tuple[int, int], own: Path | None = None
+    ) -> Iterator[str]:
+        """A Ray cluster of both, with so many CPUs on each; its address.
+
+        `own`: a folder that the second host has for itself, and which is empty there.
+        """
         address = f"{_HEAD_ADDRESS}:6379"
         nodes = (
             ("--head", "--port=6379", f"--node-ip-address={_HEAD_ADDRESS}"),
@@ -115,9 +121,10 @@ class TwoHosts:
                 if not at:
                     words.append("--include-dashboard=false")
                 log = folder / f"{at}.log"
+                before = () if own is None or not at else (*_HIDING, str(own))
                 with log.open("wb") as said:
                     process = subprocess.Popen(
-                        [*host.inside, sys.executable, "-c", _RAY, *words],
+                        [*host.inside, *before, sys.executable, "-c", _RAY, *words],
                         env=variables,
                         stdin=subprocess.DEVNULL,
                         stdout=said,

@@ -252,8 +252,8 @@ def _check_port(address: str) -> None:
 def _why_not_joined(address: str, error: BaseException) -> str:
     if type(error).__name__ == "AuthenticationError":  # Ray before 2.52 knows no tokens
         return (
-            f"the Ray cluster at {address} needs a token; set RAY_AUTH_MODE=token and "
-            "RAY_AUTH_TOKEN_PATH as on its head node"
+            f"the Ray cluster at {address} asks for its token; set RAY_AUTH_MODE=token, and "
+            "RAY_AUTH_TOKEN_PATH to a file that holds the token of its head node"
         )
     if isinstance(error, ConnectionError) and address == "auto":
         return (

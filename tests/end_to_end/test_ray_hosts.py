@@ -78,15 +78,29 @@ class Hosts:
 
         `limits`, `more` and `last`: lines of [limits], [endpoint] and [cluster].
         """
-        self.run = run
-        job = _JOB.replace("PATH", run).replace("LIMITS", limits).replace("BASE_URL", self.base_url)
-        job = job.replace("TIMEOUT", more).replace("SILENCE", last)
-        (self._folder / "job.toml").write_text(job)
-        process = self._begin(
-            "run", "job.toml", "--json", env=variables, before=self.network.head.inside
-        )
+        process = self.start(run, variables, limits=limits, more=more, last=last)
         wait_until(self._all_work, process)
         return process
+
+    def start(
+        self,
+        run: str,
+        variables: dict[str, str],
+        *,
+        limits: str = "",
+        more: str = "",
+        last: str = "",
+        base_url: str | None = None,
+    ) -> Any:
+        """The same without waiting."""
+        self.run = run
+        job = _JOB.replace("PATH", run).replace("LIMITS", limits)
+        job = job.replace("BASE_URL", base_url or self.base_url)
+        job = job.replace("TIMEOUT", more).replace("SILENCE", last)
+        (self._folder / "job.toml").write_text(job)
+        return self._begin(
+            "run", "job.toml", "--json", env=variables, before=self.network.head.inside
+        )
 
     def _workers(self) -> list[dict[str, Any]]:
         path = self._folder / self.run / "live.json"
@@ -192,3 +206,48 @@ def test_without_locks_a_worker_that_comes_back_after_its_rows_were_given_away_s
         assert "cannot lock" in hosts.end(process)
     hosts.check(rows, twice=_IN_FLIGHT)
     assert not list((tmp_path / run / "journal").iterdir())
+
+
+def test_what_hosts_do_not_share_is_refused_and_goes_well_as_the_message_says(
+    tmp_path: Path,
+    environment: dict[str, str],
+    hosts: Hosts,
+    write_rows: Any,
+    questions: Any,
+    begin: Begin,
+    totals: Any,
+    verify: Any,
+) -> None:
+    """A run directory of one host alone, and an address that each host takes for its own."""
+    rows, loopback = 200, "http://127.0.0.1:8081/v1"
+    write_rows(questions(rows))
+    own = tmp_path / "own"
+    own.mkdir()
+
+    def refused(run: str, **given: str) -> str:
+        process = hosts.start(run, variables, **given)
+        _, said = process.communicate(timeout=HANG_S)
+        assert process.returncode == 2, said
+        assert not (tmp_path / run).exists()
+        return str(said)
+
+    with hosts.network.cluster(environment, (1, 2), own) as address:
+        variables = {"RAY_ADDRESS": address}
+        said = refused("own/run")
+        assert f"the worker on node does not see the run directory {own / 'run'}" in said
+        assert "give a folder that all machines of the cluster share, at the same path" in said
+        said = refused("run", base_url=loopback)
+        assert f"{loopback} is a loopback address, but there are workers on head, node" in said
+        assert "write per_node_endpoint = true into [cluster]" in said
+        assert hosts.stats()["requests"] == 0
+        for host in (hosts.network.head, hosts.network.node):
+            words = ("simulate", "--port", "8081", "--latency", "0.1")
+            served = begin(*words, before=host.inside)
+            assert served.stdout is not None
+            assert served.stdout.readline().strip() == loopback
+        per_node = "per_node_endpoint = true"
+        process = hosts.start("run", variables, base_url=loopback, last=per_node)
+        _, said = process.communicate(timeout=HANG_S)
+        assert process.returncode == 0, said
+    assert totals("run") == (rows, rows, rows)
+    verify("run")

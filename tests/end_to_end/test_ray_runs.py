@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 
 from tests.flaky_proxy import LATE, Asked, FlakyProxy, Way, flaky_proxy
-from tests.processes import has_ended, read_rest
+from tests.processes import can_run, has_ended, read_rest
 from tests.ray_cluster import (
     assert_hidden,
     folder_of_cluster,
+    raylet_of,
     standing_cluster,
     wait_for_none,
     worker_pids,
@@ -33,6 +34,19 @@ CUT_OFF = (sys.executable, str(Path(__file__).parent / "cut_off_driver.py"))
 _PRICED = "[pricing.m]\ninput = 1.0\noutput = 1000.0\n[cluster]\nsilence_s = 2.0\n"
 _CAP_USD, _MOST_USD = 12.0, 0.21  # of all rows together about half; of one answer
 _CAPPED = ("--set", "max_output_tokens=200", "--max-cost", str(_CAP_USD))
+# What `live.json` says of each worker.
+_OF_WORKER = {
+    "id",
+    "host",
+    "pid",
+    "state",
+    "completed",
+    "in_flight",
+    "waiting",
+    "share",
+    "silent_s",
+}
+_ALONE = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc")
 _STALLS = (Way.STALL, Way.STALL_LATE)
 
 
@@ -165,24 +179,40 @@ def test_three_workers_complete_each_row_once(ray_run: RayRun, tmp_path: Path) -
     assert (again.returncode, ray_run.answered) == (0, ROWS), again.stderr
 
 
-def test_a_killed_worker_costs_what_it_had_in_flight_and_no_worker_is_exit_3(
-    ray_run: RayRun, write_job: Any, tmp_path: Path, batchrun: Run
+def test_a_killed_worker_costs_what_it_had_in_flight(
+    ray_run: RayRun, tmp_path: Path, batchrun: Run, on_terminal: Callable[..., str]
 ) -> None:
+    """Who does what, and which was lost, is shown while it goes on and afterwards."""
     ray_run.prepare(latency_s=0.2)
-    large = write_job('[input]\npath = "prompts.jsonl"\n[cluster]\ncpus_per_worker = 64\n')
-    words = ("run", large, *ray_run.words[2:], "--give-up-after", "1")
-    waited = batchrun(*words, env=ray_run.cluster)
-    assert waited.returncode == 3, waited.stderr
-    assert "no worker was available for 1" in waited.stderr
-    assert "each worker needs 64" in waited.stderr
-    assert not (tmp_path / "run").exists()
-
     process = ray_run.begin("--json")
-    os.kill(ray_run.wait_for_rows(process)[0], signal.SIGKILL)
-    shown = batchrun("status", "run")
-    assert "workers:" in shown.stdout
+    killed, *_ = ray_run.wait_for_rows(process, workers=3)
+    live = {one["id"]: one for one in ray_run.live["workers"]}
+    assert list(live) == ["w1", "w2", "w3"]
+    assert all(one.keys() >= _OF_WORKER for one in live.values())
+    assert 0.5 < sum(one["share"] for one in live.values()) <= 1
+    lost = next(name for name, one in live.items() if one["pid"] == killed)
+    shown = batchrun("status", "run").stdout
+    assert "workers:    3 running" in shown
+    does = rf"{lost}: +running, \S+ \(process {killed}\): \d+ rows, \d+ in flight"
+    assert re.search(does, shown), shown
+    os.kill(killed, signal.SIGKILL)
+    screen = on_terminal("status", "run", "--watch", code=0, columns=120)  # to the end of the run
+    assert re.search(rf"{lost} +adopted, \S+ \(process {killed}\): \d+ rows", screen), screen
+    assert re.search(r"workers +.*\d running.*1 adopted|workers +.*1 adopted.*\d running", screen)
     summary = json.loads(ray_run.end_of(process))
     ray_run.check(twice=IN_FLIGHT)
+    events = [json.loads(line) for line in (tmp_path / "run/events.jsonl").read_text().splitlines()]
+    of_workers = {
+        kind: [one for one in events if one["event"] == f"worker_{kind}"]
+        for kind in ("started", "lost", "adopted", "drained")
+    }
+    assert [(one["worker"], one["pid"]) for one in of_workers["lost"]] == [(lost, killed)]
+    assert [one["worker"] for one in of_workers["adopted"]] == [lost]
+    started = {one["worker"] for one in of_workers["started"]}
+    assert started >= {"w1", "w2", "w3"}
+    assert started - {lost} == {one["worker"] for one in of_workers["drained"]}
+    ended = of_workers["adopted"] + of_workers["drained"]
+    assert sum(one["rows"] for one in ended) == ROWS
     assert ray_run.most_in_flight <= IN_FLIGHT
     assert (summary["ok"], summary["left"], summary["state"]) == (ROWS, 0, "finished")
     states = [one["state"] for one in summary["workers"]]
@@ -190,8 +220,11 @@ def test_a_killed_worker_costs_what_it_had_in_flight_and_no_worker_is_exit_3(
     record = json.loads((tmp_path / "run/run.json").read_bytes())
     assert (record["executor"], record["workers"]) == ("ray", 3)
     assert not list((tmp_path / "run/journal").iterdir())
-    report = batchrun("report", "run").stdout
-    assert re.search(r"Workers.*w1 .*(adopted|drained)", report, re.DOTALL), report
+    report = batchrun("report", "run", "--html", "report.html").stdout
+    for words in (report, re.sub(r"<[^>]+>", " ", (tmp_path / "report.html").read_text())):
+        of_lost = re.search(rf"Workers.*?{lost}\s+\S+\s+adopted\s+\d+", words, re.DOTALL)
+        assert of_lost, words
+        assert re.search(r"Workers.*?w\d\s+\S+\s+drained\s+\d+", words, re.DOTALL), words
     answered = ray_run.answered
     again = ray_run.done()
     assert (again.returncode, ray_run.answered) == (0, answered), again.stderr
@@ -494,6 +527,26 @@ def test_a_cap_is_used_up_after_a_killed_driver_whose_workers_stored_what_was_in
 
 
 @pytest.mark.long
+def test_a_cluster_that_dies_is_exit_3_and_the_same_command_continues_on_another(
+    ray_run: RayRun, totals: Any
+) -> None:
+    ray_run.prepare("--give-up-after", "3", latency_s=0.2, job="[cluster]\nsilence_s = 3.0\n")
+    with standing_cluster(4) as dying:
+        process = ray_run.begin(env=dying)
+        worker, *_ = ray_run.wait_for_rows(process)
+        os.kill(raylet_of(worker), signal.SIGKILL)
+        said = read_rest(process)
+    assert process.returncode == 3, said
+    assert "no worker was available for 3" in said
+    assert "run the same command again" in said
+    rows, _, ok = totals()
+    assert 60 <= rows == ok < ROWS
+    done = ray_run.done()
+    assert done.returncode == 0, done.stderr
+    ray_run.check(twice=IN_FLIGHT)
+
+
+@pytest.mark.long
 def test_ctrl_c_lands_what_is_in_flight_of_all_workers(ray_run: RayRun, totals: Any) -> None:
     ray_run.prepare(latency_s=0.2)
     process = ray_run.begin()
@@ -557,6 +610,40 @@ def test_what_cannot_be_joined_is_exit_2(ray_run: RayRun, tmp_path: Path) -> Non
     ):
         done = ray_run.done(env={"RAY_ADDRESS": address})
         assert (done.returncode, told in done.stderr) == (2, True), done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(not can_run(*_ALONE, "true"), reason="no namespaces for this user")
+def test_without_a_cluster_on_this_machine_is_exit_2(ray_run: RayRun, tmp_path: Path) -> None:
+    """Its process sees no other, so that it does not find the cluster of another test."""
+    ray_run.prepare()
+    none = {"RAY_ADDRESS": "", "RAY_TMPDIR": str(tmp_path)}
+    process = ray_run.begin(env=none, before=_ALONE)
+    _, said = process.communicate(timeout=HANG_S)
+    assert "no Ray cluster runs on this machine; start one with `ray start --head`" in said
+    assert "RAY_ADDRESS=local" in said
+    assert process.returncode == 2, said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_cluster_is_joined_with_its_token_alone_and_without_a_worker_it_is_exit_3(
+    ray_run: RayRun, tmp_path: Path
+) -> None:
+    ray_run.prepare("--give-up-after", "1", job="[cluster]\ncpus_per_worker = 64\n")
+    given = ray_run.cluster
+    address = {"RAY_ADDRESS": given["RAY_ADDRESS"], "RAY_AUTH_TOKEN": ""}
+    (tmp_path / "token").write_text(given["RAY_AUTH_TOKEN"])
+    for mode, token in (("disabled", ""), ("token", "f" * 64)):
+        done = ray_run.done(env={**address, "RAY_AUTH_MODE": mode, "RAY_AUTH_TOKEN": token})
+        assert done.returncode == 2, done.stderr
+        assert f"the Ray cluster at {given['RAY_ADDRESS']} asks for its token" in done.stderr
+        assert "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a file" in done.stderr
+        assert not (tmp_path / "run").exists()
+    told = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}
+    done = ray_run.done(env={**address, **told})
+    assert done.returncode == 3, done.stderr
+    assert "no worker was available for 1" in done.stderr
+    assert "each worker needs 64" in done.stderr
     assert not (tmp_path / "run").exists()
 
 
