@@ -16,7 +16,7 @@ from batchrun.limits.pauses import Patience
 from batchrun.limits.scopes import Scopes
 from batchrun.limits.sharing.shares import ScopeNews, SharesUsed
 from batchrun.limits.sharing.worker_share import WorkerShare
-from tests.executors.fleet_world import SCOPE, Caps, FakeGate, Row, Rows, World
+from tests.executors.fleet_world import MINUTE_S, SCOPE, Caps, FakeGate, Row, Rows, World
 
 MOST_S = 3 * 3600.0  # rows at the lowest rates
 
@@ -118,6 +118,37 @@ def test_no_limit_is_passed_and_every_row_is_leased_until_it_is_complete(
     reason = world.fleet.stop_reason(world.now_s)
     assert isinstance(reason, RunStopped if world.kills < MOST_DEATHS else BatchrunError)
     assert caps.dollars is not None or world.kills >= MOST_DEATHS
+
+
+def test_what_a_dead_worker_started_and_never_reported_counts_for_a_minute() -> None:
+    """And so does what it was allowed and may have started."""
+    row, caps = Row(tokens=5, used=5, dollars=0.0, spent=0.0, lasts_s=0.1), Caps(12, 20, 90, None)
+    world = World([row] * 60, caps, 2)
+
+    def turns(count: int, *workers: int, hears: bool = True) -> int:
+        """So many of these workers, of which the driver hears or not; what they start."""
+        before = len(world.witness.starts)
+        for _ in range(count):
+            for at in workers:
+                world.tick(at)
+            while world.ticks:
+                world.deliver_tick(0)
+            while world.reports:
+                world.deliver_report(0) if hears else world.reports.pop(0)
+            world.move(0.15)
+        return len(world.witness.starts) - before
+
+    turns(40, 1, 2)
+    assert world.witness.is_answered
+    assert turns(40, 1, hears=False) > 0
+    world.kill(1)
+    died_s = world.now_s
+    world.adopt(1)
+    assert world.settle(MOST_S)  # the witness sees each start
+    starts_s = [one.at_s for one in world.witness.starts]
+    within = [sum(1 for at_s in starts_s if 0 <= end_s - at_s < MINUTE_S) for end_s in starts_s]
+    assert max(within) == 90 // 5  # no less is used than may be
+    assert [at_s for at_s in starts_s if died_s < at_s < died_s + MINUTE_S]
 
 
 def test_every_worker_knows_that_one_was_answered_also_after_its_death() -> None:
