@@ -21,12 +21,9 @@ class PipedWorker:
     def __init__(self, process: WorkerProcess, pool: ThreadPoolExecutor) -> None:
         self.process, self._pool = process, pool
         self.called_s: list[float] = []  # when, by `time.monotonic`
-        self.is_cut = False  # nothing comes from it any more
-        self.greets = True  # else it never does
+        self.is_cut = False  # nothing comes from it any more, and nothing kills it
 
     async def greet(self, path: str, token: str, _access: object) -> Greeting:
-        if not self.greets:
-            await asyncio.Event().wait()
         await self._do(self.process.wait)
         return decode_greeting(await self._do(self.process.greet, path, token))
 
@@ -62,14 +59,12 @@ class PipeCluster:
         self.workers: list[PipedWorker] = []
         self.says: Mapping[str, object] = {}  # of the greetings of the next ones: what is not so
         self.before: Sequence[str] = ()  # words before the command of the next ones
-        self.greets = True  # whether the next ones do
         self._before_start, self._numbers = before_start, itertools.count(1)
         self._pool = ThreadPoolExecutor(_WORKERS)
 
     def start(self, _name: str) -> PipedWorker:
         self._before_start(next(self._numbers))
         worker = PipedWorker(WorkerProcess(0, self.says, self.before), self._pool)
-        worker.greets = self.greets
         self.workers.append(worker)
         return worker
 
