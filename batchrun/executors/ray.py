@@ -9,6 +9,7 @@ import asyncio
 import atexit
 import logging
 import os
+import re
 import secrets
 import socket
 import threading
@@ -36,6 +37,7 @@ _LAST_CALL_S = 3.0  # a worker's process stays so long after its end, for the dr
 # When the head node is gone, Ray would end this process, which must still report that.
 _HEAD_GONE_S = 10**6
 _SAID = 500  # characters of Ray's errors
+_VERSION = re.compile(r"^ *(Ray|Python): (\S+)$", re.MULTILINE)  # in Ray's words, theirs first
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", str(_HEAD_GONE_S))
@@ -254,6 +256,13 @@ def _why_not_joined(address: str, error: BaseException) -> str:
         return (
             f"the Ray cluster at {address} asks for its token; set RAY_AUTH_MODE=token, and "
             "RAY_AUTH_TOKEN_PATH to a file that holds the token of its head node"
+        )
+    versions = _VERSION.findall(str(error))
+    if "Version mismatch" in str(error) and len(versions) == 4:
+        theirs, ours = (" and ".join(map(" ".join, pair)) for pair in (versions[:2], versions[2:]))
+        return (
+            f"the Ray cluster at {address} has {theirs}, and this machine has {ours}; install the "
+            "same versions on all machines of the cluster"
         )
     if isinstance(error, ConnectionError) and address == "auto":
         return (
