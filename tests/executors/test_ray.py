@@ -16,9 +16,9 @@ def test_a_cluster_of_other_versions_is_refused_with_both(monkeypatch: pytest.Mo
     ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
     for name in _SET:
         monkeypatch.setenv(name, "0")
-    from ray._private.utils import check_version_info  # noqa: PLC0415 - an extra
+    from ray._private.utils import check_version_info
 
-    from batchrun.executors.ray import _why_not_joined  # noqa: PLC0415 - imports Ray
+    from batchrun.executors.ray import _why_not_joined
 
     cluster = {"ray_version": "2.0.0", "python_version": "3.9.1"}
     with pytest.raises(RuntimeError) as raised:
