@@ -1,11 +1,11 @@
 """A cluster for one run: what its processes get."""
 
+import sys
 from pathlib import Path
 
 import pytest
 
-from batchrun.executors import local_cluster
-from batchrun.executors.local_cluster import LocalCluster
+from batchrun.executors.local_cluster import LocalCluster, _words
 
 # In place of the process that starts Ray: says which variables it got, and waits for its end.
 _STANDS_IN = """#!/bin/sh
@@ -28,10 +28,10 @@ def test_usage_statistics_of_ray_are_off_unless_the_user_has_turned_them_on(
     stands_in = tmp_path / "python"
     stands_in.write_text(_STANDS_IN)
     stands_in.chmod(0o700)
-    monkeypatch.setattr(local_cluster.sys, "executable", str(stands_in))
+    monkeypatch.setattr(sys, "executable", str(stands_in))
     LocalCluster(tmp_path, 1, ("A_SECRET",)).close()
     variables = (tmp_path / "variables").read_text().splitlines()
     assert [one for one in variables if "USAGE_STATS" in one] == [f"RAY_USAGE_STATS_ENABLED={kept}"]
     assert "A_SECRET=it" not in variables
     # No word of the command is stronger than the variable.
-    assert not [one for one in local_cluster._words(tmp_path, "1") if "usage" in one]
+    assert not [one for one in _words(tmp_path, "1") if "usage" in one]

@@ -21,6 +21,7 @@ from batchrun.runner.ending import StopSwitch
 from batchrun.runner.engine import Watch
 from batchrun.simulator.server import serve
 from batchrun.simulator.settings import SimulatorSettings
+from batchrun.store.sealing import seal
 from batchrun.store.verify import verify
 from batchrun.store.workers import adoption
 from tests.processes import can_run
@@ -128,14 +129,16 @@ async def test_workers_are_called_while_one_is_adopted_and_another_started_for_l
         time.sleep(slow_s)
         spans.append((what, began_s, time.monotonic()))
 
-    seal = adoption.seal
+    def start_slowly(number: int) -> None:
+        if number > _WORKERS:
+            slowly("start")
 
     def seal_slowly(*arguments: Any) -> None:
         slowly("adoption")
         seal(*arguments)
 
     monkeypatch.setattr(adoption, "seal", seal_slowly)
-    cluster = PipeCluster(lambda number: number > _WORKERS and slowly("start"))
+    cluster = PipeCluster(start_slowly)
     run = asyncio.create_task(led.run(cluster))
     await _until(lambda: led.has_all_at_work(_WORKERS), run)
     killed, *others = [_worker(cluster, writer) for writer in (1, 2, 3)]
