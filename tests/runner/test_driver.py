@@ -124,17 +124,17 @@ async def test_workers_are_called_while_one_is_adopted_and_another_started_for_l
     """Longer than silence: whoever is not called then gives up its driver."""
     spans: list[tuple[str, float, float]] = []
 
-    def slowly(what: str) -> None:
+    def slowly(what: str, takes_s: float) -> None:
         began_s = time.monotonic()
-        time.sleep(slow_s)
+        time.sleep(takes_s)
         spans.append((what, began_s, time.monotonic()))
 
     def start_slowly(number: int) -> None:
         if number > _WORKERS:
-            slowly("start")
+            slowly("start", slow_s)
 
     def seal_slowly(*arguments: Any) -> None:
-        slowly("adoption")
+        slowly("adoption", slow_s + 1.0)  # the run ends after that
         seal(*arguments)
 
     monkeypatch.setattr(adoption, "seal", seal_slowly)
