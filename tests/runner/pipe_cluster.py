@@ -20,11 +20,12 @@ class PipedWorker:
 
     def __init__(self, process: WorkerProcess, pool: ThreadPoolExecutor) -> None:
         self.process, self._pool = process, pool
+        self._is_ready = False
         self.called_s: list[float] = []  # when, by `time.monotonic`
         self.is_cut = False  # nothing comes from it any more, and nothing kills it
 
     async def greet(self, path: str, token: str, _access: object) -> Greeting:
-        await self._do(self.process.wait)
+        await self._do(self.wait)
         return decode_greeting(await self._do(self.process.greet, path, token))
 
     async def begin(self, _make: object, settings: WorkerSetup, secrets: Any) -> str | None:
@@ -38,6 +39,12 @@ class PipedWorker:
         if self.is_cut:
             await asyncio.Event().wait()
         return answer
+
+    def wait(self) -> None:
+        """Until its process can be greeted. Raises `EOFError` if it has ended."""
+        if not self._is_ready:
+            self.process.wait()
+            self._is_ready = True
 
     def kill(self) -> None:
         if not self.is_cut:
@@ -59,14 +66,25 @@ class PipeCluster:
         self.workers: list[PipedWorker] = []
         self.says: Mapping[str, object] = {}  # of the greetings of the next ones: what is not so
         self.before: Sequence[str] = ()  # words before the command of the next ones
+        self._spare: list[PipedWorker] = []
         self._before_start, self._numbers = before_start, itertools.count(1)
         self._pool = ThreadPoolExecutor(_WORKERS)
 
+    def prepare(self, workers: int) -> "PipeCluster":
+        """Has so many processes ready, as a cluster has that starts them quickly."""
+        self._spare = [self._make() for _ in range(workers)]
+        for worker in self._spare:
+            worker.wait()
+        return self
+
     def start(self, _name: str) -> PipedWorker:
         self._before_start(next(self._numbers))
-        worker = PipedWorker(WorkerProcess(0, self.says, self.before), self._pool)
+        worker = self._spare.pop() if self._spare else self._make()
         self.workers.append(worker)
         return worker
+
+    def _make(self) -> PipedWorker:
+        return PipedWorker(WorkerProcess(0, self.says, self.before), self._pool)
 
     def problem(self) -> str | None:
         return None
@@ -75,6 +93,6 @@ class PipeCluster:
         return "no CPU is free"
 
     def close(self) -> None:
-        for worker in self.workers:
+        for worker in (*self.workers, *self._spare):
             worker.process.end()
         self._pool.shutdown()

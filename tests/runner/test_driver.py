@@ -29,7 +29,7 @@ from tests.runner.pipe_cluster import PipeCluster, PipedWorker
 from tests.runs import standing_rows
 
 _FAILING_DISKS = Path(__file__).parents[1] / "end_to_end" / "failing_disks"
-_ROWS, _IN_FLIGHT, _WORKERS = 150, 6, 3
+_IN_FLIGHT, _WORKERS = 6, 3
 _SILENCE_S = 2.0
 _HANGS = ("sh", "-c", "exec sleep 600")  # in place of what follows
 _OWN_FILES = ("unshare", "--user", "--map-root-user", "--mount")
@@ -41,9 +41,13 @@ class Lead:
 
     def __init__(self, folder: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder, self.url, self._monkeypatch = folder, url, monkeypatch
-        lines = [json.dumps({"id": f"q{row}", "prompt": f"What is {row}?"}) for row in range(_ROWS)]
-        (folder / "rows.jsonl").write_text("\n".join(lines) + "\n")
         self.summary: Summary | None = None
+        self.write_rows(60)
+
+    def write_rows(self, rows: int) -> None:
+        self.rows = rows
+        lines = [json.dumps({"id": f"q{row}", "prompt": f"What is {row}?"}) for row in range(rows)]
+        (self.folder / "rows.jsonl").write_text("\n".join(lines) + "\n")
 
     async def run(self, cluster: PipeCluster, **given: Any) -> Summary:
         """One to its end. Raises as `run_job`."""
@@ -84,10 +88,10 @@ class Lead:
     async def check(self, *, twice: int = 0) -> None:
         """Each row is there once and ok, and at most so many were answered twice."""
         rows = standing_rows(self.folder / "run")
-        assert sorted(rows) == sorted(f"q{row}" for row in range(_ROWS))
+        assert sorted(rows) == sorted(f"q{row}" for row in range(self.rows))
         assert all(ok for ok, _ in rows.values())
         assert verify(self.folder / "run").problems == []
-        assert _ROWS <= await self.answered() <= _ROWS + twice
+        assert self.rows <= await self.answered() <= self.rows + twice
 
     async def answered(self) -> int:
         stats = await asyncio.to_thread(_stats, self.url)
@@ -144,7 +148,7 @@ async def test_workers_are_called_while_one_is_adopted_and_another_started_for_l
     killed, *others = [_worker(cluster, writer) for writer in (1, 2, 3)]
     killed.process.process.kill()
     summary = await run
-    assert (summary.exit_code, summary.ok) == (0, _ROWS)
+    assert (summary.exit_code, summary.ok) == (0, led.rows)
     assert {what for what, _, _ in spans} == {"adoption", "start"}
     for _, began_s, ended_s in spans:
         for worker in others:
@@ -165,7 +169,7 @@ async def test_a_run_that_gets_no_worker_any_more_is_exit_3_and_goes_on_when_it_
         if number > 2 and fails:
             raise WorkerFailed("there is no room", is_over=True)
 
-    cluster = PipeCluster(begin)
+    cluster = PipeCluster(begin).prepare(2)
     run = asyncio.create_task(led.run(cluster, cluster__workers=2, limits__give_up_after_s=1.0))
     await _until(lambda: led.has_all_at_work(2), run)
     cluster.before = _HANGS
@@ -176,10 +180,12 @@ async def test_a_run_that_gets_no_worker_any_more_is_exit_3_and_goes_on_when_it_
     assert str(summary.message).startswith("no worker was available for 1")
     assert ("there is no room" in str(summary.message)) == fails
     assert "run the same command again" in str(summary.message)
-    assert 6 <= summary.ok == len(standing_rows(led.folder / "run")) < _ROWS
+    assert 6 <= summary.ok == len(standing_rows(led.folder / "run")) < led.rows
     assert sorted(event["worker"] for event in led.events("worker_adopted")) == ["w1", "w2"]
-    summary = await led.run(PipeCluster(), cluster__workers=2, limits__give_up_after_s=1.0)
-    assert (summary.exit_code, summary.ok) == (0, _ROWS)
+    summary = await led.run(
+        PipeCluster().prepare(2), cluster__workers=2, limits__give_up_after_s=1.0
+    )
+    assert (summary.exit_code, summary.ok) == (0, led.rows)
     assert sorted(led.states()) == ["w3", "w4"]
     await led.check(twice=_IN_FLIGHT)
 
@@ -190,6 +196,7 @@ async def test_when_all_disks_fail_it_is_exit_1_also_if_one_of_the_workers_was_c
     """For that one no other is started, which would be taken for one with a disk."""
     path = os.pathsep.join((str(_FAILING_DISKS), os.environ["PYTHONPATH"]))
     monkeypatch.setenv("PYTHONPATH", path)
+    led.write_rows(200)  # enough for the other one meanwhile
     disks = led.folder / "failing_disks"
     disks.write_text("w1 600")
     cluster = PipeCluster()

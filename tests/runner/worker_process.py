@@ -14,6 +14,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import IO
 
 from msgspec.structs import replace
@@ -83,7 +84,8 @@ class WorkerProcess:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
-        self._to.close()
+        with suppress(BrokenPipeError):  # it has not read all
+            self._to.close()
         self._from.close()
 
 
