@@ -67,6 +67,19 @@ def read_rest(process: subprocess.Popen[str]) -> str:
     return said
 
 
+def read_screen(screen: int) -> str:
+    """All that is written to the other side of this pseudo-terminal, until nobody holds it."""
+    pieces = []
+    try:
+        while piece := os.read(screen, 65536):
+            pieces.append(piece)
+    except OSError:  # as it ends
+        pass
+    finally:
+        os.close(screen)
+    return b"".join(pieces).decode()
+
+
 @contextmanager
 def frozen(process: "subprocess.Popen[str] | Forked") -> Iterator[None]:
     """The process does nothing meanwhile, so that nothing depends on who is faster."""

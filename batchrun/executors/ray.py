@@ -14,6 +14,7 @@ import secrets
 import socket
 import threading
 from contextlib import suppress
+from importlib import import_module
 from typing import Any
 
 from batchrun.errors import JobError
@@ -37,6 +38,9 @@ _LAST_CALL_S = 3.0  # a worker's process stays so long after its end, for the dr
 # When the head node is gone, Ray would end this process, which must still report that.
 _HEAD_GONE_S = 10**6
 _SAID = 500  # characters of Ray's errors
+_CHECK = (
+    "try `ray status` here, and set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH if it has a token"
+)
 _VERSION = re.compile(r"^ *(Ray|Python): (\S+)$", re.MULTILINE)  # in Ray's words, theirs first
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -105,6 +109,8 @@ class RayCluster:
 
         def join() -> None:
             try:
+                if address != "auto":
+                    _knock(address)
                 ray.init(
                     address=address,
                     namespace=_NAMESPACE,
@@ -118,9 +124,7 @@ class RayCluster:
         joining.start()
         joining.join(_JOIN_S)
         if joining.is_alive():
-            raise JobError(
-                f"the Ray cluster at {address} does not answer; check it with `ray status`"
-            )
+            raise JobError(f"the Ray cluster at {address} does not answer; {_CHECK}")
         if problem:
             raise JobError(_why_not_joined(address, problem[0])) from problem[0]
         atexit.unregister(ray.shutdown)  # it would wait for a head node that is gone
@@ -251,8 +255,23 @@ def _check_port(address: str) -> None:
         ) from error
 
 
+def _knock(address: str) -> None:
+    """Raises Ray's error if the cluster asks for another token; Ray would try for a minute."""
+    try:
+        setup = import_module("ray._private.authentication.authentication_token_setup")
+        setup.ensure_token_if_auth_enabled(None, create_token_if_missing=False)
+        ray._raylet.GcsClient(address=address)  # noqa: SLF001 - nothing public asks only that
+    except Exception as error:  # also where this Ray has no such names
+        if _is_about_token(error):
+            raise
+
+
+def _is_about_token(error: BaseException) -> bool:
+    return type(error).__name__ == "AuthenticationError"  # Ray before 2.52 knows no tokens
+
+
 def _why_not_joined(address: str, error: BaseException) -> str:
-    if type(error).__name__ == "AuthenticationError":  # Ray before 2.52 knows no tokens
+    if _is_about_token(error):
         return (
             f"the Ray cluster at {address} asks for its token; set RAY_AUTH_MODE=token, and "
             "RAY_AUTH_TOKEN_PATH to a file that holds the token of its head node"
@@ -264,14 +283,12 @@ def _why_not_joined(address: str, error: BaseException) -> str:
             f"the Ray cluster at {address} has {theirs}, and this machine has {ours}; install the "
             "same versions on all machines of the cluster"
         )
-    if isinstance(error, ConnectionError) and address == "auto":
+    if address == "auto" and "Could not find any running Ray" in str(error):
         return (
             "no Ray cluster runs on this machine; start one with `ray start --head`, name another "
             "one with RAY_ADDRESS=HOST:6379, or let batchrun start one with RAY_ADDRESS=local"
         )
-    return (
-        f"the Ray cluster at {address} cannot be joined ({_in_words(error)}); try `ray status` here"
-    )
+    return f"the Ray cluster at {address} cannot be joined ({_in_words(error)}); {_CHECK}"
 
 
 def _in_words(error: BaseException) -> str:

@@ -21,7 +21,7 @@ import duckdb
 import pytest
 
 import batchrun as library
-from tests.processes import COMMAND, Forked, ForkServer
+from tests.processes import COMMAND, Forked, ForkServer, read_screen
 from tests.waiting import HANG_S
 
 
@@ -210,16 +210,9 @@ def on_terminal(begin: Callable[..., subprocess.Popen[str]]) -> Callable[..., st
             stderr=terminal,
         )
         os.close(terminal)
-        pieces = []
-        try:
-            while piece := os.read(screen, 65536):
-                pieces.append(piece)
-        except OSError:  # nobody holds the terminal any more
-            pass
-        finally:
-            os.close(screen)
+        shown = read_screen(screen)
         assert process.wait(HANG_S) == code
-        return b"".join(pieces).decode()
+        return shown
 
     return watch
 

@@ -2,12 +2,14 @@
 
 import json
 import os
+import pty
 import random
 import re
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.flaky_proxy import LATE, Asked, FlakyProxy, Way, flaky_proxy
-from tests.processes import can_run, has_ended, read_rest
+from tests.processes import can_run, has_ended, read_rest, read_screen
 from tests.ray_cluster import (
     assert_hidden,
     folder_of_cluster,
@@ -180,14 +182,18 @@ def test_three_workers_complete_each_row_once(ray_run: RayRun, tmp_path: Path) -
 
 
 def test_a_killed_worker_costs_what_it_had_in_flight(
-    ray_run: RayRun, tmp_path: Path, batchrun: Run, on_terminal: Callable[..., str]
+    ray_run: RayRun, tmp_path: Path, batchrun: Run
 ) -> None:
     """Who does what, and which was lost, is shown while it goes on and afterwards."""
     ray_run.prepare(latency_s=0.2)
-    process = ray_run.begin("--json")
+    screen, terminal = pty.openpty()
+    variables = ray_run.cluster | {"TERM": "xterm-256color", "COLUMNS": "120"}
+    process = ray_run.begin("--json", env=variables, stdin=terminal, stderr=terminal)
+    os.close(terminal)
+    seen = ThreadPoolExecutor(1).submit(read_screen, screen)
     killed, *_ = ray_run.wait_for_rows(process, workers=3)
     live = {one["id"]: one for one in ray_run.live["workers"]}
-    assert list(live) == ["w1", "w2", "w3"]
+    assert sorted(live) == ["w1", "w2", "w3"]
     assert all(one.keys() >= _OF_WORKER for one in live.values())
     assert 0.5 < sum(one["share"] for one in live.values()) <= 1
     lost = next(name for name, one in live.items() if one["pid"] == killed)
@@ -196,11 +202,11 @@ def test_a_killed_worker_costs_what_it_had_in_flight(
     does = rf"{lost}: +running, \S+ \(process {killed}\): \d+ rows, \d+ in flight"
     assert re.search(does, shown), shown
     os.kill(killed, signal.SIGKILL)
-    screen = on_terminal("status", "run", "--watch", code=0, columns=120)  # to the end of the run
-    screen = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen)
-    assert re.search(rf"{lost} +adopted, \S+ \(process {killed}\): \d+ rows", screen), screen
-    assert re.search(r"workers +\d.*1 adopted", screen), screen
     summary = json.loads(ray_run.end_of(process))
+    panels = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", seen.result(HANG_S))
+    assert "workers     3 running" in panels
+    assert re.search(rf"{lost} +adopted, \S+ \(process {killed}\): \d+ rows", panels), panels
+    assert re.search(r"workers .*1 adopted", panels), panels
     ray_run.check(twice=IN_FLIGHT)
     events = [json.loads(line) for line in (tmp_path / "run/events.jsonl").read_text().splitlines()]
     of_workers = {
@@ -632,16 +638,16 @@ def test_a_cluster_is_joined_with_its_token_alone_and_without_a_worker_it_is_exi
 ) -> None:
     ray_run.prepare("--give-up-after", "1", job="[cluster]\ncpus_per_worker = 64\n")
     given = ray_run.cluster
-    address = {"RAY_ADDRESS": given["RAY_ADDRESS"], "RAY_AUTH_TOKEN": ""}
+    address = {name: text for name, text in given.items() if not name.startswith("RAY_AUTH")}
     (tmp_path / "token").write_text(given["RAY_AUTH_TOKEN"])
     for mode, token in (("disabled", ""), ("token", "f" * 64)):
-        done = ray_run.done(env={**address, "RAY_AUTH_MODE": mode, "RAY_AUTH_TOKEN": token})
+        done = ray_run.done(env=address | {"RAY_AUTH_MODE": mode, "RAY_AUTH_TOKEN": token})
         assert done.returncode == 2, done.stderr
         assert f"the Ray cluster at {given['RAY_ADDRESS']} asks for its token" in done.stderr
         assert "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a file" in done.stderr
         assert not (tmp_path / "run").exists()
     told = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}
-    done = ray_run.done(env={**address, **told})
+    done = ray_run.done(env=address | told | {"RAY_AUTH_TOKEN": ""})
     assert done.returncode == 3, done.stderr
     assert "no worker was available for 1" in done.stderr
     assert "each worker needs 64" in done.stderr
