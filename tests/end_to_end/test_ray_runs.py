@@ -227,7 +227,8 @@ def test_a_killed_worker_costs_what_it_had_in_flight(
     record = json.loads((tmp_path / "run/run.json").read_bytes())
     assert (record["executor"], record["workers"]) == ("ray", 3)
     assert not list((tmp_path / "run/journal").iterdir())
-    report = batchrun("report", "run", "--html", "report.html").stdout
+    batchrun("report", "run", "--html", "report.html")
+    report = batchrun("report", "run").stdout
     for words in (report, re.sub(r"<[^>]+>", " ", (tmp_path / "report.html").read_text())):
         of_lost = re.search(rf"Workers.*?{lost}\s+\S+\s+adopted\s+\d+", words, re.DOTALL)
         assert of_lost, words

@@ -216,7 +216,7 @@ async def test_when_all_disks_fail_it_is_exit_1_also_if_one_of_the_workers_was_c
         await run
     assert len(cluster.workers) == 2
     summary = raised.value.summary
-    assert summary is not None
+    assert isinstance(summary, Summary)
     assert (summary.exit_code, led.states()) == (1, {"w1": "adopted", "w2": "ended"})
     assert [one.partition(" on ")[0] for one in summary.warnings] == ["worker w1", "worker w2"]
     assert 0 < await led.answered() - summary.ok <= 2 * _IN_FLIGHT
