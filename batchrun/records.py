@@ -150,6 +150,7 @@ class Finish(Struct, frozen=True, gc=False):
     tokens: int | None = None  # used; null: not known, the reservation stays
     dollars: float | None = None  # spent; null: not known, the reservation stays
     output_tokens: int | None = None  # of the tokens
+    is_begun: bool = False  # of a failure: the server had begun to work on it
 
 
 class Reply(Struct, frozen=True, gc=False):

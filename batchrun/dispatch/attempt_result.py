@@ -86,6 +86,7 @@ class AttemptResult(Struct, frozen=True, gc=False):
             tokens=tokens,
             dollars=attempt.cost_usd,
             output_tokens=output_tokens,
+            is_begun=attempt.response_id is not None,
         )
 
 

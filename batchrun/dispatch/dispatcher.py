@@ -10,6 +10,7 @@ import random
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import NamedTuple, Protocol
 
 from msgspec import Struct
@@ -20,6 +21,7 @@ from batchrun.dialects.statuses import END_STATUSES
 from batchrun.dispatch.attempt_result import AttemptResult, attempt_result, origin
 from batchrun.dispatch.gate import Gate
 from batchrun.dispatch.hedge import Hedge
+from batchrun.dispatch.hold import Hold
 from batchrun.errors import EndpointError, RunStopped
 from batchrun.job.sections import RetryJob
 from batchrun.limits.answer_sizes import BodySize, InputSize, measure, tier_asked
@@ -53,7 +55,6 @@ from batchrun.retry.next_step import (
 
 _DROPPED = Finish(answered=False)
 _NONE_ASKED = Asks()
-_LOOK_AGAIN_S = 0.05  # of a row that waits to see whether the endpoint fails, or the row alone
 
 
 class Endpoint(Protocol):
@@ -63,8 +64,15 @@ class Endpoint(Protocol):
     def base_url(self) -> str: ...
     @property
     def via(self) -> str: ...
-    def send(self, request: Request, client_request_id: str, left_s: float) -> Awaitable[Reply]:
-        """The whole answer. Raises `EndpointError`."""
+    def send(
+        self,
+        request: Request,
+        client_request_id: str,
+        left_s: float,
+        on_accepted: Callable[[], None],
+        /,
+    ) -> Awaitable[Reply]:
+        """The whole answer. Raises `EndpointError`. `on_accepted`: of work in background."""
 
 
 class Destination(NamedTuple):
@@ -153,6 +161,7 @@ class Dispatcher:
         self.no_more_rows = False  # all of the input is with a worker
         self.gate, self.scopes = gate, scopes
         self.retry, self.prices, self.has_budget = retry, prices, has_budget
+        self.hold = Hold(gate, self.is_held_alone)
         self.hedge = Hedge(self.is_tail) if hedges else None
         self.unfinished = unfinished or _NothingUnfinished()
         self.open: dict[int, _RowAttempts] = {}  # rows sent and not complete, by their first send
@@ -373,7 +382,8 @@ class _RowAttempts(Struct, eq=False):
         try:
             end: Reply | EndpointError
             try:
-                end = await self.endpoint.send(self.asked, client_request_id, left_s)
+                accepted = partial(self._accepted, slot)
+                end = await self.endpoint.send(self.asked, client_request_id, left_s, accepted)
             except EndpointError as error:
                 end = error
             latency_s = time.perf_counter() - began_s
@@ -394,6 +404,9 @@ class _RowAttempts(Struct, eq=False):
         if attempted.unreadable is not None:
             run.unfinished.store_unreadable(attempted.unreadable)
         return slot, attempted
+
+    def _accepted(self, slot: Slot) -> None:
+        self.state.breaker.accepted(slot, asyncio.get_running_loop().time())
 
     async def _raced(self, hedge: Hedge, slot: Slot, kind: str) -> tuple[Slot, AttemptResult]:
         """The copy that counts, and its slot."""
@@ -456,16 +469,16 @@ class _RowAttempts(Struct, eq=False):
         run, breaker = self.run, self.state.breaker
         if error is None or not breaker.may_hold:
             return False
+        since_s = self.failing_since_s
         run.held += 1
         try:
-            while not (is_endpoints := breaker.excuses(failed_s)):
-                if breaker.is_rows_own(self.failing_since_s, error) or run.is_held_alone():
-                    break
-                await run.gate.pause(_LOOK_AGAIN_S)
+            await run.hold.wait(
+                lambda: breaker.excuses(failed_s) or breaker.is_rows_own(since_s, error)
+            )
         finally:
             run.held -= 1
             self.ended_s = time.perf_counter()  # the wait is none of the row's time
-        return is_endpoints
+        return breaker.excuses(failed_s)
 
     def _given_up(self, attempted: AttemptResult, failure: Failure, end: GiveUp) -> Outcome:
         if self.best is not None:  # the answer in hand, with the attempts since

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from msgspec import Struct
 
 from batchrun.errors import RunStopped
-from batchrun.limits.verdicts import GO, Limit, LimitStatus, Stop, Wait
+from batchrun.limits.verdicts import GO, Ends, Limit, LimitStatus, Stop, Wait
 from batchrun.records import Finish, Need, Scope, Slot
 
 
@@ -37,7 +37,8 @@ class _Queues:
     """One scope's limits and its two queues, which take turns."""
 
     __slots__ = (
-        *("_shared", "again", "all", "finished", "fresh", "fresh_in_a_row", "limits", "started"),
+        *("_shared", "again", "all", "ends", "finished", "fresh", "fresh_in_a_row"),
+        *("limits", "started"),
     )
 
     def __init__(self, shared: Sequence[Limit], limits: Sequence[Limit]) -> None:
@@ -62,6 +63,7 @@ class _Queues:
         self.all = (*self._shared, *self.limits)
         self.started = [limit.started for limit in self.all]
         self.finished = [limit.finished for limit in self.all]
+        self.ends = [limit.ends_s for limit in self.limits if isinstance(limit, Ends)]
 
     def pop(self, queue: deque[_Waiter]) -> _Waiter:
         """The first of the queue whose turn it is."""
@@ -207,7 +209,9 @@ class Gate:
                 waiter.turn.set_result(self._start(queues, need, now_s))
                 break
             else:
-                self._wake_at(again_s)
+                # A limit that ends the run is asked then, however long another one makes it wait.
+                ends = [ends_s(now_s) for one in scopes for ends_s in one.ends]
+                self._wake_at(min((again_s, *ends)))
                 return
             queues.pop(queue)
             self.waiting -= 1

@@ -23,6 +23,7 @@ class HeaderWindow:
         self.limit = limit
         self.unit_s = tuning.MINUTE_S  # the window; infinite if the limit gives no rate
         self._spread = 1.0  # factor on a long window's even rate, so that the rest lasts to its end
+        self.full_s = math.inf  # when a long window is full again, as the last answer says
         self._is_named = False
         self._fullest = 0.0  # the most that has ever remained
         # The share of `_fullest` that remains; None if that says too little.
@@ -46,12 +47,16 @@ class HeaderWindow:
                 self._stock = max(said.remaining, 0.0) / self._fullest
         if said.window_s is not None:
             self._is_named = True
-            self._follow(said, said.window_s)
+            self._follow(said, said.window_s, now_s)
         elif not self._is_named and said.reset_s is not None and said.remaining is not None:
             self._longest_s = max(self._longest_s or 0.0, said.reset_s)
             if said.remaining < limit:
                 self._look(max(said.remaining, 0.0), said.reset_s, now_s)
             self.unit_s = self._inferred_s()
+
+    def refill(self, now_s: float) -> None:
+        """A long window has ended: until an answer says what remains, its even rate holds."""
+        self._spread, self.full_s = 1.0, now_s + self.unit_s
 
     def has_room(self, said: AdvertisedLimit | None, amount: float) -> bool:
         """Whether enough remained for a request of this amount that was refused.
@@ -71,6 +76,11 @@ class HeaderWindow:
         return self.limit / self.unit_s * self._spread if self.unit_s < math.inf else math.inf
 
     @property
+    def is_spread(self) -> bool:
+        """Whether the rate is what remains, by the time that it must last."""
+        return tuning.LONG_WINDOW_S < self.unit_s < math.inf
+
+    @property
     def least_rate(self) -> float:
         """The least rate a second, if the window is unknown but at most a minute; else 0."""
         is_short = self.unit_s == math.inf and not self._is_long and self._least_s <= 62
@@ -85,7 +95,7 @@ class HeaderWindow:
             return tuning.BELOW_ADVERTISED
         return tuning.EMPTY_FACTOR + tuning.FULL_FACTOR * self._stock
 
-    def _follow(self, said: AdvertisedLimit, window_s: float) -> None:
+    def _follow(self, said: AdvertisedLimit, window_s: float, now_s: float) -> None:
         """Follows a named window.
 
         A long one gives no rate until half of it is used; then the rest must last to its end.
@@ -97,6 +107,7 @@ class HeaderWindow:
         self.unit_s = window_s if share <= tuning.SPREAD_SHARE else math.inf
         left_s = window_s if said.reset_s is None else min(max(said.reset_s, 1.0), window_s)
         self._spread = max(share * window_s / left_s, tuning.SPREAD_LEAST)
+        self.full_s = now_s + left_s
 
     def _look(self, remaining: float, reset_s: float, now_s: float) -> None:
         """Learns about the window from one answer."""

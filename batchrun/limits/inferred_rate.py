@@ -130,7 +130,8 @@ class InferredRate:
         if self._searches and least > self._spacing.rate:
             least *= tuning.BELOW_ADVERTISED
             self._spacing.change(max(least, self._spacing.rate), now_s)
-        if advertised.rate != self._advertised_rate:
+        # A rate that makes the rest of an hour last is none of the next hour.
+        if advertised.rate != self._advertised_rate and not advertised.is_spread:
             self._jump(advertised.rate, now_s)
 
     def status(self, now_s: float) -> LimitStatus:

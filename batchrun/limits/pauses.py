@@ -6,10 +6,12 @@ its row, which waits as long as the server asks, unless a limit is known that it
 
 Single failures concern only their rows, and so does a row that fails while others are answered. If
 many rows in a row fail, more attempts would be wasted: then one probe at a time is sent, at
-intervals that grow with the age of the outage, until the endpoint answers again.
+intervals that grow with the age of the outage, until the endpoint answers again. A rate limit is no
+answer: what refuses may stand in front of an endpoint that is down.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable
 
 from msgspec import Struct
@@ -162,15 +164,22 @@ class Breaker:
     """
 
     def __init__(
-        self, patience: Patience, recovered: Callable[[float], None] = lambda _now_s: None
+        self,
+        patience: Patience,
+        recovered: Callable[[float], None] = lambda _now_s: None,
+        in_flight: Callable[[], int] = lambda: 0,
     ) -> None:
+        """`in_flight`: attempts of the scope."""
         self._patience = patience
         self._recovered = recovered
+        self._in_flight = in_flight
         self._has_answered = False
         self._have_others = False  # other processes of this command were answered
         self._answered_sent_s = -math.inf  # when the latest request that was answered was sent
         self._answered_s = -math.inf  # when the latest answer came
         self._failing: dict[int, str] = {}  # rows that failed one after the other, with the error
+        self._same: Counter[str] = Counter()  # of these, by error
+        self._own = 0  # rows refused for what they ask, since the last of these failures
         self._began_s = math.inf  # when the first of these failures came
         self._brake_s = -math.inf  # nothing starts before this
         self._over_s = -math.inf  # when the last outage was over
@@ -178,8 +187,9 @@ class Breaker:
         self._since_s = self._last_since_s = math.inf
         self._next_s = 0.0  # when the next probe may start
         self._probe_s: float | None = None  # when the probe in flight was sent
-        self._refused_s = math.inf  # the first refusal since any other answer
+        self._refused_s = math.inf  # the first refusal since anything was let through
         self._refusal = ""  # the last refusal
+        self._recent: dict[float, int] = {}  # since then: attempts in flight, by when they started
         self._last = Finish()  # the last failure
         self._failed_s = -math.inf  # when it came
         self.is_open = False
@@ -220,7 +230,8 @@ class Breaker:
         return failing_since_s < self._answered_sent_s or error == self._patience.met_before
 
     def verdict(self, need: Need, now_s: float) -> Verdict:
-        if now_s - self._refused_s >= self._patience.answered_s:
+        is_refused = now_s - self._refused_s >= self._patience.answered_s
+        if is_refused and not self._has_accepted(now_s):
             return Stop(
                 f"the server has refused every request for {now_s - self._refused_s:.0f} s "
                 f"(limits.give_up_after_s), the last with: {self._refusal}; run the same command "
@@ -237,42 +248,105 @@ class Breaker:
             until_s = max(until_s, self._probe_s + tuning.PROBE_PATIENCE_S)
         return GO if now_s >= until_s else Wait(min(until_s, end_s))
 
+    def ends_s(self, now_s: float) -> float:
+        """When it answers `Stop`, if nothing happens until then; infinite: never."""
+        ends = [self._refused_s + self._patience.answered_s]
+        if self.is_open:
+            ends.append(self._began_s + self._patience_s())
+        return min((end_s for end_s in ends if end_s > now_s), default=math.inf)
+
     def started(self, need: Need, now_s: float) -> None:
         if self.is_open:
             self._probe_s = now_s
+        if self._refused_s < math.inf:
+            self._recent[now_s] = self._recent.get(now_s, 0) + 1
+
+    def accepted(self, slot: Slot, now_s: float) -> None:
+        """The server has begun to work on an attempt that is in flight (background).
+
+        This says nothing about an endpoint that failed at work that it had begun.
+        """
+        self._has_answered = True
+        self._let_through()
+        if not self._last.is_begun:
+            self._is_up(slot, now_s)
 
     def finished(self, slot: Slot, finish: Finish, now_s: float) -> None:
         is_probe = self._probe_s is not None and slot.started_s >= self._probe_s
         if is_probe:
             self._probe_s = None
-        if finish.kind is ErrorKind.RATE_LIMIT:
-            self._refused_s = min(self._refused_s, now_s)
-            self._refusal = finish.error or "rate limit"
-        elif finish.answered:
-            self._refused_s = math.inf
+        if self._recent:
+            self._ended(slot)
         if finish.endpoint_error is not None:
             # A server that has answered others meanwhile is busy, and not down.
             is_busy = finish.kind in TIME_OUTS and self._answered_s > slot.started_s
             if not is_busy and (self._has_answered or finish.kind not in _LATE):
                 self._failed(finish, slot, now_s, is_probe=is_probe)
-        elif finish.answered:  # whatever the answer, the endpoint is up
+        elif finish.answered:
             self._has_answered = True
+            if finish.kind is ErrorKind.RATE_LIMIT:
+                self._refused(finish, now_s, is_probe=is_probe)
+                return
+            self._let_through()
             if finish.kind is None:
                 self._answered_s = now_s
                 self._answered_sent_s = max(self._answered_sent_s, slot.started_s)
-            if self.is_open:
-                self._over(slot, now_s)
-            elif self._failing:
-                self._failing.clear()
+                self._is_up(slot, now_s)
+                return
+            self._not_down(slot, now_s)
 
-    def _over(self, slot: Slot, now_s: float) -> None:
-        """Ends the outage, unless the answered request was sent before it."""
-        if slot.started_s < self._began_s:
-            return
-        self.is_open, self._probe_s = False, None
+    def _refused(self, finish: Finish, now_s: float, *, is_probe: bool) -> None:
+        self._refused_s = min(self._refused_s, now_s)
+        self._refusal = finish.error or "rate limit"
+        if is_probe and self.is_open:
+            self._probe_later(now_s)
+
+    def _let_through(self) -> None:
+        self._refused_s = math.inf
+        if self._recent:
+            self._recent.clear()
+
+    def _ended(self, slot: Slot) -> None:
+        """An attempt has ended that may have started since the first refusal."""
+        count = self._recent.get(slot.started_s, 0)
+        if count > 1:
+            self._recent[slot.started_s] = count - 1
+        elif count:
+            del self._recent[slot.started_s]
+
+    def _has_accepted(self, now_s: float) -> bool:
+        """Whether an attempt is in flight for longer than it takes to refuse one."""
+        patience_s = min(tuning.ACCEPTED_S, tuning.ACCEPTED_SHARE * self._patience.answered_s)
+        recent = sum(n for started_s, n in self._recent.items() if now_s - started_s < patience_s)
+        return self._in_flight() > recent
+
+    def _not_down(self, slot: Slot, now_s: float) -> None:
+        """A row was refused: a gateway may say so alone, but some in a row show that it is up."""
+        if not self.is_open or slot.started_s >= self._began_s:
+            self._own += 1
+            if self._own >= tuning.OWN_ROWS:
+                self._is_up(slot, now_s)
+
+    def _is_up(self, slot: Slot, now_s: float) -> None:
+        """The endpoint works: the outage is over, unless the request was sent before it."""
+        if self.is_open:
+            if slot.started_s < self._began_s:
+                return
+            self.is_open, self._probe_s = False, None
+            self._last_since_s, self._over_s = self._since_s, now_s
+            self._forget_failing()
+            self._recovered(now_s)
+        elif self._failing:
+            self._forget_failing()
+
+    def _forget_failing(self) -> None:
         self._failing.clear()
-        self._last_since_s, self._over_s = self._since_s, now_s
-        self._recovered(now_s)
+        self._same.clear()
+        self._own = 0
+
+    def _probe_later(self, now_s: float) -> None:
+        age_s = now_s - self._began_s
+        self._next_s = now_s + max(tuning.OUTAGE_LEAST_S, tuning.OUTAGE_SHARE * age_s)
 
     def status(self, now_s: float) -> LimitStatus:
         if not self.is_open:
@@ -288,21 +362,30 @@ class Breaker:
     def _failed(self, finish: Finish, slot: Slot, now_s: float, *, is_probe: bool) -> None:
         error, is_outage = finish.endpoint_error or "", self._is_outage(finish)
         if self.is_open and not is_outage and self._is_outage(self._last):
-            self._over(slot, now_s)  # it answers again; failures are counted from here
+            self._not_down(slot, now_s)
+            if self.is_open:
+                if is_probe:
+                    self._probe_later(now_s)
+                return
+            # It answers again: failures are counted from here.
         # Nothing was sent: no row is to blame, so each attempt counts.
         is_unsent = finish.kind is ErrorKind.CONNECTION and finish.dollars == 0
         if not (self.is_open or is_unsent) and self.is_rows_own(finish.failing_since_s, error):
             return
         if not self._failing:
             self._began_s = now_s
-        self._failing[-len(self._failing) - 1 if is_unsent else finish.row] = error
-        self._failed_s = now_s
+        row = -len(self._failing) - 1 if is_unsent else finish.row
+        if row in self._failing:
+            self._same[self._failing[row]] -= 1
+        self._failing[row] = error
+        self._same[error] += 1
+        self._failed_s, self._own = now_s, 0
         if not self.is_open or is_outage or not self._is_outage(self._last):
             self._last = finish
         age_s = now_s - self._began_s
         if self.is_open:
             if is_probe:
-                self._next_s = now_s + max(tuning.OUTAGE_LEAST_S, tuning.OUTAGE_SHARE * age_s)
+                self._probe_later(now_s)
         elif self._are_too_many(finish, error):
             # Failures of one moment, such as connections that a restart closed, are left to the
             # retries of the rows; but nothing more is sent until it is known whether it is more.
@@ -317,7 +400,7 @@ class Breaker:
     def _are_too_many(self, finish: Finish, error: str) -> bool:
         if self._is_outage(finish):
             return len(self._failing) >= tuning.OUTAGE_ROWS
-        return self.may_hold and list(self._failing.values()).count(error) >= tuning.SAME_ROWS
+        return self.may_hold and self._same[error] >= tuning.SAME_ROWS
 
     def _patience_s(self) -> float:
         if self._last.kind is ErrorKind.UNAUTHORIZED:
@@ -325,12 +408,12 @@ class Breaker:
         return self._patience.answered_s if self._has_answered else self._patience.unanswered_s
 
     def _stop(self, age_s: float) -> Stop:
-        last, errors = self._last, list(self._failing.values())
-        rows = errors.count(last.endpoint_error or "")
+        last = self._last
+        rows = self._same[last.endpoint_error or ""]
         kind, error = last.kind or ErrorKind.SERVER_ERROR, last.error or str(last.kind)
         stop = Stop("", StopCause.ENDPOINT)
         if kind is ErrorKind.SERVER_ERROR:
-            stop = replace(stop, endpoint_error=last.endpoint_error, rows=len(errors))
+            stop = replace(stop, endpoint_error=last.endpoint_error, rows=len(self._failing))
         if not FACTS[kind].is_outage:
             cause = StopCause.KEY if FACTS[kind].cure is Cure.FIX else StopCause.ENDPOINT
             advice = FACTS[kind].advice or "fix the cause"

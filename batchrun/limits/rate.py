@@ -70,6 +70,7 @@ class Spacing:
         """Sets the rate, also for the time that has not passed yet."""
         if self.next_s > now_s:
             self.next_s = now_s + (self.next_s - now_s) * (self.rate / rate)
+        self._returned_s *= self.rate / rate
         self.rate = rate
 
 
@@ -210,6 +211,11 @@ class AdvertisedRate:
         own = self._headers[self._binding].rate if self._binding is not None else math.inf
         return min((own, *(side.rate for side in self._sides))) if self._sides else own
 
+    @property
+    def is_spread(self) -> bool:
+        """Whether the rate only makes the rest of a long window last: it says little of the next."""
+        return self._binding is not None and self._headers[self._binding].is_spread
+
     def has_room(self, slot: Slot, finish: Finish) -> bool:
         """Whether the server says that enough of the limit remained for a refused request."""
         said = {one.header: one for one in finish.advertised}
@@ -229,12 +235,16 @@ class AdvertisedRate:
         if self._sides:
             waits = [side.verdict(need, now_s) for side in self._sides]
             latest_s = max((one.until_s for one in waits if isinstance(one, Wait)), default=-1.0)
-            if latest_s > max(now_s, self._spacing.next_s):
+            if latest_s > max(now_s, self._opens_s()):
                 return Wait(latest_s)
         if self._binding is None or self._spacing.next_s <= now_s + tuning.EARLY_S:
             return GO
+        # Where little remains of a long window, the next start may be far beyond its end.
+        if self._headers[self._binding].full_s <= now_s + tuning.EARLY_S:
+            self._begin_window(self._headers[self._binding], now_s)
+            return GO
         self._pressed_s = now_s
-        return Wait(self._spacing.next_s)
+        return Wait(self._opens_s())
 
     def started(self, need: Need, now_s: float) -> None:
         for side in self._sides:
@@ -264,12 +274,12 @@ class AdvertisedRate:
         if self._sides:
             sides = [side.status(now_s) for side in self._sides]
             latest = max(sides, key=lambda one: (one.until_s or 0.0, -(one.per_s or math.inf)))
-            if self._binding is None or (latest.until_s or 0.0) > self._spacing.next_s:
+            if (latest.until_s or 0.0) > self._opens_s():
                 return latest
         if self._binding is None:
             return LimitStatus(f"advertised limit on {self._of}")
         header = self._headers[self._binding]
-        until_s = self._spacing.next_s
+        until_s = self._opens_s()
         return LimitStatus(
             self._binding,
             None,
@@ -278,6 +288,17 @@ class AdvertisedRate:
             of=self._of,
             per_s=header.rate,
         )
+
+    def _opens_s(self) -> float:
+        """When the next start may come: at the latest when the window is full again."""
+        if self._binding is None:
+            return -math.inf
+        return min(self._spacing.next_s, self._headers[self._binding].full_s)
+
+    def _begin_window(self, header: HeaderWindow, now_s: float) -> None:
+        header.refill(now_s)
+        self._binding = None
+        self._bind(min(self._headers, key=lambda name: self._headers[name].rate), now_s)
 
     def _refused(self, slot: Slot, finish: Finish, now_s: float) -> None:
         """A few refusals are random; more mean a lower limit, or that others use it too.
@@ -330,14 +351,18 @@ class AdvertisedRate:
             name, lowest = min(self._headers.items(), key=lambda item: item[1].rate)
         if lowest is None:
             return
-        lowest_rate = lowest.rate
-        if lowest_rate == math.inf:
+        if lowest.rate == math.inf:
             self._binding = None
             self.least_rate = min(header.least_rate for header in self._headers.values())
             return
         if changed:
             self._share, self._strikes, self._cut_s = 1.0, 0.0, now_s
-        rate = lowest_rate * lowest.factor * self._share * self._part
+        self._bind(name, now_s)
+
+    def _bind(self, name: str, now_s: float) -> None:
+        """From now on, the limit of this header holds."""
+        header = self._headers[name]
+        rate = header.rate * header.factor * self._share * self._part
         if self._binding is None:
             self._spacing = Spacing(rate)
             self._spacing.next_s = now_s

@@ -86,7 +86,8 @@ class ScopeState:
         limits = scope_limits(most_in_flight, given, adapts_to_s)
         self._in_flight = next(one for one in limits if isinstance(one, InferredConcurrency))
         self._rate = next(one for one in limits if isinstance(one, InferredRate))
-        self.breaker = Breaker(patience, self._in_flight.restart)
+        in_flight = self._in_flight
+        self.breaker = Breaker(patience, in_flight.restart, lambda: in_flight.now)
         self.limits: Sequence[Limit] = (self.breaker, *limits)
         self._throughput = next((one for one in limits if isinstance(one, Throughput)), None)
         self._all = limits

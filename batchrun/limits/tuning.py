@@ -166,10 +166,13 @@ SLOW_RAMP_S = 15.0  # (c) ... this time after `slow_down` (PROTOCOL B.2)
 # An endpoint that is down
 OUTAGE_ROWS = 10  # (c) rows that fail in a row, without any answer between them
 SAME_ROWS = 20  # (c) the same, of errors that are not a sign of an outage by themselves
+OWN_ROWS = 5  # (c) rows refused for what they ask, with no such failure between them: it is up
 OUTAGE_LEAST_S = 0.5  # (c) that the failures go on, and between two probes
 OUTAGE_SHARE = 0.05  # (c) of the outage's age: the interval between two probes
 PROBE_AS_OTHERS_S = 2.0  # (c) from a probe that failed to the next, while others are answered
 PROBE_PATIENCE_S = 30.0  # (c) for a probe that says nothing, before another one goes
+ACCEPTED_S = 30.0  # (c) in flight for so long, or ...
+ACCEPTED_SHARE = 0.5  # (c) ... this share of the patience: it was not refused
 
 # What answers need, in tokens
 FIRST_OUTPUT = 256  # (c) expected before any answer

@@ -1,7 +1,7 @@
 """What a limit is, and what it may answer when an attempt asks to start."""
 
 import math
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from msgspec import Struct
 
@@ -52,3 +52,11 @@ class Limit(Protocol):
     def started(self, need: Need, now_s: float) -> None: ...
     def finished(self, slot: Slot, finish: Finish, now_s: float) -> None: ...
     def status(self, now_s: float) -> LimitStatus: ...
+
+
+@runtime_checkable
+class Ends(Protocol):
+    """A limit that may end the run though nothing happens."""
+
+    def ends_s(self, now_s: float) -> float:
+        """When it answers `Stop`, if nothing happens until then; infinite: never."""

@@ -48,10 +48,17 @@ class BackgroundMode:
         self._first: asyncio.Future[None] | None = None  # the create call that goes out alone
         self._lacks_mode: EndpointError | None = None  # how the first showed that there is none
 
-    async def send(self, request: Request, client_request_id: str, remaining_s: float) -> Reply:
+    async def send(
+        self,
+        request: Request,
+        client_request_id: str,
+        remaining_s: float,
+        on_accepted: Callable[[], None] = lambda: None,
+    ) -> Reply:
         """The whole answer, once the work is done. Raises `EndpointError`.
 
         The work is cancelled after `remaining_s` seconds, what remains of the row's time.
+        `on_accepted` is called when it has begun; work of an earlier command has begun long ago.
         """
         until_s = time.monotonic() + remaining_s
         if request.resume_id is not None:
@@ -68,12 +75,18 @@ class BackgroundMode:
         if not self._is_proven and self._first is None:
             first = self._first = asyncio.get_running_loop().create_future()
         try:
-            return await self._begin(request, client_request_id, until_s)
+            return await self._begin(request, client_request_id, until_s, on_accepted)
         finally:
             if first is not None and self._first is first:
                 self._let_others_begin()
 
-    async def _begin(self, request: Request, client_request_id: str, until_s: float) -> Reply:
+    async def _begin(
+        self,
+        request: Request,
+        client_request_id: str,
+        until_s: float,
+        on_accepted: Callable[[], None],
+    ) -> Reply:
         try:
             asking = self._ask("POST", self._url, background_body(request.body), client_request_id)
             created = await asking
@@ -89,6 +102,7 @@ class BackgroundMode:
             response_id = state.id
         if self._on_begun is not None:
             await self._on_begun(request, response_id)
+        on_accepted()
         return await self._poll(response_id, client_request_id, until_s, is_resumed=False)
 
     async def _poll(

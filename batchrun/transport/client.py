@@ -1,7 +1,7 @@
 """The entry point: an endpoint that requests can be sent to, and how many at once."""
 
 import urllib.request
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -104,16 +104,22 @@ class Client:
         await self._wire.connections.close()
 
     def send(
-        self, request: Request, client_request_id: str, remaining_s: float
+        self,
+        request: Request,
+        client_request_id: str,
+        remaining_s: float,
+        on_accepted: Callable[[], None] = lambda: None,
     ) -> Coroutine[Any, Any, Reply]:
         """The whole answer. Raises `EndpointError`. `remaining_s` remains of the row's time.
+
+        `on_accepted` is called once the server works on it in background.
 
         Raises `RunStopped` where the key is refused and its command says none.
 
         No coroutine of its own: each in the chain costs at every step of an answer.
         """
         if self.via == "background" or request.resume_id is not None:
-            return self._background.send(request, client_request_id, remaining_s)
+            return self._background.send(request, client_request_id, remaining_s, on_accepted)
         body = stream_body(request.body) if self.via == "stream" else plain_body(request.body)
         return self._ask("POST", self._wire.url, body, client_request_id)
 

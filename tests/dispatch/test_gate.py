@@ -7,8 +7,10 @@ from hypothesis import strategies as st
 from batchrun.dispatch.gate import Gate, GateClosed
 from batchrun.errors import ErrorKind, RunStopped, StopCause
 from batchrun.limits.concurrency import FirstAlone, InFlight
+from batchrun.limits.pauses import Breaker, Patience
 from batchrun.limits.verdicts import Limit, Stop, Verdict, Wait
 from batchrun.records import Finish, Need, Scope, Slot
+from tests.pacing import virtual_loop
 from tests.waiting import HANG_S
 
 SCOPE = Scope("http://127.0.0.1/v1", "KEY", "m")
@@ -267,3 +269,25 @@ def test_whoever_is_cancelled_no_slot_is_lost_and_the_limit_holds(
         assert seen <= most
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("fails", ["refused", "down"])
+def test_a_run_that_is_to_stop_does_so_however_long_another_limit_makes_it_wait(
+    fails: str,
+) -> None:
+    async def wait() -> tuple[float, str]:
+        began_s = asyncio.get_running_loop().time()
+        breaker, until_s = Breaker(Patience(1800.0, 1800.0)), began_s + 36_000.0
+        gate = Gate([InFlight(50)], lambda _scope: [breaker, _OpensAt(until_s)])
+        for row in range(20):
+            failed = Finish(ErrorKind.SERVER_ERROR, endpoint_error="500", row=row)
+            refused = Finish(ErrorKind.RATE_LIMIT)
+            finish = refused if fails == "refused" else failed
+            breaker.finished(Slot(NEED, began_s + row), finish, began_s + row)
+        with pytest.raises(RunStopped) as stopped:
+            await enter(gate)
+        return asyncio.get_running_loop().time() - began_s, str(stopped.value)
+
+    waited_s, said = virtual_loop.run(wait())
+    assert waited_s == pytest.approx(1800.0)
+    assert "for 1800 s" in said

@@ -208,3 +208,18 @@ async def test_rows_that_still_fail_after_an_outage_end_as_failed(
         summary = await run(server, 400)
     assert (summary.ok, summary.left, summary.exit_code) == (395, 0, 4)
     assert _statuses(summary) == {"completed": 395, "failed": 5}
+
+
+async def test_rows_that_fail_each_in_its_own_words_end_while_others_are_sent(
+    run: Callable[..., Any],
+) -> None:
+    """Whoever counts failures sees them before the whole input is sent."""
+
+    def say(row: int) -> Clothes:
+        name = str(row).translate(str.maketrans("0123456789", "abcdefghij"))
+        return _OK if row < 50 else _error(400, f"failed to download https://cdn.example/{name}.jpg")
+
+    async with _serving(say) as server:
+        summary = await run(server, 1_000, limits__concurrency=16, limits__max_failures=100)
+    assert (summary.exit_code, summary.ok) == (3, 50)
+    assert sum(server.requests.values()) < 600

@@ -1,3 +1,4 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -12,6 +13,8 @@ NEED = Need(Scope("http://127.0.0.1/v1", "KEY", "m"))
 ANSWER = Finish()
 DOWN = Finish(ErrorKind.OVERLOADED, error="no server is ready", endpoint_error="overloaded")
 REFUSED = Finish(ErrorKind.FORBIDDEN, error="not today", endpoint_error="forbidden")
+LIMITED = Finish(ErrorKind.RATE_LIMIT, error="slower (HTTP 429)")
+TOO_LONG = Finish(ErrorKind.TOO_LONG, error="too many tokens")  # a gateway says so itself
 
 
 class Line:
@@ -26,8 +29,9 @@ class Line:
         met_before: str | None = None,
     ) -> None:
         self.recovered_s: list[float] = []
+        self.in_flight = 0
         patience = Patience(give_up_after_s, unanswered_s, met_before=met_before)
-        self.breaker = Breaker(patience, self.recovered_s.append)
+        self.breaker = Breaker(patience, self.recovered_s.append, lambda: self.in_flight)
         self.now_s = 1000.0
         self.rows = 0
         if answered:
@@ -378,3 +382,129 @@ def test_a_long_outage_is_over_soon_after_others_are_answered() -> None:
     line.probe(ANSWER)
     assert line.may_go()
     assert line.breaker.answered_s(line.now_s) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("among", "every"), [(LIMITED, 5), (LIMITED, 15), (LIMITED, 40), (TOO_LONG, 5), (REFUSED, 5)]
+)
+def test_an_outage_is_one_though_something_in_front_of_it_refuses_some(
+    among: Finish, every: int
+) -> None:
+    line, sent = Line(), 0
+    while not isinstance(verdict := line.breaker.verdict(NEED, line.now_s), Stop):
+        if isinstance(verdict, Wait):
+            line.now_s = verdict.until_s
+            continue
+        sent += 1
+        line.probe(DOWN if sent % every else among, 0.05)
+    assert "down for 18" in verdict.reason
+    assert "no server is ready" in verdict.reason
+    assert sent < 250
+    assert not line.recovered_s
+
+
+def test_a_probe_that_a_limiter_refuses_is_followed_by_a_later_one() -> None:
+    line = Line()
+    line.fails(tuning.OUTAGE_ROWS + 1, 1.0)
+    line.now_s += 100
+    line.probe(LIMITED)
+    assert line.breaker.is_open
+    verdict = line.breaker.verdict(NEED, line.now_s)
+    assert isinstance(verdict, Wait)
+    assert verdict.until_s - line.now_s >= 100 * tuning.OUTAGE_SHARE
+
+
+@pytest.mark.parametrize("refused", [TOO_LONG, REFUSED])
+def test_rows_that_are_refused_one_after_the_other_show_that_an_outage_is_over(
+    refused: Finish,
+) -> None:
+    line = Line()
+    line.fails(tuning.OUTAGE_ROWS + 1, 1.0)
+    for _ in range(3 * tuning.OWN_ROWS):
+        line.ends(refused, sent_s=900.0)  # before it
+    for _ in range(2):
+        for _ in range(tuning.OWN_ROWS - 1):
+            line.now_s += 10
+            line.probe(refused)
+        assert line.breaker.is_open
+        line.now_s += 10
+        line.probe(DOWN)
+    for _ in range(tuning.OWN_ROWS):
+        assert line.breaker.is_open
+        line.now_s += 10
+        line.probe(refused)
+    assert not line.breaker.is_open
+    assert line.may_go()
+
+
+def test_failures_between_rows_that_are_refused_for_what_they_ask_pause_nothing() -> None:
+    line = Line()
+    for _ in range(100):
+        line.fails(tuning.OUTAGE_ROWS - 1, 5.0)
+        for _ in range(tuning.OWN_ROWS):
+            line.ends(TOO_LONG)
+        assert line.may_go()
+
+
+def test_refusals_with_failures_among_them_are_refusals_of_every_request() -> None:
+    line = Line(give_up_after_s=100.0)
+    for _ in range(50):
+        line.ends(LIMITED)
+        line.ends(DOWN, row=1)
+        line.now_s += 2
+    verdict = line.breaker.verdict(NEED, line.now_s)
+    assert isinstance(verdict, Stop)
+    assert "refused every request for 100 s" in verdict.reason
+
+
+def test_work_that_has_begun_ends_an_outage() -> None:
+    line = Line()
+    line.fails(tuning.OUTAGE_ROWS + 1, 1.0)
+    before, line.now_s = Slot(NEED, 900.0), line.now_s + 10
+    line.breaker.accepted(before, line.now_s)
+    assert line.breaker.is_open
+    line.breaker.started(NEED, line.now_s)
+    line.breaker.accepted(Slot(NEED, line.now_s), line.now_s)
+    assert not line.breaker.is_open
+    assert line.recovered_s == [line.now_s]
+    line.fails(tuning.OUTAGE_ROWS - 1, 5.0)
+    line.breaker.accepted(Slot(NEED, line.now_s), line.now_s)
+    line.fails(tuning.OUTAGE_ROWS - 1, 5.0)
+    assert not line.breaker.is_open
+
+
+def test_that_work_begins_says_nothing_where_work_that_had_begun_failed() -> None:
+    line = Line()
+    line.fails(tuning.OUTAGE_ROWS + 1, 1.0, replace(DOWN, is_begun=True))
+    line.now_s += 10
+    line.breaker.accepted(Slot(NEED, line.now_s), line.now_s)
+    assert line.breaker.is_open
+
+
+@pytest.mark.parametrize("patience_s", [10.0, 1800.0])
+def test_a_server_that_works_has_not_refused_every_request(patience_s: float) -> None:
+    line = Line(give_up_after_s=patience_s)
+    line.ends(LIMITED)
+    line.now_s += 0.01 * patience_s
+    line.breaker.started(NEED, line.now_s)
+    sent_s, line.in_flight = line.now_s, 1
+    line.now_s += 2 * patience_s
+    assert line.may_go()
+    assert line.breaker.ends_s(line.now_s) == float("inf")
+    line.breaker.started(NEED, line.now_s)  # these are refused soon
+    line.in_flight = 2
+    line.ends(LIMITED, sent_s)  # the first is refused in the end
+    line.in_flight = 1
+    assert isinstance(line.breaker.verdict(NEED, line.now_s), Stop)
+
+
+def test_when_a_run_will_be_stopped_is_known_before() -> None:
+    line = Line(give_up_after_s=100.0)
+    assert line.breaker.ends_s(line.now_s) == float("inf")
+    line.ends(LIMITED)
+    line.now_s += 10
+    assert line.breaker.ends_s(line.now_s) == 1100.0
+    line.ends(ANSWER)
+    assert line.breaker.ends_s(line.now_s) == float("inf")
+    line.fails(tuning.OUTAGE_ROWS + 1, 1.0)
+    assert line.breaker.ends_s(line.now_s) == 1110.0

@@ -87,3 +87,12 @@ def test_any_answers_give_a_rate(
     header = _heard(limit, answers, is_by_second=is_by_second, window_s=window_s)
     assert header.rate > 0 or not answers
     assert 0 < header.factor < 1.1
+
+
+def test_a_long_window_that_is_over_has_its_even_rate_until_an_answer_comes() -> None:
+    header = _heard(3600, [(100.0, 0, 5)], window_s=3600.0)
+    assert (header.full_s, header.is_spread) == (105.0, True)
+    assert header.rate < 0.01
+    header.refill(105.0)
+    assert (header.rate, header.full_s) == (1.0, 3705.0)
+    assert not _heard(600, [(0, 0, 5)], window_s=60.0).is_spread
