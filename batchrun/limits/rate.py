@@ -213,7 +213,7 @@ class AdvertisedRate:
 
     @property
     def is_spread(self) -> bool:
-        """Whether the rate only makes the rest of a long window last: it says little of the next."""
+        """Whether the rate only makes the rest of a long window last."""
         return self._binding is not None and self._headers[self._binding].is_spread
 
     def has_room(self, slot: Slot, finish: Finish) -> bool:

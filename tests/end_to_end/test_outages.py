@@ -217,7 +217,9 @@ async def test_rows_that_fail_each_in_its_own_words_end_while_others_are_sent(
 
     def say(row: int) -> Clothes:
         name = str(row).translate(str.maketrans("0123456789", "abcdefghij"))
-        return _OK if row < 50 else _error(400, f"failed to download https://cdn.example/{name}.jpg")
+        return (
+            _OK if row < 50 else _error(400, f"failed to download https://cdn.example/{name}.jpg")
+        )
 
     async with _serving(say) as server:
         summary = await run(server, 1_000, limits__concurrency=16, limits__max_failures=100)
