@@ -49,7 +49,7 @@ EXPECTED = """
 
     # W.4
     W.4.not_yet W.4.gone W.4.no_mode W.4.odd_polls W.4.unread_polls W.4.refused W.4.statuses
-    W.4.create_cut W.4.unknown_cost
+    W.4.create_cut W.4.unknown_cost W.4.accepted
 
     # W.5
     W.5.before W.5.thinking W.5.stall W.5.advice
