@@ -224,3 +224,23 @@ def test_what_counts_in_a_minute_says_when_it_ceases_to() -> None:
     assert {second: amount for second, amount in enumerate(lapses) if amount} == {40: 100, 50: 130}
     for second in range(len(lapses)):
         assert limit.counted(20.0 + second) <= sum(lapses[second:])
+
+
+@pytest.mark.parametrize("of", ["requests", "tokens", "input tokens"])
+def test_what_an_hour_has_left_holds_until_it_is_over_and_no_longer(of: str) -> None:
+    limit = AdvertisedRate(of.rpartition(" ")[2])
+    said = AdvertisedLimit("x-ratelimit-limit-hour", of, 10_000.0, 0.0, 5.0, 3600.0)
+    limit.finished(Slot(ONE, 0.0), Finish(advertised=(said,)), 1.0)
+    limit.started(ONE, 1.0)
+    assert limit.verdict(ONE, 1.0) == Wait(6.0)
+    assert limit.status(1.0).until_s == 6.0
+    refused = Finish(ErrorKind.RATE_LIMIT, hint_s=100.0, advertised=(said,))
+    limit.finished(Slot(ONE, 1.0), refused, 2.0)
+    assert limit.verdict(ONE, 2.0) == Wait(7.0)
+    times = starts(limit, 7.0, 30.0, ONE)
+    assert times[0] == 7.0
+    assert len(times) <= 70  # at the even rate of the hour that has begun
+    said = AdvertisedLimit("x-ratelimit-limit-hour", of, 10_000.0, 9_990.0, 3600.0, 3600.0)
+    limit.finished(Slot(ONE, 7.0), Finish(advertised=(said,)), 30.0)
+    assert limit.rate == math.inf
+    assert limit.verdict(ONE, 30.0) is GO
