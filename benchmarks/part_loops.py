@@ -63,7 +63,13 @@ class _AtOnce:
         self.base_url = base_url
         self._reply = reply
 
-    async def send(self, _request: Request, _client_request_id: str, _left_s: float) -> Reply:
+    async def send(
+        self,
+        _request: Request,
+        _client_request_id: str,
+        _left_s: float,
+        _on_accepted: Callable[[], None],
+    ) -> Reply:
         return self._reply
 
 

@@ -287,11 +287,13 @@ class Breaker:
             if finish.kind is ErrorKind.RATE_LIMIT:
                 self._refused(finish, now_s, is_probe=is_probe)
                 return
-            self._let_through()
+            if self._refused_s < math.inf:
+                self._let_through()
             if finish.kind is None:
                 self._answered_s = now_s
                 self._answered_sent_s = max(self._answered_sent_s, slot.started_s)
-                self._is_up(slot, now_s)
+                if self._failing:
+                    self._is_up(slot, now_s)
                 return
             self._not_down(slot, now_s)
 
@@ -303,8 +305,7 @@ class Breaker:
 
     def _let_through(self) -> None:
         self._refused_s = math.inf
-        if self._recent:
-            self._recent.clear()
+        self._recent.clear()
 
     def _ended(self, slot: Slot) -> None:
         """An attempt has ended that may have started since the first refusal."""
@@ -336,7 +337,7 @@ class Breaker:
             self._last_since_s, self._over_s = self._since_s, now_s
             self._forget_failing()
             self._recovered(now_s)
-        elif self._failing:
+        else:
             self._forget_failing()
 
     def _forget_failing(self) -> None:

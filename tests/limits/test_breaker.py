@@ -462,7 +462,7 @@ def test_work_that_has_begun_ends_an_outage() -> None:
     line.fails(tuning.OUTAGE_ROWS + 1, 1.0)
     before, line.now_s = Slot(NEED, 900.0), line.now_s + 10
     line.breaker.accepted(before, line.now_s)
-    assert line.breaker.is_open
+    assert not line.recovered_s
     line.breaker.started(NEED, line.now_s)
     line.breaker.accepted(Slot(NEED, line.now_s), line.now_s)
     assert not line.breaker.is_open
