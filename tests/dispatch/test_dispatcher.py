@@ -294,7 +294,9 @@ class _Stalled:
         self._client, self.base_url, self.via = client, client.base_url, client.via
         self.left_s: list[float] = []
 
-    async def send(self, request: Request, client_request_id: str, left_s: float) -> Reply:
+    async def send(
+        self, request: Request, client_request_id: str, left_s: float, *_: object
+    ) -> Reply:
         if request.row == 0:
             return await self._client.send(request, client_request_id, left_s)
         self.left_s.append(left_s)

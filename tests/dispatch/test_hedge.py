@@ -233,7 +233,9 @@ class _WithoutSecondKey:
         self._client, self._sent = client, 0
         self.base_url, self.via = client.base_url, client.via
 
-    async def send(self, request: Request, client_request_id: str, left_s: float) -> Reply:
+    async def send(
+        self, request: Request, client_request_id: str, left_s: float, *_: object
+    ) -> Reply:
         self._sent += 1
         if self._sent == WARM + 2:
             raise RunStopped("the command for the key failed", StopCause.KEY)
