@@ -9,6 +9,7 @@ import random
 import secrets
 import socket
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -37,9 +38,14 @@ class Claimant(Struct, frozen=True):
 class Claim:
     """The claim of this process, until it is released."""
 
-    def __init__(self, store: ObjectStore, prefix: str, scratch: Path) -> None:
-        """`scratch`: the folder that the run is written from; it must be locked."""
-        self._store, self._prefix = store, prefix
+    def __init__(
+        self, store: ObjectStore, prefix: str, scratch: Path, own: Collection[str] = ()
+    ) -> None:
+        """`scratch`: the folder that the run is written from; it must be locked.
+
+        `own`: the keys of claims that earlier commands may have left which had the folder.
+        """
+        self._store, self._prefix, self._own = store, prefix, frozenset(own)
         self._about = Claimant(socket.gethostname(), os.getpid(), str(scratch))
         self.key = f"{prefix}{CLAIMS}/{secrets.token_hex(8)}"
         # When it was last renewed for certain, in nanoseconds by the store's clock.
@@ -104,9 +110,9 @@ class Claim:
             owner = None if one.key == self.key else _owner(self._store, one)
             if owner is None:
                 continue
-            # This folder is locked by us, so whoever had it before has ended.
-            is_ours = (owner.host, owner.scratch) == (self._about.host, self._about.scratch)
-            if is_ours or one.stamp < now - STALE_S * 1e9:
+            # The folder is locked by us, so whoever had it before has ended. Names prove nothing:
+            # containers may have the same host name, and folders of their own at the same path.
+            if one.key in self._own or one.stamp < now - STALE_S * 1e9:
                 self._store.delete(one.key)
             else:
                 found.append(owner)

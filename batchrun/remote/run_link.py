@@ -25,6 +25,9 @@ OF_WORKERS = "unreadable-w*.jsonl"  # as the last of these
 COPIED_INPUT = "input/stdin.jsonl"
 
 
+NO_WRITER = -1  # the folder has not got one yet
+
+
 class Link(Struct, frozen=True):
     """The content of `store.json`."""
 
@@ -33,6 +36,7 @@ class Link(Struct, frozen=True):
     claim: str | None = (
         None  # the key of the object that keeps other machines out, while it is ours
     )
+    begun: str | None = None  # the same while it is being taken: a kill leaves none that is unknown
     is_doubtful: bool = False  # another machine may have completed rows of the journal since
     # For small files: size and time of the object that was last written or read here.
     seen: dict[str, tuple[int, int]] = {}

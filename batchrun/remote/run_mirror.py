@@ -17,6 +17,7 @@ from batchrun.remote.part_stubs import Stub, read_stub, write_stub
 from batchrun.remote.run_link import (
     COPIED_INPUT,
     GONE_FILE,
+    NO_WRITER,
     OF_WORKERS,
     SMALL_FILES,
     Link,
@@ -251,7 +252,7 @@ def _given(store: ObjectStore, prefix: str) -> int:
 def is_current(folder: Path, url: str) -> bool:
     """Whether the run was last written from the folder. Raises `RemoteError`, `StoreError`."""
     link = read_link(folder)
-    if link is None or link.url != url:
+    if link is None or link.url != url or link.writer == NO_WRITER:
         return False
     store, prefix = place_of(link)
     if link.claim is not None:

@@ -7,6 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
+from msgspec.structs import replace
+
 from batchrun.errors import JobError, StoreError
 from batchrun.remote.claims import RENEW_S, STALE_S, Claim
 from batchrun.remote.object_stores import RemoteError, store_of, within
@@ -14,12 +16,14 @@ from batchrun.remote.run_link import (
     COPIED_INPUT,
     GONE_FILE,
     LINK_FILE,
+    NO_WRITER,
     OF_WORKERS,
     SMALL_FILES,
     Link,
     change_link,
     place_of,
     read_link,
+    write_link,
 )
 from batchrun.remote.run_mirror import is_doubtful, new_link, pull
 from batchrun.remote.urls import store_url
@@ -60,17 +64,20 @@ class StoreRun:
         """
         where = store_url(url)
         first, _ = store_of(where.full, is_first=True)  # until the run is here: soon told
-        claim = Claim(first, f"{where.key}/", folder)
         try:
-            link = read_link(folder)
-            last = link.claim if link is not None else None
-            is_last = last is not None and first.find(last) is not None
+            link = read_link(folder) or Link(where.full, NO_WRITER)
+            own = [key for key in (link.claim, link.begun) if key is not None]
+            claim = Claim(first, f"{where.key}/", folder, own)
+            is_last = link.claim is not None and first.find(link.claim) is not None
+            link = replace(link, begun=claim.key)
+            write_link(folder, link)
             claim.take(str(where))
             try:
-                link = link or new_link(where.full, first)
+                if link.writer == NO_WRITER:
+                    link = replace(new_link(where.full, first), begun=claim.key)
                 link = pull(folder, link, owns=True, is_last=is_last, is_first=True)
                 doubtful = link.is_doubtful or (not is_last and is_doubtful(folder, link))
-                link = change_link(folder, claim=claim.key, is_doubtful=doubtful)
+                link = change_link(folder, claim=claim.key, begun=None, is_doubtful=doubtful)
             except BaseException:
                 claim.give_up()
                 raise

@@ -12,7 +12,7 @@ from batchrun.errors import JobError, StoreError
 from batchrun.job.job_file import LONGEST_SILENCE_S
 from batchrun.remote import claims, store_run
 from batchrun.remote.claims import RENEW_S, STALE_S, Claim
-from batchrun.remote.run_link import Link, place_of, read_link
+from batchrun.remote.run_link import Link, place_of, read_link, write_link
 from batchrun.store.run_dir import RunDir
 from tests.remote.object_server import Bucket, Call, Clock, Proxy
 from tests.runs import refused, run_record
@@ -64,13 +64,27 @@ def test_a_claim_that_was_not_renewed_is_deleted_and_the_run_taken(
         first.take("s3://a/run")
 
 
+def test_a_claim_of_the_same_names_is_not_taken_for_ones_own(bucket: Bucket, claim: Make) -> None:
+    """Two containers may have one host name, and each a folder of its own at one path."""
+    first, second = claim("first"), claim("first")
+    first.take("s3://a/run")
+    with pytest.raises(JobError, match="its claim expires after 60 s"):
+        second.take("s3://a/run")
+    assert bucket.names(CLAIMS) == [first.key]
+
+
+@pytest.mark.usefixtures("claim")
 def test_what_a_killed_command_left_does_not_keep_out_the_next_one_from_its_folder(
-    bucket: Bucket, claim: Make
+    bucket: Bucket, tmp_path: Path
 ) -> None:
-    claim("first").take("s3://a/run")
-    again = claim("first")
-    again.take("s3://a/run")
-    assert bucket.names(CLAIMS) == [again.key]
+    """Whether it was killed while it took the claim, or later."""
+    url = f"{bucket.url}/run"
+    for moment in ("claim", "begun"):
+        (tmp_path / moment).mkdir()
+        bucket.put(f"{CLAIMS}0123456789abcdef", b'{"host": "h", "pid": 1, "scratch": "s"}')
+        write_link(tmp_path / moment, Link(url, **{moment: f"{CLAIMS}0123456789abcdef"}))
+        RunDir.open(tmp_path / moment, url).close()
+        assert bucket.names(CLAIMS) == []
 
 
 @pytest.mark.parametrize("look", [1, 2, 3])
