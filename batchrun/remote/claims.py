@@ -27,6 +27,10 @@ _PAUSE_S = 3.0  # at most, between two attempts
 _RELEASE_S = 3.0  # for deleting a claim that could not be checked; it expires anyway
 
 
+class ClaimLost(RemoteError):  # noqa: N818 - the network's fault, or another command's right
+    """Another command may have the run by now."""
+
+
 class Claimant(Struct, frozen=True):
     """Who has a claim."""
 

@@ -7,17 +7,19 @@ run finishes the intent (`run_mirror`).
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import msgspec
 from msgspec import Struct
 
 from batchrun.errors import JobError
-from batchrun.remote.claims import Claim
+from batchrun.remote.claims import Claim, ClaimLost
 from batchrun.remote.object_stores import ObjectStore, RemoteError, RemoteObject, store_of
 from batchrun.remote.part_stubs import Stub, read_stub, write_stub
-from batchrun.remote.run_link import CLAIMS, SMALL_FILES, Link, place_of, read_link
+from batchrun.remote.run_link import CLAIMS, SMALL_FILES, Link, place_of, read_link, run_name
 from batchrun.remote.urls import store_url
 
 _PATIENCE_S = 300.0  # for one part, beyond the library's retries; the journal has its rows
@@ -37,21 +39,30 @@ def temporary_key(part: str) -> str:
     return f"{folder}/.{name}.tmp"
 
 
-def put_parts(folder: Path, parts: Sequence[str]) -> None:
+def put_parts(folder: Path, parts: Sequence[str], *, are_new: bool = False) -> None:
     """Uploads these parts of the folder one by one, and replaces them by stubs.
 
-    Does nothing for a run that is not in a store. Raises `RemoteError`, `OSError`, `StoreError`.
+    Does nothing for a run that is not in a store. `are_new`: none of them stays there if the claim
+    is lost meanwhile, since another command sends their rows again; no other one gives their names.
+    Raises `RemoteError`, `OSError`, `StoreError`.
     """
     link = read_link(folder)
     if link is None:
         return
-    target = _Target(link)
-    for part in parts:
-        path = folder / part
-        if not path.exists():
-            target.store.delete(target.prefix + part)
-        elif read_stub(path) is None:
-            write_stub(path, target.upload(part, path))
+    target = _Target(link, partial(_find_claim, folder))
+    try:
+        for part in parts:
+            path = folder / part
+            if not path.exists():
+                target.hold()
+                target.store.delete(target.prefix + part)
+            elif read_stub(path) is None:
+                write_stub(path, target.upload(part, path))
+    except ClaimLost:
+        for part in parts if are_new else ():
+            with suppress(RemoteError):  # the next command from here tries it again
+                target.store.delete(target.prefix + part)
+        raise
 
 
 def put_file(folder: Path, name: str, path: Path) -> None:
@@ -61,7 +72,7 @@ def put_file(folder: Path, name: str, path: Path) -> None:
     """
     link = read_link(folder)
     if link is not None:
-        target = _Target(link, needs_claim=False)
+        target = _Target(link, lambda: None)
         write_stub(path, target.upload(name, path))
 
 
@@ -72,7 +83,7 @@ def publish(folder: Path, url: str) -> None:
     `OSError`.
     """
     where = store_url(url)
-    target = _Target(Link(where.full), needs_claim=False)
+    target = _Target(Link(where.full), lambda: None)
     claim = Claim(target.store, target.prefix, folder)
     claim.take(str(where))
     try:
@@ -112,7 +123,8 @@ def replace_together(
     link = read_link(folder)
     if link is None:
         return
-    target = _Target(link)
+    target = _Target(link, partial(_find_claim, folder))
+    target.hold()
     paths = [folder / source for source, _ in puts]
     stubs = [read_stub(path) for path in paths]
     if not any(stubs):  # else all are in the store: a stop came between two stubs
@@ -120,6 +132,7 @@ def replace_together(
             target.upload(temporary_key(part), path)
         intent = StoreIntent(tuple(part for _, part in puts), tuple(deletes))
         key, data = f"{target.prefix}journal/{intent_name}", msgspec.json.encode(intent)
+        target.hold()
         target.store.write(key, data)
         _checked(target.store, key, len(data))
         finish_intent(target.store, target.prefix, key, intent)
@@ -145,14 +158,10 @@ def finish_intent(store: ObjectStore, prefix: str, key: str, intent: StoreIntent
 class _Target:
     """The place that parts are uploaded to, while this process has the claim."""
 
-    def __init__(self, link: Link, *, needs_claim: bool = True) -> None:
+    def __init__(self, link: Link, hold: Callable[[], None]) -> None:
+        """`hold`: raises `ClaimLost` if this process may not write."""
         self.store, self.prefix = place_of(link)
-        self._url = link.url
-        if needs_claim and (link.claim is None or self.store.find(link.claim) is None):
-            raise RemoteError(
-                f"{link.url}: another command has taken this run over, since this one could not "
-                "renew its claim; wait until that one has ended"
-            )
+        self._url, self.hold = link.url, hold
 
     def upload(self, name: str, path: Path) -> Stub:
         """Uploads a file, with retries; returns its stub."""
@@ -160,11 +169,13 @@ class _Target:
         end_s = time.monotonic() + _PATIENCE_S
         while True:
             try:
+                self.hold()
                 self.store.upload(key, path)
                 found = _checked(self.store, key, size)
+                self.hold()  # it may have been lost meanwhile
                 return Stub(store_url(self._url).below(name), found.size, found.stamp)
-            except RemoteError:
-                if time.monotonic() > end_s:
+            except RemoteError as error:
+                if isinstance(error, ClaimLost) or time.monotonic() > end_s:
                     raise
             time.sleep(_PAUSE_S)
 
@@ -175,6 +186,16 @@ class _Target:
                 f"{self.store.name(self.prefix + name)}: the object is missing; restore it"
             )
         return Stub(store_url(self._url).below(name), found.size, found.stamp)
+
+
+def _find_claim(folder: Path) -> None:
+    """Raises `ClaimLost` if the command that has the folder has lost its claim; `RemoteError`."""
+    link = read_link(folder)
+    if link is None or link.claim is None or place_of(link)[0].find(link.claim) is None:
+        raise ClaimLost(
+            f"{run_name(folder)}: another command has taken this run over, since this one could "
+            "not renew its claim; wait until that one has ended"
+        )
 
 
 def _checked(store: ObjectStore, key: str, size: int) -> RemoteObject:

@@ -226,7 +226,7 @@ def _publish(folder: Path, name: str, intent: Intent) -> None:
     """Uploads the parts of a run in a store, between 3 and 4. Raises `OSError`, `StoreError`."""
     parts = [to for _, to in intent.renames]
     if not intent.rewrites:
-        put_parts(folder, parts)
+        put_parts(folder, parts, are_new=True)
         return
     deleted = [new.to for new in intent.rewrites if new.rows == 0]
     deleted += [new.replaces for new in intent.rewrites if new.replaces is not None]

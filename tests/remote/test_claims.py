@@ -79,11 +79,12 @@ def test_what_a_killed_command_left_does_not_keep_out_the_next_one_from_its_fold
 ) -> None:
     """Whether it was killed while it took the claim, or later."""
     url = f"{bucket.url}/run"
-    for moment in ("claim", "begun"):
-        (tmp_path / moment).mkdir()
-        bucket.put(f"{CLAIMS}0123456789abcdef", b'{"host": "h", "pid": 1, "scratch": "s"}')
-        write_link(tmp_path / moment, Link(url, **{moment: f"{CLAIMS}0123456789abcdef"}))
-        RunDir.open(tmp_path / moment, url).close()
+    key = f"{CLAIMS}0123456789abcdef"
+    for name, link in (("a", Link(url, begun=key)), ("b", Link(url, claim=key))):
+        (tmp_path / name).mkdir()
+        bucket.put(key, b'{"host": "h", "pid": 1, "scratch": "s"}')
+        write_link(tmp_path / name, link)
+        RunDir.open(tmp_path / name, url).close()
         assert bucket.names(CLAIMS) == []
 
 
@@ -135,6 +136,33 @@ def test_of_two_that_begin_at_the_same_time_one_at_most_has_the_run(
         taken = [one.key for one, has_it in zip(made, pool.map(take, made), strict=True) if has_it]
     assert len(taken) <= 1
     assert bucket.names(CLAIMS) == taken
+
+
+@pytest.mark.usefixtures("claim")
+def test_a_part_that_arrives_after_the_claim_was_lost_does_not_stay(
+    bucket: Bucket, proxy: Proxy, tmp_path: Path
+) -> None:
+    run = RunDir.open(tmp_path / "here", f"{bucket.url}/run")
+    run.save(run_record(rows=40))
+    run.start(part_rows=10, part_bytes=1 << 26)
+    run.store(refused(0))
+
+    def rule(call: Call) -> None:
+        if call.method == "PUT" and "/responses/" in call.path:
+            for key in bucket.names(CLAIMS):  # another command takes the run over
+                bucket.delete(key)
+
+    proxy.rule = rule
+    with pytest.raises(StoreError, match="another command has taken this run over"):
+        run.finish()
+    assert bucket.names("run/responses/") == bucket.names("run/tool_calls/") == []
+    with suppress(StoreError):
+        run.close()
+    proxy.rule = lambda _call: None
+    again = RunDir.open(tmp_path / "here", f"{bucket.url}/run")
+    assert sorted(again.complete_rows().rows) == [0]
+    again.close(seal=True)
+    assert len(bucket.names("run/responses/")) == 1
 
 
 def test_workers_whose_driver_died_begin_nothing_once_its_claim_has_expired() -> None:
