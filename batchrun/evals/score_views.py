@@ -26,15 +26,15 @@ from batchrun.remote.urls import is_store
 from batchrun.reports.bill.cost_queries import MOST_VALUES
 from batchrun.reports.sql import (
     Files,
+    add_views,
     connected,
+    own_names,
     quoted,
     read_all_files,
     scan_of,
-    select_of,
     unreadable,
 )
 from batchrun.store.columns import KEY, score_schema
-from batchrun.store.files import TABLES
 from batchrun.store.reading import run_folder, state_now
 
 T = TypeVar("T")
@@ -172,13 +172,11 @@ def with_scores(
 def _add_run(
     database: duckdb.DuckDBPyConnection, number: int, path: Path, files: Files
 ) -> ScoredRun:
-    """The run's rows as the views `responses_N` and `tool_calls_N`.
+    """The run's rows as the views of `add_views`, with `_N`.
 
     Raises `JobError` where nothing is scored.
     """
-    for table in TABLES:
-        select = select_of(getattr(files, table), database, f"_{table}_{number}")
-        database.execute(f"CREATE TEMP VIEW {table}_{number} AS {select}")
+    add_views(database, files, f"_{number}")
     name = run_name(path)
     found = tuple(
         Scored(file.parent.name, metric, file)
@@ -290,7 +288,8 @@ def answers_of(
                 f"{nearest(name, run.columns, 'columns')}"
             )
     key = ", ".join(KEY)
-    if scored.file is None:
+    groups = {"category": _as_text(grouping.by), "cluster": _as_text(grouping.cluster)}
+    if scored.file is None or run.record is None:
         rows = f"scores_{run.number} AS r"
         where = "WHERE scorer = $scorer AND metric = $metric"
         score, is_answered, is_older, is_new = "r", "true", "false", "false"
@@ -298,7 +297,11 @@ def answers_of(
         given = {"scorer": scored.scorer, "metric": scored.metric}
     else:
         scan = _scan(database, scored.file)
-        rows = f"""responses_{run.number} AS r LEFT JOIN (
+        grouped = ", ".join(f"{column} AS {name}" for name, column in groups.items())
+        groups = {name: f"r.{name}" for name in groups}
+        rows = f"""(
+            SELECT {own_names(run.record)}, {grouped} FROM all_responses_{run.number} AS r
+        ) AS r LEFT JOIN (
             SELECT {key}, response_id, value, passed, answer, target, reason
             FROM {scan} WHERE metric = $metric
         ) AS s ON r.custom_id = s.custom_id AND r.sample = s.sample
@@ -316,15 +319,14 @@ def answers_of(
                 AND any_metric.response_id IS NOT DISTINCT FROM r.response_id))"""  # noqa: S608
         # An attempt that timed out may be billed, whether another one answered or none did.
         is_unpriced = f"""({is_answered} AND r.cost_usd IS NULL) OR coalesce(len(list_filter(
-            r.attempts, lambda _batchrun_one: _batchrun_one.cost_usd IS NULL)), 0) > 0"""
+            r.attempts, lambda one: one.cost_usd IS NULL)), 0) > 0"""
         given = {"metric": scored.metric}
     columns = {
         "question": "r.custom_id",
         "sample": "r.sample",
         "variant": "r.variant",
         "row": 'r."row"',
-        "category": _as_text(grouping.by),
-        "cluster": _as_text(grouping.cluster),
+        **groups,
         "is_older": is_older,
         "is_new": is_new,
         "value": f"CASE WHEN isfinite({score}.value) AND NOT ({is_older}) THEN {score}.value END",

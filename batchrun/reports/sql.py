@@ -20,6 +20,7 @@ from batchrun.store.columns import (
     NO_COLUMNS,
     layout_of,
     new_names,
+    own_columns,
     response_schema,
     tool_call_schema,
 )
@@ -98,23 +99,15 @@ def _files(now: Snapshot, record: RunRecord, folder: Path) -> Files:
 
 
 def ask(path: Path, answer: Callable[[duckdb.DuckDBPyConnection, Files], T]) -> T:
-    """What `answer` returns for the views `responses` and `tool_calls`, which hold each row once.
+    """What `answer` returns for the views of `add_views`.
 
-    Carried columns have any name, also one that a query gives to something else. So `responses` has
-    our own columns alone, and `all_responses` the carried ones too. `answer` may be called again,
-    see `read_files`. Raises `JobError`, `StoreError`.
+    It may be called again, see `read_files`. Raises `JobError`, `StoreError`.
     """
 
     def asked(files: Files) -> T:
         with connected(files.temporary) as database:
             try:
-                views = {
-                    f"all_{RESPONSES}": select_of(files.responses, database),
-                    RESPONSES: f"SELECT {own_names(files.responses)} FROM all_{RESPONSES}",  # noqa: S608
-                    TOOL_CALLS: select_of(files.tool_calls, database),
-                }
-                for name, select in views.items():
-                    database.execute(f"CREATE TEMP VIEW {name} AS {select}")
+                add_views(database, files)
                 return answer(database, files)
             except duckdb.Error as error:
                 raise unreadable(path, error) from error
@@ -122,10 +115,24 @@ def ask(path: Path, answer: Callable[[duckdb.DuckDBPyConnection, Files], T]) -> 
     return read_files(path, asked)
 
 
-def own_names(files: TableFiles) -> str:
-    """The columns that are not carried, as a query selects them."""
-    carried = {column.name for column in files.layout.columns}
-    return ", ".join(quoted(name) for name in files.schema.names if name not in carried)
+def add_views(database: duckdb.DuckDBPyConnection, files: Files, of: str = "") -> None:
+    """The views `responses` and `tool_calls`, which hold each row once, with `of` after the names.
+
+    Carried columns have any name, also one that a query gives to something else. So `responses` has
+    our own columns alone, and `all_responses` the carried ones too.
+    """
+    views = {
+        f"all_{RESPONSES}": select_of(files.responses, database, of),
+        RESPONSES: f"SELECT {own_names(files.record)} FROM all_{RESPONSES}{of}",  # noqa: S608
+        TOOL_CALLS: select_of(files.tool_calls, database, of),
+    }
+    for name, select in views.items():
+        database.execute(f"CREATE TEMP VIEW {name}{of} AS {select}")
+
+
+def own_names(record: RunRecord) -> str:
+    """The columns of `responses` that are not carried, as a query selects them."""
+    return ", ".join(map(quoted, own_columns(record.schema_version)))
 
 
 def connected(temporary: Path) -> duckdb.DuckDBPyConnection:

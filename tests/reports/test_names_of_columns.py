@@ -96,7 +96,7 @@ def test_every_word_of_our_queries_may_be_the_name_of_a_carried_column(
     for words in (
         ("report", "run"),
         ("cost", "run", "--by", "model", "--format", "json"),
-        ("metrics", "run", "--format", "json"),
+        ("metrics", "run"),
         ("compare", "run", "again"),
         ("sql", "run", "SELECT count(*), sum(cost_usd) FROM attempts"),
         ("verify", "run"),

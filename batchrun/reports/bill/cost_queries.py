@@ -205,7 +205,7 @@ def _read(
         for one, title in zip(by, titles, strict=True)
     )
     # What is grouped by may be carried; no other query may meet the names of carried columns.
-    columns = own_names(files.responses) + "".join(asked)
+    columns = own_names(files.record) + "".join(asked)
     database.execute(f"CREATE TEMP VIEW valued AS SELECT {columns} FROM {_ROWS}")  # noqa: S608
     if by:
         few = f"SELECT count(*) FROM (SELECT DISTINCT {values} FROM valued LIMIT ?)"  # noqa: S608
