@@ -396,10 +396,10 @@ def test_an_outage_is_one_though_something_in_front_of_it_refuses_some(
             line.now_s = verdict.until_s
             continue
         sent += 1
+        assert sent < 250
         line.probe(DOWN if sent % every else among, 0.05)
     assert "down for 18" in verdict.reason
     assert "no server is ready" in verdict.reason
-    assert sent < 250
     assert not line.recovered_s
 
 
