@@ -138,7 +138,7 @@ OF_OTHERS = {
     *("--address", "--block", "--exclude", "--generate", "--head", "--node-ip-address"),
     *("--nodes", "--ntasks", "--ntasks-per-node", "--num-cpus", "--overlap"),
     *("--cpus-per-task", "--dependency", "--job-name", "--mem", "--open-mode", "--requeue"),
-    *("--signal", "--time", "--failed"),
+    *("--signal", "--time", "--failed", "--profile"),
 }
 
 
