@@ -25,6 +25,7 @@ T = TypeVar("T")
 _SILENCE_S = 10.0
 _CALL_S = 120.0
 _FIRST_CALL_S = 25.0
+_CUT = "RemoteProtocolError", "ReadError"  # httpx's, whose major versions are packages of their own
 _PAUSES_S = 1.0, 2.0  # between calls that the Hub has failed
 
 
@@ -106,8 +107,9 @@ def _again(call: Callable[[], T]) -> T:
     for pause_s in _PAUSES_S:
         try:
             return call()
-        except OSError as error:
-            if not (_is_busy(_status(error)) or "Consistency check failed" in str(error)):
+        except Exception as error:
+            was_cut = type(error).__name__ in _CUT or "Consistency check failed" in str(error)
+            if not (was_cut or _is_busy(_status(error))):
                 raise
         time.sleep(pause_s)
     return call()

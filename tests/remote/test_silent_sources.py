@@ -278,12 +278,12 @@ def test_what_the_hub_fails_once_is_asked_again(
     hub: Hub, with_token: dict[str, str], batchrun: Command, tmp_path: Path
 ) -> None:
     """And no signature of a URL is in what is said meanwhile."""
-    of_api, of_file = [503], ["cut", 502]
+    of_api, of_file = list[int | str]([503, "cut"]), list[int | str](["cut", 502])
 
     def rule(method: str, path: str) -> int | str | None:
         if method == "HEAD":
             return "elsewhere"
-        left: list[Any] = of_api if "/api/" in path else of_file
+        left = of_api if "/api/" in path else of_file
         return left.pop() if left else None
 
     hub.rule = rule
