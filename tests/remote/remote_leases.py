@@ -16,7 +16,6 @@ from batchrun.inputs import jsonl, rows
 from batchrun.inputs.prompt_set import PromptSet, find_source
 from batchrun.job.job_file import load_job
 from batchrun.records import BadRow, Request
-from batchrun.remote import remote_files
 from batchrun.runner.asked_rows import RowSelection
 from batchrun.runner.cluster.leases import lease_requests, planned_rows, renumbered
 from batchrun.runner.plan import make_plan
@@ -82,7 +81,6 @@ def _read_all(file: Path, workers: int) -> None:
 if __name__ == "__main__":
     for module in (rows, jsonl):
         module.OFFSETS_EVERY = 50  # type: ignore[attr-defined]
-    remote_files.PART_BUFFER = 1 << 10
     command, first, second = sys.argv[1:]
     if command == "plan":
         _plan(first, Path(second))

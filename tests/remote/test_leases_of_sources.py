@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from batchrun.remote.remote_files import PART_BUFFER
 from tests.remote.hub_server import Hub
 from tests.remote.object_server import Bucket, Call, Proxy
 from tests.waiting import HANG_S
@@ -65,9 +66,10 @@ def test_workers_read_their_rows_from_a_store(
     s3: dict[str, str],
     leases: Callable[..., Any],
     tmp_path: Path,
-    questions: Callable[[int], str],
 ) -> None:
-    for name, data in _forms(questions(_ROWS)).items():
+    rows = [{"id": f"q{row}", "question": f"{row} {'word ' * 1000}"} for row in range(_ROWS)]
+    lines = "".join(f"{json.dumps(row)}\n" for row in rows)
+    for name, data in _forms(lines).items():
         bucket.put(f"in/{name}", data)
     variables = {**s3, "AWS_ENDPOINT_URL": proxy.address}
     planned = leases(variables, "plan", f"{bucket.url}/in", tmp_path / "plan")
@@ -84,17 +86,20 @@ def test_workers_read_their_rows_from_a_store(
     }
     reads = [call for call in proxy.calls[calls:] if call.method == "GET"]
     assert not [call for call in reads if "list-type" in call.path]
-    starts = {_first_byte(call) for call in reads if call.path.endswith("a.jsonl")}
-    assert starts >= offsets  # nobody passes over what stands before
-    bucket.put("in/a.jsonl", questions(_ROWS + 1))
+    ranges = dict(_range(call) for call in reads if call.path.endswith("a.jsonl"))
+    assert ranges.keys() >= offsets  # nobody passes over what stands before, ...
+    most = max(ranges[offset] - offset for offset in offsets) + 1
+    assert most == PART_BUFFER < len(lines) // 2  # ... or reads far on
+    bucket.put("in/a.jsonl", lines[1:])
     said = leases(variables, "read", tmp_path / "plan", WORKERS)
     assert [problem.partition(";")[0] for problem in said["problems"]] == [
         f"{bucket.url}/in/a.jsonl: changed while it was being read"
     ] * WORKERS
 
 
-def _first_byte(call: Call) -> int:
-    return int(call.headers["range"].removeprefix("bytes=").partition("-")[0])
+def _range(call: Call) -> tuple[int, int]:
+    first, _, last = call.headers["range"].removeprefix("bytes=").partition("-")
+    return int(first), int(last)
 
 
 def test_workers_read_the_commit_of_the_plan_from_the_hub(
