@@ -64,8 +64,8 @@ class StoreRun:
         """
         where = store_url(url)
         first, _ = store_of(where.full, is_first=True)  # until the run is here: soon told
+        link = read_link(folder) or Link(where.full, NO_WRITER)
         try:
-            link = read_link(folder) or Link(where.full, NO_WRITER)
             own = [key for key in (link.claim, link.begun) if key is not None]
             claim = Claim(first, f"{where.key}/", folder, own)
             is_last = link.claim is not None and first.find(link.claim) is not None
@@ -81,8 +81,12 @@ class StoreRun:
             except BaseException:
                 claim.give_up()
                 raise
-        except RemoteError as error:
-            raise JobError(str(error)) from error
+        except BaseException as error:
+            if link.writer == NO_WRITER:  # the run has never been here
+                (folder / LINK_FILE).unlink(missing_ok=True)
+            if isinstance(error, RemoteError):
+                raise JobError(str(error)) from error
+            raise
         return cls(folder, claim.renewed_by(store_of(where.full)[0]), link)
 
     def check(self) -> None:
