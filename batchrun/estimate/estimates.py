@@ -112,7 +112,7 @@ def make_estimate(
         ]
     complete_usd, unfinished_usd = plan.resumed.totals.cost_usd, plan.unfinished_usd
     estimate = Estimate(
-        run=store_run_url(job) or str(path),
+        run=store_run_url(job, path) or str(path),
         simulated=simulate,
         rows=plan.rows,
         settled=0 if models else plan.resumed.totals.rows - plan.resumed.resent.rows,

@@ -42,7 +42,7 @@ from batchrun.records import (
     Totals,
 )
 from batchrun.remote.run_link import scratch_of
-from batchrun.remote.run_upload import publish, refuse_taken
+from batchrun.remote.run_upload import publishing
 from batchrun.remote.urls import is_remote, is_store, store_url
 from batchrun.scoring.score import text_of
 from batchrun.store.columns import SCHEMA_VERSION, name_columns
@@ -122,15 +122,13 @@ def import_answers(
 def _import_into_store(
     source: str, columns: Columns, url: str, doing: Callable[[str], None]
 ) -> Imported:
-    folder = scratch_of(url)
-    refuse_taken(url)
-    answers = _Answers(source, columns, doing)
-    layout = answers.survey()
-    with _temporary(folder) as temporary:
+    with _temporary(scratch_of(url)) as temporary, publishing(url, temporary) as publish:
+        answers = _Answers(source, columns, doing)
+        layout = answers.survey()
         totals = _write(temporary, answers, layout, url=url)
         doing(f"uploading {plural(totals.rows, 'row')}")
         with storing(url, "write"):
-            publish(temporary, url)
+            publish()
     return Imported(str(store_url(url)), totals.rows, totals.ok, answers.split)
 
 

@@ -29,6 +29,7 @@ from batchrun.job.scorer_sections import KINDS, JsonJob, PythonJob, ScorerJob
 from batchrun.job.sections import (
     DEFAULT_KEY_ENV,
     STDIN,
+    ClusterJob,
     EndpointJob,
     Job,
     PriceJob,
@@ -144,14 +145,8 @@ def _check_cluster(job: Job, where: str, *, is_chosen: bool) -> None:
     `is_chosen`: whether the command says which executor, so that settings of the other may stand.
     """
     cluster, path = job.cluster, job.output.path
-    is_too_silent = cluster.executor == "ray" and cluster.silence_s > LONGEST_SILENCE_S
-    if is_too_silent and path is not None and is_store(path):
-        raise JobError(
-            f"{where}: cluster.silence_s is {cluster.silence_s:g}, and the run is in a store "
-            f"({path}): if the driver dies, its workers would still send rows when a command on "
-            "another machine may already take the run over, so both would pay for them; set "
-            f"silence_s in [cluster] to {LONGEST_SILENCE_S:g} or less"
-        )
+    if path is not None and is_store(path):
+        refuse_silence(cluster, path, where)
     if cluster.executor == "ray" and cluster.workers is None:
         raise JobError(
             f"{where}: cluster.executor (--executor) is ray, and nothing says how many workers; "
@@ -161,6 +156,17 @@ def _check_cluster(job: Job, where: str, *, is_chosen: bool) -> None:
         raise JobError(
             f"{where}: cluster.workers (--workers) is for cluster.executor ray, and it is local; "
             "add --executor ray"
+        )
+
+
+def refuse_silence(cluster: ClusterJob, url: str, where: str) -> None:
+    """Raises `JobError` where workers of the run at this URL would outlive its claim."""
+    if cluster.executor == "ray" and cluster.silence_s > LONGEST_SILENCE_S:
+        raise JobError(
+            f"{where}: cluster.silence_s is {cluster.silence_s:g}, and the run is in a store "
+            f"({url}): if the driver dies, its workers would still send rows when a command on "
+            "another machine may already take the run over, so both would pay for them; set "
+            f"silence_s in [cluster] to {LONGEST_SILENCE_S:g} or less"
         )
 
 

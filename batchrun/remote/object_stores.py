@@ -33,7 +33,7 @@ _FIRST_SILENCE_S, _FIRST_ATTEMPTS = 5.0, 3  # at the first contact: 17 s of sile
 _RETRY_S = 60.0  # Google: for how long it retries
 _FIRST_RETRY_S = 10.0
 _CALL_S = 180.0  # for one call, whatever the library does
-_FIRST_CALL_S = 25.0
+_FIRST_CALL_S = 22.0  # what follows a failure has to be done by 30 s
 _LOOK_S = 0.1  # between looks whether it is still waited for
 _CALLS = 3  # of what the libraries do not try again
 _CALL = "remote call"  # name of threads
@@ -100,6 +100,7 @@ class ObjectStore:
         self._url = url
         self._seconds = _FIRST_CALL_S if is_first else _CALL_S
         self._bucket = url.bucket.partition("@")[0]
+        self._shows_begun = url.scheme == "abfs"
         self.files = _filesystem(url.scheme, url.bucket, url.region, url.is_anonymous, is_first)
 
     def find(self, key: str) -> RemoteObject | None:
@@ -115,6 +116,13 @@ class ObjectStore:
         # A name that ends with a slash stands for a folder.
         return sorted(self._object(info) for info in files if not info.path.endswith("/"))
 
+    def check_listing(self, prefix: str) -> None:
+        """Raises `RemoteError` if nothing can be listed; unlike a long listing this takes no time.
+
+        It asks for what is in a folder that does not exist.
+        """
+        self.listing(f"{prefix}/.batchrun".lstrip("/"), deep=False)
+
     def open(self, key: str) -> Any:
         """The object as a `NativeFile`, to be read at any place. Raises `RemoteError`.
 
@@ -125,10 +133,28 @@ class ObjectStore:
 
     def read(self, key: str) -> bytes | None:
         """The whole object; None if there is none. Raises `RemoteError`."""
-        found = self.find(key)
-        if found is None:
-            return None
+        arrived = size = 0
+        for _ in range(_CALLS):  # it may be written meanwhile
+            found = self._find_whole(key)
+            data = None if found is None else self._read_once(found.key)
+            if found is None or (data is None and found.key == key):
+                return None
+            if data is not None and len(data) >= found.size:
+                return data
+            arrived, size = len(data or b""), found.size
+        raise RemoteError(
+            f"{self.name(key)}: only {arrived} of {size} bytes arrived; check the network"
+        )
 
+    def _find_whole(self, key: str) -> RemoteObject | None:
+        """The object, or the spare one of an object that is not written yet; see `write`."""
+        found = self.find(key)
+        if found is None or found.size or not self._shows_begun:
+            return found
+        spare = self.find(_spare_of(key))
+        return self.find(key) if spare is None or not spare.size else spare
+
+    def _read_once(self, key: str) -> bytes | None:
         def read() -> bytes | None:
             # A stream: with any other kind of file, Google's library makes a request while it holds
             # the interpreter's lock.
@@ -145,13 +171,7 @@ class ObjectStore:
                     return None
                 raise
 
-        data = self._call(key, read)
-        if data is not None and len(data) < found.size:
-            raise RemoteError(
-                f"{self.name(key)}: only {len(data)} of {found.size} bytes arrived; check the "
-                "network"
-            )
-        return data
+        return self._call(key, read)
 
     def read_at(self, file: Any, key: str, size: int, place: int) -> bytes:
         """`size` bytes of an open object. Raises `RemoteError`, also if it ends earlier."""
@@ -165,11 +185,21 @@ class ObjectStore:
         return data
 
     def write(self, key: str, data: bytes) -> None:
-        """Writes the object, wholly or not at all. Raises `RemoteError`."""
+        """Writes the object, wholly or not at all. Raises `RemoteError`.
+
+        pyarrow makes an empty object in Azure before it writes, in place of what was there. So a
+        spare one is written first, which `read` takes meanwhile, and after a kill.
+        """
+        if self._shows_begun and data:
+            self._call(key, lambda: self._write(_spare_of(key), lambda: iter((data,))))
         self._call(key, lambda: self._write(key, lambda: iter((data,))))
+        if self._shows_begun and data:
+            self.delete(_spare_of(key))
 
     def upload(self, key: str, path: Path) -> None:
-        """Uploads the file, wholly or not at all. Raises `RemoteError`, `OSError`.
+        """Uploads the file, wholly or, but for an empty one in Azure, not at all.
+
+        Raises `RemoteError`, `OSError`.
 
         If pyarrow learns of an error while it writes, it stores what it has. So the stream is
         closed only after everything was written, and opened only after the first piece was read.
@@ -239,6 +269,11 @@ class ObjectStore:
         except (OSError, ValueError, pa.ArrowException) as error:
             # pyarrow raises `ValueError` if an error has closed a stream of Google's.
             raise RemoteError(explained(self.name(key), self._url.scheme, error)) from error
+
+
+def _spare_of(key: str) -> str:
+    folder, _, name = key.rpartition("/")
+    return f"{folder}/.{name}.tmp"
 
 
 def _again_if(passes: Callable[[OSError], bool], call: Callable[[], T]) -> T:

@@ -148,6 +148,7 @@ def _in_store(text: str) -> Found:
     one = first.find(url.key)  # a glob may also be a name
     if one is not None:
         return Found([file(one)], _folder(root, one.key.rpartition("/")[0]), is_file=True)
+    first.check_listing(folder)  # before one that may take its time
     store, _ = store_of(url.full)
     pattern = url.key if has_glob(url.key) else None
     below = None if pattern is None else pattern.removeprefix(folder).lstrip("/")

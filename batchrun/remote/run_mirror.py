@@ -6,7 +6,7 @@ as if it were done, and changes nothing.
 
 import fnmatch
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -38,29 +38,32 @@ _SCORE_FILE = re.compile(rf"{_SCORES}/[^/]+/scores\.parquet")
 
 
 def pull(
-    folder: Path, link: Link, *, owns: bool, is_last: bool = False, is_first: bool = False
+    folder: Path, link: Link, *, hold: Callable[[], None] | None = None, is_last: bool = False
 ) -> Link:
     """Brings the content of the store into the folder; returns the new link.
 
-    What is only in the folder stays. `owns`: with the claim. `is_last`: no other machine has had
-    the claim since, so the folder's files are newer than the store's. `is_first`: calls that carry
-    little fail soon if nothing answers. Raises `RemoteError`, `OSError`.
+    What is only in the folder stays. `hold`: with the claim; called before anything in the store is
+    changed, it raises `RemoteError` once another command may have the run. `is_last`: no other
+    machine has had the claim since, so the folder's files are newer than the store's. Calls that
+    carry little fail soon if nothing answers. Raises `RemoteError`, `OSError`.
     """
-    quick, prefix = place_of(link, is_first=is_first)
+    quick, prefix = place_of(link, is_first=True)
     names, intents = _names_and_intents(quick, prefix)
     store, _ = place_of(link)
-    if owns and (intents or any(map(_is_temporary, names))):
+    if hold is not None and (intents or _unfinished(names)):
         for name, intent in intents.items():
+            hold()
             if intent is None:
                 store.delete(prefix + name)
             else:
                 finish_intent(store, prefix, prefix + name, intent)
         names = _names(store, prefix)
-        for name in filter(_is_temporary, names):  # written without an intent
+        for name in _unfinished(names):  # written without an intent
+            hold()
             store.delete(prefix + name)
         intents = {}
     parts = _parts(names, filter(None, intents.values()))
-    _place_stubs(folder, link, parts, is_durable=owns)
+    _place_stubs(folder, link, parts, is_durable=hold is not None)
     _place_scores(folder, link, names)
     seen = _copy_small_files(folder, link, quick, names, is_last=is_last)
     link = replace(link, seen=seen)
@@ -108,17 +111,28 @@ def _is_temporary(name: str) -> bool:
     return name.endswith(".tmp") and name.startswith(tuple(f"{table}/." for table in _TABLES))
 
 
+def _is_named_part(name: str) -> bool:
+    is_named = name.startswith(tuple(f"{table}/" for table in _TABLES))
+    return is_named and name.endswith(".parquet") and not _is_temporary(name)
+
+
+def _unfinished(names: Mapping[str, RemoteObject]) -> list[str]:
+    """Objects of the tables that are no parts.
+
+    Azure shows an empty one from the moment that it is begun, also after a kill.
+    """
+    return [
+        name
+        for name, one in names.items()
+        if _is_temporary(name) or (_is_named_part(name) and not one.size)
+    ]
+
+
 def _parts(
     names: dict[str, RemoteObject], intents: Iterable[StoreIntent]
 ) -> dict[str, tuple[str, RemoteObject]]:
     """The parts that count, with the object that each is read from."""
-    found = {
-        name: (name, one)
-        for name, one in names.items()
-        if name.startswith(tuple(f"{table}/" for table in _TABLES))
-        and name.endswith(".parquet")
-        and not _is_temporary(name)
-    }
+    found = {name: (name, one) for name, one in names.items() if _is_named_part(name) and one.size}
     for intent in intents:
         for part in intent.puts:
             temporary = temporary_key(part)
@@ -152,13 +166,13 @@ def pull_scores(folder: Path) -> None:
     """
     link = read_link(folder)
     if link is not None:
-        store, prefix = place_of(link)
+        store, prefix = place_of(link, is_first=True)
         _place_scores(folder, link, _names(store, prefix, _SCORES))
 
 
 def _place_scores(folder: Path, link: Link, names: Mapping[str, RemoteObject]) -> None:
     url = store_url(link.url)
-    found = {name: one for name, one in names.items() if _SCORE_FILE.fullmatch(name)}
+    found = {n: one for n, one in names.items() if _SCORE_FILE.fullmatch(n) and one.size}
     for path in (folder / _SCORES).glob("*/scores.parquet"):
         if str(path.relative_to(folder)) not in found:
             path.unlink()
@@ -254,7 +268,7 @@ def is_current(folder: Path, url: str) -> bool:
     link = read_link(folder)
     if link is None or link.url != url or link.writer == NO_WRITER:
         return False
-    store, prefix = place_of(link)
+    store, prefix = place_of(link, is_first=True)
     if link.claim is not None:
         return store.find(link.claim) is not None
     name = SMALL_FILES[0]

@@ -7,8 +7,8 @@ run finishes the intent (`run_mirror`).
 """
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Struct
 
 from batchrun.errors import JobError
-from batchrun.remote.claims import Claim, ClaimLost
+from batchrun.remote.claims import Claim, ClaimLost, ClaimRenewal
 from batchrun.remote.object_stores import ObjectStore, RemoteError, RemoteObject, store_of
 from batchrun.remote.part_stubs import Stub, read_stub, write_stub
 from batchrun.remote.run_link import CLAIMS, SMALL_FILES, Link, place_of, read_link, run_name
@@ -76,26 +76,44 @@ def put_file(folder: Path, name: str, path: Path) -> None:
         write_stub(path, target.upload(name, path))
 
 
-def publish(folder: Path, url: str) -> None:
-    """Uploads the whole run directory, `run.json` last: until then it is not a run.
+@contextmanager
+def publishing(url: str, folder: Path) -> Iterator[Callable[[], None]]:
+    """The place at the URL is this process's during the block; yields what fills it.
 
-    Raises `JobError` if something is at the URL, or the store cannot be used; `RemoteError`,
-    `OSError`.
+    That uploads the run directory `folder`, which only this process has; `run.json` last: until
+    then it is not a run. It raises `RemoteError` and `OSError`.
+    Raises `JobError` if something is at the URL, or if the store cannot be used.
     """
+    refuse_taken(url)
     where = store_url(url)
-    target = _Target(Link(where.full), lambda: None)
-    claim = Claim(target.store, target.prefix, folder)
-    claim.take(str(where))
+    first, key = store_of(where.full, is_first=True)
+    store_of(where.full)  # S3's library opens no store while a call goes on
+    claim = Claim(first, f"{key}/", folder)
+
+    def is_untouched() -> bool:
+        return claim.is_alone() and first.find(f"{key}/{SMALL_FILES[0]}") is None
+
     try:
-        refuse_taken(url)
-        for table in ("tool_calls", "responses"):
-            for path in sorted((folder / table).glob("*.parquet")):
-                target.upload(f"{table}/{path.name}", path)
-        for name in reversed(SMALL_FILES):
-            if (folder / name).exists():
-                target.upload(name, folder / name)
+        claim.take(str(where))
+    except RemoteError as error:
+        raise JobError(str(error)) from error
+    renewal = ClaimRenewal(claim)
+    renewal.is_untouched = is_untouched
+    try:
+        refuse_taken(url)  # it was not this process's before
+        yield partial(_publish, folder, _Target(Link(where.full), renewal.wait))
     finally:
-        claim.release()
+        renewal.end()
+        claim.give_up()
+
+
+def _publish(folder: Path, target: "_Target") -> None:
+    for table in ("tool_calls", "responses"):
+        for path in sorted((folder / table).glob("*.parquet")):
+            target.upload(f"{table}/{path.name}", path)
+    for name in reversed(SMALL_FILES):
+        if (folder / name).exists():
+            target.upload(name, folder / name)
 
 
 def refuse_taken(url: str) -> None:

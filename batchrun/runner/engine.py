@@ -18,10 +18,18 @@ from typing import Protocol
 from msgspec import Struct
 from msgspec.structs import replace
 
-from batchrun.errors import BatchrunError, Interrupted, RunStopped, StopCause, StoreError
+from batchrun.errors import (
+    BatchrunError,
+    Interrupted,
+    JobError,
+    RunStopped,
+    StopCause,
+    StoreError,
+)
 from batchrun.executors.local import local_executor
 from batchrun.job.sections import Job
 from batchrun.limits.budget import Budget
+from batchrun.limits.sharing.fence import ClaimFence
 from batchrun.pricing.prices import Prices
 from batchrun.progress.bottleneck import Activity, bottleneck
 from batchrun.progress.status import next_command
@@ -169,8 +177,10 @@ class Run:
         except asyncio.CancelledError:
             self._cancelled()
             raise
-        except Exception as error:  # noqa: BLE001 - judged at the end
-            self.causes.append(error)
+        except Exception as error:
+            if isinstance(error, JobError) and self._executor is None:  # nothing was sent
+                raise
+            self.causes.append(error)  # judged at the end
         if self._executor is not None:
             self.causes += self._executor.causes
 
@@ -205,6 +215,7 @@ class Run:
         largest: Mapping[str, Largest] = {}
         if self.budgets and self.plan.resumed.totals.rows:
             largest = await asyncio.to_thread(read_largest, self.run_dir.path)
+        may_be_taken = self.run_dir.may_be_taken
         return local_executor(
             self.job,
             clients,
@@ -215,6 +226,7 @@ class Run:
             unfinished=self.recorder,
             had_answers=self.plan.resumed.totals.ok > 0,
             met_before=self.record.met_error,
+            further=() if may_be_taken is None else (ClaimFence(may_be_taken),),
         )
 
     async def _send(self, executor: Executor, limit: int | None) -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from batchrun.errors import JobError
 from batchrun.formats.json_text import as_utf8
+from batchrun.job.job_file import refuse_silence
 from batchrun.job.sections import Job
-from batchrun.remote.run_link import scratch_of
+from batchrun.remote.run_link import read_link, scratch_of
 from batchrun.remote.urls import is_store, store_url
 
 _HINT = "give another place with -o (output.path)"
@@ -52,9 +53,9 @@ def run_path(job: Job, *, simulate: bool = False) -> Path:
 
     Raises `JobError` where the source gives no name that serves.
     """
-    if (url := store_run_url(job)) is not None:
-        return scratch_of(url, job.cluster.scratch)
     path = job.output.path
+    if path is not None and is_store(path):
+        return scratch_of(store_url(path).full, job.cluster.scratch)
     if path is None:
         if not job.name:
             raise JobError(
@@ -72,7 +73,17 @@ def run_path(job: Job, *, simulate: bool = False) -> Path:
     return Path(path)
 
 
-def store_run_url(job: Job) -> str | None:
-    """The URL of a run in a store. Raises `JobError`."""
-    path = job.output.path
-    return store_url(path).full if path is not None and is_store(path) else None
+def store_run_url(job: Job, path: Path) -> str | None:
+    """The URL of a run in a store, also where the job names only its folder on this machine.
+
+    `path`: as `run_path` says. Raises `JobError` where the run cannot be in a store as the job is,
+    `StoreError`.
+    """
+    given = job.output.path
+    if given is not None and is_store(given):
+        return store_url(given).full
+    link = read_link(path)
+    if link is None:
+        return None
+    refuse_silence(job.cluster, link.url, str(path))
+    return link.url

@@ -121,7 +121,7 @@ def dry_run(
     `make_plan`.
     """
     path = run_path(job, simulate=simulate).resolve()
-    url = store_run_url(job)
+    url = store_run_url(job, path)
     refuse_place(path, url)
     with contextlib.ExitStack() as stack:
         run_dir = None
@@ -576,7 +576,7 @@ def make_record(
             sends=plan.to_complete > 0,
         ),
         source_commit=plan.commit,
-        store=store_run_url(job),
+        store=store_run_url(job, run_dir.path),
         executor=job.cluster.executor,
         workers=(job.cluster.workers or 0) if job.cluster.executor == "ray" else 0,
         left_out=plan.left_out,

@@ -160,7 +160,7 @@ def source_name(job: Job, run_path: Path) -> str:
     """The source as seen from the run directory, so that both can be moved together."""
     if job.input.path == STDIN or is_remote(job.input.path):
         return as_utf8(job.input.path)
-    if store_run_url(job) is not None:  # it may be gone on with from another folder
+    if store_run_url(job, run_path) is not None:  # it may be gone on with from another folder
         return full_source(job)
     try:
         name = os.path.relpath(Path(job.input.path).resolve(), run_path.resolve())

@@ -75,7 +75,7 @@ async def run_job(
     is_piped = job.input.path == STDIN
     found = None if is_piped else await asyncio.to_thread(find_source, job.input)
     path = run_path(job, simulate=simulate)
-    url = store_run_url(job)
+    url = store_run_url(job, path)
     refuse_place(path, url)
     _check_answers(simulator)
     refuse_written_secrets(job, command)

@@ -30,6 +30,7 @@ from batchrun.records import (
     shown_key,
 )
 from batchrun.remote.claims import owner_now
+from batchrun.remote.object_stores import RemoteError
 from batchrun.remote.part_stubs import dataset_of
 from batchrun.remote.run_link import Link, place_of, read_link, scratch_of
 from batchrun.remote.run_mirror import is_current, pull, pull_scores
@@ -85,17 +86,20 @@ def run_folder(url: str, *, scores: bool = False) -> Iterator[Path]:
     If the run was last written from this machine, it is the folder that it is written from; else a
     temporary one that shows the run as the store has it.
     `scores`: also look for scores. Errors of the block name the URL, not the folder.
-    Raises `JobError` if there is no run, `StoreError`.
+    Raises `JobError` if there is no run, or if the store cannot be read; `StoreError`.
     """
     full = store_url(url).full
     with ExitStack() as stack:
         with storing(full, "read"):
-            own = scratch_of(full)
-            if not _is_ours(own, full):
-                name = stack.enter_context(tempfile.TemporaryDirectory(prefix="batchrun-"))
-                own = _seen_from_here(Path(name) / "run", url, stack)
-            if scores:
-                pull_scores(own)
+            try:
+                own = scratch_of(full)
+                if not _is_ours(own, full):
+                    name = stack.enter_context(tempfile.TemporaryDirectory(prefix="batchrun-"))
+                    own = _seen_from_here(Path(name) / "run", url, stack)
+                if scores:
+                    pull_scores(own)
+            except RemoteError as error:
+                raise JobError(str(error)) from error
         try:
             yield own
         except BatchrunError as error:
@@ -107,7 +111,7 @@ def _seen_from_here(copy: Path, url: str, stack: ExitStack) -> Path:
     """The folder for a run in a store: made at `copy`, unless this machine writes the run."""
     full = store_url(url).full
     copy.mkdir()
-    link = pull(copy, Link(full), owns=False)
+    link = pull(copy, Link(full))
     record = read_run_record(copy)
     if record is None:
         raise JobError(
@@ -117,7 +121,7 @@ def _seen_from_here(copy: Path, url: str, stack: ExitStack) -> Path:
     own = scratch_of(full, record.job.get("cluster", {}).get("scratch"))
     if _is_ours(own, full):
         return own
-    if owner_now(*place_of(link), time.time_ns()) is not None:  # on another machine
+    if owner_now(*place_of(link, is_first=True), time.time_ns()) is not None:  # on another machine
         lock = stack.enter_context((copy / LOCK).open("wb"))
         fcntl.flock(lock, fcntl.LOCK_EX)
         os.utime(lock.fileno(), (0, 0))  # it has finished planning

@@ -207,12 +207,21 @@ class RunDir:
         return folder
 
     @property
+    def may_be_taken(self) -> Callable[[], bool] | None:
+        """For a run in a store: tells whether another machine may have it by now."""
+        store_run = self._store_run
+        return None if store_run is None else lambda: not store_run.is_certain
+
+    @property
     def has_no_variants(self) -> bool:
         """Whether the last command's job had no variants, so that rows may have none."""
         return self.record is not None and not self.record.job.get("variants")
 
     def save(self, record: RunRecord) -> None:
-        """Writes `run.json` and syncs it. Raises `StoreError`."""
+        """Writes `run.json` and syncs it. Raises `StoreError`.
+
+        The first time, before anything was sent, `JobError` if a store cannot be written.
+        """
         self._save(record, SMALL_FILES)
 
     def _save(self, record: RunRecord, uploaded: Sequence[str]) -> None:
@@ -225,7 +234,7 @@ class RunDir:
             replace_file(self.path / RUN_FILE, text, durable=True)
             self.record = record
             if self._store_run is not None:
-                self._store_run.upload(uploaded)
+                self._store_run.save(uploaded)
 
     def write_live(self, summary: object) -> None:
         """Replaces `live.json` as a whole, without a sync. Raises `StoreError`."""

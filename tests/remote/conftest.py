@@ -1,20 +1,17 @@
 """Object stores and the Hub on loopback."""
 
 import datetime as dt
-import os
-import signal
-import subprocess
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from tests.processes import COMMAND
 from tests.remote.hub_server import Hub
-from tests.remote.object_server import Bucket, Call, Clock, Proxy
-from tests.waiting import HANG_S
+from tests.remote.kills import Killer
+from tests.remote.object_server import Bucket, Clock, Proxy
+from tests.remote.other_stores import OtherBucket, OtherStore, azurite, fake_gcs, variables
 
 
 @pytest.fixture(scope="session")
@@ -72,47 +69,43 @@ def s3(s3_server: str, tmp_path: Path) -> dict[str, str]:
 @pytest.fixture
 def killed_at(
     proxy: Proxy, s3: dict[str, str], environment: dict[str, str], tmp_path: Path
-) -> Callable[..., bool]:
+) -> Killer:
     """Runs batchrun, and kills it before or after its write number N of those that `counts`."""
+    return Killer(proxy, {**environment, **s3, "AWS_ENDPOINT_URL": proxy.address}, tmp_path)
 
-    def run(number: int, moment: str, *words: str, counts: str = "") -> bool:
-        """Whether it came to that write."""
-        writes: list[Call] = []
-        process: list[subprocess.Popen[str]] = []
 
-        def strike(when: str, call: Call) -> None:
-            if call.method in ("PUT", "POST", "DELETE") and counts in call.path:
-                if when == "before":
-                    writes.append(call)
-                if len(writes) == number and moment == when and writes[-1] == call:
-                    with suppress(ProcessLookupError):
-                        os.kill(process[0].pid, signal.SIGKILL)
+@pytest.fixture(scope="session")
+def azurite_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with azurite(tmp_path_factory.mktemp("azurite")) as address:
+        yield address
 
-        def rule(call: Call) -> str | None:
-            strike("before", call)
-            if moment == "before" and len(writes) >= number:
-                return "silence" if call in writes else "fail"
-            return None
 
-        proxy.rule, proxy.after = rule, lambda call: strike("after", call)
-        env = {**environment, **s3, "AWS_ENDPOINT_URL": proxy.address}
-        process.append(
-            subprocess.Popen(
-                [*COMMAND, *words],
-                cwd=tmp_path,
-                env=env,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
-        _, said = process[0].communicate(timeout=HANG_S)
-        proxy.rule, proxy.after = lambda _call: None, lambda _call: None
-        assert process[0].returncode in (0, -9), said
-        return process[0].returncode == -9
+@pytest.fixture(scope="session")
+def gcs_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with fake_gcs(tmp_path_factory.mktemp("gcs")) as address:
+        yield address
 
-    return run
+
+@pytest.fixture(params=["azure", "google"])
+def other_store(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    environment: dict[str, str],
+) -> Iterator[OtherStore]:
+    """The test itself goes past the proxy, which is of its own process: pyarrow asks Google's store
+    with the interpreter locked.
+    """
+    kind = request.param
+    server = request.getfixturevalue("azurite_server" if kind == "azure" else "gcs_server")
+    proxy = Proxy(server)
+    found = {"XDG_STATE_HOME": str(tmp_path / "state"), **variables(kind, proxy.address)}
+    for name, value in variables(kind, server).items():
+        monkeypatch.setenv(name, value)
+    bucket = OtherBucket(kind, server, f"bucket-{uuid.uuid4().hex[:12]}")
+    killed_at = Killer(proxy, {**environment, **found}, tmp_path)
+    with closing(proxy):
+        yield OtherStore(bucket, proxy, found, killed_at)
 
 
 @pytest.fixture

@@ -3,8 +3,9 @@
 import sys
 
 from batchrun.cli.main import main
-from batchrun.remote import store_run
+from batchrun.remote import claims, store_run
 
 every_s = float(sys.argv.pop(1))
-vars(store_run).update(RENEW_S=every_s, _AGAIN_S=every_s, _UPLOAD_EVERY_S=every_s)
+vars(claims).update(RENEW_S=every_s, _AGAIN_S=every_s)
+vars(store_run).update(_UPLOAD_EVERY_S=every_s)
 main()

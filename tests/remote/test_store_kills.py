@@ -26,13 +26,23 @@ def check(bucket: Bucket, tmp_path: Path, rows: int, prefix: str = "run") -> Non
     assert json.loads(bucket.get(f"{prefix}/run.json") or b"")["state"] == "finished"
 
 
+_WRITES = 39  # of a run with four parts
+
+
+@pytest.mark.long
+def test_no_write_of_a_run_is_left_out(bucket: Bucket, killed_at: Any, write_run: Any) -> None:
+    job = write_run(12_000, f"{bucket.url}/run", "part_rows = 3000")
+    assert not killed_at(1000, "before", "run", job, "--simulate", "--quiet")
+    assert len(killed_at.writes) == _WRITES
+
+
 @pytest.mark.parametrize(
     ("number", "moment", "rows"),
     [
         *((3, "before", 60), (4, "after", 60), (7, "before", 60)),
         *(
             pytest.param(number, moment, 12_000, marks=pytest.mark.long)
-            for number in range(1, 40)
+            for number in range(1, _WRITES + 1)
             for moment in ("before", "after")
         ),
     ],
@@ -51,7 +61,7 @@ def test_killed_at_a_write(
 ) -> None:
     job = write_run(rows, f"{bucket.url}/run", f"part_rows = {max(rows // 4, 10)}")
     words = ("run", job, "--simulate", "--quiet")
-    killed_at(number, moment, *words)
+    assert killed_at(number, moment, *words)
     done = batchrun(*words, env=s3)
     assert done.returncode == 0, done.stderr
     check(bucket, tmp_path, rows)

@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 
-from tests.processes import ForkServer
+from tests.processes import ForkServer, frozen
 from tests.remote.object_server import Bucket, Call, Clock, Proxy
 from tests.remote.test_store_kills import check
 from tests.waiting import HANG_S, wait_until
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 SOON_RENEWED = Path(__file__).parent / "soon_renewed.py"
+WOKEN = Path(__file__).parent / "woken.py"
 _MINUTE_S = 62.0  # after which a claim has expired
 
 
@@ -36,17 +37,18 @@ class Place:
             folder, variables, "simulate", "--port", 0, "--latency", 0.2
         )
         assert self.server.stdout is not None
-        self.words = (
-            *("run", "job.toml", "--quiet"),
-            *("--base-url", self.server.stdout.readline().strip(), "--concurrency"),
-        )
+        self.base_url = self.server.stdout.readline().strip()
+        self.words = ("run", "job.toml", "--quiet", "--base-url", self.base_url, "--concurrency")
         self._started: list[subprocess.Popen[str]] = []
 
     def begin(self, every_s: float, **more: str) -> subprocess.Popen[str]:
         """The run here, one row at a time, whose claim and small files are written so often."""
-        words = (sys.executable, SOON_RENEWED, every_s, *self.words, 1)
+        return self.begin_as(SOON_RENEWED, every_s, *self.words, 1, **more)
+
+    def begin_as(self, script: Path, *words: object, **more: str) -> subprocess.Popen[str]:
+        """A command here, by a script that changes batchrun's times."""
         process = subprocess.Popen(
-            [str(word) for word in words],
+            [str(word) for word in (sys.executable, script, *words)],
             cwd=self.folder,
             env={**self.here, **more},
             stdin=subprocess.DEVNULL,
@@ -138,6 +140,85 @@ def test_a_run_that_stood_still_while_its_claim_expired_gives_way(
     again = batchrun(*place.words, 10, env=place.here)  # whose journal has rows that are there
     assert again.returncode == 0, again.stderr
     check(place.bucket, place.folder, 60)
+
+
+@pytest.mark.parametrize("other", ["has taken it", "was not there"])
+def test_a_machine_that_was_suspended_sends_nothing_before_it_has_looked_at_its_claim(
+    other: str,
+    place: Place,
+    store_clock: Clock,
+    batchrun: Command,
+    write_run: Callable[..., str],
+) -> None:
+    """Its time to look has not come yet: as long as it was suspended, its timers stood still."""
+    write_run(15, place.url, "")
+    suspended = place.folder / "suspended"
+    suspended.touch()
+    with closing(Proxy(place.base_url.removesuffix("/v1"))) as sent:
+        words = [sent.address + "/v1" if word == place.base_url else word for word in place.words]
+        process = place.begin_as(WOKEN, suspended, *words, 1)
+        wait_until(lambda: len(sent.calls) >= 3, process)
+        with frozen(process):
+            store_clock.ahead_s = _MINUTE_S
+            suspended.write_text("x" * round(_MINUTE_S))
+            if other == "has taken it":
+                done = batchrun(*place.words, 20, env=place.there)
+                assert done.returncode == 0, done.stderr
+            before = len(sent.calls)
+        said = process.communicate(timeout=HANG_S)[1]
+        if other == "has taken it":
+            assert (process.returncode, len(sent.calls)) == (1, before), said
+            assert "another command has taken it over" in said
+            assert batchrun(*place.words, 1, env=place.here).returncode == 0
+        else:
+            assert process.returncode == 0, said
+    check(place.bucket, place.folder, 15)
+
+
+@pytest.mark.parametrize("during", ["bringing a run", "its end", "an import"])
+def test_a_claim_is_renewed_as_long_as_it_is_needed(
+    during: str,
+    place: Place,
+    proxy: Proxy,
+    batchrun: Command,
+    write_run: Callable[..., str],
+) -> None:
+    """A call takes as long as three renewals."""
+    write_run(5, place.url, "")
+    words: tuple[object, ...] = (*place.words, 5)
+    if during == "bringing a run":
+        assert batchrun(*words, "--limit", "2", env=place.here).returncode == 0
+    if during == "an import":
+        (place.folder / "answers.jsonl").write_text('{"id": "a", "answer": "b"}\n')
+        words = ("import", "answers.jsonl", "--id", "id", "--text", "answer", "-o", place.url)
+    renewals: list[Call] = []
+    held: list[Call] = []
+    kind = {
+        "bringing a run": ("GET", "/live.json"),
+        "its end": ("PUT", "/live.json"),  # after that of `run.json`
+        "an import": ("PUT", "/responses/"),
+    }[during]
+
+    def rule(call: Call) -> None:
+        if call.method == "PUT" and "/claims/" in call.path:
+            renewals.append(call)
+        if call.method != kind[0] or kind[1] not in call.path:
+            return
+        if during == "its end" and b'"finished"' not in (place.bucket.get("run/run.json") or b""):
+            return
+        held.append(call)
+        most = len(renewals) + 3
+        wait_until(lambda: len(renewals) >= most)
+
+    proxy.rule = rule
+    more = {"AWS_ENDPOINT_URL": proxy.address}
+    if during == "bringing a run":
+        more["XDG_STATE_HOME"] = place.there["XDG_STATE_HOME"]
+    process = place.begin_as(SOON_RENEWED, 0.3, *words, **more)
+    said = process.communicate(timeout=HANG_S)[1]
+    assert process.returncode == 0, said
+    assert held
+    assert place.claims() == []
 
 
 def test_another_machine_sees_how_a_run_is_doing_until_it_is_killed(

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from batchrun.executors.lease_book import remaining_of
@@ -32,6 +34,7 @@ from batchrun.simulator.settings import SimulatorSettings
 from batchrun.store.files import drained_name
 from batchrun.store.run_dir import RunDir
 from batchrun.store.verify import verify
+from tests.remote.object_server import Bucket
 from tests.runner.worker_process import WorkerProcess
 from tests.runs import standing_rows
 from tests.waiting import HANG_S, wait_until
@@ -81,8 +84,15 @@ class _Driver:
     """The least that leads workers: leases, reports, adoption."""
 
     def __init__(
-        self, folder: Path, url: str, *, resend: Resend | None = None, **given: Any
+        self,
+        folder: Path,
+        url: str,
+        *,
+        resend: Resend | None = None,
+        store: str | None = None,
+        **given: Any,
     ) -> None:
+        """`store`: the URL of the run, where its tables are in a store."""
         dotted = {key.replace("__", "."): value for key, value in given.items()}
         base = {
             "output.path": str(folder / "run"),
@@ -92,7 +102,7 @@ class _Driver:
             "input.skip_bad_rows": True,
         }
         self.job = load_job(folder / "rows.jsonl", {**base, **dotted})
-        self.run_dir = RunDir.open(folder / "run")
+        self.run_dir = RunDir.open(folder / "run", store)
         if resend is not None:
             self.run_dir.finish()
         selection = RowSelection(resend=resend or Resend())
@@ -256,6 +266,41 @@ def test_each_row_is_completed_once_while_a_worker_is_killed(
     for report in driver.reports.values():
         totals = totals.plus(report.totals)
     assert _ROWS - 40 <= totals.rows <= _ROWS  # the last report of the killed one did not come
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    """In a store that workers find."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    address = f"http://127.0.0.1:{server.get_host_and_port()[1]}"
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "somebody")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "something")
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+    yield Bucket(address, "bucket-of-workers")
+    server.stop()
+
+
+def test_parts_of_a_worker_are_in_the_store_in_time_though_none_is_full(
+    make_driver: Callable[..., _Driver], bucket: Bucket
+) -> None:
+    def parts() -> list[str]:
+        return bucket.names("run/responses/")
+
+    with _serving(SimulatorSettings(latency_s=0.3)) as url:
+        driver = make_driver(url, store=f"{bucket.url}/run", output__part_seconds=1)
+        driver.start(1)
+        driver.lead(until=lambda: bool(parts()))
+        assert parts() == ["run/responses/w1-000001.parquet"]
+        assert 0 < driver.completed < _ROWS - 1
+        driver.end()
+    stored = bucket.get("run/responses/w1-000001.parquet")
+    assert stored is not None
+    assert pq.read_table(pa.BufferReader(stored)).num_rows < driver.completed
+    assert len(parts()) > 1
 
 
 def test_a_worker_that_its_driver_leaves_lands_what_is_in_flight_and_ends(

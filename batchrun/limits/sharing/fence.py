@@ -1,7 +1,8 @@
-"""Stops a worker from sending when it has had no message from its driver for too long.
+"""Stops a process from sending when others may have its rows.
 
-The driver may have given the worker's rows to another by then. The clock also counts while the
-process or the machine is stopped.
+A worker that has had no message from its driver for too long: the driver may have given its rows to
+another. The clock also counts while the process or the machine is stopped. The command of a run in
+a store: its claim on the run may have expired, after which another machine may take it.
 """
 
 import time
@@ -15,6 +16,7 @@ def _clock_s() -> float:
     return time.clock_gettime(_CLOCK)
 
 
+_LOOK_S = 0.1
 _CLOCK: int = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
@@ -55,3 +57,22 @@ class Fence:
 
     def status(self, now_s: float) -> LimitStatus:
         return LimitStatus("the driver")
+
+
+class ClaimFence:
+    """A limit on all attempts of a command; opens again when its claim is known to be valid."""
+
+    def __init__(self, may_be_taken: Callable[[], bool]) -> None:
+        self._may_be_taken = may_be_taken
+
+    def verdict(self, need: Need, now_s: float) -> Verdict:
+        return Wait(now_s + _LOOK_S) if self._may_be_taken() else GO
+
+    def started(self, need: Need, now_s: float) -> None:
+        return
+
+    def finished(self, slot: Slot, finish: Finish, now_s: float) -> None:
+        return
+
+    def status(self, now_s: float) -> LimitStatus:
+        return LimitStatus("the claim on the run")

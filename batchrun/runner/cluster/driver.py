@@ -125,7 +125,7 @@ class Driver:
             await self._gather(tell, check)
             self._check_machines(self._greetings())
         except BaseException:
-            self._end_all()
+            self.end_all()
             raise
 
     async def _gather(self, tell: Callable[[str], None], check: Callable[[], None]) -> None:
@@ -155,7 +155,7 @@ class Driver:
         try:
             yield self
         finally:
-            self._end_all()
+            self.end_all()
         self._follow(await _aside(partial(read_totals, self._dir.path)))
 
     def __aiter__(self) -> Self:
@@ -456,7 +456,7 @@ class Driver:
             self._run.warn(warning)
         self._log("worker_adopted" if was_lost else "worker_drained", led, **facts)
 
-    def _end_all(self) -> None:
+    def end_all(self) -> None:
         """Ends all workers, and waits for none."""
         for one in self._workers:
             if one.task is not None and not one.task.done():

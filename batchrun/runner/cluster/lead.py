@@ -37,7 +37,10 @@ async def lead_run(
         async def make() -> Executor:
             return driver
 
-        await run.lead(make)
+        try:
+            await run.lead(make)
+        finally:
+            driver.end_all()  # where they never began
     finally:
         with contextlib.suppress(TimeoutError):  # the run's end does not depend on it
             await asyncio.wait_for(asyncio.to_thread(cluster.close), _LEAVE_S)
