@@ -8,7 +8,6 @@ proves it.
 import os
 import platform
 import socket
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,7 +23,6 @@ from batchrun.store.run_dir import SCHEMA_VERSION
 from batchrun.version import VERSION
 
 _PROBE = "probe-{}.tmp"  # in the journal folder; readers of runs ignore such names
-_SEE_S = 15.0  # a file written on one machine may take so long to appear on another
 
 
 class WorkerFailed(Exception):  # noqa: N818 - a hint, which the driver judges
@@ -100,14 +98,9 @@ class Cluster(Protocol):
 def greeting(
     path: str, token: str, access: Access | None = None, machine: str | None = None
 ) -> Greeting:
-    """That of this process, which has `access` from now on.
-
-    Waits for the driver's file, if it is not there at once, and tries a run's store.
-    """
+    """That of this process, which has `access` from now on. Tries a run's store."""
     take_access(access or {})
-    probe, until_s = Path(path, "journal", _PROBE.format(token)), time.monotonic() + _SEE_S
-    while not (is_there := _holds(probe, token)) and time.monotonic() < until_s:
-        time.sleep(0.2)
+    is_there = _holds(Path(path, "journal", _PROBE.format(token)), token)
     return Greeting(
         batchrun=VERSION,
         python=_python(),

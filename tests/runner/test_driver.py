@@ -16,7 +16,7 @@ from batchrun.executors.worker_process import WorkerFailed
 from batchrun.job.job_file import load_job
 from batchrun.progress.summary import Summary
 from batchrun.runner import start
-from batchrun.runner.cluster import lead
+from batchrun.runner.cluster import driver, lead, led_worker
 from batchrun.runner.ending import StopSwitch
 from batchrun.runner.engine import Watch
 from batchrun.simulator.server import serve
@@ -231,6 +231,25 @@ async def test_a_worker_of_another_version_is_named_before_anything_is_sent(led:
     assert await led.answered() == 0
 
 
+async def test_one_that_comes_late_with_another_version_is_a_warning(
+    led: Lead, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run goes on without it, and asks for others."""
+
+    def come_late(number: int) -> None:
+        if number > 1:
+            time.sleep(1.0)
+            cluster.says = {"host": "far", "batchrun": "0.0.1"}
+
+    monkeypatch.setattr(driver, "_GATHER_S", 0.0)
+    cluster = PipeCluster(come_late)
+    summary = await led.run(cluster, cluster__workers=2)
+    assert (summary.exit_code, list(led.states())) == (0, ["w1"])
+    (warning,) = summary.warnings
+    assert warning.startswith("a worker that came later cannot take part: the worker on far has")
+    await led.check()
+
+
 async def test_loopback_with_workers_on_two_machines_is_refused_unless_each_has_a_server(
     led: Lead,
 ) -> None:
@@ -252,8 +271,9 @@ async def test_loopback_with_workers_on_two_machines_is_refused_unless_each_has_
 
 @pytest.mark.skipif(not can_run(*_OWN_FILES, "true"), reason="no namespaces for this user")
 async def test_a_worker_that_does_not_see_the_run_directory_is_refused_and_one_that_does_is_not(
-    led: Lead, tmp_path_factory: pytest.TempPathFactory
+    led: Lead, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(led_worker, "_SEE_S", 0.5)
     hidden, shared = tmp_path_factory.mktemp("hidden"), led.folder / "run"
     for folder in (hidden, shared):
         cluster = PipeCluster()

@@ -61,7 +61,7 @@ from batchrun.runner.cluster.led_worker import (
 from batchrun.runner.cluster.worker import WorkerSetup
 from batchrun.runner.ending import FirstRows, TooManyFailures
 from batchrun.runner.engine import Run
-from batchrun.store.files import storing
+from batchrun.store.files import JOURNAL, storing
 from batchrun.store.reading import read_totals
 
 _TICK_S = 0.15  # between two calls of a worker
@@ -111,6 +111,7 @@ class Driver:
         self._first_rows = FirstRows(run.plan.resumed.totals.without(run.plan.resumed.resent))
         self._too_many = TooManyFailures(self._job.limits)
         self._is_sealing = False
+        self._refused: set[str] = set()  # why workers could not take part, in words
         self.causes: list[BaseException] = []  # why nothing more is sent, in order
 
     async def gather(self, tell: Callable[[str], None], check: Callable[[], None]) -> None:
@@ -119,6 +120,8 @@ class Driver:
         Raises `JobError` if a worker cannot take part, `RunStopped` if none comes, and what
         `check` raises.
         """
+        journal = self._dir.path / JOURNAL
+        is_new = not journal.exists()
         try:
             with storing(self._dir.path, "write"):
                 self._probe = write_probe(self._dir.path, self._token)
@@ -126,6 +129,9 @@ class Driver:
             self._check_machines(self._greetings())
         except BaseException:
             self.end_all()
+            if is_new:
+                with contextlib.suppress(OSError):
+                    journal.rmdir()
             raise
 
     async def _gather(self, tell: Callable[[str], None], check: Callable[[], None]) -> None:
@@ -138,7 +144,8 @@ class Driver:
                 raise JobError(not_started_in_words(failed)) from failed.error
             now_s, ready = time.monotonic(), len(self._greetings())
             first_s = min(first_s, now_s) if ready else first_s
-            if ready == self._wanted or now_s - first_s >= _GATHER_S:
+            has_come = any(one.is_there and one.greeting is None for one in self._workers)
+            if ready == self._wanted or (now_s - first_s >= _GATHER_S and not has_come):
                 return
             if not ready and now_s - began_s >= self._job.limits.outage_s:
                 raise RunStopped(none_came_in_words(now_s - began_s, free), StopCause.ENDPOINT)
@@ -354,6 +361,9 @@ class Driver:
             led.error, led.state = error, "lost"
             if led.writer:
                 self._log("worker_lost", led, why=str(error))
+            elif isinstance(error, JobError) and str(error) not in self._refused:
+                self._refused.add(str(error))
+                self._run.warn(f"a worker that came later cannot take part: {error}")
         except asyncio.CancelledError:
             led.state = "lost"
             led.kill()
@@ -372,9 +382,9 @@ class Driver:
     async def _start(self, led: Led) -> None:
         """Starts its process; checks that it may take part. Raises `JobError`, `WorkerFailed`."""
         led.process = await _aside(partial(self._cluster.start, _NAME))
-        path = str(self._dir.path.absolute())
-        said = await led.process.greet(path, self._token, own_access())
-        check_greeting(said, self._dir.path)
+        path = self._dir.path.absolute()
+        said = await led.greet(str(path), self._token, own_access())
+        check_greeting(said, path)
         if self._go.is_set():  # before that, `gather` checks all together
             self._check_machines([said, *self._greetings()])
         led.greeting, led.heard_s = said, time.monotonic()

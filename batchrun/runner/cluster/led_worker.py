@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,9 +20,12 @@ from batchrun.formats.amounts import duration
 from batchrun.job.credentials import Server
 from batchrun.progress.summary import WorkerState
 from batchrun.records import Totals
+from batchrun.remote.access import Access
 from batchrun.runner.cluster.worker import Worker, WorkerSetup
 
 ALIVE = ("starting", "running", "silent", "draining")  # states
+_SEE_S = 15.0  # a file written on one machine may take so long to appear on another
+_SEE_AGAIN_S = 0.2
 _BEGIN_S = 300.0  # a worker opens files that all share, on a machine that may be slow
 
 
@@ -52,7 +56,8 @@ class Led:
         self.state = "starting"
         self.writer = 0  # its number among the writers of the run directory, once it has one
         self.process: WorkerProcess | None = None
-        self.greeting: Greeting | None = None
+        self.is_there = False  # its process has answered
+        self.greeting: Greeting | None = None  # once it may take part
         self.report: WorkerReport | None = None
         self.totals: Totals | None = None  # exact, once it was adopted
         self.error: BaseException | None = None  # why it could not start, or no longer works
@@ -95,6 +100,21 @@ class Led:
             self.report = report
             if self.state == "silent":
                 self.state = "running"
+
+    async def greet(self, path: str, token: str, access: Access) -> Greeting:
+        """Waits until its process is there and sees the run directory, if it ever does.
+
+        Raises `WorkerFailed`.
+        """
+        assert self.process is not None  # noqa: S101 - it was started
+        until_s = math.inf
+        while True:
+            said = await self.process.greet(path, token, access)
+            self.is_there, now_s = True, time.monotonic()
+            until_s = min(until_s, now_s + _SEE_S)
+            if said.sees_run or now_s >= until_s:
+                return said
+            await asyncio.sleep(_SEE_AGAIN_S)
 
     async def begin(
         self,
