@@ -67,6 +67,7 @@ from batchrun.store.reading import read_totals
 _TICK_S = 0.15  # between two calls of a worker
 _LOOK_S = 0.1  # between two looks at all of them
 _GATHER_S = 10.0  # wait for more workers once one is there, before anything is sent
+_MOST_GATHER_S = 40.0  # ... while one that is there does not see the run directory yet
 _AGAIN_S = 1.0  # before a worker that could not be reached is called again
 _MOST_BACKOFF_S = 60.0  # before another worker is started, if the last ones ended soon
 _LOCK_S = 0.3  # between two attempts to take the lock of a worker
@@ -145,7 +146,8 @@ class Driver:
             now_s, ready = time.monotonic(), len(self._greetings())
             first_s = min(first_s, now_s) if ready else first_s
             has_come = any(one.is_there and one.greeting is None for one in self._workers)
-            if ready == self._wanted or (now_s - first_s >= _GATHER_S and not has_come):
+            longest_s = _MOST_GATHER_S if has_come else _GATHER_S
+            if ready == self._wanted or now_s - first_s >= longest_s:
                 return
             if not ready and now_s - began_s >= self._job.limits.outage_s:
                 raise RunStopped(none_came_in_words(now_s - began_s, free), StopCause.ENDPOINT)
