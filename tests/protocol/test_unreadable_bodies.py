@@ -145,9 +145,12 @@ async def test_a_disk_that_refuses_such_a_body_stops_the_run(
 ) -> None:
     monkeypatch.setattr("batchrun.runner.recorder.DISK_PATIENCE_S", 0.0)
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "unreadable.jsonl").symlink_to("/dev/full")
-    (tmp_path / "run" / "lock").touch()
+    path = tmp_path / "run" / "unreadable.jsonl"
     async with serve([{"body": _HALF}]) as server:
+        await _run(tmp_path, server.base_url)
+        path.unlink()
+        path.symlink_to("/dev/full")
+        (tmp_path / "prompts.jsonl").write_text("")
         with pytest.raises(batchrun.BatchrunError, match=r"unreadable\.jsonl: cannot write") as end:
             await _run(tmp_path, server.base_url, rows=5)
     assert end.value.exit_code == 1

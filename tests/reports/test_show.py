@@ -155,5 +155,5 @@ def test_each_column_is_shown_or_left_out_on_purpose(run: Path) -> None:
         row = _Read(find_row(run, name)[0])
         render_row(row)
         shown |= row.columns
-    assert shown | _LEFT_OUT == {*own_columns(), "tool_calls", "scores"}
+    assert shown | _LEFT_OUT == {*own_columns(), "tool_calls"}
     assert not shown & _LEFT_OUT
