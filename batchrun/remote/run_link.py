@@ -36,7 +36,8 @@ class Link(Struct, frozen=True):
     claim: str | None = (
         None  # the key of the object that keeps other machines out, while it is ours
     )
-    begun: str | None = None  # the same while it is being taken: a kill leaves none that is unknown
+    # The same while it is being taken or released: a kill leaves none that is unknown.
+    begun: str | None = None
     is_doubtful: bool = False  # another machine may have completed rows of the journal since
     # For small files: size and time of the object that was last written or read here.
     seen: dict[str, tuple[int, int]] = {}

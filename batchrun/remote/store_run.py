@@ -149,7 +149,7 @@ class StoreRun:
                 of_workers = [path.name for path in self._folder.glob(OF_WORKERS)]
                 if not is_broken:
                     self.upload((*SMALL_FILES, *of_workers, COPIED_INPUT))
-                change_link(self._folder, claim=None)
+                change_link(self._folder, claim=None, begun=self._claim.key)
         finally:
             self._renewal.end()  # not before: the uploads may take minutes
             if self._is_gone:
@@ -213,4 +213,4 @@ class StoreRun:
     def _forget_claim(self) -> None:
         """Parts must not arrive any more, even if a late renewal puts the claim back."""
         with self._lock, suppress(OSError, StoreError):
-            change_link(self._folder, claim=None)
+            change_link(self._folder, claim=None, begun=self._claim.key)

@@ -26,7 +26,7 @@ def check(bucket: Bucket, tmp_path: Path, rows: int, prefix: str = "run") -> Non
     assert json.loads(bucket.get(f"{prefix}/run.json") or b"")["state"] == "finished"
 
 
-_WRITES = 39  # of a run with four parts
+_WRITES = 18  # of a run with four parts
 
 
 @pytest.mark.long
