@@ -14,6 +14,7 @@ from msgspec import Struct
 from batchrun.limits import tuning
 
 _LEAST = 1e-9
+_LEAST_S = 0.001  # a latency; loops with a clock of milliseconds may say 0 of a server nearby
 
 
 class Sizes:
@@ -56,6 +57,7 @@ class Sums(Struct):
     latency_size: float = 0.0
 
     def add(self, latency_s: float, size: float, in_flight: int) -> None:
+        latency_s = max(latency_s, _LEAST_S)
         self.answers += 1.0
         self.in_flight += in_flight
         self.latency_s += latency_s

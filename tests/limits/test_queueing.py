@@ -42,6 +42,16 @@ def test_what_is_waited_for_is_as_uneven_as_answers_are() -> None:
     assert math.sqrt(working.measured(sizes).variance) < 0.02
 
 
+@pytest.mark.parametrize("answers", [1, 2, 9])
+def test_answers_within_one_tick_of_the_clock_are_fast_and_no_fault(answers: int) -> None:
+    """A loop whose clock counts milliseconds says 0 of a server on the same machine."""
+    sizes, sums = Sizes(), Sums()
+    for size in range(1, answers + 1):
+        sizes.add(float(size))
+        sums.add(0.0, float(size), 1)
+    assert 0.0 < sums.measured(sizes).latency_s < 0.01
+
+
 def test_the_fewest_with_about_the_best_throughput_are_enough() -> None:
     assert enough({8: _estimate(8), 16: _estimate(16), 32: _estimate(16.1)}) == 16
     assert enough({8: _estimate(8), 16: _estimate(16), 32: _estimate(17)}) == 32

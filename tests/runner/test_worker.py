@@ -293,8 +293,7 @@ def test_parts_of_a_worker_are_in_the_store_in_time_though_none_is_full(
     with _serving(SimulatorSettings(latency_s=0.3)) as url:
         driver = make_driver(url, store=f"{bucket.url}/run", output__part_seconds=1)
         driver.start(1)
-        driver.lead(until=lambda: bool(parts()))
-        assert parts() == ["run/responses/w1-000001.parquet"]
+        driver.lead(until=lambda: "run/responses/w1-000001.parquet" in parts())
         assert 0 < driver.completed < _ROWS - 1
         driver.end()
     stored = bucket.get("run/responses/w1-000001.parquet")
