@@ -35,6 +35,7 @@ _FIRST_RETRY_S = 10.0
 _CALL_S = 180.0  # for one call, whatever the library does
 _FIRST_CALL_S = 20.0  # what follows a failure has to be done by 30 s
 _LOOK_S = 0.1  # between looks whether it is still waited for
+_LEASE_S, _LEASE_PAUSE_S = 16.0, 0.5
 _CALLS = 3  # of what the libraries do not try again
 _CALL = "remote call"  # name of threads
 SLOWEST = 50_000  # bytes a second: slower transfers of whole files are given up
@@ -263,7 +264,7 @@ class ObjectStore:
 
     def _call(self, key: str, call: Callable[[], T], more_s: float = 0.0) -> T:
         try:
-            return within(self._seconds + more_s, self.name(key), lambda: _again_if(_was_cut, call))
+            return within(self._seconds + more_s, self.name(key), lambda: _once_free(call))
         except RemoteError:
             raise
         except (OSError, ValueError, pa.ArrowException) as error:
@@ -285,6 +286,23 @@ def _again_if(passes: Callable[[OSError], bool], call: Callable[[], T]) -> T:
             if not passes(error):
                 raise
     return call()
+
+
+def _once_free(call: Callable[[], T]) -> T:
+    """The call, once nobody has a lease of the object any more.
+
+    pyarrow takes one of 15 s to delete an object in Azure, which a kill leaves there.
+    """
+    end_s = time.monotonic() + _LEASE_S
+    while True:
+        try:
+            return _again_if(_was_cut, call)
+        except OSError as error:
+            if not re.search("LeaseIdMissing|LeaseAlreadyPresent", str(error)):
+                raise
+            if time.monotonic() > end_s:
+                raise
+        time.sleep(_LEASE_PAUSE_S)
 
 
 def _was_cut(error: OSError) -> bool:

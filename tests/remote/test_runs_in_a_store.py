@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from msgspec.structs import replace
 
+from batchrun.remote import object_stores
 from batchrun.remote.object_stores import RemoteError, within
 from batchrun.remote.run_link import Link, place_of, write_link
 from batchrun.remote.run_mirror import is_current
@@ -345,6 +346,23 @@ def test_a_store_that_falls_silent_before_anything_is_sent_is_said_too(
 def test_what_a_library_waits_for_has_an_end() -> None:
     with pytest.raises(RemoteError, match="a store: no answer for 0 s"):
         within(0.01, "a store", threading.Event().wait)
+
+
+def test_what_a_killed_delete_holds_in_azure_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(object_stores, "_LEASE_PAUSE_S", 0.01)
+    errors = [OSError("Azure Error: [LeaseIdMissing] 412"), OSError("[LeaseAlreadyPresent] 409")]
+
+    def call() -> str:
+        if errors:
+            raise errors.pop()
+        return "done"
+
+    assert object_stores._once_free(call) == "done"
+    errors.append(OSError("[BlobNotFound] 404"))
+    with pytest.raises(OSError, match="BlobNotFound"):
+        object_stores._once_free(call)
 
 
 def test_two_drivers_keep_out_of_each_other(
