@@ -3,10 +3,12 @@
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from batchrun.remote.claims import RENEW_S
 from tests.processes import COMMAND
 from tests.remote.object_server import Call, Proxy
 from tests.waiting import HANG_S
@@ -19,6 +21,7 @@ class Killer:
         """`variables`: in which batchrun finds the store through the proxy."""
         self._proxy, self._variables, self._folder = proxy, variables, folder
         self.writes: list[Call] = []  # of the last command
+        self.took_s = 0.0
 
     def __call__(self, number: int, moment: str, *words: str, counts: str = "") -> bool:
         """Whether it came to that write."""
@@ -51,7 +54,14 @@ class Killer:
                 text=True,
             )
         )
+        began_s = time.monotonic()
         _, said = process[0].communicate(timeout=HANG_S)
+        self.took_s = time.monotonic() - began_s
         self._proxy.rule, self._proxy.after = lambda _call: None, lambda _call: None
         assert process[0].returncode in (0, -9), said
         return process[0].returncode == -9
+
+    def has_writes(self, number: int) -> bool:
+        """Whether the last command had so many; where it took its time, it renewed its claim."""
+        found = len(self.writes)
+        return found == number if self.took_s < RENEW_S else found >= number

@@ -33,7 +33,7 @@ _WRITES = 18  # of a run with four parts
 def test_no_write_of_a_run_is_left_out(bucket: Bucket, killed_at: Any, write_run: Any) -> None:
     job = write_run(12_000, f"{bucket.url}/run", "part_rows = 3000")
     assert not killed_at(1000, "before", "run", job, "--simulate", "--quiet")
-    assert len(killed_at.writes) == _WRITES, [call.path for call in killed_at.writes]
+    assert killed_at.has_writes(_WRITES), [call.path for call in killed_at.writes]
 
 
 @pytest.mark.parametrize(
