@@ -142,7 +142,9 @@ def test_a_run_that_stood_still_while_its_claim_expired_gives_way(
     check(place.bucket, place.folder, 60)
 
 
-@pytest.mark.parametrize("other", ["has taken it", "was not there"])
+@pytest.mark.parametrize(
+    "other", ["has taken it", pytest.param("was not there", marks=pytest.mark.long)]
+)
 def test_a_machine_that_was_suspended_sends_nothing_before_it_has_looked_at_its_claim(
     other: str,
     place: Place,
@@ -175,7 +177,13 @@ def test_a_machine_that_was_suspended_sends_nothing_before_it_has_looked_at_its_
     check(place.bucket, place.folder, 15)
 
 
-@pytest.mark.parametrize("during", ["bringing a run", "its end", "an import"])
+@pytest.mark.parametrize(
+    "during",
+    [
+        "its end",
+        *(pytest.param(one, marks=pytest.mark.long) for one in ("bringing a run", "an import")),
+    ],
+)
 def test_a_claim_is_renewed_as_long_as_it_is_needed(
     during: str,
     place: Place,
