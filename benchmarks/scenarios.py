@@ -207,7 +207,7 @@ async def _outage(bench: Bench) -> list[Measure]:
             plain,
             at_most=2,
         ),
-        Measure("most tries of a row", rows.most_attempts, at_most=_TRIES),
+        Measure("most attempts of a row", rows.most_attempts, at_most=_TRIES),
         _compare(
             "seconds from recovery to nine tenths of what is allowed",
             lambda run: figures.seconds_to_rate(run, 90, down[1]),
