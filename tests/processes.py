@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -31,11 +31,17 @@ def clean_environment() -> dict[str, str]:
 
 
 def run_batchrun(
-    folder: Path, environment: Mapping[str, str], *words: object
+    folder: Path,
+    environment: Mapping[str, str],
+    *words: object,
+    command: Sequence[object] = COMMAND,
 ) -> subprocess.CompletedProcess[str]:
-    """`batchrun ...` in a folder, to its end; nothing it may do ends with a traceback."""
+    """`batchrun ...` in a folder, to its end; nothing it may do ends with a traceback.
+
+    `command`: how it is begun.
+    """
     done = subprocess.run(
-        [*COMMAND, *map(str, words)],
+        [*map(str, (*command, *words))],
         cwd=folder,
         env=environment,
         stdin=subprocess.DEVNULL,

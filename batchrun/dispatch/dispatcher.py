@@ -396,8 +396,8 @@ class _RowAttempts(Struct, eq=False):
                 run.gate.close()  # before the slot is free: nobody may follow
             run.gate.leave(slot, _DROPPED)
             latency_s = time.perf_counter() - began_s
-            message = "cancelled: the other copy of the row was answered first"
-            message = str(error) if is_stop else message
+            cancelled = "cancelled: the other copy of the row was answered first"
+            message = str(error) if is_stop else cancelled
             self.attempts.append(replace(begun, latency_s=latency_s, error_message=message))
             raise
         self.attempts.append(attempted.attempt)

@@ -298,9 +298,8 @@ def _once_free(call: Callable[[], T]) -> T:
         try:
             return _again_if(_was_cut, call)
         except OSError as error:
-            if not re.search("LeaseIdMissing|LeaseAlreadyPresent", str(error)):
-                raise
-            if time.monotonic() > end_s:
+            is_leased = re.search("LeaseIdMissing|LeaseAlreadyPresent", str(error))
+            if not is_leased or time.monotonic() > end_s:
                 raise
         time.sleep(_LEASE_PAUSE_S)
 

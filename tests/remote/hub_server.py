@@ -9,9 +9,9 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from hashlib import sha256
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
+from tests.loopback_server import LoopbackServer, QuietHandler
 from tests.waiting import HANG_S
 
 # What is to be done with a request, by its method and path: a status, `gated` (403), `silence`,
@@ -34,10 +34,8 @@ class Hub:
         self.asked: list[str] = []  # methods and paths
         hub = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
+        class Handler(QuietHandler):
+            def _serve(self) -> None:
                 path = unquote(urlsplit(self.path).path)
                 if "/datasets/" in path:  # the library asks for more
                     hub.asked.append(f"{self.command} {self.path}")
@@ -82,24 +80,16 @@ class Hub:
                         self.close_connection = True
                         self.connection.shutdown(socket.SHUT_RDWR)
 
-            do_HEAD = do_GET  # noqa: N815 - http.server's
-
-            def log_message(self, *_words: object) -> None:
-                pass
+            do_GET = do_HEAD = _serve  # noqa: N815 - http.server's
 
         self.closing = threading.Event()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.port = self._server.server_port
-        self.address = f"http://127.0.0.1:{self.port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
-        self._thread.start()
+        self._server = LoopbackServer(Handler)
+        self.port = self._server.port
+        self.address = self._server.address
 
     def close(self) -> None:
         self.closing.set()
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        self._server.close()
 
     def commit(self, files: Mapping[str, bytes], branch: str = "main") -> str:
         """The branch stands for these files from now on; the commit."""

@@ -6,14 +6,13 @@ these at addresses of its own, over TLS.
 
 import json
 import subprocess
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.loopback_server import LoopbackServer, QuietHandler
 from tests.remote.object_server import Bucket, Proxy
 from tests.remote.test_reading_sources import PROMPT
 
@@ -65,10 +64,8 @@ class Machine:
         self.asked: list[str] = []
         machine = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
+        class Handler(QuietHandler):
+            def _serve(self) -> None:
                 machine.asked.append(self.path)
                 found = {
                     "/credentials": json.dumps(_GIVEN),
@@ -84,21 +81,13 @@ class Machine:
                 self.end_headers()
                 self.wfile.write(body)
 
-            do_PUT = do_GET  # noqa: N815 - http.server's
+            do_GET = do_PUT = _serve  # noqa: N815 - http.server's
 
-            def log_message(self, *_words: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.address = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
-        self._thread.start()
+        self._server = LoopbackServer(Handler)
+        self.address = self._server.address
 
     def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        self._server.close()
 
 
 @pytest.fixture

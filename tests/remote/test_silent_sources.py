@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.processes import run_batchrun
 from tests.remote.hub_server import SIGNATURE, Hub
 from tests.remote.object_server import Bucket, Call, Proxy
 from tests.remote.test_reading_sources import PROMPT, parquet_of, rows_of
@@ -33,18 +34,8 @@ def impatient(environment: dict[str, str], tmp_path: Path) -> Command:
     """`batchrun ...` that waits a tenth as long."""
 
     def run(*words: object, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, _PATIENCE, "0.1", *map(str, words)],
-            cwd=tmp_path,
-            env={**environment, **env},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=HANG_S,
-        )
-        assert "Traceback" not in done.stderr, done.stderr
-        return done
+        command = (sys.executable, _PATIENCE, "0.1")
+        return run_batchrun(tmp_path, {**environment, **env}, *words, command=command)
 
     return run
 

@@ -13,11 +13,10 @@ from batchrun.errors import JobError
 from batchrun.remote import claims, object_stores
 from batchrun.remote.object_stores import store_of
 from batchrun.store.run_dir import RunDir
-from tests.processes import COMMAND
+from tests.processes import run_batchrun
 from tests.remote.object_server import Bucket, Call, Proxy
 from tests.remote.other_stores import OtherStore
 from tests.runs import run_record
-from tests.waiting import HANG_S
 
 MOST_S = 30.0
 SAID = r"cannot be reached|no answer for \d+ s"
@@ -149,16 +148,7 @@ def check_said(
 
     def run(words: tuple[str, ...]) -> tuple[float, subprocess.CompletedProcess[str]]:
         began_s = time.monotonic()
-        done = subprocess.run(
-            [*COMMAND, *words],
-            cwd=folder,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=HANG_S,
-        )
+        done = run_batchrun(folder, environment, *words)
         return time.monotonic() - began_s, done
 
     with ThreadPoolExecutor(len(each)) as pool:
