@@ -65,20 +65,9 @@ class Hosts:
         assert served.stdout is not None
         self.base_url = served.stdout.readline().strip()
 
-    def begin(
-        self,
-        run: str,
-        variables: dict[str, str],
-        *,
-        limits: str = "",
-        more: str = "",
-        last: str = "",
-    ) -> Any:
-        """Starts the run, and waits until all three workers have completed some rows.
-
-        `limits`, `more` and `last`: lines of [limits], [endpoint] and [cluster].
-        """
-        process = self.start(run, variables, limits=limits, more=more, last=last)
+    def begin(self, run: str, variables: dict[str, str], **lines: str) -> Any:
+        """Starts it as `start` does, and waits until all three workers have completed some rows."""
+        process = self.start(run, variables, **lines)
         wait_until(self._all_work, process)
         return process
 
@@ -92,7 +81,7 @@ class Hosts:
         last: str = "",
         base_url: str | None = None,
     ) -> Any:
-        """The same without waiting."""
+        """Starts the run; `limits`, `more` and `last`: lines of [limits], [endpoint], [cluster]."""
         self.run = run
         job = _JOB.replace("PATH", run).replace("LIMITS", limits)
         job = job.replace("BASE_URL", base_url or self.base_url)
