@@ -26,7 +26,7 @@ from batchrun.remote.run_link import (
     write_durably,
     write_link,
 )
-from batchrun.remote.run_upload import StoreIntent, finish_intent, temporary_key
+from batchrun.remote.run_upload import StoreIntent, finish_intent
 from batchrun.remote.urls import store_url
 
 _TABLES = ("responses", "tool_calls")
@@ -134,12 +134,10 @@ def _parts(
     """The parts that count, with the object that each is read from."""
     found = {name: (name, one) for name, one in names.items() if _is_named_part(name) and one.size}
     for intent in intents:
-        for part in intent.puts:
-            temporary = temporary_key(part)
-            if temporary in names:
-                found[part] = (temporary, names[temporary])
-        for part in intent.deletes:
-            found.pop(part, None)
+        if all(temporary in names for temporary in intent.puts.values()):
+            found |= {part: (name, names[name]) for part, name in intent.puts.items()}
+            for part in intent.deletes:
+                found.pop(part, None)
     return found
 
 

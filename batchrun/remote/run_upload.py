@@ -4,6 +4,10 @@ A part counts when an object with its name has its size. If parts are replaced (
 again), all new versions are first written under temporary names. Then an intent names them: from
 then on they count, whether or not they have their final names yet. The next command that has the
 run finishes the intent (`run_mirror`).
+
+A command that has lost its claim may have an upload under way, which arrives when another one has
+the run. So the temporary names of each intent are its own, and an intent counts only while all of
+its temporary objects are there: the command that takes the run deletes those that no intent names.
 """
 
 import time
@@ -29,14 +33,14 @@ _PAUSE_S = 5.0
 class StoreIntent(Struct, frozen=True):
     """Parts that are replaced together: names in the run."""
 
-    puts: tuple[str, ...]
+    puts: dict[str, str]  # the parts, with their temporary names
     deletes: tuple[str, ...]
 
 
-def temporary_key(part: str) -> str:
-    """A name that no reader of the tables mistakes for a part."""
+def _temporary_key(part: str, intent_name: str) -> str:
+    """A name that no reader of the tables mistakes for a part, and that no other intent has."""
     folder, _, name = part.rpartition("/")
-    return f"{folder}/.{name}.tmp"
+    return f"{folder}/.{name}.{intent_name}.tmp"
 
 
 def put_parts(folder: Path, parts: Sequence[str], *, are_new: bool = False) -> None:
@@ -146,9 +150,10 @@ def replace_together(
     paths = [folder / source for source, _ in puts]
     stubs = [read_stub(path) for path in paths]
     if not any(stubs):  # else all are in the store: a stop came between two stubs
-        for path, (_, part) in zip(paths, puts, strict=True):
-            target.upload(temporary_key(part), path)
-        intent = StoreIntent(tuple(part for _, part in puts), tuple(deletes))
+        named = {part: _temporary_key(part, intent_name) for _, part in puts}
+        for path, temporary in zip(paths, named.values(), strict=True):
+            target.upload(temporary, path)
+        intent = StoreIntent(named, tuple(deletes))
         key, data = f"{target.prefix}journal/{intent_name}", msgspec.json.encode(intent)
         target.hold()
         target.store.write(key, data)
@@ -161,15 +166,15 @@ def replace_together(
 
 def finish_intent(store: ObjectStore, prefix: str, key: str, intent: StoreIntent) -> None:
     """Gives the parts of an intent their final names, and deletes it. Raises `RemoteError`."""
-    for part in intent.puts:
-        temporary = store.find(prefix + temporary_key(part))
-        if temporary is not None:
+    temporaries = [store.find(prefix + temporary) for temporary in intent.puts.values()]
+    if None not in temporaries:
+        for part, temporary in zip(intent.puts, filter(None, temporaries), strict=True):
             store.copy(temporary.key, prefix + part)
             _checked(store, prefix + part, temporary.size)
-    for part in intent.deletes:
-        store.delete(prefix + part)
-    for part in intent.puts:
-        store.delete(prefix + temporary_key(part))
+        for part in intent.deletes:
+            store.delete(prefix + part)
+    for name in intent.puts.values():
+        store.delete(prefix + name)
     store.delete(key)
 
 

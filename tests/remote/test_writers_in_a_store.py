@@ -179,11 +179,27 @@ def test_a_part_that_the_store_has_anew_is_read_once_its_stub_has_come(
     timer.join()
 
 
-def test_half_an_intent_was_never_begun(bucket: Bucket, machine: Callable[[str], Machine]) -> None:
+@pytest.mark.parametrize(
+    "intent",
+    [
+        b'{"puts": {"respon',
+        # It arrived when its command had lost its claim, and another one had deleted the objects.
+        b"""{"puts": {"responses/w0-000001.parquet": "responses/.w0-000001.parquet.tmp",
+            "tool_calls/w0-000001.parquet": "tool_calls/.w0-000001.parquet.tmp"},
+            "deletes": ["responses/w1-000001-not_ok.parquet"]}""",
+    ],
+    ids=["half", "late"],
+)
+def test_an_intent_that_is_half_or_late_changes_nothing(
+    intent: bytes, bucket: Bucket, machine: Callable[[str], Machine]
+) -> None:
     here = machine("here")
     here.worker(*range(4)).close(has_drained=True)
     here.driver.close(seal=True)
-    bucket.put("run/journal/w0-000001.intent", b'{"puts": ["respon')
+    assert "responses/w1-000001-not_ok.parquet" in {
+        name.removeprefix("run/") for name in bucket.names()
+    }
+    bucket.put("run/journal/w0-000001.intent", intent)
     bucket.put("run/responses/.w0-000001.parquet.tmp", b"PAR1")
     with run_folder(f"{bucket.url}/run") as seen:
         assert read_totals(seen).rows == 4
