@@ -71,15 +71,16 @@ class PipeCluster:
         self._pool = ThreadPoolExecutor(_WORKERS)
 
     def prepare(self, workers: int) -> "PipeCluster":
-        """Has so many processes ready, as a cluster has that starts them quickly."""
-        self._spare = [self._make() for _ in range(workers)]
-        for worker in self._spare:
+        """Has so many more processes ready, as a cluster has that starts them quickly."""
+        made = [self._make() for _ in range(workers)]
+        for worker in made:
             worker.wait()
+        self._spare += made
         return self
 
     def start(self, _name: str) -> PipedWorker:
         self._before_start(next(self._numbers))
-        worker = self._spare.pop() if self._spare else self._make()
+        worker = self._spare.pop(0) if self._spare else self._make()
         self.workers.append(worker)
         return worker
 

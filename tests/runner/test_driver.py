@@ -27,6 +27,7 @@ from batchrun.store.workers import adoption
 from tests.processes import can_run
 from tests.runner.pipe_cluster import PipeCluster, PipedWorker
 from tests.runs import standing_rows
+from tests.waiting import wait_until
 
 _FAILING_DISKS = Path(__file__).parents[1] / "end_to_end" / "failing_disks"
 _IN_FLIGHT, _WORKERS = 6, 3
@@ -142,7 +143,8 @@ async def test_workers_are_called_while_one_is_adopted_and_another_started_for_l
         seal(*arguments)
 
     monkeypatch.setattr(adoption, "seal", seal_slowly)
-    cluster = PipeCluster(start_slowly)
+    led.write_rows(120)
+    cluster = PipeCluster(start_slowly).prepare(_WORKERS)
     run = asyncio.create_task(led.run(cluster))
     await _until(lambda: led.has_all_at_work(_WORKERS), run)
     killed, *others = [_worker(cluster, writer) for writer in (1, 2, 3)]
@@ -196,10 +198,10 @@ async def test_when_all_disks_fail_it_is_exit_1_also_if_one_of_the_workers_was_c
     """For that one no other is started, which would be taken for one with a disk."""
     path = os.pathsep.join((str(_FAILING_DISKS), os.environ["PYTHONPATH"]))
     monkeypatch.setenv("PYTHONPATH", path)
-    led.write_rows(200)  # enough for the other one meanwhile
+    led.write_rows(2_000)  # enough for the other one meanwhile
     disks = led.folder / "failing_disks"
     disks.write_text("w1 600")
-    cluster = PipeCluster()
+    cluster = PipeCluster().prepare(2)
     run = asyncio.create_task(led.run(cluster, cluster__workers=2))
 
     def is_held_by(writer: str) -> bool:
@@ -238,13 +240,13 @@ async def test_one_that_comes_late_with_another_version_is_a_warning(
 
     def come_late(number: int) -> None:
         if number > 1:
-            time.sleep(1.0)
-            cluster.says = {"host": "far", "batchrun": "0.0.1"}
-        if number > 2:
-            cluster.before = _HANGS
+            wait_until(lambda: led.summary is not None and led.summary.completed > 0)
 
     monkeypatch.setattr(driver, "_GATHER_S", 0.0)
-    cluster = PipeCluster(come_late)
+    cluster = PipeCluster(come_late).prepare(1)
+    cluster.says = {"host": "far", "batchrun": "0.0.1"}
+    cluster.prepare(1)
+    cluster.before = _HANGS  # those that follow
     summary = await led.run(cluster, cluster__workers=2)
     assert (summary.exit_code, list(led.states())) == (0, ["w1"])
     (warning,) = summary.warnings
