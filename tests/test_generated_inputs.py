@@ -19,7 +19,7 @@ from batchrun.records import BadRow, Request
 from batchrun.runner.plan import Plan, dry_run
 
 _EACH = 1_000
-_LOTS = [*range(4), *(pytest.param(lot, marks=pytest.mark.long) for lot in range(4, 10))]
+_LOTS = [*range(2), *(pytest.param(lot, marks=pytest.mark.long) for lot in range(2, 10))]
 _MOST_LETTERS = 6_000  # of a message: ten rows, each with what is wrong
 
 _TEXTS = (

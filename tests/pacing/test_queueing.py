@@ -20,7 +20,7 @@ from tests.pacing.queueing_model import (
 TIMEOUT_S = 120.0
 SETTLE_S = 60.0
 LASTS_S = 180.0
-_SHORT = 3  # one in so many servers of each kind in the short form
+_SHORT = 5  # one in so many servers of each kind in the short form
 
 
 def _some(servers: Iterable[int]) -> list[object]:
@@ -67,7 +67,7 @@ def test_slow_answers_of_an_unlimited_server_pass_for_no_queue(server: int) -> N
     assert min(count for at_s, count in ours.in_flight if at_s > full_s) >= 0.9 * MOST
 
 
-@pytest.mark.parametrize("draw", [draw_fixed, draw_batching])
+@pytest.mark.parametrize("draw", [draw_batching, pytest.param(draw_fixed, marks=pytest.mark.long)])
 def test_a_server_that_says_no_tokens_is_used_too(draw: Callable[[int], Plan]) -> None:
     """Then the lengths are noise, and figures a little lower."""
     shares = []

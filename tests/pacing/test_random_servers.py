@@ -4,17 +4,11 @@ from tests.pacing.random_servers import draw_case, measure
 
 SERVERS = 200
 _PARTS = 20  # so that the processes share them
+_ALL_PARTS = [0, *(pytest.param(part, marks=pytest.mark.long) for part in range(1, _PARTS))]
 _QUICK_S = 3.0  # of an answer
-_SHORT = 2  # parts in the short form
 
 
-@pytest.mark.parametrize(
-    "part",
-    [
-        *range(_SHORT),
-        *(pytest.param(part, marks=pytest.mark.long) for part in range(_SHORT, _PARTS)),
-    ],
-)
+@pytest.mark.parametrize("part", _ALL_PARTS)
 def test_a_run_fills_what_a_server_allows_and_wastes_little_on_refusals(part: int) -> None:
     measured = 0
     for seed in range(part, SERVERS, _PARTS):
@@ -26,9 +20,7 @@ def test_a_run_fills_what_a_server_allows_and_wastes_little_on_refusals(part: in
     assert measured >= 8  # of ten; the others change too late, or answer too slowly
 
 
-@pytest.mark.parametrize(
-    "part", [0, *(pytest.param(part, marks=pytest.mark.long) for part in range(1, _PARTS))]
-)
+@pytest.mark.parametrize("part", _ALL_PARTS)
 def test_who_refuses_passes_for_no_queue(part: int) -> None:
     """With auto; where answers take long, it takes longer than is measured here to find out."""
     for seed in range(part, SERVERS, _PARTS):

@@ -33,7 +33,7 @@ def test_a_rate_told_in_headers_is_filled_without_refusals(burst_s: float) -> No
 
 @pytest.mark.parametrize("is_named", [True, False])
 @pytest.mark.parametrize("is_rounded", [True, False])
-@pytest.mark.parametrize("level", [10, 50, 400])
+@pytest.mark.parametrize("level", [10, 50, pytest.param(400, marks=pytest.mark.long)])
 def test_a_limit_by_the_second_is_not_taken_for_one_by_the_minute(
     level: int, is_rounded: bool, is_named: bool
 ) -> None:
@@ -52,7 +52,7 @@ def test_a_limit_by_the_second_is_not_taken_for_one_by_the_minute(
 
 
 @pytest.mark.parametrize("is_rounded", [True, False])
-@pytest.mark.parametrize("level", [2, 10, 200])
+@pytest.mark.parametrize("level", [2, 10, pytest.param(200, marks=pytest.mark.long)])
 def test_a_minutes_limit_is_known_by_its_bucket_and_by_its_window(
     level: int, is_rounded: bool
 ) -> None:
