@@ -293,7 +293,17 @@ def write_whole(handle: int, data: bytes | bytearray | memoryview) -> None:
 
 
 def replace_file(path: Path, data: bytes, *, durable: bool) -> None:
-    """Replaces the file by `data`, wholly or not at all; on disk if `durable`. `OSError`."""
+    """Replaces the file by `data`, wholly or not at all; on disk if `durable`.
+
+    Raises `OSError`; it may have been replaced even so.
+    """
+    replace_content(path, data, durable=durable)
+    if durable:
+        sync_path(path.parent)
+
+
+def replace_content(path: Path, data: bytes, *, durable: bool) -> None:
+    """As `replace_file`, and as it was if it raises; durable only with its folder synced."""
     temporary = path.with_name(temporary_name(path.name))
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
@@ -308,8 +318,6 @@ def replace_file(path: Path, data: bytes, *, durable: bool) -> None:
         with suppress(OSError):
             temporary.unlink()
         raise
-    if durable:
-        sync_path(path.parent)
 
 
 _ATTEMPTS = 5  # `is_locked` holds the lock for a moment, which must not look like an owner; ...

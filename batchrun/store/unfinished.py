@@ -25,7 +25,7 @@ from batchrun.store.files import (
     make_folders,
     open_files,
     open_name,
-    replace_file,
+    replace_content,
     store_error,
     storing,
     sync_data,
@@ -329,12 +329,16 @@ class UnfinishedRows:
             if key not in self._given:
                 whole += frame_of(begun, len(whole))
         if is_needed:
-            replace_file(self._path, bytes(whole), durable=True)
+            replace_content(self._path, bytes(whole), durable=True)
+        # Now, whatever fails below: the records are no longer where they were.
+        self._answered, self._size, self._is_changed = answered, len(whole), True
+        if is_needed:
+            sync_path(self._folder)  # before the records of others are deleted
         for name in (*self._others, *(() if is_needed else (self._path.name,))):
             (self._folder / name).unlink(missing_ok=True)
         self._others.clear()
         sync_path(self._folder)
-        self._answered, self._size, self._is_changed = answered, len(whole), False
+        self._is_changed = False
 
 
 def read_open(folder: Path) -> Iterator[Begun | Answered]:

@@ -1,11 +1,16 @@
 """What is on disk of rows without an outcome: background work begun, answers asked for again."""
 
+import errno
+import os
+import stat
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+import pytest
 
+from batchrun.errors import StoreError
 from batchrun.records import Answered, Begun, Outcome, Request
 from batchrun.store.journal import frame_of
 from batchrun.store.run_dir import RunDir
@@ -122,6 +127,30 @@ def test_the_file_is_rewritten_when_most_of_it_is_obsolete(tmp_path: Path, answe
     assert (tmp_path / OPEN).stat().st_size < 30_000_000
     assert rows.answered(_key(0)) == kept
     assert UnfinishedRows(tmp_path, 0).answered(_key(0)) == kept
+
+
+def test_a_folder_that_cannot_be_synced_after_a_rewrite_moves_no_record_unseen(
+    tmp_path: Path, answered: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new file is there by then, and its records are at other places."""
+    rows = UnfinishedRows(tmp_path, 0)
+    for row in range(3):
+        rows.record(_answered(answered(row, text="t" * (row + 1))))
+    rows.drop(_key(0))
+
+    def fsync(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as fails:
+        fails.setattr(os, "fsync", fsync)
+        with pytest.raises(StoreError, match="Too many open files"):
+            rows.close()
+    rows.begin(_request(3), URL, "resp_3")
+    rows.close()
+    for known in (rows, UnfinishedRows(tmp_path, 0)):
+        for row in (1, 2):
+            assert known.answered(_key(row)) == _answered(answered(row, text="t" * (row + 1)))
 
 
 def test_records_of_another_writer_are_taken_over(tmp_path: Path, answered: Make) -> None:
