@@ -21,6 +21,10 @@ from tests.remedies import remedies
 
 _FILES = 2_000
 _SHORT = 200
+_WITH_ALL_TYPES = pytest.mark.skipif(
+    int(pa.__version__.partition(".")[0]) < 26,
+    reason="older Arrow cannot make or read some of the types that these files have",
+)
 _PER_SECOND = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
 
 
@@ -163,12 +167,14 @@ def _try_each(folder: Path, seeds: range) -> tuple[int, int]:
     return files, followed
 
 
+@_WITH_ALL_TYPES
 def test_files_of_other_tools_are_read_exactly_or_refused_with_what_helps(tmp_path: Path) -> None:
     files, followed = _try_each(tmp_path, range(_SHORT))
     assert files >= _SHORT
     assert followed > _SHORT / 25
 
 
+@_WITH_ALL_TYPES
 @pytest.mark.long
 @pytest.mark.parametrize("lot", range(4))
 def test_2000_files_of_other_tools_are_read_exactly_or_refused_with_what_helps(

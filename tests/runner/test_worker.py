@@ -41,7 +41,7 @@ from tests.waiting import HANG_S, wait_until
 
 _FAILING_DISKS = Path(__file__).parents[1] / "end_to_end" / "failing_disks"
 _TICK_S = 0.02
-_SILENCE_S, _SHORT_S = 60.0, 3.0
+_SILENCE_S, _SHORT_S = 60.0, 5.0
 _ROWS = 120
 
 
@@ -191,6 +191,7 @@ class _Driver:
     def lead(self, until: Callable[[], bool] = lambda: False) -> None:
         """Until nothing is leased any more, or `until`."""
         while not until():
+            assert self.workers, "all have left"
             for worker in list(self.workers):
                 self.tick(worker)
             if not (self.planned.left or self.again or any(self.leased.values())):
