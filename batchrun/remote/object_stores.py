@@ -152,7 +152,7 @@ class ObjectStore:
         found = self.find(key)
         if found is None or found.size or not self._shows_begun:
             return found
-        spare = self.find(_spare_of(key))
+        spare = self.find(spare_key(key))
         return self.find(key) if spare is None or not spare.size else spare
 
     def _read_once(self, key: str) -> bytes | None:
@@ -192,10 +192,10 @@ class ObjectStore:
         spare one is written first, which `read` takes meanwhile, and after a kill.
         """
         if self._shows_begun and data:
-            self._call(key, lambda: self._write(_spare_of(key), lambda: iter((data,))))
+            self._call(key, lambda: self._write(spare_key(key), lambda: iter((data,))))
         self._call(key, lambda: self._write(key, lambda: iter((data,))))
         if self._shows_begun and data:
-            self.delete(_spare_of(key))
+            self.delete(spare_key(key))
 
     def upload(self, key: str, path: Path) -> None:
         """Uploads the file, wholly or, but for an empty one in Azure, not at all.
@@ -272,7 +272,8 @@ class ObjectStore:
             raise RemoteError(explained(self.name(key), self._url.scheme, error)) from error
 
 
-def _spare_of(key: str) -> str:
+def spare_key(key: str) -> str:
+    """Of an object that is being written, beside the one with this key; no part has such a name."""
     folder, _, name = key.rpartition("/")
     return f"{folder}/.{name}.tmp"
 

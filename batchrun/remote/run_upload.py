@@ -21,7 +21,13 @@ from msgspec import Struct
 
 from batchrun.errors import JobError
 from batchrun.remote.claims import Claim, ClaimLost, ClaimRenewal
-from batchrun.remote.object_stores import ObjectStore, RemoteError, RemoteObject, store_of
+from batchrun.remote.object_stores import (
+    ObjectStore,
+    RemoteError,
+    RemoteObject,
+    spare_key,
+    store_of,
+)
 from batchrun.remote.part_stubs import Stub, read_stub, write_stub
 from batchrun.remote.run_link import CLAIMS, SMALL_FILES, Link, place_of, read_link, run_name
 from batchrun.remote.urls import store_url
@@ -35,12 +41,6 @@ class StoreIntent(Struct, frozen=True):
 
     puts: dict[str, str]  # the parts, with their temporary names
     deletes: tuple[str, ...]
-
-
-def _temporary_key(part: str, intent_name: str) -> str:
-    """A name that no reader of the tables mistakes for a part, and that no other intent has."""
-    folder, _, name = part.rpartition("/")
-    return f"{folder}/.{name}.{intent_name}.tmp"
 
 
 def put_parts(folder: Path, parts: Sequence[str], *, are_new: bool = False) -> None:
@@ -150,7 +150,7 @@ def replace_together(
     paths = [folder / source for source, _ in puts]
     stubs = [read_stub(path) for path in paths]
     if not any(stubs):  # else all are in the store: a stop came between two stubs
-        named = {part: _temporary_key(part, intent_name) for _, part in puts}
+        named = {part: spare_key(f"{part}.{intent_name}") for _, part in puts}
         for path, temporary in zip(paths, named.values(), strict=True):
             target.upload(temporary, path)
         intent = StoreIntent(named, tuple(deletes))

@@ -196,9 +196,7 @@ def test_an_intent_that_is_half_or_late_changes_nothing(
     here = machine("here")
     here.worker(*range(4)).close(has_drained=True)
     here.driver.close(seal=True)
-    assert "responses/w1-000001-not_ok.parquet" in {
-        name.removeprefix("run/") for name in bucket.names()
-    }
+    assert "run/responses/w1-000001-not_ok.parquet" in bucket.names()
     bucket.put("run/journal/w0-000001.intent", intent)
     bucket.put("run/responses/.w0-000001.parquet.tmp", b"PAR1")
     with run_folder(f"{bucket.url}/run") as seen:
